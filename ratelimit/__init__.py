@@ -1,0 +1,72 @@
+"""Exact rate limiting on one DynamoDB table, or in memory: a middleware, a limiter, and what they speak of.
+
+    from ratelimit import Limiter, Policy, open_store
+
+    async with Limiter(await open_store("memory://"), [Policy("hint", quotas="5/day")]) as limiter:
+        decision = await limiter.check("alice", "hint")
+
+AWS's client is not imported before a `dynamodb://` store is made.
+"""
+
+from ratelimit.config import Config, load_config
+from ratelimit.decision import Decision, QuotaState
+from ratelimit.errors import (
+    AccessDenied,
+    ConfigError,
+    InvalidAction,
+    InvalidCost,
+    InvalidInput,
+    InvalidQuota,
+    InvalidUser,
+    QuotaExceeded,
+    RateLimitError,
+    StoreMisconfigured,
+    StoreThrottled,
+    StoreUnavailable,
+    TableMismatch,
+    TableNotFound,
+    UnknownAction,
+)
+from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
+from ratelimit.limiter import Alert, Limiter
+from ratelimit.policy import Policy
+from ratelimit.quota import UNLIMITED, Quota, Window
+from ratelimit.store import MemoryStore
+from ratelimit.wiring import configure, open_store
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UNLIMITED",
+    "AccessDenied",
+    "Alert",
+    "Config",
+    "ConfigError",
+    "Decision",
+    "InvalidAction",
+    "InvalidCost",
+    "InvalidInput",
+    "InvalidQuota",
+    "InvalidUser",
+    "Limiter",
+    "MemoryStore",
+    "Policy",
+    "Quota",
+    "QuotaExceeded",
+    "QuotaState",
+    "RateLimitError",
+    "RateLimitMiddleware",
+    "StoreMisconfigured",
+    "StoreThrottled",
+    "StoreUnavailable",
+    "TableMismatch",
+    "TableNotFound",
+    "UnknownAction",
+    "Window",
+    "__version__",
+    "configure",
+    "limited",
+    "load_config",
+    "open_store",
+    "quota_exceeded_handler",
+]

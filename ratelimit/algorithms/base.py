@@ -1,0 +1,46 @@
+"""What an algorithm is: four pure questions about one quota."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+from ratelimit.decision import QuotaState
+from ratelimit.quota import Quota
+from ratelimit.store.write import Add, Expect, Op, Record
+
+Ops: TypeAlias = tuple[Op, ...]
+
+
+class Rule(Protocol):
+    """One quota under one algorithm. Values in, values out: `now` in microseconds, what is believed of the record, and
+    out come operations for a `Write` whose conditions make a wrong belief harmless: it is refused, with the truth.
+
+    An instance may remember what it computed for the current window, never anything about a user.
+    """
+
+    quota: Quota
+    most: int
+    """The largest cost that can ever pass at once."""
+
+    def spend(self, now: int, cost: int, belief: Record) -> Ops | None:
+        """Take `cost` if it fits, in one conditional step; None where, by this belief, it does not fit."""
+        ...
+
+    def charge(self, now: int, cost: int, belief: Record) -> Ops:
+        """Take `cost` whether or not it fits."""
+        ...
+
+    def refund(self, now: int, cost: int, record: Record | None) -> Ops:
+        """Give back what was taken at the moment `now`: all of `cost` where the record is not known (None), else
+        what is left of it."""
+        ...
+
+    def state(self, now: int, cost: int, record: Record) -> QuotaState:
+        """How the quota stands by a record that is true, and when `cost` more would pass."""
+        ...
+
+
+def give_back(field: str, amount: int, record: Record | None) -> Ops:
+    """Take back `amount` from a counter, or what is left in it where the record is known; never below zero."""
+    back = amount if record is None else min(amount, record.get(field, 0))
+    return (Expect(field, low=back), Add(field, -back)) if back > 0 else ()

@@ -1,0 +1,98 @@
+"""The names of a record's fields, and which of them have outlived their use.
+
+A window's index is part of its field's name (`d20758`, `m10_2893001`), so a new window needs no reset and no expiry:
+yesterday's counter simply is another field, dropped by a later write.
+
+    d20758          units spent in the 20,758th UTC day since the epoch
+    m10_2893001     the same for windows of 10 minutes
+    gd, gm10        a GCRA bucket: its theoretical arrival time
+    u261121         units used on a day of this century;  u2611: in a month
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+from ratelimit.clock import SECOND
+from ratelimit.quota import Unit, Window
+
+DAYS_KEPT: Final = 35
+MONTHS_KEPT: Final = 13
+
+_LETTERS: Final[dict[Unit, str]] = {
+    "second": "s", "minute": "m", "hour": "h", "day": "d", "week": "w", "month": "o", "year": "y",
+}  # fmt: skip
+_UNITS: Final = {letter: unit for unit, letter in _LETTERS.items()}
+_WINDOW_FIELD = re.compile(r"([smhdwoy])(?:(\d+)_)?(-?\d+)")
+_TOTAL_FIELD = re.compile(r"u(\d{2})(\d{2})(\d{2})?")
+
+
+def window_field(window: Window, index: int) -> str:
+    """The counter of one window."""
+    if window.count == 1:
+        return f"{_LETTERS[window.unit]}{index}"
+    return f"{_LETTERS[window.unit]}{window.count}_{index}"
+
+
+def bucket_field(window: Window) -> str:
+    """The arrival time of a GCRA bucket."""
+    return f"g{_LETTERS[window.unit]}{window.count if window.count > 1 else ''}"
+
+
+def day_field(day: date) -> str:
+    """The total of one UTC day."""
+    return f"u{day:%y%m%d}"
+
+
+def month_field(day: date) -> str:
+    """The total of the calendar month that the day lies in."""
+    return f"u{day:%y%m}"
+
+
+def is_total(field: str) -> bool:
+    """Whether the field is a day's or a month's total, and so outlives a reset of the quotas."""
+    return field[0] == "u"
+
+
+def current_totals(now: int) -> tuple[str, str]:
+    """The totals that a spending at this moment counts into: the day's and the month's."""
+    day = utc_day(now)
+    return day_field(day), month_field(day)
+
+
+def total_fields(record: Iterable[str]) -> Iterator[tuple[str, date, bool]]:
+    """The totals among a record's fields: the name, the (first) day, and whether it is a whole month's."""
+    for field in record:
+        if match := _TOTAL_FIELD.fullmatch(field):
+            year, month, day = match.groups()
+            yield field, date(2000 + int(year), int(month), int(day or 1)), day is None
+
+
+def utc_day(now: int) -> date:
+    """The UTC day of a moment in microseconds."""
+    return datetime.fromtimestamp(now // SECOND, UTC).date()
+
+
+def stale(record: Iterable[str], now: int) -> list[str]:
+    """Fields that no decision and no report will read again.
+
+    Of windows, the current and the previous one stay: sliding windows read both, and a process whose clock is slightly
+    behind still counts in the previous one.
+    """
+    today = utc_day(now)
+    first_day = today - timedelta(days=DAYS_KEPT - 1)
+    first_month = (today.year * 12 + today.month - 1) - (MONTHS_KEPT - 1)
+    found = []
+    for field in record:
+        if match := _WINDOW_FIELD.fullmatch(field):
+            letter, count, index = match.groups()
+            window = Window(int(count or 1), _UNITS[letter])
+            if int(index) < window.span(now).index - 1:
+                found.append(field)
+    for field, day, whole_month in total_fields(record):
+        if (day.year * 12 + day.month - 1 < first_month) if whole_month else (day < first_day):
+            found.append(field)
+    return found

@@ -1,0 +1,66 @@
+"""Fixed window: at most `limit` units in each window, windows aligned to UTC. The one that people expect of `5/day`."""
+
+from __future__ import annotations
+
+from ratelimit.algorithms.base import Ops, give_back
+from ratelimit.algorithms.fields import window_field
+from ratelimit.clock import seconds
+from ratelimit.decision import QuotaState
+from ratelimit.quota import Quota, Span
+from ratelimit.store.write import Add, Record
+
+_NO_SPAN = Span(0, 0, 0)
+_KEPT_COSTS = 64
+
+
+class FixedWindow:
+    """See `Rule`. Adds commute, so any number of racers on one counter never get in each other's way."""
+
+    __slots__ = ("_field", "_ops", "_span", "most", "quota")
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+        self.most = quota.limit
+        self._span = _NO_SPAN
+        self._field = ""
+        self._ops: dict[int, Ops] = {}
+
+    def spend(self, now: int, cost: int, belief: Record) -> Ops | None:
+        """See `Rule.spend`."""
+        self._turn_to(now)
+        if belief.get(self._field, 0) + cost > self.most:
+            return None
+        ops = self._ops.get(cost)
+        if ops is None:
+            if len(self._ops) >= _KEPT_COSTS:
+                self._ops.clear()
+            ops = self._ops[cost] = (Add(self._field, cost, self.most),)
+        return ops
+
+    def charge(self, now: int, cost: int, belief: Record) -> Ops:
+        """See `Rule.charge`."""
+        self._turn_to(now)
+        return (Add(self._field, cost),)
+
+    def refund(self, now: int, cost: int, record: Record | None) -> Ops:
+        """See `Rule.refund`."""
+        self._turn_to(now)
+        return give_back(self._field, cost, record)
+
+    def state(self, now: int, cost: int, record: Record) -> QuotaState:
+        """See `Rule.state`."""
+        self._turn_to(now)
+        used = record.get(self._field, 0)
+        left = self.most - used
+        ends = seconds(self._span.end - now)
+        if left >= cost:
+            retry_after: float | None = 0.0
+        else:
+            retry_after = None if cost > self.most else ends
+        return QuotaState(self.quota, used, left if left > 0 else 0, ends, retry_after)
+
+    def _turn_to(self, now: int) -> None:
+        if not self._span.start <= now < self._span.end:
+            self._span = self.quota.window.span(now)
+            self._field = window_field(self.quota.window, self._span.index)
+            self._ops.clear()

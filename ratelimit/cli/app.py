@@ -1,0 +1,69 @@
+"""The command itself: which commands there are, and how every error becomes one line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Final, NoReturn
+
+import typer
+
+import ratelimit
+from ratelimit.cli.check import check
+from ratelimit.cli.config import app as config_app
+from ratelimit.cli.output import INVALID, UNAVAILABLE, complain
+from ratelimit.cli.table import app as table_app
+from ratelimit.errors import RateLimitError, StoreUnavailable
+
+app: Final = typer.Typer(
+    name="ratelimit",
+    help="Exact rate limits on one DynamoDB table, or in memory.",
+    epilog="Exit status: 0 done (or allowed), 1 refused, 2 bad input, 3 the store is unavailable.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command()(check)
+app.add_typer(config_app, name="config")
+app.add_typer(table_app, name="table")
+
+# What typer raises for a command line it cannot read; the class itself has no public name in every version of it.
+_UsageError: Final[type[Exception]] = typer.BadParameter.mro()[1]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version, and nothing else.")] = False,
+) -> None:
+    if version:
+        typer.echo(ratelimit.__version__)
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line (the process's own by default) and leave with its exit status."""
+    sys.exit(_run(args))
+
+
+def _run(args: Sequence[str] | None) -> int:
+    try:
+        status = app(args, prog_name="ratelimit", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except StoreUnavailable as error:
+        return complain(error, UNAVAILABLE)
+    except RateLimitError as error:
+        return complain(error, INVALID)
+    except typer.Abort:
+        return complain("given up; nothing was done", 1)
+    except _UsageError as error:
+        return complain(_usage(error), INVALID)
+
+
+def _usage(error: Exception) -> str:
+    """The message, and which help to ask for."""
+    message = getattr(error, "format_message", error.__str__)()
+    context = getattr(error, "ctx", None)
+    command = "ratelimit" if context is None else context.command_path
+    return f"{message.rstrip('.')}; see: {command} --help"

@@ -1,0 +1,140 @@
+"""`ratelimit check USER ACTION`: what the limiter answers, tried by hand."""
+
+# No postponed annotations in the commands: typer reads them when the program runs.
+import asyncio
+from dataclasses import replace
+from typing import Annotated, cast
+
+import typer
+
+from ratelimit.cli.output import ALLOWED, REFUSED, in_words, note, say, say_json, say_table
+from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption, load
+from ratelimit.config import Config, masked
+from ratelimit.decision import Decision
+from ratelimit.errors import ConfigError, StoreUnavailable, UnknownAction
+from ratelimit.limiter import Limiter
+from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.quota import to_quotas
+from ratelimit.wiring import limiter_from
+
+# A person waits longer than a request may: a first call finds credentials and shakes hands.
+_DEADLINE = 5.0
+
+
+def check(
+    user: Annotated[str, typer.Argument(help="Who.", show_default=False)],
+    action: Annotated[str, typer.Argument(help="What: a policy's name, or any with --quota.", show_default=False)],
+    quota: Annotated[
+        list[str] | None,
+        typer.Option("--quota", help="As in 5/day, '10 per 5 minutes', '100/hour; 1000/day'; may be repeated."),
+    ] = None,
+    algorithm: Annotated[str | None, typer.Option(help="fixed_window, sliding_window or gcra.")] = None,
+    cost: Annotated[int, typer.Option(help="Units to take.")] = 1,
+    peek: Annotated[bool, typer.Option("--peek", help="Look, and spend nothing.")] = False,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """May this user do this action now? Spends, and says how every quota stands.
+
+    Exit status: 0 allowed, 1 refused, 2 bad input, 3 the store is unavailable (whatever the policy's on_unavailable).
+
+    Examples:
+
+        ratelimit check alice hint --quota 5/day --store dynamodb://limits?region=eu-west-1
+
+        ratelimit check alice hint --config ratelimit.toml --peek
+
+        ratelimit check alice search --quota '10/second burst 20' --algorithm gcra --json
+    """
+    settings = load(config, store)
+    policy = _policy(settings, action, quota, algorithm)
+    limiter = limiter_from(replace(settings, policies=(policy,), deadline=max(settings.deadline, _DEADLINE)))
+    decision = asyncio.run(_ask(limiter, user, action, cost, peek=peek))
+    if decision.reason == "unavailable":
+        raise StoreUnavailable(f"{masked(settings.store)} gave no answer within {_DEADLINE:g} s")
+    if as_json:
+        say_json(_document(user, action, decision))
+    else:
+        _report(user, action, decision, peek=peek)
+    if settings.store.startswith("memory://"):
+        note("memory:// counts in this process only, so every run starts afresh")
+    return ALLOWED if decision.allowed else REFUSED
+
+
+def _policy(settings: Config, action: str, quota: list[str] | None, algorithm: str | None) -> Policy:
+    """The configured policy or one made of the options; a store that fails is to show, so `on_unavailable` is deny."""
+    named = {policy.name: policy for policy in settings.policies}
+    try:
+        if action in named:
+            # A lease would take more than was asked for.
+            policy = replace(named[action], on_unavailable="deny", lease=None)
+            policy = replace(policy, quotas=to_quotas(_joined(quota))) if quota else policy
+        elif quota:
+            policy = Policy(action, _joined(quota), on_unavailable="deny")
+        else:
+            known = f"there are: {', '.join(named)}" if named else "none is configured"
+            raise UnknownAction(f"no policy is named {action!r} ({known}); add --quota 5/day, or --config FILE")
+        return replace(policy, algorithm=cast(AlgorithmName, algorithm)) if algorithm else policy
+    except ConfigError as error:
+        raise _of_option(error) from None
+
+
+def _joined(quota: list[str]) -> str:
+    return "; ".join(quota)
+
+
+def _of_option(error: ConfigError) -> ConfigError:
+    """Named as the command line names it."""
+    options = {"quotas": "--quota", "algorithm": "--algorithm", "name": "ACTION"}
+    root = error.path.partition("[")[0]
+    return ConfigError(options.get(root, root), error.problem)
+
+
+async def _ask(limiter: Limiter, user: str, action: str, cost: int, *, peek: bool) -> Decision:
+    async with limiter:
+        ask = limiter.peek if peek else limiter.check
+        return await ask(user, action, cost=cost)
+
+
+def _report(user: str, action: str, decision: Decision, *, peek: bool) -> None:
+    verb = "would be " if peek else ""
+    units = "" if decision.cost == 1 else f" (cost {decision.cost})"
+    if decision.allowed:
+        say(f"{verb}allowed: {user} {action}{units}{_shadow(decision)}", style="bold green")
+    else:
+        again = decision.retry_after
+        when = "never: the cost exceeds a quota" if again is None else f"again in {in_words(again)}"
+        say(f"{verb}refused: {user} {action}{units}; {when}", style="bold red")
+    if not decision.quotas and decision.allowed:
+        say("no limit")
+    elif decision.quotas:
+        rows = [(s.quota, s.used, s.remaining, in_words(s.reset_after)) for s in decision.quotas]
+        say_table(("quota", "used", "left", "resets in"), rows)
+
+
+def _shadow(decision: Decision) -> str:
+    return "; the policy is in shadow mode, and would refuse this otherwise" if decision.shadow_denied else ""
+
+
+def _document(user: str, action: str, decision: Decision) -> dict[str, object]:
+    return {
+        "allowed": decision.allowed,
+        "user": user,
+        "action": action,
+        "cost": decision.cost,
+        "reason": decision.reason,
+        "retry_after": decision.retry_after,
+        "shadow_denied": decision.shadow_denied,
+        "quotas": [
+            {
+                "quota": str(state.quota),
+                "limit": state.quota.limit,
+                "used": state.used,
+                "remaining": state.remaining,
+                "reset_after": state.reset_after,
+                "retry_after": state.retry_after,
+            }
+            for state in decision.quotas
+        ],
+    }

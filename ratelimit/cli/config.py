@@ -1,0 +1,110 @@
+"""`ratelimit config check|show`: what a configuration comes to, or everything that is wrong with it."""
+
+# No postponed annotations in the commands: typer reads them when the program runs.
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ratelimit.cli.output import say, say_fields, say_json, say_table
+from ratelimit.cli.settings import ConfigOption, JsonOption, load
+from ratelimit.config import POLICY_SETTINGS, Config, masked
+from ratelimit.policy import Policy
+
+# A name that TOML takes without quotes.
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+app = typer.Typer(help="Look at a configuration: a TOML file, with the RATELIMIT_* variables over it.")
+
+
+@app.command()
+def check(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="By default the one that RATELIMIT_CONFIG names.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a file as the app would read it, environment variables included, and print what was understood.
+
+    Exit status: 0 if all is well, 2 with every error on stderr. The store is not contacted.
+
+    Example:
+
+        ratelimit config check ratelimit.toml
+    """
+    config = load(file)
+    if as_json:
+        say_json({"ok": True, **_document(config)})
+        return
+    document = _document(config)
+    policies = document.pop("policies")
+    say(f"{'' if file is None else f'{file}: '}ok", style="bold green")
+    say_fields({name: _shown(value) for name, value in document.items()})
+    if policies:
+        columns = ("policy", "quotas", "algorithm", "mode", "on_unavailable", "match")
+        say_table(columns, [_row(name, policy) for name, policy in policies.items()])
+    else:
+        say("no policies: nothing is limited, unless the app asks with quotas of its own")
+
+
+@app.command()
+def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Print the configuration in effect, defaults included, as TOML; credentials in URLs are masked.
+
+    Example:
+
+        RATELIMIT_DEADLINE=0.1 ratelimit config show --config ratelimit.toml
+    """
+    document = _document(load(config))
+    if as_json:
+        say_json(document)
+    else:
+        typer.echo(_toml(document))
+
+
+def _document(config: Config) -> dict[str, Any]:
+    proxies = config.trusted_proxies
+    return {
+        "store": masked(config.store),
+        "deadline": config.deadline,
+        "denial_cache": config.denial_cache,
+        "headers": config.headers,
+        "user_from": list(config.user_from),
+        "trusted_proxies": proxies if isinstance(proxies, int) else list(proxies),
+        "exempt": list(config.exempt),
+        "policies": {policy.name: _policy(policy) for policy in config.policies},
+    }
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    document: dict[str, Any] = {"quotas": [str(quota) for quota in policy.quotas] or "unlimited"}
+    for name in POLICY_SETTINGS:
+        value = getattr(policy, name)
+        if name not in document and value is not None:
+            document[name] = list(value) if isinstance(value, tuple) else value
+    return document
+
+
+def _row(name: str, policy: dict[str, Any]) -> tuple[str, ...]:
+    match = ", ".join(policy["match"]) or "(asked by views)"
+    return (name, _shown(policy["quotas"]), policy["algorithm"], policy["mode"], policy["on_unavailable"], match)
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+
+
+def _toml(document: dict[str, Any]) -> str:
+    policies = document["policies"]
+    lines = [f"{name} = {_value(value)}" for name, value in document.items() if name != "policies"]
+    for name, policy in policies.items():
+        lines += ["", f"[policies.{name if _BARE.fullmatch(name) else _value(name)}]"]
+        lines += [f"{key} = {_value(value)}" for key, value in policy.items()]
+    return "\n".join(lines)
+
+
+def _value(value: object) -> str:
+    """Text, numbers and lists of text are written alike in JSON and TOML."""
+    return json.dumps(value, ensure_ascii=False)

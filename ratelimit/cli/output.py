@@ -1,0 +1,75 @@
+"""How commands speak: readable on a terminal, one JSON document with `--json`, errors as one line on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+ALLOWED: Final = 0
+REFUSED: Final = 1
+INVALID: Final = 2
+UNAVAILABLE: Final = 3
+
+_SPANS: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+
+def say(text: str, *, style: str = "") -> None:
+    """A line on stdout. The text is shown as it is: what a user typed is no markup."""
+    _console().print(text, style=style, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """What a reader should know, out of a program's way: on stderr."""
+    typer.echo(f"note: {text}", err=True)
+
+
+def complain(problem: object, status: int) -> int:
+    """An error, on stderr; gives back the exit status to leave with."""
+    typer.echo(f"error: {problem}", err=True)
+    return status
+
+
+def say_json(document: object) -> None:
+    """One document, indented."""
+    typer.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Rows under their columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, min_width=len(column))
+    for row in rows:
+        table.add_row(*map(str, row))
+    _console().print(table)
+
+
+def say_fields(fields: dict[str, Any]) -> None:
+    """Names and values, one pair a line."""
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        say(f"  {name:<{width}}  {value}")
+
+
+def in_words(seconds: float) -> str:
+    """`7 h 12 min`, `41 s`, `0.25 s`: the two largest units, rounded up in the last."""
+    if seconds < 1:
+        return f"{seconds:.3g} s" if seconds else "now"
+    whole = -(-round(seconds * 1000) // 1000)
+    for position, (unit, length) in enumerate(_SPANS):
+        if whole >= length:
+            smaller, size = (*_SPANS, ("s", 1))[position + 1]
+            count, rest = divmod(-(-whole // size), length // size)
+            return f"{count} {unit} {rest} {smaller}" if rest else f"{count} {unit}"
+    return f"{whole} s"
+
+
+def _console() -> Console:
+    """Made anew each time: stdout may have been replaced since."""
+    return Console(markup=False, highlight=False, emoji=False)

@@ -1,0 +1,19 @@
+"""Configuration: one TOML file, the same as keyword arguments, and environment variables over both."""
+
+from ratelimit.config.load import load_config, read_config
+from ratelimit.config.model import Config, HeadersMode, SettingArgs
+from ratelimit.config.problems import Problems
+from ratelimit.config.secrets import masked
+from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
+
+__all__ = [
+    "POLICY_SETTINGS",
+    "SETTINGS",
+    "Config",
+    "HeadersMode",
+    "Problems",
+    "SettingArgs",
+    "load_config",
+    "masked",
+    "read_config",
+]

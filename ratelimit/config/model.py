@@ -1,0 +1,52 @@
+"""`Config`: every setting, checked, with its default. And the shape of the same as keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from ratelimit.config.secrets import masked
+from ratelimit.limiter.limiter import DEFAULT_DEADLINE, DEFAULT_DENIAL_CACHE
+from ratelimit.policy import Exempt, Policy, UserFrom
+
+HeadersMode: TypeAlias = Literal["draft", "legacy", "both", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What `load_config` understood. Its `repr` shows no credentials."""
+
+    store: str = "memory://"
+    """Where the counters live: `memory://`, or `dynamodb://TABLE?region=…`."""
+    deadline: float = DEFAULT_DEADLINE
+    """Seconds a check may wait for the store; then the policy's `on_unavailable` answers."""
+    denial_cache: float = DEFAULT_DENIAL_CACHE
+    """Seconds for which a refusal may be repeated from memory, unless it could change sooner; 0 asks every time."""
+    headers: HeadersMode = "draft"
+    """`draft` (`RateLimit`, `RateLimit-Policy`), `legacy` (`X-RateLimit-*`), `both` or `none`."""
+    user_from: tuple[UserFrom, ...] = ("user", "address")
+    """Where to look for the user, in order."""
+    trusted_proxies: int | tuple[str, ...] = 0
+    """How many proxies in front are ours, or their networks; 0 leaves `X-Forwarded-For` unread."""
+    exempt: tuple[Exempt, ...] = ()
+    """Requests never checked, whatever the policy."""
+    policies: tuple[Policy, ...] = ()
+    """The named rules, in the order in which they are checked."""
+
+    def __repr__(self) -> str:
+        policies = ", ".join(policy.name for policy in self.policies)
+        return f"Config(store={masked(self.store)!r}, deadline={self.deadline}, policies=[{policies}])"
+
+
+class SettingArgs(TypedDict, total=False):
+    """The settings as keyword arguments. `policies`: `Policy` values, or tables by name, as in the file."""
+
+    store: str
+    deadline: float
+    denial_cache: float
+    headers: HeadersMode
+    user_from: UserFrom | Iterable[UserFrom]
+    trusted_proxies: int | Iterable[str]
+    exempt: Exempt | Iterable[Exempt]
+    policies: Iterable[Policy] | Mapping[str, Mapping[str, Any]]

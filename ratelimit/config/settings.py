@@ -1,0 +1,181 @@
+"""The settings there are: for each, how a value is checked, and how it is written in an environment variable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any, Final, NamedTuple, get_args
+
+from ratelimit.config.model import HeadersMode
+from ratelimit.config.problems import unknown
+from ratelimit.config.secrets import masked
+from ratelimit.errors import ConfigError, InvalidQuota
+from ratelimit.policy import Policy
+from ratelimit.quota import Quota
+
+MIN_DEADLINE: Final = 0.001
+MAX_SECONDS: Final = 60.0
+
+
+def number(text: str) -> object:
+    """A number if it is one; otherwise the text itself, for the check to complain about."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def items(text: str) -> list[str]:
+    """`a, b` as a list."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def numbers(text: str) -> list[object]:
+    """`0.8, 1.0` as a list."""
+    return [number(item) for item in items(text)]
+
+
+def patterns(text: str) -> list[str]:
+    """`POST /a, GET,HEAD /b`: a comma may also part methods, so what holds no path belongs to the next that does."""
+    found: list[str] = []
+    methods = ""
+    for item in items(text):
+        if "/" in item:
+            found.append(methods + item)
+            methods = ""
+        else:
+            methods += f"{item},"
+    return found + items(methods)
+
+
+def number_or_items(text: str) -> object:
+    """`2`, or `10.0.0.0/8, 192.168.0.0/16`."""
+    value = number(text)
+    return items(text) if isinstance(value, str) else value
+
+
+def store(value: object) -> str:
+    """A store's URL; which schemes there are is for `wiring` to say."""
+    if isinstance(value, str) and "://" in value:
+        return value
+    shown = masked(value) if isinstance(value, str) else value
+    raise ConfigError("", f"expected a URL, as in 'memory://' or 'dynamodb://my-table?region=eu-west-1', not {shown!r}")
+
+
+def deadline(value: object) -> float:
+    """Seconds; none at all would refuse to wait for any answer."""
+    return _seconds(value, MIN_DEADLINE)
+
+
+def denial_cache(value: object) -> float:
+    """Seconds; 0 remembers nothing."""
+    return _seconds(value, 0.0)
+
+
+def _seconds(value: object, least: float) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= MAX_SECONDS:
+        return float(value)
+    raise ConfigError("", f"expected seconds from {least:g} to {MAX_SECONDS:g}, such as 0.25, not {value!r}")
+
+
+def headers(value: object) -> str:
+    """One of `HeadersMode`."""
+    if value in get_args(HeadersMode):
+        return str(value)
+    raise ConfigError("", f"unknown value {value!r}; use one of {', '.join(map(repr, get_args(HeadersMode)))}")
+
+
+def sources(value: object) -> tuple[object, ...]:
+    """Where to look for the user: at least one place."""
+    found = several(value)
+    if not found:
+        raise ConfigError("", "names nobody; write ['user', 'address'], or leave it out")
+    return found
+
+
+def several(value: object) -> tuple[object, ...]:
+    """Texts or functions of the request, one or many; their meaning is checked where they are used."""
+    if isinstance(value, str) or callable(value):
+        value = [value]
+    if not isinstance(value, Iterable) or isinstance(value, dict):
+        raise ConfigError("", f"expected text or a list of text, not {value!r}")
+    found = tuple(value)
+    for position, item in enumerate(found):
+        if not (isinstance(item, str) and item.strip()) and not callable(item):
+            raise ConfigError(f"[{position}]", f"expected text, not {item!r}")
+    return found
+
+
+def proxies(value: object) -> int | tuple[object, ...]:
+    """A number of hops, or networks."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value >= 0:
+            return value
+    elif isinstance(value, str | list | tuple):
+        return several(value)
+    raise ConfigError("", f"expected how many proxies there are, or their networks as in ['10.0.0.0/8'], not {value!r}")
+
+
+def quotas(value: object) -> object:
+    """The file's tables (`{limit = 5, window = "day"}`) as `Quota`; every other form is left to `Policy`."""
+    if isinstance(value, dict):
+        return _quota(value, "")
+    if isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
+        return [_quota(item, f"[{at}]") if isinstance(item, dict) else item for at, item in enumerate(value)]
+    return value
+
+
+def _quota(table: dict[str, Any], path: str) -> Quota:
+    for name in table:
+        if name not in ("limit", "window", "burst"):
+            raise unknown(f"{path}.{name}" if path else name, name, ("limit", "window", "burst"))
+    for name in ("limit", "window"):
+        if name not in table:
+            raise ConfigError(path, f"{name} is missing; write {{limit = 5, window = 'day'}}")
+    if not isinstance(table["window"], str):
+        where = f"{path}.window" if path else "window"
+        raise ConfigError(where, f"expected text such as 'day', not {table['window']!r}")
+    try:
+        return Quota(table["limit"], table["window"], table.get("burst"))
+    except InvalidQuota as error:
+        raise ConfigError(path, str(error)) from error
+
+
+class Setting(NamedTuple):
+    """`check` gives the value to use, or raises `ConfigError` relative to the setting; `from_text` never raises."""
+
+    check: Callable[[object], object]
+    from_text: Callable[[str], object] = str
+
+
+def _as_is(value: object) -> object:
+    """`Policy` checks its own values."""
+    return value
+
+
+SETTINGS: Final[dict[str, Setting]] = {
+    "store": Setting(store),
+    "deadline": Setting(deadline, number),
+    "denial_cache": Setting(denial_cache, number),
+    "headers": Setting(headers),
+    "user_from": Setting(sources, items),
+    "trusted_proxies": Setting(proxies, number_or_items),
+    "exempt": Setting(several, patterns),
+}
+
+# Of a policy's settings, those that a file or a variable writes in a way of its own.
+_WRITTEN: Final[dict[str, Setting]] = {
+    "quotas": Setting(quotas),
+    "match": Setting(_as_is, patterns),
+    "cost": Setting(_as_is, number),
+    "user_from": Setting(_as_is, items),
+    "exempt": Setting(_as_is, patterns),
+    "lease": Setting(_as_is, number),
+    "alert_at": Setting(_as_is, numbers),
+}
+
+POLICY_SETTINGS: Final[dict[str, Setting]] = {
+    field.name: _WRITTEN.get(field.name, Setting(_as_is)) for field in fields(Policy) if field.name != "name"
+}

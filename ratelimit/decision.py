@@ -1,0 +1,80 @@
+"""`Decision`: the answer to a check, with the state of every quota that took part in it."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from ratelimit.quota import Quota
+
+Reason: TypeAlias = Literal["quota", "too_large", "unavailable"]
+
+
+class QuotaState(msgspec.Struct, frozen=True, gc=False):
+    """How one quota stands after the decision. Spans are seconds from now."""
+
+    quota: Quota
+    used: int
+    """Units spent. Over `quota.limit` after a charge, or where the limit was lowered."""
+    remaining: int
+    """Whole units left, never negative."""
+    reset_after: float
+    """Until the quota is as if nothing had been spent."""
+    retry_after: float | None
+    """Until this quota lets the same cost pass: 0 when it does now, None when it never will."""
+
+
+class Decision(msgspec.Struct, frozen=True, gc=False):
+    """May this user do this action now? `limit`, `used`, `remaining`, `reset_after` speak of the tightest quota."""
+
+    allowed: bool
+    policy: str
+    cost: int
+    quotas: tuple[QuotaState, ...]
+    """One state per quota, in the policy's order; empty where there is no limit, or the store could not be asked."""
+    retry_after: float | None = 0.0
+    """Seconds until the same check passes: 0 when allowed, None when it never will (the cost exceeds a quota)."""
+    reason: Reason | None = None
+    """Why it was refused, or why it was allowed unasked (`unavailable`); None where the quotas simply had room."""
+    shadow_denied: bool = False
+    """True where only `mode="shadow"` let it pass."""
+    at: int = 0
+    """When it was decided: microseconds since the epoch. A refund of it goes back to the windows of this moment."""
+
+    @property
+    def tightest(self) -> QuotaState | None:
+        """The quota to mind: when refused the one to wait longest for, else the one with least left."""
+        if not self.quotas:
+            return None
+        if self.retry_after == 0.0:
+            return min(self.quotas, key=_left)
+        return max(self.quotas, key=_wait)
+
+    @property
+    def limit(self) -> int | None:
+        """Units per window of the tightest quota; None where there is no limit."""
+        return None if (state := self.tightest) is None else state.quota.limit
+
+    @property
+    def used(self) -> int:
+        """Units spent of the tightest quota; 0 where there is no limit."""
+        return 0 if (state := self.tightest) is None else state.used
+
+    @property
+    def remaining(self) -> int | None:
+        """Whole units left of the tightest quota; None where there is no limit."""
+        return None if (state := self.tightest) is None else state.remaining
+
+    @property
+    def reset_after(self) -> float:
+        """Seconds until the tightest quota is as if nothing had been spent; 0 where there is no limit."""
+        return 0.0 if (state := self.tightest) is None else state.reset_after
+
+
+def _left(state: QuotaState) -> int:
+    return state.remaining
+
+
+def _wait(state: QuotaState) -> float:
+    return float("inf") if state.retry_after is None else state.retry_after

@@ -1,0 +1,139 @@
+"""From settings to a client of aiobotocore: region, endpoint and credentials found, retries off, every wait bounded."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from typing import Any, Final, Self, TypeAlias
+
+import msgspec
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession, get_session
+
+from ratelimit.dynamodb.faults import Place, UnusableAnswer, explained, no_region
+from ratelimit.dynamodb.settings import Settings, is_loopback, without_userinfo
+from ratelimit.errors import StoreMisconfigured
+
+_LOCAL_REGION: Final = "us-east-1"
+_LOCAL_KEY: Final = "local"
+
+Verify: TypeAlias = bool | str
+"""True, or the file with the certificates to trust."""
+
+
+class Connection:
+    """A client that is open, where it leads, and what it signs and verifies with. Made by `connect`."""
+
+    __slots__ = ("_exits", "client", "credentials", "place", "verify")
+
+    def __init__(self, client: Any, place: Place, exits: AsyncExitStack, *, credentials: Any, verify: Verify) -> None:
+        self.client = client
+        self.place = place
+        self.credentials = credentials
+        """aiobotocore's, which refresh themselves; None where there are none."""
+        self.verify = verify
+        """True for the certificates that botocore trusts, or the file that the AWS set-up names (`AWS_CA_BUNDLE`)."""
+        self._exits = exits
+
+    async def close(self) -> None:
+        """Let go of the pool; harmless when closed."""
+        await self._exits.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+async def connect(settings: Settings) -> Connection:
+    """A client for the settings; sends nothing to DynamoDB yet. Raises `StoreUnavailable`'s subclasses.
+
+    An engine on this machine needs no set-up: where nothing is configured, it gets a region and credentials that mean
+    nothing.
+    """
+    session = get_session()
+    endpoint = settings.endpoint or _configured_endpoint()
+    place = Place(settings.table, settings.region or "an unknown region", without_userinfo(endpoint or ""))
+    exits = AsyncExitStack()
+    with explained(place):
+        region = _region(settings, session, endpoint)
+        await _find_credentials(session, endpoint)
+        config = _config(settings, endpoint)
+        context = session.create_client("dynamodb", region_name=region, endpoint_url=settings.endpoint, config=config)
+        try:
+            client = await exits.enter_async_context(context)
+        except ValueError:  # botocore's way to say so
+            raise StoreMisconfigured("the endpoint is not a URL; look at AWS_ENDPOINT_URL_DYNAMODB") from None
+        credentials = await session.get_credentials()
+    client.meta.events.register("before-parse.dynamodb", _check_answer)
+    # As botocore has it: a file for the certificates to trust, or its own.
+    verify = session.get_config_variable("ca_bundle") or True
+    return Connection(client, _place(settings.table, client), exits, credentials=credentials, verify=verify)
+
+
+def _place(table: str, client: Any) -> Place:
+    return Place(table, client.meta.region_name, without_userinfo(client.meta.endpoint_url))
+
+
+def _configured_endpoint() -> str | None:
+    """What botocore is going to use, as far as variables say it."""
+    return os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _region(settings: Settings, session: AioSession, endpoint: str | None) -> str:
+    # botocore itself does not know AWS_REGION, which Lambda and ECS set and every other SDK reads.
+    region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    if region:
+        return str(region)
+    if is_loopback(endpoint):
+        return _LOCAL_REGION
+    raise no_region(settings.table)
+
+
+async def _find_credentials(session: AioSession, endpoint: str | None) -> None:
+    if not is_loopback(endpoint):
+        return
+    # The instance metadata service is the last in the chain, and seconds away where there is none.
+    session.get_component("credential_provider").remove("iam-role")
+    if not await session.get_credentials():
+        session.set_credentials(_LOCAL_KEY, _LOCAL_KEY)
+
+
+def _config(settings: Settings, endpoint: str | None) -> AioConfig:
+    return AioConfig(
+        connect_timeout=settings.connect_timeout,
+        read_timeout=settings.read_timeout,
+        max_pool_connections=settings.pool,
+        # botocore would send an addition up to ten times, also after an answer was lost.
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        parameter_validation=False,
+        proxies={} if is_loopback(endpoint) else None,
+        # Reads the service's model in a thread: a quarter of a second that would block every request.
+        warm_up_loader_caches=True,
+    )
+
+
+class _Shape(msgspec.Struct):
+    """As much of an answer as botocore's parser takes for granted."""
+
+    Attributes: dict[str, dict[str, Any]] | None = None
+    Item: dict[str, dict[str, Any]] | None = None
+    ConsumedCapacity: dict[str, Any] | list[Any] | None = None
+    message: str | None = None
+    Message: str | None = None
+
+
+_decode_shape = msgspec.json.Decoder(_Shape).decode
+
+
+def _check_answer(response_dict: dict[str, Any], **_: object) -> None:
+    """botocore takes a body that is no JSON for an empty answer, which would be a record with nothing spent."""
+    status = response_dict["status_code"]
+    try:
+        _decode_shape(response_dict["body"])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        if status >= 500:  # a proxy's own page: botocore makes an error of the status alone
+            response_dict["body"] = b"{}"
+            return
+        raise UnusableAnswer(f"status {status} without a JSON answer") from None

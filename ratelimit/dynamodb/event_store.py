@@ -1,0 +1,232 @@
+"""`DynamoDBEventStore`: usage events in the same table as the counters, written in batches, read by user and day."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from datetime import date
+from typing import Any, Final
+
+from botocore.exceptions import ClientError
+
+from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.event_items import event_item, event_of, id_item, id_key, noted_position
+from ratelimit.dynamodb.faults import AnswerLost, code_of, explained
+from ratelimit.dynamodb.retries import HARMLESS, Retries
+from ratelimit.dynamodb.schema import (
+    PK,
+    SK,
+    Attribute,
+    Item,
+    action_of_event_sk,
+    event_pk,
+    event_sk,
+    event_sk_bound,
+    id_pk,
+)
+from ratelimit.dynamodb.settings import Settings
+from ratelimit.dynamodb.stats import Stats
+from ratelimit.errors import StoreMisconfigured, StoreThrottled
+from ratelimit.event import UsageEvent
+from ratelimit.store.events import MOST_AT_ONCE, Position, placed
+
+_NOT_THERE: Final = {"ConditionExpression": "attribute_not_exists(PK)"}
+_REFUSED: Final = "ConditionalCheckFailedException"
+
+
+class DynamoDBEventStore:
+    """The `events` of a `DynamoDBStore`.
+
+    Events whose id carries their time go 25 to a `BatchWriteItem`, one write unit each. Any other id costs two calls
+    and two units: a note of where the id was first seen, and the event, unless it is there.
+    """
+
+    def __init__(
+        self, connection: Callable[[], Awaitable[Connection]], settings: Settings, stats: Stats, retries: Retries
+    ) -> None:
+        self._connection = connection
+        self._stats = stats
+        self._retries = retries
+        self._table = settings.table
+        self._constant: dict[str, str] = {"ReturnConsumedCapacity": "TOTAL"} if settings.consumed else {}
+
+    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        """See `EventStore.put`. Tries once: who calls knows how long it can wait."""
+        direct = [event for event in events if event.carries_time]
+        results = await asyncio.gather(
+            *([self._put_batch(direct)] if direct else []),
+            *(self._put_first(event) for event in events if not event.carries_time),
+            return_exceptions=True,
+        )
+        unwritten: list[UsageEvent] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            unwritten += result
+        return unwritten
+
+    async def page(
+        self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
+    ) -> Sequence[UsageEvent]:
+        """See `EventStore.page`."""
+        pk = event_pk(user, day)
+        request: dict[str, Any] = {
+            "KeyConditionExpression": "PK = :pk AND SK BETWEEN :since AND :until",
+            "ExpressionAttributeValues": {
+                ":pk": {"S": pk},
+                ":since": {"S": event_sk_bound(since)},
+                ":until": {"S": event_sk_bound(until)},
+            },
+            "ScanIndexForward": False,
+        }
+        start: Item | None = None if after is None else {PK: {"S": pk}, SK: {"S": event_sk(after)}}
+        found: list[UsageEvent] = []
+        while True:
+            items, start = await self._query(request, start, limit - len(found))
+            found += (event for event in (self._event(user, item) for item in items) if event is not None)
+            if start is None or len(found) >= limit:
+                return found
+
+    async def erase(self, user: str, day: date) -> Mapping[str, int]:
+        """See `EventStore.erase`."""
+        erased: Counter[str] = Counter()
+        async for sks in self._delete_partition(event_pk(user, day)):
+            erased.update(map(action_of_event_sk, sks))
+        return erased
+
+    async def forget(self, user: str) -> int:
+        """See `EventStore.forget`."""
+        return sum([len(sks) async for sks in self._delete_partition(id_pk(user))])
+
+    async def _put_batch(self, events: Sequence[UsageEvent]) -> list[UsageEvent]:
+        """All of them in one request, which must not name a key twice."""
+        by_key: dict[str, tuple[UsageEvent, Item]] = {}
+        for event in events:
+            item = event_item(event)
+            by_key.setdefault(item[PK]["S"] + item[SK]["S"], (event, item))
+        requests = [{"PutRequest": {"Item": item}} for _, item in by_key.values()]
+        self._stats.count_call("BatchWriteItem")
+        left = await self._write_batch(requests)
+        keys = (request["PutRequest"]["Item"] for request in left)
+        return [by_key[key[PK]["S"] + key[SK]["S"]][0] for key in keys]
+
+    async def _put_first(self, event: UsageEvent) -> list[UsageEvent]:
+        """An event whose id does not say where it belongs: where that id was first seen, unless it is there already."""
+        try:
+            noted, first = await self._put_if_missing(id_item(event)), event
+            if noted is not None:
+                first = placed(event, noted_position(event.id, noted or await self._get(id_key(event))))
+            await self._put_if_missing(event_item(first))
+        except StoreThrottled:
+            return [event]
+        except (KeyError, ValueError) as error:
+            raise self._unreadable(error) from error
+        return []
+
+    async def _put_if_missing(self, item: Item) -> Item | None:
+        """None when written; else what is there, or an empty item where the engine does not tell."""
+        self._stats.count_call("PutItem")
+        try:
+            await self._call(
+                "put_item",
+                TableName=self._table,
+                Item=item,
+                ReturnValuesOnConditionCheckFailure="ALL_OLD",
+                **_NOT_THERE,
+            )
+        except _AlreadyThere as there:
+            return there.item
+        return None
+
+    async def _get(self, key: Item) -> Item:
+        self._stats.count_call("GetItem")
+        answer = await self._call("get_item", TableName=self._table, Key=key, ConsistentRead=True)
+        return dict(answer.get("Item", {}))
+
+    async def _query(
+        self, request: Mapping[str, Any], start: Item | None, limit: int
+    ) -> tuple[list[Item], Item | None]:
+        """A page of a partition, and where the next one begins."""
+        paging = {"Limit": limit} | ({} if start is None else {"ExclusiveStartKey": start})
+
+        async def send() -> dict[str, Any]:
+            answer = await self._call("query", TableName=self._table, ConsistentRead=True, **request, **paging)
+            if "Items" not in answer:
+                raise AnswerLost(f"table {self._table!r} answered a query without items")
+            return answer
+
+        answer = await self._retries.run("Query", send, on=HARMLESS)
+        return answer["Items"], answer.get("LastEvaluatedKey") or None
+
+    async def _delete_partition(self, pk: str) -> AsyncIterator[list[str]]:
+        """Delete all that is in a partition; the sort keys, as they go."""
+        request = {
+            "KeyConditionExpression": "PK = :pk",
+            "ExpressionAttributeValues": {":pk": {"S": pk}},
+            "ProjectionExpression": "PK, SK",
+        }
+        start: Item | None = None
+        while True:
+            items, start = await self._query(request, start, MOST_AT_ONCE)
+            if items:
+                await self._delete([{PK: item[PK], SK: item[SK]} for item in items])
+                yield [item[SK]["S"] for item in items]
+            if start is None:
+                return
+
+    async def _delete(self, keys: list[dict[str, Attribute]]) -> None:
+        left: list[dict[str, Any]] = [{"DeleteRequest": {"Key": key}} for key in keys]
+
+        async def send() -> None:
+            nonlocal left
+            left = await self._write_batch(left)
+            if left:
+                raise StoreThrottled(f"table {self._table!r} is throttled: {len(left)} items were not deleted")
+
+        await self._retries.run("BatchWriteItem", send, on=HARMLESS)
+
+    async def _write_batch(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The requests that were not processed."""
+        answer = await self._call("batch_write_item", RequestItems={self._table: requests})
+        if "UnprocessedItems" not in answer:
+            raise AnswerLost(f"table {self._table!r} answered a batch without saying what was not processed")
+        return list(answer["UnprocessedItems"].get(self._table, ()))
+
+    async def _call(self, operation: str, **request: Any) -> dict[str, Any]:
+        connection = await self._connection()
+        method: Callable[..., Awaitable[dict[str, Any]]] = getattr(connection.client, operation)
+        with explained(connection.place):
+            try:
+                answer = await method(**request, **self._constant)
+            except ClientError as error:
+                if code_of(error) == _REFUSED:
+                    raise _AlreadyThere(error.response.get("Item") or {}) from None
+                raise
+        self._count_units(operation, answer)
+        return answer
+
+    def _count_units(self, operation: str, answer: Mapping[str, Any]) -> None:
+        consumed = answer.get("ConsumedCapacity") or ()
+        units = sum(part.get("CapacityUnits", 0.0) for part in ([consumed] if isinstance(consumed, dict) else consumed))
+        if operation in ("query", "get_item"):
+            self._stats.read_units += units
+        else:
+            self._stats.write_units += units
+
+    def _event(self, user: str, item: Item) -> UsageEvent | None:
+        try:
+            return event_of(user, item)
+        except (KeyError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> StoreMisconfigured:
+        return StoreMisconfigured(f"table {self._table!r} holds an event that cannot be read: {error!r}")
+
+
+class _AlreadyThere(Exception):
+    """The condition failed; `item` is what is there."""
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        super().__init__("already there")

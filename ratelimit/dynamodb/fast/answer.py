@@ -1,0 +1,62 @@
+"""What came back, read without building what is not needed."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from botocore.exceptions import ClientError
+
+from ratelimit.dynamodb.fast.wire import Response
+from ratelimit.dynamodb.faults import UnusableAnswer
+from ratelimit.dynamodb.lane import Answer
+from ratelimit.dynamodb.schema import Item
+
+_NOTHING: Final[Item] = {}
+
+
+class _Capacity(msgspec.Struct):
+    CapacityUnits: float = 0.0
+
+
+class _Applied(msgspec.Struct):
+    Attributes: dict[str, dict[str, Any]]
+    ConsumedCapacity: _Capacity | None = None
+
+
+class _Refused(msgspec.Struct):
+    type: str = msgspec.field(default="", name="__type")
+    message: str | None = None
+    Message: str | None = None
+    Item: dict[str, dict[str, Any]] | None = None
+
+
+_read_applied = msgspec.json.Decoder(_Applied).decode
+_read_refused = msgspec.json.Decoder(_Refused).decode
+
+
+def applied(response: Response) -> Answer:
+    """The answer in a success. Raises `UnusableAnswer`."""
+    try:
+        answer = _read_applied(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnusableAnswer("a success without attributes") from None
+    consumed = answer.ConsumedCapacity
+    return Answer(True, answer.Attributes, 0.0 if consumed is None else consumed.CapacityUnits)
+
+
+def refused(response: Response) -> Answer | ClientError:
+    """The answer where a condition failed, else the error as botocore would have raised it. Raises `UnusableAnswer`."""
+    try:
+        answer = _read_refused(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        if response.status < 500:
+            raise UnusableAnswer(f"status {response.status} without a JSON answer") from None
+        answer = _Refused()  # a proxy's own page: the status says it all
+    # "com.amazonaws.dynamodb.v20120810#Name", and from some servers "Name:http://..." after it
+    code = answer.type.rpartition("#")[2].partition(":")[0]
+    if code == "ConditionalCheckFailedException":
+        return Answer(False, _NOTHING if answer.Item is None else answer.Item)
+    error = {"Code": code or str(response.status), "Message": answer.message or answer.Message or ""}
+    details: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": response.status}}
+    return ClientError(details, "UpdateItem")

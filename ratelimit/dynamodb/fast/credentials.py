@@ -1,0 +1,96 @@
+"""`Wallet`: the credentials that botocore found, as they are now. A refresh is nobody's business but its own task's.
+
+botocore lets the first request within a quarter of an hour of expiry fetch the next credentials, which may take longer
+than a check has. Here requests go on with those in hand, and wait only for what they cannot do without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from botocore.credentials import RefreshableCredentials
+from botocore.exceptions import CredentialRetrievalError
+
+from ratelimit.dynamodb.fast.signing import Secrets
+from ratelimit.errors import StoreUnavailable
+
+logger = logging.getLogger("ratelimit")
+
+_PAUSE: Final = 5.0
+"""Seconds after a refresh that failed, until it is tried again."""
+
+
+class Unsignable(Exception):
+    """There are no credentials, or they hold what no header can."""
+
+
+class Wallet:
+    """What `session.get_credentials()` gave, asked for each request: static ones may be replaced at any time."""
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+        self._refreshable = isinstance(credentials, RefreshableCredentials)
+        self._raw: object = None
+        self._secrets: Secrets | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._not_before = 0.0
+
+    async def secrets(self) -> Secrets:
+        """The credentials to sign with now. Raises `Unsignable`, or what botocore raises where it finds none."""
+        if self._credentials is None:
+            raise Unsignable("no credentials")
+        if self._refreshable and (self._secrets is None or self._credentials.refresh_needed()):
+            await self._refresh()
+            if self._secrets is not None:
+                return self._secrets
+        raw = await self._credentials.get_frozen_credentials()
+        if self._secrets is None or raw != self._raw:
+            self._secrets = _checked(raw)
+            self._raw = raw
+        return self._secrets
+
+    async def close(self) -> None:
+        """Let go of a refresh under way."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait([self._refreshing])
+
+    async def _refresh(self) -> None:
+        """See that a refresh is under way; wait for it only where those in hand have expired, or there are none."""
+        loop = asyncio.get_running_loop()
+        if self._refreshing is None and loop.time() >= self._not_before:
+            self._refreshing = loop.create_task(self._renew())
+            self._refreshing.add_done_callback(self._renewed)
+        task = self._refreshing
+        if task is not None and (self._secrets is None or self._credentials.refresh_needed(0)):
+            await asyncio.wait([task])
+            if task.cancelled():
+                raise StoreUnavailable("the store was closed")
+            task.result()
+
+    async def _renew(self) -> None:
+        try:
+            raw = await self._credentials.get_frozen_credentials()
+        except RuntimeError as error:  # botocore's word for: refreshed, and expired all the same
+            raise CredentialRetrievalError(provider="refresh", error_msg=str(error)) from error
+        self._raw, self._secrets = raw, _checked(raw)
+
+    def _renewed(self, task: asyncio.Task[None]) -> None:
+        self._refreshing = None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None or self._credentials.refresh_needed():
+            self._not_before = asyncio.get_running_loop().time() + _PAUSE
+            logger.warning("the AWS credentials were not refreshed (%s)", type(error).__name__)
+
+
+def _checked(raw: Any) -> Secrets:
+    """Raises `Unsignable` for what would not survive the way into a header."""
+    secrets = Secrets(raw.access_key, raw.secret_key, raw.token or None)
+    for text in (secrets.access_key, secrets.token or "-"):
+        if not (text and text.isascii() and text.isprintable() and " " not in text):
+            raise Unsignable("a character that no header holds")
+    return secrets

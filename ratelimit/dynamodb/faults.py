@@ -1,0 +1,253 @@
+"""What goes wrong between us and DynamoDB, as this project's typed errors: what happened, where, and what to do.
+
+Two questions matter to a retry, and the type answers both: was the request executed, and is waiting of any use?
+
+    StoreThrottled                          not executed, worth another try
+    StoreUnreachable                        not sent, worth another try
+    AnswerLost                              executed or not, nobody knows: an addition must not be sent again
+    TableNotFound, TableMismatch, AccessDenied, StoreMisconfigured      waiting does not help
+
+A message never quotes what may hold a secret: the answer to a bad signature repeats the signed headers, session token
+included.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+from botocore import exceptions as aws
+from botocore.parsers import ResponseParserError
+
+from ratelimit.dynamodb.settings import is_amazon
+from ratelimit.errors import (
+    AccessDenied,
+    StoreMisconfigured,
+    StoreThrottled,
+    StoreUnavailable,
+    TableMismatch,
+    TableNotFound,
+)
+
+
+class StoreUnreachable(StoreUnavailable):
+    """No connection was made, so nothing was sent."""
+
+
+class AnswerLost(StoreUnavailable):
+    """The request was sent, and no usable answer came: it may have been executed."""
+
+
+class UnusableAnswer(Exception):
+    """What came back is not DynamoDB's protocol. Raised by the client's own parser, never seen by callers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a call went, for messages."""
+
+    table: str
+    region: str
+    endpoint: str
+
+    def __str__(self) -> str:
+        server = "" if not self.endpoint or is_amazon(self.endpoint) else f" at {self.endpoint}"
+        return f"table {self.table!r} in {self.region}{server}"
+
+
+CAUGHT: Final = (
+    aws.ClientError,
+    aws.BotoCoreError,
+    aiohttp.ClientError,
+    ResponseParserError,
+    UnusableAnswer,
+    OSError,
+)
+"""Everything that a call may raise when the service, the network or the set-up is at fault."""
+
+_THROTTLES: Final = frozenset(
+    (
+        "ProvisionedThroughputExceededException",
+        "ThrottlingException",
+        "Throttling",
+        "ThrottledException",
+        "RequestLimitExceeded",
+        "RequestThrottled",
+        "TooManyRequestsException",
+        "LimitExceededException",
+        "TransactionConflictException",
+        "ReplicatedWriteConflictException",
+    )
+)
+_STRANGERS: Final = frozenset(
+    (
+        "UnrecognizedClientException",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "SignatureDoesNotMatch",
+        "IncompleteSignature",
+        "IncompleteSignatureException",
+        "MissingAuthenticationToken",
+        "MissingAuthenticationTokenException",
+        "RequestExpired",
+    )
+)
+_EXPIRED: Final = frozenset(("ExpiredTokenException", "ExpiredToken"))
+_DENIED: Final = frozenset(("AccessDeniedException", "AccessDenied", "NotAuthorized", "OptInRequired"))
+_NO_CREDENTIALS: Final = (
+    aws.NoCredentialsError,
+    aws.PartialCredentialsError,
+    aws.CredentialRetrievalError,
+    aws.TokenRetrievalError,
+    aws.NoAuthTokenError,
+    aws.ProfileNotFound,
+    aws.SSOError,
+)
+_SET_UP: Final = (
+    aws.ConfigParseError,
+    aws.ConfigNotFound,
+    aws.InvalidRegionError,
+    aws.UnknownEndpointError,
+    aws.UnknownRegionError,
+    aws.InvalidConfigError,
+    aws.MissingDependencyException,
+)
+_LONGEST: Final = 300
+
+
+@contextmanager
+def explained(place: Place) -> Iterator[None]:
+    """Turn whatever a call raises for a reason outside of this program into one of our errors."""
+    try:
+        yield
+    except CAUGHT as error:
+        explanation = explain(error, place)
+        raise explanation from (None if isinstance(explanation, AccessDenied) else error)
+
+
+def code_of(error: BaseException) -> str:
+    """DynamoDB's name for an error; empty where it did not come from there."""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, aws.ClientError) else ""
+
+
+def explain(error: BaseException, place: Place) -> StoreUnavailable:
+    """The error to raise for one that came from botocore, aiohttp or the network."""
+    if isinstance(error, aws.ClientError):
+        return _answered(error, place)
+    if isinstance(error, UnusableAnswer | ResponseParserError):
+        return AnswerLost(f"what answers for {place} does not speak DynamoDB: {error}; check the endpoint")
+    if isinstance(error, aws.NoRegionError):
+        return no_region(place.table)
+    if isinstance(error, _NO_CREDENTIALS):
+        return AccessDenied(
+            f"no AWS credentials for {place}: {_clip(error)}; set the standard AWS variables or a profile"
+        )
+    if isinstance(error, _SET_UP):
+        return StoreMisconfigured(f"the AWS set-up does not work for {place}: {_clip(error)}")
+    return _transport(error, place)
+
+
+def no_region(table: str) -> StoreMisconfigured:
+    """Nobody said where the table is."""
+    return StoreMisconfigured(
+        f"the region of table {table!r} is unknown; add ?region=eu-west-1 to the store URL, or set AWS_REGION"
+    )
+
+
+def _transport(error: BaseException, place: Place) -> StoreUnavailable:
+    if isinstance(error, aws.SSLError | aiohttp.ClientSSLError):
+        return StoreUnreachable(
+            f"no trusted connection to {place}: {_clip(error)}; check AWS_CA_BUNDLE and the endpoint"
+        )
+    if _never_sent(error):
+        return StoreUnreachable(f"cannot reach {place}; is the region right, and does its endpoint answer?")
+    if isinstance(error, aws.ReadTimeoutError | TimeoutError):
+        return AnswerLost(f"no answer in time from {place}")
+    cause = getattr(error, "kwargs", {}).get("error", error)
+    return AnswerLost(f"the connection to {place} broke before the answer ({type(cause).__name__})")
+
+
+def _never_sent(error: BaseException) -> bool:
+    """aiobotocore reports a broken connection as it does a refused one; what it was made of tells them apart."""
+    if isinstance(error, aws.ConnectTimeoutError | aws.ProxyConnectionError | aiohttp.ClientConnectorError):
+        return True
+    if isinstance(error, aws.EndpointConnectionError):
+        return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
+    return False
+
+
+def _answered(error: aws.ClientError, place: Place) -> StoreUnavailable:
+    code = code_of(error)
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in _THROTTLES:
+        return StoreThrottled(f"{place} is throttled ({code}); nothing was written")
+    if code in _EXPIRED:
+        return AccessDenied(f"the AWS credentials for {place} have expired; refresh them")
+    if code in _STRANGERS:
+        return AccessDenied(f"AWS does not accept the credentials for {place} ({code}); check keys, region and clock")
+    if code in _EXPLANATIONS:
+        return _EXPLANATIONS[code](error, place)
+    if code in _DENIED:
+        return _denied(error, place)
+    if not 400 <= status < 500:
+        return AnswerLost(f"{place} answered {status or 'an error'} ({_short(code)})")
+    return StoreMisconfigured(f"{place} refused the request: {_short(code)}: {_message(error)}")
+
+
+def _missing(error: aws.ClientError, place: Place) -> StoreUnavailable:
+    return TableNotFound(
+        f"there is no {place}; create it with `ratelimit table create {place.table}`, "
+        "add create=true to the store URL, or check ?region="
+    )
+
+
+def _invalid(error: aws.ClientError, place: Place) -> StoreUnavailable:
+    message = _message(error)
+    if "key element" in message or "key schema" in message.lower() or "keys in the key" in message.lower():
+        return key_mismatch(place)
+    return StoreMisconfigured(f"{place} refused the request: {message}")
+
+
+def key_mismatch(place: Place, found: str = "") -> TableMismatch:
+    """The table is there, but it is somebody else's."""
+    has = f"; it has {found}" if found else ""
+    return TableMismatch(
+        f"{place} lacks the keys of this project, PK and SK, both strings{has}; "
+        "use another table name, or create a table with `ratelimit table create`"
+    )
+
+
+def _denied(error: aws.ClientError, place: Place) -> StoreUnavailable:
+    action = re.search(r"dynamodb:\w+", _message(error))
+    missing = action[0] if action else f"dynamodb:{error.operation_name}"
+    return AccessDenied(f"the AWS identity in use may not work on {place}: it lacks the permission {missing}")
+
+
+def _busy(error: aws.ClientError, place: Place) -> StoreUnavailable:
+    return StoreThrottled(f"{place} is being created, changed or deleted; try again in a moment")
+
+
+_EXPLANATIONS: Final[dict[str, Callable[[aws.ClientError, Place], StoreUnavailable]]] = {
+    "ResourceNotFoundException": _missing,
+    "TableNotFoundException": _missing,
+    "ResourceInUseException": _busy,
+    "ContinuousBackupsUnavailableException": _busy,
+    "ValidationException": _invalid,
+}
+
+
+def _message(error: aws.ClientError) -> str:
+    return _short(str(error.response.get("Error", {}).get("Message", "")))
+
+
+def _clip(error: BaseException) -> str:
+    return _short(str(error))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -1,0 +1,58 @@
+"""Another try, where it cannot count twice: bounded, after a pause that is random from zero up (full jitter).
+
+The shape is the AWS Architecture Blog's "Exponential Backoff And Jitter".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random as _random
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias, TypeVar
+
+from ratelimit.dynamodb.faults import AnswerLost, StoreUnreachable
+from ratelimit.dynamodb.stats import Stats
+from ratelimit.errors import StoreThrottled, StoreUnavailable
+
+T = TypeVar("T")
+Sleep: TypeAlias = Callable[[float], Awaitable[object]]
+Random: TypeAlias = Callable[[], float]
+
+_BASE: Final = 0.02
+_LONGEST: Final = 0.2
+
+NOT_EXECUTED: Final = (StoreThrottled, StoreUnreachable)
+"""Nothing was written: safe to send again, whatever it was."""
+HARMLESS: Final = (*NOT_EXECUTED, AnswerLost)
+"""For reads, and for whatever else may happen twice."""
+
+
+class Retries:
+    """Tries a call up to `attempts` times in all."""
+
+    __slots__ = ("_attempts", "_random", "_sleep", "_stats")
+
+    def __init__(
+        self, attempts: int, stats: Stats, *, sleep: Sleep = asyncio.sleep, random: Random = _random.random
+    ) -> None:
+        self._attempts = attempts
+        self._stats = stats
+        self._sleep = sleep
+        self._random = random
+
+    async def run(
+        self, operation: str, call: Callable[[], Awaitable[T]], *, on: tuple[type[StoreUnavailable], ...] = NOT_EXECUTED
+    ) -> T:
+        """The result of `call`, sent again after an error of the kinds `on`. Raises the last one."""
+        for attempt in range(1, self._attempts + 1):
+            self._stats.count_call(operation)
+            try:
+                return await call()
+            except StoreUnavailable as error:
+                if isinstance(error, StoreThrottled):
+                    self._stats.throttles += 1
+                if attempt == self._attempts or not isinstance(error, on):
+                    raise
+            self._stats.retries += 1
+            await self._sleep(self._random() * min(_LONGEST, _BASE * 2**attempt))
+        raise AssertionError("unreachable: the last attempt returns or raises")

@@ -1,0 +1,137 @@
+"""Every key string and attribute name that this project stores in DynamoDB: the one file that spells them.
+
+One table; `PK` and `SK` are strings. A limiter item is one user and one action:
+
+    PK = USR#<user>#LIM#<action>   SK = STATE   tp = lim   ttl = <epoch seconds>   <field> = <number> ...
+
+The fields of a record are attributes of their own, under their own names (`ratelimit.algorithms.fields`).
+
+A usage event, in the partition of its user and UTC day; and, only for an id that is no UUIDv7 of the event's time, the
+note of where that id was first seen:
+
+    PK = USR#<user>#ULOG#<yyyymmdd>   SK = ULOG#<ms, 13 digits>#<action>#<event id>
+    tp = ulog   dat = {act, cst, ok, sts?, ms?, pid?, rid?, met? (JSON text)}   crt = <epoch seconds>   ttl
+    PK = USR#<user>#UID               SK = UID#<event id>      tp = uid   at = <ms>   act = <action>    ttl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Any, Final, TypeAlias
+
+from ratelimit.names import Key
+from ratelimit.store.events import Position
+
+Attribute: TypeAlias = Mapping[str, Any]
+"""One value in DynamoDB's wire form: `{"N": "5"}`, `{"S": "lim"}`."""
+Item: TypeAlias = Mapping[str, Attribute]
+
+PK: Final = "PK"
+SK: Final = "SK"
+TYPE: Final = "tp"
+TTL: Final = "ttl"
+GSI1: Final = "GSI1"
+GSI1PK: Final = "GSI1PK"
+GSI1SK: Final = "GSI1SK"
+
+LIMIT_TYPE: Final = "lim"
+STATE: Final = "STATE"
+EVENT_TYPE: Final = "ulog"
+ID_TYPE: Final = "uid"
+DATA: Final = "dat"
+CREATED: Final = "crt"
+AT: Final = "at"
+ACTION: Final = "act"
+
+NOT_FIELDS: Final = frozenset((PK, SK, TYPE, TTL, GSI1PK, GSI1SK))
+"""Attributes of a limiter item that are no fields of its record."""
+
+KEY_SCHEMA: Final = ((PK, "HASH"), (SK, "RANGE"))
+INDEX_KEY_SCHEMA: Final = ((GSI1PK, "HASH"), (GSI1SK, "RANGE"))
+
+
+def escape(part: str) -> str:
+    """A user or an action as a part of a key: `#` separates parts there, so it is written `%23`, and `%` is `%25`."""
+    if "%" in part:
+        part = part.replace("%", "%25")
+    return part.replace("#", "%23") if "#" in part else part
+
+
+def unescape(part: str) -> str:
+    """The inverse of `escape`."""
+    return part.replace("%23", "#").replace("%25", "%")
+
+
+def limit_pk(key: Key) -> str:
+    """The partition key of one user and action."""
+    return f"USR#{escape(key.user)}#LIM#{escape(key.action)}"
+
+
+def limit_key(key: Key) -> dict[str, Attribute]:
+    """The primary key of one user and action, in wire form."""
+    return {PK: {"S": limit_pk(key)}, SK: {"S": STATE}}
+
+
+def parse_limit_pk(pk: str) -> Key | None:
+    """The user and action of a partition key; None where it is not a limiter item's."""
+    match pk.split("#"):
+        case ["USR", user, "LIM", action]:
+            return Key(unescape(user), unescape(action))
+    return None
+
+
+def event_pk(user: str, day: date) -> str:
+    """The partition of a user's events of one UTC day."""
+    return f"USR#{escape(user)}#ULOG#{day:%Y%m%d}"
+
+
+def event_sk(position: Position) -> str:
+    """The sort key of an event: by time."""
+    return f"{event_sk_bound(position.at)}#{escape(position.action)}#{escape(position.id)}"
+
+
+def event_sk_bound(at: int) -> str:
+    """What sorts before every event of this millisecond, and after all earlier ones."""
+    return f"ULOG#{at:013}"
+
+
+def parse_event_sk(sk: str) -> Position | None:
+    """The inverse of `event_sk`; None where it is another project's."""
+    match sk.split("#"):
+        case ["ULOG", at, action, event_id] if at.isdecimal():
+            return Position(int(at), unescape(action), unescape(event_id))
+    return None
+
+
+def action_of_event_sk(sk: str) -> str:
+    """The action in a sort key, also in one of an earlier layout."""
+    return unescape([*sk.split("#"), "", ""][2])
+
+
+def id_pk(user: str) -> str:
+    """The partition of what is remembered of a user's event ids."""
+    return f"USR#{escape(user)}#UID"
+
+
+def id_sk(event_id: str) -> str:
+    """The sort key of one id."""
+    return f"UID#{escape(event_id)}"
+
+
+def table_definition(table: str) -> dict[str, Any]:
+    """The `CreateTable` request: on-demand billing, and the sparse index that finds users by an external identity."""
+    strings = (PK, SK, GSI1PK, GSI1SK)
+    return {
+        "TableName": table,
+        "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in strings],
+        "KeySchema": _keys(KEY_SCHEMA),
+        "GlobalSecondaryIndexes": [
+            {"IndexName": GSI1, "KeySchema": _keys(INDEX_KEY_SCHEMA), "Projection": {"ProjectionType": "ALL"}}
+        ],
+    }
+
+
+def _keys(schema: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
+    return [{"AttributeName": name, "KeyType": kind} for name, kind in schema]

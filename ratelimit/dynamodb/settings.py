@@ -1,0 +1,118 @@
+"""`Settings`: which table, where, and how patiently. Checked when built, so that a store never meets a bad one."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final, TypedDict
+from urllib.parse import SplitResult, urlsplit
+
+from ratelimit.errors import ConfigError
+
+DEFAULT_POOL: Final = 64
+
+_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
+_AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonwebservices.com.cn")
+_REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+class Options(TypedDict, total=False):
+    """The settings by name, for those who write them as keyword arguments."""
+
+    table: str
+    region: str | None
+    endpoint: str | None
+    create: bool
+    consumed: bool
+    fast: bool
+    pool: int
+    attempts: int
+    connect_timeout: float
+    read_timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A table and the way to it. Raises `ConfigError` naming the bad setting.
+
+    `region`           by default what `AWS_REGION`, `AWS_DEFAULT_REGION` or the AWS profile says.
+    `endpoint`         the URL of another server that speaks DynamoDB; by default what `AWS_ENDPOINT_URL_DYNAMODB`,
+                       `AWS_ENDPOINT_URL` or the AWS profile says, and else Amazon's own.
+    `create`           create the table at `open`, if there is none.
+    `consumed`         ask for the consumed capacity of every call, and add it up in the store's `stats`.
+    `fast`             send checks down the fast lane; off, through aiobotocore like everything else (tenfold the CPU).
+                       `RATELIMIT_FAST_LANE=off` turns it off for a whole process.
+    `pool`             connections at most; more calls than that at once wait for one another.
+    `attempts`         tries per call, where a retry cannot count twice.
+    `connect_timeout`  seconds; so is `read_timeout`, the longest silence while waiting for an answer.
+    """
+
+    table: str
+    region: str | None = None
+    endpoint: str | None = None
+    create: bool = False
+    consumed: bool = False
+    fast: bool = True
+    pool: int = DEFAULT_POOL
+    attempts: int = 3
+    connect_timeout: float = 1.0
+    read_timeout: float = 2.0
+
+    def __post_init__(self) -> None:
+        if type(self.table) is not str or not _TABLE.fullmatch(self.table):
+            raise ConfigError("table", f"{self.table!r} is no table name: 3 to 255 of letters, digits, '_', '-', '.'")
+        if self.region is not None and not _REGION.fullmatch(self.region):
+            raise ConfigError("region", f"{self.region!r} is not a region; write it like 'eu-west-1'")
+        if self.endpoint is not None:
+            _check_endpoint(self.endpoint)
+        for name in ("create", "consumed", "fast"):
+            if type(value := getattr(self, name)) is not bool:
+                raise ConfigError(name, f"must be true or false, not {value!r}")
+        for name in ("pool", "attempts"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ConfigError(name, f"must be a whole number of at least 1, not {value!r}")
+        for name in ("connect_timeout", "read_timeout"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ConfigError(name, f"must be a number of seconds above 0, not {value!r}")
+
+
+def is_loopback(endpoint: str | None) -> bool:
+    """Whether the endpoint is on this machine, where an engine for development listens."""
+    parts = _split(endpoint or "")
+    host = (parts and parts.hostname) or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_amazon(endpoint: str) -> bool:
+    """Whether the endpoint is Amazon's own, with every feature of the service."""
+    parts = _split(endpoint)
+    return ((parts and parts.hostname) or "").endswith(_AMAZON)
+
+
+def without_userinfo(endpoint: str) -> str:
+    """The endpoint as it may be shown."""
+    return re.sub(r"//[^/@]*@", "//", endpoint)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = _split(endpoint)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError("endpoint", "is not a URL; write it like 'http://localhost:4566'")
+    if "@" in parts.netloc:
+        raise ConfigError("endpoint", "must not hold credentials; use the standard AWS variables or a profile")
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        return parts if parts.port is None or parts.port else None
+    except ValueError:
+        return None

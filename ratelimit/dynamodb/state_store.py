@@ -1,0 +1,155 @@
+"""`DynamoDBStore`: the counters in one table, one item per user and action, one `UpdateItem` per check."""
+
+from __future__ import annotations
+
+import asyncio
+import random as _random
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Self, Unpack
+
+from ratelimit.dynamodb.client import Connection, connect
+from ratelimit.dynamodb.event_store import DynamoDBEventStore
+from ratelimit.dynamodb.expressions import record_of
+from ratelimit.dynamodb.fast import open_lane
+from ratelimit.dynamodb.faults import explained
+from ratelimit.dynamodb.lane import Answer, Lane, constant, units
+from ratelimit.dynamodb.retries import HARMLESS, Random, Retries, Sleep
+from ratelimit.dynamodb.schema import Item, limit_key
+from ratelimit.dynamodb.settings import Options, Settings
+from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.table import ensure_on, verify_on
+from ratelimit.errors import StoreMisconfigured, StoreUnavailable
+from ratelimit.names import Key
+from ratelimit.store.write import Outcome, Record, Write
+
+
+class DynamoDBStore:
+    """A `Store` on a DynamoDB table: `DynamoDBStore(table="limits", region="eu-west-1")`, or on ready `Settings`.
+
+    It opens itself with its first use. `open` checks that the table is there and ours, which takes the permission
+    `dynamodb:DescribeTable`. Belongs to the event loop it was opened in. `stats` counts what was asked of DynamoDB.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        sleep: Sleep = asyncio.sleep,
+        random: Random = _random.random,
+        **options: Unpack[Options],
+    ) -> None:
+        self.settings = replace(settings, **options) if settings else Settings(**options)
+        self.stats = Stats()
+        self._retries = Retries(self.settings.attempts, self.stats, sleep=sleep, random=random)
+        self._constant = constant(self.settings)
+        self.events = DynamoDBEventStore(self._connection, self.settings, self.stats, self._retries)
+        self._opened: _Opened | None = None
+        self._opening: asyncio.Task[_Opened] | None = None
+
+    async def open(self) -> None:
+        """See `Store.open`. Creates the table first, where the settings say `create`."""
+        await self._ready()
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        if (opening := self._opening) is not None:
+            opening.cancel()
+            await asyncio.wait([opening])
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.lane.close()
+            await opened.connection.close()
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        """See `Store.apply`."""
+        opened = self._opened or await self._ready()
+
+        async def send() -> Answer:
+            return await opened.lane.apply(key, write)
+
+        answer = await self._retries.run("UpdateItem", send)
+        self.stats.write_units += answer.write_units
+        return Outcome(answer.applied, self._record(answer.item))
+
+    async def read(self, key: Key) -> Record:
+        """See `Store.read`."""
+        opened = self._opened or await self._ready()
+        request = {"Key": limit_key(key), **self._constant, "ConsistentRead": True}
+        answer = await self._ask("GetItem", opened, lambda: opened.connection.client.get_item(**request))
+        self.stats.read_units += units(answer)
+        return self._record(answer.get("Item", {}))
+
+    async def delete(self, key: Key) -> None:
+        """See `Store.delete`."""
+        opened = self._opened or await self._ready()
+        request = {"Key": limit_key(key), **self._constant}
+        answer = await self._ask("DeleteItem", opened, lambda: opened.connection.client.delete_item(**request))
+        self.stats.write_units += units(answer)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _ask(
+        self, operation: str, opened: _Opened, call: Callable[[], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """A call that may safely happen twice."""
+
+        async def send() -> dict[str, Any]:
+            with explained(opened.connection.place):
+                return await call()
+
+        return await self._retries.run(operation, send, on=HARMLESS)
+
+    def _record(self, item: Item) -> Record:
+        try:
+            return record_of(item)
+        except (ValueError, TypeError) as error:
+            raise StoreMisconfigured(
+                f"table {self.settings.table!r} holds a counter that is no whole number"
+            ) from error
+
+    async def _connection(self) -> Connection:
+        return (self._opened or await self._ready()).connection
+
+    async def _ready(self) -> _Opened:
+        """Opening is one task however many ask for it, and it goes on where one of them gives up waiting."""
+        if self._opened is not None:
+            return self._opened
+        if (opening := self._opening) is None:
+            opening = self._opening = asyncio.create_task(self._connect())
+            opening.add_done_callback(self._opening_done)
+        await asyncio.wait([opening])
+        if opening.cancelled():
+            raise StoreUnavailable(f"the store on table {self.settings.table!r} was closed while it opened")
+        return opening.result()
+
+    async def _connect(self) -> _Opened:
+        connection = await connect(self.settings)
+        try:
+            await (ensure_on if self.settings.create else verify_on)(connection, self._retries)
+            lane = await open_lane(connection, self.settings, self.stats)
+        except BaseException:
+            await connection.close()
+            raise
+        return _Opened(connection, lane)
+
+    def _opening_done(self, opening: asyncio.Task[_Opened]) -> None:
+        self._opening = None
+        # Asking for the exception also tells asyncio that nobody needs to hear of it, should all have gone.
+        if not opening.cancelled() and opening.exception() is None:
+            self._opened = opening.result()
+
+
+class _Opened:
+    """An open store: its connection, and the lane that checks take."""
+
+    __slots__ = ("connection", "lane")
+
+    def __init__(self, connection: Connection, lane: Lane) -> None:
+        self.connection = connection
+        self.lane = lane

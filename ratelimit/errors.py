@@ -1,0 +1,96 @@
+"""Every error this package raises on purpose, as one small tree under `RateLimitError`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ratelimit.decision import Decision
+
+
+class RateLimitError(Exception):
+    """The root: catch this to catch everything the package raises on purpose."""
+
+
+class InvalidInput(RateLimitError, ValueError):
+    """A value that the caller passed cannot be used; the message says what would be right."""
+
+
+class InvalidQuota(InvalidInput):
+    """A quota, or a mix of quotas, that makes no sense (`5/fortnight`)."""
+
+
+class InvalidUser(InvalidInput):
+    """A user that cannot be stored: empty, too long, or with control characters."""
+
+
+class InvalidAction(InvalidInput):
+    """An action that cannot be stored: empty, too long, or with control characters."""
+
+
+class InvalidCost(InvalidInput):
+    """A cost that is not a whole number of at least 1."""
+
+
+class InvalidEvent(InvalidInput):
+    """A usage event that cannot be kept: a time out of range, metadata that is not JSON, a cost below 0."""
+
+
+class InvalidCursor(InvalidInput):
+    """A cursor that is damaged, or came from another query."""
+
+
+class OutOfRetention(InvalidInput):
+    """A day that is no longer kept, or that has not come yet."""
+
+
+class ConfigError(InvalidInput):
+    """A setting that cannot be used; `path` says which one (`policies.hint.quotas[1]`)."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        self.path = path
+        self.problem = problem
+        super().__init__(f"{path}: {problem}" if path else problem)
+
+    def under(self, parent: str) -> ConfigError:
+        """The same error, seen from one level further out."""
+        if not self.path:
+            return ConfigError(parent, self.problem)
+        joint = "" if self.path.startswith("[") else "."
+        return ConfigError(f"{parent}{joint}{self.path}", self.problem)
+
+
+class UnknownAction(RateLimitError, LookupError):
+    """A check for an action that no policy names, without quotas of its own."""
+
+
+class QuotaExceeded(RateLimitError):
+    """Raised by `limited(...)` inside a view; the middleware turns it into the refusal. Carries the `decision`."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision
+        super().__init__(f"{decision.policy}: quota exceeded")
+
+
+class StoreUnavailable(RateLimitError):
+    """The store gave no usable answer in time. A check turns this into its policy's `on_unavailable`."""
+
+
+class StoreThrottled(StoreUnavailable):
+    """The store answered, but refused the work for now (throttling); nothing was written."""
+
+
+class StoreMisconfigured(StoreUnavailable):
+    """The store will never answer until somebody changes something; the message says what."""
+
+
+class TableNotFound(StoreMisconfigured):
+    """The table does not exist in this region and account."""
+
+
+class TableMismatch(StoreMisconfigured):
+    """The table exists, but its keys are not those of this project."""
+
+
+class AccessDenied(StoreMisconfigured):
+    """The credentials are missing, wrong, or lack a permission."""

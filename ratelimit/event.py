@@ -1,0 +1,225 @@
+"""`UsageEvent`: one record of use. Checked and bounded here, once, so that what was accepted can always be stored."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from ratelimit.clock import DAY, HOUR
+from ratelimit.errors import InvalidEvent
+from ratelimit.event_id import EventIds, time_of
+from ratelimit.names import check_action, check_user
+from ratelimit.quota import MAX_LIMIT
+
+RETENTION_DAYS: Final = 90
+MAX_FUTURE_MS: Final = HOUR // 1000
+MARK: Final = "…trimmed"
+
+MAX_ID_BYTES: Final = 64
+MAX_RESOURCE_BYTES: Final = 200
+MAX_REQUEST_ID_BYTES: Final = 128
+# With keys, numbers and attribute names this makes an item of less than 1,024 bytes, one write unit. Each `#` or `%`
+# of a user or an action takes two bytes more in its key, so that no item at all is larger than 2 KB.
+MAX_TEXT_BYTES: Final = 880
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
+_MARK_BYTES: Final = len(MARK.encode())
+_ids = EventIds()
+
+
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One user did, or tried to do, one action. Made by `UsageEvent.of`, which checks every part."""
+
+    id: str
+    """A UUIDv7, or whatever the caller gave. The same id of the same user is the same event."""
+    user: str
+    action: str
+    at: int
+    """When it happened: milliseconds since the epoch. The event's own time, not that of its writing."""
+    cost: int = 1
+    """Units that it took, or, where it was refused, would have taken."""
+    allowed: bool = True
+    status: int | None = None
+    """The HTTP status of the answer."""
+    duration: float | None = None
+    """Milliseconds until the answer was complete."""
+    resource: str | None = None
+    """What it was done to: a path, `problem-100`."""
+    request_id: str | None = None
+    metadata: dict[str, Any] = {}
+    """Whatever else the caller wants to keep: a JSON object. `…trimmed` in it is its size before it was trimmed."""
+
+    @classmethod
+    def of(
+        cls,
+        user: str,
+        action: str,
+        *,
+        now: int,
+        id: str | None = None,
+        at: datetime | int | None = None,
+        cost: int = 1,
+        allowed: bool = True,
+        status: int | None = None,
+        duration: float | None = None,
+        resource: str | None = None,
+        request_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> UsageEvent:
+        """An event that can be stored; what is too long is trimmed, with the mark `…trimmed`.
+
+        `now` is in microseconds. `at` is an aware `datetime` or milliseconds; by default the time that a UUIDv7 given
+        as `id` carries, and else now. Raises `InvalidEvent`, `InvalidUser`, `InvalidAction`.
+        """
+        check_user(user)
+        check_action(action)
+        at = _time(at, id, now)
+        event_id = _ids.new(at) if id is None else _id(id)
+        if type(cost) is not int or not 0 <= cost <= MAX_LIMIT:
+            raise InvalidEvent(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {cost!r}")
+        if type(allowed) is not bool:
+            raise InvalidEvent(f"allowed must be True or False, not {allowed!r}")
+        if status is not None and (type(status) is not int or not 100 <= status <= 599):
+            raise InvalidEvent(f"status must be an HTTP status, not {status!r}")
+        if duration is not None:
+            duration = _duration(duration)
+        if resource is not None:
+            resource = _text("resource", resource, MAX_RESOURCE_BYTES)
+        if request_id is not None:
+            request_id = _text("request_id", request_id, MAX_REQUEST_ID_BYTES)
+        kept = {} if metadata is None else _metadata(metadata, _room(user, action, event_id, resource, request_id))
+        return cls(
+            id=event_id, user=user, action=action, at=at, cost=cost, allowed=allowed, status=status,
+            duration=duration, resource=resource, request_id=request_id, metadata=kept,
+        )  # fmt: skip
+
+    @property
+    def time(self) -> datetime:
+        """`at`, for people: UTC."""
+        return datetime.fromtimestamp(self.at / 1000, UTC)
+
+    @property
+    def carries_time(self) -> bool:
+        """Whether the id alone says when the event happened, and so where it is stored."""
+        return time_of(self.id) == self.at
+
+    @property
+    def expires_at(self) -> int:
+        """Epoch seconds after which it is no longer kept."""
+        return (self.at + _RETENTION_MS) // 1000
+
+
+def _time(at: datetime | int | None, event_id: str | None, now: int) -> int:
+    now //= 1000
+    if at is None:
+        carried = time_of(event_id) if type(event_id) is str else None
+        at = now if carried is None else carried
+    elif isinstance(at, datetime):
+        if at.tzinfo is None:
+            raise InvalidEvent("at must be an aware datetime: add tzinfo=UTC")
+        at = (at - _EPOCH) // timedelta(milliseconds=1)
+    elif type(at) is not int:
+        raise InvalidEvent(f"at must be an aware datetime, or whole milliseconds since the epoch, not {at!r}")
+    if now - _RETENTION_MS <= at <= now + MAX_FUTURE_MS:
+        return at
+    raise InvalidEvent(_bad_time(at, now))
+
+
+def _bad_time(at: int, now: int) -> str:
+    for factor, unit in ((1000, "seconds"), (0.001, "microseconds")):
+        if abs(at * factor - now) < _RETENTION_MS:
+            return f"at is in {unit}: give milliseconds since the epoch, or an aware datetime"
+    if at < now:
+        return f"at is {(now - at) // (DAY // 1000)} days ago; events are kept {RETENTION_DAYS} days"
+    return f"at lies {(at - now) // 1000} seconds in the future; an hour is the most"
+
+
+def _id(event_id: str) -> str:
+    if type(event_id) is not str or not event_id:
+        raise InvalidEvent(f"id must be text, not {event_id!r}")
+    if (size := len(_encoded("id", event_id))) > MAX_ID_BYTES:
+        raise InvalidEvent(f"id takes {size} bytes, and {MAX_ID_BYTES} are the most; pass a digest of it")
+    return event_id
+
+
+def _duration(duration: float) -> float:
+    if type(duration) not in (int, float) or not 0 <= duration < math.inf:
+        raise InvalidEvent(f"duration must be milliseconds of at least 0, not {duration!r}")
+    return round(float(duration), 3)
+
+
+def _text(name: str, text: str, most: int) -> str:
+    if type(text) is not str:
+        raise InvalidEvent(f"{name} must be text, not {type(text).__name__}")
+    if len(text) <= most and text.isascii():
+        return text
+    return _trimmed(_encoded(name, text), text, most)
+
+
+def _encoded(name: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidEvent(f"{name} is not valid Unicode at position {error.start}") from None
+
+
+def _trimmed(encoded: bytes, text: str, most: int) -> str:
+    if len(encoded) <= most:
+        return text
+    return encoded[: max(0, most - _MARK_BYTES)].decode(errors="ignore") + MARK
+
+
+def _room(user: str, action: str, *others: str | None) -> int:
+    """Bytes left for the metadata; at least 100, whatever the rest takes."""
+    taken = len(user.encode()) + 2 * len(action.encode())
+    return MAX_TEXT_BYTES - taken - sum(len(other.encode()) for other in others if other is not None)
+
+
+def _metadata(metadata: object, room: int) -> dict[str, Any]:
+    """A copy of it, so that the caller may go on using theirs; trimmed to `room` bytes of JSON."""
+    if not isinstance(metadata, Mapping) or not all(type(key) is str for key in metadata):
+        raise InvalidEvent("metadata must be a JSON object: a mapping whose keys are text")
+    encoded = encode_metadata(metadata)
+    if len(encoded) <= room:
+        kept: dict[str, Any] = json.loads(encoded)
+        return kept
+    return _trimmed_metadata(json.loads(encoded), len(encoded), room)
+
+
+def _trimmed_metadata(metadata: dict[str, Any], size: int, room: int) -> dict[str, Any]:
+    """The entries that fit, in their order; a text that does not is cut, anything else left out."""
+    metadata.pop(MARK, None)
+    kept: dict[str, Any] = {}
+    for key, value in metadata.items():
+        left = room - len(encode_metadata({**kept, key: "", MARK: size}))
+        if len(_json(value)) - 2 <= left:
+            kept[key] = value
+        elif isinstance(value, str) and left > 2 * _MARK_BYTES:
+            kept[key] = _cut(value, left)
+    return {**kept, MARK: size}
+
+
+def _cut(value: str, left: int) -> str:
+    """So much of a text that its JSON, without quotes, takes at most `left` bytes, the mark included."""
+    most = left
+    while len(_json(cut := _trimmed(value.encode(), value, most))) - 2 > left:
+        most -= max(1, most // 8)
+    return cut
+
+
+def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
+    """As compact JSON. Raises `InvalidEvent` for what JSON cannot say."""
+    try:
+        return _json(dict(metadata))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidEvent(f"metadata is not JSON: {error}") from None
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,16 @@
+"""The HTTP surface: who a request is from, which policies it meets, what the answer says. `RateLimitMiddleware`."""
+
+from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.headers import HeaderStyle
+from ratelimit.http.limited import limited, quota_exceeded_handler
+from ratelimit.http.middleware import RateLimitMiddleware
+from ratelimit.http.state import RateLimitState
+
+__all__ = [
+    "HeaderStyle",
+    "RateLimitMiddleware",
+    "RateLimitState",
+    "TrustedProxies",
+    "limited",
+    "quota_exceeded_handler",
+]

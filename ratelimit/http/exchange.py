@@ -1,0 +1,101 @@
+"""`Exchange`: one request on its way out. Adds headers to the response's start and settles what the request spent."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.types import Message, Scope, Send
+
+from ratelimit.decision import Decision
+from ratelimit.http.headers import Headers
+from ratelimit.http.refunds import Refunds
+from ratelimit.http.refusal import POLICY_VIOLATION, Refusal
+from ratelimit.http.state import Receipts
+from ratelimit.http.surface import Surface
+
+_STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+_MOST_HELD: Final = 2
+
+
+class Exchange:
+    """Its `send` is what the app is given. Messages other than a start pass through as they are, one by one."""
+
+    __slots__ = ("_closed", "_held", "_receipts", "_refunds", "_scope", "_send", "_started", "_succeeded", "_surface")
+
+    def __init__(self, scope: Scope, send: Send, surface: Surface, receipts: Receipts, refunds: Refunds) -> None:
+        self._scope = scope
+        self._send = send
+        self._surface = surface
+        self._receipts = receipts
+        self._refunds = refunds
+        self._started = False
+        self._succeeded = False
+        self._closed = False
+        self._held: list[Message] = []
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the app on."""
+        kind = message["type"]
+        if self._held:
+            if not message.get("more_body") and len(self._held) < _MOST_HELD:
+                self._held.append(message)
+                return
+            await self._release()
+        elif kind in _STARTS and not self._started:
+            if self._may_be_taken_back(message):
+                self._held.append(message)
+                return
+            message = self._start(message)
+        elif kind == "websocket.close":
+            self._closed = True
+        await self._send(message)
+
+    async def refuse(self, decision: Decision) -> bool:
+        """Answer with a refusal and give back what the request has spent. False where the app has begun to answer."""
+        if self._started and (self._scope["type"] == "http" or self._closed):
+            return False
+        self._held.clear()
+        self._refunds.start(self._receipts.void(decision))
+        if self._started:
+            await self._send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "quota exceeded"})
+        else:
+            self._started = True
+            await Refusal.of(decision, self._surface.writer).send(self._scope, self._send)
+        return True
+
+    async def end(self) -> None:
+        """The app is through with the request. One that was not answered is a failure."""
+        if self._held:
+            await self._release()
+        self._settle()
+
+    def _start(self, message: Message) -> Message:
+        """The status is known now, and with it what counts."""
+        self._started = True
+        kind = message["type"]
+        self._succeeded = kind == "websocket.accept" or (kind == "http.response.start" and message["status"] < 400)
+        self._settle()
+        return self._with_headers(message)
+
+    def _may_be_taken_back(self, message: Message) -> bool:
+        """Where the middleware stands outside of a Starlette app, the app answers an exception it has no handler for
+        with an error, and then raises it. Held back until it is known whether that exception was a refusal."""
+        return self._receipts.refused is not None and message.get("status", 0) >= 400
+
+    async def _release(self) -> None:
+        (start, *rest), self._held = self._held, []
+        await self._send(self._start(start))
+        for message in rest:
+            await self._send(message)
+
+    def _settle(self) -> None:
+        self._refunds.start(self._receipts.settle(success=self._succeeded))
+
+    def _with_headers(self, message: Message) -> Message:
+        """The fields the app has not set itself; the app's message is left as it is, in case it sends it again."""
+        ours = self._surface.writer.fields(self._receipts.shown)
+        if not ours:
+            return message
+        theirs: Headers = list(message.get("headers") or ())
+        taken = {name.lower() for name, _ in theirs}
+        return {**message, "headers": [*theirs, *(field for field in ours if field[0] not in taken)]}

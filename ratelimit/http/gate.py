@@ -1,0 +1,113 @@
+"""`Gate`: one policy as a surface applies it. It knows whom a request counts against, what it costs, who is exempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from inspect import isawaitable
+
+import msgspec
+from starlette.requests import HTTPConnection
+
+from ratelimit.decision import Decision
+from ratelimit.errors import ConfigError
+from ratelimit.http.identity import Identity
+from ratelimit.http.match import Patterns, app_method, app_path
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Cost, Exempt, Policy
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """What was decided for whom, and what it takes to give it back."""
+
+    limiter: Limiter
+    policy: Policy
+    user: str
+    decision: Decision
+
+    @property
+    def spent(self) -> bool:
+        """Whether the store holds units of it: not where it was refused, nor where the store was not there to ask."""
+        decision = self.decision
+        return decision.allowed and decision.reason is None and not decision.shadow_denied and decision.cost > 0
+
+    def counts(self, *, success: bool) -> bool:
+        """Whether it counts when the response turned out so."""
+        return self.policy.count == "all" or (self.policy.count == "success") == success
+
+    async def give_back(self) -> None:
+        """Raises `StoreUnavailable`."""
+        await self.limiter.refund(self.user, self.policy.name, self.decision.cost, at=self.decision.at)
+
+
+class Gate:
+    """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
+
+    __slots__ = ("_exempt", "identity", "limiter", "match", "policy")
+
+    def __init__(self, limiter: Limiter, policy: Policy, identity: Identity) -> None:
+        self.limiter = limiter
+        self.policy = policy
+        self.identity = identity
+        try:
+            self.match = _patterns("match", policy.match)
+            self._exempt = Exemption(policy.exempt)
+        except ConfigError as error:
+            raise error.under(f"policies.{policy.name}") from error
+
+    async def check(self, connection: HTTPConnection, *, cost: Cost | None = None) -> Receipt:
+        """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
+
+        Raises what the app's own functions raise, `InvalidUser` and `InvalidCost` for what they should not return;
+        never anything for a store that fails.
+        """
+        if self._exempt and await self._exempt.covers(connection):
+            return self.free()
+        units = self.policy.cost if cost is None else cost
+        if callable(units):
+            answer = units(connection)
+            units = await answer if isawaitable(answer) else answer
+            if type(units) is int and units == 0:
+                return self.free()
+        user = await self.identity.user_of(connection)
+        decision = await self.limiter.check(user, self.policy.name, cost=units)
+        return Receipt(self.limiter, self.policy, user, decision)
+
+    def free(self) -> Receipt:
+        """For a request that this policy does not count."""
+        decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at=self.limiter.clock.now())
+        return Receipt(self.limiter, self.policy, "", decision)
+
+
+class Exemption:
+    """Requests that are never checked: patterns as in `match`, or functions of the request. Raises `ConfigError`."""
+
+    __slots__ = ("_functions", "_patterns")
+
+    def __init__(self, exempt: Exempt | Iterable[Exempt]) -> None:
+        listed = [exempt] if isinstance(exempt, str) or callable(exempt) else list(exempt)
+        for number, one in enumerate(listed):
+            if not isinstance(one, str) and not callable(one):
+                raise ConfigError(f"exempt[{number}]", f"expected a pattern or a function, not {one!r}")
+        self._patterns = _patterns("exempt", [one for one in listed if isinstance(one, str)])
+        self._functions: list[Callable[[HTTPConnection], object]] = [one for one in listed if callable(one)]
+
+    async def covers(self, connection: HTTPConnection) -> bool:
+        """Whether one of them fits."""
+        scope = connection.scope
+        if self._patterns and self._patterns.matches(app_method(scope), app_path(scope)):
+            return True
+        for function in self._functions:
+            answer = function(connection)
+            if await answer if isawaitable(answer) else answer:
+                return True
+        return False
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns or self._functions)
+
+
+def _patterns(path: str, texts: Iterable[str]) -> Patterns:
+    try:
+        return Patterns(texts)
+    except ConfigError as error:
+        raise error.under(path) from error

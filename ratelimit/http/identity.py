@@ -1,0 +1,134 @@
+"""Where the user of a request comes from, in a configured order; the last resort is always the client's address.
+
+    "user"              the authenticated `scope["user"]` (Starlette's, or one like Django's)
+    "header:x-api-key"  a header, believed as it is: something in front should have checked it
+    "cookie:session"    a cookie, likewise
+    "address"           the client's address (`ratelimit.http.addresses`)
+    a function          of the `HTTPConnection`, sync or async, that returns a user, or None to ask the next source
+
+A value that cannot be a user, or that poses as an address (`ip:…`), does not count, and the next source is asked: so
+nobody spends an address's quota by a header, and nobody is unlimited. A function's value is the app's own and is not
+second-guessed: what cannot be a user raises `InvalidUser`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from inspect import isawaitable
+from typing import Final, TypeAlias
+
+from starlette.requests import HTTPConnection
+
+from ratelimit.errors import ConfigError, InvalidUser
+from ratelimit.http.addresses import PREFIX, Addresses
+from ratelimit.names import check_user
+from ratelimit.policy import UserFrom
+
+DEFAULT_USER_FROM: Final[tuple[UserFrom, ...]] = ("user", "address")
+
+_Reader: TypeAlias = Callable[[HTTPConnection], str | None]
+_SOURCES: Final = ("user", "header:", "cookie:", "address")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class Identity:
+    """Says who a request is from. Raises `ConfigError` with the path to a source that makes no sense."""
+
+    __slots__ = ("_addresses", "_sources")
+
+    def __init__(self, user_from: UserFrom | Iterable[UserFrom], addresses: Addresses) -> None:
+        self._addresses = addresses
+        self._sources: list[tuple[_Reader | None, Callable[..., object] | None]] = []
+        for number, source in enumerate(_listed(user_from)):
+            if source == "address":
+                # It always answers: what comes after it is never asked.
+                break
+            if callable(source):
+                self._sources.append((None, source))
+            else:
+                self._sources.append((_reader(source, f"user_from[{number}]"), None))
+
+    async def user_of(self, connection: HTTPConnection) -> str:
+        """A user that can be stored. Raises `InvalidUser` where a function of the app returned one that cannot."""
+        for read, function in self._sources:
+            if read is not None:
+                user = read(connection)
+                if user is not None and _usable(user):
+                    return user
+            elif function is not None:
+                answer = function(connection)
+                if isawaitable(answer):
+                    answer = await answer
+                if answer is not None:
+                    return check_user(answer)  # type: ignore[arg-type]  # it says so if this is no text
+        return self._addresses.of(connection.scope)
+
+
+def _listed(user_from: object) -> list[object]:
+    if isinstance(user_from, str) or callable(user_from):
+        return [user_from]
+    if not isinstance(user_from, Iterable):
+        raise ConfigError("user_from", f"expected a list of sources, as in ['user', 'address'], not {user_from!r}")
+    return list(user_from)
+
+
+def _reader(source: object, path: str) -> _Reader:
+    if source == "user":
+        return _authenticated
+    kind, _, name = source.partition(":") if isinstance(source, str) else ("", "", "")
+    if kind not in ("header", "cookie"):
+        near = get_close_matches(kind or str(source), _SOURCES, n=1)
+        known = "use 'user', 'header:NAME', 'cookie:NAME', 'address' or a function"
+        hint = f"did you mean {near[0]!r}?" if near else known
+        raise ConfigError(path, f"unknown source {source!r}; {hint}")
+    if not _TOKEN.fullmatch(name):
+        example = "header:x-api-key" if kind == "header" else "cookie:session"
+        raise ConfigError(path, f"{source!r} needs a name, as in {example!r}")
+    return _header(name) if kind == "header" else _cookie(name)
+
+
+def _header(name: str) -> _Reader:
+    wanted = name.lower().encode()
+
+    def read(connection: HTTPConnection) -> str | None:
+        for header, value in connection.scope["headers"]:
+            if header == wanted:
+                text: str = value.decode("latin-1").strip()
+                return text
+        return None
+
+    return read
+
+
+def _cookie(name: str) -> _Reader:
+    def read(connection: HTTPConnection) -> str | None:
+        return connection.cookies.get(name)
+
+    return read
+
+
+def _authenticated(connection: HTTPConnection) -> str | None:
+    user = connection.scope.get("user")
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    for attribute in ("identity", "display_name", "pk"):
+        try:
+            value = getattr(user, attribute, None)
+        except NotImplementedError:
+            # Starlette's own `SimpleUser` has no identity and says so in this way.
+            continue
+        if value is not None and value != "":
+            return str(value)
+    return None
+
+
+def _usable(user: str) -> bool:
+    if user.startswith(PREFIX):
+        return False
+    try:
+        check_user(user)
+    except InvalidUser:
+        return False
+    return True

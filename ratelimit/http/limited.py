@@ -1,0 +1,90 @@
+"""`limited("hint")`: a view asks by itself. A dependency for FastAPI's `Depends`, and a plain function for Starlette.
+
+    @app.post("/hints", dependencies=[Depends(limited("hint"))])          # FastAPI
+    decision = await hint(request)                                         # Starlette, with hint = limited("hint")
+
+A refusal is raised, as `QuotaExceeded`, and the middleware answers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket
+
+from ratelimit.decision import Decision
+from ratelimit.errors import QuotaExceeded, RateLimitError
+from ratelimit.http.refusal import POLICY_VIOLATION, Refusal
+from ratelimit.http.state import RateLimitState
+from ratelimit.http.surface import Surface
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Cost
+
+Dependency: TypeAlias = Callable[[HTTPConnection], Awaitable[Decision]]
+
+
+def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = None) -> Dependency:
+    """A function of a request or websocket that checks it against one policy, and returns the decision.
+
+    `cost` takes the place of the policy's own. The limiter, and where the user comes from, are those of the middleware;
+    without it, pass `limiter=` and register `quota_exceeded_handler`. A refusal raises `QuotaExceeded`, of which the
+    middleware makes the answer, and a cost of 0 or an exempt request is allowed unasked. Raises `UnknownAction`, and
+    `RateLimitError` where there is neither a middleware nor a limiter.
+    """
+    alone = Surface()
+    if limiter is not None:
+        alone.gate(limiter, action)
+
+    # FastAPI resolves this annotation in the module's globals: `HTTPConnection` has to be imported at run time.
+    async def check(connection: HTTPConnection) -> Decision:
+        state = RateLimitState.of(connection.scope)
+        if state is None:
+            return await _check_alone(alone, limiter, action, connection, cost)
+        gate = state.surface.gate(limiter or state.limiter, action)
+        receipt = gate.free() if state.exempt else await gate.check(connection, cost=cost)
+        state.receipts.add(receipt)
+        if not receipt.decision.allowed:
+            raise QuotaExceeded(receipt.decision)
+        return receipt.decision
+
+    return check
+
+
+async def _check_alone(
+    surface: Surface, limiter: Limiter | None, action: str, connection: HTTPConnection, cost: Cost | None
+) -> Decision:
+    if limiter is None:
+        raise RateLimitError(f"limited({action!r}) needs RateLimitMiddleware around the app, or limiter=…")
+    gate = surface.gate(limiter, action)
+    if gate.policy.count != "all":
+        problem = f"counts only {gate.policy.count}, which takes RateLimitMiddleware to see how the response ends"
+        raise RateLimitError(f"limited({action!r}): the policy {problem}")
+    receipt = await gate.check(connection, cost=cost)
+    if not receipt.decision.allowed:
+        raise QuotaExceeded(receipt.decision)
+    return receipt.decision
+
+
+async def quota_exceeded_handler(connection: Request | WebSocket, error: Exception) -> Response | None:
+    """For `app.add_exception_handler(QuotaExceeded, quota_exceeded_handler)`, in an app without the middleware."""
+    assert isinstance(error, QuotaExceeded)
+    state = RateLimitState.of(connection.scope)
+    if state is not None:
+        # The middleware does it better: it also gives back what the request has spent so far.
+        raise error
+    refusal = Refusal.of(error.decision, _WRITER)
+    response = Response(refusal.body, refusal.status)
+    response.raw_headers = list(refusal.headers)
+    if isinstance(connection, WebSocket):
+        if "websocket.http.response" in (connection.scope.get("extensions") or {}):
+            await connection.send_denial_response(response)
+        else:
+            await connection.close(POLICY_VIOLATION, "quota exceeded")
+        return None
+    return response
+
+
+_WRITER = Surface().writer

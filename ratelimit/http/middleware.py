@@ -1,0 +1,104 @@
+"""`RateLimitMiddleware`: asks the limiter before a request reaches the app. Pure ASGI, for http and websocket.
+
+Everything is resolved in `__init__`; a request only reads. Nothing is sent, and no body is read, before the decision is
+known; afterwards the app's messages pass through untouched, but for the headers on the one that starts the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ratelimit.decision import Decision
+from ratelimit.errors import QuotaExceeded
+from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.exchange import Exchange
+from ratelimit.http.headers import HeaderStyle
+from ratelimit.http.identity import DEFAULT_USER_FROM
+from ratelimit.http.lifespan import Lifespan
+from ratelimit.http.match import app_method, app_path
+from ratelimit.http.refunds import Refunds
+from ratelimit.http.state import SCOPE_KEY, RateLimitState, Receipts
+from ratelimit.http.surface import Surface
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Exempt, UserFrom
+
+
+class RateLimitMiddleware:
+    """Checks every request against each policy whose `match` fits, in the limiter's order; all must allow it.
+
+    `limiter`          opened and closed with the app's lifespan, or opened by the first request where there is none.
+    `user_from`        where the user is found, in order (see `ratelimit.http.identity`); a policy may have its own.
+    `trusted_proxies`  how many proxies of your own stand in front, or their networks: only those are believed about
+                       `X-Forwarded-For`.
+    `headers`          `"draft"` (`RateLimit`, `RateLimit-Policy`), `"legacy"` (`X-RateLimit-*`), `"both"`, `"none"`.
+    `exempt`           requests that no policy checks, and no `limited(...)`: patterns, or functions of the request.
+
+    A refusal by one policy gives back what the earlier ones took. Place it inside of what sets `scope["user"]`, and of
+    CORS. Raises `ConfigError` with the path to a bad option.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limiter: Limiter,
+        user_from: UserFrom | Iterable[UserFrom] = DEFAULT_USER_FROM,
+        trusted_proxies: TrustedProxies = 0,
+        headers: HeaderStyle = "draft",
+        exempt: Exempt | Iterable[Exempt] = (),
+    ) -> None:
+        self.app = app
+        self.limiter = limiter
+        self.refunds = Refunds()
+        self._surface = Surface(user_from=user_from, trusted_proxies=trusted_proxies, headers=headers, exempt=exempt)
+        gates = [self._surface.gate(limiter, action) for action in limiter.policies]
+        self._matching = [gate for gate in gates if gate.match]
+        self._lifespan = Lifespan(limiter, self.refunds)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the app's lifespan."""
+        kind = scope["type"]
+        if kind == "http" or kind == "websocket":
+            if not self._lifespan.ready:
+                await self._lifespan.before_request()
+            await self._serve(scope, receive, send)
+        elif kind == "lifespan":
+            await self._lifespan.run(self.app, scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        surface = self._surface
+        outer = RateLimitState.of(scope)
+        receipts = Receipts() if outer is None else outer.receipts
+        exempt = bool(surface.exempt) and await surface.exempt.covers(HTTPConnection(scope))
+        scope[SCOPE_KEY] = RateLimitState(self.limiter, surface, receipts, exempt=exempt)
+        exchange = Exchange(scope, send, surface, receipts, self.refunds)
+        try:
+            refused = None if exempt else await self._check(scope, receipts)
+            if refused is None:
+                await self.app(scope, receive, exchange.send)
+            else:
+                await exchange.refuse(refused)
+        except QuotaExceeded as error:
+            if not await exchange.refuse(error.decision):
+                raise
+        finally:
+            await exchange.end()
+
+    async def _check(self, scope: Scope, receipts: Receipts) -> Decision | None:
+        """The decision of the first policy that refuses."""
+        method, path = app_method(scope), app_path(scope)
+        gates = [gate for gate in self._matching if gate.match.matches(method, path)]
+        if not gates:
+            return None
+        connection = HTTPConnection(scope)
+        for gate in gates:
+            receipt = await gate.check(connection)
+            receipts.add(receipt)
+            if not receipt.decision.allowed:
+                return receipt.decision
+        return None

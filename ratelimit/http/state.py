@@ -1,0 +1,84 @@
+"""`RateLimitState`: what the middleware leaves in `scope["ratelimit"]` for views, and for a middleware further in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from starlette.types import Scope
+
+from ratelimit.decision import Decision
+from ratelimit.http.gate import Receipt
+from ratelimit.http.identity import Identity
+from ratelimit.limiter import Limiter
+
+if TYPE_CHECKING:
+    from ratelimit.http.surface import Surface
+
+SCOPE_KEY: Final = "ratelimit"
+
+
+class Receipts:
+    """Everything that one request was checked for. Each unit that does not count in the end is handed out once, to be
+    given back: `settle` when the outcome is known, `void` when the request is refused after all."""
+
+    __slots__ = ("_open", "decisions", "refused", "shown")
+
+    def __init__(self) -> None:
+        self.decisions: list[Decision] = []
+        self.shown: list[Decision] = []
+        """Those that the response's headers speak of: a shadow policy is not to be seen."""
+        self.refused: Decision | None = None
+        self._open: list[Receipt] = []
+
+    def add(self, receipt: Receipt) -> None:
+        """Take note of a check."""
+        decision = receipt.decision
+        self.decisions.append(decision)
+        if receipt.policy.mode == "enforce":
+            self.shown.append(decision)
+        if not decision.allowed:
+            self.refused = decision
+        elif receipt.spent:
+            self._open.append(receipt)
+
+    def settle(self, *, success: bool) -> list[Receipt]:
+        """The outcome is known. What does not count with it has to be given back."""
+        if not self._open:
+            return []
+        spent, self._open = self._open, []
+        return [receipt for receipt in spent if not receipt.counts(success=success)]
+
+    def void(self, refused: Decision) -> list[Receipt]:
+        """The request is refused: all that it spent has to be given back, and its headers speak of the refusal only."""
+        self.shown = [refused]
+        spent, self._open = self._open, []
+        return spent
+
+
+class RateLimitState:
+    """The limiter, who the request is from, and what has been decided about it so far."""
+
+    __slots__ = ("exempt", "limiter", "receipts", "surface")
+
+    def __init__(self, limiter: Limiter, surface: Surface, receipts: Receipts, *, exempt: bool) -> None:
+        self.exempt = exempt
+        """Whether no policy is to check this request."""
+        self.limiter = limiter
+        self.surface = surface
+        self.receipts = receipts
+
+    @property
+    def identity(self) -> Identity:
+        """Asks `user_of(request)` where the surface finds a user."""
+        return self.surface.identity
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """In the order they were made, refused and shadowed ones included."""
+        return self.receipts.decisions
+
+    @classmethod
+    def of(cls, scope: Scope) -> RateLimitState | None:
+        """What a middleware further out has left."""
+        state = scope.get(SCOPE_KEY)
+        return state if isinstance(state, cls) else None

@@ -1,0 +1,54 @@
+"""`Surface`: how a surface is set up, resolved once: who a user is, what is exempt, how headers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ratelimit.errors import ConfigError, UnknownAction
+from ratelimit.http.addresses import Addresses, TrustedProxies
+from ratelimit.http.gate import Exemption, Gate
+from ratelimit.http.headers import HeaderStyle, HeaderWriter
+from ratelimit.http.identity import DEFAULT_USER_FROM, Identity
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Exempt, UserFrom
+
+
+class Surface:
+    """Options as in `RateLimitMiddleware`. Raises `ConfigError` with the path to a bad one."""
+
+    __slots__ = ("_addresses", "_gates", "exempt", "identity", "writer")
+
+    def __init__(
+        self,
+        *,
+        user_from: UserFrom | Iterable[UserFrom] = DEFAULT_USER_FROM,
+        trusted_proxies: TrustedProxies = 0,
+        headers: HeaderStyle = "draft",
+        exempt: Exempt | Iterable[Exempt] = (),
+    ) -> None:
+        self._addresses = Addresses(trusted_proxies)
+        self.identity = Identity(user_from, self._addresses)
+        self.writer = HeaderWriter(headers)
+        self.exempt = Exemption(exempt)
+        self._gates: dict[tuple[int, str], Gate] = {}
+
+    def gate(self, limiter: Limiter, action: str) -> Gate:
+        """The gate of one of the limiter's policies, made when first asked for. Raises `UnknownAction`."""
+        # A gate holds on to its limiter, so an id in here is not used again for another one.
+        gate = self._gates.get((id(limiter), action))
+        if gate is None:
+            gate = self._gates[id(limiter), action] = self._make(limiter, action)
+        return gate
+
+    def _make(self, limiter: Limiter, action: str) -> Gate:
+        policy = limiter.policies.get(action)
+        if policy is None:
+            raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")
+        if not policy.user_from:
+            return Gate(limiter, policy, self.identity)
+        try:
+            return Gate(limiter, policy, Identity(policy.user_from, self._addresses))
+        except ConfigError as error:
+            if error.path.startswith("user_from"):
+                raise error.under(f"policies.{action}") from error
+            raise

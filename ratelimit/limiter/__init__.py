@@ -1,0 +1,6 @@
+"""`Limiter`, and what it is made of: plans, beliefs, the ledger that runs them, the guard around the store."""
+
+from ratelimit.limiter.alerts import Alert
+from ratelimit.limiter.limiter import Limiter
+
+__all__ = ["Alert", "Limiter"]

@@ -1,0 +1,81 @@
+"""Threshold alerts: a hook hears when a user's usage of a quota passes a part of its limit.
+
+Counts of a fixed window only grow, and each write knows the count it left behind, so of all processes exactly one write
+passes a threshold, and exactly one alert is raised per window and threshold. (After a refund or a reset it may be
+passed again.) Sliding windows and buckets drain continuously: there, each passing upwards is an alert.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+from typing import Final, TypeAlias
+
+import msgspec
+
+from ratelimit.decision import QuotaState
+from ratelimit.limiter.planner import Planner
+from ratelimit.names import Key
+from ratelimit.quota import Quota
+
+MAX_WAITING: Final = 1000
+
+logger = logging.getLogger("ratelimit")
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """Usage has reached `threshold * quota.limit`."""
+
+    user: str
+    action: str
+    threshold: float
+    quota: Quota
+    used: int
+    at: int
+    """Microseconds since the epoch."""
+
+
+AlertHook: TypeAlias = Callable[[Alert], Awaitable[None] | None]
+
+
+class Alerts:
+    """Calls the hook, sync or async, out of the way of the check; what it raises is logged and goes no further."""
+
+    def __init__(self, hook: AlertHook | None) -> None:
+        self.dropped = 0
+        """Alerts not raised because `MAX_WAITING` others were still being handled."""
+        self._hook = hook
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spent(self, planner: Planner, key: Key, now: int, amount: int, states: tuple[QuotaState, ...]) -> None:
+        """A write has just spent `amount` and left the quotas in these states."""
+        if self._hook is None:
+            return
+        for state in states:
+            for threshold in planner.policy.alert_at:
+                if state.used - amount < threshold * state.quota.limit <= state.used:
+                    self._raise(Alert(key.user, key.action, threshold, state.quota, state.used, now))
+
+    async def finish(self) -> None:
+        """Returns when every hook has."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _raise(self, alert: Alert) -> None:
+        if len(self._tasks) >= MAX_WAITING:
+            self.dropped += 1
+            return
+        task = asyncio.create_task(self._call(alert))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _call(self, alert: Alert) -> None:
+        assert self._hook is not None
+        try:
+            answer = self._hook(alert)
+            if isawaitable(answer):
+                await answer
+        except Exception:
+            logger.exception("the alert hook failed for %s of %s", alert.threshold, alert.action)

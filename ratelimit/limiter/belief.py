@@ -1,0 +1,95 @@
+"""What this process believes of the records it has seen: a small bounded memory that makes most checks one round trip.
+
+A belief may be wrong. It only shapes the conditions of a write, and a write whose conditions do not hold is refused
+with the truth; so a wrong belief costs one more round trip and never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from ratelimit.algorithms.fields import current_totals, is_total, stale
+from ratelimit.clock import DAY
+from ratelimit.names import Key
+from ratelimit.store.write import Drop, Record, Write
+
+NEVER: Final = -1
+
+
+class Belief:
+    """The fields of one record that planning needs, and when it was last seen whole and last cleaned."""
+
+    __slots__ = ("cleaned_at", "day", "record", "refused_at", "stale")
+
+    def __init__(self) -> None:
+        self.record: dict[str, int] = {}
+        self.stale: list[str] = []
+        """Fields known to be there that a coming write should drop."""
+        self.cleaned_at = NEVER
+        """Microseconds: nothing was left to drop at that moment."""
+        self.day = NEVER
+        """The UTC day (since the epoch) on which the whole record was last seen."""
+        self.refused_at = NEVER
+        """Microseconds: the store said no, and this was the truth. What is spent only grows: it would say no again."""
+
+    def know(self, record: Record, now: int) -> None:
+        """Take over the whole true record, less the totals that neither a refund nor a clean-up will need."""
+        self.stale = stale(record, now)
+        passed = set(self.stale)
+        current = current_totals(now)
+        self.record = {
+            field: value
+            for field, value in record.items()
+            if field not in passed and (field in current or not is_total(field))
+        }
+        self.cleaned_at = NEVER if self.stale else now
+        self.day = now // DAY
+
+    def refuse(self, record: Record, now: int) -> None:
+        """Take over the whole true record, with which the store refused something."""
+        self.know(record, now)
+        self.refused_at = now
+
+    def is_clean(self, epoch_start: int, now: int) -> bool:
+        """Whether nothing has to be dropped: looked up once in an epoch, in which no window and no day ends."""
+        if self.cleaned_at >= epoch_start:
+            return True
+        found = stale(self.record, now)
+        for field in found:
+            del self.record[field]
+        self.stale = list(dict.fromkeys((*self.stale, *found)))
+        if not self.stale:
+            self.cleaned_at = now
+        return not self.stale
+
+    def dropped(self, write: Write, now: int) -> None:
+        """A write with these drops was applied."""
+        gone = {op.field for op in write.ops if type(op) is Drop}
+        self.stale = [field for field in self.stale if field not in gone]
+        if not self.stale:
+            self.cleaned_at = now
+
+
+class Beliefs:
+    """The most recently used beliefs, at most `most` of them."""
+
+    __slots__ = ("_beliefs", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._beliefs: OrderedDict[Key, Belief] = OrderedDict()
+
+    def of(self, key: Key) -> Belief:
+        """The belief about this key; an empty one if there was none."""
+        belief = self._beliefs.get(key)
+        if belief is not None:
+            self._beliefs.move_to_end(key)
+            return belief
+        if len(self._beliefs) >= self._most:
+            self._beliefs.popitem(last=False)
+        belief = self._beliefs[key] = Belief()
+        return belief
+
+    def __len__(self) -> int:
+        return len(self._beliefs)

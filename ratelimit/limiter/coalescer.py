@@ -1,0 +1,121 @@
+"""Checks for one key while a write of it is under way wait for that write, and then go out together as one.
+
+DynamoDB takes at most 1,000 writes a second of one item; this lets one popular user, or one abusive one, be checked
+tens of thousands of times a second. A key with no write under way goes straight out: no task, no queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeAlias
+
+from ratelimit.clock import Clock
+from ratelimit.decision import Decision
+from ratelimit.errors import StoreThrottled, StoreUnavailable
+from ratelimit.limiter.planner import Planner
+from ratelimit.names import Key
+
+MAX_WAITING: Final = 10_000
+
+Spend: TypeAlias = Callable[[Planner, Key, int, Sequence[int]], Awaitable[list[Decision]]]
+
+
+class Coalescer:
+    """One write at a time for a user, an action and its quotas. `spend` sends several costs at once, in order.
+
+    First come, first served: what fits of a batch is admitted in the order of arrival. A check waits at most `deadline`
+    seconds; one that gives up, or is cancelled, before its batch left has spent nothing and holds up nobody.
+    """
+
+    def __init__(self, spend: Spend, clock: Clock, deadline: float) -> None:
+        self._spend = spend
+        self._clock = clock
+        self._deadline = deadline
+        self._flights: dict[tuple[Key, Planner], _Flight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def spend(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
+        """The decision on `cost`. Raises `StoreUnavailable`."""
+        flight = self._flights.get((key, planner))
+        if flight is not None:
+            return await self._join(flight, cost)
+        flight = self._flights[key, planner] = _Flight()
+        try:
+            return (await self._spend(planner, key, now, (cost,)))[0]
+        finally:
+            if flight.waiting:
+                task = asyncio.create_task(self._carry(flight, planner, key))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            else:
+                del self._flights[key, planner]
+
+    async def _join(self, flight: _Flight, cost: int) -> Decision:
+        if len(flight.waiting) >= MAX_WAITING:
+            raise StoreThrottled(f"{MAX_WAITING} checks wait for one record already")
+        waiter = _Waiter(cost)
+        flight.waiting.append(waiter)
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await waiter.decision
+        except TimeoutError as error:
+            raise StoreUnavailable(f"no turn at the record within {self._deadline} s") from error
+
+    async def _carry(self, flight: _Flight, planner: Planner, key: Key) -> None:
+        """Take off with whoever waits, until nobody does."""
+        try:
+            while batch := flight.board(planner.most):
+                await self._fly(batch, planner, key)
+        finally:
+            del self._flights[key, planner]
+            for waiter in flight.waiting:  # only where this task itself was cancelled
+                waiter.decision.cancel()
+
+    async def _fly(self, batch: list[_Waiter], planner: Planner, key: Key) -> None:
+        try:
+            decisions = await self._spend(planner, key, self._clock.now(), [waiter.cost for waiter in batch])
+        except asyncio.CancelledError:
+            for waiter in batch:
+                waiter.decision.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 (passed on to those who wait, whom nothing may leave hanging)
+            for waiter in batch:
+                if not waiter.decision.done():
+                    waiter.decision.set_exception(error)
+            return
+        for waiter, decision in zip(batch, decisions, strict=True):
+            if not waiter.decision.done():
+                waiter.decision.set_result(decision)
+
+
+class _Waiter:
+    __slots__ = ("cost", "decision")
+
+    def __init__(self, cost: int) -> None:
+        self.cost = cost
+        self.decision: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+
+
+class _Flight:
+    """A write under way, and who waits for the next."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Waiter] = deque()
+
+    def board(self, most: int | None) -> list[_Waiter]:
+        """The next batch, in order of arrival: as many as could pass together. Those who gave up stay behind."""
+        batch: list[_Waiter] = []
+        total = 0
+        while self.waiting:
+            waiter = self.waiting[0]
+            if not waiter.decision.done():
+                if most is not None and batch and total + waiter.cost > most:
+                    break
+                total += waiter.cost
+                batch.append(waiter)
+            self.waiting.popleft()
+        return batch

@@ -1,0 +1,140 @@
+"""`Planner`: one policy, compiled. It turns what is believed of a record into the `Write` that decides a check."""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Final
+
+from ratelimit.algorithms import Ops, Rule, Totals, rule
+from ratelimit.algorithms.fields import stale
+from ratelimit.clock import DAY, SECOND
+from ratelimit.decision import QuotaState
+from ratelimit.limiter.belief import Belief
+from ratelimit.policy import Policy
+from ratelimit.store.write import Add, Drop, Record, Write
+
+_DAY_S: Final = DAY // SECOND
+# Thirteen months of totals have to outlive the last write.
+KEPT_DAYS: Final = 400
+# Bounds the size of one expression; what is left over goes with the next write.
+_DROPS_AT_ONCE: Final = 25
+_SHARE_AHEAD: Final = 4
+_KEPT_WRITES: Final = 64
+
+
+class Planner:
+    """The rules of one policy.
+
+    A write that would come out the same again (every fixed-window check of one window, whoever the user is) comes
+    out as the same object, so that a store can keep what it prepared for it.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self._rules: tuple[Rule, ...] = tuple(rule(policy.algorithm, quota) for quota in policy.quotas)
+        self._totals = Totals()
+        self._windows = [quota.window for quota in policy.quotas]
+        self._kept_s = max([KEPT_DAYS * _DAY_S, *(3 * window.seconds for window in self._windows)])
+        self._epoch_start = self._epoch_end = 0
+        self._today = 0
+        self._expires_at = 0
+        self._writes: dict[int, tuple[list[Ops], Write]] = {}
+        self.most = min((rule.most for rule in self._rules), default=None)
+        """The largest cost that can ever pass; None where there is no limit."""
+
+    def spend(self, now: int, cost: int, belief: Belief) -> Write | None:
+        """Take `cost` from every quota or from none, and count it; None where, by this belief, it does not fit."""
+        parts: list[Ops] = []
+        for one in self._rules:
+            ops = one.spend(now, cost, belief.record)
+            if ops is None:
+                return None
+            parts.append(ops)
+        parts.append(self._totals.add(now, cost))
+        return self._write(now, cost, parts, belief)
+
+    def fits(self, now: int, cost: int, record: Record) -> bool:
+        """Whether a record, if true, has room for `cost`."""
+        return cost <= 0 or None not in [one.spend(now, cost, record) for one in self._rules]
+
+    def ahead(self, now: int, cost: int, wanted: int, record: Record) -> int:
+        """How many of the units wanted ahead to take with `cost`: never more than a part of what is left, so that the
+        last units of a quota are not all held by whoever came first."""
+        if not wanted:
+            return 0
+        room = min([state.remaining for state in self.states(now, cost, record)]) - max(0, cost)
+        return max(0, min(wanted, room // _SHARE_AHEAD))
+
+    def less(self, now: int, held: int, record: Record) -> Record:
+        """The record as it would be without the units that are held."""
+        if not held:
+            return record
+        counters = [op.field for one in self._rules for op in one.charge(now, 1, record) if type(op) is Add]
+        return {**record, **{field: record.get(field, 0) - held for field in counters}}
+
+    def epoch(self, now: int) -> tuple[int, int]:
+        """From when to when (microseconds) no window and no UTC day ends around `now`."""
+        self._turn_to(now)
+        return self._epoch_start, self._epoch_end
+
+    def charge(self, now: int, cost: int, belief: Belief) -> Write:
+        """Take `cost` from every quota whether or not it fits, and count it."""
+        parts = [one.charge(now, cost, belief.record) for one in self._rules]
+        self._turn_to(now)
+        belief.is_clean(self._epoch_start, now)
+        return self._with_drops(now, [*parts, self._totals.add(now, cost)], belief)
+
+    def refund(self, now: int, cost: int, record: Record | None, *, at: int) -> Write | None:
+        """Give back what was taken at the moment `at`: all of it where the record is not known (None), else what is
+        left of it; None where nothing is."""
+        parts = [one.refund(at, cost, record) for one in self._rules]
+        parts.append(self._totals.refund(at, cost, record))
+        self._turn_to(now)
+        ops = tuple(op for part in parts for op in part)
+        return Write(ops, self._expires_at) if ops else None
+
+    def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
+        """How every quota stands by a true record."""
+        return tuple([one.state(now, cost, record) for one in self._rules])
+
+    def _write(self, now: int, cost: int, parts: list[Ops], belief: Belief) -> Write:
+        self._turn_to(now)
+        if belief.day != self._today or not belief.is_clean(self._epoch_start, now):
+            return self._with_drops(now, parts, belief)
+        kept = self._writes.get(cost)
+        if kept is not None and _identical(kept[0], parts):
+            return kept[1]
+        if len(self._writes) >= _KEPT_WRITES:
+            self._writes.clear()
+        write = Write(tuple([op for part in parts for op in part]), self._expires_at)
+        self._writes[cost] = (parts, write)
+        return write
+
+    def _with_drops(self, now: int, parts: list[Ops], belief: Belief) -> Write:
+        """A write that also drops what is known to be stale, and once a day asks to see the whole record.
+
+        Asked again what is stale, because a clock that was set back has made yesterday's field today's.
+        """
+        ops = [op for part in parts for op in part]
+        drops = map(Drop, stale(belief.stale, now)[:_DROPS_AT_ONCE])
+        return Write((*ops, *drops), self._expires_at, whole=belief.day != self._today)
+
+    def _turn_to(self, now: int) -> None:
+        """An epoch is the time in which no window and no UTC day ends: what is planned in it looks the same."""
+        if self._epoch_start <= now < self._epoch_end:
+            return
+        spans = [window.span(now) for window in self._windows]
+        self._today = now // DAY
+        self._epoch_start = max([self._today * DAY, *(span.start for span in spans)])
+        self._epoch_end = min([(self._today + 1) * DAY, *(span.end for span in spans)])
+        self._expires_at = self._today * _DAY_S + self._kept_s
+        self._writes.clear()
+
+
+def _identical(kept: list[Ops], parts: list[Ops]) -> bool:
+    return all(map(is_, kept, parts))
+
+
+def drops(now: int, fields: list[str]) -> Write:
+    """Nothing but dropping these fields."""
+    return Write(tuple(map(Drop, fields)), (now // DAY + KEPT_DAYS) * _DAY_S)

@@ -1,0 +1,53 @@
+"""Who and what may be counted: the bounds of a user and of an action, checked once where they enter."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from ratelimit.errors import InvalidAction, InvalidUser, RateLimitError
+
+# As stored, where `#` and `%` take three bytes. DynamoDB allows a partition key of 2,048; ours has to leave the item
+# below the 1,024 of one write unit.
+MAX_USER_BYTES: Final = 256
+MAX_ACTION_BYTES: Final = 64
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+class Key(NamedTuple):
+    """The pair that every limit and every usage event is about. Built by `Key.of`, which checks both."""
+
+    user: str
+    action: str
+
+    @classmethod
+    def of(cls, user: str, action: str) -> Key:
+        """Raises `InvalidUser` or `InvalidAction`."""
+        check_user(user)
+        check_action(action)
+        return cls(user, action)
+
+
+def check_user(user: str) -> str:
+    """The user itself, if it can be stored. Raises `InvalidUser`."""
+    return _check(user, "user", MAX_USER_BYTES, InvalidUser)
+
+
+def check_action(action: str) -> str:
+    """The action itself, if it can be stored. Raises `InvalidAction`."""
+    return _check(action, "action", MAX_ACTION_BYTES, InvalidAction)
+
+
+def _check(text: str, what: str, most: int, error: type[RateLimitError]) -> str:
+    if type(text) is not str:
+        raise error(f"the {what} must be text, not {type(text).__name__}; pass str({what})")
+    if text.isascii() and text.isprintable() and 0 < 3 * len(text) <= most:
+        return text
+    if not text:
+        raise error(f"the {what} is empty")
+    if found := _CONTROL.search(text):
+        raise error(f"the {what} holds the control character {found[0]!r} at position {found.start()}")
+    if (size := len(text.encode()) + 2 * (text.count("#") + text.count("%"))) > most:
+        raise error(f"the {what} takes {size} bytes, and {most} are the most; pass a digest of it")
+    return text

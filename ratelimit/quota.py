@@ -1,0 +1,238 @@
+"""`Quota`: an amount per time, with the text form people know (`5/day`, `10 per 5 minutes`, `100/hour; 1000/day`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Final, Literal, TypeAlias, cast, get_args
+
+from ratelimit.clock import DAY, HOUR, MINUTE, SECOND
+from ratelimit.errors import ConfigError, InvalidQuota
+
+Unit: TypeAlias = Literal["second", "minute", "hour", "day", "week", "month", "year"]
+UNITS: Final = cast(tuple[Unit, ...], get_args(Unit))
+MAX_LIMIT: Final = 10**12
+MAX_YEARS: Final = 10
+
+_FIXED: Final[dict[str, int]] = {"second": SECOND, "minute": MINUTE, "hour": HOUR, "day": DAY, "week": 7 * DAY}
+_MONTHS: Final[dict[str, int]] = {"month": 1, "year": 12}
+_SHORT: Final[dict[str, Unit]] = {
+    "s": "second", "sec": "second", "m": "minute", "min": "minute", "h": "hour", "hr": "hour",
+    "d": "day", "w": "week", "mo": "month", "y": "year", "yr": "year",
+}  # fmt: skip
+_EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
+# 1970-01-01 was a Thursday: windows of weeks start on Mondays, as ISO 8601 has it.
+_MONDAY: Final = 3 * DAY
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One window on the time line: its `index`, counted from the epoch, and [start, end) in microseconds."""
+
+    index: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A length of time that repeats, aligned to UTC: seconds to weeks of fixed length, calendar months and years."""
+
+    count: int
+    unit: Unit
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise InvalidQuota(_unknown_unit(self.unit))
+        if type(self.count) is not int or self.count < 1:
+            raise InvalidQuota(f"a window must last at least 1 {self.unit}, not {self.count!r}")
+        if self.longest > MAX_YEARS * 366 * DAY:
+            raise InvalidQuota(f"a window of {self} is longer than the {MAX_YEARS} years supported")
+
+    @classmethod
+    def parse(cls, text: str) -> Window:
+        """`day`, `5 minutes`, `1h`. Raises `InvalidQuota`."""
+        match = re.fullmatch(r"\s*(\d*)\s*([^\W\d_]+)\s*", text)
+        if match is None:
+            raise InvalidQuota(f"{text!r} is not a window; write 'day' or '5 minutes'")
+        return cls(int(match[1]) if match[1] else 1, _unit(match[2]))
+
+    @property
+    def longest(self) -> int:
+        """The most microseconds it can last: a month counts 31 days, a year 366."""
+        if self.unit in _FIXED:
+            return self.count * _FIXED[self.unit]
+        return self.count * (31 if self.unit == "month" else 366) * DAY
+
+    @property
+    def seconds(self) -> int:
+        """Whole seconds it lasts at most, as headers show it."""
+        return self.longest // SECOND
+
+    def span(self, now: int) -> Span:
+        """The window that `now` lies in."""
+        if self.unit in _FIXED:
+            shift = _MONDAY if self.unit == "week" else 0
+            length = self.count * _FIXED[self.unit]
+            index = (now + shift) // length
+            return Span(index, index * length - shift, (index + 1) * length - shift)
+        today = date.fromordinal(now // DAY + _EPOCH_ORDINAL)
+        months = self.count * _MONTHS[self.unit]
+        index = (today.year * 12 + today.month - 1) // months
+        return Span(index, _start_of_month(index * months), _start_of_month((index + 1) * months))
+
+    def __str__(self) -> str:
+        return self.unit if self.count == 1 else f"{self.count} {self.unit}s"
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Quota:
+    """At most `limit` units in each `window`; with GCRA, at most `burst` (by default `limit`) at once.
+
+    `window` may be given as text (`Quota(5, "day")`). A limit of 0 refuses everything. Raises `InvalidQuota`.
+    """
+
+    limit: int
+    window: Window
+    burst: int | None = None
+
+    def __init__(self, limit: int, window: Window | str, burst: int | None = None) -> None:
+        object.__setattr__(self, "limit", _amount("limit", limit, least=0))
+        object.__setattr__(self, "window", Window.parse(window) if isinstance(window, str) else window)
+        object.__setattr__(self, "burst", None if burst is None else _amount("burst", burst, least=1))
+
+    @classmethod
+    def parse(cls, text: str) -> Quota:
+        """One quota from its text form. Raises `InvalidQuota` for none, several, or `unlimited`."""
+        quotas = parse_quotas(text)
+        if len(quotas) != 1:
+            raise InvalidQuota(f"{text!r} holds {len(quotas)} quotas where one is expected")
+        return quotas[0]
+
+    def __str__(self) -> str:
+        burst = "" if self.burst is None else f" burst {self.burst}"
+        return f"{self.limit}/{self.window}{burst}"
+
+
+Quotas: TypeAlias = tuple[Quota, ...]
+QuotasLike: TypeAlias = "str | int | Quota | Iterable[str | Quota]"
+
+
+class _Unlimited(tuple[Quota, ...]):
+    """No quota at all: a type of its own, so that an empty tuple cannot mean it by accident."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "UNLIMITED"
+
+
+UNLIMITED: Final[Quotas] = _Unlimited()
+
+_QUOTA = re.compile(
+    r"""\s*(?P<limit>[+-]?\d+)\s*(?:/|\bper\b)\s*(?P<window>\d*\s*[^\W\d_]+)\s*(?:\bburst\s+(?P<burst>\d+)\s*)?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def to_quotas(value: QuotasLike) -> Quotas:
+    """Quotas from whatever a caller finds handy: text, one `Quota`, a list of either, or -1 for no limit.
+
+    `UNLIMITED` is an empty tuple of its own; any other empty one is refused, so that nothing is unlimited by accident.
+    Raises `InvalidQuota`, or `ConfigError` with the index when one of a list is wrong.
+    """
+    if isinstance(value, str):
+        return parse_quotas(value)
+    if isinstance(value, Quota):
+        return (value,)
+    if isinstance(value, int):
+        if value == -1 and not isinstance(value, bool):
+            return UNLIMITED
+        raise InvalidQuota(f"{value!r} is not a quota: say per what, as in '{value}/day', or -1 for no limit")
+    if value is UNLIMITED:
+        return UNLIMITED
+    if not isinstance(value, Iterable):
+        raise InvalidQuota(f"{value!r} is not a quota; write '5/day' or Quota(5, 'day')")
+    return _together(list(value))
+
+
+def _together(items: list[str | Quota]) -> Quotas:
+    if not items:
+        raise InvalidQuota("no quota given; write 'unlimited' if there is to be no limit")
+    quotas: list[Quota] = []
+    for number, item in enumerate(items):
+        try:
+            if isinstance(item, str):
+                quotas.append(Quota.parse(item))
+            elif isinstance(item, Quota):
+                quotas.append(item)
+            else:
+                raise InvalidQuota(f"{item!r} is not a quota; write '5/day' or Quota(5, 'day')")
+        except InvalidQuota as error:
+            raise ConfigError(f"[{number}]", str(error)) from error
+    return _distinct(quotas)
+
+
+@lru_cache(maxsize=1024)
+def parse_quotas(text: str) -> Quotas:
+    """Read `5/day`, `10 per 5 minutes`, `100/hour; 1000/day` (`,` and `|` too), `unlimited` or `-1`.
+
+    Case does not matter, plurals are understood, `burst 20` may follow for GCRA. Raises `InvalidQuota`.
+    """
+    if text.strip().lower() in ("unlimited", "-1"):
+        return UNLIMITED
+    return _distinct([_parse_one(part) for part in re.split(r"[;,|]", text)])
+
+
+def _parse_one(text: str) -> Quota:
+    match = _QUOTA.fullmatch(text)
+    if match is None:
+        hint = "'unlimited' stands alone" if text.strip().lower() in ("unlimited", "-1") else "write '5/day'"
+        raise InvalidQuota(f"{text.strip()!r} is not a quota; {hint} or '10 per 5 minutes'")
+    burst = int(match["burst"]) if match["burst"] else None
+    return Quota(int(match["limit"]), Window.parse(match["window"]), burst)
+
+
+def _distinct(quotas: list[Quota]) -> Quotas:
+    """Two quotas on one window would write one field twice; which of them is meant is the author's to say."""
+    seen: set[Window] = set()
+    for quota in quotas:
+        if quota.window in seen:
+            raise InvalidQuota(f"two quotas per {quota.window}; keep the one that is meant")
+        seen.add(quota.window)
+    return tuple(quotas)
+
+
+def _amount(name: str, value: int, *, least: int) -> int:
+    if type(value) is not int:
+        raise InvalidQuota(f"{name} must be a whole number, not {value!r}")
+    if not least <= value <= MAX_LIMIT:
+        unlimited = " (for no limit, write 'unlimited')" if value == -1 else ""
+        raise InvalidQuota(f"{name} must be between {least} and {MAX_LIMIT}, not {value}{unlimited}")
+    return value
+
+
+def _unit(word: str) -> Unit:
+    lower = word.lower()
+    for name in (lower, lower.removesuffix("s")):
+        if name in UNITS:
+            return name
+        if name in _SHORT:
+            return _SHORT[name]
+    raise InvalidQuota(_unknown_unit(word))
+
+
+def _unknown_unit(word: str) -> str:
+    near = get_close_matches(word.lower(), UNITS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(UNITS)}"
+    return f"unknown unit {word!r}; {hint}"
+
+
+def _start_of_month(months: int) -> int:
+    """The first microsecond of a month counted from the year 0."""
+    year, month = divmod(months, 12)
+    return (date(year, month + 1, 1).toordinal() - _EPOCH_ORDINAL) * DAY

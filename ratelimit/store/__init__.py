@@ -1,0 +1,21 @@
+"""Where state lives: the `Store` contract, the `Write` it runs, and the store that needs no set-up."""
+
+from ratelimit.store.base import Store
+from ratelimit.store.events import EventStore, MemoryEventStore
+from ratelimit.store.memory import MemoryStore
+from ratelimit.store.write import Add, Drop, Expect, Op, Outcome, Put, Record, Write
+
+__all__ = [
+    "Add",
+    "Drop",
+    "EventStore",
+    "Expect",
+    "MemoryEventStore",
+    "MemoryStore",
+    "Op",
+    "Outcome",
+    "Put",
+    "Record",
+    "Store",
+    "Write",
+]

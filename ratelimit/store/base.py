@@ -1,0 +1,45 @@
+"""The contract of a store, on one page. `docs` and the store suite (`tests/store/`) hold every implementation to it."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from ratelimit.names import Key
+from ratelimit.store.events import EventStore
+from ratelimit.store.write import Outcome, Record, Write
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where the counters live: one record per user and action. Safe to use from many tasks of one event loop.
+
+    Every method but `close` may raise `StoreUnavailable`, and nothing else, when the store gives no usable answer.
+    """
+
+    @property
+    def events(self) -> EventStore:
+        """Where the usage events live, beside the counters. Opened and closed with the store."""
+        ...
+
+    async def open(self) -> None:
+        """Make ready; harmless when it is already. Raises `StoreMisconfigured` where waiting would not help."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections; harmless when closed. `open` may be called again."""
+        ...
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        """Run the write, atomically against every other process. `now` (µs) only guides garbage collection.
+
+        After `StoreUnavailable` the write may have been applied, or not; after `StoreThrottled` it was not.
+        """
+        ...
+
+    async def read(self, key: Key) -> Record:
+        """The whole record, strongly consistent; empty where there is none."""
+        ...
+
+    async def delete(self, key: Key) -> None:
+        """Forget the whole record, totals included."""
+        ...

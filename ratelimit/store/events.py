@@ -1,0 +1,138 @@
+"""Where usage events live: the `EventStore` contract, and the one that needs no set-up.
+
+An event is found by user, UTC day and position. The position is a function of the event, so writing it again changes
+nothing. Its id carries its time (a UUIDv7), or else the store remembers where the id was first seen: whatever comes
+later under the same id, of the same user, is that first event again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from ratelimit.errors import InvalidInput
+from ratelimit.event import UsageEvent
+
+DEFAULT_MAX_EVENTS: Final = 100_000
+MOST_AT_ONCE: Final = 25
+"""Events in one `put`."""
+
+
+class Position(NamedTuple):
+    """Where an event lies among those of its user and day."""
+
+    at: int
+    action: str
+    id: str
+
+
+class EventStore(Protocol):
+    """Every method may raise `StoreUnavailable`, and nothing else, when the store gives no usable answer."""
+
+    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        """Write up to `MOST_AT_ONCE` events, and return those that the store did not take: they may be put again.
+
+        After `StoreUnavailable` any of them may have been written.
+        """
+        ...
+
+    async def page(
+        self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
+    ) -> Sequence[UsageEvent]:
+        """Events of a user's UTC day at `since` <= at < `until` (ms), newest first, beginning after a position.
+
+        Fewer than `limit` means that there are no more. Sees all that was written before.
+        """
+        ...
+
+    async def erase(self, user: str, day: date) -> Mapping[str, int]:
+        """Delete the events of a user's UTC day; how many there were, by action. Harmless when repeated."""
+        ...
+
+    async def forget(self, user: str) -> int:
+        """Delete what is remembered of a user's event ids; how many there were."""
+        ...
+
+
+def position_of(event: UsageEvent) -> Position:
+    """Where it belongs."""
+    return Position(event.at, event.action, event.id)
+
+
+def placed(event: UsageEvent, position: Position) -> UsageEvent:
+    """The event at the position where its id was first seen."""
+    if position == position_of(event):
+        return event
+    return msgspec.structs.replace(event, at=position.at, action=position.action)
+
+
+def day_of(at: int) -> date:
+    """The UTC day of a time in milliseconds."""
+    return datetime.fromtimestamp(at // 1000, UTC).date()
+
+
+class MemoryEventStore:
+    """Events in this process's memory. When there are `max_events`, the one written first gives way: see `evicted`."""
+
+    def __init__(self, *, max_events: int = DEFAULT_MAX_EVENTS) -> None:
+        if type(max_events) is not int or max_events < 1:
+            raise InvalidInput(f"max_events must be a whole number of at least 1, not {max_events!r}")
+        self.max_events = max_events
+        self.evicted = 0
+        self._events: OrderedDict[tuple[str, Position], UsageEvent] = OrderedDict()
+        self._days: dict[tuple[str, date], list[Position]] = {}
+        self._seen: dict[str, dict[str, Position]] = {}
+
+    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        """See `EventStore.put`."""
+        for event in events:
+            position = position_of(event)
+            if not event.carries_time:
+                position = self._seen.setdefault(event.user, {}).setdefault(event.id, position)
+            if (event.user, position) not in self._events:
+                self._add(placed(event, position))
+        return ()
+
+    async def page(
+        self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
+    ) -> Sequence[UsageEvent]:
+        """See `EventStore.page`."""
+        positions = self._days.get((user, day), [])
+        end = bisect_left(positions, (until, "", ""))
+        if after is not None:
+            end = min(end, bisect_left(positions, after))
+        start = max(bisect_left(positions, (since, "", "")), end - limit)
+        return [self._events[user, position] for position in reversed(positions[start:end])]
+
+    async def erase(self, user: str, day: date) -> Mapping[str, int]:
+        """See `EventStore.erase`."""
+        erased: dict[str, int] = {}
+        for position in self._days.pop((user, day), []):
+            del self._events[user, position]
+            erased[position.action] = erased.get(position.action, 0) + 1
+        return erased
+
+    async def forget(self, user: str) -> int:
+        """See `EventStore.forget`."""
+        return len(self._seen.pop(user, {}))
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def _add(self, event: UsageEvent) -> None:
+        position = position_of(event)
+        self._events[event.user, position] = event
+        insort(self._days.setdefault((event.user, day_of(event.at)), []), position)
+        if len(self._events) > self.max_events:
+            (user, oldest), gone = self._events.popitem(last=False)
+            self.evicted += 1
+            positions = self._days[user, day_of(gone.at)]
+            positions.remove(oldest)
+            if not positions:
+                del self._days[user, day_of(gone.at)]
+            self._seen.get(user, {}).pop(oldest.id, None)

@@ -1,0 +1,180 @@
+"""Where the parts meet: a store from its URL, a limiter and a middleware from a configuration; nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
+from urllib.parse import parse_qsl, urlsplit
+
+from ratelimit.clock import Clock
+from ratelimit.config import Config, HeadersMode, Problems, SettingArgs, read_config
+from ratelimit.errors import ConfigError
+from ratelimit.http.surface import Surface
+from ratelimit.limiter import Limiter
+from ratelimit.limiter.alerts import AlertHook
+from ratelimit.policy import Exempt, UserFrom
+from ratelimit.store import MemoryStore, Store
+
+if TYPE_CHECKING:
+    from ratelimit.dynamodb import Settings
+
+
+def open_store(url: str) -> OpeningStore:
+    """An open store: `store = await open_store(url)`, or `async with open_store(url) as store:`, which closes it.
+
+    `memory://` (`?max_keys=1000`), or `dynamodb://TABLE?region=…&endpoint=…&create=true`. Raises `ConfigError` for the
+    URL; opening it raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help.
+    """
+    return OpeningStore(store_from_url(url))
+
+
+class OpeningStore:
+    """A store about to be opened. Made by `open_store`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __await__(self) -> Generator[object, None, Store]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Store:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._store.close()
+
+    async def _open(self) -> Store:
+        try:
+            await self._store.open()
+        except BaseException:
+            await self._store.close()
+            raise
+        return self._store
+
+
+def store_from_url(url: str) -> Store:
+    """The store that a URL names, not yet open. Raises `ConfigError`."""
+    scheme, separator, _ = url.partition("://")
+    try:
+        if not separator:
+            raise ConfigError("", f"expected a URL such as {_EXAMPLES}")
+        if scheme not in _STORES:
+            near = get_close_matches(scheme, _STORES, n=1)
+            hint = f"did you mean {near[0]}://?" if near else f"there are: {_EXAMPLES}"
+            raise ConfigError("", f"unknown scheme {scheme}://; {hint}")
+        return _STORES[scheme](url)
+    except ConfigError as error:
+        raise error.under("store") from None
+
+
+def table_settings(url: str) -> Settings:
+    """The settings of a table from its store's URL. Raises `ConfigError`, also for a store that has no table."""
+    from ratelimit.dynamodb import parse_url
+
+    if url.startswith("memory://"):
+        raise ConfigError("store", "memory:// has no table; name one: --store dynamodb://my-table?region=eu-west-1")
+    try:
+        return parse_url(url)
+    except ConfigError as error:
+        raise error.under("store") from None
+
+
+def limiter_from(config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None) -> Limiter:
+    """The limiter that a configuration describes; its store opens with it, or when first used. Raises `ConfigError`."""
+    return Limiter(
+        store_from_url(config.store),
+        config.policies,
+        clock=clock,
+        deadline=config.deadline,
+        denial_cache=config.denial_cache,
+        on_alert=on_alert,
+    )
+
+
+class MiddlewareArgs(TypedDict):
+    """What `RateLimitMiddleware` takes besides the app."""
+
+    limiter: Limiter
+    user_from: tuple[UserFrom, ...]
+    trusted_proxies: int | tuple[str, ...]
+    headers: HeadersMode
+    exempt: tuple[Exempt, ...]
+
+
+def configure(
+    path: str | Path | None = None, *, on_alert: AlertHook | None = None, **settings: Unpack[SettingArgs]
+) -> MiddlewareArgs:
+    """The arguments of the middleware: `app.add_middleware(RateLimitMiddleware, **configure("ratelimit.toml"))`.
+
+    `path` and `settings` as in `load_config`, with the process's environment variables over both; `on_alert` is the
+    limiter's. The limiter opens with the app's lifespan, or with the first request. Raises `ConfigError` with all that
+    is wrong.
+    """
+    return middleware_args(load_checked(path, **settings), on_alert=on_alert)
+
+
+def middleware_args(
+    config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None
+) -> MiddlewareArgs:
+    """As `configure`, from a configuration that is loaded."""
+    return MiddlewareArgs(
+        limiter=limiter_from(config, clock=clock, on_alert=on_alert),
+        user_from=config.user_from,
+        trusted_proxies=config.trusted_proxies,
+        headers=config.headers,
+        exempt=config.exempt,
+    )
+
+
+def load_checked(
+    path: str | Path | None = None, *, env: Mapping[str, str] = os.environ, **settings: Unpack[SettingArgs]
+) -> Config:
+    """As `load_config`, and every part has been asked whether it can work with it: store URLs, patterns, sources."""
+    config, problems = read_config(path, env=env, **settings)
+    _try(problems, lambda: store_from_url(config.store))
+    _try(problems, lambda: Surface(user_from=config.user_from))
+    _try(problems, lambda: Surface(trusted_proxies=config.trusted_proxies))
+    _try(problems, lambda: Surface(exempt=config.exempt))
+    limiter = Limiter(MemoryStore(), config.policies)
+    for name in limiter.policies:
+        _try(problems, lambda name=name: Surface().gate(limiter, name))  # type: ignore[misc]
+    problems.raise_any()
+    return config
+
+
+def _try(problems: Problems, build: Callable[[], object]) -> None:
+    try:
+        build()
+    except ConfigError as error:
+        problems.add(error)
+
+
+def _memory(url: str) -> Store:
+    parts = urlsplit(url)
+    if parts.netloc or parts.path:
+        raise ConfigError("", "memory:// has no name and no path; write memory://, or memory://?max_keys=1000")
+    options: dict[str, int] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name != "max_keys":
+            raise ConfigError(name, "unknown parameter; there is: max_keys")
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(name, f"expected a whole number of at least 1, not {text!r}")
+        options[name] = int(text)
+    return MemoryStore(**options)
+
+
+def _dynamodb(url: str) -> Store:
+    # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
+    from ratelimit.dynamodb import DynamoDBStore, parse_url
+
+    return DynamoDBStore(parse_url(url))
+
+
+_EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
+_STORES: Final[dict[str, Callable[[str], Store]]] = {"memory": _memory, "dynamodb": _dynamodb}

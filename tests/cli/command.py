@@ -1,0 +1,40 @@
+"""Runs a command line as the shell would see it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+
+from ratelimit.cli import main
+
+
+class Result(NamedTuple):
+    """Exit status, and what was written."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Command(Protocol):
+    def __call__(self, *args: str) -> Result: ...
+
+
+@pytest.fixture
+def ratelimit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`ratelimit("check", "alice", "hint")`."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*args: str) -> Result:
+        with pytest.raises(SystemExit) as left:
+            main(args)
+        return Result(int(left.value.code or 0), *capsys.readouterr())
+
+    return run

@@ -1,0 +1,3 @@
+"""The command under test."""
+
+from tests.cli.command import ratelimit as ratelimit

@@ -1,0 +1,61 @@
+"""The command as a whole: help that teaches, one line for an error, and never a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import ratelimit as package
+from tests.cli.command import Command
+
+
+def test_version(ratelimit: Command) -> None:
+    assert ratelimit("--version") == (0, f"{package.__version__}\n", "")
+
+
+def test_no_command_shows_the_help(ratelimit: Command) -> None:
+    status, out, err = ratelimit()
+    assert (status, err) == (0, "")
+    assert "check" in out
+    assert "Exit status: 0 done (or allowed), 1 refused, 2 bad input" in out
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "config check", "config show", "table create", "table status", "table delete"]
+)
+def test_every_command_has_help_with_an_example(ratelimit: Command, command: str) -> None:
+    status, out, _ = ratelimit(*command.split(), "--help")
+    assert status == 0
+    assert "Example" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (("chekc",), "error: No such command 'chekc'. Did you mean 'check'?; see: ratelimit --help\n"),
+        (("check", "alice"), "see: ratelimit check --help\n"),
+        (("check", "alice", "hint", "--qota", "5/day"), "--qota"),
+        (("check", "alice", "hint", "--cost", "much"), "'--cost'"),
+        (("config",), "see: ratelimit config --help\n"),
+    ],
+)
+def test_a_line_that_cannot_be_read(ratelimit: Command, line: tuple[str, ...], told: str) -> None:
+    status, out, err = ratelimit(*line)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ratelimit", "check", "alice", "hint", "--quota", "0/day"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "refused: alice hint" in done.stdout

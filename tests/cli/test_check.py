@@ -1,0 +1,102 @@
+"""`ratelimit check`: the answer, in words, in JSON and as an exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.cli.command import Command
+from tests.engines import Engine
+
+# Nothing listens there.
+NOWHERE = "dynamodb://limits?region=eu-west-1&endpoint=http://127.0.0.1:9"
+
+
+def test_allowed(ratelimit: Command) -> None:
+    status, out, err = ratelimit("check", "alice", "hint", "--quota", "5/day")
+    assert status == 0
+    assert out.startswith("allowed: alice hint\n")
+    assert "5/day" in out
+    assert err == "note: memory:// counts in this process only, so every run starts afresh\n"
+
+
+def test_refused(ratelimit: Command) -> None:
+    status, out, _ = ratelimit("check", "alice", "hint", "--quota", "5/day", "--cost", "6")
+    assert status == 1
+    assert out.startswith("refused: alice hint (cost 6); never: the cost exceeds a quota\n")
+
+
+def test_several_quotas_and_json(ratelimit: Command) -> None:
+    result = ratelimit("check", "alice", "hint", "--quota", "5/day", "--quota", "2/hour", "--cost", "2", "--json")
+    assert result.status == 0
+    answer = result.json
+    assert (answer["allowed"], answer["cost"], answer["reason"], answer["retry_after"]) == (True, 2, None, 0)
+    assert [(each["quota"], each["used"], each["remaining"]) for each in answer["quotas"]] == [
+        ("5/day", 2, 3),
+        ("2/hour", 2, 0),
+    ]
+
+
+def test_peek_spends_nothing(ratelimit: Command) -> None:
+    result = ratelimit("check", "alice", "hint", "--quota", "5/day", "--peek", "--json")
+    assert result.json["quotas"][0]["used"] == 0
+    assert ratelimit("check", "alice", "hint", "--quota", "5/day", "--peek").out.startswith("would be allowed")
+
+
+def test_unlimited(ratelimit: Command) -> None:
+    status, out, _ = ratelimit("check", "alice", "hint", "--quota", "unlimited")
+    assert (status, out) == (0, "allowed: alice hint\nno limit\n")
+
+
+def test_a_configured_policy(ratelimit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ratelimit.toml"
+    path.write_text('[policies.hint]\nquotas = "1/day"\nmode = "shadow"\nlease = 10', encoding="utf-8")
+    assert ratelimit("check", "alice", "hint", "--config", str(path), "--json").json["quotas"][0]["used"] == 1
+    monkeypatch.setenv("RATELIMIT_CONFIG", str(path))
+    status, out, _ = ratelimit("check", "alice", "hint", "--cost", "2")
+    assert status == 0
+    assert "shadow mode, and would refuse this otherwise" in out
+    assert ratelimit("check", "alice", "hint", "--quota", "3/day", "--json").json["quotas"][0]["limit"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "no policy is named 'hint' (none is configured); add --quota 5/day, or --config FILE"),
+        (("--quota", "5/fortnight"), "--quota: unknown unit 'fortnight'; use one of second"),
+        (("--quota", "5/day", "--algorithm", "leaky"), "--algorithm: unknown value 'leaky'; use one of"),
+        (("--quota", "5/day", "--cost", "0"), "cost must be a whole number of at least 1, not 0"),
+        (("--quota", "5/day", "--store", "redis://x"), "store: unknown scheme redis://; there are: memory://"),
+        (("--quota", "5/day", "--config", "missing.toml"), "missing.toml: no such file"),
+    ],
+)
+def test_bad_input(ratelimit: Command, options: tuple[str, ...], told: str) -> None:
+    status, out, err = ratelimit("check", "alice", "hint", *options)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert told in err
+
+
+def test_a_user_that_cannot_be_stored(ratelimit: Command) -> None:
+    assert ratelimit("check", "", "hint", "--quota", "5/day") == (2, "", "error: the user is empty\n")
+
+
+@pytest.mark.parametrize("on_unavailable", ["allow", "local", "deny"])
+def test_a_store_that_is_down_is_never_an_answer(ratelimit: Command, tmp_path: Path, on_unavailable: str) -> None:
+    path = tmp_path / "ratelimit.toml"
+    path.write_text(f'[policies.hint]\nquotas = "1/day"\non_unavailable = "{on_unavailable}"', encoding="utf-8")
+    status, out, err = ratelimit("check", "alice", "hint", "--config", str(path), "--store", NOWHERE, "--json")
+    assert (status, out) == (3, "")
+    assert err.startswith("error: cannot reach table 'limits' in eu-west-1 at http://127.0.0.1:9")
+
+
+def test_on_dynamodb(ratelimit: Command, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATELIMIT_STORE", "memory://")
+    url = engine.store_url(f"cli-{uuid4().hex[:8]}", create="true")
+    line = ("check", "alice", "hint", "--quota", "2/day", "--store", url)
+    assert [ratelimit(*line).status for _ in range(3)] == [0, 0, 1]
+    status, out, err = ratelimit(*line)
+    assert (status, err) == (1, "")
+    assert out.startswith("refused: alice hint; again in ")

@@ -1,0 +1,105 @@
+"""`ratelimit config check|show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ratelimit.config import load_config
+from tests.cli.command import Command
+
+TEXT = """
+store = "dynamodb://limits?region=eu-west-1"
+user_from = ["header:x-api-key", "address"]
+trusted_proxies = ["10.0.0.0/8"]
+
+[policies.hint]
+quotas = ["5/day", "2/hour"]
+match = ["POST /hints/{id}"]
+cost = 2
+
+[policies."a b"]
+quotas = [{ limit = 10, window = "second", burst = 20 }]
+algorithm = "gcra"
+
+[policies.admin]
+quotas = "unlimited"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "ratelimit.toml"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def test_check_shows_what_it_understood(ratelimit: Command, file: Path) -> None:
+    status, out, err = ratelimit("config", "check", str(file))
+    assert (status, err) == (0, "")
+    assert out.startswith(f"{file}: ok\n")
+    for text in ("5/day, 2/hour", "POST /hints/{id}", "10/second burst 20", "unlimited", "(asked by views)", "0.25"):
+        assert text in out
+
+
+def test_check_in_json(ratelimit: Command, file: Path) -> None:
+    answer = ratelimit("config", "check", str(file), "--json").json
+    assert answer["ok"] is True
+    assert answer["policies"]["hint"]["quotas"] == ["5/day", "2/hour"]
+
+
+def test_check_reports_what_only_the_parts_know(ratelimit: Command, file: Path) -> None:
+    file.write_text(
+        'store = "dynamo://limits"\nuser_from = ["cooky:sid"]\ntrusted_proxies = ["10.0.0.0/99"]\nexempt = ["health"]\n'
+        'deadline = 0\n[policies.hint]\nquotas = "5/day"\nmatch = ["PSOT /hints"]\n'
+        '[policies.run]\nquotas = "5/day"\nuser_from = ["header:"]',
+        encoding="utf-8",
+    )
+    status, out, err = ratelimit("config", "check", str(file))
+    assert (status, out) == (2, "")
+    lines = err.splitlines()
+    assert lines[0] == "error: 7 settings cannot be used:"
+    assert {line.split(": ")[0].strip() for line in lines[1:]} == {
+        "deadline",
+        "store",
+        "user_from[0]",
+        "trusted_proxies[0]",
+        "exempt[0]",
+        "policies.hint.match[0]",
+        "policies.run.user_from[0]",
+    }
+    assert all(line.endswith(f"(in {file})") for line in lines[1:])
+
+
+def test_check_reads_the_environment_too(ratelimit: Command, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATELIMIT_POLICIES__HINT__QUOTAS", "7/day")
+    assert "7/day" in ratelimit("config", "check", str(file)).out
+    monkeypatch.setenv("RATELIMIT_STOR", "memory://")
+    status, _, err = ratelimit("config", "check", str(file))
+    assert (status, err) == (
+        2,
+        "error: RATELIMIT_STOR: unknown environment variable; did you mean RATELIMIT_STORE?\n",
+    )
+
+
+def test_check_without_a_file(ratelimit: Command) -> None:
+    status, out, _ = ratelimit("config", "check")
+    assert status == 0
+    assert "no policies: nothing is limited" in out
+
+
+def test_show_prints_toml_that_loads_to_the_same(ratelimit: Command, file: Path, tmp_path: Path) -> None:
+    status, out, err = ratelimit("config", "show", "--config", str(file))
+    assert (status, err) == (0, "")
+    again = tmp_path / "again.toml"
+    again.write_text(out, encoding="utf-8")
+    assert load_config(again, env={}) == load_config(file, env={})
+
+
+def test_show_masks_credentials(ratelimit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATELIMIT_STORE", "dynamodb://limits?region=eu-west-1&endpoint=http://me:s3cret@localhost")
+    for command in ("check", "show"):
+        status, out, err = ratelimit("config", command)
+        assert "s3cret" not in out + err
+        assert status == 2  # the store refuses credentials in a URL

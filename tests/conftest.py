@@ -1,0 +1,83 @@
+"""What every test shares: an environment of its own, and an engine where it asks for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+
+import pytest
+from hypothesis import settings
+
+from tests.engines import Choice, Engine, EngineError, choose, isolate, start
+
+_CHOICE = pytest.StashKey[Choice]()
+_ENGINE = pytest.StashKey[Engine]()
+_LOG_START = pytest.StashKey[int]()
+
+# A shared machine is slow at times: time limits are pytest-timeout's. The blob repeats here what failed elsewhere.
+settings.register_profile("ratelimit", deadline=None, print_blob=True)
+settings.load_profile("ratelimit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module is imported: nothing may look for real credentials."""
+    isolate(os.environ)
+    try:
+        config.stash[_CHOICE] = choose(os.environ)
+    except EngineError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Which engine it is."""
+    choice = config.stash[_CHOICE]
+    return f"engine: {choice.name}" + (f" at {choice.endpoint}" if choice.endpoint else "")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever needs the engine is found by `-m engine`; the others run first, as they are quick."""
+    for item in items:
+        if _needs_engine(item):
+            item.add_marker("engine")
+    items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
+
+
+def _needs_engine(item: pytest.Item) -> bool:
+    """It asks for the fixture, or is the `dynamodb` variant of a test that runs on several stores."""
+    if "engine" in getattr(item, "fixturenames", ()):
+        return True
+    callspec = getattr(item, "callspec", None)
+    return callspec is not None and "dynamodb" in callspec.params.values()
+
+
+@pytest.fixture(scope="session")
+def engine(pytestconfig: pytest.Config) -> Iterator[Engine]:
+    """A running engine: `.name`, `.endpoint`, `.store_url(table)`. Every test makes tables of its own on it.
+
+    Not async, so that it belongs to no event loop. Where it cannot start, each test that needs it is an error.
+    """
+    try:
+        with start(pytestconfig.stash[_CHOICE]) as running:
+            pytestconfig.stash[_ENGINE] = running
+            yield running
+    except EngineError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Remember where the engine's log stood, for the report of a failure."""
+    if running := item.config.stash.get(_ENGINE, None):
+        item.stash[_LOG_START] = running.log_size()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what the engine said meanwhile."""
+    report = yield
+    running = item.config.stash.get(_ENGINE, None)
+    if report.failed and running and item.get_closest_marker("engine"):
+        said = running.log_since(item.stash.get(_LOG_START, 0))
+        report.sections.append((f"Log of {running.name}", said or "(nothing)"))
+    return report

@@ -1,0 +1,138 @@
+"""Creating, verifying and deleting a table, on an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ratelimit.dynamodb import DynamoDBStore, Settings, create_table, delete_table, table_status
+from ratelimit.dynamodb.client import connect
+from ratelimit.errors import TableMismatch, TableNotFound
+from ratelimit.names import Key
+from ratelimit.store import Add, Outcome, Write
+from tests.engines import Engine
+from tests.faults import FaultServer
+
+
+@pytest.fixture
+async def settings(engine: Engine) -> AsyncIterator[Settings]:
+    """A table that does not exist, and will not afterwards."""
+    settings = Settings(table=f"table-{uuid4()}", endpoint=engine.endpoint)
+    yield settings
+    await delete_table(settings)
+
+
+async def make(settings: Settings, **changes: Any) -> None:
+    """Somebody else's table."""
+    definition: dict[str, Any] = {
+        "TableName": settings.table,
+        "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": [
+            {"AttributeName": "PK", "AttributeType": "S"},
+            {"AttributeName": "SK", "AttributeType": "S"},
+        ],
+        "KeySchema": [{"AttributeName": "PK", "KeyType": "HASH"}, {"AttributeName": "SK", "KeyType": "RANGE"}],
+    }
+    async with await connect(settings) as connection:
+        await connection.client.create_table(**(definition | changes))
+
+
+async def test_create_status_delete(settings: Settings) -> None:
+    created = await create_table(settings)
+    assert created.created
+    assert (created.name, created.status, created.billing) == (settings.table, "ACTIVE", "PAY_PER_REQUEST")
+    assert created.keys == ("PK (S)", "SK (S)")
+    assert created.indexes == ("GSI1",)
+    assert created.ttl == "ttl"
+    assert "expiry (ttl)" not in created.missing
+    assert (created.point_in_time_recovery is True) == ("point-in-time recovery" not in created.missing)
+    assert (created.encrypted_with == "KMS") == ("encryption with a key in KMS" not in created.missing)
+    assert (await table_status(settings)).status == "ACTIVE"
+    assert await delete_table(settings) is True
+    with pytest.raises(TableNotFound):
+        await table_status(settings)
+
+
+async def test_everything_may_be_done_twice(settings: Settings) -> None:
+    first, second = await create_table(settings), await create_table(settings)
+    assert (first.created, second.created) == (True, False)
+    assert first.keys == second.keys
+    assert await delete_table(settings) is True
+    assert await delete_table(settings) is False
+
+
+async def test_several_create_it_at_once(settings: Settings) -> None:
+    made = await asyncio.gather(*(create_table(settings) for _ in range(4)))
+    assert sum(status.created for status in made) == 1
+    assert {status.status for status in made} == {"ACTIVE"}
+
+
+async def test_a_table_with_our_keys_is_completed(settings: Settings) -> None:
+    await make(settings)
+    status = await create_table(settings)
+    assert (status.created, status.ttl) == (False, "ttl")
+    assert "index GSI1" in status.missing
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "AttributeDefinitions": [{"AttributeName": "id", "AttributeType": "S"}],
+            "KeySchema": [{"AttributeName": "id", "KeyType": "HASH"}],
+        },
+        {
+            "AttributeDefinitions": [
+                {"AttributeName": "PK", "AttributeType": "S"},
+                {"AttributeName": "SK", "AttributeType": "N"},
+            ]
+        },
+    ],
+)
+async def test_somebody_elses_table_is_left_alone(settings: Settings, changes: dict[str, Any]) -> None:
+    await make(settings, **changes)
+    for create in (False, True):
+        with pytest.raises(TableMismatch, match="PK and SK, both strings; it has"):
+            await DynamoDBStore(settings, create=create).open()
+    with pytest.raises(TableMismatch):
+        await create_table(settings)
+    status = await table_status(settings)
+    assert status.ttl is None
+
+
+async def test_a_table_that_expires_by_something_else_is_refused(settings: Settings) -> None:
+    await make(settings)
+    async with await connect(settings) as connection:
+        await connection.client.update_time_to_live(
+            TableName=settings.table, TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires"}
+        )
+    with pytest.raises(TableMismatch, match="expires its items by 'expires'"):
+        await create_table(settings)
+
+
+async def test_a_store_without_a_table_says_what_to_do(settings: Settings) -> None:
+    store = DynamoDBStore(settings)
+    for _ in range(2):
+        with pytest.raises(TableNotFound, match="ratelimit table create"):
+            await store.apply(Key.of("alice", "hint"), Write((Add("d1", 1),), 1_999_999_999), now=0)
+    await create_table(settings)
+    outcome = await store.apply(Key.of("alice", "hint"), Write((Add("d1", 1),), 1_999_999_999), now=0)
+    assert outcome == Outcome(True, {"d1": 1})
+    await store.close()
+
+
+async def test_a_store_may_create_its_table(settings: Settings) -> None:
+    async with DynamoDBStore(settings, create=True) as store:
+        assert await store.read(Key.of("alice", "hint")) == {}
+    status = await table_status(settings)
+    assert (status.ttl, status.indexes) == ("ttl", ("GSI1",))
+
+
+async def test_a_server_that_is_down() -> None:
+    async with FaultServer() as server:
+        settings = Settings(table="limits", endpoint=server.endpoint)
+        assert (await table_status(settings)).keys == ("PK (S)", "SK (S)")

@@ -1,0 +1,81 @@
+"""The suite's own promises: it never reaches AWS, never settles for less, and leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engines import Choice, Engine, EngineError, choose, isolate, start
+
+LEASH = Path(__file__).with_name("leash.py")
+
+
+def test_the_default_needs_no_more_than_pip() -> None:
+    assert choose({}) == Choice("ministack")
+
+
+def test_a_running_engine_is_used() -> None:
+    assert choose({"RATELIMIT_TEST_ENDPOINT": "http://127.0.0.1:4566/"}) == Choice("running", "http://127.0.0.1:4566")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://dynamodb.eu-west-1.amazonaws.com",
+        "http://10.0.0.1:8000",
+        "http://localhost.example.com",
+        "127.0.0.1:4566",
+    ],
+)
+def test_only_loopback_will_do(endpoint: str) -> None:
+    with pytest.raises(EngineError, match="RATELIMIT_TEST_ENDPOINT"):
+        choose({"RATELIMIT_TEST_ENDPOINT": endpoint})
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(EngineError, match="ministack, dynamodb-local"):
+        choose({"RATELIMIT_TEST_ENGINE": "moto"})
+
+
+def test_an_endpoint_without_an_engine_is_refused() -> None:
+    with pytest.raises(EngineError, match="no engine answers"), start(Choice("running", "http://127.0.0.1:9")):
+        pass
+
+
+def test_nothing_of_the_developer_is_left() -> None:
+    environ = {
+        "AWS_PROFILE": "production", "AWS_SESSION_TOKEN": "secret", "RATELIMIT_STORE": "dynamodb://production",
+        "HTTPS_PROXY": "http://proxy", "RATELIMIT_TEST_ENGINE": "ministack", "PATH": "/bin",
+    }  # fmt: skip
+    isolate(environ)
+    assert {"AWS_PROFILE", "AWS_SESSION_TOKEN", "RATELIMIT_STORE", "HTTPS_PROXY"}.isdisjoint(environ)
+    assert environ["PATH"] == "/bin"
+    assert environ["RATELIMIT_TEST_ENGINE"] == "ministack"
+    assert environ["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
+
+
+def test_tests_run_in_that_environment() -> None:
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "AKIDEXAMPLE"
+    assert "AWS_PROFILE" not in os.environ
+
+
+def test_the_engine_answers(engine: Engine) -> None:
+    assert "TableNames" in engine.call("ListTables", {})
+
+
+def test_an_engine_does_not_outlive_its_session() -> None:
+    """Whoever holds the pipe dies, the pipe closes, the command ends: here one that waits for nothing."""
+    child = "import signal, sys; print('up', flush=True); signal.pause()"
+    with subprocess.Popen(
+        [sys.executable, str(LEASH), sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.stdin.close()
+        assert process.stdout.read() == b""  # the end of the output: nobody holds it any more
+        assert process.wait(timeout=10) != 0

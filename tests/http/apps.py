@@ -1,0 +1,104 @@
+"""What the tests of this room share: a limiter without set-up, and ways to call an app with nothing in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Policy
+from ratelimit.store import MemoryStore, Store
+from ratelimit.testing import FakeClock
+
+HINT = Policy("hint", "5/day", match="POST /hints")
+
+
+def limiter_of(*policies: Policy, store: Store | None = None, clock: FakeClock | None = None) -> Limiter:
+    return Limiter(store or MemoryStore(), policies or [HINT], clock=clock or FakeClock())
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    """The smallest app: answers 200 to everything, `X-Status` as asked."""
+    assert scope["type"] == "http"
+    status = int(dict(scope["headers"]).get(b"x-status", b"200"))
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+def client_of(app: ASGIApp, *, address: str = "203.0.113.7", root_path: str = "") -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app, client=(address, 50000), root_path=root_path)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+def scope_of(
+    path: str = "/hints",
+    *,
+    method: str = "POST",
+    kind: str = "http",
+    headers: list[tuple[bytes, bytes]] | None = None,
+    client: tuple[str, int] | None = ("203.0.113.7", 50000),
+    **more: Any,
+) -> Scope:
+    scope: Scope = {"type": kind, "path": path, "headers": headers or [], "client": client, "query_string": b""}
+    return {**scope, **({"method": method} if kind == "http" else {}), **more}
+
+
+async def unread() -> Message:
+    raise AssertionError("nobody should read this request")
+
+
+async def call(app: ASGIApp, scope: Scope, receive: Receive = unread) -> list[Message]:
+    """Every message that came out, as it was."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def headers_of(message: Message) -> dict[str, str]:
+    """The headers of a start; fails where a name comes twice."""
+    names = [name for name, _ in message["headers"]]
+    assert len(names) == len(set(names))
+    return {name.decode(): value.decode() for name, value in message["headers"]}
+
+
+async def settled() -> None:
+    """Let background tasks run that have nothing to wait for."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def used(limiter: Limiter, user: str = "ip:203.0.113.7", action: str = "hint") -> int:
+    await settled()
+    return (await limiter.peek(user, action)).used
+
+
+@asynccontextmanager
+async def lifespan_of(app: ASGIApp) -> AsyncIterator[list[Message]]:
+    """Run the app's lifespan around the body, as a server does; yields what the app has sent so far."""
+    sent: list[Message] = []
+    inbox: asyncio.Queue[Message] = asyncio.Queue()
+    answered = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        answered.set()
+
+    scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0"}}
+    task: asyncio.Future[None] = asyncio.ensure_future(app(scope, inbox.get, send))
+    inbox.put_nowait({"type": "lifespan.startup"})
+    waiter = asyncio.create_task(answered.wait())
+    both: set[asyncio.Future[Any]] = {task, waiter}
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED, timeout=5)
+    waiter.cancel()
+    yield sent
+    inbox.put_nowait({"type": "lifespan.shutdown"})
+    await asyncio.wait_for(task, 5)

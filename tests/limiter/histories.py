@@ -1,0 +1,100 @@
+"""Random histories of checks, and the promises that hold at every step of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import strategies as st
+
+from ratelimit.decision import Decision
+from ratelimit.limiter import Limiter
+from ratelimit.names import Key
+from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.quota import Quota
+from ratelimit.store import Store
+from ratelimit.testing import FakeClock
+
+ALGORITHMS: tuple[AlgorithmName, ...] = ("fixed_window", "sliding_window", "gcra")
+QUOTAS = (
+    *("3/second", "5/day", "7/minute", "6/month"),
+    *("4/second; 9/minute", "2/second; 5/10 seconds; 11/hour", "3/week; 10/year"),
+)
+MICROSECOND = 1e-6
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.0, 0.0, 0.1, 0.33, 1.0, 7.5, 61.0, 3600.0, 40_000.0, 86_400.0, 700_000.0, -0.4]),
+        st.integers(1, 4),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@dataclass
+class History:
+    """One user's checks on one store, and what was admitted when."""
+
+    store: Store
+    policy: Policy
+    clock: FakeClock = field(default_factory=FakeClock)
+    user: str = "alice"
+    admitted: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Two processes: the beliefs of each are its own, and so always a little stale.
+        self.limiter, self.other = (
+            Limiter(self.store, [self.policy], clock=self.clock, deadline=10, denial_cache=0) for _ in range(2)
+        )
+
+    async def step(self, advance: float, cost: int) -> Decision:
+        self.clock.advance(advance)
+        before = await self.store.read(self.key)
+        limiter = self.limiter if len(self.admitted) % 3 else self.other
+        decision = await limiter.check(self.user, self.policy.name, cost=cost)
+        if decision.allowed:
+            self.admitted.append((self.clock.now(), cost))
+            assert decision.retry_after == 0
+            assert decision.reason is None
+        else:
+            assert await self.store.read(self.key) == before, "a refusal spends nothing"
+            if all(at <= self.clock.now() for at, _ in self.admitted):  # else the clock went back behind them
+                await self.assert_truthful(decision, cost)
+        self.assert_within_limits()
+        return decision
+
+    @property
+    def key(self) -> Key:
+        return Key(self.user, self.policy.name)
+
+    async def assert_truthful(self, decision: Decision, cost: int) -> None:
+        """Denied just before `retry_after`, allowed at it."""
+        if decision.retry_after is None:
+            assert any(cost > (quota.burst or quota.limit) for quota in self.policy.quotas)
+            return
+        assert decision.retry_after > 0
+        self.clock.advance(decision.retry_after - MICROSECOND)
+        assert not (await self.limiter.peek(self.user, self.policy.name, cost=cost)).allowed
+        self.clock.advance(MICROSECOND)
+        assert (await self.limiter.peek(self.user, self.policy.name, cost=cost)).allowed
+        self.clock.advance(-decision.retry_after)
+
+    def assert_within_limits(self) -> None:
+        for quota in self.policy.quotas:
+            if self.policy.algorithm == "gcra":
+                self._assert_bucket(quota)
+            else:
+                self._assert_windows(quota)
+
+    def _assert_windows(self, quota: Quota) -> None:
+        now = quota.window.span(self.clock.now()).index
+        spent = sum(cost for at, cost in self.admitted if quota.window.span(at).index == now)
+        assert spent <= quota.limit
+
+    def _assert_bucket(self, quota: Quota) -> None:
+        """Between any two moments, at most a full bucket and what was refilled in between."""
+        rate = quota.limit / quota.window.longest
+        end = self.clock.now()
+        for start, _ in self.admitted:
+            spent = sum(cost for at, cost in self.admitted if start <= at <= end)
+            assert spent <= (quota.burst or quota.limit) + rate * max(0, end - start) + 1e-9

@@ -1,0 +1,73 @@
+"""Stores that tell on their caller, or fail on request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from ratelimit.names import Key
+from ratelimit.store import MemoryStore, Outcome, Record, Write
+
+
+class CountingStore:
+    """A memory store that counts what is asked of it. Not the embedded store itself, so the limiter guards it."""
+
+    def __init__(self) -> None:
+        self.memory = MemoryStore()
+        self.events = self.memory.events
+        self.calls: Counter[str] = Counter()
+        self.writes: list[Write] = []
+
+    def taken(self) -> dict[str, int]:
+        """The calls since last asked."""
+        calls, self.calls = dict(self.calls), Counter()
+        return calls
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        self.calls["apply"] += 1
+        self.writes.append(write)
+        return await self.memory.apply(key, write, now=now)
+
+    async def read(self, key: Key) -> Record:
+        self.calls["read"] += 1
+        return await self.memory.read(key)
+
+    async def delete(self, key: Key) -> None:
+        await self.memory.delete(key)
+
+
+class FailingStore(CountingStore):
+    """A memory store whose every call first does `fault`: raise, or hang."""
+
+    fault: Callable[[], Awaitable[None]] | None = None
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        self.calls["apply"] += 1
+        if self.fault is not None:
+            await self.fault()
+        return await self.memory.apply(key, write, now=now)
+
+    async def read(self, key: Key) -> Record:
+        self.calls["read"] += 1
+        if self.fault is not None:
+            await self.fault()
+        return await self.memory.read(key)
+
+
+async def hang() -> None:
+    """Never answers; only a deadline ends it."""
+    await asyncio.Event().wait()
+
+
+def failing(error: Exception) -> Callable[[], Awaitable[None]]:
+    """Answers with this error."""
+
+    async def fault() -> None:
+        raise error
+
+    return fault

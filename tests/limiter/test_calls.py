@@ -1,0 +1,140 @@
+"""Round trips, counted: one for a warm check, at most one more where this process knew too little."""
+
+from __future__ import annotations
+
+import pytest
+
+from ratelimit.limiter import Limiter
+from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.testing import FakeClock
+from tests.limiter.histories import ALGORITHMS
+from tests.limiter.stores import CountingStore
+
+MIXES = ["1000/day", "100/hour; 1000/day", "50/minute; 100/hour; 1000/day"]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("quotas", MIXES)
+async def test_warm_checks_are_one_write(algorithm: AlgorithmName, quotas: str) -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = Limiter(store, [Policy("hint", quotas, algorithm=algorithm)], clock=clock)
+    await one.check("alice", "hint")
+    store.taken()
+    for _ in range(5):
+        assert (await one.check("alice", "hint")).allowed
+        clock.advance(0.01)
+        assert store.taken() == {"apply": 1}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("quotas", MIXES)
+@pytest.mark.parametrize("pause", [0, 61, 3_700, 90_000, 200_000])
+async def test_cold_and_stale_checks_are_at_most_two_calls(algorithm: AlgorithmName, quotas: str, pause: float) -> None:
+    store, clock = CountingStore(), FakeClock()
+    policy = Policy("hint", quotas, algorithm=algorithm)
+    one, other = (Limiter(store, [policy], clock=clock) for _ in range(2))
+    for limiter in (one, other, one, other, other, one):
+        assert (await limiter.check("alice", "hint")).allowed
+        assert sum(store.taken().values()) <= 2
+        clock.advance(pause)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_a_refusal_is_one_call(algorithm: AlgorithmName) -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = Limiter(store, [Policy("hint", "2/day; 9/month", algorithm=algorithm)], clock=clock)
+    for _ in range(2):
+        await one.check("alice", "hint")
+    store.taken()
+    assert not (await one.check("alice", "hint")).allowed
+    assert sum(store.taken().values()) == 1
+
+
+async def test_a_refusal_that_is_already_believed_costs_no_write() -> None:
+    """A refused conditional write costs a write unit; a read costs a fifth of that."""
+    store = CountingStore()
+    one = Limiter(store, [Policy("hint", "1/day")], clock=FakeClock())
+    await one.check("alice", "hint")
+    store.taken()
+    await one.check("alice", "hint")
+    assert store.taken() == {"read": 1}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_a_repeated_refusal_is_no_call_for_as_long_as_the_denial_cache_says(algorithm: AlgorithmName) -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = Limiter(store, [Policy("hint", "2/day", algorithm=algorithm)], clock=clock, denial_cache=1)
+    for _ in range(3):
+        refused = await one.check("alice", "hint")
+    store.taken()
+    for _ in range(3):
+        clock.advance(0.3)
+        again = await one.check("alice", "hint")
+        assert not again.allowed
+        assert again.retry_after == pytest.approx((refused.retry_after or 0) - (again.at - refused.at) / 1e6)
+    assert store.taken() == {}
+    clock.advance(0.3)
+    assert not (await one.check("alice", "hint")).allowed
+    assert store.taken() == {"read": 1}
+
+
+async def test_the_denial_cache_ends_when_the_refusal_could_change() -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = Limiter(store, [Policy("hint", "2/second; 3/minute")], clock=clock, denial_cache=60)
+    for _ in range(3):
+        await one.check("alice", "hint")
+    clock.advance(1)
+    assert (await one.check("alice", "hint")).allowed
+    assert not (await one.check("alice", "hint")).allowed
+
+
+async def test_a_cheaper_check_is_not_refused_by_a_dearer_ones_refusal() -> None:
+    store = CountingStore()
+    one = Limiter(store, [Policy("hint", "5/day")], clock=FakeClock())
+    await one.check("alice", "hint", cost=3)
+    assert not (await one.check("alice", "hint", cost=3)).allowed
+    assert (await one.check("alice", "hint", cost=2)).allowed
+
+
+async def test_what_this_process_gives_back_is_seen_at_once() -> None:
+    one = Limiter(CountingStore(), [Policy("hint", "1/day")], clock=FakeClock())
+    for _ in range(3):
+        await one.check("alice", "hint")
+    await one.refund("alice", "hint")
+    assert (await one.check("alice", "hint")).allowed
+    assert not (await one.check("alice", "hint")).allowed
+    await one.reset("alice", "hint")
+    assert (await one.check("alice", "hint")).allowed
+
+
+async def test_too_large_a_cost_is_no_call() -> None:
+    store = CountingStore()
+    one = Limiter(store, [Policy("hint", "5/day")], clock=FakeClock())
+    await one.check("alice", "hint", cost=6)
+    assert store.taken() == {}
+
+
+async def test_the_same_window_is_the_same_write_whoever_the_user() -> None:
+    """What lets a store keep the request it prepared."""
+    store, clock = CountingStore(), FakeClock()
+    one = Limiter(store, [Policy("hint", "100/hour; 1000/day")], clock=clock)
+    for user in ("alice", "bob", "alice", "bob", "alice", "bob"):
+        await one.check(user, "hint")
+    assert len({id(write) for write in store.writes[2:]}) == 1
+    clock.advance(3600)
+    await one.check("alice", "hint")
+    assert store.writes[-1] is not store.writes[-2]
+
+
+async def test_totals_are_one_read_an_action() -> None:
+    store = CountingStore()
+    one = Limiter(store, [Policy("hint", "5/day"), Policy("run", "5/day")], clock=FakeClock())
+    await one.totals("alice")
+    assert store.taken() == {"read": 2}
+
+
+async def test_beliefs_are_bounded() -> None:
+    one = Limiter(CountingStore(), [Policy("hint", "5/day")], clock=FakeClock(), max_beliefs=10)
+    for number in range(50):
+        await one.check(f"user-{number}", "hint")
+    assert len(one._ledger._beliefs) == 10

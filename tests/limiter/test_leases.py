@@ -1,0 +1,161 @@
+"""Leases: never more than the quota, whoever holds what; and nothing kept back for longer than promised."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ratelimit.errors import ConfigError, StoreThrottled
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Lease, Policy
+from ratelimit.testing import FakeClock
+from tests.limiter.stores import CountingStore, FailingStore, failing
+
+TODAY = date(2026, 1, 5)
+
+
+def leasing(
+    store: CountingStore, lease: Lease = 50, quotas: str = "1000/day", clock: FakeClock | None = None
+) -> Limiter:
+    policy = Policy("hint", quotas, lease=lease, on_unavailable="deny")
+    return Limiter(store, [policy], clock=clock or FakeClock(), denial_cache=0)
+
+
+async def test_one_write_pays_for_many_checks() -> None:
+    store = CountingStore()
+    one = leasing(store, lease=50)
+    decisions = [await one.check("alice", "hint") for _ in range(51)]
+    assert store.taken() == {"apply": 1}
+    assert [decision.used for decision in decisions] == list(range(1, 52))
+    assert [decision.remaining for decision in decisions] == list(range(999, 948, -1))
+    await one.check("alice", "hint")
+    assert store.taken() == {"apply": 1}
+
+
+async def test_what_is_left_goes_back_at_shutdown() -> None:
+    store = CountingStore()
+    one = leasing(store, lease=50)
+    for _ in range(10):
+        await one.check("alice", "hint")
+    await one.close()
+    other = leasing(store)
+    assert (await other.peek("alice", "hint")).used == 10
+    assert await other.totals("alice") == {"hint": {TODAY: 10}}
+
+
+async def test_what_is_left_goes_back_when_the_window_ends() -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = leasing(store, lease=50, quotas="400/hour; 1000/day", clock=clock)
+    for _ in range(10):
+        await one.check("alice", "hint")
+    clock.advance(3600)
+    assert (await one.check("alice", "hint")).quotas[0].used == 1
+    await one.close()
+    assert [state.used for state in (await leasing(store, clock=clock).peek("alice", "hint")).quotas] == [11]
+
+
+async def test_an_idle_keys_units_go_back_while_others_are_busy() -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = leasing(store, lease=50, clock=clock)
+    await one.check("alice", "hint")
+    clock.advance(6)
+    await one.check("bob", "hint")
+    await one.background.finish()
+    assert (await one.peek("alice", "hint")).used == 1
+
+
+async def test_the_last_units_are_not_all_held_by_who_came_first() -> None:
+    store = CountingStore()
+    one, other = leasing(store, lease=50, quotas="60/day"), leasing(store, lease=50, quotas="60/day")
+    await one.check("alice", "hint")
+    assert (await other.check("alice", "hint")).allowed
+
+
+@given(
+    limit=st.integers(1, 60),
+    lease=st.one_of(st.integers(1, 30), st.just("auto")),
+    steps=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(1, 4), st.sampled_from([0.0, 0.01, 1.0, 7.0])), max_size=60
+    ),
+)
+@settings(max_examples=150)
+def test_processes_with_leases_never_over_admit(limit: int, lease: Lease, steps: list[tuple[int, int, float]]) -> None:
+    async def run() -> None:
+        store, clock = CountingStore(), FakeClock()
+        processes = [leasing(store, lease, f"{limit}/day", clock) for _ in range(4)]
+        admitted = 0
+        for number, cost, pause in steps:
+            clock.advance(pause)
+            decision = await processes[number].check("alice", "hint", cost=cost)
+            admitted += cost if decision.allowed else 0
+            assert admitted <= limit
+        for process in processes:
+            await process.close()
+        totals = await leasing(store, lease, f"{limit}/day", clock).totals("alice")
+        assert sum(totals["hint"].values()) == admitted
+
+    asyncio.run(run())
+
+
+async def test_everything_is_admitted_in_the_end_where_one_process_asks() -> None:
+    one = leasing(CountingStore(), lease=7, quotas="100/day")
+    allowed = [(await one.check("alice", "hint")).allowed for _ in range(120)]
+    assert allowed == [True] * 100 + [False] * 20
+
+
+async def test_auto_takes_nothing_ahead_for_a_quiet_key_and_more_for_a_busy_one() -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = leasing(store, lease="auto", quotas="1000000/day", clock=clock)
+    for _ in range(5):
+        await one.check("alice", "hint")
+        clock.advance(10)
+    assert (await one.peek("alice", "hint")).used == 5
+    store.taken()
+    for _ in range(2000):
+        await one.check("bob", "hint")
+        clock.advance(0.001)
+    assert store.taken()["apply"] < 100
+
+
+async def test_auto_writes_more_seldom_when_throttled() -> None:
+    store, clock = FailingStore(), FakeClock()
+    one = leasing(store, lease="auto", quotas="1000000/day", clock=clock)
+
+    async def writes(checks: int) -> int:
+        store.taken()
+        for _ in range(checks):
+            await one.check("alice", "hint")
+            clock.advance(0.001)
+        return store.taken().get("apply", 0)
+
+    await writes(500)
+    before = await writes(1000)
+    store.fault = failing(StoreThrottled("slow down"))
+    await writes(500)
+    store.fault = None
+    assert await writes(1000) < before
+
+
+async def test_a_failed_spending_keeps_what_was_held() -> None:
+    store = FailingStore()
+    one = leasing(store, lease=5)
+    await one.check("alice", "hint", cost=1)
+    store.fault = failing(StoreThrottled("slow down"))
+    assert (await one.check("alice", "hint", cost=20)).reason == "unavailable"
+    assert (await one.check("alice", "hint", cost=5)).reason is None
+
+
+@pytest.mark.parametrize("lease", [0, -1, 1.5, "much", True])
+def test_a_lease_is_an_amount_or_auto(lease: Lease) -> None:
+    with pytest.raises(ConfigError, match="lease"):
+        Policy("hint", "5/day", lease=lease)
+
+
+@pytest.mark.parametrize("algorithm", ["sliding_window", "gcra"])
+def test_leases_are_for_fixed_windows(algorithm: str) -> None:
+    with pytest.raises(ConfigError, match="lease: needs algorithm = 'fixed_window'"):
+        Policy("hint", "5/day", algorithm=algorithm, lease=5)  # type: ignore[arg-type]

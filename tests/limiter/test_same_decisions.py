@@ -1,0 +1,47 @@
+"""The same history gives the same decisions, whatever the store."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ratelimit.dynamodb import DynamoDBStore, create_table
+from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.store import MemoryStore
+from tests.engines import Engine
+from tests.limiter.histories import ALGORITHMS, QUOTAS, History, steps
+
+
+@pytest.fixture(scope="module")
+def table(engine: Engine) -> DynamoDBStore:
+    """A store that is not open yet: each example opens it in an event loop of its own."""
+    store = DynamoDBStore(table=f"same-{uuid4().hex[:8]}", region="eu-west-1", endpoint=engine.endpoint)
+    asyncio.run(_create(store))
+    return store
+
+
+async def _create(store: DynamoDBStore) -> None:
+    await create_table(store.settings)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(quotas=st.sampled_from(QUOTAS), history=steps)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_same_decisions_on_dynamodb(
+    table: DynamoDBStore, algorithm: AlgorithmName, quotas: str, history: list[tuple[float, int]]
+) -> None:
+    async def run() -> None:
+        user = uuid4().hex
+        policy = Policy("hint", quotas, algorithm=algorithm)
+        in_memory = History(MemoryStore(), policy, user=user)
+        async with table:
+            in_dynamodb = History(table, policy, user=user)
+            for advance, cost in history:
+                assert await in_dynamodb.step(advance, cost) == await in_memory.step(advance, cost)
+            assert await table.read(in_dynamodb.key) == await in_memory.store.read(in_memory.key)
+
+    asyncio.run(run())

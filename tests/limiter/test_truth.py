@@ -1,0 +1,38 @@
+"""The promises of every algorithm, on random histories: exact, truthful, and a refusal spends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.quota import Quota
+from ratelimit.store import MemoryStore
+from tests.limiter.histories import ALGORITHMS, QUOTAS, History, steps
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(quotas=st.sampled_from(QUOTAS), history=steps)
+@settings(max_examples=150, deadline=None)
+def test_random_histories(algorithm: AlgorithmName, quotas: str, history: list[tuple[float, int]]) -> None:
+    async def run() -> None:
+        one = History(MemoryStore(), Policy("hint", quotas, algorithm=algorithm))
+        for advance, cost in history:
+            await one.step(advance, cost)
+
+    asyncio.run(run())
+
+
+@given(st.integers(1, 50), st.integers(1, 60), st.integers(1, 30), steps)
+@settings(max_examples=150, deadline=None)
+def test_buckets_of_any_burst(limit: int, window: int, burst: int, history: list[tuple[float, int]]) -> None:
+    async def run() -> None:
+        quota = Quota(limit, f"{window} seconds", burst=burst)
+        one = History(MemoryStore(), Policy("hint", quota, algorithm="gcra"))
+        for advance, cost in history:
+            await one.step(advance, cost)
+
+    asyncio.run(run())

@@ -1,0 +1,183 @@
+"""What every store promises. A new store joins by one line in `conftest.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import pytest
+
+from ratelimit.names import Key
+from ratelimit.store import Add, Drop, Expect, Op, Outcome, Put, Store, Write
+
+NOW = 1_790_000_000_000_000
+LATER = 1_999_999_999
+
+
+def write(*ops: Op, whole: bool = False) -> Write:
+    return Write(ops, LATER, whole)
+
+
+async def start(store: Store, key: Key, **fields: int) -> None:
+    """The record, made what the test needs."""
+    await store.apply(key, write(*(Put(name, value) for name, value in fields.items())), now=NOW)
+
+
+async def outcome(store: Store, key: Key, *ops: Op, whole: bool = False) -> Outcome:
+    return await store.apply(key, write(*ops, whole=whole), now=NOW)
+
+
+def test_is_a_store(store: Store) -> None:
+    assert isinstance(store, Store)
+
+
+async def test_an_unknown_record_is_empty(store: Store, key: Key) -> None:
+    assert await store.read(key) == {}
+
+
+async def test_add_begins_at_zero_and_sums_up(store: Store, key: Key) -> None:
+    assert await outcome(store, key, Add("d1", 2)) == Outcome(True, {"d1": 2})
+    assert await outcome(store, key, Add("d1", -5)) == Outcome(True, {"d1": -3})
+    assert await store.read(key) == {"d1": -3}
+
+
+async def test_add_stops_at_most(store: Store, key: Key) -> None:
+    one = write(Add("d1", 1, 3))
+    applied = [(await store.apply(key, one, now=NOW)).applied for _ in range(5)]
+    assert applied == [True, True, True, False, False]
+    assert await store.read(key) == {"d1": 3}
+
+
+async def test_an_amount_above_at_most_does_not_fit_an_empty_record_either(store: Store, key: Key) -> None:
+    assert await outcome(store, key, Add("d1", 4, 3)) == Outcome(False, {})
+    assert await store.read(key) == {}
+    await start(store, key, d1=-1)
+    assert await outcome(store, key, Add("d1", 4, 3)) == Outcome(True, {"d1": 3})
+
+
+async def test_put_and_drop(store: Store, key: Key) -> None:
+    await start(store, key, gd=7, old=1)
+    assert await outcome(store, key, Put("gd", 9), Drop("old"), Drop("never")) == Outcome(True, {"gd": 9})
+    assert await store.read(key) == {"gd": 9}
+
+
+@pytest.mark.parametrize(
+    ("expect", "holds"),
+    [
+        (Expect("f", 5, 5), True),
+        (Expect("f", 4, 6), True),
+        (Expect("f", 6, 9), False),
+        (Expect("f", 1, 4), False),
+        (Expect("f", low=5), True),
+        (Expect("f", low=6), False),
+        (Expect("f", high=5), True),
+        (Expect("f", high=4), False),
+        (Expect("f"), True),
+        (Expect("f", 9, 1), False),
+        (Expect("f", 9, 1, or_missing=True), False),
+        (Expect("f", or_missing=True), True),
+        (Expect("f", 5, 5, or_missing=True), True),
+        (Expect("f", 6, 6, or_missing=True), False),
+        (Expect("no"), False),
+        (Expect("no", 0, 0), False),
+        (Expect("no", low=0), False),
+        (Expect("no", high=0), False),
+        (Expect("no", 0, 0, or_missing=True), True),
+        (Expect("no", high=0, or_missing=True), True),
+        (Expect("no", 9, 1, or_missing=True), True),
+        (Expect("no", or_missing=True), True),
+    ],
+)
+async def test_expect(store: Store, key: Key, expect: Expect, holds: bool) -> None:
+    await start(store, key, f=5)
+    done = await outcome(store, key, expect, Add("d1", 1))
+    assert done == (Outcome(True, {"d1": 1}) if holds else Outcome(False, {"f": 5}))
+
+
+async def test_an_expected_field_may_be_changed_too(store: Store, key: Key) -> None:
+    await start(store, key, gd=100)
+    assert await outcome(store, key, Expect("gd", 50, 100), Add("gd", 10)) == Outcome(True, {"gd": 110})
+    assert await outcome(store, key, Expect("gd", 50, 100), Add("gd", 10)) == Outcome(False, {"gd": 110})
+    assert await outcome(store, key, Expect("gd", 110, 110), Drop("gd")) == Outcome(True, {})
+    assert await outcome(store, key, Expect("gd", high=99, or_missing=True), Put("gd", 1)) == Outcome(True, {"gd": 1})
+
+
+async def test_all_or_none(store: Store, key: Key) -> None:
+    """The first window has room, the second has none: neither is spent from, and nothing else happens."""
+    await start(store, key, s9=1, d1=3, old=4)
+    refused = await outcome(
+        store, key, Add("s9", 1, 5), Add("d1", 1, 3), Drop("old"), Put("gd", 1), Add("u260101", 1)
+    )
+    assert refused == Outcome(False, {"s9": 1, "d1": 3, "old": 4})
+    assert await store.read(key) == {"s9": 1, "d1": 3, "old": 4}
+
+
+async def test_an_applied_write_tells_what_it_touched(store: Store, key: Key) -> None:
+    await start(store, key, other=4)
+    assert await outcome(store, key, Add("d1", 1), Put("gd", 5)) == Outcome(True, {"d1": 1, "gd": 5})
+
+
+async def test_a_whole_write_tells_everything(store: Store, key: Key) -> None:
+    await start(store, key, other=4, old=1)
+    assert await outcome(store, key, Add("d1", 1), Drop("old"), whole=True) == Outcome(True, {"d1": 1, "other": 4})
+
+
+async def test_a_write_without_operations_is_applied(store: Store, key: Key) -> None:
+    assert await outcome(store, key) == Outcome(True, {})
+    assert await store.read(key) == {}
+
+
+async def test_numbers_are_exact(store: Store, key: Key) -> None:
+    """Nanoseconds of this century need 61 bits, which a float does not have."""
+    tat = 1_790_000_000_123_456_789
+    await start(store, key, gd=tat)
+    assert await outcome(store, key, Expect("gd", tat, tat), Add("gd", 10**18)) == Outcome(True, {"gd": tat + 10**18})
+
+
+async def test_delete_forgets_everything(store: Store, key: Key) -> None:
+    await start(store, key, d1=3, u260101=3)
+    await store.delete(key)
+    await store.delete(key)
+    assert await store.read(key) == {}
+
+
+async def test_keys_never_collide(store: Store) -> None:
+    """Separators, escapes, wildcards, and letters that look alike or only differ in their Unicode form."""
+    some = uuid4().hex
+    parts = [
+        "a",
+        "a#LIM#b",
+        "a%23LIM%23b",
+        "a%2523",
+        "a%23",
+        "a#",
+        "#",
+        "%",
+        "a/b",
+        "a b",
+        "é",
+        "e\u0301",
+        "ﬁ",
+        "🦊",
+        "A",
+    ]
+    keys = [Key.of(f"{some}{user}", action) for user in parts for action in ("b", "b#LIM#c", "%23", "/", "ß")]
+    for number, key in enumerate(keys):
+        await start(store, key, f=number)
+    assert [await store.read(key) for key in keys] == [{"f": number} for number in range(len(keys))]
+
+
+async def test_racers_admit_exactly_the_limit(store: Store, key: Key) -> None:
+    one = write(Add("d1", 1, 20), Add("u260101", 1))
+    outcomes = await asyncio.gather(*(store.apply(key, one, now=NOW) for _ in range(50)))
+    assert sum(outcome.applied for outcome in outcomes) == 20
+    assert await store.read(key) == {"d1": 20, "u260101": 20}
+
+
+async def test_opening_and_closing_may_be_repeated(store: Store, key: Key) -> None:
+    await start(store, key, f=1)
+    await store.open()
+    await store.close()
+    await store.close()
+    await store.open()
+    assert await store.read(key) == {"f": 1}
