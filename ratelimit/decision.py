@@ -8,7 +8,7 @@ import msgspec
 
 from ratelimit.quota import Quota
 
-Reason: TypeAlias = Literal["quota", "too_large", "unavailable"]
+Reason: TypeAlias = Literal["quota", "too_large", "inactive", "unavailable"]
 
 
 class QuotaState(msgspec.Struct, frozen=True, gc=False):
@@ -36,7 +36,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     retry_after: float | None = 0.0
     """Seconds until the same check passes: 0 when allowed, None when it never will (the cost exceeds a quota)."""
     reason: Reason | None = None
-    """Why it was refused, or why it was allowed unasked (`unavailable`); None where the quotas simply had room."""
+    """Why it was refused, or why it was allowed unasked (`unavailable`); None where the quotas simply had room.
+    `inactive`: the directory says that this user may do nothing at all."""
     shadow_denied: bool = False
     """True where only `mode="shadow"` let it pass."""
     at: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota
 from ratelimit.names import check_action
@@ -15,6 +15,7 @@ AlgorithmName: TypeAlias = Literal["fixed_window", "sliding_window", "gcra"]
 Mode: TypeAlias = Literal["enforce", "shadow"]
 OnUnavailable: TypeAlias = Literal["allow", "deny", "local"]
 Count: TypeAlias = Literal["all", "success", "failure"]
+Log: TypeAlias = Literal["all", "allowed", "denied", "none"]
 
 Lease: TypeAlias = "int | Literal['auto'] | None"
 
@@ -23,6 +24,14 @@ Request: TypeAlias = Any
 Cost: TypeAlias = "int | Callable[[Request], int | Awaitable[int]]"
 UserFrom: TypeAlias = "str | Callable[[Request], str | Awaitable[str | None] | None]"
 Exempt: TypeAlias = "str | Callable[[Request], bool | Awaitable[bool]]"
+
+
+class QuotaSource(Protocol):
+    """Who knows the quotas of a user's plan. `ratelimit.directory.Directory` is one."""
+
+    async def quotas_for(self, user: str, action: str) -> Quotas | None:
+        """The user's quotas for an action; None where the policy's own hold. Never raises for a store that fails."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -44,6 +53,8 @@ class Policy:
     `lease`           units that a process may take in advance and grant from memory, or `"auto"`: for keys hotter than
                       one item can be written. Fixed windows only: units kept back would not age in the others.
     `alert_at`        parts of a limit (`[0.8, 1.0]`) at which the limiter's `on_alert` is called.
+    `log`             which requests a surface writes to its usage log: `"all"`, `"allowed"`, `"denied"` or `"none"`.
+    `log_sample`      of the refused requests, the part that is written: 0.01 is one in a hundred.
     """
 
     name: str
@@ -58,6 +69,8 @@ class Policy:
     exempt: tuple[Exempt, ...]
     lease: Lease
     alert_at: tuple[float, ...]
+    log: Log
+    log_sample: float
 
     def __init__(
         self,
@@ -74,6 +87,8 @@ class Policy:
         exempt: Exempt | Iterable[Exempt] = (),
         lease: Lease = None,
         alert_at: Iterable[float] = (),
+        log: Log = "all",
+        log_sample: float = 1.0,
     ) -> None:
         values: dict[str, object] = {
             "name": _name(name),
@@ -88,6 +103,8 @@ class Policy:
             "exempt": _several("exempt", exempt, functions=True),
             "lease": _lease(lease, algorithm),
             "alert_at": _thresholds(alert_at),
+            "log": _one_of("log", log, get_args(Log)),
+            "log_sample": _part("log_sample", log_sample),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
@@ -157,3 +174,9 @@ def _thresholds(values: object) -> tuple[float, ...]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 10:
             raise ConfigError(f"alert_at[{number}]", f"must be a part of the limit, as in 0.8, not {value!r}")
     return thresholds
+
+
+def _part(path: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(path, f"must be a part from 0 to 1, not {value!r}")
+    return float(value)

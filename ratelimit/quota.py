@@ -153,8 +153,8 @@ def to_quotas(value: QuotasLike) -> Quotas:
         if value == -1 and not isinstance(value, bool):
             return UNLIMITED
         raise InvalidQuota(f"{value!r} is not a quota: say per what, as in '{value}/day', or -1 for no limit")
-    if value is UNLIMITED:
-        return UNLIMITED
+    if value is UNLIMITED or value is INACTIVE:
+        return value
     if not isinstance(value, Iterable):
         raise InvalidQuota(f"{value!r} is not a quota; write '5/day' or Quota(5, 'day')")
     return _together(list(value))
@@ -236,3 +236,7 @@ def _start_of_month(months: int) -> int:
     """The first microsecond of a month counted from the year 0."""
     year, month = divmod(months, 12)
     return (date(year, month + 1, 1).toordinal() - _EPOCH_ORDINAL) * DAY
+
+
+INACTIVE: Final[Quotas] = (Quota(0, "day"),)
+"""What a user has who may do nothing at all; known by identity."""

@@ -12,12 +12,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ratelimit.clock import Clock
 from ratelimit.config import Config, HeadersMode, Problems, SettingArgs, read_config
+from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.http.surface import Surface
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.policy import Exempt, UserFrom
-from ratelimit.store import MemoryStore, Store
+from ratelimit.store import MemoryStore, TableStore
+from ratelimit.usage import UsageLog
+from ratelimit.usage.options import Options
 
 if TYPE_CHECKING:
     from ratelimit.dynamodb import Settings
@@ -35,13 +38,13 @@ def open_store(url: str) -> OpeningStore:
 class OpeningStore:
     """A store about to be opened. Made by `open_store`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: TableStore) -> None:
         self._store = store
 
-    def __await__(self) -> Generator[object, None, Store]:
+    def __await__(self) -> Generator[object, None, TableStore]:
         return self._open().__await__()
 
-    async def __aenter__(self) -> Store:
+    async def __aenter__(self) -> TableStore:
         return await self._open()
 
     async def __aexit__(
@@ -49,7 +52,7 @@ class OpeningStore:
     ) -> None:
         await self._store.close()
 
-    async def _open(self) -> Store:
+    async def _open(self) -> TableStore:
         try:
             await self._store.open()
         except BaseException:
@@ -58,7 +61,7 @@ class OpeningStore:
         return self._store
 
 
-def store_from_url(url: str) -> Store:
+def store_from_url(url: str) -> TableStore:
     """The store that a URL names, not yet open. Raises `ConfigError`."""
     scheme, separator, _ = url.partition("://")
     try:
@@ -85,16 +88,33 @@ def table_settings(url: str) -> Settings:
         raise error.under("store") from None
 
 
-def limiter_from(config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None) -> Limiter:
+def limiter_from(
+    config: Config,
+    *,
+    store: TableStore | None = None,
+    clock: Clock | None = None,
+    on_alert: AlertHook | None = None,
+) -> Limiter:
     """The limiter that a configuration describes; its store opens with it, or when first used. Raises `ConfigError`."""
+    store = store_from_url(config.store) if store is None else store
     return Limiter(
-        store_from_url(config.store),
+        store,
         config.policies,
         clock=clock,
         deadline=config.deadline,
         denial_cache=config.denial_cache,
+        directory=Directory(store.directory, clock=clock) if config.directory else None,
         on_alert=on_alert,
     )
+
+
+def usage_from(config: Config, limiter: Limiter, store: TableStore) -> UsageLog | None:
+    """The usage log on the limiter's store; None where it is off."""
+    if config.usage == "off":
+        return None
+    durability, _, directory = config.usage.partition(":")
+    options: Options = {"durability": "journal", "journal_dir": directory} if durability == "journal" else {}
+    return UsageLog(store, actions=limiter.policies, clock=limiter.clock, **options)
 
 
 class MiddlewareArgs(TypedDict):
@@ -105,6 +125,7 @@ class MiddlewareArgs(TypedDict):
     trusted_proxies: int | tuple[str, ...]
     headers: HeadersMode
     exempt: tuple[Exempt, ...]
+    usage: UsageLog | None
 
 
 def configure(
@@ -123,8 +144,11 @@ def middleware_args(
     config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None
 ) -> MiddlewareArgs:
     """As `configure`, from a configuration that is loaded."""
+    store = store_from_url(config.store)
+    limiter = limiter_from(config, store=store, clock=clock, on_alert=on_alert)
     return MiddlewareArgs(
-        limiter=limiter_from(config, clock=clock, on_alert=on_alert),
+        limiter=limiter,
+        usage=usage_from(config, limiter, store),
         user_from=config.user_from,
         trusted_proxies=config.trusted_proxies,
         headers=config.headers,
@@ -155,7 +179,7 @@ def _try(problems: Problems, build: Callable[[], object]) -> None:
         problems.add(error)
 
 
-def _memory(url: str) -> Store:
+def _memory(url: str) -> TableStore:
     parts = urlsplit(url)
     if parts.netloc or parts.path:
         raise ConfigError("", "memory:// has no name and no path; write memory://, or memory://?max_keys=1000")
@@ -169,7 +193,7 @@ def _memory(url: str) -> Store:
     return MemoryStore(**options)
 
 
-def _dynamodb(url: str) -> Store:
+def _dynamodb(url: str) -> TableStore:
     # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
     from ratelimit.dynamodb import DynamoDBStore, parse_url
 
@@ -177,4 +201,4 @@ def _dynamodb(url: str) -> Store:
 
 
 _EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
-_STORES: Final[dict[str, Callable[[str], Store]]] = {"memory": _memory, "dynamodb": _dynamodb}
+_STORES: Final[dict[str, Callable[[str], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}

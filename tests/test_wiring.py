@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -147,7 +148,26 @@ def test_middleware_args_pass_everything_on() -> None:
     config = Config(user_from=("address",), trusted_proxies=2, headers="none", exempt=("/health",))
     args = middleware_args(config)
     assert args.pop("limiter")  # type: ignore[misc]
-    assert args == {"user_from": ("address",), "trusted_proxies": 2, "headers": "none", "exempt": ("/health",)}
+    assert args == {
+        "user_from": ("address",), "trusted_proxies": 2, "headers": "none", "exempt": ("/health",), "usage": None,
+    }  # fmt: skip
+
+
+def test_a_usage_log_is_made_on_the_limiters_store(tmp_path: Path) -> None:
+    args = configure(usage=f"journal:{tmp_path}", policies=[Policy("hint", "5/day")])
+    usage = args["usage"]
+    assert usage is not None
+    assert usage.store is args["limiter"].store
+    assert (usage.settings.durability, usage.settings.directory) == ("journal", tmp_path)
+    memory = configure(usage="memory")["usage"]
+    assert memory is not None
+    assert memory.settings.durability == "memory"
+
+
+@pytest.mark.parametrize("usage", ["on", "journal", "journal:", True])
+def test_a_usage_log_is_one_of_three(usage: Any) -> None:
+    with pytest.raises(ConfigError, match="usage: expected 'off', 'memory' or 'journal:"):
+        configure(usage=usage)
 
 
 def test_aws_is_not_imported_before_it_is_needed() -> None:

@@ -23,6 +23,10 @@ class Config:
     """Seconds a check may wait for the store; then the policy's `on_unavailable` answers."""
     denial_cache: float = DEFAULT_DENIAL_CACHE
     """Seconds for which a refusal may be repeated from memory, unless it could change sooner; 0 asks every time."""
+    usage: str = "off"
+    """The usage log: `memory` keeps what is not in the table yet in this process; `journal:DIR` on the disk as well."""
+    directory: bool = False
+    """Whether users' own quotas and plans, in the same table, go over the policies'."""
     headers: HeadersMode = "draft"
     """`draft` (`RateLimit`, `RateLimit-Policy`), `legacy` (`X-RateLimit-*`), `both` or `none`."""
     user_from: tuple[UserFrom, ...] = ("user", "address")
@@ -45,6 +49,8 @@ class SettingArgs(TypedDict, total=False):
     store: str
     deadline: float
     denial_cache: float
+    usage: str
+    directory: bool
     headers: HeadersMode
     user_from: UserFrom | Iterable[UserFrom]
     trusted_proxies: int | Iterable[str]

@@ -80,6 +80,26 @@ def _seconds(value: object, least: float) -> float:
     raise ConfigError("", f"expected seconds from {least:g} to {MAX_SECONDS:g}, such as 0.25, not {value!r}")
 
 
+def truth(value: object) -> bool:
+    """Yes or no."""
+    if isinstance(value, bool):
+        return value
+    raise ConfigError("", f"expected true or false, not {value!r}")
+
+
+def truth_from_text(text: str) -> object:
+    """`true`, `on`, `1` and their opposites; otherwise the text itself, for the check to complain about."""
+    words = {"true": True, "on": True, "1": True, "yes": True, "false": False, "off": False, "0": False, "no": False}
+    return words.get(text.strip().lower(), text)
+
+
+def usage(value: object) -> str:
+    """`off`, `memory`, or `journal:` and a directory."""
+    if isinstance(value, str) and (value in ("off", "memory") or (value.startswith("journal:") and value[8:].strip())):
+        return value
+    raise ConfigError("", f"expected 'off', 'memory' or 'journal:/var/lib/ratelimit', not {value!r}")
+
+
 def headers(value: object) -> str:
     """One of `HeadersMode`."""
     if value in get_args(HeadersMode):
@@ -159,6 +179,8 @@ SETTINGS: Final[dict[str, Setting]] = {
     "store": Setting(store),
     "deadline": Setting(deadline, number),
     "denial_cache": Setting(denial_cache, number),
+    "usage": Setting(usage),
+    "directory": Setting(truth, truth_from_text),
     "headers": Setting(headers),
     "user_from": Setting(sources, items),
     "trusted_proxies": Setting(proxies, number_or_items),
@@ -174,6 +196,7 @@ _WRITTEN: Final[dict[str, Setting]] = {
     "exempt": Setting(_as_is, patterns),
     "lease": Setting(_as_is, number),
     "alert_at": Setting(_as_is, numbers),
+    "log_sample": Setting(_as_is, number),
 }
 
 POLICY_SETTINGS: Final[dict[str, Setting]] = {

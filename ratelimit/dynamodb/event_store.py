@@ -27,7 +27,7 @@ from ratelimit.dynamodb.schema import (
 )
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.errors import StoreMisconfigured, StoreThrottled
+from ratelimit.errors import StoreMisconfigured, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.store.events import MOST_AT_ONCE, Position, placed
 
@@ -54,16 +54,20 @@ class DynamoDBEventStore:
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
         """See `EventStore.put`. Tries once: who calls knows how long it can wait."""
         direct = [event for event in events if event.carries_time]
-        results = await asyncio.gather(
-            *([self._put_batch(direct)] if direct else []),
-            *(self._put_first(event) for event in events if not event.carries_time),
-            return_exceptions=True,
-        )
+        parts = [direct] if direct else []
+        parts += [[event] for event in events if not event.carries_time]
+        results = await asyncio.gather(*map(self._put_part, parts), return_exceptions=True)
         unwritten: list[UsageEvent] = []
-        for result in results:
+        failures: list[BaseException] = []
+        for part, result in zip(parts, results, strict=True):
             if isinstance(result, BaseException):
-                raise result
-            unwritten += result
+                failures.append(result)
+                unwritten += part
+            else:
+                unwritten += result
+        bugs = [failure for failure in failures if not isinstance(failure, StoreUnavailable)]
+        if bugs or (failures and len(failures) == len(parts)):
+            raise (bugs or failures)[0]
         return unwritten
 
     async def page(
@@ -99,6 +103,10 @@ class DynamoDBEventStore:
         """See `EventStore.forget`."""
         return sum([len(sks) async for sks in self._delete_partition(id_pk(user))])
 
+    async def _put_part(self, part: Sequence[UsageEvent]) -> list[UsageEvent]:
+        """What was not written of it."""
+        return await (self._put_batch(part) if part[0].carries_time else self._put_first(part[0]))
+
     async def _put_batch(self, events: Sequence[UsageEvent]) -> list[UsageEvent]:
         """All of them in one request, which must not name a key twice."""
         by_key: dict[str, tuple[UsageEvent, Item]] = {}
@@ -118,8 +126,6 @@ class DynamoDBEventStore:
             if noted is not None:
                 first = placed(event, noted_position(event.id, noted or await self._get(id_key(event))))
             await self._put_if_missing(event_item(first))
-        except StoreThrottled:
-            return [event]
         except (KeyError, ValueError) as error:
             raise self._unreadable(error) from error
         return []

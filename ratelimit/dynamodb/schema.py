@@ -12,6 +12,17 @@ note of where that id was first seen:
     PK = USR#<user>#ULOG#<yyyymmdd>   SK = ULOG#<ms, 13 digits>#<action>#<event id>
     tp = ulog   dat = {act, cst, ok, sts?, ms?, pid?, rid?, met? (JSON text)}   crt = <epoch seconds>   ttl
     PK = USR#<user>#UID               SK = UID#<event id>      tp = uid   at = <ms>   act = <action>    ttl
+
+Users and plans. `GSI1` holds these only: it lists the plans, and the users of a plan, those without one under an empty
+name. An e-mail or an API key has an item of its own, so that its key keeps it to one user, and finds that user by a
+consistent read:
+
+    PK = USR#<user>                   SK = META   tp = usr    dat = {plan?, rol, quo {action: quotas}, act, ids?}
+    PK = PLAN#<plan>                  SK = META   tp = plan   dat = {action: quotas}
+         quotas = "5/day; 100/month", or -1 for no limit   crt, upd = <epoch seconds>   ver = <number>
+         GSI1PK = PLAN#<plan of the user>   GSI1SK = USR#<user>       GSI1PK = PLANS   GSI1SK = PLAN#<plan>
+    PK = EMAIL#<e-mail>               SK = META   tp = idn    usr = <user>   crt
+    PK = KEY#<digest, hexadecimal>    SK = META   tp = idn    usr = <user>   crt
 """
 
 from __future__ import annotations
@@ -21,6 +32,7 @@ from datetime import date
 from typing import Any, Final, TypeAlias
 
 from ratelimit.names import Key
+from ratelimit.store.directory import Identity, IdentityKind
 from ratelimit.store.events import Position
 
 Attribute: TypeAlias = Mapping[str, Any]
@@ -43,6 +55,16 @@ DATA: Final = "dat"
 CREATED: Final = "crt"
 AT: Final = "at"
 ACTION: Final = "act"
+USER_TYPE: Final = "usr"
+PLAN_TYPE: Final = "plan"
+IDENTITY_TYPE: Final = "idn"
+META: Final = "META"
+UPDATED: Final = "upd"
+VERSION: Final = "ver"
+OWNER: Final = "usr"
+ALL_PLANS: Final = "PLANS"
+
+_IDENTITY_PREFIXES: Final[dict[IdentityKind, str]] = {"email": "EMAIL#", "api_key": "KEY#"}
 
 NOT_FIELDS: Final = frozenset((PK, SK, TYPE, TTL, GSI1PK, GSI1SK))
 """Attributes of a limiter item that are no fields of its record."""
@@ -117,6 +139,26 @@ def id_pk(user: str) -> str:
 def id_sk(event_id: str) -> str:
     """The sort key of one id."""
     return f"UID#{escape(event_id)}"
+
+
+def user_pk(user: str) -> str:
+    """The partition key of a user."""
+    return f"USR#{escape(user)}"
+
+
+def plan_pk(plan: str | None) -> str:
+    """The partition key of a plan; in the index, where its users are, and for None those without a plan."""
+    return f"PLAN#{escape(plan or '')}"
+
+
+def identity_pk(identity: Identity) -> str:
+    """The partition key of an e-mail or the digest of an API key."""
+    return _IDENTITY_PREFIXES[identity.kind] + escape(identity.value)
+
+
+def parse_name(pk: str) -> str:
+    """The user's id or the plan's name in a partition key."""
+    return unescape(pk.partition("#")[2])
 
 
 def table_definition(table: str) -> dict[str, Any]:

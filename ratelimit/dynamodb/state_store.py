@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from ratelimit.dynamodb.client import Connection, connect
+from ratelimit.dynamodb.directory_store import DynamoDBDirectoryStore
 from ratelimit.dynamodb.event_store import DynamoDBEventStore
 from ratelimit.dynamodb.expressions import record_of
 from ratelimit.dynamodb.fast import open_lane
@@ -44,6 +45,7 @@ class DynamoDBStore:
         self._retries = Retries(self.settings.attempts, self.stats, sleep=sleep, random=random)
         self._constant = constant(self.settings)
         self.events = DynamoDBEventStore(self._connection, self.settings, self.stats, self._retries)
+        self.directory = DynamoDBDirectoryStore(self._connection, self.settings, self.stats, self._retries)
         self._opened: _Opened | None = None
         self._opening: asyncio.Task[_Opened] | None = None
 

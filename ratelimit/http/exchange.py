@@ -6,23 +6,42 @@ from typing import Final
 
 from starlette.types import Message, Scope, Send
 
+from ratelimit.clock import Clock
 from ratelimit.decision import Decision
 from ratelimit.http.headers import Headers
+from ratelimit.http.recording import Recorder
 from ratelimit.http.refunds import Refunds
 from ratelimit.http.refusal import POLICY_VIOLATION, Refusal
 from ratelimit.http.state import Receipts
 from ratelimit.http.surface import Surface
 
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+_BODIES: Final = frozenset({"http.response.body", "http.response.pathsend", "websocket.http.response.body"})
 _MOST_HELD: Final = 2
 
 
 class Exchange:
     """Its `send` is what the app is given. Messages other than a start pass through as they are, one by one."""
 
-    __slots__ = ("_closed", "_held", "_receipts", "_refunds", "_scope", "_send", "_started", "_succeeded", "_surface")
+    __slots__ = (
+        "_clock", "_closed", "_held", "_receipts", "_recorder", "_refunds", "_scope", "_send", "_since", "_started",
+        "_status", "_succeeded", "_surface",
+    )  # fmt: skip
 
-    def __init__(self, scope: Scope, send: Send, surface: Surface, receipts: Receipts, refunds: Refunds) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        surface: Surface,
+        receipts: Receipts,
+        refunds: Refunds,
+        clock: Clock,
+        recorder: Recorder | None,
+    ) -> None:
+        self._clock = clock
+        self._recorder = recorder
+        self._since = clock.now() if recorder is not None else 0
+        self._status = 500
         self._scope = scope
         self._send = send
         self._surface = surface
@@ -48,7 +67,7 @@ class Exchange:
             message = self._start(message)
         elif kind == "websocket.close":
             self._closed = True
-        await self._send(message)
+        await self._pass(message)
 
     async def refuse(self, decision: Decision) -> bool:
         """Answer with a refusal and give back what the request has spent. False where the app has begun to answer."""
@@ -60,7 +79,10 @@ class Exchange:
             await self._send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "quota exceeded"})
         else:
             self._started = True
-            await Refusal.of(decision, self._surface.writer).send(self._scope, self._send)
+            refusal = Refusal.of(decision, self._surface.writer)
+            self._status = refusal.status
+            await self._record()
+            await refusal.send(self._scope, self._send)
         return True
 
     async def end(self) -> None:
@@ -68,11 +90,13 @@ class Exchange:
         if self._held:
             await self._release()
         self._settle()
+        await self._record()
 
     def _start(self, message: Message) -> Message:
         """The status is known now, and with it what counts."""
         self._started = True
         kind = message["type"]
+        self._status = 101 if kind == "websocket.accept" else message["status"]
         self._succeeded = kind == "websocket.accept" or (kind == "http.response.start" and message["status"] < 400)
         self._settle()
         return self._with_headers(message)
@@ -84,9 +108,21 @@ class Exchange:
 
     async def _release(self) -> None:
         (start, *rest), self._held = self._held, []
-        await self._send(self._start(start))
+        await self._pass(self._start(start))
         for message in rest:
-            await self._send(message)
+            await self._pass(message)
+
+    async def _pass(self, message: Message) -> None:
+        """Send it on; the one that completes the answer only when what it was is kept."""
+        kind = message["type"]
+        if kind == "websocket.accept" or (kind in _BODIES and not message.get("more_body")):
+            await self._record()
+        await self._send(message)
+
+    async def _record(self) -> None:
+        if self._recorder is not None and (receipts := self._receipts.to_record()):
+            now = self._clock.now()
+            await self._recorder.record(self._scope, receipts, status=self._status, now=now, since=self._since)
 
     def _settle(self) -> None:
         self._refunds.start(self._receipts.settle(success=self._succeeded))

@@ -16,9 +16,10 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.clock import SECOND
-from ratelimit.errors import StoreMisconfigured, StoreUnavailable
+from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
 from ratelimit.http.refunds import Refunds
 from ratelimit.limiter import Limiter
+from ratelimit.usage import UsageLog
 
 OPEN_WAIT_S: Final = 1.0
 RETRY_AFTER: Final = 5 * SECOND
@@ -30,13 +31,14 @@ logger = logging.getLogger("ratelimit")
 class Lifespan:
     """Whether the limiter is open, and who opens it next."""
 
-    __slots__ = ("_limiter", "_refunds", "_retry_at", "_task", "_wait_s", "ready")
+    __slots__ = ("_limiter", "_refunds", "_retry_at", "_task", "_usage", "_wait_s", "ready")
 
-    def __init__(self, limiter: Limiter, refunds: Refunds) -> None:
+    def __init__(self, limiter: Limiter, refunds: Refunds, usage: UsageLog | None = None) -> None:
         self.ready = False
         """True once it is open: requests look no further."""
         self._limiter = limiter
         self._refunds = refunds
+        self._usage = usage
         self._retry_at = 0
         self._wait_s = OPEN_WAIT_S
         self._task: asyncio.Task[None] | None = None
@@ -48,7 +50,7 @@ class Lifespan:
         open_still = True
         try:
             await self._open()
-        except StoreMisconfigured as error:
+        except (StoreMisconfigured, ConfigError) as error:
             await send({"type": "lifespan.startup.failed", "message": f"ratelimit: {error}"})
             return
 
@@ -87,6 +89,8 @@ class Lifespan:
         self.ready = False
         self._retry_at = 0
         self._wait_s = OPEN_WAIT_S
+        if self._usage is not None:
+            await self._usage.close()
         await self._limiter.close()
 
     async def _open_late(self) -> None:
@@ -96,6 +100,8 @@ class Lifespan:
 
     async def _open(self) -> None:
         self._retry_at = self._limiter.clock.now() + RETRY_AFTER
+        if self._usage is not None:
+            await self._usage.open()
         try:
             await self._limiter.open()
         except StoreMisconfigured as error:

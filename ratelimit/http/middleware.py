@@ -19,11 +19,13 @@ from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM
 from ratelimit.http.lifespan import Lifespan
 from ratelimit.http.match import app_method, app_path
+from ratelimit.http.recording import Recorder
 from ratelimit.http.refunds import Refunds
 from ratelimit.http.state import SCOPE_KEY, RateLimitState, Receipts
 from ratelimit.http.surface import Surface
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Exempt, UserFrom
+from ratelimit.usage import UsageLog
 
 
 class RateLimitMiddleware:
@@ -34,6 +36,8 @@ class RateLimitMiddleware:
     `trusted_proxies`  how many proxies of your own stand in front, or their networks: only those are believed about
                        `X-Forwarded-For`.
     `headers`          `"draft"` (`RateLimit`, `RateLimit-Policy`), `"legacy"` (`X-RateLimit-*`), `"both"`, `"none"`.
+    `usage`            a log of the limiter's store, in which every checked request is kept as its policy's `log` says;
+                       opened and closed with the limiter.
     `exempt`           requests that no policy checks, and no `limited(...)`: patterns, or functions of the request.
 
     A refusal by one policy gives back what the earlier ones took. Place it inside of what sets `scope["user"]`, and of
@@ -49,6 +53,7 @@ class RateLimitMiddleware:
         trusted_proxies: TrustedProxies = 0,
         headers: HeaderStyle = "draft",
         exempt: Exempt | Iterable[Exempt] = (),
+        usage: UsageLog | None = None,
     ) -> None:
         self.app = app
         self.limiter = limiter
@@ -56,7 +61,8 @@ class RateLimitMiddleware:
         self._surface = Surface(user_from=user_from, trusted_proxies=trusted_proxies, headers=headers, exempt=exempt)
         gates = [self._surface.gate(limiter, action) for action in limiter.policies]
         self._matching = [gate for gate in gates if gate.match]
-        self._lifespan = Lifespan(limiter, self.refunds)
+        self._recorder = None if usage is None else Recorder(usage)
+        self._lifespan = Lifespan(limiter, self.refunds, usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the app's lifespan."""
@@ -76,7 +82,7 @@ class RateLimitMiddleware:
         receipts = Receipts() if outer is None else outer.receipts
         exempt = bool(surface.exempt) and await surface.exempt.covers(HTTPConnection(scope))
         scope[SCOPE_KEY] = RateLimitState(self.limiter, surface, receipts, exempt=exempt)
-        exchange = Exchange(scope, send, surface, receipts, self.refunds)
+        exchange = Exchange(scope, send, surface, receipts, self.refunds, self.limiter.clock, self._recorder)
         try:
             refused = None if exempt else await self._check(scope, receipts)
             if refused is None:

@@ -36,6 +36,8 @@ def problem_of(decision: Decision) -> Problem:
     """The problem that a refused decision is for the client."""
     if decision.reason == "unavailable":
         return _reduced_capacity(decision)
+    if decision.reason == "inactive":
+        return Problem("about:blank", "Forbidden", 403, f"This user may not use {decision.policy!r} at present.", [])
     names = item_names(decision.policy, [state.quota for state in decision.quotas])
     violated = [(name, state) for name, state in zip(names, decision.quotas, strict=True) if state.retry_after != 0.0]
     return Problem(

@@ -21,7 +21,7 @@ class Receipts:
     """Everything that one request was checked for. Each unit that does not count in the end is handed out once, to be
     given back: `settle` when the outcome is known, `void` when the request is refused after all."""
 
-    __slots__ = ("_open", "decisions", "refused", "shown")
+    __slots__ = ("_given_back", "_open", "_unrecorded", "decisions", "refused", "shown")
 
     def __init__(self) -> None:
         self.decisions: list[Decision] = []
@@ -29,11 +29,14 @@ class Receipts:
         """Those that the response's headers speak of: a shadow policy is not to be seen."""
         self.refused: Decision | None = None
         self._open: list[Receipt] = []
+        self._given_back: list[Receipt] = []
+        self._unrecorded: list[Receipt] = []
 
     def add(self, receipt: Receipt) -> None:
         """Take note of a check."""
         decision = receipt.decision
         self.decisions.append(decision)
+        self._unrecorded.append(receipt)
         if receipt.policy.mode == "enforce":
             self.shown.append(decision)
         if not decision.allowed:
@@ -46,13 +49,21 @@ class Receipts:
         if not self._open:
             return []
         spent, self._open = self._open, []
-        return [receipt for receipt in spent if not receipt.counts(success=success)]
+        returned = [receipt for receipt in spent if not receipt.counts(success=success)]
+        self._given_back += returned
+        return returned
 
     def void(self, refused: Decision) -> list[Receipt]:
         """The request is refused: all that it spent has to be given back, and its headers speak of the refusal only."""
         self.shown = [refused]
         spent, self._open = self._open, []
+        self._given_back += spent
         return spent
+
+    def to_record(self) -> list[tuple[Receipt, bool]]:
+        """What has not been recorded yet, each once, and whether its units stayed spent."""
+        receipts, self._unrecorded = self._unrecorded, []
+        return [(receipt, not any(receipt is one for one in self._given_back)) for receipt in receipts]
 
 
 class RateLimitState:

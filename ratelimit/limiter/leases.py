@@ -22,9 +22,11 @@ from ratelimit.names import Key
 
 # An idle key's units go back to everybody after this long, in microseconds.
 IDLE: Final = 5 * SECOND
-# "auto" takes what it expects to grant in this long; a throttled write doubles it, up to the most.
+# "auto" takes at least what it expects to be asked for in this long; a throttled write doubles it, up to the most.
 AHEAD: Final = SECOND // 10
 MAX_AHEAD: Final = 5 * SECOND
+# "auto" aims at this many writes of one item a second, by all processes together: half of what DynamoDB takes.
+WRITES: Final = 500
 _RETURNS_AT_ONCE: Final = 2
 
 Spend: TypeAlias = Callable[[Planner, Key, int, Sequence[int], Advance], Awaitable[list[Decision]]]
@@ -47,13 +49,15 @@ class Leases:
         if lease is None or lease.units < cost or not lease.start <= now < lease.end:
             return None
         lease.units -= cost
-        lease.granted += cost
+        lease.asked += cost
+        lease.used_at = now
         return self._ledger.granted(planner, key, now, cost, held=lease.units)
 
     async def spend(self, planner: Planner, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
         """Decide on `costs`, from the units held and as many from the store as are missing, and some ahead."""
         lease = self._current(planner, key, now)
         advance = Advance(lease.take(), lease.size(planner.policy.lease, now))
+        lease.asked += sum(costs)
         try:
             decisions = await self._spend(planner, key, now, costs, advance)
         except StoreThrottled:
@@ -61,7 +65,7 @@ class Leases:
             raise
         finally:
             lease.units += advance.held
-        lease.granted += sum(decision.cost for decision in decisions if decision.allowed)
+        lease.saw(self._ledger.counted(key, now), now)
         self._return_idle(now)
         return decisions
 
@@ -74,7 +78,7 @@ class Leases:
     def _current(self, planner: Planner, key: Key, now: int) -> _Lease:
         lease = self._leases.get((key, planner))
         if lease is None:
-            lease = self._leases[key, planner] = _Lease()
+            lease = self._leases[key, planner] = _Lease(now)
         self._leases.move_to_end((key, planner))
         if not lease.start <= now < lease.end:
             self._give_back(planner, key, lease)
@@ -84,11 +88,12 @@ class Leases:
         return lease
 
     def _return_idle(self, now: int) -> None:
-        """The longest unused leases end: a few with each spending, so that returning keeps pace with taking."""
+        """Unused leases end: a few are looked at with each spending, so that returning keeps pace with taking."""
         for _ in range(_RETURNS_AT_ONCE):
             (key, planner), lease = next(iter(self._leases.items()))
             if now - lease.used_at < IDLE:
-                return
+                self._leases.move_to_end((key, planner))
+                continue
             del self._leases[key, planner]
             self._give_back(planner, key, lease)
 
@@ -102,15 +107,23 @@ class Leases:
 class _Lease:
     """Units held for one user, action and its quotas, good from `start` until `end` (microseconds)."""
 
-    __slots__ = ("_ahead", "_rate_since", "end", "granted", "start", "taken_at", "units", "used_at")
+    __slots__ = (
+        "_ahead", "_counted", "_counted_at", "_everybody", "_own", "_since",
+        "asked", "end", "start", "taken_at", "units", "used_at",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, now: int) -> None:
         self.units = 0
-        self.granted = 0
+        self.asked = 0
+        """Units asked of this process since it last measured, granted or not: a throttled process needs them too."""
         self.start = self.end = 0
-        self.taken_at = self.used_at = 0
+        self.taken_at = self.used_at = now
         self._ahead = AHEAD
-        self._rate_since = 0
+        self._since = now
+        self._own = 0
+        self._everybody = 0
+        self._counted: int | None = None
+        self._counted_at = now
 
     def take(self) -> int:
         """Everything that is held, so that nobody else grants it while it is being accounted for."""
@@ -118,17 +131,35 @@ class _Lease:
         return units
 
     def size(self, lease: int | str | None, now: int) -> int:
-        """Units to take ahead: as many as the policy says, or by what was granted of late."""
+        """Units to take ahead: as many as the policy says, or by what is asked for and by what everybody takes.
+
+        If each write takes what all processes use in 1/`WRITES` of a second, they write `WRITES` times a second,
+        however many they are and however uneven their shares.
+        """
         if isinstance(lease, int):
             return lease
-        elapsed, granted = now - self._rate_since, self.granted
-        self._rate_since, self.granted = now, 0
-        if not 0 < elapsed < IDLE:
-            return 0
+        elapsed = now - self._since
+        rate = max(self._own, _a_second(self.asked, AHEAD))
+        if not 0 <= elapsed < AHEAD:
+            rate = self._own = _a_second(self.asked, max(AHEAD, elapsed))
+            self._since, self.asked = now, 0
+        return min(max(rate * self._ahead // SECOND, self._everybody // WRITES), rate * MAX_AHEAD // SECOND)
+
+    def saw(self, counted: int, now: int) -> None:
+        """So many units were `counted` today by everybody; the same number as before tells of no write."""
+        if counted == self._counted:
+            return
         self._ahead = max(AHEAD, self._ahead * 9 // 10)
-        return granted * self._ahead // elapsed
+        if self._counted is None:
+            self._counted, self._counted_at = counted, now
+        elif not 0 <= now - self._counted_at < AHEAD:
+            self._everybody = _a_second(max(0, counted - self._counted), max(AHEAD, now - self._counted_at))
+            self._counted, self._counted_at = counted, now
 
     def throttled(self) -> None:
         """Write more seldom."""
         self._ahead = min(2 * self._ahead, MAX_AHEAD)
 
+
+def _a_second(units: int, elapsed: int) -> int:
+    return units * SECOND // elapsed

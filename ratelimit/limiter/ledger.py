@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from ratelimit.algorithms.fields import is_total
+import msgspec
+
+from ratelimit.algorithms.fields import current_totals, is_total
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import Alerts
@@ -67,8 +69,9 @@ class Ledger:
         fitting, total = costs, sum(costs)
         for _ in range(_ATTEMPTS):
             amount = total - advance.held
-            amount += planner.ahead(now, amount, advance.ahead, belief.record)
-            if amount <= 0:
+            if amount > 0:
+                amount += planner.ahead(now, amount, advance.ahead, belief.record)
+            else:  # what is held is not topped up, or a key that is always asked for would always be written
                 advance.held -= total
                 return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
             write = planner.spend(now, amount, belief)
@@ -91,6 +94,10 @@ class Ledger:
     def granted(self, planner: Planner, key: Key, now: int, cost: int, *, held: int) -> Decision:
         """The decision on a cost that was paid from units taken ahead, of which `held` are left."""
         return _admit(planner, now, cost, planner.less(now, held, self._beliefs.of(key).record))
+
+    def counted(self, key: Key, now: int) -> int:
+        """Units that all processes together had spent on this UTC day when this one last heard of it."""
+        return self._beliefs.of(key).record.get(current_totals(now)[0], 0)
 
     async def charge(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         """Spend without asking whether it fits."""
@@ -140,7 +147,8 @@ class Ledger:
 
     def too_large(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         """The refusal of a cost that can never pass; the quotas as this process last saw them: nobody is asked."""
-        return decide(planner, now, cost, self._beliefs.of(key).record)
+        refusal = decide(planner, now, cost, self._beliefs.of(key).record)
+        return msgspec.structs.replace(refusal, quotas=(), reason="inactive") if planner.inactive else refusal
 
     def _announce(self, planner: Planner, key: Key, now: int, amount: int, record: Record) -> None:
         if planner.policy.alert_at:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import date
 from functools import partial
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
 import msgspec
@@ -14,7 +13,7 @@ import msgspec
 from ratelimit.algorithms.totals import days_of
 from ratelimit.clock import SECOND, Clock, SystemClock, seconds
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError, InvalidCost, StoreUnavailable, UnknownAction
+from ratelimit.errors import ConfigError, InvalidCost, StoreUnavailable
 from ratelimit.limiter.alerts import AlertHook, Alerts
 from ratelimit.limiter.background import Background
 from ratelimit.limiter.breaker import Breaker
@@ -23,16 +22,16 @@ from ratelimit.limiter.guard import Guard
 from ratelimit.limiter.leases import Leases
 from ratelimit.limiter.ledger import Advance, Ledger
 from ratelimit.limiter.planner import Planner
+from ratelimit.limiter.planners import Planners
 from ratelimit.names import Key
-from ratelimit.policy import AlgorithmName, Policy
-from ratelimit.quota import MAX_LIMIT, UNLIMITED, QuotasLike, to_quotas
+from ratelimit.policy import AlgorithmName, Policy, QuotaSource
+from ratelimit.quota import MAX_LIMIT, QuotasLike
 from ratelimit.store.base import Store
 from ratelimit.store.memory import MemoryStore
 
 DEFAULT_DEADLINE: Final = 0.25
 DEFAULT_DENIAL_CACHE: Final = 1.0
 DEFAULT_MAX_BELIEFS: Final = 10_000
-_MAX_PLANNERS: Final = 1024
 # Seconds after which a client may ask again when the store failed just now and nothing says when it will be back.
 _RETRY_UNAVAILABLE: Final = 1.0
 
@@ -45,6 +44,7 @@ class Limiter:
 
     `store`        where to count: `MemoryStore()`, or what `open_store` gave.
     `policies`     the named rules; an action no policy names needs `quotas` with the call.
+    `directory`    a `Directory` of users and plans: a user's own quotas go over the policy's.
     `deadline`     seconds that a check may wait for the store, all its round trips together.
     `denial_cache` seconds for which a refusal is repeated without asking the store again; 0 asks each time. Exact, but
                    for what another process refunds or resets in the meantime.
@@ -61,6 +61,7 @@ class Limiter:
         deadline: float = DEFAULT_DEADLINE,
         denial_cache: float = DEFAULT_DENIAL_CACHE,
         max_beliefs: int = DEFAULT_MAX_BELIEFS,
+        directory: QuotaSource | None = None,
         on_alert: AlertHook | None = None,
     ) -> None:
         if not 0 < deadline <= 60:
@@ -71,7 +72,6 @@ class Limiter:
             raise ConfigError("max_beliefs", f"must be at least 1, not {max_beliefs!r}")
         self.store = store
         self.clock: Clock = clock or SystemClock()
-        self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
         self.breaker = Breaker()
         remembered = round(denial_cache * SECOND)
         self._alerts = Alerts(on_alert)
@@ -82,8 +82,12 @@ class Limiter:
         self._run: Run = _directly if self._is_embedded else Guard(self.clock, deadline, self.breaker).run
         self._leases = Leases(self._ledger, self._take, self._give_back, self.background)
         self._coalescer = Coalescer(self._take_or_lease, self.clock, deadline)
-        self._planners = {name: Planner(policy) for name, policy in self.policies.items()}
-        self._planners_for_quotas: dict[tuple[object, ...], Planner] = {}
+        self._planners = Planners(policies, directory)
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """The named rules, by name."""
+        return self._planners.policies
 
     async def open(self) -> None:
         """Open the store. Raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help."""
@@ -120,7 +124,7 @@ class Limiter:
         `UnknownAction`, `InvalidUser`, `InvalidAction`, `InvalidCost`, `InvalidQuota`; never for a store that fails.
         """
         key = Key.of(user, action)
-        planner = self._planner(action, quotas, algorithm)
+        planner = await self._planners.of(key, quotas, algorithm)
         _check_cost(cost)
         now = self.clock.now()
         if planner.most is not None and cost > planner.most:
@@ -150,7 +154,7 @@ class Limiter:
     ) -> Decision:
         """What `check` would answer now, spending nothing. Raises as `check` does."""
         key = Key.of(user, action)
-        planner = self._planner(action, quotas, algorithm)
+        planner = await self._planners.of(key, quotas, algorithm)
         _check_cost(cost)
         now = self.clock.now()
         try:
@@ -173,7 +177,7 @@ class Limiter:
         Where the store cannot be reached nothing is charged to it, and the decision's `reason` is `"unavailable"`.
         """
         key = Key.of(user, action)
-        planner = self._planner(action, quotas, algorithm)
+        planner = await self._planners.of(key, quotas, algorithm)
         _check_cost(cost)
         now = self.clock.now()
         try:
@@ -197,7 +201,7 @@ class Limiter:
         Never more than is left of them there. Raises `StoreUnavailable`, and what `check` raises.
         """
         key = Key.of(user, action)
-        planner = self._planner(action, quotas, algorithm)
+        planner = await self._planners.of(key, quotas, algorithm)
         _check_cost(cost)
         now = self.clock.now()
         await self._run(self._ledger.refund, planner, key, now, cost, at=now if at is None else at)
@@ -251,39 +255,6 @@ class Limiter:
     async def _give_back(self, planner: Planner, key: Key, units: int, at: int) -> None:
         await self._run(self._ledger.refund, planner, key, self.clock.now(), units, at=at)
 
-    def _planner(self, action: str, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> Planner:
-        planner = self._planners.get(action)
-        if quotas is None and algorithm is None:
-            if planner is None:
-                raise UnknownAction(
-                    f"no policy is named {action!r} (there are: {', '.join(self.policies) or 'none'}); "
-                    "add one, or pass quotas with the call"
-                )
-            return planner
-        policy = None if planner is None else planner.policy
-        return self._planner_for(action, policy, quotas, algorithm)
-
-    def _planner_for(
-        self, action: str, policy: Policy | None, quotas: QuotasLike | None, algorithm: AlgorithmName | None
-    ) -> Planner:
-        if quotas is None:
-            if policy is None:
-                raise UnknownAction(f"no policy is named {action!r}; pass quotas with the call")
-            wanted = policy.quotas
-        else:
-            wanted = to_quotas(quotas)
-        key = (action, wanted, wanted is UNLIMITED, algorithm)
-        planner = self._planners_for_quotas.get(key)
-        if planner is None:
-            changes: dict[str, Any] = {"quotas": wanted}
-            if algorithm is not None:
-                changes["algorithm"] = algorithm
-            made = Policy(action, **changes) if policy is None else replace(policy, **changes)
-            if len(self._planners_for_quotas) >= _MAX_PLANNERS:
-                self._planners_for_quotas.clear()
-            planner = self._planners_for_quotas[key] = Planner(made)
-        return planner
-
     async def _without_store(
         self, locally: Answer, planner: Planner, key: Key, now: int, cost: int
     ) -> Decision:
@@ -332,14 +303,3 @@ def _check_cost(cost: int) -> None:
         raise InvalidCost(f"cost must be a whole number of at least 1, not {cost!r}{hint}")
     if cost > MAX_LIMIT:
         raise InvalidCost(f"cost must be at most {MAX_LIMIT}, not {cost}")
-
-
-def _by_name(policies: Iterable[Policy]) -> dict[str, Policy]:
-    found: dict[str, Policy] = {}
-    for number, policy in enumerate(policies):
-        if not isinstance(policy, Policy):
-            raise ConfigError(f"policies[{number}]", f"expected a Policy, not {policy!r}")
-        if policy.name in found:
-            raise ConfigError(f"policies[{number}]", f"a second policy named {policy.name!r}; names must differ")
-        found[policy.name] = policy
-    return found

@@ -29,8 +29,10 @@ class Planner:
     out as the same object, so that a store can keep what it prepared for it.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, *, inactive: bool = False) -> None:
         self.policy = policy
+        self.inactive = inactive
+        """Whether it is for users who may do nothing at all."""
         self._rules: tuple[Rule, ...] = tuple(rule(policy.algorithm, quota) for quota in policy.quotas)
         self._totals = Totals()
         self._windows = [quota.window for quota in policy.quotas]

@@ -1,6 +1,6 @@
 """Where state lives: the `Store` contract, the `Write` it runs, and the store that needs no set-up."""
 
-from ratelimit.store.base import Store
+from ratelimit.store.base import Store, TableStore
 from ratelimit.store.events import EventStore, MemoryEventStore
 from ratelimit.store.memory import MemoryStore
 from ratelimit.store.write import Add, Drop, Expect, Op, Outcome, Put, Record, Write
@@ -17,5 +17,6 @@ __all__ = [
     "Put",
     "Record",
     "Store",
+    "TableStore",
     "Write",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from ratelimit.names import Key
+from ratelimit.store.directory.base import DirectoryStore
 from ratelimit.store.events import EventStore
 from ratelimit.store.write import Outcome, Record, Write
 
@@ -15,11 +16,6 @@ class Store(Protocol):
 
     Every method but `close` may raise `StoreUnavailable`, and nothing else, when the store gives no usable answer.
     """
-
-    @property
-    def events(self) -> EventStore:
-        """Where the usage events live, beside the counters. Opened and closed with the store."""
-        ...
 
     async def open(self) -> None:
         """Make ready; harmless when it is already. Raises `StoreMisconfigured` where waiting would not help."""
@@ -42,4 +38,18 @@ class Store(Protocol):
 
     async def delete(self, key: Key) -> None:
         """Forget the whole record, totals included."""
+        ...
+
+
+class TableStore(Store, Protocol):
+    """A store that holds all that the one table does: the counters, the usage events, the users and plans."""
+
+    @property
+    def events(self) -> EventStore:
+        """The usage events. Opened and closed with the store."""
+        ...
+
+    @property
+    def directory(self) -> DirectoryStore:
+        """The users and plans. Opened and closed with the store."""
         ...

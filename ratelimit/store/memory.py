@@ -7,6 +7,7 @@ from typing import Final
 
 from ratelimit.errors import InvalidInput
 from ratelimit.names import Key
+from ratelimit.store.directory import MemoryDirectoryStore
 from ratelimit.store.events import MemoryEventStore
 from ratelimit.store.write import Add, Drop, Expect, Outcome, Put, Record, Write
 
@@ -27,6 +28,7 @@ class MemoryStore:
         self.max_keys = max_keys
         self.evicted = 0
         self.events = MemoryEventStore()
+        self.directory = MemoryDirectoryStore()
         self._records: OrderedDict[Key, _Stored] = OrderedDict()
 
     async def open(self) -> None:

@@ -19,7 +19,7 @@ HINT = Policy("hint", "5/day", match="POST /hints")
 
 
 def limiter_of(*policies: Policy, store: Store | None = None, clock: FakeClock | None = None) -> Limiter:
-    return Limiter(store or MemoryStore(), policies or [HINT], clock=clock or FakeClock())
+    return Limiter(MemoryStore() if store is None else store, policies or [HINT], clock=clock or FakeClock())
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:

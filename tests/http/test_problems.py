@@ -52,3 +52,9 @@ def test_a_store_that_cannot_be_asked() -> None:
         "detail": "The quota of 'hint' cannot be checked at the moment. Try again in 1 second.",
         "violated-policies": ["hint"],
     }
+
+
+def test_a_user_who_is_not_active_is_forbidden() -> None:
+    decision = Decision(allowed=False, policy="hint", cost=1, quotas=(), retry_after=None, reason="inactive")
+    problem = problem_of(decision)
+    assert (problem.status, problem.title, problem.violated_policies) == (403, "Forbidden", [])

@@ -140,6 +140,58 @@ async def test_auto_writes_more_seldom_when_throttled() -> None:
     assert await writes(1000) < before
 
 
+async def test_what_is_held_is_not_topped_up_by_checks_that_waited_for_it() -> None:
+    store = CountingStore()
+    one = leasing(store, lease=50)
+    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(40)]
+    assert all([(await check).allowed for check in checks])
+    assert store.taken() == {"apply": 1}
+
+
+async def test_auto_sizes_by_what_was_asked_though_it_was_throttled() -> None:
+    store, clock = FailingStore(), FakeClock()
+    one = leasing(store, lease="auto", quotas="1000000/day", clock=clock)
+    store.fault = failing(StoreThrottled("slow down"))
+    for _ in range(1000):
+        await one.check("alice", "hint")
+        clock.advance(0.001)
+    store.fault = None
+    await one.check("alice", "hint")
+    store.taken()
+    for _ in range(1000):
+        await one.check("alice", "hint")
+        clock.advance(0.001)
+    assert "apply" not in store.taken()
+
+
+async def test_auto_shares_the_items_writes_among_all_processes() -> None:
+    """100 processes, 100 checks a second each: 0.1 s ahead would be 1,000 writes a second, without any throttle."""
+    store, clock = CountingStore(), FakeClock()
+    processes = [leasing(store, "auto", "10000000/day", clock) for _ in range(100)]
+
+    async def writes(seconds: int) -> int:
+        store.taken()
+        for _ in range(seconds * 100):
+            for process in processes:
+                await process.check("alice", "hint")
+            clock.advance(0.01)
+        return store.taken()["apply"]
+
+    await writes(1)
+    assert await writes(2) < 2 * 600
+
+
+async def test_a_key_that_is_asked_for_is_not_idle() -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = leasing(store, lease=50, clock=clock)
+    for _ in range(10):
+        await one.check("alice", "hint")
+        await one.check("bob", "hint", cost=50)
+        clock.advance(1)
+    await one.background.finish()
+    assert (await one.peek("alice", "hint")).used == 51
+
+
 async def test_a_failed_spending_keeps_what_was_held() -> None:
     store = FailingStore()
     one = leasing(store, lease=5)

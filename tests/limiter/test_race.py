@@ -61,18 +61,21 @@ def race(url: str, user: str, quotas: str, algorithm: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("quotas", "algorithm", "limit"),
+    ("quotas", "algorithm", "limit", "fast"),
     [
-        ("100/day", "fixed_window", 100),
-        ("100/day", "sliding_window", 100),
-        ("100/day", "gcra", 100),
-        ("20/hour; 100/day", "fixed_window", 20),
-        ("100/hour; 100/day", "sliding_window", 100),
-        ("20/hour; 100/day", "gcra", 20),
+        ("100/day", "fixed_window", 100, "on"),
+        ("100/day", "fixed_window", 100, "off"),
+        ("100/day", "sliding_window", 100, "on"),
+        ("100/day", "gcra", 100, "on"),
+        ("20/hour; 100/day", "fixed_window", 20, "on"),
+        ("100/hour; 100/day", "sliding_window", 100, "on"),
+        ("20/hour; 100/day", "gcra", 20, "on"),
     ],
 )
-def test_racing_processes_admit_exactly_the_limit(engine: Engine, quotas: str, algorithm: str, limit: int) -> None:
-    url = f"dynamodb://race-{uuid4().hex[:8]}?region=eu-west-1&endpoint={engine.endpoint}&create=true"
+def test_racing_processes_admit_exactly_the_limit(
+    engine: Engine, quotas: str, algorithm: str, limit: int, fast: str
+) -> None:
+    url = f"dynamodb://race-{uuid4().hex[:8]}?region=eu-west-1&endpoint={engine.endpoint}&create=true&fast={fast}"
 
     async def used() -> int:
         async with open_store(url) as store:

@@ -105,9 +105,7 @@ async def test_an_expected_field_may_be_changed_too(store: Store, key: Key) -> N
 async def test_all_or_none(store: Store, key: Key) -> None:
     """The first window has room, the second has none: neither is spent from, and nothing else happens."""
     await start(store, key, s9=1, d1=3, old=4)
-    refused = await outcome(
-        store, key, Add("s9", 1, 5), Add("d1", 1, 3), Drop("old"), Put("gd", 1), Add("u260101", 1)
-    )
+    refused = await outcome(store, key, Add("s9", 1, 5), Add("d1", 1, 3), Drop("old"), Put("gd", 1), Add("u260101", 1))
     assert refused == Outcome(False, {"s9": 1, "d1": 3, "old": 4})
     assert await store.read(key) == {"s9": 1, "d1": 3, "old": 4}
 

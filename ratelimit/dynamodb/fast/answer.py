@@ -42,7 +42,11 @@ def applied(response: Response) -> Answer:
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a success without attributes") from None
     consumed = answer.ConsumedCapacity
-    return Answer(True, answer.Attributes, 0.0 if consumed is None else consumed.CapacityUnits)
+    return Answer(
+        applied=True,
+        item=answer.Attributes,
+        write_units=0.0 if consumed is None else consumed.CapacityUnits,
+    )
 
 
 def refused(response: Response) -> Answer | ClientError:
@@ -56,7 +60,7 @@ def refused(response: Response) -> Answer | ClientError:
     # "com.amazonaws.dynamodb.v20120810#Name", and from some servers "Name:http://..." after it
     code = answer.type.rpartition("#")[2].partition(":")[0]
     if code == "ConditionalCheckFailedException":
-        return Answer(False, _NOTHING if answer.Item is None else answer.Item)
+        return Answer(applied=False, item=_NOTHING if answer.Item is None else answer.Item)
     error = {"Code": code or str(response.status), "Message": answer.message or answer.Message or ""}
     details: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": response.status}}
     return ClientError(details, "UpdateItem")

@@ -81,10 +81,10 @@ class Wallet:
         self._refreshing = None
         if task.cancelled():
             return
-        error = task.exception()
-        if error is not None or self._credentials.refresh_needed():
+        # While they are still good, aiobotocore itself keeps quiet about a refresh that failed.
+        if task.exception() is not None or self._credentials.refresh_needed():
             self._not_before = asyncio.get_running_loop().time() + _PAUSE
-            logger.warning("the AWS credentials were not refreshed (%s)", type(error).__name__)
+            logger.warning("the AWS credentials are due, but were not refreshed; next try in %.0f s", _PAUSE)
 
 
 def _checked(raw: Any) -> Secrets:

@@ -41,9 +41,15 @@ class FastLane:
     """See `Lane`. `slow` takes what this one does not."""
 
     def __init__(
-        self, connection: Connection, route: Route, slow: Lane, settings: Settings, stats: Stats, *,
+        self,
+        connection: Connection,
+        route: Route,
+        slow: Lane,
+        settings: Settings,
+        stats: Stats,
+        *,
         clock: Clock | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._place = connection.place
         self._slow = slow
         self._stats = stats

@@ -34,7 +34,11 @@ async def open_lane(connection: Connection, settings: Settings, stats: Stats) ->
     except NotHere as reason:
         return SlowLane(boto, str(reason), stats)
     lane = FastLane(connection, route, boto, settings, stats)
-    await lane.pool.warm(_WARM)
+    try:
+        await lane.pool.warm(_WARM)
+    except BaseException:  # cancelled: the store is closed while it opens
+        await lane.close()
+        raise
     return lane
 
 

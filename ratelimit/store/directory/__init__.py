@@ -12,12 +12,11 @@ from ratelimit.store.directory.base import (
     next_version,
 )
 from ratelimit.store.directory.cursor import decode_cursor, encode_cursor
-from ratelimit.store.directory.entries import INACTIVE, Plan, Role, User
+from ratelimit.store.directory.entries import Plan, Role, User, check_plan
 from ratelimit.store.directory.identity import Identity, IdentityKind
 from ratelimit.store.directory.memory import MemoryDirectoryStore
 
 __all__ = [
-    "INACTIVE",
     "DirectoryStore",
     "Entry",
     "Identity",
@@ -31,6 +30,7 @@ __all__ = [
     "User",
     "check_limit",
     "check_pair",
+    "check_plan",
     "decode_cursor",
     "encode_cursor",
     "name_of",

@@ -29,7 +29,7 @@ class UnreadableEntry(StoreMisconfigured):
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some of a list, and where the rest begins; `cursor` is None when there is no rest."""
+    """Some of a list, and where the rest begins; `cursor` is None when there is no rest. The rest may prove empty."""
 
     entries: tuple[T, ...]
     cursor: str | None

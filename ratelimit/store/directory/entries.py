@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota, InvalidUser
 from ratelimit.names import check_action, check_user
-from ratelimit.quota import Quota, Quotas, QuotasLike, to_quotas
+from ratelimit.quota import Quotas, QuotasLike, to_quotas
 from ratelimit.store.directory.identity import Identity
 
 Role: TypeAlias = Literal["user", "admin"]
@@ -19,9 +19,6 @@ MAX_ACTIONS: Final = 200
 """Actions in one plan, or overridden for one user: an entry is read whole."""
 MAX_IDENTITIES: Final = 20
 """Of one user: they are written with the user in one transaction."""
-
-INACTIVE: Final[Quotas] = (Quota(0, "day"),)
-"""The quotas of a user who is not active: nothing fits, ever, so a check is refused without asking a store."""
 
 
 @dataclass(frozen=True, slots=True, init=False)

@@ -156,15 +156,19 @@ async def test_giving_up_harms_nobody(server: FaultServer, store: DynamoDBStore)
 
 
 async def test_a_storm_of_everything_leaks_nothing(server: FaultServer) -> None:
-    """Impatience, pauses, closed connections and garbage: in the end every connection and every task is gone."""
+    """Impatience, pauses, closed connections and garbage: in the end every connection and every task is gone, what was
+    said to be counted is, and nothing was sent twice."""
     before = asyncio.all_tasks()
+    applied = 0
     store = new_store(server, pool=8)
     await store.open()
 
     async def impatient(number: int) -> None:
+        nonlocal applied
         try:
             async with asyncio.timeout(0.001 * (number % 9)):
                 await apply(store)
+                applied += 1
         except (TimeoutError, StoreUnavailable):
             pass
 
@@ -174,6 +178,8 @@ async def test_a_storm_of_everything_leaks_nothing(server: FaultServer) -> None:
         assert server.connections <= 8 + 1 + 8  # the pool, the slow lane's, and some that are being closed
     await store.close()
     await nothing_left(server, before)
+    counted = int(server.table.items[("USR#alice#LIM#hint", "STATE")]["d1"]["N"])
+    assert 0 < applied <= counted <= server.received["UpdateItem"] <= store.stats.calls["UpdateItem"]
 
 
 async def test_closing_with_requests_under_way(server: FaultServer) -> None:

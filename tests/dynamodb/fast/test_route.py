@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
-from ratelimit.dynamodb import DynamoDBStore, Settings
+from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.fast import SWITCH, FastLane, open_lane
 from ratelimit.dynamodb.fast.route import NotHere, Route, find_route
@@ -107,10 +109,30 @@ async def test_the_switches(monkeypatch: pytest.MonkeyPatch, value: str) -> None
 
         assert await lane(fast=True) is FastLane
         assert await lane(fast=False) is BotoLane
+        assert await lane(fast=parse_url("dynamodb://limits?fast=off").fast) is BotoLane
         monkeypatch.setenv(SWITCH, value)
         assert await lane(fast=True) is BotoLane
         monkeypatch.setenv(SWITCH, "on")
         assert await lane(fast=True) is FastLane
+
+
+async def test_opening_may_be_cancelled_at_any_moment() -> None:
+    async with FaultServer() as server, await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
+        before = asyncio.all_tasks()
+        for moments in range(25):
+            opening = asyncio.create_task(open_lane(connection, Settings(table="limits"), stats := Stats()))
+            for _ in range(moments):
+                await asyncio.sleep(0)
+            if opening.cancel():
+                await asyncio.wait([opening])
+            else:
+                await opening.result().close()
+            for _ in range(500):
+                if not server.connections and asyncio.all_tasks() == before:
+                    break
+                await asyncio.sleep(0.002)
+            else:
+                raise AssertionError(f"after {moments}: {server.connections} connections, {stats}")
 
 
 async def test_what_takes_the_slow_lane_is_counted() -> None:

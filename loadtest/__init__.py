@@ -1,0 +1,1 @@
+"""Load and its measurement: nothing in here is imported by the product."""

@@ -1,0 +1,105 @@
+"""A Starlette app on one uvicorn worker: bare, and with the middleware on every store."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Annotated, NamedTuple
+
+import typer
+
+from loadtest.bench import requester
+from loadtest.bench.app_server import VARIANTS
+from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.stub import stub_server
+
+_NAMES = {
+    "bare": "bare app",
+    "embedded": "middleware, embedded store",
+    "fast": "middleware, DynamoDB (stub), fast lane",
+    "slow": "middleware, DynamoDB (stub), aiobotocore lane",
+}
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_REGION": "eu-west-1"}
+
+
+class _Turn(NamedTuple):
+    per_second: float
+    cpu_us: float
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="Turns of each variant.")] = 5,
+    seconds: Annotated[int, typer.Option(help="Length of one turn, whole seconds.")] = 2,
+    at_once: Annotated[int, typer.Option(help="Connections.")] = 32,
+    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
+) -> None:
+    """A Starlette app on one uvicorn worker: bare, and with the middleware on every store."""
+    conclude(run(rounds=rounds, seconds=seconds, at_once=at_once), json)
+
+
+def run(*, rounds: int, seconds: int, at_once: int = 32) -> Sheet:
+    """Four servers, one of them busy at a time."""
+    turns: dict[str, list[_Turn]] = {variant: [] for variant in VARIANTS}
+    with ExitStack() as exits:
+        endpoint = exits.enter_context(stub_server())
+        ports = {variant: exits.enter_context(_server(variant, endpoint)) for variant in VARIANTS}
+        for port in ports.values():
+            requester.request_many(port, seconds=1, at_once=at_once)
+        for number in range(rounds):
+            for variant in reversed(VARIANTS) if number % 2 else VARIANTS:
+                turns[variant].append(_turn(ports[variant], seconds, at_once))
+    rows = [Row(_NAMES[variant], _figures(one, turns["bare"])) for variant, one in turns.items()]
+    notes = [f"requests by {requester.name()}, uvicorn on uvloop and httptools; all share this machine's cores"]
+    options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}"
+    return sheet("app", rows, _targets(turns), notes, arguments=options)
+
+
+def _turn(port: int, seconds: int, at_once: int) -> _Turn:
+    before = float(requester.read(port, "/cpu"))
+    rate = requester.request_many(port, seconds=seconds, at_once=at_once)
+    used = float(requester.read(port, "/cpu")) - before
+    return _Turn(rate, used / (rate * seconds) * 1e6)
+
+
+def _figures(turns: list[_Turn], bare: list[_Turn]) -> dict[str, float | None]:
+    cpu = median(turn.cpu_us for turn in turns)
+    return {
+        "requests/s": median(turn.per_second for turn in turns),
+        "part of bare": _ratio(turns, bare, "per_second"),
+        "CPU µs per request": cpu,
+        "CPU µs more than bare": cpu - median(turn.cpu_us for turn in bare),
+        "part of bare, by CPU": _ratio(bare, turns, "cpu_us"),
+    }
+
+
+def _ratio(one: list[_Turn], other: list[_Turn], figure: str) -> float:
+    return median(getattr(mine, figure) / getattr(theirs, figure) for mine, theirs in zip(one, other, strict=True))
+
+
+def _targets(turns: dict[str, list[_Turn]]) -> list[Target]:
+    bare, fast, slow, embedded = (turns[variant] for variant in ("bare", "fast", "slow", "embedded"))
+    return [
+        Target("fast lane, part of the bare app's requests/s", _ratio(fast, bare, "per_second"), "at least", 0.45),
+        Target("fast lane, times the aiobotocore lane's", _ratio(fast, slow, "per_second"), "at least", 8),
+        Target("embedded store, part of the bare app's", _ratio(embedded, bare, "per_second"), "at least", 0.7),
+    ]
+
+
+@contextmanager
+def _server(variant: str, endpoint: str) -> Iterator[int]:
+    command = [sys.executable, "-m", "loadtest.bench.app_server", variant, endpoint]
+    environment = {**os.environ, **_CREDENTIALS}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.stdin.close()

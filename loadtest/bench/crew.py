@@ -1,0 +1,137 @@
+"""The contenders of a benchmark, each in its own process, and the order in which they take turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from loadtest.bench.turns import Turn
+
+_ROOT: Final = Path(__file__).parents[2]
+_LAST_WORDS: Final = 300
+_CREDENTIALS: Final = {
+    "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+    "AWS_SECRET_ACCESS_KEY": "not-a-secret",
+    "AWS_REGION": "eu-west-1",
+    "AWS_DEFAULT_REGION": "eu-west-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+class Failed(Exception):
+    """A contender could not be measured; the message is why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contender: what to open (`module:function`), with what, in which Python."""
+
+    name: str
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    python: str = sys.executable
+
+
+@dataclass
+class Measured:
+    """What the turns of one contender came to."""
+
+    turns: list[Turn] = field(default_factory=list)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    def median(self, figure: str) -> float:
+        """The middle one of the turns' figures (`per_second`, `cpu_us`, ...)."""
+        return median([getattr(turn, figure) for turn in self.turns])
+
+
+def ratio(one: Measured, other: Measured, figure: str) -> float:
+    """How many times the other's figure this one's is: the median of the rounds, so that a noisy moment hits both."""
+    pairs = zip(one.turns, other.turns, strict=True)
+    return median([getattr(mine, figure) / getattr(theirs, figure) for mine, theirs in pairs])
+
+
+def contest(
+    entries: Sequence[Entry], *, rounds: int, seconds: float, at_once: int
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Everybody's turns, in an order that is turned round every round; and who failed, with the reason."""
+    measured: dict[str, Measured] = {}
+    failed: dict[str, str] = {}
+    with ExitStack() as exits:
+        workers: dict[str, _Worker] = {}
+        for entry in entries:
+            try:
+                worker = exits.enter_context(_running(entry))
+                worker.turn(seconds=seconds / 2, at_once=at_once)
+            except Failed as error:
+                failed[entry.name] = str(error)
+                continue
+            workers[entry.name], measured[entry.name] = worker, Measured()
+        for number in range(rounds):
+            names = list(workers)
+            for name in reversed(names) if number % 2 else names:
+                try:
+                    measured[name].turns.append(workers[name].turn(seconds=seconds, at_once=at_once))
+                except Failed as error:
+                    failed[name] = str(error)
+                    del workers[name], measured[name]
+        for name, worker in workers.items():
+            measured[name].counts = worker.ask("count")
+    return measured, failed
+
+
+class _Worker:
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+        self._process = process
+        self._errors = errors
+
+    def turn(self, *, seconds: float, at_once: int) -> Turn:
+        return Turn(*self.ask({"seconds": seconds, "at_once": at_once}))
+
+    def ask(self, order: object) -> Any:
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            self._fail()
+        return self.answer()
+
+    def answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else self._fail()
+
+    def _fail(self) -> None:
+        self._process.wait()
+        said = self._errors.read_text().strip().splitlines()
+        raise Failed((said[-1] if said else f"it ended with status {self._process.returncode}")[:_LAST_WORDS])
+
+
+@contextmanager
+def _running(entry: Entry) -> Iterator[_Worker]:
+    command = [entry.python, "-m", "loadtest.bench.worker", entry.target, json.dumps(dict(entry.options))]
+    environment = {**os.environ, **_CREDENTIALS, "PYTHONPATH": str(_ROOT)}
+    with tempfile.NamedTemporaryFile("w+", suffix=".log") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
+        with process:
+            worker = _Worker(process, Path(errors.name))
+            assert process.stdin is not None
+            try:
+                worker.answer()
+                yield worker
+            finally:
+                process.stdin.close()
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()

@@ -1,0 +1,97 @@
+"""One hot key: what coalescing is worth, what it costs where it is of no use, and whether it stays exact."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loadtest.bench.crew import Entry, Measured, contest, ratio
+from loadtest.bench.engines import Absent, engine
+from loadtest.bench.ours import exactness
+from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.stub import stub_server
+
+COALESCED = "one key, fast lane, coalesced"
+PLAIN = "one key, fast lane, each on its own"
+SLOW = "one key, aiobotocore lane, each on its own"
+MANY = "256 keys, fast lane, coalescer on"
+MANY_PLAIN = "256 keys, fast lane, coalescer off"
+
+_ENTRIES: dict[str, dict[str, Any]] = {
+    COALESCED: {"users": 1},
+    PLAIN: {"users": 1, "coalesced": False},
+    SLOW: {"users": 1, "coalesced": False, "fast": False},
+    MANY: {"users": 256},
+    MANY_PLAIN: {"users": 256, "coalesced": False},
+}
+ENGINE = "ministack"
+_CHECKS = 8_000
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 7,
+    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.8,
+    at_once: Annotated[int, typer.Option(help="Checks at a time.")] = 256,
+    delay: Annotated[float, typer.Option(help="Seconds that the store takes to answer.")] = 0.002,
+    uvloop: Annotated[bool, typer.Option(help="Run the clients on uvloop.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
+) -> None:
+    """One hot key, 256 at a time: coalesced, and each check on its own."""
+    conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, delay=delay, uvloop=uvloop), json)
+
+
+def run(
+    *, rounds: int, seconds: float, at_once: int = 256, delay: float = 0.002, uvloop: bool = False, checks: int = _CHECKS
+) -> Sheet:
+    """Against a stub that answers late; then on an engine that counts, up to the quota and beyond."""
+    with stub_server(delay=delay) as endpoint:
+        shared = {"endpoint": endpoint, "pool": at_once, "uvloop": uvloop}
+        entries = [
+            Entry(name, "loadtest.bench.ours:on_dynamodb", {**shared, **options}) for name, options in _ENTRIES.items()
+        ]
+        measured, failed = contest(entries, rounds=rounds, seconds=seconds, at_once=at_once)
+    notes = [f"not measured: {name}: {reason}" for name, reason in failed.items()]
+    rows = [Row(name, _figures(one)) for name, one in measured.items()]
+    targets = _targets(measured)
+    try:
+        with engine(ENGINE) as running:
+            exact = asyncio.run(exactness(running, quota=checks * 5 // 8, checks=checks, at_once=at_once))
+    except Absent as reason:
+        notes.append(f"not measured: exactness: {reason}")
+    else:
+        units = exact["write units"] / checks
+        counted = ", ".join(f"{number:,.0f} {name}" for name, number in exact.items())
+        notes.append(f"on {ENGINE}, of {checks:,} checks of one key: {counted}")
+        off = abs(exact["admitted"] - exact["quota"]) + abs(exact["counted"] - exact["quota"])
+        targets.append(Target("admitted and counted beside the quota", off, "at most", 0))
+        targets.append(Target("write units per check, as the engine reports them", units, "at most", 0.02))
+    options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once} --delay {delay}" + " --uvloop" * uvloop
+    return sheet("hotkey", rows, targets, notes, arguments=options)
+
+
+def _figures(one: Measured) -> dict[str, float | None]:
+    return {
+        "checks/s": one.median("per_second"),
+        "p50 ms": one.median("p50_us") / 1000,
+        "p99 ms": one.median("p99_us") / 1000,
+        "CPU µs per check": one.median("cpu_us"),
+        "writes per check": one.counts["writes_per_check"],
+    }
+
+
+def _targets(measured: dict[str, Measured]) -> list[Target]:
+    targets = []
+    for name, bound in ((PLAIN, 2.5), (SLOW, 40)):
+        if COALESCED in measured and name in measured:
+            times = ratio(measured[COALESCED], measured[name], "per_second")
+            targets.append(Target(f"checks/s, times those of: {name}", times, "at least", bound))
+    if COALESCED in measured:
+        writes = measured[COALESCED].counts["writes_per_check"]
+        targets.append(Target("writes (of one unit each) per check", writes, "at most", 0.02))
+    if MANY in measured and MANY_PLAIN in measured:
+        kept = ratio(measured[MANY], measured[MANY_PLAIN], "per_second")
+        targets.append(Target("checks/s of 256 keys, as a part of those without the coalescer", kept, "at least", 0.9))
+    return targets

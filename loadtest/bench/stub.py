@@ -1,0 +1,137 @@
+"""A DynamoDB that answers at once and stores nothing, in a process of its own: what is left is the client's own cost.
+
+`python -m loadtest.bench.stub` prints its port and serves until its standard input ends. `--delay SECONDS` before every
+answer to a check, on each connection by itself; `--mood` is what those answers are (`ok`, or one of the bad ones).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Literal, TypeAlias
+from zlib import crc32
+
+Mood: TypeAlias = Literal["ok", "refusing", "throttling", "failing"]
+
+_TARGET: Final = b"dynamodb_20120810."
+_NAMES: Final = b'"ExpressionAttributeNames"'
+_DESCRIPTION: Final[dict[str, Any]] = {
+    "TableName": "bench",
+    "TableStatus": "ACTIVE",
+    "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in ("PK", "SK")],
+    "KeySchema": [{"AttributeName": "PK", "KeyType": "HASH"}, {"AttributeName": "SK", "KeyType": "RANGE"}],
+}
+
+
+_ERRORS: Final = {
+    "refusing": (400, "ConditionalCheckFailedException"),
+    "throttling": (400, "ProvisionedThroughputExceededException"),
+    "failing": (500, "InternalServerError"),
+}
+_SPENT: Final = {"N": "1000000000"}
+
+
+@contextmanager
+def stub_server(*, delay: float = 0.0, mood: Mood = "ok") -> Iterator[str]:
+    """A running stub; gives its endpoint."""
+    command = [sys.executable, "-m", "loadtest.bench.stub", "--delay", str(delay), "--mood", mood]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.stdin.close()
+
+
+class _Stub(asyncio.Protocol):
+    def __init__(self, answers: dict[bytes, bytes], delay: float, mood: Mood) -> None:
+        self._answers = answers
+        self._delay = delay
+        self._mood = mood
+        self._later = asyncio.get_running_loop().call_later
+        self._pending = b""
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._pending += data
+        while (end := self._pending.find(b"\r\n\r\n")) > 0:
+            head = self._pending[:end].lower()
+            whole = end + 4 + _length(head)
+            if len(self._pending) < whole:
+                return
+            answer = self._answer(head, self._pending[end + 4 : whole])
+            if self._delay and answer is not _HEALTHY:
+                self._later(self._delay, self._transport.write, answer)
+            else:
+                self._transport.write(answer)
+            self._pending = self._pending[whole:]
+
+    def _answer(self, head: bytes, body: bytes) -> bytes:
+        """Every field that the update names, as 1: the same answer for the same names."""
+        start = head.find(_TARGET) + len(_TARGET)
+        if not head.startswith(b"updateitem", start):
+            return _HEALTHY
+        start = body.find(_NAMES)
+        names = body[start : body.find(b"}", start) + 1]
+        answer = self._answers.get(names)
+        if answer is None:
+            fields = json.loads(names[len(_NAMES) :].lstrip(b": ")).values()
+            attributes = {field: {"S": "lim"} if field == "tp" else {"N": "1"} for field in fields}
+            answer = self._answers[names] = self._in_mood(attributes)
+        return answer
+
+    def _in_mood(self, attributes: dict[str, dict[str, str]]) -> bytes:
+        if self._mood == "ok":
+            return _response({"Attributes": attributes})
+        status, code = _ERRORS[self._mood]
+        answer: dict[str, Any] = {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "so it goes"}
+        if self._mood == "refusing":
+            answer["Item"] = {name: _SPENT if "N" in value else value for name, value in attributes.items()}
+        return _response(answer, status)
+
+
+def _length(head: bytes) -> int:
+    start = head.index(b"content-length:") + 15
+    end = head.find(b"\r", start)
+    return int(head[start : end if end > 0 else len(head)])
+
+
+def _response(answer: object, status: int = 200) -> bytes:
+    """As long, and with as many headers, as Amazon's."""
+    body = json.dumps(answer, separators=(",", ":")).encode()
+    return (
+        f"HTTP/1.1 {status} OK\r\nServer: Server\r\nDate: Sat, 21 Nov 2026 00:00:00 GMT\r\n"
+        f"Content-Type: application/x-amz-json-1.0\r\nContent-Length: {len(body)}\r\nConnection: keep-alive\r\n"
+        "x-amzn-RequestId: 0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789ABCDEF\r\n"
+        f"x-amz-crc32: {crc32(body)}\r\n\r\n"
+    ).encode() + body
+
+
+# To a `DescribeTable`, and to a `BatchWriteItem` as well.
+_HEALTHY: Final = _response({"Table": _DESCRIPTION, "UnprocessedItems": {}})
+
+
+async def _serve(delay: float, mood: Mood) -> None:
+    loop = asyncio.get_running_loop()
+    answers: dict[bytes, bytes] = {}
+    server = await loop.create_server(lambda: _Stub(answers, delay, mood), "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201
+    await loop.run_in_executor(None, sys.stdin.read)
+    server.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--mood", choices=("ok", *_ERRORS), default="ok")
+    options = parser.parse_args()
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_serve(options.delay, options.mood))

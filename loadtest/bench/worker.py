@@ -1,0 +1,61 @@
+"""A contender in a process of its own, that takes a turn whenever it is told to.
+
+`python -m loadtest.bench.worker MODULE:FUNCTION OPTIONS` opens `FUNCTION(**OPTIONS)`, an async context manager that
+gives a `Contender`, says `"ready"`, and then answers each line of JSON on its standard input with one. Only the
+standard library, as `turns`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from loadtest.bench.turns import Call, take_turn
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to be measured. `count` gives figures that are counted and not timed, as in write units per check."""
+
+    call: Call
+    count: Callable[[], Awaitable[dict[str, float]]] | None = None
+
+
+Open = Callable[..., AbstractAsyncContextManager[Contender]]
+
+
+def main(target: str, options: str) -> None:
+    """Until the standard input ends."""
+    given: dict[str, Any] = json.loads(options)
+    factory = None
+    if given.pop("uvloop", False):
+        factory = import_module("uvloop").new_event_loop
+    module, _, name = target.partition(":")
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_serve(getattr(import_module(module), name), given))
+
+
+async def _serve(open_: Open, options: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    async with open_(**options) as contender:
+        _say("ready")
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            order = json.loads(line)
+            if order == "count":
+                _say({} if contender.count is None else await contender.count())
+            else:
+                _say(await take_turn(contender.call, **order))
+
+
+def _say(answer: object) -> None:
+    print(json.dumps(answer), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,71 @@
+"""`Recorder`: writes what a request was checked for into the usage log, once it is known how the request ended."""
+
+from __future__ import annotations
+
+import random as _random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from starlette.types import Scope
+
+from ratelimit.http.gate import Receipt
+from ratelimit.http.match import app_path
+from ratelimit.usage import UsageLog
+
+_REQUEST_ID: Final = b"x-request-id"
+_SHADOW: Final = {"shadow_denied": True}
+
+
+class Recorder:
+    """Makes an event of each receipt that its policy's `log` asks for. `random` draws the sample of refused ones."""
+
+    __slots__ = ("_random", "_usage")
+
+    def __init__(self, usage: UsageLog, *, random: Callable[[], float] = _random.random) -> None:
+        self._usage = usage
+        self._random = random
+
+    async def record(
+        self, scope: Scope, receipts: Sequence[tuple[Receipt, bool]], *, status: int, now: int, since: int
+    ) -> None:
+        """Keep an event for each receipt; with each, whether its units stayed spent. Times in microseconds.
+
+        Returns when they are kept as durably as the log promises.
+        """
+        waiting: list[Awaitable[bool]] = []
+        for receipt, kept in receipts:
+            if not self._wants(receipt):
+                continue
+            decision = receipt.decision
+            pending = self._usage.accept(
+                receipt.user,
+                receipt.policy.name,
+                at=decision.at // 1000,
+                cost=decision.cost if kept or not decision.allowed else 0,
+                allowed=decision.allowed,
+                status=status,
+                duration=max(0, now - since) / 1000,
+                resource=app_path(scope),
+                request_id=_request_id(scope),
+                metadata=_SHADOW if decision.shadow_denied else None,
+            )
+            if pending is not None:
+                waiting.append(pending)
+        for pending in waiting:
+            await pending
+
+    def _wants(self, receipt: Receipt) -> bool:
+        policy, allowed = receipt.policy, receipt.decision.allowed
+        if not receipt.user or policy.log == "none":
+            return False
+        if allowed:
+            return policy.log != "denied"
+        return policy.log != "allowed" and (policy.log_sample == 1 or self._random() < policy.log_sample)
+
+
+def _request_id(scope: Any) -> str | None:
+    for name, value in scope["headers"]:
+        if name == _REQUEST_ID:
+            text: str = value.decode("latin-1")
+            return text if text.isprintable() else None
+    return None

@@ -1,0 +1,198 @@
+"""`UsageLog`: takes events over in microseconds, and has them written once each, however long the store needs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as _random
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, Self, Unpack
+
+from ratelimit.clock import Clock, SystemClock
+from ratelimit.errors import ConfigError, StoreUnavailable
+from ratelimit.event import UsageEvent
+from ratelimit.store.base import TableStore
+from ratelimit.usage.options import Options, Settings
+from ratelimit.usage.pump import Pump
+from ratelimit.usage.reports import Reports
+from ratelimit.usage.stats import UsageStats
+from ratelimit.usage.writer import Random, Sleep
+
+logger = logging.getLogger("ratelimit")
+
+_DROPS_PER_LINE: Final = 1000
+# Room may also come from the disk, of which nobody tells.
+_LOOK_AGAIN: Final = 0.05
+
+
+class UsageLog(Reports):
+    """The usage log on a limiter's own store, which it neither opens nor closes. One per process and event loop.
+
+    `actions` are those that the counters are read for: pass `limiter.policies`. The other settings are explained in
+    `ratelimit.usage.options.Settings`. Use it as an async context manager inside of the store's, or of the limiter's.
+    """
+
+    def __init__(
+        self,
+        store: TableStore,
+        *,
+        actions: Iterable[str] = (),
+        clock: Clock | None = None,
+        sleep: Sleep = asyncio.sleep,
+        random: Random = _random.random,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(store, actions, clock or SystemClock())
+        self.settings = Settings(**options)
+        self._stats = UsageStats()
+        self._sleep = sleep
+        self._random = random
+        self._journals = self.settings.durability == "journal"
+        self._pump: Pump | None = None
+        self._closed = False
+
+    @property
+    def stats(self) -> UsageStats:
+        """How the log stands now; a copy."""
+        pump = self._pump
+        if pump is None:
+            return replace(self._stats)
+        return replace(self._stats, depth=pump.writer.depth, in_flight=pump.writer.underway)
+
+    async def open(self) -> None:
+        """Begin, and look for what earlier processes left in the journal. Raises `ConfigError` for a bad directory."""
+        self._closed = False
+        try:
+            await (self._pump or self._start()).open()
+        except OSError as error:
+            await self.close()
+            raise ConfigError("journal_dir", f"cannot be used: {error}") from error
+
+    async def close(self) -> None:
+        """Write what waits, for at most `grace` seconds. What is left then stays in the journal, or is counted."""
+        self._closed = True
+        pump, self._pump = self._pump, None
+        if pump is not None:
+            await pump.stop(self.settings.grace)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def record(
+        self,
+        user: str,
+        action: str,
+        *,
+        cost: int = 1,
+        resource: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        id: str | None = None,
+        at: datetime | int | None = None,
+        allowed: bool = True,
+        status: int | None = None,
+        duration: float | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Keep an event; its id. With `durability="journal"` it is on the disk when this returns.
+
+        The same `id` of the same user is the same event, however often it is recorded. `at` is an aware `datetime` or
+        milliseconds; by default now, or the time in an `id` that is a UUIDv7. Raises `InvalidEvent`, `InvalidUser`,
+        `InvalidAction`, and `StoreUnavailable` where it was not kept: the log is closed, or full for too long.
+        """
+        event = UsageEvent.of(
+            user, action, now=self.clock.now(), id=id, at=at, cost=cost, allowed=allowed, status=status,
+            duration=duration, resource=resource, request_id=request_id, metadata=metadata,
+        )  # fmt: skip
+        waiting = self.take(event)
+        if waiting is not None and not await waiting and self.settings.full != "drop":
+            raise StoreUnavailable("the usage log did not keep the event: it is closed, or was full for too long")
+        return event.id
+
+    def accept(
+        self,
+        user: str,
+        action: str,
+        *,
+        cost: int = 1,
+        allowed: bool = True,
+        status: int | None = None,
+        duration: float | None = None,
+        resource: str | None = None,
+        request_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        at: int | None = None,
+    ) -> Awaitable[bool] | None:
+        """For surfaces: keep an event, without waiting. `at` is in milliseconds.
+
+        None where there is nothing to wait for. Else what to await before the answer is complete: until the event is
+        on the disk, or there was room; False where it was lost, which is counted. Raises as `record`, but not
+        `StoreUnavailable`.
+        """
+        event = UsageEvent.of(
+            user, action, now=self.clock.now(), at=at, cost=cost, allowed=allowed, status=status,
+            duration=duration, resource=resource, request_id=request_id, metadata=metadata,
+        )  # fmt: skip
+        return self.take(event)
+
+    def take(self, event: UsageEvent) -> Awaitable[bool] | None:
+        """`accept`, for an event that was made with `UsageEvent.of`."""
+        self.seen(event.action)
+        pump = self._pump or (None if self._closed else self._start())
+        if pump is None:
+            return self._drop()
+        if pump.room <= 0:
+            return self._take_though_full(pump, event)
+        self._stats.accepted += 1
+        if self._journals and pump.journal is not None:
+            return pump.journal.append(event, spill=False)
+        pump.writer.add(event)
+        return None
+
+    async def flush(self) -> None:
+        """Returns when all that was accepted so far is in the table; how long the store needs, it waits.
+
+        That includes what was found in the journal. Raises `StoreUnavailable` when the log is closed meanwhile.
+        """
+        if self._pump is not None:
+            await self._pump.flush()
+
+    def _start(self) -> Pump:
+        self._pump = Pump(self.store.events, self.settings, self._stats, self.clock, self._sleep, self._random)
+        return self._pump
+
+    def _take_though_full(self, pump: Pump, event: UsageEvent) -> Awaitable[bool]:
+        full = self.settings.full
+        if full == "spill" and pump.journal is not None and not pump.journal.full:
+            self._stats.accepted += 1
+            return pump.journal.append(event, spill=True)
+        if full == "wait":
+            return asyncio.get_running_loop().create_task(self._take_when_there_is_room(pump, event))
+        return self._drop()
+
+    async def _take_when_there_is_room(self, pump: Pump, event: UsageEvent) -> bool:
+        try:
+            async with asyncio.timeout(self.settings.max_wait):
+                while pump.room <= 0:
+                    await pump.writer.changed(or_after=_LOOK_AGAIN)
+        except TimeoutError:
+            return await self._drop()
+        waiting = self.take(event)
+        return waiting is None or await waiting
+
+    def _drop(self) -> asyncio.Future[bool]:
+        self._stats.dropped += 1
+        if self._stats.dropped % _DROPS_PER_LINE == 1:
+            why = "closed" if self._closed else "full"
+            logger.warning("the usage log is %s: %d events were dropped so far", why, self._stats.dropped)
+        dropped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        dropped.set_result(False)
+        return dropped

@@ -1,0 +1,91 @@
+"""The log's settings, checked once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias, TypedDict, get_args
+
+from ratelimit.errors import ConfigError
+from ratelimit.usage.segments import Disk
+
+Durability: TypeAlias = Literal["memory", "journal"]
+WhenFull: TypeAlias = Literal["wait", "spill", "drop"]
+
+
+class Options(TypedDict, total=False):
+    """The settings by name, for those who write them as keyword arguments."""
+
+    durability: Durability
+    journal_dir: str | os.PathLike[str] | None
+    when_full: WhenFull | None
+    max_queue: int
+    max_wait: float
+    flush_interval: float
+    in_flight: int
+    grace: float
+    adopt_interval: float
+    segment_bytes: int
+    journal_bytes: int
+    disk: Disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the log keeps what it accepted. Raises `ConfigError` naming the bad setting.
+
+    `durability`      `"memory"`: what is not in the table yet goes with the process. `"journal"`: it is on the local
+                      disk before `record` returns, and written by the next process that opens the same journal.
+    `journal_dir`     a directory on a local file system; processes of one host may share it.
+    `when_full`       `"wait"` for room, at most `max_wait` seconds; `"spill"` to the journal; `"drop"`. By default
+                      `"spill"` where there is a journal directory, and else `"wait"`.
+    `max_queue`       events in memory at most, about 1 KB each.
+    `flush_interval`  seconds after which an event goes out even if no 25 have come together.
+    `in_flight`       batches on their way at once.
+    `grace`           seconds that `close` waits for the table.
+    `adopt_interval`  seconds between looks for journals of processes that have died.
+    `segment_bytes`   size of a journal's segment; what a segment holds may be written again after a crash.
+    `journal_bytes`   size of the journal at most; beyond it is treated as a full disk.
+    """
+
+    durability: Durability = "memory"
+    journal_dir: str | os.PathLike[str] | None = None
+    when_full: WhenFull | None = None
+    max_queue: int = 10_000
+    max_wait: float = 1.0
+    flush_interval: float = 0.2
+    in_flight: int = 4
+    grace: float = 10.0
+    adopt_interval: float = 30.0
+    segment_bytes: int = 1024 * 1024
+    journal_bytes: int = 1024 * 1024 * 1024
+    disk: Disk = field(default_factory=Disk)
+
+    def __post_init__(self) -> None:
+        _one_of("durability", self.durability, get_args(Durability))
+        if self.when_full is not None:
+            _one_of("when_full", self.when_full, get_args(WhenFull))
+        for name in ("max_queue", "in_flight", "segment_bytes", "journal_bytes"):
+            if type(value := getattr(self, name)) is not int or value < 1:
+                raise ConfigError(name, f"must be a whole number of at least 1, not {value!r}")
+        for name in ("max_wait", "flush_interval", "grace", "adopt_interval"):
+            if type(value := getattr(self, name)) not in (int, float) or not 0 <= value <= 3600:
+                raise ConfigError(name, f"must be seconds from 0 to 3600, not {value!r}")
+        if self.journal_dir is None and "journal" in (self.durability, "journal" if self.when_full == "spill" else ""):
+            raise ConfigError("journal_dir", "is missing; name a directory on a local disk for the journal")
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the journal is."""
+        return None if self.journal_dir is None else Path(self.journal_dir)
+
+    @property
+    def full(self) -> WhenFull:
+        """What happens when the queue is full."""
+        return self.when_full or ("wait" if self.journal_dir is None else "spill")
+
+
+def _one_of(path: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(path, f"unknown value {value!r}; use one of {', '.join(map(repr, choices))}")

@@ -1,0 +1,165 @@
+"""A user's events, newest first and page by page: the range of a query, its cursor, and the walk over the days."""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from ratelimit.clock import DAY
+from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention
+from ratelimit.event import MAX_FUTURE_MS, RETENTION_DAYS, UsageEvent
+from ratelimit.names import check_action, check_user
+from ratelimit.store.events import EventStore, Position, day_of, position_of
+
+MAX_PAGE: Final = 1000
+_AT_LEAST_READ: Final = 50
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_MS: Final = DAY // 1000
+
+
+class EventPage(msgspec.Struct, frozen=True):
+    """Some of the events that a query is about."""
+
+    events: tuple[UsageEvent, ...]
+    """Newest first."""
+    cursor: str | None
+    """Where the next page begins; None where this is the last one."""
+
+
+class _Cursor(msgspec.Struct, frozen=True, array_like=True):
+    """Where a page ended, in which query, and the range which that query's defaults had come to."""
+
+    query: str
+    since: int
+    until: int
+    at: int
+    action: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventQuery:
+    """Whose events, at `since` <= time < `until` (ms), of which action, of which answer. Made by `of`."""
+
+    user: str
+    since: int
+    until: int
+    action: str | None
+    allowed: bool | None
+    after: Position | None
+    digest: str
+
+    @classmethod
+    def of(
+        cls,
+        user: str,
+        *,
+        now: int,
+        since: datetime | None,
+        until: datetime | None,
+        action: str | None,
+        allowed: bool | None,
+        cursor: str | None,
+    ) -> EventQuery:
+        """`now` is in microseconds. Raises `InvalidInput`, `OutOfRetention`, `InvalidCursor`."""
+        check_user(user)
+        if action is not None:
+            check_action(action)
+        if allowed is not None and type(allowed) is not bool:
+            raise InvalidInput(f"allowed must be True, False or None, not {allowed!r}")
+        first, last = _range(since, until, now // 1000)
+        asked = repr((user, since and since.timestamp(), until and until.timestamp(), action, allowed))
+        digest = blake2b(asked.encode(), digest_size=9).hexdigest()
+        if cursor is None:
+            return cls(user, first, last, action, allowed, None, digest)
+        at = _read_cursor(cursor, digest)
+        return cls(user, at.since, at.until, action, allowed, Position(at.at, at.action, at.id), digest)
+
+    def cursor(self, last: UsageEvent) -> str:
+        """Where the page after this event begins."""
+        cursor = _Cursor(self.digest, self.since, self.until, last.at, last.action, last.id)
+        return urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
+
+    def wants(self, event: UsageEvent) -> bool:
+        """Whether an event of the range is asked for."""
+        return (self.action is None or event.action == self.action) and self.allowed in (None, event.allowed)
+
+    def days(self) -> Iterator[date]:
+        """The UTC days to look at, the last one first."""
+        newest = self.until - 1 if self.after is None else self.after.at
+        day, first = day_of(newest), day_of(self.since)
+        while day >= first and newest >= self.since:
+            yield day
+            day -= timedelta(days=1)
+
+
+async def page_of(store: EventStore, query: EventQuery, limit: int) -> EventPage:
+    """Up to `limit` events. Raises `StoreUnavailable`."""
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
+    found: list[UsageEvent] = []
+    async for event in walk(store, query, limit + 1):
+        if len(found) == limit:
+            return EventPage(tuple(found), query.cursor(found[-1]))
+        found.append(event)
+    return EventPage(tuple(found), None)
+
+
+async def walk(store: EventStore, query: EventQuery, at_once: int = MAX_PAGE) -> AsyncIterator[UsageEvent]:
+    """Every event of a query, newest first, read `at_once` at a time."""
+    at_once = max(at_once, _AT_LEAST_READ)
+    after = query.after
+    for day in query.days():
+        while True:
+            events = await store.page(query.user, day, since=query.since, until=query.until, limit=at_once, after=after)
+            for event in events:
+                if query.wants(event):
+                    yield event
+            if len(events) < at_once:
+                break
+            after = position_of(events[-1])
+        after = None
+
+
+def _range(since: datetime | None, until: datetime | None, now: int) -> tuple[int, int]:
+    # One day of grace, for "the last 90 days" asked a moment ago.
+    oldest, newest = now - (RETENTION_DAYS + 1) * _DAY_MS, now + MAX_FUTURE_MS + 1
+    first = oldest if since is None else _ms("since", since)
+    last = newest if until is None else _ms("until", until)
+    if since is not None and until is not None and first > last:
+        raise InvalidInput(f"since ({since}) must not be later than until ({until})")
+    if since is not None and first < oldest:
+        raise OutOfRetention(f"since is {since}, and events are kept for {RETENTION_DAYS} days")
+    if until is not None and last < oldest:
+        raise OutOfRetention(f"until is {until}, and events are kept for {RETENTION_DAYS} days")
+    return first, min(last, newest)
+
+
+def _ms(name: str, time: object) -> int:
+    if not isinstance(time, datetime) or time.tzinfo is None:
+        raise InvalidInput(f"{name} must be an aware datetime, as in datetime(2026, 1, 5, tzinfo=UTC), not {time!r}")
+    return -((_EPOCH - time) // timedelta(milliseconds=1))
+
+
+def _read_cursor(text: str, digest: str) -> _Cursor:
+    try:
+        padded = text + "=" * (-len(text) % 4)
+        cursor = msgspec.json.decode(urlsafe_b64decode(padded.encode()), type=_Cursor)
+    except (Base64Error, ValueError, msgspec.DecodeError, TypeError, AttributeError):
+        raise InvalidCursor(_DAMAGED) from None
+    if cursor.query != digest:
+        raise InvalidCursor("the cursor is from another query: repeat user, since, until, action and allowed with it")
+    if not 0 <= cursor.since <= cursor.at < cursor.until <= _LAST_MS:
+        raise InvalidCursor(_DAMAGED)
+    return cursor
+
+
+_DAMAGED: Final = "the cursor is damaged; take `page.cursor` as it is, or start without one"
+_LAST_MS: Final = 10**13

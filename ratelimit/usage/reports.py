@@ -1,0 +1,184 @@
+"""`Reports`: what can be asked of a usage log. Events come from their rows, totals from the limiter's own counters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from ratelimit.algorithms.fields import DAYS_KEPT, utc_day
+from ratelimit.algorithms.totals import days_of
+from ratelimit.clock import Clock
+from ratelimit.errors import InvalidInput, OutOfRetention
+from ratelimit.event import RETENTION_DAYS
+from ratelimit.names import Key, check_action, check_user
+from ratelimit.store.base import TableStore
+from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
+
+DATE_RANGE: Final = "date_range"
+_MAX_SEEN: Final = 1000
+# Items that have expired may stay in the table for some days.
+_ERASED_DAYS: Final = RETENTION_DAYS + 7
+
+
+class Reconciliation(msgspec.Struct, frozen=True):
+    """One action's day, counted twice."""
+
+    events: int
+    """The cost of the events that were allowed, summed up."""
+    total: int
+    """The limiter's exact total."""
+
+    @property
+    def difference(self) -> int:
+        """Units that were counted and not logged; below zero, logged and not counted (refunded, never checked)."""
+        return self.total - self.events
+
+
+class Reports:
+    """Every method may raise `StoreUnavailable`; those that take a user, `InvalidUser`."""
+
+    def __init__(self, store: TableStore, actions: Iterable[str], clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self._actions = dict.fromkeys(check_action(action) for action in actions)
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """The actions that totals are read for: those named at the start, and those that this log has kept since."""
+        return tuple(self._actions)
+
+    def seen(self, action: str) -> None:
+        """An event of this action was kept."""
+        if action not in self._actions and len(self._actions) < _MAX_SEEN:
+            self._actions[action] = None
+
+    async def flush(self) -> None:
+        """Returns when everything that this process has taken over is in the table."""
+
+    async def events(
+        self,
+        user: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        action: str | None = None,
+        allowed: bool | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """A user's events at `since` <= time < `until`, newest first; by default all that are kept.
+
+        The next page is the same query with the page's `cursor`. Raises `OutOfRetention`, `InvalidCursor`, and
+        `InvalidInput` for a datetime without a time zone. One read a day of the range, until the page is full.
+        """
+        query = EventQuery.of(
+            user, now=self.clock.now(), since=since, until=until, action=action, allowed=allowed, cursor=cursor
+        )
+        return await page_of(self.store.events, query, limit)
+
+    async def totals(
+        self, user: str, since: date | None = None, until: date | None = None, *, actions: Iterable[str] | None = None
+    ) -> dict[str, dict[date, int]]:
+        """Units used per action and UTC day, `since` and `until` included, oldest first: exact, one read an action.
+
+        The actions are those of `self.actions`, unless given; where there is none, those of the user's events in the
+        range. By default of all the 35 days that are kept. Raises `OutOfRetention`.
+        """
+        check_user(user)
+        first, last = self._days(since, until)
+        chosen = self.actions if actions is None else [check_action(action) for action in actions]
+        totals: dict[str, dict[date, int]] = {}
+        for action in chosen or await self._actions_of(user, first, last):
+            days = days_of(await self.store.read(Key(user, action)))
+            totals[action] = {day: used for day, used in days.items() if first <= day <= last}
+        return totals
+
+    async def summary(self, user: str, days: int = 7, *, actions: Iterable[str] | None = None) -> dict[str, Any]:
+        """Per action `{"total": 35, "daily_avg": 5.0}` of the last `days` UTC days, today included.
+
+        `"date_range"` holds the first and the last of them, as ISO text. Raises `OutOfRetention`.
+        """
+        if type(days) is not int or days < 1:
+            raise InvalidInput(f"days must be a whole number of at least 1, not {days!r}")
+        if days > DAYS_KEPT:
+            raise OutOfRetention(f"{days} days are out of reach: totals are kept for {DAYS_KEPT} days")
+        last = utc_day(self.clock.now())
+        first = last - timedelta(days=days - 1)
+        report: dict[str, Any] = {}
+        for action, used in (await self.totals(user, first, last, actions=actions)).items():
+            total = sum(used.values())
+            report[action] = {"total": total, "daily_avg": round(total / days, 2)}
+        return {**report, DATE_RANGE: [first.isoformat(), last.isoformat()]}
+
+    async def reconcile(self, user: str, day: date) -> dict[str, Reconciliation]:
+        """A user's events of a UTC day against the totals, by action. What waits here is written first."""
+        first, last = self._days(day, day)
+        await self.flush()
+        logged: Counter[str] = Counter()
+        async for event in walk(self.store.events, self._query(user, first, last, allowed=True)):
+            logged[event.action] += event.cost
+        actions = dict.fromkeys((*self.actions, *logged))
+        totals = await self.totals(user, first, last, actions=actions)
+        return {
+            action: Reconciliation(logged[action], sum(totals[action].values()))
+            for action in actions
+            if logged[action] or totals[action]
+        }
+
+    async def erase(self, user: str, *, actions: Iterable[str] = ()) -> int:
+        """Delete every trace of a user; the number of items that there were.
+
+        Events, what is remembered of their ids, and the counters of `self.actions`, of `actions` and of whatever
+        actions the events named. Where it fails in the middle, repeat it: it goes on.
+        """
+        check_user(user)
+        await self.flush()
+        erased: Counter[str] = Counter()
+        today = utc_day(self.clock.now())
+        for age in range(-1, _ERASED_DAYS + 1):
+            erased.update(await self.store.events.erase(user, today - timedelta(days=age)))
+        count = sum(erased.values()) + await self.store.events.forget(user)
+        for action in dict.fromkeys((*self.actions, *map(check_action, actions), *erased)):
+            key = Key(user, action)
+            if await self.store.read(key):
+                await self.store.delete(key)
+                count += 1
+        return count
+
+    def _days(self, since: date | None, until: date | None) -> tuple[date, date]:
+        today = utc_day(self.clock.now())
+        oldest = today - timedelta(days=DAYS_KEPT - 1)
+        first = oldest if since is None else _day("since", since)
+        last = today if until is None else _day("until", until)
+        if first > last:
+            raise InvalidInput(f"since ({first}) must not be later than until ({last})")
+        if first < oldest:
+            raise OutOfRetention(f"{first} is out of reach: totals are kept for {DAYS_KEPT} days, from {oldest} on")
+        if first > today:
+            raise OutOfRetention(f"{first} has not come yet: today is {today} in UTC")
+        return first, last
+
+    async def _actions_of(self, user: str, first: date, last: date) -> list[str]:
+        query = self._query(user, first, last)
+        return list(dict.fromkeys([event.action async for event in walk(self.store.events, query)]))
+
+    def _query(self, user: str, first: date, last: date, *, allowed: bool | None = None) -> EventQuery:
+        since = datetime.combine(first, time(), UTC)
+        until = datetime.combine(last + timedelta(days=1), time(), UTC)
+        return EventQuery.of(
+            user, now=self.clock.now(), since=since, until=until, action=None, allowed=allowed, cursor=None
+        )
+
+
+def _day(name: str, day: date) -> date:
+    if isinstance(day, datetime):
+        if day.tzinfo is None:
+            raise InvalidInput(f"{name} must be a date, or an aware datetime, not {day!r}")
+        return day.astimezone(UTC).date()
+    if not isinstance(day, date):
+        raise InvalidInput(f"{name} must be a date, not {day!r}")
+    return day

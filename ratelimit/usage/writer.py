@@ -1,0 +1,207 @@
+"""`Writer`: a queue, and a few flights of up to 25 events each, that do not end before the table has them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random as _random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Final, TypeAlias
+
+from ratelimit.errors import StoreUnavailable
+from ratelimit.event import UsageEvent
+from ratelimit.store.events import MOST_AT_ONCE, EventStore
+from ratelimit.usage.stats import UsageStats
+
+Sleep: TypeAlias = Callable[[float], Awaitable[object]]
+Random: TypeAlias = Callable[[], float]
+
+logger = logging.getLogger("ratelimit")
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 5.0
+# Far beyond any answer: it only keeps a flight from waiting for ever.
+_PUT_DEADLINE: Final = 15.0
+_WORTH_SAYING: Final = 5
+
+
+class Writer:
+    """Belongs to one event loop. `written` hears of every event that is in the table, in the order of arrival there.
+
+    An event goes out when 25 wait, or `flush_interval` seconds after it came. A store that fails is tried again after
+    a pause with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"), of at most 5 seconds, for as
+    long as it takes.
+    """
+
+    def __init__(
+        self,
+        store: EventStore,
+        stats: UsageStats,
+        *,
+        max_queue: int,
+        flush_interval: float,
+        in_flight: int,
+        written: Callable[[Sequence[UsageEvent]], None],
+        sleep: Sleep = asyncio.sleep,
+        random: Random = _random.random,
+    ) -> None:
+        self._store = store
+        self._stats = stats
+        self._max_queue = max_queue
+        self._flush_interval = flush_interval
+        self._in_flight = in_flight
+        self._written = written
+        self._sleep = sleep
+        self._random = random
+        self._queue: deque[UsageEvent] = deque()
+        self._added = 0
+        self._flights: dict[asyncio.Task[None], _Flight] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False
+        self._failures = 0
+        self._changed = asyncio.Event()
+        self.stopped = False
+
+    @property
+    def depth(self) -> int:
+        """Events that wait."""
+        return len(self._queue)
+
+    @property
+    def underway(self) -> int:
+        """Events on their way."""
+        return sum(len(flight.left) for flight in self._flights.values())
+
+    @property
+    def room(self) -> int:
+        """How many more may be added."""
+        return self._max_queue - len(self._queue)
+
+    def add(self, event: UsageEvent) -> None:
+        """Take an event over. The caller has looked for `room`."""
+        self._queue.append(event)
+        self._added += 1
+        if len(self._queue) >= MOST_AT_ONCE:
+            self._launch()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self._flush_now)
+
+    async def changed(self, *, or_after: float | None = None) -> None:
+        """Returns when events have left the queue, or reached the table, or after so many seconds."""
+        self._changed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(or_after):
+                await self._changed.wait()
+
+    async def flush(self) -> None:
+        """Returns when all that was added before is in the table. Raises `StoreUnavailable` when stopped meanwhile."""
+        target = self._added
+        while self._oldest() <= target:
+            self._flush_now()
+            await self.changed()
+            if self.stopped:
+                raise StoreUnavailable("the usage log was closed before everything was in the table")
+
+    async def stop(self) -> list[UsageEvent]:
+        """Give up; what is not known to be in the table."""
+        self.stopped = True
+        self._cancel_timer()
+        left = [event for flight in self._flights.values() for event in flight.left] + list(self._queue)
+        self._queue.clear()
+        tasks = list(self._flights)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._changed.set()
+        return left
+
+    def _oldest(self) -> int:
+        """The number of the oldest event that is not in the table yet, the first one ever being 1."""
+        waiting = self._added - len(self._queue) + 1
+        return min((flight.first for flight in self._flights.values()), default=waiting)
+
+    def _flush_now(self) -> None:
+        self._cancel_timer()
+        self._due = True
+        self._launch()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _launch(self) -> None:
+        """Send what is due, as far as flights are free; what is not due yet has its time set."""
+        while self._queue and len(self._flights) < self._in_flight:
+            if len(self._queue) < MOST_AT_ONCE and not self._due:
+                break
+            first = self._added - len(self._queue) + 1
+            flight = _Flight(first, [self._queue.popleft() for _ in range(min(MOST_AT_ONCE, len(self._queue)))])
+            task = asyncio.get_running_loop().create_task(self._fly(flight))
+            self._flights[task] = flight
+            task.add_done_callback(self._landed)
+            self._changed.set()
+        if not self._queue:
+            self._due = False
+        elif self._timer is None and not self._due:
+            self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self._flush_now)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        flight = self._flights.pop(task)
+        self._changed.set()
+        if task.cancelled():
+            return
+        if error := task.exception():
+            self._stats.dropped += len(flight.left)
+            logger.error("a bug lost %d usage events", len(flight.left), exc_info=error)
+        self._launch()
+
+    async def _fly(self, flight: _Flight) -> None:
+        """Put the batch, and again what is left of it, until nothing is."""
+        attempt = 0
+        while True:
+            unwritten = await self._put(flight.left)
+            done = _without(flight.left, unwritten)
+            flight.left = list(unwritten)
+            if done:
+                self._stats.written += len(done)
+                self._written(done)
+            if not flight.left:
+                return
+            attempt = max(1, attempt - 1) if done else attempt + 1
+            self._stats.retried += len(flight.left)
+            await self._sleep(self._random() * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)))
+
+    async def _put(self, events: list[UsageEvent]) -> Sequence[UsageEvent]:
+        """Those that the store did not take; all of them where it gave no answer."""
+        try:
+            async with asyncio.timeout(_PUT_DEADLINE):
+                unwritten = await self._store.put(events)
+        except (StoreUnavailable, TimeoutError) as error:
+            self._failures += 1
+            if self._failures == _WORTH_SAYING:
+                logger.warning("usage events wait, the store does not take them: %s", str(error) or "no answer in time")
+            return events
+        if self._failures >= _WORTH_SAYING:
+            logger.warning("the store takes usage events again")
+        self._failures = 0
+        return unwritten
+
+
+class _Flight:
+    """A batch on its way: the number of its first event, and what is not in the table yet."""
+
+    __slots__ = ("first", "left")
+
+    def __init__(self, first: int, left: list[UsageEvent]) -> None:
+        self.first = first
+        self.left = left
+
+
+def _without(sent: list[UsageEvent], unwritten: Sequence[UsageEvent]) -> list[UsageEvent]:
+    if not unwritten:
+        return sent
+    waiting = {id(event) for event in unwritten}
+    return [event for event in sent if id(event) not in waiting]

@@ -1,0 +1,181 @@
+"""What every store of users and plans promises, on memory and on an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+import pytest
+
+from ratelimit.errors import InvalidCursor, InvalidInput
+from ratelimit.quota import UNLIMITED
+from ratelimit.store.directory import DirectoryStore, Entry, Identity, IdentityTaken, Plan, User
+
+NOW = 1_790_000_000_000_000
+T = TypeVar("T", bound=Entry)
+
+
+async def put(store: DirectoryStore, entry: T) -> T:
+    """What the store made of it."""
+    name = entry.id if isinstance(entry, User) else entry.name
+    assert await store.replace(await store.read(type(entry), name), entry, now=NOW)
+    stored = await store.read(type(entry), name)
+    assert stored is not None
+    return stored
+
+
+def email(user: str) -> Identity:
+    return Identity.email(f"{user}@example.com")
+
+
+async def test_nothing_is_there_at_first(store: DirectoryStore, user: str, plan: str) -> None:
+    assert await store.read(User, user) is None
+    assert await store.read(Plan, plan) is None
+    assert await store.find(email(user)) is None
+
+
+async def test_a_user_comes_back_as_it_was(store: DirectoryStore, user: str, plan: str) -> None:
+    one = User(
+        user,
+        plan=plan,
+        quotas={"hint": "5/day; 100/month", "run #1%": "unlimited", "x": "10/second burst 20", "none": "0/day"},
+        role="admin",
+        active=False,
+        identities=[email(user), Identity.api_key(f"key-of-{user}")],
+    )
+    stored = await put(store, one)
+    assert stored == one
+    assert stored.quotas["run #1%"] is UNLIMITED
+    assert stored.version > 0
+
+
+async def test_a_plan_comes_back_as_it_was(store: DirectoryStore, plan: str) -> None:
+    one = Plan(plan, {"hint": "5/day", "run": -1})
+    assert await put(store, one) == one
+
+
+async def test_a_plan_and_a_user_of_one_name_are_two(store: DirectoryStore, user: str) -> None:
+    await put(store, Plan(user, {"hint": "5/day"}))
+    assert await store.read(User, user) is None
+    await put(store, User(user))
+    assert await store.read(Plan, user) == Plan(user, {"hint": "5/day"})
+
+
+@pytest.mark.parametrize("odd", ["a#b", "a%23b", "a/b", "é🦊", "META", "#"])
+async def test_odd_names(store: DirectoryStore, user: str, odd: str) -> None:
+    one = User(user + odd, plan=f"{user[:24]}{odd}")
+    assert await put(store, one) == one
+    assert [found.id for found in (await store.page(User, plan=one.plan)).entries] == [one.id]
+
+
+async def test_who_read_an_old_version_changes_nothing(store: DirectoryStore, user: str) -> None:
+    first = await put(store, User(user))
+    second = await put(store, User(user, role="admin"))
+    assert second.version > first.version
+    for old in (None, first):
+        assert not await store.replace(old, User(user, active=False, identities=[email(user)]), now=NOW)
+        assert not await store.replace(old, None, now=NOW) if old else True
+    assert await store.read(User, user) == second
+    assert await store.find(email(user)) is None
+
+
+async def test_of_many_who_change_at_once_one_succeeds(store: DirectoryStore, user: str) -> None:
+    old = await put(store, User(user))
+    wanted = [User(user, quotas={"hint": f"{n}/day"}, identities=[email(f"{user}-{n}")]) for n in range(5)]
+    done = [await store.replace(old, new, now=NOW) for new in wanted[:1]]
+    done += await asyncio.gather(*(store.replace(old, new, now=NOW) for new in wanted[1:]))
+    assert done == [True, False, False, False, False]
+    assert await store.read(User, user) == wanted[0]
+
+
+async def test_removed_is_gone_and_may_come_back(store: DirectoryStore, user: str) -> None:
+    first = await put(store, User(user, identities=[email(user)]))
+    assert await store.replace(first, None, now=NOW)
+    assert await store.read(User, user) is None
+    assert await store.find(email(user)) is None
+    assert not await store.replace(first, None, now=NOW)
+    await put(store, User(user))
+
+
+async def test_a_user_is_found_by_every_identity(store: DirectoryStore, user: str) -> None:
+    key = Identity.api_key(f"key-of-{user}")
+    await put(store, User(user, identities=[email(user), key]))
+    assert [await store.find(identity) for identity in (email(user), key)] == [user, user]
+    await put(store, User(user, identities=[key]))
+    assert [await store.find(identity) for identity in (email(user), key)] == [None, user]
+
+
+async def test_an_identity_is_one_users(store: DirectoryStore, user: str) -> None:
+    other = f"{user}-2"
+    await put(store, User(user, identities=[email(user)]))
+    with pytest.raises(IdentityTaken, match="another user has this email"):
+        await store.replace(None, User(other, identities=[email(other), email(user)]), now=NOW)
+    assert await store.read(User, other) is None
+    assert [await store.find(email(name)) for name in (user, other)] == [user, None]
+    await put(store, User(user))
+    await put(store, User(other, identities=[email(user)]))
+    assert await store.find(email(user)) == other
+
+
+async def test_pages_of_a_plan_hold_each_user_once(store: DirectoryStore, user: str, plan: str) -> None:
+    names = {f"{user}-{n}" for n in range(5)}
+    for name in names:
+        await put(store, User(name, plan=plan))
+    await put(store, User(f"{user}-5", plan=f"{plan}-2"))
+    found: list[str] = []
+    cursor = None
+    for _ in range(4):
+        page = await store.page(User, plan=plan, limit=2, cursor=cursor)
+        assert len(page.entries) <= 2
+        found += (one.id for one in page.entries)
+        if (cursor := page.cursor) is None:
+            break
+    assert cursor is None
+    assert sorted(found) == sorted(names)
+    await put(store, User(f"{user}-0", plan=f"{plan}-2"))
+    assert len((await store.page(User, plan=plan)).entries) == 4
+
+
+async def test_all_users_and_all_plans(store: DirectoryStore, user: str, plan: str) -> None:
+    await put(store, Plan(plan, {"hint": "5/day"}))
+    for one in (User(user, plan=plan, identities=[email(user)]), User(f"{user}-2"), User(f"{user}-3", plan="no-such")):
+        await put(store, one)
+    users, plans = await everything(store, User), await everything(store, Plan)
+    assert {one.id for one in users} >= {user, f"{user}-2", f"{user}-3"}
+    assert len({one.id for one in users}) == len(users)
+    assert plan in {one.name for one in plans}
+    assert Plan(plan, {"hint": "5/day"}) in plans
+
+
+async def everything(store: DirectoryStore, kind: type[T]) -> list[T]:
+    found: list[T] = []
+    cursor = None
+    while True:
+        page = await store.page(kind, limit=2, cursor=cursor)
+        found += page.entries
+        if (cursor := page.cursor) is None:
+            return found
+
+
+async def test_a_cursor_is_good_for_its_list_only(store: DirectoryStore, user: str, plan: str) -> None:
+    for n in range(3):
+        await put(store, User(f"{user}-{n}", plan=plan))
+    cursor = (await store.page(User, plan=plan, limit=1)).cursor
+    assert cursor is not None
+    with pytest.raises(InvalidCursor, match="another list"):
+        await store.page(User, cursor=cursor)
+    for damaged in ("", "x", cursor[:-3], "é", cursor + "!"):
+        with pytest.raises(InvalidCursor):
+            await store.page(User, plan=plan, cursor=damaged)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1001, 2.5, True])
+async def test_limits_of_a_page(store: DirectoryStore, limit: int) -> None:
+    with pytest.raises(InvalidInput, match="limit"):
+        await store.page(User, limit=limit)
+
+
+async def test_one_name_cannot_take_the_place_of_another(store: DirectoryStore, user: str) -> None:
+    for old, new in ((User(user), User("other")), (User(user), Plan(user, {})), (None, None)):
+        with pytest.raises(ValueError, match=r"nothing|another name"):
+            await store.replace(old, new, now=NOW)

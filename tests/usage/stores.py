@@ -1,0 +1,93 @@
+"""An event store that fails as told, and tells what was asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+from ratelimit.errors import StoreUnavailable
+from ratelimit.event import UsageEvent
+from ratelimit.store import MemoryEventStore, MemoryStore
+
+Fault: TypeAlias = Callable[["ScriptedEvents", Sequence[UsageEvent]], Awaitable[Sequence[UsageEvent]]]
+
+
+class ScriptedEvents(MemoryEventStore):
+    """The next `put`s run the faults in line, one each; then `always`, if there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line: deque[Fault] = deque()
+        self.always: Fault | None = None
+        self.batches: list[int] = []
+        self.at_once = 0
+        self.most_at_once = 0
+        self._taken = asyncio.Event()
+
+    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        self.batches.append(len(events))
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await asyncio.sleep(0)
+            fault = self.line.popleft() if self.line else self.always
+            return await (self.take(events) if fault is None else fault(self, events))
+        finally:
+            self.at_once -= 1
+
+    async def take(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        self._taken.set()
+        return await super().put(events)
+
+    async def hold(self, count: int) -> None:
+        """Returns when there are so many."""
+        while len(self) < count:
+            self._taken.clear()
+            await self._taken.wait()
+
+
+def scripted() -> tuple[MemoryStore, ScriptedEvents]:
+    store, events = MemoryStore(), ScriptedEvents()
+    store.events = events
+    return store, events
+
+
+async def healthy(store: ScriptedEvents, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    """As it should be."""
+    return await store.take(events)
+
+
+async def down(_: ScriptedEvents, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    """Refuses connections."""
+    raise StoreUnavailable("down")
+
+
+async def answer_lost(store: ScriptedEvents, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    """Takes them all, and says nothing."""
+    await store.take(events)
+    raise StoreUnavailable("no answer")
+
+
+async def half(store: ScriptedEvents, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    """Takes every second one: the others are unprocessed."""
+    await store.take(events[::2])
+    return events[1::2]
+
+
+async def never(_: ScriptedEvents, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    """Does not answer."""
+    await asyncio.Event().wait()
+    return ()
+
+
+class Pauses:
+    """A sleep that takes no time, and remembers how long it was to be."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        await asyncio.sleep(0)

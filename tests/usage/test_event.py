@@ -1,0 +1,190 @@
+"""What an event may be, and what becomes of one that is too large."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit.dynamodb.event_items import event_item, event_of
+from ratelimit.errors import InvalidAction, InvalidEvent, InvalidUser
+from ratelimit.event import MARK, MAX_TEXT_BYTES, UsageEvent, encode_metadata
+from ratelimit.event_id import EventIds, time_of
+from ratelimit.names import MAX_ACTION_BYTES, MAX_USER_BYTES
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+NOW = int(NOON.timestamp()) * 1_000_000
+NOW_MS = NOW // 1000
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+jsons = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=20,
+)
+
+
+def event(**parts: Any) -> UsageEvent:
+    return UsageEvent.of(**{"user": "alice", "action": "hint", "now": NOW, **parts})
+
+
+def size_of(item: Any) -> int:
+    """By the rules of the DynamoDB guide, "Item sizes and formats"; numbers generously."""
+    if isinstance(item, str):
+        return len(item.encode())
+    ((kind, value),) = item.items()
+    match kind:
+        case "S":
+            return len(value.encode())
+        case "N":
+            return len(value) // 2 + 2
+        case "M":
+            return 3 + sum(1 + len(name) + size_of(part) for name, part in value.items())
+    return 1
+
+
+def test_ids_are_uuid7_of_the_time_and_sort_as_made() -> None:
+    ids = EventIds()
+    made = [ids.new(NOW_MS + number // 1000) for number in range(5000)]
+    assert sorted(set(made)) == made
+    assert all(UUID(one).version == 7 for one in made[::100])
+    assert all(UUID(one).variant == "specified in RFC 4122" for one in made[::100])
+    assert [time_of(one) for one in made] == [NOW_MS + number // 1000 for number in range(5000)]
+
+
+@pytest.mark.parametrize(
+    "other", ["", "x" * 36, "01a1fc6e-ad1e-4112-8c9b-0b7f206a44cd", "01A1FC6E-AD1E-7112-8C9B-0B7F206A44CD"]
+)
+def test_other_ids_carry_no_time(other: str) -> None:
+    assert time_of(other) is None
+
+
+def test_the_time_is_the_events_own() -> None:
+    assert event().at == NOW_MS
+    assert event(at=NOON - timedelta(days=3, microseconds=1)).at == NOW_MS - 3 * 86_400_000 - 1
+    assert event(at=NOW_MS - 5).at == NOW_MS - 5
+    given = EventIds().new(NOW_MS - 77)
+    assert event(id=given).at == NOW_MS - 77, "a UUIDv7 says when"
+    assert event(id=given).carries_time
+    assert not event(id=given, at=NOON).carries_time
+    assert not event(id="order-17").carries_time
+    assert event(at=NOW_MS - 5).time == NOON - timedelta(milliseconds=5)
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (NOON - timedelta(days=91), "91 days ago; events are kept 90 days"),
+        (NOON + timedelta(hours=2), "7200 seconds in the future"),
+        (0, "days ago"),
+        (10**15, "future"),
+        (NOW_MS // 1000, "at is in seconds"),
+        (NOW, "at is in microseconds"),
+        (datetime(2026, 1, 5), "aware"),
+        (NOW / 1000, "aware datetime, or whole milliseconds"),
+        (True, "aware datetime, or whole milliseconds"),
+        ("2026-01-05", "aware datetime, or whole milliseconds"),
+    ],
+)
+def test_a_time_out_of_range_is_refused(at: Any, message: str) -> None:
+    with pytest.raises(InvalidEvent, match=message):
+        event(at=at)
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        ({"user": ""}, InvalidUser, "empty"),
+        ({"action": "a\nb"}, InvalidAction, "control character"),
+        ({"cost": -1}, InvalidEvent, "cost"),
+        ({"cost": 1.0}, InvalidEvent, "cost"),
+        ({"cost": True}, InvalidEvent, "cost"),
+        ({"allowed": 1}, InvalidEvent, "allowed"),
+        ({"status": 42}, InvalidEvent, "status"),
+        ({"duration": float("nan")}, InvalidEvent, "duration"),
+        ({"duration": -1}, InvalidEvent, "duration"),
+        ({"resource": 7}, InvalidEvent, "resource must be text, not int"),
+        ({"resource": "\ud800"}, InvalidEvent, "not valid Unicode"),
+        ({"id": ""}, InvalidEvent, "id"),
+        ({"id": 7}, InvalidEvent, "id"),
+        ({"id": "x" * 65}, InvalidEvent, "64 are the most"),
+        ({"metadata": [1]}, InvalidEvent, "JSON object"),
+        ({"metadata": {1: 2}}, InvalidEvent, "keys are text"),
+        ({"metadata": {"a": {1, 2}}}, InvalidEvent, "not JSON"),
+        ({"metadata": {"a": float("nan")}}, InvalidEvent, "not JSON"),
+        ({"metadata": {"a": "\ud800"}}, InvalidEvent, "not JSON"),
+        ({"metadata": {"a": NOON}}, InvalidEvent, "not JSON"),
+    ],
+)
+def test_bad_parts_are_refused(parts: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        event(**parts)
+
+
+def test_metadata_that_holds_itself_is_refused() -> None:
+    metadata: dict[str, Any] = {}
+    metadata["self"] = metadata
+    with pytest.raises(InvalidEvent, match="not JSON"):
+        event(metadata=metadata)
+
+
+def test_metadata_is_a_copy() -> None:
+    metadata = {"list": [1]}
+    kept = event(metadata=metadata)
+    metadata["list"].append(2)
+    assert kept.metadata == {"list": [1]}
+
+
+def test_long_texts_are_cut_and_marked() -> None:
+    kept = event(resource="é" * 300, request_id="r" * 300)
+    assert kept.resource == "é" * 95 + MARK
+    assert kept.request_id == "r" * 118 + MARK
+
+
+@given(st.dictionaries(texts, jsons))
+def test_metadata_that_fits_is_untouched_and_more_is_trimmed_with_a_mark(metadata: dict[str, Any]) -> None:
+    encoded = encode_metadata(metadata)
+    kept = event(metadata=metadata).metadata
+    if len(encoded) <= MAX_TEXT_BYTES - 100:
+        assert kept == json.loads(encoded)
+    if kept != json.loads(encoded):
+        assert kept[MARK] == len(encoded)
+        assert set(kept) <= {*metadata, MARK}
+    assert len(encode_metadata(kept)) <= MAX_TEXT_BYTES
+
+
+def test_trimming_keeps_what_fits() -> None:
+    kept = event(metadata={"first": 1, "long": "x" * 2000, "list": list(range(1000)), "last": True}).metadata
+    assert kept["first"] == 1
+    assert kept["long"].endswith(MARK)
+    assert len(kept["long"]) > 500
+    assert "list" not in kept
+    assert kept[MARK] > 5000
+
+
+@given(jsons, texts)
+def test_the_largest_event_fits_one_write_unit(value: Any, text: str) -> None:
+    """Also with what is trimmed; only `#` and `%`, which a key spells out, take more."""
+    largest = event(
+        user="u" * MAX_USER_BYTES,
+        action="a" * MAX_ACTION_BYTES,
+        id="i" * 64,
+        cost=10**12,
+        status=500,
+        duration=123_456.789,
+        resource=text or "r" * 1000,
+        request_id="q" * 1000,
+        metadata={"a": value, "b": text, "c": "\\" * 1000, "d": "x" * 1000},
+    )
+    assert sum(len(name) + size_of(part) for name, part in event_item(largest).items()) < 1024
+
+
+@given(jsons)
+def test_an_event_survives_its_item(value: Any) -> None:
+    one = event(id="a#b%c", user="x#y", action="%z", status=200, duration=1.5, resource="", metadata={"v": value})
+    assert event_of("x#y", event_item(one)) == one
