@@ -22,6 +22,7 @@ _NAMES = {
     "bare": "bare app",
     "embedded": "middleware, embedded store",
     "fast": "middleware, DynamoDB (stub), fast lane",
+    "frozen": "the same, after gc.freeze()",
     "slow": "middleware, DynamoDB (stub), aiobotocore lane",
 }
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_REGION": "eu-west-1"}
@@ -34,7 +35,7 @@ class _Turn(NamedTuple):
 
 def command(
     rounds: Annotated[int, typer.Option(help="Turns of each variant.")] = 5,
-    seconds: Annotated[int, typer.Option(help="Length of one turn, whole seconds.")] = 2,
+    seconds: Annotated[int, typer.Option(help="Length of one turn, in whole seconds.")] = 2,
     at_once: Annotated[int, typer.Option(help="Connections.")] = 32,
     json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
 ) -> None:
@@ -42,28 +43,29 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds, at_once=at_once), json)
 
 
-def run(*, rounds: int, seconds: int, at_once: int = 32) -> Sheet:
-    """Four servers, one of them busy at a time."""
+def run(*, rounds: int, seconds: float, at_once: int = 32) -> Sheet:
+    """A server for each variant, one of them busy at a time."""
     turns: dict[str, list[_Turn]] = {variant: [] for variant in VARIANTS}
     with ExitStack() as exits:
         endpoint = exits.enter_context(stub_server())
         ports = {variant: exits.enter_context(_server(variant, endpoint)) for variant in VARIANTS}
         for port in ports.values():
-            requester.request_many(port, seconds=1, at_once=at_once)
+            requester.request_many(port, seconds=min(1, seconds), at_once=at_once)
         for number in range(rounds):
             for variant in reversed(VARIANTS) if number % 2 else VARIANTS:
                 turns[variant].append(_turn(ports[variant], seconds, at_once))
     rows = [Row(_NAMES[variant], _figures(one, turns["bare"])) for variant, one in turns.items()]
-    notes = [f"requests by {requester.name()}, uvicorn on uvloop and httptools; all share this machine's cores"]
+    client = "wrk" if requester.has_wrk() else "our own client (there is no wrk)"
+    notes = [f"requests by {client}, uvicorn on uvloop and httptools; all share this machine's cores"]
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}"
     return sheet("app", rows, _targets(turns), notes, arguments=options)
 
 
-def _turn(port: int, seconds: int, at_once: int) -> _Turn:
+def _turn(port: int, seconds: float, at_once: int) -> _Turn:
     before = float(requester.read(port, "/cpu"))
-    rate = requester.request_many(port, seconds=seconds, at_once=at_once)
+    rate, requests = requester.request_many(port, seconds=seconds, at_once=at_once)
     used = float(requester.read(port, "/cpu")) - before
-    return _Turn(rate, used / (rate * seconds) * 1e6)
+    return _Turn(rate, used / requests * 1e6)
 
 
 def _figures(turns: list[_Turn], bare: list[_Turn]) -> dict[str, float | None]:
@@ -78,13 +80,15 @@ def _figures(turns: list[_Turn], bare: list[_Turn]) -> dict[str, float | None]:
 
 
 def _ratio(one: list[_Turn], other: list[_Turn], figure: str) -> float:
-    return median(getattr(mine, figure) / getattr(theirs, figure) for mine, theirs in zip(one, other, strict=True))
+    pairs = zip(one, other, strict=True)
+    return float(median(getattr(mine, figure) / getattr(theirs, figure) for mine, theirs in pairs))
 
 
 def _targets(turns: dict[str, list[_Turn]]) -> list[Target]:
-    bare, fast, slow, embedded = (turns[variant] for variant in ("bare", "fast", "slow", "embedded"))
+    bare, embedded, fast, frozen, slow = (turns[variant] for variant in VARIANTS)
     return [
         Target("fast lane, part of the bare app's requests/s", _ratio(fast, bare, "per_second"), "at least", 0.45),
+        Target("the same after gc.freeze()", _ratio(frozen, bare, "per_second"), "at least", 0.45),
         Target("fast lane, times the aiobotocore lane's", _ratio(fast, slow, "per_second"), "at least", 8),
         Target("embedded store, part of the bare app's", _ratio(embedded, bare, "per_second"), "at least", 0.7),
     ]

@@ -7,6 +7,7 @@ this process has used and is not.
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import sys
 import time
@@ -23,7 +24,8 @@ from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, Store
 
-VARIANTS = ("bare", "embedded", "fast", "slow")
+VARIANTS = ("bare", "embedded", "fast", "frozen", "slow")
+"""`frozen` is the fast lane in a process that has called `gc.freeze()` once it had started."""
 
 
 def build(variant: str, endpoint: str) -> Starlette:
@@ -39,7 +41,7 @@ def build(variant: str, endpoint: str) -> Starlette:
 def _store(variant: str, endpoint: str) -> Store:
     if variant == "embedded":
         return MemoryStore()
-    return DynamoDBStore(table="bench", endpoint=endpoint, fast=variant == "fast")
+    return DynamoDBStore(table="bench", endpoint=endpoint, fast=variant != "slow")
 
 
 async def _hello(request: Request) -> PlainTextResponse:
@@ -52,13 +54,15 @@ async def _cpu(request: Request) -> PlainTextResponse:
 
 async def _serve(variant: str, endpoint: str) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
-        config = uvicorn.Config(
-            build(variant, endpoint), loop="none", http="httptools", log_level="warning", access_log=False, lifespan="on"
-        )
+        app = build(variant, endpoint)
+        config = uvicorn.Config(app, loop="none", http="httptools", log_level="warning", access_log=False)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        while not server.started and not serving.done():
+        while not (server.started or serving.done()):  # noqa: ASYNC110 (uvicorn has no event for it)
             await asyncio.sleep(0.01)
+        if variant == "frozen":
+            gc.collect()
+            gc.freeze()
         print(listening.getsockname()[1], flush=True)  # noqa: T201
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         server.should_exit = True

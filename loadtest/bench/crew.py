@@ -50,13 +50,13 @@ class Measured:
 
     def median(self, figure: str) -> float:
         """The middle one of the turns' figures (`per_second`, `cpu_us`, ...)."""
-        return median([getattr(turn, figure) for turn in self.turns])
+        return float(median([getattr(turn, figure) for turn in self.turns]))
 
 
 def ratio(one: Measured, other: Measured, figure: str) -> float:
     """How many times the other's figure this one's is: the median of the rounds, so that a noisy moment hits both."""
     pairs = zip(one.turns, other.turns, strict=True)
-    return median([getattr(mine, figure) / getattr(theirs, figure) for mine, theirs in pairs])
+    return float(median([getattr(mine, figure) / getattr(theirs, figure) for mine, theirs in pairs]))
 
 
 def contest(

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 _READY_WITHIN = 10.0
 
@@ -24,15 +24,13 @@ def engine(name: str) -> Iterator[str]:
         from tests.engines import Choice, EngineError, start
     except ImportError as error:
         raise Absent(f"{name} is started by the test suite, which is not here: {error}") from error
+    exits = ExitStack()
     try:
-        context = start(Choice(name))
-        running = context.__enter__()
+        running = exits.enter_context(start(Choice(name)))
     except EngineError as error:
         raise Absent(str(error)) from error
-    try:
+    with exits:
         yield running.endpoint
-    finally:
-        context.__exit__(None, None, None)
 
 
 @contextmanager

@@ -13,16 +13,16 @@ from loadtest.bench.crew import Entry, Measured, contest, ratio
 from loadtest.bench.engines import Absent, engine, redis
 from loadtest.bench.ours import ROOMY
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.stub import stub_server
 
 FAST = "ratelimit, fast lane"
 SLOW = "ratelimit, aiobotocore lane"
 BARE = "bare aiobotocore update_item"
 ZAE = "zae-limiter 0.17"
-REDIS = "limits 5.8 + Redis (coredis)"
-REDISPY = "limits 5.8 + Redis (redis-py)"
-EMBEDDED = "ratelimit, embedded store"
-
-_STORE = {FAST: "DynamoDB Local", SLOW: "DynamoDB Local", BARE: "DynamoDB Local", ZAE: "DynamoDB Local"}
+STUB = "ratelimit, fast lane, stub"
+REDIS = "limits 5.8 + Redis, coredis (its default)"
+REDIS_STATS = "the same, and the window's state for headers"
+REDISPY = "limits 5.8 + Redis, redis-py"
 
 
 def command(
@@ -52,6 +52,8 @@ def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False)
             entries += _on_redis(exits.enter_context(redis()), python, uvloop=uvloop)
         except Absent as reason:
             notes.append(f"not measured: limits with Redis: {reason}")
+        stub = exits.enter_context(stub_server())
+        entries.append(Entry(STUB, "loadtest.bench.ours:on_dynamodb", {"endpoint": stub, "uvloop": uvloop}))
         measured, failed = contest(entries, rounds=rounds, seconds=seconds, at_once=at_once)
     notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
     rows = [Row(name, _figures(one)) for name, one in measured.items()]
@@ -77,10 +79,16 @@ def _on_redis(url: str, python: str | None, *, uvloop: bool) -> list[Entry]:
     if python is None:
         return []
     return [
-        Entry(name, "loadtest.bench.contenders_limits:on_redis", options, python)
-        for name, client in ((REDIS, "coredis"), (REDISPY, "redispy"))
-        for options in [{"url": url, "quotas": ROOMY, "client": client, "uvloop": uvloop}]
-    ]
+        Entry(
+            name,
+            "loadtest.bench.contenders_limits:on_redis",
+            {"url": url, "quotas": ROOMY, "client": client, "stats": stats, "uvloop": uvloop},
+            python,
+        )
+        for name, client, stats in (
+            (REDIS, "coredis", False), (REDIS_STATS, "coredis", True), (REDISPY, "redispy", False),
+        )
+    ]  # fmt: skip
 
 
 def _figures(one: Measured) -> dict[str, float | None]:
@@ -102,10 +110,9 @@ def _targets(measured: dict[str, Measured]) -> list[Target]:
         zae = measured[ZAE]
         targets.append(Target(f"checks/s, times those of {ZAE}", ratio(ours, zae, "per_second"), "at least", 4))
         targets.append(Target(f"CPU of {ZAE}, times ours", ratio(zae, ours, "cpu_us"), "at least", 20))
-    for name in (REDIS, REDISPY):
-        if name in measured:
-            part = ratio(ours, measured[name], "cpu_us")
-            targets.append(Target(f"client CPU per check, as a part of that of {name}", part, "at most", 0.5))
+    if REDIS in measured:
+        part = ratio(ours, measured[REDIS], "cpu_us")
+        targets.append(Target(f"client CPU per check, as a part of that of {REDIS}", part, "at most", 0.5))
     if (units := ours.counts.get("units_per_check")) is not None:
         targets.append(Target("write units per check", units, "at most", 1.0))
     return targets

@@ -9,31 +9,36 @@ import shutil
 import subprocess
 import sys
 import time
+from math import ceil
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 _SCRIPT = Path(__file__).with_name("requests.lua")
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
+_MADE = re.compile(r"(\d+) requests in")
 _BAD = re.compile(r"Non-2xx.*|Socket errors.*")
 _OPENER = build_opener(ProxyHandler({}))
 
 
-def name() -> str:
-    """Which of the two it is."""
-    return "wrk" if shutil.which("wrk") else "asyncio"
+def has_wrk() -> bool:
+    """Whether it is installed."""
+    return shutil.which("wrk") is not None
 
 
-def request_many(port: int, *, seconds: int, at_once: int) -> float:
-    """Requests a second, every one of them answered with 200. Raises `RuntimeError` where one was not."""
-    if name() == "wrk":
-        command = ["wrk", "-t1", f"-c{at_once}", f"-d{seconds}s", "-s", str(_SCRIPT), f"http://127.0.0.1:{port}/"]
+def request_many(port: int, *, seconds: float, at_once: int) -> tuple[float, int]:
+    """Requests a second, and how many; every one of them answered with 200. Raises `RuntimeError` where one was not.
+
+    `wrk` rounds the seconds up to whole ones.
+    """
+    if has_wrk():
+        command = ["wrk", "-t1", f"-c{at_once}", f"-d{ceil(seconds)}s", "-s", str(_SCRIPT), f"http://127.0.0.1:{port}/"]
     else:
         command = [sys.executable, "-m", "loadtest.bench.requester", str(port), str(seconds), str(at_once)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
-    rate, bad = _RATE.search(said), _BAD.search(said)
-    if rate is None or bad is not None:
+    rate, made, bad = _RATE.search(said), _MADE.search(said), _BAD.search(said)
+    if rate is None or made is None or bad is not None:
         raise RuntimeError(said if bad is None else bad.group())
-    return float(rate.group(1))
+    return float(rate.group(1)), int(made.group(1))
 
 
 def read(port: int, path: str) -> str:
@@ -43,7 +48,7 @@ def read(port: int, path: str) -> str:
         return body.decode()
 
 
-async def _main(port: int, seconds: int, at_once: int) -> None:
+async def _main(port: int, seconds: float, at_once: int) -> None:
     users = itertools.cycle([f"GET / HTTP/1.1\r\nHost: x\r\nx-user: user-{n}\r\n\r\n".encode() for n in range(256)])
     until = time.perf_counter() + seconds
     done = bad = 0
@@ -60,8 +65,8 @@ async def _main(port: int, seconds: int, at_once: int) -> None:
         writer.close()
 
     await asyncio.gather(*(loop() for _ in range(at_once)))
-    print(f"Requests/sec: {done / seconds}" + f"\nNon-2xx: {bad}" * bool(bad))  # noqa: T201
+    print(f"{done} requests in {seconds}s\nRequests/sec: {done / seconds}" + f"\nNon-2xx: {bad}" * bool(bad))  # noqa: T201
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(*map(int, sys.argv[1:])))
+    asyncio.run(_main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))

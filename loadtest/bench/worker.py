@@ -8,6 +8,7 @@ standard library, as `turns`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -44,6 +45,9 @@ def main(target: str, options: str) -> None:
 async def _serve(open_: Open, options: dict[str, Any]) -> None:
     loop = asyncio.get_running_loop()
     async with open_(**options) as contender:
+        # For all alike: what start-up left (botocore's model, above all) is not gone through again and again.
+        gc.collect()
+        gc.freeze()
         _say("ready")
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             order = json.loads(line)

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
+from ratelimit.breaker import Breaker
 from ratelimit.clock import Clock
-from ratelimit.directory.rest import Rest
 from ratelimit.directory.stats import DirectoryStats
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.store.directory import UnreadableEntry
@@ -33,7 +33,7 @@ class Terms(NamedTuple):
     """Microseconds that an answer is good for, counted from when it was asked for."""
     deadline: float
     """Seconds that a read may take."""
-    rest: Rest
+    breaker: Breaker
     stats: DirectoryStats
 
 
@@ -82,7 +82,7 @@ class Cache(Generic[K, V]):
         if flight is not None:
             stats.shared += 1
             return flight
-        if self._terms.rest.resting(now):
+        if not self._terms.breaker.admits(now):
             stats.spared += 1
             raise StoreUnavailable("users and plans could not be read repeatedly; it will be tried again in a while")
         flight = self._flights[key] = asyncio.create_task(self._fly(key, now))
@@ -112,17 +112,21 @@ class Cache(Generic[K, V]):
             raise late from error
         except (StoreThrottled, UnreadableEntry):  # one key's trouble
             terms.stats.failures += 1
+            terms.breaker.succeeded()
             raise
         except StoreUnavailable as error:
             self._failed(error, now)
             raise
-        if terms.rest.succeeded():
+        except BaseException:
+            terms.breaker.abandoned()
+            raise
+        if terms.breaker.succeeded():
             logger.warning("users and plans can be read again")
         return value
 
     def _failed(self, error: StoreUnavailable, now: int) -> None:
         self._terms.stats.failures += 1
-        if self._terms.rest.failed(now):
+        if self._terms.breaker.failed(now):
             logger.warning("users and plans cannot be read, what was known before holds: %s", error)
 
     def _landed(self, key: K, asked_at: int, flight: asyncio.Task[V]) -> None:

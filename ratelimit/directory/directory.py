@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Final, cast
 
+from ratelimit.breaker import Breaker
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.directory.cache import Cache, Terms
 from ratelimit.directory.register import Register
-from ratelimit.directory.rest import Rest
 from ratelimit.directory.stats import DirectoryStats
 from ratelimit.errors import ConfigError, StoreUnavailable
 from ratelimit.names import check_user
@@ -21,6 +21,7 @@ from ratelimit.store.directory import DirectoryStore, Identity, Plan, User, chec
 DEFAULT_CACHE_FOR: Final = 30.0
 DEFAULT_MAX_USERS: Final = 10_000
 DEFAULT_DEADLINE: Final = 0.1
+_FAILURES: Final = 3
 _MAX_PLANS: Final = 1_000
 
 
@@ -53,7 +54,7 @@ class Directory:
         self.stats = DirectoryStats()
         self._deadline = deadline
         self._register = Register(store, self.clock)
-        terms = Terms(self.clock, round(cache_for * SECOND), deadline, Rest(), self.stats)
+        terms = Terms(self.clock, round(cache_for * SECOND), deadline, Breaker(failures=_FAILURES), self.stats)
         self._users: Cache[str, User | None] = Cache(partial(store.read, User), terms, most=max_users)
         self._plans: Cache[str, Plan | None] = Cache(partial(store.read, Plan), terms, most=_MAX_PLANS)
         self._ids: Cache[Identity, str | None] = Cache(store.find, terms, most=max_users)

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
+from ratelimit.breaker import Breaker
 from ratelimit.clock import Clock, seconds
 from ratelimit.errors import StoreThrottled, StoreUnavailable
-from ratelimit.limiter.breaker import Breaker
 
 P = ParamSpec("P")
 T = TypeVar("T")

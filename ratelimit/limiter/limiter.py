@@ -11,12 +11,12 @@ from typing import Any, Final, Self, TypeAlias
 import msgspec
 
 from ratelimit.algorithms.totals import days_of
+from ratelimit.breaker import Breaker
 from ratelimit.clock import SECOND, Clock, SystemClock, seconds
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, StoreUnavailable
 from ratelimit.limiter.alerts import AlertHook, Alerts
 from ratelimit.limiter.background import Background
-from ratelimit.limiter.breaker import Breaker
 from ratelimit.limiter.coalescer import Coalescer
 from ratelimit.limiter.guard import Guard
 from ratelimit.limiter.leases import Leases

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from ratelimit.breaker import Breaker
 from ratelimit.clock import SECOND
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.breaker import Breaker
 from ratelimit.policy import OnUnavailable, Policy
 from ratelimit.testing import FakeClock
 from tests.limiter.stores import FailingStore, failing, hang
