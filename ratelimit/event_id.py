@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from hashlib import blake2b
 from typing import Final
 
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -33,9 +34,18 @@ class EventIds:
             self._random = int.from_bytes(os.urandom(10)) & _RANDOM_MASK >> 1
         else:
             self._random = (self._random + 1 + int.from_bytes(os.urandom(4))) & _RANDOM_MASK
-        high, low = self._random >> _LOW_BITS, self._random & _LOW_MASK
-        text = f"{at << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return _text(at, self._random)
+
+
+def id_from(at: int, content: bytes) -> str:
+    """The one id that an event of this time and content has: the same whenever it is asked for."""
+    return _text(at, int.from_bytes(blake2b(content, digest_size=10).digest()) & _RANDOM_MASK)
+
+
+def _text(at: int, random: int) -> str:
+    high, low = random >> _LOW_BITS, random & _LOW_MASK
+    text = f"{at << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def time_of(event_id: str) -> int | None:

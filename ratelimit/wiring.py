@@ -23,7 +23,11 @@ from ratelimit.usage import UsageLog
 from ratelimit.usage.options import Options
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from ratelimit.dynamodb import Settings
+    from ratelimit.proxy.access import AccessFormat
+    from ratelimit.proxy.settings import ProxySettings
 
 
 def open_store(url: str) -> OpeningStore:
@@ -154,6 +158,30 @@ def middleware_args(
         headers=config.headers,
         exempt=config.exempt,
     )
+
+
+def proxy_app(
+    config: Config, upstream: str, settings: ProxySettings | None = None, *, access_log: AccessFormat = "off"
+) -> ASGIApp:
+    """The sidecar in front of an upstream, as an ASGI app. Raises `ConfigError`; needs the extra `sidecar`."""
+    # Imported here: an app that mounts the middleware need not have a proxy's dependencies.
+    from ratelimit.http import RateLimitMiddleware
+    from ratelimit.proxy import AccessLog, Front, Proxy
+
+    proxy = Proxy(upstream, settings, trusted_proxies=config.trusted_proxies)
+    return AccessLog(Front(RateLimitMiddleware(proxy, **middleware_args(config))), access_log)
+
+
+def decision_app(config: Config, *, token: str | None = None) -> ASGIApp:
+    """The decision endpoint for gateways (`/v1/authz`) and the native API beside it, as one ASGI app on one limiter.
+
+    `token` is asked of the API's callers; a gateway is known by where it stands. Raises `ConfigError`.
+    """
+    from ratelimit.http.api import Api
+    from ratelimit.http.authz import Authz
+
+    args = middleware_args(config)
+    return Authz(**args, fallback=Api(args["limiter"], usage=args["usage"], token=token))
 
 
 def load_checked(

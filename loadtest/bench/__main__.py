@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from loadtest.bench import app as app_bench
-from loadtest.bench import embedded, hotkey, outage, peers
+from loadtest.bench import embedded, export, hotkey, outage, peers
 from loadtest.bench import lane as lane_bench
 from loadtest.bench.report import report, save, show
 from loadtest.bench.stub import stub_server
@@ -51,6 +51,7 @@ app.command("hotkey")(hotkey.command)
 app.command("peers")(peers.command)
 app.command("app")(app_bench.command)
 app.command("outage")(outage.command)
+app.command("export")(export.command)
 
 
 @app.command("all")

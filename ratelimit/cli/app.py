@@ -13,7 +13,9 @@ from ratelimit.cli.check import check
 from ratelimit.cli.config import app as config_app
 from ratelimit.cli.directory import plan_app, user_app
 from ratelimit.cli.output import INVALID, UNAVAILABLE, complain
+from ratelimit.cli.serve import serve
 from ratelimit.cli.table import app as table_app
+from ratelimit.cli.usage import app as usage_app
 from ratelimit.errors import RateLimitError, StoreUnavailable
 
 app: Final = typer.Typer(
@@ -25,10 +27,12 @@ app: Final = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(check)
+app.command()(serve)
 app.add_typer(config_app, name="config")
 app.add_typer(table_app, name="table")
 app.add_typer(plan_app, name="plan")
 app.add_typer(user_app, name="user")
+app.add_typer(usage_app, name="usage")
 
 # What typer raises for a command line it cannot read; the class itself has no public name in every version of it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[1]

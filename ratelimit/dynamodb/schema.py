@@ -108,6 +108,14 @@ def event_pk(user: str, day: date) -> str:
     return f"USR#{escape(user)}#ULOG#{day:%Y%m%d}"
 
 
+def parse_event_pk(pk: str) -> str | None:
+    """The user of a partition of events; None where it is another project's."""
+    match pk.split("#"):
+        case ["USR", user, "ULOG", _]:
+            return unescape(user)
+    return None
+
+
 def event_sk(position: Position) -> str:
     """The sort key of an event: by time."""
     return f"{event_sk_bound(position.at)}#{escape(position.action)}#{escape(position.id)}"

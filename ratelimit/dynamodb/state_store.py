@@ -16,6 +16,7 @@ from ratelimit.dynamodb.fast import open_lane
 from ratelimit.dynamodb.faults import explained
 from ratelimit.dynamodb.lane import Answer, Lane, constant, units
 from ratelimit.dynamodb.retries import HARMLESS, Random, Retries, Sleep
+from ratelimit.dynamodb.scans import DynamoDBScans
 from ratelimit.dynamodb.schema import Item, limit_key
 from ratelimit.dynamodb.settings import Options, Settings
 from ratelimit.dynamodb.stats import Stats
@@ -46,6 +47,7 @@ class DynamoDBStore:
         self._constant = constant(self.settings)
         self.events = DynamoDBEventStore(self._connection, self.settings, self.stats, self._retries)
         self.directory = DynamoDBDirectoryStore(self._connection, self.settings, self.stats, self._retries)
+        self.scans = DynamoDBScans(self._connection, self.settings, self.stats, self._retries)
         self._opened: _Opened | None = None
         self._opening: asyncio.Task[_Opened] | None = None
 

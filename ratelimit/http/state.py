@@ -53,6 +53,22 @@ class Receipts:
         self._given_back += returned
         return returned
 
+    @property
+    def spent(self) -> tuple[Receipt, ...]:
+        """Those that took units and are not settled yet."""
+        return tuple(self._open)
+
+    def restate(self, receipt: Receipt, real: Receipt) -> None:
+        """What was taken turned out to be something else, and the store knows it already."""
+        for receipts in (self._open, self._unrecorded):
+            receipts[:] = [real if one is receipt else one for one in receipts]
+        for decisions in (self.decisions, self.shown):
+            decisions[:] = [real.decision if one is receipt.decision else one for one in decisions]
+
+    def keep(self) -> None:
+        """How it ends will not be known: what is spent stays spent."""
+        self._open = []
+
     def void(self, refused: Decision) -> list[Receipt]:
         """The request is refused: all that it spent has to be given back, and its headers speak of the refusal only."""
         self.shown = [refused]

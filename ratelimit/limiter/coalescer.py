@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled, StoreUnavailable
+from ratelimit.limiter.patience import Patience
 from ratelimit.limiter.planner import Planner
 from ratelimit.names import Key
 
@@ -32,7 +33,7 @@ class Coalescer:
     def __init__(self, spend: Spend, clock: Clock, deadline: float) -> None:
         self._spend = spend
         self._clock = clock
-        self._deadline = deadline
+        self._patience = Patience(deadline)
         self._flights: dict[tuple[Key, Planner], _Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -57,17 +58,17 @@ class Coalescer:
             raise StoreThrottled(f"{MAX_WAITING} checks wait for one record already")
         waiter = _Waiter(cost)
         flight.waiting.append(waiter)
-        try:
-            async with asyncio.timeout(self._deadline):
-                return await waiter.decision
-        except TimeoutError as error:
-            raise StoreUnavailable(f"no turn at the record within {self._deadline} s") from error
+        self._patience.watch(waiter)
+        return await waiter.decision
 
     async def _carry(self, flight: _Flight, planner: Planner, key: Key) -> None:
         """Take off with whoever waits, until nobody does."""
         try:
             while batch := flight.board(planner.most):
                 await self._fly(batch, planner, key)
+                # Those who were answered just now may ask again at once: a turn of the loop later they leave with the
+                # rest, and a write carries twice as many.
+                await asyncio.sleep(0)
         finally:
             del self._flights[key, planner]
             for waiter in flight.waiting:  # only where this task itself was cancelled
@@ -96,6 +97,12 @@ class _Waiter:
     def __init__(self, cost: int) -> None:
         self.cost = cost
         self.decision: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+
+    def done(self) -> bool:
+        return self.decision.done()
+
+    def expire(self) -> None:
+        self.decision.set_exception(StoreUnavailable("no turn at the record within the deadline"))
 
 
 class _Flight:

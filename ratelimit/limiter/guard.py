@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
@@ -10,6 +9,7 @@ from typing import ParamSpec, TypeVar
 from ratelimit.breaker import Breaker
 from ratelimit.clock import Clock, seconds
 from ratelimit.errors import StoreThrottled, StoreUnavailable
+from ratelimit.limiter.patience import Patience
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,6 +25,7 @@ class Guard:
 
     def __init__(self, clock: Clock, deadline: float, breaker: Breaker) -> None:
         self.deadline = deadline
+        self._patience = Patience(deadline)
         self.breaker = breaker
         self._clock = clock
 
@@ -34,7 +35,7 @@ class Guard:
             wait = seconds(self.breaker.wait(self._clock.now()))
             raise StoreUnavailable(f"the store has failed repeatedly; it will be tried again in {wait:.1f} s")
         try:
-            async with asyncio.timeout(self.deadline):
+            with self._patience.limit():
                 result = await call(*args, **kwargs)
         except TimeoutError as error:
             late = StoreUnavailable(f"no answer from the store within {self.deadline} s")

@@ -3,6 +3,7 @@
 from ratelimit.store.base import Store, TableStore
 from ratelimit.store.events import EventStore, MemoryEventStore
 from ratelimit.store.memory import MemoryStore
+from ratelimit.store.scans import Part, ScanPage, Scans
 from ratelimit.store.write import Add, Drop, Expect, Op, Outcome, Put, Record, Write
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "MemoryStore",
     "Op",
     "Outcome",
+    "Part",
     "Put",
     "Record",
+    "ScanPage",
+    "Scans",
     "Store",
     "TableStore",
     "Write",

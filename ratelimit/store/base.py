@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from ratelimit.names import Key
 from ratelimit.store.directory.base import DirectoryStore
 from ratelimit.store.events import EventStore
+from ratelimit.store.scans import Scans
 from ratelimit.store.write import Outcome, Record, Write
 
 
@@ -52,4 +53,9 @@ class TableStore(Store, Protocol):
     @property
     def directory(self) -> DirectoryStore:
         """The users and plans. Opened and closed with the store."""
+        ...
+
+    @property
+    def scans(self) -> Scans:
+        """All of the events and counters, whoever they belong to. Opened and closed with the store."""
         ...

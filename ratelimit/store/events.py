@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import Final, NamedTuple, Protocol
 
@@ -123,6 +123,9 @@ class MemoryEventStore:
 
     def __len__(self) -> int:
         return len(self._events)
+
+    def __iter__(self) -> Iterator[UsageEvent]:
+        return iter(self._events.values())
 
     def _add(self, event: UsageEvent) -> None:
         position = position_of(event)

@@ -9,6 +9,7 @@ from ratelimit.errors import InvalidInput
 from ratelimit.names import Key
 from ratelimit.store.directory import MemoryDirectoryStore
 from ratelimit.store.events import MemoryEventStore
+from ratelimit.store.scans import MemoryScans
 from ratelimit.store.write import Add, Drop, Expect, Outcome, Put, Record, Write
 
 DEFAULT_MAX_KEYS: Final = 100_000
@@ -30,6 +31,11 @@ class MemoryStore:
         self.events = MemoryEventStore()
         self.directory = MemoryDirectoryStore()
         self._records: OrderedDict[Key, _Stored] = OrderedDict()
+
+    @property
+    def scans(self) -> MemoryScans:
+        """See `TableStore.scans`."""
+        return MemoryScans(self.events, lambda: ((key, dict(stored.fields)) for key, stored in self._records.items()))
 
     async def open(self) -> None:
         """Nothing to open."""

@@ -1,9 +1,31 @@
-"""The usage log: every event kept once, read by user, action and day."""
+"""The usage log: every event kept once, read by user, action and day, taken out and brought in."""
 
+from ratelimit.usage.export import export_events
+from ratelimit.usage.formats import Csv, Jsonl
+from ratelimit.usage.importing import BadLines, Imported, import_events
 from ratelimit.usage.log import UsageLog
 from ratelimit.usage.options import Settings
 from ratelimit.usage.queries import EventPage
 from ratelimit.usage.reports import Reconciliation
+from ratelimit.usage.sinks import Asked, Checkpoint, File, Stream
 from ratelimit.usage.stats import UsageStats
+from ratelimit.usage.top import TopUser
 
-__all__ = ["EventPage", "Reconciliation", "Settings", "UsageLog", "UsageStats"]
+__all__ = [
+    "Asked",
+    "BadLines",
+    "Checkpoint",
+    "Csv",
+    "EventPage",
+    "File",
+    "Imported",
+    "Jsonl",
+    "Reconciliation",
+    "Settings",
+    "Stream",
+    "TopUser",
+    "UsageLog",
+    "UsageStats",
+    "export_events",
+    "import_events",
+]

@@ -81,6 +81,7 @@ class Pump:
             backlog = self.journal.backlog
             target = backlog.queued
             while backlog.passed < target:
+                self.writer.hurry()
                 await self.writer.changed(or_after=0.1)
                 self._raise_if_stopped()
         await self.writer.flush()

@@ -74,7 +74,7 @@ class EventQuery:
             check_action(action)
         if allowed is not None and type(allowed) is not bool:
             raise InvalidInput(f"allowed must be True, False or None, not {allowed!r}")
-        first, last = _range(since, until, now // 1000)
+        first, last = range_of(since, until, now=now)
         asked = repr((user, since and since.timestamp(), until and until.timestamp(), action, allowed))
         digest = blake2b(asked.encode(), digest_size=9).hexdigest()
         if cursor is None:
@@ -128,7 +128,12 @@ async def walk(store: EventStore, query: EventQuery, at_once: int = MAX_PAGE) ->
         after = None
 
 
-def _range(since: datetime | None, until: datetime | None, now: int) -> tuple[int, int]:
+def range_of(since: datetime | None, until: datetime | None, *, now: int) -> tuple[int, int]:
+    """What is asked for, in milliseconds, `until` excluded; by default all that is kept. `now` is in microseconds.
+
+    Raises `InvalidInput`, `OutOfRetention`.
+    """
+    now //= 1000
     # One day of grace, for "the last 90 days" asked a moment ago.
     oldest, newest = now - (RETENTION_DAYS + 1) * _DAY_MS, now + MAX_FUTURE_MS + 1
     first = oldest if since is None else _ms("since", since)

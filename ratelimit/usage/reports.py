@@ -17,6 +17,7 @@ from ratelimit.event import RETENTION_DAYS
 from ratelimit.names import Key, check_action, check_user
 from ratelimit.store.base import TableStore
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
+from ratelimit.usage.top import TopUser, top_of
 
 DATE_RANGE: Final = "date_range"
 _MAX_SEEN: Final = 1000
@@ -128,6 +129,16 @@ class Reports:
             for action in actions
             if logged[action] or totals[action]
         }
+
+    async def top(self, day: date, action: str, *, count: int = 10, parts: int = 1) -> list[TopUser]:
+        """Who used an action most on a UTC day, the highest total first: exact.
+
+        There is no index for it, so it reads the whole table, one read unit for 4 KB of it; `parts` are read side by
+        side. Raises `OutOfRetention`.
+        """
+        check_action(action)
+        self._days(day, day)
+        return await top_of(self.store.scans, _day("day", day), action, count=count, parts=parts)
 
     async def erase(self, user: str, *, actions: Iterable[str] = ()) -> int:
         """Delete every trace of a user; the number of items that there were.

@@ -10,7 +10,6 @@ to be on a local file system. Everything here blocks, and runs in the journal's 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +190,10 @@ def dead_lanes(directory: Path, disk: Disk) -> Iterator[Lane]:
 
 def _lock(path: Path) -> int | None:
     """The descriptor of a lock that is ours now; None where somebody else holds it, or has just removed it."""
+    try:
+        import fcntl  # only where there is a journal: Windows has neither
+    except ImportError as error:
+        raise OSError(errno.ENOTSUP, "the journal needs flock, which this system lacks") from error
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

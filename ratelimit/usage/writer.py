@@ -86,7 +86,7 @@ class Writer:
         if len(self._queue) >= MOST_AT_ONCE:
             self._launch()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self._flush_now)
+            self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self.hurry)
 
     async def changed(self, *, or_after: float | None = None) -> None:
         """Returns when events have left the queue, or reached the table, or after so many seconds."""
@@ -99,7 +99,7 @@ class Writer:
         """Returns when all that was added before is in the table. Raises `StoreUnavailable` when stopped meanwhile."""
         target = self._added
         while self._oldest() <= target:
-            self._flush_now()
+            self.hurry()
             await self.changed()
             if self.stopped:
                 raise StoreUnavailable("the usage log was closed before everything was in the table")
@@ -122,7 +122,8 @@ class Writer:
         waiting = self._added - len(self._queue) + 1
         return min((flight.first for flight in self._flights.values()), default=waiting)
 
-    def _flush_now(self) -> None:
+    def hurry(self) -> None:
+        """Send what waits, even if it makes no full batch."""
         self._cancel_timer()
         self._due = True
         self._launch()
@@ -146,7 +147,7 @@ class Writer:
         if not self._queue:
             self._due = False
         elif self._timer is None and not self._due:
-            self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self._flush_now)
+            self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self.hurry)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
         flight = self._flights.pop(task)

@@ -263,7 +263,8 @@ async def test_the_journal_is_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("durability", ["memory", "journal"])
 async def test_when_full_it_spills_to_the_journal_and_reads_it_back(tmp_path: Path, durability: Any) -> None:
-    usage, events = journaled(tmp_path, durability=durability, max_queue=50, in_flight=1, segment_bytes=5000)
+    options: dict[str, Any] = {"max_queue": 50, "in_flight": 1, "segment_bytes": 5000, "flush_interval": 60}
+    usage, events = journaled(tmp_path, durability=durability, **options)
     gate = asyncio.Event()
 
     async def behind_the_gate(store: ScriptedEvents, batch: Sequence[UsageEvent]) -> Sequence[UsageEvent]:

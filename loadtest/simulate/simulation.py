@@ -1,0 +1,157 @@
+"""One simulation: a mode, a number of processes, a demand. The same seed gives the same figures."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from random import Random
+from time import perf_counter
+from typing import Final
+
+import msgspec
+
+from loadtest.simulate import loop as virtual
+from loadtest.simulate.clients import ACTION, Mode, Process
+from loadtest.simulate.demand import Demand, Keys, Users
+from loadtest.simulate.table import SimulatedStore, Table, at_once
+from loadtest.simulate.tally import Tally
+from ratelimit.algorithms.totals import days_of
+from ratelimit.errors import ConfigError
+from ratelimit.quota import Quota
+
+_STOPS: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is simulated. `limit` is a quota for each user (`800000/day`)."""
+
+    processes: int
+    rate: float
+    seconds: float
+    limit: str
+    keys: Keys = "hot"
+    ramp: float = 0.0
+    """Seconds over which the rate rises from 0; without, every process starts from nothing under full load."""
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.processes <= 100_000:
+            raise ConfigError("processes", f"must be between 1 and 100,000, not {self.processes}")
+        for name in ("rate", "seconds"):
+            if not 0 < getattr(self, name) <= 1e9:
+                raise ConfigError(name, f"must be more than 0, not {getattr(self, name)!r}")
+        if not 0 <= self.ramp <= self.seconds:
+            raise ConfigError("ramp", f"must be between 0 and the {self.seconds:g} seconds, not {self.ramp!r}")
+        if self.keys not in ("hot", "zipf"):
+            raise ConfigError("keys", f"use hot or zipf, not {self.keys!r}")
+        Quota.parse(self.limit)
+
+
+class Result(msgspec.Struct, frozen=True):
+    """The figures of one mode. Latencies in milliseconds of virtual time, shares between 0 and 1."""
+
+    mode: str
+    checks: int
+    p50: float
+    p99: float
+    p999: float
+    units_per_check: float
+    attempted_first: float
+    """Writes that reached the hottest item in the first second, in which every process starts from nothing."""
+    attempted_peak: float
+    """Writes that reached it in the busiest second after that, throttled ones included."""
+    taken_peak: float
+    """Writes that this item took in its busiest second: never above its capacity, but for the burst."""
+    throttles: int
+    unavailable: float
+    """Share of the checks that the store gave no answer to."""
+    over_admission: int
+    under_admission: float
+    early: float
+    """Share of the checks refused while another process still held units."""
+    held: int
+    """Units taken ahead and not granted when the demand ended."""
+    lost: int
+    """Units counted and granted to nobody after all processes shut down: what throttled returns, and writes whose
+    answer came too late, leave behind."""
+    attempted: list[int]
+    """Writes that reached the hottest item, second by second."""
+    wall_seconds: float
+
+
+def simulate(case: Case, mode: Mode) -> Result:
+    """Run one mode. Takes real time only for what is computed."""
+    gc.collect()
+    gc.freeze()
+    logging.getLogger("ratelimit").setLevel(logging.CRITICAL)
+    started = perf_counter()
+    result = virtual.run(_simulate(case, mode))
+    return msgspec.structs.replace(result, wall_seconds=perf_counter() - started)
+
+
+async def _simulate(case: Case, mode: Mode) -> Result:
+    loop = asyncio.get_running_loop()
+    clock = virtual.VirtualClock(loop)
+    demand, service = Random(case.seed), Random(case.seed + 1)
+    table = Table(loop, service)
+    tally = Tally(Quota.parse(case.limit))
+    processes = [mode.process(SimulatedStore(table, service), case.limit, clock) for _ in range(case.processes)]
+
+    async def ask(user: str, process: int) -> None:
+        began = loop.time()
+        decision = await processes[process].check(user, ACTION)
+        tally.count(user, decision, loop.time() - began)
+
+    users = Users(case.keys, demand)
+    await Demand(ask, users, demand, processes=case.processes).put(case.rate, case.seconds, ramp=case.ramp)
+    duration, held = loop.time(), _counted(table) - sum(tally.admitted.values())
+    result = _result(mode, table, tally, duration, held)
+    await _shut_down(processes)
+    return msgspec.structs.replace(result, lost=_counted(table) - sum(tally.admitted.values()))
+
+
+async def _shut_down(processes: list[Process]) -> None:
+    """One after the other, `_STOPS` a second: a rolling restart. What they return are writes, too."""
+    closing = []
+    for process in processes:
+        closing.append(asyncio.create_task(process.close()))
+        await asyncio.sleep(1 / _STOPS)
+    await asyncio.gather(*closing)
+
+
+def _result(mode: Mode, table: Table, tally: Tally, duration: float, held: int) -> Result:
+    attempted = max(table.attempted.values(), key=Counter.total, default=Counter[int]())
+    taken = max(table.taken.values(), key=Counter.total, default=Counter[int]())
+    # A run shorter than a second is told as what a second of it would be.
+    length = min(1.0, duration)
+    checks = max(1, tally.checks)
+    p50, p99, p999 = (seconds * 1000 for seconds in tally.quantiles(0.5, 0.99, 0.999))
+    return Result(
+        mode=mode.name,
+        checks=tally.checks,
+        p50=p50,
+        p99=p99,
+        p999=p999,
+        units_per_check=table.write_units / checks,
+        attempted_first=attempted[0] / length,
+        attempted_peak=max((count for second, count in attempted.items() if second), default=0),
+        taken_peak=max(taken.values(), default=0) / length,
+        throttles=table.throttles,
+        unavailable=tally.unavailable / checks,
+        over_admission=tally.over_admission,
+        under_admission=tally.under_admission,
+        early=tally.early / checks,
+        held=held,
+        lost=0,
+        attempted=[attempted[second] for second in range(int(duration) + 1)],
+        wall_seconds=0.0,
+    )
+
+
+def _counted(table: Table) -> int:
+    """Units that the records say were used."""
+    return sum(sum(days_of(at_once(table.memory.read(key))).values()) for key in table.taken)

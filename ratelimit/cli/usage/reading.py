@@ -1,0 +1,205 @@
+"""`ratelimit usage events|summary|totals|top|reconcile`."""
+
+# No postponed annotations in the commands: typer reads them when the program runs.
+from typing import Annotated, Any
+
+import typer
+
+from ratelimit.cli.output import note, say, say_json, say_table
+from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption
+from ratelimit.cli.usage.shared import (
+    ActionOption,
+    AllowedOption,
+    SinceOption,
+    UntilOption,
+    UserArgument,
+    ask,
+    to_day,
+    to_moment,
+)
+from ratelimit.errors import InvalidInput
+from ratelimit.usage import EventPage
+from ratelimit.usage.formats import document, text_of_time
+from ratelimit.usage.reports import DATE_RANGE
+
+DayOption = Annotated[
+    str, typer.Option("--day", metavar="DAY", help="2026-01-05, today or yesterday.", show_default=False)
+]
+
+
+def events(
+    user: UserArgument,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    action: ActionOption = None,
+    allowed: AllowedOption = None,
+    limit: Annotated[int, typer.Option(help="Events at most, up to 1000.")] = 100,
+    cursor: Annotated[str | None, typer.Option(help="Where the page before ended, as it was printed there.")] = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A user's events, newest first.
+
+    Examples:
+
+        ratelimit usage events alice --since 2026-01-05 --action hint --denied
+
+        ratelimit usage events alice --limit 1000 --json
+    """
+    first, last = to_moment("--since", since), to_moment("--until", until, end=True)
+    page = ask(
+        lambda reports: reports.events(
+            user, since=first, until=last, action=action, allowed=allowed, limit=limit, cursor=cursor
+        ),
+        store=store,
+        config=config,
+    )
+    if as_json:
+        say_json({"events": [document(event) for event in page.events], "cursor": page.cursor})
+    else:
+        _show_events(user, page)
+
+
+def summary(
+    user: UserArgument,
+    days: Annotated[int, typer.Option(help="So many days, today included; up to 35.")] = 7,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a user has used in the last days, per action: the total, and the daily average. Exact.
+
+    Example:
+
+        ratelimit usage summary alice --days 30
+    """
+    report = ask(lambda reports: reports.summary(user, days), store=store, config=config)
+    if as_json:
+        say_json(report)
+        return
+    first, last = report.pop(DATE_RANGE)
+    rows = [(action, row["total"], row["daily_avg"]) for action, row in report.items() if row["total"]]
+    if rows:
+        say(f"{user}, {first} to {last}")
+        say_table(("action", "total", "daily average"), rows)
+    else:
+        say(f"{user} has used nothing from {first} to {last}, or is not known")
+
+
+def totals(
+    user: UserArgument,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    action: ActionOption = None,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a user has used, per action and day, from the limiter's own counters. Exact.
+
+    The actions are those of the configured policies; without a configuration, those of the user's events.
+
+    Example:
+
+        ratelimit usage totals alice --since 2026-01-01 --until 2026-01-31
+    """
+    first, last = to_day("--since", since), to_day("--until", until)
+    actions = None if action is None else [action]
+    found = ask(lambda reports: reports.totals(user, first, last, actions=actions), store=store, config=config)
+    if as_json:
+        say_json({name: {day.isoformat(): units for day, units in days.items()} for name, days in found.items()})
+        return
+    rows = [(name, day, units) for name, days in found.items() for day, units in days.items() if units]
+    if rows:
+        say_table(("action", "day", "units"), rows)
+    else:
+        say(f"{user} has used nothing in these days, or is not known")
+
+
+def top(
+    day: DayOption,
+    action: Annotated[str, typer.Option("--action", help="Of this action.", show_default=False)],
+    count: Annotated[int, typer.Option(help="So many users, up to 1000.")] = 10,
+    parts: Annotated[int, typer.Option(help="Parts of the table read side by side, up to 64.")] = 4,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Who used an action most on a day. Exact, and it READS THE WHOLE TABLE: there is no index for it.
+
+    That costs one read unit for 4 KB of table, about 0.03 USD for a GB on demand, whatever is found.
+
+    Example:
+
+        ratelimit usage top --day yesterday --action hint
+    """
+    chosen = to_day("--day", day)
+    if chosen is None:
+        raise InvalidInput("--day is missing")
+    found = ask(lambda reports: reports.top(chosen, action, count=count, parts=parts), store=store, config=config)
+    if as_json:
+        say_json([one._asdict() for one in found])
+    elif found:
+        say_table(("user", "units"), found)
+    else:
+        say(f"nobody used {action} on {chosen}, as far as was counted")
+
+
+def reconcile(
+    user: UserArgument,
+    day: DayOption,
+    store: StoreOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A user's events of a day against the counters. A difference is what was counted and not logged.
+
+    Refunds and what a policy does not log make one as well; below zero, more was logged than counted.
+
+    Example:
+
+        ratelimit usage reconcile alice --day yesterday
+    """
+    chosen = to_day("--day", day)
+    if chosen is None:
+        raise InvalidInput("--day is missing")
+    found = ask(lambda reports: reports.reconcile(user, chosen), store=store, config=config)
+    rows: dict[str, Any] = {
+        action: {"events": one.events, "total": one.total, "difference": one.difference}
+        for action, one in found.items()
+    }
+    if as_json:
+        say_json(rows)
+    elif rows:
+        say_table(("action", "events", "total", "difference"), [(name, *row.values()) for name, row in rows.items()])
+    else:
+        say(f"{user} has neither events nor totals on {chosen}, or is not known")
+
+
+def _show_events(user: str, page: EventPage) -> None:
+    if not page.events:
+        say(f"no events of {user} in this range, or no such user")
+        return
+    say_table(
+        ("time", "action", "cost", "answer", "status", "ms", "resource", "id"),
+        (
+            (
+                text_of_time(event),
+                event.action,
+                event.cost,
+                "allowed" if event.allowed else "denied",
+                _or_dash(event.status),
+                _or_dash(event.duration),
+                _or_dash(event.resource),
+                event.id,
+            )
+            for event in page.events
+        ),
+    )
+    if page.cursor is not None:
+        note(f"there are more: repeat the command with --cursor {page.cursor}")
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)

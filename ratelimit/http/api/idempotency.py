@@ -1,0 +1,94 @@
+"""`Replays`: what was answered to an `Idempotency-Key`, so that a repeated request spends nothing and reads the same.
+
+Kept in this process: with several workers a repeat that reaches another one is decided anew. Route by the key, or run
+one worker, where that matters. Only answers of success are kept; a request that failed may be tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+from ratelimit.clock import MINUTE, Clock
+from ratelimit.http.api.problems import refused
+
+KEPT_FOR: Final = 10 * MINUTE
+MOST_KEPT: Final = 10_000
+MOST_KEY: Final = 255
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What goes out."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class _Kept(msgspec.Struct):
+    digest: bytes
+    expires: int
+    task: asyncio.Task[Answer]
+
+
+class Replays:
+    """At most `most` answers, each for `kept_for` microseconds; of more, the oldest gives way, counted in `evicted`."""
+
+    def __init__(self, clock: Clock, *, most: int = MOST_KEPT, kept_for: int = KEPT_FOR) -> None:
+        self.evicted = 0
+        self.replayed = 0
+        self._clock = clock
+        self._most = most
+        self._kept_for = kept_for
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+
+    async def answer(self, key: str, path: str, body: bytes, act: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What `act` answers, or has answered to this key. Raises `Refused`: a bad key, or one used for another body.
+
+        A repeat that comes while the first is under way waits for it. The first goes on if its client gives up.
+        """
+        if not 0 < len(key) <= MOST_KEY or not key.isascii() or not key.isprintable():
+            raise refused(400, "Bad input", f"Idempotency-Key: expected 1 to {MOST_KEY} printable ASCII characters")
+        self._expire()
+        digest = blake2b(body, digest_size=16).digest()
+        kept = self._kept.get((path, key))
+        if kept is None:
+            task = asyncio.ensure_future(act())
+            self._keep((path, key), _Kept(digest, self._clock.now() + self._kept_for, task))
+            return await asyncio.shield(task)
+        if kept.digest != digest:
+            raise refused(422, "The key is taken", "Idempotency-Key: was used for a different body; make a new one")
+        answer = await asyncio.shield(kept.task)
+        self.replayed += 1
+        return msgspec.structs.replace(answer, headers=(*answer.headers, (b"idempotency-replayed", b"true")))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def _keep(self, place: tuple[str, str], kept: _Kept) -> None:
+        self._kept[place] = kept
+
+        def forget_failure(task: asyncio.Task[Answer]) -> None:
+            failed = task.cancelled() or task.exception() is not None or task.result().status >= 400
+            if failed and self._kept.get(place) is kept:
+                del self._kept[place]
+
+        kept.task.add_done_callback(forget_failure)
+        if len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+            self.evicted += 1
+
+    def _expire(self) -> None:
+        now = self._clock.now()
+        while self._kept:
+            place, oldest = next(iter(self._kept.items()))
+            if now < oldest.expires and now >= oldest.expires - 2 * self._kept_for:
+                return
+            del self._kept[place]
+
+

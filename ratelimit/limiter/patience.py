@@ -1,0 +1,107 @@
+"""How long anybody waits for the store: one timer for all, where a timer each costs as much as the rest of the check.
+
+`asyncio.timeout` takes 4 µs, and 8 with what its timers and their garbage cost elsewhere: a fifth of a warm check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from types import TracebackType
+from typing import Protocol, Self
+
+
+class Waiting(Protocol):
+    """What may run out of time."""
+
+    def done(self) -> bool:
+        """Whether it needs no more watching."""
+        ...
+
+    def expire(self) -> None:
+        """The time is over."""
+        ...
+
+
+class Patience:
+    """Expires what is not done `deadline` seconds after it was watched.
+
+    All wait equally long, so the first to come is the first to be due.
+    """
+
+    __slots__ = ("_loop", "_watched", "deadline")
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The loop that has a timer for the first of them; None while there is none."""
+        self._watched: deque[tuple[float, Waiting]] = deque()
+
+    def watch(self, waiting: Waiting) -> None:
+        """From now on."""
+        watched = self._watched
+        while watched and watched[0][1].done():  # keeps what is kept to those who do wait, by and large
+            watched.popleft()
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self.deadline
+        if self._loop is not loop:
+            watched.clear()  # of a loop that is gone, if any
+            self._loop = loop
+            loop.call_at(due, self._end, loop)
+        watched.append((due, waiting))
+
+    def limit(self) -> Limited:
+        """`with patience.limit(): await ...` raises `TimeoutError` in the task that waits too long."""
+        limited = Limited()
+        self.watch(limited)
+        return limited
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Those whose time has come; those who need none any more are forgotten."""
+        if self._loop is not loop:
+            return
+        now = loop.time()
+        while self._watched:
+            due, waiting = self._watched[0]
+            if not waiting.done():
+                if due > now:
+                    loop.call_at(due, self._end, loop)
+                    return
+                waiting.expire()
+            self._watched.popleft()
+        self._loop = None
+
+
+class Limited:
+    """A task in a block that it has to leave in time. Cancelled from outside, it stays cancelled: as `asyncio.Timeout`
+    has it, whose rules these are."""
+
+    __slots__ = ("_cancelling", "_expired", "_task")
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[object] | None = task
+        self._cancelling = task.cancelling()
+        self._expired = False
+
+    def done(self) -> bool:
+        """See `Waiting`."""
+        return self._task is None
+
+    def expire(self) -> None:
+        """See `Waiting`."""
+        if self._task is not None:
+            self._expired = True
+            self._task.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        assert task is not None
+        if self._expired and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error

@@ -1,0 +1,76 @@
+"""What a client is told where the upstream gave no answer: 502 and 504 as problem bodies (RFC 9457)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import aiohttp
+import msgspec
+from starlette.types import Scope, Send
+
+from ratelimit.proxy.patience import Whom
+
+_encoder = msgspec.json.Encoder()
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """The members of the body, in the order they are written. Says nothing of what stands behind the proxy."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+    async def send(self, scope: Scope, send: Send) -> None:
+        """As the answer to a request, or to a handshake that was not accepted."""
+        body = _encoder.encode(self)
+        headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
+        if scope["type"] == "http":
+            kind = "http.response"
+        elif "websocket.http.response" in (scope.get("extensions") or {}):
+            kind = "websocket.http.response"
+        else:
+            await send({"type": "websocket.close", "code": 1014, "reason": self.title})
+            return
+        if self.status == 408:
+            headers.append((b"connection", b"close"))
+        await send({"type": f"{kind}.start", "status": self.status, "headers": headers})
+        await send({"type": f"{kind}.body", "body": body})
+
+
+def problem(status: int, title: str, detail: str) -> Failure:
+    """One without a type of its own."""
+    return Failure("about:blank", title, status, detail)
+
+
+NO_CONNECTION: Final = problem(502, "Bad Gateway", "The service behind this proxy cannot be reached.")
+BROKEN: Final = problem(502, "Bad Gateway", "The service behind this proxy closed the connection before it answered.")
+UNREADABLE: Final = problem(502, "Bad Gateway", "The service behind this proxy gave an answer that is no valid HTTP.")
+LATE: Final = problem(504, "Gateway Timeout", "The service behind this proxy did not answer in time.")
+UNREACHED: Final = problem(504, "Gateway Timeout", "No connection to the service behind this proxy in time.")
+SLOW: Final = problem(408, "Request Timeout", "The request did not arrive in time.")
+NOT_CODED: Final = problem(501, "Not Implemented", "The only transfer coding understood here is chunked.")
+NO_TUNNEL: Final = problem(501, "Not Implemented", "CONNECT is not a request that this proxy serves.")
+AMBIGUOUS: Final = problem(400, "Bad Request", "The path has . or .. segments; resolve them before you send it.")
+NO_TARGET: Final = problem(400, "Bad Request", "The request target has to be a path.")
+
+
+def of_timeout(whom: Whom) -> Failure:
+    """Who was too slow."""
+    if whom == "client":
+        return SLOW
+    return UNREACHED if whom == "connection" else LATE
+
+
+def of_error(error: Exception) -> Failure:
+    """What went wrong between here and the upstream."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UNREACHED
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return NO_CONNECTION
+    if isinstance(error, asyncio.TimeoutError):
+        return LATE
+    if isinstance(error, aiohttp.ClientResponseError | ValueError):
+        return UNREADABLE
+    return BROKEN

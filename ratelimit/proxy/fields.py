@@ -1,0 +1,103 @@
+"""Which fields pass the proxy, and how: RFC 9110, 7.6.1 (hop by hop) and 7.6.3 (`Via`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final, TypeAlias
+
+from multidict import CIMultiDict
+from starlette.types import Scope
+
+from ratelimit.proxy.forwarded import CLAIMS, Forwarding
+from ratelimit.proxy.settings import ProxySettings
+from ratelimit.proxy.upstream import Upstream
+
+Raw: TypeAlias = "tuple[bytes, bytes]"
+
+VIA: Final = "ratelimit"
+COST: Final = b"x-ratelimit-cost"
+
+_HOP_BY_HOP: Final = frozenset({
+    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+    b"trailer", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+_HANDSHAKE: Final = frozenset({
+    b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",
+    b"sec-websocket-accept",
+})  # fmt: skip
+# A server may not write these into an answer; it would be our error then, and is the upstream's.
+_UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BODILESS: Final = frozenset({204, 304})
+
+
+class RequestFields:
+    """Turns a request's fields into those that the upstream gets."""
+
+    __slots__ = ("_forwarding", "_settings", "_stripped", "_upstream")
+
+    def __init__(self, settings: ProxySettings, upstream: Upstream, forwarding: Forwarding) -> None:
+        self._settings = settings
+        self._upstream = upstream
+        self._forwarding = forwarding
+        ours = [*settings.strip, settings.identify_as]
+        self._stripped = frozenset(name.lower().encode() for name in ours if name)
+
+    def of(self, scope: Scope, user: str | None) -> CIMultiDict[str]:
+        """Duplicates are kept in order. `Expect` is left out: it is part of how a body is sent, not of the message."""
+        raw: list[Raw] = scope["headers"]
+        gone = _named_by_connection(raw) | _HOP_BY_HOP | _HANDSHAKE
+        trusted = self._forwarding.trusts(scope)
+        fields: CIMultiDict[str] = CIMultiDict()
+        claims: dict[bytes, str] = {}
+        host = ""
+        for name, value in raw:
+            # CGI and WSGI make no difference between X-A_B and X-A-B, so whoever strips one strips both.
+            plain = name.replace(b"_", b"-") if b"_" in name else name
+            if plain in CLAIMS:
+                if trusted and plain == name:
+                    claims[name] = f"{claims[name]}, {text(value)}" if name in claims else text(value)
+            elif name == b"host":
+                host = text(value)
+            elif name not in gone and plain not in self._stripped and name != b"expect":
+                fields.add(name.decode("latin-1"), text(value))
+        fields["host"] = host if host and self._settings.host == "client" else self._upstream.authority
+        fields.extend(self._forwarding.fields(scope, claims, host))
+        fields.add("via", f"{scope.get('http_version', '1.1')} {VIA}")
+        if user is not None and self._settings.identify_as:
+            fields[self._settings.identify_as] = user
+        return fields
+
+
+def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> list[Raw]:
+    """The fields of an answer that its client gets. Raises `ValueError` for one that cannot be written."""
+    raw = list(raw)
+    gone = _named_by_connection([(name.lower(), value) for name, value in raw]) | _HOP_BY_HOP | _HANDSHAKE | {COST}
+    if status in _BODILESS:
+        # A server would wait for that many bytes, and there are none.
+        gone |= {b"content-length"}
+    found = []
+    for name, value in raw:
+        if _UNWRITABLE.search(value):
+            raise ValueError(f"the field {name.decode('latin-1')!r} holds control characters")
+        if (name := name.lower()) not in gone:
+            found.append((name, value))
+    found.append((b"via", f"{version} {VIA}".encode()))
+    return found
+
+
+def text(value: bytes) -> str:
+    """As aiohttp writes it back, which is as UTF-8: what is not UTF-8 is taken for Latin-1 and arrives as UTF-8."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _named_by_connection(raw: Iterable[Raw]) -> frozenset[bytes]:
+    """What `Connection` names is for this hop only. Never what frames the message, whoever names it there."""
+    values = [value for name, value in raw if name == b"connection"]
+    if not values:
+        return frozenset()
+    named = frozenset(token.strip().lower() for value in values for token in value.split(b","))
+    return named - {b"content-length", b"host"}

@@ -1,0 +1,162 @@
+"""One request to the upstream and its answer back, both in pieces, as fast as the slower side takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+import aiohttp
+from multidict import CIMultiDict
+from starlette.types import Receive, Scope, Send
+from yarl import URL
+
+from ratelimit.proxy.failures import Failure, of_error, of_timeout
+from ratelimit.proxy.fields import Raw, response_fields
+from ratelimit.proxy.patience import Patience
+from ratelimit.proxy.settings import ProxySettings
+from ratelimit.proxy.upload import ClientGone, Upload, expects_continue, has_body
+
+OnAnswer: TypeAlias = "Callable[[list[Raw], int], Awaitable[None]]"
+
+_ERRORS: Final = (aiohttp.ClientError, OSError, ValueError)
+_AGAIN_S: Final = 0.1
+# A quick answer is through before anybody needs to look whether the client is still there.
+_WATCH_AFTER_S: Final = 0.05
+
+logger = logging.getLogger("ratelimit.proxy")
+
+
+class Forward:
+    """Serves one request. `on_answer` is awaited with the answer's own fields and status before anything is sent."""
+
+    __slots__ = (
+        "_fields", "_on_answer", "_patience", "_receive", "_scope", "_send", "_session", "_settings", "_started",
+        "_upload", "_url",
+    )  # fmt: skip
+
+    def __init__(
+        self, session: aiohttp.ClientSession, settings: ProxySettings, url: URL, fields: CIMultiDict[str],
+        scope: Scope, receive: Receive, send: Send, on_answer: OnAnswer,
+    ) -> None:  # fmt: skip
+        self._session = session
+        self._settings = settings
+        self._url = url
+        self._fields = fields
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._on_answer = on_answer
+        self._patience = Patience(settings)
+        self._upload = Upload(receive, self._patience) if has_body(scope) else None
+        self._started = False
+
+    async def run(self) -> None:
+        """An answer that breaks off is left incomplete: the server then closes the connection, and the client knows."""
+        try:
+            async with self._patience, Watch(self._receive, self._upload, self._patience):
+                await self._exchange()
+        except ClientGone:
+            return
+        except TimeoutError as error:
+            if self._patience.whom != "gone":
+                await self._fail(error, of_timeout(self._patience.whom))
+        except _ERRORS as error:
+            if self._patience.whom != "gone":
+                await self._fail(error, of_error(error))
+
+    async def _exchange(self) -> None:
+        answer = await self._ask()
+        try:
+            if answer.status >= 600 or answer.status == 101:
+                raise ValueError(f"the upstream answered with status {answer.status}")
+            await self._pass_on(answer)
+        except BaseException:
+            # Closed, not kept: what is left of this answer must not be read as the next one.
+            answer.close()
+            raise
+        finally:
+            answer.release()
+
+    async def _ask(self) -> aiohttp.ClientResponse:
+        """A refused connection is tried once more, as nothing was sent. Beyond that aiohttp repeats idempotent
+        requests, of which no part of a body was sent, where a kept connection was lost before the answer."""
+        try:
+            return await self._request()
+        except aiohttp.ClientConnectorError as error:
+            if not isinstance(error.os_error, ConnectionRefusedError):
+                raise
+        await asyncio.sleep(_AGAIN_S)
+        return await self._request()
+
+    async def _request(self) -> aiohttp.ClientResponse:
+        if self._upload is None:
+            self._patience.wait_for("first byte")
+        return await self._session.request(
+            self._scope["method"],
+            self._url,
+            headers=self._fields,
+            data=self._upload,
+            allow_redirects=False,
+            expect100=self._upload is not None and expects_continue(self._scope),
+        )
+
+    async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
+        version = f"{answer.version.major}.{answer.version.minor}" if answer.version else "1.1"
+        headers = response_fields(answer.raw_headers, answer.status, version)
+        self._patience.wait_for("client")
+        await self._on_answer(list(answer.raw_headers), answer.status)
+        self._started = True
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        content = answer.content
+        while not content.at_eof():
+            self._patience.wait_for("upstream")
+            piece = await content.readany()
+            self._patience.wait_for("client")
+            if piece:
+                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _fail(self, error: Exception, failure: Failure) -> None:
+        if self._started:
+            logger.warning("an answer broke off: %s", _said(error))
+            return
+        logger.warning("%d %s: %s", failure.status, failure.title, _said(error))
+        await failure.send(self._scope, self._send)
+
+
+class Watch:
+    """Looks out for the client's leaving while something else is waited for, and ends the exchange then."""
+
+    __slots__ = ("_patience", "_receive", "_starting", "_task", "_upload")
+
+    def __init__(self, receive: Receive, upload: Upload | None, patience: Patience) -> None:
+        self._receive = receive
+        self._upload = upload
+        self._patience = patience
+        self._starting: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._starting = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._start)
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        if self._upload is not None:
+            await self._upload.finished.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._patience.wait_for("gone")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,90 @@
+"""`Upload`: the request's body on its way, chunk by chunk, no faster than the upstream takes it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
+from starlette.types import Receive, Scope
+
+from ratelimit.proxy.patience import Patience
+
+# An upstream that knows `Expect` says so by then; one that does not is waiting for the body.
+_CONTINUE_S: Final = 1.0
+
+
+class ClientGone(Exception):
+    """The client has left before its request was complete."""
+
+
+class Upload(Payload):
+    """A body can be sent once: as soon as some of it was read aiohttp finds it `consumed` and repeats nothing."""
+
+    def __init__(self, receive: Receive, patience: Patience) -> None:
+        super().__init__(receive, headers={})
+        self._receive = receive
+        self._patience = patience
+        self._use_length: int | None = None
+        self.finished = asyncio.Event()
+
+    @property
+    def size(self) -> int | None:
+        """Not known here; the fields say it."""
+        return None
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Bodies are not text."""
+        raise TypeError("a body on its way is not text")
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Send it all."""
+        await self.write_with_length(writer, None)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Send it all; the server has seen to it that there is no more than the fields say."""
+        self._consumed = True
+        more = True
+        while more:
+            self._patience.wait_for("client")
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._patience.wait_for("gone")
+                raise ClientGone
+            more = message.get("more_body", False)
+            self._patience.wait_for("upstream")
+            if body := message.get("body", b""):
+                await writer.write(body)
+        self._patience.wait_for("first byte")
+        self.finished.set()
+
+
+class PatientRequest(aiohttp.ClientRequest):
+    """Does not wait for ever for the `100 Continue` of a server that sends none (RFC 9110, 10.1.1)."""
+
+    def update_expect_continue(self, expect: bool = False) -> None:
+        """As ever, and the body goes out after a second at the latest."""
+        super().update_expect_continue(expect)
+        waiting: asyncio.Future[Any] | None = self._continue
+        if waiting is not None:
+            self.loop.call_later(_CONTINUE_S, _go_on, waiting)
+
+
+def _go_on(waiting: asyncio.Future[Any]) -> None:
+    if not waiting.done():
+        waiting.set_result(True)
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether the request is framed as one with a body (RFC 9112, 6)."""
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
+            return True
+    return False
+
+
+def expects_continue(scope: Scope) -> bool:
+    """Whether the client waits for a `100 Continue` before it sends the body."""
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])

@@ -1,0 +1,65 @@
+"""`Upstream`: where requests go to, read from its URL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Self
+from urllib.parse import quote, urlsplit
+
+from yarl import URL
+
+from ratelimit.errors import ConfigError
+
+_EXAMPLES: Final = "http://127.0.0.1:8000, https://app.internal or unix:/run/app.sock"
+# What may stand in a path or query on the wire (RFC 3986), `%` included: the client's own encoding is left alone.
+_SAFE: Final = "/%:@!$&'()*+,;=-._~?[]|^{}\"`\\<>"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An origin, the path in front of every request's own, and the socket where it is a unix one."""
+
+    scheme: str
+    authority: str
+    prefix: str
+    socket: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `http://HOST:PORT/PREFIX`, `https://…` or `unix:/PATH`. Raises `ConfigError`."""
+        kind, _, rest = text.strip().partition(":")
+        if kind == "unix":
+            return cls._unix(rest)
+        try:
+            parts = urlsplit(text.strip())
+            port_is_fine = parts.port is None or parts.port > 0
+        except ValueError as error:
+            raise ConfigError("upstream", f"{text!r} is not a URL: {error}") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+            raise ConfigError("upstream", f"expected a URL such as {_EXAMPLES}, not {text!r}")
+        if parts.query or parts.fragment:
+            raise ConfigError("upstream", "a query or a fragment makes no sense here: each request has its own")
+        if parts.username is not None:
+            raise ConfigError("upstream", "credentials in the URL are not used; the upstream's clients send their own")
+        return cls(parts.scheme, parts.netloc, parts.path.rstrip("/"), None)
+
+    @classmethod
+    def _unix(cls, rest: str) -> Self:
+        path = rest.removeprefix("//")
+        if not path.startswith("/"):
+            raise ConfigError("upstream", f"expected the path of a socket, as in unix:/run/app.sock, not {rest!r}")
+        return cls("http", "localhost", "", path)
+
+    def url(self, raw_path: bytes, query: bytes) -> URL:
+        """Of a request's target as the client wrote it: nothing is decoded, encoded anew or made canonical."""
+        path = quote(raw_path.decode("latin-1"), safe=_SAFE)
+        return URL.build(
+            scheme=self.scheme,
+            authority=self.authority,
+            path=self.prefix + path,
+            query_string=quote(query.decode("latin-1"), safe=_SAFE),
+            encoded=True,
+        )
+
+    def __str__(self) -> str:
+        return f"unix:{self.socket}" if self.socket else f"{self.scheme}://{self.authority}{self.prefix}"

@@ -1,0 +1,172 @@
+"""`import_events`: a file of events into the table. However often it is repeated, every event is there once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, Literal, Self, TypeAlias
+
+import msgspec
+
+from ratelimit.clock import Clock, SystemClock
+from ratelimit.errors import InvalidInput, StoreThrottled
+from ratelimit.event import UsageEvent
+from ratelimit.store.events import MOST_AT_ONCE, EventStore
+from ratelimit.usage.lines import Line, LineFormat, format_of, read_lines
+from ratelimit.usage.outlast import Outlast
+from ratelimit.usage.parsing import Parser
+from ratelimit.usage.sinks import beside
+
+OnError: TypeAlias = Literal["stop", "skip"]
+Heard: TypeAlias = Callable[[int, int], object]
+"""Hears the events that are written by now, and the bytes of the file that are behind them."""
+
+_IN_FLIGHT: Final = 8
+_AT_ONCE: Final = _IN_FLIGHT * MOST_AT_ONCE
+
+
+class Imported(msgspec.Struct, kw_only=True):
+    """What came of a file."""
+
+    events: int = 0
+    """In the table now, those that were there before included."""
+    rejected: int = 0
+    rejects: Path | None = None
+    """Where the bad lines are, each with its number and the reason, as JSONL."""
+
+
+class BadLines(InvalidInput):
+    """A file with lines that are no events, of which nothing was written; `first` is the first of them."""
+
+    def __init__(self, path: Path, first: Line, count: int) -> None:
+        self.first = first
+        self.count = count
+        more = "" if count == 1 else f" (and {count - 1} more lines are bad)"
+        super().__init__(
+            f"{path}, line {first.number}: {first.problem}{more}; nothing was written, --on-error skip takes the others"
+        )
+
+
+async def import_events(
+    store: EventStore,
+    path: Path,
+    *,
+    format: LineFormat | None = None,
+    on_error: OnError = "stop",
+    clock: Clock | None = None,
+    heard: Heard = lambda events, size: None,
+    outlast: Outlast | None = None,
+) -> Imported:
+    """Put the events of a JSONL or CSV file into the store; the counters are not touched.
+
+    With `on_error="stop"` the whole file is looked at first, and one bad line raises `BadLines` before anything is
+    written. With `"skip"` bad lines go to `FILE.rejected`. Raises `InvalidInput` for a foreign file, `OSError`, and
+    `StoreUnavailable`, after which it may simply be repeated.
+    """
+    chosen = format or format_of(path)
+    now = (clock or SystemClock()).now()
+    if on_error == "stop":
+        await asyncio.to_thread(_check, path, chosen, now)
+    done = Imported()
+    with _Rejects(path, kept=on_error == "skip") as rejects:
+        for batch, end in _batches(path, chosen, now, rejects):
+            await _put(store, batch, outlast or Outlast())
+            done.events += len(batch)
+            heard(done.events, end)
+    done.rejected, done.rejects = rejects.count, rejects.path if rejects.count else None
+    return done
+
+
+def _parsed(path: Path, format: LineFormat, now: int) -> Iterator[tuple[Line, UsageEvent | None]]:
+    parser = Parser(now)
+    for line in read_lines(path, format):
+        if line.problem:
+            yield line, None
+            continue
+        try:
+            yield line, parser.event(line.fields)
+        except InvalidInput as error:
+            yield line._replace(problem=str(error)), None
+
+
+def _check(path: Path, format: LineFormat, now: int) -> None:
+    first: Line | None = None
+    count = 0
+    for line, event in _parsed(path, format, now):
+        if event is None:
+            first = first or line
+            count += 1
+    if first is not None:
+        raise BadLines(path, first, count)
+
+
+def _batches(path: Path, format: LineFormat, now: int, rejects: _Rejects) -> Iterator[tuple[list[UsageEvent], int]]:
+    """So many events as go out at once, and where in the file the last of them ends."""
+    batch: list[UsageEvent] = []
+    end = 0
+    for line, event in _parsed(path, format, now):
+        end = line.end
+        if event is None:
+            rejects.add(line)
+            continue
+        batch.append(event)
+        if len(batch) == _AT_ONCE:
+            yield batch, end
+            batch = []
+    yield batch, end
+
+
+async def _put(store: EventStore, events: Sequence[UsageEvent], outlast: Outlast) -> None:
+    """Raises `StoreUnavailable` where an event is not known to be in the table."""
+    flights = [events[start : start + MOST_AT_ONCE] for start in range(0, len(events), MOST_AT_ONCE)]
+    results = await asyncio.gather(*(_fly(store, flight, outlast) for flight in flights), return_exceptions=True)
+    for result in results:  # none of them is left running behind the error of another
+        if result is not None:
+            raise result
+
+
+async def _fly(store: EventStore, events: Sequence[UsageEvent], outlast: Outlast) -> None:
+    async def put() -> Sequence[UsageEvent]:
+        left = await store.put(events)
+        if len(left) == len(events):
+            raise StoreThrottled("the store is throttled, it takes no events; repeat the import later: it goes on")
+        return left
+
+    while events := await outlast.run(put):
+        await outlast.pause(1)
+
+
+class _Rejects:
+    """`FILE.rejected`, which is there only if a line is in it."""
+
+    def __init__(self, source: Path, *, kept: bool) -> None:
+        self.path = beside(source, ".rejected")
+        self.count = 0
+        self._source = source
+        self._kept = kept
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        if self._kept:  # what an earlier run left is not about this one
+            self.path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, line: Line) -> None:
+        """Raises `InvalidInput` where bad lines are not kept: the file was looked at before, so it has changed."""
+        if not self._kept:
+            raise InvalidInput(
+                f"{self._source} has changed while it was read (line {line.number}: {line.problem}); import it again"
+            )
+        if self._file is None:
+            self._file = self.path.open("wb")
+        reject = {"line": line.number, "reason": line.problem, "text": line.text}
+        self._file.write(msgspec.json.encode(reject) + b"\n")
+        self.count += 1

@@ -1,0 +1,200 @@
+"""Files of events, read line by line: JSONL and CSV, each line either fields or a reason why not.
+
+A file that holds something else altogether is refused as a whole, by `InvalidInput`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias
+
+from ratelimit.errors import InvalidInput
+from ratelimit.usage.formats import COLUMNS, without_mark
+
+LineFormat: TypeAlias = Literal["jsonl", "csv"]
+
+MAX_LINE: Final = 64 * 1024
+FIELDS: Final = (*COLUMNS, "at")
+"""What a line may say: an event's columns, and its time in milliseconds instead of `time`."""
+
+_SUFFIXES: Final[dict[str, LineFormat]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
+_MAGIC: Final = {
+    b"PAR1": "a Parquet file; export JSONL or CSV to import it",
+    b"\x1f\x8b": "compressed; unpack it first",
+    b"PK\x03\x04": "a ZIP archive (or a spreadsheet); save it as CSV in UTF-8",
+    b"\xff\xfe": "text in UTF-16; save it in UTF-8",
+}
+_TRUNCATED: Final = "; the file ends in the middle of it, so it was cut short"
+
+
+class Line(NamedTuple):
+    """One record of a file."""
+
+    number: int
+    """Of its first line in the file, from 1."""
+    text: str
+    fields: dict[str, Any]
+    """What it says; empty where there is a `problem`."""
+    problem: str = ""
+    end: int = 0
+    """Bytes of the file up to and including it."""
+
+
+def format_of(path: Path) -> LineFormat:
+    """By the file's suffix. Raises `InvalidInput`."""
+    try:
+        return _SUFFIXES[path.suffix.lower()]
+    except KeyError:
+        raise InvalidInput(f"{path} could be anything; say --format jsonl or --format csv") from None
+
+
+def read_lines(path: Path, format: LineFormat) -> Iterator[Line]:
+    """Every record of a file, empty lines left out. Raises `OSError`, and `InvalidInput` for a foreign file."""
+    with path.open("rb") as file:
+        start = file.read(4)
+        for magic, what in _MAGIC.items():
+            if start.startswith(magic):
+                raise InvalidInput(f"{path} is {what}")
+        file.seek(0)
+        yield from _READERS[format](path, file)
+
+
+def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[Line]:
+    for number, raw, end in _raw_lines(path, file):
+        text = raw.decode(errors="backslashreplace")
+        if number == 1 and text.startswith("["):
+            raise InvalidInput(f"{path} is one JSON list; write one object a line, as `jq -c '.[]'` does")
+        if not text.strip():
+            continue
+        try:
+            fields = json.loads(raw.decode())
+            problem = "" if isinstance(fields, dict) else "is no JSON object"
+        except UnicodeDecodeError as error:
+            fields, problem = {}, _no_utf8(error)
+        except (ValueError, RecursionError) as error:
+            fields, problem = {}, f"is not JSON: {error}" + ("" if raw.endswith(b"\n") else _TRUNCATED)
+        yield Line(number, text, {} if problem else fields, problem, end)
+
+
+def _read_csv(path: Path, file: BinaryIO) -> Iterator[Line]:
+    """The reader takes the lines that it needs; `taken` is what it took for the record that it is at."""
+    taken: list[bytes] = []
+    number, end = 1, 0
+
+    def supply() -> Iterator[str]:
+        nonlocal end
+        for _, raw, end in _raw_lines(path, file):  # noqa: B007 - `end` is for the one outside
+            taken.append(raw)
+            yield raw.decode(errors="surrogateescape")
+
+    reader = csv.reader(supply(), strict=True)
+    header: list[str] | None = None
+    while True:
+        number += len(taken)
+        taken.clear()
+        cells: list[str] = []
+        problem = ""
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = f"is not CSV: {error}" + (_TRUNCATED if "unexpected end" in str(error) else "")
+        whole = b"".join(taken)
+        text = whole.decode(errors="backslashreplace")
+        if not cells and not problem:
+            continue
+        if header is None:
+            header = _header(path, cells, problem)
+            continue
+        problem = problem or _bad_cells(cells, header, whole)
+        yield Line(number, text, {} if problem else _fields(header, cells), problem, end)
+
+
+def _raw_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+    """Number, bytes, and where it ends; a byte order mark is not among them."""
+    number, end = 0, 0
+    while raw := file.readline(MAX_LINE + 1):
+        number += 1
+        end += len(raw)
+        if len(raw) > MAX_LINE:
+            raise InvalidInput(f"{path}, line {number}: longer than {MAX_LINE} bytes; this is no file of events")
+        if b"\0" in raw:
+            raise InvalidInput(f"{path}, line {number}: holds NUL bytes; this is no text")
+        yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, end
+
+
+def _header(path: Path, cells: list[str], problem: str) -> list[str]:
+    if problem:
+        raise InvalidInput(f"{path}, line 1: {problem}")
+    names = [cell.strip().lower() for cell in cells]
+    missing = [name for name in ("user", "action") if name not in names]
+    if not {"time", "at", "id"} & set(names):
+        missing.append("time")
+    if missing:
+        found = ", ".join(names)[:100]
+        raise InvalidInput(f"{path}, line 1: the header lacks {', '.join(missing)} (it has: {found}); {_KNOWN}")
+    if unknown := [name for name in names if name not in FIELDS]:
+        raise InvalidInput(f"{path}, line 1: unknown columns {', '.join(unknown)}; {_KNOWN}")
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"{path}, line 1: a column is named twice")
+    return names
+
+
+def _bad_cells(cells: list[str], header: list[str], raw: bytes) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return _no_utf8(error)
+    ended = raw.endswith(b"\n")
+    if len(cells) != len(header):
+        cut = "" if ended or len(cells) > len(header) else _TRUNCATED
+        return f"has {len(cells)} cells, and the header {len(header)}{cut}"
+    # A number that lost its last digits, or a text its end, would still be a whole line.
+    return "" if ended else "has no line feed at its end, so it may be cut short; if it is whole, add one"
+
+
+def _fields(header: list[str], cells: list[str]) -> dict[str, Any]:
+    return {name: _VALUES.get(name, without_mark)(cell) for name, cell in zip(header, cells, strict=True) if cell}
+
+
+def _number(cell: str) -> object:
+    """Left as text where it is none: the event says what would be right."""
+    try:
+        return int(cell)
+    except ValueError:
+        return cell
+
+
+def _decimal(cell: str) -> object:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _json(cell: str) -> object:
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+
+
+def _no_utf8(error: UnicodeDecodeError) -> str:
+    return f"is not UTF-8 at byte {error.start + 1}"
+
+
+_KNOWN: Final = f"there are: {', '.join(FIELDS)}"
+_TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
+_VALUES: Final[dict[str, Callable[[str], object]]] = {
+    "cost": _number,
+    "status": _number,
+    "at": _number,
+    "duration": _decimal,
+    "allowed": lambda cell: _TRUTH.get(cell.lower(), cell),
+    "metadata": _json,
+}
+_READERS: Final[dict[LineFormat, Callable[[Path, BinaryIO], Iterator[Line]]]] = {"jsonl": _read_jsonl, "csv": _read_csv}

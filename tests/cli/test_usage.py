@@ -1,0 +1,236 @@
+"""`ratelimit usage ...`: what people read and programs parse, on a real engine; and what is said of bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from ratelimit import Limiter, Policy, open_store
+from ratelimit.config import masked
+from ratelimit.usage import UsageLog
+from ratelimit.usage.export import export_events
+from ratelimit.usage.formats import Csv
+from ratelimit.usage.sinks import Asked, File
+from tests.cli.command import Command
+from tests.engines import Engine
+from tests.usage.files import Interrupted, InterruptedStore
+
+NOW = datetime.now(UTC)
+TODAY = NOW.date().isoformat()
+LONG_AGO = (NOW - timedelta(days=200)).date().isoformat()
+
+
+@pytest.fixture
+def url(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A table with a little use in it, which is the configured one."""
+    url = engine.store_url(f"cli-{uuid4().hex[:8]}", create="true")
+    asyncio.run(use(url))
+    monkeypatch.setenv("RATELIMIT_STORE", url)
+    return url
+
+
+async def use(url: str) -> None:
+    async with open_store(url) as store, UsageLog(store) as usage:
+        limiter = Limiter(store, [Policy("hint", "100/day"), Policy("solve", "100/day")], deadline=10)
+        for user, action, cost in (
+            ("alice", "hint", 2),
+            ("alice", "hint", 3),
+            ("alice", "solve", 1),
+            ("bob", "hint", 9),
+        ):
+            await limiter.check(user, action, cost=cost)
+            await usage.record(user, action, cost=cost, resource=f"=problem-{cost}")
+        await usage.record("alice", "hint", allowed=False, status=429)
+
+
+def test_events(ratelimit: Command, url: str) -> None:
+    status, out, err = ratelimit("usage", "events", "alice")
+    assert (status, err) == (0, "")
+    assert out.count("hint") == 3
+    assert "denied" in out
+    denied = ratelimit("usage", "events", "alice", "--denied", "--action", "hint", "--since", TODAY, "--json").json
+    assert [(one["user"], one["allowed"], one["status"]) for one in denied["events"]] == [("alice", False, 429)]
+    assert denied["cursor"] is None
+
+
+def test_events_page_by_page(ratelimit: Command, url: str) -> None:
+    first = ratelimit("usage", "events", "alice", "--limit", "3", "--json").json
+    rest = ratelimit("usage", "events", "alice", "--limit", "3", "--cursor", first["cursor"], "--json").json
+    assert (len(first["events"]), len(rest["events"]), rest["cursor"]) == (3, 1, None)
+    told = ratelimit("usage", "events", "alice", "--limit", "3").err
+    assert told.startswith("note: there are more: repeat the command with --cursor ")
+    status, out, err = ratelimit("usage", "events", "bob", "--cursor", first["cursor"])
+    assert (status, out) == (2, "")
+    assert err.startswith("error: the cursor is from another query")
+
+
+def test_summary_and_totals(ratelimit: Command, url: str) -> None:
+    summary = ratelimit("usage", "summary", "alice", "--days", "5", "--json").json
+    assert summary["hint"] == {"total": 5, "daily_avg": 1.0}
+    assert summary["date_range"][1] == TODAY
+    assert "daily average" in ratelimit("usage", "summary", "alice").out
+    assert ratelimit("usage", "totals", "alice", "--json").json == {"hint": {TODAY: 5}, "solve": {TODAY: 1}}
+    assert TODAY in ratelimit("usage", "totals", "alice", "--since", "yesterday", "--action", "solve").out
+
+
+def test_top(ratelimit: Command, url: str) -> None:
+    line = ("usage", "top", "--day", "today", "--action", "hint")
+    assert ratelimit(*line, "--json").json == [{"user": "bob", "total": 9}, {"user": "alice", "total": 5}]
+    assert ratelimit(*line, "--count", "1").out.count("alice") == 0
+    assert ratelimit("usage", "top", "--day", TODAY, "--action", "nap").out.startswith("nobody used nap on ")
+    assert "READS THE WHOLE TABLE" in ratelimit("usage", "top", "--help").out
+
+
+def test_reconcile(ratelimit: Command, url: str) -> None:
+    found = ratelimit("usage", "reconcile", "alice", "--day", TODAY, "--json").json
+    assert found["hint"] == {"events": 5, "total": 5, "difference": 0}
+    assert "difference" in ratelimit("usage", "reconcile", "alice", "--day", "today").out
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (("events", "nobody"), "no events of nobody in this range, or no such user"),
+        (("summary", "nobody"), "nobody has used nothing from "),
+        (("totals", "nobody"), "nobody has used nothing in these days, or is not known"),
+        (("reconcile", "nobody", "--day", "today"), "nobody has neither events nor totals on "),
+        (("erase", "nobody", "--yes"), "nobody: nothing to erase"),
+    ],
+)
+def test_an_unknown_user_is_said_plainly(ratelimit: Command, url: str, line: tuple[str, ...], told: str) -> None:
+    status, out, err = ratelimit("usage", *line)
+    assert (status, err) == (0, "")
+    assert out.startswith(told)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_out_and_in_again(ratelimit: Command, url: str, engine: Engine, tmp_path: Path, format: str) -> None:
+    file = tmp_path / f"events.{format}"
+    status, out, err = ratelimit("usage", "export", "--out", str(file))
+    assert (status, err) == (0, "")
+    assert out == f"5 events in {file} ({file.stat().st_size:,} bytes)\n"
+    other = engine.store_url(f"cli-{uuid4().hex[:8]}", create="true")
+    for _ in range(2):
+        result = ratelimit("usage", "import", str(file), "--store", other)
+        assert result == (0, f"5 events of {file} are in the table\n", "")
+    mine, theirs = (ratelimit("usage", "events", "alice", "--store", one, "--json").json for one in (url, other))
+    assert mine == theirs
+    assert theirs["events"][-1]["resource"] == "=problem-2"
+
+
+def test_export_to_standard_output(url: str) -> None:
+    line = [sys.executable, "-m", "ratelimit", "usage", "export", "--store", url, "--user", "alice"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30, check=True)
+    assert [json.loads(one)["user"] for one in done.stdout.splitlines()] == ["alice"] * 4
+    assert done.stderr == ""
+
+
+def test_export_with_options(ratelimit: Command, url: str, tmp_path: Path) -> None:
+    file = tmp_path / "events.parquet"
+    line = ("usage", "export", "--out", str(file), "--action", "hint", "--allowed", "--parts", "3", "--json")
+    report = ratelimit(*line, "--since", TODAY, "--until", TODAY).json
+    assert (report["events"], report["format"]) == (3, "parquet")
+    assert file.read_bytes()[:4] == b"PAR1"
+
+
+def test_an_export_that_was_interrupted(ratelimit: Command, url: str, tmp_path: Path) -> None:
+    file = tmp_path / "events.csv"
+    line = ("usage", "export", "--out", str(file))
+    assert ratelimit(*line, "--resume").err.startswith(
+        f"error: there is no {file}.checkpoint, so nothing to go on with"
+    )
+    store = InterruptedStore()
+    store.scanner.pages = 0
+    with pytest.raises(Interrupted):
+        asyncio.run(export_events(store, Asked(store=masked(url), format="csv"), File(file, Csv(), resume=False)))
+    for options, told in (((), "was not finished; add --resume"), (("--resume", "--denied"), "is of another export")):
+        status, out, err = ratelimit(*line, *options)
+        assert (status, out) == (2, "")
+        assert told in err
+    status, out, _ = ratelimit(*line, "--resume")
+    assert (status, out.startswith(f"5 events in {file}")) == (0, True)
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 6
+
+
+def test_import_with_bad_lines(ratelimit: Command, url: str, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    good = {"user": "carol", "action": "hint", "time": NOW.isoformat()}
+    file.write_text(f"{json.dumps(good)}\n{{\n", encoding="utf-8")
+    status, out, err = ratelimit("usage", "import", str(file))
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {file}, line 2: is not JSON")
+    assert err.count("\n") == 1
+    status, out, err = ratelimit("usage", "import", str(file), "--on-error", "skip")
+    assert (status, out) == (1, f"1 events of {file} are in the table\n")
+    assert err == f"note: 1 lines were rejected; they are in {file}.rejected, with the reasons\n"
+    assert len(ratelimit("usage", "events", "carol", "--json").json["events"]) == 1
+
+
+def test_erase(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert ratelimit("usage", "erase", "alice").status == 1
+    assert ratelimit("usage", "erase", "alice", "--yes", "--json").json == {"user": "alice", "erased": 6}
+    assert ratelimit("usage", "events", "alice", "--json").json["events"] == []
+    assert ratelimit("usage", "totals", "bob", "--json").json == {"hint": {TODAY: 9}}
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (("events", "alice", "--since", "5.1.2026"), "--since: '5.1.2026' is no date; write 2026-01-05, or 2026"),
+        (("events", "alice", "--since", "2026-02-30"), "--since: '2026-02-30' is no"),
+        (("events", "alice", "--since", LONG_AGO), "events are kept for 90 days"),
+        (("events", "alice", "--until", LONG_AGO), "events are kept for 90 days"),
+        (("events", "alice", "--limit", "0"), "limit must be a whole number from 1 to 1000"),
+        (("events", "alice", "--cursor", "x"), "the cursor is damaged"),
+        (("events", ""), "the user is empty"),
+        (("summary", "alice", "--days", "36"), "totals are kept for 35 days"),
+        (("totals", "alice", "--since", "2026-01-05T12:00"), "is no day; write 2026-01-05, today or yesterday"),
+        (("totals", "alice", "--since", LONG_AGO), "totals are kept for 35 days"),
+        (("top", "--day", "tomorrow", "--action", "hint"), "--day: 'tomorrow' is no day"),
+        (("top", "--day", LONG_AGO, "--action", "hint"), "totals are kept for 35 days"),
+        (("reconcile", "alice", "--day", LONG_AGO), "totals are kept for 35 days"),
+        (("export", "--format", "xml"), "--format: unknown value 'xml'; use one of jsonl, csv, parquet"),
+        (("export", "--resume"), "--resume: standard output cannot be gone on with"),
+        (("export", "--out", "x.parquet", "--resume"), "--resume: a Parquet file cannot be gone on with"),
+        (("export", "--format", "parquet"), "Parquet needs a file; add --out events.parquet"),
+        (("export", "--out", "missing/x.csv"), "missing/x.csv.part: No such file or directory"),
+        (("import", "missing.csv"), "missing.csv: No such file or directory"),
+        (("import", "pyproject.toml"), "could be anything; say --format"),
+        (("erase", "", "--yes"), "the user is empty"),
+    ],
+)
+def test_bad_input(ratelimit: Command, url: str, line: tuple[str, ...], told: str) -> None:
+    status, out, err = ratelimit("usage", *line)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_store_that_keeps_nothing(ratelimit: Command) -> None:
+    status, _, err = ratelimit("usage", "events", "alice", "--store", "memory://")
+    assert status == 2
+    assert err.startswith("error: store: memory:// has no table; name one")
+
+
+def test_a_store_that_is_down(ratelimit: Command) -> None:
+    nowhere = "dynamodb://limits?region=eu-west-1&endpoint=http://127.0.0.1:9"
+    status, _, err = ratelimit("usage", "summary", "alice", "--store", nowhere)
+    assert status == 3
+    assert err.startswith("error: cannot reach table 'limits'")
+
+
+@pytest.mark.parametrize("command", ["events", "summary", "totals", "top", "reconcile", "export", "import", "erase"])
+def test_help_with_an_example(ratelimit: Command, command: str) -> None:
+    status, out, _ = ratelimit("usage", command, "--help")
+    assert status == 0
+    assert "Example" in out

@@ -1,0 +1,191 @@
+"""A scan finds everything there is, once, page by page and part by part; and what that costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ratelimit.algorithms.fields import day_field, utc_day
+from ratelimit.dynamodb import AnswerLost, DynamoDBStore
+from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention, StoreMisconfigured, StoreThrottled
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Policy
+from ratelimit.store import MemoryStore, Part, TableStore
+from ratelimit.store.scans import each_page, first_cursors
+from ratelimit.testing import FakeClock
+from ratelimit.usage import UsageLog
+from tests.engines import Engine
+from tests.faults import FaultServer, garbage, throttled
+from tests.usage.files import NOON, event, fill, many
+
+ALL: Any = {"since": 0, "until": 10**13}
+TODAY = utc_day(NOON)
+
+
+@pytest.fixture(params=["memory", "dynamodb"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[TableStore]:
+    """A table of its own: a scan sees all there is."""
+    if request.param == "memory":
+        yield MemoryStore()
+        return
+    async with fresh(request.getfixturevalue("engine")) as store:
+        yield store
+
+
+def fresh(engine: Engine) -> DynamoDBStore:
+    name = f"scans-{uuid4().hex[:8]}"
+    return DynamoDBStore(table=name, endpoint=engine.endpoint, create=True, consumed=True)
+
+
+async def events_of(store: TableStore, *, parts: int = 1, **query: int) -> list[str]:
+    async def ask(part: Part, cursor: str | None) -> Any:
+        return await store.scans.events(**{**ALL, **query}, cursor=cursor, part=part)
+
+    async with aclosing(each_page(ask, first_cursors(parts), of=parts)) as pages:
+        return [one.id async for _, page in pages for one in page.entries]
+
+
+async def spend(store: TableStore, **units: int) -> None:
+    limiter = Limiter(store, [Policy("hint", "1000/day"), Policy("solve", "1000/day")], clock=clock(), deadline=10)
+    for user, cost in units.items():
+        await limiter.check(user, "hint", cost=cost)
+
+
+def clock() -> FakeClock:
+    return FakeClock(NOON / 1_000_000)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+async def test_every_event_once(store: TableStore, parts: int) -> None:
+    made = many(2300, users=31)
+    await fill(store.events, made)
+    await store.events.put([odd := event("a#b%23", id="order#17")])
+    await spend(store, alice=1)
+    assert Counter(await events_of(store, parts=parts)) == Counter([*(one.id for one in made), odd.id])
+
+
+async def test_only_the_range(store: TableStore) -> None:
+    at = NOON // 1000
+    made = [event(at=at + ms) for ms in (-1, 0, 1, 999, 1000)]
+    await fill(store.events, made)
+    assert sorted(await events_of(store, since=at, until=at + 1000)) == sorted(one.id for one in made[1:4])
+
+
+async def test_it_goes_on_from_a_cursor(store: TableStore) -> None:
+    made = many(1500)
+    await fill(store.events, made)
+    first = await store.scans.events(**ALL)
+    assert first.cursor is not None
+    second = await store.scans.events(**ALL, cursor=first.cursor)
+    assert second.cursor is None or not (await store.scans.events(**ALL, cursor=second.cursor)).entries
+    assert sorted(one.id for one in (*first.entries, *second.entries)) == sorted(one.id for one in made)
+
+
+async def test_the_event_comes_back_as_it_was(store: TableStore) -> None:
+    one = event("ä#1", "a/b#c", status=429, duration=1.5, metadata={"k": [1]}, id="order#17")
+    await store.events.put([one])
+    assert (await store.scans.events(**ALL)).entries == (one,)
+
+
+async def test_records(store: TableStore) -> None:
+    await spend(store, alice=3, bob=1)
+    await store.events.put([event()])
+    page = await store.scans.records()
+    records = {key.user: record for key, record in page.entries}
+    assert set(records) == {"alice", "bob"}
+    field = day_field(TODAY)
+    assert (records["alice"][field], len(records["alice"])) == (3, 3)
+    only = await store.scans.records(field=field)
+    assert {key.user: record for key, record in only.entries} == {"alice": {field: 3}, "bob": {field: 1}}
+    assert (await store.scans.records(field=day_field(TODAY - timedelta(days=1)))).entries == ()
+
+
+async def test_top(store: TableStore) -> None:
+    await spend(store, alice=3, bob=7, carol=3, dave=1, eve=2)
+    limiter = Limiter(store, [Policy("solve", "1000/day")], clock=clock(), deadline=10)
+    await limiter.check("zoe", "solve", cost=99)
+    usage = UsageLog(store, clock=clock())
+    assert await usage.top(TODAY, "hint", count=3) == [("bob", 7), ("alice", 3), ("carol", 3)]
+    assert await usage.top(TODAY, "hint", parts=3) == [
+        ("bob", 7), ("alice", 3), ("carol", 3), ("eve", 2), ("dave", 1),
+    ]  # fmt: skip
+    assert await usage.top(TODAY, "solve") == [("zoe", 99)]
+    assert await usage.top(TODAY - timedelta(days=1), "hint") == []
+    assert await usage.top(TODAY, "unknown") == []
+
+
+async def test_top_of_what_cannot_be_asked() -> None:
+    usage = UsageLog(MemoryStore(), clock=clock())
+    for day in (TODAY - timedelta(days=35), TODAY + timedelta(days=1)):
+        with pytest.raises(OutOfRetention):
+            await usage.top(day, "hint")
+    for bad in ({"count": 0}, {"count": 1001}, {"parts": 0}, {"parts": 65}):
+        with pytest.raises(InvalidInput, match="must be a whole number"):
+            await usage.top(TODAY, "hint", **bad)
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "[1]", '["a"]', '["a","b","c"]', "{}"])
+async def test_a_damaged_cursor(store: TableStore, cursor: str) -> None:
+    for ask in (store.scans.events(**ALL, cursor=cursor), store.scans.records(cursor=cursor)):
+        with pytest.raises(InvalidCursor):
+            await ask
+
+
+async def test_what_goes_while_it_is_read_hides_nothing_else(store: TableStore) -> None:
+    made = many(1500)
+    await fill(store.events, made)
+    page = await store.scans.events(**ALL)
+    for one in {one.user for one in page.entries}:
+        if one != made[-1].user:
+            await store.events.erase(one, TODAY)
+    seen = {one.id for one in page.entries}
+    while page.cursor is not None:
+        page = await store.scans.events(**ALL, cursor=page.cursor)
+        seen |= {one.id for one in page.entries}
+    assert {one.id for one in made if one.user == made[-1].user} <= seen
+
+
+async def test_other_items_are_passed_over_and_damaged_ones_named(engine: Engine) -> None:
+    async with fresh(engine) as store:
+        await store.events.put([event()])
+        earlier = {"PK": {"S": "USR#7#ULOG#20260105"}, "SK": {"S": "ULOG#1767614400#hint"}, "tp": {"S": "ulog"}}
+        put: dict[str, Any] = {"TableName": store.settings.table, "Item": {**earlier, "crt": {"N": "1767614400"}}}
+        engine.call("PutItem", put)
+        assert len((await store.scans.events(**ALL)).entries) == 1
+        put["Item"]["SK"] = {"S": "ULOG#1767614400000#hint#id"}
+        engine.call("PutItem", put)
+        with pytest.raises(StoreMisconfigured, match="cannot be read, under 'USR#7#ULOG#20260105'"):
+            await store.scans.events(**ALL)
+
+
+async def test_what_a_page_costs(engine: Engine) -> None:
+    async with fresh(engine) as store:
+        await fill(store.events, many(1001))
+        before = store.stats.read_units
+        await events_of(store)
+        assert store.stats.calls["Scan"] == 2
+        assert 0 < store.stats.read_units - before < 1001
+
+
+async def test_throttles_and_lost_answers_are_retried() -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async with FaultServer() as server:
+        options: Any = {"table": "limits", "endpoint": server.endpoint, "sleep": sleep}
+        async with DynamoDBStore(**options) as store:
+            server.always(throttled())
+            with pytest.raises(StoreThrottled):
+                await store.scans.events(**ALL)
+            assert (server.received["Scan"], len(pauses)) == (3, 2)
+            server.always(garbage())
+            with pytest.raises(AnswerLost):
+                await store.scans.records()

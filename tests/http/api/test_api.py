@@ -1,0 +1,107 @@
+"""The native API: verbs, batches, bad input, repeats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from ratelimit.http.api import Api
+from ratelimit.policy import Policy
+from ratelimit.testing import FakeClock
+from tests.http.apps import client_of, limiter_of, used
+
+ALICE = {"user": "alice", "action": "hint"}
+SECRET = "0123456789abcdef"
+
+
+def api(**options: Any) -> httpx.AsyncClient:
+    return client_of(Api(limiter_of(), **options))
+
+
+async def test_the_verbs() -> None:
+    async with api() as client:
+        answer = await client.post("/v1/check", json={**ALICE, "cost": 2})
+        decision = answer.json()
+        assert (answer.status_code, decision["allowed"], decision["remaining"]) == (200, True, 3)
+        assert decision["quotas"][0] == {
+            "quota": "5/day", "limit": 5, "used": 2, "remaining": 3, "reset_after": 43200.0, "retry_after": 0.0,
+        }  # fmt: skip
+        assert (await client.post("/v1/peek", json=ALICE)).json()["used"] == 2
+        assert (await client.post("/v1/charge", json={**ALICE, "cost": 9})).json()["used"] == 11
+        refused = await client.post("/v1/check", json=ALICE)
+        assert (refused.status_code, refused.json()["allowed"], refused.json()["reason"]) == (200, False, "quota")
+        assert (await client.post("/v1/refund", json={**ALICE, "cost": 8, "at": decision["at"]})).status_code == 204
+        assert (await client.post("/v1/peek", json=ALICE)).json()["used"] == 3
+        assert (await client.post("/v1/reset", json=ALICE)).status_code == 204
+        assert (await client.post("/v1/peek", json=ALICE)).json()["used"] == 0
+        own = {"user": "bob", "action": "other", "quotas": "2/hour", "algorithm": "gcra"}
+        assert (await client.post("/v1/check", json=own)).json()["limit"] == 2
+
+
+async def test_a_batch_is_decided_one_by_one() -> None:
+    checks = [ALICE, {**ALICE, "cost": 5}, {"user": "bob", "action": "unknown"}]
+    async with api() as client:
+        results = (await client.post("/v1/check/batch", json={"checks": checks})).json()["results"]
+        assert [result.get("decision", {}).get("allowed") for result in results] == [True, False, None]
+        assert results[2]["problem"]["status"] == 404
+        answer = await client.post("/v1/check/batch", json={"checks": [ALICE, {**ALICE, "cost": 0}]})
+        assert (answer.status_code, answer.json()["errors"][0]["path"]) == (400, "checks[1].cost")
+        assert (await client.post("/v1/peek", json=ALICE)).json()["used"] == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"user": "alice"}, ""),
+        ({**ALICE, "cost": "1"}, "cost"),
+        ({**ALICE, "cost": 1.5}, "cost"),
+        ({**ALICE, "cots": 1}, ""),
+        ({**ALICE, "user": ""}, "user"),
+        ({**ALICE, "quotas": "5/fortnight"}, ""),
+        ([], ""),
+    ],
+)
+async def test_bad_bodies_name_the_path(body: Any, path: str) -> None:
+    async with api() as client:
+        answer = await client.post("/v1/check", json=body)
+        assert answer.status_code == 400
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["errors"][0]["path"] == path
+
+
+async def test_what_is_no_request_of_ours() -> None:
+    async with api(max_body=100) as client:
+        json = {"content-type": "application/json"}
+        assert (await client.post("/v1/check", content=b"{", headers=json)).status_code == 400
+        assert (await client.post("/v1/check", content=b" " * 101, headers=json)).status_code == 413
+        assert (await client.post("/v1/check", content=b"{}")).status_code == 415
+        assert (await client.get("/v1/check")).headers["allow"] == "POST"
+        assert (await client.post("/v1/chek", json=ALICE)).status_code == 404
+
+
+async def test_a_repeat_spends_nothing_and_reads_the_same() -> None:
+    clock = FakeClock()
+    limiter = limiter_of(Policy("hint", "5/day"), clock=clock)
+    async with client_of(Api(limiter)) as client:
+        key = {"idempotency-key": "one"}
+        first = await client.post("/v1/check", json=ALICE, headers=key)
+        again = await client.post("/v1/check", json=ALICE, headers=key)
+        assert again.content == first.content
+        assert again.headers["idempotency-replayed"] == "true"
+        assert await used(limiter, "alice") == 1
+        assert (await client.post("/v1/check", json={**ALICE, "cost": 2}, headers=key)).status_code == 422
+        clock.advance(599.9)
+        assert "idempotency-replayed" in (await client.post("/v1/check", json=ALICE, headers=key)).headers
+        clock.advance(0.1)
+        assert "idempotency-replayed" not in (await client.post("/v1/check", json=ALICE, headers=key)).headers
+        assert await used(limiter, "alice") == 2
+
+
+async def test_a_token() -> None:
+    async with api(token=SECRET) as client:
+        for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {SECRET}"}):
+            assert (await client.post("/v1/check", json=ALICE, headers=given)).status_code == 401
+        right = {"authorization": f"bearer {SECRET}"}
+        assert (await client.post("/v1/check", json=ALICE, headers=right)).status_code == 200

@@ -1,0 +1,184 @@
+"""The decision endpoint's answers, and which request a question is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from ratelimit.errors import StoreUnavailable
+from ratelimit.http.authz import Authz
+from ratelimit.policy import Policy
+from ratelimit.store import MemoryStore
+from ratelimit.usage import UsageLog
+from tests.http.apps import call, client_of, headers_of, limiter_of, scope_of, settled, used
+
+HINT = Policy("hint", "5/day", match="POST /hints")
+FORWARDED = {"x-forwarded-method": "POST", "x-forwarded-uri": "/hints?a=1"}
+ORIGINAL = {"x-original-method": "POST", "x-original-uri": "/hints?a=1"}
+
+
+def asking(*policies: Policy, **options: Any) -> httpx.AsyncClient:
+    return client_of(Authz(limiter=limiter_of(*policies or (HINT,)), **options))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE", "OPTIONS"])
+async def test_forwarded_fields_by_any_method(method: str) -> None:
+    async with asking() as client:
+        for _ in range(5):
+            answer = await client.request(method, "/v1/authz", headers=FORWARDED)
+            assert (answer.status_code, answer.content) == (200, b"")
+        answer = await client.request(method, "/v1/authz", headers=FORWARDED)
+        assert answer.status_code == 429
+        assert bool(answer.content) == (method != "HEAD")
+
+
+async def test_the_path_suffix_keeps_the_method_and_the_query() -> None:
+    seen: list[Any] = []
+
+    def user(asked: Any) -> str:
+        seen.append(asked.url.query)
+        return "alice"
+
+    policy = Policy("hint", "5/day", match="POST /hints", user_from=user)
+    async with asking(policy) as client:
+        assert (await client.post("/v1/authz/hints?a=1")).headers["ratelimit"] == '"hint";r=4;t=43200'
+        assert "ratelimit" not in (await client.get("/v1/authz/hints")).headers
+        assert "ratelimit" not in (await client.post("/v1/authz/")).headers
+    assert seen == ["a=1"]
+
+
+async def test_the_suffix_goes_before_what_a_client_may_send() -> None:
+    async with asking() as client:
+        answer = await client.post("/v1/authz/hints?dialect=nginx", headers={"x-forwarded-uri": "/free"})
+        assert answer.headers["ratelimit"] == '"hint";r=4;t=43200'
+
+
+async def test_each_dialect_reads_its_own_fields() -> None:
+    free = {"x-original-method": "GET", "x-original-uri": "/free"}
+    async with asking() as client:
+        assert "ratelimit" in (await client.get("/v1/authz", headers={**FORWARDED, **free})).headers
+        free = {"x-forwarded-method": "GET", "x-forwarded-uri": "/free"}
+        for dialect in ("nginx", "haproxy"):
+            answer = await client.get(f"/v1/authz?dialect={dialect}", headers={**ORIGINAL, **free})
+            assert "ratelimit" in answer.headers
+
+
+async def test_nginx_gets_every_refusal_as_a_403() -> None:
+    async with asking(Policy("hint", "1/day", match="POST /hints")) as client:
+        assert (await client.get("/v1/authz?dialect=nginx", headers=ORIGINAL)).status_code == 200
+        answer = await client.get("/v1/authz?dialect=nginx", headers=ORIGINAL)
+        assert (answer.status_code, answer.headers["x-rl-status"]) == (403, "429")
+        assert answer.headers["retry-after"] == "43200"
+        answer = await client.get("/v1/authz?dialect=nginx")
+        assert (answer.status_code, answer.headers["x-rl-status"]) == (403, "400")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "said"),
+    [
+        ("/v1/authz", {}, "which request"),
+        ("/v1/authz", ORIGINAL, "dialect=nginx"),
+        ("/v1/authz?dialect=haproxy", FORWARDED, "which request"),
+        ("/v1/authz", {"x-forwarded-uri": "/hints"}, "which method"),
+        ("/v1/authz?dialect=nginxx", ORIGINAL, "unknown value"),
+        ("/v1/authz/", FORWARDED, "slash at its end"),
+        ("/v1/authz", {**FORWARDED, "x-forwarded-uri": "hints"}, "start with /"),
+        ("/v1/authz", {**FORWARDED, "x-forwarded-uri": ""}, "start with /"),
+        ("/v1/authz", {**FORWARDED, "x-forwarded-method": "GET /"}, "no method"),
+        ("/v1/authz", {**FORWARDED, "x-forwarded-uri": "/x/../hints"}, "dot segments"),
+        ("/v1/authz", {**FORWARDED, "x-forwarded-uri": "/x/%2e%2E/hints"}, "dot segments"),
+    ],
+)
+async def test_a_question_that_makes_no_sense_is_a_400(path: str, headers: dict[str, str], said: str) -> None:
+    async with asking() as client:
+        answer = await client.get(path, headers=headers)
+        assert answer.status_code == 400
+        assert said in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("uri", ["/hints", "//hints/", "/%68ints", "http://evil/hints", "/hints?x=../y"])
+async def test_ways_to_write_a_path(uri: str) -> None:
+    async with asking() as client:
+        headers = {"x-forwarded-method": "post", "x-forwarded-uri": uri}
+        assert "ratelimit" in (await client.get("/v1/authz", headers=headers)).headers
+
+
+class Down(MemoryStore):
+    async def apply(self, *_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("down")
+
+
+async def test_never_a_5xx() -> None:
+    policy = Policy("hint", "5/day", match="POST /hints", on_unavailable="deny")
+    async with client_of(Authz(limiter=limiter_of(policy, store=Down()))) as client:
+        answer = await client.post("/v1/authz/hints")
+        body = answer.json()
+        assert (answer.status_code, body["status"]) == (429, 429)
+        assert body["type"].endswith("#temporary-reduced-capacity")
+        assert int(answer.headers["content-length"]) == len(answer.content)
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("count", ["success", "failure"])
+async def test_what_is_allowed_counts_whatever_the_outcome(count: Any) -> None:
+    limiter = limiter_of(Policy("hint", "5/day", match="POST /hints", count=count))
+    async with client_of(Authz(limiter=limiter)) as client:
+        await client.post("/v1/authz/hints")
+    assert await used(limiter) == 1
+
+
+async def test_a_refusal_by_one_policy_gives_back_what_another_took() -> None:
+    limiter = limiter_of(Policy("all", "5/day", match="/**"), Policy("hint", "1/day", match="POST /hints"))
+    async with client_of(Authz(limiter=limiter)) as client:
+        assert (await client.post("/v1/authz/hints")).headers["ratelimit"].count(";r=") == 2
+        assert (await client.post("/v1/authz/hints")).status_code == 429
+    await settled()
+    assert await used(limiter, action="all") == 1
+
+
+async def test_identity_exemptions_and_host_are_those_of_the_original() -> None:
+    hosts: list[Any] = []
+    policy = Policy("hint", "1/day", match="/**", user_from=lambda asked: hosts.append(asked.url.hostname))
+    async with asking(policy, trusted_proxies=1, exempt="/health") as client:
+        for number in (1, 2):
+            headers = {**FORWARDED, "x-forwarded-for": f"198.51.100.{number}", "x-forwarded-host": "api.example"}
+            assert (await client.get("/v1/authz", headers=headers)).status_code == 200
+        assert (await client.get("/v1/authz", headers=headers)).status_code == 429
+        for _ in range(3):
+            assert (await client.get("/v1/authz/health")).status_code == 200
+    assert hosts == ["api.example"] * 3
+
+
+async def test_a_handshake_is_matched_as_one_and_answered() -> None:
+    authz = Authz(limiter=limiter_of(Policy("feed", "1/day", match="WEBSOCKET /feed")))
+    scope = scope_of(
+        "/v1/authz/feed", kind="websocket", extensions={"websocket.http.response": {}}, headers=[(b"upgrade", b"x")]
+    )
+    start, _ = await call(authz, scope)
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 200)
+    start, body = await call(authz, scope)
+    assert (start["status"], body["type"]) == (429, "websocket.http.response.body")
+    headers = {**FORWARDED, "x-forwarded-uri": "/feed", "x-forwarded-method": "GET", "upgrade": "websocket"}
+    async with client_of(authz) as client:
+        assert (await client.get("/v1/authz", headers=headers)).status_code == 429
+
+
+async def test_questions_are_recorded_as_what_they_ask_about() -> None:
+    limiter = limiter_of(HINT)
+    store = limiter.store
+    assert isinstance(store, MemoryStore)
+    async with UsageLog(store, clock=limiter.clock) as usage:
+        async with client_of(Authz(limiter=limiter, usage=usage)) as client:
+            await client.get("/v1/authz", headers=FORWARDED)
+        await usage.flush()
+        (event,) = (await usage.events("ip:203.0.113.7")).events
+        assert (event.action, event.resource, event.allowed) == ("hint", "/hints", True)
+
+
+@pytest.mark.parametrize("path", ["/v1/authzz", "/", "/v1"])
+async def test_other_paths_are_not_ours(path: str) -> None:
+    start, _ = await call(Authz(limiter=limiter_of()), scope_of(path))
+    assert start["status"] == 404
+    assert headers_of(start)["content-type"] == "application/problem+json"

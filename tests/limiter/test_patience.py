@@ -1,0 +1,99 @@
+"""Whoever waits is let go in time, and not before; and who is cancelled stays cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ratelimit.limiter.patience import Limited, Patience
+
+LONG = 60.0
+
+
+async def hang(patience: Patience) -> str:
+    try:
+        with patience.limit():
+            await asyncio.sleep(LONG)
+    except TimeoutError:
+        return "late"
+    return "in time"
+
+
+async def test_each_waits_as_long_as_it_may_and_no_longer() -> None:
+    patience = Patience(0.02)
+    loop = asyncio.get_running_loop()
+    for _ in range(2):  # the timer ends with the last of them, and starts again
+        began = loop.time()
+        assert await asyncio.gather(hang(patience), hang(patience)) == ["late", "late"]
+        assert loop.time() - began >= 0.02
+
+
+async def test_who_is_done_is_left_alone() -> None:
+    patience = Patience(0.01)
+    with patience.limit():
+        await asyncio.sleep(0)
+    assert await hang(patience) == "late"
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+async def test_a_later_one_is_due_later() -> None:
+    patience = Patience(0.05)
+    first = asyncio.create_task(hang(patience))
+    await asyncio.sleep(0.03)
+    second = asyncio.create_task(hang(patience))
+    assert await first == "late"
+    assert not second.done()
+    assert await second == "late"
+
+
+async def test_a_cancellation_from_outside_is_no_timeout() -> None:
+    task = asyncio.create_task(hang(Patience(LONG)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_cancellation_that_comes_with_the_timeout_wins() -> None:
+    patience = Patience(LONG)
+    limits: list[Limited] = []
+
+    async def wait() -> None:
+        with patience.limit() as limited:
+            limits.append(limited)
+            await asyncio.sleep(LONG)
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    limits[0].expire()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_another_error_passes() -> None:
+    with pytest.raises(ValueError, match="mine"), Patience(LONG).limit():
+        raise ValueError("mine")
+
+
+def test_another_loop_has_another_timer() -> None:
+    """As in a program that calls `asyncio.run` more than once."""
+    patience = Patience(0.01)
+
+    async def leave() -> None:
+        with patience.limit():
+            await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert asyncio.run(hang(patience)) == "late"
+
+
+async def test_keeps_no_more_than_those_who_wait() -> None:
+    patience = Patience(LONG)
+    for _ in range(100):
+        with patience.limit():
+            pass
+    assert len(patience._watched) == 1

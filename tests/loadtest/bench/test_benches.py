@@ -1,0 +1,102 @@
+"""Every benchmark runs, with few and short turns, and leaves a report of what it measured. No promise of speed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from loadtest.bench import app, embedded, hotkey, outage, peers, peers_home, requester
+from loadtest.bench.app_server import VARIANTS
+from loadtest.bench.engines import Absent
+from loadtest.bench.ours import exactness
+from loadtest.bench.sheet import Row, Sheet, Target, conclude, read, sheet
+from loadtest.bench.turns import take_turn
+from tests.engines import Engine
+
+TINY = 0.02
+
+
+@pytest.fixture(autouse=True)
+def _no_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installing them takes a network, and its time."""
+    monkeypatch.setattr(peers_home, "python", lambda: (None, "not measured: the peers: not in a test"))
+
+
+def rows(done: Sheet) -> dict[str, dict[str, object]]:
+    return {row.name: dict(row.figures) for row in done.rows}
+
+
+def absent(*_: object) -> None:
+    raise Absent("not on this machine")
+
+
+def test_embedded() -> None:
+    done = embedded.run(rounds=2, seconds=TINY)
+    assert all(figures["checks/s"] for figures in rows(done).values())
+    assert {embedded.OURS, embedded.REFUSED} < set(rows(done))
+    calls = next(target for target in done.targets if target.promise.startswith("calls"))
+    assert calls.met
+    assert done.notes == ["not measured: the peers: not in a test"]
+
+
+def test_hotkey(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hotkey, "engine", absent)
+    done = hotkey.run(rounds=1, seconds=TINY, at_once=16)
+    assert rows(done)[hotkey.COALESCED]["writes per check"] < 0.5  # type: ignore[operator]
+    assert rows(done)[hotkey.PLAIN]["writes per check"] == 1
+    assert "exactness" in done.notes[-1]
+
+
+async def test_a_hot_key_is_exact(engine: Engine) -> None:
+    found = await exactness(engine.endpoint, quota=50, checks=80, at_once=16)
+    assert found["admitted"] == found["counted"] == 50
+
+
+def test_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requester, "has_wrk", lambda: False)  # which counts in whole seconds
+    done = app.run(rounds=1, seconds=TINY, at_once=2)
+    assert len(done.rows) == len(VARIANTS)
+    assert all(figures["requests/s"] for figures in rows(done).values())
+
+
+def test_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outage, "LANES", ("fast",))
+    done = outage.run(rounds=1, at_once=2, repeats=10)
+    assert len(done.rows) == 12
+    assert all(figures["max ms"] for figures in rows(done).values())
+
+
+def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "engine", absent)
+    monkeypatch.setattr(peers, "redis", absent)
+    done = peers.run(rounds=1, seconds=TINY)
+    assert [row.name for row in done.rows] == [peers.STUB]
+    assert len(done.notes) == 3
+    assert all("not measured" in note for note in done.notes)
+
+
+def test_a_run_is_held_against_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "deep" / "kept.json"
+    for speed in (100.0, 150.0):
+        row = Row("ours", {"checks/s": speed, "p99 ms": None})
+        done = sheet("kept", [row], [Target("fast", speed, "at least", 120)])
+        conclude(done, file)
+    assert read(file) == done
+    said = capsys.readouterr().out
+    assert "MISSED fast" in said
+    assert "+50 %" in said
+
+
+async def test_a_turn_counts_its_calls() -> None:
+    made = 0
+
+    async def call() -> None:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0)
+
+    turn = await take_turn(call, seconds=TINY, at_once=3)
+    assert turn.calls == made
+    assert 0 < turn.p50_us <= turn.p99_us

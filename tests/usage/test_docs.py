@@ -1,0 +1,54 @@
+"""`docs/usage.md` is true: its Python runs, and its commands do, in their order, on a table with a little use in it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from ratelimit import Limiter, Policy, open_store
+from ratelimit.usage import UsageLog
+from tests.cli.command import Command
+from tests.cli.command import ratelimit as ratelimit
+from tests.engines import Engine
+from tests.test_readme import ROOT, run
+
+PAGE = ROOT / "docs" / "usage.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
+async def test_the_python_runs(block: str) -> None:
+    await run(block)
+
+
+def test_the_commands_run(ratelimit: Command, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = engine.store_url(f"docs-{uuid4().hex[:8]}", create="true")
+    asyncio.run(_use(url))
+    monkeypatch.setenv("RATELIMIT_STORE", url)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
+    assert len(lines) == 13
+    for line in lines:
+        command, *words = shlex.split(line)
+        assert command == "ratelimit"
+        status, out, err = ratelimit(*words)
+        assert (status, err) == (0, ""), line
+        assert out, line
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "alice.csv",
+        "events.csv",
+        "events.jsonl",
+        "events.parquet",
+    ]
+
+
+async def _use(url: str) -> None:
+    async with open_store(url) as store, UsageLog(store) as usage:
+        await Limiter(store, [Policy("hint", "5/day")], deadline=10).check("alice", "hint")
+        for allowed in (True, False):
+            await usage.record("alice", "hint", allowed=allowed)
