@@ -61,8 +61,8 @@ async def _run(endpoint: str, path: Path, format: str, *, parts: int) -> float:
         done = await export_events(store, Asked(store="bench", format=format, parts=parts), sink, progress=watch)
         took = time.monotonic() - began
     high = _high_water()
-    Console().print(
-        f"{done.events:,} events, {done.bytes / _MB:,.0f} MB of {format}, in {took:.0f} s ({done.events / took:,.0f}/s)\n"  # noqa: E501
+    Console(soft_wrap=True).print(
+        f"{done.events:,} events, {done.bytes / _MB:,.0f} MB of {format}, {took:.0f} s ({done.events / took:,.0f}/s)\n"
         f"memory: {start:.1f} MB at the start, {peak:.1f} MB at the peak between pages, {high:.1f} MB high-water mark: "
         f"{high - start:+.1f} MB",
         highlight=False,

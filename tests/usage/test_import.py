@@ -43,11 +43,10 @@ def held(store: MemoryStore) -> list[UsageEvent]:
 TEXTS = st.text(
     st.characters(categories=("L", "M", "N", "P", "S", "Z"), exclude_characters="\u2028\u2029"), min_size=1, max_size=12
 )
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=5,
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
 )
+JSON = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_size=3), SCALARS, max_size=3)
 EVENTS = st.builds(
     event,
     TEXTS | st.sampled_from(["=1+1", "'quoted", "'=x", "+49", "a,b", 'q"']),
