@@ -99,7 +99,8 @@ async def test_settings_and_options_may_be_mixed() -> None:
 
 
 def test_on_uvloop(engine: Engine) -> None:
-    uvloop = pytest.importorskip("uvloop")
+    import uvloop
+
 
     async def use() -> Outcome:
         async with new_store(engine) as store:
