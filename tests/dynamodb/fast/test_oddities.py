@@ -61,9 +61,9 @@ async def nothing_left(server: FaultServer, before: set[asyncio.Task[Any]]) -> N
     await until(lambda: not server.connections and asyncio.all_tasks() - {asyncio.current_task()} <= before)
 
 
-def new_lane(connection: Connection, route: Route, stats: Stats, **options: Any) -> FastLane:
-    settings = Settings(table="limits", **{"read_timeout": 0.2} | options.pop("settings", {}))
-    return FastLane(connection, route, BotoLane(connection, settings), settings, stats, **options)
+def new_lane(connection: Connection, route: Route, stats: Stats, clock: FakeClock | None = None) -> FastLane:
+    settings = Settings(table="limits", read_timeout=10)
+    return FastLane(connection, route, BotoLane(connection, settings), settings, stats, clock=clock)
 
 
 @pytest.mark.parametrize("behaviour", [chunked(), chunked(size=1), checksum(), twice()])
