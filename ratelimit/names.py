@@ -11,6 +11,9 @@ from ratelimit.errors import InvalidAction, InvalidUser, RateLimitError
 # below the 1,024 of one write unit.
 MAX_USER_BYTES: Final = 256
 MAX_ACTION_BYTES: Final = 64
+# Characters that are within these bounds whatever they are; almost every name is, and is passed at once.
+_SHORT_USER: Final = MAX_USER_BYTES // 3
+_SHORT_ACTION: Final = MAX_ACTION_BYTES // 3
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -24,26 +27,26 @@ class Key(NamedTuple):
     @classmethod
     def of(cls, user: str, action: str) -> Key:
         """Raises `InvalidUser` or `InvalidAction`."""
-        check_user(user)
-        check_action(action)
-        return cls(user, action)
+        return cls(check_user(user), check_action(action))
 
 
 def check_user(user: str) -> str:
     """The user itself, if it can be stored. Raises `InvalidUser`."""
+    if type(user) is str and 0 < len(user) <= _SHORT_USER and user.isascii() and user.isprintable():
+        return user
     return _check(user, "user", MAX_USER_BYTES, InvalidUser)
 
 
 def check_action(action: str) -> str:
     """The action itself, if it can be stored. Raises `InvalidAction`."""
+    if type(action) is str and 0 < len(action) <= _SHORT_ACTION and action.isascii() and action.isprintable():
+        return action
     return _check(action, "action", MAX_ACTION_BYTES, InvalidAction)
 
 
 def _check(text: str, what: str, most: int, error: type[RateLimitError]) -> str:
     if type(text) is not str:
         raise error(f"the {what} must be text, not {type(text).__name__}; pass str({what})")
-    if text.isascii() and text.isprintable() and 0 < 3 * len(text) <= most:
-        return text
     if not text:
         raise error(f"the {what} is empty")
     if found := _CONTROL.search(text):

@@ -77,12 +77,12 @@ class Plain:
         """See `Process.check`."""
         now = self._clock.now()
         try:
-            decisions = await self._guard.run(self._ledger.spend, self._planner, Key(user, action), now, (1,))
+            with self._guard.call():
+                return await self._ledger.spend_one(self._planner, Key(user, action), now, 1)
         except StoreUnavailable:
             return Decision(
                 allowed=False, policy=action, cost=1, quotas=(), retry_after=1.0, reason="unavailable", at=now
             )
-        return decisions[0]
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -44,15 +44,32 @@ class Retries:
         self, operation: str, call: Callable[[], Awaitable[T]], *, on: tuple[type[StoreUnavailable], ...] = NOT_EXECUTED
     ) -> T:
         """The result of `call`, sent again after an error of the kinds `on`. Raises the last one."""
+        self._stats.count_call(operation)
+        try:
+            return await call()
+        except StoreUnavailable as error:
+            failed = error
+        return await self.after(failed, operation, call, on=on)
+
+    async def after(
+        self,
+        error: StoreUnavailable,
+        operation: str,
+        call: Callable[[], Awaitable[T]],
+        *,
+        on: tuple[type[StoreUnavailable], ...] = NOT_EXECUTED,
+    ) -> T:
+        """As `run`, where the first attempt has been made and ended with this error."""
         for attempt in range(1, self._attempts + 1):
+            if isinstance(error, StoreThrottled):
+                self._stats.throttles += 1
+            if attempt == self._attempts or not isinstance(error, on):
+                break
+            self._stats.retries += 1
+            await self._sleep(self._random() * min(_LONGEST, _BASE * 2**attempt))
             self._stats.count_call(operation)
             try:
                 return await call()
-            except StoreUnavailable as error:
-                if isinstance(error, StoreThrottled):
-                    self._stats.throttles += 1
-                if attempt == self._attempts or not isinstance(error, on):
-                    raise
-            self._stats.retries += 1
-            await self._sleep(self._random() * min(_LONGEST, _BASE * 2**attempt))
-        raise AssertionError("unreachable: the last attempt returns or raises")
+            except StoreUnavailable as again:
+                error = again
+        raise error

@@ -6,6 +6,7 @@ import asyncio
 import random as _random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self, Unpack
 
 from ratelimit.dynamodb.client import Connection, connect
@@ -67,14 +68,15 @@ class DynamoDBStore:
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         """See `Store.apply`."""
-        opened = self._opened or await self._ready()
-
-        async def send() -> Answer:
-            return await opened.lane.apply(key, write)
-
-        answer = await self._retries.run("UpdateItem", send)
-        self.stats.write_units += answer.write_units
-        return Outcome(answer.applied, self._record(answer.item))
+        lane = (self._opened or await self._ready()).lane
+        self.stats.count_call("UpdateItem")
+        try:
+            answer = await lane.apply(key, write)
+        except StoreUnavailable as error:
+            failed = error
+        else:
+            return self._outcome(answer)
+        return self._outcome(await self._retries.after(failed, "UpdateItem", partial(lane.apply, key, write)))
 
     async def read(self, key: Key) -> Record:
         """See `Store.read`."""
@@ -108,6 +110,10 @@ class DynamoDBStore:
                 return await call()
 
         return await self._retries.run(operation, send, on=HARMLESS)
+
+    def _outcome(self, answer: Answer) -> Outcome:
+        self.stats.write_units += answer.write_units
+        return Outcome(answer.applied, self._record(answer.item))
 
     def _record(self, item: Item) -> Record:
         try:

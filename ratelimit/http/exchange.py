@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 from starlette.types import Message, Scope, Send
 
 from ratelimit.clock import Clock
@@ -20,66 +21,65 @@ _BODIES: Final = frozenset({"http.response.body", "http.response.pathsend", "web
 _MOST_HELD: Final = 2
 
 
+class Site(msgspec.Struct, frozen=True, gc=False):
+    """What all exchanges of one middleware share."""
+
+    surface: Surface
+    refunds: Refunds
+    clock: Clock
+    recorder: Recorder | None
+
+
 class Exchange:
     """Its `send` is what the app is given. Messages other than a start pass through as they are, one by one."""
 
     __slots__ = (
-        "_clock", "_closed", "_held", "_receipts", "_recorder", "_refunds", "_scope", "_send", "_since", "_started",
-        "_status", "_succeeded", "_surface",
+        "_closed", "_held", "_receipts", "_scope", "_send", "_since", "_site", "_started", "_status", "_succeeded",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        scope: Scope,
-        send: Send,
-        surface: Surface,
-        receipts: Receipts,
-        refunds: Refunds,
-        clock: Clock,
-        recorder: Recorder | None,
-    ) -> None:
-        self._clock = clock
-        self._recorder = recorder
-        self._since = clock.now() if recorder is not None else 0
+    def __init__(self, site: Site, scope: Scope, send: Send, receipts: Receipts) -> None:
+        self._site = site
+        self._since = 0 if site.recorder is None else site.clock.now()
         self._status = 500
         self._scope = scope
         self._send = send
-        self._surface = surface
         self._receipts = receipts
-        self._refunds = refunds
         self._started = False
         self._succeeded = False
         self._closed = False
-        self._held: list[Message] = []
+        self._held: list[Message] | None = None
 
     async def send(self, message: Message) -> None:
         """Pass a message of the app on."""
         kind = message["type"]
-        if self._held:
+        if self._held is not None:
             if not message.get("more_body") and len(self._held) < _MOST_HELD:
                 self._held.append(message)
                 return
-            await self._release()
+            await self._release(self._held)
         elif kind in _STARTS and not self._started:
-            if self._may_be_taken_back(message):
-                self._held.append(message)
+            if self._receipts.refused is not None and message.get("status", 0) >= 400:
+                # Where the middleware stands outside of a Starlette app, the app answers an exception it has no
+                # handler for with an error, and then raises it. Held back until it is known whether that exception
+                # was a refusal, which takes the place of this answer.
+                self._held = [message]
                 return
             message = self._start(message)
         elif kind == "websocket.close":
             self._closed = True
-        await self._pass(message)
+        await (self._send(message) if self._site.recorder is None else self._pass(message))
 
     async def refuse(self, decision: Decision) -> bool:
         """Answer with a refusal and give back what the request has spent. False where the app has begun to answer."""
         if self._started and (self._scope["type"] == "http" or self._closed):
             return False
-        self._held.clear()
-        self._refunds.start(self._receipts.void(decision))
+        self._held = None
+        self._site.refunds.start(self._receipts.void(decision))
         if self._started:
             await self._send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "quota exceeded"})
         else:
             self._started = True
-            refusal = Refusal.of(decision, self._surface.writer)
+            refusal = Refusal.of(decision, self._site.surface.writer)
             self._status = refusal.status
             await self._record()
             await refusal.send(self._scope, self._send)
@@ -87,8 +87,8 @@ class Exchange:
 
     async def end(self) -> None:
         """The app is through with the request. One that was not answered is a failure."""
-        if self._held:
-            await self._release()
+        if self._held is not None:
+            await self._release(self._held)
         self._settle()
         await self._record()
 
@@ -101,15 +101,10 @@ class Exchange:
         self._settle()
         return self._with_headers(message)
 
-    def _may_be_taken_back(self, message: Message) -> bool:
-        """Where the middleware stands outside of a Starlette app, the app answers an exception it has no handler for
-        with an error, and then raises it. Held back until it is known whether that exception was a refusal."""
-        return self._receipts.refused is not None and message.get("status", 0) >= 400
-
-    async def _release(self) -> None:
-        (start, *rest), self._held = self._held, []
-        await self._pass(self._start(start))
-        for message in rest:
+    async def _release(self, held: list[Message]) -> None:
+        self._held = None
+        await self._pass(self._start(held[0]))
+        for message in held[1:]:
             await self._pass(message)
 
     async def _pass(self, message: Message) -> None:
@@ -120,18 +115,20 @@ class Exchange:
         await self._send(message)
 
     async def _record(self) -> None:
-        if self._recorder is not None and (receipts := self._receipts.to_record()):
-            now = self._clock.now()
-            await self._recorder.record(self._scope, receipts, status=self._status, now=now, since=self._since)
+        site = self._site
+        if site.recorder is not None and (receipts := self._receipts.to_record()):
+            now = site.clock.now()
+            await site.recorder.record(self._scope, receipts, status=self._status, now=now, since=self._since)
 
     def _settle(self) -> None:
-        self._refunds.start(self._receipts.settle(success=self._succeeded))
+        if returned := self._receipts.settle(success=self._succeeded):
+            self._site.refunds.start(returned)
 
     def _with_headers(self, message: Message) -> Message:
         """The fields the app has not set itself; the app's message is left as it is, in case it sends it again."""
-        ours = self._surface.writer.fields(self._receipts.shown)
+        ours = self._site.surface.writer.fields(self._receipts.shown)
         if not ours:
             return message
         theirs: Headers = list(message.get("headers") or ())
         taken = {name.lower() for name, _ in theirs}
-        return {**message, "headers": [*theirs, *(field for field in ours if field[0] not in taken)]}
+        return {**message, "headers": [*theirs, *[field for field in ours if field[0] not in taken]]}

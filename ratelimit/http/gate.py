@@ -7,6 +7,7 @@ from inspect import isawaitable
 
 import msgspec
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError
@@ -42,7 +43,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 class Gate:
     """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
 
-    __slots__ = ("_exempt", "identity", "limiter", "match", "policy")
+    __slots__ = ("_exempt", "_is_plain", "identity", "limiter", "match", "policy")
 
     def __init__(self, limiter: Limiter, policy: Policy, identity: Identity) -> None:
         self.limiter = limiter
@@ -53,24 +54,30 @@ class Gate:
             self._exempt = Exemption(policy.exempt)
         except ConfigError as error:
             raise error.under(f"policies.{policy.name}") from error
+        self._is_plain = identity.is_plain and not self._exempt
 
-    async def check(self, connection: HTTPConnection, *, cost: Cost | None = None) -> Receipt:
+    async def check(self, scope: Scope, *, cost: Cost | None = None) -> Receipt:
         """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
 
         Raises what the app's own functions raise, `InvalidUser` and `InvalidCost` for what they should not return;
         never anything for a store that fails.
         """
-        if self._exempt and await self._exempt.covers(connection):
-            return self.free()
-        units = self.policy.cost if cost is None else cost
-        if callable(units):
-            answer = units(connection)
-            units = await answer if isawaitable(answer) else answer
-            if type(units) is int and units == 0:
+        policy = self.policy
+        units = policy.cost if cost is None else cost
+        if self._is_plain and not callable(units):
+            user = self.identity.read(scope)
+        else:
+            connection = HTTPConnection(scope)
+            if self._exempt and await self._exempt.covers(connection):
                 return self.free()
-        user = await self.identity.user_of(connection)
-        decision = await self.limiter.check(user, self.policy.name, cost=units)
-        return Receipt(self.limiter, self.policy, user, decision)
+            if callable(units):
+                answer = units(connection)
+                units = await answer if isawaitable(answer) else answer
+                if type(units) is int and units == 0:
+                    return self.free()
+            user = await self.identity.user_of(connection)
+        decision = await self.limiter.check(user, policy.name, cost=units)
+        return Receipt(self.limiter, policy, user, decision)
 
     def free(self) -> Receipt:
         """For a request that this policy does not count."""

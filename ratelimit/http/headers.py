@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import ceil
+from operator import is_
 from typing import Final, Literal, TypeAlias
 from urllib.parse import quote
 
@@ -100,7 +101,7 @@ class _Prepared:
         """The same quota objects: those of a policy live as long as it does."""
         if len(states) != len(self._quotas):
             return False
-        return all(state.quota is quota for state, quota in zip(states, self._quotas, strict=True))
+        return all(map(is_, [state.quota for state in states], self._quotas))
 
 
 def item_name(policy: str) -> str:

@@ -20,6 +20,7 @@ from inspect import isawaitable
 from typing import Final, TypeAlias
 
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from ratelimit.errors import ConfigError, InvalidUser
 from ratelimit.http.addresses import PREFIX, Addresses
@@ -28,7 +29,7 @@ from ratelimit.policy import UserFrom
 
 DEFAULT_USER_FROM: Final[tuple[UserFrom, ...]] = ("user", "address")
 
-_Reader: TypeAlias = Callable[[HTTPConnection], str | None]
+_Reader: TypeAlias = Callable[[Scope], str | None]
 _SOURCES: Final = ("user", "header:", "cookie:", "address")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -36,7 +37,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 class Identity:
     """Says who a request is from. Raises `ConfigError` with the path to a source that makes no sense."""
 
-    __slots__ = ("_addresses", "_sources")
+    __slots__ = ("_addresses", "_sources", "is_plain")
 
     def __init__(self, user_from: UserFrom | Iterable[UserFrom], addresses: Addresses) -> None:
         self._addresses = addresses
@@ -49,12 +50,21 @@ class Identity:
                 self._sources.append((None, source))
             else:
                 self._sources.append((_reader(source, f"user_from[{number}]"), None))
+        self.is_plain = all(function is None for _, function in self._sources)
+        """Whether no function has to be asked, so that `read` knows it all."""
+
+    def read(self, scope: Scope) -> str:
+        """The user of a request, where this `is_plain`."""
+        for read, _ in self._sources:
+            if read is not None and (user := read(scope)) is not None and _usable(user):
+                return user
+        return self._addresses.of(scope)
 
     async def user_of(self, connection: HTTPConnection) -> str:
         """A user that can be stored. Raises `InvalidUser` where a function of the app returned one that cannot."""
         for read, function in self._sources:
             if read is not None:
-                user = read(connection)
+                user = read(connection.scope)
                 if user is not None and _usable(user):
                     return user
             elif function is not None:
@@ -92,8 +102,8 @@ def _reader(source: object, path: str) -> _Reader:
 def _header(name: str) -> _Reader:
     wanted = name.lower().encode()
 
-    def read(connection: HTTPConnection) -> str | None:
-        for header, value in connection.scope["headers"]:
+    def read(scope: Scope) -> str | None:
+        for header, value in scope["headers"]:
             if header == wanted:
                 text: str = value.decode("latin-1").strip()
                 return text
@@ -103,14 +113,14 @@ def _header(name: str) -> _Reader:
 
 
 def _cookie(name: str) -> _Reader:
-    def read(connection: HTTPConnection) -> str | None:
-        return connection.cookies.get(name)
+    def read(scope: Scope) -> str | None:
+        return HTTPConnection(scope).cookies.get(name)
 
     return read
 
 
-def _authenticated(connection: HTTPConnection) -> str | None:
-    user = connection.scope.get("user")
+def _authenticated(scope: Scope) -> str | None:
+    user = scope.get("user")
     if user is None or not getattr(user, "is_authenticated", False):
         return None
     for attribute in ("identity", "display_name", "pk"):

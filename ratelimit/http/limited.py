@@ -44,7 +44,7 @@ def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = 
         if state is None:
             return await _check_alone(alone, limiter, action, connection, cost)
         gate = state.surface.gate(limiter or state.limiter, action)
-        receipt = gate.free() if state.exempt else await gate.check(connection, cost=cost)
+        receipt = gate.free() if state.exempt else await gate.check(connection.scope, cost=cost)
         state.receipts.add(receipt)
         if not receipt.decision.allowed:
             raise QuotaExceeded(receipt.decision)
@@ -62,7 +62,7 @@ async def _check_alone(
     if gate.policy.count != "all":
         problem = f"counts only {gate.policy.count}, which takes RateLimitMiddleware to see how the response ends"
         raise RateLimitError(f"limited({action!r}): the policy {problem}")
-    receipt = await gate.check(connection, cost=cost)
+    receipt = await gate.check(connection.scope, cost=cost)
     if not receipt.decision.allowed:
         raise QuotaExceeded(receipt.decision)
     return receipt.decision

@@ -14,13 +14,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.addresses import TrustedProxies
-from ratelimit.http.exchange import Exchange
+from ratelimit.http.exchange import Exchange, Site
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM
 from ratelimit.http.lifespan import Lifespan
-from ratelimit.http.match import app_method, app_path
 from ratelimit.http.recording import Recorder
 from ratelimit.http.refunds import Refunds
+from ratelimit.http.routes import Routes
 from ratelimit.http.state import SCOPE_KEY, RateLimitState, Receipts
 from ratelimit.http.surface import Surface
 from ratelimit.limiter import Limiter
@@ -58,31 +58,30 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter
         self.refunds = Refunds()
-        self._surface = Surface(user_from=user_from, trusted_proxies=trusted_proxies, headers=headers, exempt=exempt)
-        gates = [self._surface.gate(limiter, action) for action in limiter.policies]
-        self._matching = [gate for gate in gates if gate.match]
-        self._recorder = None if usage is None else Recorder(usage)
+        surface = Surface(user_from=user_from, trusted_proxies=trusted_proxies, headers=headers, exempt=exempt)
+        self._surface = surface
+        self._routes = Routes([surface.gate(limiter, action) for action in limiter.policies])
+        recorder = None if usage is None else Recorder(usage)
+        self._site = Site(surface, self.refunds, limiter.clock, recorder)
         self._lifespan = Lifespan(limiter, self.refunds, usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the app's lifespan."""
         kind = scope["type"]
-        if kind == "http" or kind == "websocket":
-            if not self._lifespan.ready:
-                await self._lifespan.before_request()
-            await self._serve(scope, receive, send)
-        elif kind == "lifespan":
+        if kind == "lifespan":
             await self._lifespan.run(self.app, scope, receive, send)
-        else:
+            return
+        if kind != "http" and kind != "websocket":
             await self.app(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+            return
+        if not self._lifespan.ready:
+            await self._lifespan.before_request()
         surface = self._surface
         outer = RateLimitState.of(scope)
         receipts = Receipts() if outer is None else outer.receipts
         exempt = bool(surface.exempt) and await surface.exempt.covers(HTTPConnection(scope))
         scope[SCOPE_KEY] = RateLimitState(self.limiter, surface, receipts, exempt=exempt)
-        exchange = Exchange(scope, send, surface, receipts, self.refunds, self.limiter.clock, self._recorder)
+        exchange = Exchange(self._site, scope, send, receipts)
         try:
             refused = None if exempt else await self._check(scope, receipts)
             if refused is None:
@@ -97,13 +96,8 @@ class RateLimitMiddleware:
 
     async def _check(self, scope: Scope, receipts: Receipts) -> Decision | None:
         """The decision of the first policy that refuses."""
-        method, path = app_method(scope), app_path(scope)
-        gates = [gate for gate in self._matching if gate.match.matches(method, path)]
-        if not gates:
-            return None
-        connection = HTTPConnection(scope)
-        for gate in gates:
-            receipt = await gate.check(connection)
+        for gate in self._routes.gates(scope):
+            receipt = await gate.check(scope)
             receipts.add(receipt)
             if not receipt.decision.allowed:
                 return receipt.decision

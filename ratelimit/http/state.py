@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from starlette.types import Scope
@@ -29,7 +30,7 @@ class Receipts:
         """Those that the response's headers speak of: a shadow policy is not to be seen."""
         self.refused: Decision | None = None
         self._open: list[Receipt] = []
-        self._given_back: list[Receipt] = []
+        self._given_back: Sequence[Receipt] = ()
         self._unrecorded: list[Receipt] = []
 
     def add(self, receipt: Receipt) -> None:
@@ -50,7 +51,8 @@ class Receipts:
             return []
         spent, self._open = self._open, []
         returned = [receipt for receipt in spent if not receipt.counts(success=success)]
-        self._given_back += returned
+        if returned:
+            self._given_back = [*self._given_back, *returned]
         return returned
 
     @property
@@ -73,7 +75,7 @@ class Receipts:
         """The request is refused: all that it spent has to be given back, and its headers speak of the refusal only."""
         self.shown = [refused]
         spent, self._open = self._open, []
-        self._given_back += spent
+        self._given_back = [*self._given_back, *spent]
         return spent
 
     def to_record(self) -> list[tuple[Receipt, bool]]:

@@ -91,5 +91,9 @@ class Beliefs:
         belief = self._beliefs[key] = Belief()
         return belief
 
+    def get(self, key: Key) -> Belief | None:
+        """The belief about this key, if there is one; to look at it is no use of it."""
+        return self._beliefs.get(key)
+
     def __len__(self) -> int:
         return len(self._beliefs)

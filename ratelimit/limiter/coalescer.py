@@ -20,18 +20,20 @@ from ratelimit.names import Key
 
 MAX_WAITING: Final = 10_000
 
-Spend: TypeAlias = Callable[[Planner, Key, int, Sequence[int]], Awaitable[list[Decision]]]
+SpendOne: TypeAlias = Callable[[Planner, Key, int, int], Awaitable[Decision]]
+SpendMany: TypeAlias = Callable[[Planner, Key, int, Sequence[int]], Awaitable[list[Decision]]]
 
 
 class Coalescer:
-    """One write at a time for a user, an action and its quotas. `spend` sends several costs at once, in order.
+    """One write at a time for a user, an action and its quotas. `many` sends several costs at once, in order.
 
     First come, first served: what fits of a batch is admitted in the order of arrival. A check waits at most `deadline`
     seconds; one that gives up, or is cancelled, before its batch left has spent nothing and holds up nobody.
     """
 
-    def __init__(self, spend: Spend, clock: Clock, deadline: float) -> None:
-        self._spend = spend
+    def __init__(self, one: SpendOne, many: SpendMany, clock: Clock, deadline: float) -> None:
+        self._spend_one = one
+        self._spend_many = many
         self._clock = clock
         self._patience = Patience(deadline)
         self._flights: dict[tuple[Key, Planner], _Flight] = {}
@@ -44,7 +46,7 @@ class Coalescer:
             return await self._join(flight, cost)
         flight = self._flights[key, planner] = _Flight()
         try:
-            return (await self._spend(planner, key, now, (cost,)))[0]
+            return await self._spend_one(planner, key, now, cost)
         finally:
             if flight.waiting:
                 task = asyncio.create_task(self._carry(flight, planner, key))
@@ -76,7 +78,7 @@ class Coalescer:
 
     async def _fly(self, batch: list[_Waiter], planner: Planner, key: Key) -> None:
         try:
-            decisions = await self._spend(planner, key, self._clock.now(), [waiter.cost for waiter in batch])
+            decisions = await self._spend_many(planner, key, self._clock.now(), [waiter.cost for waiter in batch])
         except asyncio.CancelledError:
             for waiter in batch:
                 waiter.decision.cancel()

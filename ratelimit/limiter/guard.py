@@ -3,60 +3,67 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from types import TracebackType
 
 from ratelimit.breaker import Breaker
 from ratelimit.clock import Clock, seconds
 from ratelimit.errors import StoreThrottled, StoreUnavailable
-from ratelimit.limiter.patience import Patience
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from ratelimit.limiter.patience import Limited, Patience
 
 logger = logging.getLogger("ratelimit")
 
 
 class Guard:
-    """Runs calls within `deadline` seconds each; raises `StoreUnavailable` at once while the breaker is open.
+    """`with guard.call(): await ...` gives the store `deadline` seconds to answer.
 
-    A throttled call does not count as a failure of the store: one hot record must not shut out all others.
+    Raises `StoreUnavailable` when they are over, and at once while the breaker is open; every other error passes as it
+    is. A throttled call does not count as a failure of the store: one hot record must not shut out all others.
     """
 
     def __init__(self, clock: Clock, deadline: float, breaker: Breaker) -> None:
         self.deadline = deadline
-        self._patience = Patience(deadline)
         self.breaker = breaker
+        self._patience = Patience(deadline)
         self._clock = clock
 
-    async def run(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The call's result. Raises `StoreUnavailable`; every other error of the call passes as it is."""
-        if not self.breaker.admits(self._clock.now()):
-            wait = seconds(self.breaker.wait(self._clock.now()))
+    def call(self) -> Call:
+        """A call that begins now. Raises `StoreUnavailable`."""
+        now = self._clock.now()
+        if not self.breaker.admits(now):
+            wait = seconds(self.breaker.wait(now))
             raise StoreUnavailable(f"the store has failed repeatedly; it will be tried again in {wait:.1f} s")
-        try:
-            with self._patience.limit():
-                result = await call(*args, **kwargs)
-        except TimeoutError as error:
-            late = StoreUnavailable(f"no answer from the store within {self.deadline} s")
-            self._failed(late)
-            raise late from error
-        except StoreThrottled:
-            self._succeeded()
-            raise
-        except StoreUnavailable as error:
-            self._failed(error)
-            raise
-        except BaseException:
-            self.breaker.abandoned()
-            raise
-        self._succeeded()
-        return result
+        call = Call(self)
+        self._patience.watch(call)
+        return call
 
-    def _failed(self, error: StoreUnavailable) -> None:
-        if self.breaker.failed(self._clock.now()):
+    def settle(self, error: BaseException | None) -> None:
+        """A call has ended so."""
+        if error is None or isinstance(error, StoreThrottled):
+            if self.breaker.succeeded():
+                logger.warning("the store answers again")
+        elif not isinstance(error, StoreUnavailable):
+            self.breaker.abandoned()
+        elif self.breaker.failed(self._clock.now()):
             logger.warning("the store keeps failing, checks no longer wait for it: %s", error)
 
-    def _succeeded(self) -> None:
-        if self.breaker.succeeded():
-            logger.warning("the store answers again")
+
+class Call(Limited):
+    """A call under way. Made by `Guard.call`."""
+
+    __slots__ = ("_guard",)
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__()
+        self._guard = guard
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """See `Guard`."""
+        try:
+            super().__exit__(kind, error, trace)
+        except TimeoutError:
+            late = StoreUnavailable(f"no answer from the store within {self._guard.deadline} s")
+            self._guard.settle(late)
+            raise late from error
+        self._guard.settle(error)

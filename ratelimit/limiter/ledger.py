@@ -51,18 +51,28 @@ class Ledger:
 
         It may be up to `denial_cache` late in seeing what another process gave back; it never admits.
         """
-        belief = self._beliefs.of(key)
-        if not self._is_fresh(belief, now) or planner.fits(now, cost, belief.record):
+        belief = self._beliefs.get(key)
+        if belief is None or not self._is_fresh(belief, now) or planner.fits(now, cost, belief.record):
             return None
         return decide(planner, now, cost, belief.record)
+
+    async def spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
+        """Spend `cost` if it fits: one round trip, and at most one more where the belief was stale."""
+        belief = self._beliefs.of(key)
+        for _ in range(_ATTEMPTS):
+            if await self._write(planner, key, now, cost, belief):
+                return _admit(planner, now, cost, belief.record)
+            if not planner.fits(now, cost, belief.record):
+                return decide(planner, now, cost, belief.record)
+        raise _changing(key)
 
     async def spend(
         self, planner: Planner, key: Key, now: int, costs: Sequence[int], advance: Advance | None = None
     ) -> list[Decision]:
         """Spend each of `costs` that fits, in this order: all of them as one conditional write of their sum.
 
-        One round trip, and at most one more where the belief was stale or not all of them fit. With an `advance`, units
-        that are held already pay first, and some more are taken ahead; `advance.held` is then what is left to hold.
+        Round trips as in `spend_one`, and one more where not all of them fit. With an `advance`, units that are held
+        already pay first, and some more are taken ahead; `advance.held` is then what is left to hold.
         """
         belief = self._beliefs.of(key)
         advance = advance or Advance()
@@ -74,17 +84,9 @@ class Ledger:
             else:  # what is held is not topped up, or a key that is always asked for would always be written
                 advance.held -= total
                 return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
-            write = planner.spend(now, amount, belief)
-            if write is not None:
-                outcome = await self.store.apply(key, write, now=now)
-                if outcome.applied:
-                    advance.held += amount - total
-                    await self._learn(key, belief, write, outcome.record, now)
-                    self._announce(planner, key, now, amount, belief.record)
-                    return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
-                belief.refuse(outcome.record, now)
-            elif not self._is_fresh(belief, now):
-                belief.refuse(await self.store.read(key), now)
+            if await self._write(planner, key, now, amount, belief):
+                advance.held += amount - total
+                return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
             fitting = _fitting(planner, now, costs, belief.record, held=advance.held)
             total = sum(fitting)
             if not total:
@@ -150,6 +152,25 @@ class Ledger:
         refusal = decide(planner, now, cost, self._beliefs.of(key).record)
         return msgspec.structs.replace(refusal, quotas=(), reason="inactive") if planner.inactive else refusal
 
+    async def _write(self, planner: Planner, key: Key, now: int, amount: int, belief: Belief) -> bool:
+        """Whether `amount` was spent. Where it was not, the belief is now the truth that speaks against it, or that
+        makes it worth another attempt."""
+        write = planner.spend(now, amount, belief)
+        if write is None:
+            if not self._is_fresh(belief, now):
+                belief.refuse(await self.store.read(key), now)
+            return False
+        outcome = await self.store.apply(key, write, now=now)
+        if not outcome.applied:
+            belief.refuse(outcome.record, now)
+            return False
+        if write.whole or belief.stale:
+            await self._learn(key, belief, write, outcome.record, now)
+        else:
+            belief.record.update(outcome.record)
+        self._announce(planner, key, now, amount, belief.record)
+        return True
+
     def _announce(self, planner: Planner, key: Key, now: int, amount: int, record: Record) -> None:
         if planner.policy.alert_at:
             self._alerts.spent(planner, key, now, amount, planner.states(now, amount, record))
@@ -165,8 +186,7 @@ class Ledger:
         """
         if not write.whole:
             belief.record.update(record)
-            if belief.stale:
-                belief.dropped(write, now)
+            belief.dropped(write, now)
             return
         belief.know(record, now)
         if len(fields := belief.stale) >= _WORTH_CLEANING:

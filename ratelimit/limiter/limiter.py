@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
-from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,8 @@ from ratelimit.limiter.leases import Leases
 from ratelimit.limiter.ledger import Advance, Ledger
 from ratelimit.limiter.planner import Planner
 from ratelimit.limiter.planners import Planners
+from ratelimit.limiter.standby import Answer, Standby
+from ratelimit.limiter.stats import LimiterStats
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
@@ -32,11 +34,9 @@ from ratelimit.store.memory import MemoryStore
 DEFAULT_DEADLINE: Final = 0.25
 DEFAULT_DENIAL_CACHE: Final = 1.0
 DEFAULT_MAX_BELIEFS: Final = 10_000
-# Seconds after which a client may ask again when the store failed just now and nothing says when it will be back.
-_RETRY_UNAVAILABLE: Final = 1.0
 
-Run: TypeAlias = Callable[..., Awaitable[Any]]
-Answer: TypeAlias = Callable[[Planner, Key, int, int], Awaitable[Decision]]
+Observer: TypeAlias = Callable[[Decision, float], None]
+"""Told of each decision of a check, and of the seconds it took."""
 
 
 class Limiter:
@@ -72,16 +72,23 @@ class Limiter:
             raise ConfigError("max_beliefs", f"must be at least 1, not {max_beliefs!r}")
         self.store = store
         self.clock: Clock = clock or SystemClock()
+        self.directory = directory
+        self.observer: Observer | None = None
+        """What metrics and traces hang on; called in the middle of a check, it has to be quick and must not raise."""
+        self.stats = LimiterStats()
         self.breaker = Breaker()
         remembered = round(denial_cache * SECOND)
         self._alerts = Alerts(on_alert)
         self._ledger = Ledger(store, max_beliefs, remembered, self._alerts)
-        self._local = Ledger(MemoryStore(), max_beliefs, remembered, Alerts(None))
+        self._standby = Standby(Ledger(MemoryStore(), max_beliefs, remembered, Alerts(None)), self.breaker)
         self.background = Background()
         self._is_embedded = isinstance(store, MemoryStore)
-        self._run: Run = _directly if self._is_embedded else Guard(self.clock, deadline, self.breaker).run
+        # The embedded store answers at once and cannot fail: there is nothing to guard, and nothing to coalesce.
+        guard = Guard(self.clock, deadline, self.breaker)
+        self._call: Callable[[], AbstractContextManager[object]] = nullcontext if self._is_embedded else guard.call
         self._leases = Leases(self._ledger, self._take, self._give_back, self.background)
-        self._coalescer = Coalescer(self._take_or_lease, self.clock, deadline)
+        self._coalescer = Coalescer(self._spend_one, self._spend_many, self.clock, deadline)
+        self._spend: Answer = self._ledger.spend_one if self._is_embedded else self._coalescer.spend
         self._planners = Planners(policies, directory)
 
     @property
@@ -124,24 +131,22 @@ class Limiter:
         `UnknownAction`, `InvalidUser`, `InvalidAction`, `InvalidCost`, `InvalidQuota`; never for a store that fails.
         """
         key = Key.of(user, action)
-        planner = await self._planners.of(key, quotas, algorithm)
+        planner = self._planners.named.get(action) if quotas is None and algorithm is None else None
+        if planner is None:
+            planner = await self._planners.of(key, quotas, algorithm)
         _check_cost(cost)
         now = self.clock.now()
-        if planner.most is not None and cost > planner.most:
-            return _in_mode(planner, self._ledger.too_large(planner, key, now, cost))
-        if planner.most is None and not (self._is_embedded or self.background.is_full):
-            counting = self._coalescer.spend(planner, key, now, cost)
-            self.background.start(counting, units=cost, or_else="uncounted")
-            return Decision(allowed=True, policy=planner.policy.name, cost=cost, quotas=(), at=now)
-        if (granted := self._leases.grant(planner, key, now, cost)) is not None:
-            return granted
-        decision = self._ledger.known_refusal(planner, key, now, cost)
+        decision = self._at_once(planner, key, now, cost)
         if decision is None:
             try:
                 decision = await self._spend(planner, key, now, cost)
             except StoreUnavailable:
-                decision = await self._without_store(partial(_spend_one, self._local), planner, key, now, cost)
-        return decision if decision.allowed else _in_mode(planner, decision)
+                decision = await self._standby.check(planner, key, now, cost)
+        if not decision.allowed:
+            decision = _in_mode(planner, decision)
+        if self.observer is not None:
+            self.observer(decision, seconds(max(0, self.clock.now() - now)))
+        return decision
 
     async def peek(
         self,
@@ -158,9 +163,10 @@ class Limiter:
         _check_cost(cost)
         now = self.clock.now()
         try:
-            decision = await self._run(self._ledger.peek, planner, key, now, cost)
+            with self._call():
+                decision = await self._ledger.peek(planner, key, now, cost)
         except StoreUnavailable:
-            decision = await self._without_store(self._local.peek, planner, key, now, cost)
+            decision = await self._standby.peek(planner, key, now, cost)
         return decision if decision.allowed else _in_mode(planner, decision)
 
     async def charge(
@@ -181,9 +187,10 @@ class Limiter:
         _check_cost(cost)
         now = self.clock.now()
         try:
-            decision: Decision = await self._run(self._ledger.charge, planner, key, now, cost)
+            with self._call():
+                decision = await self._ledger.charge(planner, key, now, cost)
         except StoreUnavailable:
-            decision = await self._without_store(self._local.charge, planner, key, now, cost)
+            decision = await self._standby.charge(planner, key, now, cost)
         return decision if decision.allowed else msgspec.structs.replace(decision, allowed=True, retry_after=0.0)
 
     async def refund(
@@ -204,12 +211,14 @@ class Limiter:
         planner = await self._planners.of(key, quotas, algorithm)
         _check_cost(cost)
         now = self.clock.now()
-        await self._run(self._ledger.refund, planner, key, now, cost, at=now if at is None else at)
+        with self._call():
+            await self._ledger.refund(planner, key, now, cost, at=now if at is None else at)
 
     async def reset(self, user: str, action: str) -> None:
         """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`."""
         key = Key.of(user, action)
-        await self._run(self._ledger.reset, key, self.clock.now())
+        with self._call():
+            await self._ledger.reset(key, self.clock.now())
 
     async def totals(
         self,
@@ -227,7 +236,9 @@ class Limiter:
         await self.background.finish()
         found: dict[str, dict[date, int]] = {}
         for action in self.policies if actions is None else actions:
-            record = await self._run(self._ledger.record, Key.of(user, action))
+            key = Key.of(user, action)
+            with self._call():
+                record = await self._ledger.record(key)
             found[action] = {
                 day: used
                 for day, used in days_of(record).items()
@@ -235,60 +246,48 @@ class Limiter:
             }
         return found
 
-    async def _spend(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
-        """The embedded store answers before anybody else can ask: there is nothing to coalesce."""
-        if self._is_embedded:
-            return await _spend_one(self._ledger, planner, key, now, cost)
-        return await self._coalescer.spend(planner, key, now, cost)
+    def _at_once(self, planner: Planner, key: Key, now: int, cost: int) -> Decision | None:
+        """The decision that does not have to wait for the store, if there is one."""
+        if planner.most is None:
+            return self._count_behind(planner, key, now, cost)
+        if cost > planner.most:
+            return self._ledger.too_large(planner, key, now, cost)
+        if planner.policy.lease is not None and (granted := self._leases.grant(planner, key, now, cost)) is not None:
+            self.stats.leased += 1
+            return granted
+        refusal = self._ledger.known_refusal(planner, key, now, cost)
+        if refusal is not None:
+            self.stats.denials_cached += 1
+        return refusal
 
-    async def _take_or_lease(self, planner: Planner, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
-        if planner.policy.lease is None:
-            return await self._take(planner, key, now, costs)
-        return await self._leases.spend(planner, key, now, costs)
+    def _count_behind(self, planner: Planner, key: Key, now: int, cost: int) -> Decision | None:
+        """Where there is no limit the answer is known, and is counted behind it."""
+        if self._is_embedded or self.background.is_full:
+            return None
+        self.background.start(self._spend(planner, key, now, cost), units=cost, or_else="uncounted")
+        return Decision(allowed=True, policy=planner.policy.name, cost=cost, quotas=(), at=now)
+
+    async def _spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
+        if planner.policy.lease is not None:
+            return (await self._leases.spend(planner, key, now, (cost,)))[0]
+        with self._call():
+            return await self._ledger.spend_one(planner, key, now, cost)
+
+    async def _spend_many(self, planner: Planner, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
+        self.stats.coalesced += len(costs)
+        if planner.policy.lease is not None:
+            return await self._leases.spend(planner, key, now, costs)
+        return await self._take(planner, key, now, costs)
 
     async def _take(
         self, planner: Planner, key: Key, now: int, costs: Sequence[int], advance: Advance | None = None
     ) -> list[Decision]:
-        decisions: list[Decision] = await self._run(self._ledger.spend, planner, key, now, costs, advance)
-        return decisions
+        with self._call():
+            return await self._ledger.spend(planner, key, now, costs, advance)
 
     async def _give_back(self, planner: Planner, key: Key, units: int, at: int) -> None:
-        await self._run(self._ledger.refund, planner, key, self.clock.now(), units, at=at)
-
-    async def _without_store(
-        self, locally: Answer, planner: Planner, key: Key, now: int, cost: int
-    ) -> Decision:
-        """The policy's answer while the store gives none. Where there is no limit there is nothing to refuse."""
-        policy = planner.policy
-        if policy.on_unavailable == "local" and policy.quotas:
-            decision = await locally(planner, key, now, cost)
-            return msgspec.structs.replace(decision, reason="unavailable") if decision.allowed else decision
-        if policy.on_unavailable == "deny" and policy.quotas:
-            wait = seconds(self.breaker.wait(now)) or _RETRY_UNAVAILABLE
-            return _unasked(policy, now, cost, allowed=False, retry_after=wait)
-        return _unasked(policy, now, cost, allowed=True, retry_after=0.0)
-
-
-async def _spend_one(ledger: Ledger, planner: Planner, key: Key, now: int, cost: int) -> Decision:
-    return (await ledger.spend(planner, key, now, (cost,)))[0]
-
-
-async def _directly(call: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
-    """For the embedded store, which answers at once and cannot fail: a deadline would only cost."""
-    return await call(*args, **kwargs)
-
-
-def _unasked(policy: Policy, now: int, cost: int, *, allowed: bool, retry_after: float) -> Decision:
-    """A decision taken without the store."""
-    return Decision(
-        allowed=allowed,
-        policy=policy.name,
-        cost=cost,
-        quotas=(),
-        retry_after=retry_after,
-        reason="unavailable",
-        at=now,
-    )
+        with self._call():
+            await self._ledger.refund(planner, key, self.clock.now(), units, at=at)
 
 
 def _in_mode(planner: Planner, refusal: Decision) -> Decision:

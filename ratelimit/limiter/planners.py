@@ -23,6 +23,8 @@ class Planners:
         self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
         self._directory = directory
         self._named = {name: Planner(policy) for name, policy in self.policies.items()}
+        self.named: Mapping[str, Planner] = self._named if directory is None else {}
+        """The planners that hold for everybody, by action; none where each user may have quotas of their own."""
         self._made: dict[tuple[object, ...], Planner] = {}
 
     async def of(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> Planner:

@@ -37,6 +37,15 @@ class Wallet:
         self._refreshing: asyncio.Task[None] | None = None
         self._not_before = 0.0
 
+    @property
+    def at_hand(self) -> Secrets | None:
+        """The credentials to sign with now, where that can be told without asking botocore: static ones."""
+        secrets, now = self._secrets, self._credentials
+        if self._refreshable or secrets is None:
+            return None
+        same = now.secret_key == secrets.secret_key and now.access_key == secrets.access_key
+        return secrets if same and (now.token or None) == secrets.token else None
+
     async def secrets(self) -> Secrets:
         """The credentials to sign with now. Raises `Unsignable`, or what botocore raises where it finds none."""
         if self._credentials is None:

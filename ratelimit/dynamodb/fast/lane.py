@@ -92,7 +92,7 @@ class FastLane:
         await self.pool.close()
 
     async def _send(self, body: bytes, skew: int) -> Response:
-        secrets = await self._wallet.secrets()
+        secrets = self._wallet.at_hand or await self._wallet.secrets()
         wire = self.pool.take() or await self.pool.wait()
         request = self._signer.request(body, secrets, self._clock.now() // SECOND + skew)
         now = self._time()

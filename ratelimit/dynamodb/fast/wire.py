@@ -23,6 +23,7 @@ Ending: TypeAlias = Literal["closed", "timeout", "cancelled", "too_large", "garb
 """Why a connection ended: counted in `Stats.dropped`."""
 
 _INFORMATIONAL: Final = 200
+_LENGTHS: Final = frozenset(map(len, ("date", "x-amz-crc32", "content-encoding")))
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
@@ -110,6 +111,8 @@ class Wire(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See `httptools`."""
+        if len(name) not in _LENGTHS:
+            return
         match name.lower():
             case b"date":
                 self._date = value

@@ -1,0 +1,38 @@
+"""`Routes`: which gates a request has to pass; remembered for the paths of late, since patterns have to be scanned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from starlette.types import Scope
+
+from ratelimit.http.gate import Gate
+from ratelimit.http.match import app_method, app_path
+
+_KEPT: Final = 1024
+_LONGEST: Final = 256
+"""Characters of a path worth remembering: with `_KEPT`, a bound on memory."""
+
+
+class Routes:
+    """The gates with a `match`, in the limiter's order."""
+
+    __slots__ = ("_gates", "_known")
+
+    def __init__(self, gates: Sequence[Gate]) -> None:
+        self._gates = tuple(gate for gate in gates if gate.match)
+        self._known: dict[tuple[str, str, str], tuple[Gate, ...]] = {}
+
+    def gates(self, scope: Scope) -> tuple[Gate, ...]:
+        """Those that a request has to pass."""
+        request = (app_method(scope), scope["path"], scope.get("root_path", ""))
+        found = self._known.get(request)
+        if found is None:
+            path = app_path(scope)
+            found = tuple(gate for gate in self._gates if gate.match.matches(request[0], path))
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            if len(path) <= _LONGEST:
+                self._known[request] = found
+        return found
