@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from ratelimit.dynamodb.client import Connection
 from ratelimit.dynamodb.event_items import event_item, event_of, id_item, id_key, noted_position
 from ratelimit.dynamodb.faults import AnswerLost, code_of, explained
+from ratelimit.dynamodb.lane import Lane, units
 from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import (
     PK,
@@ -43,9 +44,15 @@ class DynamoDBEventStore:
     """
 
     def __init__(
-        self, connection: Callable[[], Awaitable[Connection]], settings: Settings, stats: Stats, retries: Retries
+        self,
+        connection: Callable[[], Awaitable[Connection]],
+        lane: Callable[[], Awaitable[Lane]],
+        settings: Settings,
+        stats: Stats,
+        retries: Retries,
     ) -> None:
         self._connection = connection
+        self._lane = lane
         self._stats = stats
         self._retries = retries
         self._table = settings.table
@@ -194,10 +201,9 @@ class DynamoDBEventStore:
 
     async def _write_batch(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The requests that were not processed."""
-        answer = await self._call("batch_write_item", RequestItems={self._table: requests})
-        if "UnprocessedItems" not in answer:
-            raise AnswerLost(f"table {self._table!r} answered a batch without saying what was not processed")
-        return list(answer["UnprocessedItems"].get(self._table, ()))
+        answer = await (await self._lane()).write_batch(requests)
+        self._stats.write_units += answer.write_units
+        return list(answer.left)
 
     async def _call(self, operation: str, **request: Any) -> dict[str, Any]:
         connection = await self._connection()
@@ -213,12 +219,10 @@ class DynamoDBEventStore:
         return answer
 
     def _count_units(self, operation: str, answer: Mapping[str, Any]) -> None:
-        consumed = answer.get("ConsumedCapacity") or ()
-        units = sum(part.get("CapacityUnits", 0.0) for part in ([consumed] if isinstance(consumed, dict) else consumed))
         if operation in ("query", "get_item"):
-            self._stats.read_units += units
+            self._stats.read_units += units(answer)
         else:
-            self._stats.write_units += units
+            self._stats.write_units += units(answer)
 
     def _event(self, user: str, item: Item) -> UsageEvent | None:
         try:

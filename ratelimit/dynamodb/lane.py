@@ -1,8 +1,11 @@
-"""The way a check goes out: one `UpdateItem`, one answer. The seam between the store and its two lanes."""
+"""The way of what is written all the time: a check's `UpdateItem`, the usage log's `BatchWriteItem`.
+
+The seam between the stores and the two lanes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -29,11 +32,23 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     """Consumed capacity, where it was asked for; DynamoDB does not say it for a failed condition."""
 
 
+class Written(msgspec.Struct, frozen=True, gc=False):
+    """What a `BatchWriteItem` came to."""
+
+    left: Sequence[dict[str, Any]]
+    """The requests that were not processed."""
+    write_units: float = 0.0
+
+
 class Lane(Protocol):
-    """Sends one `UpdateItem`, once. Raises what `faults` lists, so that the type says whether it may be sent again."""
+    """Sends one request, once. Raises what `faults` lists, so that the type says whether it may be sent again."""
 
     async def apply(self, key: Key, write: Write) -> Answer:
         """The write, on this key's item."""
+        ...
+
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Written:
+        """Up to 25 put or delete requests in wire form, on as many different items."""
         ...
 
     async def close(self) -> None:
@@ -44,12 +59,14 @@ class Lane(Protocol):
 class BotoLane:
     """The lane that can do everything: aiobotocore's client."""
 
-    __slots__ = ("_client", "_constant", "_expressions", "_place")
+    __slots__ = ("_capacity", "_client", "_constant", "_expressions", "_place", "_table")
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._client = connection.client
         self._place = connection.place
+        self._table = settings.table
         self._constant = constant(settings)
+        self._capacity = {name: value for name, value in self._constant.items() if name != "TableName"}
         self._expressions = Expressions()
 
     async def apply(self, key: Key, write: Write) -> Answer:
@@ -65,6 +82,15 @@ class BotoLane:
         if "Attributes" not in answer:
             raise AnswerLost(f"{self._place} gave an answer without attributes")
         return Answer(applied=True, item=answer["Attributes"], write_units=units(answer))
+
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Written:
+        """See `Lane.write_batch`."""
+        with explained(self._place):
+            answer = await self._client.batch_write_item(RequestItems={self._table: requests}, **self._capacity)
+        if "UnprocessedItems" not in answer:
+            raise AnswerLost(f"{self._place} answered a batch without saying what was not processed")
+        consumed = sum(part.get("CapacityUnits", 0.0) for part in answer.get("ConsumedCapacity") or ())
+        return Written(answer["UnprocessedItems"].get(self._table, ()), consumed)
 
     async def close(self) -> None:
         """Nothing of its own: the connection is the store's."""

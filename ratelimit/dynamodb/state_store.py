@@ -46,7 +46,7 @@ class DynamoDBStore:
         self.stats = Stats()
         self._retries = Retries(self.settings.attempts, self.stats, sleep=sleep, random=random)
         self._constant = constant(self.settings)
-        self.events = DynamoDBEventStore(self._connection, self.settings, self.stats, self._retries)
+        self.events = DynamoDBEventStore(self._connection, self._lane, self.settings, self.stats, self._retries)
         self.directory = DynamoDBDirectoryStore(self._connection, self.settings, self.stats, self._retries)
         self.scans = DynamoDBScans(self._connection, self.settings, self.stats, self._retries)
         self._opened: _Opened | None = None
@@ -125,6 +125,9 @@ class DynamoDBStore:
 
     async def _connection(self) -> Connection:
         return (self._opened or await self._ready()).connection
+
+    async def _lane(self) -> Lane:
+        return (self._opened or await self._ready()).lane
 
     async def _ready(self) -> _Opened:
         """Opening is one task however many ask for it, and it goes on where one of them gives up waiting."""

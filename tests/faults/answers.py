@@ -31,7 +31,16 @@ class TinyTable:
                 return {} if item is None else {"Item": {**body["Key"], **item}}
             case "DeleteItem":
                 self.items.pop(_key(body), None)
+            case "BatchWriteItem":
+                return self._batch(body)
         return {}
+
+    def _batch(self, body: Json) -> Json:
+        for requests in body["RequestItems"].values():
+            for request in requests:
+                item = dict(request["PutRequest"]["Item"])
+                self.items[item.pop("PK")["S"], item.pop("SK")["S"]] = item
+        return {"UnprocessedItems": {}}
 
     def _update(self, body: Json) -> Json:
         item = self.items.setdefault(_key(body), {})

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 
 from ratelimit.dynamodb.fast.wire import Response
 from ratelimit.dynamodb.faults import UnusableAnswer
-from ratelimit.dynamodb.lane import Answer
+from ratelimit.dynamodb.lane import Answer, Written
 from ratelimit.dynamodb.schema import Item
 
 _NOTHING: Final[Item] = {}
@@ -31,6 +31,12 @@ class _Refused(msgspec.Struct):
     Item: dict[str, dict[str, Any]] | None = None
 
 
+class _Batch(msgspec.Struct):
+    UnprocessedItems: dict[str, list[dict[str, Any]]]
+    ConsumedCapacity: list[_Capacity] = []
+
+
+_read_batch = msgspec.json.Decoder(_Batch).decode
 _read_applied = msgspec.json.Decoder(_Applied).decode
 _read_refused = msgspec.json.Decoder(_Refused).decode
 
@@ -49,7 +55,17 @@ def applied(response: Response) -> Answer:
     )
 
 
-def refused(response: Response) -> Answer | ClientError:
+def written(response: Response) -> Written:
+    """What a batch left. Raises `UnusableAnswer`."""
+    try:
+        answer = _read_batch(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnusableAnswer("a batch without what was not processed") from None
+    left = [request for requests in answer.UnprocessedItems.values() for request in requests]
+    return Written(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
+
+
+def refused(response: Response, operation: str) -> Answer | ClientError:
     """The answer where a condition failed, else the error as botocore would have raised it. Raises `UnusableAnswer`."""
     try:
         answer = _read_refused(response.body)
@@ -63,4 +79,4 @@ def refused(response: Response) -> Answer | ClientError:
         return Answer(applied=False, item=_NOTHING if answer.Item is None else answer.Item)
     error = {"Code": code or str(response.status), "Message": answer.message or answer.Message or ""}
     details: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": response.status}}
-    return ClientError(details, "UpdateItem")
+    return ClientError(details, operation)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from ratelimit.dynamodb.client import Connection
 from ratelimit.dynamodb.fast.lane import FastLane
 from ratelimit.dynamodb.fast.route import NotHere, find_route
 from ratelimit.dynamodb.faults import explained
-from ratelimit.dynamodb.lane import Answer, BotoLane, Lane
+from ratelimit.dynamodb.lane import Answer, BotoLane, Lane, Written
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
 from ratelimit.names import Key
@@ -54,6 +55,11 @@ class SlowLane:
         """See `Lane.apply`."""
         self._stats.fall_back(self.reason)
         return await self._lane.apply(key, write)
+
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Written:
+        """See `Lane.write_batch`."""
+        self._stats.fall_back(self.reason)
+        return await self._lane.write_batch(requests)
 
     async def close(self) -> None:
         """See `Lane.close`."""
