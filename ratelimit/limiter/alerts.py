@@ -21,6 +21,7 @@ from ratelimit.names import Key
 from ratelimit.quota import Quota
 
 MAX_WAITING: Final = 1000
+_FINISH_S: Final = 10.0
 
 logger = logging.getLogger("ratelimit")
 
@@ -59,9 +60,16 @@ class Alerts:
                     self._raise(Alert(key.user, key.action, threshold, state.quota, state.used, now))
 
     async def finish(self) -> None:
-        """Returns when every hook has."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Returns when every hook has, or after 10 s; those still at it then are cancelled, and count as dropped."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(set(self._tasks), timeout=_FINISH_S)
+        if late:
+            self.dropped += len(late)
+            logger.warning("%d alerts were still being handled at the end; they are dropped", len(late))
+            for task in late:
+                task.cancel()
+            await asyncio.wait(late)
 
     def _raise(self, alert: Alert) -> None:
         if len(self._tasks) >= MAX_WAITING:

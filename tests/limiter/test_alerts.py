@@ -62,6 +62,22 @@ async def test_a_slow_hook_is_not_waited_for() -> None:
     await one.close()
 
 
+async def test_a_hook_that_never_ends_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ratelimit.limiter.alerts._FINISH_S", 0.01)
+    cancelled = asyncio.Event()
+
+    async def hook(alert: Alert) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    one = Limiter(MemoryStore(), [POLICY], clock=FakeClock(), on_alert=hook)
+    await one.check("alice", "hint", cost=9)
+    await one.close()
+    assert cancelled.is_set()
+
+
 @pytest.mark.parametrize("alert_at", [0.8, "0.8", [0], [-1], ["much"], [True]])
 def test_thresholds_are_parts_of_the_limit(alert_at: Any) -> None:
     with pytest.raises(ConfigError, match="alert_at"):
