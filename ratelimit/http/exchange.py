@@ -90,7 +90,8 @@ class Exchange:
         if self._held is not None:
             await self._release(self._held)
         self._settle()
-        await self._record()
+        if self._site.recorder is not None:
+            await self._record()
 
     def _start(self, message: Message) -> Message:
         """The status is known now, and with it what counts."""

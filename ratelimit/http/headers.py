@@ -66,14 +66,18 @@ class HeaderWriter:
         return headers
 
     def _draft_fields(self, decisions: Sequence[Decision]) -> Headers:
-        policies, limits = [], []
-        for decision in decisions:
-            prepared = self._prepared_for(decision)
-            policies.append(prepared.policy)
-            number = _tightest(decision)
-            state = decision.quotas[number]
-            limits.append(b"%b%d;t=%d" % (prepared.limits[number], state.remaining, _whole(_span(state))))
-        return [(b"ratelimit-policy", b", ".join(policies)), (b"ratelimit", b", ".join(limits))]
+        policy, limit = self._draft_items(decisions[0])
+        for decision in decisions[1:]:
+            another, another_limit = self._draft_items(decision)
+            policy += b", " + another
+            limit += b", " + another_limit
+        return [(b"ratelimit-policy", policy), (b"ratelimit", limit)]
+
+    def _draft_items(self, decision: Decision) -> tuple[bytes, bytes]:
+        prepared = self._prepared_for(decision)
+        number = _tightest(decision)
+        state = decision.quotas[number]
+        return prepared.policy, b"%b%d;t=%d" % (prepared.limits[number], state.remaining, _whole(_span(state)))
 
     def _prepared_for(self, decision: Decision) -> _Prepared:
         prepared = self._prepared.get(decision.policy)

@@ -60,6 +60,7 @@ class RateLimitMiddleware:
         self.refunds = Refunds()
         surface = Surface(user_from=user_from, trusted_proxies=trusted_proxies, headers=headers, exempt=exempt)
         self._surface = surface
+        self._exemption = surface.exempt if surface.exempt else None
         self._routes = Routes([surface.gate(limiter, action) for action in limiter.policies])
         recorder = None if usage is None else Recorder(usage)
         self._site = Site(surface, self.refunds, limiter.clock, recorder)
@@ -79,7 +80,7 @@ class RateLimitMiddleware:
         surface = self._surface
         outer = RateLimitState.of(scope)
         receipts = Receipts() if outer is None else outer.receipts
-        exempt = bool(surface.exempt) and await surface.exempt.covers(HTTPConnection(scope))
+        exempt = self._exemption is not None and await self._exemption.covers(HTTPConnection(scope))
         scope[SCOPE_KEY] = RateLimitState(self.limiter, surface, receipts, exempt=exempt)
         exchange = Exchange(self._site, scope, send, receipts)
         try:
