@@ -2,79 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
-from asyncio import IncompleteReadError, StreamReader, StreamWriter
+from asyncio import StreamWriter
 from collections import Counter
 from typing import Any, Final, Self
 
 import aiohttp
 
+from tests.faults.listening import Listening, Received
+
 _WRITES: Final = ("BatchWriteItem", "PutItem")
 _PREFIX: Final = "com.amazonaws.dynamodb.v20120810#"
 
 
-class FlakyProxy:
+class FlakyProxy(Listening):
     """`async with FlakyProxy(engine.endpoint, share=0.1, seed=1) as proxy:` listens on `proxy.endpoint`."""
 
     def __init__(self, engine: str, *, share: float, seed: int) -> None:
+        super().__init__()
         self._engine = engine
         self._share = share
         self._random = random.Random(seed)
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[Any]] = set()
-        self._port = 0
         self.answered: Counter[str] = Counter()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    async def listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, limit=2**20)
-        self._port = self._server.sockets[0].getsockname()[1]
-
-    async def go_down(self) -> None:
-        """Refuse connections, and drop those that are open, answered or not."""
-        assert self._server is not None
-        self._server.close()
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession()
-        await self.listen()
-        return self
+        return await super().__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
-        await self.go_down()
+        await super().__aexit__()
         await self._session.close()
 
-    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            while await self._exchange(reader, writer):
-                pass
-        except (IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            self._connections.discard(task)
-            writer.close()
-
-    async def _exchange(self, reader: StreamReader, writer: StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-        operation = headers["x-amz-target"].partition(".")[2]
+    async def answer(self, request: Received, writer: StreamWriter) -> bool:
+        """See `Listening`."""
         kind = "well"
-        if operation in _WRITES and self._random.random() < self._share:
+        if request.operation in _WRITES and self._random.random() < self._share:
             kind = self._random.choice(["throttled", "unprocessed", "failed", "lost", "hung up"])
         self.answered[kind] += 1
-        status, answer = await self._answer(kind, operation, headers, body)
+        status, answer = await self._answer(kind, request.operation, request.headers, request.body)
         if kind == "hung up":
             return False
         writer.write(f"HTTP/1.1 {status} -\r\nContent-Length: {len(answer)}\r\n\r\n".encode() + answer)

@@ -76,7 +76,7 @@ async def test_from_several_processes_through_an_engine_that_fails_and_is_down_f
                     assert child.stdout is not None
                     assert await child.stdout.readline() == b"ready\n"
                 outputs = [asyncio.create_task(child.communicate()) for child in children]
-                await proxy.go_down()
+                await proxy.refuse()
                 await asyncio.sleep(DOWN_SECONDS)
                 await proxy.listen()
                 accepted = [set((await output)[0].decode().split()) for output in outputs]
