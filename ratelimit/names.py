@@ -15,6 +15,10 @@ MAX_ACTION_BYTES: Final = 64
 _SHORT_USER: Final = MAX_USER_BYTES // 3
 _SHORT_ACTION: Final = MAX_ACTION_BYTES // 3
 
+HASH_PREFIX: Final = "h:"
+"""Of what stands for a user whose name is not to be stored: `h:` and the hash in base 32."""
+_HASH = re.compile(r"h:[a-z2-7]{26}")
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -42,6 +46,11 @@ def check_action(action: str) -> str:
     if type(action) is str and 0 < len(action) <= _SHORT_ACTION and action.isascii() and action.isprintable():
         return action
     return _check(action, "action", MAX_ACTION_BYTES, InvalidAction)
+
+
+def is_hash(user: str) -> bool:
+    """Whether it stands for a user whose name is not stored."""
+    return user.startswith(HASH_PREFIX) and _HASH.fullmatch(user) is not None
 
 
 def _check(text: str, what: str, most: int, error: type[RateLimitError]) -> str:

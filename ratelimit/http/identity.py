@@ -6,9 +6,9 @@
     "address"           the client's address (`ratelimit.http.addresses`)
     a function          of the `HTTPConnection`, sync or async, that returns a user, or None to ask the next source
 
-A value that cannot be a user, or that poses as an address (`ip:…`), does not count, and the next source is asked: so
-nobody spends an address's quota by a header, and nobody is unlimited. A function's value is the app's own and is not
-second-guessed: what cannot be a user raises `InvalidUser`.
+A value that cannot be a user, or that poses as an address (`ip:…`) or as the hash of a user (`h:…`), does not count,
+and the next source is asked: so nobody spends another's quota by a header, and nobody is unlimited. A function's value
+is the app's own and is not second-guessed: what cannot be a user raises `InvalidUser`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from starlette.types import Scope
 
 from ratelimit.errors import ConfigError, InvalidUser
 from ratelimit.http.addresses import PREFIX, Addresses
-from ratelimit.names import check_user
+from ratelimit.names import check_user, is_hash
 from ratelimit.policy import UserFrom
 
 DEFAULT_USER_FROM: Final[tuple[UserFrom, ...]] = ("user", "address")
@@ -135,7 +135,7 @@ def _authenticated(scope: Scope) -> str | None:
 
 
 def _usable(user: str) -> bool:
-    if user.startswith(PREFIX):
+    if user.startswith(PREFIX) or is_hash(user):
         return False
     try:
         check_user(user)

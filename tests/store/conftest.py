@@ -11,6 +11,7 @@ import pytest
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, Store
+from ratelimit.store.pseudonyms import PseudonymousStore
 from tests.engines import Engine
 
 TABLE = "store-suite"
@@ -19,10 +20,12 @@ TABLE = "store-suite"
 _ON_AN_ENGINE = [pytest.param(name, marks=pytest.mark.engine) for name in ("dynamodb-fast", "dynamodb-slow")]
 
 
-@pytest.fixture(params=["memory", *_ON_AN_ENGINE])
+@pytest.fixture(params=["memory", "pseudonymous", *_ON_AN_ENGINE])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     store: Store = MemoryStore()
-    if request.param != "memory":
+    if request.param == "pseudonymous":
+        store = PseudonymousStore(MemoryStore(), "a secret of the application")
+    elif request.param != "memory":
         store = dynamodb(request.getfixturevalue("engine"), fast=request.param == "dynamodb-fast")
     await store.open()
     yield store
