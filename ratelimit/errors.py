@@ -93,4 +93,8 @@ class TableMismatch(StoreMisconfigured):
 
 
 class AccessDenied(StoreMisconfigured):
-    """The credentials are missing, wrong, or lack a permission."""
+    """The credentials are missing, wrong, or lack a `permission` (an IAM action; None where that is not the reason)."""
+
+    def __init__(self, message: str, *, permission: str | None = None) -> None:
+        self.permission = permission
+        super().__init__(message)

@@ -7,18 +7,21 @@ from collections.abc import Callable, Generator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, TypedDict, TypeVar, Unpack
 from urllib.parse import parse_qsl, urlsplit
 
 from ratelimit.clock import Clock
 from ratelimit.config import Config, HeadersMode, Problems, SettingArgs, read_config
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
+from ratelimit.http.addresses import is_loopback
 from ratelimit.http.surface import Surface
+from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.policy import Exempt, UserFrom
-from ratelimit.store import MemoryStore, TableStore
+from ratelimit.store import MemoryStore, MirrorStore, Store, TableStore
+from ratelimit.store.pseudonyms import PseudonymousStore
 from ratelimit.usage import UsageLog
 from ratelimit.usage.options import Options
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from ratelimit.dynamodb import Settings
+    from ratelimit.dynamodb.stats import Stats
+    from ratelimit.http.api.idempotency import Replays
     from ratelimit.proxy.access import AccessFormat
     from ratelimit.proxy.settings import ProxySettings
 
@@ -80,6 +85,27 @@ def store_from_url(url: str) -> TableStore:
         raise error.under("store") from None
 
 
+def store_of(config: Config) -> TableStore:
+    """The configured store; with a mirror beside it, and with hashed users, where that is so. Not yet open.
+
+    Raises `ConfigError`.
+    """
+    store = _mirrored(config)
+    return store if config.user_hash_key is None else PseudonymousStore(store, config.user_hash_key)
+
+
+def _mirrored(config: Config) -> TableStore:
+    store = store_from_url(config.store)
+    if config.mirror == "off":
+        return store
+    if config.mirror == config.store:
+        raise ConfigError("mirror", "is the store itself; name another one, or 'off'")
+    try:
+        return MirrorStore(store, store_from_url(config.mirror))
+    except ConfigError as error:
+        raise ConfigError("mirror", error.problem) from None
+
+
 def table_settings(url: str) -> Settings:
     """The settings of a table from its store's URL. Raises `ConfigError`, also for a store that has no table."""
     from ratelimit.dynamodb import parse_url
@@ -96,29 +122,42 @@ def limiter_from(
     config: Config,
     *,
     store: TableStore | None = None,
+    directory: Directory | None = None,
     clock: Clock | None = None,
     on_alert: AlertHook | None = None,
 ) -> Limiter:
     """The limiter that a configuration describes; its store opens with it, or when first used. Raises `ConfigError`."""
-    store = store_from_url(config.store) if store is None else store
-    return Limiter(
+    store = store_of(config) if store is None else store
+    if directory is None and config.directory:
+        directory = Directory(store.directory, clock=clock)
+    limiter = Limiter(
         store,
         config.policies,
         clock=clock,
         deadline=config.deadline,
         denial_cache=config.denial_cache,
-        directory=Directory(store.directory, clock=clock) if config.directory else None,
+        directory=directory,
         on_alert=on_alert,
     )
+    limiter.observer = spans(limiter.clock)
+    return limiter
+
+
+L = TypeVar("L", bound=UsageLog)
 
 
 def usage_from(config: Config, limiter: Limiter, store: TableStore) -> UsageLog | None:
     """The usage log on the limiter's store; None where it is off."""
+    return usage_as(UsageLog, config, limiter, store)
+
+
+def usage_as(kind: type[L], config: Config, limiter: Limiter, store: TableStore) -> L | None:
+    """As `usage_from`, of a kind of one's own."""
     if config.usage == "off":
         return None
     durability, _, directory = config.usage.partition(":")
     options: Options = {"durability": "journal", "journal_dir": directory} if durability == "journal" else {}
-    return UsageLog(store, actions=limiter.policies, clock=limiter.clock, **options)
+    return kind(store, actions=limiter.policies, clock=limiter.clock, **options)
 
 
 class MiddlewareArgs(TypedDict):
@@ -145,14 +184,23 @@ def configure(
 
 
 def middleware_args(
-    config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None
+    config: Config,
+    *,
+    store: TableStore | None = None,
+    clock: Clock | None = None,
+    on_alert: AlertHook | None = None,
 ) -> MiddlewareArgs:
     """As `configure`, from a configuration that is loaded."""
-    store = store_from_url(config.store)
+    store = store_of(config) if store is None else store
     limiter = limiter_from(config, store=store, clock=clock, on_alert=on_alert)
+    return args_of(config, limiter, usage_from(config, limiter, store))
+
+
+def args_of(config: Config, limiter: Limiter, usage: UsageLog | None) -> MiddlewareArgs:
+    """As `middleware_args`, of a limiter and a usage log that are there."""
     return MiddlewareArgs(
         limiter=limiter,
-        usage=usage_from(config, limiter, store),
+        usage=usage,
         user_from=config.user_from,
         trusted_proxies=config.trusted_proxies,
         headers=config.headers,
@@ -161,27 +209,84 @@ def middleware_args(
 
 
 def proxy_app(
-    config: Config, upstream: str, settings: ProxySettings | None = None, *, access_log: AccessFormat = "off"
+    config: Config,
+    upstream: str,
+    settings: ProxySettings | None = None,
+    *,
+    access_log: AccessFormat = "off",
+    args: MiddlewareArgs | None = None,
 ) -> ASGIApp:
-    """The sidecar in front of an upstream, as an ASGI app. Raises `ConfigError`; needs the extra `sidecar`."""
+    """The sidecar in front of an upstream, as an ASGI app. Raises `ConfigError`; needs the extra `sidecar`.
+
+    `args` are the middleware's, where its parts are there already.
+    """
     # Imported here: an app that mounts the middleware need not have a proxy's dependencies.
     from ratelimit.http import RateLimitMiddleware
     from ratelimit.proxy import AccessLog, Front, Proxy
 
     proxy = Proxy(upstream, settings, trusted_proxies=config.trusted_proxies)
-    return AccessLog(Front(RateLimitMiddleware(proxy, **middleware_args(config))), access_log)
+    app = Front(RateLimitMiddleware(proxy, **(args or middleware_args(config))))
+    return AccessLog(app, access_log, client=config.user_hash_key is None)
 
 
-def decision_app(config: Config, *, token: str | None = None) -> ASGIApp:
+def decision_app(
+    config: Config,
+    *,
+    host: str | None = None,
+    store: TableStore | None = None,
+    args: MiddlewareArgs | None = None,
+    replays: Replays | None = None,
+) -> ASGIApp:
     """The decision endpoint for gateways (`/v1/authz`) and the native API beside it, as one ASGI app on one limiter.
 
-    `token` is asked of the API's callers; a gateway is known by where it stands. Raises `ConfigError`.
+    `host` is where it will listen, None for a unix socket. The configured token is asked of the API's callers; a
+    gateway is known by where it stands. `args` as in `proxy_app`, on this `store`, and `replays` as in
+    `Api`, are of an app before this one. Raises `ConfigError`.
     """
     from ratelimit.http.api import Api
     from ratelimit.http.authz import Authz
 
-    args = middleware_args(config)
-    return Authz(**args, fallback=Api(args["limiter"], usage=args["usage"], token=token))
+    check_api_token(config, host)
+    store = store_of(config) if store is None else store
+    args = args or middleware_args(config, store=store)
+    limiter = args["limiter"]
+    directory = limiter.directory if isinstance(limiter.directory, Directory) else None
+    api = Api(limiter, store, usage=args["usage"], directory=directory, token=config.api_token, replays=replays)
+    return Authz(**args, fallback=api)
+
+
+def check_api_token(config: Config, host: str | None) -> None:
+    """Whoever reaches the native API may reset quotas and change plans: beyond loopback it needs a token.
+
+    `host` as for `decision_app`. Raises `ConfigError`.
+    """
+    if config.api_token is None and host is not None and not is_loopback(host):
+        how = "set RATELIMIT_API_TOKEN to a secret of at least 16 characters, or listen on 127.0.0.1"
+        raise ConfigError("api_token", f"the native API would be open to all who reach {host}: {how}")
+
+
+def admin_address(config: Config) -> tuple[str, int] | None:
+    """The host and port to listen on; None where there is no admin listener. Raises `ConfigError`."""
+    if config.admin == "off":
+        return None
+    host, _, port = config.admin.rpartition(":")
+    if config.admin_token is None and not is_loopback(host):
+        how = "set RATELIMIT_ADMIN_TOKEN to a secret of at least 16 characters, or admin to '127.0.0.1:8081' or 'off'"
+        raise ConfigError("admin_token", f"metrics and reloads would be open to all who reach {host}: {how}")
+    return host.strip("[]"), int(port)
+
+
+def store_stats(store: Store) -> Stats | None:
+    """What a store has asked of DynamoDB; None where it asks nobody."""
+    if isinstance(store, PseudonymousStore):
+        return store_stats(store.inner)
+    if isinstance(store, MirrorStore):
+        return store_stats(store.primary)
+    if isinstance(store, MemoryStore):
+        return None
+    from ratelimit.dynamodb import DynamoDBStore
+
+    return store.stats if isinstance(store, DynamoDBStore) else None
 
 
 def load_checked(
@@ -189,7 +294,8 @@ def load_checked(
 ) -> Config:
     """As `load_config`, and every part has been asked whether it can work with it: store URLs, patterns, sources."""
     config, problems = read_config(path, env=env, **settings)
-    _try(problems, lambda: store_from_url(config.store))
+    _try(problems, lambda: store_of(config))
+    _try(problems, lambda: admin_address(config))
     _try(problems, lambda: Surface(user_from=config.user_from))
     _try(problems, lambda: Surface(trusted_proxies=config.trusted_proxies))
     _try(problems, lambda: Surface(exempt=config.exempt))

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
+from tests.deploy.recording import every_call_is_granted as every_call_is_granted
 from tests.engines import Choice, Engine, EngineError, choose, isolate, start
 
 _CHOICE = pytest.StashKey[Choice]()
@@ -60,6 +61,8 @@ def engine(pytestconfig: pytest.Config) -> Iterator[Engine]:
         with start(pytestconfig.stash[_CHOICE]) as running:
             pytestconfig.stash[_ENGINE] = running
             yield running
+            # What fails while the session ends finds no log any more.
+            del pytestconfig.stash[_ENGINE]
     except EngineError as error:
         pytest.fail(str(error), pytrace=False)
 

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import ratelimit
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 PUBLIC = "Limiter Policy Quota Decision MemoryStore RateLimitMiddleware open_store limited"
 
 
@@ -65,15 +63,6 @@ def test_development_dependencies_are_pinned() -> None:
     wanted = [line for line in lines if line and not line.startswith("#")]
     assert wanted
     assert [line for line in wanted if not re.fullmatch(r"[\w.-]+==[\w.!+]+", line)] == []
-
-
-def test_compose_pins_the_localstack_that_needs_no_token() -> None:
-    assert COMPOSE["services"]["localstack"]["image"] == "localstack/localstack:4.14.0"
-
-
-def test_compose_publishes_on_loopback_only() -> None:
-    ports = [port for service in COMPOSE["services"].values() for port in service["ports"]]
-    assert sorted(ports) == ["127.0.0.1:4566:4566", "127.0.0.1:8000:8000"]
 
 
 def _docstring(file: Path) -> bool:

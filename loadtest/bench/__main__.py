@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from loadtest.bench import app as app_bench
-from loadtest.bench import embedded, export, hotkey, outage, peers
+from loadtest.bench import embedded, export, hotkey, outage, peers, proxy_bodies, proxy_crowd
 from loadtest.bench import lane as lane_bench
+from loadtest.bench import proxy as proxy_bench
 from loadtest.bench.report import report, save, show
 from loadtest.bench.stub import stub_server
 
@@ -50,6 +51,9 @@ app.command("embedded")(embedded.command)
 app.command("hotkey")(hotkey.command)
 app.command("peers")(peers.command)
 app.command("app")(app_bench.command)
+app.command("proxy")(proxy_bench.command)
+app.command("proxy-bodies")(proxy_bodies.command)
+app.command("proxy-crowd")(proxy_crowd.command)
 app.command("outage")(outage.command)
 app.command("export")(export.command)
 
@@ -57,7 +61,7 @@ app.command("export")(export.command)
 @app.command("all")
 def every() -> None:
     """All of them, one after the other, as they come: some minutes."""
-    for name in ("lane", "embedded", "hotkey", "outage", "app", "peers"):
+    for name in ("lane", "embedded", "hotkey", "outage", "app", "proxy", "proxy-bodies", "proxy-crowd", "peers"):
         if done := subprocess.run([sys.executable, "-m", "loadtest.bench", name], check=False).returncode:
             raise typer.Exit(done)
 

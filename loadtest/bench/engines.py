@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from loadtest.engines import Choice, EngineError, start
+
 _READY_WITHIN = 10.0
 
 
@@ -19,11 +21,7 @@ class Absent(Exception):
 
 @contextmanager
 def engine(name: str) -> Iterator[str]:
-    """The endpoint of an engine that the test suite knows how to start. Raises `Absent`."""
-    try:
-        from tests.engines import Choice, EngineError, start
-    except ImportError as error:
-        raise Absent(f"{name} is started by the test suite, which is not here: {error}") from error
+    """The endpoint of an engine, started for this. Raises `Absent`."""
     exits = ExitStack()
     try:
         running = exits.enter_context(start(Choice(name)))

@@ -9,11 +9,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from loadtest.bench.worker import Contender
-from ratelimit.decision import Decision
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.planner import Planner
-from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore
 
@@ -27,8 +24,9 @@ _NEVER_LATE = 30.0
 class Uncoalesced(Limiter):
     """The same, but each check is a write of its own: what the coalescer is held against."""
 
-    async def _spend(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
-        return (await self._take_or_lease(planner, key, now, (cost,)))[0]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._spend = self._spend_one
 
 
 @asynccontextmanager

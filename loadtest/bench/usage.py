@@ -49,7 +49,8 @@ def main(
 async def _measure(endpoint: str, rounds: int, seconds: float, rate: int) -> list[tuple[str, str]]:
     store = DynamoDBStore(table="bench", region="eu-west-1", endpoint=endpoint)
     limiter = Limiter(store, [Policy("hint", "1000000/day")], deadline=5.0)
-    without, logged = [], []
+    without: list[list[float]] = []
+    logged: list[list[float]] = []
     async with store, UsageLog(store, max_queue=100_000) as usage:
         accept = await _accept_us(usage, 2000)
         put = await _put_us(store, 40)

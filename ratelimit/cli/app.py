@@ -11,7 +11,11 @@ import typer
 import ratelimit
 from ratelimit.cli.check import check
 from ratelimit.cli.config import app as config_app
+from ratelimit.cli.cost import cost
+from ratelimit.cli.deploy import app as deploy_app
 from ratelimit.cli.directory import plan_app, user_app
+from ratelimit.cli.loadtest import app as loadtest_app
+from ratelimit.cli.migrate import app as migrate_app
 from ratelimit.cli.output import INVALID, UNAVAILABLE, complain
 from ratelimit.cli.serve import serve
 from ratelimit.cli.table import app as table_app
@@ -28,11 +32,15 @@ app: Final = typer.Typer(
 )
 app.command()(check)
 app.command()(serve)
+app.command()(cost)
 app.add_typer(config_app, name="config")
 app.add_typer(table_app, name="table")
+app.add_typer(deploy_app, name="deploy")
 app.add_typer(plan_app, name="plan")
 app.add_typer(user_app, name="user")
 app.add_typer(usage_app, name="usage")
+app.add_typer(migrate_app, name="migrate")
+app.add_typer(loadtest_app, name="loadtest")
 
 # What typer raises for a command line it cannot read; the class itself has no public name in every version of it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[1]

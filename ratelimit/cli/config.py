@@ -10,8 +10,7 @@ import typer
 
 from ratelimit.cli.output import say, say_fields, say_json, say_table
 from ratelimit.cli.settings import ConfigOption, JsonOption, load
-from ratelimit.config import POLICY_SETTINGS, Config, masked
-from ratelimit.policy import Policy
+from ratelimit.config import document
 
 # A name that TOML takes without quotes.
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -34,14 +33,13 @@ def check(
 
         ratelimit config check ratelimit.toml
     """
-    config = load(file)
+    found = document(load(file))
     if as_json:
-        say_json({"ok": True, **_document(config)})
+        say_json({"ok": True, **found})
         return
-    document = _document(config)
-    policies = document.pop("policies")
+    policies = found.pop("policies")
     say(f"{'' if file is None else f'{file}: '}ok", style="bold green")
-    say_fields({name: _shown(value) for name, value in document.items()})
+    say_fields({name: _shown(value) for name, value in found.items()})
     if policies:
         columns = ("policy", "quotas", "algorithm", "mode", "on_unavailable", "match")
         say_table(columns, [_row(name, policy) for name, policy in policies.items()])
@@ -57,34 +55,11 @@ def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
         RATELIMIT_DEADLINE=0.1 ratelimit config show --config ratelimit.toml
     """
-    document = _document(load(config))
+    found = document(load(config))
     if as_json:
-        say_json(document)
+        say_json(found)
     else:
-        typer.echo(_toml(document))
-
-
-def _document(config: Config) -> dict[str, Any]:
-    proxies = config.trusted_proxies
-    return {
-        "store": masked(config.store),
-        "deadline": config.deadline,
-        "denial_cache": config.denial_cache,
-        "headers": config.headers,
-        "user_from": list(config.user_from),
-        "trusted_proxies": proxies if isinstance(proxies, int) else list(proxies),
-        "exempt": list(config.exempt),
-        "policies": {policy.name: _policy(policy) for policy in config.policies},
-    }
-
-
-def _policy(policy: Policy) -> dict[str, Any]:
-    document: dict[str, Any] = {"quotas": [str(quota) for quota in policy.quotas] or "unlimited"}
-    for name in POLICY_SETTINGS:
-        value = getattr(policy, name)
-        if name not in document and value is not None:
-            document[name] = list(value) if isinstance(value, tuple) else value
-    return document
+        typer.echo(_toml(found))
 
 
 def _row(name: str, policy: dict[str, Any]) -> tuple[str, ...]:
@@ -96,9 +71,9 @@ def _shown(value: object) -> str:
     return ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
 
 
-def _toml(document: dict[str, Any]) -> str:
-    policies = document["policies"]
-    lines = [f"{name} = {_value(value)}" for name, value in document.items() if name != "policies"]
+def _toml(found: dict[str, Any]) -> str:
+    policies = found["policies"]
+    lines = [f"{name} = {_value(value)}" for name, value in found.items() if name != "policies"]
     for name, policy in policies.items():
         lines += ["", f"[policies.{name if _BARE.fullmatch(name) else _value(name)}]"]
         lines += [f"{key} = {_value(value)}" for key, value in policy.items()]

@@ -1,9 +1,10 @@
 """Configuration: one TOML file, the same as keyword arguments, and environment variables over both."""
 
+from ratelimit.config.document import document
 from ratelimit.config.load import load_config, read_config
 from ratelimit.config.model import Config, HeadersMode, SettingArgs
 from ratelimit.config.problems import Problems
-from ratelimit.config.secrets import masked
+from ratelimit.config.secrets import check_token, masked
 from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "HeadersMode",
     "Problems",
     "SettingArgs",
+    "check_token",
+    "document",
     "load_config",
     "masked",
     "read_config",

@@ -19,6 +19,8 @@ class Config:
 
     store: str = "memory://"
     """Where the counters live: `memory://`, or `dynamodb://TABLE?region=…`."""
+    mirror: str = "off"
+    """Another store, as a URL, that is written to as well while stores are changed; it decides nothing."""
     deadline: float = DEFAULT_DEADLINE
     """Seconds a check may wait for the store; then the policy's `on_unavailable` answers."""
     denial_cache: float = DEFAULT_DENIAL_CACHE
@@ -35,6 +37,18 @@ class Config:
     """How many proxies in front are ours, or their networks; 0 leaves `X-Forwarded-For` unread."""
     exempt: tuple[Exempt, ...] = ()
     """Requests never checked, whatever the policy."""
+    api_token: str | None = None
+    """Asked of the native API's callers; needed where it listens beyond loopback."""
+    admin: str = "127.0.0.1:8081"
+    """Where `ratelimit serve` shows health and metrics and takes reloads; `off` for nowhere."""
+    admin_token: str | None = None
+    """Asked of the admin listener's callers, but for its health; needed where it listens beyond loopback."""
+    user_hash_key: str | None = None
+    """A secret, under which users are hashed before they are stored; without it they are stored as they are."""
+    alert_webhook: str = "off"
+    """Where `ratelimit serve` posts alerts (`alert_at`): a URL, or `off`."""
+    alert_secret: str | None = None
+    """What those requests are signed with."""
     policies: tuple[Policy, ...] = ()
     """The named rules, in the order in which they are checked."""
 
@@ -47,6 +61,7 @@ class SettingArgs(TypedDict, total=False):
     """The settings as keyword arguments. `policies`: `Policy` values, or tables by name, as in the file."""
 
     store: str
+    mirror: str
     deadline: float
     denial_cache: float
     usage: str
@@ -55,4 +70,10 @@ class SettingArgs(TypedDict, total=False):
     user_from: UserFrom | Iterable[UserFrom]
     trusted_proxies: int | Iterable[str]
     exempt: Exempt | Iterable[Exempt]
+    api_token: str
+    admin: str
+    admin_token: str
+    user_hash_key: str
+    alert_webhook: str
+    alert_secret: str
     policies: Iterable[Policy] | Mapping[str, Mapping[str, Any]]

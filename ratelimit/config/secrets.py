@@ -1,11 +1,14 @@
-"""What must not be shown: credentials in a URL."""
+"""What must not be shown: credentials in a URL, and tokens."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
+from ratelimit.errors import ConfigError
+
 MASK: Final = "***"
+SHORTEST_TOKEN: Final = 16
 
 # `user:password@`, also inside a parameter (`endpoint=http://user:password@host`, percent-encoded or not).
 _CREDENTIALS = re.compile(r"(?<=//)[^/?#&]*@")
@@ -21,3 +24,13 @@ def masked(url: str) -> str:
     url = _CREDENTIALS.sub(f"{MASK}@", url)
     url = _ENCODED_CREDENTIALS.sub(f"{MASK}@", url)
     return _PARAMETER.sub(rf"\1={MASK}", url)
+
+
+def check_token(value: object) -> str | None:
+    """A bearer token that is worth the name; empty for none. Raises `ConfigError`, which does not quote it."""
+    if value is None or value == "":
+        return None
+    # Visible ASCII: what a field of HTTP carries unchanged.
+    if isinstance(value, str) and len(value) >= SHORTEST_TOKEN and all("!" <= letter <= "~" for letter in value):
+        return value
+    raise ConfigError("", f"expected at least {SHORTEST_TOKEN} visible ASCII characters without spaces, as a secret")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any, Final, NamedTuple, get_args
 
 from ratelimit.config.model import HeadersMode
 from ratelimit.config.problems import unknown
-from ratelimit.config.secrets import masked
+from ratelimit.config.secrets import check_token, masked
 from ratelimit.errors import ConfigError, InvalidQuota
 from ratelimit.policy import Policy
 from ratelimit.quota import Quota
 
 MIN_DEADLINE: Final = 0.001
 MAX_SECONDS: Final = 60.0
+MAX_PORT: Final = 65_535
+_URL = re.compile(r"https?://[^\s/?#]+[^\s#]*")
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>\d{1,5})", re.ASCII)
 
 
 def number(text: str) -> object:
@@ -62,6 +66,11 @@ def store(value: object) -> str:
         return value
     shown = masked(value) if isinstance(value, str) else value
     raise ConfigError("", f"expected a URL, as in 'memory://' or 'dynamodb://my-table?region=eu-west-1', not {shown!r}")
+
+
+def mirror(value: object) -> str:
+    """`off`, or as `store`."""
+    return value if value == "off" and isinstance(value, str) else store(value)
 
 
 def deadline(value: object) -> float:
@@ -138,6 +147,23 @@ def proxies(value: object) -> int | tuple[object, ...]:
     raise ConfigError("", f"expected how many proxies there are, or their networks as in ['10.0.0.0/8'], not {value!r}")
 
 
+def listener(value: object) -> str:
+    """`HOST:PORT`, or `off`."""
+    if isinstance(value, str) and value == "off":
+        return value
+    if isinstance(value, str) and (found := _ADDRESS.fullmatch(value)) and int(found["port"]) <= MAX_PORT:
+        return value
+    raise ConfigError("", f"expected 'off', or an address as in '127.0.0.1:8081' or '[::1]:8081', not {value!r}")
+
+
+def webhook(value: object) -> str:
+    """A URL of HTTP, or `off`; what is in it may be a secret, and is not shown."""
+    if isinstance(value, str) and (value == "off" or _URL.fullmatch(value)):
+        return value
+    shown = masked(value) if isinstance(value, str) else value
+    raise ConfigError("", f"expected 'off', or a URL as in 'https://example.com/alerts', not {shown!r}")
+
+
 def quotas(value: object) -> object:
     """The file's tables (`{limit = 5, window = "day"}`) as `Quota`; every other form is left to `Policy`."""
     if isinstance(value, dict):
@@ -177,6 +203,7 @@ def _as_is(value: object) -> object:
 
 SETTINGS: Final[dict[str, Setting]] = {
     "store": Setting(store),
+    "mirror": Setting(mirror),
     "deadline": Setting(deadline, number),
     "denial_cache": Setting(denial_cache, number),
     "usage": Setting(usage),
@@ -185,6 +212,12 @@ SETTINGS: Final[dict[str, Setting]] = {
     "user_from": Setting(sources, items),
     "trusted_proxies": Setting(proxies, number_or_items),
     "exempt": Setting(several, patterns),
+    "api_token": Setting(check_token),
+    "admin": Setting(listener),
+    "admin_token": Setting(check_token),
+    "user_hash_key": Setting(check_token),
+    "alert_webhook": Setting(webhook),
+    "alert_secret": Setting(check_token),
 }
 
 # Of a policy's settings, those that a file or a variable writes in a way of its own.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.description import check_keys, is_working
 from ratelimit.dynamodb.faults import code_of, explained
 from ratelimit.dynamodb.retries import HARMLESS, Retries, Sleep
 from ratelimit.dynamodb.settings import is_amazon
-from ratelimit.dynamodb.status import TableStatus, check_keys, is_working, to_status
 from ratelimit.errors import (
     AccessDenied,
     StoreMisconfigured,
@@ -23,11 +23,17 @@ from ratelimit.errors import (
     TableNotFound,
 )
 
-_POLLS: Final = 70
+PATIENCE: Final = 120.0
+"""Seconds that a wait lasts at most, unless the caller says more."""
+
 _SHORTEST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 _TURNED_ON: Final = ("ENABLED", "ENABLING")
 _NOT_OPTIONAL: Final = (TableNotFound, TableMismatch, AccessDenied)
+
+
+class WaitedInVain(StoreUnavailable):
+    """DynamoDB has accepted a change and is not done with it; it goes on by itself."""
 
 
 class Control:
@@ -35,40 +41,42 @@ class Control:
 
     def __init__(self, connection: Connection, retries: Retries, *, sleep: Sleep = asyncio.sleep) -> None:
         self._client = connection.client
-        self._place = connection.place
+        self.place = connection.place
         self._retries = retries
         self._sleep = sleep
 
     async def verify(self) -> None:
         """Ours, and working: one that is being created is waited for."""
-        description = await self._describe()
-        check_keys(description, self._place)
-        async for _ in self._polls("becomes active"):
+        description = await self.describe()
+        check_keys(description, self.place)
+        async for _ in self.polls("becomes active"):
             if is_working(description):
                 return
-            description = await self._describe()
+            description = await self.describe()
 
-    async def create(self) -> bool:
-        """Whether it was created here: another process may have been faster."""
-        definition = schema.table_definition(self._place.table)
+    async def create(self, definition: Mapping[str, Any], extras: Mapping[str, Any]) -> bool:
+        """Whether it was created here: another process may have been faster. An engine for development may not know
+        the extras, and then creates the table without."""
         try:
-            return await self._create({**definition, "SSESpecification": {"Enabled": True}})
+            return await self._create({**definition, **extras})
         except StoreMisconfigured as error:
+            if not extras:
+                raise
             self._raise_unless_optional(error)
             return await self._create(definition)
 
     async def turn_on_expiry(self) -> bool:
         """False where the engine does not know it."""
         try:
-            found = await self._ttl()
+            found = await self.expiry()
             if found is not None and found != schema.TTL:
                 raise TableMismatch(
-                    f"{self._place} expires its items by {found!r}, and this project by {schema.TTL!r}; "
+                    f"{self.place} expires its items by {found!r}, and this project by {schema.TTL!r}; "
                     "turn the former off, or use another table"
                 )
             if found is None:
                 specification = {"Enabled": True, "AttributeName": schema.TTL}
-                await self._call("update_time_to_live", TimeToLiveSpecification=specification)
+                await self.call("update_time_to_live", TimeToLiveSpecification=specification)
         except StoreMisconfigured as error:
             self._raise_unless_optional(error)
             return False
@@ -78,11 +86,11 @@ class Control:
         """False where the engine does not know it."""
         specification = {"PointInTimeRecoveryEnabled": True}
         try:
-            if await self._recovery():
+            if await self.recovery():
                 return True
-            async for _ in self._polls("lets point-in-time recovery be turned on"):
+            async for _ in self.polls("lets point-in-time recovery be turned on"):
                 try:
-                    await self._call("update_continuous_backups", PointInTimeRecoverySpecification=specification)
+                    await self.call("update_continuous_backups", PointInTimeRecoverySpecification=specification)
                 except StoreThrottled:  # its answer for a while after a table was created
                     continue
                 break
@@ -91,33 +99,71 @@ class Control:
             return False
         return True
 
-    async def status(self) -> TableStatus:
-        """All of it, in three calls; of the last two, what the engine and the permissions allow to know."""
-        description = await self._describe()
-        ttl: str | None = None
-        recovery: bool | None = None
-        try:
-            ttl = await self._ttl()
-            recovery = await self._recovery()
-        except StoreMisconfigured:
-            pass
-        return to_status(description, self._place, ttl=ttl, recovery=recovery)
-
     async def delete(self) -> bool:
         """False where there was none."""
         try:
-            await self._call("delete_table")
+            await self.call("delete_table")
         except TableNotFound:
             return False
         try:
-            async for _ in self._polls("is gone"):
-                await self._describe()
+            async for _ in self.polls("is gone"):
+                await self.describe()
         except TableNotFound:
             pass
         return True
 
-    async def _create(self, definition: dict[str, Any]) -> bool:
-        with explained(self._place):
+    async def expiry(self) -> str | None:
+        """The attribute that items expire by."""
+        ttl = (await self.call("describe_time_to_live")).get("TimeToLiveDescription") or {}
+        return str(ttl["AttributeName"]) if ttl.get("TimeToLiveStatus") in _TURNED_ON else None
+
+    async def recovery(self) -> bool:
+        """Whether it can be set back to a point in time."""
+        backups = (await self.call("describe_continuous_backups")).get("ContinuousBackupsDescription") or {}
+        recovery = backups.get("PointInTimeRecoveryDescription") or {}
+        return recovery.get("PointInTimeRecoveryStatus") in _TURNED_ON
+
+    async def tags(self, arn: str) -> dict[str, str]:
+        """All of them: 50 at most, in pages of 10."""
+        found: dict[str, str] = {}
+        page: dict[str, Any] = {}
+        while True:
+            answer = await self.call("list_tags_of_resource", ResourceArn=arn, **page)
+            found |= {tag["Key"]: tag["Value"] for tag in answer.get("Tags") or ()}
+            if not answer.get("NextToken"):
+                return found
+            page = {"NextToken": answer["NextToken"]}
+
+    async def describe(self) -> dict[str, Any]:
+        """The table, as `DescribeTable` has it."""
+        table = (await self.call("describe_table")).get("Table")
+        if not table:
+            raise StoreUnavailable(f"{self.place} gave an answer without a description")
+        return dict(table)
+
+    async def call(self, operation: str, **request: Any) -> dict[str, Any]:
+        """One call about the table, repeated while it does no harm; about a resource where it is named so."""
+        method: Callable[..., Awaitable[dict[str, Any]]] = getattr(self._client, operation)
+        about = {} if "ResourceArn" in request else {"TableName": self.place.table}
+
+        async def send() -> dict[str, Any]:
+            with explained(self.place):
+                return await method(**about, **request)
+
+        return await self._retries.run(operation.title().replace("_", ""), send, on=HARMLESS)
+
+    async def polls(self, until: str, *, within: float = PATIENCE) -> AsyncIterator[float]:
+        """Turns of a wait that ends, with growing pauses; each is the seconds waited so far."""
+        pause, waited = _SHORTEST_PAUSE, 0.0
+        while waited <= within:
+            yield waited
+            await self._sleep(pause)
+            waited += pause
+            pause = min(_LONGEST_PAUSE, pause * 1.5)
+        raise WaitedInVain(f"waited in vain until {self.place} {until}; look at it again in a few minutes")
+
+    async def _create(self, definition: Mapping[str, Any]) -> bool:
+        with explained(self.place):
             try:
                 await self._client.create_table(**definition)
             except ClientError as error:
@@ -126,40 +172,7 @@ class Control:
                 return False
         return True
 
-    async def _ttl(self) -> str | None:
-        ttl = (await self._call("describe_time_to_live")).get("TimeToLiveDescription") or {}
-        return str(ttl["AttributeName"]) if ttl.get("TimeToLiveStatus") in _TURNED_ON else None
-
-    async def _recovery(self) -> bool:
-        backups = (await self._call("describe_continuous_backups")).get("ContinuousBackupsDescription") or {}
-        recovery = backups.get("PointInTimeRecoveryDescription") or {}
-        return recovery.get("PointInTimeRecoveryStatus") in _TURNED_ON
-
-    async def _describe(self) -> dict[str, Any]:
-        table = (await self._call("describe_table")).get("Table")
-        if not table:
-            raise StoreUnavailable(f"{self._place} gave an answer without a description")
-        return dict(table)
-
-    async def _call(self, operation: str, **request: Any) -> dict[str, Any]:
-        method: Callable[..., Awaitable[dict[str, Any]]] = getattr(self._client, operation)
-
-        async def send() -> dict[str, Any]:
-            with explained(self._place):
-                return await method(TableName=self._place.table, **request)
-
-        return await self._retries.run(operation.title().replace("_", ""), send, on=HARMLESS)
-
-    async def _polls(self, until: str) -> AsyncIterator[int]:
-        """Turns of a wait that ends: two minutes or so, with growing pauses."""
-        pause = _SHORTEST_PAUSE
-        for turn in range(_POLLS):
-            yield turn
-            await self._sleep(pause)
-            pause = min(_LONGEST_PAUSE, pause * 1.5)
-        raise StoreUnavailable(f"waited in vain until {self._place} {until}; look at it again in a few minutes")
-
     def _raise_unless_optional(self, error: StoreMisconfigured) -> None:
         """What an engine for development does not know may be left out there, and only there."""
-        if is_amazon(self._place.endpoint) or isinstance(error, _NOT_OPTIONAL):
+        if is_amazon(self.place.endpoint) or isinstance(error, _NOT_OPTIONAL):
             raise error

@@ -224,7 +224,8 @@ def key_mismatch(place: Place, found: str = "") -> TableMismatch:
 def _denied(error: aws.ClientError, place: Place) -> StoreUnavailable:
     action = re.search(r"dynamodb:\w+", _message(error))
     missing = action[0] if action else f"dynamodb:{error.operation_name}"
-    return AccessDenied(f"the AWS identity in use may not work on {place}: it lacks the permission {missing}")
+    message = f"the AWS identity in use may not work on {place}: it lacks the permission {missing}"
+    return AccessDenied(message, permission=missing)
 
 
 def _busy(error: aws.ClientError, place: Place) -> StoreUnavailable:

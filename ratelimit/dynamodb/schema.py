@@ -23,11 +23,13 @@ consistent read:
          GSI1PK = PLAN#<plan of the user>   GSI1SK = USR#<user>       GSI1PK = PLANS   GSI1SK = PLAN#<plan>
     PK = EMAIL#<e-mail>               SK = META   tp = idn    usr = <user>   crt
     PK = KEY#<digest, hexadecimal>    SK = META   tp = idn    usr = <user>   crt
+
+`GSI2` is made on request, for an action's timeline across users. Nothing carries its keys yet, so it stays empty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any, Final, TypeAlias
 
@@ -46,6 +48,9 @@ TTL: Final = "ttl"
 GSI1: Final = "GSI1"
 GSI1PK: Final = "GSI1PK"
 GSI1SK: Final = "GSI1SK"
+GSI2: Final = "GSI2"
+GSI2PK: Final = "GSI2PK"
+GSI2SK: Final = "GSI2SK"
 
 LIMIT_TYPE: Final = "lim"
 STATE: Final = "STATE"
@@ -69,8 +74,15 @@ _IDENTITY_PREFIXES: Final[dict[IdentityKind, str]] = {"email": "EMAIL#", "api_ke
 NOT_FIELDS: Final = frozenset((PK, SK, TYPE, TTL, GSI1PK, GSI1SK))
 """Attributes of a limiter item that are no fields of its record."""
 
-KEY_SCHEMA: Final = ((PK, "HASH"), (SK, "RANGE"))
-INDEX_KEY_SCHEMA: Final = ((GSI1PK, "HASH"), (GSI1SK, "RANGE"))
+KeySchema: TypeAlias = tuple[tuple[str, str], ...]
+"""Attributes, each with its part: `HASH` or `RANGE`. All of them are strings."""
+
+KEY_SCHEMA: Final[KeySchema] = ((PK, "HASH"), (SK, "RANGE"))
+INDEX_SCHEMAS: Final[Mapping[str, KeySchema]] = {
+    GSI1: ((GSI1PK, "HASH"), (GSI1SK, "RANGE")),
+    GSI2: ((GSI2PK, "HASH"), (GSI2SK, "RANGE")),
+}
+PROJECTION: Final = "ALL"
 
 
 def escape(part: str) -> str:
@@ -169,19 +181,31 @@ def parse_name(pk: str) -> str:
     return unescape(pk.partition("#")[2])
 
 
-def table_definition(table: str) -> dict[str, Any]:
-    """The `CreateTable` request: on-demand billing, and the sparse index that finds users by an external identity."""
-    strings = (PK, SK, GSI1PK, GSI1SK)
+def table_definition(table: str, indexes: Sequence[str] = (GSI1,)) -> dict[str, Any]:
+    """The `CreateTable` request: on-demand billing, and the sparse indexes; `GSI1` lists plans and their users."""
     return {
         "TableName": table,
         "BillingMode": "PAY_PER_REQUEST",
-        "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in strings],
+        "AttributeDefinitions": attribute_definitions(indexes),
         "KeySchema": _keys(KEY_SCHEMA),
-        "GlobalSecondaryIndexes": [
-            {"IndexName": GSI1, "KeySchema": _keys(INDEX_KEY_SCHEMA), "Projection": {"ProjectionType": "ALL"}}
-        ],
+        "GlobalSecondaryIndexes": [index_definition(name) for name in indexes],
     }
 
 
-def _keys(schema: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
+def index_definition(name: str) -> dict[str, Any]:
+    """An index, as `CreateTable` and `UpdateTable` want it on a table that is billed on demand."""
+    return {
+        "IndexName": name,
+        "KeySchema": _keys(INDEX_SCHEMAS[name]),
+        "Projection": {"ProjectionType": PROJECTION},
+    }
+
+
+def attribute_definitions(indexes: Sequence[str]) -> list[dict[str, str]]:
+    """The keys of the table and of these indexes, with their types."""
+    schemas = (KEY_SCHEMA, *(INDEX_SCHEMAS[name] for name in indexes))
+    return [{"AttributeName": name, "AttributeType": "S"} for schema in schemas for name, _ in schema]
+
+
+def _keys(schema: KeySchema) -> list[dict[str, str]]:
     return [{"AttributeName": name, "KeyType": kind} for name, kind in schema]

@@ -1,21 +1,21 @@
-"""`TableStatus`: what DynamoDB says of a table, read against what this project needs of it."""
+"""`TableStatus`: how a table stands, in one record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.faults import Place, key_mismatch
+from ratelimit.dynamodb.description import billing_of, keys_of
+from ratelimit.dynamodb.snapshot import Snapshot, Unknown
 
-_WORKING: Final = ("ACTIVE", "UPDATING")
+T = TypeVar("T")
 
 TTL_FEATURE: Final = "expiry (ttl)"
 RECOVERY_FEATURE: Final = "point-in-time recovery"
-ENCRYPTION_FEATURE: Final = "encryption with a key in KMS"
-KMS: Final = "KMS"
 INDEX_FEATURE: Final = f"index {schema.GSI1}"
+OWN_KEY: Final = "DynamoDB's own key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +31,10 @@ class TableStatus:
     """The attributes of the primary key, each with its type: `PK (S)`, `SK (S)`."""
     indexes: tuple[str, ...]
     billing: str
+    """DynamoDB's word: `PAY_PER_REQUEST`, `PROVISIONED`."""
+    read_units: int | None
+    """A second; None where it is billed on demand. So is `write_units`."""
+    write_units: int | None
     items: int
     """Counted by DynamoDB every six hours or so."""
     size_bytes: int
@@ -38,53 +42,48 @@ class TableStatus:
     """The attribute that says when an item expires; None where nothing does."""
     point_in_time_recovery: bool | None
     encrypted_with: str
+    protected: bool
+    """Against deletion."""
+    tags: Mapping[str, str] | None
     missing: tuple[str, ...]
     """What the project's table has and this one lacks, in words."""
+    unknown: Mapping[str, str]
+    """The parts that could not be looked at, and why."""
     created: bool = False
     """Whether it was this call that created it."""
 
 
-def is_working(description: Mapping[str, Any]) -> bool:
-    """Whether the table and its indexes take requests."""
-    indexes = description.get("GlobalSecondaryIndexes") or ()
-    states = [description.get("TableStatus"), *(index.get("IndexStatus", "ACTIVE") for index in indexes)]
-    return all(state in _WORKING for state in states)
-
-
-def check_keys(description: Mapping[str, Any], place: Place) -> None:
-    """Raises `TableMismatch`."""
-    found = _keys(description)
-    if found != tuple(f"{name} (S)" for name, _ in schema.KEY_SCHEMA):
-        raise key_mismatch(place, " and ".join(found))
-
-
-def to_status(description: Mapping[str, Any], place: Place, *, ttl: str | None, recovery: bool | None) -> TableStatus:
-    """A `DescribeTable` answer and what the other two calls said, put together."""
+def to_status(description: Mapping[str, Any], snapshot: Snapshot) -> TableStatus:
+    """A snapshot, and its description, which has to be known."""
+    parts: dict[str, object] = {"expiry": snapshot.ttl, "recovery": snapshot.recovery, "tags": snapshot.tags}
     indexes = tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
-    encryption = description.get("SSEDescription") or {}
+    throughput = description.get("ProvisionedThroughput") or {}
     lacks = {
-        TTL_FEATURE: ttl != schema.TTL,
-        RECOVERY_FEATURE: recovery is False,
+        TTL_FEATURE: snapshot.ttl != schema.TTL,
+        RECOVERY_FEATURE: snapshot.recovery is False,
         INDEX_FEATURE: schema.GSI1 not in indexes,
     }
     return TableStatus(
-        name=place.table,
-        region=place.region,
-        endpoint=place.endpoint,
+        name=snapshot.place.table,
+        region=snapshot.place.region,
+        endpoint=snapshot.place.endpoint,
         status=description["TableStatus"],
-        keys=_keys(description),
+        keys=keys_of(description, description),
         indexes=indexes,
-        billing=(description.get("BillingModeSummary") or {}).get("BillingMode", "PROVISIONED"),
+        billing=billing_of(description),
+        read_units=throughput.get("ReadCapacityUnits") or None,
+        write_units=throughput.get("WriteCapacityUnits") or None,
         items=description.get("ItemCount", 0),
         size_bytes=description.get("TableSizeBytes", 0),
-        ttl=ttl,
-        point_in_time_recovery=recovery,
-        encrypted_with=encryption.get("SSEType", "DynamoDB's own key"),
+        ttl=_or_none(snapshot.ttl),
+        point_in_time_recovery=_or_none(snapshot.recovery),
+        encrypted_with=(description.get("SSEDescription") or {}).get("SSEType", OWN_KEY),
+        protected=bool(description.get("DeletionProtectionEnabled")),
+        tags=_or_none(snapshot.tags),
         missing=tuple(feature for feature, is_missing in lacks.items() if is_missing),
+        unknown={part: value.why for part, value in parts.items() if isinstance(value, Unknown)},
     )
 
 
-def _keys(description: Mapping[str, Any]) -> tuple[str, ...]:
-    types = {a["AttributeName"]: a["AttributeType"] for a in description.get("AttributeDefinitions", ())}
-    ordered = sorted(description.get("KeySchema", ()), key=lambda key: key["KeyType"] != "HASH")
-    return tuple(f"{key['AttributeName']} ({types.get(key['AttributeName'], '?')})" for key in ordered)
+def _or_none(part: T | Unknown) -> T | None:
+    return None if isinstance(part, Unknown) else part

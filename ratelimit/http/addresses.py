@@ -75,6 +75,16 @@ def as_user(text: str) -> str:
     return _as_user(_parse(text))
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
 def _as_user(address: Address | None) -> str:
     if address is None:
         return UNKNOWN

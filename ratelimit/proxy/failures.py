@@ -11,6 +11,7 @@ from starlette.types import Scope, Send
 
 from ratelimit.proxy.patience import Whom
 
+_CLOSE: Final = (b"connection", b"close")
 _encoder = msgspec.json.Encoder()
 
 
@@ -24,8 +25,6 @@ class Failure(msgspec.Struct, frozen=True):
 
     async def send(self, scope: Scope, send: Send) -> None:
         """As the answer to a request, or to a handshake that was not accepted."""
-        body = _encoder.encode(self)
-        headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
         if scope["type"] == "http":
             kind = "http.response"
         elif "websocket.http.response" in (scope.get("extensions") or {}):
@@ -33,10 +32,22 @@ class Failure(msgspec.Struct, frozen=True):
         else:
             await send({"type": "websocket.close", "code": 1014, "reason": self.title})
             return
+        body, headers = self._written()
         if self.status == 408:
-            headers.append((b"connection", b"close"))
+            headers.append(_CLOSE)
         await send({"type": f"{kind}.start", "status": self.status, "headers": headers})
         await send({"type": f"{kind}.body", "body": body})
+
+    def raw(self) -> bytes:
+        """As the last that is written to a connection."""
+        body, headers = self._written()
+        lines = [b"HTTP/1.1 %d %b" % (self.status, self.title.encode())]
+        lines += [b"%b: %b" % field for field in (*headers, _CLOSE)]
+        return b"\r\n".join([*lines, b"", body])
+
+    def _written(self) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        body = _encoder.encode(self)
+        return body, [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
 
 
 def problem(status: int, title: str, detail: str) -> Failure:
@@ -53,6 +64,11 @@ SLOW: Final = problem(408, "Request Timeout", "The request did not arrive in tim
 NOT_CODED: Final = problem(501, "Not Implemented", "The only transfer coding understood here is chunked.")
 NO_TUNNEL: Final = problem(501, "Not Implemented", "CONNECT is not a request that this proxy serves.")
 AMBIGUOUS: Final = problem(400, "Bad Request", "The path has . or .. segments; resolve them before you send it.")
+MALFORMED: Final = problem(400, "Bad Request", "This is no valid HTTP/1.1 request.")
+LARGE: Final = problem(431, "Request Header Fields Too Large", "The target and the fields of a request: 64 KB at most.")
+NO_HOST: Final = problem(400, "Bad Request", "An HTTP/1.1 request has one Host field, which names a host.")
+TOO_OLD: Final = problem(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.0 and HTTP/1.1.")
+OLD_CODED: Final = problem(400, "Bad Request", "A request of HTTP/1.0 has no transfer codings.")
 NO_TARGET: Final = problem(400, "Bad Request", "The request target has to be a path.")
 
 

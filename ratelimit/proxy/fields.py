@@ -26,6 +26,7 @@ _HANDSHAKE: Final = frozenset({
     b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",
     b"sec-websocket-accept",
 })  # fmt: skip
+_NOT_ANSWERED: Final = _HOP_BY_HOP | _HANDSHAKE | {COST}
 # A server may not write these into an answer; it would be our error then, and is the upstream's.
 _UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
@@ -34,32 +35,34 @@ _BODILESS: Final = frozenset({204, 304})
 class RequestFields:
     """Turns a request's fields into those that the upstream gets."""
 
-    __slots__ = ("_forwarding", "_settings", "_stripped", "_upstream")
+    __slots__ = ("_disguised", "_forwarding", "_gone", "_settings", "_upstream")
 
     def __init__(self, settings: ProxySettings, upstream: Upstream, forwarding: Forwarding) -> None:
         self._settings = settings
         self._upstream = upstream
         self._forwarding = forwarding
         ours = [*settings.strip, settings.identify_as]
-        self._stripped = frozenset(name.lower().encode() for name in ours if name)
+        stripped = frozenset(name.lower().encode() for name in ours if name)
+        self._disguised = stripped | _HOP_BY_HOP | {b"content-length", b"host"}
+        self._gone = stripped | _HOP_BY_HOP | _HANDSHAKE | {b"expect"}
 
     def of(self, scope: Scope, user: str | None) -> CIMultiDict[str]:
         """Duplicates are kept in order. `Expect` is left out: it is part of how a body is sent, not of the message."""
         raw: list[Raw] = scope["headers"]
-        gone = _named_by_connection(raw) | _HOP_BY_HOP | _HANDSHAKE
+        gone = self._gone | named if (named := _named_by_connection(raw)) else self._gone
         trusted = self._forwarding.trusts(scope)
         fields: CIMultiDict[str] = CIMultiDict()
         claims: dict[bytes, str] = {}
         host = ""
         for name, value in raw:
-            # CGI and WSGI make no difference between X-A_B and X-A-B, so whoever strips one strips both.
-            plain = name.replace(b"_", b"-") if b"_" in name else name
-            if plain in CLAIMS:
-                if trusted and plain == name:
+            if b"_" in name and self._is_disguised(name):
+                continue
+            if name in CLAIMS:
+                if trusted:
                     claims[name] = f"{claims[name]}, {text(value)}" if name in claims else text(value)
             elif name == b"host":
                 host = text(value)
-            elif name not in gone and plain not in self._stripped and name != b"expect":
+            elif name not in gone:
                 fields.add(name.decode("latin-1"), text(value))
         fields["host"] = host if host and self._settings.host == "client" else self._upstream.authority
         fields.extend(self._forwarding.fields(scope, claims, host))
@@ -68,19 +71,26 @@ class RequestFields:
             fields[self._settings.identify_as] = user
         return fields
 
+    def _is_disguised(self, name: bytes) -> bool:
+        """CGI and WSGI make no difference between X-A_B and X-A-B, so whoever strips one strips both."""
+        plain = name.replace(b"_", b"-")
+        return plain in CLAIMS or plain in self._disguised
+
 
 def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> list[Raw]:
     """The fields of an answer that its client gets. Raises `ValueError` for one that cannot be written."""
-    raw = list(raw)
-    gone = _named_by_connection([(name.lower(), value) for name, value in raw]) | _HOP_BY_HOP | _HANDSHAKE | {COST}
+    lowered = [(name.lower(), value) for name, value in raw]
+    gone = _NOT_ANSWERED
+    if named := _named_by_connection(lowered):
+        gone |= named
     if status in _BODILESS:
         # A server would wait for that many bytes, and there are none.
         gone |= {b"content-length"}
     found = []
-    for name, value in raw:
+    for name, value in lowered:
         if _UNWRITABLE.search(value):
             raise ValueError(f"the field {name.decode('latin-1')!r} holds control characters")
-        if (name := name.lower()) not in gone:
+        if name not in gone:
             found.append((name, value))
     found.append((b"via", f"{version} {VIA}".encode()))
     return found

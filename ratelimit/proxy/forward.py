@@ -14,16 +14,13 @@ from yarl import URL
 
 from ratelimit.proxy.failures import Failure, of_error, of_timeout
 from ratelimit.proxy.fields import Raw, response_fields
-from ratelimit.proxy.patience import Patience
-from ratelimit.proxy.settings import ProxySettings
-from ratelimit.proxy.upload import ClientGone, Upload, expects_continue, has_body
+from ratelimit.proxy.patience import Patience, Spans
+from ratelimit.proxy.upload import Upload, expects_continue, has_body
 
 OnAnswer: TypeAlias = "Callable[[list[Raw], int], Awaitable[None]]"
 
 _ERRORS: Final = (aiohttp.ClientError, OSError, ValueError)
 _AGAIN_S: Final = 0.1
-# A quick answer is through before anybody needs to look whether the client is still there.
-_WATCH_AFTER_S: Final = 0.05
 
 logger = logging.getLogger("ratelimit.proxy")
 
@@ -32,39 +29,40 @@ class Forward:
     """Serves one request. `on_answer` is awaited with the answer's own fields and status before anything is sent."""
 
     __slots__ = (
-        "_fields", "_on_answer", "_patience", "_receive", "_scope", "_send", "_session", "_settings", "_started",
-        "_upload", "_url",
+        "_fields", "_on_answer", "_patience", "_receive", "_scope", "_send", "_session", "_started", "_upload", "_url",
+        "_watch",
     )  # fmt: skip
 
     def __init__(
-        self, session: aiohttp.ClientSession, settings: ProxySettings, url: URL, fields: CIMultiDict[str],
+        self, session: aiohttp.ClientSession, spans: Spans, url: URL, fields: CIMultiDict[str],
         scope: Scope, receive: Receive, send: Send, on_answer: OnAnswer,
     ) -> None:  # fmt: skip
         self._session = session
-        self._settings = settings
         self._url = url
         self._fields = fields
         self._scope = scope
         self._receive = receive
         self._send = send
         self._on_answer = on_answer
-        self._patience = Patience(settings)
+        self._watch: asyncio.Task[None] | None = None
+        self._patience = Patience(spans, self._start_watch)
         self._upload = Upload(receive, self._patience) if has_body(scope) else None
         self._started = False
 
     async def run(self) -> None:
         """An answer that breaks off is left incomplete: the server then closes the connection, and the client knows."""
         try:
-            async with self._patience, Watch(self._receive, self._upload, self._patience):
+            async with self._patience:
                 await self._exchange()
-        except ClientGone:
-            return
         except TimeoutError as error:
             if self._patience.whom != "gone":
                 await self._fail(error, of_timeout(self._patience.whom))
         except _ERRORS as error:
             if self._patience.whom != "gone":
                 await self._fail(error, of_error(error))
+        finally:
+            if self._watch is not None:
+                self._watch.cancel()
 
     async def _exchange(self) -> None:
         answer = await self._ask()
@@ -109,14 +107,14 @@ class Forward:
         await self._on_answer(list(answer.raw_headers), answer.status)
         self._started = True
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        content = answer.content
-        while not content.at_eof():
+        content, more = answer.content, True
+        while more:
             self._patience.wait_for("upstream")
             piece = await content.readany()
+            more = not content.at_eof()
             self._patience.wait_for("client")
-            if piece:
-                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-        await self._send({"type": "http.response.body", "body": b""})
+            if piece or not more:
+                await self._send({"type": "http.response.body", "body": piece, "more_body": more})
 
     async def _fail(self, error: Exception, failure: Failure) -> None:
         if self._started:
@@ -125,32 +123,11 @@ class Forward:
         logger.warning("%d %s: %s", failure.status, failure.title, _said(error))
         await failure.send(self._scope, self._send)
 
+    def _start_watch(self) -> None:
+        self._watch = asyncio.get_running_loop().create_task(self._watch_client())
 
-class Watch:
-    """Looks out for the client's leaving while something else is waited for, and ends the exchange then."""
-
-    __slots__ = ("_patience", "_receive", "_starting", "_task", "_upload")
-
-    def __init__(self, receive: Receive, upload: Upload | None, patience: Patience) -> None:
-        self._receive = receive
-        self._upload = upload
-        self._patience = patience
-        self._starting: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> None:
-        self._starting = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._start)
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    def _start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._watch())
-
-    async def _watch(self) -> None:
+    async def _watch_client(self) -> None:
+        """Looks out for the client's leaving while something else is waited for, and ends the exchange then."""
         if self._upload is not None:
             await self._upload.finished.wait()
         while (await self._receive())["type"] != "http.disconnect":

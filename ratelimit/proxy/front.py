@@ -1,4 +1,4 @@
-"""`Front`: what is settled before anything is checked: the path is plain, the request has an id, the answer a date."""
+"""`Front`: what is settled before anything is checked: the request can be served, it has an id, the answer a date."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import re
 import time
 from email.utils import formatdate
 from functools import lru_cache
+from random import getrandbits
 from typing import Final
-from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ratelimit.proxy.failures import AMBIGUOUS
+from ratelimit.proxy.unservable import unservable
 
 REQUEST_ID: Final = b"x-request-id"
 
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
-# What an upstream may resolve must not get past a pattern that was matched before it did.
-_DOTS = re.compile(r"(?:^|[/\\])\.{1,2}(?:[/\\;]|$)")
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
@@ -38,18 +36,23 @@ class Front:
         async def pass_on(message: Message) -> None:
             await send(_complete(message, number) if message["type"] in _STARTS else message)
 
-        if _DOTS.search(scope["path"]):
-            await AMBIGUOUS.send(scope, pass_on)
-        else:
+        if (failure := unservable(scope)) is None:
             await self.app(scope, receive, pass_on)
+        else:
+            await failure.send(scope, pass_on)
+
+
+def request_id(scope: Scope) -> bytes | None:
+    """The one that came with the request, if it is usable."""
+    given = [value for name, value in scope["headers"] if name == REQUEST_ID]
+    return bytes(given[0]) if len(given) == 1 and _ID.fullmatch(given[0]) else None
 
 
 def _identified(scope: Scope) -> bytes:
     """The request's id, which from here on its fields say once."""
-    given = [value for name, value in scope["headers"] if name == REQUEST_ID]
-    if len(given) == 1 and _ID.fullmatch(given[0]):
-        return bytes(given[0])
-    number = uuid4().hex.encode()
+    if (given := request_id(scope)) is not None:
+        return given
+    number = b"%032x" % getrandbits(128)
     scope["headers"] = [field for field in scope["headers"] if field[0] != REQUEST_ID] + [(REQUEST_ID, number)]
     return number
 

@@ -12,14 +12,14 @@ from starlette.types import Receive, Scope, Send
 from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.state import RateLimitState
 from ratelimit.proxy.cost import settle_cost
-from ratelimit.proxy.failures import NO_TARGET, NO_TUNNEL, NOT_CODED, Failure
 from ratelimit.proxy.fields import RequestFields
 from ratelimit.proxy.forward import Forward
 from ratelimit.proxy.forwarded import Forwarding
+from ratelimit.proxy.patience import spans
 from ratelimit.proxy.settings import ProxySettings
 from ratelimit.proxy.upload import PatientRequest
 from ratelimit.proxy.upstream import Upstream
-from ratelimit.proxy.websocket import forward_websocket
+from ratelimit.proxy.websocket import UpstreamSocket, forward_websocket
 
 # aiohttp would add these where the client has not sent them.
 _NOT_OURS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
@@ -28,7 +28,8 @@ _MOST_FIELDS: Final = 1000
 
 
 class Proxy:
-    """Place it behind `RateLimitMiddleware`: it tells the upstream who the user is, and charges what that states.
+    """Place it behind `Front` and `RateLimitMiddleware`: it tells the upstream who the user is, and charges what that
+    states.
 
     `trusted_proxies` as in the middleware. Its connections open with the first request and close with the lifespan.
     """
@@ -39,6 +40,7 @@ class Proxy:
         self.upstream = Upstream.parse(upstream) if isinstance(upstream, str) else upstream
         self.settings = settings or ProxySettings()
         self._fields = RequestFields(self.settings, self.upstream, Forwarding(trusted_proxies))
+        self._spans = spans(self.settings)
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,8 +48,6 @@ class Proxy:
         kind = scope["type"]
         if kind == "lifespan":
             await self._live(receive, send)
-        elif (failure := _unservable(scope)) is not None:
-            await failure.send(scope, send)
         elif kind == "http":
             await self._http(scope, receive, send)
         elif kind == "websocket":
@@ -63,7 +63,7 @@ class Proxy:
         fields = self._fields.of(scope, await _user_of(scope))
         url = self.upstream.url(scope["raw_path"], scope["query_string"])
         on_answer = partial(settle_cost, scope)
-        await Forward(self._open(), self.settings, url, fields, scope, receive, send, on_answer).run()
+        await Forward(self._open(), self._spans, url, fields, scope, receive, send, on_answer).run()
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         fields = self._fields.of(scope, await _user_of(scope))
@@ -82,6 +82,7 @@ class Proxy:
             self._session = aiohttp.ClientSession(
                 connector=self._connector(),
                 request_class=PatientRequest,
+                ws_response_class=UpstreamSocket,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
@@ -97,19 +98,10 @@ class Proxy:
         limit, keep_alive = self.settings.max_connections, self.settings.keep_alive
         if self.upstream.socket is not None:
             return aiohttp.UnixConnector(self.upstream.socket, limit=limit, keepalive_timeout=keep_alive)
-        return aiohttp.TCPConnector(ssl=self.settings.verify, limit=limit, keepalive_timeout=keep_alive)
+        return aiohttp.TCPConnector(ssl=self.settings.tls(), limit=limit, keepalive_timeout=keep_alive)
 
 
 async def _user_of(scope: Scope) -> str | None:
     """As the middleware's surface sees it; None where there is no middleware."""
     state = RateLimitState.of(scope)
     return None if state is None else await state.identity.user_of(HTTPConnection(scope))
-
-
-def _unservable(scope: Scope) -> Failure | None:
-    if scope["type"] == "http" and scope["method"] == "CONNECT":
-        return NO_TUNNEL
-    if not scope["raw_path"].startswith(b"/"):
-        return NO_TARGET
-    codings = [value for name, value in scope["headers"] if name == b"transfer-encoding"]
-    return NOT_CODED if codings and [value.strip().lower() for value in codings] != [b"chunked"] else None

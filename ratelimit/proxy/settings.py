@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, fields
 from typing import Final, Literal, TypeAlias
 
@@ -36,6 +37,8 @@ class ProxySettings:
     """Fields that are believed further in, and so are never let in from a client."""
     verify: bool = True
     """Whether an https upstream has to prove who it is."""
+    ca_file: str = ""
+    """A file with the certificates that it may prove it by, instead of the system's."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -44,3 +47,13 @@ class ProxySettings:
                 raise ConfigError(field.name, f"must be more than 0, not {value!r}")
         if self.host not in ("client", "upstream"):
             raise ConfigError("host", f"must be 'client' or 'upstream', not {self.host!r}")
+        self.tls()
+
+    def tls(self) -> ssl.SSLContext | bool:
+        """As aiohttp takes it. Raises `ConfigError` for a file that holds no certificates."""
+        if not self.ca_file or not self.verify:
+            return self.verify
+        try:
+            return ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            raise ConfigError("ca_file", f"cannot use {self.ca_file}: {error.strerror or error}") from None

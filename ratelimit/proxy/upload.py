@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import Payload
 from starlette.types import Receive, Scope
 
 from ratelimit.proxy.patience import Patience
@@ -16,49 +14,35 @@ from ratelimit.proxy.patience import Patience
 _CONTINUE_S: Final = 1.0
 
 
-class ClientGone(Exception):
-    """The client has left before its request was complete."""
+class Upload:
+    """What aiohttp iterates over, once: as soon as some of it was asked for it repeats nothing."""
 
-
-class Upload(Payload):
-    """A body can be sent once: as soon as some of it was read aiohttp finds it `consumed` and repeats nothing."""
+    __slots__ = ("_more", "_patience", "_receive", "finished")
 
     def __init__(self, receive: Receive, patience: Patience) -> None:
-        super().__init__(receive, headers={})
         self._receive = receive
         self._patience = patience
-        self._use_length: int | None = None
+        self._more = True
         self.finished = asyncio.Event()
 
-    @property
-    def size(self) -> int | None:
-        """Not known here; the fields say it."""
-        return None
+    def __aiter__(self) -> Self:
+        return self
 
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Bodies are not text."""
-        raise TypeError("a body on its way is not text")
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Send it all."""
-        await self.write_with_length(writer, None)
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Send it all; the server has seen to it that there is no more than the fields say."""
-        self._consumed = True
-        more = True
-        while more:
+    async def __anext__(self) -> bytes:
+        """The server has seen to it that there is no more than the fields say. Raises `ConnectionResetError`."""
+        while self._more:
             self._patience.wait_for("client")
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self._patience.wait_for("gone")
-                raise ClientGone
-            more = message.get("more_body", False)
-            self._patience.wait_for("upstream")
+                raise ConnectionResetError("the client has left before its request was complete")
+            self._more = message.get("more_body", False)
             if body := message.get("body", b""):
-                await writer.write(body)
+                self._patience.wait_for("upstream")
+                return bytes(body)
         self._patience.wait_for("first byte")
         self.finished.set()
+        raise StopAsyncIteration
 
 
 class PatientRequest(aiohttp.ClientRequest):

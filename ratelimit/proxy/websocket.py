@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import WSMsgType
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from ratelimit.proxy.failures import Failure, of_error, of_timeout, problem
-from ratelimit.proxy.fields import response_fields
+from ratelimit.proxy.fields import Raw, response_fields
 from ratelimit.proxy.settings import ProxySettings
 
 _GONE: Final = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR})
@@ -26,6 +26,16 @@ _LEAVE_S: Final = 5.0
 logger = logging.getLogger("ratelimit.proxy")
 
 
+class UpstreamSocket(aiohttp.ClientWebSocketResponse):
+    """aiohttp's own, which also tells the fields of the answer to the handshake."""
+
+    def __init__(
+        self, reader: Any, writer: Any, protocol: str | None, response: aiohttp.ClientResponse, *rest: Any, **more: Any
+    ) -> None:
+        super().__init__(reader, writer, protocol, response, *rest, **more)
+        self.raw_headers: list[Raw] = list(response.raw_headers)
+
+
 async def forward_websocket(
     session: aiohttp.ClientSession, settings: ProxySettings, url: URL, fields: CIMultiDict[str],
     scope: Scope, receive: Receive, send: Send,
@@ -36,8 +46,9 @@ async def forward_websocket(
     upstream = await _connect(session, settings, url, fields, scope, send)
     if upstream is None:
         return
+    assert isinstance(upstream, UpstreamSocket)
     async with upstream:
-        headers = response_fields(_answered(upstream), 101)
+        headers = response_fields(upstream.raw_headers, 101)
         await send({"type": "websocket.accept", "subprotocol": upstream.protocol, "headers": headers})
         await _both_ways(upstream, receive, send)
 
@@ -114,9 +125,3 @@ async def _outward(upstream: aiohttp.ClientWebSocketResponse, send: Send) -> Non
         "code": 1011 if code in (None, 1006, 1015) else (1000 if code == 1005 else code),
         "reason": str(reason),
     })  # fmt: skip
-
-
-def _answered(upstream: aiohttp.ClientWebSocketResponse) -> list[tuple[bytes, bytes]]:
-    """The fields of the upstream's answer to the handshake, for which aiohttp has no public name."""
-    answer = getattr(upstream, "_response", None)
-    return [] if answer is None else list(answer.raw_headers)

@@ -3,6 +3,7 @@
 from ratelimit.store.base import Store, TableStore
 from ratelimit.store.events import EventStore, MemoryEventStore
 from ratelimit.store.memory import MemoryStore
+from ratelimit.store.mirror import MirrorStore
 from ratelimit.store.scans import Part, ScanPage, Scans
 from ratelimit.store.write import Add, Drop, Expect, Op, Outcome, Put, Record, Write
 
@@ -13,6 +14,7 @@ __all__ = [
     "Expect",
     "MemoryEventStore",
     "MemoryStore",
+    "MirrorStore",
     "Op",
     "Outcome",
     "Part",

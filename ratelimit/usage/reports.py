@@ -16,6 +16,7 @@ from ratelimit.errors import InvalidInput, OutOfRetention
 from ratelimit.event import RETENTION_DAYS
 from ratelimit.names import Key, check_action, check_user
 from ratelimit.store.base import TableStore
+from ratelimit.usage.entry import remove_entry
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
 from ratelimit.usage.top import TopUser, top_of
 
@@ -143,8 +144,9 @@ class Reports:
     async def erase(self, user: str, *, actions: Iterable[str] = ()) -> int:
         """Delete every trace of a user; the number of items that there were.
 
-        Events, what is remembered of their ids, and the counters of `self.actions`, of `actions` and of whatever
-        actions the events named. Where it fails in the middle, repeat it: it goes on.
+        Events, what is remembered of their ids, the counters of `self.actions`, of `actions` and of whatever actions
+        the events named, and the user's entry in the directory with all identities. Where it fails in the middle,
+        repeat it: it goes on.
         """
         check_user(user)
         await self.flush()
@@ -158,7 +160,7 @@ class Reports:
             if await self.store.read(key):
                 await self.store.delete(key)
                 count += 1
-        return count
+        return count + await remove_entry(self.store.directory, user, now=self.clock.now())
 
     def _days(self, since: date | None, until: date | None) -> tuple[date, date]:
         today = utc_day(self.clock.now())

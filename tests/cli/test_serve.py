@@ -1,18 +1,15 @@
-"""`ratelimit serve`: what it refuses to start with, and a process from its start line to SIGTERM."""
+"""`ratelimit serve`: what it refuses to start with, and what its start-up line says. `tests.serving` has the rest."""
 
 from __future__ import annotations
 
-import asyncio
-import signal
-import sys
-from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import PIPE
+import socket
+from signal import SIGTERM
 
 import httpx
 import pytest
 
 from tests.cli.command import Command
-from tests.proxy.sockets import scripted
+from tests.serving.processes import served
 
 QUICK = ("--action", "api", "--quota", "2/day", "--user-from", "header:x-api-key")
 
@@ -20,14 +17,17 @@ QUICK = ("--action", "api", "--quota", "2/day", "--user-from", "header:x-api-key
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (QUICK, "--upstream is needed"),
-        (("--upstream", "http://a"), "nothing is limited"),
+        ((), "nothing is limited: there is no policy"),
+        (("--upstream", "http://a"), "nothing is limited: there is no policy"),
         (("--upstream", "a", *QUICK), "upstream: expected a URL such as http://127.0.0.1:8000"),
         (("--upstream", "http://a", *QUICK, "--workers", "4"), "--workers: memory:// would count in each of the 4"),
         (("--upstream", "http://a", "--action", "api"), "--quota: --action and --quota belong together"),
         (("--upstream", "http://a", "--action", "api", "--quota", "5/x"), "--quota: unknown unit 'x'"),
         (("--upstream", "http://a", *QUICK, "--user-from", "heder:x"), "--user-from: unknown source 'heder:x'"),
         (("--upstream", "http://a", *QUICK, "--access-log", "xml"), "--access-log: unknown value 'xml'"),
+        ((*QUICK, "--host", "0.0.0.0"), "api_token: the native API would be open to all who reach 0.0.0.0"),
+        ((*QUICK, "--admin", "0.0.0.0:8081"), "admin_token: metrics and reloads would be open to all who reach"),
+        ((*QUICK, "--admin", "nowhere"), "admin: expected"),
     ],
 )
 def test_bad_input(ratelimit: Command, options: tuple[str, ...], told: str) -> None:
@@ -36,34 +36,57 @@ def test_bad_input(ratelimit: Command, options: tuple[str, ...], told: str) -> N
     assert told in err
 
 
-async def test_sigterm_finishes_what_runs() -> None:
-    asked, answer_now = asyncio.Event(), asyncio.Event()
+def test_a_policy_that_matches_nothing_limits_nothing_in_front_of_an_upstream(
+    ratelimit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RATELIMIT_POLICIES__HINT__QUOTAS", "5/day")
+    status, _, err = ratelimit("serve", "--upstream", "http://a")
+    assert (status, "nothing is limited: no policy has a match" in err) == (2, True), err
 
-    async def slow(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        asked.set()
-        await answer_now.wait()
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-        await writer.drain()
 
-    async with scripted(slow) as upstream, httpx.AsyncClient(headers={"x-api-key": "secret"}) as client:
-        line = ("-m", "ratelimit", "serve", "--upstream", f"http://{upstream}", *QUICK, "--port", "0")
-        process = await asyncio.create_subprocess_exec(sys.executable, *line, stdout=PIPE, stderr=PIPE)
-        try:
-            assert process.stderr is not None
-            told = (await asyncio.wait_for(process.stderr.readline(), 20)).decode()
-            assert "api (2/day); users from header:x-api-key" in told
-            running = asyncio.create_task(client.get(told.split()[2] + "/a?token=secret", timeout=20))
-            await asyncio.wait_for(asked.wait(), 20)
-            process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.2)
-            answer_now.set()
-            assert (await running).text == "ok"
-            out, _ = await asyncio.wait_for(process.communicate(), 20)
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    assert process.returncode == 0
-    assert " GET /a 200 2B " in out.decode()
-    assert "secret" not in out.decode()
+@pytest.mark.parametrize("option", ["--port", "--admin"])
+def test_a_port_in_use(ratelimit: Command, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        other = {"--port": ("--admin", "off"), "--admin": ("--port", "0")}[option]
+        value = place if option == "--admin" else place.rpartition(":")[2]
+        status, _, err = ratelimit("serve", *QUICK, option, value, *other)
+    assert status == 2
+    assert f"error: {option.removeprefix('--') if option == '--admin' else option}: cannot listen on {place}" in err
+
+
+async def test_with_no_file_and_no_upstream() -> None:
+    async with served(*QUICK, "--admin", "127.0.0.1:0", "--linger", "0") as service:
+        pid = service.process.pid
+        assert service.banner == {
+            "listening": service.url,
+            "upstream": None,
+            "policies": {"api": ["2/day"]},
+            "user_from": ["header:x-api-key"],
+            "store": "memory://",
+            "admin": service.banner["admin"],
+            "workers": 1,
+            "pid": pid,
+        }
+        async with httpx.AsyncClient(timeout=30) as client:
+            fields = {"x-api-key": "secret"}
+            asked = [await client.get(f"{service.url}/v1/authz/a?token=secret", headers=fields) for _ in range(3)]
+            assert [answer.status_code for answer in asked] == [200, 200, 429]
+            check = await client.post(f"{service.url}/v1/check", json={"user": "bob", "action": "api"})
+            assert check.json()["allowed"] is True
+            assert (await client.get(f"{service.banner['admin']}/health/ready")).status_code == 200
+        service.send(SIGTERM)
+        assert await service.ended() == 0
+    lines = [line for line in service.out if " GET /v1/authz/a 429 " in line]
+    assert len(lines) == 1
+    assert "secret" not in "".join(service.out + service.err)
+
+
+async def test_the_start_up_line_for_people() -> None:
+    options = ("--upstream", "http://127.0.0.1:1", "--linger", "0")
+    async with served(*QUICK, *options, for_people=True) as service:
+        line = service.err[0]
+        assert f"ratelimit serves {service.url} in front of http://127.0.0.1:1: api (2/day); users from header:" in line
+        assert "else their address; counting in memory://; no admin listener; 1 worker" in line
+        service.send(SIGTERM)
+        assert await service.ended() == 0

@@ -1,4 +1,4 @@
-"""`ratelimit table create|status|delete`, on a real engine."""
+"""`ratelimit table create|status|verify|upgrade|delete`, on a real engine."""
 
 from __future__ import annotations
 
@@ -46,18 +46,97 @@ def test_the_table_may_be_named_or_configured(ratelimit: Command, url: str, monk
         assert ratelimit("table", "delete", table, "--yes").status == 0
 
 
+class Terminal(io.StringIO):
+    """What somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.mark.parametrize(("typed", "status"), [("y\n", 0), ("n\n", 1), ("", 1)])
-def test_delete_asks(
-    ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch, typed: str, status: int
-) -> None:
+def test_delete_asks(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch, typed: str, status: int) -> None:
     ratelimit("table", "create", "--store", url)
-    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    ratelimit("check", "alice", "hint", "--quota", "5/day", "--store", url)
+    monkeypatch.setattr("sys.stdin", Terminal(typed))
     result = ratelimit("table", "delete", "--store", url)
     assert result.status == status
-    assert f"Delete table {name_in(url)} in eu-west-1 (items" in result.err
+    assert f"Delete table {name_in(url)} in eu-west-1, with 1 item?" in result.err
     assert ("nothing was done" in result.err) == (status == 1)
     assert ratelimit("table", "status", "--store", url).status == (3 if status == 0 else 0)
     ratelimit("table", "delete", "--store", url, "--yes")
+
+
+def test_delete_without_a_terminal_needs_yes(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratelimit("table", "create", "--store", url)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    status, _, err = ratelimit("table", "delete", "--store", url)
+    assert status == 2
+    assert "add --yes" in err
+    assert ratelimit("table", "delete", "--store", url, "--yes").status == 0
+
+
+def test_a_protected_table_is_not_deleted(ratelimit: Command, url: str) -> None:
+    name = name_in(url)
+    assert "protection  on" in ratelimit("table", "create", "--store", url, "--protect").out
+    status, _, err = ratelimit("table", "delete", "--store", url, "--yes")
+    assert status == 1
+    assert f"run `ratelimit table upgrade {name} --no-protect` first" in err
+    assert ratelimit("table", "upgrade", "--store", url, "--no-protect").status == 0
+    assert ratelimit("table", "delete", "--store", url, "--yes").out == f"{name}: deleted\n"
+
+
+def test_verify_then_upgrade_then_verify(ratelimit: Command, url: str) -> None:
+    ratelimit("table", "create", "--store", url, "--no-recovery")
+    wanted = ("--store", url, "--gsi2", "--protect", "--read", "7", "--write", "9")
+    found = ratelimit("table", "verify", *wanted)
+    assert found.status == 1
+    assert found.out.startswith(f"{name_in(url)}: ")
+    for said in (
+        "missing; should be GSI2PK (S), GSI2SK (S); projects ALL",
+        "on-demand; should be provisioned, 7 read, 9 write",
+        "deletion protection  ",
+        "off; should be on",
+    ):
+        assert said in found.out
+    upgraded = ratelimit("table", "upgrade", *wanted)
+    assert (upgraded.status, "billing: done" in upgraded.err) == (0, True)
+    document = ratelimit("table", "verify", *wanted, "--json")
+    assert (document.status, document.json["differences"]) == (0, 0)
+    # Asked for nothing but the usual, a table that is billed otherwise is told of, and left alone.
+    plain = ratelimit("table", "upgrade", "--store", url)
+    assert plain.status == 1
+    assert "provisioned; should be on-demand" in plain.out
+    assert "--billing on-demand" in plain.out
+    assert ratelimit("table", "verify", "--store", url, "--billing", "provisioned").status == 0
+    assert ratelimit("table", "upgrade", "--store", url, "--billing", "on-demand", "--no-protect").status == 0
+    ratelimit("table", "delete", "--store", url, "--yes")
+
+
+def test_create_on_a_table_that_differs_says_so(ratelimit: Command, url: str) -> None:
+    ratelimit("table", "create", "--store", url)
+    again = ratelimit("table", "create", "--store", url, "--protect")
+    assert again.status == 0
+    assert "deletion protection: off; should be on; `ratelimit table upgrade` mends it" in again.err
+    ratelimit("table", "delete", "--store", url, "--yes")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tag", "team"), "write it like team=payments"),
+        (("--read", "5"), "provisioned billing needs both"),
+        (("--billing", "cheap"), "there are on-demand and provisioned"),
+        (("--billing", "on-demand", "--read", "5", "--write", "5"), "units are for provisioned billing"),
+        (("--billing", "provisioned"), "needs its read and write units"),
+        (("--read", "0", "--write", "5"), "at least 1"),
+        (("--tag", "aws:x=1"), "no name for a tag"),
+        (("--kms-key", " "), "give the key's ARN"),
+    ],
+)
+def test_options_that_cannot_be(ratelimit: Command, options: tuple[str, ...], message: str) -> None:
+    status, out, err = ratelimit("table", "create", "limits", *options)
+    assert (status, out) == (2, "")
+    assert message in err
 
 
 def test_a_store_without_a_table(ratelimit: Command) -> None:

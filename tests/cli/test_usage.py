@@ -176,9 +176,12 @@ def test_import_with_bad_lines(ratelimit: Command, url: str, tmp_path: Path) -> 
 
 def test_erase(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    ratelimit("user", "set", "alice", "--email", "alice@example.com")
     assert ratelimit("usage", "erase", "alice").status == 1
-    assert ratelimit("usage", "erase", "alice", "--yes", "--json").json == {"user": "alice", "erased": 6}
+    assert ratelimit("usage", "erase", "alice", "--yes", "--json").json == {"user": "alice", "erased": 6 + 2}
     assert ratelimit("usage", "events", "alice", "--json").json["events"] == []
+    assert ratelimit("user", "show", "alice").status == 2
+    assert ratelimit("user", "show", "--email", "alice@example.com").status == 2
     assert ratelimit("usage", "totals", "bob", "--json").json == {"hint": {TODAY: 9}}
 
 

@@ -101,7 +101,6 @@ async def test_settings_and_options_may_be_mixed() -> None:
 def test_on_uvloop(engine: Engine) -> None:
     import uvloop
 
-
     async def use() -> Outcome:
         async with new_store(engine) as store:
             return await store.apply(Key.of(str(uuid4()), "hint"), Write((Add("d1", 1, 1),), LATER), now=0)

@@ -10,10 +10,10 @@ from uuid import uuid4
 import pytest
 
 from ratelimit.dynamodb import DynamoDBStore, Settings, create_table, delete_table, table_status
-from ratelimit.dynamodb.client import connect
 from ratelimit.errors import TableMismatch, TableNotFound
 from ratelimit.names import Key
 from ratelimit.store import Add, Outcome, Write
+from tests.dynamodb.tables import expire_by, make
 from tests.engines import Engine
 from tests.faults import FaultServer
 
@@ -26,21 +26,6 @@ async def settings(engine: Engine) -> AsyncIterator[Settings]:
     await delete_table(settings)
 
 
-async def make(settings: Settings, **changes: Any) -> None:
-    """Somebody else's table."""
-    definition: dict[str, Any] = {
-        "TableName": settings.table,
-        "BillingMode": "PAY_PER_REQUEST",
-        "AttributeDefinitions": [
-            {"AttributeName": "PK", "AttributeType": "S"},
-            {"AttributeName": "SK", "AttributeType": "S"},
-        ],
-        "KeySchema": [{"AttributeName": "PK", "KeyType": "HASH"}, {"AttributeName": "SK", "KeyType": "RANGE"}],
-    }
-    async with await connect(settings) as connection:
-        await connection.client.create_table(**(definition | changes))
-
-
 async def test_create_status_delete(settings: Settings) -> None:
     created = await create_table(settings)
     assert created.created
@@ -50,7 +35,8 @@ async def test_create_status_delete(settings: Settings) -> None:
     assert created.ttl == "ttl"
     assert "expiry (ttl)" not in created.missing
     assert (created.point_in_time_recovery is True) == ("point-in-time recovery" not in created.missing)
-    assert (created.encrypted_with == "KMS") == ("encryption with a key in KMS" not in created.missing)
+    assert (created.encrypted_with, created.protected) == ("DynamoDB's own key", False)
+    assert ("recovery" in created.unknown) == (created.point_in_time_recovery is None)
     assert (await table_status(settings)).status == "ACTIVE"
     assert await delete_table(settings) is True
     with pytest.raises(TableNotFound):
@@ -106,10 +92,7 @@ async def test_somebody_elses_table_is_left_alone(settings: Settings, changes: d
 
 async def test_a_table_that_expires_by_something_else_is_refused(settings: Settings) -> None:
     await make(settings)
-    async with await connect(settings) as connection:
-        await connection.client.update_time_to_live(
-            TableName=settings.table, TimeToLiveSpecification={"Enabled": True, "AttributeName": "expires"}
-        )
+    await expire_by(settings, "expires")
     with pytest.raises(TableMismatch, match="expires its items by 'expires'"):
         await create_table(settings)
 

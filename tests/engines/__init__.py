@@ -1,8 +1,7 @@
-"""Engines that speak DynamoDB, for the suite: started on a free port, gone when the session ends, however it ends."""
+"""The suite's engine: which one, and the environment that tests run in. `loadtest.engines` starts it."""
 
-from tests.engines.choice import Choice, EngineError, choose
-from tests.engines.engine import Engine
+from loadtest.engines import Choice, Engine, EngineError, start
+from tests.engines.choice import choose
 from tests.engines.environment import isolate
-from tests.engines.start import start
 
 __all__ = ["Choice", "Engine", "EngineError", "choose", "isolate", "start"]

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
+from loadtest.engines import Choice, EngineError
+
 ENGINES: Final = ("ministack", "dynamodb-local")
-
-
-class EngineError(Exception):
-    """The suite cannot have its engine; the message says why, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """An engine to start, or with `endpoint` one that runs already."""
-
-    name: str
-    endpoint: str | None = None
 
 
 def choose(environ: Mapping[str, str]) -> Choice:

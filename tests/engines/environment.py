@@ -6,7 +6,7 @@ import os
 from collections.abc import MutableMapping
 from typing import Final
 
-REGION: Final = "eu-west-1"
+from loadtest.engines import REGION
 
 _FAKE: Final = {
     "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.engines import leash
 from tests.engines import Choice, Engine, EngineError, choose, isolate, start
 
-LEASH = Path(__file__).with_name("leash.py")
+LEASH = Path(leash.__file__)
 
 
 def test_the_default_needs_no_more_than_pip() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -14,15 +15,21 @@ from starlette.types import ASGIApp
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.limiter import Limiter
 from ratelimit.proxy import Front, Proxy, ProxySettings
+from ratelimit.proxy.intake import Intake
 from tests.http.apps import limiter_of
 
 Script = Callable[[StreamReader, StreamWriter], Awaitable[None]]
 
+SOON_S = 30
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+GET = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+
 
 @asynccontextmanager
-async def scripted(script: Script) -> AsyncIterator[str]:
-    """An upstream that does what the script says with every connection."""
+async def scripted(script: Script, context: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """An upstream that does what the script says with every connection. What the script raises is raised at the end."""
     tasks: set[asyncio.Task[None]] = set()
+    errors: list[Exception] = []
 
     async def serve(reader: StreamReader, writer: StreamWriter) -> None:
         task = asyncio.current_task()
@@ -32,16 +39,34 @@ async def scripted(script: Script) -> AsyncIterator[str]:
             await script(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
+        except Exception as error:  # noqa: BLE001 (the test is told, and not the event loop)
+            errors.append(error)
         finally:
-            writer.close()
+            await close(writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if errors:
+        raise errors[0]
+
+
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """An upstream that answers each request with the next of these and closes then; and the heads it was sent."""
+    heads: list[bytes] = []
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answers[min(len(heads), len(answers)) - 1])
+
+    async with scripted(script) as address:
+        yield address, heads
 
 
 @asynccontextmanager
@@ -61,13 +86,14 @@ async def plainly_served(app: ASGIApp) -> AsyncIterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(
-            app, log_level="critical", ws="websockets-sansio", proxy_headers=False, server_header=False,
+            app, http=Intake, log_level="critical", ws="websockets-sansio", proxy_headers=False, server_header=False,
             date_header=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             while not server.started:
+                assert not task.done(), "the server did not start"
                 await asyncio.sleep(0.005)
             yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
@@ -75,12 +101,38 @@ async def plainly_served(app: ASGIApp) -> AsyncIterator[str]:
             await task
 
 
-async def ask(address: str, request: bytes) -> bytes:
-    """Everything that comes back until the connection closes."""
+@asynccontextmanager
+async def connected(address: str) -> AsyncIterator[tuple[StreamReader, StreamWriter]]:
+    """A client's connection."""
     host, _, port = address.partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(request)
     try:
-        return await asyncio.wait_for(reader.read(), 10)
+        async with asyncio.timeout(SOON_S):
+            yield reader, writer
     finally:
-        writer.close()
+        await close(writer)
+
+
+async def ask(address: str, request: bytes) -> bytes:
+    """Everything that comes back until the connection closes."""
+    async with connected(address) as (reader, writer):
+        writer.write(request)
+        return await reader.read()
+
+
+async def until_gone(reader: StreamReader) -> bytes:
+    """What still comes until the peer is gone, by whatever way."""
+    came = bytearray()
+    try:
+        while piece := await reader.read(65536):
+            came += piece
+    except ConnectionError:
+        pass
+    return bytes(came)
+
+
+async def close(writer: StreamWriter) -> None:
+    """Wait for it, too."""
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()

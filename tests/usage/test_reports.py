@@ -15,6 +15,7 @@ from ratelimit.clock import DAY
 from ratelimit.errors import InvalidCursor, InvalidInput, InvalidUser, OutOfRetention
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, TableStore
+from ratelimit.store.directory import Identity, User
 from ratelimit.testing import FakeClock
 from ratelimit.usage import EventPage, UsageLog
 from tests.engines import Engine
@@ -215,9 +216,14 @@ async def test_erase_leaves_no_trace_and_can_be_repeated(store: TableStore, user
             await usage.record(someone, "hint", at=days_ago(89.5))
             await usage.record(someone, "hint", at=days_ago(-0.03), id="order-17")
             await usage.record(someone, "hint")
-        assert await usage.erase(user) == 3 + 1 + 1, "events, the note of an id, a counter"
+            entry = User(someone, identities=[Identity.email(f"{someone}@example.com")])
+            assert await store.directory.replace(None, entry, now=clock.now())
+        assert await usage.erase(user) == 3 + 1 + 1 + 2, "events, the note of an id, a counter, the entry, its e-mail"
         assert await usage.erase(user) == 0
         assert (await usage.events(user)).events == ()
         assert await store.read(Key(user, "hint")) == {}
+        assert await store.directory.read(User, user) is None
+        assert await store.directory.find(Identity.email(f"{user}@example.com")) is None
+        assert await store.directory.find(Identity.email(f"{user}x@example.com")) == user + "x"
         assert len((await usage.events(user + "x")).events) == 3
         assert await store.read(Key(user + "x", "hint"))

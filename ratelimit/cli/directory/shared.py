@@ -16,7 +16,7 @@ from ratelimit.cli.settings import load
 from ratelimit.directory import Directory, Identity, Plan, UnknownPlan
 from ratelimit.errors import ConfigError
 from ratelimit.quota import Quotas, QuotasLike
-from ratelimit.wiring import table_settings
+from ratelimit.wiring import store_of, table_settings
 
 T = TypeVar("T")
 
@@ -39,14 +39,16 @@ _EXAMPLE = "write --quota hint=5/day"
 
 def run(work: Callable[[Directory], Awaitable[T]], *, store: str | None, config: Path | None) -> T:
     """The result of `work` on the directory in the configured table."""
-    # Imported here: AWS's client takes its time, and `--help` does not need it.
-    from ratelimit.dynamodb import DynamoDBStore
-
-    settings = table_settings(load(config, store).store)
+    settings = load(config, store)
+    table_settings(settings.store)  # says what is wrong with a store that keeps nothing from one run to the next
 
     async def opened() -> T:
-        async with DynamoDBStore(settings) as table:
+        table = store_of(settings)
+        try:
+            await table.open()
             return await work(Directory(table.directory))
+        finally:
+            await table.close()
 
     return asyncio.run(opened())
 

@@ -144,9 +144,9 @@ def erase(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete every trace of a user's use, after asking: events, ids that are remembered, counters.
+    """Delete every trace of a user, after asking: events, counters, the entry in the directory, e-mails and API keys.
 
-    Where it is interrupted, repeat it. The user's entry in the directory is another thing: `ratelimit user remove`.
+    Where it is interrupted, repeat it. To remove the entry alone, and keep what was used: `ratelimit user remove`.
 
     Example:
 
@@ -154,7 +154,7 @@ def erase(
     """
     check_user(user)
     if not yes:
-        typer.confirm(f"Erase all usage of {user}, counters included?", abort=True, err=True)
+        typer.confirm(f"Erase all of {user}: events, counters, the entry in the directory?", abort=True, err=True)
     count = run(lambda _, reports: reports.erase(user, actions=action or ()), store=store, config=config)
     if as_json:
         say_json({"user": user, "erased": count})

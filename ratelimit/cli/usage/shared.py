@@ -17,7 +17,7 @@ from ratelimit.config import masked
 from ratelimit.errors import InvalidInput
 from ratelimit.store import TableStore
 from ratelimit.usage.reports import Reports
-from ratelimit.wiring import store_from_url, table_settings
+from ratelimit.wiring import store_of, table_settings
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def run(work: Callable[[TableStore, Reports], Awaitable[T]], *, store: str | Non
     actions = [policy.name for policy in settings.policies]
 
     async def opened() -> T:
-        table = store_from_url(settings.store)
+        table = store_of(settings)
         try:
             await table.open()
             return await work(table, Reports(table, actions, SystemClock()))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from typing import Final
 
+from ratelimit.config import check_token
 from ratelimit.errors import ConfigError
-
-MIN_LENGTH: Final = 16
 
 
 class Token:
@@ -17,10 +15,11 @@ class Token:
     __slots__ = ("_expected",)
 
     def __init__(self, token: str | None) -> None:
-        if token is not None and (len(token) < MIN_LENGTH or not token.isascii() or not token.isprintable()):
-            # Not quoted: it is a secret.
-            raise ConfigError("token", f"expected at least {MIN_LENGTH} printable ASCII characters, as a secret should")
-        self._expected = None if token is None else f"Bearer {token}".encode()
+        try:
+            checked = check_token(token)
+        except ConfigError as error:
+            raise error.under("token") from None
+        self._expected = None if checked is None else f"Bearer {checked}".encode()
 
     def __bool__(self) -> bool:
         return self._expected is not None

@@ -1,4 +1,4 @@
-"""`Api`: routes, bodies and errors of the native API. What each verb does is in `ratelimit.http.api.verbs`.
+"""`Api`: the native API as an ASGI app. What there is to ask is in `verbs`, `directory` and `usage`.
 
 A decision is data here: a refused check is a 200 with `"allowed": false`. Bodies have to be declared as JSON, which
 also keeps forms of foreign web pages out.
@@ -6,38 +6,81 @@ also keeps forms of foreign web pages out.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 
+from ratelimit.directory import Directory
 from ratelimit.errors import RateLimitError
 from ratelimit.http.admin.token import Token
 from ratelimit.http.api.bodies import ApiProblem, to_json
+from ratelimit.http.api.directory import People
 from ratelimit.http.api.idempotency import Answer, Replays
+from ratelimit.http.api.intake import JSON, decode_body, decode_part, decode_query, field, read_body
+from ratelimit.http.api.openapi import openapi
+from ratelimit.http.api.operation import Found, Operation, Router, arguments, operation
 from ratelimit.http.api.problems import RETRY_AFTER, Refused, problem_of_error, refused
+from ratelimit.http.api.usage import Used
 from ratelimit.http.api.verbs import Verbs
 from ratelimit.http.problems import CONTENT_TYPE
 from ratelimit.limiter import Limiter
+from ratelimit.store import TableStore
 from ratelimit.usage import UsageLog
+from ratelimit.usage.reports import Reports
 
 MOST_BODY: Final = 256 * 1024
-_JSON: Final = b"application/json"
+_UNEXPECTED: Final = ApiProblem(title="Internal error", status=500, detail="A fault of the server; it is logged.")
+
+
+class Document(msgspec.Struct, frozen=True):
+    """An OpenAPI document."""
+
+    openapi: str
+    info: dict[str, Any]
+    paths: dict[str, Any]
+    components: dict[str, Any]
 
 
 class Api:
-    """An ASGI app. The limiter, and the usage log if there is one, are opened and closed by whoever mounts it.
+    """Everything here is opened and closed by whoever mounts it.
 
-    `token`     asked of every caller, as `Authorization: Bearer …`; None admits all who can reach the listener.
-    `max_body`  bytes of a body at most.
+    `store`      the limiter's: where events, users and plans live as well.
+    `usage`      the log that checks are written to; None writes nothing.
+    `directory`  the limiter's, so that a change made here is seen by it at once.
+    `token`      asked of every caller, as `Authorization: Bearer …`; None admits all who can reach the listener.
+    `max_body`   bytes of a body at most.
+    `replays`    what was answered to keyed requests before, where another `Api` was in this one's place.
     """
 
     def __init__(
-        self, limiter: Limiter, *, usage: UsageLog | None = None, token: str | None = None, max_body: int = MOST_BODY
+        self,
+        limiter: Limiter,
+        store: TableStore,
+        *,
+        usage: UsageLog | None = None,
+        directory: Directory | None = None,
+        token: str | None = None,
+        max_body: int = MOST_BODY,
+        replays: Replays | None = None,
     ) -> None:
-        self.replays = Replays(limiter.clock)
-        self._verbs = Verbs(limiter, usage)
+        self.replays = Replays(limiter.clock) if replays is None else replays
+        directory = Directory(store.directory, clock=limiter.clock) if directory is None else directory
+        reports = Reports(store, limiter.policies, limiter.clock) if usage is None else usage
         self._token = Token(token)
         self._max_body = max_body
+        self.operations: tuple[Operation, ...] = (
+            *Verbs(limiter, usage).operations(),
+            *Used(reports, directory).operations(),
+            *People(directory).operations(),
+            operation("GET", "/v1/openapi.json", self.document, open=True),
+        )
+        self._router = Router(self.operations)
+        self._document = msgspec.convert(openapi(self.operations, token=bool(self._token)), Document)
+
+    async def document(self) -> Document:
+        """This document."""
+        return self._document
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or run the lifespan, in which there is nothing to do."""
@@ -51,67 +94,72 @@ class Api:
             answer = await self._answer(scope, receive)
         except Refused as error:
             answer = _problem(error.problem, error.headers)
-        headers = [(b"content-length", b"%d" % len(answer.body)), (b"cache-control", b"no-store"), *answer.headers]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
+        except RateLimitError as error:
+            answer = _problem(problem_of_error(error))
+        except Exception:
+            await _send(_problem(_UNEXPECTED), scope, send)
+            raise  # For the server's log.
+        await _send(answer, scope, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if not self._token.admits(scope["headers"]):
+        admitted = self._token.admits(scope["headers"])
+        found = self._router.find(_raw_path(scope))
+        one = None if found is None else _chosen(found, scope["method"])
+        if not admitted and not (one is not None and one.open):
+            # Before anything is said about what there is.
             challenge = (b"www-authenticate", b"Bearer")
             raise refused(401, "Unauthorized", "A valid token is needed: Authorization: Bearer …", challenge)
-        verb = self._verbs.named.get(path)
-        if verb is None:
-            raise refused(404, "Not found", f"There are: {', '.join(self._verbs.named)}")
-        if scope["method"] != "POST":
-            raise refused(405, "Method not allowed", f"{path} takes POST", (b"allow", b"POST"))
-        body = await self._body(scope, receive)
+        if found is None:
+            raise refused(404, "Not found", f"There are: {', '.join(self._router.templates)}")
+        if one is None:
+            allow = ", ".join([*found.by_method, *(["HEAD"] if "GET" in found.by_method else [])])
+            raise refused(405, "Method not allowed", f"{found.template} takes {allow}", (b"allow", allow.encode()))
+        return await self._carry_out(one, found.raw_part, scope, receive)
+
+    async def _carry_out(self, one: Operation, raw_part: str | None, scope: Scope, receive: Receive) -> Answer:
+        part = None if raw_part is None else decode_part(one, raw_part)
+        query = decode_query(one.query, scope)
+        raw = b"" if one.body is None else await read_body(scope, receive, most=self._max_body)
+        body = None if one.body is None else decode_body(one.body, raw)
 
         async def act() -> Answer:
             try:
-                return _success(await verb(body))
+                return _success(await one.act(**arguments(one, part, query, body)))
             except RateLimitError as error:
                 return _problem(problem_of_error(error))
 
-        key = _field(scope, b"idempotency-key")
-        if key is None or path == "/v1/peek":
+        key = field(scope, b"idempotency-key") if one.repeatable else None
+        if key is None:
             return await act()
-        return await self.replays.answer(key.decode("latin-1"), path, body, act)
+        return await self.replays.answer(key.decode("latin-1"), _raw_path(scope), raw, act)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        kind = (_field(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
-        if kind != _JSON:
-            raise refused(415, "Unsupported media type", "Send JSON, with Content-Type: application/json")
-        length = _field(scope, b"content-length") or b"0"
-        body, more = b"", int(length) <= self._max_body if length.isdigit() else True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise refused(400, "Bad input", "the body ended early")
-            body += message.get("body", b"")
-            more = message.get("more_body", False) and len(body) <= self._max_body
-        if len(body) > self._max_body or (length.isdigit() and int(length) > self._max_body):
-            raise refused(413, "Too large", f"A body may have {self._max_body} bytes", (b"connection", b"close"))
-        return body
+
+def _chosen(found: Found, method: str) -> Operation | None:
+    return found.by_method.get("GET" if method == "HEAD" else method)
+
+
+def _raw_path(scope: Scope) -> str:
+    raw: bytes | None = scope.get("raw_path")
+    path: str = scope["path"] if raw is None else raw.partition(b"?")[0].decode("latin-1")
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+async def _send(answer: Answer, scope: Scope, send: Send) -> None:
+    length = [] if answer.status == 204 else [(b"content-length", b"%d" % len(answer.body))]
+    headers = [*length, (b"cache-control", b"no-store"), *answer.headers]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
 
 def _success(value: object) -> Answer:
     if value is None:
         return Answer(204, b"")
-    return Answer(200, to_json(value), ((b"content-type", _JSON),))
+    return Answer(200, to_json(value), ((b"content-type", JSON),))
 
 
 def _problem(problem: ApiProblem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
     wait = ((b"retry-after", RETRY_AFTER),) if problem.status == 503 else ()
     return Answer(problem.status, to_json(problem), ((b"content-type", CONTENT_TYPE), *headers, *wait))
-
-
-def _field(scope: Scope, name: bytes) -> bytes | None:
-    for field, value in scope["headers"]:
-        if field == name:
-            found: bytes = value
-            return found
-    return None
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -14,17 +14,50 @@ from ratelimit.quota import MAX_LIMIT
 MOST_CHECKS: Final = 100
 """In one batch."""
 
-Name: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
+# For the document only: what holds the text to it says better what is wrong (`ratelimit.names`, `ratelimit.quota`).
+_PRINTABLE: Final = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"}
+_UNIT: Final = r"(s|sec|seconds?|m|min|minutes?|h|hr|hours?|d|days?|w|weeks?|mo|months?|y|yr|years?)"
+_QUOTA: Final = rf"\s*\+?[0-9]{{1,12}}\s*(/|per\s)\s*[0-9]{{0,6}}\s*{_UNIT}\s*(\sburst\s+[0-9]{{1,12}}\s*)?"
+_QUOTAS: Final = {
+    "pattern": rf"^(\s*(unlimited|-1)\s*|{_QUOTA}([;,|]{_QUOTA})*)$",
+    "examples": ["5/day", "100/hour; 1000/day", "10 per 5 minutes", "unlimited"],
+}
+
+UserName: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=256,
+        description="Without control characters; at most 256 bytes, of which `#` and `%` take three.",
+        extra_json_schema=_PRINTABLE,
+    ),
+]
+Name: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        description="Without control characters; at most 64 bytes, of which `#` and `%` take three.",
+        extra_json_schema=_PRINTABLE,
+    ),
+]
+"""Of an action or a plan."""
 Cost: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="Units; by default 1.")]
 QuotasText: TypeAlias = Annotated[
-    str, Meta(min_length=1, max_length=1024, description="`5/day`, `100/hour; 1000/day`, `unlimited`.")
+    str,
+    Meta(
+        min_length=1,
+        max_length=1024,
+        description="Several are one decision.",
+        extra_json_schema=_QUOTAS,
+    ),
 ]
 
 
 class CheckBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """May this user do this action?"""
 
-    user: Name
+    user: UserName
     action: Name
     cost: Cost = 1
     quotas: QuotasText | None = None
@@ -45,7 +78,7 @@ class ChargeBody(CheckBody, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class RefundBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Units to give back."""
 
-    user: Name
+    user: UserName
     action: Name
     cost: Cost = 1
     at: Annotated[int, Meta(ge=0, le=2**53, description="The decision's `at`; by default now.")] | None = None
@@ -56,7 +89,7 @@ class RefundBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class ResetBody(Struct, frozen=True, forbid_unknown_fields=True):
     """Whose quotas start afresh."""
 
-    user: Name
+    user: UserName
     action: Name
 
 

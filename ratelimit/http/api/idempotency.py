@@ -90,5 +90,3 @@ class Replays:
             if now < oldest.expires and now >= oldest.expires - 2 * self._kept_for:
                 return
             del self._kept[place]
-
-

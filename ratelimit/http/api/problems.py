@@ -35,9 +35,7 @@ def problem_of_error(error: RateLimitError) -> ApiProblem:
     if isinstance(error, StoreUnavailable):
         # Not the message: it names tables and hosts.
         detail = "The store gives no answer at the moment; it is not known whether anything was written."
-        return ApiProblem(
-            type=TEMPORARY_REDUCED_CAPACITY, title="The store cannot be asked", status=503, detail=detail
-        )
+        return ApiProblem(type=TEMPORARY_REDUCED_CAPACITY, title="The store cannot be asked", status=503, detail=detail)
     if isinstance(error, IdentityTaken | Contended):
         return ApiProblem(title="In conflict with others", status=409, detail=str(error))
     if isinstance(error, InvalidInput):

@@ -1,15 +1,14 @@
-"""`Verbs`: the limiter's verbs, from a JSON body to an answer."""
+"""`Verbs`: the limiter's verbs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias, TypeVar
-
-import msgspec
+import random as _random
+from collections.abc import Callable
 
 from ratelimit.decision import Decision
-from ratelimit.errors import RateLimitError
+from ratelimit.errors import ConfigError, InvalidInput, RateLimitError
+from ratelimit.event import encode_metadata
 from ratelimit.http.api.bodies import (
     BatchAnswer,
     BatchBody,
@@ -20,72 +19,72 @@ from ratelimit.http.api.bodies import (
     RefundBody,
     ResetBody,
 )
-from ratelimit.http.api.problems import invalid, problem_of_error
+from ratelimit.http.api.operation import Operation, operation
+from ratelimit.http.api.problems import problem_of_error
 from ratelimit.limiter import Limiter
+from ratelimit.names import check_action, check_user
+from ratelimit.quota import to_quotas
 from ratelimit.usage import UsageLog
-
-T = TypeVar("T")
-Verb: TypeAlias = Callable[[bytes], Awaitable[object]]
-
-_check: Final = msgspec.json.Decoder(CheckBody)
-_charge: Final = msgspec.json.Decoder(ChargeBody)
-_refund: Final = msgspec.json.Decoder(RefundBody)
-_reset: Final = msgspec.json.Decoder(ResetBody)
-_batch: Final = msgspec.json.Decoder(BatchBody)
 
 
 class Verbs:
-    """Each takes a body as it came, and raises `Refused` for a bad one, and what the limiter raises."""
+    """Each raises what the limiter raises. `random` draws the sample of refused checks that is written."""
 
-    def __init__(self, limiter: Limiter, usage: UsageLog | None) -> None:
+    def __init__(
+        self, limiter: Limiter, usage: UsageLog | None, *, random: Callable[[], float] = _random.random
+    ) -> None:
         self._limiter = limiter
         self._usage = usage
-        self.named: dict[str, Verb] = {
-            "/v1/check": self.check,
-            "/v1/check/batch": self.batch,
-            "/v1/peek": self.peek,
-            "/v1/charge": self.charge,
-            "/v1/refund": self.refund,
-            "/v1/reset": self.reset,
-        }
+        self._random = random
 
-    async def check(self, body: bytes) -> DecisionAnswer:
+    def operations(self) -> list[Operation]:
+        """All of them."""
+        return [
+            operation("POST", "/v1/check", self.check, problems=[404], repeatable=True),
+            operation("POST", "/v1/check/batch", self.check_batch, repeatable=True),
+            operation("POST", "/v1/peek", self.peek, problems=[404]),
+            operation("POST", "/v1/charge", self.charge, problems=[404], repeatable=True),
+            operation("POST", "/v1/refund", self.refund, problems=[404, 503], repeatable=True),
+            operation("POST", "/v1/reset", self.reset, problems=[503], repeatable=True),
+        ]
+
+    async def check(self, body: CheckBody) -> DecisionAnswer:
         """Spend if it fits."""
-        return await self._checked(_read(_check, body))
+        _check_input(body)
+        return await self._checked(body)
 
-    async def peek(self, body: bytes) -> DecisionAnswer:
-        """Look without spending."""
-        asked = _read(_check, body)
-        decision = await self._limiter.peek(
-            asked.user, asked.action, cost=asked.cost, quotas=asked.quotas, algorithm=asked.algorithm
-        )
-        return DecisionAnswer.of(decision)
-
-    async def charge(self, body: bytes) -> DecisionAnswer:
-        """Spend what is owed afterwards."""
-        asked = _read(_charge, body)
-        decision = await self._limiter.charge(
-            asked.user, asked.action, asked.cost, quotas=asked.quotas, algorithm=asked.algorithm
-        )
-        await self._record(asked, decision)
-        return DecisionAnswer.of(decision)
-
-    async def refund(self, body: bytes) -> None:
-        """Give back."""
-        asked = _read(_refund, body)
-        await self._limiter.refund(
-            asked.user, asked.action, asked.cost, at=asked.at, quotas=asked.quotas, algorithm=asked.algorithm
-        )
-
-    async def reset(self, body: bytes) -> None:
-        """Forget."""
-        asked = _read(_reset, body)
-        await self._limiter.reset(asked.user, asked.action)
-
-    async def batch(self, body: bytes) -> BatchAnswer:
+    async def check_batch(self, body: BatchBody) -> BatchAnswer:
         """Check each by itself; a body of which any part is malformed is refused before anything is spent."""
-        asked = _read(_batch, body)
-        return BatchAnswer(list(await asyncio.gather(*map(self._result, asked.checks))))
+        for number, asked in enumerate(body.checks):
+            _check_input(asked, at=f"checks[{number}].")
+        return BatchAnswer(list(await asyncio.gather(*map(self._result, body.checks))))
+
+    async def peek(self, body: CheckBody) -> DecisionAnswer:
+        """Look without spending."""
+        _check_input(body)
+        decision = await self._limiter.peek(
+            body.user, body.action, cost=body.cost, quotas=body.quotas, algorithm=body.algorithm
+        )
+        return DecisionAnswer.of(decision)
+
+    async def charge(self, body: ChargeBody) -> DecisionAnswer:
+        """Spend what is owed afterwards, also beyond the quota."""
+        _check_input(body)
+        decision = await self._limiter.charge(
+            body.user, body.action, body.cost, quotas=body.quotas, algorithm=body.algorithm
+        )
+        await self._record(body, decision)
+        return DecisionAnswer.of(decision)
+
+    async def refund(self, body: RefundBody) -> None:
+        """Give back what was spent."""
+        await self._limiter.refund(
+            body.user, body.action, body.cost, at=body.at, quotas=body.quotas, algorithm=body.algorithm
+        )
+
+    async def reset(self, body: ResetBody) -> None:
+        """Forget what was spent of an action's quotas; the totals stay."""
+        await self._limiter.reset(body.user, body.action)
 
     async def _result(self, asked: CheckBody) -> BatchResult:
         try:
@@ -93,17 +92,15 @@ class Verbs:
         except RateLimitError as error:
             return BatchResult(problem=problem_of_error(error))
 
-    async def _checked(self, asked: CheckBody) -> DecisionAnswer:
+    async def _checked(self, body: CheckBody) -> DecisionAnswer:
         decision = await self._limiter.check(
-            asked.user, asked.action, cost=asked.cost, quotas=asked.quotas, algorithm=asked.algorithm
+            body.user, body.action, cost=body.cost, quotas=body.quotas, algorithm=body.algorithm
         )
-        await self._record(asked, decision)
+        await self._record(body, decision)
         return DecisionAnswer.of(decision)
 
     async def _record(self, asked: CheckBody, decision: Decision) -> None:
-        policy = self._limiter.policies.get(asked.action)
-        log = "all" if policy is None else policy.log
-        if self._usage is None or log not in ("all", "allowed" if decision.allowed else "denied"):
+        if self._usage is None or not self._wants(asked.action, allowed=decision.allowed):
             return
         waiting = self._usage.accept(
             asked.user,
@@ -117,9 +114,28 @@ class Verbs:
         if waiting is not None:
             await waiting
 
+    def _wants(self, action: str, *, allowed: bool) -> bool:
+        """Whether the policy asks for an event of it; an action without a policy is always written."""
+        policy = self._limiter.policies.get(action)
+        if policy is None:
+            return True
+        if policy.log not in ("all", "allowed" if allowed else "denied"):
+            return False
+        return allowed or policy.log_sample == 1 or self._random() < policy.log_sample
 
-def _read(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+
+def _check_input(body: CheckBody, *, at: str = "") -> None:
+    """Before anything is spent: what cannot be used, and where it stands."""
+    name = "user"
     try:
-        return decoder.decode(body)
-    except msgspec.DecodeError as error:
-        raise invalid(error) from None
+        check_user(body.user)
+        name = "action"
+        check_action(body.action)
+        if body.quotas is not None:
+            name = "quotas"
+            to_quotas(body.quotas)
+        if body.metadata:
+            name = "metadata"
+            encode_metadata(body.metadata)
+    except InvalidInput as error:
+        raise ConfigError(f"{at}{name}", str(error)) from None

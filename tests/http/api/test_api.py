@@ -9,7 +9,9 @@ import pytest
 
 from ratelimit.http.api import Api
 from ratelimit.policy import Policy
+from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
+from ratelimit.usage import UsageLog
 from tests.http.apps import client_of, limiter_of, used
 
 ALICE = {"user": "alice", "action": "hint"}
@@ -17,7 +19,8 @@ SECRET = "0123456789abcdef"
 
 
 def api(**options: Any) -> httpx.AsyncClient:
-    return client_of(Api(limiter_of(), **options))
+    store = MemoryStore()
+    return client_of(Api(limiter_of(store=store), store, **options))
 
 
 async def test_the_verbs() -> None:
@@ -59,7 +62,7 @@ async def test_a_batch_is_decided_one_by_one() -> None:
         ({**ALICE, "cost": 1.5}, "cost"),
         ({**ALICE, "cots": 1}, ""),
         ({**ALICE, "user": ""}, "user"),
-        ({**ALICE, "quotas": "5/fortnight"}, ""),
+        ({**ALICE, "quotas": "5/fortnight"}, "quotas"),
         ([], ""),
     ],
 )
@@ -83,8 +86,9 @@ async def test_what_is_no_request_of_ours() -> None:
 
 async def test_a_repeat_spends_nothing_and_reads_the_same() -> None:
     clock = FakeClock()
-    limiter = limiter_of(Policy("hint", "5/day"), clock=clock)
-    async with client_of(Api(limiter)) as client:
+    store = MemoryStore()
+    limiter = limiter_of(Policy("hint", "5/day"), clock=clock, store=store)
+    async with client_of(Api(limiter, store)) as client:
         key = {"idempotency-key": "one"}
         first = await client.post("/v1/check", json=ALICE, headers=key)
         again = await client.post("/v1/check", json=ALICE, headers=key)
@@ -105,3 +109,37 @@ async def test_a_token() -> None:
             assert (await client.post("/v1/check", json=ALICE, headers=given)).status_code == 401
         right = {"authorization": f"bearer {SECRET}"}
         assert (await client.post("/v1/check", json=ALICE, headers=right)).status_code == 200
+
+
+async def test_a_malformed_check_keeps_the_whole_batch_from_spending() -> None:
+    for bad, path in (
+        ({"quotas": "5/fortnight"}, "checks[1].quotas"),
+        ({"user": "a\nb"}, "checks[1].user"),
+        ({"action": "#" * 60}, "checks[1].action"),
+    ):
+        async with api() as client:
+            answer = await client.post("/v1/check/batch", json={"checks": [ALICE, {**ALICE, **bad}]})
+            assert (answer.status_code, answer.json()["errors"][0]["path"]) == (400, path)
+            assert (await client.post("/v1/peek", json=ALICE)).json()["used"] == 0
+
+
+@pytest.mark.parametrize(
+    ("log", "sample", "written"),
+    [
+        ("all", 1.0, [True, False, False]),
+        ("allowed", 1.0, [True]),
+        ("denied", 1.0, [False, False]),
+        ("none", 1.0, []),
+        ("all", 0.0, [True]),
+    ],
+)
+async def test_the_policy_says_what_is_logged(log: Any, sample: float, written: list[bool]) -> None:
+    store = MemoryStore()
+    limiter = limiter_of(Policy("hint", "1/day", log=log, log_sample=sample), store=store)
+    async with UsageLog(store, clock=limiter.clock) as usage, client_of(Api(limiter, store, usage=usage)) as client:
+        for _ in range(3):
+            await client.post("/v1/check", json=ALICE)
+        await client.post("/v1/peek", json=ALICE)
+        await usage.flush()
+        events = (await client.get("/v1/users/alice/usage/events")).json()["events"]
+        assert sorted((one["allowed"] for one in events), reverse=True) == written

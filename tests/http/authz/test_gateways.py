@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,15 +14,16 @@ from starlette.types import Receive, Scope, Send
 from ratelimit.http.authz import Authz
 from ratelimit.policy import Policy
 from tests.http.apps import hello, limiter_of
-from tests.http.authz.gateways import PACKAGES, free_port, running
+from tests.http.authz.gateways import GATEWAYS, free_port, running
 from tests.http.test_server import served
 
 POLICIES = (
     Policy("hint", "5/day", match="POST /hints", user_from="header:x-api-key"),
     Policy("page", "2/day", match="GET /pages/**"),
 )
-FIELDS_ON_ALLOWED = {"envoy", "nginx", "caddy"}
-UNASKED = {"envoy": 200, "nginx": 200, "traefik": 500, "caddy": 502}
+FIELDS_ON_ALLOWED = {"envoy", "nginx", "caddy", "haproxy"}
+UNASKED = {"envoy": 200, "nginx": 200, "traefik": 500, "caddy": 502, "haproxy": 200}
+HUNG_UP = {"envoy": 200, "nginx": 200, "caddy": 504, "haproxy": 200}
 
 
 async def service(scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,7 +33,7 @@ async def service(scope: Scope, receive: Receive, send: Send) -> None:
     await hello(scope, receive, send)
 
 
-@pytest.fixture(params=PACKAGES)
+@pytest.fixture(params=GATEWAYS)
 def gateway(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -43,8 +45,8 @@ async def behind(gateway: str, folder: Path) -> AsyncIterator[httpx.AsyncClient]
     async with (
         served(authz) as asked,
         served(service) as upstream,
-        running(gateway, folder, authz=asked, upstream=upstream) as address,
-        httpx.AsyncClient(base_url=f"http://{address}") as client,
+        running(gateway, folder, authz=asked, upstream=upstream, patient=True) as address,
+        httpx.AsyncClient(base_url=f"http://{address}", timeout=60) as client,
     ):
         yield client
 
@@ -86,13 +88,34 @@ async def test_five_pass_and_the_sixth_does_not(gateway: str, tmp_path: Path) ->
         assert codes == [200, 200, 429, 429]
 
 
+@pytest.mark.parametrize("gateway", HUNG_UP)
+async def test_an_endpoint_that_hangs(gateway: str, tmp_path: Path) -> None:
+    """By the timeouts in the documentation. Traefik has none to set, and waits for 30 s."""
+    status, asked = HUNG_UP[gateway], asyncio.Event()
+
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", "no lifespan"
+        asked.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with (
+        served(silent) as authz,
+        served(service) as upstream,
+        running(gateway, tmp_path, authz=authz, upstream=upstream, ready=status) as address,
+        httpx.AsyncClient(base_url=f"http://{address}", timeout=60) as client,
+    ):
+        assert (await client.post("/hints", headers={"x-api-key": "alice"})).status_code == status
+        assert asked.is_set()
+
+
 async def test_nobody_answers(gateway: str, tmp_path: Path) -> None:
     """As the table in the documentation says."""
     status, nobody = UNASKED[gateway], f"127.0.0.1:{free_port()}"
     async with (
         served(service) as upstream,
         running(gateway, tmp_path, authz=nobody, upstream=upstream, ready=status) as address,
-        httpx.AsyncClient(base_url=f"http://{address}") as client,
+        httpx.AsyncClient(base_url=f"http://{address}", timeout=60) as client,
     ):
         for _ in range(7):
             assert (await client.post("/hints", headers={"x-api-key": "alice"})).status_code == status

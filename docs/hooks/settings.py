@@ -1,0 +1,81 @@
+"""The reference of the configuration, from the types that hold it: `Config`, `SETTINGS` and `Policy`.
+
+What a setting means is said once, in the code: the text below a field of `Config`, and the list in the docstring of
+`Policy`. A setting about which nothing is said there is an error here, and so the site is not built.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, Final
+
+from docs.hooks.docstrings import definitions_of
+from docs.hooks.text import cell, table
+from ratelimit.config import POLICY_SETTINGS, SETTINGS, Config
+from ratelimit.policy import Policy
+
+ROOT: Final = Path(__file__).parents[2]
+_HEAD: Final = ["setting", "default", "variable", "meaning"]
+
+
+def settings_reference() -> str:
+    """Markdown: a row for each setting of the file's top level."""
+    meanings, defaults = field_docstrings(Config), {field.name: field.default for field in fields(Config)}
+    return table(_HEAD, [_row(name, defaults[name], f"RATELIMIT_{name.upper()}", meanings[name]) for name in SETTINGS])
+
+
+def policy_reference() -> str:
+    """Markdown: a row for each setting of a policy."""
+    meanings, parameters = definitions_of(inspect.getdoc(Policy) or ""), inspect.signature(Policy).parameters
+    rows = []
+    for name in POLICY_SETTINGS:
+        variable = f"RATELIMIT_POLICIES__NAME__{name.upper()}"
+        rows.append(_row(name, parameters[name].default, variable, meanings[name]))
+    return table(_HEAD, rows)
+
+
+def example_file() -> str:
+    """The example that shows every setting, as it is in the repository."""
+    text = (ROOT / "examples" / "ratelimit.toml").read_text(encoding="utf-8")
+    return f"```toml\n{text.rstrip()}\n```"
+
+
+def field_docstrings(kind: type[Any]) -> Mapping[str, str]:
+    """The text below each field of a class, by field; at run time Python has forgotten it, and so the source is read."""
+    (body,) = ast.parse(dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        match before, after:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
+def _row(name: str, default: object, variable: str, meaning: str) -> list[str]:
+    return [f"`{name}`", _shown(default), f"`{variable}`", cell(meaning)]
+
+
+def _shown(default: object) -> str:
+    """As TOML has it."""
+    if default is inspect.Parameter.empty:
+        return "needed"
+    if default is None:
+        return "none"
+    text = _toml(list(default) if isinstance(default, tuple) else default)
+    assert tomllib.loads(f"value = {text}") is not None
+    return f"`{cell(text)}`"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

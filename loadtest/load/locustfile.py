@@ -1,0 +1,94 @@
+"""The file for Locust: `locust -f loadtest/load/locustfile.py --headless --plan JSON ChecksUser`.
+
+`ratelimit loadtest run` does that. A worker on another machine needs no plan: its master sends it. Where there is no
+master above, every batch of samples goes to standard output, as a line that begins with `@`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+import gevent
+import msgspec
+from locust import events
+from locust.env import Environment
+from locust.runners import LocalRunner, WorkerRunner
+
+from loadtest.load.samples import Batch
+from loadtest.load.users import (
+    ChecksUser,
+    ConstantRate,
+    MiddlewareUser,
+    PacedUser,
+    Session,
+    SidecarUser,
+    UsageUser,
+    plan_of,
+)
+from loadtest.plan import CUT_SHORT
+
+__all__ = ["ChecksUser", "ConstantRate", "MiddlewareUser", "SidecarUser", "UsageUser"]
+
+_EVERY: Final = 0.5
+_KEY: Final = "ratelimit"
+
+
+@events.init_command_line_parser.add_listener
+def _options(parser: Any) -> None:
+    parser.add_argument(
+        "--plan", default="", help="The plan as JSON; a worker is sent its master's.", include_in_web_ui=False
+    )
+
+
+@events.init.add_listener
+def _await_signal(environment: Environment, **_: object) -> None:
+    if not isinstance(environment.runner, WorkerRunner):
+        gevent.signal_handler(CUT_SHORT, ConstantRate.end)
+
+
+@events.test_start.add_listener
+def _begin(environment: Environment, **_: object) -> None:
+    """On whoever makes requests: a worker, or Locust alone."""
+    runner = environment.runner
+    index = runner.worker_index if isinstance(runner, WorkerRunner) else 0
+    PacedUser.session = Session(environment, plan_of(environment), index)
+    if isinstance(runner, LocalRunner):
+        gevent.spawn(_tell_again_and_again)
+
+
+@events.test_stopping.add_listener
+def _send_no_more(environment: Environment, **_: object) -> None:
+    if hasattr(PacedUser, "session"):
+        PacedUser.session.over = True
+
+
+@events.quitting.add_listener
+def _end(environment: Environment, **_: object) -> None:
+    runner = environment.runner
+    if isinstance(runner, LocalRunner) and hasattr(PacedUser, "session"):
+        runner.quit()
+        _tell(PacedUser.session.batch(), "")
+
+
+@events.report_to_master.add_listener
+def _from_worker(client_id: str, data: dict[str, Any]) -> None:
+    if hasattr(PacedUser, "session"):
+        data[_KEY] = list(PacedUser.session.batch())
+
+
+@events.worker_report.add_listener
+def _to_master(client_id: str, data: dict[str, Any]) -> None:
+    if _KEY in data:
+        _tell(Batch(*data[_KEY]), client_id)
+
+
+def _tell_again_and_again() -> None:
+    while True:
+        gevent.sleep(_EVERY)
+        _tell(PacedUser.session.batch(), "")
+
+
+def _tell(batch: Batch, worker: str) -> None:
+    sys.stdout.write(f"@{msgspec.json.encode((worker, batch)).decode()}\n")
+    sys.stdout.flush()

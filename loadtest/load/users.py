@@ -1,0 +1,166 @@
+"""Locust's side: users of each group, that keep to one schedule, and a shape that ends with it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, ClassVar, Final
+
+import gevent
+from locust import LoadTestShape, User, task
+from locust.env import Environment
+
+from loadtest.load.clients import Client, client_of
+from loadtest.load.draw import Draw
+from loadtest.load.samples import Batch, Sample, Tray
+from loadtest.load.schedule import Schedule, Ticket
+from loadtest.plan import SERIES, Outcome, Plan
+
+LEAD: Final = 1.0
+"""Seconds in which the users are spawned, before the schedule begins."""
+_COARSE: Final = 0.001
+_OVER: Final = 3600.0
+
+
+class Session:
+    """One run in one process of Locust: its schedule, its clock and its samples.
+
+    The clock is `time.perf_counter`, which nothing sets; zero is the moment when measuring begins.
+    """
+
+    def __init__(self, environment: Environment, plan: Plan, worker: int) -> None:
+        self.plan = plan
+        self.series = SERIES[plan.group]
+        self.draw = Draw(plan, worker)
+        self.schedule = Schedule(
+            self.series, rate=plan.rate, warm_up=plan.warm_up, duration=plan.duration, worker=worker,
+            workers=plan.workers, seed=plan.seed,
+        )  # fmt: skip
+        self.tray = Tray()
+        self.over = False
+        """Set before Locust ends its users: one that wakes up in that moment would be ended in the middle of a request,
+        of which nobody would hear."""
+        self._request = environment.events.request
+        self._zero = time.perf_counter() + LEAD + plan.warm_up
+
+    def now(self) -> float:
+        """Seconds since measuring began."""
+        return time.perf_counter() - self._zero
+
+    def batch(self) -> Batch:
+        """What there is to tell since the last time."""
+        return Batch(self.tray.empty(), self.schedule.taken, self.schedule.left)
+
+    def record(self, sample: Sample, problem: str) -> None:
+        """Keep it for our report and, unless it warmed up, tell Locust. A refusal is an answer as good as any."""
+        self.tray.add(sample)
+        if sample.at >= 0:
+            self._request.fire(
+                request_type=self.plan.group,
+                name=self.series[sample.series].name,
+                response_time=sample.latency / 1000,
+                response_length=0,
+                exception=RuntimeError(problem) if sample.outcome == "failed" else None,
+                context={},
+            )
+
+
+class PacedUser(User):
+    """Waits for the intended start of its next request, makes it, and takes another."""
+
+    abstract = True
+    session: ClassVar[Session]
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self._ticket: Ticket | None = None
+        self._taken = 0.0
+        self._clients: dict[str, Client] = {}
+
+    def wait_time(self) -> float:
+        """Locust sleeps for so long, and ends a user who sleeps at once when the run is over."""
+        self._taken = self.session.now()
+        self._ticket = self.session.schedule.take(self._taken)
+        if self._ticket is None:
+            return _OVER
+        # gevent's timers come up to a millisecond late: it wakes before that, and `_until` waits for the rest.
+        return max(0.0, self._ticket.at - self.session.now() - _COARSE)
+
+    @task
+    def make(self) -> None:
+        """The request of the ticket; the first time there is none yet."""
+        ticket, self._ticket = self._ticket, None
+        if ticket is None:
+            return
+        session = self.session
+        series = session.series[ticket.series]
+        client = self._clients.get(series.name)
+        if client is None:
+            client = self._clients[series.name] = client_of(series, session.plan.targets[series.target])
+        user = session.draw.user(ticket.series)
+        self._until(ticket.at)
+        if session.over:
+            return
+        sent = session.now()
+        outcome, took, problem = client.ask(series, user)
+        self._record(ticket, user, sent, outcome, took, problem)
+
+    def _until(self, at: float) -> None:
+        while self.session.now() < at:
+            gevent.sleep(0)
+
+    def _record(self, ticket: Ticket, user: str, sent: float, outcome: Outcome, took: int | None, problem: str) -> None:
+        ended = self.session.now()
+        ready = max(ticket.at, self._taken)
+        sample = Sample(
+            series=ticket.series,
+            user=user,
+            at=round(ticket.at * 1e6),
+            wait=round((ready - ticket.at) * 1e6),
+            lag=round((sent - ready) * 1e6),
+            latency=round((ended - ticket.at) * 1e6),
+            service=round((ended - sent) * 1e6) if took is None else took,
+            outcome=outcome,
+        )
+        self.session.record(sample, problem)
+
+
+class ChecksUser(PacedUser):
+    """The `Limiter`, called in the driver."""
+
+
+class MiddlewareUser(PacedUser):
+    """An app with the middleware and the same without it."""
+
+
+class SidecarUser(PacedUser):
+    """The reverse proxy, and the decision endpoint."""
+
+
+class UsageUser(PacedUser):
+    """The usage log, written and read back."""
+
+
+class ConstantRate(LoadTestShape):
+    """All users at once, for as long as the schedule goes: the rate is the schedule's, whatever their number."""
+
+    cut_short: ClassVar[bool] = False
+
+    @classmethod
+    def end(cls) -> None:
+        """Before its time: what is under way is finished."""
+        cls.cut_short = True
+
+    def tick(self) -> tuple[int, float] | None:
+        """See Locust."""
+        assert self.runner is not None
+        plan = plan_of(self.runner.environment)
+        if self.cut_short or self.get_run_time() >= LEAD + plan.warm_up + plan.duration + 0.5:
+            return None
+        return plan.users, float(plan.users)
+
+
+def plan_of(environment: Any) -> Plan:
+    """The plan that the command line carries; on a worker, the master's."""
+    import msgspec
+
+    return msgspec.json.decode(environment.parsed_options.plan, type=Plan)

@@ -1,0 +1,114 @@
+"""From samples to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
+from typing import Any
+
+from loadtest.load.samples import Sample
+from loadtest.plan import SERIES
+from loadtest.quantiles import difference, quantile, quantiles
+from loadtest.result import Added, GroupResult, Meter, Pace, SeriesResult
+from loadtest.run.exactness import compare_books
+from loadtest.run.tally import Tally
+
+
+def figures(tally: Tally, books: Sequence[Mapping[str, Any]], *, complete: bool) -> GroupResult:
+    """Of one group."""
+    plan = tally.plan
+    seconds = plan.duration if complete else _seconds(tally.samples)
+    series = _series(tally, seconds)
+    events = sum(book["log"]["events"] for book in books)
+    units = sum(book["log"]["units"] for book in books)
+    return GroupResult(
+        group=plan.group,
+        users=plan.users,
+        seconds=round(seconds, 1),
+        complete=complete,
+        pace=_pace(tally, seconds),
+        series=series,
+        added=_added(series),
+        meters=_meters(tally, books),
+        event_units=round(units / events, 3) if units and events else None,
+        exactness=compare_books(tally, books),
+        sent=_by_second((sample.at + sample.wait + sample.lag for sample in tally.samples), seconds),
+        answered=_by_second((s.at + s.latency for s in tally.samples if s.outcome != "failed"), seconds),
+        failed=_by_second((s.at + s.latency for s in tally.samples if s.outcome == "failed"), seconds),
+    )
+
+
+def _seconds(samples: list[Sample]) -> float:
+    """How long a run went that was cut short."""
+    return max((sample.at + sample.wait for sample in samples), default=0) / 1e6
+
+
+def _series(tally: Tally, seconds: float) -> list[SeriesResult]:
+    found = []
+    for index, kind in enumerate(SERIES[tally.plan.group]):
+        mine = [sample for sample in tally.samples if sample.series == index]
+        answered = [sample for sample in mine if sample.outcome != "failed"]
+        blocks: list[list[int]] = [[] for _ in range(ceil(seconds))]
+        for sample in answered:
+            if (second := sample.at // 1_000_000) < len(blocks):
+                blocks[second].append(sample.latency)
+        found.append(
+            SeriesResult(
+                name=kind.name,
+                over=kind.over,
+                count=len(mine),
+                refused=sum(sample.outcome == "refused" for sample in mine),
+                failed=len(mine) - len(answered),
+                latency=quantiles([sample.latency for sample in answered]),
+                service=quantiles([sample.service for sample in answered]),
+                samples=blocks,
+            )
+        )
+    return found
+
+
+def _added(series: list[SeriesResult]) -> list[Added]:
+    by_name = {each.name: each for each in series}
+    found = []
+    for each in series:
+        if each.over is not None:
+            base = by_name[each.over]
+            p50, p99 = (difference(each.samples, base.samples, part, paired=True) for part in (0.5, 0.99))
+            if p50 is not None and p99 is not None:
+                found.append(Added(each.name, base.name, p50, p99))
+    return found
+
+
+def _pace(tally: Tally, seconds: float) -> Pace:
+    samples = tally.samples
+    in_time = sum(sample.at + sample.wait + sample.lag < seconds * 1e6 for sample in samples)
+    return Pace(
+        asked=tally.plan.rate,
+        sent=round(in_time / seconds, 2) if seconds else 0.0,
+        unsent=tally.unsent,
+        waited_p99=_p99(sample.wait for sample in samples),
+        lag_p99=_p99(sample.lag for sample in samples),
+    )
+
+
+def _p99(values: Iterable[int]) -> float:
+    ordered = sorted(values)
+    return quantile(ordered, 0.99) / 1000 if ordered else 0.0
+
+
+def _meters(tally: Tally, books: Sequence[Mapping[str, Any]]) -> list[Meter]:
+    """Of what was asked of a DynamoDB; on the embedded store there is nothing to count."""
+    return [
+        Meter(name, tally.checks[name], meter["writes"], meter["units"])
+        for book in books
+        for name, meter in book["meters"].items()
+        if book["shared"]
+    ]
+
+
+def _by_second(times: Iterable[int], seconds: float) -> list[int]:
+    counts = [0] * ceil(seconds)
+    for time in times:
+        if 0 <= time < len(counts) * 1_000_000:
+            counts[time // 1_000_000] += 1
+    return counts

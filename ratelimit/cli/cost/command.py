@@ -1,0 +1,143 @@
+"""`ratelimit cost`: its options, made into a workload."""
+
+# No postponed annotations in the commands: typer reads them when the program runs.
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from ratelimit.cli.cost.report import report
+from ratelimit.cli.cost.scrape import scrape
+from ratelimit.cli.output import note
+from ratelimit.cli.settings import JsonOption
+from ratelimit.clock import SECOND, SystemClock
+from ratelimit.cost import (
+    DEFAULT_REGION,
+    SHORTEST,
+    Consumption,
+    LogMode,
+    Units,
+    Workload,
+    amount,
+    estimate,
+    load_prices,
+    number,
+    read_metrics,
+    share,
+    units_of,
+)
+from ratelimit.errors import ConfigError
+
+_WORKLOAD = "The month"
+_SPARED = "What is spared"
+_SERVICE = "The sidecar"
+_PRICES = "Prices"
+
+
+def cost(
+    checks: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Checks, the refused included: 50M, 1.5k.", rich_help_panel=_WORKLOAD),
+    ] = None,
+    denied: Annotated[str, typer.Option(metavar="SHARE", help="Of them: 20%.", rich_help_panel=_WORKLOAD)] = "0%",
+    users: Annotated[str, typer.Option(metavar="N", help="That come.", rich_help_panel=_WORKLOAD)] = "0",
+    actions: Annotated[str, typer.Option(metavar="N", help="Of each user.", rich_help_panel=_WORKLOAD)] = "1",
+    windows: Annotated[
+        str, typer.Option(metavar="N", help="In a policy: more cost storage, no writes.", rich_help_panel=_WORKLOAD)
+    ] = "1",
+    events: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Of the usage log; by default as --log says.", rich_help_panel=_WORKLOAD),
+    ] = None,
+    log: Annotated[
+        str, typer.Option(metavar="MODE", help="all, allowed, denied or none.", rich_help_panel=_WORKLOAD)
+    ] = "none",
+    log_sample: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of the refused, those logged.", rich_help_panel=_WORKLOAD)
+    ] = "100%",
+    days: Annotated[str, typer.Option(metavar="N", help="That an event is kept.", rich_help_panel=_WORKLOAD)] = "90",
+    event_bytes: Annotated[str, typer.Option(metavar="N", help="Of an event.", rich_help_panel=_WORKLOAD)] = "300",
+    reads: Annotated[
+        str, typer.Option(metavar="N", help="Peeks, users and plans, queries.", rich_help_panel=_WORKLOAD)
+    ] = "0",
+    cached: Annotated[
+        str,
+        typer.Option(metavar="SHARE", help="Of the refused, those the denial cache knew.", rich_help_panel=_SPARED),
+    ] = "50%",
+    coalesced: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of the admitted, those in another's write.", rich_help_panel=_SPARED)
+    ] = "0%",
+    leased: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of the admitted, those of leases.", rich_help_panel=_SPARED)
+    ] = "0%",
+    lease: Annotated[str, typer.Option(metavar="N", help="Units of a lease.", rich_help_panel=_SPARED)] = "10",
+    tasks: Annotated[
+        str, typer.Option(metavar="N", help="On Fargate, behind a load balancer.", rich_help_panel=_SERVICE)
+    ] = "0",
+    vcpu: Annotated[str, typer.Option(metavar="N", help="Of a task.", rich_help_panel=_SERVICE)] = "0.5",
+    memory: Annotated[str, typer.Option(metavar="GB", help="Of a task.", rich_help_panel=_SERVICE)] = "1",
+    region: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=_PRICES)] = DEFAULT_REGION,
+    prices: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of the file that comes along.", rich_help_panel=_PRICES),
+    ] = None,
+    peak: Annotated[
+        str, typer.Option(metavar="TIMES", help="The busiest minutes, by the average.", rich_help_panel=_PRICES)
+    ] = "3",
+    utilisation: Annotated[
+        str, typer.Option(metavar="SHARE", help="That auto scaling aims at.", rich_help_panel=_PRICES)
+    ] = "70%",
+    from_metrics: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of a running sidecar's admin listener, instead of --checks and its like."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a month costs on AWS: writes, reads, storage, recovery, and the sidecar if there is one.
+
+    By a workload in numbers, or by what a running service has consumed since it started. The prices are dated, and not
+    fetched: check them before you rely on it.
+
+    Examples:
+
+        ratelimit cost --checks 50M --denied 20% --users 100k --log all --log-sample 10%
+
+        ratelimit cost --checks 2G --tasks 4 --region eu-west-1 --json
+
+        ratelimit cost --from-metrics http://127.0.0.1:8081/metrics --users 100k
+    """
+    if (checks is None) == (from_metrics is None):
+        raise ConfigError("--checks", "say how many a month, as in 50M, or read them with --from-metrics URL")
+    workload = Workload(
+        checks=amount("--checks", checks or "0"),
+        denied=share("--denied", denied),
+        users=amount("--users", users),
+        actions=amount("--actions", actions),
+        windows=amount("--windows", windows),
+        logged=None if events is None else amount("--events", events),
+        log=cast(LogMode, log),
+        log_sample=share("--log-sample", log_sample),
+        days_kept=amount("--days", days),
+        event_bytes=amount("--event-bytes", event_bytes),
+        reads=amount("--reads", reads),
+        repeated=share("--cached", cached),
+        coalesced=share("--coalesced", coalesced),
+        leased=share("--leased", leased),
+        lease=amount("--lease", lease),
+        tasks=amount("--tasks", tasks),
+        vcpu=number("--vcpu", vcpu),
+        memory=number("--memory", memory),
+    )
+    rates = load_prices(region, prices)
+    consumption = None if from_metrics is None else _consumption(from_metrics, workload)
+    units: Units = units_of(workload) if consumption is None else consumption.units
+    times, aim = number("--peak", peak), share("--utilisation", utilisation)
+    found = estimate(units, workload, rates, peak=times, utilisation=aim)
+    report(found, units, rates, consumption, as_json=as_json)
+
+
+def _consumption(url: str, workload: Workload) -> Consumption:
+    consumption = read_metrics(scrape(url), SystemClock().now() / SECOND, workload)
+    if consumption.seconds < SHORTEST:
+        note(f"it has run for {consumption.seconds:.0f} s only: the month may look quite different")
+    return consumption

@@ -1,0 +1,34 @@
+"""What it costs: a month's workload, or what a running service consumes, in AWS's prices. Pure: nothing here does I/O
+but reading the price file."""
+
+from ratelimit.cost.amounts import amount, in_short, number, share
+from ratelimit.cost.estimate import Estimate, Line, Saving, dollars, estimate
+from ratelimit.cost.metrics import SHORTEST, Consumption, read_metrics
+from ratelimit.cost.prices import DEFAULT_REGION, Prices, load_prices
+from ratelimit.cost.throughput import Provisioned, Throughput
+from ratelimit.cost.units import Units, units_of
+from ratelimit.cost.workload import LogMode, Workload
+
+__all__ = [
+    "DEFAULT_REGION",
+    "SHORTEST",
+    "Consumption",
+    "Estimate",
+    "Line",
+    "LogMode",
+    "Prices",
+    "Provisioned",
+    "Saving",
+    "Throughput",
+    "Units",
+    "Workload",
+    "amount",
+    "dollars",
+    "estimate",
+    "in_short",
+    "load_prices",
+    "number",
+    "read_metrics",
+    "share",
+    "units_of",
+]

@@ -1,0 +1,134 @@
+"""`Estimate`: a month in dollars, line by line. Lines are rounded to the cent, and the total is their sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
+from typing import Final
+
+from ratelimit.cost.amounts import in_short
+from ratelimit.cost.prices import Prices
+from ratelimit.cost.throughput import Throughput, compare_billing
+from ratelimit.cost.units import HOURS, Units
+from ratelimit.cost.workload import Workload
+
+_MILLION: Final = 10**6
+_CENT: Final = Decimal("0.01")
+_SECOND_OF_UNIT: Final = 3600
+# A load balancer's unit: 25 new connections a second, or 1 GB an hour. A request is taken for 4 KB both ways, and every
+# tenth opens a connection.
+_CONNECTIONS: Final = 25 * _SECOND_OF_UNIT
+_REQUESTS_PER_CONNECTION: Final = 10
+_REQUEST_GB: Final = Fraction(4, 2**20)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing to pay for. `basis` says how much of it, in words."""
+
+    name: str
+    basis: str
+    dollars: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What a setting keeps off the bill, or (`is_on` False) would keep off it."""
+
+    name: str
+    is_on: bool
+    dollars: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A month."""
+
+    lines: tuple[Line, ...]
+    savings: tuple[Saving, ...]
+    throughput: Throughput
+
+    @property
+    def total(self) -> Decimal:
+        """The sum of the lines."""
+        return sum((line.dollars for line in self.lines), Decimal(0))
+
+
+def estimate(units: Units, workload: Workload, prices: Prices, *, peak: Fraction, utilisation: Fraction) -> Estimate:
+    """Billed on demand; `peak` (times the average) and `utilisation` are for the comparison with provisioned units."""
+    return Estimate(
+        lines=_lines(units, workload, prices),
+        savings=(*_spared(units, prices), *_log_savings(units, workload, prices)),
+        throughput=compare_billing(units.writes, units.reads, prices, peak=peak, utilisation=utilisation),
+    )
+
+
+def dollars(amount: Fraction) -> Decimal:
+    """To the cent."""
+    return (Decimal(amount.numerator) / Decimal(amount.denominator)).quantize(_CENT, ROUND_HALF_UP)
+
+
+def _lines(units: Units, workload: Workload, prices: Prices) -> tuple[Line, ...]:
+    gb = units.state_gb + units.event_gb
+    requests = workload.checks if workload.tasks else 0
+    return (
+        _writes("writes: checks", units.checks, prices),
+        _writes("writes: refused checks", units.refused, prices),
+        _writes("writes: usage log", units.events, prices),
+        Line("reads", f"{in_short(units.reads)} units", dollars(units.reads * prices.read_million / _MILLION)),
+        Line("storage", _gb(gb), dollars(gb * prices.storage_gb)),
+        Line("point-in-time recovery", _gb(gb), dollars(gb * prices.recovery_gb)),
+        Line("Fargate", _tasks(workload), dollars(_fargate(workload, prices))),
+        Line("load balancer", f"{in_short(requests)} requests", dollars(_balancer(workload, prices))),
+    )
+
+
+def _writes(name: str, writes: Fraction, prices: Prices) -> Line:
+    return Line(name, f"{in_short(writes)} units", dollars(_write_price(writes, prices)))
+
+
+def _write_price(writes: Fraction, prices: Prices) -> Fraction:
+    return writes * prices.write_million / _MILLION
+
+
+def _gb(gb: Fraction) -> str:
+    return f"{float(gb):,.2f} GB"
+
+
+def _tasks(workload: Workload) -> str:
+    if not workload.tasks:
+        return "none"
+    return f"{workload.tasks} of {float(workload.vcpu):g} vCPU, {float(workload.memory):g} GB"
+
+
+def _fargate(workload: Workload, prices: Prices) -> Fraction:
+    hour = workload.vcpu * prices.vcpu_hour + workload.memory * prices.memory_gb_hour
+    return workload.tasks * HOURS * hour
+
+
+def _balancer(workload: Workload, prices: Prices) -> Fraction:
+    if not workload.tasks:
+        return Fraction(0)
+    by_connections = Fraction(workload.checks, _REQUESTS_PER_CONNECTION * _CONNECTIONS)
+    unit_hours = max(by_connections, workload.checks * _REQUEST_GB)
+    return HOURS * prices.balancer_hour + unit_hours * prices.balancer_unit_hour
+
+
+def _spared(units: Units, prices: Prices) -> list[Saving]:
+    return [Saving(name, True, dollars(_write_price(writes, prices))) for name, writes in units.spared.items()]
+
+
+def _log_savings(units: Units, workload: Workload, prices: Prices) -> list[Saving]:
+    """What a smaller log would keep off: its writes, and the room they take."""
+    if not units.events:
+        return []
+    event = _write_price(units.events, prices) + units.event_gb * (prices.storage_gb + prices.recovery_gb)
+    savings = [Saving('log = "none"', False, dollars(event))]
+    if workload.logged is not None or not workload.denied or workload.log not in ("all", "denied"):
+        return savings
+    for name, sample in (('log = "allowed"', Fraction(0)), ("log_sample = 0.1", Fraction(1, 10))):
+        if sample < workload.log_sample:
+            left = replace(workload, log_sample=sample).events / workload.events
+            savings.append(Saving(name, False, dollars(event * (1 - left))))
+    return savings

@@ -1,0 +1,62 @@
+"""The CloudFormation templates beside this file, with other defaults for their parameters.
+
+They are changed as text, line by line: so the comments stay, and nothing has to understand YAML and CloudFormation's
+tags in it. The files keep to it: two spaces for a parameter, four for what is said of it, one line each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import Final, Literal, TypeAlias, get_args
+
+from ratelimit.errors import ConfigError
+
+Template: TypeAlias = Literal["table", "sidecar"]
+
+TEMPLATES: Final[tuple[Template, ...]] = get_args(Template)
+
+_SECTION = re.compile(r"^Parameters:\n(?P<body>(?:\n|[ ].*\n)+)", re.MULTILINE)
+_PARAMETER = re.compile(r"^  (?P<name>\w+):\n(?P<lines>(?:    .*\n)+)", re.MULTILINE)
+_DEFAULT = re.compile(r"^    Default: .*\n", re.MULTILINE)
+_PATTERN = re.compile(r'^    AllowedPattern: (?P<text>".*")$', re.MULTILINE)
+_CHOICES = re.compile(r"^    AllowedValues: \[(?P<list>.*)\]$", re.MULTILINE)
+
+
+def template(name: Template, defaults: Mapping[str, str]) -> str:
+    """A template, its parameters' defaults replaced by these. Raises `ConfigError` naming the parameter."""
+    text = files("ratelimit.deploy").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    section = _SECTION.search(text)
+    if section is None:
+        raise AssertionError(f"{name}.yaml has no parameters")
+    known = {found["name"]: found["lines"] for found in _PARAMETER.finditer(section["body"])}
+    for parameter, value in defaults.items():
+        _check(parameter, value, known)
+
+    def with_default(found: re.Match[str]) -> str:
+        if (value := defaults.get(found["name"])) is None:
+            return found[0]
+        # JSON's strings are YAML's, and a function keeps `sub` from reading backslashes.
+        return f"  {found['name']}:\n{_DEFAULT.sub('', found['lines'])}    Default: {json.dumps(value)}\n"
+
+    start, end = section.span("body")
+    return text[:start] + _PARAMETER.sub(with_default, section["body"]) + text[end:]
+
+
+def _check(parameter: str, value: str, known: Mapping[str, str]) -> None:
+    lines = known.get(parameter)
+    if lines is None:
+        near = get_close_matches(parameter, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        raise ConfigError(parameter, f"the template has no such parameter; {hint}")
+    if not value.isprintable():
+        raise ConfigError(parameter, f"expected one line of text, not {value!r}")
+    if (pattern := _PATTERN.search(lines)) and not re.fullmatch(json.loads(pattern["text"]), value):
+        raise ConfigError(parameter, f"{value!r} does not match {json.loads(pattern['text'])}")
+    if choices := _CHOICES.search(lines):
+        allowed = [choice.strip().strip('"') for choice in choices["list"].split(",")]
+        if value not in allowed:
+            raise ConfigError(parameter, f"unknown value {value!r}; use one of {', '.join(allowed)}")

@@ -1,0 +1,188 @@
+"""`People`: users and plans, read and changed in the table. What others read through a cache follows within 30 s."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NoReturn, TypeVar
+
+from msgspec import UNSET, UnsetType
+
+from ratelimit.directory import Directory, Identity, Plan, UnknownPlan, UnknownUser, User
+from ratelimit.errors import ConfigError, InvalidInput
+from ratelimit.http.api.bodies import Name, UserName
+from ratelimit.http.api.directory_bodies import (
+    PageQuery,
+    PlanAnswer,
+    PlanBody,
+    PlanPatch,
+    PlansAnswer,
+    UserAnswer,
+    UserBody,
+    UserPatch,
+    UsersAnswer,
+    UsersQuery,
+)
+from ratelimit.http.api.operation import Operation, operation
+from ratelimit.names import check_user
+from ratelimit.quota import Quotas, QuotasLike
+from ratelimit.store.directory import check_plan
+
+T = TypeVar("T")
+
+_USER = "/v1/users/{user}"
+_PLAN = "/v1/plans/{plan}"
+
+
+class People:
+    """Reads go past the directory's cache: who changes something sees that it is so."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._store = directory.store
+
+    def operations(self) -> list[Operation]:
+        """All of them."""
+        return [
+            operation("GET", "/v1/users", self.users, problems=[503]),
+            operation("GET", _USER, self.user, problems=[404, 503]),
+            operation("PUT", _USER, self.put_user, problems=[404, 409, 503]),
+            operation("PATCH", _USER, self.patch_user, problems=[404, 409, 503]),
+            operation("DELETE", _USER, self.remove_user, problems=[404, 409, 503]),
+            operation("GET", "/v1/plans", self.plans, problems=[503]),
+            operation("GET", _PLAN, self.plan, problems=[404, 503]),
+            operation("PUT", _PLAN, self.put_plan, problems=[409, 503]),
+            operation("PATCH", _PLAN, self.patch_plan, problems=[404, 409, 503]),
+            operation("DELETE", _PLAN, self.remove_plan, problems=[404, 409, 503]),
+        ]
+
+    async def users(self, query: UsersQuery) -> UsersAnswer:
+        """List the users: all, those of a plan, or the one who has an identity."""
+        if query.identity is not UNSET:
+            return UsersAnswer(await self._found(query), None)
+        plan = None if query.plan is UNSET else check_plan("plan", query.plan)
+        page = await self._store.page(User, plan=plan, limit=query.limit, cursor=_or_none(query.cursor))
+        return UsersAnswer(list(map(UserAnswer.of, page.entries)), page.cursor)
+
+    async def user(self, user: UserName) -> UserAnswer:
+        """Show a user."""
+        return UserAnswer.of(await self._store.read(User, check_user(user)) or _missing("user", user))
+
+    async def put_user(self, user: UserName, body: UserBody) -> UserAnswer:
+        """Make a user, or put another in the place of the one that is there."""
+        new = User(
+            user,
+            plan=body.plan,
+            quotas=body.quotas,
+            role=body.role,
+            active=body.active,
+            identities=_identities(body.identities),
+        )
+        await self._check_plan(new.plan)
+        await self._directory.put_user(new)
+        return UserAnswer.of(new)
+
+    async def patch_user(self, user: UserName, body: UserPatch) -> UserAnswer:
+        """Change a user: what is not mentioned stays."""
+
+        def patched(old: User | None) -> User:
+            return _patched(old or _missing("user", user), body)
+
+        _patched(User(user), body)  # What is wrong is said before anything is asked of the table.
+        if body.plan is not UNSET:
+            await self._check_plan(body.plan)
+        return UserAnswer.of(await self._directory.change_user(user, patched))
+
+    async def remove_user(self, user: UserName) -> None:
+        """Remove a user's entry and identities; what was counted and logged stays."""
+        if not await self._directory.remove_user(user):
+            _missing("user", user)
+
+    async def plans(self, query: PageQuery) -> PlansAnswer:
+        """List the plans."""
+        page = await self._store.page(Plan, limit=query.limit, cursor=_or_none(query.cursor))
+        return PlansAnswer(list(map(PlanAnswer.of, page.entries)), page.cursor)
+
+    async def plan(self, plan: Name) -> PlanAnswer:
+        """Show a plan."""
+        return PlanAnswer.of(await self._known_plan(plan))
+
+    async def put_plan(self, plan: Name, body: PlanBody) -> PlanAnswer:
+        """Make a plan, or put another in the place of the one that is there."""
+        new = Plan(plan, body.quotas)
+        await self._directory.put_plan(new)
+        return PlanAnswer.of(new)
+
+    async def patch_plan(self, plan: Name, body: PlanPatch) -> PlanAnswer:
+        """Change a plan: what is not mentioned stays."""
+
+        def patched(old: Plan | None) -> Plan:
+            return Plan(plan, _merged((old or _missing("plan", plan)).quotas, body.quotas))
+
+        Plan(plan, _merged({}, body.quotas))
+        return PlanAnswer.of(await self._directory.change_plan(plan, patched))
+
+    async def remove_plan(self, plan: Name) -> None:
+        """Remove a plan; for users who have it, the policies' own quotas hold from then on."""
+        if not await self._directory.remove_plan(plan):
+            _missing("plan", plan)
+
+    async def _found(self, query: UsersQuery) -> list[UserAnswer]:
+        if query.plan is not UNSET or query.cursor is not UNSET:
+            raise InvalidInput("identity stands alone: without plan and cursor")
+        assert query.identity is not UNSET
+        identity = _identity("identity", query.identity)
+        owner = await self._store.find(identity)
+        found = None if owner is None else await self._store.read(User, owner)
+        return [UserAnswer.of(found)] if found is not None and identity in found.identities else []
+
+    async def _check_plan(self, plan: str | None) -> None:
+        if plan is not None:
+            await self._known_plan(plan)
+
+    async def _known_plan(self, plan: str) -> Plan:
+        return await self._store.read(Plan, check_plan("plan", plan)) or _missing("plan", plan)
+
+
+def _patched(old: User, body: UserPatch) -> User:
+    return User(
+        old.id,
+        plan=_given(body.plan, old.plan),
+        quotas=old.quotas if body.quotas is UNSET else _merged(old.quotas, body.quotas),
+        role=_given(body.role, old.role),
+        active=_given(body.active, old.active),
+        identities=old.identities if body.identities is UNSET else _identities(body.identities),
+    )
+
+
+def _missing(what: Literal["user", "plan"], name: str) -> NoReturn:
+    """Raises `UnknownUser` or `UnknownPlan`."""
+    error = UnknownUser if what == "user" else UnknownPlan
+    raise error(f"there is no {what} {name!r}")
+
+
+def _merged(old: Mapping[str, Quotas], changes: Mapping[str, str | None]) -> dict[str, QuotasLike]:
+    both: dict[str, QuotasLike | None] = {**old, **changes}
+    return {action: quotas for action, quotas in both.items() if quotas is not None}
+
+
+def _given(new: T | UnsetType, old: T) -> T:
+    return old if new is UNSET else new
+
+
+def _or_none(text: str | UnsetType) -> str | None:
+    return None if text is UNSET else text
+
+
+def _identities(texts: Iterable[str]) -> tuple[Identity, ...]:
+    return tuple(_identity(f"identities[{number}]", text) for number, text in enumerate(texts))
+
+
+def _identity(path: str, text: str) -> Identity:
+    """Never quoted in what is said of it: it may be a key after all."""
+    kind, _, value = text.partition(":")
+    try:
+        if kind == "email" and value == value.strip():
+            return Identity.email(value)
+        return Identity.parse(text)
+    except ConfigError:
+        raise ConfigError(path, "expected email:ADDRESS or api_key:DIGEST (64 hexadecimal digits)") from None

@@ -1,0 +1,36 @@
+"""From another home to the one table: plans, users, usage events and running counters, resumable, verified.
+
+Read rows → convert them → write what is not there yet, at a given rate, with a checkpoint. The source is only read.
+"""
+
+from ratelimit.migrate.checkpoint import Checkpoint, Counts
+from ratelimit.migrate.forecast import Forecast
+from ratelimit.migrate.mapping import Mapping, read_mapping
+from ratelimit.migrate.migration import Done, Order, dry_run, run
+from ratelimit.migrate.opening import patient
+from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused, SourceUnavailable
+from ratelimit.migrate.running import BadRow, Listener
+from ratelimit.migrate.verifying import Difference, Verdict, verify
+
+__all__ = [
+    "ENTITIES",
+    "BadRow",
+    "Checkpoint",
+    "Counts",
+    "Difference",
+    "Done",
+    "Entity",
+    "Forecast",
+    "Listener",
+    "Mapping",
+    "Order",
+    "Source",
+    "SourceRefused",
+    "SourceUnavailable",
+    "Verdict",
+    "dry_run",
+    "patient",
+    "read_mapping",
+    "run",
+    "verify",
+]

@@ -1,0 +1,135 @@
+"""How far a migration has come, on the disk: the same command goes on from there, also after a `kill -9`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO, Final, Literal
+
+import msgspec
+
+from ratelimit.errors import InvalidInput
+from ratelimit.migrate.rows import Entity, Read
+
+_VERSION: Final = 1
+_MOST_REASONS: Final = 50
+_NUMBER = re.compile(r"\d+")
+
+
+class Counts(msgspec.Struct):
+    """What came of the rows of one entity."""
+
+    read: int = 0
+    written: int = 0
+    there: int = 0
+    """In the table before: from an earlier run, or the same row twice in the source."""
+    kept: int = 0
+    """Users and plans that are in the table already, and say something else there: left as they are."""
+    expired: int = 0
+    """Events older than the table keeps them."""
+    rejected: int = 0
+    reasons: dict[str, int] = {}
+
+    def note(self, fates: Iterable[Literal["written", "there", "kept"]]) -> None:
+        """What became of some of them."""
+        for fate in fates:
+            setattr(self, fate, getattr(self, fate) + 1)
+
+    def reject(self, reason: str) -> None:
+        """One more. What differs from row to row is left out of the reason, so that equal ones add up."""
+        self.rejected += 1
+        kind = _NUMBER.sub("N", reason.partition("'")[0].rstrip(" ;:,(") or reason)
+        if kind not in self.reasons and len(self.reasons) >= _MOST_REASONS:
+            kind = "others"
+        self.reasons[kind] = self.reasons.get(kind, 0) + 1
+
+
+class Checkpoint(msgspec.Struct, kw_only=True):
+    """Good for the same source, target and choices only."""
+
+    began: int
+    """Microseconds. Rows from before this moment are counted, also by the runs that go on."""
+    stamp: str = ""
+    done: list[Entity] = []
+    entity: Entity | None = None
+    place: str | None = None
+    behind: int = 0
+    """`Batch.done` at the place."""
+    counts: dict[Entity, Counts] = {}
+    units: float = 0.0
+    rejects_bytes: int = 0
+    version: int = _VERSION
+
+    def of(self, entity: Entity) -> Counts:
+        """Its counts, from 0 where it is new."""
+        return self.counts.setdefault(entity, Counts())
+
+
+class Desk:
+    """The files of one migration, known by what it is about: the checkpoint, and the rejected rows."""
+
+    def __init__(self, folder: Path, about: Iterable[object]) -> None:
+        digest = blake2b(repr(tuple(about)).encode(), digest_size=4).hexdigest()
+        self.folder = folder
+        self.saved = folder / f"ratelimit-migrate-{digest}.checkpoint"
+        self.rejects = folder / f"ratelimit-migrate-{digest}.rejected.jsonl"
+        self._file: BinaryIO | None = None
+
+    def load(self) -> Checkpoint | None:
+        """What an earlier run left; None where there is nothing to go on with. Raises `InvalidInput`."""
+        try:
+            found = msgspec.json.decode(self.saved.read_bytes(), type=Checkpoint)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError:
+            raise InvalidInput(
+                f"{self.saved} is damaged; begin anew with --restart, nothing is written twice"
+            ) from None
+        if found.version != _VERSION:
+            raise InvalidInput(f"{self.saved} is of another version; begin anew with --restart")
+        return found
+
+    def begin(self, checkpoint: Checkpoint) -> None:
+        """Rejects that were written after the checkpoint will come again, so they are cut off."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = self.rejects.open("r+b" if self.rejects.exists() else "w+b")
+        self._file.truncate(checkpoint.rejects_bytes)
+        self._file.seek(0, os.SEEK_END)
+        checkpoint.rejects_bytes = self._file.tell()
+        self.save(checkpoint)
+
+    def reject(self, entity: Entity, row: Read) -> None:
+        """Keep a row that cannot be used, with the reason."""
+        assert self._file is not None
+        kept = {"entity": entity, "row": row.where, "reason": row.problem, "text": row.text}
+        self._file.write(msgspec.json.encode(kept) + b"\n")
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """The rejects are on the disk before the checkpoint that counts them."""
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        checkpoint.rejects_bytes = self._file.tell()
+        fresh = self.saved.with_name(self.saved.name + ".new")
+        fresh.write_bytes(msgspec.json.encode(checkpoint))
+        os.replace(fresh, self.saved)
+
+    def finish(self) -> None:
+        """All is done: nothing to go on with."""
+        self.close()
+        self.saved.unlink(missing_ok=True)
+        if self.rejects.exists() and not self.rejects.stat().st_size:
+            self.rejects.unlink()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.saved.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Harmless when closed."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,0 +1,225 @@
+"""`EarlierSource`: the single-table layout that came before this project, in both variants of its usage keys.
+
+    PK = USR#<user>#ULOG#<yyyymmdd>      SK = ULOG#<epoch seconds>#<action>   dat = {act, pid?, plat?, pnum?, met?}
+    PK = EMAIL#<e-mail>#ULOG#<yyyymmdd>  the same, where a user was known by e-mail
+    PK = USR#<user>                      SK = META      dat = {em, nm, pic, gid, plan, act, stf, pln? {mhd, med}}
+    PK = PLAN#<plan>                     SK = META      dat = {nm, dsc, mh, me, mp, cva, crp, act}
+
+Nothing was escaped there: a `#` in a user's id is part of it. Two events of one action in one second overwrote each
+other; the seconds in which that may have happened are counted, and cannot be restored.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from ratelimit.errors import InvalidInput, TableMismatch, UnknownAction
+from ratelimit.event import UsageEvent
+from ratelimit.migrate import values
+from ratelimit.migrate.convert import Converter, derived_id, shown
+from ratelimit.migrate.raw import RawTable
+from ratelimit.migrate.rows import Batch, Entity, Entry, Expired, Read
+from ratelimit.migrate.unmarshal import unmarshal
+from ratelimit.store.directory import Identity, Plan, User
+from ratelimit.usage.outlast import Outlast
+
+_USAGE: Final = "#ULOG#"
+_USER: Final = "USR#"
+_EMAIL: Final = "EMAIL#"
+_PLAN: Final = "PLAN#"
+_META: Final = "META"
+_HINT: Final = "hint"
+_EXECUTION: Final = "execution"
+# What a user had whose inline plan did not say.
+_HINTS_A_DAY: Final = 5
+_EXECUTIONS_A_DAY: Final = 10
+_MOST_KINDS: Final = 20
+
+
+class _Place(NamedTuple):
+    kind: Entity | None
+    """None for what holds no usage."""
+    name: str
+    """The user or plan."""
+
+
+class EarlierSource:
+    """Reads the whole table once for each entity: one read unit for 4 KB of it."""
+
+    keyed = True
+    totals = False
+
+    def __init__(self, raw: RawTable, converter: Converter, *, outlast: Outlast | None = None) -> None:
+        self.name = f"earlier://{raw.settings.table}"
+        self._raw = raw
+        self._converter = converter
+        self._outlast = outlast or Outlast()
+        self._others: Counter[str] = Counter()
+        self._bursts = Bursts()
+        self._items: int | None = None
+
+    async def open(self) -> None:
+        """See `Source.open`. Raises `TableMismatch` for a table that is keyed otherwise."""
+        await self._raw.open()
+        description = await self._outlast.run(self._raw.description)
+        keys = [key["AttributeName"] for key in description.get("KeySchema", ())]
+        if sorted(keys) != ["PK", "SK"]:
+            hint = "; a session table holds no usage" if {"sessionId", "opportunityId"} & set(keys) else ""
+            raise TableMismatch(f"table {self._raw.settings.table!r} is keyed by {' and '.join(keys)}{hint}")
+        self._items = description.get("ItemCount") or None
+
+    async def entities(self) -> Sequence[Entity]:
+        """See `Source.entities`."""
+        return ("plans", "users", "events", "counters")
+
+    async def size(self, entity: Entity) -> int | None:
+        """See `Source.size`: items of the whole table, as DynamoDB counted them some hours ago."""
+        return self._items
+
+    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+        """See `Source.batches`."""
+        done, _, cursor = (after or "0:").partition(":")
+        count, place = int(done), cursor or None
+        if after is None and entity == "events":
+            self._others.clear()
+            self._bursts = Bursts()
+        while True:
+            items, place = await self._outlast.run(lambda place=place: self._raw.scan(limit=size, after=place))  # type: ignore[misc]
+            count += len(items)
+            found = [self._read(entity, unmarshal(item)) for item in items]
+            yield Batch([row for row in found if row is not None], f"{count}:{place or ''}", count)
+            if place is None:
+                return
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `Source.files`."""
+        return ()
+
+    def stamp(self) -> str:
+        """See `Source.stamp`."""
+        return ""
+
+    async def notes(self) -> Sequence[str]:
+        """See `Source.notes`."""
+        notes = [f"left alone, as they hold no usage: {count:,} items {kind}" for kind, count in self._others.items()]
+        if self._bursts.seconds:
+            notes.append(
+                f"{self._bursts.seconds:,} seconds are suspicious: the user was so busy that a second event may have "
+                "overwritten the first (one a second and action was kept there); such events cannot be restored"
+            )
+        return notes
+
+    async def close(self) -> None:
+        """See `Source.close`."""
+        await self._raw.close()
+
+    def _read(self, entity: Entity, item: Mapping[str, Any]) -> Read | None:
+        pk, sk = str(item.get("PK")), str(item.get("SK"))
+        kind, name = _place_of(pk, sk)
+        if kind is None and entity == "events":
+            self._note_other(pk, sk)
+        if kind != ("events" if entity == "counters" else entity):
+            return None
+        where = f"{pk} / {sk}"
+        try:
+            return Read(where, self._entry(kind, name, item))
+        except (InvalidInput, UnknownAction) as error:
+            return Read(where, None, str(error), shown(item))
+
+    def _entry(self, kind: Entity, name: str, item: Mapping[str, Any]) -> Entry:
+        data = item.get("dat")
+        if not isinstance(data, dict):
+            raise InvalidInput("dat is missing")
+        if kind == "plans":
+            return Plan(name, self._limits(data.get("mh"), data.get("me")))
+        return self._user(name, data) if kind == "users" else self._event(name, item, data)
+
+    def _user(self, name: str, data: Mapping[str, Any]) -> User:
+        plan, email, inline = data.get("plan"), data.get("em"), data.get("pln")
+        active, staff = data.get("act"), data.get("stf")
+        quotas = {}
+        if isinstance(inline, dict):
+            quotas = self._limits(inline.get("mhd", _HINTS_A_DAY), inline.get("med", _EXECUTIONS_A_DAY))
+        return User(
+            name,
+            plan=None if plan in (None, "") else values.text("plan", plan),
+            quotas=quotas,
+            role="admin" if staff is not None and values.truth("stf", staff) else "user",
+            active=True if active is None else values.truth("act", active),
+            identities=() if email in (None, "") else (Identity.email(email),),
+        )
+
+    def _limits(self, hints: object, executions: object) -> dict[str, str]:
+        """Quotas by the new names of the actions."""
+        names = self._converter.mapping.actions
+        found = {}
+        for action, limit in ((_HINT, hints), (_EXECUTION, executions)):
+            if limit is not None:
+                number = values.whole(action, limit)
+                found[names.get(action, action)] = "unlimited" if number == -1 else f"{number}/day"
+        return found
+
+    def _event(self, user: str, item: Mapping[str, Any], data: Mapping[str, Any]) -> UsageEvent | Expired:
+        _, second, *rest = str(item["SK"]).split("#", 2)
+        action = self._converter.action(data.get("act") or (rest[0] if rest else None))
+        at = values.whole("the time in SK", second) * 1000
+        self._bursts.saw(str(item["PK"]), action, at // 1000)
+        metadata = {name: data[name] for name in ("plat", "pnum") if data.get(name) is not None}
+        if data.get("met") is not None:
+            metadata |= values.mapping(data["met"])
+        resource = data.get("pid")
+        return self._converter.event(
+            derived_id(at, str(item["SK"]), user, action), user, action, at,
+            resource=None if resource in (None, "") else values.text("pid", resource),
+            metadata=metadata,
+        )  # fmt: skip
+
+    def _note_other(self, pk: str, sk: str) -> None:
+        kind = f"{pk.partition('#')[0]}#… / {sk.partition('#')[0]}"
+        if kind not in self._others and len(self._others) >= _MOST_KINDS:
+            kind = "of other kinds"
+        self._others[kind] += 1
+
+
+class Bursts:
+    """Counts the seconds in which events may have overwritten each other.
+
+    Suspicious is a second beside another one of the same user and action, or with events of several actions. Items of a
+    partition come in the order of time.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0
+        self._partition = ""
+        self._last: dict[str, int] = {}
+        self._counted: dict[int, None] = {}
+
+    def saw(self, partition: str, action: str, second: int) -> None:
+        """One more event."""
+        if partition != self._partition:
+            self._partition, self._last, self._counted = partition, {}, {}
+        for other, before in self._last.items():
+            if before == second or (other == action and before == second - 1):
+                self._count(before)
+                self._count(second)
+        self._last[action] = second
+
+    def _count(self, second: int) -> None:
+        if second not in self._counted:
+            self._counted[second] = None
+            self.seconds += 1
+
+
+def _place_of(pk: str, sk: str) -> _Place:
+    for prefix in (_USER, _EMAIL):
+        if pk.startswith(prefix) and _USAGE in pk and sk.startswith("ULOG#"):
+            return _Place("events", pk.removeprefix(prefix).rpartition(_USAGE)[0])
+    if sk == _META and pk.startswith(_USER) and _USAGE not in pk:
+        return _Place("users", pk.removeprefix(_USER))
+    if sk == _META and pk.startswith(_PLAN):
+        return _Place("plans", pk.removeprefix(_PLAN))
+    return _Place(None, "")

@@ -1,0 +1,118 @@
+"""A dry run: everything is read and converted, nothing is written, neither to the table nor beside the source."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import msgspec
+
+from ratelimit.event import UsageEvent
+from ratelimit.migrate.checkpoint import Counts
+from ratelimit.migrate.prices import USUAL_RATE, dollars
+from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Read, Source
+from ratelimit.migrate.running import Choices, Listener, ahead, uses_of
+from ratelimit.migrate.scratch import Scratch
+from ratelimit.migrate.tally import SCHEMA, Rules, Tally
+from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, entry_units
+from ratelimit.store.directory import Plan, User
+
+_SAMPLES: Final = 3
+
+
+class Forecast(msgspec.Struct, kw_only=True):
+    """What a run would do: at most, as nobody has looked for what is there already."""
+
+    counts: dict[Entity, Counts] = {}
+    """`written` is what would be."""
+    samples: dict[Entity, list[str]] = {}
+    rejected: dict[Entity, list[str]] = {}
+    write_units: int = 0
+    dollars: float = 0.0
+    seconds: float = 0.0
+    notes: list[str] = []
+
+
+class DryRun:
+    """Reads a source as a run would."""
+
+    def __init__(self, source: Source, choices: Choices, *, rules: Rules, began: int, listener: Listener) -> None:
+        self._source = source
+        self._choices = choices
+        self._rules = rules
+        self._began = began
+        self._tell = listener
+        self.forecast = Forecast()
+
+    async def all(self, *, rate: float | None) -> Forecast:
+        """Raises `SourceUnavailable`, `SourceRefused`, `OSError`."""
+        forecast = self.forecast
+        with TemporaryDirectory(prefix="ratelimit-migrate-") as folder, Scratch(Path(folder), SCHEMA) as scratch:
+            tally = Tally(scratch, self._rules, began=self._began, keyed=self._source.keyed)
+            for entity in self._choices.entities:
+                if entity != "counters" or self._source.totals or "events" not in self._choices.entities:
+                    await self._one(entity, tally)
+            if "counters" in self._choices.entities and not self._source.totals:
+                counters = tally.count()
+                forecast.counts["counters"] = Counts(
+                    read=forecast.counts.get("events", Counts()).read, written=counters
+                )
+                forecast.write_units += counters * COUNTER_UNITS
+        forecast.dollars = dollars(forecast.write_units, read_units=forecast.write_units / 2)
+        forecast.seconds = forecast.write_units / (rate or USUAL_RATE)
+        return forecast
+
+    async def _one(self, entity: Entity, tally: Tally) -> None:
+        forecast, source = self.forecast, self._source
+        counts = forecast.counts[entity] = Counts()
+        size = await source.size(entity)
+        async with aclosing(ahead(source.batches(entity, after=None, size=self._choices.batch_size))) as batches:
+            async for batch in batches:
+                await asyncio.to_thread(tally.add, uses_of(row.entry for row in batch.rows))
+                self._count(entity, batch.rows, counts)
+                self._tell(entity, counts, batch.done, size)
+
+    def _count(self, entity: Entity, rows: Sequence[Read], counts: Counts) -> None:
+        counts.read += len(rows)
+        for row in rows:
+            if row.entry is None:
+                counts.reject(row.problem)
+                _sample(self.forecast.rejected, entity, f"{row.where}: {row.problem}")
+            elif isinstance(row.entry, Expired):
+                counts.expired += 1
+            else:
+                counts.written += 1
+                self.forecast.write_units += _units(row.entry)
+                _sample(self.forecast.samples, entity, row.entry)
+
+
+def _units(entry: Entry) -> int:
+    if isinstance(entry, User | Plan):
+        return entry_units(entry)
+    if isinstance(entry, UsageEvent):
+        return EVENT_UNITS if entry.carries_time else 2 * EVENT_UNITS
+    return COUNTER_UNITS
+
+
+def _sample(samples: dict[Entity, list[str]], entity: Entity, shown: object) -> None:
+    several = samples.setdefault(entity, [])
+    if len(several) < _SAMPLES:
+        several.append(shown if isinstance(shown, str) else in_short(shown))
+
+
+def in_short(entry: Any) -> str:
+    """One line for people."""
+    if isinstance(entry, UsageEvent):
+        more = "" if entry.resource is None else f" {entry.resource}"
+        return f"{entry.time:%Y-%m-%d %H:%M:%S} {entry.user} {entry.action}{more}"
+    if isinstance(entry, Counted):
+        return f"{entry.key.user} {entry.key.action}: {len(entry.record)} counters"
+    quotas = ", ".join(f"{action} {'; '.join(map(str, of)) or 'unlimited'}" for action, of in entry.quotas.items())
+    if isinstance(entry, Plan):
+        return f"{entry.name}: {quotas or 'no quotas'}"
+    marks = ["" if entry.role == "user" else entry.role, "" if entry.active else "inactive", quotas]
+    return " ".join([f"{entry.id}: plan {entry.plan or '-'}", *filter(None, marks)])

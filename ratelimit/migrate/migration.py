@@ -1,0 +1,181 @@
+"""`Order`, and what is done with it: a dry run, a run, a verification."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ratelimit.clock import Clock, SystemClock
+from ratelimit.config import Config, masked
+from ratelimit.dynamodb import DynamoDBStore, Settings
+from ratelimit.errors import InvalidInput, TableNotFound
+from ratelimit.migrate.checkpoint import Checkpoint, Desk
+from ratelimit.migrate.forecast import DryRun, Forecast
+from ratelimit.migrate.hashed import HashedSource
+from ratelimit.migrate.mapping import Mapping
+from ratelimit.migrate.opening import Terms, known_actions, patient, source_of
+from ratelimit.migrate.pace import Pace
+from ratelimit.migrate.raw import RawTable
+from ratelimit.migrate.rows import ENTITIES, Entity, Source
+from ratelimit.migrate.running import DEFAULT_BATCH, Choices, Listener, OnError, Run
+from ratelimit.migrate.tally import Rules
+from ratelimit.migrate.target import Look, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be brought from where to where.
+
+    `source`      a URL or a path, see `opening.source_of`.
+    `target`      the table; it has to exist.
+    `config`      the policies: their names are the actions that are known, their quotas say which counters there are.
+    `entities`    none for all that the source has.
+    `any_action`  also those that no policy names.
+    `rate`        write units a second at most.
+    `restart`     forget how far an earlier run came.
+    `foreign`     also into a table that holds other things.
+    `mirrored`    a mirror of the source, a table of this project, writes to the target already.
+    `work_dir`    where the checkpoint and the rejected rows go.
+    """
+
+    source: str
+    target: Settings
+    config: Config
+    mapping: Mapping
+    entities: Sequence[str] = ()
+    any_action: bool = False
+    batch_size: int = DEFAULT_BATCH
+    rate: float | None = None
+    on_error: OnError = "skip"
+    backup: bool = True
+    restart: bool = False
+    foreign: bool = False
+    mirrored: bool = False
+    work_dir: Path = Path()
+
+    def open(self, began: int) -> Source:
+        """The source, not yet open; `began` in microseconds. Raises `ConfigError`, `InvalidInput`."""
+        actions = None if self.any_action else known_actions(self.config, self.mapping)
+        terms = Terms(mapping=self.mapping, began=began, actions=actions, only=self._only)
+        source = source_of(self.source, terms, self.target)
+        secret = self.config.user_hash_key
+        return source if secret is None else HashedSource(source, secret)
+
+    def choices(self, there: Sequence[Entity]) -> Choices:
+        """Of what is there, what is asked for, in the order in which it has to come. Raises `InvalidInput`."""
+        for entity in self.entities:
+            if entity not in there:
+                has = ", ".join(there) or "nothing"
+                raise InvalidInput(f"--entity: {masked(self.source)} has no {entity} (it has: {has})")
+        return Choices(
+            entities=tuple(entity for entity in there if not self.entities or entity in self.entities),
+            batch_size=self.batch_size,
+            on_error=self.on_error,
+            backup=self.backup,
+            mirrored=self.mirrored,
+        )
+
+    def desk(self) -> Desk:
+        """The files of this migration: of this source, target and mapping."""
+        target = (self.target.table, self.target.region, self.target.endpoint)
+        actions = None if self.any_action else known_actions(self.config, self.mapping)
+        known = None if actions is None else tuple(sorted(actions))
+        return Desk(self.work_dir, (masked(self.source), target, tuple(sorted(self.entities)), self.mapping, known))
+
+    @property
+    def _only(self) -> Entity | None:
+        """What a file is about whose name does not say it. Counters are counted from events."""
+        named = {"events" if entity == "counters" else entity for entity in self.entities}
+        return next((entity for entity in ENTITIES if named == {entity}), None)
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """What a run has come to, all earlier ones included that it went on with."""
+
+    source: str
+    checkpoint: Checkpoint
+    seconds: float
+    """Of this run."""
+    notes: list[str]
+    rejects: str | None
+    """The file with the rejected rows."""
+
+
+async def dry_run(order: Order, *, listener: Listener, clock: Clock | None = None) -> Forecast:
+    """What a run would do. Raises as `run`."""
+    Pace(order.rate)  # says what is wrong with it
+    began = (clock or SystemClock()).now()
+    async with opened(order.open(began)) as source:
+        choices = order.choices(await source.entities())
+        reading = DryRun(source, choices, rules=Rules(order.config.policies), began=began, listener=listener)
+        forecast = await reading.all(rate=order.rate)
+        forecast.notes += await source.notes()
+    async with RawTable(patient(order.target)) as raw:
+        try:
+            forecast.notes += _remarks(await Look.at(raw))
+        except TableNotFound as error:
+            forecast.notes.append(str(error))
+    return forecast
+
+
+async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -> Done:
+    """Bring everything over, or go on with that.
+
+    Raises `InvalidInput` (`ConfigError`, `SourceRefused`, `BadRow` too), `StoreUnavailable` (`SourceUnavailable` too),
+    `OSError` for a file. After any of the last two, and after a crash, the same order goes on where it stopped.
+    """
+    clock = clock or SystemClock()
+    desk = order.desk()
+    if order.restart:
+        desk.forget()
+    checkpoint = desk.load() or Checkpoint(began=clock.now())
+    settings = patient(order.target)
+    pace = Pace(order.rate)
+    started = clock.now()
+    async with (
+        opened(order.open(checkpoint.began)) as source,
+        DynamoDBStore(settings) as store,
+        RawTable(settings) as raw,
+    ):
+        choices = order.choices(await source.entities())
+        target = Target(store, raw, pace)
+        look = await Look.at(raw)
+        if look.foreign and not order.foreign:
+            raise InvalidInput(
+                f"table {settings.table!r} holds what is not this project's ({look.foreign}); name another table, "
+                "or add --into-foreign to write beside it"
+            )
+        resumed = checkpoint.entity is not None or bool(checkpoint.done)
+        going = Run(
+            source, target, choices, desk=desk, checkpoint=checkpoint, rules=Rules(order.config.policies),
+            clock=clock, listener=listener,
+        )  # fmt: skip
+        await going.all()
+        notes = [*await source.notes(), *([] if resumed else _remarks(look))]
+    return Done(
+        source=source.name,
+        checkpoint=checkpoint,
+        seconds=(clock.now() - started) / 1_000_000,
+        notes=notes,
+        rejects=str(desk.rejects) if checkpoint.rejects_bytes else None,
+    )
+
+
+@asynccontextmanager
+async def opened(source: Source) -> AsyncIterator[Source]:
+    """Open, and closed again."""
+    try:
+        await source.open()
+        yield source
+    finally:
+        await source.close()
+
+
+def _remarks(look: Look) -> list[str]:
+    if look.foreign:
+        return [f"the table holds what is not this project's: {look.foreign}"]
+    return [] if look.empty else ["the table is not empty: what is there already is left as it is"]

@@ -1,0 +1,82 @@
+"""From what a command line names to a source: a database, a file, a folder, or a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from ratelimit.config import Config
+from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url
+from ratelimit.errors import ConfigError, InvalidInput
+from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.earlier import EarlierSource
+from ratelimit.migrate.files import FileSource
+from ratelimit.migrate.mapping import Mapping
+from ratelimit.migrate.raw import RawTable
+from ratelimit.migrate.rows import Entity, Source
+from ratelimit.migrate.sql import SqlSource
+from ratelimit.migrate.table import TableSource
+
+_EARLIER: Final = "earlier://"
+_TABLE: Final = "dynamodb://"
+# A migration has time: an answer that a check would not wait for is still welcome.
+_READ_TIMEOUT: Final = 20.0
+_CONNECT_TIMEOUT: Final = 5.0
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a source is to be read. `actions`: those that may be used; None for any."""
+
+    mapping: Mapping
+    began: int
+    actions: Collection[str] | None = None
+    only: Entity | None = None
+
+
+def source_of(spec: str, terms: Terms, target: Settings) -> Source:
+    """The source that a URL or a path names, not yet open. Raises `ConfigError`, `InvalidInput`."""
+    converter = Converter(terms.mapping, now=terms.began, actions=terms.actions)
+    if spec.startswith((_EARLIER, _TABLE)):
+        settings = _other_table(spec, target)
+        if spec.startswith(_EARLIER):
+            return EarlierSource(RawTable(settings), converter)
+        return TableSource(DynamoDBStore(settings), now=terms.began)
+    if "://" in spec:
+        return SqlSource(spec, converter)
+    path = Path(spec)
+    if not path.exists():
+        raise InvalidInput(
+            f"there is no {spec}; name a file, a folder, or a URL such as mysql://, sqlite:///, earlier://"
+        )
+    if path.is_file() and path.suffix.lower() in (".db", ".sqlite", ".sqlite3"):
+        return SqlSource(f"sqlite:///{path}", converter)
+    return FileSource(path, converter, only=terms.only)
+
+
+def patient(settings: Settings) -> Settings:
+    """The same table, with the patience of a migration, and the consumed units counted."""
+    return replace(
+        settings, consumed=True, read_timeout=_READ_TIMEOUT, connect_timeout=_CONNECT_TIMEOUT, attempts=_ATTEMPTS
+    )
+
+
+def known_actions(config: Config, mapping: Mapping) -> Collection[str] | None:
+    """The actions of the policies and of the plans' columns; None, for any, where there are no policies."""
+    if not config.policies:
+        return None
+    return {*(policy.name for policy in config.policies), *mapping.plans.quotas, *mapping.users.quotas}
+
+
+def _other_table(spec: str, target: Settings) -> Settings:
+    try:
+        settings = parse_url(_TABLE + spec.partition("://")[2])
+    except ConfigError as error:
+        raise error.under("the source") from None
+    same_place = (settings.table, settings.endpoint, settings.region) == (target.table, target.endpoint, target.region)
+    if same_place:
+        raise InvalidInput("source and target are the same table; the source is never changed, so name another target")
+    return patient(settings)

@@ -1,0 +1,255 @@
+"""`SqlSource`: any database that SQLAlchemy reaches, read by key, page after page, in read-only transactions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from ratelimit.config import masked
+from ratelimit.errors import ConfigError
+from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.mapping import Names, first_of
+from ratelimit.migrate.nth import Nth
+from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused, SourceUnavailable
+from ratelimit.usage.outlast import Outlast
+
+T = TypeVar("T")
+
+_DRIVERS: Final = {
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+}
+_READ_ONLY: Final = {
+    # MySQL turns a TIMESTAMP into the session's zone; ours is UTC.
+    "mysql": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'"),
+    "mariadb": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'"),
+    "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
+    "sqlite": ("PRAGMA query_only = ON",),
+}
+# What will not get better by waiting: MySQL's and PostgreSQL's words for "you may not" and "there is none".
+_REFUSED_CODES: Final = (1044, 1045, 1049, 1142, 1143, 1146, 1054, 1064)
+_REFUSED_STATES: Final = ("28", "3D", "42")
+
+
+class SqlSource:
+    """A database by its URL: `mysql://`, `postgresql://`, `sqlite:///file`, or any other of SQLAlchemy's.
+
+    A table with a key column is read by it (`WHERE id > … ORDER BY id LIMIT …`), so that a page costs the same wherever
+    it is. One without is read in one go, ordered by user, time and action, through a server-side cursor.
+    """
+
+    totals = False
+
+    def __init__(self, url: str, converter: Converter, *, outlast: Outlast | None = None) -> None:
+        try:
+            import sqlalchemy
+        except ImportError:
+            raise ConfigError("", "databases need SQLAlchemy: pip install 'ratelimit-dynamodb[migrate]'") from None
+        self._sa = sqlalchemy
+        self.name = masked(url)
+        self.keyed = True
+        self._converter = converter
+        self._outlast = outlast or Outlast()
+        self._engine = _engine(sqlalchemy, url)
+        self._tables: dict[str, tuple[str, ...]] = {}
+
+    async def open(self) -> None:
+        """See `Source.open`."""
+        self._tables = await self._run(self._look)
+        events = self._table("events")
+        columns = self._tables.get(events or "", ())
+        self.keyed = first_of(self._converter.mapping.events.id, columns) is not None
+
+    async def entities(self) -> Sequence[Entity]:
+        """See `Source.entities`."""
+        found: list[Entity] = [kind for kind in ("plans", "users", "events") if self._table(kind)]
+        return [*found, "counters"] if "events" in found else found
+
+    async def size(self, entity: Entity) -> int | None:
+        """See `Source.size`: rows."""
+        table = self._selectable(entity)
+        query = self._sa.select(self._sa.func.count()).select_from(table)
+        return int(await self._run(lambda: self._fetch(query)[0][0]))
+
+    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+        """See `Source.batches`."""
+        table = self._selectable(entity)
+        key = first_of(self._columns(entity).id, table.c.keys())
+        pages = (
+            self._unkeyed(entity, table, after, size) if key is None else self._keyed(entity, table, key, after, size)
+        )
+        async for batch in pages:
+            yield batch
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `Source.files`: SQLite's."""
+        if self._engine.dialect.name != "sqlite":
+            return ()
+        return (Path(str(self._engine.url.database).removeprefix("file:")),)
+
+    def stamp(self) -> str:
+        """See `Source.stamp`. Keys stay what they are."""
+        return ""
+
+    async def notes(self) -> Sequence[str]:
+        """See `Source.notes`."""
+        used = {self._table(kind) for kind in ("plans", "users", "events")}
+        others = sorted(set(self._tables) - used)
+        return [f"left alone, as they hold no usage: {', '.join(others)}"] if others else []
+
+    async def close(self) -> None:
+        """See `Source.close`."""
+        await asyncio.to_thread(self._engine.dispose)
+
+    async def _keyed(
+        self, entity: Entity, table: Any, key: str, after: str | None, size: int
+    ) -> AsyncGenerator[Batch, None]:
+        last, done = (None, 0) if after is None else json.loads(after)
+        while True:
+            query = self._sa.select(table).order_by(table.c[key]).limit(size)
+            if last is not None:
+                query = query.where(table.c[key] > last)
+            rows = await self._run(lambda query=query: self._fetch(query))  # type: ignore[misc]
+            if not rows:
+                return
+            done += len(rows)
+            last = rows[-1]._mapping[key]
+            found = [self._read(entity, f"{table.name} {key} {row._mapping[key]}", row._mapping) for row in rows]
+            yield Batch(found, json.dumps((last, done), default=str), done)
+            if len(rows) < size:
+                return
+
+    async def _unkeyed(self, entity: Entity, table: Any, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+        """From the beginning in any case: rows that say the same are told apart by counting them."""
+        skip, done, nth = int(after or 0), 0, Nth()
+        order = [table.c[name] for name in sorted(table.c.keys())]
+        rows = await self._run(lambda: self._cursor(self._sa.select(table).order_by(*order)))
+        try:
+            while page := await self._run(lambda: self._more(rows, size), once=True):
+                start, done = done, done + len(page)
+                found = [
+                    self._read(entity, f"{table.name} row {start + at + 1}", row._mapping, nth.of(row._mapping))
+                    for at, row in enumerate(page)
+                ]
+                if done > skip:
+                    yield Batch(found[max(0, skip - start) :], str(done), done)
+        finally:
+            await asyncio.to_thread(rows.connection.close)
+
+    def _read(self, entity: Entity, where: str, row: Mapping[str, Any], nth: int = 0) -> Read:
+        return self._converter.read(entity, where, row, nth=nth)
+
+    def _columns(self, entity: Entity) -> Any:
+        mapping = self._converter.mapping
+        return {"plans": mapping.plans, "users": mapping.users}.get(entity, mapping.events)
+
+    def _table(self, entity: Entity) -> str | None:
+        names: Names = self._columns(entity).table
+        return first_of(names, self._tables)
+
+    def _selectable(self, entity: Entity) -> Any:
+        """Columns by name only, so that values come as the driver has them, of whatever type the table says."""
+        name = self._table(entity)
+        if name is None:
+            tried = ", ".join(self._columns(entity).table)
+            raise SourceRefused(f"{self.name} has no table for {entity} (looked for: {tried}); name it in a mapping")
+        return self._sa.table(name, *map(self._sa.column, self._tables[name]))
+
+    def _look(self) -> dict[str, tuple[str, ...]]:
+        inspector = self._sa.inspect(self._engine)
+        names = [*inspector.get_table_names(), *inspector.get_view_names()]
+        wanted = {name for kind in ("plans", "users", "events") for name in self._columns(kind).table}
+        return {
+            name: tuple(column["name"] for column in inspector.get_columns(name)) if name in wanted else ()
+            for name in names
+        }
+
+    def _fetch(self, query: Any) -> list[Any]:
+        with self._engine.connect() as connection:
+            return list(connection.execute(query).all())
+
+    def _cursor(self, query: Any) -> Any:
+        connection = self._engine.connect()
+        try:
+            return connection.execution_options(stream_results=True, max_row_buffer=1000).execute(query)
+        except BaseException:
+            connection.close()
+            raise
+
+    @staticmethod
+    def _more(rows: Any, size: int) -> list[Any]:
+        return list(rows.fetchmany(size))
+
+    async def _run(self, work: Callable[[], T], *, once: bool = False) -> T:
+        """In a thread, and again while the database is away. Raises `SourceUnavailable`, `SourceRefused`."""
+
+        async def attempt() -> T:
+            return await asyncio.to_thread(self._explained, work)
+
+        return await (attempt() if once else self._outlast.run(attempt))
+
+    def _explained(self, work: Callable[[], T]) -> T:
+        errors = self._sa.exc
+        try:
+            return work()
+        except errors.DBAPIError as error:
+            said = str(error.orig).strip().replace("\n", " ")
+            if _is_refusal(error):
+                raise SourceRefused(f"{self.name} refused: {said}") from None
+            raise SourceUnavailable(f"{self.name} cannot be read: {said}") from None
+        except errors.SQLAlchemyError as error:
+            raise SourceRefused(f"{self.name} cannot be used: {error}") from None
+
+
+def with_driver(url: str) -> str:
+    """`mysql://` and `postgresql://` with the driver that the extra `migrate` brings."""
+    scheme, _, rest = url.partition("://")
+    return f"{_DRIVERS.get(scheme, scheme)}://{rest}"
+
+
+def _engine(sa: Any, url: str) -> Any:
+    """Read only, whatever it is. Raises `ConfigError`."""
+    try:
+        made = sa.make_url(with_driver(url))
+        if made.get_backend_name() == "sqlite":
+            engine = _sqlite(sa, made)
+        else:
+            engine = sa.create_engine(made, pool_pre_ping=True, pool_size=1, max_overflow=1)
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, ValueError) as error:
+        raise ConfigError("", f"cannot use {masked(url)}: {error}") from None
+
+    sa.event.listen(engine, "connect", partial(_make_read_only, engine.dialect.name))
+    return engine
+
+
+def _make_read_only(dialect: str, connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    for statement in _READ_ONLY.get(dialect, ()):
+        cursor.execute(statement)
+    cursor.close()
+    if dialect == "postgresql":  # or it would go back with the transaction
+        connection.commit()
+
+
+def _sqlite(sa: Any, url: Any) -> Any:
+    if not url.database or url.database == ":memory:":
+        raise ConfigError("", "name the file of the SQLite database: sqlite:///app.db")
+    # `mode=ro` also keeps it from making a file that is not there.
+    query = {**url.query, "mode": "ro", "uri": "true"}
+    return sa.create_engine(url.set(database=f"file:{url.database}", query=query))
+
+
+def _is_refusal(error: Any) -> bool:
+    code = error.orig.args[0] if error.orig.args else None
+    state = getattr(error.orig, "sqlstate", None) or ""
+    if code in _REFUSED_CODES or state[:2] in _REFUSED_STATES:
+        return True
+    missing = ("no such table", "no such column", "unable to open", "not a database", "authentication failed")
+    return any(words in str(error.orig) for words in missing)

@@ -1,0 +1,103 @@
+"""`TableSource`: another table of this project. Its counters are taken as they are, with all windows and buckets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Final
+
+from ratelimit.clock import DAY
+from ratelimit.dynamodb import DynamoDBStore
+from ratelimit.errors import InvalidCursor, InvalidInput
+from ratelimit.event import MAX_FUTURE_MS, RETENTION_DAYS
+from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, Read
+from ratelimit.names import Key
+from ratelimit.store import Record
+from ratelimit.store.directory import Plan, User, name_of
+from ratelimit.usage.outlast import Outlast
+
+_RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
+
+
+class TableSource:
+    """`now` is when the migration began, in microseconds. A batch is a page of the table, of whatever size."""
+
+    keyed = True
+    totals = True
+
+    def __init__(self, store: DynamoDBStore, *, now: int, outlast: Outlast | None = None) -> None:
+        self.name = f"dynamodb://{store.settings.table}"
+        self._store = store
+        self._now = now
+        self._outlast = outlast or Outlast()
+
+    async def open(self) -> None:
+        """See `Source.open`."""
+        await self._store.open()
+
+    async def entities(self) -> Sequence[Entity]:
+        """See `Source.entities`."""
+        return ENTITIES
+
+    async def size(self, entity: Entity) -> int | None:
+        """See `Source.size`: nobody counts what is in a table."""
+        return None
+
+    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+        """See `Source.batches`."""
+        done, cursor = _place(after)
+        while True:
+            entries, cursor = await self._page(entity, cursor)
+            done += len(entries)
+            rows = [Read(_where(entry), entry) for entry in entries]
+            yield Batch(rows, f"{done}:{cursor or ''}", done)
+            if cursor is None:
+                return
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `Source.files`."""
+        return ()
+
+    def stamp(self) -> str:
+        """See `Source.stamp`."""
+        return ""
+
+    async def notes(self) -> Sequence[str]:
+        """See `Source.notes`."""
+        return ["counters are brought over once: what the other table counts afterwards takes a mirror"]
+
+    async def fresh(self, key: Key) -> Record:
+        """A record as it is now."""
+        return await self._outlast.run(lambda: self._store.read(key))
+
+    async def close(self) -> None:
+        """See `Source.close`."""
+        await self._store.close()
+
+    async def _page(self, entity: Entity, cursor: str | None) -> tuple[Sequence[Entry], str | None]:
+        store, outlast = self._store, self._outlast
+        try:
+            if entity in ("plans", "users"):
+                kind: type[Plan | User] = Plan if entity == "plans" else User
+                page = await outlast.run(lambda: store.directory.page(kind, limit=1000, cursor=cursor))
+                return page.entries, page.cursor
+            if entity == "events":
+                since, until = self._now // 1000 - _RETENTION_MS, self._now // 1000 + MAX_FUTURE_MS
+                events = await outlast.run(lambda: store.scans.events(since=since, until=until, cursor=cursor))
+                return events.entries, events.cursor
+            records = await outlast.run(lambda: store.scans.records(cursor=cursor))
+            return [Counted(key, record) for key, record in records.entries], records.cursor
+        except InvalidCursor:
+            raise InvalidInput("the checkpoint does not fit the source any more; begin anew with --restart") from None
+
+
+def _place(after: str | None) -> tuple[int, str | None]:
+    done, _, cursor = (after or "0:").partition(":")
+    return int(done), cursor or None
+
+
+def _where(entry: Entry) -> str:
+    if isinstance(entry, Plan | User):
+        return name_of(entry)
+    return " ".join(entry.key) if isinstance(entry, Counted) else f"event {entry.id} of {entry.user}"

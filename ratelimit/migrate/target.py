@@ -1,0 +1,157 @@
+"""`Target`: the table that everything goes to. What is there already is found out first, and left as it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+from ratelimit.dynamodb import DynamoDBStore
+from ratelimit.dynamodb.schema import (
+    EVENT_TYPE,
+    ID_TYPE,
+    IDENTITY_TYPE,
+    LIMIT_TYPE,
+    PLAN_TYPE,
+    USER_TYPE,
+    Item,
+    event_pk,
+    event_sk,
+    parse_event_sk,
+)
+from ratelimit.errors import StoreThrottled
+from ratelimit.event import UsageEvent
+from ratelimit.migrate.pace import Pace
+from ratelimit.migrate.raw import RawTable
+from ratelimit.names import Key
+from ratelimit.store import Record, Write
+from ratelimit.store.directory import IdentityTaken, Plan, User, name_of
+from ratelimit.store.events import MOST_AT_ONCE, day_of, position_of
+from ratelimit.usage.outlast import Outlast
+
+T = TypeVar("T")
+R = TypeVar("R")
+Fate: TypeAlias = Literal["written", "there", "kept"]
+
+_IN_FLIGHT: Final = 8
+_LOOKED_AT: Final = 200
+_OURS: Final = (LIMIT_TYPE, EVENT_TYPE, ID_TYPE, USER_TYPE, PLAN_TYPE, IDENTITY_TYPE)
+EVENT_UNITS: Final = 1
+ENTRY_UNITS: Final = 3
+"""A transaction counts double, and the index has the item once more."""
+IDENTITY_UNITS: Final = 2
+COUNTER_UNITS: Final = 1
+
+
+class Look(NamedTuple):
+    """What a first look at the table saw."""
+
+    empty: bool
+    foreign: str
+    """An item that is not this project's; empty where none was seen."""
+
+    @classmethod
+    async def at(cls, raw: RawTable) -> Look:
+        """At the first items there are. Raises `TableNotFound`, `AccessDenied`, ..."""
+        items, _ = await raw.scan(limit=_LOOKED_AT)
+        foreign = (f"{item['PK']['S']} / {item['SK']['S']}" for item in items if _foreign(item))
+        return cls(not items, next(foreign, ""))
+
+
+class Taken(NamedTuple):
+    """A user who cannot be written: another one has the same e-mail."""
+
+    reason: str
+
+
+class Target:
+    """On an open store. Every method may raise `StoreUnavailable`, after having tried for some ten seconds."""
+
+    def __init__(self, store: DynamoDBStore, raw: RawTable, pace: Pace, *, outlast: Outlast | None = None) -> None:
+        self.store = store
+        self._raw = raw
+        self._pace = pace
+        self._outlast = outlast or Outlast()
+        self._turns = asyncio.Semaphore(_IN_FLIGHT)
+
+    async def put_events(self, events: Iterable[UsageEvent]) -> int:
+        """Those that are not there yet; how many they were."""
+        by_key = {(event_pk(one.user, day_of(one.at)), event_sk(position_of(one))): one for one in events}
+        there = await self._outlast.run(lambda: self._raw.present(list(by_key)))
+        fresh = [event for key, event in by_key.items() if key not in there]
+        flights = [fresh[start : start + MOST_AT_ONCE] for start in range(0, len(fresh), MOST_AT_ONCE)]
+        await self._all(flights, self._fly)
+        return len(fresh)
+
+    async def put_entries(self, entries: Sequence[User | Plan], *, now: int) -> list[Fate | Taken]:
+        """What became of each: one that is there is never changed."""
+
+        async def put(entry: User | Plan) -> Fate | Taken:
+            try:
+                return await self._put_entry(entry, now)
+            except IdentityTaken as error:
+                return Taken(str(error))
+
+        return await self._all(entries, put)
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> bool:
+        """Whether its conditions held. Sent once more only where it was surely not executed."""
+        await self._pace.take(COUNTER_UNITS)
+        return (await self.store.apply(key, write, now=now)).applied
+
+    async def record(self, key: Key) -> Record:
+        """The counters there are."""
+        return await self._outlast.run(lambda: self.store.read(key))
+
+    async def pause(self) -> None:
+        """Before something is tried again."""
+        await self._outlast.pause(1)
+
+    async def each(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:
+        """`work` on each of them, some at a time."""
+        return await self._all(items, work)
+
+    async def _fly(self, events: Sequence[UsageEvent]) -> None:
+        async def put() -> Sequence[UsageEvent]:
+            left = await self.store.events.put(events)
+            if len(left) == len(events):
+                raise StoreThrottled("the table is throttled, it takes no events; the same command goes on later")
+            return left
+
+        await self._pace.take(sum(EVENT_UNITS if event.carries_time else 2 * EVENT_UNITS for event in events))
+        while events := await self._outlast.run(put):
+            await self._outlast.pause(1)
+
+    async def _put_entry(self, entry: User | Plan, now: int) -> Fate:
+        directory = self.store.directory
+        while True:
+            found = await self._outlast.run(lambda: directory.read(type(entry), name_of(entry)))
+            if found is not None:
+                return "there" if found == entry else "kept"
+            await self._pace.take(entry_units(entry))
+            if await self._outlast.run(lambda: directory.replace(None, entry, now=now)):
+                return "written"
+
+    async def _all(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:
+        async def turn(item: T) -> R:
+            async with self._turns:
+                return await work(item)
+
+        results = await asyncio.gather(*map(turn, items), return_exceptions=True)
+        for result in results:  # none of them is left running behind the error of another
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if not isinstance(result, BaseException)]
+
+
+def entry_units(entry: User | Plan) -> int:
+    """Write units that a new one takes."""
+    return ENTRY_UNITS + IDENTITY_UNITS * (len(entry.identities) if isinstance(entry, User) else 0)
+
+
+def _foreign(item: Item) -> bool:
+    kind = item.get("tp", {}).get("S")
+    if kind == EVENT_TYPE:  # the earlier layout has the same mark, and other keys
+        position = parse_event_sk(item["SK"]["S"])
+        return position is None
+    return kind not in _OURS

@@ -1,0 +1,153 @@
+"""Single values as sources write them, as this project needs them: times, texts, truths, numbers, JSON objects."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+from ratelimit.errors import InvalidInput
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# An epoch of so many digits before the point is in these parts of a second: good from 1973 to 5138.
+_UNITS: Final = ((11, 1000), (14, 1), (17, 0.001))
+_DATE_DIGITS: Final = 8
+_TRUTH: Final = {
+    "true": True, "t": True, "yes": True, "y": True, "1": True,
+    "false": False, "f": False, "no": False, "n": False, "0": False,
+}  # fmt: skip
+
+
+def milliseconds(value: object, *, timezone: ZoneInfo, format: str = "") -> int:
+    """Since the epoch, from a datetime, an epoch (s, ms or µs), ISO 8601, RFC 2822, or the `format` (strptime).
+
+    What has no zone is in `timezone`. Raises `InvalidInput`.
+    """
+    if isinstance(value, datetime):
+        return _of_datetime(value, timezone)
+    if isinstance(value, date):
+        raise InvalidInput(f"time {value} has no time of day")
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return _of_epoch(float(value), value)
+    if not isinstance(value, str):
+        raise InvalidInput(f"time {value!r} cannot be read")
+    return _of_text(value.strip(), timezone, format)
+
+
+def text(name: str, value: object) -> str:
+    """A user's id or an action, whether the source has it as text or as a number. Raises `InvalidInput`."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise InvalidInput(f"{name} is missing")
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, bool) or (isinstance(value, float | Decimal) and value != int(value)):
+        raise InvalidInput(f"{name} must be text or a whole number, not {value!r}")
+    return str(int(value)) if isinstance(value, float | Decimal) else str(value)
+
+
+def truth(name: str, value: object) -> bool:
+    """MySQL's 0 and 1, bits, `t`, `yes`. Raises `InvalidInput`."""
+    if isinstance(value, bytes):
+        value = int.from_bytes(value)
+    if value in (0, 1):  # True and False too
+        return bool(value)
+    found = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
+    if found is None:
+        raise InvalidInput(f"{name} must be true or false, not {value!r}")
+    return found
+
+
+def whole(name: str, value: object) -> int:
+    """Raises `InvalidInput`."""
+    try:
+        number = int(value) if isinstance(value, str | int | float | Decimal) else None
+    except (ValueError, OverflowError):
+        number = None
+    if number is None or isinstance(value, bool) or (isinstance(value, float | Decimal) and number != value):
+        raise InvalidInput(f"{name} must be a whole number, not {value!r}")
+    return number
+
+
+def decimal(name: str, value: object) -> float:
+    """Raises `InvalidInput`."""
+    try:
+        number = float(value) if isinstance(value, str | int | float | Decimal) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidInput(f"{name} must be a number, not {value!r}")
+    return number
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A JSON object, from one or from its text; anything else is kept under `value`, so that nothing is lost."""
+    if isinstance(value, str | bytes):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+    found = value if isinstance(value, dict) else {"value": value}
+    return {str(key): plain(item) for key, item in found.items()}
+
+
+def plain(value: object) -> Any:
+    """As JSON can say it."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if value is None or isinstance(value, str | int | float):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+def _of_datetime(value: datetime, timezone: ZoneInfo) -> int:
+    aware = value if value.tzinfo else value.replace(tzinfo=timezone)
+    return (aware - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _of_epoch(value: float, shown: object) -> int:
+    digits = len(str(int(abs(value)))) if math.isfinite(value) else 99
+    for most, factor in _UNITS:
+        if digits <= most:
+            return int(value * factor)
+    raise InvalidInput(f"time {shown} is no epoch in seconds, milliseconds or microseconds")
+
+
+def _of_text(value: str, timezone: ZoneInfo, format: str) -> int:
+    if not value:
+        raise InvalidInput("time is missing")
+    if format:
+        try:
+            return _of_datetime(datetime.strptime(value, format), timezone)  # noqa: DTZ007 (the next line's concern)
+        except ValueError:
+            raise InvalidInput(f"time {value!r} is not written as {format!r}") from None
+    # Ten digits are an epoch, though `fromisoformat` might find a date in them.
+    for read in (_epoch,) if value.isdecimal() and len(value) > _DATE_DIGITS else _READERS:
+        try:
+            found = read(value)
+        except (ValueError, OverflowError):
+            continue
+        return _of_epoch(found, value) if isinstance(found, float) else _of_datetime(found, timezone)
+    raise InvalidInput(f"time {value!r} cannot be read; name its format in the mapping (events.time_format)")
+
+
+def _epoch(value: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
+
+
+_READERS: Final[tuple[Callable[[str], datetime | float], ...]] = (
+    datetime.fromisoformat,
+    parsedate_to_datetime,
+    _epoch,
+)

@@ -1,0 +1,108 @@
+"""uvicorn's connections, which know how to leave: no request is cut that had arrived when its connection closes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from asyncio import Transport
+from typing import Final, cast
+
+from uvicorn._types import HTTPScope
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.protocol import State as WebSocketState
+
+from ratelimit.proxy.intake import Intake
+
+SERVICE_RESTART: Final = 1012
+
+
+class Shared(ServerState):
+    """What the connections of one listener share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaving = False
+
+    def all(self) -> list[HttpConnection | WebSocketConnection]:
+        """As they are now."""
+        return cast("list[HttpConnection | WebSocketConnection]", list(self.connections))
+
+
+class HttpConnection(Intake):
+    """While leaving, each answer says that it is the last, and a connection that stays idle closes."""
+
+    server_state: Shared
+    scope: HTTPScope | None  # type: ignore[assignment]
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]
+
+    _idle_since: float | None = None
+    """As `leave` has seen it."""
+
+    def data_received(self, data: bytes) -> None:
+        """A request that arrives while leaving is answered as any other, with `Connection: close`."""
+        super().data_received(data)
+        if self.server_state.leaving:
+            self._announce()
+
+    def leave(self, now: float, linger: float) -> None:
+        """To be called again and again: closes after `linger` idle seconds."""
+        if not self._idle():
+            self._idle_since = None
+            self._announce()
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since >= linger:
+            self._close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """As when leaving: a request that arrives in the last moment is answered."""
+        if self._idle():
+            self._close()
+
+    def _announce(self) -> None:
+        """Of requests sent ahead, with the last. Not where a body is still on its way: closing upon unread data resets
+        the connection, and the client might never see its answer."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.more_body and not cycle.response_started:
+            cycle.keep_alive = False
+
+    def _idle(self) -> bool:
+        if self.transport.get_write_buffer_size():
+            return False
+        if self.cycle is None:
+            return self.scope is None
+        # A scope of its own: the fields of the next request are arriving.
+        return self.cycle.response_complete and self.cycle.scope is self.scope
+
+    def _close(self) -> None:
+        """Unless a request has arrived that the event loop only has not read yet."""
+        if not self.transport.is_closing() and _shut(self.transport):
+            self.transport.close()
+
+
+class WebSocketConnection(WebSocketsSansIOProtocol):
+    """Told to go at once: there is no last answer to wait for, and clients know how to come back."""
+
+    def leave(self, now: float, linger: float) -> None:
+        """Close with 1012 (service restart), and wait for the client to do the same. A handshake ends first."""
+        if not self.handshake_complete or self.conn.state is not WebSocketState.OPEN:
+            return
+        self.stop_keepalive()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
+        self.conn.send_close(SERVICE_RESTART)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+
+
+def _shut(transport: Transport) -> bool:
+    """Whether nothing had arrived: then it is shut, in the very next system call."""
+    with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as peer:
+        try:
+            return not peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            peer.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+    return True

@@ -1,0 +1,41 @@
+"""A configuration to look at: all of it, and nothing that is secret."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+from ratelimit.config import Config, document, load_config
+from ratelimit.policy import Policy
+
+TOKEN = "s3cret-of-enough-letters"
+
+
+def test_every_setting_is_there_but_those_not_set() -> None:
+    unset = {field.name for field in fields(Config) if getattr(Config(), field.name) is None}
+    assert {*document(Config()), *unset} == {field.name for field in fields(Config)}
+
+
+def test_it_is_json() -> None:
+    config = Config(
+        exempt=("/health", callable), policies=(Policy("hint", "5/day", cost=len), Policy("free", "unlimited"))
+    )
+    found = json.loads(json.dumps(document(config)))
+    assert found["exempt"] == ["/health", "function callable"]
+    assert found["policies"]["hint"]["quotas"] == ["5/day"]
+    assert found["policies"]["hint"]["cost"] == "function len"
+    assert found["policies"]["free"]["quotas"] == "unlimited"
+
+
+def test_no_secret_is_shown() -> None:
+    config = load_config(
+        env={
+            "RATELIMIT_ADMIN_TOKEN": TOKEN,
+            "RATELIMIT_API_TOKEN": TOKEN,
+            "RATELIMIT_STORE": "dynamodb://t?endpoint=http://me:s3cret@host",
+        }
+    )
+    found = document(config)
+    assert (found["admin_token"], found["api_token"]) == ("***", "***")
+    assert "s3cret" not in json.dumps(found)
+    assert "s3cret" not in repr(config)

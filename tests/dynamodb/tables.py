@@ -1,0 +1,52 @@
+"""Tables made by hand, for tests of what is done about them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ratelimit.dynamodb import Settings, TableSpec, delete_table, upgrade_table
+from ratelimit.dynamodb.client import connect
+from ratelimit.errors import TableNotFound
+
+
+async def make(settings: Settings, **changes: Any) -> None:
+    """Somebody else's table: our keys, and nothing besides, unless `changes` say otherwise."""
+    definition: dict[str, Any] = {
+        "TableName": settings.table,
+        "BillingMode": "PAY_PER_REQUEST",
+        "AttributeDefinitions": strings("PK", "SK"),
+        "KeySchema": keys("PK", "SK"),
+    }
+    async with await connect(settings) as connection:
+        await connection.client.create_table(**(definition | changes))
+
+
+def strings(*names: str) -> list[dict[str, str]]:
+    """Attribute definitions."""
+    return [{"AttributeName": name, "AttributeType": "S"} for name in names]
+
+
+def keys(*names: str) -> list[dict[str, str]]:
+    """A key schema: partition, then sort."""
+    return [{"AttributeName": name, "KeyType": kind} for name, kind in zip(names, ("HASH", "RANGE"), strict=False)]
+
+
+def index(name: str, *names: str, projection: str = "ALL") -> dict[str, Any]:
+    """A secondary index."""
+    return {"IndexName": name, "KeySchema": keys(*names), "Projection": {"ProjectionType": projection}}
+
+
+async def remove(settings: Settings) -> None:
+    """Whatever is there, protected or not."""
+    try:
+        await upgrade_table(settings, TableSpec(protected=False, recovery=False))
+    except TableNotFound:
+        return
+    await delete_table(settings)
+
+
+async def expire_by(settings: Settings, attribute: str) -> None:
+    async with await connect(settings) as connection:
+        await connection.client.update_time_to_live(
+            TableName=settings.table, TimeToLiveSpecification={"Enabled": True, "AttributeName": attribute}
+        )

@@ -1,0 +1,58 @@
+"""Orders as tests give them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ratelimit.config import Config
+from ratelimit.dynamodb import DynamoDBStore, parse_url
+from ratelimit.event import UsageEvent
+from ratelimit.migrate import Counts, Done, Entity, Order, Verdict, patient, run, verify
+from ratelimit.migrate.mapping import mapping_of
+from ratelimit.names import Key
+from ratelimit.policy import Policy
+from ratelimit.store import Record
+
+
+def order(
+    source: str | Path, table: str, folder: Path, *, mapping: dict[str, Any] | None = None, **options: Any
+) -> Order:
+    policies: Sequence[Policy] = options.pop("policies", ())
+    return Order(
+        source=str(source),
+        target=parse_url(table),
+        config=Config(store=table, policies=tuple(policies)),
+        mapping=mapping_of(mapping or {}),
+        work_dir=folder / "work",
+        **options,
+    )
+
+
+def unheard(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
+    """A listener who does not listen."""
+
+
+async def bring(asked: Order) -> Done:
+    return await run(asked, listener=unheard)
+
+
+async def check(asked: Order, *, more_is_fine: bool = False) -> Verdict:
+    return await verify(asked, listener=unheard, more_is_fine=more_is_fine)
+
+
+async def events_in(table: str) -> list[UsageEvent]:
+    found: list[UsageEvent] = []
+    async with DynamoDBStore(patient(parse_url(table))) as store:
+        cursor: str | None = None
+        while True:
+            page = await store.scans.events(since=0, until=10**13, cursor=cursor)
+            found += page.entries
+            if (cursor := page.cursor) is None:
+                return found
+
+
+async def record_in(table: str, user: str, action: str) -> Record:
+    async with DynamoDBStore(parse_url(table)) as store:
+        return await store.read(Key(user, action))

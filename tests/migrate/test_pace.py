@@ -1,0 +1,55 @@
+"""So many units a second: to within a flight, over any length of time, and no flood after a pause."""
+
+from __future__ import annotations
+
+import pytest
+
+from ratelimit.clock import SECOND
+from ratelimit.errors import InvalidInput
+from ratelimit.migrate.pace import Pace
+from ratelimit.testing import FakeClock
+
+
+@pytest.mark.parametrize("rate", [3, 500, 4000])
+async def test_the_rate_is_kept(rate: int) -> None:
+    clock = FakeClock()
+    pace = Pace(rate, clock=clock, sleep=_turning(clock))
+    began = clock.now()
+    for _ in range(400):
+        await pace.take(25)
+        clock.advance(0.001)  # the write itself
+    took = (clock.now() - began) / SECOND
+    assert 400 * 25 / took == pytest.approx(rate, rel=0.05)
+
+
+async def test_a_pause_is_not_made_up_for() -> None:
+    clock = FakeClock()
+    pace = Pace(100, clock=clock, sleep=_turning(clock))
+    await pace.take(1)
+    clock.advance(3600)
+    began = clock.now()
+    for _ in range(300):
+        await pace.take(1)
+    assert (clock.now() - began) / SECOND >= 2.4  # half a second's worth is made up for
+
+
+async def test_without_a_rate_nobody_waits() -> None:
+    async def never(_: float) -> None:
+        raise AssertionError
+
+    pace = Pace(None, sleep=never)
+    for _ in range(10):
+        await pace.take(10_000)
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan")])
+def test_a_rate_that_is_none(rate: float) -> None:
+    with pytest.raises(InvalidInput, match="--rate"):
+        Pace(rate)
+
+
+def _turning(clock: FakeClock):
+    async def sleep(seconds: float) -> None:
+        clock.advance(seconds)
+
+    return sleep

@@ -1,0 +1,73 @@
+"""Values as sources write them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from ratelimit.errors import InvalidInput
+from ratelimit.migrate import values
+
+NOON = 1_767_614_400_000  # 2026-01-05T12:00:00Z
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        datetime(2026, 1, 5, 12, tzinfo=UTC),
+        datetime(2026, 1, 5, 17, 30, tzinfo=timezone(timedelta(hours=5, minutes=30))),
+        datetime(2026, 1, 5, 13),
+        "2026-01-05T12:00:00Z",
+        "2026-01-05 13:00:00",
+        "2026-01-05T07:00:00-05:00",
+        "Mon, 05 Jan 2026 12:00:00 GMT",
+        "1767614400",
+        "1767614400.0",
+        NOON // 1000,
+        NOON,
+        NOON * 1000,
+        Decimal("1767614400.000"),
+    ],
+)
+def test_a_time_however_it_is_written(written: object) -> None:
+    assert values.milliseconds(written, timezone=BERLIN) == NOON
+
+
+def test_a_time_in_a_format_of_its_own() -> None:
+    assert values.milliseconds("05/01/2026 13:00", timezone=BERLIN, format="%d/%m/%Y %H:%M") == NOON
+    with pytest.raises(InvalidInput, match="is not written as"):
+        values.milliseconds("2026-01-05", timezone=BERLIN, format="%d/%m/%Y %H:%M")
+
+
+@pytest.mark.parametrize(
+    "written", ["yesterday", "", "05/01/2026 13:00", None, True, datetime.now().date(), "nan", 10**20]
+)
+def test_what_is_no_time(written: object) -> None:
+    with pytest.raises(InvalidInput, match="time"):
+        values.milliseconds(written, timezone=BERLIN)
+
+
+@pytest.mark.parametrize(("value", "meant"), [(1, True), (0, False), (b"\x01", True), ("t", True), ("No", False)])
+def test_truths(value: object, meant: bool) -> None:
+    assert values.truth("active", value) is meant
+
+
+def test_metadata_that_is_no_object_is_kept() -> None:
+    assert values.mapping('{"a": 1}') == {"a": 1}
+    assert values.mapping("plain text") == {"value": "plain text"}
+    assert values.mapping([1, Decimal("1.5")]) == {"value": [1, 1.5]}
+
+
+@pytest.mark.parametrize(("value", "meant"), [(7, "7"), (Decimal(7), "7"), ("a#b", "a#b"), (7.0, "7")])
+def test_texts(value: object, meant: str) -> None:
+    assert values.text("user", value) == meant
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", True, 1.5])
+def test_what_is_no_text(value: object) -> None:
+    with pytest.raises(InvalidInput, match="user"):
+        values.text("user", value)

@@ -1,0 +1,196 @@
+"""Websockets through the sidecar: handshakes, messages, and how either side leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.server import ServerProtocol
+
+from ratelimit.policy import Policy
+from ratelimit.proxy import ProxySettings
+from tests.http.apps import limiter_of
+from tests.http.test_server import served
+from tests.proxy.sockets import OK, SOON_S, answering, in_front_of, scripted
+
+
+class Upstream:
+    """Chats; and remembers what it was told at the handshake, and at the end."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, str] = {}
+        self.left: asyncio.Future[tuple[int, str | None]] = asyncio.get_running_loop().create_future()
+        self.app = Starlette(routes=[WebSocketRoute("/chat", self._chat), WebSocketRoute("/no", self._refuse)])
+
+    async def _chat(self, websocket: WebSocket) -> None:
+        self.told = dict(websocket.headers)
+        offered = websocket.scope["subprotocols"]
+        chosen = "chat.v2" if "chat.v2" in offered else None
+        await websocket.accept(subprotocol=chosen, headers=[(b"set-cookie", b"seen=1")])
+        try:
+            while True:
+                await self._answer(websocket, await websocket.receive())
+        except WebSocketDisconnect as gone:
+            self.left.set_result((gone.code, gone.reason))
+
+    async def _answer(self, websocket: WebSocket, message: Any) -> None:
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"], message.get("reason"))
+        if message.get("text") == "leave":
+            await websocket.close(4001, "enough")
+        elif message.get("text") is not None:
+            await websocket.send_text(message["text"])
+        else:
+            await websocket.send_bytes(message["bytes"])
+
+    async def _refuse(self, websocket: WebSocket) -> None:
+        await websocket.close()
+
+
+@asynccontextmanager
+async def chatting(
+    settings: ProxySettings | None = None, **options: Any
+) -> AsyncIterator[tuple[Upstream, ClientConnection]]:
+    upstream = Upstream()
+    async with served(upstream.app) as behind, in_front_of(behind, settings) as address:
+        async with asyncio.timeout(SOON_S), connect(f"ws://{address}/chat", proxy=None, **options) as client:
+            yield upstream, client
+
+
+async def test_the_handshake() -> None:
+    headers = {"x-api-key": "alice", "x-mine": "1"}
+    async with chatting(subprotocols=["chat.v1", "chat.v2"], additional_headers=headers) as (upstream, client):
+        assert client.subprotocol == "chat.v2"
+        assert client.response is not None
+        assert client.response.headers["set-cookie"] == "seen=1"
+        assert client.response.headers.get_all("via") == ["1.1 ratelimit"]
+    told = upstream.told
+    assert (told["x-ratelimit-user"], told["x-mine"], told["x-forwarded-for"]) == ("alice", "1", "127.0.0.1")
+    assert told["forwarded"].endswith(";proto=http")
+
+
+async def test_no_subprotocol_where_none_is_chosen() -> None:
+    async with chatting(subprotocols=["other"]) as (_, client):
+        assert client.subprotocol is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["hello", "", "größer", b"\x00\xff", b"", b"x" * 2**20],
+    ids=["text", "no text", "umlauts", "bytes", "no bytes", "1 MB"],
+)
+async def test_messages_pass_as_they_are(message: str | bytes) -> None:
+    async with chatting(max_size=None) as (_, client):
+        await client.send(message)
+        assert await client.recv() == message
+
+
+async def test_the_upstream_leaves() -> None:
+    async with chatting() as (_, client):
+        await client.send("leave")
+        await client.wait_closed()
+        assert (client.close_code, client.close_reason) == (4001, "enough")
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, ""), (1001, "going"), (3000, "x"), (4002, "bye")])
+async def test_the_client_leaves(code: int, reason: str) -> None:
+    async with chatting() as (upstream, client):
+        await client.close(code, reason)
+        assert await upstream.left == (code, reason)
+
+
+async def test_the_client_leaves_without_a_word() -> None:
+    async with chatting() as (upstream, client):
+        await client.send("hello")
+        assert await client.recv() == "hello"
+        client.transport.abort()
+        assert (await upstream.left)[0] == 1001
+
+
+async def test_the_upstream_leaves_without_a_word() -> None:
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await _shake_hands(reader, writer)
+        await reader.readexactly(1)
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connect(f"ws://{address}/", proxy=None) as client:
+            await client.send("hello")
+            await client.wait_closed()
+            assert client.close_code == 1011
+
+
+async def test_an_upstream_that_breaks_the_protocol() -> None:
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await _shake_hands(reader, writer)
+        writer.write(b"\xff\xff\xff\xff")
+        await reader.read()
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connect(f"ws://{address}/", proxy=None) as client:
+            await client.wait_closed()
+            assert client.close_code in (1002, 1011)
+
+
+async def test_a_message_that_is_too_large() -> None:
+    async with chatting(ProxySettings(max_message=1000), max_size=None) as (_, client):
+        await client.send("x" * 2000)
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        assert client.close_code == 1009
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (OK, 502),
+        (b"", 502),
+        (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", 403),
+        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", 502),
+    ],
+    ids=["speaks HTTP only", "says nothing", "refuses", "no key"],
+)
+async def test_a_handshake_that_fails(answer: bytes, status: int) -> None:
+    async with answering(answer) as (upstream, _), in_front_of(upstream) as address:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://{address}/", proxy=None)
+    assert refused.value.response.status_code == status
+    assert refused.value.response.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_handshake_that_is_not_answered() -> None:
+    async def silent(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.read()
+
+    settings = ProxySettings(connect=0.1, first_byte=0.1)
+    async with scripted(silent) as upstream, in_front_of(upstream, settings) as address:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://{address}/", proxy=None)
+    assert refused.value.response.status_code == 504
+
+
+async def test_a_handshake_beyond_the_limit_never_reaches_the_upstream() -> None:
+    limiter = limiter_of(Policy("one", "1/day", match="/**"))
+    await limiter.check("ip:127.0.0.1", "one")
+    async with answering(OK) as (upstream, heads), in_front_of(upstream, limiter=limiter) as address:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://{address}/", proxy=None)
+    assert refused.value.response.status_code == 429
+    assert refused.value.response.headers["ratelimit"].startswith('"one";r=0')
+    assert heads == []
+
+
+async def _shake_hands(reader: StreamReader, writer: StreamWriter) -> None:
+    server = ServerProtocol()
+    server.receive_data(await reader.readuntil(b"\r\n\r\n"))
+    (request,) = server.events_received()
+    server.send_response(server.accept(request))  # type: ignore[arg-type]
+    writer.write(b"".join(server.data_to_send()))

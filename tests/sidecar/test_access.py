@@ -1,0 +1,77 @@
+"""A line for each request: what it tells, and what it must not."""
+
+from __future__ import annotations
+
+import json
+from asyncio import StreamReader, StreamWriter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.proxy.sockets import scripted
+from tests.sidecar.running import running, write
+
+SECRET = {"x-api-key": "s3cret-key", "authorization": "Bearer s3cret-token", "cookie": "session=s3cret"}
+
+
+def entries(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
+    return [json.loads(record.getMessage()) for record in caplog.records if record.name == "ratelimit.access"]
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="ratelimit.access")
+
+
+async def upstream_with_an_id(reader: StreamReader, writer: StreamWriter) -> None:
+    """Answers with what id it was told, and one of its own making."""
+    while True:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        told = head.partition("x-request-id: ")[2].partition("\r\n")[0]
+        answer = f"HTTP/1.1 200 OK\r\nx-told: {told}\r\nx-request-id: of its own\r\ncontent-length: 0\r\n\r\n"
+        writer.write(answer.encode())
+
+
+async def test_an_id_is_taken_over_passed_on_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted(upstream_with_an_id) as upstream:
+        async with running(write(tmp_path), upstream=f"http://{upstream}", access_log="json") as service:
+            answer = await service.app.post("/hints?token=s3cret", headers=SECRET | {"x-request-id": "abc-123"})
+            assert answer.headers["x-told"] == "abc-123"
+            made = (await service.app.post("/hints", headers=SECRET)).headers["x-told"]
+            refused = await service.app.post("/hints", headers=SECRET | {"x-request-id": "not plain"})
+    assert "s3cret" not in caplog.text
+    first, second, third = entries(caplog)
+    assert (first["request_id"], second["request_id"]) == ("abc-123", made)
+    assert len(made) == 32
+    assert third["request_id"] == refused.headers["x-request-id"] != "not plain"
+    assert {name: first[name] for name in ("method", "path", "status", "policies")} == {
+        "method": "POST", "path": "/hints", "status": 200, "policies": {"hint": "allowed"},
+    }  # fmt: skip
+    assert (third["status"], third["policies"]) == (429, {"hint": "denied"})
+
+
+async def test_as_text_it_is_one_line_of_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted(upstream_with_an_id) as upstream:
+        async with running(write(tmp_path), upstream=f"http://{upstream}", access_log="text") as service:
+            await service.app.post("/hints?token=s3cret", headers=SECRET | {"x-request-id": "abc-123"})
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "ratelimit.access"]
+    assert line.split()[1:5] == ["127.0.0.1", "POST", "/hints", "200"]
+    assert line.split()[-2:] == ["hint=allowed", "abc-123"]
+    assert "s3cret" not in line
+
+
+@pytest.mark.parametrize("user", ["alice", "a%2Fb%2Fc", "alice@example.org"])
+async def test_the_apis_own_paths_name_no_user(tmp_path: Path, caplog: pytest.LogCaptureFixture, user: str) -> None:
+    async with running(write(tmp_path), access_log="json") as service:
+        await service.app.get(f"/v1/users/{user}/usage", headers={"x-request-id": "abc-123"})
+        await service.app.get(f"/v1/users/{user}")
+        await service.statuses(1)
+    assert [entry["path"] for entry in entries(caplog)] == ["/v1/users/*/usage", "/v1/users/*", "/v1/authz/hints"]
+    assert [entry["request_id"] for entry in entries(caplog)] == ["abc-123", "-", "-"]
+
+
+async def test_off_is_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(write(tmp_path), access_log="off") as service:
+        await service.statuses(1)
+    assert entries(caplog) == []

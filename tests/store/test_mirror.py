@@ -1,0 +1,235 @@
+"""Decide by one store, write to both: the second ends as the first, is never felt, and never decides."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit import Limiter, MemoryStore, Policy, StoreUnavailable, UsageLog
+from ratelimit.config import load_config
+from ratelimit.directory import Directory, Identity, Plan, User
+from ratelimit.errors import ConfigError
+from ratelimit.event import UsageEvent
+from ratelimit.names import Key
+from ratelimit.store import MirrorStore
+from ratelimit.store.follower import Follower
+from ratelimit.store.write import Add, Outcome, Write
+from ratelimit.testing import FakeClock
+from ratelimit.wiring import load_checked, store_of, store_stats
+from tests.engines import Engine
+
+POLICIES = (
+    Policy("hint", "5/day; 3/minute"),
+    Policy("run", "4/10 minutes", algorithm="sliding_window"),
+    Policy("search", "6/hour", algorithm="gcra"),
+)
+DEEDS = st.lists(
+    st.tuples(
+        st.sampled_from(["check", "charge", "refund", "reset"]),
+        st.sampled_from(["alice", "bob"]),
+        st.sampled_from(["hint", "run", "search"]),
+        st.integers(1, 3),
+        st.sampled_from([0, 1, 90, 3_600, 86_400]),
+    ),
+    max_size=25,
+)
+
+
+@given(DEEDS)
+async def test_the_mirror_ends_as_the_store_that_decides(deeds: list[tuple[str, str, str, int, int]]) -> None:
+    clock, store = FakeClock(), MirrorStore(MemoryStore(), MemoryStore())
+    async with Limiter(store, POLICIES, clock=clock) as limiter:
+        for verb, user, action, cost, later in deeds:
+            clock.advance(later)
+            args: Any = () if verb == "reset" else (cost,) if verb == "charge" else ()
+            options = {"cost": cost} if verb in ("check", "refund") else {}
+            await getattr(limiter, verb)(user, action, *args, **options)
+        for user in ("alice", "bob"):
+            for action in ("hint", "run", "search"):
+                assert await store.compare(Key(user, action)) == []
+    assert (store.stats.different, store.stats.failed, store.stats.dropped) == (0, 0, 0)
+
+
+async def test_a_refusal_is_not_mirrored() -> None:
+    mirror = Counting()
+    async with Limiter(MirrorStore(MemoryStore(), mirror), [Policy("hint", "1/day")]) as limiter:
+        assert (await limiter.check("alice", "hint")).allowed
+        assert not (await limiter.check("alice", "hint")).allowed
+    assert mirror.writes == 1
+
+
+async def test_the_first_store_decides_whatever_the_second_one_holds() -> None:
+    mirror = MemoryStore()
+    store = MirrorStore(MemoryStore(), mirror)
+    async with Limiter(mirror, [Policy("hint", "1/day")], denial_cache=0) as other:
+        assert (await other.check("alice", "hint")).allowed
+        async with Limiter(store, [Policy("hint", "1/day")], denial_cache=0) as limiter:
+            assert (await limiter.check("alice", "hint")).allowed
+            assert not (await limiter.check("alice", "hint")).allowed
+            (difference, *_) = [one for one in await store.compare(Key("alice", "hint")) if one.field[0] == "d"]
+    assert (difference.decided, difference.mirrored) == (1, 2)
+    assert store.stats.different == 1
+    assert store.stats.differences[0].decided == 1
+
+
+async def test_a_mirror_that_is_down_is_not_felt() -> None:
+    store = MirrorStore(MemoryStore(), Down())
+    async with Limiter(store, [Policy("hint", "3/day", on_unavailable="deny")]) as limiter, UsageLog(store) as usage:
+        assert [(await limiter.check("alice", "hint")).allowed for _ in range(4)] == [True] * 3 + [False]
+        await usage.record("alice", "hint")
+        await usage.flush()
+        await store.settle()
+        assert len((await usage.events("alice")).events) == 1
+        assert store.stats.failed == 5  # opening it, three checks, one batch of events
+    assert store.stats.waiting == 0
+
+
+async def test_a_mirror_that_never_answers_keeps_nobody_waiting() -> None:
+    stuck = Stuck()
+    store = MirrorStore(MemoryStore(), stuck, follower=Follower(max_waiting=3, deadline=60, grace=0))
+    async with Limiter(store, [Policy("hint", "100/day")]) as limiter:
+        for _ in range(10):
+            assert (await limiter.check("alice", "hint")).allowed
+        assert store.stats.waiting == 3
+        assert store.stats.dropped == 8  # of ten checks and the opening
+    assert store.stats.dropped == 11
+    assert store.stats.waiting == 0
+
+
+async def test_a_bug_in_the_mirror_loses_one_write_and_not_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    follower, done = Follower(), []
+
+    async def bad() -> None:
+        raise ZeroDivisionError
+
+    async def good() -> None:
+        done.append(1)
+
+    follower.follow("a", bad)
+    follower.follow("a", good)
+    await follower.drain()
+    assert done == [1]
+    assert (follower.stats.failed, follower.stats.written) == (1, 1)
+    assert "a bug lost a write" in caplog.text
+
+
+async def test_writes_of_one_record_keep_their_order() -> None:
+    follower, seen = Follower(), []
+
+    async def note(number: int) -> None:
+        await asyncio.sleep(0)
+        seen.append(number)
+
+    for number in range(20):
+        follower.follow("alice", partial(note, number))
+    await follower.drain()
+    assert seen == list(range(20))
+
+
+async def test_events_go_to_both_once() -> None:
+    primary, mirror = MemoryStore(), MemoryStore()
+    store = MirrorStore(primary, mirror)
+    events = [UsageEvent.of("alice", "hint", now=FakeClock().now(), cost=number) for number in range(3)]
+    for _ in range(2):
+        assert await store.events.put(events) == ()
+    await store.settle()
+    assert list(mirror.events) == list(primary.events)
+    assert sum((await store.events.erase("alice", events[0].time.date())).values()) == 3
+    assert len(mirror.events) == 0
+
+
+async def test_erasing_fails_aloud_where_the_mirror_did_not() -> None:
+    store = MirrorStore(MemoryStore(), Down())
+    with pytest.raises(StoreUnavailable):
+        await store.events.erase("alice", date(2026, 1, 5))
+
+
+async def test_users_and_plans_go_to_both() -> None:
+    primary, mirror = MemoryStore(), MemoryStore()
+    store = MirrorStore(primary, mirror)
+    await Directory(mirror.directory).put_user(User("alice", plan="old"))  # was there before, of another version
+    directory = Directory(store.directory)
+    await directory.put_plan(Plan("pro", {"hint": "50/day"}))
+    await directory.put_user(User("alice", plan="pro", identities=[Identity.email("alice@example.com")]))
+    await directory.put_user(User("bob"))
+    await directory.remove_user("bob")
+    await store.settle()
+    other = Directory(mirror.directory)
+    assert (await other.user("alice")) == (await directory.user("alice"))
+    assert await other.find(Identity.email("alice@example.com")) == await other.user("alice")
+    assert await other.plan("pro") == Plan("pro", {"hint": "50/day"})
+    assert await other.user("bob") is None
+
+
+async def test_a_cut_over_and_the_way_back_are_settings(engine: Engine) -> None:
+    one, two = (engine.store_url(f"mirror-{uuid4().hex[:8]}", create="true") for _ in range(2))
+    policies = {"hint": {"quotas": "6/day"}}
+    allowed = 0
+    for store, mirror in ((one, "off"), (one, two), (two, one), (one, "off")):
+        config = load_config(env={}, store=store, mirror=mirror, policies=policies, deadline=20, denial_cache=0)
+        opened = store_of(config)
+        async with Limiter(opened, config.policies, deadline=20) as limiter:
+            if mirror == two:  # what was there before the mirror is brought over once; here there is none
+                await limiter.reset("alice", "hint")
+            for _ in range(2):
+                allowed += (await limiter.check("alice", "hint")).allowed
+        if isinstance(opened, MirrorStore):
+            assert (opened.stats.failed, opened.stats.dropped) == (0, 0)
+    assert allowed == 8  # two before the reset, six after it: each store counts on where the other was
+
+
+def test_the_setting() -> None:
+    config = load_checked(env={"RATELIMIT_MIRROR": "memory://?max_keys=7"})
+    store = store_of(config)
+    assert isinstance(store, MirrorStore)
+    assert isinstance(store.mirror, MemoryStore)
+    assert store.mirror.max_keys == 7
+    assert store_stats(store) is None
+    assert isinstance(store_of(load_config(env={})), MemoryStore)
+
+
+@pytest.mark.parametrize(
+    ("mirror", "told"),
+    [("memory", "expected a URL"), ("dynamdb://t", "did you mean dynamodb://"), ("memory://", "is the store itself")],
+)
+def test_a_mirror_that_is_none(mirror: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as error:
+        load_checked(env={}, mirror=mirror)
+    assert "mirror" in str(error.value)
+
+
+class Counting(MemoryStore):
+    writes = 0
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        self.writes += 1
+        assert not any(type(op) is Add and op.at_most is not None for op in write.ops)
+        return await super().apply(key, write, now=now)
+
+
+class Down(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.events.put = self.events.erase = self.apply = self._fail  # type: ignore[method-assign]
+
+    async def open(self) -> None:
+        await self._fail()
+
+    async def _fail(self, *_: object, **__: object) -> Any:
+        raise StoreUnavailable("down")
+
+
+class Stuck(MemoryStore):
+    async def open(self) -> None:
+        await asyncio.Event().wait()
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        await asyncio.Event().wait()
+        raise AssertionError
