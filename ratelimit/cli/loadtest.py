@@ -5,11 +5,14 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from ratelimit.cli.output import INVALID, complain
+
+if TYPE_CHECKING:
+    from loadtest.plan import Group
 
 app: Final = typer.Typer(help="Load tests with Locust, and reports of them.", no_args_is_help=True)
 
@@ -108,7 +111,7 @@ def compare(
         return complain(trouble, trouble.status)
 
 
-def _groups(names: list[str] | None) -> "tuple[str, ...] | str":
+def _groups(names: list[str] | None) -> "tuple[Group, ...] | str":
     """Those named, in their own order; or what is wrong with them."""
     from loadtest.plan import GROUPS
 

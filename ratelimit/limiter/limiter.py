@@ -78,8 +78,8 @@ class Limiter:
         self.stats = LimiterStats()
         self.breaker = Breaker()
         remembered = round(denial_cache * SECOND)
-        self._alerts = Alerts(on_alert)
-        self._ledger = Ledger(store, max_beliefs, remembered, self._alerts)
+        self.alerts = Alerts(on_alert)
+        self._ledger = Ledger(store, max_beliefs, remembered, self.alerts)
         self._standby = Standby(Ledger(MemoryStore(), max_beliefs, remembered, Alerts(None)), self.breaker)
         self.background = Background()
         self._is_embedded = isinstance(store, MemoryStore)
@@ -104,7 +104,7 @@ class Limiter:
         """Finish counting, return what was taken ahead, and close the store."""
         self._leases.close()
         await self.background.finish()
-        await self._alerts.finish()
+        await self.alerts.finish()
         await self.store.close()
 
     async def __aenter__(self) -> Self:

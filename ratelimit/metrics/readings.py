@@ -63,8 +63,15 @@ def of_limiter(limiter: Limiter) -> list[Family]:
         counter("ratelimit_checks_leased", "Checks granted from units taken ahead.", stats.leased),
         counter("ratelimit_checks_coalesced", "Checks that shared the write of another.", stats.coalesced),
         counters("ratelimit_units_lost", "Units that the store did not take in the background.", "kind", lost),
+        counter("ratelimit_alerts_dropped", "Alerts not raised: too many were being handled.", limiter.alerts.dropped),
         Family("ratelimit_breaker_state", "1 for the state that the circuit breaker is in.", "gauge", states),
     ]
+
+
+def of_webhook(sent: int, failed: int) -> list[Family]:
+    """Of the receiver of alerts."""
+    results = {"sent": sent, "failed": failed}
+    return [counters("ratelimit_alerts", "Alerts posted to the webhook, by how it ended.", "result", results)]
 
 
 def of_store(stats: Stats) -> list[Family]:

@@ -26,6 +26,7 @@ class Base:
     directory: Directory | None
     usage: KeptLog | None
     limiter: Limiter
+    webhook: Webhook | None
 
     @classmethod
     def of(cls, config: Config, before: Base | None = None, *, clock: Clock | None = None) -> Base:
@@ -36,15 +37,23 @@ class Base:
         directory = kept.directory if kept is not None and config.directory else None
         if directory is None and config.directory:
             directory = Directory(shared.directory, clock=clock)
-        hook = None if config.alert_webhook == "off" else Webhook(config.alert_webhook, config.alert_secret)
-        limiter = limiter_from(config, store=shared, directory=directory, clock=clock, on_alert=hook)
+        webhook = None if config.alert_webhook == "off" else Webhook(config.alert_webhook, config.alert_secret)
+        limiter = limiter_from(config, store=shared, directory=directory, clock=clock, on_alert=webhook)
         usage = kept.usage if kept is not None and kept.config.usage == config.usage else None
         if usage is None:
             usage = usage_as(KeptLog, config, limiter, store)
         else:
             for action in limiter.policies:
                 usage.seen(action)
-        return cls(config=config, store=store, shared=shared, directory=directory, usage=usage, limiter=limiter)
+        return cls(
+            config=config,
+            store=store,
+            shared=shared,
+            directory=directory,
+            usage=usage,
+            limiter=limiter,
+            webhook=webhook,
+        )
 
     async def open(self) -> None:
         """Raises `ConfigError`, `StoreMisconfigured`, `StoreUnavailable`."""

@@ -8,7 +8,15 @@ from functools import partial
 
 from ratelimit.metrics import Books, Family
 from ratelimit.metrics.families import gauge
-from ratelimit.metrics.readings import of_directory, of_limiter, of_memory, of_mirror, of_store, of_usage
+from ratelimit.metrics.readings import (
+    of_directory,
+    of_limiter,
+    of_memory,
+    of_mirror,
+    of_store,
+    of_usage,
+    of_webhook,
+)
 from ratelimit.sidecar.base import Base
 from ratelimit.sidecar.generation import Generation
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
@@ -86,6 +94,8 @@ def _parts(base: Base) -> dict[object, Callable[[], list[Family]]]:
         found[usage] = lambda: of_usage(usage.stats)
     if (directory := base.directory) is not None:
         found[directory] = lambda: of_directory(directory.stats)
+    if (webhook := base.webhook) is not None:
+        found[webhook] = lambda: of_webhook(webhook.sent, webhook.failed)
     return found
 
 

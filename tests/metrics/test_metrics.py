@@ -20,7 +20,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.metrics import Books, Family, Tally
 from ratelimit.metrics.exposition import exposition, process_families
 from ratelimit.metrics.families import counter, gauge
-from ratelimit.metrics.readings import of_directory, of_limiter, of_memory, of_mirror, of_store, of_usage
+from ratelimit.metrics.readings import of_directory, of_limiter, of_memory, of_mirror, of_store, of_usage, of_webhook
 from ratelimit.policy import Policy
 from ratelimit.sidecar import sidecar
 from ratelimit.store import MemoryStore, MirrorStore
@@ -50,7 +50,7 @@ def every_family() -> list[Family]:
     tally(decision(), 0.0003)
     return [
         *tally.families(), *of_limiter(limiter), *of_memory(MemoryStore()), *of_store(stats), *of_usage(UsageStats()),
-        *of_mirror(MirrorStats()), *of_directory(DirectoryStats()), *process_families(),
+        *of_mirror(MirrorStats()), *of_directory(DirectoryStats()), *of_webhook(3, 1), *process_families(),
     ]  # fmt: skip
 
 

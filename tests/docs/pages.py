@@ -1,0 +1,110 @@
+"""The README and the pages of `docs/`, their blocks of code, and how each kind of them is carried out."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from types import CodeType
+from typing import Any, Final, NamedTuple
+
+ROOT: Final = Path(__file__).parents[2]
+PAGES: Final = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+
+_FENCE: Final = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_TITLE: Final = re.compile(r'title="([^"]+)"')
+_OPERATORS: Final = frozenset("();<>|&")
+
+
+class Block(NamedTuple):
+    """A fenced block of code, as it stands on its page."""
+
+    page: str
+    line: int
+    language: str
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+class Line(NamedTuple):
+    """A command line that a page shows: the variables before it, and its words."""
+
+    page: str
+    env: dict[str, str]
+    words: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.page}: {shlex.join(self.words)}"
+
+
+def text_of(page: str) -> str:
+    """A page by its path (`docs/usage.md`), as it is in the repository."""
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(language: str, *pages: str) -> list[Block]:
+    """The blocks of a language; of all pages unless some are named."""
+    return [block for page in pages or PAGES for block in _blocks(page) if block.language == language]
+
+
+def titled(page: str, title: str) -> Block:
+    """The one block of a page that has this title."""
+    (block,) = [block for block in _blocks(page) if block.title == title]
+    return block
+
+
+def _blocks(page: str) -> Iterator[Block]:
+    text = text_of(page)
+    for found in _FENCE.finditer(text):
+        title = _TITLE.search(found[3])
+        line = text.count("\n", 0, found.start()) + 1
+        yield Block(page, line, found[2], title[1] if title else "", dedent(found[4]))
+
+
+async def run(block: Block | str) -> dict[str, Any]:
+    """Python as a module of its own, in which `await` may stand at the top; and its tests. Gives its names."""
+    text, place = (block, "page") if isinstance(block, str) else (block.text, str(block))
+    code = compile(text, place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    assert isinstance(code, CodeType)
+    names: dict[str, Any] = {"__name__": "page"}
+    result = eval(code, names)
+    if inspect.isawaitable(result):
+        await result
+    for name, value in list(names.items()):
+        if name.startswith("test_") and inspect.isawaitable(outcome := value()):
+            await outcome
+    return names
+
+
+def command_lines(page: str, *, fenced_only: bool = False) -> list[Line]:
+    """What a page tells to type that begins with `ratelimit`: in blocks of `sh`, and in indented ones."""
+    shown = [block.text for block in blocks("sh", page)]
+    if not fenced_only:
+        shown += re.findall(r"(?m)^ {4}(\S.*)$", _FENCE.sub("", text_of(page)).replace("\\\n", " "))
+    joined = "\n".join(shown).replace("\\\n", " ")
+    return [line for text in joined.splitlines() if (line := _line(page, text)) is not None]
+
+
+def _line(page: str, text: str) -> Line | None:
+    if not re.match(r"(\w+=\S* )*ratelimit\b", text):
+        return None
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    env: dict[str, str] = {}
+    words: list[str] = []
+    for word in lexer:
+        name, separator, value = word.partition("=")
+        if set(word) <= _OPERATORS:
+            break
+        if not words and separator and name.isidentifier():
+            env[name] = value
+        else:
+            words.append(word)
+    return Line(page, env, words)
