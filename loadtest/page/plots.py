@@ -44,7 +44,7 @@ def added_plot(group: GroupResult) -> str:
     if not rows:
         return ""
     high = max(interval.high for _, interval in rows) * 1.15 or 1.0
-    low = min(0.0, *(interval.low for _, interval in rows))
+    low = min(0.0, *(interval.low for _, interval in rows)) * 1.15
     frame = Frame(
         "added", "Added latency", linear(low, high), _rows(len(rows)), ticks(low, high),
         [(row, name) for row, (name, _) in enumerate(rows)],

@@ -53,8 +53,8 @@ class Converter:
     def event(self, event_id: str, user: str, action: str, at: int, **rest: Any) -> UsageEvent | Expired:
         """One that can be kept, or else counted at least. Raises `InvalidInput`."""
         if at < self._now // 1000 - _RETENTION_MS:
-            cost = rest.get("cost", 1)
-            return Expired(event_id, check_user(user), action, at, cost if type(cost) is int and cost >= 0 else 1)
+            cost = rest.get("cost", 1) if rest.get("allowed", True) else 0
+            return Expired(event_id, check_user(user), action, at, max(0, cost))
         return UsageEvent.of(user, action, now=self._now, id=event_id, at=at, **rest)
 
     def _entry(self, entity: Entity, row: Mapping[str, Any], nth: int) -> Entry:

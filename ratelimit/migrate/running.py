@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 from ratelimit.clock import Clock, SystemClock
-from ratelimit.errors import InvalidInput
+from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.backup import back_up
 from ratelimit.migrate.checkpoint import Checkpoint, Counts, Desk
@@ -184,8 +184,9 @@ class Run:
                 tally.mark(marks.items())
                 tally.begin_anew("after")
                 await self._read_uses(tally, Counts())
-                await self._write_counters(tally, counts)
                 counts.there += len(marks) - tally.count()
+                if await self._write_counters(tally, counts):
+                    raise StoreUnavailable("another migration is at work on the same counters; run this one again")
 
     async def _read_uses(self, tally: Tally, counts: Counts) -> None:
         size = await self._source.size("counters")

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.config import masked
 from ratelimit.errors import ConfigError
@@ -37,11 +37,17 @@ _REFUSED_CODES: Final = (1044, 1045, 1049, 1142, 1143, 1146, 1054, 1064)
 _REFUSED_STATES: Final = ("28", "3D", "42")
 
 
+class _Table(NamedTuple):
+    columns: tuple[str, ...]
+    unique: frozenset[str]
+    """Those in which every row has a value of its own."""
+
+
 class SqlSource:
     """A database by its URL: `mysql://`, `postgresql://`, `sqlite:///file`, or any other of SQLAlchemy's.
 
-    A table with a key column is read by it (`WHERE id > … ORDER BY id LIMIT …`), so that a page costs the same wherever
-    it is. One without is read in one go, ordered by user, time and action, through a server-side cursor.
+    A table whose key column is unique is read by it (`WHERE id > … ORDER BY id LIMIT …`), so that a page costs the same
+    wherever it is. Any other, a view too, is read in one go, ordered, through a server-side cursor.
     """
 
     totals = False
@@ -53,18 +59,19 @@ class SqlSource:
             raise ConfigError("", "databases need SQLAlchemy: pip install 'ratelimit-dynamodb[migrate]'") from None
         self._sa = sqlalchemy
         self.name = masked(url)
-        self.keyed = True
         self._converter = converter
         self._outlast = outlast or Outlast()
         self._engine = _engine(sqlalchemy, url)
-        self._tables: dict[str, tuple[str, ...]] = {}
+        self._tables: dict[str, _Table] = {}
+
+    @property
+    def keyed(self) -> bool:
+        """See `Source.keyed`."""
+        return self._key("events") is not None
 
     async def open(self) -> None:
         """See `Source.open`."""
         self._tables = await self._run(self._look)
-        events = self._table("events")
-        columns = self._tables.get(events or "", ())
-        self.keyed = first_of(self._converter.mapping.events.id, columns) is not None
 
     async def entities(self) -> Sequence[Entity]:
         """See `Source.entities`."""
@@ -80,7 +87,7 @@ class SqlSource:
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         """See `Source.batches`."""
         table = self._selectable(entity)
-        key = first_of(self._columns(entity).id, table.c.keys())
+        key = self._key(entity)
         pages = (
             self._unkeyed(entity, table, after, size) if key is None else self._keyed(entity, table, key, after, size)
         )
@@ -129,13 +136,19 @@ class SqlSource:
     async def _unkeyed(self, entity: Entity, table: Any, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         """From the beginning in any case: rows that say the same are told apart by counting them."""
         skip, done, nth = int(after or 0), 0, Nth()
+        anonymous = first_of(self._columns(entity).id, table.c.keys()) is None
         order = [table.c[name] for name in sorted(table.c.keys())]
         rows = await self._run(lambda: self._cursor(self._sa.select(table).order_by(*order)))
         try:
             while page := await self._run(lambda: self._more(rows, size), once=True):
                 start, done = done, done + len(page)
                 found = [
-                    self._read(entity, f"{table.name} row {start + at + 1}", row._mapping, nth.of(row._mapping))
+                    self._read(
+                        entity,
+                        f"{table.name} row {start + at + 1}",
+                        row._mapping,
+                        nth.of(row._mapping) if anonymous else 0,
+                    )
                     for at, row in enumerate(page)
                 ]
                 if done > skip:
@@ -160,16 +173,19 @@ class SqlSource:
         if name is None:
             tried = ", ".join(self._columns(entity).table)
             raise SourceRefused(f"{self.name} has no table for {entity} (looked for: {tried}); name it in a mapping")
-        return self._sa.table(name, *map(self._sa.column, self._tables[name]))
+        return self._sa.table(name, *map(self._sa.column, self._tables[name].columns))
 
-    def _look(self) -> dict[str, tuple[str, ...]]:
+    def _key(self, entity: Entity) -> str | None:
+        """The column to read a table by; None where no two rows are sure to differ in it."""
+        table = self._tables.get(self._table(entity) or "")
+        key = None if table is None else first_of(self._columns(entity).id, table.columns)
+        return key if table is not None and key in table.unique else None
+
+    def _look(self) -> dict[str, _Table]:
         inspector = self._sa.inspect(self._engine)
         names = [*inspector.get_table_names(), *inspector.get_view_names()]
         wanted = {name for kind in ("plans", "users", "events") for name in self._columns(kind).table}
-        return {
-            name: tuple(column["name"] for column in inspector.get_columns(name)) if name in wanted else ()
-            for name in names
-        }
+        return {name: _described(inspector, name) if name in wanted else _Table((), frozenset()) for name in names}
 
     def _fetch(self, query: Any) -> list[Any]:
         with self._engine.connect() as connection:
@@ -206,6 +222,17 @@ class SqlSource:
             raise SourceUnavailable(f"{self.name} cannot be read: {said}") from None
         except errors.SQLAlchemyError as error:
             raise SourceRefused(f"{self.name} cannot be used: {error}") from None
+
+
+def _described(inspector: Any, name: str) -> _Table:
+    columns = inspector.get_columns(name)
+    primary = inspector.get_pk_constraint(name).get("constrained_columns") or []
+    alone = [index["column_names"] for index in inspector.get_indexes(name) if index.get("unique")]
+    alone += [constraint["column_names"] for constraint in inspector.get_unique_constraints(name)]
+    never_null = {column["name"] for column in columns if not column["nullable"]}
+    unique = {several[0] for several in alone if len(several) == 1 and several[0] in never_null}
+    unique |= set(primary) if len(primary) == 1 else set()
+    return _Table(tuple(column["name"] for column in columns), frozenset(unique))
 
 
 def with_driver(url: str) -> str:

@@ -202,3 +202,14 @@ def test_a_report_reads_back(tmp_path: Path) -> None:
     given = report()
     file.write_bytes(encoded(given))
     assert read_report(file) == given
+
+
+def test_a_pause_is_not_called_a_regression(tmp_path: Path, ratelimit: Command) -> None:
+    def paused(random: Random, series: int, second: int) -> int:
+        return 90_000 if second == 9 else even(0, random, series, second)
+
+    for name, latency in (("a", partial(even, 0)), ("b", paused)):
+        (tmp_path / f"{name}.json").write_bytes(encoded(report(result(latency=latency))))
+    done = ratelimit("loadtest", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+    assert done.status == 0, done.out
+    assert "no change" in done.out

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,6 +79,27 @@ class Drill:
         assert verdict["entities"]["events"]["target"] == self.world.rows, verdict
         asyncio.run(self._holds())
         return figures
+
+    def paced(self, rate: int) -> float:
+        """Write units a second that a run with `--rate` takes, from its first checkpoint of events to its last."""
+        asyncio.run(_make(self.store))
+        seen: list[tuple[float, float]] = []
+        with self.start("migrate", self.source, "--rate", str(rate), "--batch-size", "100") as process:
+            while process.poll() is None:
+                units = self._units()
+                if units and (not seen or units != seen[-1][1]):
+                    seen.append((time.monotonic(), units))
+                time.sleep(0.005)
+        assert process.returncode == 0
+        (began, first), (ended, last) = seen[0], seen[-1]
+        return (last - first) / (ended - began)
+
+    def _units(self) -> float:
+        for file in self.folder.glob("*.checkpoint"):
+            with suppress(OSError, ValueError):
+                found = json.loads(file.read_text())
+                return float(found["units"]) if found["entity"] == "events" else 0.0
+        return 0.0
 
     def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "ratelimit", *args, "--store", self.store, "--json"]
@@ -225,17 +246,22 @@ def main() -> None:
     parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--users", type=int, default=5_000)
+    parser.add_argument("--rate", type=int, help="only measure how a run with this --rate keeps to it")
     asked = parser.parse_args()
     isolate(os.environ)
     for kind in asked.kinds:
         with TemporaryDirectory() as folder, start(choose(os.environ)) as engine:
             with drilled(kind, World(asked.users, asked.rows), engine, Path(folder)) as drill:
+                if asked.rate:
+                    took = drill.paced(asked.rate)
+                    print(f"{kind}: {took:.1f} units a second, where --rate says {asked.rate}", flush=True)  # noqa: T201
+                    continue
                 figures = drill.all()
-        took = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in figures.seconds.items())
+        times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in figures.seconds.items())
         grown = ", ".join(f"{name} +{mb:.0f} MB" for name, mb in figures.grown.items())
         print(  # noqa: T201
             f"{kind}: {asked.rows:,} rows once; killed at {figures.killed_at:,}, then {figures.written:,} in all; "
-            f"{took}; memory {grown}; {figures.resumed['write_units']:,.0f} units",
+            f"{times}; memory {grown}; {figures.resumed['write_units']:,.0f} units",
             flush=True,
         )
 

@@ -255,6 +255,26 @@ async def test_a_table_without_a_key_and_times_in_every_zone(
     assert (await check(order(url, table, tmp_path))).same
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "mariadb", "postgresql"])
+async def test_an_id_that_is_not_unique_loses_nothing(
+    kind: str, table: str, tmp_path: Path, database: Callable[[str], str]
+) -> None:
+    """Read by it, a page would begin behind rows that the page before had left."""
+    url = database(kind)
+    engine = sa.create_engine(with_driver(url))
+    with engine.begin() as connection:
+        columns = "id INTEGER, user_id VARCHAR(20), action VARCHAR(20), created_at VARCHAR(40)"
+        connection.exec_driver_sql(f"CREATE TABLE usage_log ({columns})")
+        for user in ("a", "b", "c", "c"):
+            values = {"u": user, "t": NOW.isoformat()}
+            connection.execute(sa.text("INSERT INTO usage_log VALUES (7, :u, 'hint', :t)"), values)
+    engine.dispose()
+    done = await bring(order(url, table, tmp_path, batch_size=1))
+    assert (done.checkpoint.of("events").written, done.checkpoint.of("events").there) == (3, 1)
+    assert done.checkpoint.of("counters").written == 3
+    assert (await check(order(url, table, tmp_path))).same
+
+
 @pytest.mark.parametrize(
     ("table", "told"),
     [

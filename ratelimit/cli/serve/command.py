@@ -24,6 +24,7 @@ def serve(
     admin: options.Admin = None,
     workers: options.Workers = 1,
     upstream_host: options.UpstreamHost = False,
+    upstream_ca: options.UpstreamCa = "",
     connect_timeout: options.ConnectTimeout = 5.0,
     first_byte_timeout: options.FirstByteTimeout = 60.0,
     idle_timeout: options.IdleTimeout = 300.0,
@@ -67,6 +68,7 @@ def serve(
         first_byte=first_byte_timeout,
         idle=idle_timeout,
         host="upstream" if upstream_host else "client",
+        ca_file=upstream_ca,
     )
     make = partial(
         sidecar,

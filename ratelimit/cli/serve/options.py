@@ -37,6 +37,9 @@ Workers: TypeAlias = Annotated[int, typer.Option(min=1, max=256, help="Processes
 
 # The proxy.
 UpstreamHost: TypeAlias = Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")]
+UpstreamCa: TypeAlias = Annotated[
+    str, typer.Option(metavar="FILE", help="The certificates that an https upstream is trusted by; else the system's.")
+]
 ConnectTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds for a connection to the upstream.")]
 FirstByteTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds for the upstream to begin its answer.")]
 IdleTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds without a byte before an exchange is given up.")]
