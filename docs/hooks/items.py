@@ -17,6 +17,7 @@ from ratelimit.dynamodb.expressions import encode, number
 from ratelimit.dynamodb.schema import CREATED, LIMIT_TYPE, TTL, TYPE, Item, limit_key
 from ratelimit.names import Key
 from ratelimit.store import Store
+from ratelimit.store.directory import next_version
 from ratelimit.store.write import Outcome, Write
 from ratelimit.testing import FakeClock
 
@@ -33,7 +34,7 @@ USER: Final = User("alice", plan="pro", quotas={"hint": "100/day"}, identities=[
 
 def sample_block(name: str) -> str:
     """Markdown: one of the samples, of noon on 5 January 2026."""
-    return fenced("json", in_lines(samples(FakeClock())[name]))
+    return fenced("json", in_lines(asyncio.run(samples(FakeClock()))[name]))
 
 
 def request_block() -> str:
@@ -43,19 +44,23 @@ def request_block() -> str:
     return fenced("json", in_lines(encode(spy.writes[Key("alice", "run")])))
 
 
-def samples(clock: Clock) -> dict[str, Item]:
+async def samples(clock: Clock) -> dict[str, Item]:
     """An item of each kind, by its name on the page."""
     spy = _Spy()
-    asyncio.run(spend(spy, clock))
+    await spend(spy, clock)
     with_time, named = events(clock)
     created = {CREATED: number(clock.now() // 1_000_000)}
     return {
-        "windows": spy.item(Key("alice", "run")),
-        "bucket": spy.item(Key("alice", "search")),
+        "windows": await spy.item(Key("alice", "run")),
+        "bucket": await spy.item(Key("alice", "search")),
         "event": event_item(with_time),
         "note": id_item(named),
-        "plan": entry_key(Plan, "pro") | entry_values(PLAN, now=clock.now(), version=1) | created,
-        "user": entry_key(User, "alice") | entry_values(USER, now=clock.now(), version=1) | created,
+        "plan": entry_key(Plan, "pro")
+        | entry_values(PLAN, now=clock.now(), version=next_version(None, clock.now()))
+        | created,
+        "user": entry_key(User, "alice")
+        | entry_values(USER, now=clock.now(), version=next_version(None, clock.now()))
+        | created,
         "email": identity_item(EMAIL, "alice", now=clock.now()),
         "key": identity_item(KEY, "alice", now=clock.now()),
     }
@@ -92,7 +97,7 @@ class _Spy(MemoryStore):
         self.writes[key] = write
         return await super().apply(key, write, now=now)
 
-    def item(self, key: Key) -> Item:
-        record = asyncio.run(self.read(key))
+    async def item(self, key: Key) -> Item:
+        record = await self.read(key)
         kind = {TYPE: {"S": LIMIT_TYPE}, TTL: number(self.writes[key].expires_at)}
         return {**limit_key(key), **kind, **{name: number(value) for name, value in record.items()}}

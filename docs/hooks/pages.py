@@ -1,8 +1,8 @@
-"""What mkdocs calls for each page: puts in what is generated, draws the drawings, and mends links that lead out of `docs`.
+"""What mkdocs calls for each page: generated parts, drawings, and links that lead out of `docs`.
 
-    <!-- generated: settings -->     becomes what `GENERATED["settings"]` makes, when the site is built
-    ![…](images/one-write.svg)       becomes the drawing itself, in the colour of the text around it
-    [it](../examples/app.py)         becomes plain text: the site holds only what is in `docs`
+A line `<!-- generated: settings -->` becomes what `GENERATED["settings"]` makes when the site is built. A drawing that
+stands alone on its line becomes a part of the page, so that it takes the text's colour. A link out of `docs`
+(`../examples/app.py`) becomes plain text: the site holds only what is in `docs`.
 """
 
 from __future__ import annotations
@@ -51,4 +51,3 @@ def drawing(path: str, caption: str) -> str:
     svg = (ROOT / "docs" / path).read_text(encoding="utf-8")
     text = re.sub(r"<style>.*?</style>|<!--.*?-->|\n\s*", "", svg, flags=re.DOTALL)
     return f'<figure class="drawing" role="img" aria-label="{caption}">{text}</figure>'
-

@@ -47,7 +47,7 @@ def example_file() -> str:
 
 
 def field_docstrings(kind: type[Any]) -> Mapping[str, str]:
-    """The text below each field of a class, by field; at run time Python has forgotten it, and so the source is read."""
+    """The text below each field of a class, by field: read from the source, as at run time it is forgotten."""
     (body,) = ast.parse(dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
     found = {}

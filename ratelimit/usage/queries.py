@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from hashlib import blake2b
@@ -20,6 +22,7 @@ from ratelimit.store.events import EventStore, Position, day_of, position_of
 
 MAX_PAGE: Final = 1000
 _AT_LEAST_READ: Final = 50
+_DAYS_AT_ONCE: Final = 32
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_MS: Final = DAY // 1000
 
@@ -113,19 +116,31 @@ async def page_of(store: EventStore, query: EventQuery, limit: int) -> EventPage
 
 
 async def walk(store: EventStore, query: EventQuery, at_once: int = MAX_PAGE) -> AsyncIterator[UsageEvent]:
-    """Every event of a query, newest first, read `at_once` at a time."""
+    """Every event of a query, newest first, read `at_once` at a time.
+
+    As long as days hold little, more of them are read side by side, twice as many each time: somebody who was last here
+    three months ago costs seven round trips, and not ninety.
+    """
     at_once = max(at_once, _AT_LEAST_READ)
-    after = query.after
-    for day in query.days():
-        while True:
-            events = await store.page(query.user, day, since=query.since, until=query.until, limit=at_once, after=after)
-            for event in events:
-                if query.wants(event):
+
+    async def read(day: date, after: Position | None) -> Sequence[UsageEvent]:
+        return await store.page(query.user, day, since=query.since, until=query.until, limit=at_once, after=after)
+
+    days, after, width = deque(query.days()), query.after, 1
+    while days:
+        group = [days.popleft() for _ in range(min(width, len(days)))]
+        pages = await asyncio.gather(*(read(day, after) for day in group), return_exceptions=True)
+        after, width = None, min(2 * width, _DAYS_AT_ONCE)
+        for day, events in zip(group, pages, strict=True):
+            if isinstance(events, BaseException):
+                raise events
+            for event in filter(query.wants, events):
+                yield event
+            while len(events) == at_once:
+                width = 1
+                events = await read(day, position_of(events[-1]))
+                for event in filter(query.wants, events):
                     yield event
-            if len(events) < at_once:
-                break
-            after = position_of(events[-1])
-        after = None
 
 
 def range_of(since: datetime | None, until: datetime | None, *, now: int) -> tuple[int, int]:

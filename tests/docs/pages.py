@@ -6,10 +6,11 @@ import ast
 import inspect
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[2]
@@ -73,7 +74,9 @@ async def run(block: Block | str) -> dict[str, Any]:
     text, place = (block, "page") if isinstance(block, str) else (block.text, str(block))
     code = compile(text, place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     assert isinstance(code, CodeType)
-    names: dict[str, Any] = {"__name__": "page"}
+    # In its place among the modules, where frameworks look up the annotations of what it defines.
+    module = sys.modules["page"] = ModuleType("page")
+    names = vars(module)
     result = eval(code, names)
     if inspect.isawaitable(result):
         await result

@@ -1,4 +1,4 @@
-"""Every block of code in the README and in `docs/` is true: Python runs, TOML loads, commands are read by the program."""
+"""Every block of code in the README and in `docs/` is true: Python runs, TOML loads, commands are understood."""
 
 from __future__ import annotations
 
@@ -26,11 +26,6 @@ ELSEWHERE = {
     "docs/table.md": "tests/cli/test_table_docs.py",
     "docs/usage.md": "tests/usage/test_docs.py",
 }
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

@@ -118,7 +118,7 @@ class Drill:
         return answer
 
     def _killed_in_the_middle(self) -> int:
-        with self.start("migrate", self.source, "--batch-size", "100", *self.slowly) as process:
+        with self.start("migrate", self.source, *self.slowly) as process:
             until = time.monotonic() + PATIENCE
             while self._written() < self.world.rows // 3:
                 assert process.poll() is None, process.communicate()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(900)
 def test_a_killed_migration_ends_as_if_it_had_not_been(kind: str, engine: Engine, tmp_path: Path) -> None:
     world = World(users=40, rows=900)
     try:
-        with drilled(kind, world, engine, tmp_path, slowly=("--rate", "300")) as drill:
+        with drilled(kind, world, engine, tmp_path, slowly=("--rate", "300", "--batch-size", "100")) as drill:
             before = _bytes_of(tmp_path)
             figures = drill.all()
             assert _bytes_of(tmp_path) == before, "the source was changed"

@@ -57,6 +57,16 @@ async def test_the_mirror_ends_as_the_store_that_decides(deeds: list[tuple[str, 
     assert (store.stats.different, store.stats.failed, store.stats.dropped) == (0, 0, 0)
 
 
+async def test_a_bucket_is_the_same_also_where_the_mirror_began_later() -> None:
+    clock, primary = FakeClock(), MemoryStore()
+    async with Limiter(primary, POLICIES, clock=clock) as limiter:
+        await limiter.check("alice", "search", cost=3)
+    store = MirrorStore(primary, MemoryStore())
+    async with Limiter(store, POLICIES, clock=clock) as limiter:
+        await limiter.check("alice", "search")
+        assert [one.field for one in await store.compare(Key("alice", "search"))] == ["u260105", "u2601"][::-1]
+
+
 async def test_a_refusal_is_not_mirrored() -> None:
     mirror = Counting()
     async with Limiter(MirrorStore(MemoryStore(), mirror), [Policy("hint", "1/day")]) as limiter:

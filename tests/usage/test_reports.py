@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -227,3 +228,28 @@ async def test_erase_leaves_no_trace_and_can_be_repeated(store: TableStore, user
         assert await store.directory.find(Identity.email(f"{user}x@example.com")) == user + "x"
         assert len((await usage.events(user + "x")).events) == 3
         assert await store.read(Key(user + "x", "hint"))
+
+
+async def test_a_user_of_long_ago_is_found_in_a_few_round_trips() -> None:
+    clock = FakeClock()
+    store = MemoryStore()
+    rounds: list[int] = []
+    read = store.events.page
+
+    async def page(*args: Any, **kwargs: Any) -> Any:
+        rounds[-1] += 1
+        await asyncio.sleep(0)
+        return await read(*args, **kwargs)
+
+    async with UsageLog(store, actions=["hint"], clock=clock) as usage:
+        await usage.record("alice", "hint", id="first")
+        await usage.flush()
+        clock.advance(85 * 86_400)
+        store.events.page = page  # type: ignore[method-assign]
+        task = asyncio.create_task(usage.events("alice", limit=20))
+        while not task.done():
+            rounds.append(0)
+            await asyncio.sleep(0)
+        found = (await task).events
+    assert [event.id for event in found] == ["first"]
+    assert len([number for number in rounds if number]) <= 8, rounds
