@@ -14,7 +14,7 @@ DEPLOY_TOOLS := .cache/deploy-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-dynamodb-local test-gateways test-deploy test-databases fuzz-api bench loadtest loadtest-smoke lint format types check clean distclean
+.PHONY: help install venv demo test test-dynamodb-local test-gateways test-deploy test-databases fuzz-api bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
@@ -70,6 +70,10 @@ loadtest: $(INSTALLED)  ## load on LocalStack, a report in loadtest/report (ARGS
 loadtest-smoke: $(INSTALLED)  ## a short one on ministack, with budgets that only a fault breaks
 	$(VENV)/bin/ratelimit loadtest run --engine ministack --smoke --report reports/loadtest-smoke $(ARGS)
 
+# The theme's notice of what will follow it is no warning about these pages.
+docs: $(INSTALLED)  ## the documentation, as a site in site/; every warning is an error (ARGS="--site-dir DIR")
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+
 lint: $(INSTALLED)  ## ruff, and the contract of who may import whom
 	$(PY) -m ruff check .
 	$(VENV)/bin/lint-imports --no-logo --no-cache
@@ -83,7 +87,7 @@ types: $(INSTALLED)  ## mypy --strict
 check: lint types test demo  ## everything that a change has to pass
 
 clean:  ## caches and builds (keeps .venv and the fetched engine)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean  ## also .venv and .cache

@@ -61,5 +61,5 @@ def _parameters(command: Any, context: Any) -> str:
         record = parameter.get_help_record(context)
         if record is not None and "--help" not in parameter.opts:
             written, meaning = record
-            rows.append([f"`{cell(' '.join(written.split()))}`", cell(escaped(meaning.strip()))])
+            rows.append([cell(f"`{written}`"), cell(escaped(meaning))])
     return table(["argument or option", "meaning"], rows) if rows else ""

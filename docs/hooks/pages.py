@@ -15,11 +15,13 @@ from typing import Final
 
 from docs.hooks import items
 from docs.hooks.commands import command_reference
-from docs.hooks.settings import example_file, policy_reference, settings_reference
+from docs.hooks.settings import example_file, policy_reference, settings_reference, store_reference
 
 ROOT: Final = Path(__file__).parents[2]
 MARK: Final = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
 _DRAWING = re.compile(r"^!\[([^]]*)]\((images/[\w-]+\.svg)\)$", re.MULTILINE)
+# The second word is how tests find an example: the theme's Markdown wants it as a title.
+_NAMED = re.compile(r"^```(\w+) ([\w.-]+)$", re.MULTILINE)
 _OUTSIDE = re.compile(r"\[([^]]+)]\(\.\./[^)]*\)")
 
 
@@ -31,6 +33,7 @@ def changelog() -> str:
 GENERATED: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings_reference,
     "policy": policy_reference,
+    "store": store_reference,
     "example": example_file,
     "commands": command_reference,
     "changelog": changelog,
@@ -43,6 +46,7 @@ def on_page_markdown(markdown: str, *, page: object, config: object, files: obje
     """Called by mkdocs with the text of each page. Raises `KeyError` for a mark that nothing is generated for."""
     markdown = MARK.sub(lambda found: GENERATED[found[1]](), markdown)
     markdown = _DRAWING.sub(lambda found: drawing(found[2], found[1]), markdown)
+    markdown = _NAMED.sub(r'```\1 title="\2"', markdown)
     return _OUTSIDE.sub(r"\1", markdown)
 
 

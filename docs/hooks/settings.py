@@ -1,7 +1,7 @@
-"""The reference of the configuration, from the types that hold it: `Config`, `SETTINGS` and `Policy`.
+"""The reference of the configuration, from the types that hold it: `Config`, `Policy`, `Settings`.
 
-What a setting means is said once, in the code: the text below a field of `Config`, and the list in the docstring of
-`Policy`. A setting about which nothing is said there is an error here, and so the site is not built.
+What a setting means is said once, in the code: the text below a field of `Config`, and the lists in the docstrings
+of `Policy` and `Settings`. A setting about which nothing is said there is an error here, and so the site is not built.
 """
 
 from __future__ import annotations
@@ -18,26 +18,30 @@ from typing import Any, Final
 from docs.hooks.docstrings import definitions_of
 from docs.hooks.text import cell, table
 from ratelimit.config import POLICY_SETTINGS, SETTINGS, Config
+from ratelimit.dynamodb import Settings
 from ratelimit.policy import Policy
 
 ROOT: Final = Path(__file__).parents[2]
-_HEAD: Final = ["setting", "default", "variable", "meaning"]
+_HEAD: Final = ["setting", "default", "meaning"]
 
 
 def settings_reference() -> str:
     """Markdown: a row for each setting of the file's top level."""
     meanings, defaults = field_docstrings(Config), {field.name: field.default for field in fields(Config)}
-    return table(_HEAD, [_row(name, defaults[name], f"RATELIMIT_{name.upper()}", meanings[name]) for name in SETTINGS])
+    return table(_HEAD, [_row(name, defaults[name], meanings[name]) for name in SETTINGS])
 
 
 def policy_reference() -> str:
     """Markdown: a row for each setting of a policy."""
     meanings, parameters = definitions_of(inspect.getdoc(Policy) or ""), inspect.signature(Policy).parameters
-    rows = []
-    for name in POLICY_SETTINGS:
-        variable = f"RATELIMIT_POLICIES__NAME__{name.upper()}"
-        rows.append(_row(name, parameters[name].default, variable, meanings[name]))
-    return table(_HEAD, rows)
+    return table(_HEAD, [_row(name, parameters[name].default, meanings[name]) for name in POLICY_SETTINGS])
+
+
+def store_reference() -> str:
+    """Markdown: a row for each parameter of a table's URL that its settings explain."""
+    meanings = definitions_of(inspect.getdoc(Settings) or "")
+    defaults = {field.name: field.default for field in fields(Settings)}
+    return table(["parameter", *_HEAD[1:]], [_row(name, defaults[name], meanings[name]) for name in meanings])
 
 
 def example_file() -> str:
@@ -58,8 +62,8 @@ def field_docstrings(kind: type[Any]) -> Mapping[str, str]:
     return found
 
 
-def _row(name: str, default: object, variable: str, meaning: str) -> list[str]:
-    return [f"`{name}`", _shown(default), f"`{variable}`", cell(meaning)]
+def _row(name: str, default: object, meaning: str) -> list[str]:
+    return [f"`{name}`", _shown(default), cell(meaning)]
 
 
 def _shown(default: object) -> str:
@@ -70,7 +74,7 @@ def _shown(default: object) -> str:
         return "none"
     text = _toml(list(default) if isinstance(default, tuple) else default)
     assert tomllib.loads(f"value = {text}") is not None
-    return f"`{cell(text)}`"
+    return cell(f"`{text}`")
 
 
 def _toml(value: object) -> str:

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
+from ratelimit.cost import load_prices
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.checkpoint import Counts
-from ratelimit.migrate.prices import USUAL_RATE, dollars
 from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Read, Source
 from ratelimit.migrate.running import Choices, Listener, ahead, uses_of
 from ratelimit.migrate.scratch import Scratch
@@ -22,6 +22,8 @@ from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, entry_units
 from ratelimit.store.directory import Plan, User
 
 _SAMPLES: Final = 3
+USUAL_RATE: Final = 2_000
+"""Write units a second that one process brings over without `--rate`, on one core of 2026."""
 
 
 class Forecast(msgspec.Struct, kw_only=True):
@@ -62,7 +64,7 @@ class DryRun:
                     read=forecast.counts.get("events", Counts()).read, written=counters
                 )
                 forecast.write_units += counters * COUNTER_UNITS
-        forecast.dollars = dollars(forecast.write_units, read_units=forecast.write_units / 2)
+        forecast.dollars = _dollars(forecast.write_units)
         forecast.seconds = forecast.write_units / (rate or USUAL_RATE)
         return forecast
 
@@ -116,3 +118,9 @@ def in_short(entry: Any) -> str:
         return f"{entry.name}: {quotas or 'no quotas'}"
     marks = ["" if entry.role == "user" else entry.role, "" if entry.active else "inactive", quotas]
     return " ".join([f"{entry.id}: plan {entry.plan or '-'}", *filter(None, marks)])
+
+
+def _dollars(write_units: int) -> float:
+    """On demand, by the prices of `ratelimit cost`. To find out what is there already takes half as many read units."""
+    prices = load_prices()
+    return float(write_units * prices.write_million + write_units * prices.read_million / 2) / 1_000_000

@@ -20,7 +20,7 @@ ROOT_URLCONF = __name__
 USE_TZ = True
 
 
-@async_only_middleware
+@async_only_middleware  # type: ignore[untyped-decorator]
 def signed_in(get_response: Callable[[HttpRequest], Awaitable[HttpResponse]]) -> object:
     """In the place of Django's own authentication, which needs a database."""
 
