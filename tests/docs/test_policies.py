@@ -40,7 +40,9 @@ async def statuses(
     return found
 
 
-@pytest.mark.parametrize(("title", "done"), [("FastAPI", 200), ("Starlette", 200), ("Litestar", 201)])
+@pytest.mark.parametrize(
+    ("title", "done"), [("fastapi_app.py", 200), ("starlette_app.py", 200), ("litestar_app.py", 201)]
+)
 async def test_five_hints_a_day_for_each_user(title: str, done: int) -> None:
     async with client_of((await recipe(title))["app"]) as client:
         assert await statuses(client, "/hints", times=6, key="key-of-alice") == [done] * 5 + [429]
@@ -48,7 +50,7 @@ async def test_five_hints_a_day_for_each_user(title: str, done: int) -> None:
 
 
 async def test_an_export_in_fastapi_takes_ten() -> None:
-    async with client_of((await recipe("FastAPI"))["app"]) as client:
+    async with client_of((await recipe("fastapi_app.py"))["app"]) as client:
         assert await statuses(client, "/exports", times=11) == [200] * 10 + [429]
 
 
@@ -80,7 +82,7 @@ async def test_a_view_of_django_asks_by_itself(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_logins_are_limited_by_address_and_by_account() -> None:
-    app = (await recipe("logins"))["app"]
+    app = (await recipe("logins.py"))["app"]
     for number in range(5):
         async with client_of(app, address=f"203.0.113.{number}") as client:
             assert await statuses(client, "/login?name=Alice&password=no", times=1) == [401]
@@ -90,7 +92,7 @@ async def test_logins_are_limited_by_address_and_by_account() -> None:
 
 
 async def test_tokens_are_reserved_and_settled() -> None:
-    names = await recipe("tokens")
+    names = await recipe("tokens.py")
     limiter = names["limiter"]
 
     async def frugal(prompt: str, at_most: int) -> tuple[str, int]:
@@ -108,7 +110,7 @@ async def test_tokens_are_reserved_and_settled() -> None:
 
 
 async def test_guests_have_less_than_those_with_a_key() -> None:
-    async with client_of((await recipe("signed in"))["app"]) as client:
+    async with client_of((await recipe("search.py"))["app"]) as client:
         assert await statuses(client, "/search", times=4, method="GET") == [200] * 3 + [429]
         assert await statuses(client, "/search", times=10, method="GET", key="alice") == [200] * 10
 
@@ -120,7 +122,7 @@ async def test_the_fourth_message_closes_the_websocket() -> None:
         return next(messages)
 
     accepted, *answers, closed = await call(
-        (await recipe("messages"))["app"], scope_of("/feed", kind="websocket"), receive
+        (await recipe("feed.py"))["app"], scope_of("/feed", kind="websocket"), receive
     )
     assert accepted["type"] == "websocket.accept"
     assert [answer["text"] for answer in answers] == ["HELLO"] * 3

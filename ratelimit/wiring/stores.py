@@ -1,0 +1,139 @@
+"""Stores: from their URL, and as a configuration has them, with a mirror beside it or with hashed users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from difflib import get_close_matches
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl, urlsplit
+
+from ratelimit.config import Config
+from ratelimit.errors import ConfigError
+from ratelimit.store import MemoryStore, MirrorStore, Store, TableStore
+from ratelimit.store.pseudonyms import PseudonymousStore
+
+if TYPE_CHECKING:
+    from ratelimit.dynamodb import Settings
+    from ratelimit.dynamodb.stats import Stats
+
+
+def open_store(url: str) -> OpeningStore:
+    """An open store: `store = await open_store(url)`, or `async with open_store(url) as store:`, which closes it.
+
+    `memory://` (`?max_keys=1000`), or `dynamodb://TABLE?region=…&endpoint=…&create=true`. Raises `ConfigError` for the
+    URL; opening it raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help.
+    """
+    return OpeningStore(store_from_url(url))
+
+
+class OpeningStore:
+    """A store about to be opened. Made by `open_store`."""
+
+    def __init__(self, store: TableStore) -> None:
+        self._store = store
+
+    def __await__(self) -> Generator[object, None, TableStore]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> TableStore:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._store.close()
+
+    async def _open(self) -> TableStore:
+        try:
+            await self._store.open()
+        except BaseException:
+            await self._store.close()
+            raise
+        return self._store
+
+
+def store_from_url(url: str) -> TableStore:
+    """The store that a URL names, not yet open. Raises `ConfigError`."""
+    scheme, separator, _ = url.partition("://")
+    try:
+        if not separator:
+            raise ConfigError("", f"expected a URL such as {_EXAMPLES}")
+        if scheme not in _STORES:
+            near = get_close_matches(scheme, _STORES, n=1)
+            hint = f"did you mean {near[0]}://?" if near else f"there are: {_EXAMPLES}"
+            raise ConfigError("", f"unknown scheme {scheme}://; {hint}")
+        return _STORES[scheme](url)
+    except ConfigError as error:
+        raise error.under("store") from None
+
+
+def store_of(config: Config) -> TableStore:
+    """The configured store; with a mirror beside it, and with hashed users, where that is so. Not yet open.
+
+    Raises `ConfigError`.
+    """
+    store = _mirrored(config)
+    return store if config.user_hash_key is None else PseudonymousStore(store, config.user_hash_key)
+
+
+def _mirrored(config: Config) -> TableStore:
+    store = store_from_url(config.store)
+    if config.mirror == "off":
+        return store
+    if config.mirror == config.store:
+        raise ConfigError("mirror", "is the store itself; name another one, or 'off'")
+    try:
+        return MirrorStore(store, store_from_url(config.mirror))
+    except ConfigError as error:
+        raise ConfigError("mirror", error.problem) from None
+
+
+def table_settings(url: str) -> Settings:
+    """The settings of a table from its store's URL. Raises `ConfigError`, also for a store that has no table."""
+    from ratelimit.dynamodb import parse_url
+
+    if url.startswith("memory://"):
+        raise ConfigError("store", "memory:// has no table; name one: --store dynamodb://my-table?region=eu-west-1")
+    try:
+        return parse_url(url)
+    except ConfigError as error:
+        raise error.under("store") from None
+
+
+def store_stats(store: Store) -> Stats | None:
+    """What a store has asked of DynamoDB; None where it asks nobody."""
+    if isinstance(store, PseudonymousStore):
+        return store_stats(store.inner)
+    if isinstance(store, MirrorStore):
+        return store_stats(store.primary)
+    if isinstance(store, MemoryStore):
+        return None
+    from ratelimit.dynamodb import DynamoDBStore
+
+    return store.stats if isinstance(store, DynamoDBStore) else None
+
+
+def _memory(url: str) -> TableStore:
+    parts = urlsplit(url)
+    if parts.netloc or parts.path:
+        raise ConfigError("", "memory:// has no name and no path; write memory://, or memory://?max_keys=1000")
+    options: dict[str, int] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name != "max_keys":
+            raise ConfigError(name, "unknown parameter; there is: max_keys")
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(name, f"expected a whole number of at least 1, not {text!r}")
+        options[name] = int(text)
+    return MemoryStore(**options)
+
+
+def _dynamodb(url: str) -> TableStore:
+    # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
+    from ratelimit.dynamodb import DynamoDBStore, parse_url
+
+    return DynamoDBStore(parse_url(url))
+
+
+_EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
+_STORES: Final[dict[str, Callable[[str], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}
