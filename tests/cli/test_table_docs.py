@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 
 from tests.cli.command import Command
+from tests.docs.pages import ROOT
 from tests.engines import Engine
-from tests.test_readme import ROOT
 
 
 def commands(page: str) -> list[list[str]]:

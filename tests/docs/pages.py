@@ -86,6 +86,12 @@ async def run(block: Block | str) -> dict[str, Any]:
     return names
 
 
+def lay_out(page: str, folder: Path) -> None:
+    """The configuration that a page shows first, as `ratelimit.toml`."""
+    if shown := blocks("toml", page):
+        (folder / "ratelimit.toml").write_text(shown[0].text, encoding="utf-8")
+
+
 def command_lines(page: str, *, fenced_only: bool = False) -> list[Line]:
     """What a page tells to type that begins with `ratelimit`: in blocks of `sh`, and in indented ones."""
     shown = [block.text for block in blocks("sh", page)]

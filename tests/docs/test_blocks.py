@@ -16,7 +16,7 @@ from docs.hooks.commands import commands, program
 from ratelimit.wiring import load_checked
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
-from tests.docs.pages import PAGES, ROOT, Block, Line, blocks, command_lines, run, text_of
+from tests.docs.pages import PAGES, ROOT, Block, Line, blocks, command_lines, lay_out, run, text_of
 from tests.engines import Engine
 
 # Pages whose commands need more than an empty table; each is named in the test that carries them out.
@@ -30,8 +30,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 async def test_python_runs(block: Block, tmp_path: Path) -> None:
-    if own := blocks("toml", block.page):
-        (tmp_path / "ratelimit.toml").write_text(own[0].text, encoding="utf-8")
+    lay_out(block.page, tmp_path)
     await run(block)
 
 
@@ -105,8 +104,7 @@ def test_the_commands_run(
 ) -> None:
     """One after the other, on a table of their own, in a folder that holds the page's configuration."""
     monkeypatch.setenv("RATELIMIT_STORE", engine.store_url(f"docs-{uuid4().hex[:8]}", create="true"))
-    if own := blocks("toml", page):
-        (tmp_path / "ratelimit.toml").write_text(own[0].text, encoding="utf-8")
+    lay_out(page, tmp_path)
     for line in command_lines(page, fenced_only=True):
         with monkeypatch.context() as variables:
             for name, value in line.env.items():

@@ -10,19 +10,13 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from ratelimit.clock import SystemClock
-from ratelimit.testing import FakeClock
 from tests.docs.pages import run, titled
 from tests.http.apps import call, client_of, scope_of, settled
 
 PAGE = "docs/policies.md"
 
 
-@pytest.fixture(autouse=True)
-def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that no window ends in the middle of a test."""
-    noon = FakeClock().now()
-    monkeypatch.setattr(SystemClock, "now", lambda self: noon)
+pytestmark = pytest.mark.usefixtures("noon")
 
 
 async def recipe(title: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`docs/migration.md` is true: its Python runs, its settings are settings, and its commands run in their order."""
+"""`docs/migration.md` is true: its settings are settings, and its commands run in their order."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ import pytest
 from ratelimit.wiring import load_checked, store_of
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
+from tests.docs.pages import ROOT
 from tests.engines import Engine
 from tests.migrate.sources import to_sqlite
 from tests.migrate.world import World
-from tests.test_readme import ROOT, run
 
 PAGE = ROOT / "docs" / "migration.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
-async def test_the_python_runs(block: str) -> None:
-    await run(block)
 
 
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "toml"])

@@ -1,4 +1,4 @@
-"""`docs/usage.md` is true: its Python runs, and its commands do, in their order, on a table with a little use in it."""
+"""`docs/usage.md` is true: its commands run, in their order, on a table with a little use in it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ from ratelimit import Limiter, Policy, open_store
 from ratelimit.usage import UsageLog
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
+from tests.docs.pages import ROOT
 from tests.engines import Engine
-from tests.test_readme import ROOT, run
 
 PAGE = ROOT / "docs" / "usage.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "python"])
-async def test_the_python_runs(block: str) -> None:
-    await run(block)
 
 
 def test_the_commands_run(ratelimit: Command, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

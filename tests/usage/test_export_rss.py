@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.test_readme import ROOT
+from tests.docs.pages import ROOT
 
 
 @pytest.mark.parametrize("options", [(), ("--parts", "2", "--format", "csv")])
