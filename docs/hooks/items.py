@@ -10,14 +10,14 @@ from typing import Final
 
 from docs.hooks.text import fenced, in_lines
 from ratelimit import Identity, Limiter, MemoryStore, Plan, Policy, Quota, UsageEvent, User
-from ratelimit.clock import Clock
+from ratelimit.clock import SECOND, Clock
 from ratelimit.dynamodb.directory_items import entry_key, entry_values, identity_item
 from ratelimit.dynamodb.event_items import event_item, id_item
 from ratelimit.dynamodb.expressions import encode, number
 from ratelimit.dynamodb.schema import CREATED, LIMIT_TYPE, TTL, TYPE, Item, limit_key
 from ratelimit.names import Key
 from ratelimit.store import Store
-from ratelimit.store.directory import next_version
+from ratelimit.store.directory import Entry, name_of, next_version
 from ratelimit.store.write import Outcome, Write
 from ratelimit.testing import FakeClock
 
@@ -49,18 +49,13 @@ async def samples(clock: Clock) -> dict[str, Item]:
     spy = _Spy()
     await spend(spy, clock)
     with_time, named = events(clock)
-    created = {CREATED: number(clock.now() // 1_000_000)}
     return {
         "windows": await spy.item(Key("alice", "run")),
         "bucket": await spy.item(Key("alice", "search")),
         "event": event_item(with_time),
         "note": id_item(named),
-        "plan": entry_key(Plan, "pro")
-        | entry_values(PLAN, now=clock.now(), version=next_version(None, clock.now()))
-        | created,
-        "user": entry_key(User, "alice")
-        | entry_values(USER, now=clock.now(), version=next_version(None, clock.now()))
-        | created,
+        "plan": _entry(PLAN, clock.now()),
+        "user": _entry(USER, clock.now()),
         "email": identity_item(EMAIL, "alice", now=clock.now()),
         "key": identity_item(KEY, "alice", now=clock.now()),
     }
@@ -84,6 +79,12 @@ def events(clock: Clock) -> tuple[UsageEvent, UsageEvent]:
         request_id="6f1c0d", metadata={"difficulty": 3},
     )  # fmt: skip
     return with_time, UsageEvent.of("alice", "hint", now=now, id="order-17")
+
+
+def _entry(entry: Entry, now: int) -> Item:
+    """A user or a plan that was not there before."""
+    values = entry_values(entry, now=now, version=next_version(None, now))
+    return {**entry_key(type(entry), name_of(entry)), **values, CREATED: number(now // SECOND)}
 
 
 class _Spy(MemoryStore):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ratelimit.clock import SystemClock
 from ratelimit.testing import FakeClock
+from tests.docs.pages import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +25,16 @@ def noon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time stands still, so that no window ends in the middle of a test."""
     now = FakeClock().now()
     monkeypatch.setattr(SystemClock, "now", lambda self: now)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site. That there is no warning is the first thing that is tested."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    env = {"NO_MKDOCS_2_WARNING": "1", "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=False)
+    # Not `--quiet`, which hides warnings from `--strict` too.
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("INFO ")] == []
+    return folder

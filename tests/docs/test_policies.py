@@ -85,6 +85,13 @@ async def test_logins_are_limited_by_address_and_by_account() -> None:
         assert await statuses(client, "/login?name=bob&password=correct horse", times=30) == [200] * 30
 
 
+async def test_one_address_may_fail_so_often_whatever_the_account() -> None:
+    async with client_of((await recipe("logins.py"))["app"]) as client:
+        for number in range(20):
+            assert await statuses(client, f"/login?name={number}&password=no", times=1) == [401]
+        assert await statuses(client, "/login?name=alice&password=no", times=1) == [429]
+
+
 async def test_tokens_are_reserved_and_settled() -> None:
     names = await recipe("tokens.py")
     limiter = names["limiter"]

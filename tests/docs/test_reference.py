@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import pytest
 
 import ratelimit
-from docs.hooks.commands import command_reference, commands
+from docs.hooks.commands import command_reference, commands, escaped
 from docs.hooks.docstrings import as_markdown, definitions_of
 from docs.hooks.pages import GENERATED, MARK, on_page_markdown
 from docs.hooks.settings import field_docstrings, policy_reference, settings_reference, store_reference
@@ -88,6 +88,10 @@ def test_a_field_that_nothing_is_said_about_has_no_docstring() -> None:
 )
 def test_a_cell_ends_where_it_should(text: str, shown: str) -> None:
     assert cell(text) == shown
+
+
+def test_prose_of_a_terminal_means_itself() -> None:
+    assert escaped("a <b>, on_unavailable, * and `x_<y>`") == "a \\<b>, on\\_unavailable, \\* and `x_<y>`"
 
 
 def test_json_stands_on_as_few_lines_as_fit() -> None:
