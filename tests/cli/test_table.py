@@ -11,6 +11,12 @@ from tests.cli.command import Command
 from tests.engines import Engine
 
 
+@pytest.fixture(scope="module")
+def engine(own_engine: Engine) -> Engine:
+    """See `own_engine`."""
+    return own_engine
+
+
 @pytest.fixture
 def url(engine: Engine) -> str:
     return engine.store_url(f"cli-{uuid4().hex[:8]}")

@@ -13,6 +13,12 @@ from tests.docs.pages import ROOT
 from tests.engines import Engine
 
 
+@pytest.fixture(scope="module")
+def engine(own_engine: Engine) -> Engine:
+    """See `own_engine`."""
+    return own_engine
+
+
 def commands(page: str) -> list[list[str]]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -27,6 +27,12 @@ TABLE = "limits"
 ARN = "arn:aws:dynamodb:eu-west-1:123456789012"
 
 
+@pytest.fixture(scope="module")
+def engine(own_engine: Engine) -> Engine:
+    """See `own_engine`."""
+    return own_engine
+
+
 def policy(role: Role) -> dict[str, Any]:
     return policies(table=TABLE, region="eu-west-1", account="123456789012")[role]
 

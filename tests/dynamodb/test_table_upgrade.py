@@ -32,6 +32,12 @@ USUAL = TableSpec(recovery=False)
 EVERYTHING = TableSpec(gsi2=True, protected=True, tags={"team": "payments"}, billing="provisioned", read=3, write=4)
 
 
+@pytest.fixture(scope="module")
+def engine(own_engine: Engine) -> Engine:
+    """See `own_engine`."""
+    return own_engine
+
+
 @pytest.fixture
 async def settings(engine: Engine) -> AsyncIterator[Settings]:
     """A table that does not exist, and will not afterwards."""
