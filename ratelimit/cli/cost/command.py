@@ -1,11 +1,9 @@
 """`ratelimit cost`: its options, made into a workload."""
 
 # No postponed annotations in the commands: typer reads them when the program runs.
-from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
-import typer
-
+from ratelimit.cli.cost import options
 from ratelimit.cli.cost.report import report
 from ratelimit.cli.cost.scrape import scrape
 from ratelimit.cli.output import note
@@ -28,69 +26,31 @@ from ratelimit.cost import (
 )
 from ratelimit.errors import ConfigError
 
-_WORKLOAD = "The month"
-_SPARED = "What is spared"
-_SERVICE = "The sidecar"
-_PRICES = "Prices"
-
 
 def cost(
-    checks: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Checks, the refused included: 50M, 1.5k.", rich_help_panel=_WORKLOAD),
-    ] = None,
-    denied: Annotated[str, typer.Option(metavar="SHARE", help="Of them: 20%.", rich_help_panel=_WORKLOAD)] = "0%",
-    users: Annotated[str, typer.Option(metavar="N", help="That come.", rich_help_panel=_WORKLOAD)] = "0",
-    actions: Annotated[str, typer.Option(metavar="N", help="Of each user.", rich_help_panel=_WORKLOAD)] = "1",
-    windows: Annotated[
-        str, typer.Option(metavar="N", help="In a policy: more cost storage, no writes.", rich_help_panel=_WORKLOAD)
-    ] = "1",
-    events: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Of the usage log; by default as --log says.", rich_help_panel=_WORKLOAD),
-    ] = None,
-    log: Annotated[
-        str, typer.Option(metavar="MODE", help="all, allowed, denied or none.", rich_help_panel=_WORKLOAD)
-    ] = "none",
-    log_sample: Annotated[
-        str, typer.Option(metavar="SHARE", help="Of the refused, those logged.", rich_help_panel=_WORKLOAD)
-    ] = "100%",
-    days: Annotated[str, typer.Option(metavar="N", help="That an event is kept.", rich_help_panel=_WORKLOAD)] = "90",
-    event_bytes: Annotated[str, typer.Option(metavar="N", help="Of an event.", rich_help_panel=_WORKLOAD)] = "300",
-    reads: Annotated[
-        str, typer.Option(metavar="N", help="Peeks, users and plans, queries.", rich_help_panel=_WORKLOAD)
-    ] = "0",
-    cached: Annotated[
-        str,
-        typer.Option(metavar="SHARE", help="Of the refused, those the denial cache knew.", rich_help_panel=_SPARED),
-    ] = "50%",
-    coalesced: Annotated[
-        str, typer.Option(metavar="SHARE", help="Of the admitted, those in another's write.", rich_help_panel=_SPARED)
-    ] = "0%",
-    leased: Annotated[
-        str, typer.Option(metavar="SHARE", help="Of the admitted, those of leases.", rich_help_panel=_SPARED)
-    ] = "0%",
-    lease: Annotated[str, typer.Option(metavar="N", help="Units of a lease.", rich_help_panel=_SPARED)] = "10",
-    tasks: Annotated[
-        str, typer.Option(metavar="N", help="On Fargate, behind a load balancer.", rich_help_panel=_SERVICE)
-    ] = "0",
-    vcpu: Annotated[str, typer.Option(metavar="N", help="Of a task.", rich_help_panel=_SERVICE)] = "0.5",
-    memory: Annotated[str, typer.Option(metavar="GB", help="Of a task.", rich_help_panel=_SERVICE)] = "1",
-    region: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=_PRICES)] = DEFAULT_REGION,
-    prices: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Instead of the file that comes along.", rich_help_panel=_PRICES),
-    ] = None,
-    peak: Annotated[
-        str, typer.Option(metavar="TIMES", help="The busiest minutes, by the average.", rich_help_panel=_PRICES)
-    ] = "3",
-    utilisation: Annotated[
-        str, typer.Option(metavar="SHARE", help="That auto scaling aims at.", rich_help_panel=_PRICES)
-    ] = "70%",
-    from_metrics: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Of a running sidecar's admin listener, instead of --checks and its like."),
-    ] = None,
+    checks: options.Checks = None,
+    denied: options.Denied = "0%",
+    users: options.Users = "0",
+    actions: options.Actions = "1",
+    windows: options.Windows = "1",
+    events: options.Events = None,
+    log: options.Log = "none",
+    log_sample: options.LogSample = "100%",
+    days: options.Days = "90",
+    event_bytes: options.EventBytes = "300",
+    reads: options.Reads = "0",
+    cached: options.Cached = "50%",
+    coalesced: options.Coalesced = "0%",
+    leased: options.Leased = "0%",
+    lease: options.Lease = "10",
+    tasks: options.Tasks = "0",
+    vcpu: options.Vcpu = "0.5",
+    memory: options.Memory = "1",
+    region: options.Region = DEFAULT_REGION,
+    prices: options.Prices = None,
+    peak: options.Peak = "3",
+    utilisation: options.Utilisation = "70%",
+    from_metrics: options.FromMetrics = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a month costs on AWS: writes, reads, storage, recovery, and the sidecar if there is one.
