@@ -20,6 +20,12 @@ from tests.faults import FaultServer, error
 EVERYTHING = TableSpec(gsi2=True, protected=True, tags={"team": "payments", "env": "prod"})
 
 
+@pytest.fixture(scope="module")
+def engine(own_engine: Engine) -> Engine:
+    """See `own_engine`."""
+    return own_engine
+
+
 @pytest.fixture
 async def settings(engine: Engine) -> AsyncIterator[Settings]:
     """A table that does not exist, and will not afterwards."""
