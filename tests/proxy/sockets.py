@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from ratelimit.http import RateLimitMiddleware
@@ -17,6 +15,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.proxy import Front, Proxy, ProxySettings
 from ratelimit.proxy.intake import Intake
 from tests.http.apps import limiter_of
+from tests.http.serving import served
 
 Script = Callable[[StreamReader, StreamWriter], Awaitable[None]]
 
@@ -83,22 +82,10 @@ async def in_front_of(
 @asynccontextmanager
 async def plainly_served(app: ASGIApp) -> AsyncIterator[str]:
     """As `ratelimit serve` does: the server believes no `X-Forwarded-For`."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            app, http=Intake, log_level="critical", ws="websockets-sansio", proxy_headers=False, server_header=False,
-            date_header=False, timeout_graceful_shutdown=2,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            while not server.started:
-                assert not task.done(), "the server did not start"
-                await asyncio.sleep(0.005)
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            await task
+    async with served(
+        app, http=Intake, log_level="critical", proxy_headers=False, server_header=False, date_header=False
+    ) as address:
+        yield address
 
 
 @asynccontextmanager

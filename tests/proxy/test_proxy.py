@@ -16,7 +16,7 @@ from ratelimit.errors import ConfigError
 from ratelimit.policy import Policy
 from ratelimit.proxy import Upstream
 from tests.http.apps import limiter_of
-from tests.http.test_server import served
+from tests.http.serving import served
 from tests.proxy.sockets import GET, OK, answering, ask, in_front_of, scripted
 
 

@@ -19,7 +19,7 @@ from websockets.server import ServerProtocol
 from ratelimit.policy import Policy
 from ratelimit.proxy import ProxySettings
 from tests.http.apps import limiter_of
-from tests.http.test_server import served
+from tests.http.serving import served
 from tests.proxy.sockets import OK, SOON_S, answering, in_front_of, scripted
 
 

@@ -18,7 +18,7 @@ from ratelimit.sidecar.lifespan import Lifespan
 from ratelimit.wiring import load_checked
 from tests.dynamodb.tables import make
 from tests.engines import Engine
-from tests.http.test_server import served
+from tests.http.serving import served
 from tests.sidecar.running import running, write
 
 TOKEN = "a-secret-of-enough-letters"

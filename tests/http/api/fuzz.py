@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from ratelimit.config import load_config
 from ratelimit.wiring import decision_app
-from tests.http.test_server import served
+from tests.http.serving import served
 
 TOKEN: Final = "a-token-for-the-fuzzer"
 POLICIES: Final[dict[str, dict[str, Any]]] = {

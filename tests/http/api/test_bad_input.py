@@ -16,7 +16,7 @@ from ratelimit.usage import UsageLog
 from ratelimit.wiring import check_api_token, decision_app
 from tests.http.api.clients import service_on
 from tests.http.apps import call, client_of, limiter_of, scope_of, used
-from tests.http.test_server import served
+from tests.http.serving import served
 
 SECRET = "0123456789abcdef"
 JSON = {"content-type": "application/json"}

@@ -6,7 +6,7 @@ import httpx
 
 from ratelimit.config import load_config
 from ratelimit.wiring import decision_app
-from tests.http.test_server import served
+from tests.http.serving import served
 
 
 async def test_both_spend_from_the_same_quota() -> None:

@@ -15,7 +15,7 @@ from ratelimit.http.authz import Authz
 from ratelimit.policy import Policy
 from tests.http.apps import hello, limiter_of
 from tests.http.authz.gateways import GATEWAYS, free_port, running
-from tests.http.test_server import served
+from tests.http.serving import served
 
 POLICIES = (
     Policy("hint", "5/day", match="POST /hints", user_from="header:x-api-key"),
