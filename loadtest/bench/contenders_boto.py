@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
+from loadtest.bench.turns import Call
 from loadtest.bench.worker import Contender
 
 _USERS = 256
+_COUNTED = 512
 
 
 @asynccontextmanager
@@ -40,4 +44,56 @@ async def on_dynamodb(endpoint: str, pool: int = 64) -> AsyncIterator[Contender]
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
             )  # fmt: skip
 
-        yield Contender(call)
+        for _ in range(_USERS):
+            await call()
+
+        async def count() -> dict[str, float]:
+            return await counted(client, call)
+
+        yield Contender(call, count)
+
+
+async def counted(client: Any, call: Call) -> dict[str, float]:
+    """What a call asks of the store, by a client of botocore's: requests of any kind, as sent, and write units."""
+    with _Counts(client) as counts:
+        for _ in range(_COUNTED):
+            await call()
+    return {
+        "calls_per_check": counts.requests.total() / _COUNTED,
+        "writes_per_check": counts.requests["UpdateItem"] / _COUNTED,
+        "units_per_check": counts.write_units / _COUNTED,
+    }
+
+
+class _Counts:
+    """Asks for the consumed capacity of every call, while entered."""
+
+    def __init__(self, client: Any) -> None:
+        self._events = client.meta.events
+        self.requests: Counter[str] = Counter()
+        self.write_units = 0.0
+
+    def __enter__(self) -> _Counts:
+        self._events.register_first("provide-client-params.dynamodb", self._ask, "bench-ask")
+        self._events.register_first("before-send.dynamodb", self._sent, "bench-sent")
+        self._events.register_last("after-call.dynamodb", self._add, "bench-add")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.unregister("provide-client-params.dynamodb", unique_id="bench-ask")
+        self._events.unregister("before-send.dynamodb", unique_id="bench-sent")
+        self._events.unregister("after-call.dynamodb", unique_id="bench-add")
+
+    def _ask(self, params: dict[str, Any], model: Any, **_: object) -> dict[str, Any]:
+        if "ReturnConsumedCapacity" not in model.input_shape.members:
+            return params
+        return {**params, "ReturnConsumedCapacity": "TOTAL"}
+
+    def _sent(self, event_name: str, **_: object) -> None:
+        self.requests[event_name.rpartition(".")[2]] += 1
+
+    def _add(self, parsed: dict[str, Any], model: Any, **_: object) -> None:
+        consumed = parsed.get("ConsumedCapacity") or []
+        if model.name.startswith(("Update", "Put", "Delete", "TransactWrite", "BatchWrite")):
+            each = consumed if isinstance(consumed, list) else [consumed]
+            self.write_units += sum(one["CapacityUnits"] for one in each)

@@ -1,28 +1,38 @@
-"""Against the peers: zae-limiter on DynamoDB Local, `limits` on Redis, bare aiobotocore; the same loop for all."""
+"""Against the peers: zae-limiter, bare aiobotocore, and `limits` on Redis; the same loop for all.
+
+Whoever speaks DynamoDB may open 64 connections, and is measured twice: on the replay server, which answers everybody at
+once with what the engine had answered (Redis is as quick), and on DynamoDB Local itself, where the engine is most of
+what is measured.
+"""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loadtest.bench import peers_home
+from loadtest.bench import builds, peers_home
 from loadtest.bench.crew import Entry, Measured, contest, ratio
 from loadtest.bench.engines import Absent, engine, redis
 from loadtest.bench.ours import ROOMY
+from loadtest.bench.replay import replay_server, tally
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
-from loadtest.bench.stub import stub_server
+from loadtest.bench.stub import Running
 
 FAST = "ratelimit, fast lane"
+COMPILED = "ratelimit, fast lane, compiled"
 SLOW = "ratelimit, aiobotocore lane"
 BARE = "bare aiobotocore update_item"
 ZAE = "zae-limiter 0.17"
-STUB = "ratelimit, fast lane, stub"
 REDIS = "limits 5.8 + Redis, coredis (its default)"
 REDIS_STATS = "the same, and the window's state for headers"
 REDISPY = "limits 5.8 + Redis, redis-py"
+
+REPLAY = "replay server"
+LOCAL = "DynamoDB Local"
 
 
 def command(
@@ -43,41 +53,64 @@ def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False)
     if missing:
         notes.append(missing)
     with ExitStack() as exits:
-        entries: list[Entry] = []
-        try:
-            entries += _on_dynamodb(exits.enter_context(engine("dynamodb-local")), python, uvloop=uvloop)
-        except Absent as reason:
-            notes.append(f"not measured: everything on DynamoDB Local: {reason}")
-        try:
-            entries += _on_redis(exits.enter_context(redis()), python, uvloop=uvloop)
-        except Absent as reason:
-            notes.append(f"not measured: limits with Redis: {reason}")
-        stub = exits.enter_context(stub_server())
-        entries.append(Entry(STUB, "loadtest.bench.ours:on_dynamodb", {"endpoint": stub, "uvloop": uvloop}))
+        entries, replaying = _open(exits, python, notes, uvloop=uvloop)
         measured, failed = contest(entries, rounds=rounds, seconds=seconds, at_once=at_once)
     notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
+    notes += _on_the_engines(measured, replaying)
     rows = [Row(name, _figures(one)) for name, one in measured.items()]
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}" + " --uvloop" * uvloop
     return sheet("peers", rows, _targets(measured), notes, arguments=options)
 
 
-def _on_dynamodb(endpoint: str, python: str | None, *, uvloop: bool) -> list[Entry]:
+def _open(
+    exits: ExitStack, python: str | None, notes: list[str], *, uvloop: bool
+) -> tuple[list[Entry], Running | None]:
+    """Who can be measured, and the replay server, if there is an engine to stand before."""
+    entries: list[Entry] = []
+    replaying = None
+    if uncompiled := builds.compiled():
+        notes.append(f"not measured: the compiled build: {uncompiled}")
+    local = _there(exits, lambda: engine("dynamodb-local"), f"everything on {LOCAL}", notes)
+    behind = local or _there(exits, lambda: engine("ministack"), f"everything on the {REPLAY}", notes)
+    if behind is not None:
+        replaying = exits.enter_context(replay_server(behind))
+        entries += _on_dynamodb(replaying.endpoint, REPLAY, python, uvloop=uvloop)
+    url = _there(exits, redis, "limits with Redis", notes)
+    if url is not None and python is not None:
+        entries += _on_redis(url, python, uvloop=uvloop)
+    if local is not None:
+        entries += _on_dynamodb(local, LOCAL, python, uvloop=uvloop)
+    return entries, replaying
+
+
+def _there(
+    exits: ExitStack, opened: Callable[[], AbstractContextManager[str]], what: str, notes: list[str]
+) -> str | None:
+    """Where it listens; None if it is not on this machine, and a note of what is not measured therefore."""
+    try:
+        return exits.enter_context(opened())
+    except Absent as reason:
+        notes.append(f"not measured: {what}: {reason}")
+        return None
+
+
+def _on_dynamodb(endpoint: str, where: str, python: str | None, *, uvloop: bool) -> list[Entry]:
     """The fast lane comes first, and makes the table for those after it."""
     ours = {"endpoint": endpoint, "create": True, "uvloop": uvloop}
     other = {"endpoint": endpoint, "uvloop": uvloop}
     entries = [
-        Entry(FAST, "loadtest.bench.ours:on_dynamodb", ours),
-        Entry(SLOW, "loadtest.bench.ours:on_dynamodb", {**ours, "fast": False}),
-        Entry(BARE, "loadtest.bench.contenders_boto:on_dynamodb", other),
+        Entry(f"{FAST}, {where}", "loadtest.bench.ours:on_dynamodb", ours),
+        Entry(f"{SLOW}, {where}", "loadtest.bench.ours:on_dynamodb", {**ours, "fast": False}),
+        Entry(f"{BARE}, {where}", "loadtest.bench.contenders_boto:on_dynamodb", other),
     ]
+    if not builds.compiled():
+        entries.insert(1, Entry(f"{COMPILED}, {where}", "loadtest.bench.ours:on_dynamodb", ours, compiled=True))
     if python is not None:
-        entries.append(Entry(ZAE, "loadtest.bench.contenders_zae:on_dynamodb", other, python))
+        entries.append(Entry(f"{ZAE}, {where}", "loadtest.bench.contenders_zae:on_dynamodb", other, python))
     return entries
 
 
-def _on_redis(url: str, python: str | None, *, uvloop: bool) -> list[Entry]:
-    if python is None:
-        return []
+def _on_redis(url: str, python: str, *, uvloop: bool) -> list[Entry]:
     return [
         Entry(
             name,
@@ -97,22 +130,43 @@ def _figures(one: Measured) -> dict[str, float | None]:
         "p50 ms": one.median("p50_us") / 1000,
         "p99 ms": one.median("p99_us") / 1000,
         "client CPU µs per check": one.median("cpu_us"),
+        # Ours makes no calls but writes.
+        "calls per check": one.counts.get("calls_per_check", one.counts.get("writes_per_check")),
         "write units per check": one.counts.get("units_per_check"),
     }
 
 
 def _targets(measured: dict[str, Measured]) -> list[Target]:
-    if FAST not in measured:
+    """Of the compiled build, where there is one."""
+    ours = measured.get(f"{COMPILED}, {REPLAY}", measured.get(f"{FAST}, {REPLAY}"))
+    if ours is None:
         return []
-    ours = measured[FAST]
     targets = []
-    if ZAE in measured:
-        zae = measured[ZAE]
-        targets.append(Target(f"checks/s, times those of {ZAE}", ratio(ours, zae, "per_second"), "at least", 4))
-        targets.append(Target(f"CPU of {ZAE}, times ours", ratio(zae, ours, "cpu_us"), "at least", 20))
+    if (zae := measured.get(f"{ZAE}, {REPLAY}")) is not None:
+        per_second, cpu = ratio(ours, zae, "per_second"), ratio(zae, ours, "cpu_us")
+        targets.append(Target(f"checks/s, times those of {ZAE} ({REPLAY})", per_second, "at least", 4))
+        targets.append(Target(f"CPU of {ZAE}, times ours ({REPLAY})", cpu, "at least", 20))
     if REDIS in measured:
         part = ratio(ours, measured[REDIS], "cpu_us")
-        targets.append(Target(f"client CPU per check, as a part of that of {REDIS}", part, "at most", 0.5))
+        promise = f"client CPU per check ({REPLAY}), as a part of that of {REDIS}"
+        targets.append(Target(promise, part, "at most", 0.5))
     if (units := ours.counts.get("units_per_check")) is not None:
         targets.append(Target("write units per check", units, "at most", 1.0))
     return targets
+
+
+def _on_the_engines(measured: dict[str, Measured], replaying: Running | None) -> list[str]:
+    """How much of this was replayed; and the same ratios on DynamoDB Local, which are its figures more than ours."""
+    notes = []
+    if replaying is not None:
+        counts = tally(replaying)
+        replayed, handed_on = counts.replayed.get("UpdateItem", 0), counts.handed_on.get("UpdateItem", 0)
+        notes.append(
+            f"the {REPLAY} was asked for {replayed + handed_on:,} UpdateItems and handed {handed_on:,} of them on to "
+            f"the engine behind it: the first of their kind, or refused"
+        )
+    ours, zae = (measured.get(f"{name}, {LOCAL}") for name in (FAST, ZAE))
+    if ours is not None and zae is not None:
+        per_second, cpu = ratio(ours, zae, "per_second"), ratio(zae, ours, "cpu_us")
+        notes.append(f"on {LOCAL}, one answer at a time: {per_second:.1f} times the checks/s of {ZAE}, CPU 1/{cpu:.1f}")
+    return notes

@@ -11,14 +11,15 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, cast
 from zlib import crc32
 
 Mood: TypeAlias = Literal["ok", "refusing", "throttling", "failing"]
 
-_TARGET: Final = b"dynamodb_20120810."
+TARGET: Final = b"dynamodb_20120810."
 _NAMES: Final = b'"ExpressionAttributeNames"'
 _DESCRIPTION: Final[dict[str, Any]] = {
     "TableName": "bench",
@@ -39,44 +40,79 @@ _SPENT: Final = {"N": "1000000000"}
 @contextmanager
 def stub_server(*, delay: float = 0.0, mood: Mood = "ok") -> Iterator[str]:
     """A running stub; gives its endpoint."""
-    command = [sys.executable, "-m", "loadtest.bench.stub", "--delay", str(delay), "--mood", mood]
+    with running("loadtest.bench.stub", "--delay", str(delay), "--mood", mood) as stub:
+        yield stub.endpoint
+
+
+@dataclass
+class Running:
+    """A server in a process of its own."""
+
+    endpoint: str
+    last_words: str = ""
+    """What it printed after its port: known once it has ended."""
+
+
+@contextmanager
+def running(module: str, *arguments: str) -> Iterator[Running]:
+    """A module that ends in `serve`, until the block does."""
+    command = [sys.executable, "-m", module, *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.stdin.close()
+        server = Running(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        try:
+            yield server
+        finally:
+            process.stdin.close()
+            server.last_words = process.stdout.read()
 
 
-class _Stub(asyncio.Protocol):
-    def __init__(self, answers: dict[bytes, bytes], delay: float, mood: Mood) -> None:
-        self._answers = answers
-        self._delay = delay
-        self._mood = mood
-        self._later = asyncio.get_running_loop().call_later
+class Asked(asyncio.Protocol):
+    """Takes whole requests off a connection; whoever answers them writes to `transport`."""
+
+    def __init__(self) -> None:
         self._pending = b""
-        self._transport: asyncio.Transport
+        self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        """Somebody asks. A cast, since uvloop's transport is no subclass of asyncio's."""
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        """A part of a request, or several of them."""
         self._pending += data
         while (end := self._pending.find(b"\r\n\r\n")) > 0:
             head = self._pending[:end].lower()
             whole = end + 4 + _length(head)
             if len(self._pending) < whole:
                 return
-            answer = self._answer(head, self._pending[end + 4 : whole])
-            if self._delay and answer is not _HEALTHY:
-                self._later(self._delay, self._transport.write, answer)
-            else:
-                self._transport.write(answer)
-            self._pending = self._pending[whole:]
+            request, self._pending = self._pending[:whole], self._pending[whole:]
+            self.asked(head, request)
+
+    def asked(self, head: bytes, request: bytes) -> None:
+        """The head is in lower case, without the empty line that ends it; the request is as it came."""
+        raise NotImplementedError
+
+
+class _Stub(Asked):
+    def __init__(self, answers: dict[bytes, bytes], delay: float, mood: Mood) -> None:
+        super().__init__()
+        self._answers = answers
+        self._delay = delay
+        self._mood = mood
+        self._later = asyncio.get_running_loop().call_later
+
+    def asked(self, head: bytes, request: bytes) -> None:
+        answer = self._answer(head, request[len(head) + 4 :])
+        if self._delay and answer is not _HEALTHY:
+            self._later(self._delay, self.transport.write, answer)
+        else:
+            self.transport.write(answer)
 
     def _answer(self, head: bytes, body: bytes) -> bytes:
         """Every field that the update names, as 1: the same answer for the same names."""
-        start = head.find(_TARGET) + len(_TARGET)
+        start = head.find(TARGET) + len(TARGET)
         if not head.startswith(b"updateitem", start):
             return _HEALTHY
         start = body.find(_NAMES)
@@ -99,7 +135,9 @@ class _Stub(asyncio.Protocol):
 
 
 def _length(head: bytes) -> int:
-    start = head.index(b"content-length:") + 15
+    start = head.find(b"content-length:") + 15
+    if start < 15:
+        return 0
     end = head.find(b"\r", start)
     return int(head[start : end if end > 0 else len(head)])
 
@@ -119,10 +157,10 @@ def _response(answer: object, status: int = 200) -> bytes:
 _HEALTHY: Final = _response({"Table": _DESCRIPTION, "UnprocessedItems": {}})
 
 
-async def _serve(delay: float, mood: Mood) -> None:
+async def serve(make: Callable[[], asyncio.Protocol]) -> None:
+    """On a free port, which is printed, until the standard input ends."""
     loop = asyncio.get_running_loop()
-    answers: dict[bytes, bytes] = {}
-    server = await loop.create_server(lambda: _Stub(answers, delay, mood), "127.0.0.1", 0)
+    server = await loop.create_server(make, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
@@ -134,4 +172,5 @@ if __name__ == "__main__":
     parser.add_argument("--mood", choices=("ok", *_ERRORS), default="ok")
     options = parser.parse_args()
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(options.delay, options.mood))
+        kept: dict[bytes, bytes] = {}
+        asyncio.run(serve(lambda: _Stub(kept, options.delay, options.mood)))
