@@ -17,6 +17,7 @@ Unit: TypeAlias = Literal["second", "minute", "hour", "day", "week", "month", "y
 UNITS: Final = cast(tuple[Unit, ...], get_args(Unit))
 MAX_LIMIT: Final = 10**12
 MAX_YEARS: Final = 10
+_MOST_DIGITS: Final = 40
 
 _FIXED: Final[dict[str, int]] = {"second": SECOND, "minute": MINUTE, "hour": HOUR, "day": DAY, "week": 7 * DAY}
 _MONTHS: Final[dict[str, int]] = {"month": 1, "year": 12}
@@ -59,7 +60,7 @@ class Window:
         match = re.fullmatch(r"\s*(\d*)\s*([^\W\d_]+)\s*", text)
         if match is None:
             raise InvalidQuota(f"{text!r} is not a window; write 'day' or '5 minutes'")
-        return cls(int(match[1]) if match[1] else 1, _unit(match[2]))
+        return cls(_whole(match[1]) if match[1] else 1, _unit(match[2]))
 
     @property
     def longest(self) -> int:
@@ -149,10 +150,12 @@ def to_quotas(value: QuotasLike) -> Quotas:
         return parse_quotas(value)
     if isinstance(value, Quota):
         return (value,)
-    if isinstance(value, int):
-        if value == -1 and not isinstance(value, bool):
+    if type(value) is int:
+        if value == -1:
             return UNLIMITED
-        raise InvalidQuota(f"{value!r} is not a quota: say per what, as in '{value}/day', or -1 for no limit")
+        if abs(value) <= MAX_LIMIT:
+            raise InvalidQuota(f"{value} is not a quota: say per what, as in '{abs(value)}/day', or -1 for no limit")
+        raise InvalidQuota(f"a number is not a quota: say per what, as in '5/day'; {MAX_LIMIT} is the most")
     if value is UNLIMITED or value is INACTIVE:
         return value
     if not isinstance(value, Iterable):
@@ -193,8 +196,8 @@ def _parse_one(text: str) -> Quota:
     if match is None:
         hint = "'unlimited' stands alone" if text.strip().lower() in ("unlimited", "-1") else "write '5/day'"
         raise InvalidQuota(f"{text.strip()!r} is not a quota; {hint} or '10 per 5 minutes'")
-    burst = int(match["burst"]) if match["burst"] else None
-    return Quota(int(match["limit"]), Window.parse(match["window"]), burst)
+    burst = _whole(match["burst"]) if match["burst"] else None
+    return Quota(_whole(match["limit"]), Window.parse(match["window"]), burst)
 
 
 def _distinct(quotas: list[Quota]) -> Quotas:
@@ -207,12 +210,20 @@ def _distinct(quotas: list[Quota]) -> Quotas:
     return tuple(quotas)
 
 
+def _whole(digits: str) -> int:
+    """The number that the text says. Of thousands of digits Python reads none, and that is no error for a caller."""
+    if len(digits) > _MOST_DIGITS:
+        raise InvalidQuota(f"a number of {len(digits)} digits is too large; {MAX_LIMIT} is the most")
+    return int(digits)
+
+
 def _amount(name: str, value: int, *, least: int) -> int:
     if type(value) is not int:
         raise InvalidQuota(f"{name} must be a whole number, not {value!r}")
     if not least <= value <= MAX_LIMIT:
+        seen = f", not {value}" if abs(value) < 10**_MOST_DIGITS else ""
         unlimited = " (for no limit, write 'unlimited')" if value == -1 else ""
-        raise InvalidQuota(f"{name} must be between {least} and {MAX_LIMIT}, not {value}{unlimited}")
+        raise InvalidQuota(f"{name} must be between {least} and {MAX_LIMIT}{seen}{unlimited}")
     return value
 
 

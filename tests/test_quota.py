@@ -66,11 +66,20 @@ def test_reads_what_people_write(text: str, quotas: tuple[Quota, ...]) -> None:
         ("5/20 years", "longer than the 10 years"),
         (f"{MAX_LIMIT + 1}/day", "between 0 and"),
         ("5/day burst 0", "burst must be between 1"),
+        (f"{'9' * 5000}/day", "a number of 5000 digits is too large"),
+        (f"5/{'9' * 5000} days", "a number of 5000 digits is too large"),
+        (f"5/day burst {'9' * 5000}", "a number of 5000 digits is too large"),
     ],
 )
 def test_nonsense_is_refused_with_a_hint(text: str, hint: str) -> None:
     with pytest.raises(InvalidQuota, match=hint):
         parse_quotas(text)
+
+
+def test_a_number_that_cannot_even_be_printed_is_refused_like_any_other() -> None:
+    for make in (to_quotas, lambda number: Quota(number, "day")):
+        with pytest.raises(InvalidQuota, match=f"{MAX_LIMIT}"):
+            make(10**5000)
 
 
 @pytest.mark.parametrize("value", [[], (), True, False, 5, 0, 1.5, None, object()])

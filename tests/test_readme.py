@@ -45,9 +45,14 @@ def test_every_way_to_write_a_quota_is_one() -> None:
 
 
 def test_the_links_lead_somewhere() -> None:
-    headings = {slug(heading) for heading in re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)}
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
-        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists(), target
+        page, _, anchor = target.partition("#")
+        assert (ROOT / page).exists(), target
+        assert not anchor or anchor in anchors(page or README), target
+
+
+def anchors(page: str) -> set[str]:
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)}
 
 
 def timeless(text: str) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from ratelimit.algorithms.base import Ops, give_back
 from ratelimit.algorithms.fields import current_totals, total_fields
 from ratelimit.clock import DAY
 from ratelimit.store.write import Add, Record
+
+Per: TypeAlias = Literal["day", "month"]
 
 _KEPT_COSTS: Final = 64
 
@@ -55,3 +57,16 @@ def days_of(record: Record) -> Mapping[date, int]:
 def months_of(record: Record) -> Mapping[date, int]:
     """Units used per calendar month (its first day), oldest first."""
     return {day: record[field] for field, day, month in sorted(total_fields(record)) if month}
+
+
+def totals_of(
+    record: Record, per: Per = "day", *, since: date | None = None, until: date | None = None
+) -> dict[date, int]:
+    """Units used per UTC day, or per calendar month (by its first day), oldest first; those that `since` and `until`
+    lie in included."""
+    found = days_of(record) if per == "day" else months_of(record)
+    if per == "month" and since is not None:
+        since = since.replace(day=1)
+    return {
+        day: used for day, used in found.items() if (since is None or since <= day) and (until is None or day <= until)
+    }

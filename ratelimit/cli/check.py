@@ -93,8 +93,11 @@ def _of_option(error: ConfigError) -> ConfigError:
 
 async def _ask(limiter: Limiter, user: str, action: str, cost: int, *, peek: bool) -> Decision:
     async with limiter:
-        ask = limiter.peek if peek else limiter.check
-        return await ask(user, action, cost=cost)
+        decision = None if peek else await limiter.check(user, action, cost=cost)
+        # A cost that can never pass is refused without asking the store: how the quotas stand is still to be seen.
+        if decision is None or decision.reason == "too_large":
+            decision = await limiter.peek(user, action, cost=cost)
+        return decision
 
 
 def _report(user: str, action: str, decision: Decision, *, peek: bool) -> None:

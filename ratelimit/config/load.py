@@ -55,6 +55,8 @@ def _settings(merged: Layer, problems: Problems) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in merged.settings.items():
         try:
+            if name in POLICY_SETTINGS and name not in SETTINGS:
+                raise ConfigError("", "belongs to a policy: put it below [policies.NAME]")
             if name not in SETTINGS:
                 raise unknown("", name, [*SETTINGS, "policies"])
             found[name] = SETTINGS[name].check(value)

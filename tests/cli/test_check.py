@@ -28,6 +28,15 @@ def test_refused(ratelimit: Command) -> None:
     assert out.startswith("refused: alice hint (cost 6); never: the cost exceeds a quota\n")
 
 
+def test_a_cost_that_can_never_pass_still_shows_how_the_quotas_stand(ratelimit: Command, engine: Engine) -> None:
+    url = engine.store_url(f"cli-{uuid4().hex[:8]}", create="true")
+    line = ("check", "alice", "hint", "--quota", "5/day", "--store", url)
+    assert ratelimit(*line, "--cost", "4").status == 0
+    refused = ratelimit(*line, "--cost", "6", "--json")
+    assert (refused.status, refused.json["reason"], refused.json["retry_after"]) == (1, "too_large", None)
+    assert [(each["used"], each["remaining"]) for each in refused.json["quotas"]] == [(4, 1)]
+
+
 def test_several_quotas_and_json(ratelimit: Command) -> None:
     result = ratelimit("check", "alice", "hint", "--quota", "5/day", "--quota", "2/hour", "--cost", "2", "--json")
     assert result.status == 0

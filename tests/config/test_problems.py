@@ -27,6 +27,7 @@ HINT = '[policies.hint]\nquotas = "5/day"\n'
     [
         ("polices = 1", "polices: unknown setting; did you mean 'policies'?"),
         ("zzz = 1", "zzz: unknown setting; there are: store, mirror, deadline,"),
+        ('quotas = "5/day"', "quotas: belongs to a policy: put it below [policies.NAME]"),
         ("store = 3", "store: expected a URL, as in 'memory://' or"),
         ('store = "my-table"', "store: expected a URL, as in 'memory://' or"),
         ("deadline = 0", "deadline: expected seconds from 0.001 to 60, such as 0.25, not 0"),

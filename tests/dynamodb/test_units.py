@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from uuid import uuid4
 
@@ -26,6 +27,19 @@ async def store(engine: Engine) -> AsyncIterator[DynamoDBStore]:
         yield store
 
 
+Bill = tuple[Counter[str], float]
+"""Calls by their names, and write units."""
+
+
+def bill(store: DynamoDBStore) -> Bill:
+    return Counter(store.stats.calls), store.stats.write_units
+
+
+def since(before: Bill, store: DynamoDBStore) -> Bill:
+    calls, units = bill(store)
+    return calls - before[0], units - before[1]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("quotas", MIXES)
 async def test_a_warm_check_is_one_call_and_one_write_unit(
@@ -37,9 +51,28 @@ async def test_a_warm_check_is_one_call_and_one_write_unit(
         assert (await limiter.check("alice", "hint")).allowed
         clock.advance(86_400)
     await limiter.check("alice", "hint")
-    before = store.stats.calls.copy(), store.stats.write_units
+    before = bill(store)
     for _ in range(5):
         clock.advance(0.001)
         assert (await limiter.check("alice", "hint")).allowed
-    calls = {name: n - before[0][name] for name, n in store.stats.calls.items() if n != before[0][name]}
-    assert (calls, store.stats.write_units - before[1]) == ({"UpdateItem": 5}, 5.0)
+    assert since(before, store) == (Counter(UpdateItem=5), 5.0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("quotas", MIXES)
+async def test_a_cold_or_stale_check_is_at_most_two_calls(
+    store: DynamoDBStore, algorithm: AlgorithmName, quotas: str
+) -> None:
+    """Two processes take turns on one key, at once and after pauses in which windows end: each knows too little."""
+    clock = FakeClock()
+    policy = Policy("hint", quotas, algorithm=algorithm)
+    one, other = (Limiter(store, [policy], clock=clock, deadline=10) for _ in range(2))
+    for pause in (0, 0.5, 61, 3_700, 90_000, 200_000):
+        for limiter in (one, other, one, other, other, one):
+            before = bill(store)
+            assert (await limiter.check("alice", "hint")).allowed
+            calls, units = since(before, store)
+            assert calls.keys() <= {"UpdateItem", "GetItem"}
+            assert calls.total() <= 2
+            assert units <= calls["UpdateItem"]
+            clock.advance(pause)

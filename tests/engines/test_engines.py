@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.engines import leash
+from loadtest.engines import dynamodb_local, leash
 from tests.engines import Choice, Engine, EngineError, choose, isolate, start
 
 LEASH = Path(leash.__file__)
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_default_needs_no_more_than_pip() -> None:
@@ -45,6 +46,29 @@ def test_an_unknown_engine_is_refused() -> None:
 def test_an_endpoint_without_an_engine_is_refused() -> None:
     with pytest.raises(EngineError, match="no engine answers"), start(Choice("running", "http://127.0.0.1:9")):
         pass
+
+
+def test_a_suite_without_its_engine_fails_and_skips_nothing() -> None:
+    one = "tests/engines/test_engines.py::test_the_engine_answers"
+    env = {**os.environ, "RATELIMIT_TEST_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", one]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no engine answers" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("1 error")
+
+
+def test_another_jar_than_the_known_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "DynamoDBLocal.jar").write_bytes(b"something else")
+    monkeypatch.setattr(dynamodb_local, "FOLDER", tmp_path)
+    with pytest.raises(EngineError, match="not what it should be: sha256"):
+        dynamodb_local.fetch()
+
+
+def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineError, match="needs java, and there is none on the PATH"):
+        dynamodb_local.command(8000)
 
 
 def test_nothing_of_the_developer_is_left() -> None:

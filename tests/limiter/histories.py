@@ -56,6 +56,8 @@ class History:
             self.admitted.append((self.clock.now(), cost))
             assert decision.retry_after == 0
             assert decision.reason is None
+            if self.policy.algorithm == "sliding_window":
+                self.assert_sliding()
         else:
             assert await self.store.read(self.key) == before, "a refusal spends nothing"
             if all(at <= self.clock.now() for at, _ in self.admitted):  # else the clock went back behind them
@@ -86,10 +88,19 @@ class History:
             else:
                 self._assert_windows(quota)
 
+    def assert_sliding(self) -> None:
+        """Right after an admission: the current window, and of the previous one the share that is still covered."""
+        for quota in self.policy.quotas:
+            now, span = self.clock.now(), quota.window.span(self.clock.now())
+            current, previous = self._spent(quota, span.index), self._spent(quota, span.index - 1)
+            length = span.end - span.start
+            assert current * length + previous * (span.end - now) <= quota.limit * length
+
     def _assert_windows(self, quota: Quota) -> None:
-        now = quota.window.span(self.clock.now()).index
-        spent = sum(cost for at, cost in self.admitted if quota.window.span(at).index == now)
-        assert spent <= quota.limit
+        assert self._spent(quota, quota.window.span(self.clock.now()).index) <= quota.limit
+
+    def _spent(self, quota: Quota, index: int) -> int:
+        return sum(cost for at, cost in self.admitted if quota.window.span(at).index == index)
 
     def _assert_bucket(self, quota: Quota) -> None:
         """Between any two moments, at most a full bucket and what was refilled in between."""

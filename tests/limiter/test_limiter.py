@@ -198,6 +198,17 @@ async def test_totals_are_by_action_and_day() -> None:
     assert await one.totals("alice", until=first, actions=["hint"]) == {"hint": {first: 2}}
 
 
+async def test_totals_by_month() -> None:
+    clock = FakeClock(datetime(2026, 1, 31, 12, tzinfo=UTC))
+    one = limiter(clock=clock)
+    await spend(one, 2)
+    clock.advance(86_400)
+    await spend(one, 6)
+    january, february = date(2026, 1, 1), date(2026, 2, 1)
+    assert await one.totals("alice", per="month") == {"hint": {january: 2, february: 5}}
+    assert await one.totals("alice", per="month", since=date(2026, 2, 14)) == {"hint": {february: 5}}
+
+
 async def test_totals_of_35_days_and_13_months_are_kept() -> None:
     clock = FakeClock()
     one = limiter(clock=clock)

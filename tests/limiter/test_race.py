@@ -68,7 +68,7 @@ def race(url: str, user: str, quotas: str, algorithm: str) -> list[int]:
         ("100/day", "sliding_window", 100, "on"),
         ("100/day", "gcra", 100, "on"),
         ("20/hour; 100/day", "fixed_window", 20, "on"),
-        ("100/hour; 100/day", "sliding_window", 100, "on"),
+        ("20/hour; 100/day", "sliding_window", 20, "on"),
         ("20/hour; 100/day", "gcra", 20, "on"),
     ],
 )

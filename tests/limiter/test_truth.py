@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import Quota
 from ratelimit.store import MemoryStore
-from tests.limiter.histories import ALGORITHMS, QUOTAS, History, steps
+from tests.limiter.histories import ALGORITHMS, MICROSECOND, QUOTAS, History, steps
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -22,6 +22,25 @@ def test_random_histories(algorithm: AlgorithmName, quotas: str, history: list[t
         one = History(MemoryStore(), Policy("hint", quotas, algorithm=algorithm))
         for advance, cost in history:
             await one.step(advance, cost)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(quotas=st.sampled_from(QUOTAS), history=steps)
+@settings(max_examples=80, deadline=None)
+def test_whoever_comes_back_as_told_gets_in(
+    algorithm: AlgorithmName, quotas: str, history: list[tuple[float, int]]
+) -> None:
+    """By checks, which spend; the history above only looks."""
+
+    async def run() -> None:
+        one = History(MemoryStore(), Policy("hint", quotas, algorithm=algorithm))
+        for advance, cost in history:
+            refused = await one.step(abs(advance), cost)
+            if wait := refused.retry_after:
+                assert not (await one.step(wait - MICROSECOND, cost)).allowed
+                assert (await one.step(MICROSECOND, cost)).allowed
 
     asyncio.run(run())
 
