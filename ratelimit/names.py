@@ -23,25 +23,28 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Key(NamedTuple):
-    """The pair that every limit and every usage event is about. Built by `Key.of`, which checks both."""
+    """The pair that every limit and every usage event is about. Built by `Key.of`, which checks both.
+
+    Anything may come in here, of whatever type; only what can be stored gets through.
+    """
 
     user: str
     action: str
 
     @classmethod
-    def of(cls, user: str, action: str) -> Key:
+    def of(cls, user: object, action: object) -> Key:
         """Raises `InvalidUser` or `InvalidAction`."""
         return cls(check_user(user), check_action(action))
 
 
-def check_user(user: str) -> str:
+def check_user(user: object) -> str:
     """The user itself, if it can be stored. Raises `InvalidUser`."""
     if type(user) is str and 0 < len(user) <= _SHORT_USER and user.isascii() and user.isprintable():
         return user
     return _check(user, "user", MAX_USER_BYTES, InvalidUser)
 
 
-def check_action(action: str) -> str:
+def check_action(action: object) -> str:
     """The action itself, if it can be stored. Raises `InvalidAction`."""
     if type(action) is str and 0 < len(action) <= _SHORT_ACTION and action.isascii() and action.isprintable():
         return action
@@ -53,7 +56,7 @@ def is_hash(user: str) -> bool:
     return user.startswith(HASH_PREFIX) and _HASH.fullmatch(user) is not None
 
 
-def _check(text: str, what: str, most: int, error: type[RateLimitError]) -> str:
+def _check(text: object, what: str, most: int, error: type[RateLimitError]) -> str:
     if type(text) is not str:
         raise error(f"the {what} must be text, not {type(text).__name__}; pass str({what})")
     if not text:

@@ -13,18 +13,20 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from loadtest.bench import requester
-from loadtest.bench.app_server import VARIANTS
+from loadtest.bench import builds, requester
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
 from loadtest.bench.stub import stub_server
 
 _NAMES = {
     "bare": "bare app",
     "embedded": "middleware, embedded store",
+    "embedded, compiled": "the same, compiled",
     "fast": "middleware, DynamoDB (stub), fast lane",
-    "frozen": "the same, after gc.freeze()",
+    "fast, compiled": "the same, compiled",
+    "frozen, compiled": "the same, compiled, after gc.freeze()",
     "slow": "middleware, DynamoDB (stub), aiobotocore lane",
 }
+_COMPILED = ", compiled"
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_REGION": "eu-west-1"}
 
 
@@ -45,18 +47,21 @@ def command(
 
 def run(*, rounds: int, seconds: float, at_once: int = 32) -> Sheet:
     """A server for each variant, one of them busy at a time."""
-    turns: dict[str, list[_Turn]] = {variant: [] for variant in VARIANTS}
+    uncompiled = builds.compiled()
+    variants = [name for name in _NAMES if not (uncompiled and name.endswith(_COMPILED))]
+    turns: dict[str, list[_Turn]] = {variant: [] for variant in variants}
     with ExitStack() as exits:
         endpoint = exits.enter_context(stub_server())
-        ports = {variant: exits.enter_context(_server(variant, endpoint)) for variant in VARIANTS}
+        ports = {variant: exits.enter_context(_server(variant, endpoint)) for variant in variants}
         for port in ports.values():
             requester.request_many(port, seconds=min(1, seconds), at_once=at_once)
         for number in range(rounds):
-            for variant in reversed(VARIANTS) if number % 2 else VARIANTS:
+            for variant in reversed(variants) if number % 2 else variants:
                 turns[variant].append(_turn(ports[variant], seconds, at_once))
     rows = [Row(_NAMES[variant], _figures(one, turns["bare"])) for variant, one in turns.items()]
     client = "wrk" if requester.has_wrk() else "our own client (there is no wrk)"
     notes = [f"requests by {client}, uvicorn on uvloop and httptools; all share this machine's cores"]
+    notes += [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}"
     return sheet("app", rows, _targets(turns), notes, arguments=options)
 
@@ -85,10 +90,11 @@ def _ratio(one: list[_Turn], other: list[_Turn], figure: str) -> float:
 
 
 def _targets(turns: dict[str, list[_Turn]]) -> list[Target]:
-    bare, embedded, fast, frozen, slow = (turns[variant] for variant in VARIANTS)
+    """Of the compiled build, where there is one."""
+    embedded, fast = (turns.get(f"{one}{_COMPILED}", turns[one]) for one in ("embedded", "fast"))
+    bare, slow = turns["bare"], turns["slow"]
     return [
         Target("fast lane, part of the bare app's requests/s", _ratio(fast, bare, "per_second"), "at least", 0.45),
-        Target("the same after gc.freeze()", _ratio(frozen, bare, "per_second"), "at least", 0.45),
         Target("fast lane, times the aiobotocore lane's", _ratio(fast, slow, "per_second"), "at least", 8),
         Target("embedded store, part of the bare app's", _ratio(embedded, bare, "per_second"), "at least", 0.7),
     ]
@@ -96,8 +102,10 @@ def _targets(turns: dict[str, list[_Turn]]) -> list[Target]:
 
 @contextmanager
 def _server(variant: str, endpoint: str) -> Iterator[int]:
-    command = [sys.executable, "-m", "loadtest.bench.app_server", variant, endpoint]
+    command = [sys.executable, "-m", "loadtest.bench.app_server", variant.removesuffix(_COMPILED), endpoint]
     environment = {**os.environ, **_CREDENTIALS}
+    if variant.endswith(_COMPILED):
+        environment |= builds.environment()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

@@ -24,12 +24,10 @@ from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, Store
 
-VARIANTS = ("bare", "embedded", "fast", "frozen", "slow")
-"""`frozen` is the fast lane in a process that has called `gc.freeze()` once it had started."""
-
 
 def build(variant: str, endpoint: str) -> Starlette:
-    """The same app for all, with or without the middleware."""
+    """The same app for all: `bare`, or with the middleware on the `embedded` store, the `fast` lane or the `slow` one;
+    `frozen` is the fast lane in a process that has called `gc.freeze()` once it had started."""
     app = Starlette(routes=[Route("/", _hello), Route("/cpu", _cpu)])
     if variant != "bare":
         policy = Policy("hello", "1000000000/hour", match="GET /", on_unavailable="deny")

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from loadtest.bench import builds
 from loadtest.bench.turns import Turn
 
-_ROOT: Final = Path(__file__).parents[2]
 _LAST_WORDS: Final = 300
 _CREDENTIALS: Final = {
     "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
@@ -39,6 +39,8 @@ class Entry:
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
     python: str = sys.executable
+    compiled: bool = False
+    """On the compiled build of ours, which is there."""
 
 
 @dataclass
@@ -118,7 +120,8 @@ class _Worker:
 @contextmanager
 def _running(entry: Entry) -> Iterator[_Worker]:
     command = [entry.python, "-m", "loadtest.bench.worker", entry.target, json.dumps(dict(entry.options))]
-    environment = {**os.environ, **_CREDENTIALS, "PYTHONPATH": str(_ROOT)}
+    where = builds.environment() if entry.compiled else {"PYTHONPATH": str(builds.ROOT)}
+    environment = {**os.environ, **_CREDENTIALS, **where}
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment

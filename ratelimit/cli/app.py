@@ -9,6 +9,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 import ratelimit
+from ratelimit.build import COMPILED
 from ratelimit.cli.check import check
 from ratelimit.cli.config import app as config_app
 from ratelimit.cli.cost import cost
@@ -49,10 +50,10 @@ _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[1]
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version, and nothing else.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version; `compiled` is said if it is.")] = False,
 ) -> None:
     if version:
-        typer.echo(ratelimit.__version__)
+        typer.echo(f"{ratelimit.__version__} (compiled)" if COMPILED else ratelimit.__version__)
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

@@ -1,73 +1,94 @@
-"""`Exchange`: one request on its way out. Adds headers to the response's start and settles what the request spent."""
+"""`Exchange`: one request. It is checked, headers are added to the response's start, what it spent is settled."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable
+from typing import Any, Final
 
-import msgspec
+from starlette.requests import HTTPConnection
 from starlette.types import Message, Scope, Send
 
-from ratelimit.clock import Clock
 from ratelimit.decision import Decision
-from ratelimit.http.headers import Headers
 from ratelimit.http.recording import Recorder
 from ratelimit.http.refunds import Refunds
 from ratelimit.http.refusal import POLICY_VIOLATION, Refusal
-from ratelimit.http.state import Receipts
+from ratelimit.http.routes import Routes
+from ratelimit.http.state import SCOPE_KEY, RateLimitState, Receipts
 from ratelimit.http.surface import Surface
+from ratelimit.limiter import Limiter
 
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _BODIES: Final = frozenset({"http.response.body", "http.response.pathsend", "websocket.http.response.body"})
 _MOST_HELD: Final = 2
 
 
-class Site(msgspec.Struct, frozen=True, gc=False):
+class Site:
     """What all exchanges of one middleware share."""
 
-    surface: Surface
-    refunds: Refunds
-    clock: Clock
-    recorder: Recorder | None
+    __slots__ = ("clock", "exemption", "limiter", "recorder", "refunds", "routes", "surface")
+
+    def __init__(
+        self, limiter: Limiter, surface: Surface, routes: Routes, refunds: Refunds, recorder: Recorder | None
+    ) -> None:
+        self.limiter = limiter
+        self.clock = limiter.clock
+        self.surface = surface
+        self.exemption = surface.exempt if surface.exempt else None
+        self.routes = routes
+        self.refunds = refunds
+        self.recorder = recorder
 
 
 class Exchange:
-    """Its `send` is what the app is given. Messages other than a start pass through as they are, one by one."""
+    """Its `send` is what the app is given. Messages other than a start pass through as they are, one by one.
+
+    Within another middleware's it goes on with that one's receipts, so that each unit is accounted for once.
+    """
 
     __slots__ = (
-        "_closed", "_held", "_receipts", "_scope", "_send", "_since", "_site", "_started", "_status", "_succeeded",
+        "_closed", "_held", "_receipts", "_scope", "_send", "_since", "_site", "_started", "_state", "_status",
+        "_succeeded",
     )  # fmt: skip
 
-    def __init__(self, site: Site, scope: Scope, send: Send, receipts: Receipts) -> None:
+    def __init__(self, site: Site, scope: Scope, send: Send) -> None:
+        outer = RateLimitState.of(scope)
+        self._receipts = Receipts() if outer is None else outer.receipts
+        self._state = scope[SCOPE_KEY] = RateLimitState(site.limiter, site.surface, self._receipts)
         self._site = site
         self._since = 0 if site.recorder is None else site.clock.now()
         self._status = 500
         self._scope = scope
         self._send = send
-        self._receipts = receipts
         self._started = False
         self._succeeded = False
         self._closed = False
         self._held: list[Message] | None = None
 
-    async def send(self, message: Message) -> None:
+    async def check(self) -> Decision | None:
+        """The decision of the first policy that refuses."""
+        exemption = self._site.exemption
+        if exemption is not None and await exemption.covers(HTTPConnection(self._scope)):
+            self._state.exempt = True
+            return None
+        for gate in self._site.routes.gates(self._scope):
+            receipt = await gate.check(self._scope)
+            self._receipts.add(receipt)
+            if not receipt.decision.allowed:
+                return receipt.decision
+        return None
+
+    def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app on."""
         kind = message["type"]
         if self._held is not None:
-            if not message.get("more_body") and len(self._held) < _MOST_HELD:
-                self._held.append(message)
-                return
-            await self._release(self._held)
-        elif kind in _STARTS and not self._started:
+            return self._hold(self._held, message)
+        if not self._started and kind in _STARTS:
             if self._receipts.refused is not None and message.get("status", 0) >= 400:
-                # Where the middleware stands outside of a Starlette app, the app answers an exception it has no
-                # handler for with an error, and then raises it. Held back until it is known whether that exception
-                # was a refusal, which takes the place of this answer.
-                self._held = [message]
-                return
+                return self._hold([], message)
             message = self._start(message)
         elif kind == "websocket.close":
             self._closed = True
-        await (self._send(message) if self._site.recorder is None else self._pass(message))
+        return self._send(message) if self._site.recorder is None else self._pass(message)
 
     async def refuse(self, decision: Decision) -> bool:
         """Answer with a refusal and give back what the request has spent. False where the app has begun to answer."""
@@ -85,6 +106,11 @@ class Exchange:
             await refusal.send(self._scope, self._send)
         return True
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left for `end` to do."""
+        return self._held is None and self._site.recorder is None and self._receipts.is_settled
+
     async def end(self) -> None:
         """The app is through with the request. One that was not answered is a failure."""
         if self._held is not None:
@@ -101,6 +127,16 @@ class Exchange:
         self._succeeded = kind == "websocket.accept" or (kind == "http.response.start" and message["status"] < 400)
         self._settle()
         return self._with_headers(message)
+
+    async def _hold(self, held: list[Message], message: Message) -> None:
+        """Where the middleware stands outside of a Starlette app, the app answers an exception it has no handler for
+        with an error, and then raises it. Held back until it is known whether that exception was a refusal, which takes
+        the place of this answer."""
+        if not held or (len(held) < _MOST_HELD and not message.get("more_body")):
+            self._held = [*held, message]
+            return
+        await self._release(held)
+        await self._pass(message)
 
     async def _release(self, held: list[Message]) -> None:
         self._held = None
@@ -130,6 +166,6 @@ class Exchange:
         ours = self._site.surface.writer.fields(self._receipts.shown)
         if not ours:
             return message
-        theirs: Headers = list(message.get("headers") or ())
+        theirs: list[Any] = list(message.get("headers") or ())
         taken = {name.lower() for name, _ in theirs}
         return {**message, "headers": [*theirs, *[field for field in ours if field[0] not in taken]]}

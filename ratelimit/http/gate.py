@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from inspect import isawaitable
+from typing import Any
 
 import msgspec
 from starlette.requests import HTTPConnection
@@ -14,6 +15,7 @@ from ratelimit.errors import ConfigError
 from ratelimit.http.identity import Identity
 from ratelimit.http.match import Patterns, app_method, app_path
 from ratelimit.limiter import Limiter
+from ratelimit.names import Key
 from ratelimit.policy import Cost, Exempt, Policy
 
 
@@ -43,18 +45,20 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 class Gate:
     """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
 
-    __slots__ = ("_exempt", "_is_plain", "identity", "limiter", "match", "policy")
+    __slots__ = ("_checks", "_exempt", "_is_plain", "identity", "limiter", "match", "policy")
 
     def __init__(self, limiter: Limiter, policy: Policy, identity: Identity) -> None:
         self.limiter = limiter
         self.policy = policy
         self.identity = identity
+        self._checks = limiter.checks
         try:
             self.match = _patterns("match", policy.match)
             self._exempt = Exemption(policy.exempt)
         except ConfigError as error:
             raise error.under(f"policies.{policy.name}") from error
-        self._is_plain = identity.is_plain and not self._exempt
+        # A limiter of the app's own class may see to its checks itself.
+        self._is_plain = identity.is_plain and not self._exempt and type(limiter).check is Limiter.check
 
     async def check(self, scope: Scope, *, cost: Cost | None = None) -> Receipt:
         """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
@@ -63,19 +67,20 @@ class Gate:
         never anything for a store that fails.
         """
         policy = self.policy
-        units = policy.cost if cost is None else cost
-        if self._is_plain and not callable(units):
+        units: Any = policy.cost if cost is None else cost
+        if self._is_plain and units is policy.cost and type(units) is int:
             user = self.identity.read(scope)
-        else:
-            connection = HTTPConnection(scope)
-            if self._exempt and await self._exempt.covers(connection):
+            decision = await self._checks.check(Key.of(user, policy.name), units)
+            return Receipt(self.limiter, policy, user, decision)
+        connection = HTTPConnection(scope)
+        if self._exempt and await self._exempt.covers(connection):
+            return self.free()
+        if callable(units):
+            answer = units(connection)
+            units = await answer if isawaitable(answer) else answer
+            if type(units) is int and units == 0:
                 return self.free()
-            if callable(units):
-                answer = units(connection)
-                units = await answer if isawaitable(answer) else answer
-                if type(units) is int and units == 0:
-                    return self.free()
-            user = await self.identity.user_of(connection)
+        user = await self.identity.user_of(connection)
         decision = await self.limiter.check(user, policy.name, cost=units)
         return Receipt(self.limiter, policy, user, decision)
 

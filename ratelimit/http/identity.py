@@ -72,7 +72,7 @@ class Identity:
                 if isawaitable(answer):
                     answer = await answer
                 if answer is not None:
-                    return check_user(answer)  # type: ignore[arg-type]  # it says so if this is no text
+                    return check_user(answer)
         return self._addresses.of(connection.scope)
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.exchange import Exchange, Site
@@ -21,7 +19,6 @@ from ratelimit.http.lifespan import Lifespan
 from ratelimit.http.recording import Recorder
 from ratelimit.http.refunds import Refunds
 from ratelimit.http.routes import Routes
-from ratelimit.http.state import SCOPE_KEY, RateLimitState, Receipts
 from ratelimit.http.surface import Surface
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Exempt, UserFrom
@@ -59,11 +56,8 @@ class RateLimitMiddleware:
         self.limiter = limiter
         self.refunds = Refunds()
         surface = Surface(user_from=user_from, trusted_proxies=trusted_proxies, headers=headers, exempt=exempt)
-        self._surface = surface
-        self._exemption = surface.exempt if surface.exempt else None
-        self._routes = Routes([surface.gate(limiter, action) for action in limiter.policies])
-        recorder = None if usage is None else Recorder(usage)
-        self._site = Site(surface, self.refunds, limiter.clock, recorder)
+        routes = Routes([surface.gate(limiter, action) for action in limiter.policies])
+        self._site = Site(limiter, surface, routes, self.refunds, None if usage is None else Recorder(usage))
         self._lifespan = Lifespan(limiter, self.refunds, usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,14 +71,9 @@ class RateLimitMiddleware:
             return
         if not self._lifespan.ready:
             await self._lifespan.before_request()
-        surface = self._surface
-        outer = RateLimitState.of(scope)
-        receipts = Receipts() if outer is None else outer.receipts
-        exempt = self._exemption is not None and await self._exemption.covers(HTTPConnection(scope))
-        scope[SCOPE_KEY] = RateLimitState(self.limiter, surface, receipts, exempt=exempt)
-        exchange = Exchange(self._site, scope, send, receipts)
+        exchange = Exchange(self._site, scope, send)
         try:
-            refused = None if exempt else await self._check(scope, receipts)
+            refused = await exchange.check()
             if refused is None:
                 await self.app(scope, receive, exchange.send)
             else:
@@ -93,13 +82,5 @@ class RateLimitMiddleware:
             if not await exchange.refuse(error.decision):
                 raise
         finally:
-            await exchange.end()
-
-    async def _check(self, scope: Scope, receipts: Receipts) -> Decision | None:
-        """The decision of the first policy that refuses."""
-        for gate in self._routes.gates(scope):
-            receipt = await gate.check(scope)
-            receipts.add(receipt)
-            if not receipt.decision.allowed:
-                return receipt.decision
-        return None
+            if not exchange.is_over:
+                await exchange.end()

@@ -22,65 +22,76 @@ class Receipts:
     """Everything that one request was checked for. Each unit that does not count in the end is handed out once, to be
     given back: `settle` when the outcome is known, `void` when the request is refused after all."""
 
-    __slots__ = ("_given_back", "_open", "_unrecorded", "decisions", "refused", "shown")
+    __slots__ = ("_all", "_given_back", "_recorded", "_settled", "_void", "refused")
 
     def __init__(self) -> None:
-        self.decisions: list[Decision] = []
-        self.shown: list[Decision] = []
-        """Those that the response's headers speak of: a shadow policy is not to be seen."""
         self.refused: Decision | None = None
-        self._open: list[Receipt] = []
+        self._void = False
+        self._all: list[Receipt] = []
+        self._settled = 0
+        """So many of them, from the first, are not to be given back any more; or to be recorded."""
+        self._recorded = 0
         self._given_back: Sequence[Receipt] = ()
-        self._unrecorded: list[Receipt] = []
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """In the order they were made."""
+        return [receipt.decision for receipt in self._all]
+
+    @property
+    def shown(self) -> list[Decision]:
+        """Those that the response's headers speak of: a shadow policy is not to be seen."""
+        if self._void and self.refused is not None:
+            return [self.refused]
+        return [receipt.decision for receipt in self._all if receipt.policy.mode == "enforce"]
+
+    @property
+    def spent(self) -> list[Receipt]:
+        """Those that took units and are not settled yet."""
+        return [receipt for receipt in self._all[self._settled :] if receipt.spent]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing was added since."""
+        return self._settled == len(self._all)
 
     def add(self, receipt: Receipt) -> None:
         """Take note of a check."""
-        decision = receipt.decision
-        self.decisions.append(decision)
-        self._unrecorded.append(receipt)
-        if receipt.policy.mode == "enforce":
-            self.shown.append(decision)
-        if not decision.allowed:
-            self.refused = decision
-        elif receipt.spent:
-            self._open.append(receipt)
+        self._all.append(receipt)
+        if not receipt.decision.allowed:
+            self.refused = receipt.decision
 
     def settle(self, *, success: bool) -> list[Receipt]:
         """The outcome is known. What does not count with it has to be given back."""
-        if not self._open:
+        if self.is_settled:
             return []
-        spent, self._open = self._open, []
-        returned = [receipt for receipt in spent if not receipt.counts(success=success)]
+        returned = [receipt for receipt in self.spent if not receipt.counts(success=success)]
+        self.keep()
         if returned:
             self._given_back = [*self._given_back, *returned]
         return returned
 
-    @property
-    def spent(self) -> tuple[Receipt, ...]:
-        """Those that took units and are not settled yet."""
-        return tuple(self._open)
-
     def restate(self, receipt: Receipt, real: Receipt) -> None:
         """What was taken turned out to be something else, and the store knows it already."""
-        for receipts in (self._open, self._unrecorded):
-            receipts[:] = [real if one is receipt else one for one in receipts]
-        for decisions in (self.decisions, self.shown):
-            decisions[:] = [real.decision if one is receipt.decision else one for one in decisions]
+        self._all = [real if one is receipt else one for one in self._all]
 
     def keep(self) -> None:
-        """How it ends will not be known: what is spent stays spent."""
-        self._open = []
+        """How it ends will not be known, or is known: what is spent stays spent."""
+        self._settled = len(self._all)
 
     def void(self, refused: Decision) -> list[Receipt]:
         """The request is refused: all that it spent has to be given back, and its headers speak of the refusal only."""
-        self.shown = [refused]
-        spent, self._open = self._open, []
+        self.refused = refused
+        self._void = True
+        spent = self.spent
+        self.keep()
         self._given_back = [*self._given_back, *spent]
         return spent
 
     def to_record(self) -> list[tuple[Receipt, bool]]:
         """What has not been recorded yet, each once, and whether its units stayed spent."""
-        receipts, self._unrecorded = self._unrecorded, []
+        receipts = self._all[self._recorded :]
+        self._recorded = len(self._all)
         return [(receipt, not any(receipt is one for one in self._given_back)) for receipt in receipts]
 
 
@@ -89,8 +100,8 @@ class RateLimitState:
 
     __slots__ = ("exempt", "limiter", "receipts", "surface")
 
-    def __init__(self, limiter: Limiter, surface: Surface, receipts: Receipts, *, exempt: bool) -> None:
-        self.exempt = exempt
+    def __init__(self, limiter: Limiter, surface: Surface, receipts: Receipts) -> None:
+        self.exempt = False
         """Whether no policy is to check this request."""
         self.limiter = limiter
         self.surface = surface

@@ -15,7 +15,7 @@ from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
-from ratelimit.limiter.limiter import Observer
+from ratelimit.limiter.checks import Observer
 from ratelimit.metrics import Books, Family, Tally
 from ratelimit.metrics.families import counters, gauge
 from ratelimit.sidecar.base import Base

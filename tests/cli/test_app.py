@@ -8,11 +8,13 @@ import sys
 import pytest
 
 import ratelimit as package
+from ratelimit.build import COMPILED
 from tests.cli.command import Command
 
 
 def test_version(ratelimit: Command) -> None:
-    assert ratelimit("--version") == (0, f"{package.__version__}\n", "")
+    build = " (compiled)" if COMPILED else ""
+    assert ratelimit("--version") == (0, f"{package.__version__}{build}\n", "")
 
 
 def test_no_command_shows_the_help(ratelimit: Command) -> None:

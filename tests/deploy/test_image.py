@@ -74,6 +74,11 @@ def test_the_wheel_brings_its_templates(installed: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.timeout(900)
+def test_it_is_the_compiled_build(installed: Path, tmp_path: Path) -> None:
+    assert run(installed / "ratelimit", "--version", cwd=tmp_path).strip().endswith("(compiled)")
+
+
+@pytest.mark.timeout(900)
 def test_it_serves_and_is_healthy(installed: Path, tmp_path: Path) -> None:
     state, home = tmp_path / "state", tmp_path / "home"
     state.mkdir()

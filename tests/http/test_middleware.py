@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
@@ -17,9 +18,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
+from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidUser, StoreUnavailable
 from ratelimit.http import RateLimitMiddleware, RateLimitState
+from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
+from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
 from tests.http.apps import HINT, call, client_of, headers_of, hello, limiter_of, scope_of, settled, used
 from tests.limiter.stores import FailingStore
@@ -212,6 +216,32 @@ async def test_the_apps_own_headers_win_and_its_messages_are_left_as_they_are() 
     ]
     added = (b"ratelimit-policy", b'"hint";q=5;w=86400')
     assert sent[1] == {**start, "headers": [(b"RateLimit", b"mine"), added]}
+
+
+async def test_headers_may_be_pairs_of_any_kind() -> None:
+    """As the specification has them: iterables of pairs."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": ([b"x-one", b"1"], [b"x-two", b"2"])})
+
+    middleware = RateLimitMiddleware(app, limiter=limiter_of(HINT), user_from="header:x-user")
+    scope: Any = scope_of(headers=[])
+    scope["headers"] = ([b"x-other", b"-"], [b"x-user", b"alice"])
+    (start,) = await call(middleware, scope)
+    assert {"x-one", "x-two", "ratelimit"} < set(headers_of(start))
+    assert await used(middleware.limiter, "alice") == 1
+
+
+async def test_a_limiter_with_checks_of_its_own_is_asked() -> None:
+    class Generous(Limiter):
+        async def check(self, user: str, action: str, **options: Any) -> Decision:
+            decision = await super().check(user, action, **options)
+            return msgspec.structs.replace(decision, allowed=True)
+
+    app = RateLimitMiddleware(hello, limiter=Generous(MemoryStore(), [HINT]))
+    for _ in range(7):
+        start, _ = await call(app, scope_of())
+        assert start["status"] == 200
 
 
 async def test_a_start_without_headers() -> None:

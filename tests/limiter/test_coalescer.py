@@ -27,9 +27,7 @@ class GatedStore(FailingStore):
         self.fault = self.gate.wait  # type: ignore[assignment]
 
 
-def gated(
-    quotas: str, algorithm: AlgorithmName = "fixed_window", *, deadline: float = 5
-) -> tuple[Limiter, GatedStore]:
+def gated(quotas: str, algorithm: AlgorithmName = "fixed_window", *, deadline: float = 5) -> tuple[Limiter, GatedStore]:
     store = GatedStore()
     policy = Policy("hint", quotas, algorithm=algorithm, on_unavailable="deny")
     return Limiter(store, [policy], clock=FakeClock(), deadline=deadline), store
@@ -177,7 +175,7 @@ async def test_nothing_is_left_behind() -> None:
     await asyncio.gather(*checks, return_exceptions=True)
     await turn()
     assert len(asyncio.all_tasks()) == 1
-    assert not one._coalescer._flights
+    assert not one.checks._coalescer._flights
 
 
 async def test_usage_without_a_limit_is_answered_at_once_and_counted_all_the_same() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+from typing import Any
 
 from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
@@ -18,19 +18,20 @@ from ratelimit.errors import StoreUnavailable
 
 logger = logging.getLogger("ratelimit")
 
-_PAUSE: Final = 5.0
-"""Seconds after a refresh that failed, until it is tried again."""
-
 
 class Unsignable(Exception):
     """There are no credentials, or they hold what no header can."""
 
 
 class Wallet:
-    """What `session.get_credentials()` gave, asked for each request: static ones may be replaced at any time."""
+    """What `session.get_credentials()` gave, asked for each request: static ones may be replaced at any time.
 
-    def __init__(self, credentials: Any) -> None:
+    `pause` is how many seconds after a refresh that failed it is tried again.
+    """
+
+    def __init__(self, credentials: Any, *, pause: float = 5.0) -> None:
         self._credentials = credentials
+        self._pause = pause
         self._refreshable = isinstance(credentials, RefreshableCredentials)
         self._raw: object = None
         self._secrets: Secrets | None = None
@@ -92,8 +93,8 @@ class Wallet:
             return
         # While they are still good, aiobotocore itself keeps quiet about a refresh that failed.
         if task.exception() is not None or self._credentials.refresh_needed():
-            self._not_before = asyncio.get_running_loop().time() + _PAUSE
-            logger.warning("the AWS credentials are due, but were not refreshed; next try in %.0f s", _PAUSE)
+            self._not_before = asyncio.get_running_loop().time() + self._pause
+            logger.warning("the AWS credentials are due, but were not refreshed; next try in %.0f s", self._pause)
 
 
 def _checked(raw: Any) -> Secrets:

@@ -9,7 +9,6 @@ import pytest
 from aiobotocore.credentials import AioCredentials, AioRefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
 
-from ratelimit.dynamodb.fast import credentials as module
 from ratelimit.dynamodb.fast.credentials import Unsignable, Wallet
 from ratelimit.errors import StoreUnavailable
 
@@ -42,6 +41,12 @@ async def keys(wallet: Wallet, number: int = 5) -> set[str]:
     return {secrets.access_key for secrets in await asyncio.gather(*(wallet.secrets() for _ in range(number)))}
 
 
+async def finished(wallet: Wallet) -> None:
+    """No refresh is under way."""
+    while wallet._refreshing is not None:
+        await asyncio.sleep(0)
+
+
 async def test_static_ones_are_taken_as_they_are() -> None:
     credentials = AioCredentials("AK0", "s")
     wallet = Wallet(credentials)
@@ -67,7 +72,7 @@ async def test_a_refresh_in_time_keeps_nobody_waiting() -> None:
     credentials._expiry_time = datetime.now(UTC) + ADVISORY
     assert await keys(wallet) == {"AK0"}
     issuer.may_answer.set()
-    await asyncio.sleep(0.01)
+    await finished(wallet)
     assert await keys(wallet) == {"AK1"}
     assert issuer.asked == 1
 
@@ -84,25 +89,35 @@ async def test_expired_ones_are_waited_for_by_all_and_fetched_once() -> None:
     assert issuer.asked == 1
 
 
-async def test_a_refresh_that_fails_is_not_tried_by_every_check(monkeypatch: pytest.MonkeyPatch) -> None:
+async def due(*, pause: float) -> tuple[Issuer, Wallet]:
+    """Good for a while still; refreshing fails."""
     issuer = Issuer()
     issuer.error = CredentialRetrievalError(provider="test", error_msg="away")
     issuer.may_answer.set()
     credentials = refreshable(issuer, left=LONG)
-    wallet = Wallet(credentials)
+    wallet = Wallet(credentials, pause=pause)
     await wallet.secrets()
     credentials._expiry_time = datetime.now(UTC) + ADVISORY
+    return issuer, wallet
+
+
+async def test_a_refresh_that_fails_is_not_tried_by_every_check() -> None:
+    issuer, wallet = await due(pause=60)
     for _ in range(5):
         assert await keys(wallet) == {"AK0"}
+        await finished(wallet)
     assert issuer.asked == 1
-    monkeypatch.setattr(module, "_PAUSE", 0.0)
-    wallet._not_before = 0.0
-    await keys(wallet)
-    await asyncio.sleep(0.01)
-    assert issuer.asked == 2
+
+
+async def test_a_refresh_that_fails_is_tried_again_after_a_pause() -> None:
+    issuer, wallet = await due(pause=0)
+    for asked in (1, 2):
+        assert await keys(wallet) == {"AK0"}
+        await finished(wallet)
+        assert issuer.asked == asked
     issuer.error = None
     await keys(wallet)
-    await asyncio.sleep(0.01)
+    await finished(wallet)
     assert await keys(wallet) == {"AK3"}
 
 

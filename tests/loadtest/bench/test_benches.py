@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from loadtest.bench import app, embedded, hotkey, outage, peers, peers_home, requester
-from loadtest.bench.app_server import VARIANTS
+from loadtest.bench import app, builds, embedded, hotkey, outage, peers, peers_home, requester
 from loadtest.bench.engines import Absent
 from loadtest.bench.ours import exactness
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, read, sheet
@@ -19,9 +20,10 @@ TINY = 0.02
 
 
 @pytest.fixture(autouse=True)
-def _no_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Installing them takes a network, and its time."""
+def _nothing_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installing the peers, or compiling, takes its time."""
     monkeypatch.setattr(peers_home, "python", lambda: (None, "not measured: the peers: not in a test"))
+    monkeypatch.setattr(builds, "compiled", lambda: "not in a test")
 
 
 def rows(done: Sheet) -> dict[str, dict[str, object]]:
@@ -38,7 +40,7 @@ def test_embedded() -> None:
     assert {embedded.OURS, embedded.REFUSED} < set(rows(done))
     calls = next(target for target in done.targets if target.promise.startswith("calls"))
     assert calls.met
-    assert done.notes == ["not measured: the peers: not in a test"]
+    assert done.notes == ["not measured: the peers: not in a test", "not measured: the compiled build: not in a test"]
 
 
 def test_hotkey(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +59,7 @@ async def test_a_hot_key_is_exact(engine: Engine) -> None:
 def test_app(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requester, "has_wrk", lambda: False)  # which counts in whole seconds
     done = app.run(rounds=1, seconds=TINY, at_once=2)
-    assert len(done.rows) == len(VARIANTS)
+    assert len(done.rows) == 4
     assert all(figures["requests/s"] for figures in rows(done).values())
 
 
@@ -72,9 +74,26 @@ def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(peers, "engine", absent)
     monkeypatch.setattr(peers, "redis", absent)
     done = peers.run(rounds=1, seconds=TINY)
-    assert [row.name for row in done.rows] == [peers.STUB]
-    assert len(done.notes) == 3
+    assert not done.rows
+    assert len(done.notes) == 5
     assert all("not measured" in note for note in done.notes)
+
+
+def test_peers_are_measured_on_the_replay_server(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
+    @contextmanager
+    def without_java(name: str) -> Iterator[str]:
+        if name == "dynamodb-local":
+            raise Absent("not on this machine")
+        yield engine.endpoint
+
+    monkeypatch.setattr(peers, "engine", without_java)
+    monkeypatch.setattr(peers, "redis", absent)
+    done = peers.run(rounds=1, seconds=TINY, at_once=4)
+    assert list(rows(done)) == [f"{name}, {peers.REPLAY}" for name in (peers.FAST, peers.SLOW, peers.BARE)]
+    assert {figures["calls per check"] for figures in rows(done).values()} == {1}
+    assert {figures["write units per check"] for figures in rows(done).values()} == {1}
+    assert [target.promise for target in done.targets] == ["write units per check"]
+    assert "handed" in done.notes[-1]
 
 
 def test_a_run_is_held_against_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

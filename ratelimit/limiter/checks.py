@@ -1,0 +1,132 @@
+"""`Checks`: how one check is answered. At once where that is possible, else by the store, else by the standby."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeAlias
+
+import msgspec
+
+from ratelimit.clock import Clock, seconds
+from ratelimit.decision import Decision
+from ratelimit.errors import StoreUnavailable
+from ratelimit.limiter.background import Background
+from ratelimit.limiter.coalescer import Coalescer
+from ratelimit.limiter.guard import Guard
+from ratelimit.limiter.leases import Leases
+from ratelimit.limiter.ledger import Advance, Ledger
+from ratelimit.limiter.planner import Planner
+from ratelimit.limiter.planners import Planners
+from ratelimit.limiter.standby import Answer, Standby
+from ratelimit.limiter.stats import LimiterStats
+from ratelimit.names import Key
+
+Observer: TypeAlias = Callable[[Decision, float], None]
+"""Told of each decision of a check, and of the seconds it took."""
+
+
+class Checks:
+    """On a store that can fail, behind a `guard`; on the embedded one, where there is none, straight on the ledger:
+    that one answers at once, so there is nothing to guard and nothing to coalesce."""
+
+    def __init__(
+        self,
+        planners: Planners,
+        ledger: Ledger,
+        standby: Standby,
+        guard: Guard | None,
+        clock: Clock,
+        deadline: float,
+    ) -> None:
+        self.observer: Observer | None = None
+        self.stats = LimiterStats()
+        self.background = Background()
+        self.leases = Leases(ledger, self._take, self._give_back, self.background)
+        self.guarded: Callable[[], AbstractContextManager[object]] = nullcontext if guard is None else guard.call
+        """A context for one call of the store. May raise `StoreUnavailable`."""
+        self._planners = planners
+        self._ledger = ledger
+        self._standby = standby
+        self._clock = clock
+        self._is_embedded = guard is None
+        self._coalescer = Coalescer(self._spend_one, self._spend_many, clock, deadline)
+        self._spend: Answer = ledger.spend_one if guard is None else self._coalescer.spend
+
+    async def check(self, key: Key, cost: int) -> Decision:
+        """See `Limiter.check`, whose arguments are known to be good ones here. Raises `UnknownAction`."""
+        planner = self._planners.named.get(key.action)
+        if planner is None:
+            planner = await self._planners.of(key, None, None)
+        return await self.check_by(planner, key, cost)
+
+    async def check_by(self, planner: Planner, key: Key, cost: int) -> Decision:
+        """The same, by these quotas."""
+        now = self._clock.now()
+        decision = await self._decide(planner, key, now, cost)
+        if not decision.allowed:
+            decision = in_mode(planner, decision)
+        if self.observer is not None:
+            self.observer(decision, seconds(max(0, self._clock.now() - now)))
+        return decision
+
+    async def _decide(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
+        decision = self._at_once(planner, key, now, cost)
+        if decision is not None:
+            return decision
+        try:
+            return await self._spend(planner, key, now, cost)
+        except StoreUnavailable:
+            pass
+        return await self._standby.check(planner, key, now, cost)
+
+    def _at_once(self, planner: Planner, key: Key, now: int, cost: int) -> Decision | None:
+        """The decision that does not have to wait for the store, if there is one."""
+        most = planner.most
+        if most is None:
+            return self._count_behind(planner, key, now, cost)
+        if cost > most:
+            return self._ledger.too_large(planner, key, now, cost)
+        if planner.policy.lease is not None and (granted := self.leases.grant(planner, key, now, cost)) is not None:
+            self.stats.leased += 1
+            return granted
+        refusal = self._ledger.known_refusal(planner, key, now, cost)
+        if refusal is not None:
+            self.stats.denials_cached += 1
+        return refusal
+
+    def _count_behind(self, planner: Planner, key: Key, now: int, cost: int) -> Decision | None:
+        """Where there is no limit the answer is known, and is counted behind it."""
+        if self._is_embedded or self.background.is_full:
+            return None
+        self.background.start(self._spend(planner, key, now, cost), units=cost, or_else="uncounted")
+        return Decision(allowed=True, policy=planner.policy.name, cost=cost, quotas=(), at=now)
+
+    async def _spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
+        if planner.policy.lease is not None:
+            return (await self.leases.spend(planner, key, now, (cost,)))[0]
+        with self.guarded():
+            return await self._ledger.spend_one(planner, key, now, cost)
+
+    async def _spend_many(self, planner: Planner, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
+        self.stats.coalesced += len(costs)
+        if planner.policy.lease is not None:
+            return await self.leases.spend(planner, key, now, costs)
+        return await self._take(planner, key, now, costs)
+
+    async def _take(
+        self, planner: Planner, key: Key, now: int, costs: Sequence[int], advance: Advance | None = None
+    ) -> list[Decision]:
+        with self.guarded():
+            return await self._ledger.spend(planner, key, now, costs, advance)
+
+    async def _give_back(self, planner: Planner, key: Key, units: int, at: int) -> None:
+        with self.guarded():
+            await self._ledger.refund(planner, key, self._clock.now(), units, at=at)
+
+
+def in_mode(planner: Planner, refusal: Decision) -> Decision:
+    """A refusal as its policy means it: in shadow mode it is only noted."""
+    if planner.policy.mode == "enforce":
+        return refusal
+    return msgspec.structs.replace(refusal, allowed=True, retry_after=0.0, shadow_denied=True)
