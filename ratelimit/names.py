@@ -23,9 +23,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class Key(NamedTuple):
-    """The pair that every limit and every usage event is about. Built by `Key.of`, which checks both.
+    """The pair that every limit and every usage event is about.
 
-    Anything may come in here, of whatever type; only what can be stored gets through.
+    Built by `Key.of`, unless both were checked before: anything may come in there, of whatever type, and only what can
+    be stored gets through.
     """
 
     user: str

@@ -26,7 +26,7 @@ class Uncoalesced(Limiter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.checks._spend = self.checks._spend_one
+        self.checks.coalescer = None
 
 
 @asynccontextmanager

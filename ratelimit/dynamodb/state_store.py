@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random as _random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from functools import partial
 from typing import Any, Self, Unpack
 
 from ratelimit.dynamodb.client import Connection, connect
 from ratelimit.dynamodb.directory_store import DynamoDBDirectoryStore
 from ratelimit.dynamodb.event_store import DynamoDBEventStore
-from ratelimit.dynamodb.expressions import record_of
 from ratelimit.dynamodb.fast import open_lane
 from ratelimit.dynamodb.faults import explained
-from ratelimit.dynamodb.lane import Answer, Lane, constant, units
+from ratelimit.dynamodb.lane import Lane, constant, units
 from ratelimit.dynamodb.retries import HARMLESS, Random, Retries, Sleep
 from ratelimit.dynamodb.scans import DynamoDBScans
-from ratelimit.dynamodb.schema import Item, limit_key
+from ratelimit.dynamodb.schema import limit_key
 from ratelimit.dynamodb.settings import Options, Settings
 from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.table import ensure_on, verify_on
-from ratelimit.errors import StoreMisconfigured, StoreUnavailable
+from ratelimit.dynamodb.writer import Writer, record_in
+from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.write import Outcome, Record, Write
 
@@ -66,17 +65,10 @@ class DynamoDBStore:
             await opened.lane.close()
             await opened.connection.close()
 
-    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+    def apply(self, key: Key, write: Write, *, now: int) -> Coroutine[Any, Any, Outcome]:
         """See `Store.apply`."""
-        lane = (self._opened or await self._ready()).lane
-        self.stats.count_call("UpdateItem")
-        try:
-            answer = await lane.apply(key, write)
-        except StoreUnavailable as error:
-            failed = error
-        else:
-            return self._outcome(answer)
-        return self._outcome(await self._retries.after(failed, "UpdateItem", partial(lane.apply, key, write)))
+        opened = self._opened
+        return self._apply_first(key, write) if opened is None else opened.writer.apply(key, write)
 
     async def read(self, key: Key) -> Record:
         """See `Store.read`."""
@@ -84,7 +76,7 @@ class DynamoDBStore:
         request = {"Key": limit_key(key), **self._constant, "ConsistentRead": True}
         answer = await self._ask("GetItem", opened, lambda: opened.connection.client.get_item(**request))
         self.stats.read_units += units(answer)
-        return self._record(answer.get("Item", {}))
+        return record_in(answer.get("Item", {}), self.settings.table)
 
     async def delete(self, key: Key) -> None:
         """See `Store.delete`."""
@@ -111,17 +103,8 @@ class DynamoDBStore:
 
         return await self._retries.run(operation, send, on=HARMLESS)
 
-    def _outcome(self, answer: Answer) -> Outcome:
-        self.stats.write_units += answer.write_units
-        return Outcome(answer.applied, self._record(answer.item))
-
-    def _record(self, item: Item) -> Record:
-        try:
-            return record_of(item)
-        except (ValueError, TypeError) as error:
-            raise StoreMisconfigured(
-                f"table {self.settings.table!r} holds a counter that is no whole number"
-            ) from error
+    async def _apply_first(self, key: Key, write: Write) -> Outcome:
+        return await (await self._ready()).writer.apply(key, write)
 
     async def _connection(self) -> Connection:
         return (self._opened or await self._ready()).connection
@@ -149,7 +132,7 @@ class DynamoDBStore:
         except BaseException:
             await connection.close()
             raise
-        return _Opened(connection, lane)
+        return _Opened(connection, lane, Writer(lane, self._retries, self.stats, self.settings.table))
 
     def _opening_done(self, opening: asyncio.Task[_Opened]) -> None:
         self._opening = None
@@ -159,10 +142,11 @@ class DynamoDBStore:
 
 
 class _Opened:
-    """An open store: its connection, and the lane that checks take."""
+    """An open store: its connection, the lane that checks take, and who sends them there."""
 
-    __slots__ = ("connection", "lane")
+    __slots__ = ("connection", "lane", "writer")
 
-    def __init__(self, connection: Connection, lane: Lane) -> None:
+    def __init__(self, connection: Connection, lane: Lane, writer: Writer) -> None:
         self.connection = connection
         self.lane = lane
+        self.writer = writer

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from inspect import isawaitable
 from typing import Any
 
-import msgspec
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
@@ -19,13 +18,16 @@ from ratelimit.names import Key
 from ratelimit.policy import Cost, Exempt, Policy
 
 
-class Receipt(msgspec.Struct, frozen=True, gc=False):
+class Receipt:
     """What was decided for whom, and what it takes to give it back."""
 
-    limiter: Limiter
-    policy: Policy
-    user: str
-    decision: Decision
+    __slots__ = ("decision", "limiter", "policy", "user")
+
+    def __init__(self, limiter: Limiter, policy: Policy, user: str, decision: Decision) -> None:
+        self.limiter = limiter
+        self.policy = policy
+        self.user = user
+        self.decision = decision
 
     @property
     def spent(self) -> bool:
@@ -70,7 +72,7 @@ class Gate:
         units: Any = policy.cost if cost is None else cost
         if self._is_plain and units is policy.cost and type(units) is int:
             user = self.identity.read(scope)
-            decision = await self._checks.check(Key.of(user, policy.name), units)
+            decision = await self._checks.check(Key(user, policy.name), units)
             return Receipt(self.limiter, policy, user, decision)
         connection = HTTPConnection(scope)
         if self._exempt and await self._exempt.covers(connection):

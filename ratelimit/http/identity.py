@@ -54,7 +54,7 @@ class Identity:
         """Whether no function has to be asked, so that `read` knows it all."""
 
     def read(self, scope: Scope) -> str:
-        """The user of a request, where this `is_plain`."""
+        """The user of a request, one that can be stored, where this `is_plain`."""
         for read, _ in self._sources:
             if read is not None and (user := read(scope)) is not None and _usable(user):
                 return user

@@ -18,7 +18,7 @@ from ratelimit.limiter.leases import Leases
 from ratelimit.limiter.ledger import Advance, Ledger
 from ratelimit.limiter.planner import Planner
 from ratelimit.limiter.planners import Planners
-from ratelimit.limiter.standby import Answer, Standby
+from ratelimit.limiter.standby import Standby
 from ratelimit.limiter.stats import LimiterStats
 from ratelimit.names import Key
 
@@ -43,15 +43,16 @@ class Checks:
         self.stats = LimiterStats()
         self.background = Background()
         self.leases = Leases(ledger, self._take, self._give_back, self.background)
-        self.guarded: Callable[[], AbstractContextManager[object]] = nullcontext if guard is None else guard.call
-        """A context for one call of the store. May raise `StoreUnavailable`."""
         self._planners = planners
         self._ledger = ledger
         self._standby = standby
         self._clock = clock
-        self._is_embedded = guard is None
-        self._coalescer = Coalescer(self._spend_one, self._spend_many, clock, deadline)
-        self._spend: Answer = ledger.spend_one if guard is None else self._coalescer.spend
+        self._guard = guard
+        self.coalescer = None if guard is None else Coalescer(self._spend_many, clock, deadline)
+
+    def guarded(self) -> AbstractContextManager[object]:
+        """A context for one call of the store. May raise `StoreUnavailable`."""
+        return nullcontext() if self._guard is None else self._guard.call()
 
     async def check(self, key: Key, cost: int) -> Decision:
         """See `Limiter.check`, whose arguments are known to be good ones here. Raises `UnknownAction`."""
@@ -63,22 +64,19 @@ class Checks:
     async def check_by(self, planner: Planner, key: Key, cost: int) -> Decision:
         """The same, by these quotas."""
         now = self._clock.now()
-        decision = await self._decide(planner, key, now, cost)
+        decision = self._at_once(planner, key, now, cost)
+        if decision is None:
+            try:
+                decision = await self._spend(planner, key, now, cost)
+            except StoreUnavailable:
+                decision = None
+        if decision is None:
+            decision = await self._standby.check(planner, key, now, cost)
         if not decision.allowed:
             decision = in_mode(planner, decision)
         if self.observer is not None:
             self.observer(decision, seconds(max(0, self._clock.now() - now)))
         return decision
-
-    async def _decide(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
-        decision = self._at_once(planner, key, now, cost)
-        if decision is not None:
-            return decision
-        try:
-            return await self._spend(planner, key, now, cost)
-        except StoreUnavailable:
-            pass
-        return await self._standby.check(planner, key, now, cost)
 
     def _at_once(self, planner: Planner, key: Key, now: int, cost: int) -> Decision | None:
         """The decision that does not have to wait for the store, if there is one."""
@@ -97,15 +95,30 @@ class Checks:
 
     def _count_behind(self, planner: Planner, key: Key, now: int, cost: int) -> Decision | None:
         """Where there is no limit the answer is known, and is counted behind it."""
-        if self._is_embedded or self.background.is_full:
+        if self._guard is None or self.background.is_full:
             return None
         self.background.start(self._spend(planner, key, now, cost), units=cost, or_else="uncounted")
         return Decision(allowed=True, policy=planner.policy.name, cost=cost, quotas=(), at=now)
 
+    async def _spend(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
+        coalescer = self.coalescer
+        if coalescer is None:
+            return await self._spend_one(planner, key, now, cost)
+        flight = coalescer.flight(planner, key)
+        if flight is not None:
+            return await coalescer.join(flight, cost)
+        flight = coalescer.take_off(planner, key)
+        try:
+            return await self._spend_one(planner, key, now, cost)
+        finally:
+            coalescer.land(flight, planner, key)
+
     async def _spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         if planner.policy.lease is not None:
             return (await self.leases.spend(planner, key, now, (cost,)))[0]
-        with self.guarded():
+        if self._guard is None:
+            return await self._ledger.spend_one(planner, key, now, cost)
+        with self._guard.call():
             return await self._ledger.spend_one(planner, key, now, cost)
 
     async def _spend_many(self, planner: Planner, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:

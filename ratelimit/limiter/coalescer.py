@@ -20,50 +20,53 @@ from ratelimit.names import Key
 
 MAX_WAITING: Final = 10_000
 
-SpendOne: TypeAlias = Callable[[Planner, Key, int, int], Awaitable[Decision]]
 SpendMany: TypeAlias = Callable[[Planner, Key, int, Sequence[int]], Awaitable[list[Decision]]]
 
 
 class Coalescer:
     """One write at a time for a user, an action and its quotas. `many` sends several costs at once, in order.
 
-    First come, first served: what fits of a batch is admitted in the order of arrival. A check waits at most `deadline`
-    seconds; one that gives up, or is cancelled, before its batch left has spent nothing and holds up nobody.
+    Whoever finds nothing under way takes off, writes, and lands; who finds a flight joins it. First come, first served:
+    what fits of a batch is admitted in the order of arrival. A check waits at most `deadline` seconds; one that gives
+    up, or is cancelled, before its batch left has spent nothing and holds up nobody.
     """
 
-    def __init__(self, one: SpendOne, many: SpendMany, clock: Clock, deadline: float) -> None:
-        self._spend_one = one
+    def __init__(self, many: SpendMany, clock: Clock, deadline: float) -> None:
         self._spend_many = many
         self._clock = clock
         self._patience = Patience(deadline)
-        self._flights: dict[tuple[Key, Planner], _Flight] = {}
+        self._flights: dict[tuple[Key, Planner], Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def spend(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
-        """The decision on `cost`. Raises `StoreUnavailable`."""
-        flight = self._flights.get((key, planner))
-        if flight is not None:
-            return await self._join(flight, cost)
-        flight = self._flights[key, planner] = _Flight()
-        try:
-            return await self._spend_one(planner, key, now, cost)
-        finally:
-            if flight.waiting:
-                task = asyncio.create_task(self._carry(flight, planner, key))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-            else:
-                del self._flights[key, planner]
+    def flight(self, planner: Planner, key: Key) -> Flight | None:
+        """The write that is under way."""
+        return self._flights.get((key, planner))
 
-    async def _join(self, flight: _Flight, cost: int) -> Decision:
+    def take_off(self, planner: Planner, key: Key) -> Flight:
+        """A write is under way from now on, until it lands."""
+        flight = self._flights[key, planner] = Flight()
+        return flight
+
+    def land(self, flight: Flight, planner: Planner, key: Key) -> None:
+        """It is back; those who joined it are next."""
+        if flight.waiting:
+            task = asyncio.create_task(self._carry(flight, planner, key))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            del self._flights[key, planner]
+
+    async def join(self, flight: Flight, cost: int) -> Decision:
+        """The decision on `cost`, by a write that leaves when this one has landed. Raises `StoreUnavailable`."""
         if len(flight.waiting) >= MAX_WAITING:
             raise StoreThrottled(f"{MAX_WAITING} checks wait for one record already")
-        waiter = _Waiter(cost)
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(cost, loop)
         flight.waiting.append(waiter)
-        self._patience.watch(waiter)
+        self._patience.watch(waiter, loop)
         return await waiter.decision
 
-    async def _carry(self, flight: _Flight, planner: Planner, key: Key) -> None:
+    async def _carry(self, flight: Flight, planner: Planner, key: Key) -> None:
         """Take off with whoever waits, until nobody does."""
         try:
             while batch := flight.board(planner.most):
@@ -96,9 +99,9 @@ class Coalescer:
 class _Waiter:
     __slots__ = ("cost", "decision")
 
-    def __init__(self, cost: int) -> None:
+    def __init__(self, cost: int, loop: asyncio.AbstractEventLoop) -> None:
         self.cost = cost
-        self.decision: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self.decision: asyncio.Future[Decision] = loop.create_future()
 
     def done(self) -> bool:
         return self.decision.done()
@@ -107,7 +110,7 @@ class _Waiter:
         self.decision.set_exception(StoreUnavailable("no turn at the record within the deadline"))
 
 
-class _Flight:
+class Flight:
     """A write under way, and who waits for the next."""
 
     __slots__ = ("waiting",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from types import TracebackType
 
@@ -32,8 +33,9 @@ class Guard:
         if not self.breaker.admits(now):
             wait = seconds(self.breaker.wait(now))
             raise StoreUnavailable(f"the store has failed repeatedly; it will be tried again in {wait:.1f} s")
-        call = Call(self)
-        self._patience.watch(call)
+        loop = asyncio.get_running_loop()
+        call = Call(self, loop)
+        self._patience.watch(call, loop)
         return call
 
     def settle(self, error: BaseException | None) -> None:
@@ -52,8 +54,8 @@ class Call(Limited):
 
     __slots__ = ("_guard",)
 
-    def __init__(self, guard: Guard) -> None:
-        super().__init__()
+    def __init__(self, guard: Guard, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
         self._guard = guard
 
     def __exit__(

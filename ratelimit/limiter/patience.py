@@ -37,12 +37,11 @@ class Patience:
         """The loop that has a timer for the first of them; None while there is none."""
         self._watched: deque[tuple[float, Waiting]] = deque()
 
-    def watch(self, waiting: Waiting) -> None:
-        """From now on."""
+    def watch(self, waiting: Waiting, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on, on the loop that runs. (To ask for it is a system call: a check does that once.)"""
         watched = self._watched
         while watched and watched[0][1].done():  # keeps what is kept to those who do wait, by and large
             watched.popleft()
-        loop = asyncio.get_running_loop()
         due = loop.time() + self.deadline
         if self._loop is not loop:
             watched.clear()  # of a loop that is gone, if any
@@ -52,8 +51,9 @@ class Patience:
 
     def limit(self) -> Limited:
         """`with patience.limit(): await ...` raises `TimeoutError` in the task that waits too long."""
-        limited = Limited()
-        self.watch(limited)
+        loop = asyncio.get_running_loop()
+        limited = Limited(loop)
+        self.watch(limited, loop)
         return limited
 
     def _end(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -78,8 +78,8 @@ class Limited:
 
     __slots__ = ("_cancelling", "_expired", "_task")
 
-    def __init__(self) -> None:
-        task = asyncio.current_task()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        task = asyncio.current_task(loop)
         assert task is not None
         self._task: asyncio.Task[object] | None = task
         self._cancelling = task.cancelling()

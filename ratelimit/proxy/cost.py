@@ -49,7 +49,7 @@ async def _settled(receipt: Receipt, stated: int) -> Receipt:
             logger.warning("%d units of %r were not given back: %s", -owed, name, error)
             return receipt
         decision = msgspec.structs.replace(decision, cost=stated)
-    return msgspec.structs.replace(receipt, decision=decision)
+    return Receipt(receipt.limiter, receipt.policy, receipt.user, decision)
 
 
 def _stated(raw: list[Raw]) -> int | None:

@@ -175,7 +175,8 @@ async def test_nothing_is_left_behind() -> None:
     await asyncio.gather(*checks, return_exceptions=True)
     await turn()
     assert len(asyncio.all_tasks()) == 1
-    assert not one.checks._coalescer._flights
+    assert one.checks.coalescer is not None
+    assert not one.checks.coalescer._flights
 
 
 async def test_usage_without_a_limit_is_answered_at_once_and_counted_all_the_same() -> None:

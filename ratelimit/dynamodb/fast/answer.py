@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 from botocore.exceptions import ClientError
 
+from ratelimit.dynamodb.fast.shapes import Refused, read_applied, read_batch, read_refused
 from ratelimit.dynamodb.fast.wire import Response
 from ratelimit.dynamodb.faults import UnusableAnswer
 from ratelimit.dynamodb.lane import Answer, Written
@@ -15,36 +16,10 @@ from ratelimit.dynamodb.schema import Item
 _NOTHING: Final[Item] = {}
 
 
-class _Capacity(msgspec.Struct):
-    CapacityUnits: float = 0.0
-
-
-class _Applied(msgspec.Struct):
-    Attributes: dict[str, dict[str, Any]]
-    ConsumedCapacity: _Capacity | None = None
-
-
-class _Refused(msgspec.Struct):
-    type: str = msgspec.field(default="", name="__type")
-    message: str | None = None
-    Message: str | None = None
-    Item: dict[str, dict[str, Any]] | None = None
-
-
-class _Batch(msgspec.Struct):
-    UnprocessedItems: dict[str, list[dict[str, Any]]]
-    ConsumedCapacity: list[_Capacity] = []
-
-
-_read_batch = msgspec.json.Decoder(_Batch).decode
-_read_applied = msgspec.json.Decoder(_Applied).decode
-_read_refused = msgspec.json.Decoder(_Refused).decode
-
-
 def applied(response: Response) -> Answer:
     """The answer in a success. Raises `UnusableAnswer`."""
     try:
-        answer = _read_applied(response.body)
+        answer = read_applied(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a success without attributes") from None
     consumed = answer.ConsumedCapacity
@@ -58,7 +33,7 @@ def applied(response: Response) -> Answer:
 def written(response: Response) -> Written:
     """What a batch left. Raises `UnusableAnswer`."""
     try:
-        answer = _read_batch(response.body)
+        answer = read_batch(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a batch without what was not processed") from None
     left = [request for requests in answer.UnprocessedItems.values() for request in requests]
@@ -68,11 +43,11 @@ def written(response: Response) -> Written:
 def refused(response: Response, operation: str) -> Answer | ClientError:
     """The answer where a condition failed, else the error as botocore would have raised it. Raises `UnusableAnswer`."""
     try:
-        answer = _read_refused(response.body)
+        answer = read_refused(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         if response.status < 500:
             raise UnusableAnswer(f"status {response.status} without a JSON answer") from None
-        answer = _Refused()  # a proxy's own page: the status says it all
+        answer = Refused()  # a proxy's own page: the status says it all
     # "com.amazonaws.dynamodb.v20120810#Name", and from some servers "Name:http://..." after it
     code = answer.type.rpartition("#")[2].partition(":")[0]
     if code == "ConditionalCheckFailedException":

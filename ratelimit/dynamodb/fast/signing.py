@@ -9,11 +9,16 @@ import hmac
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from _hashlib import HASH
 
 CONTENT_TYPE: Final = "application/x-amz-json-1.0"
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 _SERVICE: Final = "dynamodb"
+_BLOCK: Final = 64
+"""Bytes that SHA-256 takes at a time."""
 
 
 class Secrets(NamedTuple):
@@ -42,7 +47,9 @@ class Signer:
         self._day_key = b""
         self._head = b""
         self._canonical = sha256()
-        self._string = b""
+        self._inner, self._outer = _halves(b"")
+        """Of the signature's HMAC, which costs half as much from here: the inner one is also past all of the string to
+        sign but its last line."""
 
     def request(self, body: bytes, secrets: Secrets, second: int) -> bytes:
         """The whole request as it goes on the wire, signed for this moment (epoch seconds)."""
@@ -50,9 +57,12 @@ class Signer:
             self._turn_to(secrets, second)
         canonical = self._canonical.copy()
         canonical.update(sha256(body).hexdigest().encode())
-        string = self._string + canonical.hexdigest().encode()
-        signature = hmac.digest(self._day_key, string, "sha256").hex()
-        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (self._head, signature.encode(), len(body), body)
+        inner = self._inner.copy()
+        inner.update(canonical.hexdigest().encode())
+        signature = self._outer.copy()
+        signature.update(inner.digest())
+        head = self._head
+        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (head, signature.hexdigest().encode(), len(body), body)
 
     def _turn_to(self, secrets: Secrets, second: int) -> None:
         moment = datetime.fromtimestamp(second, UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -67,7 +77,8 @@ class Signer:
         names = ";".join(headers)
         lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
         self._canonical = sha256(f"POST\n/\n\n{lines}\n{names}\n".encode())
-        self._string = f"{_ALGORITHM}\n{moment}\n{scope}\n".encode()
+        self._inner, self._outer = _halves(self._day_key)
+        self._inner.update(f"{_ALGORITHM}\n{moment}\n{scope}\n".encode())
         self._head = (
             "POST / HTTP/1.1\r\n"
             + "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -75,6 +86,12 @@ class Signer:
             + f"authorization: {_ALGORITHM} Credential={secrets.access_key}/{scope}, SignedHeaders={names}, Signature="
         ).encode()
         self._day, self._second, self._secrets = day, second, secrets
+
+
+def _halves(key: bytes) -> tuple[HASH, HASH]:
+    """HMAC-SHA256 (RFC 2104) as far as the key takes it, which is no longer than a block."""
+    padded = key.ljust(_BLOCK, b"\0")
+    return sha256(bytes(byte ^ 0x36 for byte in padded)), sha256(bytes(byte ^ 0x5C for byte in padded))
 
 
 def _day_key(secret: str, day: str, region: str) -> bytes:

@@ -11,7 +11,6 @@ from typing import Final, Literal, TypeAlias, cast
 from zlib import crc32
 
 import httptools
-import msgspec
 from botocore import exceptions as aws
 
 from ratelimit.dynamodb.faults import UnusableAnswer
@@ -26,13 +25,16 @@ _INFORMATIONAL: Final = 200
 _LENGTHS: Final = frozenset(map(len, ("date", "x-amz-crc32", "content-encoding")))
 
 
-class Response(msgspec.Struct, frozen=True, gc=False):
+class Response:
     """An answer that arrived whole, and unharmed as far as its checksum tells."""
 
-    status: int
-    body: bytes
-    date: bytes
-    """The `Date` header; empty where there was none."""
+    __slots__ = ("body", "date", "status")
+
+    def __init__(self, status: int, body: bytes, date: bytes) -> None:
+        self.status = status
+        self.body = body
+        self.date = date
+        """The `Date` header; empty where there was none."""
 
 
 class Wire(asyncio.Protocol):
