@@ -54,15 +54,13 @@ class Checks:
         """A context for one call of the store. May raise `StoreUnavailable`."""
         return nullcontext() if self._guard is None else self._guard.call()
 
-    async def check(self, key: Key, cost: int) -> Decision:
-        """See `Limiter.check`, whose arguments are known to be good ones here. Raises `UnknownAction`."""
-        planner = self._planners.named.get(key.action)
+    async def check(self, key: Key, cost: int, planner: Planner | None = None) -> Decision:
+        """See `Limiter.check`, whose arguments are known to be good ones here. Without a `planner`, by the quotas that
+        the action has for this user. Raises `UnknownAction`."""
+        if planner is None:
+            planner = self._planners.named.get(key.action)
         if planner is None:
             planner = await self._planners.of(key, None, None)
-        return await self.check_by(planner, key, cost)
-
-    async def check_by(self, planner: Planner, key: Key, cost: int) -> Decision:
-        """The same, by these quotas."""
         now = self._clock.now()
         decision = self._at_once(planner, key, now, cost)
         if decision is None:
@@ -104,14 +102,14 @@ class Checks:
         coalescer = self.coalescer
         if coalescer is None:
             return await self._spend_one(planner, key, now, cost)
-        flight = coalescer.flight(planner, key)
-        if flight is not None:
-            return await coalescer.join(flight, cost)
-        flight = coalescer.take_off(planner, key)
+        course = (key, planner)
+        if coalescer.is_taken(course):
+            return await coalescer.join(course, cost)
+        coalescer.take_off(course)
         try:
             return await self._spend_one(planner, key, now, cost)
         finally:
-            coalescer.land(flight, planner, key)
+            coalescer.land(course)
 
     async def _spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         if planner.policy.lease is not None:

@@ -20,13 +20,14 @@ from ratelimit.names import Key
 
 MAX_WAITING: Final = 10_000
 
+Course: TypeAlias = tuple[Key, Planner]
 SpendMany: TypeAlias = Callable[[Planner, Key, int, Sequence[int]], Awaitable[list[Decision]]]
 
 
 class Coalescer:
     """One write at a time for a user, an action and its quotas. `many` sends several costs at once, in order.
 
-    Whoever finds nothing under way takes off, writes, and lands; who finds a flight joins it. First come, first served:
+    Whoever finds its course free takes off, writes, and lands; who finds it taken, joins. First come, first served:
     what fits of a batch is admitted in the order of arrival. A check waits at most `deadline` seconds; one that gives
     up, or is cancelled, before its batch left has spent nothing and holds up nobody.
     """
@@ -35,48 +36,56 @@ class Coalescer:
         self._spend_many = many
         self._clock = clock
         self._patience = Patience(deadline)
-        self._flights: dict[tuple[Key, Planner], Flight] = {}
+        self._courses: dict[Course, _Queue | None] = {}
+        """Those on which a write is under way, and who waits for its return, if anybody does."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def flight(self, planner: Planner, key: Key) -> Flight | None:
-        """The write that is under way."""
-        return self._flights.get((key, planner))
+    def is_taken(self, course: Course) -> bool:
+        """Whether a write is under way there."""
+        return course in self._courses
 
-    def take_off(self, planner: Planner, key: Key) -> Flight:
+    def take_off(self, course: Course) -> None:
         """A write is under way from now on, until it lands."""
-        flight = self._flights[key, planner] = Flight()
-        return flight
+        self._courses[course] = None
 
-    def land(self, flight: Flight, planner: Planner, key: Key) -> None:
-        """It is back; those who joined it are next."""
-        if flight.waiting:
-            task = asyncio.create_task(self._carry(flight, planner, key))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            del self._flights[key, planner]
+    def land(self, course: Course) -> None:
+        """It is back; those who joined are next."""
+        queue = self._courses[course]
+        if not queue:
+            del self._courses[course]
+            return
+        task = asyncio.create_task(self._carry(course, queue))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def join(self, flight: Flight, cost: int) -> Decision:
-        """The decision on `cost`, by a write that leaves when this one has landed. Raises `StoreUnavailable`."""
-        if len(flight.waiting) >= MAX_WAITING:
+    def join(self, course: Course, cost: int) -> asyncio.Future[Decision]:
+        """The decision on `cost`, by a write that leaves when the one under way has landed; or `StoreUnavailable`."""
+        queue = self._courses[course]
+        if queue is None:
+            queue = self._courses[course] = deque()
+        if len(queue) >= MAX_WAITING:
             raise StoreThrottled(f"{MAX_WAITING} checks wait for one record already")
         loop = asyncio.get_running_loop()
         waiter = _Waiter(cost, loop)
-        flight.waiting.append(waiter)
+        queue.append(waiter)
         self._patience.watch(waiter, loop)
-        return await waiter.decision
+        return waiter.decision
 
-    async def _carry(self, flight: Flight, planner: Planner, key: Key) -> None:
+    def __len__(self) -> int:
+        return len(self._courses)
+
+    async def _carry(self, course: Course, queue: _Queue) -> None:
         """Take off with whoever waits, until nobody does."""
+        key, planner = course
         try:
-            while batch := flight.board(planner.most):
+            while batch := _board(queue, planner.most):
                 await self._fly(batch, planner, key)
                 # Those who were answered just now may ask again at once: a turn of the loop later they leave with the
                 # rest, and a write carries twice as many.
                 await asyncio.sleep(0)
         finally:
-            del self._flights[key, planner]
-            for waiter in flight.waiting:  # only where this task itself was cancelled
+            del self._courses[course]
+            for waiter in queue:  # only where this task itself was cancelled
                 waiter.decision.cancel()
 
     async def _fly(self, batch: list[_Waiter], planner: Planner, key: Key) -> None:
@@ -110,24 +119,19 @@ class _Waiter:
         self.decision.set_exception(StoreUnavailable("no turn at the record within the deadline"))
 
 
-class Flight:
-    """A write under way, and who waits for the next."""
+_Queue: TypeAlias = deque[_Waiter]
 
-    __slots__ = ("waiting",)
 
-    def __init__(self) -> None:
-        self.waiting: deque[_Waiter] = deque()
-
-    def board(self, most: int | None) -> list[_Waiter]:
-        """The next batch, in order of arrival: as many as could pass together. Those who gave up stay behind."""
-        batch: list[_Waiter] = []
-        total = 0
-        while self.waiting:
-            waiter = self.waiting[0]
-            if not waiter.decision.done():
-                if most is not None and batch and total + waiter.cost > most:
-                    break
-                total += waiter.cost
-                batch.append(waiter)
-            self.waiting.popleft()
-        return batch
+def _board(queue: _Queue, most: int | None) -> list[_Waiter]:
+    """The next batch, in order of arrival: as many as could pass together. Those who gave up stay behind."""
+    batch: list[_Waiter] = []
+    total = 0
+    while queue:
+        waiter = queue[0]
+        if not waiter.decision.done():
+            if most is not None and batch and total + waiter.cost > most:
+                break
+            total += waiter.cost
+            batch.append(waiter)
+        queue.popleft()
+    return batch

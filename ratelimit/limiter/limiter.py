@@ -130,7 +130,7 @@ class Limiter:
             raise _bad_cost(cost)
         if quotas is None and algorithm is None:
             return await self.checks.check(key, cost)
-        return await self.checks.check_by(await self._planners.of(key, quotas, algorithm), key, cost)
+        return await self.checks.check(key, cost, await self._planners.of(key, quotas, algorithm))
 
     async def peek(
         self,

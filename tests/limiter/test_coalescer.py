@@ -176,7 +176,7 @@ async def test_nothing_is_left_behind() -> None:
     await turn()
     assert len(asyncio.all_tasks()) == 1
     assert one.checks.coalescer is not None
-    assert not one.checks.coalescer._flights
+    assert len(one.checks.coalescer) == 0
 
 
 async def test_usage_without_a_limit_is_answered_at_once_and_counted_all_the_same() -> None:
