@@ -23,13 +23,14 @@ def test_it_pins_the_localstack_that_needs_no_token() -> None:
 
 def test_it_publishes_on_loopback_only() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
-    assert sorted(ports) == ["127.0.0.1:4566:4566", "127.0.0.1:8080:8080", "127.0.0.1:9090:9090"]
+    assert sorted(ports) == [f"127.0.0.1:{port}:{port}" for port in (4566, 8000, 8080, 9090)]
 
 
 def test_each_waits_for_what_it_needs() -> None:
     waits = {name: service.get("depends_on", {}) for name, service in SERVICES.items()}
     assert waits["table"] == {"localstack": {"condition": "service_healthy"}}
     assert waits["sidecar"]["table"] == {"condition": "service_completed_successfully"}
+    assert waits["demo"] == {"table": {"condition": "service_completed_successfully"}}
     assert waits["sidecar"]["app"] == {"condition": "service_healthy"}
 
 
@@ -38,7 +39,7 @@ def test_the_image_is_built_once() -> None:
     assert {service["image"] for name, service in SERVICES.items() if name != "localstack"} == {"ratelimit"}
 
 
-@pytest.mark.parametrize("name", ["table", "sidecar"])
+@pytest.mark.parametrize("name", ["table", "sidecar", "demo"])
 def test_its_variables_are_settings(name: str) -> None:
     variables = SERVICES[name]["environment"]
     ours = [variable for variable in variables if variable.startswith("RATELIMIT_")]

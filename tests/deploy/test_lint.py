@@ -32,4 +32,4 @@ def test_hadolint() -> None:
 
 def test_docker_compose() -> None:
     services = json.loads(run(tool("docker-compose"), "config", "--format", "json"))["services"]
-    assert set(services) == {"localstack", "table", "sidecar", "app"}
+    assert set(services) == {"localstack", "table", "sidecar", "app", "demo"}
