@@ -10,12 +10,13 @@ from typing import Any, Final
 import msgspec
 
 from ratelimit.algorithms.fields import DAYS_KEPT, utc_day
-from ratelimit.algorithms.totals import days_of
+from ratelimit.algorithms.totals import totals_of
 from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention
 from ratelimit.event import RETENTION_DAYS
 from ratelimit.names import Key, check_action, check_user
 from ratelimit.store.base import TableStore
+from ratelimit.store.write import Record
 from ratelimit.usage.entry import remove_entry
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
 from ratelimit.usage.top import TopUser, top_of
@@ -90,14 +91,20 @@ class Reports:
         The actions are those of `self.actions`, unless given; where there is none, those of the user's events in the
         range. By default of all the 35 days that are kept. Raises `OutOfRetention`.
         """
-        check_user(user)
         first, last = self._days(since, until)
-        chosen = self.actions if actions is None else [check_action(action) for action in actions]
-        totals: dict[str, dict[date, int]] = {}
-        for action in chosen or await self._actions_of(user, first, last):
-            days = days_of(await self.store.read(Key(user, action)))
-            totals[action] = {day: used for day, used in days.items() if first <= day <= last}
-        return totals
+        return {
+            action: totals_of(record, since=first, until=last)
+            for action, record in (await self._counted(user, actions, first, last)).items()
+        }
+
+    async def months(self, user: str, *, actions: Iterable[str] | None = None) -> dict[str, dict[date, int]]:
+        """Units used per action and calendar month, by its first day, oldest first: exact, one read an action.
+
+        Of all the 13 months that are kept, the present one included. The actions as in `totals`.
+        """
+        first, last = self._days(None, None)
+        records = await self._counted(user, actions, first, last)
+        return {action: totals_of(record, "month") for action, record in records.items()}
 
     async def summary(self, user: str, days: int = 7, *, actions: Iterable[str] | None = None) -> dict[str, Any]:
         """Per action `{"total": 35, "daily_avg": 5.0}` of the last `days` UTC days, today included.
@@ -161,6 +168,13 @@ class Reports:
                 await self.store.delete(key)
                 count += 1
         return count + await remove_entry(self.store.directory, user, now=self.clock.now())
+
+    async def _counted(self, user: str, actions: Iterable[str] | None, first: date, last: date) -> dict[str, Record]:
+        """The records of these actions, or of all that this log knows; else of those in the events of these days."""
+        check_user(user)
+        chosen = self.actions if actions is None else [check_action(action) for action in actions]
+        named = chosen or await self._actions_of(user, first, last)
+        return {action: await self.store.read(Key(user, action)) for action in named}
 
     def _days(self, since: date | None, until: date | None) -> tuple[date, date]:
         today = utc_day(self.clock.now())

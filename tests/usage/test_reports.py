@@ -128,6 +128,21 @@ async def test_any_time_zone_will_do() -> None:
         assert len((await usage.events("alice", until=since)).events) == 0
 
 
+async def test_months_come_from_the_counters(store: TableStore, user: str) -> None:
+    clock = at_noon()
+    first = TODAY.replace(day=1)
+    last_month = (first - timedelta(days=1)).replace(day=1)
+    limiter = Limiter(store, [Policy("hint", "100/day"), Policy("solve", "100/day")], clock=clock)
+    clock.advance(-86400 * TODAY.day)
+    await limiter.check(user, "hint", cost=4)
+    clock.advance(86400 * TODAY.day)
+    await limiter.check(user, "hint", cost=3)
+    await limiter.check(user, "solve", cost=2)
+    usage = UsageLog(store, actions=limiter.policies, clock=clock)
+    assert await usage.months(user) == {"hint": {last_month: 4, first: 3}, "solve": {first: 2}}
+    assert await usage.months(user, actions=["solve"]) == {"solve": {first: 2}}
+
+
 async def test_totals_and_summary_come_from_the_counters(store: TableStore, user: str) -> None:
     clock = at_noon()
     clock.advance(-6 * 86400)

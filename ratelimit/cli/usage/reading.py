@@ -1,6 +1,7 @@
 """`ratelimit usage events|summary|totals|top|reconcile`."""
 
 # No postponed annotations in the commands: typer reads them when the program runs.
+from datetime import date
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ from ratelimit.cli.usage.shared import (
 from ratelimit.errors import InvalidInput
 from ratelimit.usage import EventPage
 from ratelimit.usage.formats import document, text_of_time
-from ratelimit.usage.reports import DATE_RANGE
+from ratelimit.usage.reports import DATE_RANGE, Reports
 
 DayOption = Annotated[
     str, typer.Option("--day", metavar="DAY", help="2026-01-05, today or yesterday.", show_default=False)
@@ -92,6 +93,7 @@ def totals(
     since: SinceOption = None,
     until: UntilOption = None,
     action: ActionOption = None,
+    months: Annotated[bool, typer.Option("--months", help="Per calendar month, of the last 13.")] = False,
     store: StoreOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -100,21 +102,31 @@ def totals(
 
     The actions are those of the configured policies; without a configuration, those of the user's events.
 
-    Example:
+    Examples:
 
         ratelimit usage totals alice --since 2026-01-01 --until 2026-01-31
+
+        ratelimit usage totals alice --months
     """
     first, last = to_day("--since", since), to_day("--until", until)
+    if months and (first or last):
+        raise InvalidInput("--months shows all that are kept: leave out --since and --until")
     actions = None if action is None else [action]
-    found = ask(lambda reports: reports.totals(user, first, last, actions=actions), store=store, config=config)
+
+    async def read(reports: Reports) -> dict[str, dict[date, int]]:
+        if months:
+            return await reports.months(user, actions=actions)
+        return await reports.totals(user, first, last, actions=actions)
+
+    found = ask(read, store=store, config=config)
     if as_json:
         say_json({name: {day.isoformat(): units for day, units in days.items()} for name, days in found.items()})
         return
     rows = [(name, day, units) for name, days in found.items() for day, units in days.items() if units]
     if rows:
-        say_table(("action", "day", "units"), rows)
+        say_table(("action", "month, from" if months else "day", "units"), rows)
     else:
-        say(f"{user} has used nothing in these days, or is not known")
+        say(f"{user} has used nothing in these {'months' if months else 'days'}, or is not known")
 
 
 def top(
