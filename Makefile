@@ -43,7 +43,7 @@ test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local
 # Everything that a request runs through; the rest of the suite concerns what is the same in both builds.
 test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C compiler)
 	$(PY) -m loadtest.bench.builds
-	RATELIMIT_TEST_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH=.cache/compiled:. $(PY) -m pytest -o pythonpath=".cache/compiled ." \
+	RATELIMIT_TEST_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH="$$PWD/.cache/compiled:$$PWD" $(PY) -m pytest -o pythonpath=".cache/compiled ." \
 		$(HOT_SUITE) $(ARGS)
 
 test-gateways: $(INSTALLED) $(GATEWAYS)/.installed  ## real Envoy, nginx, Traefik and Caddy, by what docs/gateways.md shows
