@@ -83,15 +83,19 @@ async def test_nobodys_quota_starts_afresh(table: str, tmp_path: Path) -> None:
     assert sum(totals["hint"].values()) == 4
 
 
+def before_any_run_from_now() -> str:
+    """A run leaves what is of its own millisecond to the next one."""
+    return (datetime.now(UTC) - timedelta(milliseconds=1)).isoformat()
+
+
 async def test_a_later_run_adds_what_came_since(table: str, tmp_path: Path) -> None:
-    now = datetime.now(UTC)
-    rows = [{"id": 1, "user_id": 7, "action": "hint", "created_at": now.isoformat()}]
+    rows = [{"id": 1, "user_id": 7, "action": "hint", "created_at": before_any_run_from_now()}]
     path = _json(tmp_path, usage_log=rows)
     await bring(order(path, table, tmp_path))
     async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "9/day")], deadline=30) as limiter:
         await limiter.check("7", "hint")  # the table is in use meanwhile
-    later = datetime.now(UTC)
-    rows += [{"id": n, "user_id": 7, "action": "hint", "created_at": later.isoformat()} for n in (2, 3)]
+    later = before_any_run_from_now()
+    rows += [{"id": n, "user_id": 7, "action": "hint", "created_at": later} for n in (2, 3)]
     for _ in range(2):
         await bring(order(_json(tmp_path, usage_log=rows), table, tmp_path))
         record = await record_in(table, "7", "hint")
