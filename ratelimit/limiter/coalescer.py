@@ -21,6 +21,9 @@ from ratelimit.names import Key
 MAX_WAITING: Final = 10_000
 
 Course: TypeAlias = tuple[Key, Planner]
+_Waiter: TypeAlias = tuple[int, asyncio.Future[Decision]]
+"""What a check costs, and its decision when it is made."""
+_Queue: TypeAlias = deque[_Waiter]
 SpendMany: TypeAlias = Callable[[Planner, Key, int, Sequence[int]], Awaitable[list[Decision]]]
 
 
@@ -35,7 +38,7 @@ class Coalescer:
     def __init__(self, many: SpendMany, clock: Clock, deadline: float) -> None:
         self._spend_many = many
         self._clock = clock
-        self._patience = Patience(deadline)
+        self._patience: Patience[asyncio.Future[Decision]] = Patience(deadline, _give_up)
         self._courses: dict[Course, _Queue | None] = {}
         """Those on which a write is under way, and who waits for its return, if anybody does."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -66,10 +69,10 @@ class Coalescer:
         if len(queue) >= MAX_WAITING:
             raise StoreThrottled(f"{MAX_WAITING} checks wait for one record already")
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(cost, loop)
-        queue.append(waiter)
-        self._patience.watch(waiter, loop)
-        return waiter.decision
+        decision: asyncio.Future[Decision] = loop.create_future()
+        queue.append((cost, decision))
+        self._patience.watch(decision, loop)
+        return decision
 
     def __len__(self) -> int:
         return len(self._courses)
@@ -81,45 +84,33 @@ class Coalescer:
             while batch := _board(queue, planner.most):
                 await self._fly(batch, planner, key)
                 # Those who were answered just now may ask again at once: a turn of the loop later they leave with the
-                # rest, and a write carries twice as many.
-                await asyncio.sleep(0)
+                # rest, and a write carries twice as many. But what else they do in that turn, many do not wait for.
+                if len(queue) < len(batch):
+                    await asyncio.sleep(0)
         finally:
             del self._courses[course]
-            for waiter in queue:  # only where this task itself was cancelled
-                waiter.decision.cancel()
+            for _, decision in queue:  # only where this task itself was cancelled
+                decision.cancel()
 
     async def _fly(self, batch: list[_Waiter], planner: Planner, key: Key) -> None:
         try:
-            decisions = await self._spend_many(planner, key, self._clock.now(), [waiter.cost for waiter in batch])
+            made = await self._spend_many(planner, key, self._clock.now(), [cost for cost, _ in batch])
         except asyncio.CancelledError:
-            for waiter in batch:
-                waiter.decision.cancel()
+            for _, decision in batch:
+                decision.cancel()
             raise
         except Exception as error:  # noqa: BLE001 (passed on to those who wait, whom nothing may leave hanging)
-            for waiter in batch:
-                if not waiter.decision.done():
-                    waiter.decision.set_exception(error)
+            for _, decision in batch:
+                if not decision.done():
+                    decision.set_exception(error)
             return
-        for waiter, decision in zip(batch, decisions, strict=True):
-            if not waiter.decision.done():
-                waiter.decision.set_result(decision)
+        for (_, decision), outcome in zip(batch, made, strict=True):
+            if not decision.done():
+                decision.set_result(outcome)
 
 
-class _Waiter:
-    __slots__ = ("cost", "decision")
-
-    def __init__(self, cost: int, loop: asyncio.AbstractEventLoop) -> None:
-        self.cost = cost
-        self.decision: asyncio.Future[Decision] = loop.create_future()
-
-    def done(self) -> bool:
-        return self.decision.done()
-
-    def expire(self) -> None:
-        self.decision.set_exception(StoreUnavailable("no turn at the record within the deadline"))
-
-
-_Queue: TypeAlias = deque[_Waiter]
+def _give_up(decision: asyncio.Future[Decision]) -> None:
+    decision.set_exception(StoreUnavailable("no turn at the record within the deadline"))
 
 
 def _board(queue: _Queue, most: int | None) -> list[_Waiter]:
@@ -127,11 +118,11 @@ def _board(queue: _Queue, most: int | None) -> list[_Waiter]:
     batch: list[_Waiter] = []
     total = 0
     while queue:
-        waiter = queue[0]
-        if not waiter.decision.done():
-            if most is not None and batch and total + waiter.cost > most:
+        cost, decision = queue[0]
+        if not decision.done():
+            if most is not None and batch and total + cost > most:
                 break
-            total += waiter.cost
-            batch.append(waiter)
+            total += cost
+            batch.append(queue[0])
         queue.popleft()
     return batch

@@ -24,7 +24,7 @@ class Guard:
     def __init__(self, clock: Clock, deadline: float, breaker: Breaker) -> None:
         self.deadline = deadline
         self.breaker = breaker
-        self._patience = Patience(deadline)
+        self._patience: Patience[Call] = Patience(deadline, Call.expire)
         self._clock = clock
 
     def call(self) -> Call:

@@ -25,6 +25,12 @@ IDLE: Final = 5 * SECOND
 # "auto" takes at least what it expects to be asked for in this long; a throttled write doubles it, up to the most.
 AHEAD: Final = SECOND // 10
 MAX_AHEAD: Final = 5 * SECOND
+# What a process takes ahead is at most one unit in so many of those that are left.
+SHARE: Final = 4
+# "auto" does not know yet what everybody takes, on the first writes of a key: then it takes what it is asked for itself
+# in this long, at most one unit in so many of those that are left, since any number of processes may do the same.
+AHEAD_ALONE: Final = SECOND
+SHARE_ALONE: Final = 200
 # "auto" aims at this many writes of one item a second, by all processes together: half of what DynamoDB takes.
 WRITES: Final = 500
 _RETURNS_AT_ONCE: Final = 2
@@ -56,7 +62,7 @@ class Leases:
     async def spend(self, planner: Planner, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
         """Decide on `costs`, from the units held and as many from the store as are missing, and some ahead."""
         lease = self._current(planner, key, now)
-        advance = Advance(lease.take(), lease.size(planner.policy.lease, now))
+        advance = lease.advance(planner.policy.lease, now)
         lease.asked += sum(costs)
         try:
             decisions = await self._spend(planner, key, now, costs, advance)
@@ -125,25 +131,30 @@ class _Lease:
         self._counted: int | None = None
         self._counted_at = now
 
-    def take(self) -> int:
-        """Everything that is held, so that nobody else grants it while it is being accounted for."""
-        units, self.units = self.units, 0
-        return units
-
-    def size(self, lease: int | str | None, now: int) -> int:
-        """Units to take ahead: as many as the policy says, or by what is asked for and by what everybody takes.
+    def advance(self, lease: int | str | None, now: int) -> Advance:
+        """Everything that is held, so that nobody else grants it while it is being accounted for, and what to take:
+        as much as the policy says, or by what is asked for and by what everybody takes.
 
         If each write takes what all processes use in 1/`WRITES` of a second, they write `WRITES` times a second,
         however many they are and however uneven their shares.
         """
+        held, self.units = self.units, 0
         if isinstance(lease, int):
-            return lease
+            return Advance(held, lease, SHARE)
+        rate = self._rate(now)
+        if not self._everybody:
+            return Advance(held, rate * max(self._ahead, AHEAD_ALONE) // SECOND, SHARE_ALONE)
+        ahead = max(rate * self._ahead // SECOND, self._everybody // WRITES)
+        return Advance(held, min(ahead, rate * MAX_AHEAD // SECOND), SHARE)
+
+    def _rate(self, now: int) -> int:
+        """Units a second that this process is asked for."""
         elapsed = now - self._since
-        rate = max(self._own, _a_second(self.asked, AHEAD))
-        if not 0 <= elapsed < AHEAD:
-            rate = self._own = _a_second(self.asked, max(AHEAD, elapsed))
-            self._since, self.asked = now, 0
-        return min(max(rate * self._ahead // SECOND, self._everybody // WRITES), rate * MAX_AHEAD // SECOND)
+        if 0 <= elapsed < AHEAD:
+            return max(self._own, _a_second(self.asked, AHEAD))
+        self._own = _a_second(self.asked, max(AHEAD, elapsed))
+        self._since, self.asked = now, 0
+        return self._own
 
     def saw(self, counted: int, now: int) -> None:
         """So many units were `counted` today by everybody; the same number as before tells of no write."""

@@ -26,13 +26,15 @@ _WORTH_CLEANING: Final = 8
 
 
 class Advance:
-    """Units taken from a quota before anybody asked for them: so many `held`, and so many wanted `ahead`."""
+    """Units taken from a quota before anybody asked for them: so many `held`, and so many wanted `ahead`, but never
+    more than one in `share` of what is left, so that the last ones are not all held by whoever came first."""
 
-    __slots__ = ("ahead", "held")
+    __slots__ = ("ahead", "held", "share")
 
-    def __init__(self, held: int = 0, ahead: int = 0) -> None:
+    def __init__(self, held: int = 0, ahead: int = 0, share: int = 1) -> None:
         self.held = held
         self.ahead = ahead
+        self.share = share
 
 
 class Ledger:
@@ -83,7 +85,7 @@ class Ledger:
         for _ in range(_ATTEMPTS):
             amount = total - advance.held
             if amount > 0:
-                amount += planner.ahead(now, amount, advance.ahead, belief.record)
+                amount += planner.ahead(now, amount, advance.ahead, advance.share, belief.record)
             else:  # what is held is not topped up, or a key that is always asked for would always be written
                 advance.held -= total
                 return _answers(planner, now, costs, fitting, belief.record, held=advance.held)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 
 class Waiting(Protocol):
@@ -18,26 +19,26 @@ class Waiting(Protocol):
         """Whether it needs no more watching."""
         ...
 
-    def expire(self) -> None:
-        """The time is over."""
-        ...
+
+W = TypeVar("W", bound=Waiting)
 
 
-class Patience:
-    """Expires what is not done `deadline` seconds after it was watched.
+class Patience(Generic[W]):
+    """Calls `expire` with what is not done `deadline` seconds after it was watched.
 
     All wait equally long, so the first to come is the first to be due.
     """
 
-    __slots__ = ("_loop", "_watched", "deadline")
+    __slots__ = ("_expire", "_loop", "_watched", "deadline")
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, expire: Callable[[W], None]) -> None:
         self.deadline = deadline
+        self._expire = expire
         self._loop: asyncio.AbstractEventLoop | None = None
         """The loop that has a timer for the first of them; None while there is none."""
-        self._watched: deque[tuple[float, Waiting]] = deque()
+        self._watched: deque[tuple[float, W]] = deque()
 
-    def watch(self, waiting: Waiting, loop: asyncio.AbstractEventLoop) -> None:
+    def watch(self, waiting: W, loop: asyncio.AbstractEventLoop) -> None:
         """From now on, on the loop that runs. (To ask for it is a system call: a check does that once.)"""
         watched = self._watched
         while watched and watched[0][1].done():  # keeps what is kept to those who do wait, by and large
@@ -48,13 +49,6 @@ class Patience:
             self._loop = loop
             loop.call_at(due, self._end, loop)
         watched.append((due, waiting))
-
-    def limit(self) -> Limited:
-        """`with patience.limit(): await ...` raises `TimeoutError` in the task that waits too long."""
-        loop = asyncio.get_running_loop()
-        limited = Limited(loop)
-        self.watch(limited, loop)
-        return limited
 
     def _end(self, loop: asyncio.AbstractEventLoop) -> None:
         """Those whose time has come; those who need none any more are forgotten."""
@@ -67,14 +61,14 @@ class Patience:
                 if due > now:
                     loop.call_at(due, self._end, loop)
                     return
-                waiting.expire()
+                self._expire(waiting)
             self._watched.popleft()
         self._loop = None
 
 
 class Limited:
-    """A task in a block that it has to leave in time. Cancelled from outside, it stays cancelled: as `asyncio.Timeout`
-    has it, whose rules these are."""
+    """A task in a block that it has to leave in time, or `TimeoutError` is raised there. Cancelled from outside, it
+    stays cancelled: as `asyncio.Timeout` has it, whose rules these are."""
 
     __slots__ = ("_cancelling", "_expired", "_task")
 
@@ -90,7 +84,7 @@ class Limited:
         return self._task is None
 
     def expire(self) -> None:
-        """See `Waiting`."""
+        """The time is over."""
         if self._task is not None:
             self._expired = True
             self._task.cancel()

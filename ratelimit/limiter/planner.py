@@ -18,7 +18,6 @@ _DAY_S: Final = DAY // SECOND
 KEPT_DAYS: Final = 400
 # Bounds the size of one expression; what is left over goes with the next write.
 _DROPS_AT_ONCE: Final = 25
-_SHARE_AHEAD: Final = 4
 _KEPT_WRITES: Final = 64
 
 
@@ -59,13 +58,12 @@ class Planner:
         """Whether a record, if true, has room for `cost`."""
         return cost <= 0 or None not in [one.spend(now, cost, record) for one in self._rules]
 
-    def ahead(self, now: int, cost: int, wanted: int, record: Record) -> int:
-        """How many of the units wanted ahead to take with `cost`: never more than a part of what is left, so that the
-        last units of a quota are not all held by whoever came first."""
+    def ahead(self, now: int, cost: int, wanted: int, share: int, record: Record) -> int:
+        """How many of the units wanted ahead to take with `cost`: at most one in `share` of what is left."""
         if not wanted:
             return 0
         room = min([state.remaining for state in self.states(now, cost, record)]) - max(0, cost)
-        return max(0, min(wanted, room // _SHARE_AHEAD))
+        return max(0, min(wanted, room // share))
 
     def less(self, now: int, held: int, record: Record) -> Record:
         """The record as it would be without the units that are held."""

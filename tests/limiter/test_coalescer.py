@@ -68,6 +68,29 @@ async def test_a_lone_check_needs_no_task() -> None:
     assert asyncio.all_tasks() == before
 
 
+async def test_many_who_wait_do_not_wait_for_what_those_before_them_do_with_their_answers() -> None:
+    one, store = gated("1000/day")
+    store.gate.set()
+    told: list[str] = []
+
+    async def write() -> None:
+        told.append("write")
+        await turn()
+
+    async def ask(name: str) -> None:
+        await one.check("alice", "hint")
+        told.append(name)
+
+    store.fault = write
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(ask("first"))
+        tasks.create_task(ask("second"))
+        while told.count("write") < 2:
+            await asyncio.sleep(0)
+        tasks.create_task(ask("third"))
+    assert told == ["write", "first", "write", "write", "second", "third"]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 async def test_first_come_first_served(algorithm: AlgorithmName) -> None:
     one, store = gated("10/day", algorithm)

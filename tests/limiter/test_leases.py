@@ -181,6 +181,25 @@ async def test_auto_shares_the_items_writes_among_all_processes() -> None:
     assert await writes(2) < 2 * 600
 
 
+async def test_auto_starts_with_a_second_of_its_own_demand() -> None:
+    """Before it has seen what everybody takes: else 50 processes that wake up together write once for each check."""
+    store, clock = CountingStore(), FakeClock()
+    processes = [leasing(store, "auto", "1000000/day", clock) for _ in range(50)]
+    for _ in range(20):
+        for process in processes:
+            await process.check("alice", "hint")
+            clock.advance(0.001)
+    assert store.taken()["apply"] <= 3 * 50
+
+
+async def test_auto_takes_next_to_nothing_of_a_small_quota_before_it_knows_who_else_asks() -> None:
+    store = CountingStore()
+    one = leasing(store, lease="auto", quotas="100/day")
+    for asked in range(1, 6):
+        await one.check("alice", "hint")
+        assert (await one.peek("alice", "hint")).used == asked
+
+
 async def test_a_key_that_is_asked_for_is_not_idle() -> None:
     store, clock = CountingStore(), FakeClock()
     one = leasing(store, lease=50, clock=clock)

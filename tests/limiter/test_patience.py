@@ -11,9 +11,16 @@ from ratelimit.limiter.patience import Limited, Patience
 LONG = 60.0
 
 
-async def hang(patience: Patience) -> str:
+def limit(patience: Patience[Limited]) -> Limited:
+    loop = asyncio.get_running_loop()
+    limited = Limited(loop)
+    patience.watch(limited, loop)
+    return limited
+
+
+async def hang(patience: Patience[Limited]) -> str:
     try:
-        with patience.limit():
+        with limit(patience):
             await asyncio.sleep(LONG)
     except TimeoutError:
         return "late"
@@ -21,7 +28,7 @@ async def hang(patience: Patience) -> str:
 
 
 async def test_each_waits_as_long_as_it_may_and_no_longer() -> None:
-    patience = Patience(0.02)
+    patience = Patience(0.02, Limited.expire)
     loop = asyncio.get_running_loop()
     for _ in range(2):  # the timer ends with the last of them, and starts again
         began = loop.time()
@@ -30,8 +37,8 @@ async def test_each_waits_as_long_as_it_may_and_no_longer() -> None:
 
 
 async def test_who_is_done_is_left_alone() -> None:
-    patience = Patience(0.01)
-    with patience.limit():
+    patience = Patience(0.01, Limited.expire)
+    with limit(patience):
         await asyncio.sleep(0)
     assert await hang(patience) == "late"
     task = asyncio.current_task()
@@ -40,7 +47,7 @@ async def test_who_is_done_is_left_alone() -> None:
 
 
 async def test_a_later_one_is_due_later() -> None:
-    patience = Patience(0.05)
+    patience = Patience(0.05, Limited.expire)
     first = asyncio.create_task(hang(patience))
     await asyncio.sleep(0.03)
     second = asyncio.create_task(hang(patience))
@@ -50,7 +57,7 @@ async def test_a_later_one_is_due_later() -> None:
 
 
 async def test_a_cancellation_from_outside_is_no_timeout() -> None:
-    task = asyncio.create_task(hang(Patience(LONG)))
+    task = asyncio.create_task(hang(Patience(LONG, Limited.expire)))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -58,11 +65,11 @@ async def test_a_cancellation_from_outside_is_no_timeout() -> None:
 
 
 async def test_a_cancellation_that_comes_with_the_timeout_wins() -> None:
-    patience = Patience(LONG)
+    patience = Patience(LONG, Limited.expire)
     limits: list[Limited] = []
 
     async def wait() -> None:
-        with patience.limit() as limited:
+        with limit(patience) as limited:
             limits.append(limited)
             await asyncio.sleep(LONG)
 
@@ -75,16 +82,16 @@ async def test_a_cancellation_that_comes_with_the_timeout_wins() -> None:
 
 
 async def test_another_error_passes() -> None:
-    with pytest.raises(ValueError, match="mine"), Patience(LONG).limit():
+    with pytest.raises(ValueError, match="mine"), limit(Patience(LONG, Limited.expire)):
         raise ValueError("mine")
 
 
 def test_another_loop_has_another_timer() -> None:
     """As in a program that calls `asyncio.run` more than once."""
-    patience = Patience(0.01)
+    patience = Patience(0.01, Limited.expire)
 
     async def leave() -> None:
-        with patience.limit():
+        with limit(patience):
             await asyncio.sleep(0)
 
     asyncio.run(leave())
@@ -92,8 +99,8 @@ def test_another_loop_has_another_timer() -> None:
 
 
 async def test_keeps_no_more_than_those_who_wait() -> None:
-    patience = Patience(LONG)
+    patience = Patience(LONG, Limited.expire)
     for _ in range(100):
-        with patience.limit():
+        with limit(patience):
             pass
     assert len(patience._watched) == 1
