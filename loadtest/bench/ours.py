@@ -37,6 +37,31 @@ async def embedded(quotas: str = ROOMY, algorithm: AlgorithmName = "fixed_window
 
 
 @asynccontextmanager
+async def nothing(delay: float) -> AsyncIterator[Contender]:
+    """No check at all: whoever calls waits, together with all who call in the same turn of the loop, for `delay`
+    seconds. What coalesced checks would take if they took nothing."""
+    loop = asyncio.get_running_loop()
+    waiting: list[asyncio.Future[None]] = []
+
+    def take_off() -> None:
+        together = waiting.copy()
+        waiting.clear()
+        loop.call_later(delay, land, together)
+
+    def land(together: list[asyncio.Future[None]]) -> None:
+        for one in together:
+            one.set_result(None)
+
+    def call() -> asyncio.Future[None]:
+        if not waiting:
+            loop.call_soon(take_off)
+        waiting.append(loop.create_future())
+        return waiting[-1]
+
+    yield Contender(call)
+
+
+@asynccontextmanager
 async def refused(endpoint: str) -> AsyncIterator[Contender]:
     """A check that DynamoDB has refused just now, again and again."""
     store = _store(endpoint)

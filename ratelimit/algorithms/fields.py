@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from ratelimit.clock import SECOND
 from ratelimit.quota import Unit, Window
+
+Per: TypeAlias = Literal["day", "month"]
 
 DAYS_KEPT: Final = 35
 MONTHS_KEPT: Final = 13
@@ -76,6 +78,14 @@ def utc_day(now: int) -> date:
     return datetime.fromtimestamp(now // SECOND, UTC).date()
 
 
+def first_kept(today: date, per: Per) -> date:
+    """The first of the days, or of the months (its first day), whose totals are kept; `today` is the last."""
+    if per == "day":
+        return today - timedelta(days=DAYS_KEPT - 1)
+    year, month = divmod(today.year * 12 + today.month - MONTHS_KEPT, 12)
+    return date(year, month + 1, 1)
+
+
 def stale(record: Iterable[str], now: int) -> list[str]:
     """Fields that no decision and no report will read again.
 
@@ -83,8 +93,7 @@ def stale(record: Iterable[str], now: int) -> list[str]:
     behind still counts in the previous one.
     """
     today = utc_day(now)
-    first_day = today - timedelta(days=DAYS_KEPT - 1)
-    first_month = (today.year * 12 + today.month - 1) - (MONTHS_KEPT - 1)
+    first_day, first_month = first_kept(today, "day"), first_kept(today, "month")
     found = []
     for field in record:
         if match := _WINDOW_FIELD.fullmatch(field):
@@ -93,6 +102,6 @@ def stale(record: Iterable[str], now: int) -> list[str]:
             if int(index) < window.span(now).index - 1:
                 found.append(field)
     for field, day, whole_month in total_fields(record):
-        if (day.year * 12 + day.month - 1 < first_month) if whole_month else (day < first_day):
+        if day < (first_month if whole_month else first_day):
             found.append(field)
     return found

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from ratelimit.algorithms.base import Ops, give_back
-from ratelimit.algorithms.fields import current_totals, total_fields
+from ratelimit.algorithms.fields import Per, current_totals, total_fields
 from ratelimit.clock import DAY
 from ratelimit.store.write import Add, Record
-
-Per: TypeAlias = Literal["day", "month"]
 
 _KEPT_COSTS: Final = 64
 

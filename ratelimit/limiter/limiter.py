@@ -9,7 +9,8 @@ from typing import Final, Self
 
 import msgspec
 
-from ratelimit.algorithms.totals import Per, totals_of
+from ratelimit.algorithms.fields import Per
+from ratelimit.algorithms.totals import totals_of
 from ratelimit.breaker import Breaker
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.decision import Decision

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ratelimit.algorithms.fields import DAYS_KEPT, utc_day
+from ratelimit.algorithms.fields import DAYS_KEPT, MONTHS_KEPT, Per, first_kept, utc_day
 from ratelimit.algorithms.totals import totals_of
 from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention
@@ -22,6 +22,7 @@ from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
 from ratelimit.usage.top import TopUser, top_of
 
 DATE_RANGE: Final = "date_range"
+_KEPT: Final[dict[Per, str]] = {"day": f"{DAYS_KEPT} days", "month": f"{MONTHS_KEPT} months"}
 _MAX_SEEN: Final = 1000
 # Items that have expired may stay in the table for some days.
 _ERASED_DAYS: Final = RETENTION_DAYS + 7
@@ -84,27 +85,23 @@ class Reports:
         return await page_of(self.store.events, query, limit)
 
     async def totals(
-        self, user: str, since: date | None = None, until: date | None = None, *, actions: Iterable[str] | None = None
+        self,
+        user: str,
+        since: date | None = None,
+        until: date | None = None,
+        *,
+        per: Per = "day",
+        actions: Iterable[str] | None = None,
     ) -> dict[str, dict[date, int]]:
         """Units used per action and UTC day, `since` and `until` included, oldest first: exact, one read an action.
 
-        The actions are those of `self.actions`, unless given; where there is none, those of the user's events in the
-        range. By default of all the 35 days that are kept. Raises `OutOfRetention`.
+        With `per="month"`, per calendar month, by its first day. By default of all that are kept: 35 days, 13 months.
+        The actions are those of `self.actions`, unless given; where there is none, those of the user's events of these
+        days, or of the last 35. Raises `OutOfRetention`.
         """
-        first, last = self._days(since, until)
-        return {
-            action: totals_of(record, since=first, until=last)
-            for action, record in (await self._counted(user, actions, first, last)).items()
-        }
-
-    async def months(self, user: str, *, actions: Iterable[str] | None = None) -> dict[str, dict[date, int]]:
-        """Units used per action and calendar month, by its first day, oldest first: exact, one read an action.
-
-        Of all the 13 months that are kept, the present one included. The actions as in `totals`.
-        """
-        first, last = self._days(None, None)
-        records = await self._counted(user, actions, first, last)
-        return {action: totals_of(record, "month") for action, record in records.items()}
+        first, last = self._range(since, until, per)
+        records = await self._counted(user, actions, *(self._range() if per == "month" else (first, last)))
+        return {action: totals_of(record, per, since=first, until=last) for action, record in records.items()}
 
     async def summary(self, user: str, days: int = 7, *, actions: Iterable[str] | None = None) -> dict[str, Any]:
         """Per action `{"total": 35, "daily_avg": 5.0}` of the last `days` UTC days, today included.
@@ -125,7 +122,7 @@ class Reports:
 
     async def reconcile(self, user: str, day: date) -> dict[str, Reconciliation]:
         """A user's events of a UTC day against the totals, by action. What waits here is written first."""
-        first, last = self._days(day, day)
+        first, last = self._range(day, day)
         await self.flush()
         logged: Counter[str] = Counter()
         async for event in walk(self.store.events, self._query(user, first, last, allowed=True)):
@@ -145,7 +142,7 @@ class Reports:
         side. Raises `OutOfRetention`.
         """
         check_action(action)
-        self._days(day, day)
+        self._range(day, day)
         return await top_of(self.store.scans, _day("day", day), action, count=count, parts=parts)
 
     async def erase(self, user: str, *, actions: Iterable[str] = ()) -> int:
@@ -176,15 +173,15 @@ class Reports:
         named = chosen or await self._actions_of(user, first, last)
         return {action: await self.store.read(Key(user, action)) for action in named}
 
-    def _days(self, since: date | None, until: date | None) -> tuple[date, date]:
+    def _range(self, since: date | None = None, until: date | None = None, per: Per = "day") -> tuple[date, date]:
         today = utc_day(self.clock.now())
-        oldest = today - timedelta(days=DAYS_KEPT - 1)
+        oldest = first_kept(today, per)
         first = oldest if since is None else _day("since", since)
         last = today if until is None else _day("until", until)
         if first > last:
             raise InvalidInput(f"since ({first}) must not be later than until ({last})")
         if first < oldest:
-            raise OutOfRetention(f"{first} is out of reach: totals are kept for {DAYS_KEPT} days, from {oldest} on")
+            raise OutOfRetention(f"{first} is out of reach: totals are kept for {_KEPT[per]}, from {oldest} on")
         if first > today:
             raise OutOfRetention(f"{first} has not come yet: today is {today} in UTC")
         return first, last

@@ -80,8 +80,9 @@ def test_summary_and_totals(ratelimit: Command, url: str) -> None:
     assert ratelimit("usage", "totals", "alice", "--json").json == {"hint": {TODAY: 5}, "solve": {TODAY: 1}}
     assert TODAY in ratelimit("usage", "totals", "alice", "--since", "yesterday", "--action", "solve").out
     month = f"{TODAY[:7]}-01"
-    assert ratelimit("usage", "totals", "alice", "--months", "--json").json == {"hint": {month: 5}, "solve": {month: 1}}
-    assert month in ratelimit("usage", "totals", "alice", "--months").out
+    monthly = ("usage", "totals", "alice", "--per", "month")
+    assert ratelimit(*monthly, "--json").json == {"hint": {month: 5}, "solve": {month: 1}}
+    assert month in ratelimit(*monthly).out
 
 
 def test_top(ratelimit: Command, url: str) -> None:
@@ -201,7 +202,8 @@ def test_erase(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) ->
         (("summary", "alice", "--days", "36"), "totals are kept for 35 days"),
         (("totals", "alice", "--since", "2026-01-05T12:00"), "is no day; write 2026-01-05, today or yesterday"),
         (("totals", "alice", "--since", LONG_AGO), "totals are kept for 35 days"),
-        (("totals", "alice", "--months", "--since", "today"), "leave out --since and --until"),
+        (("totals", "alice", "--per", "month", "--since", "2019-01-05"), "totals are kept for 13 months"),
+        (("totals", "alice", "--per", "week"), "'week' is not one of 'day', 'month'"),
         (("top", "--day", "tomorrow", "--action", "hint"), "--day: 'tomorrow' is no day"),
         (("top", "--day", LONG_AGO, "--action", "hint"), "totals are kept for 35 days"),
         (("reconcile", "alice", "--day", LONG_AGO), "totals are kept for 35 days"),

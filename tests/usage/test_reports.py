@@ -139,8 +139,9 @@ async def test_months_come_from_the_counters(store: TableStore, user: str) -> No
     await limiter.check(user, "hint", cost=3)
     await limiter.check(user, "solve", cost=2)
     usage = UsageLog(store, actions=limiter.policies, clock=clock)
-    assert await usage.months(user) == {"hint": {last_month: 4, first: 3}, "solve": {first: 2}}
-    assert await usage.months(user, actions=["solve"]) == {"solve": {first: 2}}
+    assert await usage.totals(user, per="month") == {"hint": {last_month: 4, first: 3}, "solve": {first: 2}}
+    assert await usage.totals(user, per="month", actions=["solve"]) == {"solve": {first: 2}}
+    assert await usage.totals(user, until=last_month, per="month") == {"hint": {last_month: 4}, "solve": {}}
 
 
 async def test_totals_and_summary_come_from_the_counters(store: TableStore, user: str) -> None:
@@ -198,6 +199,10 @@ async def test_days_that_are_not_kept_are_refused() -> None:
     usage = UsageLog(MemoryStore(), clock=at_noon())
     with pytest.raises(OutOfRetention, match="kept for 35 days"):
         await usage.totals("alice", TODAY - timedelta(days=35))
+    oldest = TODAY.replace(year=TODAY.year - 1, day=1)
+    with pytest.raises(OutOfRetention, match=f"kept for 13 months, from {oldest} on"):
+        await usage.totals("alice", oldest - timedelta(days=1), per="month")
+    assert await usage.totals("alice", oldest, per="month") == {}
     with pytest.raises(OutOfRetention, match="not come yet"):
         await usage.reconcile("alice", TODAY + timedelta(days=1))
     with pytest.raises(InvalidInput, match="later"):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ratelimit.algorithms.fields import Per
 from ratelimit.cli.output import note, say, say_json, say_table
 from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption
 from ratelimit.cli.usage.shared import (
@@ -93,12 +94,12 @@ def totals(
     since: SinceOption = None,
     until: UntilOption = None,
     action: ActionOption = None,
-    months: Annotated[bool, typer.Option("--months", help="Per calendar month, of the last 13.")] = False,
+    per: Annotated[Per, typer.Option(help="For each of the last 35 days, or of the last 13 calendar months.")] = "day",
     store: StoreOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What a user has used, per action and day, from the limiter's own counters. Exact.
+    """What a user has used, per action and day or month, from the limiter's own counters. Exact.
 
     The actions are those of the configured policies; without a configuration, those of the user's events.
 
@@ -106,17 +107,13 @@ def totals(
 
         ratelimit usage totals alice --since 2026-01-01 --until 2026-01-31
 
-        ratelimit usage totals alice --months
+        ratelimit usage totals alice --per month
     """
     first, last = to_day("--since", since), to_day("--until", until)
-    if months and (first or last):
-        raise InvalidInput("--months shows all that are kept: leave out --since and --until")
     actions = None if action is None else [action]
 
     async def read(reports: Reports) -> dict[str, dict[date, int]]:
-        if months:
-            return await reports.months(user, actions=actions)
-        return await reports.totals(user, first, last, actions=actions)
+        return await reports.totals(user, first, last, per=per, actions=actions)
 
     found = ask(read, store=store, config=config)
     if as_json:
@@ -124,9 +121,9 @@ def totals(
         return
     rows = [(name, day, units) for name, days in found.items() for day, units in days.items() if units]
     if rows:
-        say_table(("action", "month, from" if months else "day", "units"), rows)
+        say_table(("action", "month, from" if per == "month" else "day", "units"), rows)
     else:
-        say(f"{user} has used nothing in these {'months' if months else 'days'}, or is not known")
+        say(f"{user} has used nothing in these {per}s, or is not known")
 
 
 def top(

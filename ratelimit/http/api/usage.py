@@ -64,10 +64,10 @@ class Used:
         return EventsAnswer.of(page)
 
     async def totals(self, user: UserName, query: TotalsQuery) -> TotalsAnswer:
-        """Count what a user has used, by action and day."""
+        """Count what a user has used, by action and day or month."""
         actions = None if query.action is UNSET else [query.action]
         since, until = _day("since", query.since), _day("until", query.until)
-        return TotalsAnswer(user, await self._reports.totals(user, since, until, actions=actions))
+        return TotalsAnswer(user, await self._reports.totals(user, since, until, per=query.per, actions=actions))
 
     async def erase(self, user: UserName, body: EraseBody) -> EraseAnswer:
         """Delete every trace of a user: events, counters, the entry, identities. Where it fails, repeat it."""

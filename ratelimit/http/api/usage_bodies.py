@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from ratelimit.algorithms.fields import DAYS_KEPT
+from ratelimit.algorithms.fields import DAYS_KEPT, Per
 from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.http.api.bodies import Name
 from ratelimit.http.api.directory_bodies import Cursor, Limit
@@ -65,15 +65,17 @@ class SummaryAnswer(Struct, frozen=True):
 
 
 class TotalsQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which days, and of which action."""
+    """Which days or months, and of which action."""
 
+    per: Annotated[Per, Meta(description="What each number is of: a day, or a calendar month.")] = "day"
     since: Day | UnsetType = UNSET
     until: Day | UnsetType = UNSET
     action: Name | UnsetType = UNSET
 
 
 class TotalsAnswer(Struct, frozen=True):
-    """Units used, by action and UTC day, from the exact counters; a day without any may be left out."""
+    """Units used, by action and UTC day (or the first day of a month), from the exact counters; a day or month without
+    any may be left out."""
 
     user: str
     totals: dict[str, dict[date, int]]

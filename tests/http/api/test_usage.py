@@ -46,6 +46,9 @@ async def test_summary_and_totals(service: Service, user: str) -> None:
     }
     one = await service.client.get(f"{path}/totals?action=run&since={YESTERDAY}&until={day}")
     assert one.json()["totals"] == {"run": {day: 3}}
+    month = str(TODAY.replace(day=1))
+    monthly = await service.client.get(f"{path}/totals?per=month")
+    assert monthly.json()["totals"] == {"hint": {month: 5}, "run": {month: 3}}
 
 
 async def test_events_newest_first_page_by_page(service: Service, user: str) -> None:
@@ -108,6 +111,8 @@ async def test_a_repeated_erase_with_its_key_is_answered_the_same(service: Servi
         ("/totals?since=2026-02-30", "since: '2026-02-30' is no day; write 2026-01-05"),
         ("/totals?since=today", "since: 'today' is no day"),
         ("/totals?since=2020-01-01", "totals are kept for 35 days"),
+        ("/totals?since=2020-01-01&per=month", "totals are kept for 13 months"),
+        ("/totals?per=week", "per: "),
         ("/totals?action=", "action: Expected 'str' of length >= 1"),
         ("/events?since=noon", "since: 'noon' is no date; write 2026-01-05, or 2026-01-05T12:00:00Z"),
         ("/events?since=0001-01-01T00:00:00%2B23:59", "is no date"),
