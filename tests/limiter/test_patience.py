@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from loadtest.simulate import loop as virtual
 from ratelimit.limiter.patience import Limited, Patience
 
 LONG = 60.0
@@ -27,13 +28,14 @@ async def hang(patience: Patience[Limited]) -> str:
     return "in time"
 
 
-async def test_each_waits_as_long_as_it_may_and_no_longer() -> None:
-    patience = Patience(0.02, Limited.expire)
-    loop = asyncio.get_running_loop()
-    for _ in range(2):  # the timer ends with the last of them, and starts again
-        began = loop.time()
-        assert await asyncio.gather(hang(patience), hang(patience)) == ["late", "late"]
-        assert loop.time() - began >= 0.02
+def test_each_waits_as_long_as_it_may_and_no_longer() -> None:
+    async def run() -> None:
+        patience = Patience(20, Limited.expire)
+        for ends in (20, 40):  # the timer ends with the last of them, and starts again
+            assert await asyncio.gather(hang(patience), hang(patience)) == ["late", "late"]
+            assert asyncio.get_running_loop().time() == ends
+
+    virtual.run(run())
 
 
 async def test_who_is_done_is_left_alone() -> None:
@@ -46,14 +48,18 @@ async def test_who_is_done_is_left_alone() -> None:
     assert not task.cancelling()
 
 
-async def test_a_later_one_is_due_later() -> None:
-    patience = Patience(0.05, Limited.expire)
-    first = asyncio.create_task(hang(patience))
-    await asyncio.sleep(0.03)
-    second = asyncio.create_task(hang(patience))
-    assert await first == "late"
-    assert not second.done()
-    assert await second == "late"
+def test_a_later_one_is_due_later() -> None:
+    async def run() -> None:
+        patience = Patience(20, Limited.expire)
+        first = asyncio.create_task(hang(patience))
+        await asyncio.sleep(15)
+        second = asyncio.create_task(hang(patience))
+        assert await first == "late"
+        assert not second.done()
+        assert await second == "late"
+        assert asyncio.get_running_loop().time() == 35
+
+    virtual.run(run())
 
 
 async def test_a_cancellation_from_outside_is_no_timeout() -> None:
