@@ -84,8 +84,9 @@ class Coalescer:
             while batch := _board(queue, planner.most):
                 await self._fly(batch, planner, key)
                 # Those who were answered just now may ask again at once: a turn of the loop later they leave with the
-                # rest, and a write carries twice as many. But what else they do in that turn, many do not wait for.
-                if len(queue) < len(batch):
+                # rest, and a write carries twice as many. But what else they do in that turn, many do not wait for,
+                # and a single one finds the course free.
+                if len(batch) > max(1, len(queue)):
                     await asyncio.sleep(0)
         finally:
             del self._courses[course]

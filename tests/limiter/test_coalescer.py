@@ -91,6 +91,23 @@ async def test_many_who_wait_do_not_wait_for_what_those_before_them_do_with_thei
     assert told == ["write", "first", "write", "write", "second", "third"]
 
 
+async def test_who_waited_alone_has_its_answer_and_a_free_course_at_once() -> None:
+    one, store = gated("1000/day")
+    coalescer = one.checks.coalescer
+    assert coalescer is not None
+    taken: list[int] = []
+
+    async def ask() -> None:
+        await one.check("alice", "hint")
+        taken.append(len(coalescer))
+
+    checks = [asyncio.create_task(ask()) for _ in range(2)]
+    await turn()
+    store.gate.set()
+    await asyncio.gather(*checks)
+    assert taken == [1, 0]
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 async def test_first_come_first_served(algorithm: AlgorithmName) -> None:
     one, store = gated("10/day", algorithm)
