@@ -41,6 +41,7 @@ class Entry:
     python: str = sys.executable
     compiled: bool = False
     """On the compiled build of ours, which is there."""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -121,7 +122,7 @@ class _Worker:
 def _running(entry: Entry) -> Iterator[_Worker]:
     command = [entry.python, "-m", "loadtest.bench.worker", entry.target, json.dumps(dict(entry.options))]
     where = builds.environment() if entry.compiled else {"PYTHONPATH": str(builds.ROOT)}
-    environment = {**os.environ, **_CREDENTIALS, **where}
+    environment = {**os.environ, **_CREDENTIALS, **where, **entry.environment}
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment

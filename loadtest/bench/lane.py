@@ -1,106 +1,120 @@
-"""What a warm check costs the client: bare aiobotocore, the store on either lane, and the parts of the fast one."""
+"""What a warm check costs the client, against a stub that answers at once: on either lane, over plain HTTP and TLS."""
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
-from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
+import typer
 
-from loadtest.bench.measure import Call, Figures, compare
-from ratelimit.clock import SystemClock
-from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.dynamodb.expressions import encode
-from ratelimit.dynamodb.schema import limit_key
-from ratelimit.limiter import Limiter
-from ratelimit.limiter.belief import Belief
-from ratelimit.limiter.planner import Planner
-from ratelimit.names import Key
-from ratelimit.policy import Policy
-from ratelimit.store.write import Write
+from loadtest.bench import builds
+from loadtest.bench.crew import Entry, Measured, contest, ratio
+from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.stub import stub_server
 
-_USERS = 256
-_POOL = 64
-_POLICIES = [
-    Policy("hint", "1000000/hour; 10000000/day"),
-    Policy("bucket", "1000000/hour; 10000000/day", algorithm="gcra"),
-]
+BARE = "aiobotocore, a bare update_item"
+SLOW = "check, aiobotocore lane"
+FAST = "check, fast lane"
+COMPILED = "check, fast lane, compiled"
+GCRA = "check, fast lane, gcra"
+APPLY = "store.apply, fast lane"
+TLS = ", over TLS"
 
-
-async def run(endpoint: str, *, rounds: int, seconds: float, at_once: int) -> list[Figures]:
-    """All contenders, against the stub at this endpoint."""
-    os.environ |= {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1"}
-    async with AsyncExitStack() as exits:
-        limiters = {
-            lane: await exits.enter_async_context(Limiter(_store(endpoint, lane == "fast"), _POLICIES, deadline=5))
-            for lane in ("slow", "fast")
-        }
-        client = await exits.enter_async_context(
-            get_session().create_client(
-                "dynamodb",
-                region_name="eu-west-1",
-                endpoint_url=endpoint,
-                config=AioConfig(max_pool_connections=_POOL, proxies={}),
-            )
-        )
-        fast = limiters["fast"]
-        contenders: dict[str, Call] = {
-            "aiobotocore update_item": _bare(client),
-            "check, aiobotocore lane": _check(limiters["slow"], "hint"),
-            "check, fast lane": _check(fast, "hint"),
-            "check, fast lane, gcra": _check(fast, "bucket"),
-            "store.apply, fast lane": _apply(fast),
-        }
-        figures = await compare(contenders, rounds=rounds, seconds=seconds, at_once=at_once)
-        assert isinstance(fast.store, DynamoDBStore)
-        assert not fast.store.stats.fallbacks, fast.store.stats
-        return figures
+_QUOTAS = "1000000000/hour; 1000000000/day"
+_BOTO = "loadtest.bench.contenders_boto:on_dynamodb"
+_OURS = "loadtest.bench.ours:on_dynamodb"
+_APPLY = "loadtest.bench.ours:applying"
+_TIMES = 8
 
 
-def _store(endpoint: str, fast: bool) -> DynamoDBStore:
-    return DynamoDBStore(table="bench", endpoint=endpoint, pool=_POOL, fast=fast)
+def command(
+    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.8,
+    at_once: Annotated[int, typer.Option(help="Checks at a time.")] = 32,
+    uvloop: Annotated[bool, typer.Option(help="Run the clients on uvloop.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
+) -> None:
+    """The client's own cost of a check, against a stub that answers at once."""
+    conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, uvloop=uvloop), json)
 
 
-def _users() -> Iterator[str]:
-    return itertools.cycle([f"user-{number}" for number in range(_USERS)])
+def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False) -> Sheet:
+    """256 users, two windows."""
+    uncompiled = builds.compiled()
+    notes = [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
+    with ExitStack() as exits:
+        shared = {"endpoint": exits.enter_context(stub_server()), "uvloop": uvloop}
+        entries = _entries(shared, compiled=not uncompiled)
+        if find_spec("trustme") is None:
+            notes.append("not measured: TLS, which needs trustme")
+        else:
+            entries += exits.enter_context(_over_tls(shared, compiled=not uncompiled))
+        measured, failed = contest(entries, rounds=rounds, seconds=seconds, at_once=at_once)
+    notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
+    rows = [Row(name, _figures(one, measured.get(_peer(name)))) for name, one in measured.items()]
+    options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}" + " --uvloop" * uvloop
+    return sheet("lane", rows, _targets(measured), notes, arguments=options)
 
 
-def _write() -> Write:
-    """What a warm check of the first policy sends."""
-    write = Planner(_POLICIES[0]).spend(now := SystemClock().now(), 1, belief := Belief())
-    belief.know({}, now)
-    write = Planner(_POLICIES[0]).spend(now, 1, belief)
-    assert write is not None
-    return write
+def _entries(shared: dict[str, Any], *, compiled: bool) -> list[Entry]:
+    check = {**shared, "quotas": _QUOTAS}
+    entries = [
+        Entry(BARE, _BOTO, shared),
+        Entry(SLOW, _OURS, {**check, "fast": False}),
+        Entry(FAST, _OURS, check),
+        Entry(GCRA, _OURS, {**check, "algorithm": "gcra"}),
+        Entry(APPLY, _APPLY, check),
+    ]
+    return [*entries, Entry(COMPILED, _OURS, check, compiled=True)] if compiled else entries
 
 
-def _bare(client: Any) -> Call:
-    users, update = _users(), encode(_write())
+@contextmanager
+def _over_tls(shared: dict[str, Any], *, compiled: bool) -> Iterator[list[Entry]]:
+    """As DynamoDB is asked, with a certificate of our own."""
+    import trustme
 
-    async def call() -> None:
-        await client.update_item(TableName="bench", Key=limit_key(Key(next(users), "hint")), **update)
+    with TemporaryDirectory() as kept:
+        authority, bundle, server = trustme.CA(), Path(kept, "ca.pem"), Path(kept, "server.pem")
+        authority.cert_pem.write_to_path(str(bundle))
+        authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(server))
+        with stub_server(certificate=server) as endpoint:
+            secure = {**shared, "endpoint": endpoint}
+            check, trusting = {**secure, "quotas": _QUOTAS}, {"AWS_CA_BUNDLE": str(bundle)}
+            entries = [
+                Entry(BARE + TLS, _BOTO, secure, environment=trusting),
+                Entry(FAST + TLS, _OURS, check, environment=trusting),
+            ]
+            if compiled:
+                entries.append(Entry(COMPILED + TLS, _OURS, check, compiled=True, environment=trusting))
+            yield entries
 
-    return call
+
+def _peer(name: str) -> str:
+    return BARE + TLS if name.endswith(TLS) else BARE
 
 
-def _apply(limiter: Limiter) -> Call:
-    users, write = _users(), _write()
+def _figures(one: Measured, bare: Measured | None) -> dict[str, float | None]:
+    return {
+        "checks/s": one.median("per_second"),
+        "p50 ms": one.median("p50_us") / 1000,
+        "p99 ms": one.median("p99_us") / 1000,
+        "CPU µs per check": one.median("cpu_us"),
+        "times less than bare": None if bare is None else ratio(bare, one, "cpu_us"),
+        "times its checks/s": None if bare is None else ratio(one, bare, "per_second"),
+    }
 
-    async def call() -> None:
-        await limiter.store.apply(Key(next(users), "hint"), write, now=0)
 
-    return call
-
-
-def _check(limiter: Limiter, action: str) -> Call:
-    users = _users()
-
-    async def call() -> None:
-        decision = await limiter.check(next(users), action)
-        assert decision.reason is None, decision
-
-    return call
+def _targets(measured: dict[str, Measured]) -> list[Target]:
+    targets = []
+    for ours in (FAST, FAST + TLS):
+        bare = _peer(ours)
+        if ours in measured and bare in measured:
+            less = ratio(measured[bare], measured[ours], "cpu_us")
+            more = ratio(measured[ours], measured[bare], "per_second")
+            targets.append(Target(f"CPU of {bare}, times that of: {ours}", less, "at least", _TIMES))
+            targets.append(Target(f"checks/s, times those of {bare}: {ours}", more, "at least", _TIMES))
+    return targets

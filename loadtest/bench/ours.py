@@ -9,8 +9,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from loadtest.bench.worker import Contender
+from ratelimit.clock import SystemClock
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter
+from ratelimit.limiter.belief import Belief
+from ratelimit.limiter.planner import Planner
+from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore
 
@@ -88,6 +92,7 @@ async def on_dynamodb(
     endpoint: str,
     *,
     quotas: str = ROOMY,
+    algorithm: AlgorithmName = "fixed_window",
     users: int = USERS,
     fast: bool = True,
     coalesced: bool = True,
@@ -96,7 +101,7 @@ async def on_dynamodb(
 ) -> AsyncIterator[Contender]:
     """On a table at this endpoint, on either lane."""
     store = _store(endpoint, fast=fast, pool=pool, create=create)
-    policies = [Policy(ACTION, quotas)]
+    policies = [Policy(ACTION, quotas, algorithm=algorithm)]
     made = Limiter if coalesced else Uncoalesced
     async with made(store, policies, deadline=_NEVER_LATE) as limiter:
         checks = _Checks(limiter, users)
@@ -110,6 +115,22 @@ async def on_dynamodb(
 
         yield Contender(checks.one, count)
         assert not store.stats.fallbacks, store.stats
+
+
+@asynccontextmanager
+async def applying(endpoint: str, quotas: str = ROOMY) -> AsyncIterator[Contender]:
+    """The store by itself: the write that a warm check sends, and nothing around it."""
+    planner, now, belief = Planner(Policy(ACTION, quotas)), SystemClock().now(), Belief()
+    belief.know({}, now)
+    write = planner.spend(now, 1, belief)
+    assert write is not None
+    users = itertools.cycle([f"user-{number}" for number in range(USERS)])
+    async with _store(endpoint, pool=64) as store:
+
+        async def call() -> None:
+            await store.apply(Key(next(users), ACTION), write, now=now)
+
+        yield Contender(call)
 
 
 async def _units_per_write(endpoint: str, policies: Sequence[Policy]) -> float:

@@ -1,7 +1,8 @@
 """A DynamoDB that answers at once and stores nothing, in a process of its own: what is left is the client's own cost.
 
 `python -m loadtest.bench.stub` prints its port and serves until its standard input ends. `--delay SECONDS` before every
-answer to a check, on each connection by itself; `--mood` is what those answers are (`ok`, or one of the bad ones).
+answer to a check, on each connection by itself; `--mood` is what those answers are (`ok`, or one of the bad ones);
+`--certificate` is a file with the key and the chain of `localhost`, for TLS.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
 from zlib import crc32
 
@@ -38,10 +41,11 @@ _SPENT: Final = {"N": "1000000000"}
 
 
 @contextmanager
-def stub_server(*, delay: float = 0.0, mood: Mood = "ok") -> Iterator[str]:
+def stub_server(*, delay: float = 0.0, mood: Mood = "ok", certificate: Path | None = None) -> Iterator[str]:
     """A running stub; gives its endpoint."""
-    with running("loadtest.bench.stub", "--delay", str(delay), "--mood", mood) as stub:
-        yield stub.endpoint
+    secure = [] if certificate is None else ["--certificate", str(certificate)]
+    with running("loadtest.bench.stub", "--delay", str(delay), "--mood", mood, *secure) as stub:
+        yield stub.endpoint.replace("http://127.0.0.1", "https://localhost") if secure else stub.endpoint
 
 
 @dataclass
@@ -157,10 +161,10 @@ def _response(answer: object, status: int = 200) -> bytes:
 _HEALTHY: Final = _response({"Table": _DESCRIPTION, "UnprocessedItems": {}})
 
 
-async def serve(make: Callable[[], asyncio.Protocol]) -> None:
+async def serve(make: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None = None) -> None:
     """On a free port, which is printed, until the standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(make, "127.0.0.1", 0)
+    server = await loop.create_server(make, "127.0.0.1", 0, ssl=tls)
     print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
@@ -170,7 +174,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--delay", type=float, default=0.0)
     parser.add_argument("--mood", choices=("ok", *_ERRORS), default="ok")
+    parser.add_argument("--certificate")
     options = parser.parse_args()
+    secure = None
+    if options.certificate is not None:
+        secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        secure.load_cert_chain(options.certificate)
     with suppress(KeyboardInterrupt):
         kept: dict[bytes, bytes] = {}
-        asyncio.run(serve(lambda: _Stub(kept, options.delay, options.mood)))
+        asyncio.run(serve(lambda: _Stub(kept, options.delay, options.mood), secure))

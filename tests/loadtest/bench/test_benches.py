@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench import app, builds, embedded, hotkey, outage, peers, peers_home, requester
+from loadtest.bench import app, builds, embedded, hotkey, lane, outage, peers, peers_home, requester
 from loadtest.bench.engines import Absent
 from loadtest.bench.ours import exactness
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, read, sheet
@@ -41,6 +41,13 @@ def test_embedded() -> None:
     calls = next(target for target in done.targets if target.promise.startswith("calls"))
     assert calls.met
     assert done.notes == ["not measured: the peers: not in a test", "not measured: the compiled build: not in a test"]
+
+
+def test_lane() -> None:
+    done = lane.run(rounds=1, seconds=TINY, at_once=4)
+    assert {lane.BARE, lane.FAST, lane.GCRA, lane.APPLY, lane.FAST + lane.TLS, lane.BARE + lane.TLS} < set(rows(done))
+    assert len(done.targets) == 4
+    assert done.notes == ["not measured: the compiled build: not in a test"]
 
 
 def test_hotkey(monkeypatch: pytest.MonkeyPatch) -> None:
