@@ -117,6 +117,8 @@ _SET_UP: Final = (
     aws.MissingDependencyException,
 )
 _LONGEST: Final = 300
+# botocore's word for credentials that were expired as they came.
+_STILL_EXPIRED: Final = "refreshed credentials are still expired"
 
 
 @contextmanager
@@ -127,6 +129,12 @@ def explained(place: Place) -> Iterator[None]:
     except CAUGHT as error:
         explanation = explain(error, place)
         raise explanation from (None if isinstance(explanation, AccessDenied) else error)
+    except RuntimeError as error:
+        if _STILL_EXPIRED not in str(error):
+            raise
+        raise AccessDenied(
+            f"the AWS credentials for {place} have expired, and so had those that replaced them"
+        ) from None
 
 
 def code_of(error: BaseException) -> str:

@@ -33,16 +33,17 @@ class Background:
 
     def start(self, write: Awaitable[object], *, units: int, or_else: Loss) -> None:
         """See it through, whoever asked for it having gone on."""
-        task = asyncio.create_task(self._see_through(write, units, or_else))
+        task = asyncio.create_task(self.see_through(write, units, or_else))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def finish(self) -> None:
-        """Returns when all that was started has ended."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Returns when all that was started by now has ended, whatever is started meanwhile."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
 
-    async def _see_through(self, write: Awaitable[object], units: int, or_else: Loss) -> None:
+    async def see_through(self, write: Awaitable[object], units: int, or_else: Loss) -> None:
+        """See it through, waiting for it."""
         try:
             await write
         except StoreUnavailable as error:

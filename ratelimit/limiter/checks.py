@@ -42,7 +42,7 @@ class Checks:
         self.observer: Observer | None = None
         self.stats = LimiterStats()
         self.background = Background()
-        self.leases = Leases(ledger, self._take, self._give_back, self.background)
+        self.leases = Leases(ledger, self._take, self._give_back, self.background, clock)
         self._planners = planners
         self._ledger = ledger
         self._standby = standby
@@ -53,6 +53,11 @@ class Checks:
     def guarded(self) -> AbstractContextManager[object]:
         """A context for one call of the store. May raise `StoreUnavailable`."""
         return nullcontext() if self._guard is None else self._guard.call()
+
+    async def finish(self) -> None:
+        """Returns when the checks that wait for one another by now have their answers."""
+        if self.coalescer is not None:
+            await self.coalescer.finish()
 
     async def check(self, key: Key, cost: int, planner: Planner | None = None) -> Decision:
         """See `Limiter.check`, whose arguments are known to be good ones here. Without a `planner`, by the quotas that
@@ -83,9 +88,13 @@ class Checks:
             return self._count_behind(planner, key, now, cost)
         if cost > most:
             return self._ledger.too_large(planner, key, now, cost)
-        if planner.policy.lease is not None and (granted := self.leases.grant(planner, key, now, cost)) is not None:
-            self.stats.leased += 1
-            return granted
+        if planner.lease is not None:
+            granted = self.leases.grant(planner, key, now, cost)
+            if granted is not None:
+                self.stats.leased += 1
+                return granted
+            if self.leases.held(planner, key, now):
+                return None
         refusal = self._ledger.known_refusal(planner, key, now, cost)
         if refusal is not None:
             self.stats.denials_cached += 1
@@ -112,7 +121,7 @@ class Checks:
             coalescer.land(course)
 
     async def _spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
-        if planner.policy.lease is not None:
+        if planner.lease is not None:
             return (await self.leases.spend(planner, key, now, (cost,)))[0]
         if self._guard is None:
             return await self._ledger.spend_one(planner, key, now, cost)
@@ -121,7 +130,7 @@ class Checks:
 
     async def _spend_many(self, planner: Planner, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
         self.stats.coalesced += len(costs)
-        if planner.policy.lease is not None:
+        if planner.lease is not None:
             return await self.leases.spend(planner, key, now, costs)
         return await self._take(planner, key, now, costs)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
@@ -74,6 +74,13 @@ class Coalescer:
         self._patience.watch(decision, loop)
         return decision
 
+    async def finish(self) -> None:
+        """Returns when those who wait by now have their answers, or when they would have given up."""
+        under_way: set[asyncio.Future[Any]] = set(self._tasks)
+        under_way.update(decision for queue in self._courses.values() if queue for _, decision in queue)
+        if under_way:
+            await asyncio.wait(under_way, timeout=self._patience.deadline)
+
     def __len__(self) -> int:
         return len(self._courses)
 
@@ -81,7 +88,7 @@ class Coalescer:
         """Take off with whoever waits, until nobody does."""
         key, planner = course
         try:
-            while batch := _board(queue, planner.most):
+            while batch := _board(queue):
                 await self._fly(batch, planner, key)
                 # Those who were answered just now may ask again at once: a turn of the loop later they leave with the
                 # rest, and a write carries twice as many. But what else they do in that turn, many do not wait for,
@@ -114,16 +121,8 @@ def _give_up(decision: asyncio.Future[Decision]) -> None:
     decision.set_exception(StoreUnavailable("no turn at the record within the deadline"))
 
 
-def _board(queue: _Queue, most: int | None) -> list[_Waiter]:
-    """The next batch, in order of arrival: as many as could pass together. Those who gave up stay behind."""
-    batch: list[_Waiter] = []
-    total = 0
-    while queue:
-        cost, decision = queue[0]
-        if not decision.done():
-            if most is not None and batch and total + cost > most:
-                break
-            total += cost
-            batch.append(queue[0])
-        queue.popleft()
+def _board(queue: _Queue) -> list[_Waiter]:
+    """The next batch, in order of arrival. Those who gave up stay behind."""
+    batch = [waiter for waiter in queue if not waiter[1].done()]
+    queue.clear()
     return batch

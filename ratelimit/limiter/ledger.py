@@ -12,7 +12,7 @@ from ratelimit.algorithms.fields import current_totals, is_total
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import Alerts
-from ratelimit.limiter.belief import Belief, Beliefs
+from ratelimit.limiter.belief import NEVER, Belief, Beliefs
 from ratelimit.limiter.planner import Planner, drops
 from ratelimit.names import Key
 from ratelimit.store.base import Store
@@ -74,14 +74,19 @@ class Ledger:
     async def spend(
         self, planner: Planner, key: Key, now: int, costs: Sequence[int], advance: Advance | None = None
     ) -> list[Decision]:
-        """Spend each of `costs` that fits, in this order: all of them as one conditional write of their sum.
+        """Spend each of `costs` that fits, in this order: those that do by what is believed, as one conditional write
+        of their sum.
 
-        Round trips as in `spend_one`, and one more where not all of them fit. With an `advance`, units that are held
+        Round trips as in `spend_one`, and one more where not all of those fit. With an `advance`, units that are held
         already pay first, and some more are taken ahead; `advance.held` is then what is left to hold.
         """
         belief = self._beliefs.of(key)
         advance = advance or Advance()
         fitting, total = costs, sum(costs)
+        if not planner.fits(now, total - advance.held, belief.record):
+            likely = _fitting(planner, now, costs, belief.record, held=advance.held)
+            if sum(likely) > advance.held:
+                fitting, total = likely, sum(likely)
         for _ in range(_ATTEMPTS):
             amount = total - advance.held
             if amount > 0:
@@ -91,12 +96,32 @@ class Ledger:
                 return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
             if await self._write(planner, key, now, amount, belief):
                 advance.held += amount - total
-                return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
+                decisions = _answers(planner, now, costs, fitting, belief.record, held=advance.held)
+                return await self._not_unpaid(planner, key, now, costs, fitting, decisions, advance)
             fitting = _fitting(planner, now, costs, belief.record, held=advance.held)
             total = sum(fitting)
             if not total:
                 return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
         raise _changing(key)
+
+    async def _not_unpaid(
+        self,
+        planner: Planner,
+        key: Key,
+        now: int,
+        costs: Sequence[int],
+        fitting: Sequence[int],
+        decisions: list[Decision],
+        advance: Advance,
+    ) -> list[Decision]:
+        """The decisions, none of them a yes to what was not spent: a cost that was left out of the write may fit after
+        all, where the belief was wrong or somebody has given back meanwhile, and is then spent in another."""
+        late = [place for place, spent in enumerate(fitting) if not spent and decisions[place].allowed]
+        if late:
+            again = await self.spend(planner, key, now, [costs[place] for place in late], advance)
+            for place, decision in zip(late, again, strict=True):
+                decisions[place] = decision
+        return decisions
 
     def granted(self, planner: Planner, key: Key, now: int, cost: int, *, held: int) -> Decision:
         """The decision on a cost that was paid from units taken ahead, of which `held` are left."""
@@ -130,16 +155,17 @@ class Ledger:
             outcome = await self.store.apply(key, write, now=now)
             if outcome.applied:
                 belief.record.update(outcome.record)
+                belief.refused_at = NEVER  # there is room again, though an older answer may still come and say no
                 return
             record = outcome.record
             belief.know(record, now)
         raise _changing(key)
 
-    async def peek(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
-        """What a check would answer now."""
+    async def peek(self, planner: Planner, key: Key, now: int, cost: int, held: int = 0) -> Decision:
+        """What a check would answer now, to somebody who holds so many units taken ahead."""
         record = await self.store.read(key)
         self._beliefs.of(key).know(record, now)
-        return decide(planner, now, cost, record)
+        return _inactive(planner, decide(planner, now, cost, planner.less(now, held, record)))
 
     async def reset(self, key: Key, now: int) -> None:
         """Forget what was spent; the totals, which are history, stay."""
@@ -154,8 +180,7 @@ class Ledger:
 
     def too_large(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         """The refusal of a cost that can never pass; the quotas as this process last saw them: nobody is asked."""
-        refusal = decide(planner, now, cost, self._beliefs.of(key).record)
-        return msgspec.structs.replace(refusal, quotas=(), reason="inactive") if planner.inactive else refusal
+        return _inactive(planner, decide(planner, now, cost, self._beliefs.of(key).record))
 
     async def _write(self, planner: Planner, key: Key, now: int, amount: int, belief: Belief) -> bool:
         """Whether `amount` was spent. Where it was not, the belief is now the truth that speaks against it, or that
@@ -230,6 +255,10 @@ def _answers(
 def _admit(planner: Planner, now: int, cost: int, record: Record) -> Decision:
     states = planner.states(now, cost, record)
     return Decision(allowed=True, policy=planner.policy.name, cost=cost, quotas=states, at=now)
+
+
+def _inactive(planner: Planner, refusal: Decision) -> Decision:
+    return msgspec.structs.replace(refusal, quotas=(), reason="inactive") if planner.inactive else refusal
 
 
 def _changing(key: Key) -> StoreThrottled:

@@ -97,8 +97,9 @@ class Limiter:
         await self.store.open()
 
     async def close(self) -> None:
-        """Finish counting, return what was taken ahead, and close the store."""
-        self.checks.leases.close()
+        """Finish what is under way, return what was taken ahead, and close the store."""
+        await self.checks.finish()
+        await self.checks.leases.close()
         await self.background.finish()
         await self.alerts.finish()
         await self.store.close()
@@ -150,7 +151,7 @@ class Limiter:
         now = self.clock.now()
         try:
             with self._guarded():
-                decision = await self._ledger.peek(planner, key, now, cost)
+                decision = await self._ledger.peek(planner, key, now, cost, self.checks.leases.held(planner, key, now))
         except StoreUnavailable:
             decision = await self._standby.peek(planner, key, now, cost)
         return decision if decision.allowed else in_mode(planner, decision)
@@ -205,6 +206,7 @@ class Limiter:
     async def reset(self, user: str, action: str) -> None:
         """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`."""
         key = Key.of(user, action)
+        await self.checks.leases.release(key)
         with self._guarded():
             await self._ledger.reset(key, self.clock.now())
 

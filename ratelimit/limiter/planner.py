@@ -10,7 +10,7 @@ from ratelimit.algorithms.fields import stale
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import QuotaState
 from ratelimit.limiter.belief import Belief
-from ratelimit.policy import Policy
+from ratelimit.policy import Lease, Policy
 from ratelimit.store.write import Add, Drop, Record, Write
 
 _DAY_S: Final = DAY // SECOND
@@ -40,6 +40,7 @@ class Planner:
         self._today = 0
         self._expires_at = 0
         self._writes: dict[int, tuple[list[Ops], Write]] = {}
+        self.lease: Lease = policy.lease if self._rules else None
         self.most = min((rule.most for rule in self._rules), default=None)
         """The largest cost that can ever pass; None where there is no limit."""
 
@@ -70,7 +71,7 @@ class Planner:
         if not held:
             return record
         counters = [op.field for one in self._rules for op in one.charge(now, 1, record) if type(op) is Add]
-        return {**record, **{field: record.get(field, 0) - held for field in counters}}
+        return {**record, **{field: max(0, record.get(field, 0) - held) for field in counters}}
 
     def epoch(self, now: int) -> tuple[int, int]:
         """From when to when (microseconds) no window and no UTC day ends around `now`."""

@@ -13,9 +13,10 @@ from ratelimit.store import MemoryStore, Outcome, Record, Write
 class CountingStore:
     """A memory store that counts what is asked of it. Not the embedded store itself, so the limiter guards it."""
 
-    def __init__(self) -> None:
-        self.memory = MemoryStore()
+    def __init__(self, memory: MemoryStore | None = None) -> None:
+        self.memory = MemoryStore() if memory is None else memory
         self.events = self.memory.events
+        self.closed = False
         self.calls: Counter[str] = Counter()
         self.writes: list[Write] = []
 
@@ -26,7 +27,8 @@ class CountingStore:
 
     async def open(self) -> None: ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        self.closed = True
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         self.calls["apply"] += 1

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from ratelimit.limiter import Limiter
+from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.store import Outcome, Write
 from ratelimit.testing import FakeClock
 from tests.limiter.histories import ALGORITHMS
 from tests.limiter.stores import CountingStore
+
+
+class LateStore(CountingStore):
+    """Applies at once, and answers later."""
+
+    late: asyncio.Event | None = None
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        late = self.late
+        outcome = await super().apply(key, write, now=now)
+        if late is not None:
+            await late.wait()
+        return outcome
+
 
 MIXES = ["1000/day", "100/hour; 1000/day", "50/minute; 100/hour; 1000/day"]
 
@@ -104,6 +122,23 @@ async def test_what_this_process_gives_back_is_seen_at_once() -> None:
     assert (await one.check("alice", "hint")).allowed
     assert not (await one.check("alice", "hint")).allowed
     await one.reset("alice", "hint")
+    assert (await one.check("alice", "hint")).allowed
+
+
+async def test_an_older_answer_does_not_hide_what_this_process_gave_back() -> None:
+    """Two connections: the answer to a spending comes after that to a refund that followed it."""
+    store = LateStore()
+    one = Limiter(store, [Policy("hint", "5/day")], clock=FakeClock(), deadline=5)
+    for _ in range(6):
+        await one.check("alice", "hint")
+    await one.refund("alice", "hint")
+    store.late = asyncio.Event()
+    spending = asyncio.create_task(one.check("alice", "hint"))
+    await asyncio.sleep(0)
+    late, store.late = store.late, None
+    await one.refund("alice", "hint")
+    late.set()
+    assert (await spending).allowed
     assert (await one.check("alice", "hint")).allowed
 
 

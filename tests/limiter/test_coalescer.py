@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtest.simulate import loop as virtual
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.testing import FakeClock
 from tests.limiter.histories import ALGORITHMS
-from tests.limiter.stores import FailingStore, failing
+from tests.limiter.stores import CountingStore, FailingStore, failing
 
 
 class GatedStore(FailingStore):
@@ -31,6 +33,22 @@ def gated(quotas: str, algorithm: AlgorithmName = "fixed_window", *, deadline: f
     store = GatedStore()
     policy = Policy("hint", quotas, algorithm=algorithm, on_unavailable="deny")
     return Limiter(store, [policy], clock=FakeClock(), deadline=deadline), store
+
+
+@pytest.fixture
+async def made() -> AsyncIterator[list[str]]:
+    """The names of the tasks that are made from now on."""
+    loop = asyncio.get_running_loop()
+    names: list[str] = []
+
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        names.append(task.get_name())
+        return task
+
+    loop.set_task_factory(make)
+    yield names
+    loop.set_task_factory(None)
 
 
 async def turn(times: int = 5) -> None:
@@ -60,12 +78,12 @@ async def test_other_keys_do_not_wait() -> None:
     await asyncio.gather(*checks)
 
 
-async def test_a_lone_check_needs_no_task() -> None:
+async def test_a_lone_check_needs_no_task(made: list[str]) -> None:
     one, store = gated("5/day")
     store.gate.set()
-    before = asyncio.all_tasks()
+    made.clear()  # of the one that runs this test
     await one.check("alice", "hint")
-    assert asyncio.all_tasks() == before
+    assert made == []
 
 
 async def test_many_who_wait_do_not_wait_for_what_those_before_them_do_with_their_answers() -> None:
@@ -189,11 +207,105 @@ async def test_a_failed_write_fails_those_who_left_with_it_and_nobody_else() -> 
     assert (await one.check("alice", "hint")).used == 2
 
 
-async def test_waiting_ends_at_the_deadline() -> None:
-    one, _ = gated("10/day", deadline=0.05)
-    async with asyncio.timeout(5):
-        decisions = await asyncio.gather(*(one.check("alice", "hint") for _ in range(20)))
-    assert {decision.reason for decision in decisions} == {"unavailable"}
+def test_waiting_ends_at_the_deadline() -> None:
+    """Of who waits for another's write as of who waits for its own, which that makes later."""
+
+    async def run() -> None:
+        one, store = gated("10/day", deadline=5)
+        loop = asyncio.get_running_loop()
+        store.fault = lambda: asyncio.sleep(3.5)
+
+        async def ask(at: float) -> tuple[str | None, float]:
+            await asyncio.sleep(at)
+            decision = await one.check("alice", "hint")
+            return decision.reason, loop.time()
+
+        asked = [asyncio.create_task(ask(at)) for at in (0, 1, 3)]
+        assert await asyncio.gather(*asked) == [(None, 3.5), ("unavailable", 6), (None, 7)]
+
+    virtual.run(run())
+
+
+async def test_a_check_that_was_given_up_under_way_harms_nobody_who_left_with_it() -> None:
+    one, store = gated("10/day")
+    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(4)]
+    await turn()
+    store.gate.set()
+    await checks[0]
+    store.gate.clear()
+    await turn()
+    checks[1].cancel()
+    store.gate.set()
+    decisions = await asyncio.gather(*checks[2:])
+    assert [decision.reason for decision in decisions] == [None, None]
+
+
+async def test_too_many_do_not_wait_for_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ratelimit.limiter.coalescer.MAX_WAITING", 3)
+    one, store = gated("10/day")
+    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(5)]
+    await turn()
+    assert [check.done() for check in checks] == [False, False, False, False, True]
+    store.gate.set()
+    assert [(await check).reason for check in checks] == [None] * 4 + ["unavailable"]
+
+
+async def test_a_crowd_takes_two_writes_however_small_the_quota() -> None:
+    """One for those who may pass; what the others are told is in its answer, and needs none."""
+    store = GatedStore()
+    policy = Policy("hint", "5/day", on_unavailable="deny")
+    one = Limiter(store, [policy], clock=FakeClock(), deadline=5, denial_cache=0)
+    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(500)]
+    await turn()
+    store.gate.set()
+    decisions = await asyncio.gather(*checks)
+    assert [decision.allowed for decision in decisions] == [True] * 5 + [False] * 495
+    assert {decision.reason for decision in decisions[5:]} == {"quota"}
+    assert store.taken() == {"apply": 2}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_what_was_left_out_of_a_write_is_not_admitted_unpaid(algorithm: AlgorithmName) -> None:
+    """Where somebody gives back while those of a batch that fit are being written, the others fit as well by now."""
+    one, store = gated("10/day", algorithm)
+    other = Limiter(CountingStore(store.memory), [Policy("hint", "10/day", algorithm=algorithm)], clock=one.clock)
+    await other.check("alice", "hint", cost=8)
+    calls = 0
+
+    async def give_back() -> None:
+        nonlocal calls
+        calls += 1
+        await store.gate.wait()
+        if calls == 2:  # the first check's, and now that of what fits of the batch
+            await other.refund("alice", "hint", 6)
+
+    store.fault = give_back
+    checks = [asyncio.create_task(one.check("alice", "hint", cost=cost)) for cost in (1, 5, 1)]
+    await turn()
+    store.gate.set()
+    decisions = [await check for check in checks]
+    assert [decision.allowed for decision in decisions] == [True, True, True]
+    assert sum((await other.totals("alice"))["hint"].values()) == 8 - 6 + 7
+
+
+async def test_closing_waits_for_those_who_wait() -> None:
+    one, store = gated("10/day")
+    gates = asyncio.Event(), asyncio.Event()
+    opening = iter(gates)
+
+    async def wait() -> None:
+        await next(opening).wait()
+
+    store.fault = wait
+    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(3)]
+    await turn()
+    closing = asyncio.create_task(one.close())
+    for gate in gates:
+        await turn(50)
+        assert not store.closed
+        gate.set()
+    await closing
+    assert [(await check).reason for check in checks] == [None] * 3
 
 
 async def test_a_bug_reaches_everyone_who_waited() -> None:
@@ -229,6 +341,22 @@ async def test_usage_without_a_limit_is_answered_at_once_and_counted_all_the_sam
     await one.close()
     record = await store.memory.read(Key("alice", "hint"))
     assert set(record.values()) == {50}
+
+
+async def test_totals_do_not_wait_for_what_comes_after_them() -> None:
+    one, store = gated("unlimited")
+    await one.check("alice", "hint")
+    asked = asyncio.create_task(one.totals("alice"))
+    await turn()
+    await one.check("bob", "hint")
+    waited, store.gate = store.gate, asyncio.Event()
+    store.fault = store.gate.wait  # type: ignore[assignment]
+    await one.check("carol", "hint")
+    store.fault = None
+    waited.set()
+    assert list((await asked)["hint"].values()) == [1]
+    store.gate.set()
+    await one.close()
 
 
 async def test_usage_without_a_limit_that_could_not_be_counted_is_known() -> None:

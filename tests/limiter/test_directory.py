@@ -52,6 +52,7 @@ async def test_a_user_who_is_not_active_is_told_apart_from_one_without_quota() -
     one = await with_users()
     refused = await one.check("mallory", "hint")
     assert (refused.allowed, refused.reason, refused.retry_after, refused.quotas) == (False, "inactive", None, ())
+    assert (await one.peek("mallory", "hint")) == refused
 
 
 async def test_the_policys_mode_still_holds() -> None:

@@ -55,7 +55,7 @@ class Wallet:
             await self._refresh()
             if self._secrets is not None:
                 return self._secrets
-        raw = await self._credentials.get_frozen_credentials()
+        raw = await self._frozen()
         if self._secrets is None or raw != self._raw:
             self._secrets = _checked(raw)
             self._raw = raw
@@ -81,11 +81,14 @@ class Wallet:
             task.result()
 
     async def _renew(self) -> None:
+        raw = await self._frozen()
+        self._raw, self._secrets = raw, _checked(raw)
+
+    async def _frozen(self) -> Any:
         try:
-            raw = await self._credentials.get_frozen_credentials()
+            return await self._credentials.get_frozen_credentials()
         except RuntimeError as error:  # botocore's word for: refreshed, and expired all the same
             raise CredentialRetrievalError(provider="refresh", error_msg=str(error)) from error
-        self._raw, self._secrets = raw, _checked(raw)
 
     def _renewed(self, task: asyncio.Task[None]) -> None:
         self._refreshing = None
@@ -100,6 +103,8 @@ class Wallet:
 def _checked(raw: Any) -> Secrets:
     """Raises `Unsignable` for what would not survive the way into a header."""
     secrets = Secrets(raw.access_key, raw.secret_key, raw.token or None)
+    if not secrets.secret_key.isprintable():
+        raise Unsignable("a secret that is no text")
     for text in (secrets.access_key, secrets.token or "-"):
         if not (text and text.isascii() and text.isprintable() and " " not in text):
             raise Unsignable("a character that no header holds")

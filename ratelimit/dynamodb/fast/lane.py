@@ -110,9 +110,9 @@ class FastLane:
         try:
             secrets = self._wallet.at_hand or await self._wallet.secrets()
             wire = self.pool.take() or await self.pool.wait()
-            request = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
             now = self._time()
             try:
+                request = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
                 response = await wire.ask(request, now)
             except BaseException:
                 # Out of patience, or worse: an answer that still comes must not be the next one's.

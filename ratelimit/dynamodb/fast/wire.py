@@ -104,6 +104,10 @@ class Wire(asyncio.Protocol):
         if not self.gone.done():
             self.gone.set_result(None)
 
+    def eof_received(self) -> None:
+        """See `asyncio.Protocol`. A turn of the loop before `connection_lost`, in which a request would go nowhere."""
+        self.end("closed", aws.ConnectionClosedError(endpoint_url=self._endpoint, error=EOFError()))
+
     def on_message_begin(self) -> None:
         """See `httptools`. An answer nobody asked for: whatever comes next could be taken for another's."""
         if not self.busy:

@@ -10,7 +10,8 @@ from aiobotocore.credentials import AioCredentials, AioRefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
 
 from ratelimit.dynamodb.fast.credentials import Unsignable, Wallet
-from ratelimit.errors import StoreUnavailable
+from ratelimit.dynamodb.faults import Place, explained
+from ratelimit.errors import AccessDenied, StoreUnavailable
 
 ADVISORY, LONG = timedelta(minutes=5), timedelta(hours=6)
 
@@ -128,8 +129,21 @@ async def test_no_usable_credentials_is_botocores_error(lasts: timedelta) -> Non
     issuer.lasts = lasts
     if lasts is LONG:
         issuer.error = CredentialRetrievalError(provider="test", error_msg="away")
-    with pytest.raises(CredentialRetrievalError):
-        await Wallet(refreshable(issuer, left=-ADVISORY)).secrets()
+    wallet = Wallet(refreshable(issuer, left=-ADVISORY))
+    for _ in range(2):  # also in the pause after a refresh that failed
+        with pytest.raises(CredentialRetrievalError):
+            await wallet.secrets()
+
+
+async def test_what_botocore_says_of_credentials_that_come_expired_is_explained() -> None:
+    issuer = Issuer()
+    issuer.may_answer.set()
+    issuer.lasts = -ADVISORY
+    credentials = refreshable(issuer, left=-ADVISORY)
+    with pytest.raises(AccessDenied, match="have expired"), explained(Place("limits", "eu-west-1", "")):
+        await credentials.get_frozen_credentials()
+    with pytest.raises(RuntimeError, match="mine"), explained(Place("limits", "eu-west-1", "")):
+        raise RuntimeError("mine")
 
 
 async def test_closing_ends_a_refresh() -> None:
@@ -152,3 +166,9 @@ async def test_what_no_header_holds_is_not_sent(bad: str) -> None:
             await Wallet(AioCredentials("AK", "s", bad)).secrets()
     with pytest.raises(Unsignable):
         await Wallet(None).secrets()
+
+
+async def test_a_secret_that_is_no_text_signs_nothing() -> None:
+    """A byte of the environment that is no UTF-8 comes as a surrogate."""
+    with pytest.raises(Unsignable):
+        await Wallet(AioCredentials("AK", "caf\udce9")).secrets()

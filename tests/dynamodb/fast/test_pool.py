@@ -57,6 +57,17 @@ async def test_the_last_used_goes_first_and_the_others_fall_idle(pool: Pool, sta
     assert pool.take() is wire
 
 
+async def test_a_connection_that_the_server_has_closed_takes_no_request(pool: Pool, stats: Stats) -> None:
+    """From the moment it is known: the transport says so a turn of the loop later, and takes what goes nowhere."""
+    await pool.warm(1)
+    wire = pool.take()
+    assert wire is not None
+    pool.release(wire, now())
+    wire.eof_received()
+    assert pool.take() is None
+    assert stats.dropped == {"closed": 1}
+
+
 async def test_an_overdue_answer_ends_the_connection(pool: Pool, server: FaultServer) -> None:
     wire = await pool.wait()
     answer = wire.ask(b"POST / HTTP/1.1\r\n", now())
