@@ -204,7 +204,10 @@ class Limiter:
             await self._ledger.refund(planner, key, now, cost, at=now if at is None else at)
 
     async def reset(self, user: str, action: str) -> None:
-        """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`."""
+        """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`.
+
+        What other processes hold by a lease they still grant.
+        """
         key = Key.of(user, action)
         await self.checks.leases.release(key)
         with self._guarded():
