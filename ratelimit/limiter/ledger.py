@@ -74,19 +74,14 @@ class Ledger:
     async def spend(
         self, planner: Planner, key: Key, now: int, costs: Sequence[int], advance: Advance | None = None
     ) -> list[Decision]:
-        """Spend each of `costs` that fits, in this order: those that do by what is believed, as one conditional write
-        of their sum.
+        """Spend each of `costs` that fits, in this order: all of them as one conditional write of their sum.
 
-        Round trips as in `spend_one`, and one more where not all of those fit. With an `advance`, units that are held
+        Round trips as in `spend_one`, and one more where not all of them fit. With an `advance`, units that are held
         already pay first, and some more are taken ahead; `advance.held` is then what is left to hold.
         """
         belief = self._beliefs.of(key)
         advance = advance or Advance()
         fitting, total = costs, sum(costs)
-        if not planner.fits(now, total - advance.held, belief.record):
-            likely = _fitting(planner, now, costs, belief.record, held=advance.held)
-            if sum(likely) > advance.held:
-                fitting, total = likely, sum(likely)
         for _ in range(_ATTEMPTS):
             amount = total - advance.held
             if amount > 0:
@@ -114,8 +109,8 @@ class Ledger:
         decisions: list[Decision],
         advance: Advance,
     ) -> list[Decision]:
-        """The decisions, none of them a yes to what was not spent: a cost that was left out of the write may fit after
-        all, where the belief was wrong or somebody has given back meanwhile, and is then spent in another."""
+        """The decisions, none of them a yes to what was not spent: where somebody has given back while the others were
+        written, a cost that was left out fits by now, and is spent in another write."""
         late = [place for place, spent in enumerate(fitting) if not spent and decisions[place].allowed]
         if late:
             again = await self.spend(planner, key, now, [costs[place] for place in late], advance)

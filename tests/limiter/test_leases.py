@@ -14,7 +14,6 @@ from loadtest.simulate import loop as virtual
 from ratelimit.clock import Clock
 from ratelimit.errors import ConfigError, StoreThrottled
 from ratelimit.limiter import Limiter
-from ratelimit.names import Key
 from ratelimit.policy import Lease, Policy
 from ratelimit.store import MemoryStore, Store
 from ratelimit.testing import FakeClock
@@ -143,18 +142,6 @@ async def test_a_reset_forgets_what_is_held() -> None:
     await one.check("alice", "hint")
     await one.reset("alice", "hint")
     assert sum([(await one.check("alice", "hint")).allowed for _ in range(150)]) == 100
-
-
-async def test_what_is_held_pays_for_nobody_while_the_others_refusal_would_be_a_guess() -> None:
-    store, clock = CountingStore(), FakeClock()
-    one, other = leasing(store, lease=4, quotas="20/day", clock=clock), leasing(store, quotas="20/day", clock=clock)
-    await one.check("alice", "hint")
-    await other.charge("alice", "hint", 15)
-    assert not (await one.check("alice", "hint", cost=6)).allowed
-    await other.refund("alice", "hint", 10)
-    planner = one.checks._planners.named["hint"]
-    decisions = await one.checks.leases.spend(planner, Key("alice", "hint"), clock.now(), [6, 1])
-    assert [decision.allowed for decision in decisions] == [True, True]
 
 
 async def test_a_grant_shows_no_impossible_state_where_little_is_remembered() -> None:
