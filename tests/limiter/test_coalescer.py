@@ -67,6 +67,19 @@ async def test_what_waits_leaves_as_one_write(algorithm: AlgorithmName) -> None:
     assert all(decision.allowed for decision in await asyncio.gather(*checks))
     assert store.taken() == {"apply": 1}
     assert (await one.peek("alice", "hint")).used == 100
+    assert one.stats.coalesced == 99
+
+
+async def test_those_who_ask_again_at_once_leave_together() -> None:
+    one, store = gated("1000/day")
+    store.fault = turn
+
+    async def ask() -> None:
+        for _ in range(5):
+            await one.check("alice", "hint")
+
+    await asyncio.gather(*(ask() for _ in range(8)))
+    assert store.taken()["apply"] <= 7
 
 
 async def test_other_keys_do_not_wait() -> None:

@@ -55,14 +55,15 @@ async def test_what_is_left_goes_back_at_shutdown() -> None:
 
 
 async def test_what_is_left_goes_back_when_the_window_ends() -> None:
-    store, clock = CountingStore(), FakeClock()
-    one = leasing(store, lease=50, quotas="400/hour; 1000/day", clock=clock)
+    store, clock, quotas = CountingStore(), FakeClock(), "400/hour; 1000/day"
+    one = leasing(store, lease=50, quotas=quotas, clock=clock)
     for _ in range(10):
         await one.check("alice", "hint")
     clock.advance(3600)
     assert (await one.check("alice", "hint")).quotas[0].used == 1
     await one.close()
-    assert [state.used for state in (await leasing(store, clock=clock).peek("alice", "hint")).quotas] == [11]
+    seen = await leasing(store, quotas=quotas, clock=clock).peek("alice", "hint")
+    assert [state.used for state in seen.quotas] == [1, 11]
 
 
 async def test_an_idle_keys_units_go_back_while_others_are_busy() -> None:
