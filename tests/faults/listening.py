@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from ssl import SSLContext
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
+
+# Of the loop, until a connection that was just accepted has a task that can be cancelled and closes it.
+_TURNS_TO_START: Final = 3
 
 
 class Received(NamedTuple):
@@ -42,6 +45,8 @@ class Listening:
         if self._server is not None:
             self._server.close()
             self._server = None
+        for _ in range(_TURNS_TO_START):
+            await asyncio.sleep(0)
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
