@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from loadtest.simulate import loop as virtual
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter import Limiter
+from ratelimit.limiter.coalescer import MAX_WAITING
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.testing import FakeClock
@@ -253,14 +254,13 @@ async def test_a_check_that_was_given_up_under_way_harms_nobody_who_left_with_it
     assert [decision.reason for decision in decisions] == [None, None]
 
 
-async def test_too_many_do_not_wait_for_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ratelimit.limiter.coalescer.MAX_WAITING", 3)
-    one, store = gated("10/day")
-    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(5)]
+async def test_too_many_do_not_wait_for_one_record() -> None:
+    one, store = gated("20000/day")
+    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(MAX_WAITING + 2)]
     await turn()
-    assert [check.done() for check in checks] == [False, False, False, False, True]
+    assert [check.done() for check in checks] == [False] * (MAX_WAITING + 1) + [True]
     store.gate.set()
-    assert [(await check).reason for check in checks] == [None] * 4 + ["unavailable"]
+    assert [(await check).reason for check in checks] == [None] * (MAX_WAITING + 1) + ["unavailable"]
 
 
 async def test_a_crowd_takes_one_write_however_small_the_quota() -> None:
