@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import IncompleteReadError, StreamReader, StreamWriter
+import socket
+from asyncio import IncompleteReadError, StreamReader, StreamReaderProtocol, StreamWriter
 from ssl import SSLContext
-from typing import Final, NamedTuple, Self
-
-# Of the loop, until a connection that was just accepted has a task that can be cancelled and closes it.
-_TURNS_TO_START: Final = 3
+from typing import NamedTuple, Self
 
 
 class Received(NamedTuple):
@@ -24,9 +22,11 @@ class Received(NamedTuple):
 class Listening:
     """`async with` listens on a free loopback port. A subclass says how a request is answered."""
 
+    # It accepts by itself, as `asyncio.Server` leaks what arrives while it closes (python/cpython#109564).
+
     def __init__(self, tls: SSLContext | None = None) -> None:
         self._tls = tls
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._port = 0
 
@@ -42,22 +42,22 @@ class Listening:
 
     async def refuse(self) -> None:
         """Stop listening, and drop every connection, answered or not: what a crashed server looks like."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        for _ in range(_TURNS_TO_START):
-            await asyncio.sleep(0)
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
+        await asyncio.sleep(0)  # A task cancelled before its first step would not close its connection.
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def listen(self) -> None:
         """Listen (again), on the same port."""
-        if self._server is None:
-            self._server = await asyncio.start_server(
-                self._accept, "127.0.0.1", self._port, ssl=self._tls, limit=2**20
-            )
-            self._port = self._server.sockets[0].getsockname()[1]
+        if self._listening is None:
+            self._listening = socket.create_server(("127.0.0.1", self._port))
+            self._listening.setblocking(False)
+            self._port = self._listening.getsockname()[1]
+            asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
 
     async def answer(self, request: Received, writer: StreamWriter) -> bool:
         """False when the connection is to be closed afterwards."""
@@ -70,17 +70,27 @@ class Listening:
     async def __aexit__(self, *_: object) -> None:
         await self.refuse()
 
-    async def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        task = asyncio.create_task(self._serve(connection))
         self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        loop, reader = asyncio.get_running_loop(), StreamReader(limit=2**20)
+        try:
+            transport, protocol = await loop.connect_accepted_socket(
+                lambda: StreamReaderProtocol(reader), connection, ssl=self._tls
+            )
+        except (OSError, asyncio.CancelledError):
+            return
+        writer = StreamWriter(transport, protocol, reader, loop)
         try:
             while await self.answer(await _receive(reader), writer):
                 pass
         except (IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
-            self._connections.discard(task)
             writer.close()
 
 

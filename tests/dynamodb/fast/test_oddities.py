@@ -117,7 +117,7 @@ async def test_connections_that_die_while_idle_are_noticed(server: FaultServer, 
     await asyncio.gather(*(apply(store) for _ in range(10)))
     await server.refuse()
     await server.listen()
-    await until(lambda: store.stats.dropped["closed"] >= 10)
+    await until(lambda: store.stats.dropped.get("closed", 0) >= 10)
     assert (await apply(store)).applied
     assert server.received["UpdateItem"] == 11
 
