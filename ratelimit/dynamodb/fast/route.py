@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
+import aiohappyeyeballs
 from botocore import exceptions as aws
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
@@ -17,7 +19,9 @@ from ratelimit.dynamodb.client import Connection
 from ratelimit.dynamodb.fast.wire import Ending, Wire
 from ratelimit.dynamodb.faults import Place, explain
 
-_PORTS = {"http": 80, "https": 443}
+_PORTS: Final = {"http": 80, "https": 443}
+# After so many seconds without an answer from one of a name's addresses the next is tried as well (RFC 8305, 8).
+_NEXT_ADDRESS_S: Final = 0.25
 
 
 class NotHere(Exception):
@@ -87,13 +91,15 @@ async def _tls(verify: bool | str) -> ssl.SSLContext:
 
 
 async def open_wire(route: Route, place: Place, seconds: float, ended: Callable[[Wire, Ending], None]) -> Wire:
-    """A connection. Raises `StoreUnreachable`."""
+    """A connection, to the first of the host's addresses that takes one. Raises `StoreUnreachable`."""
+    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
-            _, wire = await asyncio.get_running_loop().create_connection(
+            addresses = await loop.getaddrinfo(route.host, route.port, type=socket.SOCK_STREAM)
+            connected = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S)
+            _, wire = await loop.create_connection(
                 lambda: Wire(route.url, ended),
-                route.host,
-                route.port,
+                sock=connected,
                 ssl=route.tls,
                 server_hostname=route.host if route.tls else None,
             )

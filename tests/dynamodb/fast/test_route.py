@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
+import uvloop
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
@@ -116,10 +118,16 @@ async def test_the_switches(monkeypatch: pytest.MonkeyPatch, value: str) -> None
         assert await lane(fast=True) is FastLane
 
 
-async def test_opening_may_be_cancelled_at_any_moment() -> None:
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_opening_may_be_cancelled_at_any_moment(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(open_and_cancel())
+
+
+async def open_and_cancel() -> None:
     async with FaultServer() as server, await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
         before = asyncio.all_tasks()
-        for moments in range(25):
+        for moments in range(40):
             opening = asyncio.create_task(open_lane(connection, Settings(table="limits"), stats := Stats()))
             for _ in range(moments):
                 await asyncio.sleep(0)
