@@ -89,8 +89,8 @@ def first_kept(today: date, per: Per) -> date:
 def stale(record: Iterable[str], now: int) -> list[str]:
     """Fields that no decision and no report will read again.
 
-    Of windows, the current and the previous one stay: sliding windows read both, and a process whose clock is slightly
-    behind still counts in the previous one.
+    Of windows, the current one and the two before it stay: sliding windows read two, and a process whose clock is
+    slightly behind still counts in the previous one.
     """
     today = utc_day(now)
     first_day, first_month = first_kept(today, "day"), first_kept(today, "month")
@@ -99,7 +99,7 @@ def stale(record: Iterable[str], now: int) -> list[str]:
         if match := _WINDOW_FIELD.fullmatch(field):
             letter, count, index = match.groups()
             window = Window(int(count or 1), _UNITS[letter])
-            if int(index) < window.span(now).index - 1:
+            if int(index) < window.span(now).index - 2:
                 found.append(field)
     for field, day, whole_month in total_fields(record):
         if day < (first_month if whole_month else first_day):

@@ -26,6 +26,13 @@ def test_random_histories(algorithm: AlgorithmName, quotas: str, history: list[t
     asyncio.run(run())
 
 
+async def test_a_clock_slightly_behind_still_finds_the_window_before_its_own() -> None:
+    one = History(MemoryStore(), Policy("hint", "5/second", algorithm="sliding_window"))
+    for advance, cost in ((0.9, 5), (1.12, 1), (0, 1)):
+        assert (await one.step(advance, cost)).allowed
+    assert not (await one.step(-0.92, 5)).allowed
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(quotas=st.sampled_from(QUOTAS), history=steps)
 @settings(max_examples=80, deadline=None)
