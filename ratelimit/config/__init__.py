@@ -4,7 +4,7 @@ from ratelimit.config.document import document
 from ratelimit.config.load import load_config, read_config
 from ratelimit.config.model import Config, HeadersMode, SettingArgs
 from ratelimit.config.problems import Problems
-from ratelimit.config.secrets import check_token, masked
+from ratelimit.config.secrets import check_token, masked, masked_path
 from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "document",
     "load_config",
     "masked",
+    "masked_path",
     "read_config",
 ]

@@ -6,11 +6,12 @@ from dataclasses import fields
 from typing import Any, Final
 
 from ratelimit.config.model import Config
-from ratelimit.config.secrets import MASK, masked
+from ratelimit.config.secrets import MASK, masked, masked_path
 from ratelimit.config.settings import POLICY_SETTINGS
 from ratelimit.policy import Policy
 
 _SECRET: Final = ("token", "secret", "key")
+_SECRET_URL: Final = "webhook"
 
 
 def document(config: Config) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def _shown(name: str, value: object) -> object:
     if name.endswith(_SECRET):
         return None if value is None else MASK
     if isinstance(value, str) and "://" in value:
-        return masked(value)
+        return masked_path(value) if name.endswith(_SECRET_URL) else masked(value)
     return _plain(value)
 
 

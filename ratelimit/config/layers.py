@@ -59,6 +59,8 @@ def from_file(path: str | Path, *, named_by: str = "") -> Layer:
         raise ConfigError(str(path), f"{reason}{hint}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"not valid TOML: {error}{hint}") from error
+    except RecursionError:
+        raise ConfigError(str(path), f"not TOML that can be read: it is nested too deeply{hint}") from None
     return from_table(table, origin=f"in {path}")
 
 

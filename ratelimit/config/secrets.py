@@ -1,4 +1,4 @@
-"""What must not be shown: credentials in a URL, and tokens."""
+"""What must not be shown: credentials in a URL, a URL that is one itself, and tokens."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ _PARAMETER = re.compile(
     re.IGNORECASE,
 )
 
+_SERVER = re.compile(r"(?P<scheme>\w+://)(?:[^/?#\\]*@)?(?P<host>[^/?#\\]*)(?P<rest>.*)", re.DOTALL)
+
 
 def masked(url: str) -> str:
     """The URL with every credential in it replaced, fit for a terminal or a log."""
     url = _CREDENTIALS.sub(f"{MASK}@", url)
     url = _ENCODED_CREDENTIALS.sub(f"{MASK}@", url)
     return _PARAMETER.sub(rf"\1={MASK}", url)
+
+
+def masked_path(url: str) -> str:
+    """Scheme and host, for a URL that lets in whoever has it; what is none (`off`) stays as it is."""
+    return _SERVER.sub(lambda found: found["scheme"] + found["host"] + (f"/{MASK}" if found["rest"] else ""), url)
 
 
 def check_token(value: object) -> str | None:

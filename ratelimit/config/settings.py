@@ -157,11 +157,10 @@ def listener(value: object) -> str:
 
 
 def webhook(value: object) -> str:
-    """A URL of HTTP, or `off`; what is in it may be a secret, and is not shown."""
+    """A URL of HTTP, or `off`. Raises `ConfigError`, which does not quote it: whoever has it may post there."""
     if isinstance(value, str) and (value == "off" or _URL.fullmatch(value)):
         return value
-    shown = masked(value) if isinstance(value, str) else value
-    raise ConfigError("", f"expected 'off', or a URL as in 'https://example.com/alerts', not {shown!r}")
+    raise ConfigError("", "expected 'off', or a URL as in 'https://example.com/alerts'")
 
 
 def quotas(value: object) -> object:

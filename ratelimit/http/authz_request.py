@@ -18,13 +18,14 @@ import msgspec
 from starlette.types import Scope
 
 from ratelimit.errors import InvalidInput
-from ratelimit.http.match import WEBSOCKET
+from ratelimit.http.match import WEBSOCKET, has_dots
 
 Dialect: TypeAlias = Literal["plain", "nginx", "haproxy"]
 
 _DIALECTS: Final = get_args(Dialect)
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}")
-_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+# Of an address that begins with one: a URL further in is a part of the path.
+_ORIGIN = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -55,7 +56,7 @@ def asked(scope: Scope, prefix: str) -> Asked:
     method = headers[f"{family}-method"] or ("GET" if scope["type"] == "websocket" else None)
     if method is None:
         raise InvalidInput(f"which method did the request have? Send it as {family.title()}-Method")
-    path, _, text = _ORIGIN.sub("", uri, count=1).partition("?")
+    path, _, text = _ORIGIN.sub("", uri).partition("#")[0].partition("?")
     query, host = text.encode("latin-1"), headers[f"{family}-host"]
     return Asked(_original(scope, headers, method, path, query, host=host), dialect)
 
@@ -92,13 +93,11 @@ def _suffix(scope: Scope, prefix: str) -> str:
     return cast(str, path[len(prefix) :])
 
 
-def _original(
-    scope: Scope, headers: _Fields, method: str, raw_path: str, query: bytes, *, host: str | None
-) -> Scope:
+def _original(scope: Scope, headers: _Fields, method: str, raw_path: str, query: bytes, *, host: str | None) -> Scope:
     path = unquote(raw_path)
     if not path.startswith("/"):
         raise InvalidInput(f"the original path must start with /, not {path[:40]!r}")
-    if any(segment in (".", "..") for segment in path.split("/")):
+    if has_dots(path):
         # Who resolves them, and when, differs between gateways and apps: a way around a pattern.
         raise InvalidInput("the original path has dot segments; let the gateway resolve them first")
     if not _METHOD.fullmatch(method):

@@ -7,8 +7,12 @@
     a function          of the `HTTPConnection`, sync or async, that returns a user, or None to ask the next source
 
 A value that cannot be a user, or that poses as an address (`ip:…`) or as the hash of a user (`h:…`), does not count,
-and the next source is asked: so nobody spends another's quota by a header, and nobody is unlimited. A function's value
-is the app's own and is not second-guessed: what cannot be a user raises `InvalidUser`.
+nor do values that differ under one name, of which an app may take another one than is counted here; the next source is
+asked then, so nobody is unlimited. A function's value is the app's own and is not second-guessed: what cannot be a user
+raises `InvalidUser`.
+
+All sources name users alike: the header's `alice` is the `alice` who logged in, and spends her quota. So a source is
+believed no less than the others beside it: list none that is checked less, or mark its users by a function.
 """
 
 from __future__ import annotations
@@ -19,30 +23,32 @@ from difflib import get_close_matches
 from inspect import isawaitable
 from typing import Final, TypeAlias
 
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, cookie_parser
 from starlette.types import Scope
 
 from ratelimit.errors import ConfigError, InvalidUser
 from ratelimit.http.addresses import PREFIX, Addresses
-from ratelimit.names import check_user, is_hash
+from ratelimit.names import HASH_PREFIX, check_user, is_hash
 from ratelimit.policy import UserFrom
 
 DEFAULT_USER_FROM: Final[tuple[UserFrom, ...]] = ("user", "address")
 
 _Reader: TypeAlias = Callable[[Scope], str | None]
 _SOURCES: Final = ("user", "header:", "cookie:", "address")
+_POSING: Final = (PREFIX, HASH_PREFIX)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 class Identity:
     """Says who a request is from. Raises `ConfigError` with the path to a source that makes no sense."""
 
-    __slots__ = ("_addresses", "_sources", "is_plain")
+    __slots__ = ("_addresses", "_readers", "_sources", "headers", "is_plain")
 
     def __init__(self, user_from: UserFrom | Iterable[UserFrom], addresses: Addresses) -> None:
         self._addresses = addresses
         self._sources: list[tuple[_Reader | None, Callable[..., object] | None]] = []
-        for number, source in enumerate(_listed(user_from)):
+        listed = _listed(user_from)
+        for number, source in enumerate(listed):
             if source == "address":
                 # It always answers: what comes after it is never asked.
                 break
@@ -50,13 +56,20 @@ class Identity:
                 self._sources.append((None, source))
             else:
                 self._sources.append((_reader(source, f"user_from[{number}]"), None))
-        self.is_plain = all(function is None for _, function in self._sources)
+        self.headers = frozenset(
+            source.removeprefix("header:").lower().encode()
+            for source in listed
+            if isinstance(source, str) and source.startswith("header:")
+        )
+        """The names of those that may say who somebody is."""
+        self._readers = [read for read, _ in self._sources if read is not None]
+        self.is_plain = len(self._readers) == len(self._sources)
         """Whether no function has to be asked, so that `read` knows it all."""
 
     def read(self, scope: Scope) -> str:
         """The user of a request, one that can be stored, where this `is_plain`."""
-        for read, _ in self._sources:
-            if read is not None and (user := read(scope)) is not None and _usable(user):
+        for read in self._readers:
+            if (user := read(scope)) is not None and _usable(user):
                 return user
         return self._addresses.of(scope)
 
@@ -103,18 +116,29 @@ def _header(name: str) -> _Reader:
     wanted = name.lower().encode()
 
     def read(scope: Scope) -> str | None:
+        found: bytes | None = None
         for header, value in scope["headers"]:
             if header == wanted:
-                text: str = value.decode("latin-1").strip()
-                return text
-        return None
+                if found is not None and found != value:
+                    return None
+                found = value
+        return None if found is None else found.decode("latin-1").strip()
 
     return read
 
 
 def _cookie(name: str) -> _Reader:
     def read(scope: Scope) -> str | None:
-        return HTTPConnection(scope).cookies.get(name)
+        found: str | None = None
+        for header, value in scope["headers"]:
+            if header == b"cookie":
+                for part in value.decode("latin-1").split(";"):
+                    if part.partition("=")[0].strip() == name:
+                        one = cookie_parser(part).get(name)
+                        if found is not None and found != one:
+                            return None
+                        found = one
+        return found
 
     return read
 
@@ -135,7 +159,7 @@ def _authenticated(scope: Scope) -> str | None:
 
 
 def _usable(user: str) -> bool:
-    if user.startswith(PREFIX) or is_hash(user):
+    if user.startswith(_POSING) and (user.startswith(PREFIX) or is_hash(user)):
         return False
     try:
         check_user(user)

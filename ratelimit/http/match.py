@@ -7,13 +7,14 @@
 
 Paths are compared as the app's routing sees them: decoded, without the `root_path`, in their own case. What a client
 can vary without changing what it gets must not get it past a pattern, so doubled slashes count as one and a trailing
-one is ignored, on both sides; `GET` means HEAD too, as Starlette routes it, and websocket handshakes, which are GETs.
+one is ignored, on both sides; a policy counts `/hints;x=1` as `/hints` too (`bare`); `GET` means HEAD too, as Starlette
+routes it, and websocket handshakes, which are GETs.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Final
 
@@ -28,6 +29,9 @@ METHODS: Final = (
 
 _PLACEHOLDER = re.compile(r"\{[A-Za-z_]\w*(?::(?P<convertor>[A-Za-z_]\w*))?\}|(?P<star>\*)")
 _SLASHES = re.compile(r"/{2,}")
+# What stands behind a semicolon is a parameter to some, and a backslash is a slash to others.
+_PARAMETERS = re.compile(r";[^/]*")
+_DOTS = re.compile(r"(?:^|[/\\])\.{1,2}(?:[/\\;]|$)")
 
 
 class Pattern:
@@ -104,6 +108,16 @@ def tidy(path: str) -> str:
     return path or "/"
 
 
+def bare(path: str) -> str:
+    """Without what semicolons begin within segments, which some routers take for parameters (RFC 3986, 3.3)."""
+    return tidy(_PARAMETERS.sub("", path))
+
+
+def has_dots(path: str) -> bool:
+    """Whether somebody further in may resolve it (RFC 3986, 5.2.4) into a path that a pattern was not asked about."""
+    return _DOTS.search(path) is not None
+
+
 def _methods(text: str) -> frozenset[str]:
     found = {name.strip().upper() for name in text.split(",")}
     for name in sorted(found - set(METHODS)):
@@ -130,11 +144,22 @@ def _regex(path: str, text: str) -> re.Pattern[str]:
 def _segment(segment: str, text: str) -> str:
     if "**" in segment or ":path}" in segment:
         raise ConfigError("", f"{text!r}: ** takes all the rest, so it must stand alone, and last")
-    pieces, at = [], 0
+    first, *others = (_literal(piece, text) for piece in _split(segment))
+    if not others:
+        return first
+    # All but the last end where what follows them comes first, for good (`?>`): what fits at all fits so as well, and
+    # a path made for it cannot make the time grow faster than its length.
+    *inner, last = others
+    return "".join([first, *[f"(?>[^/]+?{piece})" for piece in inner], "[^/]+", last])
+
+
+def _split(segment: str) -> Iterator[str]:
+    """What stands before, between and behind its placeholders."""
+    at = 0
     for found in _PLACEHOLDER.finditer(segment):
-        pieces += [_literal(segment[at : found.start()], text), "[^/]+"]
+        yield segment[at : found.start()]
         at = found.end()
-    return "".join([*pieces, _literal(segment[at:], text)])
+    yield segment[at:]
 
 
 def _literal(piece: str, text: str) -> str:

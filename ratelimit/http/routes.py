@@ -8,11 +8,11 @@ from typing import Final
 from starlette.types import Scope
 
 from ratelimit.http.gate import Gate
-from ratelimit.http.match import app_method, app_path
+from ratelimit.http.match import app_method, app_path, bare
 
 _KEPT: Final = 1024
 _LONGEST: Final = 256
-"""Characters of a path worth remembering: with `_KEPT`, a bound on memory."""
+"""Characters of a request worth remembering, as it came: with `_KEPT`, a bound on memory."""
 
 
 class Routes:
@@ -31,8 +31,14 @@ class Routes:
         if found is None:
             path = app_path(scope)
             found = tuple(gate for gate in self._gates if gate.match.matches(request[0], path))
+            if ";" in path:
+                found = self._with(found, request[0], bare(path))
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            if len(path) <= _LONGEST:
+            if len(request[0]) + len(request[1]) + len(request[2]) <= _LONGEST:
                 self._known[request] = found
         return found
+
+    def _with(self, found: tuple[Gate, ...], method: str, path: str) -> tuple[Gate, ...]:
+        """Those found, and those that the path has as well to a router that knows parameters."""
+        return tuple(gate for gate in self._gates if gate in found or gate.match.matches(method, path))

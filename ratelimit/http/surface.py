@@ -16,7 +16,7 @@ from ratelimit.policy import Exempt, UserFrom
 class Surface:
     """Options as in `RateLimitMiddleware`. Raises `ConfigError` with the path to a bad one."""
 
-    __slots__ = ("_addresses", "_gates", "exempt", "identity", "writer")
+    __slots__ = ("_addresses", "_gates", "exempt", "identifying", "identity", "writer")
 
     def __init__(
         self,
@@ -28,6 +28,8 @@ class Surface:
     ) -> None:
         self._addresses = Addresses(trusted_proxies)
         self.identity = Identity(user_from, self._addresses)
+        self.identifying = self.identity.headers
+        """The fields that say who somebody is, here or to a policy of its own `user_from`."""
         self.writer = HeaderWriter(headers)
         self.exempt = Exemption(exempt)
         self._gates: dict[tuple[int, str], Gate] = {}
@@ -47,7 +49,9 @@ class Surface:
         if not policy.user_from:
             return Gate(limiter, policy, self.identity)
         try:
-            return Gate(limiter, policy, Identity(policy.user_from, self._addresses))
+            identity = Identity(policy.user_from, self._addresses)
+            self.identifying |= identity.headers
+            return Gate(limiter, policy, identity)
         except ConfigError as error:
             if error.path.startswith("user_from"):
                 raise error.under(f"policies.{action}") from error

@@ -8,6 +8,7 @@ from typing import Final
 
 from starlette.types import Scope
 
+from ratelimit.http.match import has_dots
 from ratelimit.proxy.failures import (
     AMBIGUOUS,
     NO_HOST,
@@ -19,8 +20,6 @@ from ratelimit.proxy.failures import (
     Failure,
 )
 
-# What an upstream may resolve must not get past a pattern that was matched before it did.
-_DOTS: Final = re.compile(r"(?:^|[/\\])\.{1,2}(?:[/\\;]|$)")
 # A name, an address or an IPv6 address in brackets, and a port (RFC 3986, 3.2.2).
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
@@ -31,7 +30,7 @@ def unservable(scope: Scope) -> Failure | None:
         return NO_TUNNEL
     if not scope["raw_path"].startswith(b"/"):
         return NO_TARGET
-    if _DOTS.search(scope["path"]):
+    if has_dots(scope["path"]):
         return AMBIGUOUS
     hosts, codings = [], []
     for name, value in scope["headers"]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from typing import Any
+
+import pytest
 
 from ratelimit.config import Config, document, load_config
+from ratelimit.errors import ConfigError
 from ratelimit.policy import Policy
 
 TOKEN = "s3cret-of-enough-letters"
@@ -25,6 +29,27 @@ def test_it_is_json() -> None:
     assert found["policies"]["hint"]["quotas"] == ["5/day"]
     assert found["policies"]["hint"]["cost"] == "function len"
     assert found["policies"]["free"]["quotas"] == "unlimited"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://hooks.example.com/services/T0001/s3cret", "https://hooks.example.com/***"),
+        ("https://me:s3cret@hooks.example.com:8443?key=s3cret", "https://hooks.example.com:8443/***"),
+        ("https://hooks.example.com/a@s3cret?//s3cret@b\ns3cret", "https://hooks.example.com/***"),
+        ("https://hooks.example.com", "https://hooks.example.com"),
+        ("off", "off"),
+    ],
+)
+def test_of_a_webhook_only_the_host_is_shown(url: str, shown: str) -> None:
+    assert document(Config(alert_webhook=url))["alert_webhook"] == shown
+
+
+@pytest.mark.parametrize("value", ["hooks.example.com/s3cret", "https:///s3cret", "https://a/b c/s3cret", ["s3cret"]])
+def test_a_webhook_that_cannot_be_is_not_quoted(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^alert_webhook: expected 'off', or a URL") as caught:
+        load_config(env={}, alert_webhook=value)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_no_secret_is_shown() -> None:

@@ -131,6 +131,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     missing.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(missing, env={})
+    missing.write_text("deadline = " + "[" * 5000 + "]" * 5000, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"missing\.toml: not TOML that can be read: it is nested too deeply$"):
+        load_config(missing, env={})
 
 
 def test_an_unknown_keyword_argument() -> None:

@@ -32,7 +32,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 def client_of(app: ASGIApp, *, address: str = "203.0.113.7", root_path: str = "") -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, client=(address, 50000), root_path=root_path)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
 def scope_of(

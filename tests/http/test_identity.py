@@ -70,6 +70,40 @@ async def test_no_header_or_cookie_poses_as_an_address_or_breaks_anything(value:
     assert await user_of("cookie:session", headers={"cookie": f"session={value}"}) == ADDRESS
 
 
+@pytest.mark.parametrize(
+    ("source", "headers"),
+    [
+        ("header:x-api-key", [("x-api-key", "made-up"), ("x-api-key", "real")]),
+        ("header:x-api-key", [("x-api-key", "real"), ("accept", "*/*"), ("x-api-key", "")]),
+        ("cookie:session", [("cookie", "session=real; session=made-up")]),
+        ("cookie:session", [("cookie", "a=b; session=real"), ("cookie", "session=made-up")]),
+        ("cookie:session", [("cookie", 'session=real;session="made-up"')]),
+    ],
+)
+async def test_values_that_differ_under_one_name_do_not_count(source: str, headers: list[tuple[str, str]]) -> None:
+    """Whichever the app takes for real, the others could be made up for a fresh quota with each request."""
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    connection = HTTPConnection(scope_of(headers=raw))
+    assert await Identity([source], Addresses()).user_of(connection) == ADDRESS
+    assert await Identity([source, lambda _: "next"], Addresses()).user_of(connection) == "next"
+    assert Identity([source], Addresses()).read(connection.scope) == ADDRESS
+
+
+@pytest.mark.parametrize(
+    ("source", "headers"),
+    [
+        ("header:x-api-key", [("x-api-key", "real"), ("x-api-key", "real")]),
+        ("cookie:session", [("cookie", "session=real; session=real")]),
+        ("cookie:session", [("cookie", "a=b"), ("cookie", "c; session = real ;=session")]),
+        ("cookie:session", [("cookie", 'session="real"')]),
+        ("cookie:session", [("cookie", "Session=other; xsession=other; session=real")]),
+    ],
+)
+async def test_the_same_value_twice_does(source: str, headers: list[tuple[str, str]]) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    assert Identity([source], Addresses()).read(scope_of(headers=raw)) == "real"
+
+
 async def test_the_address_is_the_last_resort_of_every_order() -> None:
     assert await user_of() == ADDRESS
     assert await user_of("user") == ADDRESS

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette._utils import get_route_path
 
 from ratelimit.errors import ConfigError
-from ratelimit.http.match import Pattern, Patterns, app_method, app_path, tidy
+from ratelimit.http.match import Pattern, Patterns, app_method, app_path, bare, tidy
 from tests.http.apps import scope_of
 
 
@@ -67,6 +69,48 @@ def test_slashes_and_line_feeds_do_not_slip_past(path: str) -> None:
     assert Pattern("/hints/*").matches("GET", seen)
     assert Pattern("/hints/*/").matches("GET", seen)
     assert Pattern("/hints/**").matches("GET", seen)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("GET /tiles/{z}-{x}-{y}.png", "/tiles/" + "-" * 60_000),
+        ("GET /reports/{year}-{month}/pdf", "/reports/" + "-" * 60_000 + "/x"),
+        ("GET /a/{b}a{c}a{d}a{e}/*-*/z", "/a/" + "a" * 60_000 + "/" + "-" * 100),
+        ("GET /{a}{b}{c}{d}/x", "/" + "a" * 60_000 + "/y"),
+    ],
+)
+def test_a_path_made_for_a_pattern_does_not_hold_everybody_up(pattern: str, path: str) -> None:
+    """Were it to try all the ways to share the dashes out, the test's own time would not do."""
+    assert not Pattern(pattern).matches("GET", path)
+
+
+@given(
+    st.lists(st.sampled_from(["*", "a", "b", "-", "ab", "/"]), min_size=1, max_size=8).filter(
+        lambda parts: "**" not in "".join(parts) and "//" not in "".join(parts)
+    ),
+    st.text(alphabet="ab-/", max_size=12),
+)
+def test_a_pattern_fits_where_its_placeholders_can_be_shared_out_at_all(parts: list[str], path: str) -> None:
+    text = tidy("/" + "".join(parts))
+    every_way = "".join("[^/]+" if part == "*" else re.escape(part) for part in text)
+    seen = tidy(f"/{path}")
+    assert Pattern(text).matches("GET", seen) == (re.fullmatch(every_way, seen) is not None)
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ("/hints;x=1", "/hints"),
+        ("/hints;", "/hints"),
+        ("/;x/hints", "/hints"),
+        ("/a;b=/hints/;c;d/", "/a/hints"),
+        ("/hints/;x", "/hints"),
+        ("/;", "/"),
+    ],
+)
+def test_a_path_without_parameters(path: str, plain: str) -> None:
+    assert bare(path) == plain
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from ratelimit.sidecar import Sidecar, sidecar
+from ratelimit.sidecar import ConfigSource, Sidecar, sidecar
 from ratelimit.sidecar.lifespan import Lifespan
 from ratelimit.wiring import load_checked
 from tests.http.apps import client_of
@@ -62,9 +62,9 @@ class Service:
 
 
 @asynccontextmanager
-async def running(path: Path, **options: Any) -> AsyncIterator[Service]:
+async def running(path: Path, *, source: ConfigSource | None = None, **options: Any) -> AsyncIterator[Service]:
     """Started, and ended afterwards."""
-    one = sidecar(partial(load_checked, path, env={}), **options)
+    one = sidecar(source or partial(load_checked, path, env={}), **options)
     assert one.admin is not None
     async with AsyncExitStack() as stack:
         for each in (one.app, one.admin):

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from ratelimit.cli.serve.source import Source
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.errors import ConfigError, StoreUnavailable
 from tests.engines import Engine
@@ -52,6 +53,26 @@ async def test_a_bad_file_keeps_the_last_good_one(tmp_path: Path, caplog: pytest
         await service.sidecar.reload()
         assert await service.metric("ratelimit_reload_rejected") == 0
         assert (await service.admin.get("/health")).json()["workers"]["0"]["configuration"] == "as read"
+
+
+@pytest.mark.parametrize("upstream", [None, "http://127.0.0.1:9"])
+async def test_a_file_that_was_emptied_or_cut_short_lifts_no_limit(tmp_path: Path, upstream: str | None) -> None:
+    path = write(tmp_path, "2/day")
+    whole = path.read_text(encoding="utf-8")
+    source = Source(path=path, proxying=upstream is not None)
+    async with running(path, source=source, upstream=upstream) as service:
+        former = service.sidecar.current
+        for rest in ("", "\n", whole[:20], whole.partition("[policies")[0], "deadline = " + "[" * 5000):
+            path.write_text(rest, encoding="utf-8")
+            answer = await service.admin.post("/reload")
+            assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), rest
+            assert service.sidecar.current is former
+        path.write_text("", encoding="utf-8")
+        told = (await service.admin.post("/reload")).json()["detail"]
+        assert "nothing is limited: there is no policy" in told
+        assert "if that is meant, with quotas = 'unlimited'" in told
+        path.write_text(whole.replace("2/day", "unlimited"), encoding="utf-8")
+        assert (await service.admin.post("/reload")).json()["changed"] == ["policies.hint"]
 
 
 async def test_nothing_changed_is_nothing_done(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ async def test_a_receiver_that_does_not_take_it(status: int, attempts: int, capl
     assert (len(receiver.requests), hook.failed) == (attempts, 1)
     assert f"status {status}" in caplog.text
     assert "password" not in caplog.text
+    assert "alerts" not in caplog.text  # its path
 
 
 async def test_nobody_listens() -> None:
@@ -96,3 +97,13 @@ async def test_nobody_listens() -> None:
     hook = Webhook(receiver.url, sleep=at_once)
     await alert_with(hook)
     assert hook.failed == 1
+
+
+async def test_a_host_that_cannot_be_one_is_a_failure_like_others(caplog: pytest.LogCaptureFixture) -> None:
+    hook = Webhook("http://hooks..example/services/TOKEN", sleep=at_once)
+    with caplog.at_level(logging.WARNING, logger="ratelimit"):
+        await alert_with(hook)
+    assert (hook.sent, hook.failed) == (0, 1)
+    assert "no name that can be looked up" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert "TOKEN" not in caplog.text

@@ -54,7 +54,8 @@ class Source:
         config = self._with_user_from(self._with_policy(self._load()))
         if not any(policy.match or not self.proxying for policy in config.policies):
             problem = "no policy has a match" if config.policies else "there is no policy"
-            raise ConfigError("", f"nothing is limited: {problem}; add --action api --quota 5/day, or --config")
+            how = "add --action api --quota 5/day, or --config; if that is meant, with quotas = 'unlimited'"
+            raise ConfigError("", f"nothing is limited: {problem}; {how}")
         self._count_together(config)
         return config
 

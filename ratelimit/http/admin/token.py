@@ -1,16 +1,46 @@
-"""`Token`: who may ask, by a bearer token (RFC 6750)."""
+"""`Token`: who may ask, by a bearer token (RFC 6750); where there is none, whoever is on this machine.
+
+Without one the listener is on loopback only, and yet within reach of every page that a browser on this machine shows.
+So a request that a page of somebody else's sent is refused: it carries an `Origin`, or comes by a name that its author
+has pointed here.
+"""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Final, NamedTuple
 
 from ratelimit.config import check_token
 from ratelimit.errors import ConfigError
 
 
+class TurnedAway(NamedTuple):
+    """Why somebody is not let in, as a problem."""
+
+    status: int
+    title: str
+    detail: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+NO_TOKEN: Final = TurnedAway(
+    401,
+    "Unauthorized",
+    "A valid token is needed: Authorization: Bearer …",
+    ((b"www-authenticate", b"Bearer"),),
+)
+FOREIGN: Final = TurnedAway(
+    403,
+    "Forbidden",
+    "Without a token this listener answers no pages of other sites: ask it by its address or as localhost, with no "
+    "Origin, or configure a token.",
+)
+
+
 class Token:
-    """Admits requests that carry this token; all, where there is none. Raises `ConfigError` for a weak one."""
+    """Admits requests that carry this token. Raises `ConfigError` for a weak one."""
 
     __slots__ = ("_expected",)
 
@@ -24,13 +54,31 @@ class Token:
     def __bool__(self) -> bool:
         return self._expected is not None
 
-    def admits(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """In a time that says nothing about the token."""
+    def turns_away(self, headers: Iterable[tuple[bytes, bytes]]) -> TurnedAway | None:
+        """Why a request is not let in; None where it is. In a time that says nothing about the token."""
         if self._expected is None:
-            return True
+            return FOREIGN if _is_foreign(headers) else None
         given = [value for name, value in headers if name == b"authorization"]
         if len(given) != 1:
-            return False
+            return NO_TOKEN
         scheme, _, value = given[0].partition(b" ")
         # The scheme's case does not count, and is no secret.
-        return scheme.lower() == b"bearer" and hmac.compare_digest(b"Bearer " + value.strip(), self._expected)
+        if scheme.lower() == b"bearer" and hmac.compare_digest(b"Bearer " + value.strip(), self._expected):
+            return None
+        return NO_TOKEN
+
+
+def _is_foreign(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"origin" or (name == b"host" and not _is_address(value)) for name, value in headers)
+
+
+def _is_address(host: bytes) -> bool:
+    text = host.decode("latin-1")
+    name = text.rpartition(":")[0] if text.rpartition(":")[2].isdecimal() else text
+    if name in ("", "localhost"):
+        return True
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

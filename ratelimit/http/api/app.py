@@ -48,7 +48,8 @@ class Api:
     `store`      the limiter's: where events, users and plans live as well.
     `usage`      the log that checks are written to; None writes nothing.
     `directory`  the limiter's, so that a change made here is seen by it at once.
-    `token`      asked of every caller, as `Authorization: Bearer …`; None admits all who can reach the listener.
+    `token`      asked of every caller, as `Authorization: Bearer …`; None admits all who can reach the listener, but
+                 for pages of other sites (see `ratelimit.http.admin.token`).
     `max_body`   bytes of a body at most.
     `replays`    what was answered to keyed requests before, where another `Api` was in this one's place.
     """
@@ -102,13 +103,12 @@ class Api:
         await _send(answer, scope, send)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
-        admitted = self._token.admits(scope["headers"])
         found = self._router.find(_raw_path(scope))
         one = None if found is None else _chosen(found, scope["method"])
-        if not admitted and not (one is not None and one.open):
+        is_open = one is not None and one.open
+        if not is_open and (why := self._token.turns_away(scope["headers"])) is not None:
             # Before anything is said about what there is.
-            challenge = (b"www-authenticate", b"Bearer")
-            raise refused(401, "Unauthorized", "A valid token is needed: Authorization: Bearer …", challenge)
+            raise refused(why.status, why.title, why.detail, *why.headers)
         if found is None:
             raise refused(404, "Not found", f"There are: {', '.join(self._router.templates)}")
         if one is None:

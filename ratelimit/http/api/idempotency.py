@@ -19,6 +19,7 @@ from ratelimit.http.api.problems import refused
 
 KEPT_FOR: Final = 10 * MINUTE
 MOST_KEPT: Final = 10_000
+MOST_BYTES: Final = 32 * 1024 * 1024
 MOST_KEY: Final = 255
 
 
@@ -34,16 +35,23 @@ class _Kept(msgspec.Struct):
     digest: bytes
     expires: int
     task: asyncio.Task[Answer]
+    size: int = 0
+    """Bytes of the answer; 0 while there is none."""
 
 
 class Replays:
-    """At most `most` answers, each for `kept_for` microseconds; of more, the oldest gives way, counted in `evicted`."""
+    """At most `most` answers of `most_bytes` in all, each for `kept_for` microseconds; of more, the oldest give way,
+    counted in `evicted`."""
 
-    def __init__(self, clock: Clock, *, most: int = MOST_KEPT, kept_for: int = KEPT_FOR) -> None:
+    def __init__(
+        self, clock: Clock, *, most: int = MOST_KEPT, most_bytes: int = MOST_BYTES, kept_for: int = KEPT_FOR
+    ) -> None:
         self.evicted = 0
         self.replayed = 0
         self._clock = clock
         self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
         self._kept_for = kept_for
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
@@ -73,14 +81,22 @@ class Replays:
     def _keep(self, place: tuple[str, str], kept: _Kept) -> None:
         self._kept[place] = kept
 
-        def forget_failure(task: asyncio.Task[Answer]) -> None:
-            failed = task.cancelled() or task.exception() is not None or task.result().status >= 400
-            if failed and self._kept.get(place) is kept:
-                del self._kept[place]
+        def settle(task: asyncio.Task[Answer]) -> None:
+            if self._kept.get(place) is not kept:
+                return
+            if task.cancelled() or task.exception() is not None or task.result().status >= 400:
+                self._forget(place)
+                return
+            kept.size = len(task.result().body)
+            self._bytes += kept.size
+            self._make_room()
 
-        kept.task.add_done_callback(forget_failure)
-        if len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        kept.task.add_done_callback(settle)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while len(self._kept) > self._most or self._bytes > self._most_bytes:
+            self._forget(next(iter(self._kept)))
             self.evicted += 1
 
     def _expire(self) -> None:
@@ -89,4 +105,7 @@ class Replays:
             place, oldest = next(iter(self._kept.items()))
             if now < oldest.expires and now >= oldest.expires - 2 * self._kept_for:
                 return
-            del self._kept[place]
+            self._forget(place)
+
+    def _forget(self, place: tuple[str, str]) -> None:
+        self._bytes -= self._kept.pop(place).size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -14,6 +15,9 @@ from ratelimit.http.api.problems import Refused, bad_input, invalid, refused
 T = TypeVar("T")
 
 JSON: Final = b"application/json"
+_CLOSE: Final = (b"connection", b"close")
+MOST_BODY_S: Final = 30.0
+"""Seconds for a body to arrive."""
 # A query string longer than what our longest cursors and names come to is not ours.
 _MOST_QUERY: Final = 16 * 1024
 
@@ -28,14 +32,26 @@ def field(scope: Scope, name: bytes) -> bytes | None:
 
 
 async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes:
-    """The whole body, declared as JSON, of at most so many bytes."""
+    """The whole body, declared as JSON, of at most so many bytes, in at most `MOST_BODY_S`."""
     kind = (field(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
     if kind != JSON:
         raise refused(415, "Unsupported media type", "Send JSON, with Content-Type: application/json")
     length = field(scope, b"content-length") or b"0"
     announced = int(length) if length.isdigit() and len(length) < 20 else 0
+    try:
+        async with asyncio.timeout(MOST_BODY_S):
+            body = b"" if announced > most else await _received(receive, most)
+    except TimeoutError:
+        raise refused(408, "Request timeout", f"A body has {MOST_BODY_S:g} s to arrive", _CLOSE) from None
+    if max(len(body), announced) > most:
+        raise refused(413, "Too large", f"A body may have {most} bytes", _CLOSE)
+    return body
+
+
+async def _received(receive: Receive, most: int) -> bytes:
+    """All of it, or as soon as it is more than so many bytes, what there is by then."""
     parts: list[bytes] = []
-    size, more = 0, announced <= most
+    size, more = 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -43,8 +59,6 @@ async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         more = message.get("more_body", False) and size <= most
-    if max(size, announced) > most:
-        raise refused(413, "Too large", f"A body may have {most} bytes", (b"connection", b"close"))
     return b"".join(parts)
 
 

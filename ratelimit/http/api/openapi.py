@@ -17,7 +17,9 @@ _BEARER: Final = {"type": "http", "scheme": "bearer"}
 _DESCRIPTIONS: Final = {
     400: "Something in it cannot be used; `errors` says what.",
     401: "A valid token is needed.",
+    403: "Asked by a page of another site, where no token is configured.",
     404: "There is no such thing, or no policy names the action.",
+    408: "The body did not arrive in time.",
     409: "In conflict with others: an identity is taken, or others changed the same thing at the same time.",
     413: "The body is too large.",
     415: "The body is not declared as JSON.",
@@ -58,7 +60,7 @@ def _operation(one: Operation, ref_of: dict[type[Struct], dict[str, Any]], *, to
         "operationId": one.name,
         "summary": one.summary,
         "parameters": [*_path(one), *_query(one.query), *([_KEY] if one.repeatable else [])],
-        "responses": _responses(one, ref_of, token=token and not one.open),
+        "responses": _responses(one, ref_of, token=token),
     }
     if one.body is not None:
         document["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref_of[one.body]}}}
@@ -78,7 +80,8 @@ def _responses(one: Operation, ref_of: dict[type[Struct], dict[str, Any]], *, to
         done["headers"] = {"Idempotency-Replayed": {"schema": {"const": "true"}}}
     responses = {"204" if one.answer is None else "200": done}
     problem = {"application/problem+json": {"schema": ref_of[ApiProblem]}}
-    may_fail = {400, *one.problems, *((401,) if token else ()), *((413, 415) if one.body else ())}
+    closed = () if one.open else (401,) if token else (403,)
+    may_fail = {400, *one.problems, *closed, *((408, 413, 415) if one.body else ())}
     for status in sorted(may_fail | ({422} if one.repeatable else set())):
         responses[str(status)] = {"description": _DESCRIPTIONS[status], "content": problem}
     return responses

@@ -143,3 +143,46 @@ async def test_the_policy_says_what_is_logged(log: Any, sample: float, written: 
         await usage.flush()
         events = (await client.get("/v1/users/alice/usage/events")).json()["events"]
         assert sorted((one["allowed"] for one in events), reverse=True) == written
+
+
+GUARDED = [
+    ("PUT", "/v1/users/alice"),
+    ("DELETE", "/v1/users/alice"),
+    ("POST", "/v1/users/alice/erase"),
+    ("POST", "/v1/reset"),
+    ("POST", "/v1/check"),
+    ("GET", "/v1/users"),
+    ("GET", "/v1/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:8080", "origin": "http://evil.example:8080"},
+        {"host": "127.0.0.1.evil.example"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+    ],
+)
+async def test_without_a_token_no_page_of_others_is_answered(method: str, path: str, headers: dict[str, str]) -> None:
+    """As the admin listener: a name that is pointed at 127.0.0.1 makes a page of anybody's one of this address."""
+    limiter = limiter_of()
+    await limiter.check("alice", "hint")
+    async with client_of(Api(limiter, limiter.store)) as client:  # type: ignore[arg-type]
+        answer = await client.request(method, path, json=ALICE, headers=headers)
+        assert (answer.status_code, answer.json()["title"]) == (403, "Forbidden")
+        assert (await client.get("/v1/users/alice")).status_code == 404
+        assert (await client.get("/v1/openapi.json", headers=headers)).status_code == 200
+    assert await used(limiter, "alice") == 1
+
+
+async def test_by_an_address_or_with_the_token_it_is_asked() -> None:
+    async with api() as client:
+        for host in ("127.0.0.1:8080", "localhost", "localhost:8080", "[::1]:8080", "10.1.2.3"):
+            assert (await client.post("/v1/check", json=ALICE, headers={"host": host})).status_code == 200
+    async with api(token=SECRET) as client:
+        by_name = {"host": "limits.internal", "origin": "https://ours.example", "authorization": f"Bearer {SECRET}"}
+        assert (await client.post("/v1/check", json=ALICE, headers=by_name)).status_code == 200

@@ -10,7 +10,7 @@ import pytest
 
 from ratelimit.config import load_config
 from ratelimit.errors import ConfigError, StoreUnavailable
-from ratelimit.http.api import Api
+from ratelimit.http.api import Api, intake
 from ratelimit.store import MemoryStore
 from ratelimit.usage import UsageLog
 from ratelimit.wiring import check_api_token, decision_app
@@ -167,6 +167,21 @@ async def test_a_body_that_ends_early_spends_nothing() -> None:
     sent = await call(Api(limiter, store), scope_of("/v1/check", headers=headers), receive)
     assert sent[0]["status"] == 400
     assert await used(limiter, "alice") == 0
+
+
+@pytest.mark.parametrize("begun", [b"", b"{"])
+async def test_a_body_that_does_not_arrive_is_given_up(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "MOST_BODY_S", 0.05)
+    head = b"POST /v1/check HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
+    async with served(api()) as address:
+        host, _, port = address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head + begun)
+        answer = await asyncio.wait_for(reader.read(), 30)  # until it is closed
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"A body has 0.05 s to arrive" in answer
 
 
 async def test_beyond_loopback_a_token_is_needed() -> None:
