@@ -22,8 +22,9 @@ _MOST_DIGITS: Final = 40
 _FIXED: Final[dict[str, int]] = {"second": SECOND, "minute": MINUTE, "hour": HOUR, "day": DAY, "week": 7 * DAY}
 _MONTHS: Final[dict[str, int]] = {"month": 1, "year": 12}
 _SHORT: Final[dict[str, Unit]] = {
-    "s": "second", "sec": "second", "m": "minute", "min": "minute", "h": "hour", "hr": "hour",
-    "d": "day", "w": "week", "mo": "month", "y": "year", "yr": "year",
+    "s": "second", "sec": "second", "secs": "second", "m": "minute", "min": "minute", "mins": "minute",
+    "h": "hour", "hr": "hour", "hrs": "hour", "d": "day", "w": "week", "mo": "month", "mos": "month",
+    "y": "year", "yr": "year", "yrs": "year",
 }  # fmt: skip
 _EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 # 1970-01-01 was a Thursday: windows of weeks start on Mondays, as ISO 8601 has it.
@@ -103,7 +104,7 @@ class Quota:
 
     def __init__(self, limit: int, window: Window | str, burst: int | None = None) -> None:
         object.__setattr__(self, "limit", _amount("limit", limit, least=0))
-        object.__setattr__(self, "window", Window.parse(window) if isinstance(window, str) else window)
+        object.__setattr__(self, "window", _window(window))
         object.__setattr__(self, "burst", None if burst is None else _amount("burst", burst, least=1))
 
     @classmethod
@@ -227,13 +228,21 @@ def _amount(name: str, value: int, *, least: int) -> int:
     return value
 
 
+def _window(value: object) -> Window:
+    if isinstance(value, Window):
+        return value
+    if isinstance(value, str):
+        return Window.parse(value)
+    hint = f"'{value} seconds'" if type(value) is int and 0 < value <= MAX_LIMIT else "'day' or '5 minutes'"
+    raise InvalidQuota(f"a window must be text, not {type(value).__name__}; write {hint}")
+
+
 def _unit(word: str) -> Unit:
     lower = word.lower()
-    for name in (lower, lower.removesuffix("s")):
-        if name in UNITS:
-            return name
-        if name in _SHORT:
-            return _SHORT[name]
+    # Of short names the plurals stand in the list: one letter and an s may be another unit (ms).
+    name = _SHORT.get(lower, lower.removesuffix("s"))
+    if name in UNITS:
+        return name
     raise InvalidQuota(_unknown_unit(word))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,6 +29,8 @@ def at(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: 
         ("1 PER 2 HOURS", (Quota(1, "2 hours"),)),
         ("10/s", (Quota(10, "second"),)),
         ("10/min", (Quota(10, "minute"),)),
+        ("10 per 5 secs; 20 per 5 mins", (Quota(10, "5 seconds"), Quota(20, "5 minutes"))),
+        ("10/2hrs; 20/2mos; 30/2yrs", (Quota(10, "2 hours"), Quota(20, "2 months"), Quota(30, "2 years"))),
         ("100/hour; 1000/day", (Quota(100, "hour"), Quota(1000, "day"))),
         ("100/hour, 1000/day", (Quota(100, "hour"), Quota(1000, "day"))),
         ("100/hour|1000/day", (Quota(100, "hour"), Quota(1000, "day"))),
@@ -51,6 +54,11 @@ def test_reads_what_people_write(text: str, quotas: tuple[Quota, ...]) -> None:
     [
         ("5/fortnight", "unknown unit 'fortnight'; use one of second, minute"),
         ("5/dya", "did you mean 'day'"),
+        ("5/500ms", "unknown unit 'ms'; use one of second, minute"),
+        ("5/ms burst 3", "unknown unit 'ms'; use one of second, minute"),
+        ("5/ds", "unknown unit 'ds'; use one of second, minute"),
+        ("5 per 2 hs", "unknown unit 'hs'; use one of second, minute"),
+        ("5/dayss", "did you mean 'day'"),
         ("1/0 days", "at least 1 day"),
         ("", "write '5/day'"),
         ("5", "write '5/day'"),
@@ -74,6 +82,22 @@ def test_reads_what_people_write(text: str, quotas: tuple[Quota, ...]) -> None:
 def test_nonsense_is_refused_with_a_hint(text: str, hint: str) -> None:
     with pytest.raises(InvalidQuota, match=hint):
         parse_quotas(text)
+
+
+@pytest.mark.parametrize(
+    ("window", "hint"),
+    [
+        (60, "not int; write '60 seconds'"),
+        (0, "write 'day'"),
+        (True, "write 'day'"),
+        pytest.param(10**5000, "write 'day'", id="huge"),
+        (1.5, "not float; write 'day' or '5 minutes'"),
+        (None, "write 'day'"),
+    ],
+)
+def test_a_window_without_a_unit_is_refused_with_a_hint(window: Any, hint: str) -> None:
+    with pytest.raises(InvalidQuota, match=hint):
+        Quota(5, window)
 
 
 def test_a_number_that_cannot_even_be_printed_is_refused_like_any_other() -> None:

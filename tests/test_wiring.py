@@ -68,6 +68,8 @@ async def test_a_store_that_cannot_be_reached() -> None:
         ("memory://?max_key=1", "store.max_key: unknown parameter; there is: max_keys"),
         ("memory://?max_keys=0", "store.max_keys: expected a whole number of at least 1, not '0'"),
         ("memory://?max_keys=-5", "store.max_keys: expected a whole number of at least 1, not '-5'"),
+        (f"memory://?max_keys={'9' * 5000}", "store.max_keys: expected a whole number of at least 1, not one of 5000"),
+        ("memory://[", "store: not a store URL; write memory://"),
         ("dynamodb://", "store.table: the URL names no table"),
         ("dynamodb://limits?regoin=x", "store.regoin: unknown parameter; did you mean 'region'?"),
     ],

@@ -11,11 +11,12 @@ from ratelimit.cli.output import ALLOWED, REFUSED, in_words, note, say, say_json
 from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption, load
 from ratelimit.config import Config, masked
 from ratelimit.decision import Decision
+from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError, StoreUnavailable, UnknownAction
 from ratelimit.limiter import Limiter
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import to_quotas
-from ratelimit.wiring import limiter_from
+from ratelimit.wiring import limiter_from, store_of
 
 # A person waits longer than a request may: a first call finds credentials and shakes hands.
 _DEADLINE = 5.0
@@ -26,7 +27,11 @@ def check(
     action: Annotated[str, typer.Argument(help="What: a policy's name, or any with --quota.", show_default=False)],
     quota: Annotated[
         list[str] | None,
-        typer.Option("--quota", help="As in 5/day, '10 per 5 minutes', '100/hour; 1000/day'; may be repeated."),
+        typer.Option(
+            "--quota",
+            help="As in 5/day, '10 per 5 minutes', '100/hour; 1000/day', whatever the policy and the user's plan say; "
+            "may be repeated.",
+        ),
     ] = None,
     algorithm: Annotated[str | None, typer.Option(help="fixed_window, sliding_window or gcra.")] = None,
     cost: Annotated[int, typer.Option(help="Units to take.")] = 1,
@@ -49,14 +54,20 @@ def check(
     """
     settings = load(config, store)
     policy = _policy(settings, action, quota, algorithm)
-    limiter = limiter_from(replace(settings, policies=(policy,), deadline=max(settings.deadline, _DEADLINE)))
+    table, deadline = store_of(settings), max(settings.deadline, _DEADLINE)
+    # Quotas that come with a call go over the user's and the plan's, in an app too.
+    directory = Directory(table.directory, deadline=deadline) if settings.directory and not quota else None
+    terms = replace(settings, policies=(policy,), deadline=deadline, directory=False)
+    limiter = limiter_from(terms, store=table, directory=directory)
     decision = asyncio.run(_ask(limiter, user, action, cost, peek=peek))
     if decision.reason == "unavailable":
-        raise StoreUnavailable(f"{masked(settings.store)} gave no answer within {_DEADLINE:g} s")
+        raise StoreUnavailable(f"{masked(settings.store)} gave no answer within {deadline:g} s")
     if as_json:
         say_json(_document(user, action, decision))
     else:
         _report(user, action, decision, peek=peek)
+    if directory is not None and directory.stats.without:
+        note("the user and the plan could not be read: these are the policy's own quotas")
     if settings.store.startswith("memory://"):
         note("memory:// counts in this process only, so every run starts afresh")
     return ALLOWED if decision.allowed else REFUSED

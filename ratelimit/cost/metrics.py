@@ -30,6 +30,7 @@ _CHECKS: Final = "UpdateItem"
 _READS: Final = ("GetItem", "BatchGetItem", "Query", "Scan")
 # Below this, a minute more or less decides what the month looks like.
 SHORTEST: Final = 600.0
+_MOST: Final = 1e15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ def read_metrics(text: str, now: float, workload: Workload) -> Consumption:
     Needs the extra `sidecar`. Raises `ConfigError` where the text does not hold what is needed.
     """
     samples = list(_samples(text))
-    ages = {_worker(s): now - s.value for s in samples if s.name == _STARTED}
+    ages = {_worker(s): now - _value(s) for s in samples if s.name == _STARTED}
     if not ages or not any(s.name == _CALLS for s in samples):
         needed = f"{_STARTED} and {_CALLS}"
         raise ConfigError("from-metrics", f"the answer lacks {needed}: is it `ratelimit serve`'s, on DynamoDB?")
@@ -75,7 +76,7 @@ class _Month:
         for sample in self._samples:
             if sample.name == name and all(_is(sample.labels.get(label), value) for label, value in labels.items()):
                 age = self._ages.get(_worker(sample))
-                found += Fraction(sample.value) * HOURS * 3600 / Fraction(age) if age else 0
+                found += Fraction(_value(sample)) * HOURS * 3600 / Fraction(age) if age else 0
         return found
 
     def consumption(self, workload: Workload) -> Consumption:
@@ -117,6 +118,13 @@ def _samples(text: str) -> Iterator[Sample]:
             yield from family.samples
     except (ValueError, IndexError, KeyError) as error:
         raise ConfigError("from-metrics", f"the answer is not Prometheus' text: {error}") from None
+
+
+def _value(sample: Sample) -> float:
+    """Prometheus has room for NaN and infinities; a count or a time that is one says nothing."""
+    if not 0 <= sample.value <= _MOST:
+        raise ConfigError("from-metrics", f"{sample.name} is {sample.value:g}: neither a count nor a time")
+    return sample.value
 
 
 def _worker(sample: Sample) -> str:

@@ -18,6 +18,7 @@ from ratelimit.dynamodb.table import (
 from ratelimit.dynamodb.upgrade import Upgraded
 from ratelimit.dynamodb.url import parse_url
 from ratelimit.dynamodb.verify import Line
+from ratelimit.dynamodb.whereabouts import same_table
 
 __all__ = [
     "AnswerLost",
@@ -34,6 +35,7 @@ __all__ = [
     "create_table",
     "delete_table",
     "parse_url",
+    "same_table",
     "table_status",
     "upgrade_table",
     "verify_table",

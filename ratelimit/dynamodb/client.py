@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AsyncExitStack
 from typing import Any, Final, Self, TypeAlias
 
@@ -12,9 +11,9 @@ from aiobotocore.session import AioSession, get_session
 
 from ratelimit.dynamodb.faults import Place, UnusableAnswer, explained, no_region
 from ratelimit.dynamodb.settings import Settings, is_loopback, without_userinfo
+from ratelimit.dynamodb.whereabouts import endpoint_of, region_of
 from ratelimit.errors import StoreMisconfigured
 
-_LOCAL_REGION: Final = "us-east-1"
 _LOCAL_KEY: Final = "local"
 
 Verify: TypeAlias = bool | str
@@ -53,11 +52,13 @@ async def connect(settings: Settings) -> Connection:
     nothing.
     """
     session = get_session()
-    endpoint = settings.endpoint or _configured_endpoint()
+    endpoint = endpoint_of(settings)
     place = Place(settings.table, settings.region or "an unknown region", without_userinfo(endpoint or ""))
     exits = AsyncExitStack()
     with explained(place):
-        region = _region(settings, session, endpoint)
+        region = region_of(settings, session)
+        if region is None:
+            raise no_region(settings.table)
         await _find_credentials(session, endpoint)
         config = _config(settings, endpoint)
         context = session.create_client("dynamodb", region_name=region, endpoint_url=settings.endpoint, config=config)
@@ -74,21 +75,6 @@ async def connect(settings: Settings) -> Connection:
 
 def _place(table: str, client: Any) -> Place:
     return Place(table, client.meta.region_name, without_userinfo(client.meta.endpoint_url))
-
-
-def _configured_endpoint() -> str | None:
-    """What botocore is going to use, as far as variables say it."""
-    return os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _region(settings: Settings, session: AioSession, endpoint: str | None) -> str:
-    # botocore itself does not know AWS_REGION, which Lambda and ECS set and every other SDK reads.
-    region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
-    if region:
-        return str(region)
-    if is_loopback(endpoint):
-        return _LOCAL_REGION
-    raise no_region(settings.table)
 
 
 async def _find_credentials(session: AioSession, endpoint: str | None) -> None:

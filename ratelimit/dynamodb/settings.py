@@ -6,12 +6,15 @@ import math
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final, TypedDict
+from typing import Final, TypeAlias, TypedDict
 from urllib.parse import SplitResult, urlsplit
 
 from ratelimit.errors import ConfigError
 
 DEFAULT_POOL: Final = 64
+
+Server: TypeAlias = tuple[str, int]
+"""Host and port."""
 
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 _AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonwebservices.com.cn")
@@ -95,6 +98,15 @@ def is_amazon(endpoint: str) -> bool:
     """Whether the endpoint is Amazon's own, with every feature of the service."""
     parts = _split(endpoint)
     return ((parts and parts.hostname) or "").endswith(_AMAZON)
+
+
+def server_of(endpoint: str) -> Server | None:
+    """Whom the endpoint leads to, with one name for all names of this machine; None where it is no URL."""
+    parts = _split(endpoint)
+    if parts is None or not parts.hostname:
+        return None
+    host = "localhost" if is_loopback(endpoint) else parts.hostname
+    return host, parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def without_userinfo(endpoint: str) -> str:

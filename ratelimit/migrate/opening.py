@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from ratelimit.clock import Clock
 from ratelimit.config import Config
-from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url
+from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url, same_table
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.earlier import EarlierSource
@@ -29,22 +31,29 @@ _ATTEMPTS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """How a source is to be read. `actions`: those that may be used; None for any."""
+    """How a source is to be read.
+
+    `clock`    says what is too old, and what lies in the future.
+    `actions`  those that may be used; None for any.
+    `costs`    units that a use takes where a row does not say it, by action.
+    `only`     what a file is about whose name does not say it.
+    """
 
     mapping: Mapping
-    began: int
+    clock: Clock
     actions: Collection[str] | None = None
+    costs: AnyMapping[str, int]
     only: Entity | None = None
 
 
 def source_of(spec: str, terms: Terms, target: Settings) -> Source:
     """The source that a URL or a path names, not yet open. Raises `ConfigError`, `InvalidInput`."""
-    converter = Converter(terms.mapping, now=terms.began, actions=terms.actions)
+    converter = Converter(terms.mapping, clock=terms.clock, actions=terms.actions, costs=terms.costs)
     if spec.startswith((_EARLIER, _TABLE)):
         settings = _other_table(spec, target)
         if spec.startswith(_EARLIER):
             return EarlierSource(RawTable(settings), converter)
-        return TableSource(DynamoDBStore(settings), now=terms.began)
+        return TableSource(DynamoDBStore(settings), clock=terms.clock)
     if "://" in spec:
         return SqlSource(spec, converter)
     path = Path(spec)
@@ -53,7 +62,7 @@ def source_of(spec: str, terms: Terms, target: Settings) -> Source:
             f"there is no {spec}; name a file, a folder, or a URL such as mysql://, sqlite:///, earlier://"
         )
     if path.is_file() and path.suffix.lower() in (".db", ".sqlite", ".sqlite3"):
-        return SqlSource(f"sqlite:///{path}", converter)
+        return SqlSource(path, converter)
     return FileSource(path, converter, only=terms.only)
 
 
@@ -76,7 +85,6 @@ def _other_table(spec: str, target: Settings) -> Settings:
         settings = parse_url(_TABLE + spec.partition("://")[2])
     except ConfigError as error:
         raise error.under("the source") from None
-    same_place = (settings.table, settings.endpoint, settings.region) == (target.table, target.endpoint, target.region)
-    if same_place:
+    if same_table(settings, target):
         raise InvalidInput("source and target are the same table; the source is never changed, so name another target")
     return patient(settings)

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import msgspec
 
-from ratelimit.config import masked
+from ratelimit.config import masked_path
 from ratelimit.limiter.alerts import Alert
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Webhook:
             problem = await self._post(session, body)
         if problem:
             self.failed += 1
-            logger.warning("an alert on %s was not taken by %s: %s", alert.action, masked(self._url), problem)
+            logger.warning("an alert on %s was not taken by %s: %s", alert.action, masked_path(self._url), problem)
         else:
             self.sent += 1
 
@@ -90,6 +90,8 @@ class Webhook:
             return f"no answer within {TIMEOUT_S:g} s", True
         except aiohttp.ClientError as error:
             return type(error).__name__, True
+        except UnicodeError:
+            return "its host is no name that can be looked up", False
 
     def _request(self, alert: Alert) -> tuple[dict[str, str], bytes]:
         alert_id = str(uuid4())

@@ -81,12 +81,24 @@ def _mirrored(config: Config) -> TableStore:
     store = store_from_url(config.store)
     if config.mirror == "off":
         return store
-    if config.mirror == config.store:
-        raise ConfigError("mirror", "is the store itself; name another one, or 'off'")
     try:
-        return MirrorStore(store, store_from_url(config.mirror))
+        mirror = store_from_url(config.mirror)
     except ConfigError as error:
         raise ConfigError("mirror", error.problem) from None
+    if config.mirror == config.store or _on_one_table(store, mirror):
+        raise ConfigError("mirror", "is the store itself; name another one, or 'off'")
+    return MirrorStore(store, mirror)
+
+
+def _on_one_table(one: TableStore, other: TableStore) -> bool:
+    """Whether both are one table, however it is spelled: all that is spent would be written there twice."""
+    if isinstance(one, MemoryStore) or isinstance(other, MemoryStore):
+        return False
+    from ratelimit.dynamodb import DynamoDBStore, same_table
+
+    if isinstance(one, DynamoDBStore) and isinstance(other, DynamoDBStore):
+        return same_table(one.settings, other.settings)
+    return False
 
 
 def table_settings(url: str) -> Settings:
@@ -115,15 +127,20 @@ def store_stats(store: Store) -> Stats | None:
 
 
 def _memory(url: str) -> TableStore:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+    except ValueError:
+        raise ConfigError("", f"not a store URL; write {_MEMORY}") from None
     if parts.netloc or parts.path:
-        raise ConfigError("", "memory:// has no name and no path; write memory://, or memory://?max_keys=1000")
+        raise ConfigError("", f"memory:// has no name and no path; write {_MEMORY}")
     options: dict[str, int] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+    for name, text in pairs:
         if name != "max_keys":
             raise ConfigError(name, "unknown parameter; there is: max_keys")
-        if not text.isdecimal() or int(text) < 1:
-            raise ConfigError(name, f"expected a whole number of at least 1, not {text!r}")
+        if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
+            shown = repr(text) if len(text) <= _MOST_DIGITS else f"one of {len(text)} letters"
+            raise ConfigError(name, f"expected a whole number of at least 1, not {shown}")
         options[name] = int(text)
     return MemoryStore(**options)
 
@@ -135,5 +152,7 @@ def _dynamodb(url: str) -> TableStore:
     return DynamoDBStore(parse_url(url))
 
 
+_MOST_DIGITS: Final = 18
+_MEMORY: Final = "memory://, or memory://?max_keys=1000"
 _EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
 _STORES: Final[dict[str, Callable[[str], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypeAlias
 from uuid import uuid4
 
 import pytest
 
+from ratelimit.directory import Plan, User
+from ratelimit.directory.directory import DEFAULT_DEADLINE
+from ratelimit.dynamodb.directory_items import entry_key, entry_values
+from ratelimit.store.directory.base import name_of
 from tests.cli.command import Command
 from tests.engines import Engine
+from tests.faults import FaultServer, error, slow
 
 # Nothing listens there.
 NOWHERE = "dynamodb://limits?region=eu-west-1&endpoint=http://127.0.0.1:9"
@@ -90,6 +98,43 @@ def test_bad_input(ratelimit: Command, options: tuple[str, ...], told: str) -> N
 
 def test_a_user_that_cannot_be_stored(ratelimit: Command) -> None:
     assert ratelimit("check", "", "hint", "--quota", "5/day") == (2, "", "error: the user is empty\n")
+
+
+Planned: TypeAlias = tuple[FaultServer, tuple[str, ...]]
+
+
+@pytest.fixture
+async def planned(tmp_path: Path) -> AsyncIterator[Planned]:
+    """A table in which alice has a plan, and the command line that asks for her by a policy of 100 a day."""
+    path = tmp_path / "ratelimit.toml"
+    path.write_text('directory = true\n[policies.hint]\nquotas = "100/day"', encoding="utf-8")
+    async with FaultServer() as server:
+        for entry in (User("alice", plan="free"), Plan("free", {"hint": "2/day"})):
+            key = entry_key(type(entry), name_of(entry))
+            server.table.items[key["PK"]["S"], key["SK"]["S"]] = entry_values(entry, now=0, version=1)
+        url = f"dynamodb://limits?region=eu-west-1&endpoint={server.endpoint}"
+        yield server, ("check", "alice", "hint", "--config", str(path), "--store", url, "--json")
+
+
+async def test_the_plan_holds_also_where_the_table_is_far(ratelimit: Command, planned: Planned) -> None:
+    server, line = planned
+    server.always(slow(2 * DEFAULT_DEADLINE))
+    found = await asyncio.to_thread(ratelimit, *line)
+    assert (found.json["quotas"][0]["quota"], found.err) == ("2/day", "")
+
+
+async def test_a_plan_that_could_not_be_read_is_said(ratelimit: Command, planned: Planned) -> None:
+    server, line = planned
+    server.then(error("AccessDeniedException"))
+    found = await asyncio.to_thread(ratelimit, *line)
+    assert found.json["quotas"][0]["quota"] == "100/day"
+    assert found.err == "note: the user and the plan could not be read: these are the policy's own quotas\n"
+
+
+async def test_a_quota_that_is_given_goes_over_the_plan(ratelimit: Command, planned: Planned) -> None:
+    _, line = planned
+    found = await asyncio.to_thread(ratelimit, *line, "--quota", "7/day")
+    assert [each["quota"] for each in found.json["quotas"]] == ["7/day"]
 
 
 @pytest.mark.parametrize("on_unavailable", ["allow", "local", "deny"])

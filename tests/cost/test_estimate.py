@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.cost import Estimate, Workload, estimate, load_prices, units_of
+from ratelimit.cost import Estimate, Units, Workload, estimate, load_prices, units_of
 from ratelimit.errors import ConfigError
 
 PRICES = load_prices()
@@ -162,6 +162,28 @@ def test_refusals_lie_between_none_and_all(workload: Workload) -> None:
     none, every = (of(replace(workload, denied=Fraction(share))).total for share in (0, 1))
     cents = Decimal("0.08")  # eight lines, each rounded
     assert min(none, every) - cents <= of(workload).total <= max(none, every) + cents
+
+
+LOGS: list[tuple[str, dict[str, Any]]] = [
+    ('log = "allowed"', {"log": "allowed"}),
+    ("log_sample = 0.1", {"log_sample": Fraction(1, 10)}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), LOGS)
+@given(workload=workloads)
+def test_a_smaller_log_saves_what_the_bill_with_it_says(name: str, change: dict[str, Any], workload: Workload) -> None:
+    said = {saving.name: saving.dollars for saving in of(workload).savings}.get(name, Decimal(0))
+    saved = of(workload).total - of(replace(workload, **change)).total
+    assert abs(max(Decimal(0), saved) - said) <= Decimal("0.04")  # three lines on either bill, each rounded
+
+
+def test_of_a_log_that_was_counted_the_shares_are_told() -> None:
+    """Events from a service's metrics: nobody said how many checks there are."""
+    workload = Workload(checks=0, denied=Fraction(1, 5), log="all")
+    found = estimate(Units(events=Fraction(10 * MILLION)), workload, PRICES, peak=Fraction(3), utilisation=Fraction(1))
+    savings = {saving.name: saving.dollars for saving in found.savings}
+    assert savings == {'log = "none"': Decimal("6.25"), 'log = "allowed"': Decimal("1.25"), LOGS[1][0]: Decimal("1.13")}
 
 
 @given(workload=workloads)

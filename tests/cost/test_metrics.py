@@ -64,6 +64,15 @@ def test_an_answer_of_something_else(body: str, problem: str) -> None:
         read_metrics(body, STARTED, STORED)
 
 
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e300", "-1.0"])
+@pytest.mark.parametrize("name", ["process_start_time_seconds", "ratelimit_usage_written_total"])
+def test_a_sample_that_is_no_number_is_named(name: str, value: str) -> None:
+    lines = text(worker(allowed=1000, denied=200, cached=150, logged=70)).splitlines(keepends=True)
+    broken = [f"{line.rpartition(' ')[0]} {value}\n" if line.startswith(name) else line for line in lines]
+    with pytest.raises(ConfigError, match=f"^from-metrics: {name} is .*: neither a count nor a time"):
+        read_metrics("".join(broken), STARTED + HOUR, STORED)
+
+
 def test_a_start_in_the_future() -> None:
     with pytest.raises(ConfigError, match="the clocks differ"):
         read_metrics(text(worker(allowed=1, denied=0, cached=0)), STARTED - 1, STORED)

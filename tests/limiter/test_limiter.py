@@ -222,6 +222,24 @@ async def test_totals_of_35_days_and_13_months_are_kept() -> None:
     assert len(record) <= 36 + 14 + 3
 
 
+async def test_a_bucket_that_a_clock_ahead_has_written_refuses_until_then_or_a_reset() -> None:
+    """It cannot be told from a debt, and no debt is forgiven."""
+    store, ahead, right = MemoryStore(), FakeClock(), FakeClock()
+    ahead.advance(240)
+    policy = Policy("hint", "10/second", algorithm="gcra")
+    fast, one = Limiter(store, [policy], clock=ahead), Limiter(store, [policy], clock=right)
+    for user in ("alice", "bob"):
+        await fast.check(user, "hint")
+    refused = await one.check("alice", "hint")
+    wait = 239.2  # the bucket is a second deep, and two units of 0.1 s are in it
+    assert (refused.allowed, refused.retry_after) == (False, wait)
+    right.advance(wait)
+    assert (await one.check("alice", "hint")).allowed
+    right.advance(-wait)
+    await one.reset("bob", "hint")
+    assert (await one.check("bob", "hint")).allowed
+
+
 async def test_clock_that_steps_back_does_not_admit_more() -> None:
     clock = FakeClock()
     one = limiter(Policy("hint", "5/minute"), clock=clock)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit import Limiter, MemoryStore, Policy, StoreUnavailable, UsageLog
+from ratelimit.clock import SystemClock
 from ratelimit.config import load_config
 from ratelimit.directory import Directory, Identity, Plan, User
 from ratelimit.errors import ConfigError
@@ -151,7 +152,7 @@ async def test_events_go_to_both_once() -> None:
         assert await store.events.put(events) == ()
     await store.settle()
     assert list(mirror.events) == list(primary.events)
-    assert sum((await store.events.erase("alice", events[0].time.date())).values()) == 3
+    assert await store.events.erase("alice", events[0].time.date()) == 3
     assert len(mirror.events) == 0
 
 
@@ -159,6 +160,67 @@ async def test_erasing_fails_aloud_where_the_mirror_did_not() -> None:
     store = MirrorStore(MemoryStore(), Down())
     with pytest.raises(StoreUnavailable):
         await store.events.erase("alice", date(2026, 1, 5))
+
+
+@pytest.mark.parametrize("call", ["delete", "replace", "erase", "actions", "forget"])
+async def test_an_erase_that_the_mirror_did_not_take_says_so_and_can_be_repeated(call: str) -> None:
+    primary, mirror = MemoryStore(), MemoryStore()
+    store = MirrorStore(primary, mirror)
+    await Limiter(store, [Policy("hint", "5/day")]).check("alice", "hint")
+    await Directory(store.directory).put_user(User("alice", identities=[Identity.email("alice@example.com")]))
+    async with UsageLog(store) as usage:
+        await usage.record("alice", "hint", id="order-17")
+        await usage.flush()
+        await store.settle()
+        part: Any = {"delete": mirror, "replace": mirror.directory}.get(call, mirror.events)
+        well = getattr(part, call)
+        setattr(part, call, fail)
+        with pytest.raises(StoreUnavailable):
+            await usage.erase("alice")
+        setattr(part, call, well)
+        await usage.erase("alice")
+    for one in (primary, mirror):
+        assert await one.read(Key("alice", "hint")) == {}
+        assert await one.directory.read(User, "alice") is None
+        assert await one.directory.find(Identity.email("alice@example.com")) is None
+        assert (len(one.events), await one.events.forget("alice")) == (0, 0)
+
+
+async def test_counters_that_only_the_mirror_has_are_erased_as_well() -> None:
+    primary, mirror = MemoryStore(), MemoryStore()
+    await Limiter(mirror, [Policy("solve", "5/day")]).check("alice", "solve")
+    await mirror.events.put([UsageEvent.of("alice", "solve", now=SystemClock().now())])
+    await UsageLog(MirrorStore(primary, mirror)).erase("alice")
+    assert await mirror.read(Key("alice", "solve")) == {}
+    assert len(mirror.events) == 0
+
+
+async def test_an_entry_that_somebody_has_changed_stays_in_both() -> None:
+    primary, mirror = MemoryStore(), MemoryStore()
+    store = MirrorStore(primary, mirror)
+    await store.directory.replace(None, User("alice"), now=1)
+    before = await store.directory.read(User, "alice")
+    await store.directory.replace(before, User("alice", plan="pro"), now=2)
+    assert not await store.directory.replace(before, None, now=3)
+    await store.settle()
+    assert await mirror.directory.read(User, "alice") == await primary.directory.read(User, "alice") != before
+
+
+async def test_draining_does_not_wait_for_what_comes_after_it() -> None:
+    follower, done = Follower(grace=0), []
+
+    async def step(name: str) -> None:
+        follower.follow(name, partial(step, name))  # and so there is always more
+        await asyncio.sleep(0)
+        done.append(name)
+
+    for name in "abcdefgh":
+        follower.follow(name, partial(step, name))
+    async with asyncio.timeout(30):
+        await follower.drain()
+    assert {*done} == {*"abcdefgh"}
+    assert follower.stats.waiting
+    await follower.stop()
 
 
 async def test_users_and_plans_go_to_both() -> None:
@@ -215,6 +277,49 @@ def test_a_mirror_that_is_none(mirror: str, told: str) -> None:
     assert "mirror" in str(error.value)
 
 
+TABLE = "dynamodb://limits?region=eu-west-1&endpoint=http://localhost:4566"
+
+
+@pytest.mark.parametrize(
+    ("store", "mirror"),
+    [
+        (TABLE, "dynamodb://limits?endpoint=http://localhost:4566&region=eu-west-1"),
+        (TABLE, f"{TABLE}&create=true&pool=8"),
+        (TABLE, "dynamodb://limits?region=eu-west-1&endpoint=http%3A%2F%2F127.0.0.1:4566/"),
+        (TABLE, "dynamodb://limits"),
+        ("dynamodb://limits", f"{TABLE}&consumed=yes"),
+        (
+            "dynamodb://limits?endpoint=https://dynamodb.eu-west-1.amazonaws.com",
+            "dynamodb://limits?endpoint=https://dynamodb-fips.eu-west-1.amazonaws.com",
+        ),
+    ],
+)
+def test_a_table_spelled_otherwise_is_no_mirror(store: str, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://LOCALHOST:4566")
+    with pytest.raises(ConfigError, match=r"^mirror: is the store itself"):
+        load_checked(env={}, store=store, mirror=mirror)
+
+
+@pytest.mark.parametrize("other", ["limits2", "limits?region=eu-west-2", "limits?endpoint=http://localhost:4567"])
+def test_another_table_is_a_mirror(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    store = store_of(load_checked(env={}, store="dynamodb://limits", mirror=f"dynamodb://{other}"))
+    assert isinstance(store, MirrorStore)
+
+
+def test_a_broken_aws_set_up_is_told_when_the_tables_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_PROFILE", "nobody-has-this-profile")
+    store = store_of(load_checked(env={}, store="dynamodb://limits", mirror="dynamodb://limits2"))
+    assert isinstance(store, MirrorStore)
+
+
+async def fail(*_: object, **__: object) -> Any:
+    raise StoreUnavailable("down")
+
+
 class Counting(MemoryStore):
     writes = 0
 
@@ -227,13 +332,10 @@ class Counting(MemoryStore):
 class Down(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
-        self.events.put = self.events.erase = self.apply = self._fail  # type: ignore[method-assign]
+        self.events.put = self.events.erase = self.apply = fail  # type: ignore[method-assign]
 
     async def open(self) -> None:
-        await self._fail()
-
-    async def _fail(self, *_: object, **__: object) -> Any:
-        raise StoreUnavailable("down")
+        await fail()
 
 
 class Stuck(MemoryStore):

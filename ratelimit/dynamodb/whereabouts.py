@@ -1,0 +1,46 @@
+"""Where a table is: the region and the endpoint that the settings name, or else the AWS set-up."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, TypeAlias
+
+from aiobotocore.session import AioSession, get_session
+from botocore.exceptions import BotoCoreError
+
+from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, server_of
+
+_LOCAL_REGION: Final = "us-east-1"
+
+_Whereabouts: TypeAlias = tuple[str, str | None, Server | None]
+
+
+def endpoint_of(settings: Settings) -> str | None:
+    """What botocore is going to use, as far as the settings and variables say it."""
+    return settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def region_of(settings: Settings, session: AioSession) -> str | None:
+    """None where nobody says it, and the table is not on this machine. Raises what botocore does."""
+    # botocore itself does not know AWS_REGION, which Lambda and ECS set and every other SDK reads.
+    region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    if region:
+        return str(region)
+    return _LOCAL_REGION if is_loopback(endpoint_of(settings)) else None
+
+
+def same_table(one: Settings, other: Settings) -> bool:
+    """Whether both lead to one table, however they are written. Asks nobody, and raises nothing."""
+    session = get_session()
+    return _whereabouts(one, session) == _whereabouts(other, session)
+
+
+def _whereabouts(settings: Settings, session: AioSession) -> _Whereabouts:
+    endpoint = endpoint_of(settings)
+    # Amazon has many names for a region's endpoint (dual-stack, FIPS, a VPC's own), and behind each the same tables.
+    server = None if endpoint is None or is_amazon(endpoint) else server_of(endpoint)
+    try:
+        region = region_of(settings, session)
+    except BotoCoreError:  # a broken set-up: it is told, with its reason, when the table is opened
+        region = None
+    return settings.table, region, server
