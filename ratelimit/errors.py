@@ -84,6 +84,10 @@ class StoreMisconfigured(StoreUnavailable):
     """The store will never answer until somebody changes something; the message says what."""
 
 
+class StoreRefused(StoreMisconfigured):
+    """The store calls the request itself invalid: sending it again is of no use, and others may do better."""
+
+
 class TableNotFound(StoreMisconfigured):
     """The table does not exist in this region and account."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -12,7 +11,7 @@ import msgspec
 
 from ratelimit.clock import DAY, HOUR
 from ratelimit.errors import InvalidEvent
-from ratelimit.event_id import EventIds, time_of
+from ratelimit.event_id import EventIds, made_at, time_of
 from ratelimit.names import check_action, check_user
 from ratelimit.quota import MAX_LIMIT
 
@@ -21,6 +20,8 @@ MAX_FUTURE_MS: Final = HOUR // 1000
 MARK: Final = "…trimmed"
 
 MAX_ID_BYTES: Final = 64
+MAX_DURATION: Final = 10**15
+"""Far beyond any answer, also of a clock that was set; and far below what DynamoDB's numbers can say."""
 MAX_RESOURCE_BYTES: Final = 200
 MAX_REQUEST_ID_BYTES: Final = 128
 # With keys, numbers and attribute names this makes an item of less than 1,024 bytes, one write unit. Each `#` or `%`
@@ -82,11 +83,11 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         at = _time(at, id, now)
         event_id = _ids.new(at) if id is None else _id(id)
         if type(cost) is not int or not 0 <= cost <= MAX_LIMIT:
-            raise InvalidEvent(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {cost!r}")
+            raise InvalidEvent(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {_shown(cost)}")
         if type(allowed) is not bool:
             raise InvalidEvent(f"allowed must be True or False, not {allowed!r}")
         if status is not None and (type(status) is not int or not 100 <= status <= 599):
-            raise InvalidEvent(f"status must be an HTTP status, not {status!r}")
+            raise InvalidEvent(f"status must be an HTTP status, not {_shown(status)}")
         if duration is not None:
             duration = _duration(duration)
         if resource is not None:
@@ -105,9 +106,12 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return datetime.fromtimestamp(self.at / 1000, UTC)
 
     @property
-    def carries_time(self) -> bool:
-        """Whether the id alone says when the event happened, and so where it is stored."""
-        return time_of(self.id) == self.at
+    def placed_by_id(self) -> bool:
+        """Whether the id was made for this event, so that nothing else can have it, and it is stored where that says.
+
+        An id that was given is none of these, a UUIDv7 neither: it may have come before, with another time and action.
+        """
+        return made_at(self.id) == self.at
 
     @property
     def expires_at(self) -> int:
@@ -121,7 +125,7 @@ def _time(at: datetime | int | None, event_id: str | None, now: int) -> int:
         carried = time_of(event_id) if type(event_id) is str else None
         at = now if carried is None else carried
     elif isinstance(at, datetime):
-        if at.tzinfo is None:
+        if at.utcoffset() is None:
             raise InvalidEvent("at must be an aware datetime: add tzinfo=UTC")
         at = (at - _EPOCH) // timedelta(milliseconds=1)
     elif type(at) is not int:
@@ -132,12 +136,12 @@ def _time(at: datetime | int | None, event_id: str | None, now: int) -> int:
 
 
 def _bad_time(at: int, now: int) -> str:
-    for factor, unit in ((1000, "seconds"), (0.001, "microseconds")):
-        if abs(at * factor - now) < _RETENTION_MS:
+    for milliseconds, unit in ((at * 1000, "seconds"), (at // 1000, "microseconds")):
+        if abs(milliseconds - now) < _RETENTION_MS:
             return f"at is in {unit}: give milliseconds since the epoch, or an aware datetime"
     if at < now:
-        return f"at is {(now - at) // (DAY // 1000)} days ago; events are kept {RETENTION_DAYS} days"
-    return f"at lies {(at - now) // 1000} seconds in the future; an hour is the most"
+        return f"at is {_shown((now - at) // (DAY // 1000))} days ago; events are kept {RETENTION_DAYS} days"
+    return f"at lies {_shown((at - now) // 1000)} seconds in the future; an hour is the most"
 
 
 def _id(event_id: str) -> str:
@@ -149,9 +153,16 @@ def _id(event_id: str) -> str:
 
 
 def _duration(duration: float) -> float:
-    if type(duration) not in (int, float) or not 0 <= duration < math.inf:
-        raise InvalidEvent(f"duration must be milliseconds of at least 0, not {duration!r}")
+    if type(duration) not in (int, float) or not 0 <= duration <= MAX_DURATION:
+        raise InvalidEvent(f"duration must be milliseconds from 0 to {MAX_DURATION}, not {_shown(duration)}")
     return round(float(duration), 3)
+
+
+def _shown(value: object) -> str:
+    """For a message: Python refuses to spell out a number of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
 
 
 def _text(name: str, text: str, most: int) -> str:

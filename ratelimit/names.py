@@ -15,6 +15,8 @@ MAX_ACTION_BYTES: Final = 64
 _SHORT_USER: Final = MAX_USER_BYTES // 3
 _SHORT_ACTION: Final = MAX_ACTION_BYTES // 3
 
+RESERVED_ACTION: Final = "date_range"
+"""What stands among the actions in a usage summary, and is none."""
 HASH_PREFIX: Final = "h:"
 """Of what stands for a user whose name is not to be stored: `h:` and the hash in base 32."""
 _HASH = re.compile(r"h:[a-z2-7]{26}")
@@ -49,6 +51,8 @@ def check_user(user: object) -> str:
 def check_action(action: object) -> str:
     """The action itself, if it can be stored. Raises `InvalidAction`."""
     if type(action) is str and 0 < len(action) <= _SHORT_ACTION and action.isascii() and action.isprintable():
+        if action == RESERVED_ACTION:
+            raise InvalidAction(f"no action can be called {RESERVED_ACTION!r}: a usage summary has its dates there")
         return action
     return _check(action, "action", MAX_ACTION_BYTES, InvalidAction)
 

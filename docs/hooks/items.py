@@ -15,6 +15,7 @@ from ratelimit.dynamodb.directory_items import entry_key, entry_values, identity
 from ratelimit.dynamodb.event_items import event_item, id_item
 from ratelimit.dynamodb.expressions import encode, number
 from ratelimit.dynamodb.schema import CREATED, LIMIT_TYPE, TTL, TYPE, Item, limit_key
+from ratelimit.event_id import id_from
 from ratelimit.names import Key
 from ratelimit.store import Store
 from ratelimit.store.directory import Entry, name_of, next_version
@@ -70,10 +71,10 @@ async def spend(store: Store, clock: Clock) -> None:
 
 
 def events(clock: Clock) -> tuple[UsageEvent, UsageEvent]:
-    """One whose id carries its time, and one with an id of the application's own."""
-    now, at = clock.now(), clock.now() // 1000
+    """One whose id was made for it, and one with an id of the application's own."""
+    now = clock.now()
     # As `EventIds` makes them, but always the same.
-    uuid = f"{at >> 16:08x}-{at & 0xFFFF:04x}-7abc-8def-0123456789ab"
+    uuid = id_from(now // 1000, b"sample")
     with_time = UsageEvent.of(
         "alice", "hint", now=now, id=uuid, status=200, duration=1.4, resource="problem-100",
         request_id="6f1c0d", metadata={"difficulty": 3},

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from datetime import date
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import (
     PK,
     SK,
-    Attribute,
+    TTL,
     Item,
     action_of_event_sk,
     event_pk,
@@ -34,13 +33,14 @@ from ratelimit.store.events import MOST_AT_ONCE, Position, placed
 
 _NOT_THERE: Final = {"ConditionExpression": "attribute_not_exists(PK)"}
 _REFUSED: Final = "ConditionalCheckFailedException"
+_KEYS_AT_ONCE: Final = 1000
 
 
 class DynamoDBEventStore:
     """The `events` of a `DynamoDBStore`.
 
-    Events whose id carries their time go 25 to a `BatchWriteItem`, one write unit each. Any other id costs two calls
-    and two units: a note of where the id was first seen, and the event, unless it is there.
+    Events whose id was made for them go 25 to a `BatchWriteItem`, one write unit each. An id that was given costs two
+    calls and two units: a note of where the id was first seen, and the event, unless it is there.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class DynamoDBEventStore:
 
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
         """See `EventStore.put`. Tries once: who calls knows how long it can wait."""
-        direct = [event for event in events if event.carries_time]
+        direct = [event for event in events if event.placed_by_id]
         parts = [direct] if direct else []
-        parts += [[event] for event in events if not event.carries_time]
+        parts += [[event] for event in events if not event.placed_by_id]
         results = await asyncio.gather(*map(self._put_part, parts), return_exceptions=True)
         unwritten: list[UsageEvent] = []
         failures: list[BaseException] = []
@@ -99,20 +99,21 @@ class DynamoDBEventStore:
             if start is None or len(found) >= limit:
                 return found
 
-    async def erase(self, user: str, day: date) -> Mapping[str, int]:
+    async def actions(self, user: str, day: date) -> Set[str]:
+        """See `EventStore.actions`. By their keys: what cannot be read otherwise is found all the same."""
+        return {action_of_event_sk(key[SK]["S"]) async for keys in self._keys(event_pk(user, day)) for key in keys}
+
+    async def erase(self, user: str, day: date) -> int:
         """See `EventStore.erase`."""
-        erased: Counter[str] = Counter()
-        async for sks in self._delete_partition(event_pk(user, day)):
-            erased.update(map(action_of_event_sk, sks))
-        return erased
+        return await self._delete_partition(event_pk(user, day))
 
     async def forget(self, user: str) -> int:
         """See `EventStore.forget`."""
-        return sum([len(sks) async for sks in self._delete_partition(id_pk(user))])
+        return await self._delete_partition(id_pk(user))
 
     async def _put_part(self, part: Sequence[UsageEvent]) -> list[UsageEvent]:
         """What was not written of it."""
-        return await (self._put_batch(part) if part[0].carries_time else self._put_first(part[0]))
+        return await (self._put_batch(part) if part[0].placed_by_id else self._put_first(part[0]))
 
     async def _put_batch(self, events: Sequence[UsageEvent]) -> list[UsageEvent]:
         """All of them in one request, which must not name a key twice."""
@@ -127,17 +128,17 @@ class DynamoDBEventStore:
         return [by_key[key[PK]["S"] + key[SK]["S"]][0] for key in keys]
 
     async def _put_first(self, event: UsageEvent) -> list[UsageEvent]:
-        """An event whose id does not say where it belongs: where that id was first seen, unless it is there already."""
+        """An event whose id was given: where that id was first seen, unless it is there already."""
         try:
-            noted, first = await self._put_if_missing(id_item(event)), event
+            noted, first = await self._put_if(_not_seen_before(event), id_item(event)), event
             if noted is not None:
                 first = placed(event, noted_position(event.id, noted or await self._get(id_key(event))))
-            await self._put_if_missing(event_item(first))
+            await self._put_if(_NOT_THERE, event_item(first))
         except (KeyError, ValueError) as error:
             raise self._unreadable(error) from error
         return []
 
-    async def _put_if_missing(self, item: Item) -> Item | None:
+    async def _put_if(self, condition: Mapping[str, Any], item: Item) -> Item | None:
         """None when written; else what is there, or an empty item where the engine does not tell."""
         self._stats.count_call("PutItem")
         try:
@@ -146,7 +147,7 @@ class DynamoDBEventStore:
                 TableName=self._table,
                 Item=item,
                 ReturnValuesOnConditionCheckFailure="ALL_OLD",
-                **_NOT_THERE,
+                **condition,
             )
         except _AlreadyThere as there:
             return there.item
@@ -172,8 +173,16 @@ class DynamoDBEventStore:
         answer = await self._retries.run("Query", send, on=HARMLESS)
         return answer["Items"], answer.get("LastEvaluatedKey") or None
 
-    async def _delete_partition(self, pk: str) -> AsyncIterator[list[str]]:
-        """Delete all that is in a partition; the sort keys, as they go."""
+    async def _delete_partition(self, pk: str) -> int:
+        """Delete all that is in a partition; how much it was."""
+        count = 0
+        async for keys in self._keys(pk, MOST_AT_ONCE):
+            await self._delete(keys)
+            count += len(keys)
+        return count
+
+    async def _keys(self, pk: str, at_once: int = _KEYS_AT_ONCE) -> AsyncIterator[list[Item]]:
+        """The keys of all that is in a partition, so many at a time."""
         request = {
             "KeyConditionExpression": "PK = :pk",
             "ExpressionAttributeValues": {":pk": {"S": pk}},
@@ -181,14 +190,13 @@ class DynamoDBEventStore:
         }
         start: Item | None = None
         while True:
-            items, start = await self._query(request, start, MOST_AT_ONCE)
+            items, start = await self._query(request, start, at_once)
             if items:
-                await self._delete([{PK: item[PK], SK: item[SK]} for item in items])
-                yield [item[SK]["S"] for item in items]
+                yield [{PK: item[PK], SK: item[SK]} for item in items]
             if start is None:
                 return
 
-    async def _delete(self, keys: list[dict[str, Attribute]]) -> None:
+    async def _delete(self, keys: Sequence[Item]) -> None:
         left: list[dict[str, Any]] = [{"DeleteRequest": {"Key": key}} for key in keys]
 
         async def send() -> None:
@@ -232,6 +240,15 @@ class DynamoDBEventStore:
 
     def _unreadable(self, error: Exception) -> StoreMisconfigured:
         return StoreMisconfigured(f"table {self._table!r} holds an event that cannot be read: {error!r}")
+
+
+def _not_seen_before(event: UsageEvent) -> dict[str, Any]:
+    """No note of its id, or one that has expired and was not taken away yet."""
+    return {
+        "ConditionExpression": f"{_NOT_THERE['ConditionExpression']} OR #ttl < :at",
+        "ExpressionAttributeNames": {"#ttl": TTL},
+        "ExpressionAttributeValues": {":at": {"N": str(event.at // 1000)}},
+    }
 
 
 class _AlreadyThere(Exception):

@@ -5,6 +5,7 @@ Two questions matter to a retry, and the type answers both: was the request exec
     StoreThrottled                          not executed, worth another try
     StoreUnreachable                        not sent, worth another try
     AnswerLost                              executed or not, nobody knows: an addition must not be sent again
+    StoreRefused                            not executed, and never will be: the request itself is at fault
     TableNotFound, TableMismatch, AccessDenied, StoreMisconfigured      waiting does not help
 
 A message never quotes what may hold a secret: the answer to a bad signature repeats the signed headers, session token
@@ -27,6 +28,7 @@ from ratelimit.dynamodb.settings import is_amazon
 from ratelimit.errors import (
     AccessDenied,
     StoreMisconfigured,
+    StoreRefused,
     StoreThrottled,
     StoreUnavailable,
     TableMismatch,
@@ -217,7 +219,7 @@ def _invalid(error: aws.ClientError, place: Place) -> StoreUnavailable:
     message = _message(error)
     if "key element" in message or "key schema" in message.lower() or "keys in the key" in message.lower():
         return key_mismatch(place)
-    return StoreMisconfigured(f"{place} refused the request: {message}")
+    return StoreRefused(f"{place} refused the request: {message}")
 
 
 def key_mismatch(place: Place, found: str = "") -> TableMismatch:
@@ -246,6 +248,7 @@ _EXPLANATIONS: Final[dict[str, Callable[[aws.ClientError, Place], StoreUnavailab
     "ResourceInUseException": _busy,
     "ContinuousBackupsUnavailableException": _busy,
     "ValidationException": _invalid,
+    "SerializationException": _invalid,
 }
 
 

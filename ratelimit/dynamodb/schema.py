@@ -6,8 +6,8 @@ One table; `PK` and `SK` are strings. A limiter item is one user and one action:
 
 The fields of a record are attributes of their own, under their own names (`ratelimit.algorithms.fields`).
 
-A usage event, in the partition of its user and UTC day; and, only for an id that is no UUIDv7 of the event's time, the
-note of where that id was first seen:
+A usage event, in the partition of its user and UTC day; and, only for an id that was given and not made for the event,
+the note of where that id was first seen:
 
     PK = USR#<user>#ULOG#<yyyymmdd>   SK = ULOG#<ms, 13 digits>#<action>#<event id>
     tp = ulog   dat = {act, cst, ok, sts?, ms?, pid?, rid?, met? (JSON text)}   crt = <epoch seconds>   ttl

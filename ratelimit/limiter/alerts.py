@@ -2,7 +2,8 @@
 
 Counts of a fixed window only grow, and each write knows the count it left behind, so of all processes exactly one write
 passes a threshold, and exactly one alert is raised per window and threshold. (After a refund or a reset it may be
-passed again.) Sliding windows and buckets drain continuously: there, each passing upwards is an alert.
+passed again; and a write whose answer was lost passes it unheard.) Sliding windows and buckets drain continuously:
+there, each passing upwards is an alert.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ class Alerts:
         """A write has just spent `amount` and left the quotas in these states."""
         if self._hook is None:
             return
-        for state in states:
-            for threshold in planner.policy.alert_at:
-                if state.used - amount < threshold * state.quota.limit <= state.used:
-                    self._raise(Alert(key.user, key.action, threshold, state.quota, state.used, now))
+        for place, threshold, least in planner.alert_points:
+            state = states[place]
+            if state.used - amount < least <= state.used:
+                self._raise(Alert(key.user, key.action, threshold, state.quota, state.used, now))
 
     async def finish(self) -> None:
         """Returns when every hook has, or after 10 s; those still at it then are cancelled, and count as dropped."""

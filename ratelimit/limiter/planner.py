@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import ceil
 from operator import is_
 from typing import Final
 
@@ -43,6 +45,8 @@ class Planner:
         self.lease: Lease = policy.lease if self._rules else None
         self.most = min((rule.most for rule in self._rules), default=None)
         """The largest cost that can ever pass; None where there is no limit."""
+        self.alert_points = _alert_points(policy)
+        """Which quota, which threshold of it, and the units that reach that."""
 
     def spend(self, now: int, cost: int, belief: Belief) -> Write | None:
         """Take `cost` from every quota or from none, and count it; None where, by this belief, it does not fit."""
@@ -139,3 +143,12 @@ def _identical(kept: list[Ops], parts: list[Ops]) -> bool:
 def drops(now: int, fields: list[str]) -> Write:
     """Nothing but dropping these fields."""
     return Write(tuple(map(Drop, fields)), (now // DAY + KEPT_DAYS) * _DAY_S)
+
+
+def _alert_points(policy: Policy) -> tuple[tuple[int, float, int], ...]:
+    """Exact, of the thresholds as they were written: 0.55 of 100 are 55 units, and not a tiny bit more."""
+    return tuple(
+        (place, threshold, ceil(Fraction(str(threshold)) * quota.limit))
+        for place, quota in enumerate(policy.quotas)
+        for threshold in policy.alert_at
+    )

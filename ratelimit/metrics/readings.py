@@ -21,11 +21,12 @@ _USAGE: Final = {
     "accepted": "Usage events taken over.",
     "written": "Usage events in the table.",
     "retried": "Usage events sent again.",
-    "dropped": "Usage events lost: no room, or no time left at the end.",
+    "dropped": "Usage events lost: no room, no time left at the end, or refused by the store.",
     "spilled": "Usage events kept in the journal only, because the queue was full.",
     "replayed": "Usage events found in the journal of a process that ended before.",
     "unjournaled": "Usage events meant for the journal that the disk did not take.",
     "torn": "Segments of the journal that ended in a broken record.",
+    "damaged": "Segments of the journal that were damaged before their end, and kept.",
 }
 _USAGE_NOW: Final = {
     "depth": "Usage events that wait in memory.",

@@ -1,15 +1,15 @@
 """Where usage events live: the `EventStore` contract, and the one that needs no set-up.
 
 An event is found by user, UTC day and position. The position is a function of the event, so writing it again changes
-nothing. Its id carries its time (a UUIDv7), or else the store remembers where the id was first seen: whatever comes
-later under the same id, of the same user, is that first event again.
+nothing. Its id was made for it (`UsageEvent.placed_by_id`), or else the store remembers where the id was first seen:
+whatever comes later under the same id, of the same user, is that first event again, as long as that is kept.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Set
 from datetime import UTC, date, datetime
 from typing import Final, NamedTuple, Protocol
 
@@ -50,8 +50,12 @@ class EventStore(Protocol):
         """
         ...
 
-    async def erase(self, user: str, day: date) -> Mapping[str, int]:
-        """Delete the events of a user's UTC day; how many there were, by action. Harmless when repeated."""
+    async def actions(self, user: str, day: date) -> Set[str]:
+        """The actions of the events of a user's UTC day."""
+        ...
+
+    async def erase(self, user: str, day: date) -> int:
+        """Delete the events of a user's UTC day; how many there were. Harmless when repeated."""
         ...
 
     async def forget(self, user: str) -> int:
@@ -91,11 +95,9 @@ class MemoryEventStore:
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
         """See `EventStore.put`."""
         for event in events:
-            position = position_of(event)
-            if not event.carries_time:
-                position = self._seen.setdefault(event.user, {}).setdefault(event.id, position)
-            if (event.user, position) not in self._events:
-                self._add(placed(event, position))
+            first = event if event.placed_by_id else self._first(event)
+            if (first.user, position_of(first)) not in self._events:
+                self._add(first)
         return ()
 
     async def page(
@@ -109,13 +111,16 @@ class MemoryEventStore:
         start = max(bisect_left(positions, (since, "", "")), end - limit)
         return [self._events[user, position] for position in reversed(positions[start:end])]
 
-    async def erase(self, user: str, day: date) -> Mapping[str, int]:
+    async def actions(self, user: str, day: date) -> Set[str]:
+        """See `EventStore.actions`."""
+        return {position.action for position in self._days.get((user, day), [])}
+
+    async def erase(self, user: str, day: date) -> int:
         """See `EventStore.erase`."""
-        erased: dict[str, int] = {}
-        for position in self._days.pop((user, day), []):
+        positions = self._days.pop((user, day), [])
+        for position in positions:
             del self._events[user, position]
-            erased[position.action] = erased.get(position.action, 0) + 1
-        return erased
+        return len(positions)
 
     async def forget(self, user: str) -> int:
         """See `EventStore.forget`."""
@@ -126,6 +131,15 @@ class MemoryEventStore:
 
     def __iter__(self) -> Iterator[UsageEvent]:
         return iter(self._events.values())
+
+    def _first(self, event: UsageEvent) -> UsageEvent:
+        """The event at the position where its id was first seen."""
+        seen = self._seen.setdefault(event.user, {})
+        first = placed(event, seen.get(event.id, position_of(event)))
+        if first.expires_at < event.at // 1000:
+            first = event
+        seen[event.id] = position_of(first)
+        return first
 
     def _add(self, event: UsageEvent) -> None:
         position = position_of(event)
@@ -138,4 +152,7 @@ class MemoryEventStore:
             positions.remove(oldest)
             if not positions:
                 del self._days[user, day_of(gone.at)]
-            self._seen.get(user, {}).pop(oldest.id, None)
+            seen = self._seen.get(user, {})
+            seen.pop(oldest.id, None)
+            if not seen:
+                self._seen.pop(user, None)

@@ -2,12 +2,13 @@
 
 What the first store has applied is written to the second one as well, out of the request's way, and without its
 conditions: the decision has been made. A counter is added to, so that several processes may mirror into one record; a
-bucket, which is one absolute number, is put. What fails there is counted, and never felt here.
+bucket, which is one absolute number, is put. What fails there is counted, and never felt here. Only what is deleted is
+deleted in both before the answer, and fails aloud: whoever asks for it relies on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import date
 from typing import Final, TypeVar
 
@@ -74,9 +75,9 @@ class MirrorStore:
         return await self.primary.read(key)
 
     async def delete(self, key: Key) -> None:
-        """See `Store.delete`."""
+        """See `Store.delete`. In both, before it returns."""
         await self.primary.delete(key)
-        self._follower.follow(key, lambda: self.mirror.delete(key))
+        await self._follower.finish(key, lambda: self.mirror.delete(key))
 
     async def settle(self) -> None:
         """Returns when the mirror has, or has refused, all that was written before."""
@@ -167,15 +168,21 @@ class _Events:
         """See `EventStore.page`: the first store's."""
         return await self._both.primary.events.page(user, day, since=since, until=until, limit=limit, after=after)
 
-    async def erase(self, user: str, day: date) -> Mapping[str, int]:
-        """See `EventStore.erase`. In both, before it returns: who asks for it relies on it."""
+    async def actions(self, user: str, day: date) -> Set[str]:
+        """See `EventStore.actions`. Those of both, as both are erased."""
+        ours = await self._both.primary.events.actions(user, day)
+        await self._follower.drain()
+        return ours | await self._both.mirror.events.actions(user, day)
+
+    async def erase(self, user: str, day: date) -> int:
+        """See `EventStore.erase`. In both, before it returns."""
         erased = await self._both.primary.events.erase(user, day)
         await self._follower.drain()
         await self._both.mirror.events.erase(user, day)
         return erased
 
     async def forget(self, user: str) -> int:
-        """See `EventStore.forget`. As `erase`."""
+        """See `EventStore.forget`. In both, before it returns."""
         count = await self._both.primary.events.forget(user)
         await self._follower.drain()
         await self._both.mirror.events.forget(user)
@@ -211,13 +218,25 @@ class _Directory:
         return await self._both.primary.directory.page(kind, plan=plan, limit=limit, cursor=cursor)
 
     async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
-        """See `DirectoryStore.replace`. The second store's version of it is its own."""
+        """See `DirectoryStore.replace`. The second store's version of it is its own.
+
+        What is removed goes from the second store first: where that fails, it is still here, to be removed again.
+        """
+        entry = check_pair(old, new)
+        name = (type(entry), name_of(entry))
+        if new is None:
+            await self._follower.finish(name, lambda: self._repeat(entry, None, now))
         done = await self._both.primary.directory.replace(old, new, now=now)
-        if done:
-            entry = check_pair(old, new)
-            name = (type(entry), name_of(entry))
+        if done and new is not None:
             self._follower.follow(name, lambda: self._repeat(entry, new, now))
+        elif not done and new is None:
+            self._follower.follow(name, lambda: self._bring_back(entry, now))
         return done
+
+    async def _bring_back(self, entry: Entry, now: int) -> None:
+        """Somebody has changed it meanwhile, and so it stays."""
+        kept = await self._both.primary.directory.read(type(entry), name_of(entry))
+        await self._repeat(entry, kept, now)
 
     async def _repeat(self, entry: Entry, new: Entry | None, now: int) -> None:
         directory = self._both.mirror.directory

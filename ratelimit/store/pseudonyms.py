@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 from base64 import b32encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
@@ -109,7 +109,10 @@ class _Events:
         found = await self._events.page(self._hash.of(user), day, since=since, until=until, limit=limit, after=after)
         return [_as(event, user) for event in found]
 
-    async def erase(self, user: str, day: date) -> Mapping[str, int]:
+    async def actions(self, user: str, day: date) -> Set[str]:
+        return await self._events.actions(self._hash.of(user), day)
+
+    async def erase(self, user: str, day: date) -> int:
         return await self._events.erase(self._hash.of(user), day)
 
     async def forget(self, user: str) -> int:

@@ -105,7 +105,7 @@ def _plain(event: UsageEvent) -> dict[str, Any]:
 
 
 def _raw(event: UsageEvent) -> msgspec.Raw:
-    """As it is stored: `msgspec` would refuse whole numbers beyond 64 bits."""
+    """As it is stored, to the letter: `msgspec` spells some numbers otherwise."""
     return msgspec.Raw(encode_metadata(event.metadata))
 
 

@@ -8,7 +8,6 @@ from concurrent.futures import Executor
 
 from ratelimit.event import UsageEvent
 from ratelimit.usage.segments import Segment
-from ratelimit.usage.stats import UsageStats
 
 logger = logging.getLogger("ratelimit")
 
@@ -16,9 +15,10 @@ logger = logging.getLogger("ratelimit")
 class Holdings:
     """Belongs to the event loop; deletes in the journal's thread."""
 
-    def __init__(self, thread: Executor, stats: UsageStats) -> None:
+    def __init__(self, thread: Executor) -> None:
         self._thread = thread
-        self._stats = stats
+        self.bytes = 0
+        """Of all segments that are not done with."""
         # By identity: the same event may be in two segments, when a replay was cut short.
         self._segment_of: dict[int, Segment] = {}
 
@@ -32,8 +32,8 @@ class Holdings:
         """Whether the next start would find it."""
         return id(event) in self._segment_of
 
-    def written(self, events: Sequence[UsageEvent]) -> None:
-        """The table has them."""
+    def over(self, events: Sequence[UsageEvent]) -> None:
+        """The table has them, or will never take them."""
         for event in events:
             segment = self._segment_of.pop(id(event), None)
             if segment is not None:
@@ -47,7 +47,7 @@ class Holdings:
 
     def _delete_if_done(self, segment: Segment) -> None:
         if segment.done and not segment.unwritten:
-            self._stats.journal_bytes -= segment.size
+            self.bytes -= segment.size
             self._thread.submit(_delete, segment)
 
 

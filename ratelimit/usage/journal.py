@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -27,6 +28,8 @@ from ratelimit.usage.writer import Writer
 logger = logging.getLogger("ratelimit")
 
 _MOST_WAITING: Final = 8 * 1024 * 1024
+# Seconds that a disk may take for its last group, at the end.
+_PATIENCE: Final = 5.0
 
 
 class Journal:
@@ -49,16 +52,18 @@ class Journal:
         self._journal_bytes = journal_bytes
         self._disk = disk
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ratelimit-journal")
-        self.holdings = Holdings(self._thread, stats)
+        self.holdings = Holdings(self._thread)
         self.backlog = Backlog(self._thread, self.holdings, stats)
         self._lane: Lane | None = None
         self._active: Segment | None = None
-        self._group: list[_Append] | None = None
-        self._committing: asyncio.Task[None] | None = None
+        self._gathering: _Group | None = None
+        self._committing: _Group | None = None
         self._waiting_bytes = 0
         self._failing = False
+        self._hangs = False
+        self._released: Future[None] | None = None
         self.waiting = 0
-        """Events on their way to the disk that are to be written from memory."""
+        """Events on their way to the disk, or back from it, that will need room in memory."""
 
     @property
     def full(self) -> bool:
@@ -71,62 +76,87 @@ class Journal:
         With `spill` the disk has the only copy, which waits in the `backlog`.
         """
         loop = asyncio.get_running_loop()
-        if self._group is None:
-            self._group = []
-        self._group.append(one := _Append(event, data := frame(event), spill, loop.create_future()))
+        if self._gathering is None:
+            self._gathering = _Group(loop.create_future())
+            if self._committing is None:
+                loop.call_soon(self._commit)
+        self._gathering.appends.append(one := _Append(event, data := frame(event), spill, loop.create_future()))
         self._waiting_bytes += len(data)
         self.waiting += not spill
-        if self._committing is None:
-            self._committing = loop.create_task(self._commit())
         return one.done
 
     async def settled(self) -> None:
-        """Returns when nothing is on its way to the disk."""
-        while (committing := self._committing) is not None:
-            await asyncio.wait([committing])
+        """Returns when nothing that was appended before is on its way to the disk."""
+        last = self._gathering or self._committing
+        if last is not None:
+            await asyncio.wait([last.over])
+
+    async def finish(self) -> None:
+        """The same, at the end: a disk that hangs is not waited for, and what is on its way there is given up."""
+        last = self._gathering or self._committing
+        if last is None:
+            return
+        await asyncio.wait([last.over], timeout=_PATIENCE)
+        groups = [group for group in (self._committing, self._gathering) if group is not None]
+        self._committing = self._gathering = None
+        given_up = [one for group in groups for one in group.appends]
+        for one in given_up:
+            self._lose(one)
+        for group in groups:
+            group.over.set_result(None)
+        if given_up:
+            self._hangs = True
+            logger.error("the disk of the journal in %s hangs: %d events are lost", self._directory, len(given_up))
 
     async def open(self) -> None:
         """Make the directory, and this process's lane in it. Raises `OSError`."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._own_lane)
 
     async def adopt(self) -> None:
-        """Put what dead processes left into the backlog; a disk that fails is only reported."""
-        try:
-            await self.backlog.adopt(self._directory, self._disk)
-        except OSError as error:
-            self._report(error)
+        """Put what dead processes left into the backlog."""
+        await self.backlog.adopt(self._directory, self._disk)
 
     async def close(self) -> None:
-        """Delete what the table has, and leave everything else to the next start."""
-        await self.settled()
-        if self._active is not None:
-            self.holdings.done(self._active)
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._release)
-        self._thread.shutdown()
+        """Delete what the table has, and leave everything else to the next start. A thread that hangs is left alone."""
+        if self._released is None:
+            if self._active is not None:
+                self.holdings.done(self._active)
+            self._released = self._thread.submit(self._release)
+            self._thread.shutdown(wait=False)
+        await asyncio.wait([asyncio.wrap_future(self._released)], timeout=0 if self._hangs else _PATIENCE)
 
     def _release(self) -> None:
         self.backlog.release()
         if self._lane is not None:
             self._lane.release()
 
-    async def _commit(self) -> None:
-        """Group after group, until none is left."""
-        loop = asyncio.get_running_loop()
-        while (group := self._group) is not None:
-            self._group = None
-            data = b"".join([one.data for one in group])
-            try:
-                segment, start = await loop.run_in_executor(self._thread, self._append, data)
-            except OSError as error:
-                self._failed(group, error)
+    def _commit(self) -> None:
+        """Send the next group to the disk, if there is one. No task: a program that cancels all of its own goes on."""
+        group = self._committing = self._gathering
+        if group is None:
+            return
+        self._gathering = None
+        data = b"".join([one.data for one in group.appends])
+        appending = asyncio.get_running_loop().run_in_executor(self._thread, self._append, data)
+        appending.add_done_callback(partial(self._committed, group, len(data)))
+
+    def _committed(self, group: _Group, size: int, appending: asyncio.Future[tuple[Segment, int]]) -> None:
+        error = appending.exception()
+        self._waiting_bytes -= size
+        if group is not self._committing:  # it was given up
+            return
+        try:
+            if error is None:
+                self._succeeded(group.appends, *appending.result())
             else:
-                self._succeeded(group, segment, start)
-            self._waiting_bytes -= len(data)
-        self._committing = None
+                self._failed(group.appends, error)
+        finally:
+            group.over.set_result(None)
+            self._commit()
 
     def _append(self, data: bytes) -> tuple[Segment, int]:
         """In the thread."""
-        if self._stats.journal_bytes + len(data) > self._journal_bytes:
+        if self.holdings.bytes + len(data) > self._journal_bytes:
             raise OSError(errno.EDQUOT, f"the journal may take {self._journal_bytes} bytes, and does")
         return self._own_lane().append(data, segment_bytes=self._segment_bytes)
 
@@ -150,30 +180,44 @@ class Journal:
                 self.waiting -= 1
                 self._writer.add(one.event)
             self._stats.spilled += one.spill
-            self._stats.journal_bytes += len(one.data)
+            self.holdings.bytes += len(one.data)
             one.resolve(kept=True)
             start = end
         if former is not None and former is not segment:
             self.holdings.done(former)
 
-    def _failed(self, group: list[_Append], error: OSError) -> None:
+    def _failed(self, group: list[_Append], error: BaseException) -> None:
         """Memory is the second best, as far as there is room for those that the disk was to hold alone."""
-        self._report(error)
-        for one in group:
-            self.waiting -= not one.spill
-            kept = not one.spill or self._writer.room > 0
-            if kept:
-                self._writer.add(one.event)
-                self._stats.unjournaled += 1
-            else:
-                self._stats.accepted -= 1
-                self._stats.dropped += 1
-            one.resolve(kept=kept)
-
-    def _report(self, error: OSError) -> None:
         if not self._failing:
             self._failing = True
-            logger.warning("the journal in %s fails, usage events stay in memory: %s", self._directory, error)
+            bug = None if isinstance(error, OSError) else error
+            logger.warning(
+                "the journal in %s fails, usage events stay in memory: %s", self._directory, error, exc_info=bug
+            )
+        for one in group:
+            if one.spill and self._writer.room <= 0:
+                self._lose(one)
+                continue
+            self.waiting -= not one.spill
+            self._writer.add(one.event)
+            self._stats.unjournaled += 1
+            one.resolve(kept=True)
+
+    def _lose(self, one: _Append) -> None:
+        self.waiting -= not one.spill
+        self._stats.accepted -= 1
+        self._stats.dropped += 1
+        one.resolve(kept=False)
+
+
+class _Group:
+    """Events that share a sync."""
+
+    __slots__ = ("appends", "over")
+
+    def __init__(self, over: asyncio.Future[None]) -> None:
+        self.appends: list[_Append] = []
+        self.over = over
 
 
 class _Append(NamedTuple):

@@ -27,6 +27,7 @@ _MAGIC: Final = {
     b"PK\x03\x04": "a ZIP archive (or a spreadsheet); save it as CSV in UTF-8",
     b"\xff\xfe": "text in UTF-16; save it in UTF-8",
 }
+_SHOWN: Final = 1000
 _TRUNCATED: Final = "; the file ends in the middle of it, so it was cut short"
 
 
@@ -51,20 +52,27 @@ def format_of(path: Path) -> LineFormat:
         raise InvalidInput(f"{path} could be anything; say --format jsonl or --format csv") from None
 
 
-def read_lines(path: Path, format: LineFormat) -> Iterator[Line]:
-    """Every record of a file, empty lines left out. Raises `OSError`, and `InvalidInput` for a foreign file."""
+def read_lines(path: Path, format: LineFormat, *, longest: int | None = None) -> Iterator[Line]:
+    """Every record of a file, empty lines left out. Raises `OSError`, and `InvalidInput` for a foreign file.
+
+    A JSON line of more than `longest` bytes has a problem. Without it, one of more than `MAX_LINE` is a sign of a
+    foreign file.
+    """
     with path.open("rb") as file:
         start = file.read(4)
         for magic, what in _MAGIC.items():
             if start.startswith(magic):
                 raise InvalidInput(f"{path} is {what}")
         file.seek(0)
-        yield from _READERS[format](path, file)
+        yield from _read_csv(path, file) if format == "csv" else _read_jsonl(path, file, longest)
 
 
-def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[Line]:
-    for number, raw, end in _raw_lines(path, file):
+def _read_jsonl(path: Path, file: BinaryIO, longest: int | None) -> Iterator[Line]:
+    for number, raw, end in _raw_lines(path, file, longest):
         text = raw.decode(errors="backslashreplace")
+        if longest is not None and len(raw) > longest:
+            yield Line(number, text[:_SHOWN], {}, f"is longer than {longest} bytes", end)
+            continue
         if number == 1 and text.startswith("["):
             raise InvalidInput(f"{path} is one JSON list; write one object a line, as `jq -c '.[]'` does")
         if not text.strip():
@@ -114,16 +122,21 @@ def _read_csv(path: Path, file: BinaryIO) -> Iterator[Line]:
         yield Line(number, text, {} if problem else _fields(header, cells), problem, end)
 
 
-def _raw_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
-    """Number, bytes, and where it ends; a byte order mark is not among them."""
-    number, end = 0, 0
-    while raw := file.readline(MAX_LINE + 1):
+def _raw_lines(path: Path, file: BinaryIO, longest: int | None = None) -> Iterator[tuple[int, bytes, int]]:
+    """Number, bytes (one more than the longest of a line that is longer), and where it ends; a byte order mark is not
+    among them."""
+    number, end, most = 0, 0, (longest or MAX_LINE) + 1
+    while raw := file.readline(most):
         number += 1
         end += len(raw)
-        if len(raw) > MAX_LINE:
+        if len(raw) == most and longest is None:
             raise InvalidInput(f"{path}, line {number}: longer than {MAX_LINE} bytes; this is no file of events")
-        if b"\0" in raw:
-            raise InvalidInput(f"{path}, line {number}: holds NUL bytes; this is no text")
+        last = raw
+        while len(last) == most and not last.endswith(b"\n"):  # the rest of it
+            last = file.readline(most)
+            end += len(last)
+        if number == 1 and b"\0" in raw:  # later on it may stand in a cell: a path can have one
+            raise InvalidInput(f"{path}, line 1: holds NUL bytes; this is no text")
         yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, end
 
 
@@ -197,4 +210,3 @@ _VALUES: Final[dict[str, Callable[[str], object]]] = {
     "allowed": lambda cell: _TRUTH.get(cell.lower(), cell),
     "metadata": _json,
 }
-_READERS: Final[dict[LineFormat, Callable[[Path, BinaryIO], Iterator[Line]]]] = {"jsonl": _read_jsonl, "csv": _read_csv}

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
 from ratelimit.clock import Clock, SystemClock
-from ratelimit.errors import ConfigError, StoreUnavailable
+from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.store.base import TableStore
 from ratelimit.usage.options import Options, Settings
@@ -52,6 +52,7 @@ class UsageLog(Reports):
         self._random = random
         self._journals = self.settings.durability == "journal"
         self._pump: Pump | None = None
+        self._stopping: Pump | None = None
         self._closed = False
 
     @property
@@ -60,7 +61,12 @@ class UsageLog(Reports):
         pump = self._pump
         if pump is None:
             return replace(self._stats)
-        return replace(self._stats, depth=pump.writer.depth, in_flight=pump.writer.underway)
+        return replace(
+            self._stats,
+            depth=pump.writer.depth,
+            in_flight=pump.writer.underway,
+            journal_bytes=0 if pump.journal is None else pump.journal.holdings.bytes,
+        )
 
     async def open(self) -> None:
         """Begin, and look for what earlier processes left in the journal. Raises `ConfigError` for a bad directory."""
@@ -72,11 +78,18 @@ class UsageLog(Reports):
             raise ConfigError("journal_dir", f"cannot be used: {error}") from error
 
     async def close(self) -> None:
-        """Write what waits, for at most `grace` seconds. What is left then stays in the journal, or is counted."""
+        """Write what waits, for at most `grace` seconds. What is left then stays in the journal, or is counted.
+
+        Cancelling it ends the waiting, and nothing else. A second call returns when the first one has ended.
+        """
         self._closed = True
-        pump, self._pump = self._pump, None
-        if pump is not None:
-            await pump.stop(self.settings.grace)
+        if self._pump is not None:
+            self._stopping, self._pump = self._pump, None
+        stopping = self._stopping
+        if stopping is not None:
+            await stopping.stop(self.settings.grace)
+            if self._stopping is stopping:
+                self._stopping = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -131,16 +144,22 @@ class UsageLog(Reports):
         metadata: Mapping[str, Any] | None = None,
         at: int | None = None,
     ) -> Awaitable[bool] | None:
-        """For surfaces: keep an event, without waiting. `at` is in milliseconds.
+        """For surfaces: keep an event, without waiting. `at`, in milliseconds, is a moment of theirs, and is trusted,
+        even if the clock was set since.
 
         None where there is nothing to wait for. Else what to await before the answer is complete: until the event is
-        on the disk, or there was room; False where it was lost, which is counted. Raises as `record`, but not
-        `StoreUnavailable`.
+        on the disk, or there was room; False where it was lost, which is counted. Raises nothing, also for an event
+        that `record` would refuse: it is not to break an answer.
         """
-        event = UsageEvent.of(
-            user, action, now=self.clock.now(), at=at, cost=cost, allowed=allowed, status=status,
-            duration=duration, resource=resource, request_id=request_id, metadata=metadata,
-        )  # fmt: skip
+        now = self.clock.now() if at is None else at * 1000
+        try:
+            event = UsageEvent.of(
+                user, action, now=now, at=at, cost=cost, allowed=allowed, status=status,
+                duration=duration, resource=resource, request_id=request_id, metadata=metadata,
+            )  # fmt: skip
+        except InvalidInput as error:
+            logger.warning("a usage event cannot be kept: %s", error)
+            return self._drop("given bad events")
         return self.take(event)
 
     def take(self, event: UsageEvent) -> Awaitable[bool] | None:
@@ -188,10 +207,10 @@ class UsageLog(Reports):
         waiting = self.take(event)
         return waiting is None or await waiting
 
-    def _drop(self) -> asyncio.Future[bool]:
+    def _drop(self, why: str = "full") -> asyncio.Future[bool]:
         self._stats.dropped += 1
         if self._stats.dropped % _DROPS_PER_LINE == 1:
-            why = "closed" if self._closed else "full"
+            why = "closed" if self._closed else why
             logger.warning("the usage log is %s: %d events were dropped so far", why, self._stats.dropped)
         dropped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         dropped.set_result(False)

@@ -39,11 +39,12 @@ class Settings:
                       disk before `record` returns, and written by the next process that opens the same journal.
     `journal_dir`     a directory on a local file system; processes of one host may share it.
     `when_full`       `"wait"` for room, at most `max_wait` seconds; `"spill"` to the journal; `"drop"`. By default
-                      `"spill"` where there is a journal directory, and else `"wait"`.
+                      `"spill"` where there is a journal directory, and else `"wait"`. As long as others wait in the
+                      journal, half full is full enough to spill: so these have their turn.
     `max_queue`       events in memory at most, about 1 KB each.
     `flush_interval`  seconds after which an event goes out even if no 25 have come together.
     `in_flight`       batches on their way at once.
-    `grace`           seconds that `close` waits for the table.
+    `grace`           seconds that `close` waits for the table; for a disk that hangs, 5 more.
     `adopt_interval`  seconds between looks for journals of processes that have died.
     `segment_bytes`   size of a journal's segment; what a segment holds may be written again after a crash.
     `journal_bytes`   size of the journal at most; beyond it is treated as a full disk.

@@ -13,7 +13,7 @@ import msgspec
 
 from ratelimit.errors import InvalidEvent
 from ratelimit.event import UsageEvent
-from ratelimit.event_id import id_from
+from ratelimit.event_id import id_from, time_of
 from ratelimit.usage.lines import FIELDS
 
 _REMEMBERED: Final = 100_000
@@ -50,7 +50,7 @@ class Parser:
             if "at" not in given:
                 raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z")
             return msgspec.structs.replace(event, id=self._id(event))
-        if "at" not in given and not event.carries_time:
+        if "at" not in given and time_of(event_id) is None:
             raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z; only the id of a UUIDv7 carries it")
         return event
 

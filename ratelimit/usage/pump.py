@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
 from ratelimit.clock import SECOND, Clock
 from ratelimit.errors import StoreUnavailable
@@ -30,14 +30,16 @@ class Pump:
         self._settings = settings
         self._stats = stats
         self._clock = clock
+        self._behind = settings.full == "spill"
         self._tasks: list[asyncio.Task[None]] = []
+        self._down: asyncio.Task[None] | None = None
         self.writer = Writer(
             store,
             stats,
             max_queue=settings.max_queue,
             flush_interval=settings.flush_interval,
             in_flight=settings.in_flight,
-            written=self._written,
+            over=self._over,
             sleep=sleep,
             random=random,
         )
@@ -51,21 +53,22 @@ class Pump:
                 journal_bytes=settings.journal_bytes,
                 disk=settings.disk,
             )
-            self._adopted = asyncio.create_task(self.journal.adopt())
-            self._tasks = [
-                self._adopted,
-                asyncio.create_task(self._adopt_again(self.journal)),
-                asyncio.create_task(self._feed(self.journal)),
-            ]
+            self._adopted = self._start(self.journal.adopt())
+            self._feeding = self._start(self._feed(self.journal))
+            self._start(self._adopt_again(self.journal))
 
     @property
     def room(self) -> int:
-        """How many more events the queue can take, those counted that are still on their way to the disk."""
+        """How many more events the queue can take, those counted that are still on their way to the disk.
+
+        Where events may spill, at most half of it, as long as others wait on the disk: else these might wait for ever.
+        """
         if self.journal is None:
             return self.writer.room
         if self._settings.durability == "journal" and self.journal.full:
             return 0
-        return self.writer.room - self.journal.waiting
+        kept_free = self._settings.max_queue // 2 if self._behind and self.journal.backlog else 0
+        return self.writer.room - self.journal.waiting - kept_free
 
     async def open(self) -> None:
         """The journal is ours, and what dead processes left in it is in line. Raises `OSError`."""
@@ -75,45 +78,58 @@ class Pump:
 
     async def flush(self) -> None:
         """See `UsageLog.flush`."""
-        if self.journal is not None:
-            await asyncio.wait([self._adopted])
-            await self.journal.settled()
-            backlog = self.journal.backlog
-            target = backlog.queued
-            while backlog.passed < target:
-                self.writer.hurry()
-                await self.writer.changed(or_after=0.1)
-                self._raise_if_stopped()
+        if self.journal is None:
+            await self.writer.flush()
+            return
+        await asyncio.wait([self._adopted])
+        await self.journal.settled()
+        backlog = self.journal.backlog
+        target = backlog.queued
+        while backlog.passed < target and not self._feeding.done():
+            self.writer.hurry()
+            await self.writer.changed(or_after=0.1)
         await self.writer.flush()
+        if backlog.passed < target:
+            raise StoreUnavailable("the usage log was closed, or failed, before all of its journal was in the table")
 
     async def stop(self, grace: float) -> None:
-        """Write for at most `grace` seconds, and put down everything."""
+        """Write for at most `grace` seconds, and put down everything, even if this is cancelled meanwhile."""
         try:
             async with asyncio.timeout(grace):
                 await self.flush()
-        except TimeoutError:
+        except (TimeoutError, StoreUnavailable):
             pass
+        finally:
+            if self._down is None or self._down.cancelled():
+                self._down = asyncio.create_task(self._put_down())
+            await asyncio.shield(self._down)
+
+    async def _put_down(self) -> None:
+        """What it counts it counts at once, so that it may be cancelled, and begin again, anywhere."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.journal is not None:
-            await self.journal.settled()
-        left = await self.writer.stop()
+            await self.journal.finish()
+        left = self.writer.stop()
         lost = left if self.journal is None else [event for event in left if not self.journal.holdings.holds(event)]
         if left:
             kept = len(left) - len(lost)
             self._stats.dropped += len(lost)
             logger.warning("closed before the table had %d usage events; the journal keeps %d", len(left), kept)
+        await self.writer.landed()
         if self.journal is not None:
             await self.journal.close()
 
-    def _written(self, events: Sequence[UsageEvent]) -> None:
+    def _over(self, events: Sequence[UsageEvent]) -> None:
         if self.journal is not None:
-            self.journal.holdings.written(events)
+            self.journal.holdings.over(events)
 
-    def _raise_if_stopped(self) -> None:
-        if self.writer.stopped:
-            raise StoreUnavailable("the usage log was closed before everything was in the table")
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_report_bug)
+        self._tasks.append(task)
+        return task
 
     async def _adopt_again(self, journal: Journal) -> None:
         while True:
@@ -121,17 +137,28 @@ class Pump:
             await journal.adopt()
 
     async def _feed(self, journal: Journal) -> None:
-        """Read back what only the disk holds, as long as the queue is less than half full."""
+        """Read back what only the disk holds, as long as the queue is less than three quarters full."""
+        up_to = max(1, self._settings.max_queue * 3 // 4)
         while True:
             while not journal.backlog:
                 journal.backlog.arrived.clear()
                 await journal.backlog.arrived.wait()
-            while (room := self.room - self._settings.max_queue // 2) <= 0:
+            while (most := min(_MOST_READ, up_to - self.writer.depth - journal.waiting)) <= 0:
                 await self.writer.changed()
+            journal.waiting += most  # or others would have this room, before the disk has answered
+            try:
+                found = await journal.backlog.read(most)
+            finally:
+                journal.waiting -= most
             expired = []
-            for event in await journal.backlog.read(min(room, _MOST_READ)):
+            for event in found:
                 if event.expires_at * SECOND <= self._clock.now():
                     expired.append(event)
                 else:
                     self.writer.add(event)
-            journal.holdings.written(expired)
+            journal.holdings.over(expired)
+
+
+def _report_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("a bug stopped a part of the usage log: %r", error, exc_info=error)

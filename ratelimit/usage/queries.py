@@ -16,11 +16,13 @@ import msgspec
 
 from ratelimit.clock import DAY
 from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention
-from ratelimit.event import MAX_FUTURE_MS, RETENTION_DAYS, UsageEvent
-from ratelimit.names import check_action, check_user
+from ratelimit.event import MAX_FUTURE_MS, MAX_ID_BYTES, RETENTION_DAYS, UsageEvent
+from ratelimit.names import MAX_ACTION_BYTES, check_action, check_user
 from ratelimit.store.events import EventStore, Position, day_of, position_of
 
 MAX_PAGE: Final = 1000
+MOST_READ: Final = 10_000
+"""Events that are looked at for one page: 10 MB, of which the filters may leave nothing."""
 _AT_LEAST_READ: Final = 50
 _DAYS_AT_ONCE: Final = 32
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -31,17 +33,15 @@ class EventPage(msgspec.Struct, frozen=True):
     """Some of the events that a query is about."""
 
     events: tuple[UsageEvent, ...]
-    """Newest first."""
+    """Newest first. Fewer than asked for, or none, where many others had to be read to find them."""
     cursor: str | None
     """Where the next page begins; None where this is the last one."""
 
 
 class _Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page ended, in which query, and the range which that query's defaults had come to."""
+    """Where a page ended, and in which query; the rest of that is told by the query, as it is repeated."""
 
     query: str
-    since: int
-    until: int
     at: int
     action: str
     id: str
@@ -83,11 +83,14 @@ class EventQuery:
         if cursor is None:
             return cls(user, first, last, action, allowed, None, digest)
         at = _read_cursor(cursor, digest)
-        return cls(user, at.since, at.until, action, allowed, Position(at.at, at.action, at.id), digest)
+        # Where retention has moved on, it may lie before `first`: there is nothing left then.
+        if not 0 <= at.at < last:
+            raise InvalidCursor(_DAMAGED)
+        return cls(user, first, last, action, allowed, Position(at.at, at.action, at.id), digest)
 
     def cursor(self, last: UsageEvent) -> str:
         """Where the page after this event begins."""
-        cursor = _Cursor(self.digest, self.since, self.until, last.at, last.action, last.id)
+        cursor = _Cursor(self.digest, last.at, last.action, last.id)
         return urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
 
     def wants(self, event: UsageEvent) -> bool:
@@ -104,19 +107,31 @@ class EventQuery:
 
 
 async def page_of(store: EventStore, query: EventQuery, limit: int) -> EventPage:
-    """Up to `limit` events. Raises `StoreUnavailable`."""
+    """Up to `limit` events, of the `MOST_READ` that come next, or a few more. Raises `StoreUnavailable`."""
     if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
         raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
     found: list[UsageEvent] = []
-    async for event in walk(store, query, limit + 1):
-        if len(found) == limit:
-            return EventPage(tuple(found), query.cursor(found[-1]))
-        found.append(event)
+    read = 0
+    async for events in _pages(store, query, limit + 1):
+        for event in filter(query.wants, events):
+            if len(found) == limit:
+                return EventPage(tuple(found), query.cursor(found[-1]))
+            found.append(event)
+        read += len(events)
+        if read >= MOST_READ and events:
+            return EventPage(tuple(found), query.cursor(events[-1]))
     return EventPage(tuple(found), None)
 
 
-async def walk(store: EventStore, query: EventQuery, at_once: int = MAX_PAGE) -> AsyncIterator[UsageEvent]:
-    """Every event of a query, newest first, read `at_once` at a time.
+async def walk(store: EventStore, query: EventQuery) -> AsyncIterator[UsageEvent]:
+    """Every event of a query, newest first."""
+    async for events in _pages(store, query, MAX_PAGE):
+        for event in filter(query.wants, events):
+            yield event
+
+
+async def _pages(store: EventStore, query: EventQuery, at_once: int) -> AsyncIterator[Sequence[UsageEvent]]:
+    """All events of the range, wanted or not, newest first, read `at_once` at a time.
 
     As long as days hold little, more of them are read side by side, twice as many each time: somebody who was last here
     three months ago costs seven round trips, and not ninety.
@@ -134,13 +149,11 @@ async def walk(store: EventStore, query: EventQuery, at_once: int = MAX_PAGE) ->
         for day, events in zip(group, pages, strict=True):
             if isinstance(events, BaseException):
                 raise events
-            for event in filter(query.wants, events):
-                yield event
+            yield events
             while len(events) == at_once:
                 width = 1
                 events = await read(day, position_of(events[-1]))
-                for event in filter(query.wants, events):
-                    yield event
+                yield events
 
 
 def range_of(since: datetime | None, until: datetime | None, *, now: int) -> tuple[int, int]:
@@ -159,7 +172,8 @@ def range_of(since: datetime | None, until: datetime | None, *, now: int) -> tup
         raise OutOfRetention(f"since is {since}, and events are kept for {RETENTION_DAYS} days")
     if until is not None and last < oldest:
         raise OutOfRetention(f"until is {until}, and events are kept for {RETENTION_DAYS} days")
-    return first, min(last, newest)
+    last = min(last, newest)
+    return min(first, last), last
 
 
 def _ms(name: str, time: object) -> int:
@@ -176,10 +190,9 @@ def _read_cursor(text: str, digest: str) -> _Cursor:
         raise InvalidCursor(_DAMAGED) from None
     if cursor.query != digest:
         raise InvalidCursor("the cursor is from another query: repeat user, since, until, action and allowed with it")
-    if not 0 <= cursor.since <= cursor.at < cursor.until <= _LAST_MS:
+    if len(cursor.action.encode()) > MAX_ACTION_BYTES or len(cursor.id.encode()) > MAX_ID_BYTES:
         raise InvalidCursor(_DAMAGED)
     return cursor
 
 
 _DAMAGED: Final = "the cursor is damaged; take `page.cursor` as it is, or start without one"
-_LAST_MS: Final = 10**13

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, time, timedelta
@@ -12,18 +13,20 @@ import msgspec
 from ratelimit.algorithms.fields import DAYS_KEPT, MONTHS_KEPT, Per, first_kept, utc_day
 from ratelimit.algorithms.totals import totals_of
 from ratelimit.clock import Clock
-from ratelimit.errors import InvalidInput, OutOfRetention
+from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
 from ratelimit.event import RETENTION_DAYS
-from ratelimit.names import Key, check_action, check_user
+from ratelimit.names import RESERVED_ACTION, Key, check_action, check_user
 from ratelimit.store.base import TableStore
 from ratelimit.store.write import Record
 from ratelimit.usage.entry import remove_entry
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
 from ratelimit.usage.top import TopUser, top_of
 
-DATE_RANGE: Final = "date_range"
+DATE_RANGE: Final = RESERVED_ACTION
 _KEPT: Final[dict[Per, str]] = {"day": f"{DAYS_KEPT} days", "month": f"{MONTHS_KEPT} months"}
 _MAX_SEEN: Final = 1000
+FLUSH_S: Final = 10.0
+"""Seconds that an answer waits for events to be written."""
 # Items that have expired may stay in the table for some days.
 _ERASED_DAYS: Final = RETENTION_DAYS + 7
 
@@ -121,9 +124,12 @@ class Reports:
         return {**report, DATE_RANGE: [first.isoformat(), last.isoformat()]}
 
     async def reconcile(self, user: str, day: date) -> dict[str, Reconciliation]:
-        """A user's events of a UTC day against the totals, by action. What waits here is written first."""
+        """A user's events of a UTC day against the totals, by action. What waits here is written first.
+
+        Raises `StoreUnavailable` also where the table does not take it in time.
+        """
         first, last = self._range(day, day)
-        await self.flush()
+        await self._flush_soon()
         logged: Counter[str] = Counter()
         async for event in walk(self.store.events, self._query(user, first, last, allowed=True)):
             logged[event.action] += event.cost
@@ -149,22 +155,32 @@ class Reports:
         """Delete every trace of a user; the number of items that there were.
 
         Events, what is remembered of their ids, the counters of `self.actions`, of `actions` and of whatever actions
-        the events named, and the user's entry in the directory with all identities. Where it fails in the middle,
-        repeat it: it goes on.
+        the events name, and the user's entry in the directory with all identities. What waits here is written first,
+        as for `reconcile`. Where it fails in the middle, repeat it: it goes on.
         """
         check_user(user)
-        await self.flush()
-        erased: Counter[str] = Counter()
+        named = dict.fromkeys((*self.actions, *map(check_action, actions)))
+        await self._flush_soon()
         today = utc_day(self.clock.now())
-        for age in range(-1, _ERASED_DAYS + 1):
-            erased.update(await self.store.events.erase(user, today - timedelta(days=age)))
-        count = sum(erased.values()) + await self.store.events.forget(user)
-        for action in dict.fromkeys((*self.actions, *map(check_action, actions), *erased)):
-            key = Key(user, action)
-            if await self.store.read(key):
-                await self.store.delete(key)
-                count += 1
+        days = [today - timedelta(days=age) for age in range(-1, _ERASED_DAYS + 1)]
+        for day in days:
+            named |= dict.fromkeys(await self.store.events.actions(user, day))
+        count = 0
+        for key in (Key(user, action) for action in named):
+            count += bool(await self.store.read(key))
+            await self.store.delete(key)
+        # Only now: of some counters nothing but the events knows the action, also when this is repeated.
+        for day in days:
+            count += await self.store.events.erase(user, day)
+        count += await self.store.events.forget(user)
         return count + await remove_entry(self.store.directory, user, now=self.clock.now())
+
+    async def _flush_soon(self) -> None:
+        try:
+            async with asyncio.timeout(FLUSH_S):
+                await self.flush()
+        except TimeoutError:
+            raise StoreUnavailable(f"the usage events that wait here could not be written in {FLUSH_S:g} s") from None
 
     async def _counted(self, user: str, actions: Iterable[str] | None, first: date, last: date) -> dict[str, Record]:
         """The records of these actions, or of all that this log knows; else of those in the events of these days."""
@@ -184,7 +200,7 @@ class Reports:
             raise OutOfRetention(f"{first} is out of reach: totals are kept for {_KEPT[per]}, from {oldest} on")
         if first > today:
             raise OutOfRetention(f"{first} has not come yet: today is {today} in UTC")
-        return first, last
+        return first, min(last, today)
 
     async def _actions_of(self, user: str, first: date, last: date) -> list[str]:
         query = self._query(user, first, last)
@@ -202,7 +218,10 @@ def _day(name: str, day: date) -> date:
     if isinstance(day, datetime):
         if day.tzinfo is None:
             raise InvalidInput(f"{name} must be a date, or an aware datetime, not {day!r}")
-        return day.astimezone(UTC).date()
+        try:
+            return day.astimezone(UTC).date()
+        except OverflowError:
+            raise InvalidInput(f"{name} must be a day of the years 1 to 9999 in UTC, not {day!r}") from None
     if not isinstance(day, date):
         raise InvalidInput(f"{name} must be a date, not {day!r}")
     return day

@@ -2,6 +2,7 @@
 
     <lane>.lock              held with `flock` as long as the process lives
     <lane>-000001.journal    frames, appended only
+    ….journal.damaged        one that was not sound in the middle: nobody reads it again, and nobody deletes it
 
 Whoever gets the lock of another lane may adopt its segments: the process that wrote them is dead. The directory has
 to be on a local file system. Everything here blocks, and runs in the journal's thread.
@@ -10,17 +11,23 @@ to be on a local file system. Everything here blocks, and runs in the journal's 
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from collections.abc import Iterator
+import sys
+from itertools import islice
 from pathlib import Path
 from secrets import token_hex
-from typing import Final
+from typing import BinaryIO, Final, NamedTuple
+from weakref import WeakSet
 
 from ratelimit.event import UsageEvent
-from ratelimit.usage.framing import HEAD_BYTES, MAX_PAYLOAD, unframe
+from ratelimit.usage.framing import MAX_FRAME, find_frame, is_cut_short, unframe
+
+logger = logging.getLogger("ratelimit")
 
 LOCK: Final = ".lock"
 SEGMENT: Final = ".journal"
+DAMAGED: Final = ".damaged"
 _LOCK_ATTEMPTS: Final = 10
 _READ_BYTES: Final = 128 * 1024
 
@@ -37,10 +44,20 @@ class Disk:
         os.fsync(fd)
 
 
-class Segment:
-    """One file. `unwritten` and `done` belong to the event loop; everything else to the journal's thread."""
+class Found(NamedTuple):
+    """What was read of a segment."""
 
-    __slots__ = ("done", "fd", "lane", "path", "size", "unwritten")
+    events: list[UsageEvent]
+    end: int
+    """Where to go on."""
+    torn: bool = False
+    """Without events: whether all the rest is an end that a crash has left; else it is damage."""
+
+
+class Segment:
+    """One file. `unwritten`, `done` and `damaged` belong to the event loop; everything else to the journal's thread."""
+
+    __slots__ = ("damaged", "done", "fd", "lane", "path", "size", "unwritten")
 
     def __init__(self, path: Path, lane: Lane, *, fd: int = -1, size: int = 0) -> None:
         self.path = path
@@ -51,18 +68,26 @@ class Segment:
         """Its events that are not in the table yet, as far as they were read."""
         self.done = False
         """No more will be appended, nor read."""
+        self.damaged = False
+        """There are bytes in it that are no record, and may have been some."""
 
-    def read(self, start: int, end: int) -> list[tuple[UsageEvent, int]]:
-        """Some of the events between two offsets, each with the offset at which it ends; none where it is torn."""
+    def read(self, start: int, end: int, *, most: int) -> Found:
+        """Up to `most` of the events between two offsets; none where what is at the first one is no record."""
         with self.path.open("rb") as file:
-            file.seek(start)
-            data = file.read(min(end - start, max(_READ_BYTES, HEAD_BYTES + MAX_PAYLOAD)))
-        return [(event, start + offset) for event, offset in unframe(data)]
+            data = _piece(file, start, end)
+            found = list(islice(unframe(data), most))
+            if found or start >= end:
+                return Found([event for event, _ in found], start + found[-1][1] if found else end)
+            sound = _next_frame(file, start + 1, end)
+            return Found([], sound, torn=sound == end and is_cut_short(data))
 
     def delete(self) -> None:
-        """Remove the file, and with the last one of a dead lane its lock."""
+        """Remove the file, unless it is damaged, and with the last one of a dead lane its lock."""
         self.close()
-        self.path.unlink(missing_ok=True)
+        if self.damaged:
+            self.path.rename(self.path.with_name(self.path.name + DAMAGED))
+        else:
+            self.path.unlink(missing_ok=True)
         self.lane.forget(self)
 
     def close(self) -> None:
@@ -83,6 +108,7 @@ class Lane:
         self._disk = disk
         self._made = 0
         self._releasing = False
+        _locked.add(self)
 
     @classmethod
     def create(cls, directory: Path, disk: Disk) -> Lane:
@@ -102,9 +128,12 @@ class Lane:
         if fd is None:
             return None
         lane = cls(directory, name, fd, disk)
-        for path in sorted(directory.glob(f"{name}-*{SEGMENT}")):
-            segment = Segment(path, lane, size=path.stat().st_size)
-            lane.segments.append(segment)
+        try:
+            for path in sorted(directory.glob(f"{name}-*{SEGMENT}")):
+                lane.segments.append(Segment(path, lane, size=path.stat().st_size))
+        except OSError:
+            lane.unlock()
+            raise
         return lane
 
     def append(self, data: bytes, *, segment_bytes: int) -> tuple[Segment, int]:
@@ -137,8 +166,16 @@ class Lane:
         """Let others adopt what is left; where nothing is, remove the lock."""
         for segment in self.segments:
             segment.close()
-        if not self.segments:
-            (self.directory / (self.name + LOCK)).unlink(missing_ok=True)
+        try:
+            if not self.segments:
+                (self.directory / (self.name + LOCK)).unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("cannot remove the journal's %s: %s", self.name + LOCK, error)
+        finally:
+            self.unlock()
+
+    def unlock(self) -> None:
+        """Let others have it as it is."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -178,14 +215,39 @@ class Lane:
             segment.close()
 
 
-def dead_lanes(directory: Path, disk: Disk) -> Iterator[Lane]:
-    """Adopts, one after the other, the lanes whose processes have ended."""
-    names = {path.name.removesuffix(LOCK) for path in directory.glob(f"*{LOCK}")}
-    names |= {path.name.rpartition("-")[0] for path in directory.glob(f"*-*{SEGMENT}")}
+def dead_lanes(directory: Path, disk: Disk) -> tuple[list[Lane], dict[str, OSError]]:
+    """Adopts the lanes whose processes have ended; also, by name, those that could not be, and why."""
+    lanes: list[Lane] = []
+    failures: dict[str, OSError] = {}
+    try:
+        names = {path.name.removesuffix(LOCK) for path in directory.glob(f"*{LOCK}")}
+        names |= {path.name.rpartition("-")[0] for path in directory.glob(f"*-*{SEGMENT}")}
+    except OSError as error:
+        return [], {"*": error}
     for name in sorted(names):
-        lane = Lane.adopt(directory, name, disk)
-        if lane is not None:
-            yield lane
+        try:
+            lane = Lane.adopt(directory, name, disk)
+        except OSError as error:
+            failures[name] = error
+        else:
+            lanes += [] if lane is None else [lane]
+    return lanes, failures
+
+
+def _piece(file: BinaryIO, start: int, end: int) -> bytes:
+    """As much of a file as is read at once: any frame that begins there is whole in it, unless `end` cuts it."""
+    file.seek(start)
+    return file.read(min(end - start, _READ_BYTES))
+
+
+def _next_frame(file: BinaryIO, start: int, end: int) -> int:
+    """Where the next sound frame begins; `end` where none does."""
+    while start < end:
+        found = find_frame(_piece(file, start, end))
+        if found >= 0:
+            return start + found
+        start += _READ_BYTES - MAX_FRAME
+    return end
 
 
 def _lock(path: Path) -> int | None:
@@ -206,3 +268,16 @@ def _lock(path: Path) -> int | None:
         raise
     os.close(fd)
     return None
+
+
+# A lock lives until every process that has inherited it is gone: a forked child, which does not write, lets go at once.
+_locked: Final[WeakSet[Lane]] = WeakSet()
+
+
+def _unlock_in_child() -> None:
+    for lane in list(_locked):
+        lane.unlock()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_unlock_in_child)

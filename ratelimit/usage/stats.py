@@ -16,7 +16,7 @@ class UsageStats:
     retried: int = 0
     """Sent again: throttled, unprocessed, or without an answer."""
     dropped: int = 0
-    """Lost: there was no room, or no time left at the end. Each time with a line in the log."""
+    """Lost: no room, no time left at the end, or refused by the store. Each time with a line in the log."""
     spilled: int = 0
     """Kept in the journal only, because the queue was full; read back when there is room."""
     replayed: int = 0
@@ -25,9 +25,11 @@ class UsageStats:
     """Meant for the journal, and kept in memory only, because the disk did not take them."""
     torn: int = 0
     """Segments that ended in a broken record. What a record that had returned wrote is never among it."""
+    damaged: int = 0
+    """Segments that were damaged before their end, where records may have been; kept, with the ending `.damaged`."""
     depth: int = 0
     """Waiting in memory, now."""
     in_flight: int = 0
     """On their way to the table, now."""
     journal_bytes: int = 0
-    """In the journal, now."""
+    """In the journal, now; of what dead processes left, what was found so far."""

@@ -8,9 +8,10 @@ import random as _random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final, TypeAlias
 
-from ratelimit.errors import StoreUnavailable
+from ratelimit.errors import StoreRefused, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.store.events import MOST_AT_ONCE, EventStore
 from ratelimit.usage.stats import UsageStats
@@ -28,11 +29,13 @@ _WORTH_SAYING: Final = 5
 
 
 class Writer:
-    """Belongs to one event loop. `written` hears of every event that is in the table, in the order of arrival there.
+    """Belongs to one event loop. `over` hears of every event that is in the table, in the order of arrival there, and
+    of those that never will be.
 
     An event goes out when 25 wait, or `flush_interval` seconds after it came. A store that fails is tried again after
     a pause with full jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"), of at most 5 seconds, for as
-    long as it takes.
+    long as it takes. A batch that it calls invalid is sent in parts; an event that it refuses alone, while it takes
+    others, is dropped.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class Writer:
         max_queue: int,
         flush_interval: float,
         in_flight: int,
-        written: Callable[[Sequence[UsageEvent]], None],
+        over: Callable[[Sequence[UsageEvent]], None],
         sleep: Sleep = asyncio.sleep,
         random: Random = _random.random,
     ) -> None:
@@ -52,15 +55,16 @@ class Writer:
         self._max_queue = max_queue
         self._flush_interval = flush_interval
         self._in_flight = in_flight
-        self._written = written
+        self._over = over
         self._sleep = sleep
         self._random = random
         self._queue: deque[UsageEvent] = deque()
         self._added = 0
-        self._flights: dict[asyncio.Task[None], _Flight] = {}
+        # Without a task: somebody who cancels all tasks has ended it, and `hurry` begins again.
+        self._flights: dict[_Flight, asyncio.Task[None] | None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._due = False
-        self._failures = 0
+        self._failing: _Flight | None = None
         self._changed = asyncio.Event()
         self.stopped = False
 
@@ -72,7 +76,7 @@ class Writer:
     @property
     def underway(self) -> int:
         """Events on their way."""
-        return sum(len(flight.left) for flight in self._flights.values())
+        return sum(len(flight.left) for flight in self._flights)
 
     @property
     def room(self) -> int:
@@ -104,28 +108,35 @@ class Writer:
             if self.stopped:
                 raise StoreUnavailable("the usage log was closed before everything was in the table")
 
-    async def stop(self) -> list[UsageEvent]:
-        """Give up; what is not known to be in the table."""
+    def stop(self) -> list[UsageEvent]:
+        """Give up; what is not known to be in the table. The flights end a little later: see `landed`."""
         self.stopped = True
         self._cancel_timer()
-        left = [event for flight in self._flights.values() for event in flight.left] + list(self._queue)
+        left = [event for flight in self._flights for event in flight.left] + list(self._queue)
         self._queue.clear()
-        tasks = list(self._flights)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for flight, task in self._flights.items():
+            flight.left = []
+            if task is not None:
+                task.cancel()
         self._changed.set()
         return left
+
+    async def landed(self) -> None:
+        """Returns when no flight is under way any more."""
+        await asyncio.gather(*filter(None, self._flights.values()), return_exceptions=True)
 
     def _oldest(self) -> int:
         """The number of the oldest event that is not in the table yet, the first one ever being 1."""
         waiting = self._added - len(self._queue) + 1
-        return min((flight.first for flight in self._flights.values()), default=waiting)
+        return min((flight.first for flight in self._flights), default=waiting)
 
     def hurry(self) -> None:
         """Send what waits, even if it makes no full batch."""
         self._cancel_timer()
         self._due = True
+        for flight, task in list(self._flights.items()):
+            if task is None and not self.stopped:
+                self._start(flight)
         self._launch()
 
     def _cancel_timer(self) -> None:
@@ -139,22 +150,32 @@ class Writer:
             if len(self._queue) < MOST_AT_ONCE and not self._due:
                 break
             first = self._added - len(self._queue) + 1
-            flight = _Flight(first, [self._queue.popleft() for _ in range(min(MOST_AT_ONCE, len(self._queue)))])
-            task = asyncio.get_running_loop().create_task(self._fly(flight))
-            self._flights[task] = flight
-            task.add_done_callback(self._landed)
+            batch = [self._queue.popleft() for _ in range(min(MOST_AT_ONCE, len(self._queue)))]
+            self._start(_Flight(first, batch, self._stats.written))
             self._changed.set()
         if not self._queue:
             self._due = False
-        elif self._timer is None and not self._due:
+        elif not self._due:
+            self._hurry_later()
+
+    def _hurry_later(self) -> None:
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self.hurry)
 
-    def _landed(self, task: asyncio.Task[None]) -> None:
-        flight = self._flights.pop(task)
+    def _start(self, flight: _Flight) -> None:
+        task = self._flights[flight] = asyncio.get_running_loop().create_task(self._fly(flight))
+        task.add_done_callback(partial(self._landed, flight))
+
+    def _landed(self, flight: _Flight, task: asyncio.Task[None]) -> None:
         self._changed.set()
-        if task.cancelled():
+        if task.cancelled() and not self.stopped:
+            self._flights[flight] = None
+            self._hurry_later()
             return
-        if error := task.exception():
+        del self._flights[flight]
+        if self._failing is flight:
+            self._failing = None
+        if not task.cancelled() and (error := task.exception()):
             self._stats.dropped += len(flight.left)
             logger.error("a bug lost %d usage events", len(flight.left), exc_info=error)
         self._launch()
@@ -163,42 +184,74 @@ class Writer:
         """Put the batch, and again what is left of it, until nothing is."""
         attempt = 0
         while True:
-            unwritten = await self._put(flight.left)
+            flight.error, flight.refused = None, []
+            unwritten = await self._put(flight, flight.left)
             done = _without(flight.left, unwritten)
             flight.left = list(unwritten)
             if done:
                 self._stats.written += len(done)
-                self._written(done)
+                self._over(done)
+            if flight.refused:
+                self._drop_refused(flight)
+            self._report(flight)
             if not flight.left:
                 return
             attempt = max(1, attempt - 1) if done else attempt + 1
             self._stats.retried += len(flight.left)
             await self._sleep(self._random() * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)))
 
-    async def _put(self, events: list[UsageEvent]) -> Sequence[UsageEvent]:
+    async def _put(self, flight: _Flight, events: list[UsageEvent]) -> Sequence[UsageEvent]:
         """Those that the store did not take; all of them where it gave no answer."""
+        takes_others = self._stats.written > flight.since
         try:
             async with asyncio.timeout(_PUT_DEADLINE):
-                unwritten = await self._store.put(events)
+                return await self._store.put(events)
+        except StoreRefused as error:
+            if len(events) > 1:
+                middle = len(events) // 2
+                return [*await self._put(flight, events[:middle]), *await self._put(flight, events[middle:])]
+            if takes_others:  # or what it holds against all of them may be mended yet
+                flight.refused += events
+            flight.error = error
         except (StoreUnavailable, TimeoutError) as error:
-            self._failures += 1
-            if self._failures == _WORTH_SAYING:
-                logger.warning("usage events wait, the store does not take them: %s", str(error) or "no answer in time")
-            return events
-        if self._failures >= _WORTH_SAYING:
+            flight.error = error
+        return events
+
+    def _drop_refused(self, flight: _Flight) -> None:
+        for event in flight.refused:
+            logger.error("the store refuses the usage event %r, and it is lost: %s", event.id, flight.error)
+        self._stats.dropped += len(flight.refused)
+        flight.left = _without(flight.left, flight.refused)
+        self._over(flight.refused)
+
+    def _report(self, flight: _Flight) -> None:
+        """Say that events wait, once while it lasts; a flight that is held up is not to go unseen among others."""
+        if flight.error is not None:
+            flight.failures += 1
+            if flight.failures >= _WORTH_SAYING and self._failing is None:
+                self._failing = flight
+                why = str(flight.error) or "no answer in time"
+                logger.warning("usage events wait, the store does not take them: %s", why)
+        else:
+            flight.failures = 0
+        if self._failing is flight and (flight.error is None or not flight.left):
+            self._failing = None
             logger.warning("the store takes usage events again")
-        self._failures = 0
-        return unwritten
 
 
 class _Flight:
     """A batch on its way: the number of its first event, and what is not in the table yet."""
 
-    __slots__ = ("first", "left")
+    __slots__ = ("error", "failures", "first", "left", "refused", "since")
 
-    def __init__(self, first: int, left: list[UsageEvent]) -> None:
+    def __init__(self, first: int, left: list[UsageEvent], since: int) -> None:
         self.first = first
         self.left = left
+        self.since = since
+        """How many events the log had written as it began."""
+        self.error: Exception | None = None
+        self.refused: list[UsageEvent] = []
+        self.failures = 0
 
 
 def _without(sent: list[UsageEvent], unwritten: Sequence[UsageEvent]) -> list[UsageEvent]:

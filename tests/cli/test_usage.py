@@ -66,7 +66,7 @@ def test_events_page_by_page(ratelimit: Command, url: str) -> None:
     rest = ratelimit("usage", "events", "alice", "--limit", "3", "--cursor", first["cursor"], "--json").json
     assert (len(first["events"]), len(rest["events"]), rest["cursor"]) == (3, 1, None)
     told = ratelimit("usage", "events", "alice", "--limit", "3").err
-    assert told.startswith("note: there are more: repeat the command with --cursor ")
+    assert told.startswith("note: there may be more: repeat the command with --cursor ")
     status, out, err = ratelimit("usage", "events", "bob", "--cursor", first["cursor"])
     assert (status, out) == (2, "")
     assert err.startswith("error: the cursor is from another query")
@@ -194,6 +194,10 @@ def test_erase(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) ->
     [
         (("events", "alice", "--since", "5.1.2026"), "--since: '5.1.2026' is no date; write 2026-01-05, or 2026"),
         (("events", "alice", "--since", "2026-02-30"), "--since: '2026-02-30' is no"),
+        (("events", "alice", "--until", "20261120"), "--until: '20261120' is no date; write 2026-01-05"),
+        (("events", "alice", "--until", "2026-W47-5"), "--until: '2026-W47-5' is no date"),
+        (("events", "alice", "--until", "9999-12-31"), "--until: '9999-12-31' is no date"),
+        (("events", "alice", "--since", "9999-12-31T23:59:59-05:00"), "is no date"),
         (("events", "alice", "--since", LONG_AGO), "events are kept for 90 days"),
         (("events", "alice", "--until", LONG_AGO), "events are kept for 90 days"),
         (("events", "alice", "--limit", "0"), "limit must be a whole number from 1 to 1000"),

@@ -13,6 +13,7 @@ from ratelimit.dynamodb import AnswerLost, DynamoDBStore, StoreUnreachable
 from ratelimit.errors import (
     AccessDenied,
     StoreMisconfigured,
+    StoreRefused,
     StoreThrottled,
     StoreUnavailable,
     TableMismatch,
@@ -115,7 +116,8 @@ MISCONFIGURED = [
     (error("ExpiredTokenException"), AccessDenied),
     (error("MissingAuthenticationTokenException"), AccessDenied),
     (error("ValidationException", "The provided key element does not match the schema"), TableMismatch),
-    (error("ValidationException", "Invalid UpdateExpression"), StoreMisconfigured),
+    (error("ValidationException", "Invalid UpdateExpression"), StoreRefused),
+    (error("SerializationException"), StoreRefused),
     (error("SomethingNew"), StoreMisconfigured),
 ]
 

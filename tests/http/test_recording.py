@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from ratelimit.clock import DAY, HOUR, SECOND
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
 from ratelimit.http import RateLimitMiddleware, limited
@@ -55,6 +56,41 @@ async def test_every_checked_request_is_an_event() -> None:
     assert (first.action, first.allowed, first.status, first.cost, first.resource) == ("hint", True, 200, 1, "/hints")
     assert (first.duration, first.request_id, first.metadata) == (250, "r-1", {})
     assert (second.allowed, second.status, second.request_id) == (False, 429, "r-2")
+
+
+@pytest.mark.parametrize("step", [-2 * HOUR // SECOND, 100 * DAY // SECOND, 60 * 365 * DAY // SECOND])
+async def test_a_clock_that_is_set_meanwhile_breaks_no_answer_and_loses_no_event(step: int) -> None:
+    clock = FakeClock()
+    before = clock.now()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        clock.advance(step)
+        await hello(scope, receive, send)
+
+    app, usage, _ = logged(Policy("hint", "1/day", match="POST /hints"), app=slow, clock=clock)
+    async with client_of(app) as client:
+        assert (await client.post("/hints")).status_code == 200
+    await usage.flush()
+    clock.advance(-step)
+    (event,) = await events(usage)
+    assert event.at == before // 1000
+    assert usage.stats.dropped == 0
+
+
+async def test_an_event_that_cannot_be_kept_breaks_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    app, usage, _ = logged(Policy("hint", "1/day", match="POST /*"))
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope_of("/\udc80"), receive, send)
+    assert sent[0]["status"] == 200
+    assert usage.stats.dropped == 1
+    assert "a usage event cannot be kept: resource is not valid Unicode" in caplog.text
 
 
 @pytest.mark.parametrize(

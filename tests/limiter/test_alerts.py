@@ -28,6 +28,16 @@ async def test_each_threshold_alerts_once_in_a_window_over_all_processes() -> No
     assert [(alert.user, alert.threshold, alert.used) for alert in heard] == [("alice", 0.8, 8), ("alice", 1.0, 10)] * 2
 
 
+@pytest.mark.parametrize(("threshold", "limit", "units"), [(0.55, 100, 55), (0.07, 100, 7), (1 / 3, 10, 4)])
+async def test_a_threshold_is_reached_with_the_unit_that_reaches_it(threshold: float, limit: int, units: int) -> None:
+    heard = list[Alert]()
+    policy = Policy("hint", [f"{limit}/day", f"{7 * limit}/week"], alert_at=[threshold])
+    async with Limiter(MemoryStore(), [policy], clock=FakeClock(), on_alert=heard.append) as one:
+        for _ in range(limit):
+            await one.check("alice", "hint")
+    assert [alert.used for alert in heard if alert.quota.limit == limit] == [units]
+
+
 async def test_a_step_over_several_thresholds_alerts_for_each() -> None:
     heard = list[Alert]()
     one = Limiter(MemoryStore(), [POLICY], clock=FakeClock(), on_alert=heard.append)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, tzinfo
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -13,8 +16,8 @@ from hypothesis import strategies as st
 
 from ratelimit.dynamodb.event_items import event_item, event_of
 from ratelimit.errors import InvalidAction, InvalidEvent, InvalidUser
-from ratelimit.event import MARK, MAX_TEXT_BYTES, UsageEvent, encode_metadata
-from ratelimit.event_id import EventIds, time_of
+from ratelimit.event import MARK, MAX_DURATION, MAX_TEXT_BYTES, UsageEvent, encode_metadata
+from ratelimit.event_id import EventIds, id_from, made_at, time_of
 from ratelimit.names import MAX_ACTION_BYTES, MAX_USER_BYTES
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -29,8 +32,30 @@ jsons = st.recursive(
 )
 
 
+class Nowhere(tzinfo):
+    """Does not say how far it is from UTC."""
+
+    def utcoffset(self, _: datetime | None) -> None:
+        return None
+
+    def dst(self, _: datetime | None) -> None:
+        return None
+
+    def tzname(self, _: datetime | None) -> None:
+        return None
+
+
 def event(**parts: Any) -> UsageEvent:
     return UsageEvent.of(**{"user": "alice", "action": "hint", "now": NOW, **parts})
+
+
+def numbers_in(item: Any) -> Iterator[str]:
+    """Every number of an item, in wire form."""
+    for kind, value in item.items():
+        if kind == "N":
+            yield value
+        elif isinstance(value, dict):
+            yield from numbers_in(value)
 
 
 def size_of(item: Any) -> int:
@@ -57,6 +82,18 @@ def test_ids_are_uuid7_of_the_time_and_sort_as_made() -> None:
     assert [time_of(one) for one in made] == [NOW_MS + number // 1000 for number in range(5000)]
 
 
+def test_an_id_made_here_is_known_from_a_uuid7_of_somebody_else() -> None:
+    ids, chance = EventIds(), random.Random(7)
+    assert all(made_at(ids.new(NOW_MS + number)) == NOW_MS + number for number in range(1000))
+    assert made_at(id_from(NOW_MS, b"content")) == NOW_MS
+    for _ in range(1000):
+        low = chance.getrandbits(62)
+        other = str(UUID(int=NOW_MS << 80 | 7 << 76 | chance.getrandbits(12) << 64 | 2 << 62 | low))
+        assert (time_of(other), made_at(other)) == (NOW_MS, None)
+        assert event(id=other).at == NOW_MS
+        assert not event(id=other).placed_by_id
+
+
 @pytest.mark.parametrize(
     "other", ["", "x" * 36, "01a1fc6e-ad1e-4112-8c9b-0b7f206a44cd", "01A1FC6E-AD1E-7112-8C9B-0B7F206A44CD"]
 )
@@ -70,9 +107,9 @@ def test_the_time_is_the_events_own() -> None:
     assert event(at=NOW_MS - 5).at == NOW_MS - 5
     given = EventIds().new(NOW_MS - 77)
     assert event(id=given).at == NOW_MS - 77, "a UUIDv7 says when"
-    assert event(id=given).carries_time
-    assert not event(id=given, at=NOON).carries_time
-    assert not event(id="order-17").carries_time
+    assert event(id=given).placed_by_id
+    assert not event(id=given, at=NOON).placed_by_id
+    assert not event(id="order-17").placed_by_id
     assert event(at=NOW_MS - 5).time == NOON - timedelta(milliseconds=5)
 
 
@@ -83,9 +120,12 @@ def test_the_time_is_the_events_own() -> None:
         (NOON + timedelta(hours=2), "7200 seconds in the future"),
         (0, "days ago"),
         (10**15, "future"),
+        (10**400, "number of [0-9]+ bits seconds in the future"),
+        (-(10**400), "number of [0-9]+ bits days ago"),
         (NOW_MS // 1000, "at is in seconds"),
         (NOW, "at is in microseconds"),
         (datetime(2026, 1, 5), "aware"),
+        (datetime(2026, 1, 5, tzinfo=Nowhere()), "aware"),
         (NOW / 1000, "aware datetime, or whole milliseconds"),
         (True, "aware datetime, or whole milliseconds"),
         ("2026-01-05", "aware datetime, or whole milliseconds"),
@@ -108,6 +148,11 @@ def test_a_time_out_of_range_is_refused(at: Any, message: str) -> None:
         ({"status": 42}, InvalidEvent, "status"),
         ({"duration": float("nan")}, InvalidEvent, "duration"),
         ({"duration": -1}, InvalidEvent, "duration"),
+        ({"duration": float("inf")}, InvalidEvent, "duration"),
+        ({"duration": 1e126}, InvalidEvent, "duration must be milliseconds from 0 to 1000000000000000, not 1e\\+126"),
+        ({"duration": 10**400}, InvalidEvent, "duration .* a number of 1329 bits"),
+        ({"cost": 10**400}, InvalidEvent, "cost .* a number of 1329 bits"),
+        ({"status": 10**400}, InvalidEvent, "status .* a number of 1329 bits"),
         ({"resource": 7}, InvalidEvent, "resource must be text, not int"),
         ({"resource": "\ud800"}, InvalidEvent, "not valid Unicode"),
         ({"id": ""}, InvalidEvent, "id"),
@@ -176,7 +221,7 @@ def test_the_largest_event_fits_one_write_unit(value: Any, text: str) -> None:
         id="i" * 64,
         cost=10**12,
         status=500,
-        duration=123_456.789,
+        duration=MAX_DURATION - 1.0,
         resource=text or "r" * 1000,
         request_id="q" * 1000,
         metadata={"a": value, "b": text, "c": "\\" * 1000, "d": "x" * 1000},
@@ -188,3 +233,22 @@ def test_the_largest_event_fits_one_write_unit(value: Any, text: str) -> None:
 def test_an_event_survives_its_item(value: Any) -> None:
     one = event(id="a#b%c", user="x#y", action="%z", status=200, duration=1.5, resource="", metadata={"v": value})
     assert event_of("x#y", event_item(one)) == one
+
+
+@given(
+    duration=st.floats(min_value=0, allow_nan=False) | st.integers(0) | st.just(5e-324),
+    cost=st.integers(),
+    status=st.integers(),
+    metadata=st.dictionaries(texts, jsons),
+)
+def test_whatever_is_accepted_is_within_the_numbers_of_dynamodb(**parts: Any) -> None:
+    """Up to 38 digits, of a magnitude from 1E-130 to 9.9E+125 ("Supported data types", DynamoDB guide)."""
+    try:
+        one = event(**parts)
+    except InvalidEvent:
+        one = event(duration=min(parts["duration"], MAX_DURATION), metadata=parts["metadata"])
+    numbers = [Decimal(number) for number in numbers_in(event_item(one))]
+    assert len(numbers) >= 4
+    for number in numbers:
+        assert len(number.normalize().as_tuple().digits) <= 38
+        assert number == 0 or Decimal("1E-130") <= abs(number) <= Decimal("9.99E+125")

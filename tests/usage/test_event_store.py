@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ratelimit.clock import DAY
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.event import UsageEvent
 from ratelimit.event_id import EventIds
@@ -21,6 +22,11 @@ from tests.usage.conftest import on_engine
 NOW = time.time_ns() // 1000 // 86_400_000_000 * 86_400_000_000 - 12 * 3600 * 1_000_000
 TODAY = day_of(NOW // 1000)
 ALWAYS: dict[str, Any] = {"since": 0, "until": 10**13 - 1}
+
+
+def a_uuid7(at: int) -> str:
+    """As somebody else makes them."""
+    return f"{at >> 16:08x}-{at & 0xFFFF:04x}-7abc-8def-0123456789ab"
 
 
 def event(user: str, action: str = "hint", **parts: Any) -> UsageEvent:
@@ -73,13 +79,26 @@ async def test_the_same_event_is_one_however_often_it_is_put(store: TableStore, 
     assert len(await all_of(store, user)) == 2
 
 
-async def test_the_same_id_is_the_first_event_also_with_another_time_and_action(store: TableStore, user: str) -> None:
-    first = event(user, id="order-17", cost=1)
+@pytest.mark.parametrize("id", ["order-17", a_uuid7(NOW // 1000), a_uuid7(NOW // 1000 + 5)])
+async def test_the_same_id_is_the_first_event_also_with_another_time_and_action(
+    store: TableStore, user: str, id: str
+) -> None:
+    first = event(user, id=id, cost=1, at=NOW // 1000)
     await store.events.put([first])
-    yesterday = event(user, "solve", id="order-17", cost=2, at=NOW // 1000 - 86_400_000)
-    await store.events.put([yesterday, event(user, id="order-17", cost=3, at=NOW // 1000 + 5)])
+    yesterday = event(user, "solve", id=id, cost=2, at=NOW // 1000 - 86_400_000)
+    await store.events.put([yesterday, event(user, id=id, cost=3, at=NOW // 1000 + 5), event(user, "solve", id=id)])
+    await store.events.put([event(user, id=id, cost=4, at=NOW // 1000)])
     assert await all_of(store, user) == [first]
     assert not await store.events.page(user, TODAY - timedelta(days=1), limit=9, **ALWAYS)
+
+
+async def test_an_id_is_free_again_when_its_event_has_expired(store: TableStore, user: str) -> None:
+    """Also where the table has not yet taken the note of it away."""
+    long_ago = event(user, id="order-17", now=NOW - 91 * DAY)
+    await store.events.put([long_ago])
+    for again in (event(user, id="order-17", cost=2), event(user, id="order-17", cost=3, at=NOW // 1000 + 5)):
+        await store.events.put([again])
+    assert [one.cost for one in await all_of(store, user)] == [2]
 
 
 async def test_racers_with_one_id_make_one_event(store: TableStore, user: str) -> None:
@@ -98,8 +117,9 @@ async def test_erased_is_gone_and_counted(store: TableStore, user: str) -> None:
     for _ in range(3):
         await events.put([event(user, "a#b") for _ in range(25)])
     await events.put([event(user, "solve", id="x"), event(user, id="y"), event(user + "x", id="y")])
-    assert await events.erase(user, TODAY) == {"a#b": 75, "solve": 1, "hint": 1}
-    assert await events.erase(user, TODAY) == {}
+    assert await events.actions(user, TODAY) == {"a#b", "solve", "hint"}
+    assert await events.erase(user, TODAY) == 77
+    assert (await events.erase(user, TODAY), await events.actions(user, TODAY)) == (0, set())
     assert (await events.forget(user), await events.forget(user)) == (2, 0)
     assert await all_of(store, user) == []
     assert len(await all_of(store, user + "x")) == 1
@@ -132,6 +152,15 @@ async def test_memory_is_bounded_and_what_gave_way_is_counted() -> None:
     await store.put(made)
     assert (len(store), store.evicted) == (10, 15)
     assert list(await store.page("alice", TODAY, limit=99, **ALWAYS)) == made[:14:-1]
+
+
+async def test_what_gave_way_is_not_remembered_either() -> None:
+    store = MemoryEventStore(max_events=10)
+    for number in range(25):
+        await store.put([event(f"user-{number}", id="order-17")])
+    assert len(store._seen) == 10, "and nothing empty of the users who are gone"
+    remembered = [await store.forget(f"user-{number}") for number in range(25)]
+    assert remembered == [0] * 15 + [1] * 10
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
@@ -13,14 +17,24 @@ import pytest
 from ratelimit import Limiter, Policy
 from ratelimit.algorithms.fields import utc_day
 from ratelimit.clock import DAY
-from ratelimit.errors import InvalidCursor, InvalidInput, InvalidUser, OutOfRetention
+from ratelimit.errors import (
+    ConfigError,
+    InvalidAction,
+    InvalidCursor,
+    InvalidInput,
+    InvalidUser,
+    OutOfRetention,
+    StoreUnavailable,
+)
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.directory import Identity, User
 from ratelimit.testing import FakeClock
 from ratelimit.usage import EventPage, UsageLog
+from ratelimit.usage.reports import Reports
 from tests.engines import Engine
 from tests.usage.conftest import on_engine
+from tests.usage.stores import down, scripted
 
 # An engine may delete what has expired, so it is today; at noon, so that no test crosses midnight.
 NOON = time.time_ns() // 1000 // DAY * DAY + DAY // 2
@@ -101,6 +115,51 @@ async def test_a_cursor_belongs_to_its_query(user: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "forged",
+    [{"at": 10**13 - 1}, {"at": -1}, {"at": 10**30}, {"at": 0}, {"id": "x" * 3000}, {"action": "x" * 3000}, {"id": ""}],
+)
+async def test_a_forged_cursor_makes_no_more_reads_than_the_query_does(
+    store: TableStore, user: str, forged: dict[str, Any]
+) -> None:
+    async with UsageLog(store, clock=at_noon()) as usage:
+        for _ in range(3):
+            await usage.record(user, "hint")
+        await usage.flush()
+    reads, page = 0, store.events.page
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await page(*args, **options)
+
+    store.events.page = counted  # type: ignore[method-assign]
+    cursor = (await usage.events(user, limit=1)).cursor
+    assert cursor is not None
+    before = reads
+    fields = json.loads(urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    fields = {**dict(zip(("query", "at", "action", "id"), fields, strict=True)), **forged}
+    with suppress(InvalidCursor):
+        await usage.events(user, cursor=urlsafe_b64encode(json.dumps([*fields.values()]).encode()).decode())
+    assert reads - before <= 92
+
+
+async def test_a_filter_that_leaves_little_takes_several_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ratelimit.usage.queries.MOST_READ", 200)
+    store = MemoryStore()
+    async with UsageLog(store, clock=at_noon()) as usage:
+        wanted = [await usage.record("alice", "solve", at=days_ago(age)) for age in (0.1, 20)]
+        for age in range(0, 40):
+            for _ in range(30):
+                await usage.record("alice", "hint", at=days_ago(age))
+        await usage.flush()
+    pages = await all_pages(usage, "alice", action="solve", limit=2)
+    assert [event.id for page in pages for event in page.events] == wanted
+    assert len(pages) > 2
+    (page,) = await all_pages(usage, "alice", action="solve", since=days_ago(3))
+    assert [event.id for event in page.events] == wanted[:1]
+
+
+@pytest.mark.parametrize(
     ("query", "error", "message"),
     [
         ({"since": datetime(2026, 1, 5)}, InvalidInput, "since must be an aware datetime"),
@@ -117,6 +176,28 @@ async def test_a_cursor_belongs_to_its_query(user: str) -> None:
 async def test_bad_queries_are_refused(query: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         await UsageLog(MemoryStore(), clock=at_noon()).events(**{"user": "alice", **query})
+
+
+async def test_the_ends_of_the_calendar_are_times_like_others() -> None:
+    usage = UsageLog(MemoryStore(), clock=at_noon())
+    end = datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-5)))
+    async with usage:
+        await usage.record("alice", "hint")
+        await usage.flush()
+    assert len((await usage.events("alice", until=end)).events) == 1
+    assert (await usage.events("alice", since=end)).events == ()
+    assert await usage.totals("alice", until=date.max) == await usage.totals("alice") == {"hint": {}}
+    nobodys = UsageLog(MemoryStore(), clock=at_noon())  # where the actions are looked for in the events
+    assert await nobodys.totals("alice", until=date.max) == {}
+    with pytest.raises(InvalidInput, match="years 1 to 9999"):
+        await usage.totals("alice", until=end)
+
+
+async def test_no_action_can_be_called_as_the_dates_of_a_summary() -> None:
+    with pytest.raises(ConfigError, match="date_range"):
+        Policy("date_range", "5/day")
+    with pytest.raises(InvalidAction, match="date_range"):
+        await UsageLog(MemoryStore(), clock=at_noon()).record("alice", "date_range")
 
 
 async def test_any_time_zone_will_do() -> None:
@@ -248,6 +329,76 @@ async def test_erase_leaves_no_trace_and_can_be_repeated(store: TableStore, user
         assert await store.directory.find(Identity.email(f"{user}x@example.com")) == user + "x"
         assert len((await usage.events(user + "x")).events) == 3
         assert await store.read(Key(user + "x", "hint"))
+
+
+@pytest.mark.parametrize("applied", [False, True])
+async def test_an_erase_that_broke_off_anywhere_goes_on_when_repeated(applied: bool) -> None:
+    """Whatever the call that fails, and whether the store had done by then what it was asked for."""
+    erased = fails_at = 0
+    while not erased:
+        fails_at += 1
+        clock, store = at_noon(), MemoryStore()
+        await Limiter(store, [Policy("of no policy here", "5/day")], clock=clock).check("alice", "of no policy here")
+        async with UsageLog(store, clock=clock) as usage:
+            await usage.record("alice", "of no policy here", id="order-17")
+            await usage.flush()
+        entry = User("alice", identities=[Identity.email("alice@example.com")])
+        assert await store.directory.replace(None, entry, now=clock.now())
+        calls = BreaksOff(store, fails_at, applied=applied)
+        reports = Reports(store, ["hint"], clock)
+        try:
+            erased = await reports.erase("alice")
+        except StoreUnavailable:
+            await reports.erase("alice")
+        count, calls.fails_at = calls.count, 0
+        assert (len(store.events), await store.events.forget("alice")) == (0, 0)
+        assert await store.read(Key("alice", "of no policy here")) == {}
+        assert await store.directory.find(Identity.email("alice@example.com")) is None
+        assert await store.directory.read(User, "alice") is None
+    assert fails_at > 2 * 90, "two calls a day, and some more"
+    assert count < fails_at
+    assert erased == 1 + 1 + 1 + 2
+
+
+class BreaksOff:
+    """From now on every call of a store is counted, and the one of this number fails."""
+
+    def __init__(self, store: MemoryStore, fails_at: int, *, applied: bool) -> None:
+        self.count = 0
+        self.fails_at = fails_at
+        self._applied = applied
+        for part, names in (
+            (store, ("read", "delete")),
+            (store.events, ("actions", "erase", "forget")),
+            (store.directory, ("read", "replace")),
+        ):
+            for name in names:
+                setattr(part, name, self._counted(getattr(part, name)))
+
+    def _counted(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def counted(*args: Any, **options: Any) -> Any:
+            self.count += 1
+            fails = self.count == self.fails_at
+            answer = await call(*args, **options) if self._applied or not fails else None
+            if fails:
+                raise StoreUnavailable("broke off")
+            return answer
+
+        return counted
+
+
+@pytest.mark.parametrize("asked", ["erase", "reconcile"])
+async def test_a_table_that_takes_no_events_is_an_error_and_no_endless_wait(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ratelimit.usage.reports.FLUSH_S", 0.05)
+    store, events = scripted()
+    events.always = down
+    async with UsageLog(store, clock=at_noon(), grace=0) as usage:
+        await usage.record("alice", "hint")
+        async with asyncio.timeout(30):
+            with pytest.raises(StoreUnavailable, match="could not be written"):
+                await (usage.erase("bob") if asked == "erase" else usage.reconcile("bob", TODAY))
 
 
 async def test_a_user_of_long_ago_is_found_in_a_few_round_trips() -> None:

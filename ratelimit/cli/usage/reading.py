@@ -187,9 +187,15 @@ def reconcile(
 
 
 def _show_events(user: str, page: EventPage) -> None:
-    if not page.events:
+    if page.events:
+        _show_table(page)
+    elif page.cursor is None:
         say(f"no events of {user} in this range, or no such user")
-        return
+    if page.cursor is not None:
+        note(f"there may be more: repeat the command with --cursor {page.cursor}")
+
+
+def _show_table(page: EventPage) -> None:
     say_table(
         ("time", "action", "cost", "answer", "status", "ms", "resource", "id"),
         (
@@ -206,8 +212,6 @@ def _show_events(user: str, page: EventPage) -> None:
             for event in page.events
         ),
     )
-    if page.cursor is not None:
-        note(f"there are more: repeat the command with --cursor {page.cursor}")
 
 
 def _or_dash(value: object) -> str:

@@ -70,8 +70,6 @@ def to_day(option: str, text: str | None) -> date | None:
     """`2026-01-05`, `today`, `yesterday`. Raises `InvalidInput` naming the option."""
     if text is None:
         return None
-    if text in _WORDS:
-        return _today() - timedelta(days=_WORDS[text])
     day = _read_day(text)
     if day is None:
         raise InvalidInput(f"{option}: {text!r} is no day; {_HINT}")
@@ -82,18 +80,21 @@ def to_moment(option: str, text: str | None, *, end: bool = False) -> datetime |
     """A day begins at midnight UTC, and at its `end` is over; a time without a zone is UTC. Raises as `to_day`."""
     if text is None:
         return None
-    if text in _WORDS or _DAY.fullmatch(text):
-        day = to_day(option, text)
-        assert day is not None
-        return datetime.combine(day, time(), UTC) + timedelta(days=1 if end else 0)
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidInput(f"{option}: {text!r} is no date; {_HINT_OR_TIME}") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if day := _read_day(text):
+            return datetime.combine(day, time(), UTC) + timedelta(days=1 if end else 0)
+        if _DAY.match(text):  # ISO 8601 has other ways to write a day, which would be taken for its midnight
+            moment = datetime.fromisoformat(text)
+            # In UTC from here on: near the ends of the calendar, where that cannot be, it is no moment.
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidInput(f"{option}: {text!r} is no date; {_HINT_OR_TIME}")
 
 
 def _read_day(text: str) -> date | None:
+    if text in _WORDS:
+        return _today() - timedelta(days=_WORDS[text])
     try:
         return date.fromisoformat(text) if _DAY.fullmatch(text) else None
     except ValueError:

@@ -95,9 +95,11 @@ def _moment(path: str, text: str | UnsetType, *, end: bool = False) -> datetime 
     try:
         if _DAY.fullmatch(text):
             return datetime.combine(date.fromisoformat(text), time(), UTC) + timedelta(days=1 if end else 0)
-        # A query string's `+` is a space, where nobody took care to encode it.
-        moment = datetime.fromisoformat(text.replace(" ", "+"))
-        # In UTC from here on: near the ends of the calendar, where that cannot be, it is no moment.
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+        if _DAY.match(text):  # ISO 8601 has other ways to write a day, which would be taken for its midnight
+            # A query string's `+` is a space, where nobody took care to encode it.
+            moment = datetime.fromisoformat(text.replace(" ", "+"))
+            # In UTC from here on: near the ends of the calendar, where that cannot be, it is no moment.
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ConfigError(path, f"{text!r} is no date; {_HINT_OR_TIME}") from None
+        pass
+    raise ConfigError(path, f"{text!r} is no date; {_HINT_OR_TIME}")

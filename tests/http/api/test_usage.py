@@ -117,6 +117,7 @@ async def test_a_repeated_erase_with_its_key_is_answered_the_same(service: Servi
         ("/events?since=noon", "since: 'noon' is no date; write 2026-01-05, or 2026-01-05T12:00:00Z"),
         ("/events?since=0001-01-01T00:00:00%2B23:59", "is no date"),
         ("/events?until=9999-12-31", "is no date"),
+        ("/events?until=20261120", "is no date"),
         ("/events?since=2020-01-01", "events are kept for 90 days"),
         ("/events?allowed=yes", "allowed: Invalid enum value 'yes'"),
         ("/events?limit=1001", "limit: Expected 'int' <= 1000"),
