@@ -20,7 +20,7 @@ class Totals:
     __slots__ = ("_day", "_fields", "_ops")
 
     def __init__(self) -> None:
-        self._day = -1
+        self._day: int | None = None
         self._fields = ("", "")
         self._ops: dict[int, Ops] = {}
 

@@ -8,9 +8,11 @@ from ratelimit.migrate.forecast import Forecast
 from ratelimit.migrate.mapping import Mapping, read_mapping
 from ratelimit.migrate.migration import Done, Order, dry_run, run
 from ratelimit.migrate.opening import patient
+from ratelimit.migrate.reading import Listener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused, SourceUnavailable
-from ratelimit.migrate.running import BadRow, Listener
-from ratelimit.migrate.verifying import Difference, Verdict, verify
+from ratelimit.migrate.running import BadRow
+from ratelimit.migrate.verdict import Difference, Verdict
+from ratelimit.migrate.verifying import verify
 
 __all__ = [
     "ENTITIES",

@@ -41,5 +41,6 @@ def _copy(file: Path, to: Path) -> None:
         shutil.copy2(file, to)
         return
     # A database that is in use is copied whole only by SQLite itself.
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source, closing(sqlite3.connect(to)) as copy:
+    url = f"{file.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(url, uri=True)) as source, closing(sqlite3.connect(to)) as copy:
         source.backup(copy)

@@ -14,7 +14,7 @@ import msgspec
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate.rows import Entity, Read
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _MOST_REASONS: Final = 50
 _NUMBER = re.compile(r"\d+")
 
@@ -51,7 +51,7 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     """Good for the same source, target and choices only."""
 
     began: int
-    """Microseconds. Rows from before this moment are counted, also by the runs that go on."""
+    """Microseconds: when the first of the runs did."""
     stamp: str = ""
     done: list[Entity] = []
     entity: Entity | None = None
@@ -61,11 +61,17 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     counts: dict[Entity, Counts] = {}
     units: float = 0.0
     rejects_bytes: int = 0
+    notes: list[str] = []
+    """What a reader of the report should know, each once."""
     version: int = _VERSION
 
     def of(self, entity: Entity) -> Counts:
         """Its counts, from 0 where it is new."""
         return self.counts.setdefault(entity, Counts())
+
+    def note(self, notes: Iterable[str]) -> None:
+        """Some more."""
+        self.notes = list(dict.fromkeys([*self.notes, *notes]))
 
 
 class Desk:
@@ -104,7 +110,9 @@ class Desk:
     def reject(self, entity: Entity, row: Read) -> None:
         """Keep a row that cannot be used, with the reason."""
         assert self._file is not None
-        kept = {"entity": entity, "row": row.where, "reason": row.problem, "text": row.text}
+        said = {"entity": entity, "row": row.where, "reason": row.problem, "text": row.text}
+        # Half an emoji is valid JSON, and no Unicode.
+        kept = {name: text.encode(errors="backslashreplace").decode() for name, text in said.items()}
         self._file.write(msgspec.json.encode(kept) + b"\n")
 
     def save(self, checkpoint: Checkpoint) -> None:

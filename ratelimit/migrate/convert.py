@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from ratelimit.clock import DAY
+from ratelimit.clock import DAY, Clock
 from ratelimit.errors import InvalidInput, UnknownAction
 from ratelimit.event import RETENTION_DAYS, UsageEvent
 from ratelimit.event_id import id_from
@@ -20,27 +20,43 @@ from ratelimit.quota import MAX_LIMIT
 from ratelimit.store.directory import Identity, Plan, User
 
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
+_NO_TIME: Final = 2**48
 
 
 class Converter:
-    """Reads rows by a mapping. `now` is when the migration began, in microseconds.
+    """Reads rows by a mapping. `clock` says what is too old, and what lies in the future.
 
-    `actions` are those that may be used; None takes all. A row's event has an id made of what the row says of itself
-    (its key, user, action and time): the same whenever it is read, from a database or from a dump of it.
+    `actions` are those that may be used; None takes all. `costs`, by action, are those of rows that do not say theirs.
+    A row's event has an id made of what the row says of itself (its key, user, action and time): the same whenever it
+    is read, from a database or from a dump of it.
     """
 
-    def __init__(self, mapping: names.Mapping, *, now: int, actions: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        mapping: names.Mapping,
+        *,
+        clock: Clock,
+        actions: Collection[str] | None = None,
+        costs: Mapping[str, int] | None = None,
+    ) -> None:
         self.mapping = mapping
-        self._now = now
+        self._clock = clock
         self._actions = actions
+        self._costs = costs or {}
         self._timezone = ZoneInfo(mapping.events.timezone)
 
     def read(self, entity: Entity, where: str, row: Mapping[str, Any], *, nth: int = 0) -> Read:
         """What the row is, or why it is nothing. `nth`: rows that said the same came before it."""
         try:
             return Read(where, self._entry(entity, row, nth))
-        except (InvalidInput, UnknownAction) as error:
+        # Whatever is wrong with a row, it is set aside: it would stop every run at the same place.
+        except (UnknownAction, ValueError, ArithmeticError, RecursionError) as error:
             return Read(where, None, str(error), shown(row))
+
+    def key(self, row: Mapping[str, Any]) -> Any:
+        """What an event's row is known by; None where it has nothing of the kind."""
+        key = _of(row, self.mapping.events.id)
+        return None if key == "" else key
 
     def action(self, value: object) -> str:
         """Under its new name. Raises `UnknownAction`, `InvalidInput`."""
@@ -52,10 +68,13 @@ class Converter:
 
     def event(self, event_id: str, user: str, action: str, at: int, **rest: Any) -> UsageEvent | Expired:
         """One that can be kept, or else counted at least. Raises `InvalidInput`."""
-        if at < self._now // 1000 - _RETENTION_MS:
-            cost = rest.get("cost", 1) if rest.get("allowed", True) else 0
-            return Expired(event_id, check_user(user), action, at, max(0, cost))
-        return UsageEvent.of(user, action, now=self._now, id=event_id, at=at, **rest)
+        now = self._clock.now()
+        rest.setdefault("cost", self._costs.get(action, 1))
+        if at < now // 1000 - _RETENTION_MS:
+            if not 0 <= (cost := rest["cost"]) <= MAX_LIMIT:
+                raise InvalidInput(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {cost}")
+            return Expired(event_id, check_user(user), action, at, cost if rest.get("allowed", True) else 0)
+        return UsageEvent.of(user, action, now=now, id=event_id, at=at, **rest)
 
     def _entry(self, entity: Entity, row: Mapping[str, Any], nth: int) -> Entry:
         if entity == "plans":
@@ -87,7 +106,7 @@ class Converter:
         if time is None:
             raise InvalidInput("time is missing")
         at = values.milliseconds(time, timezone=self._timezone, format=columns.time_format)
-        key = _of(row, columns.id)
+        key = self.key(row)
         # Without a key of its own, a row is known by all that it says.
         event_id = derived_id(at, shown(row) if key is None else str(key), user, action, nth)
         return self.event(event_id, user, action, at, **self._rest(row))
@@ -111,7 +130,12 @@ class Converter:
 
 
 def derived_id(at: int, key: str, user: str, action: str, nth: int = 0) -> str:
-    """The id of the event that a row is, the same in every run; it carries the time, so that it is one write unit."""
+    """The id of the event that a row is, the same in every run; it carries the time, so that it is one write unit.
+
+    Raises `InvalidInput` for a time that it cannot carry.
+    """
+    if not 0 <= at < _NO_TIME:
+        raise InvalidInput("time lies before 1970" if at < 0 else "time lies in the far future")
     said = json.dumps(["ratelimit migrate", key, user, action, at, nth], ensure_ascii=False)
     return id_from(at, blake2b(said.encode(errors="surrogatepass"), digest_size=16).digest())
 

@@ -11,14 +11,16 @@ other; the seconds in which that may have happened are counted, and cannot be re
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from ratelimit.errors import InvalidInput, TableMismatch, UnknownAction
 from ratelimit.event import UsageEvent
 from ratelimit.migrate import values
+from ratelimit.migrate.bursts import Bursts
 from ratelimit.migrate.convert import Converter, derived_id, shown
 from ratelimit.migrate.raw import RawTable
 from ratelimit.migrate.rows import Batch, Entity, Entry, Expired, Read
@@ -46,10 +48,21 @@ class _Place(NamedTuple):
     """The user or plan."""
 
 
+class Stand(msgspec.Struct):
+    """How far a pass has come, and what it has noted: a batch's place, so that going on knows of it."""
+
+    done: int = 0
+    cursor: str | None = None
+    others: dict[str, int] = {}
+    """Items that hold no usage, by their kind."""
+    bursts: Bursts = msgspec.field(default_factory=Bursts)
+
+
 class EarlierSource:
     """Reads the whole table once for each entity: one read unit for 4 KB of it."""
 
-    keyed = True
+    # One user may be there under both kinds of keys, with the same use.
+    keyed = False
     totals = False
 
     def __init__(self, raw: RawTable, converter: Converter, *, outlast: Outlast | None = None) -> None:
@@ -57,8 +70,7 @@ class EarlierSource:
         self._raw = raw
         self._converter = converter
         self._outlast = outlast or Outlast()
-        self._others: Counter[str] = Counter()
-        self._bursts = Bursts()
+        self._events = Stand()
         self._items: int | None = None
 
     async def open(self) -> None:
@@ -81,17 +93,16 @@ class EarlierSource:
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         """See `Source.batches`."""
-        done, _, cursor = (after or "0:").partition(":")
-        count, place = int(done), cursor or None
-        if after is None and entity == "events":
-            self._others.clear()
-            self._bursts = Bursts()
+        stand = Stand() if after is None else msgspec.json.decode(after, type=Stand)
+        if entity == "events":  # what is noted is noted in one pass only: the others read the same items
+            self._events = stand
         while True:
-            items, place = await self._outlast.run(lambda place=place: self._raw.scan(limit=size, after=place))  # type: ignore[misc]
-            count += len(items)
+            items, stand.cursor = await self._outlast.run(lambda: self._raw.scan(limit=size, after=stand.cursor))
+            stand.done += len(items)
             found = [self._read(entity, unmarshal(item)) for item in items]
-            yield Batch([row for row in found if row is not None], f"{count}:{place or ''}", count)
-            if place is None:
+            place = msgspec.json.encode(stand).decode()
+            yield Batch([row for row in found if row is not None], place, stand.done)
+            if stand.cursor is None:
                 return
 
     @property
@@ -105,10 +116,11 @@ class EarlierSource:
 
     async def notes(self) -> Sequence[str]:
         """See `Source.notes`."""
-        notes = [f"left alone, as they hold no usage: {count:,} items {kind}" for kind, count in self._others.items()]
-        if self._bursts.seconds:
+        others, bursts = self._events.others, self._events.bursts
+        notes = [f"left alone, as they hold no usage: {count:,} items {kind}" for kind, count in others.items()]
+        if bursts.seconds:
             notes.append(
-                f"{self._bursts.seconds:,} seconds are suspicious: the user was so busy that a second event may have "
+                f"{bursts.seconds:,} seconds are suspicious: the user was so busy that a second event may have "
                 "overwritten the first (one a second and action was kept there); such events cannot be restored"
             )
         return notes
@@ -126,9 +138,12 @@ class EarlierSource:
             return None
         where = f"{pk} / {sk}"
         try:
-            return Read(where, self._entry(kind, name, item))
+            entry = self._entry(kind, name, item)
         except (InvalidInput, UnknownAction) as error:
             return Read(where, None, str(error), shown(item))
+        if entity == "events" and isinstance(entry, UsageEvent | Expired):
+            self._events.bursts.saw(pk, entry.action, entry.at // 1000)
+        return Read(where, entry)
 
     def _entry(self, kind: Entity, name: str, item: Mapping[str, Any]) -> Entry:
         data = item.get("dat")
@@ -167,7 +182,6 @@ class EarlierSource:
         _, second, *rest = str(item["SK"]).split("#", 2)
         action = self._converter.action(data.get("act") or (rest[0] if rest else None))
         at = values.whole("the time in SK", second) * 1000
-        self._bursts.saw(str(item["PK"]), action, at // 1000)
         metadata = {name: data[name] for name in ("plat", "pnum") if data.get(name) is not None}
         if data.get("met") is not None:
             metadata |= values.mapping(data["met"])
@@ -180,38 +194,10 @@ class EarlierSource:
 
     def _note_other(self, pk: str, sk: str) -> None:
         kind = f"{pk.partition('#')[0]}#… / {sk.partition('#')[0]}"
-        if kind not in self._others and len(self._others) >= _MOST_KINDS:
+        others = self._events.others
+        if kind not in others and len(others) >= _MOST_KINDS:
             kind = "of other kinds"
-        self._others[kind] += 1
-
-
-class Bursts:
-    """Counts the seconds in which events may have overwritten each other.
-
-    Suspicious is a second beside another one of the same user and action, or with events of several actions. Items of a
-    partition come in the order of time.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0
-        self._partition = ""
-        self._last: dict[str, int] = {}
-        self._counted: dict[int, None] = {}
-
-    def saw(self, partition: str, action: str, second: int) -> None:
-        """One more event."""
-        if partition != self._partition:
-            self._partition, self._last, self._counted = partition, {}, {}
-        for other, before in self._last.items():
-            if before == second or (other == action and before == second - 1):
-                self._count(before)
-                self._count(second)
-        self._last[action] = second
-
-    def _count(self, second: int) -> None:
-        if second not in self._counted:
-            self._counted[second] = None
-            self.seconds += 1
+        others[kind] = others.get(kind, 0) + 1
 
 
 def _place_of(pk: str, sk: str) -> _Place:

@@ -1,23 +1,22 @@
 """`FileSource`: JSON (a list, an object keyed by id, or both under names of tables) and JSON lines, a file or a folder.
 
 A file is about what its name says (`usage_log.json`, `users.jsonl`), or what its sections say (`{"users": [...],
-"usage_log": {...}}`), or what the only `--entity` says. It is read from its beginning in every run: going on skips what
-was done, and rows without a key are counted alike.
+"usage_log": {...}}`), or what the only `--entity` says. Of several that are about the same, all are read. That is done
+from the beginning in every run: going on skips what was done, and rows without a key are counted alike.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate.convert import Converter
-from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream
-from ratelimit.migrate.mapping import first_of
+from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, Unreadable
 from ratelimit.migrate.nth import Nth
 from ratelimit.migrate.rows import Batch, Entity, Read
 from ratelimit.usage.lines import read_lines
@@ -54,7 +53,7 @@ class FileSource:
         self._path = path
         self._converter = converter
         self._only = only
-        self._places: dict[Entity, _Place] = {}
+        self._places: dict[Entity, list[_Place]] = {}
         self._ignored: list[str] = []
 
     async def open(self) -> None:
@@ -73,14 +72,14 @@ class FileSource:
 
     async def size(self, entity: Entity) -> int | None:
         """See `Source.size`: bytes."""
-        return self._place(entity).path.stat().st_size
+        return sum(place.path.stat().st_size for place in self._places_of(entity))
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         """See `Source.batches`."""
         rows = self._rows(entity)
         count, nth = int(after or 0), Nth()
         try:
-            await asyncio.to_thread(lambda: [self._nth(entity, row, nth) for row in islice(rows, count)].clear())
+            await asyncio.to_thread(self._pass, entity, islice(rows, count), nth)
             while page := await asyncio.to_thread(lambda: list(islice(rows, size))):
                 count += len(page)
                 yield Batch([self._read(entity, row, nth) for row in page], str(count), page[-1].done)
@@ -97,7 +96,7 @@ class FileSource:
     @property
     def files(self) -> Sequence[Path]:
         """See `Source.files`."""
-        return tuple(dict.fromkeys(place.path for place in self._places.values()))
+        return tuple(dict.fromkeys(place.path for places in self._places.values() for place in places))
 
     def stamp(self) -> str:
         """See `Source.stamp`."""
@@ -109,12 +108,15 @@ class FileSource:
             return Read(row.where, None, row.problem, row.text)
         return self._converter.read(entity, row.where, row.fields, nth=self._nth(entity, row, nth))
 
-    def _nth(self, entity: Entity, row: _Row, nth: Nth) -> int:
-        if entity not in ("events", "counters") or first_of(self._converter.mapping.events.id, row.fields) is not None:
-            return 0
-        return nth.of(row.fields)
+    def _pass(self, entity: Entity, rows: Iterable[_Row], nth: Nth) -> None:
+        for row in rows:
+            self._nth(entity, row, nth)
 
-    def _place(self, entity: Entity) -> _Place:
+    def _nth(self, entity: Entity, row: _Row, nth: Nth) -> int:
+        is_counted = entity in ("events", "counters") and self._converter.key(row.fields) is None
+        return nth.of(row.fields) if is_counted else 0
+
+    def _places_of(self, entity: Entity) -> Sequence[_Place]:
         """Counters are counted from the events."""
         entity = "events" if entity == "counters" else entity
         if entity not in self._places:
@@ -136,9 +138,9 @@ class FileSource:
                 if of is None:
                     self._ignored.append(section)
                 else:
-                    self._places.setdefault(of, _Place(path, section))
+                    self._places.setdefault(of, []).append(_Place(path, section))
         elif kind is not None:
-            self._places.setdefault(kind, _Place(path, None))
+            self._places.setdefault(kind, []).append(_Place(path, None))
         else:
             self._ignored.append(path.name)
 
@@ -148,8 +150,11 @@ class FileSource:
         return next((kind for kind in _KINDS if name.lower() in tables[kind]), None)
 
     def _rows(self, entity: Entity) -> Generator[_Row, None, None]:
-        place = self._place(entity)
-        return _lines(place.path) if _is_lines(place.path) else _elements(place)
+        before = 0
+        for place in self._places_of(entity):
+            for row in _lines(place.path) if _is_lines(place.path) else _elements(place):
+                yield row._replace(done=before + row.done)
+            before += place.path.stat().st_size
 
 
 def _is_lines(path: Path) -> bool:
@@ -160,12 +165,12 @@ def _is_lines(path: Path) -> bool:
         first, second = file.readline(MAX_ELEMENT), file.readline(MAX_ELEMENT)
     try:
         return bool(second.strip()) and isinstance(json.loads(first), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _lines(path: Path) -> Generator[_Row, None, None]:
-    for line in read_lines(path, "jsonl"):
+    for line in read_lines(path, "jsonl", longest=MAX_ELEMENT):
         yield _Row(f"{path.name} line {line.number}", line.fields, line.problem, line.text, line.end)
 
 
@@ -183,6 +188,7 @@ def _elements(place: _Place) -> Generator[_Row, None, None]:
 def _in_section(place: _Place, stream: JsonStream) -> Generator[_Row, None, None]:
     if place.section is None:
         yield from _records(place.path.name, stream)
+        stream.end()
         return
     for name in stream.elements():
         if name == place.section:
@@ -194,8 +200,12 @@ def _in_section(place: _Place, stream: JsonStream) -> Generator[_Row, None, None
 def _records(where: str, stream: JsonStream) -> Generator[_Row, None, None]:
     """The elements of a list, or of an object whose keys are the ids."""
     for number, key in enumerate(stream.elements(), 1):
-        value = stream.value()
         here = f"{where} [{number}]" if key is None else f"{where} {key!r}"
+        try:
+            value = stream.value()
+        except Unreadable as error:
+            yield _Row(here, {}, str(error), "", stream.done)
+            continue
         if not isinstance(value, dict):
             yield _Row(here, {}, "is no JSON object", json.dumps(value)[:1000], stream.done)
         else:
@@ -217,6 +227,7 @@ def _sections(path: Path, kind_of: Callable[[str], Entity | None]) -> dict[str, 
                 if len(found) >= _MOST_SECTIONS and not any(found.values()):
                     return {}  # keyed by ids, then
                 stream.skip()
+            stream.end()
         except UnicodeDecodeError as error:
             raise InvalidInput(f"{path} is not UTF-8: {error.reason}") from None
         except InvalidInput as error:

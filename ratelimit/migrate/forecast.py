@@ -14,8 +14,9 @@ import msgspec
 from ratelimit.cost import load_prices
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.checkpoint import Counts
+from ratelimit.migrate.reading import Listener, ahead, uses_of, waiting
 from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Read, Source
-from ratelimit.migrate.running import Choices, Listener, ahead, uses_of
+from ratelimit.migrate.running import Choices
 from ratelimit.migrate.scratch import Scratch
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, entry_units
@@ -42,28 +43,25 @@ class Forecast(msgspec.Struct, kw_only=True):
 class DryRun:
     """Reads a source as a run would."""
 
-    def __init__(self, source: Source, choices: Choices, *, rules: Rules, began: int, listener: Listener) -> None:
+    def __init__(self, source: Source, choices: Choices, *, rules: Rules, now: int, listener: Listener) -> None:
         self._source = source
         self._choices = choices
         self._rules = rules
-        self._began = began
+        self._now = now
         self._tell = listener
         self.forecast = Forecast()
 
     async def all(self, *, rate: float | None) -> Forecast:
         """Raises `SourceUnavailable`, `SourceRefused`, `OSError`."""
-        forecast = self.forecast
+        forecast, entities = self.forecast, self._choices.entities
+        counted = "counters" in entities and not self._source.totals
         with TemporaryDirectory(prefix="ratelimit-migrate-") as folder, Scratch(Path(folder), SCHEMA) as scratch:
-            tally = Tally(scratch, self._rules, began=self._began, keyed=self._source.keyed)
-            for entity in self._choices.entities:
-                if entity != "counters" or self._source.totals or "events" not in self._choices.entities:
+            tally = Tally(scratch, self._rules, now=self._now, keyed=self._source.keyed)
+            for entity in entities:
+                if entity != "counters" or not counted or "events" not in entities:
                     await self._one(entity, tally)
-            if "counters" in self._choices.entities and not self._source.totals:
-                counters = tally.count()
-                forecast.counts["counters"] = Counts(
-                    read=forecast.counts.get("events", Counts()).read, written=counters
-                )
-                forecast.write_units += counters * COUNTER_UNITS
+            if counted:
+                self._sum_up(tally.count())
         forecast.dollars = _dollars(forecast.write_units)
         forecast.seconds = forecast.write_units / (rate or USUAL_RATE)
         return forecast
@@ -78,12 +76,23 @@ class DryRun:
                 self._count(entity, batch.rows, counts)
                 self._tell(entity, counts, batch.done, size)
 
+    def _sum_up(self, counters: int) -> None:
+        counts = self.forecast.counts
+        uses = counts["events"] if "events" in counts else counts["counters"]
+        if uses.rejected and not self._choices.leave_rejected:
+            self.forecast.notes.append(waiting(uses.rejected))
+            counters = 0
+        counts.setdefault("counters", Counts(read=uses.read)).written = counters
+        self.forecast.write_units += counters * COUNTER_UNITS
+
     def _count(self, entity: Entity, rows: Sequence[Read], counts: Counts) -> None:
         counts.read += len(rows)
         for row in rows:
             if row.entry is None:
                 counts.reject(row.problem)
                 _sample(self.forecast.rejected, entity, f"{row.where}: {row.problem}")
+            elif entity == "counters" and not self._source.totals:
+                continue  # what comes of the uses is known when all of them have been read
             elif isinstance(row.entry, Expired):
                 counts.expired += 1
             else:
@@ -96,7 +105,7 @@ def _units(entry: Entry) -> int:
     if isinstance(entry, User | Plan):
         return entry_units(entry)
     if isinstance(entry, UsageEvent):
-        return EVENT_UNITS if entry.carries_time else 2 * EVENT_UNITS
+        return EVENT_UNITS if entry.placed_by_id else 2 * EVENT_UNITS
     return COUNTER_UNITS
 
 

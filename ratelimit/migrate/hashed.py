@@ -20,7 +20,7 @@ class HashedSource:
     """What another source gives, each user exchanged for the hash under this secret. Rejected rows stay as they are."""
 
     def __init__(self, source: Source, secret: str) -> None:
-        self.inner = source
+        self._inner = source
         self.name = source.name
         self.totals = source.totals
         self._hash = Hash(secret)
@@ -28,42 +28,42 @@ class HashedSource:
     @property
     def keyed(self) -> bool:
         """See `Source.keyed`."""
-        return self.inner.keyed
+        return self._inner.keyed
 
     @property
     def files(self) -> Sequence[Path]:
         """See `Source.files`."""
-        return self.inner.files
+        return self._inner.files
 
     async def open(self) -> None:
         """See `Source.open`."""
-        await self.inner.open()
+        await self._inner.open()
 
     async def entities(self) -> Sequence[Entity]:
         """See `Source.entities`."""
-        return await self.inner.entities()
+        return await self._inner.entities()
 
     async def size(self, entity: Entity) -> int | None:
         """See `Source.size`."""
-        return await self.inner.size(entity)
+        return await self._inner.size(entity)
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         """See `Source.batches`."""
-        async with aclosing(self.inner.batches(entity, after=after, size=size)) as batches:
+        async with aclosing(self._inner.batches(entity, after=after, size=size)) as batches:
             async for batch in batches:
                 yield batch._replace(rows=[row._replace(entry=self._hashed(row.entry)) for row in batch.rows])
 
     def stamp(self) -> str:
         """See `Source.stamp`."""
-        return self.inner.stamp()
+        return self._inner.stamp()
 
     async def notes(self) -> Sequence[str]:
         """See `Source.notes`."""
-        return await self.inner.notes()
+        return await self._inner.notes()
 
     async def close(self) -> None:
         """See `Source.close`."""
-        await self.inner.close()
+        await self._inner.close()
 
     def _hashed(self, entry: Entry | None) -> Entry | None:
         if isinstance(entry, UsageEvent):

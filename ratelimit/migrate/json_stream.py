@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final, TextIO
 
 from ratelimit.errors import InvalidInput
 
 _CHUNK: Final = 64 * 1024
-MAX_ELEMENT: Final = 1024 * 1024
+MAX_ELEMENT: Final = 4 * 1024 * 1024
 _NUMBER_GOES_ON: Final = ("", *".eE+-0123456789")
 _SPACE: Final = " \t\r\n"
+_MARKS = re.compile(r'\\.|["\[\]{},]', re.DOTALL)
+
+
+class Unreadable(InvalidInput):
+    """An element that is too much to read. The stream is behind it, and the next one may be fine."""
 
 
 class JsonStream:
@@ -56,19 +63,23 @@ class JsonStream:
                 return
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """The next value, whole. Raises `Unreadable`."""
         self.peek()
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-            except (json.JSONDecodeError, RecursionError):
+            except json.JSONDecodeError:
                 value, end = None, None
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits; nested 1,000 times
+                self._pass()
+                raise Unreadable(f"cannot be read: {error}") from None
             # A number may go on behind the end of what was read: `2`, `2.`, `2.0e`.
             if end is not None and (self._ended or self._text[end : end + 1] not in _NUMBER_GOES_ON):
                 self._at = end
                 return value
             if len(self._text) - self._at > MAX_ELEMENT:
-                raise InvalidInput(f"near character {self.done}: an element of more than {MAX_ELEMENT} characters")
+                self._pass()
+                raise Unreadable(f"is longer than {MAX_ELEMENT} characters")
             if not self._more() and end is None:
                 raise self._bad("a value")
 
@@ -76,9 +87,38 @@ class JsonStream:
         """Past the next value, of whatever size."""
         if self.peek() in ("[", "{"):
             for _ in self.elements():
-                self.value()
+                with suppress(Unreadable):
+                    self.value()
         else:
             self.value()
+
+    def end(self) -> None:
+        """Nothing may come behind a document."""
+        if self.peek():
+            raise self._bad("the end")
+
+    def _pass(self) -> None:
+        """Past the next value, looking at nothing but quotes and brackets: up to what ends it in its surroundings."""
+        depth, quoted = 0, False
+        while True:
+            seen = self._at
+            for mark in _MARKS.finditer(self._text, self._at):
+                seen = mark.end()
+                if mark[0] == '"':
+                    quoted = not quoted
+                elif quoted or mark[0][0] == "\\":
+                    continue
+                elif mark[0] in "[{":
+                    depth += 1
+                elif not depth:
+                    self._at = mark.start()
+                    return
+                elif mark[0] in "]}":
+                    depth -= 1
+            # A backslash at the very end belongs to what comes next.
+            self._at = max(seen, len(self._text) - self._text.endswith("\\"))
+            if not self._more():
+                raise self._bad("the end of a value")
 
     def _take(self, which: str) -> str:
         found = self.peek()

@@ -20,8 +20,9 @@ from ratelimit.migrate.mapping import Mapping
 from ratelimit.migrate.opening import Terms, known_actions, patient, source_of
 from ratelimit.migrate.pace import Pace
 from ratelimit.migrate.raw import RawTable
+from ratelimit.migrate.reading import Listener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source
-from ratelimit.migrate.running import DEFAULT_BATCH, Choices, Listener, OnError, Run
+from ratelimit.migrate.running import DEFAULT_BATCH, Choices, OnError, Run
 from ratelimit.migrate.tally import Rules
 from ratelimit.migrate.target import Look, Target
 
@@ -39,6 +40,7 @@ class Order:
     `restart`     forget how far an earlier run came.
     `foreign`     also into a table that holds other things.
     `mirrored`    a mirror of the source, a table of this project, writes to the target already.
+    `leave_rejected`  the counters leave out rows that were rejected; else they wait until none is.
     `work_dir`    where the checkpoint and the rejected rows go.
     """
 
@@ -55,12 +57,14 @@ class Order:
     restart: bool = False
     foreign: bool = False
     mirrored: bool = False
+    leave_rejected: bool = False
     work_dir: Path = Path()
 
-    def open(self, began: int) -> Source:
-        """The source, not yet open; `began` in microseconds. Raises `ConfigError`, `InvalidInput`."""
+    def open(self, clock: Clock) -> Source:
+        """The source, not yet open. Raises `ConfigError`, `InvalidInput`."""
         actions = None if self.any_action else known_actions(self.config, self.mapping)
-        terms = Terms(mapping=self.mapping, began=began, actions=actions, only=self._only)
+        costs = {policy.name: policy.cost for policy in self.config.policies if isinstance(policy.cost, int)}
+        terms = Terms(mapping=self.mapping, clock=clock, actions=actions, costs=costs, only=self._only)
         source = source_of(self.source, terms, self.target)
         secret = self.config.user_hash_key
         return source if secret is None else HashedSource(source, secret)
@@ -77,6 +81,7 @@ class Order:
             on_error=self.on_error,
             backup=self.backup,
             mirrored=self.mirrored,
+            leave_rejected=self.leave_rejected,
         )
 
     def desk(self) -> Desk:
@@ -108,15 +113,17 @@ class Done(msgspec.Struct, kw_only=True):
 async def dry_run(order: Order, *, listener: Listener, clock: Clock | None = None) -> Forecast:
     """What a run would do. Raises as `run`."""
     Pace(order.rate)  # says what is wrong with it
-    began = (clock or SystemClock()).now()
-    async with opened(order.open(began)) as source:
+    clock = clock or SystemClock()
+    async with opened(order.open(clock)) as source:
         choices = order.choices(await source.entities())
-        reading = DryRun(source, choices, rules=Rules(order.config.policies), began=began, listener=listener)
+        reading = DryRun(source, choices, rules=Rules(order.config.policies), now=clock.now(), listener=listener)
         forecast = await reading.all(rate=order.rate)
         forecast.notes += await source.notes()
     async with RawTable(patient(order.target)) as raw:
         try:
-            forecast.notes += _remarks(await Look.at(raw))
+            look = await Look.at(raw)
+            refused = f"a run would be refused: {_refusal(order, look)}"
+            forecast.notes += [refused] if look.foreign and not order.foreign else _remarks(look)
         except TableNotFound as error:
             forecast.notes.append(str(error))
     return forecast
@@ -137,7 +144,7 @@ async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -
     pace = Pace(order.rate)
     started = clock.now()
     async with (
-        opened(order.open(checkpoint.began)) as source,
+        opened(order.open(clock)) as source,
         DynamoDBStore(settings) as store,
         RawTable(settings) as raw,
     ):
@@ -145,17 +152,14 @@ async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -
         target = Target(store, raw, pace)
         look = await Look.at(raw)
         if look.foreign and not order.foreign:
-            raise InvalidInput(
-                f"table {settings.table!r} holds what is not this project's ({look.foreign}); name another table, "
-                "or add --into-foreign to write beside it"
-            )
+            raise InvalidInput(_refusal(order, look))
         resumed = checkpoint.entity is not None or bool(checkpoint.done)
         going = Run(
             source, target, choices, desk=desk, checkpoint=checkpoint, rules=Rules(order.config.policies),
             clock=clock, listener=listener,
         )  # fmt: skip
         await going.all()
-        notes = [*await source.notes(), *([] if resumed else _remarks(look))]
+        notes = [*checkpoint.notes, *([] if resumed else _remarks(look))]
     return Done(
         source=source.name,
         checkpoint=checkpoint,
@@ -173,6 +177,13 @@ async def opened(source: Source) -> AsyncIterator[Source]:
         yield source
     finally:
         await source.close()
+
+
+def _refusal(order: Order, look: Look) -> str:
+    return (
+        f"table {order.target.table!r} holds what is not this project's ({look.foreign}); name another table, "
+        "or add --into-foreign to write beside it"
+    )
 
 
 def _remarks(look: Look) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
@@ -41,6 +41,8 @@ class Counted(NamedTuple):
 
     key: Key
     record: Record
+    fresh: Callable[[], Awaitable[Record]]
+    """Reads it once more, as it is by then."""
 
 
 Entry: TypeAlias = Plan | User | UsageEvent | Expired | Counted
@@ -61,8 +63,8 @@ class Batch(NamedTuple):
     """Some rows of a source, and where the rest begins."""
 
     rows: Sequence[Read]
-    place: str
-    """To go on after them."""
+    place: str | None
+    """To go on after them; None where that cannot be: the entity is begun anew, with its counts."""
     done: int
     """How much of `Source.size` is behind them."""
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from itertools import islice
-from typing import Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias
 
 from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import InvalidInput, StoreUnavailable
@@ -15,28 +14,17 @@ from ratelimit.event import UsageEvent
 from ratelimit.migrate.backup import back_up
 from ratelimit.migrate.checkpoint import Checkpoint, Counts, Desk
 from ratelimit.migrate.counters import Counters
-from ratelimit.migrate.hashed import HashedSource
-from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Read, Source
+from ratelimit.migrate.reading import Listener, ahead, learn_rules, several, uses_of, waiting
+from ratelimit.migrate.rows import Counted, Entity, Expired, Read, Source
 from ratelimit.migrate.scratch import Scratch
-from ratelimit.migrate.table import TableSource
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import Taken, Target
 from ratelimit.names import Key
-from ratelimit.store.directory import DirectoryStore, Plan, User
+from ratelimit.store.directory import Plan, User
 
-T = TypeVar("T")
 OnError: TypeAlias = Literal["skip", "stop"]
 
 DEFAULT_BATCH: Final = 1000
-_SOME: Final = 200
-
-
-class Listener(Protocol):
-    """Hears how it goes."""
-
-    def __call__(self, entity: Entity, counts: Counts, done: int, size: int | None) -> None:
-        """After each batch: `done` of `size` (None where nobody knows it) is behind the counts."""
-        ...
 
 
 class BadRow(InvalidInput):
@@ -52,6 +40,7 @@ class Choices:
     on_error: OnError = "skip"
     backup: bool = True
     mirrored: bool = False
+    leave_rejected: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= 10_000:
@@ -90,7 +79,7 @@ class Run:
         stamp = self._source.stamp()
         if checkpoint.stamp != stamp:  # changed meanwhile, or a first run: what is there already is found out
             checkpoint.entity = checkpoint.place = None
-            checkpoint.done, checkpoint.counts, checkpoint.rejects_bytes = [], {}, 0
+            checkpoint.done, checkpoint.counts, checkpoint.rejects_bytes, checkpoint.notes = [], {}, 0, []
             checkpoint.stamp = stamp
         self._desk.begin(checkpoint)
         try:
@@ -114,6 +103,7 @@ class Run:
         else:
             await self._bring(entity)
         checkpoint.done.append(entity)
+        checkpoint.note(await self._source.notes())
         checkpoint.entity = checkpoint.place = None
         self._save()
 
@@ -125,8 +115,9 @@ class Run:
         async with aclosing(ahead(batches)) as found:
             async for batch in found:
                 await self._take(entity, batch.rows, counts)
-                checkpoint.place, checkpoint.behind = batch.place, batch.done
-                self._save()
+                if batch.place is not None:
+                    checkpoint.place, checkpoint.behind = batch.place, batch.done
+                    self._save()
                 self._tell(entity, counts, batch.done, size)
 
     async def _take(self, entity: Entity, rows: Sequence[Read], counts: Counts) -> None:
@@ -161,55 +152,65 @@ class Run:
                 counts.note([fate])
 
     async def _take_counters(self, rows: Sequence[Read], counts: Counts) -> None:
-        counters = Counters(self._target, began=self.checkpoint.began)
+        counters = Counters(self._target, now=self._clock.now())
         found = [row.entry for row in rows if isinstance(row.entry, Counted)]
-        source = self._source.inner if isinstance(self._source, HashedSource) else self._source
-        if self._choices.mirrored and isinstance(source, TableSource):
-            counts.note(await self._target.each(found, lambda one: counters.follow(one.key, source.fresh)))
-        else:
-            counts.note(await self._target.each(found, counters.copy))
+        counts.note(await self._target.each(found, counters.follow if self._choices.mirrored else counters.copy))
 
     async def _count_up(self) -> None:
         """Counts all uses first, and then writes. What is written carries a mark, so going on may count anew.
 
         Records that an earlier run has marked refuse it, and tell their mark: of those, what came after it is counted
-        in a second round.
+        in a second round. Nothing is written while rows are rejected that belong before the marks.
         """
         counts = self.checkpoint.counts["counters"] = Counts()
         await learn_rules(self._target.store.directory, self._rules)
+        now = self._clock.now()
+        counters = Counters(self._target, now=now)
         with Scratch(self._desk.folder, SCHEMA) as scratch:
-            tally = Tally(scratch, self._rules, began=self.checkpoint.began, keyed=self._source.keyed)
-            await self._read_uses(tally, counts)
-            if marks := await self._write_counters(tally, counts):
-                tally.mark(marks.items())
-                tally.begin_anew("after")
-                await self._read_uses(tally, Counts())
+            tally = Tally(scratch, self._rules, now=now, keyed=self._source.keyed)
+            rejected = await self._read_uses(tally, counts, self._keep_rejects)
+            if rejected and not self._choices.leave_rejected:
+                self.checkpoint.note([waiting(rejected, f" (they are in {self._desk.rejects})")])
+                return
+            if marks := await self._write_counters(counters, tally, counts):
+                tally.again(marks.items())
+                await self._read_uses(tally, Counts(), lambda rows: None)
                 counts.there += len(marks) - tally.count()
-                if await self._write_counters(tally, counts):
+                if await self._write_counters(counters, tally, counts):
                     raise StoreUnavailable("another migration is at work on the same counters; run this one again")
 
-    async def _read_uses(self, tally: Tally, counts: Counts) -> None:
-        size = await self._source.size("counters")
+    async def _read_uses(self, tally: Tally, counts: Counts, keep: Callable[[Sequence[Read]], None]) -> int:
+        """How many rows cannot be used; `keep` is told of them."""
+        size, rejected = await self._source.size("counters"), 0
         batches = self._source.batches("counters", after=None, size=self._choices.batch_size)
         async with aclosing(ahead(batches)) as found:
             async for batch in found:
                 await asyncio.to_thread(tally.add, uses_of(row.entry for row in batch.rows))
                 counts.read += len(batch.rows)
+                bad = [row for row in batch.rows if row.entry is None]
+                rejected += len(bad)
+                keep(bad)
                 self._tell("counters", counts, batch.done, size)
+        return rejected
 
-    async def _write_counters(self, tally: Tally, counts: Counts) -> dict[Key, int]:
+    def _keep_rejects(self, rows: Sequence[Read]) -> None:
+        """Where the events come over as well, they are kept by then."""
+        if "events" not in self._choices.entities:
+            for row in rows:
+                self._reject("counters", row, self.checkpoint.counts["counters"])
+
+    async def _write_counters(self, counters: Counters, tally: Tally, counts: Counts) -> dict[Key, int]:
         """The marks of those that earlier runs have brought over."""
-        counters = Counters(self._target, began=self.checkpoint.began)
         size, done = tally.count(), 0
         marks: dict[Key, int] = {}
-        for several in _several(tally.counters()):
-            fates = await self._target.each(several, lambda one: counters.add(one[0], one[1], mark=one[2]))
-            for (key, *_), fate in zip(several, fates, strict=True):
+        for some in several(tally.counters()):
+            fates = await self._target.each(some, counters.add)
+            for one, fate in zip(some, fates, strict=True):
                 if isinstance(fate, int):
-                    marks[key] = fate
+                    marks[one.key] = fate
                 else:
                     counts.note([fate])
-            done += len(several)
+            done += len(some)
             self._tell("counters", counts, done, size)
         return marks
 
@@ -222,41 +223,3 @@ class Run:
             raise BadRow(f"{row.where}: {row.problem}; without --on-error stop it is set aside, and the rest goes on")
         counts.reject(row.problem)
         self._desk.reject(entity, row)
-
-
-def _several(items: Iterable[T]) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while several := list(islice(iterator, _SOME)):
-        yield several
-
-
-def uses_of(entries: Iterable[Entry | None]) -> list[UsageEvent | Expired]:
-    """Those that count: what was refused spent nothing."""
-    found = [entry for entry in entries if isinstance(entry, UsageEvent | Expired)]
-    return [use for use in found if isinstance(use, Expired) or use.allowed]
-
-
-async def learn_rules(directory: DirectoryStore, rules: Rules) -> None:
-    """The quotas of all plans and users that are in the table, whoever put them there."""
-    kinds: tuple[type[Plan | User], ...] = (Plan, User)
-    for kind in kinds:
-        cursor: str | None = None
-        while True:
-            page = await directory.page(kind, limit=_SOME, cursor=cursor)
-            for entry in page.entries:
-                rules.learn(entry.quotas)
-            if (cursor := page.cursor) is None:
-                break
-
-
-async def ahead(batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[Batch, None]:
-    """The same, the next one being read while one is used."""
-    reading = asyncio.ensure_future(anext(batches, None))
-    try:
-        while (batch := await reading) is not None:
-            reading = asyncio.ensure_future(anext(batches, None))
-            yield batch
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-        await batches.aclose()

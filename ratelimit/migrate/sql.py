@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import ExitStack, aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
+from urllib.parse import unquote
 
 from ratelimit.config import masked
 from ratelimit.errors import ConfigError
 from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.keys import is_key, place_of, placed, unique_columns
 from ratelimit.migrate.mapping import Names, first_of
 from ratelimit.migrate.nth import Nth
 from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused, SourceUnavailable
@@ -39,26 +41,27 @@ _REFUSED_STATES: Final = ("28", "3D", "42")
 
 class _Table(NamedTuple):
     columns: tuple[str, ...]
-    unique: frozenset[str]
-    """Those in which every row has a value of its own."""
+    keys: frozenset[str]
+    """Those in which every row has a value of its own, by which they can be put in order."""
 
 
 class SqlSource:
     """A database by its URL: `mysql://`, `postgresql://`, `sqlite:///file`, or any other of SQLAlchemy's.
 
     A table whose key column is unique is read by it (`WHERE id > … ORDER BY id LIMIT …`), so that a page costs the same
-    wherever it is. Any other, a view too, is read in one go, ordered, through a server-side cursor.
+    wherever it is. Any other, a view too, is read in one go, ordered, through a server-side cursor; what came before a
+    row cannot be known in another run, so an interrupted one begins it anew. A path is SQLite's.
     """
 
     totals = False
 
-    def __init__(self, url: str, converter: Converter, *, outlast: Outlast | None = None) -> None:
+    def __init__(self, url: str | Path, converter: Converter, *, outlast: Outlast | None = None) -> None:
         try:
             import sqlalchemy
         except ImportError:
             raise ConfigError("", "databases need SQLAlchemy: pip install 'ratelimit-dynamodb[migrate]'") from None
         self._sa = sqlalchemy
-        self.name = masked(url)
+        self.name = masked(str(url))
         self._converter = converter
         self._outlast = outlast or Outlast()
         self._engine = _engine(sqlalchemy, url)
@@ -88,18 +91,17 @@ class SqlSource:
         """See `Source.batches`."""
         table = self._selectable(entity)
         key = self._key(entity)
-        pages = (
-            self._unkeyed(entity, table, after, size) if key is None else self._keyed(entity, table, key, after, size)
-        )
-        async for batch in pages:
-            yield batch
+        pages = self._unkeyed(entity, table, size) if key is None else self._keyed(entity, table, key, after, size)
+        async with aclosing(pages):
+            async for batch in pages:
+                yield batch
 
     @property
     def files(self) -> Sequence[Path]:
         """See `Source.files`: SQLite's."""
         if self._engine.dialect.name != "sqlite":
             return ()
-        return (Path(str(self._engine.url.database).removeprefix("file:")),)
+        return (Path(unquote(str(self._engine.url.database).removeprefix("file://"))),)
 
     def stamp(self) -> str:
         """See `Source.stamp`. Keys stay what they are."""
@@ -118,43 +120,41 @@ class SqlSource:
     async def _keyed(
         self, entity: Entity, table: Any, key: str, after: str | None, size: int
     ) -> AsyncGenerator[Batch, None]:
-        last, done = (None, 0) if after is None else json.loads(after)
-        while True:
-            query = self._sa.select(table).order_by(table.c[key]).limit(size)
-            if last is not None:
-                query = query.where(table.c[key] > last)
-            rows = await self._run(lambda query=query: self._fetch(query))  # type: ignore[misc]
-            if not rows:
-                return
-            done += len(rows)
+        pages = self._sa.select(table).order_by(table.c[key]).limit(size)
+        query, done, where = pages, 0, f"the first rows of {table.name}"
+        if after is not None:
+            last, done = placed(after)
+            query = pages.where(table.c[key] > last)
+        while rows := await self._run(partial(self._fetch, query), what=where):
             last = rows[-1]._mapping[key]
+            done += len(rows)
             found = [self._read(entity, f"{table.name} {key} {row._mapping[key]}", row._mapping) for row in rows]
-            yield Batch(found, json.dumps((last, done), default=str), done)
+            yield Batch(found, place_of(last, done), done)
             if len(rows) < size:
                 return
+            query, where = pages.where(table.c[key] > last), f"the rows of {table.name} behind {key} {last}"
 
-    async def _unkeyed(self, entity: Entity, table: Any, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
-        """From the beginning in any case: rows that say the same are told apart by counting them."""
-        skip, done, nth = int(after or 0), 0, Nth()
-        anonymous = first_of(self._columns(entity).id, table.c.keys()) is None
+    async def _unkeyed(self, entity: Entity, table: Any, size: int) -> AsyncGenerator[Batch, None]:
+        """Rows that say the same are told apart by counting them."""
+        done, nth = 0, Nth()
         order = [table.c[name] for name in sorted(table.c.keys())]
-        rows = await self._run(lambda: self._cursor(self._sa.select(table).order_by(*order)))
+        where, opened = f"the rows of {table.name}", ExitStack()
         try:
-            while page := await self._run(lambda: self._more(rows, size), once=True):
+            rows = await self._run(lambda: self._cursor(self._sa.select(table).order_by(*order), opened), what=where)
+            while page := await self._run(lambda: self._more(rows, size), what=where, once=True):
                 start, done = done, done + len(page)
                 found = [
                     self._read(
                         entity,
                         f"{table.name} row {start + at + 1}",
                         row._mapping,
-                        nth.of(row._mapping) if anonymous else 0,
+                        nth.of(row._mapping) if self._converter.key(row._mapping) is None else 0,
                     )
                     for at, row in enumerate(page)
                 ]
-                if done > skip:
-                    yield Batch(found[max(0, skip - start) :], str(done), done)
+                yield Batch(found, None, done)
         finally:
-            await asyncio.to_thread(rows.connection.close)
+            await asyncio.to_thread(opened.close)
 
     def _read(self, entity: Entity, where: str, row: Mapping[str, Any], nth: int = 0) -> Read:
         return self._converter.read(entity, where, row, nth=nth)
@@ -179,60 +179,70 @@ class SqlSource:
         """The column to read a table by; None where no two rows are sure to differ in it."""
         table = self._tables.get(self._table(entity) or "")
         key = None if table is None else first_of(self._columns(entity).id, table.columns)
-        return key if table is not None and key in table.unique else None
+        return key if table is not None and key in table.keys else None
 
     def _look(self) -> dict[str, _Table]:
         inspector = self._sa.inspect(self._engine)
         names = [*inspector.get_table_names(), *inspector.get_view_names()]
         wanted = {name for kind in ("plans", "users", "events") for name in self._columns(kind).table}
-        return {name: _described(inspector, name) if name in wanted else _Table((), frozenset()) for name in names}
+        return {name: self._described(inspector, name) if name in wanted else _Table((), frozenset()) for name in names}
+
+    def _described(self, inspector: Any, name: str) -> _Table:
+        columns = {column["name"]: column for column in inspector.get_columns(name)}
+        keys = [columns[key] for key in unique_columns(inspector, name) if key in columns and is_key(columns[key])]
+        sure = {key["name"] for key in keys if not key["nullable"] or not self._has_null(name, key["name"])}
+        return _Table(tuple(columns), frozenset(sure))
+
+    def _has_null(self, table: str, column: str) -> bool:
+        """SQLite calls its row ids nullable, and lets a primary key of any other type be null."""
+        of: Any = self._sa.column(column)
+        return bool(self._fetch(self._sa.select(of).select_from(self._sa.table(table)).where(of.is_(None)).limit(1)))
 
     def _fetch(self, query: Any) -> list[Any]:
         with self._engine.connect() as connection:
             return list(connection.execute(query).all())
 
-    def _cursor(self, query: Any) -> Any:
+    def _cursor(self, query: Any, opened: ExitStack) -> Any:
         connection = self._engine.connect()
         try:
-            return connection.execution_options(stream_results=True, max_row_buffer=1000).execute(query)
+            rows = connection.execution_options(stream_results=True, max_row_buffer=1000).execute(query)
         except BaseException:
             connection.close()
             raise
+        opened.callback(connection.close)
+        opened.callback(rows.close)
+        return rows
 
     @staticmethod
     def _more(rows: Any, size: int) -> list[Any]:
         return list(rows.fetchmany(size))
 
-    async def _run(self, work: Callable[[], T], *, once: bool = False) -> T:
+    async def _run(self, work: Callable[[], T], *, what: str = "", once: bool = False) -> T:
         """In a thread, and again while the database is away. Raises `SourceUnavailable`, `SourceRefused`."""
 
         async def attempt() -> T:
-            return await asyncio.to_thread(self._explained, work)
+            working = asyncio.ensure_future(asyncio.to_thread(self._explained, work, what))
+            try:
+                return await asyncio.shield(working)
+            except asyncio.CancelledError:  # what the thread has opened by now is closed behind it
+                await asyncio.gather(working, return_exceptions=True)
+                raise
 
         return await (attempt() if once else self._outlast.run(attempt))
 
-    def _explained(self, work: Callable[[], T]) -> T:
+    def _explained(self, work: Callable[[], T], what: str) -> T:
         errors = self._sa.exc
         try:
             return work()
         except errors.DBAPIError as error:
             said = str(error.orig).strip().replace("\n", " ")
+            if isinstance(error, errors.DataError):  # waiting does not mend it
+                raise SourceRefused(f"{self.name} holds what cannot be read: {said} ({what})") from None
             if _is_refusal(error):
                 raise SourceRefused(f"{self.name} refused: {said}") from None
             raise SourceUnavailable(f"{self.name} cannot be read: {said}") from None
         except errors.SQLAlchemyError as error:
             raise SourceRefused(f"{self.name} cannot be used: {error}") from None
-
-
-def _described(inspector: Any, name: str) -> _Table:
-    columns = inspector.get_columns(name)
-    primary = inspector.get_pk_constraint(name).get("constrained_columns") or []
-    alone = [index["column_names"] for index in inspector.get_indexes(name) if index.get("unique")]
-    alone += [constraint["column_names"] for constraint in inspector.get_unique_constraints(name)]
-    never_null = {column["name"] for column in columns if not column["nullable"]}
-    unique = {several[0] for several in alone if len(several) == 1 and several[0] in never_null}
-    unique |= set(primary) if len(primary) == 1 else set()
-    return _Table(tuple(column["name"] for column in columns), frozenset(unique))
 
 
 def with_driver(url: str) -> str:
@@ -241,28 +251,50 @@ def with_driver(url: str) -> str:
     return f"{_DRIVERS.get(scheme, scheme)}://{rest}"
 
 
-def _engine(sa: Any, url: str) -> Any:
+def _engine(sa: Any, url: str | Path) -> Any:
     """Read only, whatever it is. Raises `ConfigError`."""
     try:
-        made = sa.make_url(with_driver(url))
+        made = sa.make_url(with_driver(url)) if isinstance(url, str) else sa.URL.create("sqlite", database=str(url))
         if made.get_backend_name() == "sqlite":
             engine = _sqlite(sa, made)
         else:
             engine = sa.create_engine(made, pool_pre_ping=True, pool_size=1, max_overflow=1)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, ValueError) as error:
-        raise ConfigError("", f"cannot use {masked(url)}: {error}") from None
+        raise ConfigError("", f"cannot use {masked(str(url))}: {error}") from None
 
-    sa.event.listen(engine, "connect", partial(_make_read_only, engine.dialect.name))
+    sa.event.listen(engine, "connect", partial(_make_read_only, engine.dialect))
     return engine
 
 
-def _make_read_only(dialect: str, connection: Any, _: object) -> None:
+def _make_read_only(dialect: Any, connection: Any, _: object) -> None:
     cursor = connection.cursor()
-    for statement in _READ_ONLY.get(dialect, ()):
+    for statement in _READ_ONLY.get(dialect.name, ()):
         cursor.execute(statement)
     cursor.close()
-    if dialect == "postgresql":  # or it would go back with the transaction
+    if dialect.name == "postgresql":  # or it would go back with the transaction
         connection.commit()
+    if dialect.driver == "psycopg":
+        _read_any_time(connection)
+    if dialect.name == "sqlite":  # in which text may be of any bytes: what is no UTF-8 is its row's problem only
+        connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+
+
+def _read_any_time(connection: Any) -> None:
+    """A time that Python does not have (`infinity`, `0044-03-15 BC`) comes as its text, and so as one row's problem."""
+    from psycopg import DataError
+    from psycopg.types import datetime as times
+
+    def lenient(base: Any) -> Any:
+        def load(self: Any, data: Any) -> Any:
+            try:
+                return base.load(self, data)
+            except DataError:
+                return bytes(data).decode()
+
+        return type(base.__name__, (base,), {"load": load})
+
+    for name in ("date", "time", "timetz", "timestamp", "timestamptz"):
+        connection.adapters.register_loader(name, lenient(getattr(times, f"{name.title()}Loader")))
 
 
 def _sqlite(sa: Any, url: Any) -> Any:
@@ -270,7 +302,7 @@ def _sqlite(sa: Any, url: Any) -> Any:
         raise ConfigError("", "name the file of the SQLite database: sqlite:///app.db")
     # `mode=ro` also keeps it from making a file that is not there.
     query = {**url.query, "mode": "ro", "uri": "true"}
-    return sa.create_engine(url.set(database=f"file:{url.database}", query=query))
+    return sa.create_engine(url.set(database=Path(url.database).absolute().as_uri(), query=query))
 
 
 def _is_refusal(error: Any) -> bool:

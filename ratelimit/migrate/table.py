@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ratelimit.clock import DAY
+from ratelimit.clock import DAY, Clock
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.errors import InvalidCursor, InvalidInput
 from ratelimit.event import MAX_FUTURE_MS, RETENTION_DAYS
@@ -20,15 +21,15 @@ _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
 
 
 class TableSource:
-    """`now` is when the migration began, in microseconds. A batch is a page of the table, of whatever size."""
+    """A batch is a page of the table, of whatever size."""
 
     keyed = True
     totals = True
 
-    def __init__(self, store: DynamoDBStore, *, now: int, outlast: Outlast | None = None) -> None:
+    def __init__(self, store: DynamoDBStore, *, clock: Clock, outlast: Outlast | None = None) -> None:
         self.name = f"dynamodb://{store.settings.table}"
         self._store = store
-        self._now = now
+        self._clock = clock
         self._outlast = outlast or Outlast()
 
     async def open(self) -> None:
@@ -67,13 +68,12 @@ class TableSource:
         """See `Source.notes`."""
         return ["counters are brought over once: what the other table counts afterwards takes a mirror"]
 
-    async def fresh(self, key: Key) -> Record:
-        """A record as it is now."""
-        return await self._outlast.run(lambda: self._store.read(key))
-
     async def close(self) -> None:
         """See `Source.close`."""
         await self._store.close()
+
+    async def _fresh(self, key: Key) -> Record:
+        return await self._outlast.run(lambda: self._store.read(key))
 
     async def _page(self, entity: Entity, cursor: str | None) -> tuple[Sequence[Entry], str | None]:
         store, outlast = self._store, self._outlast
@@ -83,11 +83,12 @@ class TableSource:
                 page = await outlast.run(lambda: store.directory.page(kind, limit=1000, cursor=cursor))
                 return page.entries, page.cursor
             if entity == "events":
-                since, until = self._now // 1000 - _RETENTION_MS, self._now // 1000 + MAX_FUTURE_MS
+                now = self._clock.now() // 1000
+                since, until = now - _RETENTION_MS, now + MAX_FUTURE_MS
                 events = await outlast.run(lambda: store.scans.events(since=since, until=until, cursor=cursor))
                 return events.entries, events.cursor
             records = await outlast.run(lambda: store.scans.records(cursor=cursor))
-            return [Counted(key, record) for key, record in records.entries], records.cursor
+            return [Counted(key, record, partial(self._fresh, key)) for key, record in records.entries], records.cursor
         except InvalidCursor:
             raise InvalidInput("the checkpoint does not fit the source any more; begin anew with --restart") from None
 

@@ -1,18 +1,22 @@
 """Running counters from rows of use: what the limiter would have counted, had it been there.
 
 The fields come from the limiter's own algorithms, so a day's counter, a sliding window or a bucket is what it would be.
-A record that was brought over carries a mark: the moment before which all uses are in it. A later run adds only what
-came after the mark, on the condition that the mark is still the same: nothing is ever counted twice.
+A record that was brought over carries a mark: the moment just after the newest use that is in it. A later run adds only
+what came from then on, on the condition that the mark is still the same: nothing is ever counted twice, and whatever a
+source did not hold yet (a dump made before the run, a row committed late) is still to come.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, Literal, NamedTuple, TypeAlias
+from datetime import UTC, datetime, time
+from itertools import groupby
+from typing import Final, NamedTuple, TypeAlias
 
 from ratelimit.algorithms import Rule, Totals, rule
-from ratelimit.algorithms.fields import stale
-from ratelimit.clock import DAY
+from ratelimit.algorithms.fields import first_kept, stale, utc_day
+from ratelimit.clock import DAY, SECOND
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.rows import Expired
 from ratelimit.migrate.scratch import Scratch
@@ -24,21 +28,22 @@ from ratelimit.store import Add, Put
 MARK: Final = "umoved"
 """Milliseconds. Named like a total, so that a reset leaves it, and not like a day's, so that no report reads it."""
 
+_LARGEST: Final = 2**62
+# Of a bucket there is a row for each moment, since its uses are put together in the order of time, which a source may
+# not have.
 SCHEMA: Final = """
     CREATE TABLE sums (user TEXT, action TEXT, field TEXT, floor INTEGER, amount INTEGER,
-                       PRIMARY KEY (user, action, field)) WITHOUT ROWID;
+                       PRIMARY KEY (user, action, field, floor)) WITHOUT ROWID;
+    CREATE TABLE newest (user TEXT, action TEXT, at INTEGER, PRIMARY KEY (user, action)) WITHOUT ROWID;
     CREATE TABLE marks (user TEXT, action TEXT, at INTEGER, PRIMARY KEY (user, action)) WITHOUT ROWID;
     CREATE TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID;
 """
-_ADD: Final = """
-    INSERT INTO sums VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
-    SET floor = max(floor, excluded.floor - amount), amount = amount + excluded.amount
+_ADD: Final = f"""
+    INSERT INTO sums VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET amount = min({_LARGEST}, amount + excluded.amount)
 """
-_LARGEST: Final = 2**62
+_NEWEST: Final = "INSERT INTO newest VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET at = max(at, excluded.at)"
 
 Use: TypeAlias = UsageEvent | Expired
-SpanName: TypeAlias = Literal["all", "before", "after"]
-"""Which uses, seen from the marks."""
 
 
 class Sum(NamedTuple):
@@ -89,85 +94,96 @@ class Rules:
         yield from (rule("fixed_window", Quota(1, window)) for window in windows)
 
 
-class Tally:
-    """Adds up uses from before `began` (microseconds) in a scratch file with `SCHEMA`.
+class Tallied(NamedTuple):
+    """What is to be added to one record, and the moments (ms) between which it was used."""
 
-    `keyed`: no use comes twice; else their ids are remembered. `span`: all uses; or, of those users and actions only
-    that have a mark, those from before it, or those from then on.
+    key: Key
+    sums: Mapping[str, Sum]
+    since: int | None
+    """The mark that is expected there; None for none."""
+    until: int
+    """The mark afterwards."""
+
+
+class Tally:
+    """Adds up uses from before `now` (microseconds), in a scratch file with `SCHEMA`. Later ones are for the next run.
+
+    `keyed`: no use comes twice; else their ids are remembered.
     """
 
-    def __init__(self, scratch: Scratch, rules: Rules, *, began: int, keyed: bool, span: SpanName = "all") -> None:
+    def __init__(self, scratch: Scratch, rules: Rules, *, now: int, keyed: bool) -> None:
         self._scratch = scratch
         self._rules = rules
-        self._began = began
+        self._now = now
         self._keyed = keyed
-        self._span = span
+        self._again = False
+        # The field of a total has two digits of the year: what is older must not be taken for a later century's.
+        month = first_kept(utc_day(now), "month")
+        self._first_total = int(datetime.combine(month, time(), UTC).timestamp()) * SECOND
         self._totals = Totals()
         self._kept_totals: dict[int, Sequence[str]] = {}
 
-    def mark(self, marks: Iterable[tuple[Key, int]]) -> None:
-        """Uses from before these moments (ms) are in the target already."""
+    def again(self, marks: Iterable[tuple[Key, int]]) -> None:
+        """From nothing: of these users and actions only, and only what was used from these moments (ms) on."""
+        self._again = True
+        for table in ("sums", "newest", "seen"):
+            self._scratch.put(f"DELETE FROM {table}", [()])
         self._scratch.put("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", [(*key, at) for key, at in marks])
-
-    def begin_anew(self, span: SpanName) -> None:
-        """Forget the sums, not the marks."""
-        self._span = span
-        self._scratch.put("DELETE FROM sums", [()])
-        self._scratch.put("DELETE FROM seen", [()])
 
     def add(self, uses: Iterable[Use]) -> None:
         """Uses that were allowed, in whatever order."""
-        sums: dict[tuple[str, str, str], Sum] = {}
+        amounts: Counter[tuple[str, str, str, int]] = Counter()
+        newest: dict[Key, int] = {}
         for use in uses:
-            # In milliseconds, as the mark will be: what is not before it is left to the next run.
-            if use.at >= self._began // 1000 or not self._is_wanted(use):
+            # In milliseconds, as the marks are.
+            if use.at >= self._now // 1000 or not self._is_wanted(use):
                 continue
             if not self._keyed and not self._is_new(use.id):
                 continue
-            for field, each in self._fields(use.action, use.at * 1000, use.cost):
-                place = (use.user, use.action, field)
-                before = sums.get(place)
-                sums[place] = each if before is None else before.then(each)
-        self._scratch.put(_ADD, [(*place, *each) for place, each in sums.items()])
+            key = Key(use.user, use.action)
+            for field, floor, amount in self._fields(use.action, use.at * 1000, use.cost):
+                amounts[*key, field, floor] += amount
+                newest[key] = max(use.at, newest.get(key, use.at))
+        self._scratch.put(_ADD, [(*place, min(_LARGEST, amount)) for place, amount in amounts.items()])
+        self._scratch.put(_NEWEST, [(*key, at) for key, at in newest.items()])
 
     def count(self) -> int:
         """How many users and actions there are counters for."""
         return int(self._scratch.one("SELECT count(*) FROM (SELECT DISTINCT user, action FROM sums)"))
 
-    def counters(self) -> Iterator[tuple[Key, dict[str, Sum], int | None]]:
-        """By user and action: what to do to each field, and the mark that is expected."""
-        found: dict[str, Sum] = {}
-        last: Key | None = None
-        for user, action, field, floor, amount in self._scratch.rows("SELECT * FROM sums ORDER BY user, action"):
-            key = Key(user, action)
-            if last is not None and key != last:
-                yield last, found, self._mark(last)
-                found = {}
-            last = key
-            found[field] = Sum(floor, amount)
-        if last is not None:
-            yield last, found, self._mark(last)
+    def counters(self) -> Iterator[Tallied]:
+        """By user and action."""
+        rows = self._scratch.rows("SELECT * FROM sums ORDER BY user, action, field, floor")
+        for (user, action), several in groupby(rows, lambda row: row[:2]):
+            sums: dict[str, Sum] = {}
+            for _, _, field, floor, amount in several:
+                each = Sum(floor, amount)
+                sums[field] = sums[field].then(each) if field in sums else each
+            newest = self._scratch.one("SELECT at FROM newest WHERE user = ? AND action = ?", user, action)
+            yield Tallied(Key(user, action), sums, self._mark(user, action), newest + 1)
 
-    def _fields(self, action: str, at: int, cost: int) -> Iterator[tuple[str, Sum]]:
+    def _fields(self, action: str, at: int, cost: int) -> Iterator[tuple[str, int, int]]:
+        """Field, floor, amount."""
         if not cost:
             return
+        counts = at >= self._first_total
         for one in self._rules.of(action):
-            if at < self._began - 2 * one.quota.window.longest:
-                continue
             for op in one.charge(at, cost, {}):
-                if type(op) is Add and not stale((op.field,), self._began):
-                    yield op.field, Sum(0, op.amount)
-                elif type(op) is Put:  # a bucket: from its beginning at this moment, which a fuller one passes over
-                    yield op.field, Sum(at * 1000, op.value - at * 1000)
-        for field in self._total_fields(at):
-            yield field, Sum(0, cost)
+                if type(op) is Add:
+                    if at >= self._now - 2 * one.quota.window.longest and not stale((op.field,), self._now):
+                        yield op.field, 0, op.amount
+                elif type(op) is Put and counts:  # a bucket: from its beginning at this moment
+                    yield op.field, at * 1000, op.value - at * 1000
+        if counts:
+            for field in self._total_fields(at):
+                yield field, 0, cost
 
     def _total_fields(self, at: int) -> Sequence[str]:
         day = at // DAY
         fields = self._kept_totals.get(day)
         if fields is None:
             made = [op.field for op in self._totals.add(at, 1)]
-            gone = stale(made, self._began)
+            gone = stale(made, self._now)
             fields = self._kept_totals[day] = [field for field in made if field not in gone]
         return fields
 
@@ -179,13 +195,11 @@ class Tally:
         return True
 
     def _is_wanted(self, use: Use) -> bool:
-        if self._span == "all":
+        if not self._again:
             return True
-        mark = self._mark(Key(use.user, use.action))
-        return mark is not None and (use.at < mark) is (self._span == "before")
+        mark = self._mark(use.user, use.action)
+        return mark is not None and use.at >= mark
 
-    def _mark(self, key: Key) -> int | None:
-        if self._span == "all":
-            return None
-        found: int | None = self._scratch.one("SELECT at FROM marks WHERE user = ? AND action = ?", *key)
+    def _mark(self, user: str, action: str) -> int | None:
+        found: int | None = self._scratch.one("SELECT at FROM marks WHERE user = ? AND action = ?", user, action)
         return found

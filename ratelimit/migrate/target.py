@@ -118,7 +118,7 @@ class Target:
                 raise StoreThrottled("the table is throttled, it takes no events; the same command goes on later")
             return left
 
-        await self._pace.take(sum(EVENT_UNITS if event.carries_time else 2 * EVENT_UNITS for event in events))
+        await self._pace.take(sum(EVENT_UNITS if event.placed_by_id else 2 * EVENT_UNITS for event in events))
         while events := await self._outlast.run(put):
             await self._outlast.pause(1)
 

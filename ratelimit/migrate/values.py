@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -12,11 +13,21 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from ratelimit.errors import InvalidInput
+from ratelimit.event import MARK
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 # An epoch of so many digits before the point is in these parts of a second: good from 1973 to 5138.
 _UNITS: Final = ((11, 1000), (14, 1), (17, 0.001))
 _DATE_DIGITS: Final = 8
+# Strictly: what reads RFC 2822 in the standard library passes over whatever it does not know, `PM` too.
+_RFC_2822 = re.compile(
+    r"((Mon|Tue|Wed|Thu|Fri|Sat|Sun), ?)?\d{1,2} (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4} "
+    r"\d\d:\d\d(:\d\d)? ([+-]\d{4}|UTC?|GMT|Z|[ECMP][SD]T)( \([^()]*\))?",
+    re.ASCII | re.IGNORECASE,
+)
+# Deeper than anybody's data, and far from where Python stops.
+_DEEPEST: Final = 100
+_FLOAT_DIGITS: Final = 308
 _TRUTH: Final = {
     "true": True, "t": True, "yes": True, "y": True, "1": True,
     "false": False, "f": False, "no": False, "n": False, "0": False,
@@ -45,9 +56,7 @@ def text(name: str, value: object) -> str:
         raise InvalidInput(f"{name} is missing")
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
-    if isinstance(value, bool) or (isinstance(value, float | Decimal) and value != int(value)):
-        raise InvalidInput(f"{name} must be text or a whole number, not {value!r}")
-    return str(int(value)) if isinstance(value, float | Decimal) else str(value)
+    return str(whole(name, value)) if isinstance(value, bool | float | Decimal) else str(value)
 
 
 def truth(name: str, value: object) -> bool:
@@ -92,20 +101,35 @@ def mapping(value: object) -> dict[str, Any]:
         except (ValueError, RecursionError):
             value = value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
     found = value if isinstance(value, dict) else {"value": value}
-    return {str(key): plain(item) for key, item in found.items()}
+    kept: dict[str, Any] = plain(found)
+    return kept
 
 
-def plain(value: object) -> Any:
-    """As JSON can say it."""
+def plain(value: object, *, deepest: int = _DEEPEST) -> Any:
+    """As JSON and Unicode can say it: half an emoji as its escape, and `…trimmed` for what is nested 100 times deep."""
+    if isinstance(value, dict | list | tuple | set | frozenset) and not deepest:
+        return MARK
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {_unicode(str(key)): plain(item, deepest=deepest - 1) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
+        return [plain(item, deepest=deepest - 1) for item in value]
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if value is None or isinstance(value, str | int | float):
+        return _of_decimal(value)
+    if value is None or isinstance(value, int | float):
         return None if isinstance(value, float) and not math.isfinite(value) else value
-    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else _unicode(str(value))
+
+
+def _unicode(text: str) -> str:
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def _of_decimal(value: Decimal) -> int | float | str | None:
+    if not value.is_finite():
+        return None
+    if value.adjusted() >= _FLOAT_DIGITS:
+        return str(value)
+    return int(value) if value == value.to_integral_value() else float(value)
 
 
 def _of_datetime(value: datetime, timezone: ZoneInfo) -> int:
@@ -139,6 +163,13 @@ def _of_text(value: str, timezone: ZoneInfo, format: str) -> int:
     raise InvalidInput(f"time {value!r} cannot be read; name its format in the mapping (events.time_format)")
 
 
+def _rfc_2822(value: str) -> datetime:
+    if not _RFC_2822.fullmatch(value):
+        raise ValueError(value)
+    found = parsedate_to_datetime(value)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)  # `-0000`: UTC, by somebody who is elsewhere
+
+
 def _epoch(value: str) -> float:
     number = float(value)
     if not math.isfinite(number):
@@ -148,6 +179,6 @@ def _epoch(value: str) -> float:
 
 _READERS: Final[tuple[Callable[[str], datetime | float], ...]] = (
     datetime.fromisoformat,
-    parsedate_to_datetime,
+    _rfc_2822,
     _epoch,
 )

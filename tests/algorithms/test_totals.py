@@ -13,6 +13,10 @@ RECORD = {"d20758": 9, "gd": 7, "u261231": 5, "u2612": 12, "u270101": 2, "u27013
 OCTOBER, DECEMBER, JANUARY = date(2026, 10, 30), date(2026, 12, 31), date(2027, 1, 1)
 
 
+def test_the_last_day_before_the_epoch_is_a_day_like_any_other() -> None:
+    assert Totals().add(-SECOND, 2) == (Add("u691231", 2), Add("u6912", 2))
+
+
 def test_days_and_months_are_told_apart() -> None:
     assert totals_of(RECORD) == {OCTOBER: 7, DECEMBER: 5, JANUARY: 2, date(2027, 1, 31): 1}
     assert totals_of(RECORD, "month") == {date(2026, 12, 1): 12, JANUARY: 3}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -62,6 +62,20 @@ def test_rejected_rows_and_json(ratelimit: Command, store: str, tmp_path: Path) 
     assert Path(again.json["rejects"]).read_text().count("\n") == 1
     verdict = ratelimit("migrate", "verify", *args[1:], "--json")
     assert (verdict.status, verdict.json["entities"]["events"]["missing"]) == (0, 0)
+
+
+def test_counters_wait_for_rejected_rows(ratelimit: Command, store: str, tmp_path: Path) -> None:
+    at = (datetime.now(UTC) - timedelta(minutes=1)).isoformat()
+    path = tmp_path / "usage_log.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": 1, "user_id": user, "action": "hint", "created_at": at}) + "\n" for user in ("a", ""))
+    )
+    args = ("migrate", str(path), "--store", store, "--work-dir", str(tmp_path))
+    for option, written in (("--dry-run", 0), ("--backup", 0), ("--leave-rejected", 1)):
+        result = ratelimit(*args, option, "--json")
+        assert (result.status, result.json["counts"]["counters"]["written"]) == (1, written)
+        assert any("add --leave-rejected" in note for note in result.json["notes"]) is not bool(written)
+    assert "note: no counters are written while rows of use are rejected, 1 by now" in ratelimit(*args).err
 
 
 def test_what_is_asked_for_wrongly(ratelimit: Command, store: str, tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.errors import ConfigError, InvalidInput, TableMismatch, TableNotFound
-from ratelimit.migrate import BadRow, Mapping, SourceRefused
+from ratelimit.migrate import BadRow, Mapping, SourceRefused, dry_run
 from ratelimit.migrate.mapping import mapping_of
 from ratelimit.migrate.sql import with_driver
 from ratelimit.policy import Policy
 from ratelimit.store.directory import User
 from tests.engines import Engine
 from tests.migrate.earlier_table import fill
-from tests.migrate.orders import bring, check, events_in, order, record_in
+from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
 from tests.migrate.sources import to_sql
 from tests.migrate.world import World
 
@@ -55,7 +55,8 @@ async def test_each_bad_row_is_named_and_the_rest_is_there(table: str, tmp_path:
     ]
     good = [row(), row(metadata="no JSON"), row(user_id="a#b%c"), row(problem_id=None, cost=3)]
     path = dump(tmp_path, usage_log=[*(one for one, _ in bad), "text", *good])
-    done = await bring(order(path, table, tmp_path, policies=HINT))
+    asked = order(path, table, tmp_path, policies=HINT, leave_rejected=True)
+    done = await bring(asked)
     counts = done.checkpoint.of("events")
     assert (counts.read, counts.written, counts.rejected) == (15, 4, 11)
     assert sum(counts.reasons.values()) == 11
@@ -69,7 +70,7 @@ async def test_each_bad_row_is_named_and_the_rest_is_there(table: str, tmp_path:
     assert kept[-1]["reason"] == "is no JSON object"
     assert {event.user for event in await events_in(table)} == {"7", "a#b%c"}
     assert sum(v for f, v in (await record_in(table, "7", "hint")).items() if f[0] == "d") in (0, 5)  # 0 past midnight
-    assert (await check(order(path, table, tmp_path, policies=HINT))).same
+    assert (await check(asked)).same
 
 
 async def test_unknown_actions_may_be_taken_and_old_names_changed(table: str, tmp_path: Path) -> None:
@@ -139,6 +140,9 @@ async def test_a_table_that_belongs_to_something_else(engine: Engine, tmp_path: 
     path = dump(tmp_path, usage_log=[row()])
     with pytest.raises(InvalidInput, match=r"not this project's \(USER#1 / CONV#1\)"):
         await bring(order(path, url, tmp_path))
+    for foreign in (False, True):
+        notes = (await dry_run(order(path, url, tmp_path, foreign=foreign), listener=unheard)).notes
+        assert any("would be refused" in note and "--into-foreign" in note for note in notes) is not foreign, notes
     assert (await bring(order(path, url, tmp_path, foreign=True))).checkpoint.of("events").written == 1
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate import json_stream
-from ratelimit.migrate.json_stream import JsonStream
+from ratelimit.migrate.json_stream import JsonStream, Unreadable
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(
@@ -49,5 +49,30 @@ def test_an_element_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "MAX_ELEMENT", 100)
     monkeypatch.setattr(json_stream, "_CHUNK", 10)
     stream = JsonStream(io.StringIO(json.dumps(["x" * 1000])))
-    with pytest.raises(InvalidInput, match="more than 100 characters"):
+    with pytest.raises(Unreadable, match="longer than 100 characters"):
         all_of(stream)
+
+
+@given(st.lists(VALUES, min_size=1), st.integers(0, 5), st.booleans())
+def test_an_element_that_is_too_much_is_passed(document: list[Any], at: int, is_object: bool) -> None:
+    """Whatever it holds, and wherever the reading of the file stops in it."""
+    at = min(at, len(document) - 1)
+    elements = [json.dumps(value) for value in document]
+    elements[at] = f'{{"": ["{chr(92) * 2}", {json.dumps(document)}, {"9" * 5000}]}}'
+    keyed = [f'"{number}": {text}' for number, text in enumerate(elements)]
+    stream = JsonStream(Drops("{" + ",".join(keyed) + "}" if is_object else "[" + ",".join(elements) + "]"))
+    for number, _ in enumerate(stream.elements()):
+        if number == at:
+            with pytest.raises(Unreadable, match="cannot be read"):
+                stream.value()
+        else:
+            assert stream.value() == document[number]
+    stream.end()
+
+
+@pytest.mark.parametrize("text", ["[1] [2]", "[]]", '{"a": 1} oops', "[1]x"])
+def test_nothing_may_come_behind_a_document(text: str) -> None:
+    stream = JsonStream(io.StringIO(text))
+    all_of(stream)
+    with pytest.raises(InvalidInput, match="the end was expected"):
+        stream.end()

@@ -16,10 +16,10 @@ import pytest
 import sqlalchemy as sa
 
 from ratelimit import Limiter, Policy
-from ratelimit.clock import DAY
+from ratelimit.clock import DAY, SystemClock
 from ratelimit.directory import Directory, Identity, Plan, User
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.migrate import Done, Mapping, SourceUnavailable
+from ratelimit.migrate import Done, Mapping, SourceUnavailable, dry_run
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.running import Run
 from ratelimit.migrate.sql import SqlSource, with_driver
@@ -31,7 +31,7 @@ from ratelimit.usage.outlast import Outlast
 from ratelimit.wiring import store_of
 from tests.engines import Engine
 from tests.migrate.earlier_table import fill
-from tests.migrate.orders import bring, check, events_in, order, record_in
+from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
 from tests.migrate.sources import earlier_items, to_json, to_jsonl, to_sql, to_sqlite
 from tests.migrate.world import World
 
@@ -134,7 +134,7 @@ async def test_an_interrupted_run_goes_on_where_it_stopped(
 async def test_a_database_that_goes_away(kind: str, table: str, tmp_path: Path, database: Callable[[str], str]) -> None:
     """Its connections are cut between two pages: the run does not even notice. A server that is gone ends it."""
     url = to_sql(WORLD, database(kind))
-    source = order(url, table, tmp_path).open(began=0)
+    source = order(url, table, tmp_path).open(SystemClock())
     assert isinstance(source, SqlSource)
     await source.open()
     pages = source.batches("users", after=None, size=5)
@@ -145,7 +145,7 @@ async def test_a_database_that_goes_away(kind: str, table: str, tmp_path: Path, 
     await source.close()
     gone = url.rpartition("@")[0] + "@127.0.0.1:9/" + url.rpartition("/")[2]
     with pytest.raises(SourceUnavailable, match="cannot be read"):
-        await SqlSource(gone, Converter(Mapping(), now=0), outlast=Outlast(attempts=2)).open()
+        await SqlSource(gone, Converter(Mapping(), clock=SystemClock()), outlast=Outlast(attempts=2)).open()
 
 
 async def test_from_another_table_of_this_project(engine: Engine, table: str, tmp_path: Path) -> None:
@@ -233,9 +233,6 @@ async def test_a_table_of_hashed_users_gets_nobodys_name(table: str, tmp_path: P
 
 
 async def test_a_dry_run_leaves_no_trace(table: str, tmp_path: Path) -> None:
-    from ratelimit.migrate import dry_run
-    from tests.migrate.orders import unheard
-
     source = to_sqlite(WORLD, tmp_path / "app.db")
     before = {path.name for path in tmp_path.rglob("*")}
     forecast = await dry_run(order(source, table, tmp_path), listener=unheard)
@@ -244,6 +241,15 @@ async def test_a_dry_run_leaves_no_trace(table: str, tmp_path: Path) -> None:
     done = await bring(order(source, table, tmp_path))
     assert forecast.write_units == done.checkpoint.units
     assert {name: each.written for name, each in forecast.counts.items()} == _fates(done, "written")
+
+
+async def test_a_dry_run_of_counters_alone_says_what_they_take(table: str, tmp_path: Path) -> None:
+    asked = order(to_sqlite(WORLD, tmp_path / "app.db"), table, tmp_path, entities=("counters",))
+    forecast = await dry_run(asked, listener=unheard)
+    done = await bring(asked)
+    assert forecast.write_units == done.checkpoint.units == len(_used())
+    assert forecast.counts == done.checkpoint.counts
+    assert forecast.samples == {}
 
 
 def _fates(done: Done, name: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -25,6 +26,9 @@ BERLIN = ZoneInfo("Europe/Berlin")
         "2026-01-05 13:00:00",
         "2026-01-05T07:00:00-05:00",
         "Mon, 05 Jan 2026 12:00:00 GMT",
+        "5 Jan 2026 07:00 EST",
+        "Mon, 5 Jan 2026 13:00:00 +0100 (CET)",
+        "Mon, 05 Jan 2026 12:00:00 -0000",
         "1767614400",
         "1767614400.0",
         NOON // 1000,
@@ -44,8 +48,13 @@ def test_a_time_in_a_format_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["yesterday", "", "05/01/2026 13:00", None, True, datetime.now().date(), "nan", 10**20]
-)
+    "written",
+    [
+        "yesterday", "", "05/01/2026 13:00", None, True, datetime.now().date(), "nan", 10**20, Decimal("Infinity"),
+        "5 Jan 2026 10:00 PM", "Jan 5, 2026, 10:00 PM", "Mon, 05 Jan 2026 12:00:00 CEST", "5 Jan 2026 10:00 CEST",
+        "Mon, 05 Jan 2026 12:00:00", "5 Jan 2026 10:00", "31 Feb 2026 10:00 GMT", "Mon Jan 05 2026 13:00:00 GMT+0100",
+    ],
+)  # fmt: skip
 def test_what_is_no_time(written: object) -> None:
     with pytest.raises(InvalidInput, match="time"):
         values.milliseconds(written, timezone=BERLIN)
@@ -62,12 +71,33 @@ def test_metadata_that_is_no_object_is_kept() -> None:
     assert values.mapping([1, Decimal("1.5")]) == {"value": [1, 1.5]}
 
 
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        (Decimal("Infinity"), None), (Decimal("NaN"), None), (Decimal("sNaN"), None), (Decimal("1E+5000"), "1E+5000"),
+        (Decimal("7.00"), 7), (Decimal("1.5"), 1.5), (float("nan"), None), ("\ud83d", "\\ud83d"),
+        ({"\ud83d": 1}, {"\\ud83d": 1}),
+    ],
+)  # fmt: skip
+def test_what_json_cannot_say(value: object, meant: object) -> None:
+    found = values.plain(value)
+    assert found == meant
+    assert type(found) is type(meant)
+
+
+def test_what_is_nested_too_deep_is_trimmed() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert json.dumps(values.plain({"a": deep})).count("[") == 99
+
+
 @pytest.mark.parametrize(("value", "meant"), [(7, "7"), (Decimal(7), "7"), ("a#b", "a#b"), (7.0, "7")])
 def test_texts(value: object, meant: str) -> None:
     assert values.text("user", value) == meant
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", True, 1.5])
+@pytest.mark.parametrize("value", [None, "", "  ", True, 1.5, float("nan"), float("inf"), Decimal("Infinity")])
 def test_what_is_no_text(value: object) -> None:
     with pytest.raises(InvalidInput, match="user"):
         values.text("user", value)

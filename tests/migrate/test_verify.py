@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.event import UsageEvent
 from ratelimit.migrate import Entity, Order, Verdict
+from ratelimit.migrate.comparing import Sample
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Write
 from ratelimit.store.directory import User
@@ -83,6 +86,17 @@ async def _field_gone(store: DynamoDBStore, event: UsageEvent) -> str:
     return f"{event.user} {event.action} {field}"
 
 
+async def _counter_planted(store: DynamoDBStore, event: UsageEvent) -> str:
+    """One that nothing in the source comes to."""
+    await store.apply(Key(event.user, event.action), Write((Add("w1_999999", 7),), 2**33), now=0)
+    return f"{event.user} {event.action} w1_999999"
+
+
+async def _record_more(store: DynamoDBStore, event: UsageEvent) -> str:
+    await store.apply(Key("stranger", "hint"), Write((Add(f"u{event.time:%y%m%d}", 5),), 2**33), now=0)
+    return "stranger hint"
+
+
 async def _change(store: DynamoDBStore, event: UsageEvent, by: int) -> str:
     field = f"u{event.time:%y%m%d}"
     await store.apply(Key(event.user, event.action), Write((Add(field, by),), 2**33), now=0)
@@ -113,6 +127,8 @@ async def brought(table: str, tmp_path: Path) -> Order:
         (_counter_more, "counters", "more"),
         (_counter_gone, "counters", "missing"),
         (_field_gone, "counters", "missing"),
+        (_counter_planted, "counters", "more"),
+        (_record_more, "counters", "more"),
     ],
 )
 async def test_what_is_not_the_same_is_named(damage: Damage, entity: Entity, kind: str, brought: Order) -> None:
@@ -130,8 +146,6 @@ async def test_what_is_not_the_same_is_named(damage: Damage, entity: Entity, kin
 
 
 async def test_what_the_source_got_since_is_missing(tmp_path: Path, brought: Order) -> None:
-    import sqlite3
-
     with sqlite3.connect(tmp_path / "app.db") as connection:
         now = datetime.now(UTC).replace(tzinfo=None).isoformat(sep=" ")
         connection.execute("INSERT INTO usage_log VALUES (999, 1, 'swim', NULL, NULL, ?)", (now,))
@@ -141,6 +155,43 @@ async def test_what_the_source_got_since_is_missing(tmp_path: Path, brought: Ord
     assert _of(verdict, "counters") == {"missing": 1}
     await bring(brought)
     assert (await check(brought)).same
+
+
+async def test_what_came_after_the_mark_is_missing_too(tmp_path: Path, brought: Order) -> None:
+    """Of a user and action that were brought over already."""
+    with sqlite3.connect(tmp_path / "app.db") as connection:
+        now = datetime.now(UTC).replace(tzinfo=None).isoformat(sep=" ")
+        row = connection.execute("SELECT user_id, action FROM usage_log").fetchone()
+        connection.execute("INSERT INTO usage_log VALUES (999, ?, ?, NULL, NULL, ?)", (*row, now))
+    connection.close()
+    assert _of(await check(brought), "counters")["missing"] >= 2  # the day, and the month
+    await bring(brought)
+    assert (await check(brought)).same
+
+
+async def test_one_altered_event_of_a_file_is_found(table: str, tmp_path: Path) -> None:
+    """However large its rows are."""
+    path = tmp_path / "usage_log.jsonl"
+    row = {"user_id": 7, "action": "hint", "created_at": datetime.now(UTC).isoformat(), "metadata": {"text": "x" * 400}}
+    path.write_text("".join(json.dumps({"id": number, **row}) + "\n" for number in range(100)))
+    asked = order(path, table, tmp_path, entities=("events",))
+    await bring(asked)
+    async with DynamoDBStore(parse_url(table)) as store:
+        event = (await events_in(table))[50]
+        await store.events.put([msgspec.structs.replace(event, cost=99)])
+    verdict = await check(asked)
+    assert _of(verdict, "events") == {"different": 1}
+    assert verdict.differences[0].what == f"7 {event.id}"
+
+
+def test_a_sample_is_the_same_on_both_sides_in_whatever_order() -> None:
+    events = [UsageEvent.of("alice", "hint", now=10**15, id=f"event-{number}") for number in range(50)]
+    sample = Sample(most=10)
+    for event in events:
+        sample.keep(hash(event.id), event)
+    for event in reversed(events):
+        sample.compare(event)
+    assert (sample.compared, sample.different) == (10, [])
 
 
 def _of(verdict: Verdict, entity: Entity) -> dict[str, int]:

@@ -45,6 +45,9 @@ def run(
     mirrored: Annotated[
         bool, typer.Option("--mirrored", help="From a table whose `mirror` is this one: do not count twice.")
     ] = False,
+    leave_rejected: Annotated[
+        bool, typer.Option("--leave-rejected", help="Count without the rejected rows, for good; else counters wait.")
+    ] = False,
     work_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the checkpoint and the rejected rows.")] = Path(
         "."
     ),
@@ -55,7 +58,7 @@ def run(
     """Bring plans, users, usage events and running counters into the table. What is there already is left as it is.
 
     Interrupted, even by kill -9, the same command goes on where it stopped. A later run adds what came since: events
-    are known by ids made of their rows, counters carry a mark.
+    are known by ids made of their rows, counters carry a mark. While rows of use are rejected, counters wait.
 
     Exit status: 0 all is over, 1 some rows were rejected (they are in a file, with the reasons), 2 bad input, 3 source
     or table unavailable.
@@ -73,7 +76,7 @@ def run(
     order = ordered(
         source, store=store, config=config, mapping=mapping, entities=entity, any_action=any_action,
         batch_size=batch_size, rate=rate, on_error=on_error, backup=backup, restart=restart, foreign=foreign,
-        mirrored=mirrored, work_dir=work_dir,
+        mirrored=mirrored, leave_rejected=leave_rejected, work_dir=work_dir,
     )  # fmt: skip
     with explained(source, resumable=not dry_run):
         counts = (_would_be if dry_run else _brought)(order, as_json=as_json)
