@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Final
 
 import msgspec
 from starlette.types import Scope
 
+from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
 from ratelimit.http.gate import Receipt
-from ratelimit.http.state import RateLimitState
+from ratelimit.http.state import RateLimitState, Receipts
 from ratelimit.proxy.fields import COST, Raw
 from ratelimit.quota import MAX_LIMIT
 
@@ -28,27 +30,45 @@ async def settle_cost(scope: Scope, raw: list[Raw], status: int) -> None:
     state = RateLimitState.of(scope)
     if stated is None or state is None:
         return
-    for receipt in state.receipts.spent:
-        if receipt.counts(success=status < 400) and stated != receipt.decision.cost:
-            state.receipts.restate(receipt, await _settled(receipt, stated))
-
-
-async def _settled(receipt: Receipt, stated: int) -> Receipt:
-    decision, name = receipt.decision, receipt.policy.name
-    owed = stated - decision.cost
-    if owed > 0:
-        charged = await receipt.limiter.charge(receipt.user, name, owed)
-        if charged.reason == "unavailable":
-            logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
-            return receipt
-        decision = msgspec.structs.replace(charged, cost=stated, at=decision.at)
-    else:
+    owing = [one for one in state.receipts.spent if one.counts(success=status < 400) and stated != one.decision.cost]
+    if owing:
+        settling = asyncio.ensure_future(_settle(state.receipts, owing, stated))
         try:
-            await receipt.limiter.refund(receipt.user, name, -owed, at=decision.at)
-        except StoreUnavailable as error:
-            logger.warning("%d units of %r were not given back: %s", -owed, name, error)
-            return receipt
-        decision = msgspec.structs.replace(decision, cost=stated)
+            await asyncio.shield(settling)
+        finally:
+            # The client may leave meanwhile: what the request has spent is known before its end is settled.
+            await asyncio.wait({settling})
+
+
+async def _settle(receipts: Receipts, owing: list[Receipt], stated: int) -> None:
+    for receipt in owing:
+        if stated > receipt.decision.cost:
+            await _charge(receipts, receipt, stated)
+        else:
+            await _give_back(receipts, receipt, stated)
+
+
+async def _charge(receipts: Receipts, receipt: Receipt, stated: int) -> None:
+    owed, name = stated - receipt.decision.cost, receipt.policy.name
+    charged = await receipt.limiter.charge(receipt.user, name, owed)
+    if charged.reason == "unavailable":
+        logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
+        return
+    receipts.restate(receipt, _restated(receipt, charged, stated))
+
+
+async def _give_back(receipts: Receipts, receipt: Receipt, stated: int) -> None:
+    """Restated first: whether a store that did not answer has given them back is not known, and never is it twice."""
+    owed, name = receipt.decision.cost - stated, receipt.policy.name
+    receipts.restate(receipt, _restated(receipt, receipt.decision, stated))
+    try:
+        await receipt.limiter.refund(receipt.user, name, owed, at=receipt.decision.at)
+    except StoreUnavailable as error:
+        logger.warning("%d units of %r were not given back: %s", owed, name, error)
+
+
+def _restated(receipt: Receipt, decision: Decision, stated: int) -> Receipt:
+    decision = msgspec.structs.replace(decision, cost=stated, at=receipt.decision.at)
     return Receipt(receipt.limiter, receipt.policy, receipt.user, decision)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import aiohttp
@@ -72,21 +71,20 @@ OLD_CODED: Final = problem(400, "Bad Request", "A request of HTTP/1.0 has no tra
 NO_TARGET: Final = problem(400, "Bad Request", "The request target has to be a path.")
 
 
-def of_timeout(whom: Whom) -> Failure:
-    """Who was too slow."""
-    if whom == "client":
-        return SLOW
-    return UNREACHED if whom == "connection" else LATE
-
-
-def of_error(error: Exception) -> Failure:
-    """What went wrong between here and the upstream."""
+def of_error(error: Exception, whom: Whom) -> Failure:
+    """What went wrong, while this one was waited for."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return UNREACHED
     if isinstance(error, aiohttp.ClientConnectorError):
         return NO_CONNECTION
-    if isinstance(error, asyncio.TimeoutError):
-        return LATE
+    if isinstance(error, TimeoutError):
+        return _of_timeout(whom)
     if isinstance(error, aiohttp.ClientResponseError | ValueError):
         return UNREADABLE
     return BROKEN
+
+
+def _of_timeout(whom: Whom) -> Failure:
+    if whom == "client":
+        return SLOW
+    return UNREACHED if whom == "connection" else LATE

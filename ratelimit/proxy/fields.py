@@ -9,7 +9,9 @@ from typing import Final, TypeAlias
 from multidict import CIMultiDict
 from starlette.types import Scope
 
+from ratelimit.http.state import RateLimitState
 from ratelimit.proxy.forwarded import CLAIMS, Forwarding
+from ratelimit.proxy.front import REQUEST_ID
 from ratelimit.proxy.settings import ProxySettings
 from ratelimit.proxy.upstream import Upstream
 
@@ -55,7 +57,7 @@ class RequestFields:
         claims: dict[bytes, str] = {}
         host = ""
         for name, value in raw:
-            if b"_" in name and self._is_disguised(name):
+            if b"_" in name and self._is_disguised(name, scope):
                 continue
             if name in CLAIMS:
                 if trusted:
@@ -71,10 +73,13 @@ class RequestFields:
             fields[self._settings.identify_as] = user
         return fields
 
-    def _is_disguised(self, name: bytes) -> bool:
-        """CGI and WSGI make no difference between X-A_B and X-A-B, so whoever strips one strips both."""
+    def _is_disguised(self, name: bytes, scope: Scope) -> bool:
+        """CGI and WSGI make no difference between X-A_B and X-A-B, so whoever strips one strips both, and whoever knows
+        users by one lets nobody say the other."""
         plain = name.replace(b"_", b"-")
-        return plain in CLAIMS or plain in self._disguised
+        state = RateLimitState.of(scope)
+        identifying = frozenset() if state is None else state.surface.identifying
+        return plain in CLAIMS or plain in self._disguised or plain in identifying
 
 
 def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> list[Raw]:
@@ -92,6 +97,8 @@ def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> li
             raise ValueError(f"the field {name.decode('latin-1')!r} holds control characters")
         if name not in gone:
             found.append((name, value))
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise ValueError(f"the transfer coding {value.decode('latin-1')!r} is not understood")
     found.append((b"via", f"{version} {VIA}".encode()))
     return found
 
@@ -105,9 +112,10 @@ def text(value: bytes) -> str:
 
 
 def _named_by_connection(raw: Iterable[Raw]) -> frozenset[bytes]:
-    """What `Connection` names is for this hop only. Never what frames the message, whoever names it there."""
+    """What `Connection` names is for this hop only. Never what frames the message, or what both sides' logs know it by,
+    whoever names it there."""
     values = [value for name, value in raw if name == b"connection"]
     if not values:
         return frozenset()
     named = frozenset(token.strip().lower() for value in values for token in value.split(b","))
-    return named - {b"content-length", b"host"}
+    return named - {b"content-length", b"host", REQUEST_ID}

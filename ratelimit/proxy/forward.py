@@ -12,10 +12,10 @@ from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from ratelimit.proxy.failures import Failure, of_error, of_timeout
+from ratelimit.proxy.failures import Failure, of_error
 from ratelimit.proxy.fields import Raw, response_fields
 from ratelimit.proxy.patience import Patience, Spans
-from ratelimit.proxy.upload import Upload, expects_continue, has_body
+from ratelimit.proxy.upload import LOST, Upload, expects_continue, has_body
 
 OnAnswer: TypeAlias = "Callable[[list[Raw], int], Awaitable[None]]"
 
@@ -54,12 +54,9 @@ class Forward:
         try:
             async with self._patience:
                 await self._exchange()
-        except TimeoutError as error:
-            if self._patience.whom != "gone":
-                await self._fail(error, of_timeout(self._patience.whom))
         except _ERRORS as error:
             if self._patience.whom != "gone":
-                await self._fail(error, of_error(error))
+                await self._fail(error, of_error(error, self._patience.whom))
         finally:
             if self._watch is not None:
                 self._watch.cancel()
@@ -67,11 +64,14 @@ class Forward:
     async def _exchange(self) -> None:
         answer = await self._ask()
         try:
-            if answer.status >= 600 or answer.status == 101:
+            if not 100 <= answer.status < 600 or answer.status == 101:
                 raise ValueError(f"the upstream answered with status {answer.status}")
             await self._pass_on(answer)
         except BaseException:
-            # Closed, not kept: what is left of this answer must not be read as the next one.
+            # Closed, not kept: what is left of this answer must not be read as the next one. And not when what is left
+            # of the request has been read, which may be never.
+            if answer.connection is not None and answer.connection.transport is not None:
+                answer.connection.transport.abort()
             answer.close()
             raise
         finally:
@@ -129,7 +129,9 @@ class Forward:
     async def _watch_client(self) -> None:
         """Looks out for the client's leaving while something else is waited for, and ends the exchange then."""
         if self._upload is not None:
-            await self._upload.finished.wait()
+            # An upstream may answer and never read the rest of the request; meanwhile nobody else may `receive`.
+            lost = self._scope.get(LOST, self._upload.finished)
+            await asyncio.wait({self._upload.finished, lost}, return_when=asyncio.FIRST_COMPLETED)
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._patience.wait_for("gone")

@@ -13,6 +13,9 @@ from ratelimit.proxy.patience import Patience
 # An upstream that knows `Expect` says so by then; one that does not is waiting for the body.
 _CONTINUE_S: Final = 1.0
 
+LOST: Final = "ratelimit.lost"
+"""In a scope: a future that is done when the connection is lost, for whoever must not `receive` to find out."""
+
 
 class Upload:
     """What aiohttp iterates over, once: as soon as some of it was asked for it repeats nothing."""
@@ -23,7 +26,7 @@ class Upload:
         self._receive = receive
         self._patience = patience
         self._more = True
-        self.finished = asyncio.Event()
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __aiter__(self) -> Self:
         return self
@@ -41,7 +44,8 @@ class Upload:
                 self._patience.wait_for("upstream")
                 return bytes(body)
         self._patience.wait_for("first byte")
-        self.finished.set()
+        if not self.finished.done():
+            self.finished.set_result(None)
         raise StopAsyncIteration
 
 

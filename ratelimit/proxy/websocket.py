@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any, Final
 
 import aiohttp
@@ -12,11 +13,12 @@ from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from ratelimit.proxy.failures import Failure, of_error, of_timeout, problem
+from ratelimit.proxy.failures import Failure, of_error, problem
 from ratelimit.proxy.fields import Raw, response_fields
 from ratelimit.proxy.settings import ProxySettings
 
 _GONE: Final = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR})
+_SENT_AS: Final = {WSMsgType.TEXT: "text", WSMsgType.BINARY: "bytes"}
 # Those that stand for the absence of a code must not be sent (RFC 6455, 7.4.1).
 _UNSENDABLE: Final = frozenset({1005, 1006, 1015})
 # A peer that is gone without a word is found out by then.
@@ -47,10 +49,15 @@ async def forward_websocket(
     if upstream is None:
         return
     assert isinstance(upstream, UpstreamSocket)
-    async with upstream:
+    try:
         headers = response_fields(upstream.raw_headers, 101)
         await send({"type": "websocket.accept", "subprotocol": upstream.protocol, "headers": headers})
-        await _both_ways(upstream, receive, send)
+        await _both_ways(upstream, receive, send, settings.idle)
+    finally:
+        # aiohttp gives an upstream that long after each message, and some never stop.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LEAVE_S):
+                await upstream.close()
 
 
 async def _connect(
@@ -69,10 +76,8 @@ async def _connect(
             )
     except aiohttp.WSServerHandshakeError as error:
         failure = problem(error.status, "The handshake was refused", "The service behind this proxy refused it.")
-    except TimeoutError:
-        failure = of_timeout("first byte")
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        failure = of_error(error)
+        failure = of_error(error, "first byte")
     await _refuse(failure, scope, send)
     return None
 
@@ -84,9 +89,10 @@ async def _refuse(failure: Failure, scope: Scope, send: Send) -> None:
     await failure.send(scope, send)
 
 
-async def _both_ways(upstream: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send) -> None:
-    """Until one side leaves; then the other is told."""
-    tasks = [asyncio.ensure_future(_inward(upstream, receive)), asyncio.ensure_future(_outward(upstream, send))]
+async def _both_ways(upstream: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send, patience: float) -> None:
+    """Until one side leaves, or the client reads nothing for too long; then the other is told."""
+    outward = _outward(upstream, send, patience)
+    tasks = [asyncio.ensure_future(_inward(upstream, receive)), asyncio.ensure_future(outward)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -111,12 +117,11 @@ async def _inward(upstream: aiohttp.ClientWebSocketResponse, receive: Receive) -
             await upstream.send_bytes(message["bytes"])
 
 
-async def _outward(upstream: aiohttp.ClientWebSocketResponse, send: Send) -> None:
+async def _outward(upstream: aiohttp.ClientWebSocketResponse, send: Send, patience: float) -> None:
     while (message := await upstream.receive()).type not in _GONE:
-        if message.type is WSMsgType.TEXT:
-            await send({"type": "websocket.send", "text": message.data})
-        elif message.type is WSMsgType.BINARY:
-            await send({"type": "websocket.send", "bytes": message.data})
+        if message.type in _SENT_AS:
+            async with asyncio.timeout(patience):
+                await send({"type": "websocket.send", _SENT_AS[message.type]: message.data})
     code = upstream.close_code
     reason = message.extra or "" if message.type is WSMsgType.CLOSE else ""
     # Without a closing handshake the upstream is simply gone, which is 1011 to a client: try elsewhere, or later.

@@ -11,11 +11,18 @@ from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets import http11
 from websockets.protocol import State as WebSocketState
 
-from ratelimit.proxy.intake import Intake
+from ratelimit.proxy.failures import MALFORMED
+from ratelimit.proxy.intake import MAX_HEAD, Intake
 
 SERVICE_RESTART: Final = 1012
+
+# A handshake is measured as any other request is, before `websockets` reads it: 8 KB a line, which is not much for
+# cookies, and 128 fields are no limits here.
+http11.MAX_LINE_LENGTH = 2 * MAX_HEAD
+http11.MAX_NUM_HEADERS = MAX_HEAD
 
 
 class Shared(ServerState):
@@ -57,9 +64,14 @@ class HttpConnection(Intake):
             self._close()
 
     def timeout_keep_alive_handler(self) -> None:
-        """As when leaving: a request that arrives in the last moment is answered."""
-        if self._idle():
+        """As when leaving: a request that arrives in the last moment is answered. An answer that was not read in all
+        this time is the last."""
+        if self.transport.get_write_buffer_size():
+            self.transport.close()
+        elif self._idle():
             self._close()
+            if not self.transport.is_closing():
+                self._wait_for_request()
 
     def _announce(self) -> None:
         """Of requests sent ahead, with the last. Not where a body is still on its way: closing upon unread data resets
@@ -84,6 +96,13 @@ class HttpConnection(Intake):
 
 class WebSocketConnection(WebSocketsSansIOProtocol):
     """Told to go at once: there is no last answer to wait for, and clients know how to come back."""
+
+    def data_received(self, data: bytes) -> None:
+        """The handshake comes first, and whole. To one that `websockets` cannot read uvicorn never says anything."""
+        super().data_received(data)
+        if not self.handshake_initiated and not self.transport.is_closing():
+            self.transport.write(MALFORMED.raw())
+            self.transport.close()
 
     def leave(self, now: float, linger: float) -> None:
         """Close with 1012 (service restart), and wait for the client to do the same. A handshake ends first."""

@@ -18,6 +18,8 @@ KEEP_ALIVE_S: Final = 75
 _MAX_MESSAGE: Final = 16 * 2**20
 _LOOK_AGAIN_S: Final = 0.02
 _CANCELLED_S: Final = 1.0
+STALLED_S: Final = 60.0
+"""So long nothing of what is left is read, and a connection that closes is given up."""
 
 logger = logging.getLogger("ratelimit.serving")
 
@@ -49,6 +51,7 @@ class Listener:
         self._listening = listening
         self._shared = Shared()
         self._server: asyncio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Serve. Raises `StartFailed`."""
@@ -57,6 +60,7 @@ class Listener:
             raise StartFailed("the app did not start")
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._connection, sock=self._listening, backlog=BACKLOG)
+        self._watch = loop.create_task(self._give_up_stalled())
 
     async def leave(self, *, linger: float, grace: float) -> None:
         """Clients are told to leave by what they are answered; connections that are idle for `linger` seconds close;
@@ -68,25 +72,30 @@ class Listener:
         since = loop.time()
         self._shared.leaving = True
         while (now := loop.time()) < since + grace:
-            if now >= since + linger / 2:
-                self._stop_accepting()
             for connection in self._shared.all():
                 connection.leave(now, linger)
+            if now >= since + linger / 2:
+                await self._stop_accepting()
             if self._server is None and not self._busy():
                 return
             await asyncio.sleep(_LOOK_AGAIN_S)
-        self._stop_accepting()
+        await self._stop_accepting()
         await self._cut_off()
 
     async def stop(self) -> None:
         """End the app's lifespan."""
+        if self._watch is not None:
+            self._watch.cancel()
         await self._lifespan.shutdown()
 
     def _connection(self) -> HttpConnection:
         return HttpConnection(config=self._config, server_state=self._shared, app_state=self._lifespan.state)
 
-    def _stop_accepting(self) -> None:
+    async def _stop_accepting(self) -> None:
+        """asyncio's server would lose, unclosed, what it accepted a turn of its loop before (python/cpython#109564)."""
         if self._server is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            await asyncio.sleep(_LOOK_AGAIN_S)
             self._server.close()
             self._server = None
 
@@ -101,4 +110,17 @@ class Listener:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_CANCELLED_S)
         for connection in self._shared.all():
-            connection.transport.close()
+            connection.transport.abort()
+
+    async def _give_up_stalled(self) -> None:
+        """Closing waits until everything is read, and who reads nothing would keep the connection, and whatever is
+        behind it, for ever."""
+        before: dict[asyncio.Transport, int] = {}
+        while True:
+            await asyncio.sleep(STALLED_S)
+            closing = [each.transport for each in self._shared.all() if each.transport.is_closing()]
+            left = {transport: transport.get_write_buffer_size() for transport in closing}
+            for transport in closing:
+                if left[transport] == before.get(transport):
+                    transport.abort()
+            before = left

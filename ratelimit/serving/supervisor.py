@@ -90,7 +90,8 @@ class Supervisor:
             failures = 0 if member.started.result() else failures + 1
             logger.error("worker %d ended with status %d; another one takes its place", member.pid, status)
             await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
-            self._members[place] = Member(self._task)
+            if self._members[place] is member:
+                self._members[place] = Member(self._task)
 
     async def _replace_all(self) -> None:
         """One after the other, a new one serving before the old one leaves. Ends with the first that does not start."""

@@ -40,6 +40,7 @@ class Worker:
         self._leaving = leaving
         self._told = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
+        self._reload_again = False
 
     async def run(self, started: Callable[[], None]) -> int:
         """Serve until told to leave; the exit status."""
@@ -64,6 +65,7 @@ class Worker:
 
     def reload(self) -> None:
         """Take the configuration as it is now. What is wrong with it is in the log, and nothing has changed then."""
+        self._reload_again = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.create_task(self._reload())
 
@@ -81,12 +83,14 @@ class Worker:
             await self._admin.stop()
 
     async def _reload(self) -> None:
-        try:
-            await self._sidecar.reload()
-        except RateLimitError:
-            return
-        gc.unfreeze()
-        _settle()
+        while self._reload_again:
+            self._reload_again = False
+            try:
+                await self._sidecar.reload()
+            except RateLimitError:
+                continue
+            gc.unfreeze()
+            _settle()
 
 
 def on_a_loop(main: Coroutine[Any, Any, T]) -> T:

@@ -15,7 +15,7 @@ from tests.proxy.sockets import OK, SOON_S, ask, connected, in_front_of, scripte
 
 _EXPECTING = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_MOST_UNDERWAY = 20 * MB
+MOST_UNDERWAY = 20 * MB
 
 
 async def test_200_mb_each_way_in_bounded_memory() -> None:
@@ -37,8 +37,8 @@ async def test_an_upload_waits_for_an_upstream_that_does_not_read() -> None:
     async with scripted(script) as upstream, in_front_of(upstream) as address:
         async with connected(address) as (reader, writer):
             writer.write(b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
-            sent = await _fill(writer, 50 * MB)
-            assert sent < _MOST_UNDERWAY
+            sent = await fill(writer, 50 * MB)
+            assert sent < MOST_UNDERWAY
             go_on.set()
             while sent < 50 * MB:
                 writer.write(bytes(MB))
@@ -53,7 +53,7 @@ async def test_a_download_waits_for_a_client_that_does_not_read() -> None:
     async def script(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
-        sent = await _fill(writer, 50 * MB)
+        sent = await fill(writer, 50 * MB)
         stuck.set_result(sent)
         while sent < 50 * MB:
             writer.write(bytes(MB))
@@ -64,7 +64,7 @@ async def test_a_download_waits_for_a_client_that_does_not_read() -> None:
         async with connected(address) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
-            assert await stuck < _MOST_UNDERWAY
+            assert await stuck < MOST_UNDERWAY
             assert len(await reader.read()) == 50 * MB
 
 
@@ -172,7 +172,7 @@ async def test_a_client_that_leaves_in_the_middle_ends_it_at_the_upstream(framin
     assert not received.endswith(b"0\r\n\r\n")
 
 
-async def _fill(writer: StreamWriter, size: int) -> int:
+async def fill(writer: StreamWriter, size: int) -> int:
     """Write until nothing more is taken for a while; how much it was."""
     sent = 0
     while sent < size:

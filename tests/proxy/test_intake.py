@@ -7,10 +7,13 @@ import json
 from asyncio import StreamReader, StreamWriter
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from ratelimit.policy import Policy
 from ratelimit.proxy import intake
 from tests.http.apps import limiter_of
+from tests.http.serving import served
+from tests.http.spellings import DOTTED, PLAIN
 from tests.proxy.sockets import GET, OK, answering, ask, connected, in_front_of, scripted, until_gone
 
 _POST = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
@@ -47,8 +50,7 @@ REFUSED = {
     "a host with a path": b"GET / HTTP/1.1\r\nhost: a/b\r\nconnection: close\r\n\r\n",
     "a host with a user": b"GET / HTTP/1.1\r\nhost: b@a\r\nconnection: close\r\n\r\n",
     "a target of no path": b"GET * HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
-    "dots": b"GET /a/../b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
-    "encoded dots": b"GET /a/%2e%2E/b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    **{path: b"GET %b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" % path.encode() for path in DOTTED},
     "bytes in a target": b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
     "a space in a target": b"GET /a b HTTP/1.1\r\nhost: a\r\n\r\n",
     "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -76,6 +78,15 @@ async def test_refused_and_never_forwarded(request_: bytes) -> None:
     assert json.loads(body)["status"] == 400
     assert heads == []
     assert (await limiter.peek("ip:127.0.0.1", "all")).used == 0
+
+
+async def test_however_a_path_is_spelled_it_is_counted() -> None:
+    limiter = limiter_of(Policy("hint", "99/day", match="POST /hints"))
+    async with answering(*[OK] * len(PLAIN)) as (upstream, heads), in_front_of(upstream, limiter=limiter) as address:
+        for path in PLAIN:
+            request = _POST.replace(b" / ", b" %b " % path.encode()) + b"content-length: 0\r\n\r\n"
+            assert (await ask(address, request)).startswith(b"HTTP/1.1 200 ")
+    assert (await limiter.peek("ip:127.0.0.1", "hint")).used == len(heads) == len(PLAIN)
 
 
 @pytest.mark.parametrize("request_", BROKEN.values(), ids=BROKEN)
@@ -213,3 +224,22 @@ async def test_nonsense_within_an_answer_is_not_answered_within_it() -> None:
             writer.write(b"NONSENSE\r\n\r\n")
             go_on.set()
             assert await until_gone(reader) == b"more"
+
+
+async def test_a_request_that_began_before_the_last_answer_was_complete_is_not_idle() -> None:
+    """The timer is set when an answer is complete, and stopped by a request: in whichever order they come."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if scope["path"] == "/slow":
+                await asyncio.sleep(3 * keep_alive)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": b"ok"})
+
+    keep_alive = 0.2
+    async with served(app, http=intake.Intake, lifespan="off", timeout_keep_alive=keep_alive) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /slow HTTP/1.1\r\nho")
+            await reader.readuntil(b"ok")
+            writer.write(b"st: a\r\n\r\n")
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")

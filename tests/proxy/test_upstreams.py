@@ -96,6 +96,8 @@ async def test_a_unix_socket_that_nobody_listens_on(tmp_path: Path) -> None:
         b"HTTP/1.1 200 OK\r\ncontent-le",
         b"nonsense\r\n\r\n",
         b"HTTP/1.1 999 X\r\n\r\n",
+        b"HTTP/1.1 099 X\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\nok",
@@ -104,7 +106,8 @@ async def test_a_unix_socket_that_nobody_listens_on(tmp_path: Path) -> None:
         b"HTTP/1.1 200 OK\r\nx-big: " + b"a" * 200_000 + b"\r\ncontent-length: 2\r\n\r\nok",
     ],
     ids=[
-        "nothing", "half a status", "half a field", "nonsense", "no such status", "another protocol", "two lengths",
+        "nothing", "half a status", "half a field", "nonsense", "no such status", "nor this one", "another coding",
+        "another protocol", "two lengths",
         "no length", "a length and chunked", "NUL in a value", "200 KB of a field",
     ],
 )  # fmt: skip
@@ -163,7 +166,9 @@ async def test_no_connection_in_time_is_a_504() -> None:
         try:
             settings = ProxySettings(connect=0.2, first_byte=5)
             async with in_front_of(f"127.0.0.1:{full.getsockname()[1]}", settings) as address:
-                assert problem(await ask(address, GET)) == 504
+                answer = await ask(address, GET)
+            assert problem(answer) == 504
+            assert b"No connection to the service" in answer
         finally:
             for each in waiting:
                 each.close()
@@ -262,6 +267,30 @@ async def test_a_client_that_leaves_an_event_stream_ends_it_at_the_upstream() ->
         async with connected(address) as (reader, writer):
             writer.write(GET)
             await reader.readuntil(b"data: 1\n\n")
+        await asyncio.wait_for(left.wait(), SOON_S)
+
+
+async def test_a_client_that_leaves_ends_an_answer_to_a_request_that_is_not_read_to_its_end() -> None:
+    left = asyncio.Event()
+
+    async def events(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        try:
+            while not writer.transport.is_closing():
+                writer.write(b"5\r\nevent\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        finally:
+            left.set()
+
+    async with scripted(events) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 50000000\r\n\r\n" + bytes(30_000_000))
+            await reader.readuntil(b"event")
+            await asyncio.sleep(0.1)
+            writer.transport.abort()
         await asyncio.wait_for(left.wait(), SOON_S)
 
 

@@ -20,7 +20,8 @@ from ratelimit.policy import Policy
 from ratelimit.proxy import ProxySettings
 from tests.http.apps import limiter_of
 from tests.http.serving import served
-from tests.proxy.sockets import OK, SOON_S, answering, in_front_of, scripted
+from tests.proxy.sockets import OK, SOON_S, answering, connected, in_front_of, scripted
+from tests.proxy.test_upgrades import HANDSHAKE
 
 
 class Upstream:
@@ -186,6 +187,27 @@ async def test_a_handshake_beyond_the_limit_never_reaches_the_upstream() -> None
     assert refused.value.response.status_code == 429
     assert refused.value.response.headers["ratelimit"].startswith('"one";r=0')
     assert heads == []
+
+
+async def test_a_client_that_reads_nothing_does_not_keep_its_upstream() -> None:
+    left = asyncio.Event()
+
+    async def floods(reader: StreamReader, writer: StreamWriter) -> None:
+        await _shake_hands(reader, writer)
+        frame = b"\x82\x7f" + (2**20).to_bytes(8, "big") + bytes(2**20)
+        try:
+            while not writer.transport.is_closing():
+                writer.write(frame)
+                await writer.drain()
+        finally:
+            left.set()
+
+    async with scripted(floods) as upstream, in_front_of(upstream, ProxySettings(idle=0.2)) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(HANDSHAKE)
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.wait_for(left.wait(), SOON_S)
+            writer.transport.abort()
 
 
 async def _shake_hands(reader: StreamReader, writer: StreamWriter) -> None:

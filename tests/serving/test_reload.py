@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from signal import SIGHUP, SIGTERM, SIGUSR2
 from uuid import uuid4
@@ -9,7 +10,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from ratelimit.serving import Address, Leaving
+from ratelimit.serving.worker import Worker
 from tests.engines import Engine
+from tests.http.apps import hello, settled
 from tests.serving.processes import QUICK, Served, served, until
 
 FILE = 'user_from = "header:x-api-key"\n[policies.api]\nquotas = "{quotas}"\nmatch = "/**"\n'
@@ -48,3 +52,32 @@ async def test_one_worker_alone_is_not_replaced() -> None:
         await service.told("here is only one: start with --workers 2")
         service.send(SIGTERM)
         assert await service.ended() == 0
+
+
+async def test_a_second_reload_during_the_first_is_not_lost() -> None:
+    """The file may have been read already, by then."""
+    sidecar = SlowToReload()
+    with Address(port=0).bind().socket as listening:
+        worker = Worker(sidecar, listening, None, Leaving())  # type: ignore[arg-type]
+        worker.reload()
+        await settled()
+        worker.reload()
+        worker.reload()
+        assert sidecar.reloads == 1
+        sidecar.go_on.set()
+        await settled()
+        assert sidecar.reloads == 2
+
+
+class SlowToReload:
+    """As much of a sidecar as a worker needs that never serves."""
+
+    app = admin = staticmethod(hello)
+
+    def __init__(self) -> None:
+        self.reloads = 0
+        self.go_on = asyncio.Event()
+
+    async def reload(self) -> None:
+        self.reloads += 1
+        await self.go_on.wait()
