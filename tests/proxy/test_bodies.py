@@ -47,18 +47,23 @@ async def test_an_upload_waits_for_an_upstream_that_does_not_read() -> None:
             assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
 
 
+async def answer_at_length(writer: StreamWriter, stuck: asyncio.Future[int]) -> None:
+    """50 MB. `stuck` is told how many bytes had been taken when no more were for a while."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
+    sent = await fill(writer, 50 * MB)
+    stuck.set_result(sent)
+    while sent < 50 * MB:
+        writer.write(bytes(MB))
+        await writer.drain()
+        sent += MB
+
+
 async def test_a_download_waits_for_a_client_that_does_not_read() -> None:
     stuck: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def script(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
-        sent = await fill(writer, 50 * MB)
-        stuck.set_result(sent)
-        while sent < 50 * MB:
-            writer.write(bytes(MB))
-            await writer.drain()
-            sent += MB
+        await answer_at_length(writer, stuck)
 
     async with scripted(script) as upstream, in_front_of(upstream) as address:
         async with connected(address) as (reader, writer):

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
+from loadtest.bench.proxy_bodies import MB
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.proxy.sockets import OK, ask, connected, in_front_of, scripted
-from tests.proxy.test_bodies import MOST_UNDERWAY, fill
+from tests.proxy.test_bodies import MOST_UNDERWAY, answer_at_length
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: a\r\nx-api-key: mallory\r\n\r\n"
 H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
@@ -20,7 +21,6 @@ WEBSOCKET = (
     b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
 HANDSHAKE = b"GET /chat HTTP/1.1\r\nhost: a\r\n" + WEBSOCKET + b"\r\n"
-MB = 1024 * 1024
 
 
 class Asked(NamedTuple):
@@ -110,13 +110,7 @@ async def test_a_handshake_behind_a_download_does_not_make_it_run_away() -> None
         if b"/chat" in await reader.readuntil(b"\r\n\r\n"):
             writer.write(OK)
             return
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
-        sent = await fill(writer, 50 * MB)
-        stuck.set_result(sent)
-        while sent < 50 * MB:
-            writer.write(bytes(MB))
-            await writer.drain()
-            sent += MB
+        await answer_at_length(writer, stuck)
 
     async with scripted(script) as behind, in_front_of(behind) as address:
         async with connected(address) as (reader, writer):
