@@ -170,7 +170,7 @@ class Tally:
         for one in self._rules.of(action):
             for op in one.charge(at, cost, {}):
                 if type(op) is Add:
-                    if at >= self._now - 2 * one.quota.window.longest and not stale((op.field,), self._now):
+                    if at >= self._now - 3 * one.quota.window.longest and not stale((op.field,), self._now):
                         yield op.field, 0, op.amount
                 elif type(op) is Put and counts:  # a bucket: from its beginning at this moment
                     yield op.field, at * 1000, op.value - at * 1000

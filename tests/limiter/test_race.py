@@ -79,7 +79,7 @@ def test_racing_processes_admit_exactly_the_limit(
 
     async def used() -> int:
         async with open_store(url) as store:
-            totals = await Limiter(store, [Policy("hint", quotas)]).totals("alice")
+            totals = await Limiter(store, [Policy("hint", quotas)], deadline=60).totals("alice")
         return totals["hint"].get(NOON.date(), 0)
 
     asyncio.run(used())  # creates the table
