@@ -51,9 +51,7 @@ def test_a_policy_made_of_variables_alone() -> None:
         POLICIES__HINT__ON_UNAVAILABLE="deny",
         POLICIES__HINT__USER_FROM="user",
     )
-    wanted = Policy(
-        "hint", "100/hour; 1000/day", match="POST /hints", cost=2, on_unavailable="deny", user_from="user"
-    )
+    wanted = Policy("hint", "100/hour; 1000/day", match="POST /hints", cost=2, on_unavailable="deny", user_from="user")
     assert config.policies == (wanted,)
 
 
