@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from ratelimit.config import masked
 from ratelimit.errors import ConfigError
 from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.databases import open_engine
 from ratelimit.migrate.keys import is_key, place_of, placed, unique_columns
 from ratelimit.migrate.mapping import Names, first_of
 from ratelimit.migrate.nth import Nth
@@ -21,19 +22,6 @@ from ratelimit.usage.outlast import Outlast
 
 T = TypeVar("T")
 
-_DRIVERS: Final = {
-    "mysql": "mysql+pymysql",
-    "mariadb": "mariadb+pymysql",
-    "postgresql": "postgresql+psycopg",
-    "postgres": "postgresql+psycopg",
-}
-_READ_ONLY: Final = {
-    # MySQL turns a TIMESTAMP into the session's zone; ours is UTC.
-    "mysql": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'"),
-    "mariadb": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'"),
-    "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
-    "sqlite": ("PRAGMA query_only = ON",),
-}
 # What will not get better by waiting: MySQL's and PostgreSQL's words for "you may not" and "there is none".
 _REFUSED_CODES: Final = (1044, 1045, 1049, 1142, 1143, 1146, 1054, 1064)
 _REFUSED_STATES: Final = ("28", "3D", "42")
@@ -64,7 +52,7 @@ class SqlSource:
         self.name = masked(str(url))
         self._converter = converter
         self._outlast = outlast or Outlast()
-        self._engine = _engine(sqlalchemy, url)
+        self._engine = open_engine(sqlalchemy, url)
         self._tables: dict[str, _Table] = {}
 
     @property
@@ -243,66 +231,6 @@ class SqlSource:
             raise SourceUnavailable(f"{self.name} cannot be read: {said}") from None
         except errors.SQLAlchemyError as error:
             raise SourceRefused(f"{self.name} cannot be used: {error}") from None
-
-
-def with_driver(url: str) -> str:
-    """`mysql://` and `postgresql://` with the driver that the extra `migrate` brings."""
-    scheme, _, rest = url.partition("://")
-    return f"{_DRIVERS.get(scheme, scheme)}://{rest}"
-
-
-def _engine(sa: Any, url: str | Path) -> Any:
-    """Read only, whatever it is. Raises `ConfigError`."""
-    try:
-        made = sa.make_url(with_driver(url)) if isinstance(url, str) else sa.URL.create("sqlite", database=str(url))
-        if made.get_backend_name() == "sqlite":
-            engine = _sqlite(sa, made)
-        else:
-            engine = sa.create_engine(made, pool_pre_ping=True, pool_size=1, max_overflow=1)
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, ValueError) as error:
-        raise ConfigError("", f"cannot use {masked(str(url))}: {error}") from None
-
-    sa.event.listen(engine, "connect", partial(_make_read_only, engine.dialect))
-    return engine
-
-
-def _make_read_only(dialect: Any, connection: Any, _: object) -> None:
-    cursor = connection.cursor()
-    for statement in _READ_ONLY.get(dialect.name, ()):
-        cursor.execute(statement)
-    cursor.close()
-    if dialect.name == "postgresql":  # or it would go back with the transaction
-        connection.commit()
-    if dialect.driver == "psycopg":
-        _read_any_time(connection)
-    if dialect.name == "sqlite":  # in which text may be of any bytes: what is no UTF-8 is its row's problem only
-        connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
-
-
-def _read_any_time(connection: Any) -> None:
-    """A time that Python does not have (`infinity`, `0044-03-15 BC`) comes as its text, and so as one row's problem."""
-    from psycopg import DataError
-    from psycopg.types import datetime as times
-
-    def lenient(base: Any) -> Any:
-        def load(self: Any, data: Any) -> Any:
-            try:
-                return base.load(self, data)
-            except DataError:
-                return bytes(data).decode()
-
-        return type(base.__name__, (base,), {"load": load})
-
-    for name in ("date", "time", "timetz", "timestamp", "timestamptz"):
-        connection.adapters.register_loader(name, lenient(getattr(times, f"{name.title()}Loader")))
-
-
-def _sqlite(sa: Any, url: Any) -> Any:
-    if not url.database or url.database == ":memory:":
-        raise ConfigError("", "name the file of the SQLite database: sqlite:///app.db")
-    # `mode=ro` also keeps it from making a file that is not there.
-    query = {**url.query, "mode": "ro", "uri": "true"}
-    return sa.create_engine(url.set(database=Path(url.database).absolute().as_uri(), query=query))
 
 
 def _is_refusal(error: Any) -> bool:

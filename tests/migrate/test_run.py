@@ -21,8 +21,9 @@ from ratelimit.directory import Directory, Identity, Plan, User
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.migrate import Done, Mapping, SourceUnavailable, dry_run
 from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.databases import with_driver
 from ratelimit.migrate.running import Run
-from ratelimit.migrate.sql import SqlSource, with_driver
+from ratelimit.migrate.sql import SqlSource
 from ratelimit.migrate.tally import MARK
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
