@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 from typing import Final
 
 import uvicorn
@@ -94,7 +95,8 @@ class Listener:
     async def _stop_accepting(self) -> None:
         """asyncio's server would lose, unclosed, what it accepted a turn of its loop before (python/cpython#109564)."""
         if self._server is not None:
-            asyncio.get_running_loop().remove_reader(self._listening)
+            with suppress(NotImplementedError):  # of the loop on Windows, which loses nothing
+                asyncio.get_running_loop().remove_reader(self._listening)
             await asyncio.sleep(_LOOK_AGAIN_S)
             self._server.close()
             self._server = None
