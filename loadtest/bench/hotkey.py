@@ -25,8 +25,8 @@ _ENTRIES: dict[str, dict[str, Any]] = {
     COALESCED: {"users": 1},
     PLAIN: {"users": 1, "coalesced": False},
     SLOW: {"users": 1, "coalesced": False, "fast": False},
-    MANY: {"users": 256},
-    MANY_PLAIN: {"users": 256, "coalesced": False},
+    MANY: {"apart": True},
+    MANY_PLAIN: {"apart": True, "coalesced": False},
 }
 ENGINE = "ministack"
 _QUOTA = 5_000
@@ -48,7 +48,7 @@ def command(
 def run(*, rounds: int, seconds: float, at_once: int = 256, delay: float = 0.002, uvloop: bool = False) -> Sheet:
     """Against a stub that answers late; then on an engine that counts, up to the quota and beyond."""
     with stub_server(delay=delay) as endpoint:
-        shared = {"endpoint": endpoint, "pool": at_once, "uvloop": uvloop}
+        shared = {"endpoint": endpoint, "users": max(256, at_once), "pool": at_once, "uvloop": uvloop}
         entries = [
             Entry(name, "loadtest.bench.ours:on_dynamodb", {**shared, **options}) for name, options in _ENTRIES.items()
         ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from loadtest.bench.worker import Contender
 from ratelimit.clock import SystemClock
+from ratelimit.decision import Decision
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.belief import Belief
@@ -96,10 +98,11 @@ async def on_dynamodb(
     users: int = USERS,
     fast: bool = True,
     coalesced: bool = True,
+    apart: bool = False,
     pool: int = 64,
     create: bool = False,
 ) -> AsyncIterator[Contender]:
-    """On a table at this endpoint, on either lane."""
+    """On a table at this endpoint, on either lane. `apart`: nobody is checked twice at a time."""
     store = _store(endpoint, fast=fast, pool=pool, create=create)
     policies = [Policy(ACTION, quotas, algorithm=algorithm)]
     made = Limiter if coalesced else Uncoalesced
@@ -113,7 +116,7 @@ async def on_dynamodb(
             units = await _units_per_write(endpoint, policies) if create else 1.0
             return {"writes_per_check": writes, "units_per_check": writes * units}
 
-        yield Contender(checks.one, count)
+        yield Contender(checks.one_apart if apart else checks.one, count)
         assert not store.stats.fallbacks, store.stats
 
 
@@ -176,9 +179,20 @@ class _Checks:
         self.made = 0
         self._limiter = limiter
         self._users = itertools.cycle([f"user-{number}" for number in range(users)])
+        self._idle = deque(f"user-{number}" for number in range(users))
+
+    async def one_apart(self) -> None:
+        """Of somebody whom no other caller checks at this moment; there have to be as many users as callers."""
+        user = self._idle.popleft()
+        try:
+            self._note(await self._limiter.check(user, ACTION))
+        finally:
+            self._idle.append(user)
 
     async def one(self) -> None:
-        decision = await self._limiter.check(next(self._users), ACTION)
+        self._note(await self._limiter.check(next(self._users), ACTION))
+
+    def _note(self, decision: Decision) -> None:
         if not decision.allowed or decision.reason is not None:
             raise AssertionError(decision)
         self.made += 1
