@@ -72,6 +72,8 @@ class Meter(msgspec.Struct, frozen=True):
     """`UpdateItem` requests, refused ones included."""
     units: float
     """Write units: as reported by the store, at least one for each of those."""
+    users: int = 0
+    """Who were checked: the first check of each may take a second write."""
 
     @property
     def per_check(self) -> float:
@@ -92,10 +94,14 @@ class Pace(msgspec.Struct, frozen=True):
     lag_p99: float
     """Milliseconds that the generator itself was late."""
 
+    seconds: float
+    """That it was measured over."""
+
     @property
     def off(self) -> float:
-        """Share by which the rate was missed."""
-        return abs(self.sent / self.asked - 1)
+        """Share by which the rate was missed. A run's edges part it from its neighbours, so a request is none."""
+        missed = abs(self.sent - self.asked) * self.seconds
+        return max(0.0, missed - 1) / (self.asked * self.seconds) if self.seconds else 0.0
 
     @property
     def kept(self) -> bool:

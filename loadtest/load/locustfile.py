@@ -1,7 +1,10 @@
-"""The file for Locust: `locust -f loadtest/load/locustfile.py --headless --plan JSON ChecksUser`.
+"""The file for Locust. By itself it asks an app of your own, with Locust's web page or without:
 
-`ratelimit loadtest run` does that. A worker on another machine needs no plan: its master sends it. Where there is no
-master above, every batch of samples goes to standard output, as a line that begins with `@`.
+    locust -f loadtest/load/locustfile.py --host http://127.0.0.1:8000 --request 'POST /hints' --user-header x-api-key
+
+`ratelimit loadtest run` gives it a plan (`--plan JSON ChecksUser`) and keeps to that. A worker on another machine needs
+no plan: its master sends it. Where there is no master above, every batch of samples goes to standard output, as a line
+that begins with `@`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from locust import events
 from locust.env import Environment
 from locust.runners import LocalRunner, WorkerRunner
 
+from loadtest.load.app import AppUser
 from loadtest.load.samples import Batch
 from loadtest.load.users import (
     ChecksUser,
@@ -24,11 +28,12 @@ from loadtest.load.users import (
     Session,
     SidecarUser,
     UsageUser,
+    has_plan,
     plan_of,
 )
 from loadtest.plan import CUT_SHORT
 
-__all__ = ["ChecksUser", "ConstantRate", "MiddlewareUser", "SidecarUser", "UsageUser"]
+__all__ = ["AppUser", "ChecksUser", "ConstantRate", "MiddlewareUser", "SidecarUser", "UsageUser"]
 
 _EVERY: Final = 0.5
 _KEY: Final = "ratelimit"
@@ -39,17 +44,26 @@ def _options(parser: Any) -> None:
     parser.add_argument(
         "--plan", default="", help="The plan as JSON; a worker is sent its master's.", include_in_web_ui=False
     )
+    AppUser.add_options(parser)
 
 
 @events.init.add_listener
-def _await_signal(environment: Environment, **_: object) -> None:
-    if not isinstance(environment.runner, WorkerRunner):
+def _prepare(environment: Environment, **_: object) -> None:
+    """Without a plan there is no schedule to keep to: as many users as Locust is told, and no shape."""
+    if isinstance(environment.runner, WorkerRunner):
+        return
+    if has_plan(environment):
         gevent.signal_handler(CUT_SHORT, ConstantRate.end)
+    else:
+        environment.user_classes = [AppUser]
+        environment.shape_class = None
 
 
 @events.test_start.add_listener
 def _begin(environment: Environment, **_: object) -> None:
     """On whoever makes requests: a worker, or Locust alone."""
+    if not has_plan(environment):
+        return
     runner = environment.runner
     index = runner.worker_index if isinstance(runner, WorkerRunner) else 0
     PacedUser.session = Session(environment, plan_of(environment), index)

@@ -144,6 +144,7 @@ class ConstantRate(LoadTestShape):
     """All users at once, for as long as the schedule goes: the rate is the schedule's, whatever their number."""
 
     cut_short: ClassVar[bool] = False
+    use_common_options = True  # or Locust warns of `--users`, which goes with `AppUser`
 
     @classmethod
     def end(cls) -> None:
@@ -157,6 +158,11 @@ class ConstantRate(LoadTestShape):
         if self.cut_short or self.get_run_time() >= LEAD + plan.warm_up + plan.duration + 0.5:
             return None
         return plan.users, float(plan.users)
+
+
+def has_plan(environment: Any) -> bool:
+    """Whether this is `ratelimit loadtest run`, and not somebody's own Locust."""
+    return bool(environment.parsed_options.plan)
 
 
 def plan_of(environment: Any) -> Plan:

@@ -23,7 +23,7 @@ class Budgets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By series."""
     added_p99_ms: dict[str, float] = {}
     write_units_per_check: dict[str, float] = {}
-    """By meter: a limiter of `checks`, or a server."""
+    """By meter, which is a limiter of `checks` or a server: on top of one for the first check of each user."""
 
 
 def read_budgets(options: Options) -> Budgets:
@@ -63,6 +63,6 @@ def judge(budgets: Budgets, groups: list[GroupResult]) -> list[Verdict]:
                     found.append(Verdict(f"{name}: {added.series}, added {part}", value, allowed[added.series], "ms"))
         for meter in group.meters:
             if meter.name in budgets.write_units_per_check and meter.checks:
-                most = budgets.write_units_per_check[meter.name]
+                most = round(budgets.write_units_per_check[meter.name] + meter.users / meter.checks, 3)
                 found.append(Verdict(f"{name}: {meter.name}, writes", round(meter.per_check, 3), most, "units a check"))
     return found

@@ -88,6 +88,7 @@ def _pace(tally: Tally, seconds: float) -> Pace:
         unsent=tally.unsent,
         waited_p99=_p99(sample.wait for sample in samples),
         lag_p99=_p99(sample.lag for sample in samples),
+        seconds=seconds,
     )
 
 
@@ -99,7 +100,7 @@ def _p99(values: Iterable[int]) -> float:
 def _meters(tally: Tally, books: Sequence[Mapping[str, Any]]) -> list[Meter]:
     """Of what was asked of a DynamoDB; on the embedded store there is nothing to count."""
     return [
-        Meter(name, tally.checks[name], meter["writes"], meter["units"])
+        Meter(name, tally.checks[name], meter["writes"], meter["units"], len(tally.users[name]))
         for book in books
         for name, meter in book["meters"].items()
         if book["shared"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -25,6 +25,8 @@ class Tally:
     """Whether these were counted is not known."""
     checks: Counter[str] = field(default_factory=Counter)
     """By meter: all that were answered, warm-up included."""
+    users: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Who they were, by meter."""
     _left: dict[str, int] = field(default_factory=dict)
 
     def add(self, worker: str, batch: Batch) -> None:
@@ -36,6 +38,7 @@ class Tally:
             kind = series[sample.series]
             if kind.action is not None:
                 self.checks[kind.meter or kind.target] += 1
+                self.users[kind.meter or kind.target].add(sample.user)
                 self.admitted[kind.action, sample.user] += sample.outcome == "allowed"
                 self.failed[kind.action, sample.user] += sample.outcome == "failed"
             if sample.at >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ ALLOWED: Final = 0
 REFUSED: Final = 1
 INVALID: Final = 2
 UNAVAILABLE: Final = 3
+MAX_PIPE_WIDTH: Final = 10_000
+"""Characters of a table's line where no terminal breaks it."""
 
 _SPANS: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
 
@@ -41,10 +44,10 @@ def say_json(document: object) -> None:
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows under their columns."""
+    """Rows under their columns. On a narrow terminal a cell goes on in the next line; in a pipe no line is too long."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, min_width=len(column))
+        table.add_column(column, min_width=len(column), overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
     _console().print(table)
@@ -72,4 +75,5 @@ def in_words(seconds: float) -> str:
 
 def _console() -> Console:
     """Made anew each time: stdout may have been replaced since."""
-    return Console(markup=False, highlight=False, emoji=False)
+    width = None if sys.stdout.isatty() else MAX_PIPE_WIDTH
+    return Console(markup=False, highlight=False, emoji=False, width=width)

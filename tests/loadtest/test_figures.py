@@ -9,10 +9,12 @@ from random import Random
 import pytest
 
 from loadtest.load.samples import Batch, Sample
+from loadtest.plan import SERIES
 from loadtest.quantiles import difference, quantile, quantiles
 from loadtest.result import read_report
 from loadtest.run.budgets import Budgets, judge, read_budgets
 from loadtest.run.exactness import compare_books
+from loadtest.run.figures import figures
 from loadtest.run.options import ENGINES, Options, Trouble
 from loadtest.run.tally import Tally
 from tests.cli.command import Command
@@ -75,6 +77,23 @@ def test_a_rate_that_was_not_kept_shows() -> None:
     assert found.pace.waited_p99 == 3_000
     assert found.series[0].latency is not None
     assert found.series[0].latency.p50 > 3_000  # the waiting is part of it
+
+
+def test_a_short_run_at_a_low_rate_keeps_to_its_budgets() -> None:
+    """Nearly every user is new, each first check took a second write, and the last request just missed the end."""
+    slow = plan("checks", rate=3.0, duration=5.0)
+    tally = Tally(slow)
+    rows = [
+        list(Sample(number % 7, f"lt-r1-{number}", round(number / slow.rate * 1e6), 0, 5, 900, 900, "allowed"))
+        for number in range(14)
+    ]
+    tally.add("", Batch(rows, len(rows), 0))
+    doubled = {name: {"writes": 2 * count, "units": 2.0 * count} for name, count in tally.checks.items()}
+    found = figures(tally, [book(tally, meters=doubled)], complete=True)
+    assert all(verdict.holds for verdict in judge(read_budgets(Options(engine="ministack")), [found]))
+    tripled = {name: {"writes": 3 * count, "units": 3.0 * count} for name, count in tally.checks.items()}
+    found = figures(tally, [book(tally, meters=tripled)], complete=True)
+    assert not all(verdict.holds for verdict in judge(read_budgets(Options(engine="ministack")), [found]))
 
 
 def _tally(*outcomes: str) -> Tally:
@@ -159,6 +178,16 @@ def even(more: int, random: Random, series: int, second: int) -> int:
     """The one series takes `more` than usual."""
     del second
     return 1_000 + series * (500 + more) + random.randrange(300)
+
+
+def test_nothing_of_a_comparison_is_lost_in_a_narrow_pipe(
+    tmp_path: Path, ratelimit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    file = tmp_path / "a.json"
+    file.write_bytes(encoded(report(result(plan("checks")))))
+    said = ratelimit("loadtest", "compare", str(file), str(file)).out
+    assert said.count("no change") == 2 * len(SERIES["checks"])
 
 
 def test_compare_tells_a_change_from_noise(tmp_path: Path, ratelimit: Command) -> None:
