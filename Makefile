@@ -4,10 +4,13 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 ARGS ?=
+# A process a core, each with an engine of its own; `make test WORKERS=0` runs in one, as a debugger needs it.
+WORKERS ?= auto
 
 # Relative on purpose: make cannot handle a space in a path, and so never sees that of the checkout.
 VENV := .venv
 PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 INSTALLED := $(VENV)/.installed
 STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/directory tests/usage tests/cli/test_table.py
 HOT_SUITE := tests/test_build.py tests/algorithms tests/store tests/limiter tests/dynamodb tests/http tests/proxy
@@ -16,7 +19,7 @@ DEPLOY_TOOLS := .cache/deploy-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-dynamodb-local test-compiled test-gateways test-deploy test-databases fuzz-api bench loadtest loadtest-smoke docs lint format types check clean distclean
+.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled test-gateways test-deploy test-databases fuzz-api bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
@@ -33,18 +36,24 @@ $(INSTALLED): pyproject.toml requirements-dev.txt
 demo: $(INSTALLED)  ## a small app with the middleware, and a client that shows what a user sees
 	$(PY) examples/demo.py $(ARGS)
 
-test: $(INSTALLED)  ## the whole suite, on ministack (ARGS="-k quota" narrows it)
-	$(PY) -m pytest $(ARGS)
+test: $(INSTALLED)  ## what a change has to pass, on ministack, some minutes (ARGS="-k quota" narrows it)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-quick: $(INSTALLED)  ## the part of it that needs no engine, for the inner loop
+	$(PYTEST) -m "not slow and not engine" $(ARGS)
+
+test-all: $(INSTALLED)  ## all there is: also many processes, long histories, load tests and whatever else is slow
+	$(PYTEST) $(ARGS)
 
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
 	$(PY) -m loadtest.engines.dynamodb_local
-	RATELIMIT_TEST_ENGINE=dynamodb-local $(PY) -m pytest -m engine $(STORE_SUITE) $(ARGS)
+	RATELIMIT_TEST_ENGINE=dynamodb-local $(PYTEST) -m "engine and not slow" $(STORE_SUITE) $(ARGS)
 
 # Everything that a request runs through; the rest of the suite concerns what is the same in both builds.
 test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C compiler)
 	$(PY) -m loadtest.bench.builds
-	RATELIMIT_TEST_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH="$$PWD/.cache/compiled:$$PWD" $(PY) -m pytest -o pythonpath=".cache/compiled ." \
-		$(HOT_SUITE) $(ARGS)
+	RATELIMIT_TEST_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH="$$PWD/.cache/compiled:$$PWD" $(PYTEST) -o pythonpath=".cache/compiled ." \
+		-m "not slow" $(HOT_SUITE) $(ARGS)
 
 test-gateways: $(INSTALLED) $(GATEWAYS)/.installed  ## real Envoy, nginx, Traefik and Caddy, by what docs/gateways.md shows
 	RATELIMIT_TEST_GATEWAYS=required $(PY) -m pytest tests/http/authz/test_gateways.py $(ARGS)

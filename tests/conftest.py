@@ -36,19 +36,23 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whoever needs the engine is found by `-m engine`; the others run first, as they are quick."""
+    """Whoever needs the engine is found by `-m engine`, a database by `-m slow`; quick ones run first."""
     for item in items:
         if _needs_engine(item):
             item.add_marker("engine")
+        if _has_parameter(item, "mariadb", "postgresql"):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
 
 
 def _needs_engine(item: pytest.Item) -> bool:
     """It asks for the fixture, or is the `dynamodb` variant of a test that runs on several stores."""
-    if "engine" in getattr(item, "fixturenames", ()):
-        return True
+    return "engine" in getattr(item, "fixturenames", ()) or _has_parameter(item, "dynamodb")
+
+
+def _has_parameter(item: pytest.Item, *values: str) -> bool:
     callspec = getattr(item, "callspec", None)
-    return callspec is not None and "dynamodb" in callspec.params.values()
+    return callspec is not None and any(value in callspec.params.values() for value in values)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from tests.deploy import recording, roles
 from tests.deploy.tap import Call, Tap, calls_of, tapped
 from tests.engines import Engine
 
-pytestmark = pytest.mark.timeout(600)  # seconds here, minutes on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds here, minutes on a busy machine
 
 TABLE = "limits"
 ARN = "arn:aws:dynamodb:eu-west-1:123456789012"

@@ -20,6 +20,8 @@ import pytest
 from tests.deploy import dockerfile
 from tests.deploy.tools import is_required, lacking, run
 
+pytestmark = pytest.mark.slow
+
 BUILD, FINAL = dockerfile.stages()
 PATIENCE = 60.0
 

@@ -10,7 +10,7 @@ import pytest
 from ratelimit.deploy import TEMPLATES, Template, template
 from tests.deploy.tools import run, tool
 
-pytestmark = pytest.mark.timeout(600)  # seconds here, minutes on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds here, minutes on a busy machine
 
 NAMES = {
     "table": {"TableName": "limits", "TimelineIndex": "true"},

@@ -16,7 +16,7 @@ from ratelimit.policy import Policy
 from tests.deploy.cloudformation import parse, text_of
 from tests.deploy.stacks import client_of, cloud, deploy
 
-pytestmark = pytest.mark.timeout(600)  # seconds here, minutes on a busy machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds here, minutes on a busy machine
 
 # What ministack's CloudFormation leaves out when it makes a table. The template says both: `test_templates.py`.
 NOT_IN_MINISTACK = {"expiry", "point-in-time recovery"}

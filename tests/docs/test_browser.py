@@ -12,6 +12,8 @@ import pytest
 
 from tests.loadtest.browser import Page, browser
 
+pytestmark = pytest.mark.slow
+
 FOUND = """
 new Promise((done, failed) => {
   const field = document.querySelector("[data-md-component=search-query]"), until = Date.now() + 30000

@@ -23,6 +23,8 @@ from ratelimit import Policy, RateLimitMiddleware
 from tests.http.apps import hello, limiter_of
 from tests.http.serving import served
 
+pytestmark = pytest.mark.slow
+
 WITHIN = 60.0
 
 

@@ -20,7 +20,7 @@ from ratelimit.policy import Policy
 from ratelimit.wiring import open_store
 from tests.engines import Engine
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 WITHIN = 400.0
 SHORT = ("--duration", "2", "--warm-up", "0.5", "--users", "16")
 

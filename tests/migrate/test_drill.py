@@ -12,7 +12,7 @@ from tests.migrate.servers import NotInstalled, is_required
 from tests.migrate.world import World
 
 # Some six processes one after the other, on a machine that may be ten times slower.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "mariadb", "postgresql", "jsonl", "earlier"])

@@ -7,6 +7,8 @@ import pytest
 from loadtest.bench import proxy, proxy_bodies, proxy_crowd, requester
 from loadtest.bench.proxy_server import VARIANTS
 
+pytestmark = pytest.mark.slow
+
 
 def test_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requester, "has_wrk", lambda: False)  # which counts in whole seconds

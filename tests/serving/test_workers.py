@@ -10,12 +10,15 @@ from signal import SIGKILL, SIGTERM, SIGUSR2
 from uuid import uuid4
 
 import httpx
+import pytest
 
 from tests.engines import Engine
 from tests.proxy.sockets import scripted
 from tests.serving.clients import Clients
 from tests.serving.processes import COMMAND, LONG_S, QUICK, Served, command_of, served, until
 from tests.serving.test_leaving import quick
+
+pytestmark = pytest.mark.slow
 
 CONNECTIONS = 50
 

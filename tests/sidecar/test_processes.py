@@ -11,10 +11,13 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import pytest
 
 from tests.engines import Engine
 from tests.serving.processes import LONG_S, Served, served
 from tests.sidecar.running import write
+
+pytestmark = pytest.mark.slow
 
 TOKEN = "a-secret-of-enough-letters"
 ASK = {"authorization": f"Bearer {TOKEN}"}

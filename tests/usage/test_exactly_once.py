@@ -11,10 +11,14 @@ from collections import Counter
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from ratelimit import open_store
 from ratelimit.usage import UsageLog
 from tests.engines import Engine
 from tests.usage.proxy import FlakyProxy
+
+pytestmark = pytest.mark.slow
 
 FULL = os.environ.get("RATELIMIT_TEST_SCALE") == "full"
 """At full scale it takes a quarter of an hour."""

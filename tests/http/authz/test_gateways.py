@@ -17,6 +17,8 @@ from tests.http.apps import hello, limiter_of
 from tests.http.authz.gateways import GATEWAYS, free_port, running
 from tests.http.serving import served
 
+pytestmark = pytest.mark.slow
+
 POLICIES = (
     Policy("hint", "5/day", match="POST /hints", user_from="header:x-api-key"),
     Policy("page", "2/day", match="GET /pages/**"),

@@ -16,6 +16,8 @@ from loadtest.bench.sheet import Row, Sheet, Target, conclude, read, sheet
 from loadtest.bench.turns import take_turn
 from tests.engines import Engine
 
+pytestmark = pytest.mark.slow
+
 TINY = 0.02
 
 

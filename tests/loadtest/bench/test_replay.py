@@ -18,6 +18,8 @@ from loadtest.bench.stub import Running
 from loadtest.bench.worker import Open
 from tests.engines import Engine
 
+pytestmark = pytest.mark.slow
+
 MOMENT = 1_795_257_128_768
 CREATED = {
     "KeySchema": [{"AttributeName": "PK", "KeyType": "HASH"}],

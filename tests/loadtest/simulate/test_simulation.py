@@ -15,6 +15,8 @@ from loadtest.simulate.clients import Mode
 from loadtest.simulate.simulation import Case, Result, simulate
 from ratelimit.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 MODES = ["plain", "coalesced", "lease=20", "lease=auto"]
 SMALL = Case(processes=20, rate=2000, seconds=1.5, limit="2000/day")
 HOT = Case(processes=200, rate=20_000, seconds=4, ramp=1, limit="1000000/day")
