@@ -12,7 +12,7 @@ import msgspec
 from ratelimit.clock import DAY, HOUR
 from ratelimit.errors import InvalidEvent
 from ratelimit.event_id import EventIds, made_at, time_of
-from ratelimit.names import check_action, check_user
+from ratelimit.names import UserId, check_action, check_user
 from ratelimit.quota import MAX_LIMIT
 
 RETENTION_DAYS: Final = 90
@@ -59,7 +59,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @classmethod
     def of(
         cls,
-        user: str,
+        user: UserId,
         action: str,
         *,
         now: int,
@@ -78,7 +78,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         `now` is in microseconds. `at` is an aware `datetime` or milliseconds; by default the time that a UUIDv7 given
         as `id` carries, and else now. Raises `InvalidEvent`, `InvalidUser`, `InvalidAction`.
         """
-        check_user(user)
+        user = check_user(user)
         check_action(action)
         at = _time(at, id, now)
         event_id = _ids.new(at) if id is None else _id(id)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
+from unicodedata import normalize
 
 from ratelimit.errors import InvalidAction, InvalidUser, RateLimitError
 
@@ -11,9 +12,14 @@ from ratelimit.errors import InvalidAction, InvalidUser, RateLimitError
 # below the 1,024 of one write unit.
 MAX_USER_BYTES: Final = 256
 MAX_ACTION_BYTES: Final = 64
+
+UserId: TypeAlias = str | int
+"""A user as callers may give it: 12345 is the user "12345"."""
 # Characters that are within these bounds whatever they are; almost every name is, and is passed at once.
 _SHORT_USER: Final = MAX_USER_BYTES // 3
 _SHORT_ACTION: Final = MAX_ACTION_BYTES // 3
+# Of a number: far more than fit, and not so many that Python refuses to spell it out.
+_MAX_USER_BITS: Final = 8192
 
 RESERVED_ACTION: Final = "date_range"
 """What stands among the actions in a usage summary, and is none."""
@@ -42,9 +48,14 @@ class Key(NamedTuple):
 
 
 def check_user(user: object) -> str:
-    """The user itself, if it can be stored. Raises `InvalidUser`."""
+    """The one name that a user is stored by: an integer as text, and text in Unicode's composed form (NFC), so that
+    what is written alike is one user wherever it comes from. Raises `InvalidUser`."""
     if type(user) is str and 0 < len(user) <= _SHORT_USER and user.isascii() and user.isprintable():
         return user
+    if type(user) is int and user.bit_length() <= _MAX_USER_BITS:
+        user = str(user)
+    elif type(user) is str and len(user) <= 2 * MAX_USER_BYTES:
+        user = normalize("NFC", user)
     return _check(user, "user", MAX_USER_BYTES, InvalidUser)
 
 
@@ -64,7 +75,8 @@ def is_hash(user: str) -> bool:
 
 def _check(text: object, what: str, most: int, error: type[RateLimitError]) -> str:
     if type(text) is not str:
-        raise error(f"the {what} must be text, not {type(text).__name__}; pass str({what})")
+        wanted = "text or a whole number" if what == "user" else "text"
+        raise error(f"the {what} must be {wanted}, not {type(text).__name__}; pass str({what})")
     if not text:
         raise error(f"the {what} is empty")
     if found := _CONTROL.search(text):

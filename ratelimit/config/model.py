@@ -35,6 +35,8 @@ class Config:
     """Where to look for the user, in order."""
     trusted_proxies: int | tuple[str, ...] = 0
     """How many proxies in front are ours, or their networks; 0 leaves `X-Forwarded-For` unread."""
+    ipv6_prefix: int = 64
+    """How many bits of an IPv6 address are one subscriber's, and so one user: 32 to 128."""
     exempt: tuple[Exempt, ...] = ()
     """Requests never checked, whatever the policy."""
     api_token: str | None = None
@@ -69,6 +71,7 @@ class SettingArgs(TypedDict, total=False):
     headers: HeadersMode
     user_from: UserFrom | Iterable[UserFrom]
     trusted_proxies: int | Iterable[str]
+    ipv6_prefix: int
     exempt: Exempt | Iterable[Exempt]
     api_token: str
     admin: str

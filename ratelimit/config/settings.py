@@ -147,6 +147,13 @@ def proxies(value: object) -> int | tuple[object, ...]:
     raise ConfigError("", f"expected how many proxies there are, or their networks as in ['10.0.0.0/8'], not {value!r}")
 
 
+def ipv6_prefix(value: object) -> int:
+    """Bits."""
+    if type(value) is int and 32 <= value <= 128:
+        return value
+    raise ConfigError("", f"expected 32 to 128 bits, such as 64 or 56, not {value!r}")
+
+
 def listener(value: object) -> str:
     """`HOST:PORT`, or `off`."""
     if isinstance(value, str) and value == "off":
@@ -210,6 +217,7 @@ SETTINGS: Final[dict[str, Setting]] = {
     "headers": Setting(headers),
     "user_from": Setting(sources, items),
     "trusted_proxies": Setting(proxies, number_or_items),
+    "ipv6_prefix": Setting(ipv6_prefix, number),
     "exempt": Setting(several, patterns),
     "api_token": Setting(check_token),
     "admin": Setting(listener),

@@ -14,7 +14,7 @@ from ratelimit.directory.cache import Cache, Terms
 from ratelimit.directory.register import Register
 from ratelimit.directory.stats import DirectoryStats
 from ratelimit.errors import ConfigError, StoreUnavailable
-from ratelimit.names import check_user
+from ratelimit.names import UserId, check_user
 from ratelimit.quota import INACTIVE, UNLIMITED, Quotas
 from ratelimit.store.directory import DirectoryStore, Identity, Plan, User, check_plan
 
@@ -59,7 +59,7 @@ class Directory:
         self._plans: Cache[str, Plan | None] = Cache(partial(store.read, Plan), terms, most=_MAX_PLANS)
         self._ids: Cache[Identity, str | None] = Cache(store.find, terms, most=max_users)
 
-    async def quotas_for(self, user: str, action: str) -> Quotas | None:
+    async def quotas_for(self, user: UserId, action: str) -> Quotas | None:
         """The quotas to check with; None where the action's policy decides by its own.
 
         In this order: nothing for who is inactive, the user's own, no limit for an admin, the plan's, None. Never
@@ -81,7 +81,7 @@ class Directory:
             return None
         return plan.quotas.get(action)
 
-    async def user(self, user: str) -> User | None:
+    async def user(self, user: UserId) -> User | None:
         """None where there is no such user. Raises `StoreUnavailable` where not even an old answer is known."""
         return await self._users.get(check_user(user), by=self._by())
 
@@ -101,14 +101,14 @@ class Directory:
         """Whatever was there under this id, it is this now. Raises `IdentityTaken`, `StoreUnavailable`."""
         await self.change_user(user.id, lambda _: user)
 
-    async def change_user(self, user: str, change: Callable[[User | None], User]) -> User:
+    async def change_user(self, user: UserId, change: Callable[[User | None], User]) -> User:
         """The user becomes `change` of it; of None where there is none yet. No change is lost to a simultaneous one.
 
         Raises as `put_user` does, and what `change` raises.
         """
         return cast(User, await self._replace_user(user, change))
 
-    async def remove_user(self, user: str) -> bool:
+    async def remove_user(self, user: UserId) -> bool:
         """The user and all identities, not what was counted; False where there was none."""
         was_there = False
 
@@ -146,7 +146,8 @@ class Directory:
         """All plans, likewise."""
         return self._register.plans()
 
-    async def _replace_user(self, user: str, change: Callable[[User | None], User | None]) -> User | None:
+    async def _replace_user(self, user: UserId, change: Callable[[User | None], User | None]) -> User | None:
+        user = check_user(user)
         touched: set[Identity] = set()
 
         def noting(old: User | None) -> User | None:
@@ -156,7 +157,7 @@ class Directory:
             return new
 
         try:
-            return await self._register.change(User, check_user(user), noting)
+            return await self._register.change(User, user, noting)
         finally:  # also after a failure, when nobody knows what was written
             self._users.forget(user)
             for identity in touched:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, TypeAlias
 
 from starlette.types import Scope
 
+from ratelimit.config.settings import ipv6_prefix as check_ipv6_prefix
 from ratelimit.errors import ConfigError
 
 PREFIX: Final = "ip:"
@@ -18,10 +20,22 @@ UNKNOWN: Final = PREFIX + "unknown"
 TrustedProxies: TypeAlias = "int | str | Iterable[str]"
 Address: TypeAlias = IPv4Address | IPv6Address
 
+DEFAULT_IPV6_PREFIX: Final = 64
+
+NO_ADDRESS: Final = (
+    "trusted_proxies: at a unix socket nobody has an address that could be in a network, so all clients would be one; "
+    "write how many proxies there are instead, as in trusted_proxies = 1"
+)
 _MAX_HOPS: Final = 32
+# Translated from IPv4 (RFC 6052): the well-known prefix of 96 bits, in front of the address itself; and those of one's
+# own network (RFC 8215), where each address is one of IPv4 as well, in whatever bits.
+_NAT64: Final = 0x0064_FF9B << 64
+_LOCAL_NAT64: Final = IPv6Network("64:ff9b:1::/48")
 # The longest address is 45 characters; a zone, brackets and a port may come with it.
 _LONGEST: Final = 80
 _WITH_PORT = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<bare>[^:\[\]]*))(?::\d{1,5})?")
+
+logger = logging.getLogger("ratelimit")
 
 
 class Addresses:
@@ -30,13 +44,18 @@ class Addresses:
     `trusted_proxies` is how many proxies of your own stand in front (each appends to `X-Forwarded-For` the address that
     it saw), or their networks. The header is read from the right, one entry for each trusted proxy, and no further than
     the last one that is an address. 0 or an empty list: it is not looked at. A number is safe only where nobody can
-    reach the app around the proxies. Raises `ConfigError`.
+    reach the app around the proxies. `ipv6_prefix` is how many bits of an IPv6 address are one subscriber's. Raises
+    `ConfigError`.
     """
 
-    __slots__ = ("_hops", "_networks")
+    __slots__ = ("_hops", "_networks", "_prefix")
 
-    def __init__(self, trusted_proxies: TrustedProxies = 0) -> None:
+    def __init__(self, trusted_proxies: TrustedProxies = 0, ipv6_prefix: int = DEFAULT_IPV6_PREFIX) -> None:
         self._hops = 0
+        try:
+            self._prefix = check_ipv6_prefix(ipv6_prefix)
+        except ConfigError as error:
+            raise error.under("ipv6_prefix") from None
         self._networks: tuple[IPv4Network | IPv6Network, ...] = ()
         if isinstance(trusted_proxies, int):
             self._hops = _hops(trusted_proxies)
@@ -48,8 +67,13 @@ class Addresses:
         client = scope.get("client")
         peer: str = client[0] if client else ""
         if not self._hops and not self._networks:
-            return as_user(peer)
-        return _as_user(self._through_proxies(_parse(peer), scope))
+            return as_user(peer, self._prefix)
+        return _as_user(self._through_proxies(_parse(peer), scope), self._prefix)
+
+    def trusts_peer(self, scope: Scope) -> bool:
+        """Whether what the peer says about the way so far is to be believed."""
+        client = scope.get("client")
+        return self._trusts(_parse(client[0] if client else ""), 0)
 
     def _through_proxies(self, address: Address | None, scope: Scope) -> Address | None:
         forwarded = b",".join([value for name, value in scope["headers"] if name == b"x-forwarded-for"])
@@ -66,13 +90,22 @@ class Addresses:
     def _trusts(self, address: Address | None, hop: int) -> bool:
         if self._hops:
             return hop < self._hops
+        if address is None and self._networks:
+            warn_once(NO_ADDRESS)
         return address is not None and any(address in network for network in self._networks)
 
 
 @lru_cache(maxsize=4096)
-def as_user(text: str) -> str:
-    """An address as a user. IPv6 goes by its /64, which is what one subscriber holds; IPv4 mapped into IPv6 is IPv4."""
-    return _as_user(_parse(text))
+def as_user(text: str, ipv6_prefix: int = DEFAULT_IPV6_PREFIX) -> str:
+    """An address as a user. IPv6 goes by its prefix, which is what one subscriber holds; but where it stands for an
+    IPv4 address (mapped, NAT64, 6to4, Teredo), by that one."""
+    return _as_user(_parse(text), ipv6_prefix)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Say what shows with the first request, and not with each."""
+    logger.warning("%s", message)
 
 
 def is_loopback(host: str) -> bool:
@@ -85,12 +118,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _as_user(address: Address | None) -> str:
+def _as_user(address: Address | None, ipv6_prefix: int) -> str:
     if address is None:
         return UNKNOWN
     if isinstance(address, IPv4Address):
         return f"{PREFIX}{address}"
-    return f"{PREFIX}{IPv6Network((int(address) >> 64 << 64, 64))}"
+    if (translated := _ipv4_of(address)) is not None:
+        return f"{PREFIX}{translated}"
+    if address in _LOCAL_NAT64:
+        ipv6_prefix = 128
+    shift = 128 - ipv6_prefix
+    return f"{PREFIX}{IPv6Network((int(address) >> shift << shift, ipv6_prefix))}"
+
+
+def _ipv4_of(address: IPv6Address) -> IPv4Address | None:
+    """A holder of one IPv4 address has 65,536 /64s of 6to4 (RFC 3056), and shares one with all others who come by
+    NAT64 (RFC 6052) or by the same Teredo server (RFC 4380)."""
+    if int(address) >> 32 == _NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.sixtofour or (address.teredo[1] if address.teredo else None)
 
 
 @lru_cache(maxsize=4096)

@@ -19,7 +19,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.errors import InvalidInput
-from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
 from ratelimit.http.authz_request import Dialect, asked, dialect_of
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM
@@ -48,6 +48,7 @@ class Authz:
         limiter: Limiter,
         user_from: UserFrom | Iterable[UserFrom] = DEFAULT_USER_FROM,
         trusted_proxies: TrustedProxies = 0,
+        ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
         headers: HeaderStyle = "draft",
         exempt: Exempt | Iterable[Exempt] = (),
         usage: UsageLog | None = None,
@@ -60,6 +61,7 @@ class Authz:
             limiter=limiter,
             user_from=user_from,
             trusted_proxies=trusted_proxies,
+            ipv6_prefix=ipv6_prefix,
             headers=headers,
             exempt=exempt,
             usage=usage,

@@ -18,6 +18,7 @@ import msgspec
 from starlette.types import Scope
 
 from ratelimit.errors import InvalidInput
+from ratelimit.http.identity import named_by_connection
 from ratelimit.http.match import WEBSOCKET, has_dots
 
 Dialect: TypeAlias = Literal["plain", "nginx", "haproxy"]
@@ -106,6 +107,8 @@ def _original(scope: Scope, headers: _Fields, method: str, raw_path: str, query:
     # Patterns take a handshake for a GET as well.
     method = WEBSOCKET if upgrades and method.upper() == "GET" else method.upper()
     fields = list(scope["headers"])
+    if named := named_by_connection(fields):
+        fields = [field for field in fields if field[0] not in named or field[0].startswith(b"x-forwarded-")]
     if host is not None:
         fields = [(name, value) for name, value in fields if name != b"host"]
         fields.append((b"host", host.encode("latin-1")))

@@ -1,8 +1,8 @@
 """Where the user of a request comes from, in a configured order; the last resort is always the client's address.
 
-    "user"              the authenticated `scope["user"]` (Starlette's, or one like Django's)
+    "user"              the authenticated `scope["user"]`: an object (of Starlette, Django, Litestar), claims, or a name
     "header:x-api-key"  a header, believed as it is: something in front should have checked it
-    "cookie:session"    a cookie, likewise
+    "cookie:session"    a cookie, likewise; not one that is a session itself and so changes from answer to answer
     "address"           the client's address (`ratelimit.http.addresses`)
     a function          of the `HTTPConnection`, sync or async, that returns a user, or None to ask the next source
 
@@ -11,6 +11,9 @@ nor do values that differ under one name, of which an app may take another one t
 asked then, so nobody is unlimited. A function's value is the app's own and is not second-guessed: what cannot be a user
 raises `InvalidUser`.
 
+What an app takes for one value is one name here: credentials in whatever case and spacing of their scheme (RFC 9110,
+11.4), a cookie quoted or percent-encoded, text in UTF-8 or Latin-1, composed or not (`check_user`).
+
 All sources name users alike: the header's `alice` is the `alice` who logged in, and spends her quota. So a source is
 believed no less than the others beside it: list none that is checked less, or mark its users by a function.
 """
@@ -18,16 +21,19 @@ believed no less than the others beside it: list none that is checked less, or m
 from __future__ import annotations
 
 import re
+from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from inspect import isawaitable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
+from urllib.parse import unquote_to_bytes
+from uuid import UUID
 
 from starlette.requests import HTTPConnection, cookie_parser
 from starlette.types import Scope
 
 from ratelimit.errors import ConfigError, InvalidUser
-from ratelimit.http.addresses import PREFIX, Addresses
+from ratelimit.http.addresses import PREFIX, Addresses, warn_once
 from ratelimit.names import HASH_PREFIX, check_user, is_hash
 from ratelimit.policy import UserFrom
 
@@ -37,6 +43,19 @@ _Reader: TypeAlias = Callable[[Scope], str | None]
 _SOURCES: Final = ("user", "header:", "cookie:", "address")
 _POSING: Final = (PREFIX, HASH_PREFIX)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NAMES: Final = (str, int, UUID)
+_BEARER = re.compile(r"Bearer [\w~+/-]+", re.ASCII)
+_CREDENTIALS: Final = ("authorization", "proxy-authorization")
+# What identifies somebody and stays comes before what they may change.
+_NAMED_BY: Final = ("identity", "pk", "id", "sub", "user_id", "username", "email", "display_name", "name")
+# A session that is kept in the cookie itself, signed with the time or encrypted anew with each answer.
+_SHORTEST_ROLLING: Final = 36
+_ROLLING = re.compile(
+    r"(?:eyJpdiI6|gAAAAA|Fe26\.2\*)"  # Laravel, Fernet, iron
+    r"|.*[.:][\w-]{6,7}[.:][\w-]{27,86}\Z"  # itsdangerous (Starlette, Flask), Django
+    r"|.*--[\w+/]{16}--[\w+/]{22}==\Z",  # Rails
+    re.ASCII,
+)
 
 
 class Identity:
@@ -69,8 +88,8 @@ class Identity:
     def read(self, scope: Scope) -> str:
         """The user of a request, one that can be stored, where this `is_plain`."""
         for read in self._readers:
-            if (user := read(scope)) is not None and _usable(user):
-                return user
+            if (user := read(scope)) is not None and (name := _usable(user)) is not None:
+                return name
         return self._addresses.of(scope)
 
     async def user_of(self, connection: HTTPConnection) -> str:
@@ -78,8 +97,8 @@ class Identity:
         for read, function in self._sources:
             if read is not None:
                 user = read(connection.scope)
-                if user is not None and _usable(user):
-                    return user
+                if user is not None and (name := _usable(user)) is not None:
+                    return name
             elif function is not None:
                 answer = function(connection)
                 if isawaitable(answer):
@@ -112,8 +131,26 @@ def _reader(source: object, path: str) -> _Reader:
     return _header(name) if kind == "header" else _cookie(name)
 
 
+def text(value: bytes) -> str:
+    """What a field says, in UTF-8 as clients and the rest of the world write it; else in Latin-1, as HTTP once did."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def named_by_connection(fields: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """What `Connection` names is for this hop only (RFC 9110, 7.6.1), and so no word of who is asking: whoever is
+    behind does not see it."""
+    values = [value for name, value in fields if name == b"connection"]
+    if not values:
+        return frozenset()
+    return frozenset(token.strip().lower() for value in values for token in value.split(b","))
+
+
 def _header(name: str) -> _Reader:
     wanted = name.lower().encode()
+    has_scheme = name.lower() in _CREDENTIALS
 
     def read(scope: Scope) -> str | None:
         found: bytes | None = None
@@ -122,9 +159,39 @@ def _header(name: str) -> _Reader:
                 if found is not None and found != value:
                     return None
                 found = value
-        return None if found is None else found.decode("latin-1").strip()
+        if found is None:
+            return None
+        return _credentials(text(found)) if has_scheme else text(found).strip()
 
     return read
+
+
+def _credentials(value: str) -> str | None:
+    """`Bearer TOKEN`, however it is spelled. None for what has parameters (Digest, AWS4-HMAC-SHA256): these are a
+    signature of one request, not a name."""
+    if _BEARER.fullmatch(value):
+        return value
+    words = value.split()
+    if len(words) == 1:
+        return words[0]
+    if len(words) != 2 or "," in words[1] or '"' in words[1]:
+        return None
+    scheme, token = words[0].capitalize(), words[1]
+    try:
+        if scheme == "Basic":
+            token = b64encode(_bytes_of(token)).decode()
+        elif token.count(".") == 2:
+            # Of a JWT everything but the signature is signed; that can be written in several ways.
+            signed, _, signature = token.rpartition(".")
+            token = f"{signed}.{urlsafe_b64encode(_bytes_of(signature)).decode().rstrip('=')}"
+    except ValueError:
+        return None
+    return f"{scheme} {token}"
+
+
+def _bytes_of(base64: str) -> bytes:
+    """As those decode it who take least care. Raises `ValueError`."""
+    return b64decode(base64.translate({ord("-"): "+", ord("_"): "/"}).rstrip("=") + "==")
 
 
 def _cookie(name: str) -> _Reader:
@@ -138,31 +205,64 @@ def _cookie(name: str) -> _Reader:
                         if found is not None and found != one:
                             return None
                         found = one
+        if found is None:
+            return None
+        if "%" in found or not found.isascii():
+            found = text(unquote_to_bytes(found.encode("latin-1")))
+        if len(found) > _SHORTEST_ROLLING and _ROLLING.match(found):
+            warn_once(
+                f"the cookie {name!r} is a session that changes from answer to answer, and no name: its clients are "
+                "counted by the next source of user_from, in the end by their address; use 'user', or a function "
+                "as in: lambda connection: connection.session.get('user_id')"
+            )
+            return None
         return found
 
     return read
 
 
 def _authenticated(scope: Scope) -> str | None:
-    user = scope.get("user")
-    if user is None or not getattr(user, "is_authenticated", False):
+    user: Any = scope.get("user")
+    if user is None:
         return None
-    for attribute in ("identity", "display_name", "pk"):
+    if isinstance(user, _NAMES):
+        return _name(user)
+    claims = isinstance(user, dict)
+    # Where there is no such flag (Litestar), whoever is not authenticated is None.
+    if not claims and not getattr(user, "is_authenticated", True):
+        return None
+    for attribute in _NAMED_BY:
         try:
-            value = getattr(user, attribute, None)
+            name = _name(user.get(attribute) if claims else getattr(user, attribute, None))
         except NotImplementedError:
-            # Starlette's own `SimpleUser` has no identity and says so in this way.
+            # Starlette's `BaseUser` says in this way that it has no identity.
             continue
-        if value is not None and value != "":
-            return str(value)
+        if name is not None:
+            return name
+    warn_once(
+        f"nothing in scope['user'], a {type(user).__name__}, says who it is: it is counted by the next source of "
+        f"user_from; give it one of {', '.join(_NAMED_BY)}, or use a function"
+    )
     return None
 
 
-def _usable(user: str) -> bool:
-    if user.startswith(_POSING) and (user.startswith(PREFIX) or is_hash(user)):
-        return False
+def _name(value: Any) -> str | None:
+    """None for what would be another text in each process or request: a method, an object with its address."""
+    if type(value) is str:
+        return value or None
+    if type(value) is int:
+        return str(value)
+    kind: Any = type(value)
+    return None if value is None or kind.__str__ is object.__str__ else str(value)
+
+
+def _usable(user: str) -> str | None:
+    """Under its one name; None where it cannot be a user."""
     try:
-        check_user(user)
+        user = check_user(user)
     except InvalidUser:
-        return False
-    return True
+        return None
+    if user.startswith(_POSING) and (user.startswith(PREFIX) or is_hash(user)):
+        return None
+    return user
+

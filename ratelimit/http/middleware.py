@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.errors import QuotaExceeded
-from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
 from ratelimit.http.exchange import Exchange, Site
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM
@@ -32,6 +32,7 @@ class RateLimitMiddleware:
     `user_from`        where the user is found, in order (see `ratelimit.http.identity`); a policy may have its own.
     `trusted_proxies`  how many proxies of your own stand in front, or their networks: only those are believed about
                        `X-Forwarded-For`.
+    `ipv6_prefix`      how many bits of an IPv6 address are one subscriber's, and so one user.
     `headers`          `"draft"` (`RateLimit`, `RateLimit-Policy`), `"legacy"` (`X-RateLimit-*`), `"both"`, `"none"`.
     `usage`            a log of the limiter's store, in which every checked request is kept as its policy's `log` says;
                        opened and closed with the limiter.
@@ -48,6 +49,7 @@ class RateLimitMiddleware:
         limiter: Limiter,
         user_from: UserFrom | Iterable[UserFrom] = DEFAULT_USER_FROM,
         trusted_proxies: TrustedProxies = 0,
+        ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
         headers: HeaderStyle = "draft",
         exempt: Exempt | Iterable[Exempt] = (),
         usage: UsageLog | None = None,
@@ -55,7 +57,13 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter
         self.refunds = Refunds()
-        surface = Surface(user_from=user_from, trusted_proxies=trusted_proxies, headers=headers, exempt=exempt)
+        surface = Surface(
+            user_from=user_from,
+            trusted_proxies=trusted_proxies,
+            ipv6_prefix=ipv6_prefix,
+            headers=headers,
+            exempt=exempt,
+        )
         routes = Routes([surface.gate(limiter, action) for action in limiter.policies])
         self._site = Site(limiter, surface, routes, self.refunds, None if usage is None else Recorder(usage))
         self._lifespan = Lifespan(limiter, self.refunds, usage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ratelimit.errors import ConfigError, UnknownAction
-from ratelimit.http.addresses import Addresses, TrustedProxies
+from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies
 from ratelimit.http.gate import Exemption, Gate
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
 from ratelimit.http.identity import DEFAULT_USER_FROM, Identity
@@ -23,10 +23,11 @@ class Surface:
         *,
         user_from: UserFrom | Iterable[UserFrom] = DEFAULT_USER_FROM,
         trusted_proxies: TrustedProxies = 0,
+        ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
         headers: HeaderStyle = "draft",
         exempt: Exempt | Iterable[Exempt] = (),
     ) -> None:
-        self._addresses = Addresses(trusted_proxies)
+        self._addresses = Addresses(trusted_proxies, ipv6_prefix)
         self.identity = Identity(user_from, self._addresses)
         self.identifying = self.identity.headers
         """The fields that say who somebody is, here or to a policy of its own `user_from`."""

@@ -21,7 +21,7 @@ from ratelimit.limiter.guard import Guard
 from ratelimit.limiter.ledger import Ledger
 from ratelimit.limiter.planners import Planners
 from ratelimit.limiter.standby import Standby
-from ratelimit.names import Key
+from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
 from ratelimit.store.base import Store
@@ -115,7 +115,7 @@ class Limiter:
 
     async def check(
         self,
-        user: str,
+        user: UserId,
         action: str,
         *,
         cost: int = 1,
@@ -136,7 +136,7 @@ class Limiter:
 
     async def peek(
         self,
-        user: str,
+        user: UserId,
         action: str,
         *,
         cost: int = 1,
@@ -158,7 +158,7 @@ class Limiter:
 
     async def charge(
         self,
-        user: str,
+        user: UserId,
         action: str,
         cost: int,
         *,
@@ -183,7 +183,7 @@ class Limiter:
 
     async def refund(
         self,
-        user: str,
+        user: UserId,
         action: str,
         cost: int = 1,
         *,
@@ -203,7 +203,7 @@ class Limiter:
         with self._guarded():
             await self._ledger.refund(planner, key, now, cost, at=now if at is None else at)
 
-    async def reset(self, user: str, action: str) -> None:
+    async def reset(self, user: UserId, action: str) -> None:
         """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`.
 
         What other processes hold by a lease they still grant.
@@ -215,7 +215,7 @@ class Limiter:
 
     async def totals(
         self,
-        user: str,
+        user: UserId,
         *,
         per: Per = "day",
         since: date | None = None,

@@ -9,9 +9,10 @@ from typing import Final, TypeAlias
 from multidict import CIMultiDict
 from starlette.types import Scope
 
+from ratelimit.http.identity import named_by_connection, text
 from ratelimit.http.state import RateLimitState
 from ratelimit.proxy.forwarded import CLAIMS, Forwarding
-from ratelimit.proxy.front import REQUEST_ID
+from ratelimit.proxy.front import HANDSHAKE, HOP_BY_HOP, KEPT
 from ratelimit.proxy.settings import ProxySettings
 from ratelimit.proxy.upstream import Upstream
 
@@ -20,15 +21,7 @@ Raw: TypeAlias = "tuple[bytes, bytes]"
 VIA: Final = "ratelimit"
 COST: Final = b"x-ratelimit-cost"
 
-_HOP_BY_HOP: Final = frozenset({
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
-    b"trailer", b"transfer-encoding", b"upgrade",
-})  # fmt: skip
-_HANDSHAKE: Final = frozenset({
-    b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",
-    b"sec-websocket-accept",
-})  # fmt: skip
-_NOT_ANSWERED: Final = _HOP_BY_HOP | _HANDSHAKE | {COST}
+_NOT_ANSWERED: Final = HOP_BY_HOP | HANDSHAKE | {COST}
 # A server may not write these into an answer; it would be our error then, and is the upstream's.
 _UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
@@ -45,13 +38,12 @@ class RequestFields:
         self._forwarding = forwarding
         ours = [*settings.strip, settings.identify_as]
         stripped = frozenset(name.lower().encode() for name in ours if name)
-        self._disguised = stripped | _HOP_BY_HOP | {b"content-length", b"host"}
-        self._gone = stripped | _HOP_BY_HOP | _HANDSHAKE | {b"expect"}
+        self._disguised = stripped | HOP_BY_HOP | {b"content-length", b"host"}
+        self._gone = stripped | HOP_BY_HOP | HANDSHAKE | {b"expect"}
 
     def of(self, scope: Scope, user: str | None) -> CIMultiDict[str]:
         """Duplicates are kept in order. `Expect` is left out: it is part of how a body is sent, not of the message."""
         raw: list[Raw] = scope["headers"]
-        gone = self._gone | named if (named := _named_by_connection(raw)) else self._gone
         trusted = self._forwarding.trusts(scope)
         fields: CIMultiDict[str] = CIMultiDict()
         claims: dict[bytes, str] = {}
@@ -64,7 +56,7 @@ class RequestFields:
                     claims[name] = f"{claims[name]}, {text(value)}" if name in claims else text(value)
             elif name == b"host":
                 host = text(value)
-            elif name not in gone:
+            elif name not in self._gone:
                 fields.add(name.decode("latin-1"), text(value))
         fields["host"] = host if host and self._settings.host == "client" else self._upstream.authority
         fields.extend(self._forwarding.fields(scope, claims, host))
@@ -86,8 +78,8 @@ def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> li
     """The fields of an answer that its client gets. Raises `ValueError` for one that cannot be written."""
     lowered = [(name.lower(), value) for name, value in raw]
     gone = _NOT_ANSWERED
-    if named := _named_by_connection(lowered):
-        gone |= named
+    if named := named_by_connection(lowered):
+        gone |= named - KEPT
     if status in _BODILESS:
         # A server would wait for that many bytes, and there are none.
         gone |= {b"content-length"}
@@ -102,20 +94,3 @@ def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> li
     found.append((b"via", f"{version} {VIA}".encode()))
     return found
 
-
-def text(value: bytes) -> str:
-    """As aiohttp writes it back, which is as UTF-8: what is not UTF-8 is taken for Latin-1 and arrives as UTF-8."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
-
-
-def _named_by_connection(raw: Iterable[Raw]) -> frozenset[bytes]:
-    """What `Connection` names is for this hop only. Never what frames the message, or what both sides' logs know it by,
-    whoever names it there."""
-    values = [value for name, value in raw if name == b"connection"]
-    if not values:
-        return frozenset()
-    named = frozenset(token.strip().lower() for value in values for token in value.split(b","))
-    return named - {b"content-length", b"host", REQUEST_ID}

@@ -6,13 +6,11 @@ replaced by what was seen here.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from ipaddress import ip_address, ip_network
 from typing import Final
 
 from starlette.types import Scope
 
-from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.addresses import Addresses, TrustedProxies
 
 CLAIMS: Final = frozenset({
     b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix",
@@ -23,21 +21,12 @@ _SECURE: Final = {"ws": "http", "wss": "https"}
 
 
 class Forwarding:
-    """`trusted_proxies` as in the middleware, which has checked it."""
+    """`trusted_proxies` as in the middleware."""
 
-    __slots__ = ("_hops", "_networks")
+    __slots__ = ("trusts",)
 
     def __init__(self, trusted_proxies: TrustedProxies) -> None:
-        self._hops = trusted_proxies if isinstance(trusted_proxies, int) else 0
-        texts = () if isinstance(trusted_proxies, int) else trusted_proxies
-        self._networks = tuple(ip_network(text) for text in ([texts] if isinstance(texts, str) else texts))
-
-    def trusts(self, scope: Scope) -> bool:
-        """Whether what the peer says about the way so far is to be believed."""
-        if self._hops or not self._networks:
-            return self._hops > 0
-        peer = _address(_peer(scope))
-        return peer is not None and any(peer in network for network in self._networks)
+        self.trusts = Addresses(trusted_proxies).trusts_peer
 
     def fields(self, scope: Scope, claims: dict[bytes, str], host: str) -> list[tuple[str, str]]:
         """The fields to send. `claims` are those of a trusted peer; `host` is the `Host` that the client asked for."""
@@ -56,14 +45,6 @@ class Forwarding:
 def _peer(scope: Scope) -> str:
     client = scope.get("client")
     return client[0] if client else ""
-
-
-@lru_cache(maxsize=4096)
-def _address(text: str) -> object:
-    try:
-        return ip_address(text)
-    except ValueError:
-        return None
 
 
 def _joined(earlier: str | None, now: str) -> str:

@@ -11,11 +11,24 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratelimit.http.identity import named_by_connection
+from ratelimit.proxy.forwarded import CLAIMS
 from ratelimit.proxy.unservable import unservable
 
 REQUEST_ID: Final = b"x-request-id"
+HOP_BY_HOP: Final = frozenset({
+    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+    b"trailer", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+HANDSHAKE: Final = frozenset({
+    b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",
+    b"sec-websocket-accept",
+})  # fmt: skip
+KEPT: Final = frozenset({b"content-length", b"host", REQUEST_ID})
+"""Also where `Connection` names them: what frames the message, and what both sides' logs know it by."""
 
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_READ_HERE: Final = KEPT | HOP_BY_HOP | HANDSHAKE | CLAIMS | {b"expect"}
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
@@ -31,6 +44,9 @@ class Front:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
+        if named := named_by_connection(scope["headers"]) - _READ_HERE:
+            # Gone before anybody is identified by it: the upstream will not see it either.
+            scope["headers"] = [field for field in scope["headers"] if field[0] not in named]
         number = _identified(scope)
 
         async def pass_on(message: Message) -> None:

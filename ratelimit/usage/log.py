@@ -14,6 +14,7 @@ from typing import Any, Final, Self, Unpack
 from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
+from ratelimit.names import UserId
 from ratelimit.store.base import TableStore
 from ratelimit.usage.options import Options, Settings
 from ratelimit.usage.pump import Pump
@@ -102,7 +103,7 @@ class UsageLog(Reports):
 
     async def record(
         self,
-        user: str,
+        user: UserId,
         action: str,
         *,
         cost: int = 1,
@@ -132,7 +133,7 @@ class UsageLog(Reports):
 
     def accept(
         self,
-        user: str,
+        user: UserId,
         action: str,
         *,
         cost: int = 1,

@@ -17,7 +17,7 @@ import msgspec
 from ratelimit.clock import DAY
 from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention
 from ratelimit.event import MAX_FUTURE_MS, MAX_ID_BYTES, RETENTION_DAYS, UsageEvent
-from ratelimit.names import MAX_ACTION_BYTES, check_action, check_user
+from ratelimit.names import MAX_ACTION_BYTES, UserId, check_action, check_user
 from ratelimit.store.events import EventStore, Position, day_of, position_of
 
 MAX_PAGE: Final = 1000
@@ -62,7 +62,7 @@ class EventQuery:
     @classmethod
     def of(
         cls,
-        user: str,
+        user: UserId,
         *,
         now: int,
         since: datetime | None,
@@ -72,7 +72,7 @@ class EventQuery:
         cursor: str | None,
     ) -> EventQuery:
         """`now` is in microseconds. Raises `InvalidInput`, `OutOfRetention`, `InvalidCursor`."""
-        check_user(user)
+        user = check_user(user)
         if action is not None:
             check_action(action)
         if allowed is not None and type(allowed) is not bool:

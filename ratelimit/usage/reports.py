@@ -15,7 +15,7 @@ from ratelimit.algorithms.totals import totals_of
 from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
 from ratelimit.event import RETENTION_DAYS
-from ratelimit.names import RESERVED_ACTION, Key, check_action, check_user
+from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_user
 from ratelimit.store.base import TableStore
 from ratelimit.store.write import Record
 from ratelimit.usage.entry import remove_entry
@@ -68,7 +68,7 @@ class Reports:
 
     async def events(
         self,
-        user: str,
+        user: UserId,
         *,
         since: datetime | None = None,
         until: datetime | None = None,
@@ -89,7 +89,7 @@ class Reports:
 
     async def totals(
         self,
-        user: str,
+        user: UserId,
         since: date | None = None,
         until: date | None = None,
         *,
@@ -106,7 +106,7 @@ class Reports:
         records = await self._counted(user, actions, *(self._range() if per == "month" else (first, last)))
         return {action: totals_of(record, per, since=first, until=last) for action, record in records.items()}
 
-    async def summary(self, user: str, days: int = 7, *, actions: Iterable[str] | None = None) -> dict[str, Any]:
+    async def summary(self, user: UserId, days: int = 7, *, actions: Iterable[str] | None = None) -> dict[str, Any]:
         """Per action `{"total": 35, "daily_avg": 5.0}` of the last `days` UTC days, today included.
 
         `"date_range"` holds the first and the last of them, as ISO text. Raises `OutOfRetention`.
@@ -123,7 +123,7 @@ class Reports:
             report[action] = {"total": total, "daily_avg": round(total / days, 2)}
         return {**report, DATE_RANGE: [first.isoformat(), last.isoformat()]}
 
-    async def reconcile(self, user: str, day: date) -> dict[str, Reconciliation]:
+    async def reconcile(self, user: UserId, day: date) -> dict[str, Reconciliation]:
         """A user's events of a UTC day against the totals, by action. What waits here is written first.
 
         Raises `StoreUnavailable` also where the table does not take it in time.
@@ -151,14 +151,14 @@ class Reports:
         self._range(day, day)
         return await top_of(self.store.scans, _day("day", day), action, count=count, parts=parts)
 
-    async def erase(self, user: str, *, actions: Iterable[str] = ()) -> int:
+    async def erase(self, user: UserId, *, actions: Iterable[str] = ()) -> int:
         """Delete every trace of a user; the number of items that there were.
 
         Events, what is remembered of their ids, the counters of `self.actions`, of `actions` and of whatever actions
         the events name, and the user's entry in the directory with all identities. What waits here is written first,
         as for `reconcile`. Where it fails in the middle, repeat it: it goes on.
         """
-        check_user(user)
+        user = check_user(user)
         named = dict.fromkeys((*self.actions, *map(check_action, actions)))
         await self._flush_soon()
         today = utc_day(self.clock.now())
@@ -182,9 +182,9 @@ class Reports:
         except TimeoutError:
             raise StoreUnavailable(f"the usage events that wait here could not be written in {FLUSH_S:g} s") from None
 
-    async def _counted(self, user: str, actions: Iterable[str] | None, first: date, last: date) -> dict[str, Record]:
+    async def _counted(self, user: UserId, actions: Iterable[str] | None, first: date, last: date) -> dict[str, Record]:
         """The records of these actions, or of all that this log knows; else of those in the events of these days."""
-        check_user(user)
+        user = check_user(user)
         chosen = self.actions if actions is None else [check_action(action) for action in actions]
         named = chosen or await self._actions_of(user, first, last)
         return {action: await self.store.read(Key(user, action)) for action in named}
@@ -206,7 +206,7 @@ class Reports:
         query = self._query(user, first, last)
         return list(dict.fromkeys([event.action async for event in walk(self.store.events, query)]))
 
-    def _query(self, user: str, first: date, last: date, *, allowed: bool | None = None) -> EventQuery:
+    def _query(self, user: UserId, first: date, last: date, *, allowed: bool | None = None) -> EventQuery:
         since = datetime.combine(first, time(), UTC)
         until = datetime.combine(last + timedelta(days=1), time(), UTC)
         return EventQuery.of(

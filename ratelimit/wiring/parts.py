@@ -65,6 +65,7 @@ class MiddlewareArgs(TypedDict):
     limiter: Limiter
     user_from: tuple[UserFrom, ...]
     trusted_proxies: int | tuple[str, ...]
+    ipv6_prefix: int
     headers: HeadersMode
     exempt: tuple[Exempt, ...]
     usage: UsageLog | None
@@ -90,6 +91,7 @@ def args_of(config: Config, limiter: Limiter, usage: UsageLog | None) -> Middlew
         usage=usage,
         user_from=config.user_from,
         trusted_proxies=config.trusted_proxies,
+        ipv6_prefix=config.ipv6_prefix,
         headers=config.headers,
         exempt=config.exempt,
     )

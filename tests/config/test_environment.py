@@ -82,11 +82,69 @@ def test_what_is_not_ours_is_left_alone() -> None:
         ("STOER", "RATELIMIT_STORE"),
         ("DEADLIN", "RATELIMIT_DEADLINE"),
         ("CONFG", "RATELIMIT_CONFIG"),
+        ("HEADER", "RATELIMIT_HEADERS"),
+        ("STORE_PORT", "RATELIMIT_STORE"),
+        ("TRUSTED_PROXY", "RATELIMIT_TRUSTED_PROXIES"),
+    ],
+)
+def test_an_unknown_variable_is_warned_of_with_the_nearest(
+    variable: str, nearest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        assert load(**{variable: "8080"}) == Config()
+    told = f"RATELIMIT_{variable}: unknown environment variable; did you mean {nearest}?"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_one_that_is_near_to_none_is_warned_of_as_well(caplog: pytest.LogCaptureFixture) -> None:
+    assert load(XYZ_QUUX_BAZ="8080") == Config()
+    assert "RATELIMIT_XYZ_QUUX_BAZ: unknown environment variable; there are: RATELIMIT_CONFIG" in caplog.text
+
+
+# What Kubernetes tells every container of a namespace that has a Service called `ratelimit`, and one `ratelimit-store`.
+KUBERNETES = {
+    "RATELIMIT_PORT": "tcp://10.96.12.7:8080",
+    "RATELIMIT_PORT_8080_TCP": "tcp://10.96.12.7:8080",
+    "RATELIMIT_PORT_8080_TCP_ADDR": "10.96.12.7",
+    "RATELIMIT_PORT_8080_TCP_PORT": "8080",
+    "RATELIMIT_PORT_8080_TCP_PROTO": "tcp",
+    "RATELIMIT_PORT_53_UDP": "udp://10.96.12.7:53",
+    "RATELIMIT_SERVICE_HOST": "10.96.12.7",
+    "RATELIMIT_SERVICE_PORT": "8080",
+    "RATELIMIT_SERVICE_PORT_HTTP": "8080",
+    "RATELIMIT_STORE_PORT": "tcp://10.96.12.8:443",
+    "RATELIMIT_STORE_PORT_443_TCP": "tcp://10.96.12.8:443",
+    "RATELIMIT_STORE_SERVICE_HOST": "10.96.12.8",
+    "RATELIMIT_STORE_SERVICE_PORT_HTTPS": "443",
+}
+OTHERS = {
+    "RATELIMIT_ENABLED": "True",
+    "RATELIMIT_STORAGE_URL": "redis://127.0.0.1",
+    "RATELIMIT_STORAGE_URI": "redis://127.0.0.1",
+    "RATELIMIT_STORAGE_OPTIONS": "{}",
+    "RATELIMIT_DEFAULT": "5/day",
+    "RATELIMIT_STRATEGY": "moving-window",
+    "RATELIMIT_HEADERS_ENABLED": "True",
+    "RATELIMIT_KEY_PREFIX": "x",
+    "RATELIMIT_ENABLE": "True",
+    "RATELIMIT_USE_CACHE": "default",
+}
+
+
+@pytest.mark.parametrize("env", [KUBERNETES, OTHERS])
+def test_known_variables_of_others_pass(env: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    assert load_config(env=env) == Config()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
         ("POLICIES__HINT__QUOTA", "RATELIMIT_POLICIES__HINT__QUOTAS"),
         ("POLICY__HINT__QUOTAS", "RATELIMIT_POLICIES__HINT__QUOTAS"),
     ],
 )
-def test_an_unknown_variable_names_the_nearest(variable: str, nearest: str) -> None:
+def test_a_policys_unknown_variable_is_an_error(variable: str, nearest: str) -> None:
     told = problem(**{variable: "x"})
     assert told == f"RATELIMIT_{variable}: unknown environment variable; did you mean {nearest}?"
 

@@ -22,6 +22,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidUser, StoreUnavailable
 from ratelimit.http import RateLimitMiddleware, RateLimitState
 from ratelimit.limiter import Limiter
+from ratelimit.names import UserId
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
@@ -234,7 +235,7 @@ async def test_headers_may_be_pairs_of_any_kind() -> None:
 
 async def test_a_limiter_with_checks_of_its_own_is_asked() -> None:
     class Generous(Limiter):
-        async def check(self, user: str, action: str, **options: Any) -> Decision:
+        async def check(self, user: UserId, action: str, **options: Any) -> Decision:
             decision = await super().check(user, action, **options)
             return msgspec.structs.replace(decision, allowed=True)
 

@@ -119,7 +119,7 @@ def show(
     if sum(map(bool, (user, email, api_key))) != 1:
         raise ConfigError("USER", "name one user: by id, by --email, or by --api-key")
     if user:
-        check_user(user)
+        user = check_user(user)
     with as_options():
         identities = _identities([email] if email else [], [api_key] if api_key else [], pepper_file)
 
@@ -176,7 +176,7 @@ def remove(
 
         ratelimit user remove alice
     """
-    check_user(user)
+    user = check_user(user)
     if not yes:
         typer.confirm(f"Remove user {user}?", abort=True, err=True)
     removed = run(lambda directory: directory.remove_user(user), store=store, config=config)

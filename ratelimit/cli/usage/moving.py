@@ -152,7 +152,7 @@ def erase(
 
         ratelimit usage erase alice --yes
     """
-    check_user(user)
+    user = check_user(user)
     if not yes:
         typer.confirm(f"Erase all of {user}: events, counters, the entry in the directory?", abort=True, err=True)
     count = run(lambda _, reports: reports.erase(user, actions=action or ()), store=store, config=config)

@@ -32,6 +32,8 @@ UserName: TypeAlias = Annotated[
         extra_json_schema=_PRINTABLE,
     ),
 ]
+GivenUser: TypeAlias = UserName | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""As callers may give it in a body: 12345 is the user "12345"."""
 Name: TypeAlias = Annotated[
     str,
     Meta(
@@ -57,7 +59,7 @@ QuotasText: TypeAlias = Annotated[
 class CheckBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """May this user do this action?"""
 
-    user: UserName
+    user: GivenUser
     action: Name
     cost: Cost = 1
     quotas: QuotasText | None = None
@@ -78,7 +80,7 @@ class ChargeBody(CheckBody, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class RefundBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Units to give back."""
 
-    user: UserName
+    user: GivenUser
     action: Name
     cost: Cost = 1
     at: Annotated[int, Meta(ge=0, le=2**53, description="The decision's `at`; by default now.")] | None = None
@@ -89,7 +91,7 @@ class RefundBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class ResetBody(Struct, frozen=True, forbid_unknown_fields=True):
     """Whose quotas start afresh."""
 
-    user: UserName
+    user: GivenUser
     action: Name
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, get_args
 
 from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota, InvalidUser
-from ratelimit.names import check_action, check_user
+from ratelimit.names import UserId, check_action, check_user
 from ratelimit.quota import Quotas, QuotasLike, to_quotas
 from ratelimit.store.directory.identity import Identity
 
@@ -62,7 +62,7 @@ class User:
 
     def __init__(
         self,
-        id: str,  # what everybody calls it
+        id: UserId,  # what everybody calls it
         *,
         plan: str | None = None,
         quotas: Mapping[str, QuotasLike] = MappingProxyType({}),
@@ -92,7 +92,7 @@ def check_plan(path: str, name: str) -> str:
         raise ConfigError(path, str(error).replace("the action", "the plan's name", 1)) from error
 
 
-def _id(user: str) -> str:
+def _id(user: UserId) -> str:
     try:
         return check_user(user)
     except InvalidUser as error:
