@@ -23,7 +23,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 DEFAULT_IPV6_PREFIX: Final = 64
 
 NO_ADDRESS: Final = (
-    "trusted_proxies: at a unix socket nobody has an address that could be in a network, so all clients would be one; "
+    "at a unix socket nobody has an address that could be in a network, and so all clients would share one; "
     "write how many proxies there are instead, as in trusted_proxies = 1"
 )
 _MAX_HOPS: Final = 32
@@ -91,7 +91,7 @@ class Addresses:
         if self._hops:
             return hop < self._hops
         if address is None and self._networks:
-            warn_once(NO_ADDRESS)
+            warn_once(f"trusted_proxies: {NO_ADDRESS}")
         return address is not None and any(address in network for network in self._networks)
 
 

@@ -265,4 +265,3 @@ def _usable(user: str) -> str | None:
     if user.startswith(_POSING) and (user.startswith(PREFIX) or is_hash(user)):
         return None
     return user
-

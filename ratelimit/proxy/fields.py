@@ -93,4 +93,3 @@ def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> li
             raise ValueError(f"the transfer coding {value.decode('latin-1')!r} is not understood")
     found.append((b"via", f"{version} {VIA}".encode()))
     return found
-

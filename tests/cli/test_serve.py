@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from signal import SIGTERM
 
 import httpx
@@ -34,6 +35,24 @@ def test_bad_input(ratelimit: Command, options: tuple[str, ...], told: str) -> N
     status, _, err = ratelimit("serve", *options)
     assert status == 2
     assert told in err
+
+
+def test_networks_of_proxies_at_a_unix_socket(ratelimit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATELIMIT_TRUSTED_PROXIES", "10.0.0.0/8")
+    status, _, err = ratelimit("serve", "--upstream", "http://a", *QUICK, "--uds", "ratelimit.sock")
+    assert status == 2
+    assert "trusted_proxies: at a unix socket nobody has an address" in err
+    assert "trusted_proxies = 1" in err
+
+
+async def test_a_unix_socket_where_nobody_is_believed_about_addresses(tmp_path: Path) -> None:
+    place = ("--upstream", "http://127.0.0.1:1", "--uds", str(tmp_path / "s.sock"), "--linger", "0")
+    for hops in ("0", "1"):
+        async with served(*QUICK, *place, RATELIMIT_TRUSTED_PROXIES=hops) as service:
+            service.send(SIGTERM)
+            assert await service.ended() == 0
+        said = [line for line in service.err if "at a unix socket nobody has an address" in line]
+        assert len(said) == (hops == "0")
 
 
 def test_a_policy_that_matches_nothing_limits_nothing_in_front_of_an_upstream(

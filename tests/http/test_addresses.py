@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.errors import ConfigError
-from ratelimit.http.addresses import Addresses, TrustedProxies, as_user
+from ratelimit.http.addresses import Addresses, TrustedProxies, as_user, warn_once
 from ratelimit.names import check_user
 from tests.http.apps import scope_of
 
@@ -27,13 +29,62 @@ def seen(trusted: TrustedProxies, *forwarded: str, peer: str | None = PROXY) -> 
         ("2001:DB8:0:0:ffff::", "ip:2001:db8::/64"),
         ("2001:db8:0:1::1", "ip:2001:db8:0:1::/64"),
         ("fe80::1%eth0", "ip:fe80::/64"),
+        ("fe80::1%eth1", "ip:fe80::/64"),
         ("::ffff:203.0.113.7", "ip:203.0.113.7"),
+        ("::FFFF:cb00:7107", "ip:203.0.113.7"),
+        ("64:ff9b::203.0.113.7", "ip:203.0.113.7"),
+        ("64:ff9b::1:cb00:7107", "ip:64:ff9b::/64"),
+        ("64:ff9b:1::cb00:7107", "ip:64:ff9b:1::cb00:7107/128"),
+        ("2002:cb00:7107::1", "ip:203.0.113.7"),
+        ("2002:cb00:7107:ffff::9", "ip:203.0.113.7"),
+        ("2001:0:4136:e378:8000:63bf:34ff:8ef8", "ip:203.0.113.7"),
         ("testclient", "ip:unknown"),
         ("", "ip:unknown"),
     ],
 )
 def test_an_address_as_a_user(address: str, user: str) -> None:
     assert as_user(address) == user
+
+
+@pytest.mark.parametrize(
+    ("bits", "user"),
+    [
+        (32, "ip:2001:db8::/32"),
+        (48, "ip:2001:db8:1::/48"),
+        (56, "ip:2001:db8:1:ff00::/56"),
+        (64, "ip:2001:db8:1:ff02::/64"),
+        (128, "ip:2001:db8:1:ff02::9/128"),
+    ],
+)
+def test_how_much_of_an_ipv6_address_one_subscriber_has(bits: int, user: str) -> None:
+    address = "2001:db8:1:ff02::9"
+    assert as_user(address, bits) == user
+    assert Addresses(0, bits).of(scope_of(client=(address, 1))) == user
+    forwarded = scope_of(headers=[(b"x-forwarded-for", f"[{address}]:443".encode())], client=None)
+    assert Addresses(1, bits).of(forwarded) == user
+    assert Addresses(0, bits).of(scope_of(client=("203.0.113.7", 1))) == "ip:203.0.113.7"
+
+
+@pytest.mark.parametrize("bits", [0, 31, 129, True, "64", 56.0, None])
+def test_a_prefix_that_is_none(bits: Any) -> None:
+    with pytest.raises(ConfigError, match=r"ipv6_prefix: expected 32 to 128 bits, such as 64 or 56") as caught:
+        Addresses(0, bits)
+    assert caught.value.path == "ipv6_prefix"
+
+
+def test_an_embedded_address_is_not_believed_as_a_proxy() -> None:
+    """Anybody may hold a 6to4 address of 10.0.0.1 in their own network."""
+    assert seen(["10.0.0.0/8"], "1.1.1.1", peer="2002:a00:1::1") == "ip:10.0.0.1"
+    assert seen(["10.0.0.0/8"], "1.1.1.1", peer="64:ff9b::a00:1") == "ip:10.0.0.1"
+
+
+def test_networks_at_a_unix_socket_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    for _ in range(2):
+        assert seen(["10.0.0.0/8"], "1.1.1.1", peer=None) == "ip:unknown"
+    (record,) = caplog.records
+    assert "trusted_proxies: at a unix socket nobody has an address" in record.getMessage()
+    assert "as in trusted_proxies = 1" in record.getMessage()
 
 
 def test_no_client_at_all() -> None:

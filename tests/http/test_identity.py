@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import unicodedata
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
+import itsdangerous
 import pytest
+from django.core import signing
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
 from starlette.authentication import SimpleUser, UnauthenticatedUser
-from starlette.requests import HTTPConnection
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from ratelimit.errors import ConfigError, InvalidUser
-from ratelimit.http.addresses import Addresses
+from ratelimit.http import RateLimitMiddleware
+from ratelimit.http.addresses import Addresses, warn_once
 from ratelimit.http.identity import Identity
+from ratelimit.limiter import Limiter
 from ratelimit.names import check_user
-from ratelimit.policy import UserFrom
-from tests.http.apps import scope_of
+from ratelimit.policy import Policy, UserFrom
+from ratelimit.store import MemoryStore
+from tests.http.apps import client_of, limiter_of, scope_of
 
 ADDRESS = "ip:203.0.113.7"
 
@@ -29,6 +41,18 @@ async def user_of(*sources: UserFrom, headers: dict[str, str] | None = None, **s
 
 class User(SimpleNamespace):
     is_authenticated = True
+
+
+@dataclass
+class Claimant:
+    """As Litestar's handlers return one: it says nothing of whether it is authenticated."""
+
+    sub: str
+    name: str = "Alice"
+
+
+class Unspeakable:
+    pass
 
 
 class StarletteUser(SimpleUser):
@@ -46,6 +70,27 @@ class StarletteUser(SimpleUser):
         (User(pk=42), "42"),
         (User(identity="", display_name=None, pk=42), "42"),
         (User(identity="id", display_name="Alice", pk=42), "id"),
+        (User(display_name="Alice", pk=42), "42"),
+        (User(display_name="Alice", id=42), "42"),
+        (User(username="alice", display_name="Alice"), "alice"),
+        (User(id=UUID(int=7), name="Alice"), str(UUID(int=7))),
+        (User(id=0, name="Alice"), "0"),
+        (User(id=True, name="Alice"), "Alice"),
+        (User(id=len, name="Alice"), "Alice"),
+        (User(id=Unspeakable(), pk={"a": 1}), ADDRESS),
+        (User(display_name=unicodedata.normalize("NFD", "josé")), "josé"),
+        (SimpleNamespace(is_authenticated=False, pk=42), ADDRESS),
+        (SimpleNamespace(pk=42), "42"),
+        (Claimant("auth0|7"), "auth0|7"),
+        ({"sub": "auth0|7", "name": "Alice", "iat": 1}, "auth0|7"),
+        ({"user_id": 7}, "7"),
+        ({}, ADDRESS),
+        ("alice", "alice"),
+        ("", ADDRESS),
+        (42, "42"),
+        (True, ADDRESS),
+        (UUID(int=7), str(UUID(int=7))),
+        (Unspeakable(), ADDRESS),
         (User(), ADDRESS),
         (User(identity="ip:10.0.0.1"), ADDRESS),
         (User(identity="x" * 300), ADDRESS),
@@ -152,3 +197,142 @@ async def test_whatever_comes_there_is_a_user(header: bytes, cookie: bytes, name
     connection = HTTPConnection(scope_of(headers=headers, user=User(identity=name)))
     for sources in (["header:x-api-key"], ["cookie:session"], ["user"]):
         check_user(await Identity(sources, Addresses()).user_of(connection))
+
+
+def named_by(source: str, *lines: bytes) -> str:
+    kind, _, name = source.partition(":")
+    headers = [((name.lower() if kind == "header" else kind).encode(), line) for line in lines]
+    return Identity([source], Addresses()).read(scope_of(headers=headers))
+
+
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI3In0."
+SPELLINGS = {
+    "Bearer tok": [b"Bearer tok", b"bearer tok", b"BEARER tok", b"Bearer  tok", b" Bearer\ttok ", b"bearer \t tok"],
+    "Basic YWxpY2U6cHc=": [
+        b"Basic YWxpY2U6cHc=", b"basic YWxpY2U6cHc=", b"Basic YWxpY2U6cHc", b"Basic YWxpY2U6cHd=",
+        b"BASIC  YWxp!Y2U6cHc=", b"Basic YWxpY2U6cHc===",
+    ],
+    f"Bearer {JWT}AAAA": [f"Bearer {JWT}AAAA".encode(), f"bearer {JWT}AAAA==".encode(), f"Bearer {JWT}A!AAA".encode()],
+    f"Bearer {JWT}AAA": [f"Bearer {JWT}AAA".encode(), f"Bearer {JWT}AAB".encode()],
+    "Apikey k1": [b"ApiKey k1", b"apikey k1", b"APIKEY\t k1"],
+    "k1": [b"k1", b" k1 "],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("user", "line"), [(user, line) for user, lines in SPELLINGS.items() for line in lines])
+def test_credentials_are_one_user_however_they_are_spelled(user: str, line: bytes) -> None:
+    assert named_by("header:Authorization", line) == user
+    assert named_by("header:authorization", line, line) == user
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'Digest username="alice", nonce="1", response="2"',
+        b'Digest username="alice",nonce="1",response="2"',
+        b"AWS4-HMAC-SHA256 Credential=a, Signature=b",
+        b"Bearer tok made-up",
+        b"Basic x",
+    ],
+)
+def test_a_signature_of_one_request_names_nobody(line: bytes) -> None:
+    assert named_by("header:authorization", line) == ADDRESS
+
+
+def test_credentials_that_differ_do_not_count() -> None:
+    assert named_by("header:authorization", b"Bearer tok", b"Bearer other") == ADDRESS
+
+
+async def test_a_spent_token_is_spent_in_every_spelling() -> None:
+    limiter = limiter_of(Policy("hint", "2/day", match="/**", user_from="header:authorization"))
+    async with client_of(RateLimitMiddleware(Starlette(), limiter=limiter)) as client:
+        lines = [line.decode() for line in SPELLINGS["Bearer tok"]]
+        answers = [(await client.get("/", headers={"authorization": line.strip()})).status_code for line in lines]
+    assert answers == [404, 404, 429, 429, 429, 429]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"session=abc", b"session=%61bc", b"session=a%62%63", b'session="abc"', b'session="\\141bc"', b"session = abc ",
+        b"$Version=1; session=abc; $Path=/", b"x=\xff; session=abc", b";;session=abc;;", b"session=abc; session=abc",
+    ],
+)  # fmt: skip
+def test_a_cookie_is_one_user_however_it_is_encoded(line: bytes) -> None:
+    assert named_by("cookie:session", line) == "abc"
+
+
+@pytest.mark.parametrize("source", ["header:x-user", "cookie:user"])
+@pytest.mark.parametrize("name", ["josé", "Ünal", "日本", "ñ#1"])
+async def test_a_name_in_utf_8_is_the_one_of_the_api(source: str, name: str) -> None:
+    """And of the CLI and of whatever calls the limiter: text, composed or not."""
+    prefix = b"user=" if source.startswith("cookie") else b""
+    limiter = Limiter(MemoryStore(), [Policy("hint", "5/day")])
+    for form in ("NFC", "NFD"):
+        spelled = unicodedata.normalize(form, name)
+        assert named_by(source, prefix + spelled.encode()) == name
+        await limiter.check(spelled, "hint")
+    assert (await limiter.peek(name, "hint")).used == 2
+
+
+@pytest.mark.parametrize(("source", "prefix"), [("header:x-user", b""), ("cookie:user", b"user=")])
+def test_a_name_in_latin_1_is_the_same_user(source: str, prefix: bytes) -> None:
+    assert named_by(source, prefix + "josé".encode("latin-1")) == "josé"
+    # Another cookie's bytes do not change how this one is read.
+    assert named_by("cookie:user", b"x=\xff; user=" + "josé".encode()) == "josé"
+
+
+ROLLING = {
+    "starlette": itsdangerous.TimestampSigner("secret").sign(b"eyJ1c2VyX2lkIjogN30=").decode(),
+    "flask": itsdangerous.URLSafeTimedSerializer("secret", salt="cookie-session").dumps({"user_id": 7}),
+    "django": signing.TimestampSigner(key="secret", salt="s", fallback_keys=()).sign_object({"user_id": 7}),
+    "rails": "TXlTZXNzaW9uRGF0YQ%3D%3D--MDEyMzQ1Njc4OTAx--AAECAwQFBgcICQoLDA0ODw%3D%3D",
+    "laravel": "eyJpdiI6IkFBRUNBd1FGQmdjSUNRb0xEQTBPRHc9PSIsInZhbHVlIjoieCIsIm1hYyI6InkifQ%3D%3D",
+    "fernet": "gAAAAABnZ0Y5c2VjcmV0LXNlc3Npb24tZGF0YS1oZXJl",
+}
+
+
+@pytest.mark.parametrize("kind", ROLLING)
+def test_a_session_kept_in_the_cookie_is_no_name(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    for _ in range(2):
+        assert named_by("cookie:session", f"session={ROLLING[kind]}".encode()) == ADDRESS
+    (record,) = caplog.records
+    assert "the cookie 'session' is a session that changes from answer to answer" in record.getMessage()
+    assert "connection.session.get('user_id')" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0123456789abcdef0123456789abcdef", "s:Yk3tWw1q2e.1q2w3e4r5t6y7u8i9o0p1q2w3e4r5t6y7u8i9o0p1q2", str(UUID(int=7)),
+     JWT + "c2lnbmF0dXJlLW9mLXRoaXJ0eS10d28tYnl0ZXMtbG9uZw", "2d8c1f7e5b6a4938.example"],
+)  # fmt: skip
+def test_the_id_of_a_session_is_one(value: str) -> None:
+    assert named_by("cookie:session", f"session={value}".encode()) == value
+
+
+async def test_an_honest_client_with_a_rolling_session_is_one_user() -> None:
+    """Starlette's own sessions: each answer that changes something sets another cookie."""
+
+    async def view(request: Request) -> JSONResponse:
+        request.session["seen"] = request.session.get("seen", 0) + 1
+        return JSONResponse(request.session["seen"])
+
+    app = Starlette(routes=[Route("/", view)])
+    app.add_middleware(
+        RateLimitMiddleware, limiter=limiter_of(Policy("view", "3/day", match="/**")), user_from=["cookie:session"]
+    )
+    app.add_middleware(SessionMiddleware, secret_key="secret")
+    async with client_of(app) as client:
+        answers = [await client.get("/") for _ in range(5)]
+        assert len({answer.headers.get("set-cookie") for answer in answers[:3]}) == 3
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+
+
+def test_an_authenticated_user_whom_nothing_names_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    for _ in range(2):
+        assert Identity(["user"], Addresses()).read(scope_of(user=Unspeakable())) == ADDRESS
+    (record,) = caplog.records
+    assert "scope['user'], a Unspeakable" in record.getMessage()
+    assert "give it one of identity, pk, id" in record.getMessage()

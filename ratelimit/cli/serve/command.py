@@ -61,6 +61,7 @@ def serve(
         user_from=tuple(user_from or ()),
         proxying=upstream is not None,
         workers=workers,
+        uds=uds,
     )
     settings = source()
     proxy = ProxySettings(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError
+from ratelimit.http.addresses import NO_ADDRESS, warn_once
 from ratelimit.http.surface import Surface
 from ratelimit.policy import Policy
 from ratelimit.wiring import load_checked
@@ -33,6 +34,7 @@ class Source:
     proxying: bool = False
     """Requests are limited as they come; without an upstream callers may also ask for a policy by its name."""
     workers: int = 1
+    uds: str | None = None
     _good: Config | None = field(default=None, init=False)
     _first: bool = field(default=False, init=False)
 
@@ -57,6 +59,7 @@ class Source:
             how = "add --action api --quota 5/day, or --config; if that is meant, with quotas = 'unlimited'"
             raise ConfigError("", f"nothing is limited: {problem}; {how}")
         self._count_together(config)
+        self._know_addresses(config)
         return config
 
     def _load(self) -> Config:
@@ -92,3 +95,16 @@ class Source:
         if self.workers > 1 and config.store.startswith("memory://"):
             told = f"memory:// would count in each of the {self.workers} workers apart; use one, or a store they share"
             raise ConfigError("--workers", f"{told}: --store dynamodb://my-table?region=eu-west-1")
+
+    def _know_addresses(self, config: Config) -> None:
+        """Who connects to a unix socket has no address, and so is one user with everybody else who has no other name;
+        unless a proxy tells, which has to be believed."""
+        if self.uds is None:
+            return
+        if isinstance(config.trusted_proxies, tuple) and config.trusted_proxies:
+            raise ConfigError("trusted_proxies", NO_ADDRESS)
+        if not config.trusted_proxies:
+            warn_once(
+                "at a unix socket nobody has an address, and all who have no other name are one user: "
+                "let the proxy in front send X-Forwarded-For, and set trusted_proxies = 1"
+            )

@@ -203,3 +203,32 @@ async def test_other_paths_are_not_ours(path: str) -> None:
     start, _ = await call(Authz(limiter=limiter_of()), scope_of(path))
     assert start["status"] == 404
     assert headers_of(start)["content-type"] == "application/problem+json"
+
+
+async def test_nobody_is_identified_by_a_field_for_this_hop_only() -> None:
+    """A gateway that keeps to RFC 9110, 7.6.1 takes it out on the way to the app."""
+    async with asking(user_from="header:x-api-key", trusted_proxies=1) as client:
+        answers = []
+        for key in range(7):
+            hop = {
+                "connection": "x-api-key, x-forwarded-for",
+                "x-api-key": f"made-up {key}",
+                "x-forwarded-for": "1.1.1.1",
+            }
+            answers.append((await client.get("/v1/authz", headers={**FORWARDED, **hop})).status_code)
+        assert answers == [200] * 5 + [429] * 2
+        other = await client.get(
+            "/v1/authz", headers={**FORWARDED, "x-forwarded-for": "2.2.2.2", "connection": "close"}
+        )
+        assert other.status_code == 200
+
+
+async def test_a_credential_is_one_user_and_a_prefix_one_address() -> None:
+    spelled = ("Bearer tok", "bearer tok", "BEARER  tok")
+    async with asking(user_from="header:authorization", trusted_proxies=1, ipv6_prefix=48) as client:
+        for number in range(6):
+            headers = {**FORWARDED, "authorization": spelled[number % 3]}
+            assert (await client.get("/v1/authz", headers=headers)).status_code == (200 if number < 5 else 429)
+        for number in range(6):
+            headers = {**FORWARDED, "x-forwarded-for": f"2001:db8:1:{number}::1"}
+            assert (await client.get("/v1/authz", headers=headers)).status_code == (200 if number < 5 else 429)
