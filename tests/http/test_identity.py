@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import itsdangerous
@@ -13,12 +14,16 @@ import pytest
 from django.core import signing
 from hypothesis import given
 from hypothesis import strategies as st
+from litestar import Litestar, get
+from litestar.connection import ASGIConnection
+from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult, DefineMiddleware
 from starlette.applications import Starlette
 from starlette.authentication import SimpleUser, UnauthenticatedUser
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from ratelimit.errors import ConfigError, InvalidUser
 from ratelimit.http import RateLimitMiddleware
@@ -336,3 +341,20 @@ def test_an_authenticated_user_whom_nothing_names_is_told_of(caplog: pytest.LogC
     (record,) = caplog.records
     assert "scope['user'], a Unspeakable" in record.getMessage()
     assert "give it one of identity, pk, id" in record.getMessage()
+
+
+@pytest.mark.parametrize("kind", [Claimant, lambda sub: {"sub": sub}, str])
+async def test_whom_litestars_authentication_has_let_in(kind: Callable[[str], object]) -> None:
+    class Authentication(AbstractAuthenticationMiddleware):
+        async def authenticate_request(self, connection: ASGIConnection[Any, Any, Any, Any]) -> AuthenticationResult:
+            return AuthenticationResult(user=kind(connection.headers["x-token"]), auth=None)
+
+    @get("/")
+    async def view() -> str:
+        return "seen"
+
+    limits = DefineMiddleware(cast(Any, RateLimitMiddleware), limiter=limiter_of(Policy("view", "2/day", match="/**")))
+    app = Litestar([view], middleware=[DefineMiddleware(Authentication), limits])
+    async with client_of(cast(ASGIApp, app)) as client:
+        answers = [(await client.get("/", headers={"x-token": who})).status_code for who in ("a", "a", "b", "a", "b")]
+    assert answers == [200, 200, 200, 429, 200]
