@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit import open_store
 from ratelimit.directory import Directory, User
 from ratelimit.errors import InvalidUser
 from ratelimit.http import RateLimitMiddleware
@@ -18,6 +17,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.names import MAX_USER_BYTES, Key, UserId, check_user
 from ratelimit.policy import Policy
 from ratelimit.usage import UsageLog
+from ratelimit.wiring import open_store
 from tests.cli.command import Command, ratelimit
 from tests.engines import Engine
 from tests.http.apps import client_of, hello
@@ -70,7 +70,7 @@ async def test_every_surface_means_the_same_user(engine: Engine, spelled: tuple[
                 assert (await client.get(f"/v1/users/{user}")).json()["id"] == name
                 await client.post("/v1/refund", json={"user": user, "action": "hint"})
             async with client_of(RateLimitMiddleware(hello, limiter=limiter)) as client:
-                await client.get("/", headers={"x-user": str(user).encode()})
+                await client.get("/", headers=[(b"x-user", str(user).encode())])
         await usage.flush()
         for user in spelled:
             assert (await limiter.peek(user, "hint")).used == 10
@@ -91,7 +91,7 @@ def test_the_command_line_means_the_same_user(
     url = engine.store_url(f"names-{uuid4().hex[:8]}", create="true")
 
     async def spend() -> None:
-        async with await open_store(url) as store, Limiter(store, deadline=30) as limiter:
+        async with open_store(url) as store, Limiter(store, deadline=30) as limiter:
             await limiter.check(spelled[0], "hint", quotas="9/day")
 
     asyncio.run(spend())

@@ -46,7 +46,7 @@ def check(
 
     Examples:
 
-        ratelimit check alice hint --quota 5/day --store dynamodb://limits?region=eu-west-1
+        ratelimit check alice hint --quota 5/day --store 'dynamodb://limits?region=eu-west-1'
 
         ratelimit check alice hint --config ratelimit.toml --peek
 

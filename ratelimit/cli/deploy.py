@@ -57,8 +57,10 @@ def sidecar(
 @render.command()
 def iam(
     name: Annotated[str, typer.Option(metavar="TABLE", help="The table's name.")] = "ratelimit",
-    account: Annotated[str, typer.Option(metavar="DIGITS", help="The AWS account that has it.")] = "",
-    region: Annotated[str | None, typer.Option(help="By default AWS_REGION.")] = None,
+    account: Annotated[
+        str, typer.Option(metavar="DIGITS", help="The AWS account that has it; by default the one that has the policy.")
+    ] = "*",
+    region: Annotated[str | None, typer.Option(help="By default AWS_REGION, or else any.")] = None,
     partition: Annotated[str, typer.Option(help="aws, aws-cn or aws-us-gov.")] = "aws",
     role: Annotated[str | None, typer.Option(help=f"Only one: {', '.join(ROLES)}.")] = None,
 ) -> None:
@@ -66,11 +68,13 @@ def iam(
 
     Examples:
 
+        ratelimit deploy render iam
+
         ratelimit deploy render iam --name limits --account 123456789012 --region eu-west-1
 
         ratelimit deploy render iam --name limits --account 123456789012 --role serve > serve.json
     """
-    where = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    where = region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "*"
     found = policies(table=name, region=where, account=account, partition=partition)
     if role is None:
         say_json(found)

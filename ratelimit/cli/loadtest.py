@@ -61,7 +61,7 @@ def run(
 
         ratelimit loadtest run --engine ministack --duration 20
 
-        ratelimit loadtest run middleware --store dynamodb://loadtest?region=eu-west-1 --rate 500
+        ratelimit loadtest run middleware --store 'dynamodb://loadtest?region=eu-west-1' --rate 500
     """
     if find_spec("loadtest") is None:
         return complain(_LACKING, INVALID)

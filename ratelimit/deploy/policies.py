@@ -23,14 +23,17 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 _FORMS: Final = {
     "table": (r"[A-Za-z0-9_.-]{3,255}", "3 to 255 of letters, digits, '_', '-', '.'"),
-    "region": (r"[a-z0-9]+(-[a-z0-9]+)+", "as in eu-west-1"),
-    "account": (r"\d{12}", "the twelve digits of an AWS account"),
+    "region": (r"[a-z0-9]+(-[a-z0-9]+)+|\*", "as in eu-west-1"),
+    "account": (r"\d{12}|\*", "the twelve digits of an AWS account"),
     "partition": (r"aws(-[a-z]+)*", "aws, aws-cn or aws-us-gov"),
 }
 
 
-def policies(*, table: str, region: str, account: str, partition: str = "aws") -> dict[Role, dict[str, Any]]:
-    """Each role's policy document, for one table. Raises `ConfigError` naming what is no name."""
+def policies(
+    *, table: str, region: str = "*", account: str = "*", partition: str = "aws"
+) -> dict[Role, dict[str, Any]]:
+    """Each role's policy document, for one table; by default for those of this name in whichever region and account the
+    policy is attached. Raises `ConfigError` naming what is no name."""
     names = {"table": table, "region": region, "account": account, "partition": partition}
     for name, value in names.items():
         form, words = _FORMS[name]

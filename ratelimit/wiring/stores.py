@@ -106,7 +106,7 @@ def table_settings(url: str) -> Settings:
     from ratelimit.dynamodb import parse_url
 
     if url.startswith("memory://"):
-        raise ConfigError("store", "memory:// has no table; name one: --store dynamodb://my-table?region=eu-west-1")
+        raise ConfigError("store", "memory:// has no table; name one: --store 'dynamodb://my-table?region=eu-west-1'")
     try:
         return parse_url(url)
     except ConfigError as error:

@@ -59,6 +59,19 @@ def test_policies(ratelimit: Command) -> None:
     assert one.json == documents["serve"]
 
 
+def test_policies_as_the_readme_has_them(ratelimit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attached in one account, a policy grants nothing in another: there the table's own policy would have to."""
+    for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(variable, raising=False)
+    status, out, err = ratelimit("deploy", "render", "iam")
+    assert (status, err) == (0, "")
+    arns = {one["Resource"] for document in json.loads(out).values() for one in document["Statement"]}
+    table = "arn:aws:dynamodb:*:*:table/ratelimit"
+    assert arns == {table, f"{table}/index/GSI1"}
+    one = ratelimit("deploy", "render", "iam", "--region", "eu-west-1", "--role", "serve")
+    assert "arn:aws:dynamodb:eu-west-1:*:table/ratelimit" in one.out
+
+
 def test_the_region_is_that_of_the_environment(ratelimit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "cn-north-1")
     _, out, _ = ratelimit("deploy", "render", "iam", "--account", "123456789012", "--partition", "aws-cn")
@@ -78,6 +91,7 @@ def test_the_region_is_that_of_the_environment(ratelimit: Command, monkeypatch: 
         (("table", "--set", "TableName"), "--set: expected PARAMETER=VALUE, not 'TableName'"),
         (("sidecar", "--name", "Shop"), "ServiceName: 'Shop' does not match"),
         (("sidecar", "--set", "UserFrom=a\nb"), "UserFrom: expected one line of text"),
+        (("iam", "--region", "eu*"), "--region: expected"),
         (("iam", "--account", "12"), "--account: expected the twelve digits of an AWS account, not '12'"),
         (("iam", *ACCOUNT, "--role", "root"), "--role: unknown role 'root'; there are serve, read, migrate, operate"),
         (("iam", *ACCOUNT, "--name", "a*"), "--name: expected 3 to 255"),

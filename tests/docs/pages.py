@@ -13,11 +13,14 @@ from textwrap import dedent
 from types import CodeType, ModuleType
 from typing import Any, Final, NamedTuple
 
+from docs.hooks.commands import commands
+
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 
 _FENCE: Final = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _TITLE: Final = re.compile(r'title="([^"]+)"')
+_TYPED: Final = re.compile(r"(\w+=\S* )*(ratelimit|pip|make|curl|aws|uvicorn|docker|openssl)\b")
 _OPERATORS: Final = frozenset("();<>|&")
 
 
@@ -99,6 +102,47 @@ def command_lines(page: str, *, fenced_only: bool = False) -> list[Line]:
         shown += re.findall(r"(?m)^ {4}(\S.*)$", _FENCE.sub("", text_of(page)).replace("\\\n", " "))
     joined = "\n".join(shown).replace("\\\n", " ")
     return [line for text in joined.splitlines() if (line := _line(page, text)) is not None]
+
+
+def unquoted(line: str) -> str:
+    """What a shell would take for something else, in a line to type: zsh refuses a pattern that matches no file, and
+    any shell puts what ends in `&` into the background. Comments, and variables that are set, are left out."""
+    found, quote, previous = "", "", " "
+    line = re.sub(r"^(\w+=\S* )+", "", line)
+    for number, letter in enumerate(line):
+        if quote:
+            quote = "" if letter == quote and previous != "\\" else quote
+        elif letter in "\"'" and previous != "\\":
+            quote = letter
+        elif letter == "#" and previous.isspace():
+            break
+        elif (letter in "?*[" and previous != "\\") or (
+            letter == "&"
+            and not previous.isspace()
+            and previous not in "&>"
+            and line[number + 1 : number + 2].isalnum()
+        ):
+            found += letter
+        previous = letter
+    return found
+
+
+def shown_lines() -> dict[str, str]:
+    """Every line of `ratelimit` and of what goes with it that a page, a block or a help text shows, by where it is."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        shown = [block.text for block in blocks("sh", page)]
+        shown += re.findall(r"(?m)^ {4}(\S.*)$", _FENCE.sub("", text_of(page)).replace("\\\n", " "))
+        shown += re.findall(r"(?<!`)`((?:\w+=\S* )*(?:ratelimit|pip|make|curl|aws) [^`]+)`", text_of(page))
+        lines = "\n".join(shown).replace("\\\n", " ").splitlines()
+        found |= {f"{page}: {line}": line for line in lines if _TYPED.match(line)}
+    for path, command, _ in commands():
+        texts = [command.help, command.epilog, *(getattr(one, "help", None) for one in command.params)]
+        for text in filter(None, texts):
+            lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+            lines += re.findall(r"`(ratelimit [^`]+)`", text)
+            found |= {f"{path}: {line}": line for line in lines}
+    return found
 
 
 def _line(page: str, text: str) -> Line | None:

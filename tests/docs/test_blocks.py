@@ -16,7 +16,19 @@ from docs.hooks.commands import commands, program
 from ratelimit.wiring import load_checked
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
-from tests.docs.pages import PAGES, ROOT, Block, Line, blocks, command_lines, lay_out, run, text_of
+from tests.docs.pages import (
+    PAGES,
+    ROOT,
+    Block,
+    Line,
+    blocks,
+    command_lines,
+    lay_out,
+    run,
+    shown_lines,
+    text_of,
+    unquoted,
+)
 from tests.engines import Engine
 
 # Pages whose commands need more than an empty table; each is named in the test that carries them out.
@@ -52,6 +64,30 @@ def test_the_program_reads_the_command(line: Line) -> None:
     found: list[str] = []
     assert _without_effect(found).main(line.words[1:], prog_name="ratelimit", standalone_mode=False) is None
     assert len(found) == 1
+
+
+SHOWN = shown_lines()
+
+
+@pytest.mark.parametrize("place", SHOWN)
+def test_every_shell_takes_the_line_as_it_is_meant(place: str) -> None:
+    assert unquoted(SHOWN[place]) == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("ratelimit check --store dynamodb://t?region=x", "?"),
+        ("ratelimit check --store 'dynamodb://t?region=x&create=true'", ""),
+        ("ratelimit check --store dynamodb://t?region=x&create=true", "?&"),
+        ('pip install "ratelimit[sidecar]" && ls 2>&1 | cat &', ""),
+        ("pip install ratelimit[sidecar]  # why?", "["),
+        ("RATELIMIT_STORE=dynamodb://t?region=x ratelimit check it\\?", ""),
+        ("aws s3 ls *.json", "*"),
+    ],
+)
+def test_what_a_shell_takes_for_something_else(line: str, found: str) -> None:
+    assert unquoted(line) == found
 
 
 def _without_effect(found: list[str]) -> Any:

@@ -94,7 +94,7 @@ class Source:
         """A limit that each worker counts for itself would be several times as high: never without being told."""
         if self.workers > 1 and config.store.startswith("memory://"):
             told = f"memory:// would count in each of the {self.workers} workers apart; use one, or a store they share"
-            raise ConfigError("--workers", f"{told}: --store dynamodb://my-table?region=eu-west-1")
+            raise ConfigError("--workers", f"{told}: --store 'dynamodb://my-table?region=eu-west-1'")
 
     def _know_addresses(self, config: Config) -> None:
         """Who connects to a unix socket has no address, and so is one user with everybody else who has no other name;
