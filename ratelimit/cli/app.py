@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Annotated, Final, NoReturn
 
 import typer
@@ -21,7 +22,7 @@ from ratelimit.cli.output import INVALID, UNAVAILABLE, complain
 from ratelimit.cli.serve import serve
 from ratelimit.cli.table import app as table_app
 from ratelimit.cli.usage import app as usage_app
-from ratelimit.errors import RateLimitError, StoreUnavailable
+from ratelimit.errors import ConfigError, RateLimitError, StoreUnavailable
 
 app: Final = typer.Typer(
     name="ratelimit",
@@ -53,9 +54,21 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version; `compiled` is said if it is.")] = False,
 ) -> None:
     if version:
+        _refuse_namesake()
         typer.echo(f"{ratelimit.__version__} (compiled)" if COMPILED else ratelimit.__version__)
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
+
+
+def _refuse_namesake() -> None:
+    """PyPI's `ratelimit` is another project that has its files in the same folder: the last one installed has
+    overwritten the other's. Raises `ConfigError`."""
+    try:
+        theirs = metadata.version("ratelimit")
+    except metadata.PackageNotFoundError:
+        return
+    how = "pip uninstall ratelimit, then pip install --force-reinstall --no-deps ratelimit-dynamodb"
+    raise ConfigError("ratelimit", f"PyPI's {theirs}, another project, is installed in the same folder: {how}")
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,18 @@ from tests.cli.command import Command
 def test_version(ratelimit: Command) -> None:
     build = " (compiled)" if COMPILED else ""
     assert ratelimit("--version") == (0, f"{package.__version__}{build}\n", "")
+
+
+def test_another_project_of_the_same_folder(
+    ratelimit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "ratelimit-2.2.1.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: ratelimit\nVersion: 2.2.1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = ratelimit("--version")
+    assert (status, out) == (2, "")
+    assert "PyPI's 2.2.1, another project, is installed in the same folder: pip uninstall ratelimit, then" in err
 
 
 def test_no_command_shows_the_help(ratelimit: Command) -> None:
