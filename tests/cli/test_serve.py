@@ -8,8 +8,10 @@ from signal import SIGTERM
 
 import httpx
 import pytest
+import yaml
 
 from tests.cli.command import Command
+from tests.docs.pages import titled
 from tests.serving.processes import served
 
 QUICK = ("--action", "api", "--quota", "2/day", "--user-from", "header:x-api-key")
@@ -107,5 +109,26 @@ async def test_the_start_up_line_for_people() -> None:
         line = service.err[0]
         assert f"ratelimit serves {service.url} in front of http://127.0.0.1:1: api (2/day); users from header:" in line
         assert "else their address; counting in memory://; no admin listener; 1 worker" in line
+        service.send(SIGTERM)
+        assert await service.ended() == 0
+
+
+async def test_probes_reach_the_pod_that_the_page_describes() -> None:
+    """They come from outside, by the pod's address; no more than health is open to whoever else comes by it."""
+    pod = yaml.safe_load(titled("docs/operations.md", "pod.yaml").text)["containers"][0]
+    env = {one["name"]: one.get("value", "a-secret-of-16-characters") for one in pod["env"]}
+    env |= {"RATELIMIT_STORE": "memory://", "RATELIMIT_PORT": "tcp://10.96.12.7:8080"}
+    admin = env.pop("RATELIMIT_ADMIN").replace("8081", "0")
+    assert pod["args"][0] == "serve"
+    options = [*pod["args"][1:], "--port", "0", "--admin", admin, "--linger", "0"]
+    async with served(*options, **env) as service:
+        port = service.banner["admin"].rpartition(":")[2]
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", headers={"host": "10.244.0.7:8081"}
+        ) as kubelet:
+            for probe in ("livenessProbe", "readinessProbe"):
+                assert (await kubelet.get(pod[probe]["httpGet"]["path"])).status_code == 200
+            assert (await kubelet.get("/metrics")).status_code == 401
+            assert (await kubelet.post("/reload")).status_code == 401
         service.send(SIGTERM)
         assert await service.ended() == 0
