@@ -81,6 +81,6 @@ def test_the_file_is_fine_and_says_the_defaults_truly() -> None:
     config = load_checked(ROOT / "examples" / "ratelimit.toml", env={})
     default = load_config(env={})
     assert [policy.name for policy in config.policies] == ["hint", "run", "search", "vote"]
-    same = ("store", "deadline", "denial_cache", "usage", "directory", "headers", "trusted_proxies")
+    same = ("store", "deadline", "denial_cache", "usage", "directory", "headers", "trusted_proxies", "ipv6_prefix")
     assert [getattr(config, name) for name in same] == [getattr(default, name) for name in same]
     assert [name for name in (*SETTINGS, *POLICY_SETTINGS) if f"{name} =" not in text] == []

@@ -147,11 +147,12 @@ def test_a_configuration_is_asked_of_every_part() -> None:
 
 
 def test_middleware_args_pass_everything_on() -> None:
-    config = Config(user_from=("address",), trusted_proxies=2, headers="none", exempt=("/health",))
+    config = Config(user_from=("address",), trusted_proxies=2, ipv6_prefix=56, headers="none", exempt=("/health",))
     args = middleware_args(config)
     assert args.pop("limiter")  # type: ignore[misc]
     assert args == {
-        "user_from": ("address",), "trusted_proxies": 2, "headers": "none", "exempt": ("/health",), "usage": None,
+        "user_from": ("address",), "trusted_proxies": 2, "ipv6_prefix": 56, "headers": "none", "exempt": ("/health",),
+        "usage": None,
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ def test_every_kind_of_value() -> None:
         HEADERS="none",
         USER_FROM="header:x-api-key, address",
         TRUSTED_PROXIES="2",
+        IPV6_PREFIX="56",
         EXEMPT="GET /health, /static/**",
     )
     assert config == Config(
@@ -34,6 +35,7 @@ def test_every_kind_of_value() -> None:
         headers="none",
         user_from=("header:x-api-key", "address"),
         trusted_proxies=2,
+        ipv6_prefix=56,
         exempt=("GET /health", "/static/**"),
     )
     assert load(TRUSTED_PROXIES="10.0.0.0/8,::1/128").trusted_proxies == ("10.0.0.0/8", "::1/128")
