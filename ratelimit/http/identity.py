@@ -225,20 +225,20 @@ def _authenticated(scope: Scope) -> str | None:
     user: Any = scope.get("user")
     if user is None:
         return None
-    if isinstance(user, _NAMES):
-        return _name(user)
     claims = isinstance(user, dict)
     # Where there is no such flag (Litestar), whoever is not authenticated is None.
     if not claims and not getattr(user, "is_authenticated", True):
         return None
     for attribute in _NAMED_BY:
         try:
-            name = _name(user.get(attribute) if claims else getattr(user, attribute, None))
+            value = user.get(attribute) if claims else getattr(user, attribute, None)
         except NotImplementedError:
             # Starlette's `BaseUser` says in this way that it has no identity.
             continue
-        if name is not None:
+        if value is not None and (name := _name(value)) is not None:
             return name
+    if isinstance(user, _NAMES):
+        return _name(user)
     warn_once(
         f"nothing in scope['user'], a {type(user).__name__}, says who it is: it is counted by the next source of "
         f"user_from; give it one of {', '.join(_NAMED_BY)}, or use a function"
@@ -253,7 +253,7 @@ def _name(value: Any) -> str | None:
     if type(value) is int:
         return str(value)
     kind: Any = type(value)
-    return None if value is None or kind.__str__ is object.__str__ else str(value)
+    return None if kind.__str__ is object.__str__ else str(value)
 
 
 def _usable(user: str) -> str | None:
