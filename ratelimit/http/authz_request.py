@@ -19,7 +19,7 @@ from starlette.types import Scope
 
 from ratelimit.errors import InvalidInput
 from ratelimit.http.identity import named_by_connection
-from ratelimit.http.match import WEBSOCKET, has_dots
+from ratelimit.http.target import WEBSOCKET, ambiguity
 
 Dialect: TypeAlias = Literal["plain", "nginx", "haproxy"]
 
@@ -98,9 +98,9 @@ def _original(scope: Scope, headers: _Fields, method: str, raw_path: str, query:
     path = unquote(raw_path)
     if not path.startswith("/"):
         raise InvalidInput(f"the original path must start with /, not {path[:40]!r}")
-    if has_dots(path):
-        # Who resolves them, and when, differs between gateways and apps: a way around a pattern.
-        raise InvalidInput("the original path has dot segments; let the gateway resolve them first")
+    if (problem := ambiguity(path)) is not None:
+        # Gateways and apps differ in what they make of it: a way around a pattern.
+        raise InvalidInput(f"the original path {problem}, or let the gateway do so")
     if not _METHOD.fullmatch(method):
         raise InvalidInput(f"{method[:40]!r} is no method")
     upgrades = scope["type"] == "websocket" or (headers["upgrade"] or "").lower() == "websocket"

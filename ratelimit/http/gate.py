@@ -12,7 +12,7 @@ from starlette.types import Scope
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError
 from ratelimit.http.identity import Identity
-from ratelimit.http.match import Patterns, app_method, app_path
+from ratelimit.http.match import Patterns
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import Cost, Exempt, Policy
@@ -86,6 +86,11 @@ class Gate:
         decision = await self.limiter.check(user, policy.name, cost=units)
         return Receipt(self.limiter, policy, user, decision)
 
+    def warn(self, root: str) -> None:
+        """See `Patterns.warn`."""
+        self.match.warn(root)
+        self._exempt.warn(root)
+
     def free(self) -> Receipt:
         """For a request that this policy does not count."""
         decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at=self.limiter.clock.now())
@@ -108,13 +113,17 @@ class Exemption:
     async def covers(self, connection: HTTPConnection) -> bool:
         """Whether one of them fits."""
         scope = connection.scope
-        if self._patterns and self._patterns.matches(app_method(scope), app_path(scope)):
+        if self._patterns and self._patterns.cover(scope):
             return True
         for function in self._functions:
             answer = function(connection)
             if await answer if isawaitable(answer) else answer:
                 return True
         return False
+
+    def warn(self, root: str) -> None:
+        """See `Patterns.warn`."""
+        self._patterns.warn(root)
 
     def __bool__(self) -> bool:
         return bool(self._patterns or self._functions)

@@ -5,66 +5,110 @@
     /files/{rest:path} Starlette's way to write `/files/**`
     /api/**            `/api` and everything below it
 
-Paths are compared as the app's routing sees them: decoded, without the `root_path`, in their own case. What a client
-can vary without changing what it gets must not get it past a pattern, so doubled slashes count as one and a trailing
-one is ignored, on both sides; a policy counts `/hints;x=1` as `/hints` too (`bare`); `GET` means HEAD too, as Starlette
-routes it, and websocket handshakes, which are GETs.
+Paths are compared as the app's routing sees them: decoded, without the `root_path`, in their own case, in every form
+that `Target` knows. Slashes at the end are ignored on both sides. `GET` means HEAD too, as Starlette routes it, and
+websocket handshakes, which are GETs.
 """
 
 from __future__ import annotations
 
+import logging
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Final
+from urllib.parse import unquote
 
 from starlette.types import Scope
 
 from ratelimit.errors import ConfigError
+from ratelimit.http.target import WEBSOCKET, Target, app_method, forms, tidy
 
-WEBSOCKET: Final = "WEBSOCKET"
 METHODS: Final = (
     "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY", WEBSOCKET,
 )  # fmt: skip
 
 _PLACEHOLDER = re.compile(r"\{[A-Za-z_]\w*(?::(?P<convertor>[A-Za-z_]\w*))?\}|(?P<star>\*)")
-_SLASHES = re.compile(r"/{2,}")
-# What stands behind a semicolon is a parameter to some, and a backslash is a slash to others.
-_PARAMETERS = re.compile(r";[^/]*")
-_DOTS = re.compile(r"(?:^|[/\\])\.{1,2}(?:[/\\;]|$)")
+# What only other routers and regular expressions write so.
+_FOREIGN = re.compile(r"[<>\[\]\\^|]|\$\Z|\(\?|\(\.|(?<=[/.(-]):[A-Za-z_]|(?<=/)\.[*+](?=/|\Z)|\{[^{}]*[^\w:{}]")
+# Express writes all the rest so; here it is one segment that ends in a word.
+_SPLAT = re.compile(r"/\*([A-Za-z_]\w*)\Z")
+_TRANSLATED: Final = (
+    (r"\A\^|\\[AbZz]|\$\Z", ""),
+    (r"<path:\w+>|\[+\.{3}\w+\]+|\{\*+\w*\}|\{\w+(?:\.{3}|:\.?[*+])\}", "**"),
+    (r"(?<=/):\w+[*+](?=/?\Z)|(?<=/)\(?\.[*+]\)?(?=/?\Z)", "**"),
+    (r"\(\?P?<(\w+)>(?:[^()]|\([^()]*\))*\)|<(?:\w+(?:\([^()]*\))?:)?(\w+)>|\[(\w+)\]", r"{\1\2\3}"),
+    (r"\{(\w+)(?:[:?](?:[^{}]|\{[^{}]*\})*)?\}|(?<=[/.(-]):(\w+)(?:\([^()]*\))?[?*+]?", r"{\1\2}"),
+    (r"(?:\\[dDwWsS]|\[[^\]]*\]|\.(?=[+*]))(?:\{[\d,]+\}|[+*]\??)?", "*"),
+    (r"\((?:\?:)?([^()|]*)\)\??|\\(.)", r"\1\2"),
+)
+
+logger = logging.getLogger("ratelimit.http")
 
 
 class Pattern:
-    """One pattern. Raises `ConfigError` (its path empty: the caller knows where it stands) for nonsense."""
+    """One pattern. Raises `ConfigError` (its path empty: the caller knows where it stands) for nonsense, and for what
+    could not fit any request."""
 
-    __slots__ = ("_exact", "_methods", "_regex", "text")
+    __slots__ = ("_exact", "_methods", "_path", "_regex", "_warned", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        methods, _, path = text.strip().rpartition(" ")
-        self._methods = _methods(methods) if methods.strip() else None
-        if not path.startswith("/"):
-            raise ConfigError("", f"{text!r}: the path must start with /, as in 'POST /hints'")
-        path = tidy(path)
+        methods, path = _split_text(text)
+        self._methods = _methods(methods) if methods else None
+        _check_path(path, text)
+        self._path = path = tidy(path)
         self._exact = None if "*" in path or "{" in path or "}" in path else path
         self._regex = _regex(path, text)
+        self._warned = False
+        if splat := _SPLAT.search(path):
+            better = path[: splat.start()] + "/**"
+            logger.warning("%r fits one segment that ends in %r; for all the rest, write %r", text, splat[1], better)
 
     def matches(self, method: str, path: str) -> bool:
-        """Whether it fits a method (`WEBSOCKET` for a handshake) and a path as `app_path` gives it."""
+        """Whether it fits a method (`WEBSOCKET` for a handshake) and one form of a path."""
         if self._methods is not None and method not in self._methods:
             return False
         if self._exact is not None:
             return path == self._exact
         return self._regex.fullmatch(path) is not None
 
+    def fits(self, target: Target) -> bool:
+        """Whether one form does, or would if the pattern were not written with the prefix that the app is mounted
+        under."""
+        if target.paths is None:
+            return self._methods is None or target.method in self._methods
+        prefix = tidy(target.root) if target.root and self.repeats(target.root) else None
+        for path in target.paths:
+            if self.matches(target.method, path):
+                return True
+            if prefix is not None and self.matches(target.method, tidy(prefix + path)):
+                return True
+        return False
+
+    def repeats(self, root: str) -> bool:
+        """Whether it begins with the prefix that the app is mounted under, of which the log is warned once."""
+        root = tidy(root)
+        if root == "/" or not f"{self._path}/".startswith(f"{root}/"):
+            return False
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "the pattern %r begins with %r, under which the app is mounted (root_path), and paths are compared"
+                " without it: write %r. Until then a policy counts either, and an exemption exempts neither",
+                self.text, root, self.text.replace(root, "" if self._path != root else "/", 1),
+            )  # fmt: skip
+        return True
+
     def __repr__(self) -> str:
         return f"Pattern({self.text!r})"
 
 
 class Patterns:
-    """Several patterns, of which one has to fit. Raises `ConfigError` with the index of a bad one."""
+    """Several patterns. Raises `ConfigError` with the index of a bad one."""
 
-    __slots__ = ("_patterns",)
+    __slots__ = ("_patterns", "_root")
 
     def __init__(self, texts: Iterable[str]) -> None:
         patterns = []
@@ -74,57 +118,95 @@ class Patterns:
             except ConfigError as error:
                 raise error.under(f"[{number}]") from error
         self._patterns = tuple(patterns)
+        self._root = ""
+        """The prefix that `warn` has looked for last."""
 
-    def matches(self, method: str, path: str) -> bool:
-        """See `Pattern.matches`."""
-        return any(pattern.matches(method, path) for pattern in self._patterns)
+    def fit(self, target: Target) -> bool:
+        """Whether one of them fits the request in one of its forms: a policy counts it."""
+        return any(pattern.fits(target) for pattern in self._patterns)
+
+    def cover(self, scope: Scope) -> bool:
+        """Whether the request is fitted in all of its forms, with its method as it was sent: an exemption holds."""
+        paths = forms(scope)
+        if paths is None:
+            return False
+        method = app_method(scope)
+        for path in paths:
+            for pattern in self._patterns:
+                if pattern.matches(method, path):
+                    break
+            else:
+                self.warn(scope.get("root_path", ""))
+                return False
+        return True
+
+    def warn(self, root: str) -> None:
+        """Tell the log of those that begin with the prefix that the app is mounted under."""
+        if root and root != self._root:
+            self._root = root
+            for pattern in self._patterns:
+                pattern.repeats(root)
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
 
 
-def app_method(scope: Scope) -> str:
-    """The method that patterns know the request by."""
-    return WEBSOCKET if scope["type"] == "websocket" else scope["method"]
-
-
-def app_path(scope: Scope) -> str:
-    """The path that patterns know the request by: less `root_path`, as Starlette takes it off, and tidied."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root):
-        rest = path[len(root) :]
-        if not rest or rest[0] == "/":
-            path = rest
-    return tidy(path)
-
-
-def tidy(path: str) -> str:
-    """Slashes single, none at the end; the root is `/`."""
-    if "//" in path:
-        path = _SLASHES.sub("/", path)
-    if len(path) > 1 and path[-1] == "/":
-        return path[:-1]
-    return path or "/"
-
-
-def bare(path: str) -> str:
-    """Without what semicolons begin within segments, which some routers take for parameters (RFC 3986, 3.3)."""
-    return tidy(_PARAMETERS.sub("", path))
-
-
-def has_dots(path: str) -> bool:
-    """Whether somebody further in may resolve it (RFC 3986, 5.2.4) into a path that a pattern was not asked about."""
-    return _DOTS.search(path) is not None
+def _split_text(text: str) -> tuple[str, str]:
+    """The methods, and what should be a path."""
+    methods, slash, rest = text.strip().partition("/")
+    if slash and (not methods or methods[-1].isspace()):
+        return methods, slash + rest
+    methods, _, path = text.strip().rpartition(" ")
+    return methods, path
 
 
 def _methods(text: str) -> frozenset[str]:
     found = {name.strip().upper() for name in text.split(",")}
     for name in sorted(found - set(METHODS)):
         near = get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use some of {', '.join(METHODS)}"
+        hint = f"did you mean {near[0]}?" if near else f"use some of {', '.join(METHODS)}, or none for all of them"
         raise ConfigError("", f"unknown method {name!r}; {hint}")
     return frozenset(found | {"HEAD", WEBSOCKET} if "GET" in found else found)
+
+
+def _check_path(path: str, text: str) -> None:
+    """Refuse what would be compiled, and then fit nothing."""
+    if (flaw := _flaw(path)) is None:
+        return
+    what, better = flaw
+    if _flaw(better) is None:
+        try:
+            _regex(tidy(better), text)
+            what += f"; did you mean {text.strip().removesuffix(path) + better!r}?"
+        except ConfigError:
+            pass
+    raise ConfigError("", f"{text!r}: {what}")
+
+
+def _flaw(path: str) -> tuple[str, str] | None:
+    """What is wrong with it, and what may have been meant."""
+    if _FOREIGN.search(path):
+        what = "written as for another router, or as a regular expression; {name} or * is one segment, ** all the rest"
+        return what, _translated(path)
+    if not path.startswith("/"):
+        return "the path must start with /, as in 'POST /hints'", ""
+    if re.search(r",\s*/|\s", path):
+        return "write one pattern each, as in ['/a', 'POST /b'], and for a space in a path *", ""
+    if not path.isprintable():
+        return "the path has characters that cannot be seen", "".join(filter(str.isprintable, path))
+    if "?" in path or "#" in path:
+        return "a pattern is about the path, so leave the query out", re.split(r"[?#]", path)[0]
+    if (decoded := unquote(path)) != path:
+        return "paths are compared decoded", re.sub(r"[\s?#\\%*\ufffd]|[^\w\x21-\x7e]", "*", decoded)
+    if re.search(r"/\.{1,2}(?:/|\Z)", path):
+        return "nothing is asked for by . or .. segments", posixpath.normpath(path)
+    return None
+
+
+def _translated(path: str) -> str:
+    for foreign, ours in _TRANSLATED:
+        path = re.sub(foreign, ours, path)
+    return path if path.startswith("/") else f"/{path}"
 
 
 def _regex(path: str, text: str) -> re.Pattern[str]:

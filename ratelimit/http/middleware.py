@@ -72,6 +72,7 @@ class RateLimitMiddleware:
         """Serve one connection, or the app's lifespan."""
         kind = scope["type"]
         if kind == "lifespan":
+            self._site.surface.warn(scope.get("root_path", ""))
             await self._lifespan.run(self.app, scope, receive, send)
             return
         if kind != "http" and kind != "websocket":

@@ -9,7 +9,7 @@ from typing import Any, Final
 from starlette.types import Scope
 
 from ratelimit.http.gate import Receipt
-from ratelimit.http.match import app_path
+from ratelimit.http.target import app_path
 from ratelimit.usage import UsageLog
 
 _REQUEST_ID: Final = b"x-request-id"

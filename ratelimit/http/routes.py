@@ -8,7 +8,7 @@ from typing import Final
 from starlette.types import Scope
 
 from ratelimit.http.gate import Gate
-from ratelimit.http.match import app_method, app_path, bare
+from ratelimit.http.target import Target, app_method
 
 _KEPT: Final = 1024
 _LONGEST: Final = 256
@@ -22,23 +22,17 @@ class Routes:
 
     def __init__(self, gates: Sequence[Gate]) -> None:
         self._gates = tuple(gate for gate in gates if gate.match)
-        self._known: dict[tuple[str, str, str], tuple[Gate, ...]] = {}
+        self._known: dict[tuple[str, str, str, bytes | None], tuple[Gate, ...]] = {}
 
     def gates(self, scope: Scope) -> tuple[Gate, ...]:
         """Those that a request has to pass."""
-        request = (app_method(scope), scope["path"], scope.get("root_path", ""))
+        request = (app_method(scope), scope["path"], scope.get("root_path", ""), scope.get("raw_path"))
         found = self._known.get(request)
         if found is None:
-            path = app_path(scope)
-            found = tuple(gate for gate in self._gates if gate.match.matches(request[0], path))
-            if ";" in path:
-                found = self._with(found, request[0], bare(path))
+            target = Target(scope)
+            found = tuple(gate for gate in self._gates if gate.match.fit(target))
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            if len(request[0]) + len(request[1]) + len(request[2]) <= _LONGEST:
+            if sum(map(len, filter(None, request))) <= _LONGEST:
                 self._known[request] = found
         return found
-
-    def _with(self, found: tuple[Gate, ...], method: str, path: str) -> tuple[Gate, ...]:
-        """Those found, and those that the path has as well to a router that knows parameters."""
-        return tuple(gate for gate in self._gates if gate in found or gate.match.matches(method, path))

@@ -43,6 +43,12 @@ class Surface:
             gate = self._gates[id(limiter), action] = self._make(limiter, action)
         return gate
 
+    def warn(self, root: str) -> None:
+        """Tell the log of patterns that begin with the prefix that the app is mounted under."""
+        self.exempt.warn(root)
+        for gate in self._gates.values():
+            gate.warn(root)
+
     def _make(self, limiter: Limiter, action: str) -> Gate:
         policy = limiter.policies.get(action)
         if policy is None:

@@ -62,7 +62,6 @@ UNREACHED: Final = problem(504, "Gateway Timeout", "No connection to the service
 SLOW: Final = problem(408, "Request Timeout", "The request did not arrive in time.")
 NOT_CODED: Final = problem(501, "Not Implemented", "The only transfer coding understood here is chunked.")
 NO_TUNNEL: Final = problem(501, "Not Implemented", "CONNECT is not a request that this proxy serves.")
-AMBIGUOUS: Final = problem(400, "Bad Request", "The path has . or .. segments; resolve them before you send it.")
 MALFORMED: Final = problem(400, "Bad Request", "This is no valid HTTP/1.1 request.")
 LARGE: Final = problem(431, "Request Header Fields Too Large", "The target and the fields of a request: 64 KB at most.")
 NO_HOST: Final = problem(400, "Bad Request", "An HTTP/1.1 request has one Host field, which names a host.")

@@ -8,9 +8,8 @@ from typing import Final
 
 from starlette.types import Scope
 
-from ratelimit.http.match import has_dots
+from ratelimit.http.target import ambiguity
 from ratelimit.proxy.failures import (
-    AMBIGUOUS,
     NO_HOST,
     NO_TARGET,
     NO_TUNNEL,
@@ -18,6 +17,7 @@ from ratelimit.proxy.failures import (
     OLD_CODED,
     TOO_OLD,
     Failure,
+    problem,
 )
 
 # A name, an address or an IPv6 address in brackets, and a port (RFC 3986, 3.2.2).
@@ -30,8 +30,8 @@ def unservable(scope: Scope) -> Failure | None:
         return NO_TUNNEL
     if not scope["raw_path"].startswith(b"/"):
         return NO_TARGET
-    if has_dots(scope["path"]):
-        return AMBIGUOUS
+    if (reason := ambiguity(scope["path"])) is not None:
+        return problem(400, "Bad Request", f"The path {reason}.")
     hosts, codings = [], []
     for name, value in scope["headers"]:
         if name == b"host":

@@ -17,10 +17,24 @@ DOTTED = (
 )
 """Those that only the one who resolves them understands: refused."""
 
+UNCLEAR = {
+    "//hints": "two slashes",
+    "//z/hints": "two slashes",
+    "/%2Fz/hints": "two slashes",
+    "/%5Cz/hints": "two slashes",
+    "/hints%0A": "control characters",
+    "/hints%00": "control characters",
+    "/hints%7f": "control characters",
+    "/%09hints": "control characters",
+    "/hints%c0%af": "not UTF-8",
+    "/hints%FF": "not UTF-8",
+}
+"""Those that two readers take for different paths, and a word of why: refused."""
+
 PLAIN = (
     "/hints",
-    "//hints",
     "/hints/",
+    "/hints//",
     "/%68ints",
     "/hints?a",
     "/hints;x=1",

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from starlette._utils import get_route_path
 
 from ratelimit.errors import ConfigError
-from ratelimit.http.match import Pattern, Patterns, app_method, app_path, bare, tidy
+from ratelimit.http.match import Pattern, Patterns
+from ratelimit.http.target import app_method, app_path, tidy
 from tests.http.apps import scope_of
 
 
@@ -96,21 +97,6 @@ def test_a_pattern_fits_where_its_placeholders_can_be_shared_out_at_all(parts: l
     every_way = "".join("[^/]+" if part == "*" else re.escape(part) for part in text)
     seen = tidy(f"/{path}")
     assert Pattern(text).matches("GET", seen) == (re.fullmatch(every_way, seen) is not None)
-
-
-@pytest.mark.parametrize(
-    ("path", "plain"),
-    [
-        ("/hints;x=1", "/hints"),
-        ("/hints;", "/hints"),
-        ("/;x/hints", "/hints"),
-        ("/a;b=/hints/;c;d/", "/a/hints"),
-        ("/hints/;x", "/hints"),
-        ("/;", "/"),
-    ],
-)
-def test_a_path_without_parameters(path: str, plain: str) -> None:
-    assert bare(path) == plain
 
 
 @pytest.mark.parametrize(

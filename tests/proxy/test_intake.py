@@ -13,7 +13,7 @@ from ratelimit.policy import Policy
 from ratelimit.proxy import intake
 from tests.http.apps import limiter_of
 from tests.http.serving import served
-from tests.http.spellings import DOTTED, PLAIN
+from tests.http.spellings import DOTTED, PLAIN, UNCLEAR
 from tests.proxy.sockets import GET, OK, answering, ask, connected, in_front_of, scripted, until_gone
 
 _POST = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
@@ -50,7 +50,7 @@ REFUSED = {
     "a host with a path": b"GET / HTTP/1.1\r\nhost: a/b\r\nconnection: close\r\n\r\n",
     "a host with a user": b"GET / HTTP/1.1\r\nhost: b@a\r\nconnection: close\r\n\r\n",
     "a target of no path": b"GET * HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
-    **{path: b"GET %b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" % path.encode() for path in DOTTED},
+    **{path: _HEAD.replace(b" / ", b" %b " % path.encode()) + b"\r\n" for path in (*DOTTED, *UNCLEAR)},
     "bytes in a target": b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
     "a space in a target": b"GET /a b HTTP/1.1\r\nhost: a\r\n\r\n",
     "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
