@@ -74,7 +74,7 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
 
 _READINGS: Final[tuple[Callable[[str], str], ...]] = (
     # A target may be a whole address, one without a scheme, or lack its slash.
-    lambda path: re.sub(r"\A[A-Za-z][A-Za-z0-9+.-]*:[/\\]{2}[^/\\?#]*", "", path),
+    lambda path: re.sub(r"\A[A-Za-z][A-Za-z0-9+.-]*:[/\\]{2,}[^/\\?#]*", "", path),
     lambda path: re.sub(r"\A[/\\]{2,}[^/\\?#]*", "", path),
     lambda path: path if path.startswith("/") else f"/{path}",
     # To C it ends at a zero, to a regex before a last line feed; decoded twice, where a query begins.
@@ -84,7 +84,7 @@ _READINGS: Final[tuple[Callable[[str], str], ...]] = (
     lambda path: path.replace("\\", "/"),
     # What a semicolon begins within a segment is a parameter (RFC 3986, 3.3).
     lambda path: re.sub(r";[^/]*", "", path),
-    lambda path: re.sub(r"/\.(?=/|\Z)", "", path),
+    lambda path: re.sub(r"/(?:\.|%2[Ee])(?=/|\Z)", "", path),
     lambda path: _SLASHES.sub("/", path),
 )
 

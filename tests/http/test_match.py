@@ -107,6 +107,7 @@ def test_a_pattern_fits_where_its_placeholders_can_be_shared_out_at_all(parts: l
         ("POST", "must start with /"),
         ("", "must start with /"),
         ("POTS /hints", "did you mean POST"),
+        ("ANY /hints", "or none for all of them"),
         ("XYZZY /hints", "unknown method 'XYZZY'; use some of"),
         ("GET, /hints", "unknown method ''"),
         ("/a/**/b", "last"),
@@ -121,6 +122,81 @@ def test_nonsense_is_refused_with_its_place(pattern: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         Patterns(["/fine", pattern])
     assert caught.value.path == "[1]"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        # Flask, Django
+        ("/x/<int:id>", "/x/{id}"),
+        ("POST /x/<id>/y", "POST /x/{id}/y"),
+        ("/x/<path:rest>", "/x/**"),
+        ("/x/<string(length=2):lang>/", "/x/{lang}/"),
+        ("hints/<int:id>/", "/hints/{id}/"),
+        # Express, Rails, Go, Next
+        ("/x/:id", "/x/{id}"),
+        ("GET,PUT /x/:id/y", "GET,PUT /x/{id}/y"),
+        ("/x/:id(\\d+)", "/x/{id}"),
+        ("/x/:id?", "/x/{id}"),
+        ("/x/:rest*", "/x/**"),
+        ("/flights/:from-:to", "/flights/{from}-{to}"),
+        ("/x(.:format)", "/x.{format}"),
+        ("/x/{rest...}", "/x/**"),
+        ("/x/[id]", "/x/{id}"),
+        ("/x/[...rest]", "/x/**"),
+        # Spring, ASP.NET, aiohttp
+        ("/x/{id:[0-9]+}", "/x/{id}"),
+        ("/x/{id:[0-9]{4}}", "/x/{id}"),
+        ("/x/{id?}", "/x/{id}"),
+        ("/x/{*rest}", "/x/**"),
+        ("/x/{rest:.*}", "/x/**"),
+        # Regular expressions
+        ("/x/\\d+", "/x/*"),
+        ("^/x/(?P<id>\\d+)/$", "/x/{id}/"),
+        ("GET /x/(\\d+)/y", "GET /x/*/y"),
+        ("/x/[^/]+", "/x/*"),
+        ("/x/.*", "/x/**"),
+        ("/x/(.*)", "/x/**"),
+        ("/x$", "/x"),
+        # Not paths as they are compared
+        ("GET /search?q=1", "GET /search"),
+        ("/search#top", "/search"),
+        ("/caf%C3%A9", "/café"),
+        ("/a%20b", "/a*b"),
+        ("/a%2Fb", "/a/b"),
+        ("/a/../b", "/b"),
+        ("/a/./b", "/a/b"),
+        ("/hints\u200b", "/hints"),
+    ],
+)
+def test_what_could_fit_nothing_is_refused_with_what_was_meant(pattern: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Patterns([pattern])
+    assert f"did you mean {meant!r}?" in str(caught.value)
+    assert caught.value.path == "[0]"
+    Pattern(meant)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/(a|b)", "/a, /b", "POST /a, GET /b", "/a b", "http://host/a", "POST http://host/a"]
+)
+def test_what_could_fit_nothing_is_refused(pattern: str) -> None:
+    with pytest.raises(ConfigError):
+        Pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/Products(1)", "/$metadata", "/v1/items:batchGet", "/.well-known/x", "/c++", "/100%", "/@a/~b/c!d&e=f,g", "/a.b"],
+)
+def test_what_paths_may_have_is_fitted_as_it_is(path: str) -> None:
+    assert Pattern(path).matches("GET", path)
+
+
+def test_a_word_behind_a_star_is_pointed_at(caplog: pytest.LogCaptureFixture) -> None:
+    """Express writes all the rest so; here it fits one segment, which may be meant."""
+    assert Pattern("/x/*rest").matches("GET", "/x/the-rest")
+    assert "write '/x/**'" in caplog.text
 
 
 @pytest.mark.parametrize(

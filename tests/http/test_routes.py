@@ -6,13 +6,16 @@ import tracemalloc
 from urllib.parse import unquote
 
 import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.types import Scope
 
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.routes import Routes
 from ratelimit.http.surface import Surface
 from ratelimit.policy import Policy
-from tests.http.apps import client_of, hello, limiter_of, scope_of
+from tests.http.apps import call, client_of, hello, lifespan_of, limiter_of, scope_of
 from tests.http.spellings import PLAIN
 
 
@@ -51,6 +54,84 @@ async def test_a_parameter_makes_no_exemption() -> None:
     async with client_of(app) as client:
         assert "ratelimit" not in (await client.get("/health")).headers
         assert "ratelimit" in (await client.get("/health;x")).headers
+
+
+async def test_an_exemption_holds_for_what_is_exempt_in_every_form() -> None:
+    policy = Policy("all", "99/day", match="/**", exempt=["/free/**", "GET /health"])
+    app = RateLimitMiddleware(hello, limiter=limiter_of(policy))
+
+    async def is_counted(method: str, target: str) -> bool:
+        scope = scope_of(unquote(target), method=method, raw_path=target.encode())
+        return b"ratelimit" in dict((await call(app, scope))[0]["headers"])
+
+    for target in ("/free/a", "/free//a", "/free/a/", "/free/%C3%BC"):
+        assert not await is_counted("GET", target)
+    for target in ("/free/../a", "/free/%2e%2e/a", "/free/..;/a", "/free\\..\\a", "//free/a", "/free%2Fa", "/fre%65/a"):
+        assert await is_counted("GET", target)
+    assert not await is_counted("GET", "/health")
+    for method, target in (("get", "/health"), ("GET", "/health%0A"), ("GET", "//health"), ("GET", "/health%00")):
+        assert await is_counted(method, target)
+
+
+def test_what_goes_up_may_come_down_anywhere() -> None:
+    """A server of files may find its own folder again by a name that only the disk knows."""
+    routes = routes_of(
+        Policy("premium", "1/day", match="GET /files/premium/**"),
+        Policy("post", "1/day", match="POST /hints"),
+        Policy("any", "1/day", match="/hints"),
+    )
+    scope = scope_of("/files/../static/premium/x", method="GET")
+    assert names(routes, scope) == ["premium", "any"]
+
+
+@pytest.mark.parametrize("method", ["post", "Post", "POST"])
+def test_a_method_in_any_case_is_that_method(method: str) -> None:
+    routes = routes_of(Policy("hint", "1/day", match="POST /hints"))
+    assert names(routes, scope_of(method=method)) == ["hint"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "right"),
+    [("POST /api/hints", "POST /hints"), ("/api/{id}", "/{id}"), ("POST /api/**", "POST /**"), ("/api", "/")],
+)
+def test_a_pattern_with_the_mounts_prefix_counts_and_is_told_once(
+    pattern: str, right: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    routes = routes_of(Policy("hint", "99/day", match=pattern))
+    path = "/api" if pattern == "/api" else "/api/hints"
+    for number in range(2):
+        assert names(routes, scope_of(f"{path}{'/' * number}", root_path="/api")) == ["hint"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{pattern!r} begins with '/api'" in caplog.text
+    assert f"write {right!r}" in caplog.text
+
+
+def test_a_pattern_without_it_is_nobodys_business(caplog: pytest.LogCaptureFixture) -> None:
+    routes = routes_of(Policy("hint", "99/day", match=["POST /hints", "/{tenant}/{id}", "/**", "/apis/x"]))
+    two = routes_of(Policy("two", "99/day", match="/{tenant}/{id}"))
+    assert names(routes, scope_of("/api/hints", root_path="/api")) == ["hint"]
+    assert names(two, scope_of("/api/hints", root_path="/api")) == []
+    assert caplog.text == ""
+
+
+async def test_a_mounted_app_counts_and_tells(caplog: pytest.LogCaptureFixture) -> None:
+    limiter = limiter_of(Policy("hint", "2/day", match="POST /api/hints", exempt="/api/health"))
+    app = Starlette(routes=[Mount("/api", RateLimitMiddleware(hello, limiter=limiter, exempt="GET /api/free"))])
+    async with client_of(app) as client:
+        assert [(await client.post("/api/hints")).status_code for _ in range(3)] == [200, 200, 429]
+    assert "'POST /api/hints' begins with '/api'" in caplog.text
+    assert "'/api/health' begins with '/api'" in caplog.text
+    assert "'GET /api/free' begins with '/api'" in caplog.text
+
+
+async def test_a_root_path_that_is_known_at_the_start_is_told_then(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+    app.root_path = "/api"
+    limiter = limiter_of(Policy("hint", "2/day", match="POST /api/hints", exempt="/api/health"))
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, exempt="GET /api/free")
+    async with lifespan_of(app):
+        for pattern in ("POST /api/hints", "/api/health", "GET /api/free"):
+            assert f"{pattern!r} begins with '/api'" in caplog.text
 
 
 def test_long_paths_are_not_remembered_however_short_they_are_when_tidied() -> None:
