@@ -17,12 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.clock import SECOND
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
+from ratelimit.http.limited import unknown_action
 from ratelimit.http.refunds import Refunds
 from ratelimit.limiter import Limiter
 from ratelimit.usage import UsageLog
 
 OPEN_WAIT_S: Final = 1.0
 RETRY_AFTER: Final = 5 * SECOND
+_LOOKED_AT: Final = "ratelimit.dependencies"
 _LAST: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"})
 
 logger = logging.getLogger("ratelimit")
@@ -59,6 +61,8 @@ class Lifespan:
 
         async def pass_on(message: Message) -> None:
             nonlocal open_still
+            if message["type"] == "lifespan.startup.complete":
+                message = self._started(scope, message)
             if message["type"] in _LAST:
                 # Before the server hears of it: it may stop the event loop at once.
                 open_still = False
@@ -70,6 +74,14 @@ class Lifespan:
         finally:
             if open_still:
                 await self.close()
+
+    def _started(self, scope: Scope, message: Message) -> Message:
+        """The message, or that it failed after all: a route asks for an action that no policy is named for."""
+        # Views ask the innermost middleware, which is here first.
+        if scope.setdefault(_LOOKED_AT, self) is not self:
+            return message
+        problem = unknown_action(scope.get("app"), self._limiter.policies)
+        return message if problem is None else {"type": "lifespan.startup.failed", "message": f"ratelimit: {problem}"}
 
     async def before_request(self) -> None:
         """Open, where nobody has; wait only for the first try. Never raises for a store."""

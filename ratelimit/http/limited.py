@@ -8,8 +8,10 @@ A refusal is raised, as `QuotaExceeded`, and the middleware answers it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -24,6 +26,9 @@ from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost
 
 Dependency: TypeAlias = Callable[[HTTPConnection], Awaitable[Decision]]
+
+_actions: Final[WeakKeyDictionary[Dependency, str]] = WeakKeyDictionary()
+"""Of each dependency that asks the middleware's limiter."""
 
 
 def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = None) -> Dependency:
@@ -50,7 +55,35 @@ def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = 
             raise QuotaExceeded(receipt.decision)
         return receipt.decision
 
+    if limiter is None:
+        _actions[check] = action
     return check
+
+
+def unknown_action(app: object, known: Iterable[str]) -> str | None:
+    """What is wrong with the first route of a FastAPI app that depends on an action of no name known; what is mounted
+    in it may have a middleware of its own."""
+    names = sorted(known)
+    for path, dependency in _dependencies(getattr(app, "routes", None) or ()):
+        action = _actions.get(dependency)
+        if action is not None and action not in names:
+            near = get_close_matches(action, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
+            return f"{path} depends on limited({action!r}), and no policy is named so; {hint}"
+    return None
+
+
+def _dependencies(routes: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for route in routes:
+        if hasattr(route, "effective_candidates"):  # FastAPI's, for a router that is included
+            yield from _dependencies(route.effective_candidates())
+            continue
+        waiting = [getattr(route, "dependant", None)]
+        while waiting:
+            if (dependant := waiting.pop()) is not None:
+                waiting += dependant.dependencies
+                if callable(dependant.call):
+                    yield route.path, dependant.call
 
 
 async def _check_alone(
