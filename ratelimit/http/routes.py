@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from starlette.types import Scope
 
@@ -22,7 +22,7 @@ class Routes:
 
     def __init__(self, gates: Sequence[Gate]) -> None:
         self._gates = tuple(gate for gate in gates if gate.match)
-        self._known: dict[tuple[str, str, str, bytes | None], tuple[Gate, ...]] = {}
+        self._known: dict[tuple[str, str, str, Any], tuple[Gate, ...]] = {}
 
     def gates(self, scope: Scope) -> tuple[Gate, ...]:
         """Those that a request has to pass."""

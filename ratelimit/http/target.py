@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 from starlette.types import Scope
@@ -48,7 +48,7 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
-    raw: bytes | None = scope.get("raw_path")
+    raw: Any = scope.get("raw_path")
     own = path
     is_plain = raw is None or len(raw) == len(path)  # nothing in it was encoded
     if root:
@@ -61,7 +61,7 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
         # Litestar and a2wsgi ask neither where it stands nor what follows it.
         found.add("/" + path.split(root, 1)[1].lstrip("/"))
     # Whoever rewrote the path has not kept the raw one.
-    if raw is not None and b"%" in raw and unquote(raw) == path:
+    if isinstance(raw, bytes) and b"%" in raw and unquote(raw) == path:
         found.add(_without(root, unquote(_LEFT_ENCODED.sub(b"%25", raw))))
     for read in _READINGS:
         found |= {read(form) for form in found}
