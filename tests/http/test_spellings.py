@@ -4,6 +4,7 @@ lets pass is not what is limited."""
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -213,43 +214,43 @@ async def test_the_tricks_work_where_nobody_counts(folder: Path, name: str, meth
         assert await body_of(SITES[name](folder), scope_as_sent(method, target)) == SECRET
 
 
+async def until_listening(port: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                (await asyncio.open_connection("127.0.0.1", port))[1].close()
+                return
+            except OSError:
+                await asyncio.sleep(0.02)
+
+
 @asynccontextmanager
 async def on_granian(app: ASGIApp) -> AsyncIterator[str]:
-    """Its embedded server takes no port 0, so one is looked for."""
-    async with served(app) as free:
-        port = int(free.partition(":")[2])
-    server = Granian(app, address="127.0.0.1", port=port, interface="asgi", log_enabled=False)  # type: ignore[arg-type]
-    task = asyncio.create_task(server.serve())
-    try:
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    (await asyncio.open_connection("127.0.0.1", port))[1].close()
-                    break
-                except OSError:
-                    await asyncio.sleep(0.02)
-        yield f"127.0.0.1:{port}"
-    finally:
-        server.stop()
-        await task
+    """Its embedded server takes no port 0, so one is kept for it, which nobody else is given meanwhile."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        server = Granian(app, address="127.0.0.1", port=port, interface="asgi", log_enabled=False)  # type: ignore[arg-type]
+        task = asyncio.create_task(server.serve())
+        try:
+            await until_listening(port)
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop()
+            await task
 
 
 @asynccontextmanager
 async def on_hypercorn(app: ASGIApp) -> AsyncIterator[str]:
-    config, stop = hypercorn.config.Config(), asyncio.Event()
-    async with served(app) as free:
-        config.bind = [free]
-    config.errorlog = None
+    listener, stop = socket.create_server(("127.0.0.1", 0)), asyncio.Event()
+    port = listener.getsockname()[1]
+    config = hypercorn.config.Config()
+    config.bind, config.errorlog = [f"fd://{listener.detach()}"], None
     task = asyncio.create_task(hypercorn.asyncio.serve(app, config, shutdown_trigger=stop.wait))  # type: ignore[arg-type]
     try:
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    (await asyncio.open_connection(*config.bind[0].split(":")))[1].close()
-                    break
-                except OSError:
-                    await asyncio.sleep(0.02)
-        yield config.bind[0]
+        await until_listening(port)
+        yield f"127.0.0.1:{port}"
     finally:
         stop.set()
         await task
