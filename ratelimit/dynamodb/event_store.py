@@ -111,6 +111,18 @@ class DynamoDBEventStore:
         """See `EventStore.forget`."""
         return await self._delete_partition(id_pk(user))
 
+    async def delete(self, keys: Sequence[Item]) -> None:
+        """Delete up to `MOST_AT_ONCE` items, whatever they are."""
+        left: list[dict[str, Any]] = [{"DeleteRequest": {"Key": key}} for key in keys]
+
+        async def send() -> None:
+            nonlocal left
+            left = await self._write_batch(left)
+            if left:
+                raise StoreThrottled(f"table {self._table!r} is throttled: {len(left)} items were not deleted")
+
+        await self._retries.run("BatchWriteItem", send, on=HARMLESS)
+
     async def _put_part(self, part: Sequence[UsageEvent]) -> list[UsageEvent]:
         """What was not written of it."""
         return await (self._put_batch(part) if part[0].placed_by_id else self._put_first(part[0]))
@@ -177,7 +189,7 @@ class DynamoDBEventStore:
         """Delete all that is in a partition; how much it was."""
         count = 0
         async for keys in self._keys(pk, MOST_AT_ONCE):
-            await self._delete(keys)
+            await self.delete(keys)
             count += len(keys)
         return count
 
@@ -195,17 +207,6 @@ class DynamoDBEventStore:
                 yield [{PK: item[PK], SK: item[SK]} for item in items]
             if start is None:
                 return
-
-    async def _delete(self, keys: Sequence[Item]) -> None:
-        left: list[dict[str, Any]] = [{"DeleteRequest": {"Key": key}} for key in keys]
-
-        async def send() -> None:
-            nonlocal left
-            left = await self._write_batch(left)
-            if left:
-                raise StoreThrottled(f"table {self._table!r} is throttled: {len(left)} items were not deleted")
-
-        await self._retries.run("BatchWriteItem", send, on=HARMLESS)
 
     async def _write_batch(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The requests that were not processed."""

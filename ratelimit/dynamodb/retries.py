@@ -41,7 +41,12 @@ class Retries:
         self._random = random
 
     async def run(
-        self, operation: str, call: Callable[[], Awaitable[T]], *, on: tuple[type[StoreUnavailable], ...] = NOT_EXECUTED
+        self,
+        operation: str,
+        call: Callable[[], Awaitable[T]],
+        *,
+        on: tuple[type[StoreUnavailable], ...] = NOT_EXECUTED,
+        attempts: int | None = None,
     ) -> T:
         """The result of `call`, sent again after an error of the kinds `on`. Raises the last one."""
         self._stats.count_call(operation)
@@ -49,7 +54,7 @@ class Retries:
             return await call()
         except StoreUnavailable as error:
             failed = error
-        return await self.after(failed, operation, call, on=on)
+        return await self.after(failed, operation, call, on=on, attempts=attempts)
 
     async def after(
         self,
@@ -58,12 +63,14 @@ class Retries:
         call: Callable[[], Awaitable[T]],
         *,
         on: tuple[type[StoreUnavailable], ...] = NOT_EXECUTED,
+        attempts: int | None = None,
     ) -> T:
         """As `run`, where the first attempt has been made and ended with this error."""
-        for attempt in range(1, self._attempts + 1):
+        most = attempts or self._attempts
+        for attempt in range(1, most + 1):
             if isinstance(error, StoreThrottled):
                 self._stats.throttles += 1
-            if attempt == self._attempts or not isinstance(error, on):
+            if attempt == most or not isinstance(error, on):
                 break
             self._stats.retries += 1
             await self._sleep(self._random() * min(_LONGEST, _BASE * 2**attempt))

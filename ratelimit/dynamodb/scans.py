@@ -1,15 +1,18 @@
 """`DynamoDBScans`: the whole table, page by page, by `Scan` with a filter.
 
 Strongly consistent, so that a page sees all that was written before it was asked for: one read unit for 4 KB of
-table, whatever is filtered out.
+table, whatever is filtered out. A page is worth waiting for: scans have a connection of their own, whose timeout is not
+that of a check. Given up early, it would be asked for again while the first request is still at work.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.client import Connection, connect
 from ratelimit.dynamodb.event_items import event_of
 from ratelimit.dynamodb.expressions import record_of
 from ratelimit.dynamodb.faults import AnswerLost, explained
@@ -28,21 +31,32 @@ T = TypeVar("T")
 
 _EVENTS: Final = "tp = :type AND crt BETWEEN :since AND :until"
 _RECORDS: Final = "tp = :type"
+_READ_TIMEOUT: Final = 60.0
+_SEARCH_ATTEMPTS: Final = 10
 
 
 class DynamoDBScans:
     """The `scans` of a `DynamoDBStore`."""
 
     def __init__(
-        self, connection: Callable[[], Awaitable[Connection]], settings: Settings, stats: Stats, retries: Retries
+        self, opened: Callable[[], Awaitable[Connection]], settings: Settings, stats: Stats, retries: Retries
     ) -> None:
-        self._connection = connection
+        self._opened = opened
+        self._settings = replace(settings, read_timeout=max(settings.read_timeout, _READ_TIMEOUT))
         self._stats = stats
         self._retries = retries
         self._table = settings.table
-        self._constant: dict[str, Any] = {"TableName": settings.table, "Limit": SCAN_PAGE, "ConsistentRead": True}
+        self._constant: dict[str, Any] = {"TableName": settings.table, "ConsistentRead": True}
         if settings.consumed:
             self._constant["ReturnConsumedCapacity"] = "TOTAL"
+        self._connection: tuple[asyncio.AbstractEventLoop, Connection] | None = None
+        self._connecting = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Let go of the connection; harmless when there is none."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection[1].close()
 
     async def events(
         self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
@@ -53,7 +67,7 @@ class DynamoDBScans:
             ":since": {"N": str(since // 1000)},
             ":until": {"N": str(until // 1000)},
         }
-        request = {"FilterExpression": _EVENTS, "ExpressionAttributeValues": values}
+        request = {"FilterExpression": _EVENTS, "ExpressionAttributeValues": values, "Limit": SCAN_PAGE}
         found = await self._scan(request, cursor, part, _event)
         return ScanPage(tuple(event for event in found.entries if since <= event.at < until), found.cursor)
 
@@ -71,8 +85,28 @@ class DynamoDBScans:
             request["ExpressionAttributeNames"] = {"#field": field}
         return await self._scan(request, cursor, part, _record)
 
+    async def search(
+        self, request: Mapping[str, Any], read: Callable[[Item], T | None], *, cursor: str | None, part: Part
+    ) -> ScanPage[T]:
+        """A page of whatever a filter lets through. Outlasts a throttle, as what is under way takes its time."""
+        return await self._scan(request, cursor, part, read, attempts=_SEARCH_ATTEMPTS)
+
+    async def _connect(self) -> Connection:
+        await self._opened()  # which makes the table, where the settings say so
+        loop = asyncio.get_running_loop()
+        async with self._connecting:
+            if self._connection is None or self._connection[0] is not loop:
+                self._connection = loop, await connect(self._settings)
+            return self._connection[1]
+
     async def _scan(
-        self, request: Mapping[str, Any], cursor: str | None, part: Part, read: Callable[[Item], T | None]
+        self,
+        request: Mapping[str, Any],
+        cursor: str | None,
+        part: Part,
+        read: Callable[[Item], T | None],
+        *,
+        attempts: int | None = None,
     ) -> ScanPage[T]:
         where: dict[str, Any] = {} if part.of == 1 else {"Segment": part.index, "TotalSegments": part.of}
         if cursor is not None:
@@ -80,14 +114,14 @@ class DynamoDBScans:
             where["ExclusiveStartKey"] = {PK: {"S": pk}, SK: {"S": sk}}
 
         async def send() -> dict[str, Any]:
-            connection = await self._connection()
+            connection = await self._connect()
             with explained(connection.place):
                 answer: dict[str, Any] = await connection.client.scan(**self._constant, **request, **where)
             if "Items" not in answer:
                 raise AnswerLost(f"table {self._table!r} answered a scan without items")
             return answer
 
-        answer = await self._retries.run("Scan", send, on=HARMLESS)
+        answer = await self._retries.run("Scan", send, on=HARMLESS, attempts=attempts)
         self._stats.read_units += units(answer)
         last = answer.get("LastEvaluatedKey")
         rest = encode_scan_cursor((last[PK]["S"], last[SK]["S"])) if last else None

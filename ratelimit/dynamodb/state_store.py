@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random as _random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
 from ratelimit.dynamodb.client import Connection, connect
 from ratelimit.dynamodb.directory_store import DynamoDBDirectoryStore
+from ratelimit.dynamodb.erasing import erase
 from ratelimit.dynamodb.event_store import DynamoDBEventStore
 from ratelimit.dynamodb.fast import open_lane
 from ratelimit.dynamodb.faults import explained
@@ -23,6 +24,7 @@ from ratelimit.dynamodb.table import ensure_on, verify_on
 from ratelimit.dynamodb.writer import Writer, record_in
 from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
+from ratelimit.store.base import Trace
 from ratelimit.store.write import Outcome, Record, Write
 
 
@@ -61,6 +63,7 @@ class DynamoDBStore:
             opening.cancel()
             await asyncio.wait([opening])
         opened, self._opened = self._opened, None
+        await self.scans.close()
         if opened is not None:
             await opened.lane.close()
             await opened.connection.close()
@@ -84,6 +87,10 @@ class DynamoDBStore:
         request = {"Key": limit_key(key), **self._constant}
         answer = await self._ask("DeleteItem", opened, lambda: opened.connection.client.delete_item(**request))
         self.stats.write_units += units(answer)
+
+    async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
+        """See `TableStore.erase`. Reads the whole table, one read unit for 4 KB of it."""
+        return await erase(users, self.directory, self.events, self.scans)
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -17,6 +17,7 @@ class KeptStore:
         self.events = store.events
         self.directory = store.directory
         self.scans = store.scans
+        self.erase = store.erase
 
     async def close(self) -> None:
         """Left to `Base`."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection, Mapping
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from ratelimit.names import Key
 from ratelimit.store.directory.base import DirectoryStore
 from ratelimit.store.events import EventStore
 from ratelimit.store.scans import Scans
 from ratelimit.store.write import Outcome, Record, Write
+
+Trace: TypeAlias = Literal["events", "event_ids", "counters", "entries", "identities"]
+"""What a store may hold of a user: usage events, notes of their ids, counters, the entry in the directory, and what
+finds that."""
 
 
 @runtime_checkable
@@ -58,4 +63,11 @@ class TableStore(Store, Protocol):
     @property
     def scans(self) -> Scans:
         """All of the events and counters, whoever they belong to. Opened and closed with the store."""
+        ...
+
+    async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
+        """Delete everything of whoever goes by these names, however old and of whatever action; how many there were.
+
+        It is found by reading all that there is. Harmless when repeated. Raises `StoreUnavailable`.
+        """
         ...

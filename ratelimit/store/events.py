@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from datetime import UTC, date, datetime
 from typing import Final, NamedTuple, Protocol
 
@@ -125,6 +125,14 @@ class MemoryEventStore:
     async def forget(self, user: str) -> int:
         """See `EventStore.forget`."""
         return len(self._seen.pop(user, {}))
+
+    def erase_all(self, users: Collection[str]) -> tuple[int, int]:
+        """Delete all events of these users, and what is remembered of ids; how many of each there were."""
+        gone = [(user, position) for user, position in self._events if user in users]
+        for user, position in gone:
+            del self._events[user, position]
+            self._days.pop((user, day_of(position.at)), None)
+        return len(gone), sum(len(self._seen.pop(user, {})) for user in users)
 
     def __len__(self) -> int:
         return len(self._events)

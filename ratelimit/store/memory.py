@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from ratelimit.errors import InvalidInput
 from ratelimit.names import Key
+from ratelimit.store.base import Trace
 from ratelimit.store.directory import MemoryDirectoryStore
 from ratelimit.store.events import MemoryEventStore
 from ratelimit.store.records import Records
@@ -62,6 +64,21 @@ class MemoryStore:
     async def delete(self, key: Key) -> None:
         """See `Store.delete`."""
         self.records.delete(key)
+
+    async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
+        """See `TableStore.erase`."""
+        keys = [key for key, _ in self.records.items() if key.user in users]
+        for key in keys:
+            self.records.delete(key)
+        entries, identities = self.directory.erase(users)
+        events, event_ids = self.events.erase_all(users)
+        return {
+            "events": events,
+            "event_ids": event_ids,
+            "counters": len(keys),
+            "entries": entries,
+            "identities": identities,
+        }
 
     def __len__(self) -> int:
         return len(self.records)

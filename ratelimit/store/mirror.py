@@ -8,14 +8,14 @@ deleted in both before the answer, and fails aloud: whoever asks for it relies o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from datetime import date
 from typing import Final, TypeVar
 
 from ratelimit.errors import StoreThrottled
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store.base import TableStore
+from ratelimit.store.base import TableStore, Trace
 from ratelimit.store.directory.base import DirectoryStore, Entry, Page, check_pair, name_of
 from ratelimit.store.directory.identity import Identity
 from ratelimit.store.events import EventStore, Position
@@ -78,6 +78,13 @@ class MirrorStore:
         """See `Store.delete`. In both, before it returns."""
         await self.primary.delete(key)
         await self._follower.finish(key, lambda: self.mirror.delete(key))
+
+    async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
+        """See `TableStore.erase`. In both, before it returns; what both had counts once."""
+        erased = await self.primary.erase(users)
+        await self.settle()
+        mirrored = await self.mirror.erase(users)
+        return {trace: max(erased.get(trace, 0), mirrored.get(trace, 0)) for trace in {**erased, **mirrored}}
 
     async def settle(self) -> None:
         """Returns when the mirror has, or has refused, all that was written before."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 from base64 import b32encode
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
@@ -19,7 +19,7 @@ import msgspec
 
 from ratelimit.event import UsageEvent
 from ratelimit.names import HASH_PREFIX, Key, is_hash
-from ratelimit.store.base import TableStore
+from ratelimit.store.base import TableStore, Trace
 from ratelimit.store.directory.base import DirectoryStore, Entry, Page
 from ratelimit.store.directory.entries import User
 from ratelimit.store.directory.identity import Identity
@@ -86,6 +86,10 @@ class PseudonymousStore:
     async def delete(self, key: Key) -> None:
         """See `Store.delete`."""
         await self.inner.delete(self._key(key))
+
+    async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
+        """See `TableStore.erase`. Also what is from before hashing was turned on, under the names themselves."""
+        return await self.inner.erase({*users, *map(self._hash.of, users)})
 
     def _key(self, key: Key) -> Key:
         return Key(self._hash.of(key.user), key.action)

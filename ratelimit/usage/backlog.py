@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ratelimit.event import UsageEvent
+from ratelimit.usage.erasures import Erasures
 from ratelimit.usage.holdings import Holdings
 from ratelimit.usage.segments import DAMAGED, Disk, Found, Lane, Segment, dead_lanes
 from ratelimit.usage.stats import UsageStats
@@ -31,7 +32,9 @@ class _Stretch:
 class Backlog:
     """Belongs to the event loop; reads in the journal's thread."""
 
-    def __init__(self, thread: Executor, holdings: Holdings, stats: UsageStats) -> None:
+    def __init__(self, thread: Executor, holdings: Holdings, stats: UsageStats, erasures: Erasures) -> None:
+        self.erasures = erasures
+        """As they were when the last events were read."""
         self._thread = thread
         self._holdings = holdings
         self._stats = stats
@@ -76,9 +79,14 @@ class Backlog:
         """Up to `most` of the events that are next in line."""
         stretch = self._line[0]
         segment, start, end = stretch.segment, stretch.start, stretch.end
+
+        def read_on() -> Found:
+            self.erasures.load()
+            return segment.read(start, end, most=most)
+
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._thread, lambda: segment.read(start, end, most=most))
+            found = await loop.run_in_executor(self._thread, read_on)
         except OSError as error:
             self._put_aside(stretch, end, error)
             return []

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 from ratelimit.event import UsageEvent
 from ratelimit.usage.backlog import Backlog
+from ratelimit.usage.erasures import Erasures
 from ratelimit.usage.framing import frame
 from ratelimit.usage.holdings import Holdings
 from ratelimit.usage.segments import Disk, Lane, Segment
@@ -53,7 +54,7 @@ class Journal:
         self._disk = disk
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ratelimit-journal")
         self.holdings = Holdings(self._thread)
-        self.backlog = Backlog(self._thread, self.holdings, stats)
+        self.backlog = Backlog(self._thread, self.holdings, stats, Erasures(directory))
         self._lane: Lane | None = None
         self._active: Segment | None = None
         self._gathering: _Group | None = None
@@ -115,6 +116,15 @@ class Journal:
     async def adopt(self) -> None:
         """Put what dead processes left into the backlog."""
         await self.backlog.adopt(self._directory, self._disk)
+
+    async def roll(self) -> None:
+        """Append elsewhere from now on, so that what the table has goes from the disk."""
+        if (segment := self._active) is None:
+            return
+        await asyncio.get_running_loop().run_in_executor(self._thread, segment.close)
+        if self._active is segment:  # what was appended until then is counted by now
+            self._active = None
+            self.holdings.done(segment)
 
     async def close(self) -> None:
         """Delete what the table has, and leave everything else to the next start. A thread that hangs is left alone."""

@@ -16,6 +16,8 @@ from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import UserId
 from ratelimit.store.base import TableStore
+from ratelimit.usage.erasing import Erased, spellings
+from ratelimit.usage.erasures import Erasures, damaged_files_of
 from ratelimit.usage.options import Options, Settings
 from ratelimit.usage.pump import Pump
 from ratelimit.usage.reports import Reports
@@ -184,6 +186,36 @@ class UsageLog(Reports):
         """
         if self._pump is not None:
             await self._pump.flush()
+
+    async def erase(self, user: str, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
+        """See `Reports.erase`. Where there is a journal, also what dead processes left of the user in it.
+
+        Raises `ConfigError` for a journal that cannot be used.
+        """
+        directory = self.settings.directory
+        if directory is None:
+            return await super().erase(user, actions=actions, quick=quick)
+        names, before, was_closed = spellings(user), self._stats.erased, self._closed
+        try:
+            # First of all, so that none of it is written once more.
+            await asyncio.to_thread(Erasures(directory).add, names, at=self.clock.now() // 1000)
+            pump = self._pump or self._start()
+            await pump.open()
+            assert pump.journal is not None
+            await pump.journal.adopt()
+            erased = await super().erase(user, actions=actions, quick=quick)
+            await pump.journal.roll()
+            left = await asyncio.to_thread(damaged_files_of, directory, names)
+        except OSError as error:
+            raise ConfigError("journal_dir", f"cannot be used: {error}") from error
+        finally:
+            if was_closed:
+                await self.close()
+        return Erased.of({**erased.found, "journal": self._stats.erased - before}, left)
+
+    def _progress(self) -> int:
+        passed = 0 if self._pump is None or self._pump.journal is None else self._pump.journal.backlog.passed
+        return self._stats.written + passed
 
     def _start(self) -> Pump:
         self._pump = Pump(self.store.events, self.settings, self._stats, self.clock, self._sleep, self._random)

@@ -150,13 +150,16 @@ class Pump:
                 found = await journal.backlog.read(most)
             finally:
                 journal.waiting -= most
-            expired = []
+            over = []
             for event in found:
-                if event.expires_at * SECOND <= self._clock.now():
-                    expired.append(event)
+                if journal.backlog.erasures.covers(event):
+                    self._stats.erased += 1
+                    over.append(event)
+                elif event.expires_at * SECOND <= self._clock.now():
+                    over.append(event)
                 else:
                     self.writer.add(event)
-            journal.holdings.over(expired)
+            journal.holdings.over(over)
 
 
 def _report_bug(task: asyncio.Task[None]) -> None:

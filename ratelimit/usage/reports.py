@@ -14,11 +14,10 @@ from ratelimit.algorithms.fields import DAYS_KEPT, MONTHS_KEPT, Per, first_kept,
 from ratelimit.algorithms.totals import totals_of
 from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
-from ratelimit.event import RETENTION_DAYS
 from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_user
 from ratelimit.store.base import TableStore
 from ratelimit.store.write import Record
-from ratelimit.usage.entry import remove_entry
+from ratelimit.usage.erasing import Erased, erase_by_key, spellings
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
 from ratelimit.usage.top import TopUser, top_of
 
@@ -26,9 +25,7 @@ DATE_RANGE: Final = RESERVED_ACTION
 _KEPT: Final[dict[Per, str]] = {"day": f"{DAYS_KEPT} days", "month": f"{MONTHS_KEPT} months"}
 _MAX_SEEN: Final = 1000
 FLUSH_S: Final = 10.0
-"""Seconds that an answer waits for events to be written."""
-# Items that have expired may stay in the table for some days.
-_ERASED_DAYS: Final = RETENTION_DAYS + 7
+"""Seconds that an answer waits for events to be written, without seeing any written."""
 
 
 class Reconciliation(msgspec.Struct, frozen=True):
@@ -151,36 +148,37 @@ class Reports:
         self._range(day, day)
         return await top_of(self.store.scans, _day("day", day), action, count=count, parts=parts)
 
-    async def erase(self, user: UserId, *, actions: Iterable[str] = ()) -> int:
-        """Delete every trace of a user; the number of items that there were.
+    async def erase(self, user: UserId, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
+        """Delete every trace of a user, whatever the action and however old; how many items there were, and of what.
 
-        Events, what is remembered of their ids, the counters of `self.actions`, of `actions` and of whatever actions
-        the events name, and the user's entry in the directory with all identities. What waits here is written first,
-        as for `reconcile`. Where it fails in the middle, repeat it: it goes on.
+        It READS THE WHOLE TABLE: there is no index for it. With `quick` it does not, and may leave counters of actions
+        that neither `self.actions`, `actions`, a plan nor an event names, and events outside of the days that are kept.
+        What waits here is written first, as for `reconcile`. Where it fails in the middle, repeat it: it goes on.
         """
-        user = check_user(user)
-        named = dict.fromkeys((*self.actions, *map(check_action, actions)))
+        names = spellings(user)
+        named = {*self.actions, *map(check_action, actions)}
         await self._flush_soon()
-        today = utc_day(self.clock.now())
-        days = [today - timedelta(days=age) for age in range(-1, _ERASED_DAYS + 1)]
-        for day in days:
-            named |= dict.fromkeys(await self.store.events.actions(user, day))
-        count = 0
-        for key in (Key(user, action) for action in named):
-            count += bool(await self.store.read(key))
-            await self.store.delete(key)
-        # Only now: of some counters nothing but the events knows the action, also when this is repeated.
-        for day in days:
-            count += await self.store.events.erase(user, day)
-        count += await self.store.events.forget(user)
-        return count + await remove_entry(self.store.directory, user, now=self.clock.now())
+        if quick:
+            return Erased.of(await erase_by_key(self.store, names, named, now=self.clock.now()))
+        return Erased.of(await self.store.erase(names))
 
     async def _flush_soon(self) -> None:
+        """As `flush`, as long as it gets on."""
+        flushing = asyncio.ensure_future(self.flush())
         try:
-            async with asyncio.timeout(FLUSH_S):
-                await self.flush()
-        except TimeoutError:
-            raise StoreUnavailable(f"the usage events that wait here could not be written in {FLUSH_S:g} s") from None
+            while True:
+                before = self._progress()
+                done, _ = await asyncio.wait({flushing}, timeout=FLUSH_S)
+                if done:
+                    return flushing.result()
+                if self._progress() == before:
+                    raise StoreUnavailable(f"the usage events that wait here could not be written in {FLUSH_S:g} s")
+        finally:
+            flushing.cancel()
+
+    def _progress(self) -> int:
+        """Grows as a flush gets on."""
+        return 0
 
     async def _counted(self, user: UserId, actions: Iterable[str] | None, first: date, last: date) -> dict[str, Record]:
         """The records of these actions, or of all that this log knows; else of those in the events of these days."""

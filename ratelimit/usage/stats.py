@@ -21,6 +21,8 @@ class UsageStats:
     """Kept in the journal only, because the queue was full; read back when there is room."""
     replayed: int = 0
     """Found in the journal of a process that ended before it had written them."""
+    erased: int = 0
+    """Found in a journal, and not written, because the user was erased meanwhile."""
     unjournaled: int = 0
     """Meant for the journal, and kept in memory only, because the disk did not take them."""
     torn: int = 0

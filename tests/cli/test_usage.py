@@ -22,6 +22,7 @@ from ratelimit.usage.sinks import Asked, File
 from tests.cli.command import Command
 from tests.engines import Engine
 from tests.usage.files import Interrupted, InterruptedStore
+from tests.usage.test_erasing import killed
 
 NOW = datetime.now(UTC)
 TODAY = NOW.date().isoformat()
@@ -182,11 +183,45 @@ def test_erase(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     ratelimit("user", "set", "alice", "--email", "alice@example.com")
     assert ratelimit("usage", "erase", "alice").status == 1
-    assert ratelimit("usage", "erase", "alice", "--yes", "--json").json == {"user": "alice", "erased": 6 + 2}
+    found = {"events": 4, "counters": 2, "entries": 1, "identities": 1}
+    told = {"user": "alice", "erased": 6 + 2, "found": found, "left": []}
+    assert ratelimit("usage", "erase", "alice", "--yes", "--json").json == told
     assert ratelimit("usage", "events", "alice", "--json").json["events"] == []
     assert ratelimit("user", "show", "alice").status == 2
     assert ratelimit("user", "show", "--email", "alice@example.com").status == 2
     assert ratelimit("usage", "totals", "bob", "--json").json == {"hint": {TODAY: 9}}
+
+
+def test_erase_says_where_it_looked_and_what_it_found(
+    ratelimit: Command, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ratelimit("check", "alice", "once", "--quota", "5/day")
+    quick = ratelimit("usage", "erase", "alice", "--yes", "--quick").out
+    assert quick == (
+        "alice: 6 items erased (counters 2, events 4); found by key, the rest of the table was not read (--quick), "
+        "no journal\n"
+    )
+    killed(tmp_path)
+    monkeypatch.setenv("RATELIMIT_USAGE", f"journal:{tmp_path}")
+    assert ratelimit("usage", "erase", "alice", "--yes").out == (
+        "alice: 21 items erased (counters 1, events in the journal 20); the whole table was read, "
+        f"and the journal in {tmp_path}\n"
+    )
+    bob = ratelimit("usage", "events", "bob", "--json").json["events"]
+    assert len(bob) == 1 + 20, "what others have in a dead process's journal is written"
+    assert ratelimit("usage", "events", "alice", "--json").json["events"] == []
+    nothing = ratelimit("usage", "erase", "alice", "--yes", "--journal", str(tmp_path))
+    assert (nothing.status, nothing.err) == (0, "")
+    assert nothing.out.startswith("alice: nothing to erase; the whole table was read, and the journal in ")
+    missing = ratelimit("usage", "erase", "alice", "--yes", "--journal", str(tmp_path / "x"))
+    assert (missing.status, missing.out) == (2, "")
+
+
+def test_erase_leaves_a_damaged_file_to_a_person(ratelimit: Command, url: str, tmp_path: Path) -> None:
+    (tmp_path / "1-000001.journal.damaged").write_bytes(b'..."user":"alice"...')
+    status, _, err = ratelimit("usage", "erase", "alice", "--yes", "--journal", str(tmp_path))
+    assert status == 1
+    assert "1-000001.journal.damaged is damaged" in err
 
 
 @pytest.mark.parametrize(

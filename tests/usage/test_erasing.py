@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import signal
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ratelimit import Limiter, Policy
+from ratelimit.dynamodb.client import connect
 from ratelimit.errors import StoreUnavailable
+from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store import MemoryStore, TableStore
-from ratelimit.store.directory import Identity, User
+from ratelimit.store import Add, MemoryStore, MirrorStore, TableStore, Write
+from ratelimit.store.directory import Identity, Plan, User
+from ratelimit.store.pseudonyms import PseudonymousStore
 from ratelimit.usage import UsageLog
+from ratelimit.usage.erasures import Erasures
 from ratelimit.usage.reports import Reports
+from tests.engines import Engine
+from tests.usage.conftest import TABLE, on_engine
 from tests.usage.noon import at_noon, days_ago
 
 
@@ -39,6 +51,272 @@ async def test_erase_leaves_no_trace_and_can_be_repeated(store: TableStore, user
         assert await store.read(Key(user + "x", "hint"))
 
 
+async def test_what_no_key_leads_to_is_erased_and_said(store: TableStore, user: str) -> None:
+    """An action of an ad-hoc check or of another plan, months of totals from elsewhere, the event of a clock ahead."""
+    clock = at_noon()
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+    for someone in (user, user + "2", f"{user}#LIM#x", f"{user}#"):
+        await limiter.check(someone, "export once", quotas="5/day")
+        await limiter.check(someone, "of another#plan", quotas="7/month")
+        month = Write((Add("u202501", 7),), expires_at=clock.now() // 1_000_000 + 400 * 86_400)
+        await store.apply(Key(someone, "migrated"), month, now=clock.now())
+        ahead, past = at_noon(), at_noon()
+        ahead.advance(5 * 86_400)
+        past.advance(-150 * 86_400)
+        for events_clock in (ahead, past):
+            async with UsageLog(store, clock=events_clock) as log:
+                await log.record(someone, "hint", id=f"order-{events_clock.now()}")
+    reports = Reports(store, ["hint"], clock)
+    erased = await reports.erase(user)
+    assert erased.found == {"counters": 3, "events": 2, "event_ids": 2}
+    assert (erased, erased.left) == (7, ())
+    assert await store.erase([user]) == dict.fromkeys(await store.erase([user]), 0)
+    assert await reports.erase(user) == 0
+    for neighbour in (user + "2", f"{user}#LIM#x", f"{user}#"):
+        assert (await reports.erase(neighbour)).found == {"counters": 3, "events": 2, "event_ids": 2}
+
+
+async def test_without_reading_the_whole_table_plans_are_looked_at(store: TableStore, user: str) -> None:
+    clock = at_noon()
+    await store.directory.replace(None, Plan(f"plan of {user}", {f"of {user}": "5/day"}), now=clock.now())
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+    await limiter.check(user, f"of {user}", quotas="5/day")
+    await limiter.check(user, "nobody names it", quotas="5/day")
+    reports = Reports(store, ["hint"], clock)
+    assert (await reports.erase(user, quick=True)).found == {"counters": 1}
+    assert (await reports.erase(user)).found == {"counters": 1}
+
+
+@pytest.mark.parametrize("given", ["NFC", "NFD", "latin-1"])
+async def test_other_spellings_of_the_same_user_are_erased(store: TableStore, user: str, given: Any) -> None:
+    """Unicode's two forms; and a header's UTF-8 that was taken for Latin-1."""
+    clock, name = at_noon(), f"Jos\u00e9 {user}"
+    forms = {
+        "NFC": name,
+        "NFD": unicodedata.normalize("NFD", name),
+        "latin-1": name.encode().decode("latin-1"),
+    }
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+    for form in forms.values():
+        await limiter.check(form, "hint")
+    assert (await Reports(store, [], clock).erase(forms[given])).found == {"counters": 3}
+
+
+async def test_what_is_from_before_users_were_hashed_is_erased(store: TableStore, user: str) -> None:
+    clock = at_noon()
+    hashed = PseudonymousStore(store, "a secret of more than sixteen characters")
+    for one in (store, hashed):
+        await Limiter(one, [Policy("hint", "5/day")], clock=clock, deadline=30).check(user, "hint")
+        async with UsageLog(one, clock=clock) as usage:
+            await usage.record(user, "hint")
+    entry = User(user, identities=[Identity.email(f"{user}@example.com")])
+    assert await hashed.directory.replace(None, entry, now=clock.now())
+    found = (await Reports(hashed, [], clock).erase(user)).found
+    assert found == {"counters": 2, "events": 2, "entries": 1, "identities": 1}
+
+
+async def test_what_only_the_mirror_holds_is_erased() -> None:
+    clock, primary, second = at_noon(), MemoryStore(), MemoryStore()
+    entry = User("alice", identities=[Identity.email("alice@example.com")])
+    assert await second.directory.replace(None, entry, now=clock.now())
+    await Limiter(second, [Policy("hint", "5/day")], clock=clock).check("alice", "hint")
+    both = MirrorStore(primary, second)
+    await both.open()
+    await Limiter(both, [Policy("solve", "5/day")], clock=clock).check("alice", "solve")
+    erased = await Reports(both, [], clock).erase("alice")
+    assert erased.found == {"counters": 2, "entries": 1, "identities": 1}
+    assert await second.directory.find(Identity.email("alice@example.com")) is None
+    assert (len(primary), len(second)) == (0, 0)
+    await both.close()
+
+
+async def test_rows_of_earlier_layouts_go_and_those_of_other_projects_stay(engine: Engine, user: str) -> None:
+    store = on_engine(engine)
+    await store.open()
+    entry = User(f"{user}#1", identities=[Identity.email(f"{user}@example.com")])
+    assert await store.directory.replace(None, entry, now=at_noon().now())
+    theirs = [
+        (f"USR#{user}#1#ULOG#20260105", "ULOG#1767600000#hint"),
+        (f"EMAIL#{user}@example.com#ULOG#20260105", "ULOG#1767600000#hint"),
+        (f"EMAIL#{user}#1#ULOG#20260105", "ULOG#1767600000#hint"),
+        (f"USR#{user}#1", "META"),
+    ]
+    others = [
+        (f"USR#{user}", "META"),
+        (f"USR#{user}#1", "SESSION"),
+        (f"USR#{user}#1#SESSION", "x"),
+        (f"USR#{user}#11", "META"),
+        (f"USER#{user}#1", "CONV#1"),
+        (f"EMAIL#{user}@example.org#ULOG#20260105", "ULOG#1767600000#hint"),
+    ]
+    connection = await connect(store.settings)
+    for pk, sk in theirs + others:
+        item = {"PK": {"S": pk}, "SK": {"S": sk}, "tp": {"S": "x"}, "dat": {"M": {"em": {"S": "a@example.com"}}}}
+        await connection.client.put_item(TableName=TABLE, Item=item)
+    erased = await Reports(store, [], at_noon()).erase(f"{user}#1")
+    # The row that cannot be read as an entry, and the one of ours, whose name is escaped.
+    assert erased.found == {"events": 3, "entries": 2, "identities": 1}
+    for pk, sk in theirs + others:
+        key = {"PK": {"S": pk}, "SK": {"S": sk}}
+        answer = await connection.client.get_item(TableName=TABLE, Key=key, ConsistentRead=True)
+        assert ("Item" in answer) == ((pk, sk) in others), pk
+    await connection.close()
+    await store.close()
+
+
+async def test_an_erase_that_lost_its_table_on_the_way_goes_on_when_repeated(engine: Engine, user: str) -> None:
+    """The entry goes last: without it nobody would know what the user's e-mails are."""
+    store = on_engine(engine)
+    await store.open()
+    entry = User(user, identities=[Identity.email(f"{user}@example.com")])
+    assert await store.directory.replace(None, entry, now=at_noon().now())
+    await Limiter(store, [Policy("hint", "5/day")], clock=at_noon(), deadline=30).check(user, "hint")
+    delete, gone = store.events.delete, 0
+
+    async def breaks_off(keys: Sequence[Any]) -> None:
+        nonlocal gone
+        if gone:
+            raise StoreUnavailable("broke off")
+        gone += len(keys)
+        await delete(keys)
+
+    store.events.delete = breaks_off  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await store.erase([user])
+    assert gone == 1
+    assert await store.directory.read(User, user)
+    store.events.delete = delete  # type: ignore[method-assign]
+    assert (await Reports(store, [], at_noon()).erase(user)).found == {"entries": 1, "identities": 1}
+    await store.close()
+
+
+# Accepted, and killed before any of it could reach the table.
+KILLED = """
+import asyncio, os, signal, sys
+from ratelimit import MemoryStore
+from ratelimit.usage import UsageLog
+
+class Nowhere(MemoryStore):
+    pass
+
+async def main():
+    store = Nowhere()
+    async def never(events):
+        await asyncio.Event().wait()
+    store.events.put = never
+    async with UsageLog(store, durability="journal", journal_dir=sys.argv[1]) as usage:
+        for number in range(20):
+            await usage.record("alice", "hint")
+            await usage.record("bob", "hint")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+def killed(directory: Path) -> None:
+    """What a dead process leaves: forty events, twenty of them Alice's."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(directory)], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+async def test_what_waits_in_the_journal_of_a_dead_process_is_erased(tmp_path: Path) -> None:
+    killed(tmp_path)
+    store = MemoryStore()
+    log = UsageLog(store, durability="journal", journal_dir=tmp_path)
+    erased = await log.erase("alice")
+    assert erased.found == {"journal": 20}
+    await log.close()
+    async with UsageLog(store, durability="journal", journal_dir=tmp_path) as usage:
+        await usage.flush()
+    assert Counter(event.user for event in store.events) == {"bob": 20}
+    assert b"alice" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+
+async def test_a_closed_log_erases_too_and_is_closed_again(tmp_path: Path) -> None:
+    killed(tmp_path)
+    store = MemoryStore()
+    log = UsageLog(store, durability="journal", journal_dir=tmp_path)
+    await log.open()
+    await log.close()
+    killed(tmp_path)
+    assert (await log.erase("alice")).found == {"events": 20, "journal": 20}
+    with pytest.raises(StoreUnavailable):
+        await log.record("alice", "hint")
+
+
+async def test_what_another_process_wrote_and_a_crash_repeats_stays_erased(tmp_path: Path) -> None:
+    """Its journal holds what is in the table already, until the segment is full; the user's later events are theirs."""
+    clock = at_noon()
+    store = MemoryStore()
+    living = UsageLog(store, clock=clock, durability="journal", journal_dir=tmp_path)
+    for user in ("alice", "bob"):
+        await living.record(user, "hint")
+    await living.flush()
+    other = UsageLog(store, clock=clock, durability="journal", journal_dir=tmp_path)
+    assert (await other.erase("alice")).found == {"events": 1}
+    await other.close()
+    clock.advance(1)
+    await living.record("alice", "again")
+    await living.flush()
+    store.events.erase_all(["alice", "bob"])
+    abandon(living)
+    async with UsageLog(store, clock=clock, durability="journal", journal_dir=tmp_path) as usage:
+        await usage.flush()
+        assert usage.stats.erased == 1
+    assert [(event.user, event.action) for event in store.events] == [("bob", "hint"), ("alice", "again")]
+
+
+async def test_nothing_of_the_user_is_left_in_ones_own_journal(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with UsageLog(store, durability="journal", journal_dir=tmp_path) as usage:
+        await usage.record("alice", "hint")
+        assert (await usage.erase("alice")).found == {"events": 1}
+        await usage.record("bob", "hint")
+        await usage.flush()
+        files = [path.read_bytes() for path in tmp_path.glob("*.journal")]
+        assert [b"bob" in file for file in files] == [True]
+        assert b"alice" not in b"".join(files)
+        abandon(usage)
+        assert len(store.events) == 1
+
+
+async def test_a_damaged_file_that_names_the_user_is_said(tmp_path: Path) -> None:
+    killed(tmp_path)
+    (segment,) = tmp_path.glob("*.journal")
+    data = bytearray(segment.read_bytes())
+    data[20] ^= 0xFF
+    segment.write_bytes(data)
+    log = UsageLog(MemoryStore(), durability="journal", journal_dir=tmp_path)
+    erased = await log.erase("alice")
+    assert erased.found == {"journal": 19}
+    assert [Path(file).name for file in erased.left] == [f"{segment.name}.damaged"]
+    assert (await log.erase("carol")).left == ()
+    await log.close()
+
+
+def test_an_erasure_is_known_for_as_long_as_events_are_kept(tmp_path: Path) -> None:
+    day = 86_400_000
+    erasures = Erasures(tmp_path)
+    erasures.add(["alice", "ünï"], at=100 * day)
+    other = Erasures(tmp_path)
+    other.load()
+
+    def covers(user: str, at: int) -> bool:
+        return other.covers(UsageEvent.of(user, "hint", now=at * 1000, at=at))
+
+    assert covers("alice", 100 * day)
+    assert covers("ünï", 99 * day)
+    assert not covers("alice", 100 * day + 1)
+    assert not covers("bob", 99 * day)
+    erasures.add(["bob"], at=191 * day)
+    assert covers("alice", 100 * day), "as it was loaded"
+    other.load()
+    assert covers("bob", 191 * day)
+    assert not covers("alice", 100 * day), "nothing that old is written any more"
+    assert b"bob" not in (tmp_path / "erased").read_bytes()
+
+
 @pytest.mark.parametrize("applied", [False, True])
 async def test_an_erase_that_broke_off_anywhere_goes_on_when_repeated(applied: bool) -> None:
     """Whatever the call that fails, and whether the store had done by then what it was asked for."""
@@ -55,9 +333,9 @@ async def test_an_erase_that_broke_off_anywhere_goes_on_when_repeated(applied: b
         calls = BreaksOff(store, fails_at, applied=applied)
         reports = Reports(store, ["hint"], clock)
         try:
-            erased = await reports.erase("alice")
+            erased = await reports.erase("alice", quick=True)
         except StoreUnavailable:
-            await reports.erase("alice")
+            await reports.erase("alice", quick=True)
         count, calls.fails_at = calls.count, 0
         assert (len(store.events), await store.events.forget("alice")) == (0, 0)
         assert await store.read(Key("alice", "of no policy here")) == {}
@@ -78,7 +356,7 @@ class BreaksOff:
         for part, names in (
             (store, ("read", "delete")),
             (store.events, ("actions", "erase", "forget")),
-            (store.directory, ("read", "replace")),
+            (store.directory, ("read", "replace", "page")),
         ):
             for name in names:
                 setattr(part, name, self._counted(getattr(part, name)))
@@ -93,3 +371,14 @@ class BreaksOff:
             return answer
 
         return counted
+
+
+def abandon(log: UsageLog) -> None:
+    """As a crash would: its lock is let go, and what it had in its files stays."""
+    pump = log._pump
+    assert pump is not None
+    assert pump.journal is not None
+    assert pump.journal._lane is not None
+    pump.journal._lane.unlock()
+    for task in pump._tasks:
+        task.cancel()

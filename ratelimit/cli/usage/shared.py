@@ -13,7 +13,7 @@ import typer
 
 from ratelimit.cli.settings import load
 from ratelimit.clock import SystemClock
-from ratelimit.config import masked
+from ratelimit.config import Config, masked
 from ratelimit.errors import InvalidInput
 from ratelimit.store import TableStore
 from ratelimit.usage.reports import Reports
@@ -39,17 +39,30 @@ _HINT: Final = "write 2026-01-05, today or yesterday"
 _HINT_OR_TIME: Final = "write 2026-01-05, or 2026-01-05T12:00:00Z"
 
 
-def run(work: Callable[[TableStore, Reports], Awaitable[T]], *, store: str | None, config: Path | None) -> T:
-    """The result of `work` on the configured table, and on what can be asked of it."""
+def reports_of(settings: Config, table: TableStore) -> Reports:
+    """What can be asked of a table."""
+    return Reports(table, [policy.name for policy in settings.policies], SystemClock())
+
+
+R = TypeVar("R", bound=Reports)
+
+
+def run(
+    work: Callable[[TableStore, R], Awaitable[T]],
+    *,
+    store: str | None,
+    config: Path | None,
+    make: Callable[[Config, TableStore], R] = reports_of,  # type: ignore[assignment]
+) -> T:
+    """The result of `work` on the configured table, and on what `make` has of it."""
     settings = load(config, store)
     table_settings(settings.store)  # says what is wrong with a store that keeps nothing from one run to the next
-    actions = [policy.name for policy in settings.policies]
 
     async def opened() -> T:
         table = store_of(settings)
         try:
             await table.open()
-            return await work(table, Reports(table, actions, SystemClock()))
+            return await work(table, make(settings, table))
         finally:
             await table.close()
 
@@ -58,7 +71,11 @@ def run(work: Callable[[TableStore, Reports], Awaitable[T]], *, store: str | Non
 
 def ask(work: Callable[[Reports], Awaitable[T]], *, store: str | None, config: Path | None) -> T:
     """As `run`, for a question."""
-    return run(lambda _, reports: work(reports), store=store, config=config)
+
+    async def alone(_: TableStore, reports: Reports) -> T:
+        return await work(reports)
+
+    return run(alone, store=store, config=config)
 
 
 def name_of_store(store: str | None, config: Path | None) -> str:

@@ -70,11 +70,12 @@ class Used:
         return TotalsAnswer(user, await self._reports.totals(user, since, until, per=query.per, actions=actions))
 
     async def erase(self, user: UserName, body: EraseBody) -> EraseAnswer:
-        """Delete every trace of a user: events, counters, the entry, identities. Where it fails, repeat it."""
-        erased = await self._reports.erase(user, actions=body.actions)
+        """Delete every trace of a user: events, counters, the entry, identities. Reads the whole table. Where it fails,
+        repeat it."""
+        erased = await self._reports.erase(user, actions=body.actions, quick=body.quick)
         # There is nothing left to remove: this has the directory forget what it remembers.
         await self._directory.remove_user(user)
-        return EraseAnswer(user, erased)
+        return EraseAnswer(user, int(erased), erased.found, erased.left)
 
 
 def _day(path: str, text: str | UnsetType) -> date | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -145,7 +146,9 @@ class EraseBody(Struct, frozen=True, forbid_unknown_fields=True):
     """Whose traces go is in the path."""
 
     actions: list[Name] = []
-    """Whose counters go too, if no policy and no event names them."""
+    """With `quick`, whose counters go too, if no policy, no plan and no event names them."""
+    quick: bool = False
+    """Do not read the whole table: counters of actions that nothing names may be left."""
 
 
 class EraseAnswer(Struct, frozen=True):
@@ -154,3 +157,8 @@ class EraseAnswer(Struct, frozen=True):
     user: str
     erased: int
     """Items."""
+    found: Mapping[str, int]
+    """How many of what: `events`, `event_ids`, `counters`, `entries`, `identities`, and `journal`, events that waited
+    there."""
+    left: Sequence[str]
+    """Damaged files of the journal that name the user, for a person to look at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -64,6 +65,16 @@ class MemoryDirectoryStore:
         else:
             entries[name_of(entry)] = replace(new, version=next_version(old, now))
         return True
+
+    def erase(self, users: Collection[str]) -> tuple[int, int]:
+        """Delete the entries of these users, and all that finds them; how many of each there were."""
+        entries = [name for name in self._entries.get(User, {}) if name in users]
+        for name in entries:
+            del self._entries[User][name]
+        identities = [identity for identity, owner in self._owners.items() if owner in users]
+        for identity in identities:
+            del self._owners[identity]
+        return len(entries), len(identities)
 
     def _replace_identities(self, old: Entry | None, new: Entry | None) -> None:
         before = set(old.identities) if isinstance(old, User) else set()

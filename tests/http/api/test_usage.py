@@ -82,7 +82,8 @@ async def test_erase_leaves_no_trace(service: Service, user: str) -> None:
 
     answer = await client.post(f"{path}/erase", json={"actions": ["unlogged"]})
     # Events; counters of hint, run, once and unlogged; the entry, and its identity.
-    assert answer.json() == {"user": user, "erased": 9 + 4 + 2}
+    found = {"events": 9, "counters": 4, "entries": 1, "identities": 1}
+    assert answer.json() == {"user": user, "erased": 9 + 4 + 2, "found": found, "left": []}
     assert (await client.post(f"{path}/erase", json={})).json()["erased"] == 0
     assert (await client.get(path)).status_code == 404
     assert (await client.get("/v1/users", params={"identity": email})).json()["users"] == []
