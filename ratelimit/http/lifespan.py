@@ -1,9 +1,10 @@
 """`Lifespan`: opens the limiter before the app starts and closes it after the app has stopped, or opens it late.
 
-Where a server runs no lifespan, the first request opens the limiter; those that come meanwhile wait with it, at most
-`OPEN_WAIT_S`. A store that cannot be reached does not keep the app from starting: checks answer by `on_unavailable`,
-and opening is tried again behind a request now and then. A store that will never answer until somebody changes
-something fails the start, with the reason.
+Where no lifespan comes (a sub-app that is mounted, a server that runs none), the first request opens the limiter; those
+that come meanwhile wait with it, at most `OPEN_WAIT_S`. Nobody will say then that the process ends, so that a usage log
+which only has the memory is written before answers are complete. A store that cannot be reached does not keep the app
+from starting: checks answer by `on_unavailable`, and opening is tried again behind a request now and then. A store that
+will never answer until somebody changes something fails the start, with the reason.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from ratelimit.usage import UsageLog
 OPEN_WAIT_S: Final = 1.0
 RETRY_AFTER: Final = 5 * SECOND
 _LOOKED_AT: Final = "ratelimit.dependencies"
+_NO_LIFESPAN: Final = (
+    "no lifespan reaches the middleware (is its app mounted in another one?), so each answer waits until its usage "
+    "event is written; open the usage log in the outer app's lifespan (`async with usage:`), or keep a journal"
+)
 _LAST: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"})
 
 logger = logging.getLogger("ratelimit")
@@ -33,7 +38,7 @@ logger = logging.getLogger("ratelimit")
 class Lifespan:
     """Whether the limiter is open, and who opens it next."""
 
-    __slots__ = ("_limiter", "_refunds", "_retry_at", "_task", "_usage", "_wait_s", "ready")
+    __slots__ = ("_limiter", "_refunds", "_retry_at", "_task", "_usage", "_wait_s", "_warned", "ready")
 
     def __init__(self, limiter: Limiter, refunds: Refunds, usage: UsageLog | None = None) -> None:
         self.ready = False
@@ -43,6 +48,7 @@ class Lifespan:
         self._usage = usage
         self._retry_at = 0
         self._wait_s = OPEN_WAIT_S
+        self._warned = False
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,12 +114,15 @@ class Lifespan:
     async def _open_late(self) -> None:
         # It is logged, and checks go by `on_unavailable` until somebody has changed something.
         with suppress(StoreMisconfigured):
-            await self._open()
+            await self._open(attended=False)
 
-    async def _open(self) -> None:
+    async def _open(self, *, attended: bool = True) -> None:
         self._retry_at = self._limiter.clock.now() + RETRY_AFTER
         if self._usage is not None:
-            await self._usage.open()
+            await self._usage.open(attended=attended)
+            if not (self._usage.attended or self._usage.settings.durability == "journal" or self._warned):
+                self._warned = True
+                logger.warning(_NO_LIFESPAN)
         try:
             await self._limiter.open()
         except StoreMisconfigured as error:

@@ -135,6 +135,13 @@ class Journal:
             self._thread.shutdown(wait=False)
         await asyncio.wait([asyncio.wrap_future(self._released)], timeout=0 if self._hangs else _PATIENCE)
 
+    def abandon(self) -> list[UsageEvent]:
+        """Let others adopt what is there, when the event loop is gone; what was on its way to the disk. Blocks."""
+        self._thread.submit(self._release).result(_PATIENCE)
+        self._thread.shutdown(wait=False)
+        groups = [group for group in (self._committing, self._gathering) if group is not None]
+        return [one.event for group in groups for one in group.appends]
+
     def _release(self) -> None:
         self.backlog.release()
         if self._lane is not None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random as _random
 from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
@@ -57,6 +58,8 @@ class UsageLog(Reports):
         self._pump: Pump | None = None
         self._stopping: Pump | None = None
         self._closed = False
+        self._attended: bool | None = None
+        self._has_followed = False
 
     @property
     def stats(self) -> UsageStats:
@@ -71,11 +74,21 @@ class UsageLog(Reports):
             journal_bytes=0 if pump.journal is None else pump.journal.holdings.bytes,
         )
 
-    async def open(self) -> None:
-        """Begin, and look for what earlier processes left in the journal. Raises `ConfigError` for a bad directory."""
+    @property
+    def attended(self) -> bool:
+        """Whether somebody is expected to close it; False only where that was said when it was opened."""
+        return self._attended is not False
+
+    async def open(self, *, attended: bool = True) -> None:
+        """Begin, and look for what earlier processes left in the journal. Raises `ConfigError` for a bad directory.
+
+        Where nobody will say that the process ends, it is not `attended`: then what surfaces await is that an event is
+        in the table, at most `max_wait` seconds; with a journal, on the disk, as ever. One that is open stays as it is.
+        """
+        self._attended = attended or self._attended is True
         self._closed = False
         try:
-            await (self._pump or self._start()).open()
+            await (self._here(self._pump) or self._start()).open()
         except OSError as error:
             await self.close()
             raise ConfigError("journal_dir", f"cannot be used: {error}") from error
@@ -86,8 +99,9 @@ class UsageLog(Reports):
         Cancelling it ends the waiting, and nothing else. A second call returns when the first one has ended.
         """
         self._closed = True
+        self._attended = None
         if self._pump is not None:
-            self._stopping, self._pump = self._pump, None
+            self._stopping, self._pump = self._here(self._pump), None
         stopping = self._stopping
         if stopping is not None:
             await stopping.stop(self.settings.grace)
@@ -162,7 +176,7 @@ class UsageLog(Reports):
             )  # fmt: skip
         except InvalidInput as error:
             logger.warning("a usage event cannot be kept: %s", error)
-            return self._drop("given bad events")
+            return self._drop("the usage log is given bad events")
         return self.take(event)
 
     def take(self, event: UsageEvent) -> Awaitable[bool] | None:
@@ -171,21 +185,26 @@ class UsageLog(Reports):
         pump = self._pump or (None if self._closed else self._start())
         if pump is None:
             return self._drop()
+        if pump.loop is not asyncio.get_running_loop():
+            try:
+                pump = self._follow(pump)
+            except StoreUnavailable as error:
+                return self._drop(str(error))
         if pump.room <= 0:
             return self._take_though_full(pump, event)
         self._stats.accepted += 1
         if self._journals and pump.journal is not None:
             return pump.journal.append(event, spill=False)
         pump.writer.add(event)
-        return None
+        return self._written(pump) if self._attended is False and not pump.writer.is_failing else None
 
     async def flush(self) -> None:
         """Returns when all that was accepted so far is in the table; how long the store needs, it waits.
 
         That includes what was found in the journal. Raises `StoreUnavailable` when the log is closed meanwhile.
         """
-        if self._pump is not None:
-            await self._pump.flush()
+        if (pump := self._here(self._pump)) is not None:
+            await pump.flush()
 
     async def erase(self, user: str, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
         """See `Reports.erase`. Where there is a journal, also what dead processes left of the user in it.
@@ -199,7 +218,7 @@ class UsageLog(Reports):
         try:
             # First of all, so that none of it is written once more.
             await asyncio.to_thread(Erasures(directory).add, names, at=self.clock.now() // 1000)
-            pump = self._pump or self._start()
+            pump = self._here(self._pump) or self._start()
             await pump.open()
             assert pump.journal is not None
             await pump.journal.adopt()
@@ -217,6 +236,21 @@ class UsageLog(Reports):
         passed = 0 if self._pump is None or self._pump.journal is None else self._pump.journal.backlog.passed
         return self._stats.written + passed
 
+    def _here(self, pump: Pump | None) -> Pump | None:
+        """What runs, in the event loop that runs now. Raises `StoreUnavailable` where it is at work in another one."""
+        return pump if pump is None or pump.loop is asyncio.get_running_loop() else self._follow(pump)
+
+    def _follow(self, pump: Pump) -> Pump:
+        """Go on in this event loop, with what the former one has left."""
+        left = pump.abandon()
+        if not self._has_followed:
+            self._has_followed = True
+            logger.warning("the usage log goes on in another event loop, with %d events of the former one", len(left))
+        pump = self._start()
+        for event in left:
+            pump.writer.add(event)
+        return pump
+
     def _start(self) -> Pump:
         self._pump = Pump(self.store.events, self.settings, self._stats, self.clock, self._sleep, self._random)
         return self._pump
@@ -230,6 +264,16 @@ class UsageLog(Reports):
             return asyncio.get_running_loop().create_task(self._take_when_there_is_room(pump, event))
         return self._drop()
 
+    def _written(self, pump: Pump) -> Awaitable[bool]:
+        return asyncio.get_running_loop().create_task(self._wait_until_written(pump))
+
+    async def _wait_until_written(self, pump: Pump) -> bool:
+        """It is kept in any case, in memory."""
+        with suppress(TimeoutError, StoreUnavailable):
+            async with asyncio.timeout(self.settings.max_wait):
+                await pump.writer.flush(patient=False)
+        return True
+
     async def _take_when_there_is_room(self, pump: Pump, event: UsageEvent) -> bool:
         try:
             async with asyncio.timeout(self.settings.max_wait):
@@ -240,11 +284,11 @@ class UsageLog(Reports):
         waiting = self.take(event)
         return waiting is None or await waiting
 
-    def _drop(self, why: str = "full") -> asyncio.Future[bool]:
+    def _drop(self, why: str = "the usage log is full") -> asyncio.Future[bool]:
         self._stats.dropped += 1
         if self._stats.dropped % _DROPS_PER_LINE == 1:
-            why = "closed" if self._closed else why
-            logger.warning("the usage log is %s: %d events were dropped so far", why, self._stats.dropped)
+            why = "the usage log is closed" if self._closed else why
+            logger.warning("%s: %d events were dropped so far", why, self._stats.dropped)
         dropped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         dropped.set_result(False)
         return dropped

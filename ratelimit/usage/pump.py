@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
@@ -19,6 +20,9 @@ from ratelimit.usage.writer import Random, Sleep, Writer
 logger = logging.getLogger("ratelimit")
 
 _MOST_READ: Final = 500
+_TWO_LOOPS: Final = (
+    "the usage log is at work in another event loop, which runs in another thread; make a log of its own for each loop"
+)
 
 
 class Pump:
@@ -27,6 +31,8 @@ class Pump:
     def __init__(
         self, store: EventStore, settings: Settings, stats: UsageStats, clock: Clock, sleep: Sleep, random: Random
     ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         self._settings = settings
         self._stats = stats
         self._clock = clock
@@ -120,6 +126,23 @@ class Pump:
         await self.writer.landed()
         if self.journal is not None:
             await self.journal.close()
+
+    def abandon(self) -> list[UsageEvent]:
+        """What has to be written in another event loop, as this one's is gone. Blocks for a moment.
+
+        That which is in the journal is found there. What a parent process has, that goes on itself, is left to it.
+        Raises `StoreUnavailable` where the event loop is not gone.
+        """
+        forked = self._process != os.getpid()
+        if forked and not self.loop.is_closed():
+            return []
+        if self.loop.is_running():
+            raise StoreUnavailable(_TWO_LOOPS)
+        left = self.writer.abandon()
+        if self.journal is None:
+            return left
+        left = [event for event in left if not self.journal.holdings.holds(event)]
+        return left if forked else [*left, *self.journal.abandon()]
 
     def _over(self, events: Sequence[UsageEvent]) -> None:
         if self.journal is not None:

@@ -79,6 +79,11 @@ class Writer:
         return sum(len(flight.left) for flight in self._flights)
 
     @property
+    def is_failing(self) -> bool:
+        """Whether the store has not taken anything for a while."""
+        return self._failing is not None
+
+    @property
     def room(self) -> int:
         """How many more may be added."""
         return self._max_queue - len(self._queue)
@@ -99,10 +104,13 @@ class Writer:
             async with asyncio.timeout(or_after):
                 await self._changed.wait()
 
-    async def flush(self) -> None:
-        """Returns when all that was added before is in the table. Raises `StoreUnavailable` when stopped meanwhile."""
+    async def flush(self, *, patient: bool = True) -> None:
+        """Returns when all that was added before is in the table; without patience, also when the store is failing.
+
+        Raises `StoreUnavailable` when stopped meanwhile.
+        """
         target = self._added
-        while self._oldest() <= target:
+        while self._oldest() <= target and (patient or not self.is_failing):
             self.hurry()
             await self.changed()
             if self.stopped:
@@ -119,6 +127,16 @@ class Writer:
             if task is not None:
                 task.cancel()
         self._changed.set()
+        return left
+
+    def abandon(self) -> list[UsageEvent]:
+        """What is not known to be in the table, when the event loop is gone and nothing of it can be waited for."""
+        self.stopped = True
+        left = [event for flight in self._flights for event in flight.left] + list(self._queue)
+        for flight in self._flights:
+            flight.left = []
+        self._flights.clear()
+        self._queue.clear()
         return left
 
     async def landed(self) -> None:
@@ -172,7 +190,7 @@ class Writer:
             self._flights[flight] = None
             self._hurry_later()
             return
-        del self._flights[flight]
+        self._flights.pop(flight, None)
         if self._failing is flight:
             self._failing = None
         if not task.cancelled() and (error := task.exception()):
@@ -230,6 +248,7 @@ class Writer:
             flight.failures += 1
             if flight.failures >= _WORTH_SAYING and self._failing is None:
                 self._failing = flight
+                self._changed.set()
                 why = str(flight.error) or "no answer in time"
                 logger.warning("usage events wait, the store does not take them: %s", why)
         else:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
+import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.types import Message, Receive, Scope, Send
 
+from ratelimit import UsageLog, open_store
 from ratelimit.errors import StoreUnavailable, TableNotFound
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.lifespan import RETRY_AFTER
@@ -18,8 +22,10 @@ from ratelimit.names import Key
 from ratelimit.policy import Policy
 from ratelimit.store import Outcome, Write
 from ratelimit.testing import FakeClock
+from tests.engines import Engine
 from tests.http.apps import call, hello, lifespan_of, limiter_of, scope_of, settled
 from tests.limiter.stores import CountingStore
+from tests.usage.stores import Pauses, down, scripted
 
 
 class OpeningStore(CountingStore):
@@ -179,3 +185,46 @@ async def test_refunds_under_way_arrive_before_the_store_closes() -> None:
         assert (store.seen, store.calls["apply"]) == (["open", "app starts"], 1)
     assert (store.seen[-1], store.calls["apply"]) == ("close", 2)
     assert (await limiter.peek("ip:203.0.113.7", "hint")).used == 0
+
+
+@pytest.mark.parametrize("kind", ["mounted", "of the outer app", "refused by the app", "off"])
+async def test_no_event_is_lost_where_no_lifespan_tells_that_the_process_ends(engine: Engine, kind: str) -> None:
+    url, user = engine.store_url(f"unattended-{uuid4().hex[:8]}", create="true"), "alice"
+    command = (sys.executable, "-m", "tests.http.unattended", kind, url)
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    said = b""
+    try:
+        while b"running on" not in said:
+            said += await process.stderr.readline()
+            assert not process.stderr.at_eof(), said
+        address = said.partition(b"running on ")[2].split()[0].decode()
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            path = "/api/x" if kind in ("mounted", "of the outer app") else "/x"
+            answers = await asyncio.gather(*(client.get(path, headers={"x-user": user}) for _ in range(20)))
+            process.terminate()
+        said += await process.stderr.read()
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert [answer.status_code for answer in answers] == [200] * 20
+    async with open_store(url) as store:
+        assert len((await UsageLog(store).events(user)).events) == 20
+    assert (b"no lifespan reaches" in said) == (kind != "of the outer app")
+    assert said.count(b"no lifespan reaches") <= 1
+
+
+async def test_where_nobody_says_that_the_process_ends_an_outage_does_not_hold_up_answers() -> None:
+    store, events = scripted()
+    events.always = down
+    limiter = limiter_of(store=store)
+    usage = UsageLog(store, clock=limiter.clock, sleep=Pauses(), max_wait=60)
+    app = RateLimitMiddleware(hello, limiter=limiter, usage=usage)
+    for _ in range(3):
+        await asyncio.wait_for(call(app, scope_of()), 30)
+    events.always = None
+    await usage.flush()
+    assert len(events) == 3
+    await call(app, scope_of())
+    assert len(events) == 4, "written before the answer was complete"
