@@ -58,7 +58,7 @@ class Window:
     @classmethod
     def parse(cls, text: str) -> Window:
         """`day`, `5 minutes`, `1h`. Raises `InvalidQuota`."""
-        match = re.fullmatch(r"\s*(\d*)\s*([^\W\d_]+)\s*", text)
+        match = re.fullmatch(r"\s*([0-9]*)\s*([^\W\d_]+)\s*", text)
         if match is None:
             raise InvalidQuota(f"{text!r} is not a window; write 'day' or '5 minutes'")
         return cls(_whole(match[1]) if match[1] else 1, _unit(match[2]))
@@ -136,7 +136,7 @@ class _Unlimited(tuple[Quota, ...]):
 UNLIMITED: Final[Quotas] = _Unlimited()
 
 _QUOTA = re.compile(
-    r"""\s*(?P<limit>[+-]?\d+)\s*(?:/|\bper\b)\s*(?P<window>\d*\s*[^\W\d_]+)\s*(?:\bburst\s+(?P<burst>\d+)\s*)?""",
+    r"""\s*(?P<limit>[+-]?[0-9]+)\s*(?:/|\bper\b)\s*(?P<window>[0-9]*\s*[^\W\d_]+)\s*(?:\bburst\s+(?P<burst>[0-9]+)\s*)?""",
     re.IGNORECASE | re.VERBOSE,
 )
 

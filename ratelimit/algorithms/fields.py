@@ -28,8 +28,8 @@ _LETTERS: Final[dict[Unit, str]] = {
     "second": "s", "minute": "m", "hour": "h", "day": "d", "week": "w", "month": "o", "year": "y",
 }  # fmt: skip
 _UNITS: Final = {letter: unit for unit, letter in _LETTERS.items()}
-_WINDOW_FIELD = re.compile(r"([smhdwoy])(?:(\d+)_)?(-?\d+)")
-_TOTAL_FIELD = re.compile(r"u(\d{2})(\d{2})(\d{2})?")
+_WINDOW_FIELD = re.compile(r"([smhdwoy])(?:(\d+)_)?(-?\d+)", re.ASCII)
+_TOTAL_FIELD = re.compile(r"u(\d{2})(\d{2})(\d{2})?", re.ASCII)
 
 
 def window_field(window: Window, index: int) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from ratelimit.cli.output import ALLOWED, REFUSED, in_words, note, say, say_json, say_table
-from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption, load
+from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption, load, whole
 from ratelimit.config import Config, masked
 from ratelimit.decision import Decision
 from ratelimit.directory import Directory
@@ -34,7 +34,7 @@ def check(
         ),
     ] = None,
     algorithm: Annotated[str | None, typer.Option(help="fixed_window, sliding_window or gcra.")] = None,
-    cost: Annotated[int, typer.Option(help="Units to take.")] = 1,
+    cost: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="Units to take.")] = 1,
     peek: Annotated[bool, typer.Option("--peek", help="Look, and spend nothing.")] = False,
     store: StoreOption = None,
     config: ConfigOption = None,

@@ -9,6 +9,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from ratelimit.config import Config
+from ratelimit.numerals import to_int
 from ratelimit.wiring import load_checked
 
 StoreOption: TypeAlias = Annotated[
@@ -20,6 +21,14 @@ ConfigOption: TypeAlias = Annotated[
     typer.Option("--config", metavar="FILE", help="The TOML file; by default the one that RATELIMIT_CONFIG names."),
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def whole(text: str | int) -> int:
+    """Read an option: `typer.Option(parser=whole, metavar="INTEGER")`. A default comes as it is."""
+    try:
+        return to_int(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def load(path: Path | None, store: str | None = None) -> Config:

@@ -11,6 +11,7 @@ from ratelimit.config.model import HeadersMode
 from ratelimit.config.problems import unknown
 from ratelimit.config.secrets import check_token, masked
 from ratelimit.errors import ConfigError, InvalidQuota
+from ratelimit.numerals import to_float, to_int
 from ratelimit.policy import Policy
 from ratelimit.quota import Quota
 
@@ -23,9 +24,9 @@ _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>\d{1,5})", 
 
 def number(text: str) -> object:
     """A number if it is one; otherwise the text itself, for the check to complain about."""
-    for kind in (int, float):
+    for read in (to_int, to_float):
         try:
-            return kind(text)
+            return read(text)
         except ValueError:
             continue
     return text

@@ -141,7 +141,7 @@ def event_sk_bound(at: int) -> str:
 def parse_event_sk(sk: str) -> Position | None:
     """The inverse of `event_sk`; None where it is another project's."""
     match sk.split("#"):
-        case ["ULOG", at, action, event_id] if at.isdecimal():
+        case ["ULOG", at, action, event_id] if at.isascii() and at.isdecimal():
             return Position(int(at), unescape(action), unescape(event_id))
     return None
 

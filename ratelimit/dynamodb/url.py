@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import ConfigError
+from ratelimit.numerals import to_float, to_int
 
 SCHEME: Final = "dynamodb"
 
@@ -64,14 +65,14 @@ def _boolean(name: str, text: str) -> bool:
 
 def _whole(name: str, text: str) -> int:
     try:
-        return int(text)
+        return to_int(text)
     except ValueError:
         raise ConfigError(name, f"must be a whole number, not {text!r}") from None
 
 
 def _seconds(name: str, text: str) -> float:
     try:
-        return float(text)
+        return to_float(text)
     except ValueError:
         raise ConfigError(name, f"must be a number of seconds, not {text!r}") from None
 

@@ -78,7 +78,7 @@ def _stated(raw: list[Raw]) -> int | None:
     if not values:
         return None
     text = values[-1].strip()
-    if text.isdigit() and len(text) <= _DIGITS and int(text) <= MAX_LIMIT:
+    if text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) <= MAX_LIMIT:
         return int(text)
     logger.warning("the upstream states a cost of %r, which is not a whole number up to %d", text[:40], MAX_LIMIT)
     return None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias
 
 from ratelimit.errors import InvalidInput
+from ratelimit.numerals import to_float, to_int
 from ratelimit.usage.formats import COLUMNS, without_mark
 
 LineFormat: TypeAlias = Literal["jsonl", "csv"]
@@ -177,14 +178,14 @@ def _fields(header: list[str], cells: list[str]) -> dict[str, Any]:
 def _number(cell: str) -> object:
     """Left as text where it is none: the event says what would be right."""
     try:
-        return int(cell)
+        return to_int(cell)
     except ValueError:
         return cell
 
 
 def _decimal(cell: str) -> object:
     try:
-        return float(cell)
+        return to_float(cell)
     except ValueError:
         return cell
 

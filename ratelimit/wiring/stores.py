@@ -138,7 +138,7 @@ def _memory(url: str) -> TableStore:
     for name, text in pairs:
         if name != "max_keys":
             raise ConfigError(name, "unknown parameter; there is: max_keys")
-        if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
+        if not (text.isascii() and text.isdecimal()) or len(text) > _MOST_DIGITS or int(text) < 1:
             shown = repr(text) if len(text) <= _MOST_DIGITS else f"one of {len(text)} letters"
             raise ConfigError(name, f"expected a whole number of at least 1, not {shown}")
         options[name] = int(text)

@@ -17,6 +17,7 @@ from ratelimit.cli.usage.bars import bar
 from ratelimit.cli.usage.shared import (
     ActionOption,
     AllowedOption,
+    PartsOption,
     SinceOption,
     UntilOption,
     UserArgument,
@@ -55,7 +56,7 @@ def export(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an export to FILE that was interrupted.")
     ] = False,
-    parts: Annotated[int, typer.Option(help="Parts of the table read side by side, up to 64.")] = 1,
+    parts: PartsOption = 1,
     store: StoreOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

@@ -8,10 +8,11 @@ import typer
 
 from ratelimit.algorithms.fields import Per
 from ratelimit.cli.output import note, say, say_json, say_table
-from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption
+from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption, whole
 from ratelimit.cli.usage.shared import (
     ActionOption,
     AllowedOption,
+    PartsOption,
     SinceOption,
     UntilOption,
     UserArgument,
@@ -35,7 +36,7 @@ def events(
     until: UntilOption = None,
     action: ActionOption = None,
     allowed: AllowedOption = None,
-    limit: Annotated[int, typer.Option(help="Events at most, up to 1000.")] = 100,
+    limit: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="Events at most, up to 1000.")] = 100,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended, as it was printed there.")] = None,
     store: StoreOption = None,
     config: ConfigOption = None,
@@ -65,7 +66,9 @@ def events(
 
 def summary(
     user: UserArgument,
-    days: Annotated[int, typer.Option(help="So many days, today included; up to 35.")] = 7,
+    days: Annotated[
+        int, typer.Option(parser=whole, metavar="INTEGER", help="So many days, today included; up to 35.")
+    ] = 7,
     store: StoreOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -129,8 +132,8 @@ def totals(
 def top(
     day: DayOption,
     action: Annotated[str, typer.Option("--action", help="Of this action.", show_default=False)],
-    count: Annotated[int, typer.Option(help="So many users, up to 1000.")] = 10,
-    parts: Annotated[int, typer.Option(help="Parts of the table read side by side, up to 64.")] = 4,
+    count: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="So many users, up to 1000.")] = 10,
+    parts: PartsOption = 4,
     store: StoreOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

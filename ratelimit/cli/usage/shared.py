@@ -11,7 +11,7 @@ from typing import Annotated, Final, TypeAlias, TypeVar
 
 import typer
 
-from ratelimit.cli.settings import load
+from ratelimit.cli.settings import load, whole
 from ratelimit.clock import SystemClock
 from ratelimit.config import Config, masked
 from ratelimit.errors import InvalidInput
@@ -32,9 +32,12 @@ ActionOption: TypeAlias = Annotated[str | None, typer.Option("--action", help="O
 AllowedOption: TypeAlias = Annotated[
     bool | None, typer.Option("--allowed/--denied", help="Of this answer only.", show_default=False)
 ]
+PartsOption: TypeAlias = Annotated[
+    int, typer.Option(parser=whole, metavar="INTEGER", help="Parts of the table read side by side, up to 64.")
+]
 
 _WORDS: Final = {"today": 0, "yesterday": 1}
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _HINT: Final = "write 2026-01-05, today or yesterday"
 _HINT_OR_TIME: Final = "write 2026-01-05, or 2026-01-05T12:00:00Z"
 

@@ -74,7 +74,7 @@ def _is_foreign(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 def _is_address(host: bytes) -> bool:
     text = host.decode("latin-1")
-    name = text.rpartition(":")[0] if text.rpartition(":")[2].isdecimal() else text
+    name = text.rpartition(":")[0] if text.isascii() and text.rpartition(":")[2].isdecimal() else text
     if name in ("", "localhost"):
         return True
     try:
