@@ -127,12 +127,17 @@ def _time(at: datetime | int | None, event_id: str | None, now: int) -> int:
     elif isinstance(at, datetime):
         if at.utcoffset() is None:
             raise InvalidEvent("at must be an aware datetime: add tzinfo=UTC")
-        at = (at - _EPOCH) // timedelta(milliseconds=1)
+        at = milliseconds(at)
     elif type(at) is not int:
         raise InvalidEvent(f"at must be an aware datetime, or whole milliseconds since the epoch, not {at!r}")
     if now - _RETENTION_MS <= at <= now + MAX_FUTURE_MS:
         return at
     raise InvalidEvent(_bad_time(at, now))
+
+
+def milliseconds(moment: datetime) -> int:
+    """Since the epoch, whole ones, of an aware `datetime`."""
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _bad_time(at: int, now: int) -> str:

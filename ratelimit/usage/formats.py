@@ -4,7 +4,8 @@
 
 `time` is UTC, to the millisecond (`2026-01-05T12:00:00.000Z`), `duration` milliseconds. In JSONL every line has every
 column, `null` where there is nothing. In CSV nothing is an empty cell, `allowed` is `true` or `false`, and `metadata`
-is JSON in a cell. A text that a spreadsheet would run as a formula has a `'` before it, which `import` takes off again.
+is JSON in a cell. A text that a spreadsheet would run as a formula has a `'` before it, which `import` takes off again;
+so has an empty text, which is not nothing.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def text_of_time(event: UsageEvent) -> str:
 
 
 def without_mark(cell: str) -> str:
-    """A cell as it was before `'` kept a spreadsheet from running it."""
-    return cell[1:] if len(cell) > 1 and cell[0] == _MARK and cell[1] in _FORMULA else cell
+    """A cell that is not empty, as it was before `'` kept a spreadsheet from running it."""
+    return cell[1:] if cell[0] == _MARK and (len(cell) == 1 or cell[1] in _FORMULA) else cell
 
 
 def _plain(event: UsageEvent) -> dict[str, Any]:
@@ -126,4 +127,4 @@ def _row(event: UsageEvent) -> tuple[object, ...]:
 
 
 def _marked(text: str | None) -> str | None:
-    return _MARK + text if text and text[0] in _FORMULA else text
+    return _MARK + text if text is not None and (not text or text[0] in _FORMULA) else text

@@ -59,7 +59,7 @@ async def import_events(
     heard: Heard = lambda events, size: None,
     outlast: Outlast | None = None,
 ) -> Imported:
-    """Put the events of a JSONL or CSV file into the store; the counters are not touched.
+    """Put the events of a JSONL, CSV or Parquet file into the store; the counters are not touched.
 
     With `on_error="stop"` the whole file is looked at first, and one bad line raises `BadLines` before anything is
     written. With `"skip"` bad lines go to `FILE.rejected`. Raises `InvalidInput` for a foreign file, `OSError`, and
@@ -86,7 +86,7 @@ def _parsed(path: Path, format: LineFormat, now: int) -> Iterator[tuple[Line, Us
             yield line, None
             continue
         try:
-            yield line, parser.event(line.fields)
+            yield line, parser.event(line.fields, line.number)
         except InvalidInput as error:
             yield line._replace(problem=str(error)), None
 

@@ -1,4 +1,4 @@
-"""Files of events, read line by line: JSONL and CSV, each line either fields or a reason why not.
+"""Files of events, read line by line: JSONL, CSV, Parquet (a row is a line), each either fields or a reason why not.
 
 A file that holds something else altogether is refused as a whole, by `InvalidInput`.
 """
@@ -15,15 +15,21 @@ from ratelimit.errors import InvalidInput
 from ratelimit.numerals import to_float, to_int
 from ratelimit.usage.formats import COLUMNS, without_mark
 
-LineFormat: TypeAlias = Literal["jsonl", "csv"]
+LineFormat: TypeAlias = Literal["jsonl", "csv", "parquet"]
 
 MAX_LINE: Final = 64 * 1024
 FIELDS: Final = (*COLUMNS, "at")
 """What a line may say: an event's columns, and its time in milliseconds instead of `time`."""
 
-_SUFFIXES: Final[dict[str, LineFormat]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
+_SUFFIXES: Final[dict[str, LineFormat]] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 _MAGIC: Final = {
-    b"PAR1": "a Parquet file; export JSONL or CSV to import it",
+    b"PAR1": "a Parquet file; say --format parquet, or end its name in .parquet",
     b"\x1f\x8b": "compressed; unpack it first",
     b"PK\x03\x04": "a ZIP archive (or a spreadsheet); save it as CSV in UTF-8",
     b"\xff\xfe": "text in UTF-16; save it in UTF-8",
@@ -50,7 +56,7 @@ def format_of(path: Path) -> LineFormat:
     try:
         return _SUFFIXES[path.suffix.lower()]
     except KeyError:
-        raise InvalidInput(f"{path} could be anything; say --format jsonl or --format csv") from None
+        raise InvalidInput(f"{path} could be anything; say --format jsonl or --format csv (or parquet)") from None
 
 
 def read_lines(path: Path, format: LineFormat, *, longest: int | None = None) -> Iterator[Line]:
@@ -59,6 +65,11 @@ def read_lines(path: Path, format: LineFormat, *, longest: int | None = None) ->
     A JSON line of more than `longest` bytes has a problem. Without it, one of more than `MAX_LINE` is a sign of a
     foreign file.
     """
+    if format == "parquet":
+        from ratelimit.usage.parquet import read_rows
+
+        yield from read_rows(path)
+        return
     with path.open("rb") as file:
         start = file.read(4)
         for magic, what in _MAGIC.items():
@@ -79,7 +90,7 @@ def _read_jsonl(path: Path, file: BinaryIO, longest: int | None) -> Iterator[Lin
         if not text.strip():
             continue
         try:
-            fields = json.loads(raw.decode())
+            fields = json.loads(raw.decode(), object_pairs_hook=_fields_once)
             problem = "" if isinstance(fields, dict) else "is no JSON object"
         except UnicodeDecodeError as error:
             fields, problem = {}, _no_utf8(error)
@@ -144,17 +155,21 @@ def _raw_lines(path: Path, file: BinaryIO, longest: int | None = None) -> Iterat
 def _header(path: Path, cells: list[str], problem: str) -> list[str]:
     if problem:
         raise InvalidInput(f"{path}, line 1: {problem}")
-    names = [cell.strip().lower() for cell in cells]
+    return check_columns(f"{path}, line 1", [cell.strip().lower() for cell in cells])
+
+
+def check_columns(where: str, names: list[str]) -> list[str]:
+    """The columns of a file, if its rows can be events. Raises `InvalidInput`."""
     missing = [name for name in ("user", "action") if name not in names]
     if not {"time", "at", "id"} & set(names):
         missing.append("time")
     if missing:
         found = ", ".join(names)[:100]
-        raise InvalidInput(f"{path}, line 1: the header lacks {', '.join(missing)} (it has: {found}); {_KNOWN}")
+        raise InvalidInput(f"{where}: the header lacks {', '.join(missing)} (it has: {found}); {_KNOWN}")
     if unknown := [name for name in names if name not in FIELDS]:
-        raise InvalidInput(f"{path}, line 1: unknown columns {', '.join(unknown)}; {_KNOWN}")
+        raise InvalidInput(f"{where}: unknown columns {', '.join(unknown)}; {_KNOWN}")
     if len(set(names)) < len(names):
-        raise InvalidInput(f"{path}, line 1: a column is named twice")
+        raise InvalidInput(f"{where}: a column is named twice")
     return names
 
 
@@ -175,22 +190,32 @@ def _fields(header: list[str], cells: list[str]) -> dict[str, Any]:
     return {name: _VALUES.get(name, without_mark)(cell) for name, cell in zip(header, cells, strict=True) if cell}
 
 
+def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return fields
+
+
 def _number(cell: str) -> object:
     """Left as text where it is none: the event says what would be right."""
     try:
-        return to_int(cell)
+        return to_int(cell.strip())
     except ValueError:
         return cell
 
 
 def _decimal(cell: str) -> object:
     try:
-        return to_float(cell)
+        return to_float(cell.strip())
     except ValueError:
         return cell
 
 
-def _json(cell: str) -> object:
+def to_json(cell: str) -> object:
+    """Left as text where it is none."""
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
@@ -209,5 +234,5 @@ _VALUES: Final[dict[str, Callable[[str], object]]] = {
     "at": _number,
     "duration": _decimal,
     "allowed": lambda cell: _TRUTH.get(cell.lower(), cell),
-    "metadata": _json,
+    "metadata": to_json,
 }

@@ -1,4 +1,4 @@
-"""`ParquetFile`: a sink that writes Parquet, for which it needs pyarrow (the extra `parquet`).
+"""Parquet, written by `ParquetFile` and read by `read_rows`, for which it needs pyarrow (the extra `parquet`).
 
 A file of this kind has its directory at its end, so that one which was cut short is worth nothing: an export to it
 begins anew, and appears under its name when it is complete.
@@ -7,12 +7,14 @@ begins anew, and appears under its name when it is complete.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.event import UsageEvent, encode_metadata
+from ratelimit.usage.lines import Line, check_columns, to_json
 from ratelimit.usage.sinks import Checkpoint, beside
 
 ROW_GROUP: Final = 10_000
@@ -67,6 +69,47 @@ class ParquetFile:
         self._writer.write_table(self._arrow.table(columns, schema=self._schema), row_group_size=ROW_GROUP * 2)
         self._waiting.clear()
         return max(0, self._part.stat().st_size - before)
+
+
+def read_rows(path: Path) -> Iterator[Line]:
+    """Every row of a file, numbered from 1. Raises `OSError`, and `InvalidInput` for a file that is something else."""
+    arrow = _pyarrow()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            rows = arrow.parquet.ParquetFile(file)
+            names = check_columns(str(path), rows.schema_arrow.names)
+            number, total = 0, max(1, rows.metadata.num_rows)
+            for batch in rows.iter_batches(batch_size=ROW_GROUP):
+                columns = [_values(arrow, path, name, batch.column(at)) for at, name in enumerate(names)]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    fields = dict(zip(names, values, strict=True))
+                    yield Line(number, str(fields), _as_line(fields), end=size * number // total)
+        except arrow.ArrowException as error:
+            raise InvalidInput(f"{path} is no Parquet file that can be read: {error}") from None
+
+
+def _values(arrow: Any, path: Path, name: str, column: Any) -> list[Any]:
+    """A time as milliseconds."""
+    if name == "time" and arrow.types.is_timestamp(column.type):
+        if column.type.tz is None:
+            raise InvalidInput(f"{path}: the column time has no time zone; make it a timestamp in UTC")
+        column = column.cast(arrow.timestamp("ms", tz="UTC"), safe=False).cast(arrow.int64())
+    return list(column.to_pylist())
+
+
+def _as_line(fields: dict[str, Any]) -> dict[str, Any]:
+    """With the time of a timestamp as `at`, and metadata that is text as the JSON it is."""
+    if type(fields.get("time")) is int:
+        moment = fields.pop("time")
+        if fields.setdefault("at", moment) is None:
+            fields["at"] = moment
+        elif fields["at"] != moment:
+            fields["time"] = datetime.fromtimestamp(moment / 1000, UTC).isoformat()
+    if type(fields.get("metadata")) is str:
+        fields["metadata"] = to_json(fields["metadata"])
+    return fields
 
 
 def _cell(event: UsageEvent, column: str) -> object:

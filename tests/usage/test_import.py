@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,13 +16,17 @@ from hypothesis import strategies as st
 from ratelimit.errors import InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.store import MemoryStore, TableStore
+from ratelimit.usage.export import export_events
 from ratelimit.usage.importing import BadLines, Imported, import_events
 from ratelimit.usage.lines import MAX_LINE
 from ratelimit.usage.outlast import Outlast
+from ratelimit.usage.parquet import ParquetFile
+from ratelimit.usage.sinks import Asked
 from tests.usage.files import CLOCK, NOON, event, fill, lines_of, many, to_file
 from tests.usage.stores import Pauses, answer_lost, down, half, scripted
 
 TIME = "2026-01-05T12:00:00Z"
+RECENT = event().time.isoformat()
 
 
 async def bring(store: TableStore, path: Path, **options: Any) -> Imported:
@@ -56,13 +63,13 @@ EVENTS = st.builds(
     allowed=st.booleans(),
     status=st.none() | st.integers(100, 599),
     duration=st.none() | st.floats(0, 1e6),
-    resource=st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
-    request_id=st.none() | TEXTS,
+    resource=st.none() | st.text(st.characters(exclude_categories=["Cs"])) | st.just("'"),
+    request_id=st.none() | st.just("") | TEXTS,
     metadata=st.dictionaries(TEXTS, JSON, max_size=3),
 )
 
 
-@pytest.mark.parametrize("format", ["jsonl", "csv"])
+@pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
 @given(made=st.lists(EVENTS, min_size=1, max_size=5))
 async def test_what_was_exported_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, format: str, made: list[UsageEvent]
@@ -70,7 +77,10 @@ async def test_what_was_exported_comes_back_as_it_was(
     store, other = MemoryStore(), MemoryStore()
     path = tmp_path_factory.mktemp("round") / f"events.{format}"
     await fill(store.events, made)
-    await to_file(store, path, format)
+    if format == "parquet":
+        await export_events(store, Asked(store="s", format="parquet"), ParquetFile(path), clock=CLOCK)
+    else:
+        await to_file(store, path, format)
     assert (await bring(other, path)).events == len(made)
     assert held(other) == held(store)
 
@@ -111,6 +121,13 @@ async def test_lines_without_an_id_have_one_of_their_own(tmp_path: Path) -> None
     ("bad", "told"),
     [
         ("{", "is not JSON"),
+        (
+            '{"user": "alice", "action": "hint", "at": 1, "cost": 1, "cost": 5}',
+            "is not JSON: 'cost' stands in it twice",
+        ),
+        (row(time="2026-01-05T12:00:00Z"), f"time '2026-01-05T12:00:00Z' and at {NOON // 1000} are two moments"),
+        (row(cost="1_000"), "cost must be a whole number"),
+        (row(cost=1e3), "cost must be a whole number"),
         ("[1]", "is no JSON object"),
         ("nonsense", "is not JSON"),
         ({"action": "hint", "time": TIME}, "user is missing"),
@@ -207,6 +224,9 @@ async def test_a_foreign_file(tmp_path: Path, name: str, content: bytes, told: s
         (f'alice,"hint"x,{TIME},1', "is not CSV"),
         ("alice,hint,,many", "cost must be a whole number"),
         ("alice,hint,,", "time is missing"),
+        (f"alice,hint,{RECENT},1_000", "cost must be a whole number"),
+        (f"alice,hint,{RECENT},\u0663", "cost must be a whole number"),
+        (f"alice,hint,{RECENT},3.0", "cost must be a whole number"),
     ],
 )
 async def test_bad_lines_of_csv(tmp_path: Path, line: str, told: str) -> None:
@@ -218,6 +238,80 @@ async def test_bad_lines_of_csv(tmp_path: Path, line: str, told: str) -> None:
     first, second = lines_of(tmp_path / "e.csv.rejected")
     assert (first["line"], second["line"]) == (3, 5), "lines of the file, also after a cell of two lines"
     assert told in second["reason"]
+
+
+@pytest.mark.parametrize("own", [{"id": "order-17"}, {"id": event().id}])
+@pytest.mark.parametrize(
+    "other", [{"cost": 5}, {"allowed": False}, {"at": NOON // 1000 - 1}, {"action": "solve"}, {"metadata": {"a": 1}}]
+)
+async def test_one_id_that_says_two_things_is_bad(tmp_path: Path, own: dict[str, Any], other: dict[str, Any]) -> None:
+    """Which of them would count is chance. The same line again is the same event, and another user's is another."""
+    path = write(tmp_path / "e.jsonl", row(**own), row(**own), row(user="bob", **other, **own), row(**{**own, **other}))
+    with pytest.raises(BadLines, match=f"line 4: id '{own['id']}' is in line 1 already, which says something else"):
+        await bring(MemoryStore(), path)
+    store = MemoryStore()
+    done = await bring(store, path, on_error="skip")
+    assert (done.events, done.rejected) == (3, 1)
+    assert [(one.user, one.cost) for one in held(store)] == [("alice", 1), ("bob", other.get("cost", 1))]
+
+
+async def test_a_time_in_two_forms_that_agree_is_one(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await bring(store, write(tmp_path / "e.jsonl", row(time=event().time.isoformat())))
+    assert [one.at for one in store.events] == [NOON // 1000]
+
+
+async def test_an_empty_text_is_not_nothing(tmp_path: Path) -> None:
+    """Also what an earlier export has: there nothing at all stands in the cell of either."""
+    store, other, path = MemoryStore(), MemoryStore(), tmp_path / "e.csv"
+    made = [event(resource=text, at=NOON // 1000 - n) for n, text in enumerate(("", None, "'", "''", "'="))]
+    await fill(store.events, made)
+    await to_file(store, path, "csv")
+    await bring(other, path)
+    assert [one.resource for one in reversed(held(other))] == ["", None, "'", "''", "'="]
+
+
+PARQUET_ROW = {"user": ["alice"], "action": ["hint"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"user": ["alice"], "when": [1]}, "the header lacks action, time (it has: user, when)"),
+        ({**PARQUET_ROW, "time": [datetime(2026, 1, 5)]}, "the column time has no time zone"),
+        ({**PARQUET_ROW, "time": [TIME], "color": ["red"]}, "unknown columns color"),
+        ({**PARQUET_ROW, "time": [RECENT], "cost": [2.5]}, "line 1: cost must be a whole number"),
+        ({**PARQUET_ROW, "time": [event().time], "at": [5]}, "line 1: time "),
+        ({**PARQUET_ROW, "time": [RECENT], "metadata": ["x"]}, "line 1: metadata must be a JSON object"),
+    ],
+)
+async def test_parquet_of_somebody_elses(tmp_path: Path, columns: dict[str, list[Any]], told: str) -> None:
+    path = tmp_path / "e.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(InvalidInput) as raised:
+        await bring(MemoryStore(), path)
+    assert told in str(raised.value)
+
+
+async def test_parquet_in_other_types(tmp_path: Path) -> None:
+    """Times of nanoseconds, as pandas has them, or as text; metadata as a structure."""
+    store, path = MemoryStore(), tmp_path / "e.parquet"
+    columns = {
+        "user": pyarrow.array(["alice", "alice"]).dictionary_encode(),
+        "action": ["hint", "hint"],
+        "time": pyarrow.array([NOON * 1000 + 1, NOON * 1000 + 999_999], pyarrow.timestamp("ns", tz="Europe/Berlin")),
+        "metadata": [{"a": 1}, {"a": 2}],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    assert (await bring(store, path)).events == 2
+    assert [(one.at, one.metadata) for one in store.events] == [(NOON // 1000, {"a": 1}), (NOON // 1000, {"a": 2})]
+
+
+@pytest.mark.parametrize("content", [b"PAR1 and no end", b"", b"user,action\n"])
+async def test_a_file_that_is_no_parquet(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "e.parquet").write_bytes(content)
+    with pytest.raises(InvalidInput, match="is no Parquet file that can be read"):
+        await bring(MemoryStore(), tmp_path / "e.parquet")
 
 
 async def test_text_that_is_not_utf8(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or CSV.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, CSV or Parquet.", show_default=False)],
     format: Annotated[LineFormat | None, typer.Option(help="By default as FILE ends.")] = None,
     on_error: Annotated[
         OnError,
@@ -113,6 +113,7 @@ def import_(
     """Put the events of a file into the table. May be repeated: the same event is there once.
 
     Every line needs user, action, and time (or at, in milliseconds). One without an id gets one made of what it says.
+    Lines that contradict themselves or one another (one id with two costs) are bad.
     Only events are written; the counters, and so totals and summaries, stay as they are.
 
     Exit status: 0 all lines are in the table, 1 some were rejected (with skip), 2 nothing was written.

@@ -13,7 +13,9 @@ from ratelimit.cli.usage.shared import (
     ActionOption,
     AllowedOption,
     PartsOption,
+    SinceDayOption,
     SinceOption,
+    UntilDayOption,
     UntilOption,
     UserArgument,
     ask,
@@ -94,8 +96,8 @@ def summary(
 
 def totals(
     user: UserArgument,
-    since: SinceOption = None,
-    until: UntilOption = None,
+    since: SinceDayOption = None,
+    until: UntilDayOption = None,
     action: ActionOption = None,
     per: Annotated[Per, typer.Option(help="For each of the last 35 days, or of the last 13 calendar months.")] = "day",
     store: StoreOption = None,

@@ -28,6 +28,10 @@ SinceOption: TypeAlias = Annotated[
 UntilOption: TypeAlias = Annotated[
     str | None, typer.Option("--until", metavar="DAY|TIME", help="A day is included, a time is not.")
 ]
+SinceDayOption: TypeAlias = Annotated[
+    str | None, typer.Option("--since", metavar="DAY", help="2026-01-05, today or yesterday, included.")
+]
+UntilDayOption: TypeAlias = Annotated[str | None, typer.Option("--until", metavar="DAY", help="Included.")]
 ActionOption: TypeAlias = Annotated[str | None, typer.Option("--action", help="Of this action only.")]
 AllowedOption: TypeAlias = Annotated[
     bool | None, typer.Option("--allowed/--denied", help="Of this answer only.", show_default=False)
