@@ -254,6 +254,9 @@ def test_erase_leaves_a_damaged_file_to_a_person(ratelimit: Command, url: str, t
         (("import", "missing.csv"), "missing.csv: No such file or directory"),
         (("import", "pyproject.toml"), "could be anything; say --format"),
         (("erase", "", "--yes"), "the user is empty"),
+        (("events", "alice", "--limit", "1_0"), "'1_0' is not a whole number"),
+        (("summary", "alice", "--days", "\u0663"), "'\u0663' is not a whole number"),
+        (("top", "--day", "today", "--action", "hint", "--parts", "4.0"), "'4.0' is not a whole number"),
     ],
 )
 def test_bad_input(ratelimit: Command, url: str, line: tuple[str, ...], told: str) -> None:
@@ -275,6 +278,12 @@ def test_a_store_that_is_down(ratelimit: Command) -> None:
     status, _, err = ratelimit("usage", "summary", "alice", "--store", nowhere)
     assert status == 3
     assert err.startswith("error: cannot reach table 'limits'")
+
+
+def test_totals_are_of_days_and_offer_no_time(ratelimit: Command) -> None:
+    told = ratelimit("usage", "totals", "--help").out
+    assert "TIME" not in told
+    assert "DAY" in told
 
 
 @pytest.mark.parametrize("command", ["events", "summary", "totals", "top", "reconcile", "export", "import", "erase"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -20,8 +21,10 @@ from ratelimit.store import MemoryStore, Part, TableStore
 from ratelimit.store.scans import each_page, first_cursors
 from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
+from ratelimit.usage.top import top_of
 from tests.engines import Engine
 from tests.faults import FaultServer, garbage, throttled
+from tests.faults.behaviours import Exchange
 from tests.usage.files import NOON, event, fill, many
 
 ALL: Any = {"since": 0, "until": 10**13}
@@ -189,3 +192,29 @@ async def test_throttles_and_lost_answers_are_retried() -> None:
             server.always(garbage())
             with pytest.raises(AnswerLost):
                 await store.scans.records()
+
+
+async def test_a_page_that_takes_longer_than_a_check_may_is_waited_for() -> None:
+    """Given up, it would be asked for again, behind the first request: more parts would end in no answer at all."""
+
+    async def one_by_one(exchange: Exchange) -> bool:
+        async with busy:
+            await asyncio.sleep(0.3)
+            await exchange.send(200, b'{"Items": [], "Count": 0, "ScannedCount": 1000}')
+        return True
+
+    busy = asyncio.Lock()
+    async with FaultServer() as server:
+        async with DynamoDBStore(table="limits", endpoint=server.endpoint, read_timeout=0.2) as store:
+            server.always(one_by_one)
+            assert await top_of(store.scans, TODAY, "hint", count=3, parts=4) == []
+        assert server.received["Scan"] == 4
+
+
+async def test_a_page_of_counters_is_as_large_as_dynamodb_makes_it(engine: Engine) -> None:
+    """Where few are wanted of what is looked at, smaller ones would only be more round trips."""
+    async with fresh(engine) as store:
+        await fill(store.events, many(2500))
+        await store.scans.records(field=day_field(TODAY))
+        assert store.stats.calls["Scan"] == 1
+        assert (await store.scans.records(field=day_field(TODAY))).cursor is None
