@@ -27,7 +27,7 @@ def test_the_commands_run(ratelimit: Command, engine: Engine, tmp_path: Path, mo
     monkeypatch.setenv("RATELIMIT_STORE", url)
     monkeypatch.chdir(tmp_path)
     lines = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
-    assert len(lines) == 14
+    assert len(lines) == 16
     for line in lines:
         command, *words = shlex.split(line)
         assert command == "ratelimit"
