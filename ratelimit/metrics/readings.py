@@ -24,6 +24,7 @@ _USAGE: Final = {
     "dropped": "Usage events lost: no room, no time left at the end, or refused by the store.",
     "spilled": "Usage events kept in the journal only, because the queue was full.",
     "replayed": "Usage events found in the journal of a process that ended before.",
+    "erased": "Usage events in a journal that were not written, because the user was erased meanwhile.",
     "unjournaled": "Usage events meant for the journal that the disk did not take.",
     "torn": "Segments of the journal that ended in a broken record.",
     "damaged": "Segments of the journal that were damaged before their end, and kept.",

@@ -162,7 +162,7 @@ async def test_erasing_fails_aloud_where_the_mirror_did_not() -> None:
         await store.events.erase("alice", date(2026, 1, 5))
 
 
-@pytest.mark.parametrize("call", ["delete", "replace", "erase", "actions", "forget"])
+@pytest.mark.parametrize("call", ["delete", "replace", "erase", "actions", "forget", "all of it"])
 async def test_an_erase_that_the_mirror_did_not_take_says_so_and_can_be_repeated(call: str) -> None:
     primary, mirror = MemoryStore(), MemoryStore()
     store = MirrorStore(primary, mirror)
@@ -172,13 +172,14 @@ async def test_an_erase_that_the_mirror_did_not_take_says_so_and_can_be_repeated
         await usage.record("alice", "hint", id="order-17")
         await usage.flush()
         await store.settle()
-        part: Any = {"delete": mirror, "replace": mirror.directory}.get(call, mirror.events)
+        part: Any = {"delete": mirror, "replace": mirror.directory, "all of it": mirror}.get(call, mirror.events)
+        quick, call = call != "all of it", call.replace("all of it", "erase")
         well = getattr(part, call)
         setattr(part, call, fail)
         with pytest.raises(StoreUnavailable):
-            await usage.erase("alice")
+            await usage.erase("alice", quick=quick)
         setattr(part, call, well)
-        await usage.erase("alice")
+        await usage.erase("alice", quick=quick)
     for one in (primary, mirror):
         assert await one.read(Key("alice", "hint")) == {}
         assert await one.directory.read(User, "alice") is None
