@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from ratelimit.algorithms.fields import utc_day
 from ratelimit.errors import InvalidUser, StoreThrottled
 from ratelimit.event import RETENTION_DAYS
-from ratelimit.names import Key, check_user
+from ratelimit.names import Key, UserId, check_user
 from ratelimit.store.base import TableStore
 from ratelimit.store.directory import DirectoryStore, Plan, User
 
@@ -40,19 +40,20 @@ class Erased(int):
         return erased
 
 
-def spellings(user: str) -> list[str]:
+def spellings(user: UserId) -> list[str]:
     """The names under which the same user may have been counted, the given one first.
 
     The same text in another of Unicode's forms; and UTF-8 that somebody on the way took for Latin-1, or the other way
     round, as it happens to what stands in a header. Raises `InvalidUser`.
     """
-    texts = {check_user(user): None}
+    name = check_user(user)
+    texts = {name: None}
     with suppress(UnicodeError):
-        texts.setdefault(user.encode("latin-1").decode())
+        texts.setdefault(name.encode("latin-1").decode())
     names = dict(texts)
     for text in texts:
         names |= dict.fromkeys((unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)))
-    names |= dict.fromkeys([name.encode().decode("latin-1") for name in names])
+    names |= dict.fromkeys([text.encode().decode("latin-1") for text in names])
     return [name for name in names if _is_user(name)]
 
 

@@ -206,7 +206,7 @@ class UsageLog(Reports):
         if (pump := self._here(self._pump)) is not None:
             await pump.flush()
 
-    async def erase(self, user: str, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
+    async def erase(self, user: UserId, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
         """See `Reports.erase`. Where there is a journal, also what dead processes left of the user in it.
 
         Raises `ConfigError` for a journal that cannot be used.
