@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import ssl
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, Final, Self, TypeAlias
 
 import msgspec
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
+from botocore.credentials import RefreshableCredentials
+from botocore.httpsession import get_cert_path
 
-from ratelimit.dynamodb.faults import Place, UnusableAnswer, explained, no_region
+from ratelimit.dynamodb.faults import Place, UnusableAnswer, explained, is_bare, no_region, unsignable
+from ratelimit.dynamodb.server_clock import ServerClock
 from ratelimit.dynamodb.settings import Settings, is_loopback, without_userinfo
+from ratelimit.dynamodb.transport import Session, new_socket
 from ratelimit.dynamodb.whereabouts import endpoint_of, region_of
 from ratelimit.errors import StoreMisconfigured
 
@@ -23,15 +31,25 @@ Verify: TypeAlias = bool | str
 class Connection:
     """A client that is open, where it leads, and what it signs and verifies with. Made by `connect`."""
 
-    __slots__ = ("_exits", "client", "credentials", "place", "verify")
+    __slots__ = ("_exits", "client", "clock", "credentials", "place", "verify")
 
-    def __init__(self, client: Any, place: Place, exits: AsyncExitStack, *, credentials: Any, verify: Verify) -> None:
+    def __init__(
+        self,
+        client: Any,
+        place: Place,
+        exits: AsyncExitStack,
+        *,
+        credentials: Any,
+        verify: Verify,
+        clock: ServerClock,
+    ) -> None:
         self.client = client
         self.place = place
         self.credentials = credentials
         """aiobotocore's, which refresh themselves; None where there are none."""
         self.verify = verify
         """True for the certificates that botocore trusts, or the file that the AWS set-up names (`AWS_CA_BUNDLE`)."""
+        self.clock = clock
         self._exits = exits
 
     async def close(self) -> None:
@@ -52,38 +70,76 @@ async def connect(settings: Settings) -> Connection:
     nothing.
     """
     session = get_session()
-    endpoint = endpoint_of(settings)
-    place = Place(settings.table, settings.region or "an unknown region", without_userinfo(endpoint or ""))
+    session.set_default_client_config(AioConfig(http_session_cls=Session))
+    clock = ServerClock()
+    clock.attach(session.get_component("event_emitter"))
     exits = AsyncExitStack()
+    place = Place(settings.table, settings.region or "an unknown region", settings.endpoint or "")
+    with explained(place):
+        endpoint = endpoint_of(settings, session)
+    place = replace(place, endpoint=without_userinfo(endpoint or ""))
     with explained(place):
         region = region_of(settings, session)
         if region is None:
             raise no_region(settings.table)
-        await _find_credentials(session, endpoint)
-        config = _config(settings, endpoint)
-        context = session.create_client("dynamodb", region_name=region, endpoint_url=settings.endpoint, config=config)
+        verify = await _find_certificates(session, place)
+        credentials = await _find_credentials(session, endpoint, place)
+        context = session.create_client(
+            "dynamodb",
+            region_name=region,
+            endpoint_url=settings.endpoint,
+            verify=verify,
+            config=_config(settings, endpoint),
+        )
         try:
             client = await exits.enter_async_context(context)
         except ValueError:  # botocore's way to say so
             raise StoreMisconfigured("the endpoint is not a URL; look at AWS_ENDPOINT_URL_DYNAMODB") from None
-        credentials = await session.get_credentials()
     client.meta.events.register("before-parse.dynamodb", _check_answer)
-    # As botocore has it: a file for the certificates to trust, or its own.
-    verify = session.get_config_variable("ca_bundle") or True
-    return Connection(client, _place(settings.table, client), exits, credentials=credentials, verify=verify)
+    place = _place(settings.table, client)
+    return Connection(client, place, exits, credentials=credentials, verify=verify, clock=clock)
 
 
 def _place(table: str, client: Any) -> Place:
     return Place(table, client.meta.region_name, without_userinfo(client.meta.endpoint_url))
 
 
-async def _find_credentials(session: AioSession, endpoint: str | None) -> None:
-    if not is_loopback(endpoint):
-        return
-    # The instance metadata service is the last in the chain, and seconds away where there is none.
-    session.get_component("credential_provider").remove("iam-role")
-    if not await session.get_credentials():
-        session.set_credentials(_LOCAL_KEY, _LOCAL_KEY)
+async def _find_certificates(session: AioSession, place: Place) -> Verify:
+    """As botocore has it: a file with the certificates to trust, or its own."""
+    named = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
+    if not named:
+        return True
+    try:
+        await asyncio.to_thread(ssl.create_default_context, cafile=get_cert_path(named))
+    except OSError as error:
+        raise StoreMisconfigured(
+            f"the certificates for {place} cannot be read from {named!r}: {error.strerror or error}; "
+            "look at AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and the profile's ca_bundle"
+        ) from None
+    return str(named)
+
+
+async def _find_credentials(session: AioSession, endpoint: str | None, place: Place) -> Any:
+    if is_loopback(endpoint):
+        # The instance metadata service is the last in the chain, and seconds away where there is none.
+        session.get_component("credential_provider").remove("iam-role")
+        if not await session.get_credentials():
+            session.set_credentials(_LOCAL_KEY, _LOCAL_KEY)
+    found = await session.get_credentials()
+    static = found is not None and not isinstance(found, RefreshableCredentials)
+    if static and not are_sendable(found.access_key, found.secret_key, found.token):
+        raise unsignable(place)
+    return found
+
+
+def are_sendable(access_key: str, secret_key: str, token: str | None) -> bool:
+    """Whether these credentials survive the way into a header, and are what AWS gave: keys have no spaces."""
+    sent = (access_key, token or "-")
+    return (
+        bool(secret_key)
+        and all(text and text.isascii() for text in sent)
+        and all(text.isprintable() and " " not in text for text in (*sent, secret_key))
+    )
 
 
 def _config(settings: Settings, endpoint: str | None) -> AioConfig:
@@ -91,6 +147,7 @@ def _config(settings: Settings, endpoint: str | None) -> AioConfig:
         connect_timeout=settings.connect_timeout,
         read_timeout=settings.read_timeout,
         max_pool_connections=settings.pool,
+        connector_args={"socket_factory": new_socket},
         # botocore would send an addition up to ten times, also after an answer was lost.
         retries={"total_max_attempts": 1, "mode": "standard"},
         parameter_validation=False,
@@ -119,7 +176,7 @@ def _check_answer(response_dict: dict[str, Any], **_: object) -> None:
     try:
         _decode_shape(response_dict["body"])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        if status >= 500:  # a proxy's own page: botocore makes an error of the status alone
+        if is_bare(status):  # botocore makes an error of it
             response_dict["body"] = b"{}"
             return
         raise UnusableAnswer(f"status {status} without a JSON answer") from None

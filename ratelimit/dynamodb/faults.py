@@ -71,6 +71,9 @@ CAUGHT: Final = (
 )
 """Everything that a call may raise when the service, the network or the set-up is at fault."""
 
+ISSUER: Final = "issuer"
+"""Of an error's details: who was asked, where that was not the table's server, but one that gives credentials."""
+
 _THROTTLES: Final = frozenset(
     (
         "ProvisionedThroughputExceededException",
@@ -96,6 +99,8 @@ _STRANGERS: Final = frozenset(
         "MissingAuthenticationToken",
         "MissingAuthenticationTokenException",
         "RequestExpired",
+        "RequestInTheFuture",
+        "RequestTimeTooSkewed",
     )
 )
 _EXPIRED: Final = frozenset(("ExpiredTokenException", "ExpiredToken"))
@@ -110,6 +115,8 @@ _NO_CREDENTIALS: Final = (
     aws.SSOError,
 )
 _SET_UP: Final = (
+    aws.InvalidIMDSEndpointError,
+    aws.InvalidProxiesConfigError,
     aws.ConfigParseError,
     aws.ConfigNotFound,
     aws.InvalidRegionError,
@@ -118,6 +125,18 @@ _SET_UP: Final = (
     aws.InvalidConfigError,
     aws.MissingDependencyException,
 )
+_TRANSACTION: Final = "TransactWriteItems"
+# What IAM calls the parts of a transaction: it has no word for the whole.
+_OF_A_TRANSACTION: Final = "dynamodb:PutItem, dynamodb:UpdateItem or dynamodb:DeleteItem"
+# Who gives credentials: their operations, which botocore calls by itself.
+_CREDENTIALS_FROM: Final = {
+    "AssumeRole": "STS",
+    "AssumeRoleWithSAML": "STS",
+    "AssumeRoleWithWebIdentity": "STS",
+    "GetRoleCredentials": "IAM Identity Center",
+    "CreateToken": "IAM Identity Center",
+    "CreateOAuth2Token": "AWS Sign-In",
+}
 _LONGEST: Final = 300
 # botocore's word for credentials that were expired as they came.
 _STILL_EXPIRED: Final = "refreshed credentials are still expired"
@@ -144,10 +163,36 @@ def code_of(error: BaseException) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, aws.ClientError) else ""
 
 
+def is_bare(status: int) -> bool:
+    """Whether the status alone says all, whatever the body: a redirect, a proxy's own page."""
+    return status >= 500 or 300 <= status < 400
+
+
+def is_denied(code: str) -> bool:
+    """Whether DynamoDB or STS says by this name that it does not accept who asks."""
+    return code in _STRANGERS or code in _EXPIRED or code in _DENIED
+
+
+def unsignable(place: Place) -> AccessDenied:
+    """The credentials hold what no header can."""
+    return AccessDenied(
+        f"the AWS credentials for {place} cannot be sent: a key or the token is empty, or holds a line break, a space "
+        "or another character that none has; look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and "
+        "the profile"
+    )
+
+
 def explain(error: BaseException, place: Place) -> StoreUnavailable:
     """The error to raise for one that came from botocore, aiohttp or the network."""
     if isinstance(error, aws.ClientError):
-        return _answered(error, place)
+        return _no_credentials(error, place) if error.operation_name in _CREDENTIALS_FROM else _answered(error, place)
+    cause = error.kwargs.get("error") if isinstance(error, aws.HTTPClientError) else error
+    if isinstance(cause, OSError) and cause.filename:
+        return StoreMisconfigured(
+            f"the AWS set-up for {place} names a file that cannot be read: {cause.filename}: {cause.strerror}"
+        )
+    if isinstance(cause, ValueError):  # aiohttp's word for a header that would be two
+        return unsignable(place)
     if isinstance(error, UnusableAnswer | ResponseParserError):
         return AnswerLost(f"what answers for {place} does not speak DynamoDB: {error}; check the endpoint")
     if isinstance(error, aws.NoRegionError):
@@ -168,10 +213,22 @@ def no_region(table: str) -> StoreMisconfigured:
     )
 
 
+def _no_credentials(error: aws.ClientError, place: Place) -> StoreUnavailable:
+    """Nothing was sent to the table."""
+    code, issuer = code_of(error), _CREDENTIALS_FROM[error.operation_name]
+    told = f"no AWS credentials for {place}: {issuer} answered {error.operation_name} with {_short(code)}"
+    if code in _THROTTLES or code == "IDPCommunicationError" or _status(error) >= 500:
+        return StoreUnreachable(f"{told}; it is tried again")
+    return AccessDenied(f"{told}: {_message(error)}; look at the role, its trust policy and the token")
+
+
 def _transport(error: BaseException, place: Place) -> StoreUnavailable:
+    if (issuer := getattr(error, "kwargs", {}).get(ISSUER)) is not None:
+        return StoreUnreachable(f"no AWS credentials for {place}: {issuer} gives no answer ({_clip(error)})")
     if isinstance(error, aws.SSLError | aiohttp.ClientSSLError):
         return StoreUnreachable(
-            f"no trusted connection to {place}: {_clip(error)}; check AWS_CA_BUNDLE and the endpoint"
+            f"no trusted connection to {place}: {_clip(error)}; "
+            "check AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and the endpoint"
         )
     if _never_sent(error):
         return StoreUnreachable(f"cannot reach {place}; is the region right, and does its endpoint answer?")
@@ -192,7 +249,12 @@ def _never_sent(error: BaseException) -> bool:
 
 def _answered(error: aws.ClientError, place: Place) -> StoreUnavailable:
     code = code_of(error)
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    status = _status(error)
+    if 300 <= status < 400:
+        return StoreMisconfigured(
+            f"{place} answered with a redirect ({status}), which is not followed, as the credentials would go along; "
+            "name the endpoint that it leads to"
+        )
     if code in _THROTTLES:
         return StoreThrottled(f"{place} is throttled ({code}); nothing was written")
     if code in _EXPIRED:
@@ -232,9 +294,13 @@ def key_mismatch(place: Place, found: str = "") -> TableMismatch:
 
 
 def _denied(error: aws.ClientError, place: Place) -> StoreUnavailable:
-    action = re.search(r"dynamodb:\w+", _message(error))
-    missing = action[0] if action else f"dynamodb:{error.operation_name}"
-    message = f"the AWS identity in use may not work on {place}: it lacks the permission {missing}"
+    said = _message(error)
+    action = re.search(r"perform:? ([a-z0-9-]+:\w+)", said) or re.search(r"(dynamodb:\w+)", said)
+    missing = action[1] if action else f"dynamodb:{error.operation_name}"
+    if error.operation_name == _TRANSACTION and not action:
+        missing = _OF_A_TRANSACTION
+    why = "; a policy denies it explicitly" if "explicit deny" in said else ""
+    message = f"the AWS identity in use may not work on {place}: it lacks the permission {missing}{why}"
     return AccessDenied(message, permission=missing)
 
 
@@ -250,6 +316,10 @@ _EXPLANATIONS: Final[dict[str, Callable[[aws.ClientError, Place], StoreUnavailab
     "ValidationException": _invalid,
     "SerializationException": _invalid,
 }
+
+
+def _status(error: aws.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _message(error: aws.ClientError) -> str:

@@ -6,7 +6,7 @@ The seam between the stores and the two lanes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from botocore.exceptions import ClientError
@@ -19,15 +19,14 @@ from ratelimit.dynamodb.settings import Settings
 from ratelimit.names import Key
 from ratelimit.store.write import Write
 
-_NOTHING: Final[Item] = {}
-
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """What an `UpdateItem` came to."""
 
     applied: bool
-    item: Item
-    """The attributes that were asked for when applied; when the condition failed the whole item, empty if missing."""
+    item: Item | None
+    """The attributes that were asked for when applied; when the condition failed the whole item. None where there is
+    none, or where the engine does not tell."""
     write_units: float = 0.0
     """Consumed capacity, where it was asked for; DynamoDB does not say it for a failed condition."""
 
@@ -78,7 +77,7 @@ class BotoLane:
             except ClientError as error:
                 if code_of(error) != "ConditionalCheckFailedException":
                     raise
-                return Answer(applied=False, item=error.response.get("Item", _NOTHING))
+                return Answer(applied=False, item=error.response.get("Item"))
         if "Attributes" not in answer:
             raise AnswerLost(f"{self._place} gave an answer without attributes")
         return Answer(applied=True, item=answer["Attributes"], write_units=units(answer))

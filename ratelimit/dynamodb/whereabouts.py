@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Final, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
 
 from aiobotocore.session import AioSession, get_session
 from botocore.exceptions import BotoCoreError
@@ -15,9 +16,18 @@ _LOCAL_REGION: Final = "us-east-1"
 _Whereabouts: TypeAlias = tuple[str, str | None, Server | None]
 
 
-def endpoint_of(settings: Settings) -> str | None:
-    """What botocore is going to use, as far as the settings and variables say it."""
-    return settings.endpoint or os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
+def endpoint_of(settings: Settings, session: AioSession) -> str | None:
+    """What botocore is going to use, as far as the settings, the variables and the AWS profile say it. Raises what
+    botocore does."""
+    if settings.endpoint or session.get_config_variable("ignore_configured_endpoint_urls"):
+        return settings.endpoint
+    named = os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
+    if named:
+        return named
+    profile: Mapping[str, Any] = session.get_scoped_config()
+    services = session.full_config.get("services", {}).get(profile.get("services"), {})
+    endpoint = services.get("dynamodb", {}).get("endpoint_url") or profile.get("endpoint_url")
+    return None if endpoint is None else str(endpoint)
 
 
 def region_of(settings: Settings, session: AioSession) -> str | None:
@@ -26,7 +36,7 @@ def region_of(settings: Settings, session: AioSession) -> str | None:
     region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
     if region:
         return str(region)
-    return _LOCAL_REGION if is_loopback(endpoint_of(settings)) else None
+    return _LOCAL_REGION if is_loopback(endpoint_of(settings, session)) else None
 
 
 def same_table(one: Settings, other: Settings) -> bool:
@@ -36,11 +46,12 @@ def same_table(one: Settings, other: Settings) -> bool:
 
 
 def _whereabouts(settings: Settings, session: AioSession) -> _Whereabouts:
-    endpoint = endpoint_of(settings)
     # Amazon has many names for a region's endpoint (dual-stack, FIPS, a VPC's own), and behind each the same tables.
-    server = None if endpoint is None or is_amazon(endpoint) else server_of(endpoint)
+    server = None
     try:
-        region = region_of(settings, session)
+        endpoint, region = endpoint_of(settings, session), region_of(settings, session)
     except BotoCoreError:  # a broken set-up: it is told, with its reason, when the table is opened
-        region = None
+        endpoint, region = settings.endpoint, settings.region
+    if endpoint is not None and not is_amazon(endpoint):
+        server = server_of(endpoint)
     return settings.table, region, server

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from ratelimit.dynamodb.expressions import record_of
@@ -13,30 +15,64 @@ from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.write import Outcome, Record, Write
 
+logger = logging.getLogger("ratelimit")
+
 
 class Writer:
-    """On one table, which is named where it holds what it should not."""
+    """On one table, which is named where it holds what it should not.
 
-    def __init__(self, lane: Lane, retries: Retries, stats: Stats, table: str) -> None:
+    DynamoDB answers a refused write with the item. Some engines for development do not: until one has been seen to,
+    what it does not tell is read with `read`.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        retries: Retries,
+        stats: Stats,
+        table: str,
+        read: Callable[[Key], Awaitable[Record]],
+        *,
+        tells: bool,
+    ) -> None:
         self._lane = lane
         self._retries = retries
         self._stats = stats
         self._table = table
+        self._read = read
+        self._tells = tells
+        self._warned = False
 
     async def apply(self, key: Key, write: Write) -> Outcome:
         """See `Store.apply`."""
         self._stats.count_call("UpdateItem")
+        result: Answer | StoreUnavailable
         try:
-            answer = await self._lane.apply(key, write)
+            result = await self._lane.apply(key, write)
         except StoreUnavailable as error:
-            failed = error
+            result = error
+        if isinstance(result, StoreUnavailable):
+            answer = await self._retries.after(result, "UpdateItem", partial(self._lane.apply, key, write))
         else:
-            return self._outcome(answer)
-        return self._outcome(await self._retries.after(failed, "UpdateItem", partial(self._lane.apply, key, write)))
-
-    def _outcome(self, answer: Answer) -> Outcome:
+            answer = result
         self._stats.write_units += answer.write_units
+        if answer.item is None:
+            return Outcome(answer.applied, {} if self._tells else await self._untold(key))
+        if not answer.applied:
+            self._tells = True
         return Outcome(answer.applied, record_in(answer.item, self._table))
+
+    async def _untold(self, key: Key) -> Record:
+        """The record with which a write was refused, or a later one: what it says decides either way."""
+        record = await self._read(key)
+        if record and not self._warned:
+            self._warned = True
+            logger.warning(
+                "what answers for table %r does not say why it refuses a write, as DynamoDB does "
+                "(ReturnValuesOnConditionCheckFailure): each refusal costs a read more",
+                self._table,
+            )
+        return record
 
 
 def record_in(item: Item, table: str) -> Record:

@@ -198,11 +198,11 @@ async def test_a_crash_and_a_comeback(server: FaultServer, store: DynamoDBStore)
     """Where no connection can be made nothing was sent, so it is tried again, and the store recovers by itself."""
     assert (await apply(store)).applied
     await server.refuse()
-    with pytest.raises(AnswerLost):  # it went out on the connection that was open: nobody knows
-        await apply(store)
-    with pytest.raises(StoreUnreachable):
-        await apply(store)
-    assert store.stats.calls["UpdateItem"] == 1 + 1 + 3
+    await asyncio.sleep(0.01)
+    for _ in range(2):  # the first finds the end of the connection that was open, and sends nothing there
+        with pytest.raises(StoreUnreachable):
+            await apply(store)
+    assert store.stats.calls["UpdateItem"] == 1 + 3 + 3
     await server.listen()
     assert (await apply(store)).record == {"d1": 2}
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from botocore.exceptions import ClientError
 
 from ratelimit.dynamodb.fast.shapes import Refused, read_applied, read_batch, read_refused
 from ratelimit.dynamodb.fast.wire import Response
-from ratelimit.dynamodb.faults import UnusableAnswer
+from ratelimit.dynamodb.faults import UnusableAnswer, is_bare
 from ratelimit.dynamodb.lane import Answer, Written
-from ratelimit.dynamodb.schema import Item
-
-_NOTHING: Final[Item] = {}
 
 
 def applied(response: Response) -> Answer:
@@ -45,13 +42,13 @@ def refused(response: Response, operation: str) -> Answer | ClientError:
     try:
         answer = read_refused(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        if response.status < 500:
+        if not is_bare(response.status):
             raise UnusableAnswer(f"status {response.status} without a JSON answer") from None
-        answer = Refused()  # a proxy's own page: the status says it all
+        answer = Refused()
     # "com.amazonaws.dynamodb.v20120810#Name", and from some servers "Name:http://..." after it
     code = answer.type.rpartition("#")[2].partition(":")[0]
     if code == "ConditionalCheckFailedException":
-        return Answer(applied=False, item=_NOTHING if answer.Item is None else answer.Item)
+        return Answer(applied=False, item=answer.Item)
     error = {"Code": code or str(response.status), "Message": answer.message or answer.Message or ""}
     details: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": response.status}}
     return ClientError(details, operation)

@@ -11,8 +11,9 @@ import logging
 from typing import Any
 
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import CredentialRetrievalError
+from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
+from ratelimit.dynamodb.client import are_sendable
 from ratelimit.dynamodb.fast.signing import Secrets
 from ratelimit.errors import StoreUnavailable
 
@@ -20,7 +21,7 @@ logger = logging.getLogger("ratelimit")
 
 
 class Unsignable(Exception):
-    """There are no credentials, or they hold what no header can."""
+    """The credentials hold what no header can."""
 
 
 class Wallet:
@@ -50,7 +51,7 @@ class Wallet:
     async def secrets(self) -> Secrets:
         """The credentials to sign with now. Raises `Unsignable`, or what botocore raises where it finds none."""
         if self._credentials is None:
-            raise Unsignable("no credentials")
+            raise NoCredentialsError
         if self._refreshable and (self._secrets is None or self._credentials.refresh_needed()):
             await self._refresh()
             if self._secrets is not None:
@@ -103,9 +104,6 @@ class Wallet:
 def _checked(raw: Any) -> Secrets:
     """Raises `Unsignable` for what would not survive the way into a header."""
     secrets = Secrets(raw.access_key, raw.secret_key, raw.token or None)
-    if not secrets.secret_key.isprintable():
-        raise Unsignable("a secret that is no text")
-    for text in (secrets.access_key, secrets.token or "-"):
-        if not (text and text.isascii() and text.isprintable() and " " not in text):
-            raise Unsignable("a character that no header holds")
+    if not are_sendable(*secrets):
+        raise Unsignable("a character that no header holds")
     return secrets

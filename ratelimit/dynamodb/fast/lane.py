@@ -6,15 +6,13 @@ and is counted (`Stats.fallbacks`): so this lane never has to be complete.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final
 
 from msgspec.json import encode as to_json
 
-from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.clock import SECOND
 from ratelimit.dynamodb.client import Connection
 from ratelimit.dynamodb.fast.answer import applied, refused, written
 from ratelimit.dynamodb.fast.credentials import Unsignable, Wallet
@@ -23,19 +21,18 @@ from ratelimit.dynamodb.fast.pool import Pool
 from ratelimit.dynamodb.fast.route import Route, open_wire
 from ratelimit.dynamodb.fast.signing import Signer
 from ratelimit.dynamodb.fast.wire import Response
-from ratelimit.dynamodb.faults import CAUGHT, explain
+from ratelimit.dynamodb.faults import CAUGHT, explain, unsignable
 from ratelimit.dynamodb.lane import Answer, Lane, Written, constant
 from ratelimit.dynamodb.schema import limit_pk
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.transport import Stale, elapsed
 from ratelimit.errors import AccessDenied, StoreMisconfigured, TableMismatch, TableNotFound
 from ratelimit.names import Key
 from ratelimit.store.write import Write
 
 _API: Final = "DynamoDB_20120810"
 _UNSIGNED: Final = {"accept-encoding": "identity", "user-agent": "ratelimit-dynamodb (fast lane)"}
-_MIN_SKEW: Final = 60
-"""Seconds. Amazon forgives some minutes; a second or two is the answer's own way."""
 
 
 class _Operation:
@@ -53,22 +50,12 @@ class _Operation:
 class FastLane:
     """See `Lane`. `slow` takes what this one does not."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        route: Route,
-        slow: Lane,
-        settings: Settings,
-        stats: Stats,
-        *,
-        clock: Clock | None = None,
-    ) -> None:
+    def __init__(self, connection: Connection, route: Route, slow: Lane, settings: Settings, stats: Stats) -> None:
         self._place = connection.place
         self._slow = slow
         self._stats = stats
-        self._clock = clock or SystemClock()
-        self._skew = 0
-        self._time = asyncio.get_running_loop().time
+        self._server_clock = connection.clock
+        self._clock = connection.clock.clock
         self._wallet = Wallet(connection.credentials)
         self._bodies = Bodies(constant(settings))
         self._table = settings.table
@@ -104,13 +91,16 @@ class FastLane:
         await self._wallet.close()
         await self.pool.close()
 
-    async def _ask(self, operation: _Operation, body: bytes, *, again: bool = False) -> Answer | Written | str:
-        """The answer, or the reason to ask aiobotocore."""
-        skew = self._skew
+    async def _ask(self, operation: _Operation, body: bytes, after: str = "") -> Answer | Written | str:
+        """The answer, or the reason to ask aiobotocore. `after` says why it is asked once more."""
+        skew = self._server_clock.skew
         try:
             secrets = self._wallet.at_hand or await self._wallet.secrets()
-            wire = self.pool.take() or await self.pool.wait()
-            now = self._time()
+            now = elapsed()
+            wire = self.pool.take(now)
+            if wire is None:
+                wire = await self.pool.wait()
+                now = elapsed()
             try:
                 request = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
                 response = await wire.ask(request, now)
@@ -121,43 +111,37 @@ class FastLane:
             self.pool.release(wire, now)
             if response.status == 200:
                 return operation.read(response)
-            unusual = self._unusual(operation, response, skew, again=again)
+            unusual = self._unusual(operation, response, skew, after)
         except Unsignable:
-            return "credentials"
+            raise unsignable(self._place) from None
         except CAUGHT as error:
-            explanation = explain(error, self._place)
-            raise explanation from (None if isinstance(explanation, AccessDenied) else error)
-        if unusual != "clock":
+            if after or not isinstance(error, Stale):
+                explanation = explain(error, self._place)
+                raise explanation from (None if isinstance(explanation, AccessDenied) else error)
+            unusual = "stale"
+        if unusual == "stale":
+            self._stats.retries += 1
+            self._stats.count_call(operation.name)
+            self.pool.end_idle()
+        elif unusual == "clock":
+            self._stats.fall_back("clock")
+        else:
             return unusual
-        # Once more by the server's clock: aiobotocore, which has none but ours, would be refused as well.
-        self._stats.fall_back("clock")
-        return await self._ask(operation, body, again=True)
+        return await self._ask(operation, body, unusual)
 
-    def _unusual(self, operation: _Operation, response: Response, skew: int, *, again: bool) -> Answer | str:
+    def _unusual(self, operation: _Operation, response: Response, skew: int, after: str) -> Answer | str:
         """An answer after all, or the reason to ask in another way. Raises what aiobotocore would for all else."""
-        if 300 <= response.status < 400:
-            return "redirect"
         outcome = refused(response, operation.name)
         if isinstance(outcome, Answer):
             return outcome
-        if again:
+        if after == "clock":
             return "denied"
+        if response.status < 400:  # a redirect: aiobotocore would not follow it either
+            raise outcome
         error = explain(outcome, self._place)
         if isinstance(error, AccessDenied):
-            return "clock" if self._learn_skew(response, skew) else "denied"
+            date = response.date.decode("latin-1")
+            return "clock" if self._server_clock.learn(date, skew) else "denied"
         if isinstance(error, StoreMisconfigured) and not isinstance(error, TableNotFound | TableMismatch):
             return "unknown_error"
         raise outcome
-
-    def _learn_skew(self, response: Response, skew: int) -> bool:
-        """Whether the refusal of a request signed with this `skew` may be due to our clock, which is then taken to be
-        as far off as the answer says."""
-        try:
-            theirs = int(parsedate_to_datetime(response.date.decode("latin-1")).timestamp())
-        except ValueError:
-            return False
-        found = theirs - self._clock.now() // SECOND
-        if abs(found - skew) < _MIN_SKEW:
-            return False
-        self._skew = found
-        return True

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from ratelimit.dynamodb.fast.wire import Ending, Wire
 from ratelimit.dynamodb.faults import StoreUnreachable
 from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.transport import elapsed
 from ratelimit.errors import StoreUnavailable
 
 Connect: TypeAlias = Callable[[Callable[[Wire, Ending], None]], Awaitable[Wire]]
@@ -51,14 +52,25 @@ class Pool:
         self._closed = False
         self._every = min(overdue / 4, max_idle / 4, _LONGEST_TICK)
         self._tick: asyncio.TimerHandle | None = None
+        self._ticked = 0.0
 
-    def take(self) -> Wire | None:
-        """The idle wire used last; None where there is none, and `wait` is needed."""
+    def take(self, now: float) -> Wire | None:
+        """The idle wire used last; None where there is none, and `wait` is needed. What died, or was idle for too
+        long, while nobody looked is let go of."""
         while self._idle:
             wire = self._idle.pop()
-            if wire.usable:
+            if now - wire.since >= self._max_idle:
+                wire.end("idle")
+            elif wire.is_alive(now):
                 return wire
+            else:
+                wire.end("closed")
         return None
+
+    def end_idle(self) -> None:
+        """End every wire that is idle: one of them turned out to be dead."""
+        while self._idle:
+            self._idle.pop().end("closed")
 
     async def wait(self) -> Wire:
         """A wire, as soon as one is connected or let go. Raises `StoreUnreachable`; nothing was sent."""
@@ -141,6 +153,7 @@ class Pool:
         self._connecting.add(task)
         task.add_done_callback(self._connected)
         if self._tick is None:
+            self._ticked = elapsed()
             self._tick = self._loop.call_later(self._every, self._on_tick)
 
     async def _open(self) -> Wire:
@@ -165,7 +178,7 @@ class Pool:
             return
         self._wires.add(wire)
         self._stats.connections += 1
-        self.release(wire, self._loop.time())
+        self.release(wire, elapsed())
 
     def _lost(self, wire: Wire, ending: Ending) -> None:
         self._stats.drop(ending)
@@ -186,7 +199,7 @@ class Pool:
         if place in self._waiting:
             self._waiting.remove(place)
         elif place.done() and not place.cancelled() and place.exception() is None:
-            self.release(place.result(), self._loop.time())
+            self.release(place.result(), elapsed())
 
     def _fail_one(self, error: BaseException) -> None:
         while self._waiting:
@@ -200,5 +213,10 @@ class Pool:
             self._fail_one(error)
 
     def _on_tick(self) -> None:
-        self._tick = self._loop.call_later(self._every, self._on_tick)
-        self.sweep(self._loop.time())
+        now = elapsed()
+        late = now - self._ticked >= 2 * self._every
+        self._ticked = now
+        # Where the loop stood still, answers that came meanwhile have not been read yet: they are in time.
+        self._tick = self._loop.call_later(0 if late else self._every, self._on_tick)
+        if not late:
+            self.sweep(now)

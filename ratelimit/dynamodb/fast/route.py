@@ -18,6 +18,7 @@ from botocore.utils import get_environ_proxies
 from ratelimit.dynamodb.client import Connection
 from ratelimit.dynamodb.fast.wire import Ending, Wire
 from ratelimit.dynamodb.faults import Place, explain
+from ratelimit.dynamodb.transport import Watch, new_socket
 
 _PORTS: Final = {"http": 80, "https": 443}
 # After so many seconds without an answer from one of a name's addresses the next is tried as well (RFC 8305, 8).
@@ -84,10 +85,7 @@ def _check_config(config: Any, url: str, scheme: str) -> None:
 
 async def _tls(verify: bool | str) -> ssl.SSLContext:
     """Full verification, against the certificates that botocore trusts. Read in a thread, for that takes its time."""
-    try:
-        return await asyncio.to_thread(ssl.create_default_context, cafile=get_cert_path(verify))
-    except OSError:  # botocore says what is wrong with the file
-        raise NotHere("certificates") from None
+    return await asyncio.to_thread(ssl.create_default_context, cafile=get_cert_path(verify))
 
 
 async def open_wire(route: Route, place: Place, seconds: float, ended: Callable[[Wire, Ending], None]) -> Wire:
@@ -96,9 +94,11 @@ async def open_wire(route: Route, place: Place, seconds: float, ended: Callable[
     try:
         async with asyncio.timeout(seconds):
             addresses = await loop.getaddrinfo(route.host, route.port, type=socket.SOCK_STREAM)
-            connected = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S)
+            connected = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, socket_factory=new_socket
+            )
             _, wire = await loop.create_connection(
-                lambda: Wire(route.url, ended),
+                lambda: Wire(route.url, ended, Watch(connected)),
                 sock=connected,
                 ssl=route.tls,
                 server_hostname=route.host if route.tls else None,

@@ -14,6 +14,7 @@ import httptools
 from botocore import exceptions as aws
 
 from ratelimit.dynamodb.faults import UnusableAnswer
+from ratelimit.dynamodb.transport import STALE_S, Stale, Watch
 
 MAX_ANSWER: Final = 1 << 20
 """Bytes of one answer, headers included: an item may have 400 KB, and ours has less than one."""
@@ -40,13 +41,15 @@ class Response:
 class Wire(asyncio.Protocol):
     """A connection. `usable` while it may take a request; `ended` is called once, when it never will again."""
 
-    def __init__(self, endpoint: str, ended: Callable[[Wire, Ending], None]) -> None:
+    def __init__(self, endpoint: str, ended: Callable[[Wire, Ending], None], watch: Watch) -> None:
         self.usable = False
         self.since = 0.0
-        """When it was last written to or let go, on the loop's clock."""
+        """When it was last written to or let go, as `elapsed` has it."""
         self.busy = False
         self._endpoint = endpoint
         self._ended = ended
+        self._watch = watch
+        self._stale = False
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self.gone = self._loop.create_future()
@@ -65,9 +68,14 @@ class Wire(asyncio.Protocol):
         assert self._transport is not None
         self._answer = answer = self._loop.create_future()
         self.busy = True
+        self._stale = now - self.since >= STALE_S
         self.since = now
         self._transport.write(request)
         return answer
+
+    def is_alive(self, now: float) -> bool:
+        """Whether an idle one may take a request, as far as anybody knows here: the loop may not have heard yet."""
+        return self.usable and self._watch.is_quiet(now - self.since)
 
     def expire(self) -> None:
         """The answer is overdue."""
@@ -80,7 +88,7 @@ class Wire(asyncio.Protocol):
             self._ended(self, ending)
             if self._transport is not None:
                 self._transport.abort()
-        self._fail(error or aws.ConnectionClosedError(endpoint_url=self._endpoint, error=ConnectionResetError()))
+        self._fail(error or self._closed(ConnectionResetError()))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -100,13 +108,13 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self.end("closed", aws.ConnectionClosedError(endpoint_url=self._endpoint, error=error or EOFError()))
+        self.end("closed", self._closed(error or EOFError()))
         if not self.gone.done():
             self.gone.set_result(None)
 
     def eof_received(self) -> None:
         """See `asyncio.Protocol`. A turn of the loop before `connection_lost`, in which a request would go nowhere."""
-        self.end("closed", aws.ConnectionClosedError(endpoint_url=self._endpoint, error=EOFError()))
+        self.end("closed", self._closed(EOFError()))
 
     def on_message_begin(self) -> None:
         """See `httptools`. An answer nobody asked for: whatever comes next could be taken for another's."""
@@ -145,6 +153,10 @@ class Wire(asyncio.Protocol):
             self.end("closed")
         if not answer.done():
             answer.set_result(Response(status, self._body, self._date))
+
+    def _closed(self, error: Exception) -> Exception:
+        kind = Stale if self._stale and not self._size else aws.ConnectionClosedError
+        return cast(Exception, kind(endpoint_url=self._endpoint, error=error))
 
     def _problem(self) -> str:
         status = self._parser.get_status_code()

@@ -63,7 +63,9 @@ async def nothing_left(server: FaultServer, before: set[asyncio.Task[Any]]) -> N
 
 def new_lane(connection: Connection, route: Route, stats: Stats, clock: FakeClock | None = None) -> FastLane:
     settings = Settings(table="limits", read_timeout=10)
-    return FastLane(connection, route, BotoLane(connection, settings), settings, stats, clock=clock)
+    if clock is not None:
+        connection.clock.clock = clock
+    return FastLane(connection, route, BotoLane(connection, settings), settings, stats)
 
 
 @pytest.mark.parametrize("behaviour", [chunked(), chunked(size=1), checksum(), twice()])
@@ -214,12 +216,6 @@ async def test_a_name_that_does_not_resolve() -> None:
     route = Route(url="http://nowhere.invalid", host="nowhere.invalid", port=80, region="x", tls=None)
     with pytest.raises(StoreUnreachable):
         await open_wire(route, Place("limits", "eu-west-1", route.url), 5, lambda wire, ending: None)
-
-
-async def test_a_redirect_is_not_ours_to_follow(server: FaultServer, store: DynamoDBStore) -> None:
-    server.then(status(307))
-    assert (await apply(store)).applied
-    assert store.stats.fallbacks == {"redirect": 1}
 
 
 async def test_an_unknown_error_is_left_to_aiobotocore(server: FaultServer, store: DynamoDBStore) -> None:

@@ -13,6 +13,7 @@ from ratelimit.dynamodb.fast.route import Route, open_wire
 from ratelimit.dynamodb.fast.wire import Ending, Wire
 from ratelimit.dynamodb.faults import Place
 from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.transport import elapsed
 from tests.faults import FaultServer
 
 
@@ -39,41 +40,37 @@ async def pool(server: FaultServer, stats: Stats) -> AsyncIterator[Pool]:
     await pool.close()
 
 
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
 async def test_the_last_used_goes_first_and_the_others_fall_idle(pool: Pool, stats: Stats) -> None:
     await pool.warm(10)
     assert len(pool) == 3
-    began = now()
+    began = elapsed()
     for later in range(20):
-        wire = pool.take()
+        wire = pool.take(began + later)
         assert wire is not None
         pool.release(wire, began + later)
     pool.sweep(began + MAX_IDLE + 1)
     assert len(pool) == 1
     assert stats.dropped == {"idle": 2}
-    assert pool.take() is wire
+    assert pool.take(began + MAX_IDLE + 1) is wire
 
 
 async def test_a_connection_that_the_server_has_closed_takes_no_request(pool: Pool, stats: Stats) -> None:
     """From the moment it is known: the transport says so a turn of the loop later, and takes what goes nowhere."""
     await pool.warm(1)
-    wire = pool.take()
+    wire = pool.take(elapsed())
     assert wire is not None
-    pool.release(wire, now())
+    pool.release(wire, elapsed())
     wire.eof_received()
-    assert pool.take() is None
+    assert pool.take(elapsed()) is None
     assert stats.dropped == {"closed": 1}
 
 
 async def test_an_overdue_answer_ends_the_connection(pool: Pool, server: FaultServer) -> None:
     wire = await pool.wait()
-    answer = wire.ask(b"POST / HTTP/1.1\r\n", now())
-    pool.sweep(now() + 999)
+    answer = wire.ask(b"POST / HTTP/1.1\r\n", elapsed())
+    pool.sweep(elapsed() + 999)
     assert not answer.done()
-    pool.sweep(now() + 1001)
+    pool.sweep(elapsed() + 1001)
     assert answer.exception() is not None
     assert len(pool) == 0
 
@@ -85,11 +82,11 @@ async def test_who_came_first_is_served_first(pool: Pool) -> None:
     async def wait(number: int) -> None:
         wire = await pool.wait()
         order.append(number)
-        pool.release(wire, now())
+        pool.release(wire, elapsed())
 
     waiting = [asyncio.create_task(wait(number)) for number in range(5)]
     await asyncio.sleep(0)
-    pool.release(wires[0], now())
+    pool.release(wires[0], elapsed())
     await asyncio.gather(*waiting)
     assert order == [0, 1, 2, 3, 4]
 
@@ -99,7 +96,7 @@ async def test_who_leaves_the_queue_takes_no_connection_along(pool: Pool) -> Non
     leaving = asyncio.create_task(pool.wait())
     staying = asyncio.create_task(pool.wait())
     await asyncio.sleep(0)
-    pool.release(wires[0], now())
+    pool.release(wires[0], elapsed())
     leaving.cancel()  # its connection is already on the way
     assert await staying is wires[0]
     with pytest.raises(asyncio.CancelledError):

@@ -83,12 +83,6 @@ async def test_a_proxy_is_not_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await route(region="eu-west-1")
 
 
-async def test_certificates_that_cannot_be_read_are_left_to_botocore(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_CA_BUNDLE", "/nonexistent/bundle.pem")
-    with pytest.raises(NotHere, match="certificates"):
-        await route(region="eu-west-1")
-
-
 async def test_a_client_certificate_is_not_for_us() -> None:
     async with await connect(Settings(table="limits", region="eu-west-1")) as plain:
         config = AioConfig(client_cert="/some/certificate.pem")
