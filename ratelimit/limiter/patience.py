@@ -9,7 +9,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Final, Generic, Protocol, Self, TypeVar
+
+# A timer that comes so late says that the loop stood still: what arrived meanwhile has so long to be read.
+_LATE_S: Final = 0.05
+_GRACE_S: Final = 0.01
 
 
 class Waiting(Protocol):
@@ -47,19 +51,22 @@ class Patience(Generic[W]):
         if self._loop is not loop:
             watched.clear()  # of a loop that is gone, if any
             self._loop = loop
-            loop.call_at(due, self._end, loop)
+            loop.call_at(due, self._end, loop, due)
         watched.append((due, waiting))
 
-    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _end(self, loop: asyncio.AbstractEventLoop, planned: float) -> None:
         """Those whose time has come; those who need none any more are forgotten."""
         if self._loop is not loop:
             return
         now = loop.time()
+        if now - planned > _LATE_S:
+            loop.call_later(_GRACE_S, self._end, loop, now + _GRACE_S)
+            return
         while self._watched:
             due, waiting = self._watched[0]
             if not waiting.done():
                 if due > now:
-                    loop.call_at(due, self._end, loop)
+                    loop.call_at(due, self._end, loop, due)
                     return
                 self._expire(waiting)
             self._watched.popleft()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from zlib import crc32
+
+import httpx
 
 from tests.faults.behaviours import Behaviour, Exchange, error, ok
 
@@ -119,9 +121,9 @@ def only(access_key: str, then: Callable[[], None] = lambda: None) -> Behaviour:
     return behave
 
 
-def punctual(now: Callable[[], float]) -> Behaviour:
+def punctual(now: Callable[[], float], then: Behaviour | None = None) -> Behaviour:
     """A server with a clock, which refuses requests that were signed more than five minutes before or after."""
-    good = ok()
+    good = then or ok()
 
     async def behave(exchange: Exchange) -> bool:
         signed = datetime.strptime(exchange.headers["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
@@ -130,6 +132,31 @@ def punctual(now: Callable[[], float]) -> Behaviour:
         date = format_datetime(datetime.fromtimestamp(now(), UTC), usegmt=True)
         body = {"__type": "com.amazon.coral.service#InvalidSignatureException", "message": "Signature expired: ..."}
         await exchange.send(400, json.dumps(body).encode(), headers={"Date": date})
+        return True
+
+    return behave
+
+
+def of_engine(endpoint: str, *, unknown: Collection[str] = ()) -> Behaviour:
+    """What a real engine answers, to which some parameters of requests are `unknown`: it passes over them."""
+
+    async def behave(exchange: Exchange) -> bool:
+        asked = {name: value for name, value in exchange.body.items() if name not in unknown}
+        headers = {name: exchange.headers[name] for name in ("authorization", "x-amz-date", "x-amz-target")}
+        headers["content-type"] = "application/x-amz-json-1.0"
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+            answer = await client.post(endpoint, headers=headers, content=json.dumps(asked))
+        await exchange.send(answer.status_code, answer.content)
+        return True
+
+    return behave
+
+
+def redirect(to: str, code: int = 307) -> Behaviour:
+    """The way to somebody else."""
+
+    async def behave(exchange: Exchange) -> bool:
+        await exchange.send(code, b"", headers={"Location": to})
         return True
 
     return behave

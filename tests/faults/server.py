@@ -20,7 +20,7 @@ class FaultServer(Listening):
         self.table = TinyTable()
         self.received: Counter[str] = Counter()
         """Requests that arrived, by operation."""
-        self._always = ok()
+        self._always = self._describing = ok()
         self._line: deque[Behaviour] = deque()
 
     def then(self, *behaviours: Behaviour) -> None:
@@ -31,10 +31,14 @@ class FaultServer(Listening):
         """Every data request is answered so, from now on, once the line is empty."""
         self._always = behaviour
 
+    def everything(self, behaviour: Behaviour) -> None:
+        """As `always`, and `DescribeTable` too."""
+        self._always = self._describing = behaviour
+
     def recover(self) -> None:
         """Healthy again."""
         self._line.clear()
-        self._always = ok()
+        self._always = self._describing = ok()
 
     async def answer(self, request: Received, writer: StreamWriter) -> bool:
         """See `Listening`."""
@@ -47,5 +51,5 @@ class FaultServer(Listening):
 
     def _next(self, operation: str) -> Behaviour:
         if operation == "DescribeTable":
-            return ok()
+            return self._describing
         return self._line.popleft() if self._line else self._always
