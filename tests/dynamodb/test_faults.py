@@ -21,6 +21,7 @@ from ratelimit.errors import (
 )
 from ratelimit.names import Key
 from ratelimit.store import Add, Outcome, Write
+from ratelimit.store.directory import User
 from tests.faults import (
     Behaviour,
     FaultServer,
@@ -35,6 +36,7 @@ from tests.faults import (
     throttled,
     transaction_conflict,
 )
+from tests.faults.oddities import redirect
 
 ALICE = Key.of("alice", "hint")
 ADD = Write((Add("d1", 1, 5),), 1_999_999_999)
@@ -252,6 +254,23 @@ async def test_messages_say_what_where_and_what_to_do(server: FaultServer, store
             await apply(store)
         for part in parts:
             assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+async def test_no_redirect_is_followed(server: FaultServer, store: DynamoDBStore, code: int) -> None:
+    """The session token would go along to whoever is named there."""
+    async with FaultServer() as elsewhere:
+        server.always(redirect(elsewhere.endpoint, code))
+        for call in (apply(store), store.read(ALICE), store.delete(ALICE), store.directory.read(User, "alice")):
+            with pytest.raises(
+                StoreMisconfigured, match=rf"answered with a redirect \({code}\), which is not followed"
+            ):
+                await call
+        assert server.received.total() == 1 + 4
+        server.everything(redirect(elsewhere.endpoint, code))
+        with pytest.raises(StoreMisconfigured, match="redirect"):
+            await DynamoDBStore(store.settings).open()
+        assert not elsewhere.received
 
 
 async def test_secrets_are_not_repeated(monkeypatch: pytest.MonkeyPatch, server: FaultServer) -> None:
