@@ -6,7 +6,6 @@ import asyncio
 import os
 import ssl
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import Any, Final, Self, TypeAlias
 
 import msgspec
@@ -74,14 +73,12 @@ async def connect(settings: Settings) -> Connection:
     clock = ServerClock()
     clock.attach(session.get_component("event_emitter"))
     exits = AsyncExitStack()
-    place = Place(settings.table, settings.region or "an unknown region", settings.endpoint or "")
+    with explained(Place(settings.table, settings.region or "an unknown region", settings.endpoint or "")):
+        endpoint, region = endpoint_of(settings, session), region_of(settings, session)
+    if region is None:
+        raise no_region(settings.table)
+    place = Place(settings.table, region, without_userinfo(endpoint or ""))
     with explained(place):
-        endpoint = endpoint_of(settings, session)
-    place = replace(place, endpoint=without_userinfo(endpoint or ""))
-    with explained(place):
-        region = region_of(settings, session)
-        if region is None:
-            raise no_region(settings.table)
         verify = await _find_certificates(session, place)
         credentials = await _find_credentials(session, endpoint, place)
         context = session.create_client(
@@ -123,9 +120,13 @@ async def _find_credentials(session: AioSession, endpoint: str | None, place: Pl
     if is_loopback(endpoint):
         # The instance metadata service is the last in the chain, and seconds away where there is none.
         session.get_component("credential_provider").remove("iam-role")
-        if not await session.get_credentials():
-            session.set_credentials(_LOCAL_KEY, _LOCAL_KEY)
-    found = await session.get_credentials()
+    try:
+        found = await session.get_credentials()
+    except ValueError as error:  # botocore's word for an address or a token of the container's that it does not take
+        raise StoreMisconfigured(f"no AWS credentials for {place}: {error}") from None
+    if found is None and is_loopback(endpoint):
+        session.set_credentials(_LOCAL_KEY, _LOCAL_KEY)
+        found = await session.get_credentials()
     static = found is not None and not isinstance(found, RefreshableCredentials)
     if static and not are_sendable(found.access_key, found.secret_key, found.token):
         raise unsignable(place)

@@ -114,17 +114,8 @@ _NO_CREDENTIALS: Final = (
     aws.ProfileNotFound,
     aws.SSOError,
 )
-_SET_UP: Final = (
-    aws.InvalidIMDSEndpointError,
-    aws.InvalidProxiesConfigError,
-    aws.ConfigParseError,
-    aws.ConfigNotFound,
-    aws.InvalidRegionError,
-    aws.UnknownEndpointError,
-    aws.UnknownRegionError,
-    aws.InvalidConfigError,
-    aws.MissingDependencyException,
-)
+# botocore's words for what happens on the way; all others that it has are about the set-up.
+_TRANSPORT: Final = (aws.HTTPClientError, aws.ConnectionError)
 _TRANSACTION: Final = "TransactWriteItems"
 # What IAM calls the parts of a transaction: it has no word for the whole.
 _OF_A_TRANSACTION: Final = "dynamodb:PutItem, dynamodb:UpdateItem or dynamodb:DeleteItem"
@@ -191,7 +182,7 @@ def explain(error: BaseException, place: Place) -> StoreUnavailable:
         return StoreMisconfigured(
             f"the AWS set-up for {place} names a file that cannot be read: {cause.filename}: {cause.strerror}"
         )
-    if isinstance(cause, ValueError):  # aiohttp's word for a header that would be two
+    if type(cause) is ValueError:  # aiohttp's word for a header that would be two
         return unsignable(place)
     if isinstance(error, UnusableAnswer | ResponseParserError):
         return AnswerLost(f"what answers for {place} does not speak DynamoDB: {error}; check the endpoint")
@@ -201,7 +192,7 @@ def explain(error: BaseException, place: Place) -> StoreUnavailable:
         return AccessDenied(
             f"no AWS credentials for {place}: {_clip(error)}; set the standard AWS variables or a profile"
         )
-    if isinstance(error, _SET_UP):
+    if isinstance(error, aws.BotoCoreError) and not isinstance(error, _TRANSPORT):
         return StoreMisconfigured(f"the AWS set-up does not work for {place}: {_clip(error)}")
     return _transport(error, place)
 

@@ -66,7 +66,7 @@ class Settings:
     def __post_init__(self) -> None:
         if type(self.table) is not str or not _TABLE.fullmatch(self.table):
             raise ConfigError("table", f"{self.table!r} is no table name: 3 to 255 of letters, digits, '_', '-', '.'")
-        if self.region is not None and not _REGION.fullmatch(self.region):
+        if self.region is not None and not is_region(self.region):
             raise ConfigError("region", f"{self.region!r} is not a region; write it like 'eu-west-1'")
         if self.endpoint is not None:
             _check_endpoint(self.endpoint)
@@ -80,6 +80,11 @@ class Settings:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ConfigError(name, f"must be a number of seconds above 0, not {value!r}")
+
+
+def is_region(name: str) -> bool:
+    """Whether it may be the name of a region, `eu-west-1` or one to come."""
+    return _REGION.fullmatch(name) is not None
 
 
 def is_loopback(endpoint: str | None) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 from aiobotocore.session import AioSession, get_session
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, InvalidRegionError
 
-from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, server_of
+from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, is_region, server_of
 
 _LOCAL_REGION: Final = "us-east-1"
 
@@ -35,6 +35,8 @@ def region_of(settings: Settings, session: AioSession) -> str | None:
     # botocore itself does not know AWS_REGION, which Lambda and ECS set and every other SDK reads.
     region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
     if region:
+        if not is_region(str(region)):
+            raise InvalidRegionError(region_name=region)
         return str(region)
     return _LOCAL_REGION if is_loopback(endpoint_of(settings, session)) else None
 
