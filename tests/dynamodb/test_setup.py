@@ -44,15 +44,17 @@ async def server() -> AsyncIterator[FaultServer]:
 class Issuer(Listening):
     """STS: says this of every request."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, head: str = "403 -") -> None:
         super().__init__()
         self.asked = 0
+        self._head = head
         self._error = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
 
     async def answer(self, request: Received, writer: StreamWriter) -> bool:
         self.asked += 1
         body = self._error.encode()
-        writer.write(b"HTTP/1.1 403 -\r\nContent-Type: text/xml\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        head = f"HTTP/1.1 {self._head}\r\nContent-Type: text/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
         return True
 
 
@@ -154,6 +156,25 @@ async def test_a_role_that_may_not_be_assumed(
     assert "STS answered AssumeRoleWithWebIdentity with AccessDenied: Not authorized to perform" in str(error)
     assert "dynamodb:Assume" not in str(error)
     assert not server.received
+
+
+async def test_no_redirect_of_an_issuer_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: FaultServer
+) -> None:
+    """The token would go along."""
+    (tmp_path / "token").write_text("a token of somebody's")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", ROLE)
+    async with (
+        Issuer("Nothing", "") as elsewhere,
+        Issuer("Moved", "", f"307 -\r\nLocation: {elsewhere.endpoint}/") as issuer,
+    ):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", issuer.endpoint)
+        await told(Settings(table="limits", region="eu-west-1", endpoint=server.endpoint))
+        assert issuer.asked
+        assert not elsewhere.asked
 
 
 def refused(operation: str, code: str, message: str = "", status: int = 400) -> ClientError:
