@@ -6,6 +6,7 @@ import asyncio
 import os
 import ssl
 from contextlib import AsyncExitStack
+from functools import cache
 from typing import Any, Final, Self, TypeAlias
 
 import msgspec
@@ -13,6 +14,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 from botocore.credentials import RefreshableCredentials
 from botocore.httpsession import get_cert_path
+from botocore.loaders import Loader, create_loader
 
 from ratelimit.dynamodb.faults import Place, UnusableAnswer, explained, is_bare, no_region, unsignable
 from ratelimit.dynamodb.server_clock import ServerClock
@@ -75,6 +77,7 @@ async def connect(settings: Settings) -> Connection:
     exits = AsyncExitStack()
     with explained(Place(settings.table, settings.region or "an unknown region", settings.endpoint or "")):
         endpoint, region = endpoint_of(settings, session), region_of(settings, session)
+        session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
     if region is None:
         raise no_region(settings.table)
     place = Place(settings.table, region, without_userinfo(endpoint or ""))
@@ -95,6 +98,12 @@ async def connect(settings: Settings) -> Connection:
     client.meta.events.register("before-parse.dynamodb", _check_answer)
     place = _place(settings.table, client)
     return Connection(client, place, exits, credentials=credentials, verify=verify, clock=clock)
+
+
+@cache
+def _loader(data_path: str | None) -> Loader:
+    """One for all clients: it keeps the service's model, whose reading takes more than the rest of `connect`."""
+    return create_loader(data_path)
 
 
 def _place(table: str, client: Any) -> Place:
