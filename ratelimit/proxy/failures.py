@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import aiohttp
@@ -57,6 +58,7 @@ def problem(status: int, title: str, detail: str) -> Failure:
 NO_CONNECTION: Final = problem(502, "Bad Gateway", "The service behind this proxy cannot be reached.")
 BROKEN: Final = problem(502, "Bad Gateway", "The service behind this proxy closed the connection before it answered.")
 UNREADABLE: Final = problem(502, "Bad Gateway", "The service behind this proxy gave an answer that is no valid HTTP.")
+NO_WEBSOCKET: Final = problem(502, "Bad Gateway", "The service behind this proxy does not speak WebSocket here.")
 LATE: Final = problem(504, "Gateway Timeout", "The service behind this proxy did not answer in time.")
 UNREACHED: Final = problem(504, "Gateway Timeout", "No connection to the service behind this proxy in time.")
 SLOW: Final = problem(408, "Request Timeout", "The request did not arrive in time.")
@@ -87,3 +89,19 @@ def _of_timeout(whom: Whom) -> Failure:
     if whom == "client":
         return SLOW
     return UNREACHED if whom == "connection" else LATE
+
+
+class Unreadable(ValueError):
+    """An answer that is no valid HTTP, or none that may be passed on. It quotes nothing that may be a secret."""
+
+
+def said(error: Exception) -> str:
+    """For the log: what kind of error it is and where it happened. What aiohttp adds may be the URL with its query, or
+    a piece of the answer."""
+    name = type(error).__name__
+    if isinstance(error, aiohttp.ClientConnectorError | Unreadable):
+        return f"{name}: {error}"
+    reason = error.strerror if isinstance(error, OSError) else None
+    if isinstance(error, aiohttp.ClientResponseError):
+        reason = re.split(r"[:'\"(]", error.message, maxsplit=1)[0].strip()
+    return f"{name}: {reason}" if reason else name

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from ratelimit.http.identity import named_by_connection, text
 from ratelimit.http.state import RateLimitState
+from ratelimit.proxy.failures import Unreadable
 from ratelimit.proxy.forwarded import CLAIMS, Forwarding
 from ratelimit.proxy.front import HANDSHAKE, HOP_BY_HOP, KEPT
 from ratelimit.proxy.settings import ProxySettings
@@ -75,7 +76,7 @@ class RequestFields:
 
 
 def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> list[Raw]:
-    """The fields of an answer that its client gets. Raises `ValueError` for one that cannot be written."""
+    """The fields of an answer that its client gets. Raises `Unreadable` for one that cannot be written."""
     lowered = [(name.lower(), value) for name, value in raw]
     gone = _NOT_ANSWERED
     if named := named_by_connection(lowered):
@@ -86,10 +87,10 @@ def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> li
     found = []
     for name, value in lowered:
         if _UNWRITABLE.search(value):
-            raise ValueError(f"the field {name.decode('latin-1')!r} holds control characters")
+            raise Unreadable(f"the field {name.decode('latin-1')!r} holds control characters")
         if name not in gone:
             found.append((name, value))
         elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            raise ValueError(f"the transfer coding {value.decode('latin-1')!r} is not understood")
+            raise Unreadable("its transfer coding is not understood")
     found.append((b"via", f"{version} {VIA}".encode()))
     return found

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from ratelimit.proxy.failures import Failure, of_error
+from ratelimit.proxy.failures import Failure, Unreadable, of_error, said
 from ratelimit.proxy.fields import Raw, response_fields
 from ratelimit.proxy.patience import Patience, Spans
 from ratelimit.proxy.upload import LOST, Upload, expects_continue, has_body
@@ -65,7 +65,7 @@ class Forward:
         answer = await self._ask()
         try:
             if not 100 <= answer.status < 600 or answer.status == 101:
-                raise ValueError(f"the upstream answered with status {answer.status}")
+                raise Unreadable(f"the upstream answered with status {answer.status}")
             await self._pass_on(answer)
         except BaseException:
             # Closed, not kept: what is left of this answer must not be read as the next one. And not when what is left
@@ -118,9 +118,9 @@ class Forward:
 
     async def _fail(self, error: Exception, failure: Failure) -> None:
         if self._started:
-            logger.warning("an answer broke off: %s", _said(error))
+            logger.warning("an answer broke off: %s", said(error))
             return
-        logger.warning("%d %s: %s", failure.status, failure.title, _said(error))
+        logger.warning("%d %s: %s", failure.status, failure.title, said(error))
         await failure.send(self._scope, self._send)
 
     def _start_watch(self) -> None:
@@ -135,7 +135,3 @@ class Forward:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._patience.wait_for("gone")
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
@@ -18,13 +21,17 @@ from ratelimit.proxy.forwarded import Forwarding
 from ratelimit.proxy.patience import spans
 from ratelimit.proxy.settings import ProxySettings
 from ratelimit.proxy.upload import PatientRequest
-from ratelimit.proxy.upstream import Upstream
-from ratelimit.proxy.websocket import UpstreamSocket, forward_websocket
+from ratelimit.proxy.upstream import Upstream, target_of
+from ratelimit.proxy.websocket import UpstreamSocket, forward_websocket, not_elsewhere
 
 # aiohttp would add these where the client has not sent them.
 _NOT_OURS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _LONGEST_FIELD: Final = 64 * 1024
 _MOST_FIELDS: Final = 1000
+# An answer that has no content, whatever its fields say (RFC 9110, 6.4.1); interim ones are aiohttp's to skip.
+_EMPTY: Final = re.compile(rb"HTTP/1\.[01] (?:204|304)\b")
+_FINAL: Final = re.compile(rb"HTTP/1\.[01] [2-5]")
+_FRAMED: Final = re.compile(rb"\r\n(?:content-length:[ \t]*[1-9]|transfer-encoding:)", re.IGNORECASE)
 
 
 class Proxy:
@@ -61,13 +68,13 @@ class Proxy:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         fields = self._fields.of(scope, await _user_of(scope))
-        url = self.upstream.url(scope["raw_path"], scope["query_string"])
+        url = self.upstream.url(target_of(scope))
         on_answer = partial(settle_cost, scope)
         await Forward(self._open(), self._spans, url, fields, scope, receive, send, on_answer).run()
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         fields = self._fields.of(scope, await _user_of(scope))
-        url = self.upstream.url(scope["raw_path"], scope["query_string"])
+        url = self.upstream.url(target_of(scope))
         await forward_websocket(self._open(), self.settings, url, fields, scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -83,6 +90,7 @@ class Proxy:
                 connector=self._connector(),
                 request_class=PatientRequest,
                 ws_response_class=UpstreamSocket,
+                middlewares=(not_elsewhere,),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
@@ -96,9 +104,39 @@ class Proxy:
 
     def _connector(self) -> aiohttp.BaseConnector:
         limit, keep_alive = self.settings.max_connections, self.settings.keep_alive
+        connector: aiohttp.BaseConnector
         if self.upstream.socket is not None:
-            return aiohttp.UnixConnector(self.upstream.socket, limit=limit, keepalive_timeout=keep_alive)
-        return aiohttp.TCPConnector(ssl=self.settings.tls(), limit=limit, keepalive_timeout=keep_alive)
+            connector = aiohttp.UnixConnector(self.upstream.socket, limit=limit, keepalive_timeout=keep_alive)
+        else:
+            connector = aiohttp.TCPConnector(ssl=self.settings.tls(), limit=limit, keepalive_timeout=keep_alive)
+        connector._factory = partial(UpstreamConnection, asyncio.get_running_loop())  # type: ignore[assignment]
+        return connector
+
+
+class UpstreamConnection(ResponseHandler):
+    """aiohttp's own, for upstreams that send content where there is none: it is dropped with the connection, which
+    must not be used again. A body may end with the connection in whatever it answers, a refused handshake included."""
+
+    _is_first = _is_head = False
+
+    def set_response_params(self, *, skip_payload: bool = False, **options: Any) -> None:
+        """See aiohttp; called before each request."""
+        self._is_first, self._is_head = True, skip_payload
+        super().set_response_params(skip_payload=skip_payload, **{**options, "read_until_eof": True})
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._is_first:
+            self._is_first = False
+            if _EMPTY.match(data) or (self._is_head and _FINAL.match(data)):
+                data = self._head_of(data)
+        super().data_received(data)
+
+    def _head_of(self, data: bytes) -> bytes:
+        head, end, content = data.partition(b"\r\n\r\n")
+        if content or (not self._is_head and data[9:12] == b"204" and _FRAMED.search(head)):
+            self.force_close()
+        return head + end
 
 
 async def _user_of(scope: Scope) -> str | None:

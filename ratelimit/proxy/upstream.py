@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import quote, urlsplit
 
+from starlette.types import Scope
 from yarl import URL
 
 from ratelimit.errors import ConfigError
@@ -13,6 +14,9 @@ from ratelimit.errors import ConfigError
 _EXAMPLES: Final = "http://127.0.0.1:8000, https://app.internal or unix:/run/app.sock"
 # What may stand in a path or query on the wire (RFC 3986), `%` included: the client's own encoding is left alone.
 _SAFE: Final = "/%:@!$&'()*+,;=-._~?[]|^{}\"`\\<>"
+
+TARGET: Final = "ratelimit.target"
+"""In a scope: the target in origin-form, byte by byte, or `*`. A scope's query does not tell `/x?` from `/x`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +54,22 @@ class Upstream:
             raise ConfigError("upstream", f"expected the path of a socket, as in unix:/run/app.sock, not {rest!r}")
         return cls("http", "localhost", "", path)
 
-    def url(self, raw_path: bytes, query: bytes) -> URL:
-        """Of a request's target as the client wrote it: nothing is decoded, encoded anew or made canonical."""
-        path = quote(raw_path.decode("latin-1"), safe=_SAFE)
-        return URL.build(
-            scheme=self.scheme,
-            authority=self.authority,
-            path=self.prefix + path,
-            query_string=quote(query.decode("latin-1"), safe=_SAFE),
-            encoded=True,
-        )
+    def url(self, target: bytes) -> URL:
+        """Of a request's target as the client wrote it: nothing is decoded, encoded anew, made canonical or left out.
+
+        All of it is the URL's path, since an empty query would be none.
+        """
+        text = quote(target.decode("latin-1"), safe=_SAFE)
+        path = text if text == "*" else self.prefix + text
+        return URL.build(scheme=self.scheme, authority=self.authority, path=path, encoded=True)
 
     def __str__(self) -> str:
         return f"unix:{self.socket}" if self.socket else f"{self.scheme}://{self.authority}{self.prefix}"
+
+
+def target_of(scope: Scope) -> bytes:
+    """As the client wrote it, where the server tells."""
+    if (target := scope.get(TARGET)) is not None:
+        return bytes(target)
+    path: bytes = scope["raw_path"]
+    return path + b"?" + scope["query_string"] if scope["query_string"] else path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from ratelimit.proxy.failures import Failure, of_error, problem
+from ratelimit.proxy.failures import NO_WEBSOCKET, Unreadable, of_error, said
 from ratelimit.proxy.fields import Raw, response_fields
 from ratelimit.proxy.settings import ProxySettings
 
@@ -26,6 +27,25 @@ _HEARTBEAT_S: Final = 30.0
 _LEAVE_S: Final = 5.0
 
 logger = logging.getLogger("ratelimit.proxy")
+
+
+class NotAccepted(Exception):
+    """The upstream has answered a handshake as an ordinary request. The answer is still to be read."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
+async def not_elsewhere(
+    request: aiohttp.ClientRequest, send: Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+) -> aiohttp.ClientResponse:
+    """For a session's `middlewares`. aiohttp follows the redirect of a handshake to any host, and takes the client's
+    credentials there. Raises `NotAccepted`."""
+    answer = await send(request)
+    if answer.status != 101 and request.headers.get("upgrade") == "websocket":
+        raise NotAccepted(answer)
+    return answer
 
 
 class UpstreamSocket(aiohttp.ClientWebSocketResponse):
@@ -74,19 +94,49 @@ async def _connect(
                 heartbeat=_HEARTBEAT_S,
                 timeout=aiohttp.ClientWSTimeout(ws_close=_LEAVE_S),
             )
-    except aiohttp.WSServerHandshakeError as error:
-        failure = problem(error.status, "The handshake was refused", "The service behind this proxy refused it.")
+    except NotAccepted as refusal:
+        await _hand_on(refusal.answer, settings, scope, send)
+        return None
+    except aiohttp.WSServerHandshakeError:
+        failure = NO_WEBSOCKET
     except (aiohttp.ClientError, OSError, ValueError) as error:
         failure = of_error(error, "first byte")
-    await _refuse(failure, scope, send)
+        logger.warning("websocket: %d %s: %s", failure.status, failure.title, said(error))
+    await failure.send(scope, send)
     return None
 
 
-async def _refuse(failure: Failure, scope: Scope, send: Send) -> None:
-    if not 400 <= failure.status < 600:
-        failure = problem(502, "Bad Gateway", "The service behind this proxy does not speak WebSocket here.")
-    logger.info("websocket: %d %s", failure.status, failure.title)
-    await failure.send(scope, send)
+async def _hand_on(answer: aiohttp.ClientResponse, settings: ProxySettings, scope: Scope, send: Send) -> None:
+    """The answer that a handshake got, whole: a server collects it anyway."""
+    try:
+        headers = response_fields(answer.raw_headers, answer.status)
+        if not 200 <= answer.status < 600:
+            raise Unreadable(f"the upstream answered a handshake with status {answer.status}")
+        async with asyncio.timeout(settings.idle):
+            body = await _read(answer, settings.max_message)
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        failure = of_error(error, "upstream")
+        logger.warning("websocket: %d %s: %s", failure.status, failure.title, said(error))
+        await failure.send(scope, send)
+        return
+    finally:
+        answer.close()
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1014, "reason": "The handshake was refused"})
+        return
+    # The server says how much there is.
+    headers = [field for field in headers if field[0] != b"content-length"]
+    await send({"type": "websocket.http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    body = bytearray()
+    while not answer.content.at_eof():
+        body += await answer.content.readany()
+        if len(body) > most:
+            raise Unreadable(f"the upstream answered a handshake with more than {most} bytes")
+    return bytes(body)
 
 
 async def _both_ways(upstream: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send, patience: float) -> None:

@@ -114,3 +114,26 @@ def test_nobody_there(ratelimit: Command) -> None:
     status, _, err = ratelimit("cost", "--from-metrics", "http://127.0.0.1:9/metrics")
     assert status == 3
     assert err.startswith("error: no metrics from http://127.0.0.1:9/metrics")
+
+
+def test_a_redirect_is_not_followed_with_the_token(ratelimit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(307)
+            self.send_header("location", f"http://localhost:{server.server_port}/stolen")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RATELIMIT_ADMIN_TOKEN", "t" * 16)
+    status, _, err = ratelimit("cost", "--from-metrics", f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+    assert (status, asked) == (3, ["/metrics"])
+    assert "answered 307" in err

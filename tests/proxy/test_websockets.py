@@ -20,7 +20,7 @@ from ratelimit.policy import Policy
 from ratelimit.proxy import ProxySettings
 from tests.http.apps import limiter_of
 from tests.http.serving import served
-from tests.proxy.sockets import OK, SOON_S, answering, connected, in_front_of, scripted
+from tests.proxy.sockets import GET, OK, SOON_S, answering, ask, connected, in_front_of, scripted
 from tests.proxy.test_upgrades import HANDSHAKE
 
 
@@ -150,21 +150,69 @@ async def test_a_message_that_is_too_large() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status"),
-    [
-        (OK, 502),
-        (b"", 502),
-        (b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", 403),
-        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n", 502),
-    ],
-    ids=["speaks HTTP only", "says nothing", "refuses", "no key"],
+    "answer",
+    [b"", b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"],
+    ids=["says nothing", "no key"],
 )
-async def test_a_handshake_that_fails(answer: bytes, status: int) -> None:
+async def test_a_handshake_that_fails(answer: bytes) -> None:
     async with answering(answer) as (upstream, _), in_front_of(upstream) as address:
         with pytest.raises(InvalidStatus) as refused:
             await connect(f"ws://{address}/", proxy=None)
-    assert refused.value.response.status_code == status
+    assert refused.value.response.status_code == 502
     assert refused.value.response.headers["content-type"] == "application/problem+json"
+
+
+_BODY = b"\x00no\xff"
+_FIELDS = b"content-type: text/odd\r\nset-cookie: a=1\r\nset-cookie: b=2\r\nx-hop: 1\r\nconnection: close, x-hop\r\n"
+_LENGTH, _CHUNKED = b"content-length: 4\r\n", b"transfer-encoding: chunked\r\n"
+
+
+_IN_CHUNKS = b"2\r\n%b\r\n2\r\n%b\r\n0\r\n\r\n" % (_BODY[:2], _BODY[2:])
+
+
+@pytest.mark.parametrize(
+    ("status", "framing", "body"),
+    [(status, _LENGTH, _BODY) for status in (200, 301, 307, 401, 404, 426, 429, 499, 503)]
+    + [(403, _LENGTH, _BODY), (403, _CHUNKED, _IN_CHUNKS), (403, b"", _BODY)],
+)
+async def test_what_a_handshake_is_answered_with_is_handed_on(status: int, framing: bytes, body: bytes) -> None:
+    """As the answer to any other request: fields, body and all, and a redirect is the client's to follow."""
+    answer = b"HTTP/1.1 %d Odd\r\nlocation: http://else.example/\r\n" % status + framing + _FIELDS + b"\r\n" + body
+    async with answering(answer) as (upstream, heads), in_front_of(upstream) as address:
+        head, _, came = (await ask(address, HANDSHAKE)).partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert lines[0].startswith(b"http/1.1 %d " % status)
+    assert came == _BODY
+    assert {b"location: http://else.example/", b"content-type: text/odd", b"via: 1.1 ratelimit"} < set(lines)
+    assert [line for line in lines if b"cookie" in line] == [b"set-cookie: a=1", b"set-cookie: b=2"]
+    assert [line for line in lines if b"content-length" in line] == [b"content-length: 4"]
+    assert not [line for line in lines if line.startswith((b"transfer-encoding", b"x-hop"))]
+    assert len(heads) == 1
+
+
+async def test_the_refusal_of_a_handshake_is_bounded() -> None:
+    async def endless(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        while not writer.transport.is_closing():
+            writer.write(bytes(10_000))
+            await writer.drain()
+
+    async with scripted(endless) as upstream, in_front_of(upstream, ProxySettings(max_message=100_000)) as address:
+        assert (await ask(address, HANDSHAKE)).startswith(b"HTTP/1.1 502 ")
+
+
+@pytest.mark.parametrize("request_", [HANDSHAKE, GET.replace(b"close\r", b"close\r\nx-ratelimit-user: root\r")])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_nobody_is_followed_to_another_host(request_: bytes, status: int) -> None:
+    """What the client has sent, and who it is, are for the upstream alone."""
+    async with answering(OK) as (elsewhere, strangers):
+        answer = b"HTTP/1.1 %d Go\r\nlocation: http://%b/x\r\ncontent-length: 0\r\n\r\n" % (status, elsewhere.encode())
+        async with answering(answer) as (upstream, heads), in_front_of(upstream) as address:
+            came = await ask(address, request_.replace(b"host: a\r\n", b"host: a\r\nx-api-key: secret\r\n"))
+    assert came.startswith(b"HTTP/1.1 %d " % status)
+    assert b"location: http://%b/x" % elsewhere.encode() in came.lower()
+    assert (len(heads), strangers) == (1, [])
 
 
 async def test_a_handshake_that_is_not_answered() -> None:

@@ -7,7 +7,7 @@ from http.client import HTTPException
 from typing import Final
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from ratelimit.errors import ConfigError, StoreUnavailable
 
@@ -15,6 +15,13 @@ TOKEN: Final = "RATELIMIT_ADMIN_TOKEN"
 
 _TIMEOUT: Final = 10.0
 _LARGEST: Final = 16 * 2**20
+
+
+class _NotElsewhere(HTTPRedirectHandler):
+    """A redirect may lead to any host, and the token would go with it."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Never."""
 
 
 def scrape(url: str) -> str:
@@ -32,7 +39,7 @@ def scrape(url: str) -> str:
     if token := os.environ.get(TOKEN):
         headers["Authorization"] = f"Bearer {token}"
     try:
-        with urlopen(Request(address, headers=headers), timeout=_TIMEOUT) as answer:
+        with build_opener(_NotElsewhere).open(Request(address, headers=headers), timeout=_TIMEOUT) as answer:
             body: bytes = answer.read(_LARGEST)
             return body.decode("utf-8", "replace")
     except HTTPError as error:
