@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.http.state import RateLimitState
 from ratelimit.proxy.front import request_id
+from ratelimit.proxy.intake import REFUSED
 
 AccessFormat: TypeAlias = Literal["text", "json", "off"]
 
@@ -26,11 +27,16 @@ _encoder = msgspec.json.Encoder()
 class AccessLog:
     """The outermost of all. Writes to the logger `ratelimit.access`, at INFO.
 
-    `shown` is how a path is written; without `client` no address is, which may be what a user is known by.
+    `shown` is how a path is written; where `client` says no, no address is, which may be what a user is known by.
     """
 
     def __init__(
-        self, app: ASGIApp, form: AccessFormat, *, shown: Callable[[str], str] = str, client: bool = True
+        self,
+        app: ASGIApp,
+        form: AccessFormat,
+        *,
+        shown: Callable[[str], str] = str,
+        client: Callable[[], bool] = lambda: True,
     ) -> None:
         self.app = app
         self._client = client
@@ -56,7 +62,14 @@ class AccessLog:
         try:
             await self.app(scope, receive, count)
         finally:
+            if not status and REFUSED in scope:
+                status, sent = scope[REFUSED]
             self._write(scope, status, sent, time.perf_counter() - since)
+
+    def refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
+        """A request that its server has answered itself, as no app could have read it; the scope has what is known."""
+        if self._form != "off":
+            self._write(scope, status, sent, span)
 
     def _write(self, scope: Scope, status: int, sent: int, span: float) -> None:
         """Status 0: the client left, or was cut off, before there was one."""
@@ -64,7 +77,7 @@ class AccessLog:
         decisions = [] if state is None else state.decisions
         entry: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "client": scope["client"][0] if self._client and scope.get("client") else None,
+            "client": scope["client"][0] if scope.get("client") and self._client() else None,
             "method": scope.get("method", "WEBSOCKET"),
             "path": self._shown(scope["raw_path"].decode("latin-1")),
             "status": status,

@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 import aiohttp
+import httptools
 import msgspec
 from starlette.types import Scope, Send
 
@@ -38,6 +39,11 @@ class Failure(msgspec.Struct, frozen=True):
         await send({"type": f"{kind}.start", "status": self.status, "headers": headers})
         await send({"type": f"{kind}.body", "body": body})
 
+    @property
+    def length(self) -> int:
+        """Of the body, in bytes."""
+        return len(_encoder.encode(self))
+
     def raw(self) -> bytes:
         """As the last that is written to a connection."""
         body, headers = self._written()
@@ -64,12 +70,42 @@ UNREACHED: Final = problem(504, "Gateway Timeout", "No connection to the service
 SLOW: Final = problem(408, "Request Timeout", "The request did not arrive in time.")
 NOT_CODED: Final = problem(501, "Not Implemented", "The only transfer coding understood here is chunked.")
 NO_TUNNEL: Final = problem(501, "Not Implemented", "CONNECT is not a request that this proxy serves.")
-MALFORMED: Final = problem(400, "Bad Request", "This is no valid HTTP/1.1 request.")
+MALFORMED: Final = problem(400, "Bad Request", "This is no valid HTTP/1.1 request")
+CUT_SHORT: Final = problem(400, "Bad Request", "The request ended before its body was complete.")
+UNENCODED: Final = problem(
+    400, "Bad Request", "The request target holds a byte that no URL may hold; percent-encode it (RFC 3986, 2.1)."
+)
+FRAGMENT: Final = problem(400, "Bad Request", "The request target has a fragment; that is for the client alone.")
+UNKNOWN_METHOD: Final = problem(
+    501, "Not Implemented", "The method is none that is known here; methods are upper-case."
+)
 LARGE: Final = problem(431, "Request Header Fields Too Large", "The target and the fields of a request: 64 KB at most.")
 NO_HOST: Final = problem(400, "Bad Request", "An HTTP/1.1 request has one Host field, which names a host.")
 TOO_OLD: Final = problem(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.0 and HTTP/1.1.")
 OLD_CODED: Final = problem(400, "Bad Request", "A request of HTTP/1.0 has no transfer codings.")
-NO_TARGET: Final = problem(400, "Bad Request", "The request target has to be a path.")
+NO_TARGET: Final = problem(400, "Bad Request", "The request target has to be a path, an http URL or, of OPTIONS, *.")
+
+
+class Refused(Exception):
+    """A request that is not read any further, and what its client is told."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+def of_parser(error: httptools.HttpParserError, *, is_method: bool) -> Failure:
+    """What a request is refused with that the parser gave up on; `is_method`: what it reads as one could be one."""
+    if isinstance(error.__context__, Refused):
+        return error.__context__.failure
+    if isinstance(error, httptools.HttpParserInvalidURLError):
+        return UNENCODED
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and is_method:
+        return UNKNOWN_METHOD
+    if "HTTP version" in str(error):
+        return TOO_OLD
+    # The parser's reasons are its own words, and quote nothing.
+    return msgspec.structs.replace(MALFORMED, detail=f"{MALFORMED.detail}: {error}.")
 
 
 def of_error(error: Exception, whom: Whom) -> Failure:

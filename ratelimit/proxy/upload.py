@@ -74,5 +74,7 @@ def has_body(scope: Scope) -> bool:
 
 
 def expects_continue(scope: Scope) -> bool:
-    """Whether the client waits for a `100 Continue` before it sends the body."""
-    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
+    """Whether the client waits for a `100 Continue` before it sends the body. One of HTTP/1.0 does not know it."""
+    return scope["http_version"] != "1.0" and any(
+        name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
+    )

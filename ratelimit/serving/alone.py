@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -22,7 +23,7 @@ async def serve_alone(
     worker = Worker(make(), *sockets, leaving)
 
     def leave() -> None:
-        public.close()
+        asyncio.get_running_loop().call_later(leaving.accepts, public.close)
         worker.leave()
 
     on_signals(leave=leave, at_once=lambda: None, reload=worker.reload, replace=_no_other)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import socket
 from asyncio import Transport
-from typing import Final, cast
+from typing import Any, Final, cast
 
+import uvicorn
+from starlette.types import Scope
 from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets import http11
+from websockets.http11 import Request
 from websockets.protocol import State as WebSocketState
 
 from ratelimit.proxy.failures import MALFORMED
-from ratelimit.proxy.intake import MAX_HEAD, Intake
+from ratelimit.proxy.intake import MAX_HEAD, Intake, OnRefused
+from ratelimit.proxy.upstream import TARGET
 
 SERVICE_RESTART: Final = 1012
 
@@ -28,9 +32,10 @@ http11.MAX_NUM_HEADERS = MAX_HEAD
 class Shared(ServerState):
     """What the connections of one listener share."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: OnRefused) -> None:
         super().__init__()
         self.leaving = False
+        self.refused = refused
 
     def all(self) -> list[HttpConnection | WebSocketConnection]:
         """As they are now."""
@@ -52,6 +57,10 @@ class HttpConnection(Intake):
         super().data_received(data)
         if self.server_state.leaving:
             self._announce()
+
+    def on_refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
+        """See `Intake`."""
+        self.server_state.refused(scope, status, sent, span)
 
     def leave(self, now: float, linger: float) -> None:
         """To be called again and again: closes after `linger` idle seconds."""
@@ -97,12 +106,27 @@ class HttpConnection(Intake):
 class WebSocketConnection(WebSocketsSansIOProtocol):
     """Told to go at once: there is no last answer to wait for, and clients know how to come back."""
 
+    def __init__(self, config: uvicorn.Config, server_state: Shared, app_state: dict[str, Any]) -> None:
+        super().__init__(config, server_state, app_state)
+        self._refused = server_state.refused
+
     def data_received(self, data: bytes) -> None:
         """The handshake comes first, and whole. To one that `websockets` cannot read uvicorn never says anything."""
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
             self.transport.write(MALFORMED.raw())
             self.transport.close()
+            self._refused({"client": self.client, "headers": [], "raw_path": b"-"}, MALFORMED.status, 0, 0.0)
+
+    def handle_connect(self, event: Request) -> None:
+        """One that `websockets` itself refuses, for want of a key or so, no app hears of."""
+        super().handle_connect(event)
+        target = event.path.encode("latin-1")
+        if self.response.status_code == 101:
+            self.scope[TARGET] = target  # type: ignore[typeddict-unknown-key]
+        else:
+            scope: Scope = {"client": self.client, "headers": [], "raw_path": target.partition(b"?")[0]}
+            self._refused(scope, self.response.status_code, len(self.response.body), 0.0)
 
     def leave(self, now: float, linger: float) -> None:
         """Close with 1012 (service restart), and wait for the client to do the same. A handshake ends first."""

@@ -12,3 +12,8 @@ class Leaving:
 
     linger: float = 2.0
     grace: float = 15.0
+
+    @property
+    def accepts(self) -> float:
+        """Seconds in which newcomers are let in: load balancers take a while to hear that a service leaves."""
+        return min(self.linger, self.grace / 2)

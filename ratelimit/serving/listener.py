@@ -12,8 +12,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ratelimit.errors import RateLimitError
+from ratelimit.proxy.intake import OnRefused, nobody
 from ratelimit.serving.address import BACKLOG
 from ratelimit.serving.connection import HttpConnection, Shared, WebSocketConnection
+from ratelimit.serving.leaving import Leaving
 
 KEEP_ALIVE_S: Final = 75
 _MAX_MESSAGE: Final = 16 * 2**20
@@ -32,7 +34,7 @@ class StartFailed(RateLimitError):
 class Listener:
     """Has to be made within the event loop's process; the socket stays its owner's."""
 
-    def __init__(self, app: ASGIApp, listening: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, listening: socket.socket, *, refused: OnRefused = nobody) -> None:
         self._config = uvicorn.Config(
             app,
             http=HttpConnection,
@@ -50,7 +52,7 @@ class Listener:
         self._config.load()
         self._lifespan = self._config.lifespan_class(self._config)
         self._listening = listening
-        self._shared = Shared()
+        self._shared = Shared(refused)
         self._server: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -67,15 +69,16 @@ class Listener:
         """Clients are told to leave by what they are answered; connections that are idle for `linger` seconds close;
         what runs is cut off after `grace` seconds.
 
-        It accepts for half of `linger`, as there may be a queue, or handshakes on their way.
+        It accepts for half as long again as newcomers are let in, as there may be a queue, or handshakes on their way.
         """
+        accepts = 1.5 * Leaving(linger=linger, grace=grace).accepts
         loop = asyncio.get_running_loop()
         since = loop.time()
         self._shared.leaving = True
         while (now := loop.time()) < since + grace:
             for connection in self._shared.all():
                 connection.leave(now, linger)
-            if now >= since + linger / 2:
+            if now >= since + accepts:
                 await self._stop_accepting()
             if self._server is None and not self._busy():
                 return

@@ -55,7 +55,7 @@ class Supervisor:
         return await self._end(DONE)
 
     def _leave(self) -> None:
-        self._public.close()
+        asyncio.get_running_loop().call_later(self._task.leaving.accepts, self._public.close)
         self._told.set()
 
     def _reload(self) -> None:

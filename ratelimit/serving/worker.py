@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self, sidecar: Sidecar, public: socket.socket, admin: socket.socket | None, leaving: Leaving) -> None:
         self._sidecar = sidecar
-        self._public = Listener(sidecar.app, public)
+        self._public = Listener(sidecar.app, public, refused=sidecar.refused)
         self._admin = None if admin is None or sidecar.admin is None else Listener(sidecar.admin, admin)
         self._leaving = leaving
         self._told = asyncio.Event()

@@ -49,23 +49,30 @@ def sidecar(
 
     `host` is where `app` will be listened for, None for a unix socket. What the source gives now is served first.
     """
-    make = _decisions(host, access_log) if upstream is None else _in_front_of(upstream, settings, access_log)
-    one = Sidecar(source, make)
+    proxying = upstream is not None
+    one = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings))
+    log = AccessLog(
+        one,
+        access_log,
+        shown=str if proxying else _without_user,
+        client=lambda: one.current.base.config.user_hash_key is None,
+    )
+    one.app, one.refused = Joined.around(log), log.refused
     if admin_address(one.current.base.config) is not None:
         board = ServiceBoard(one, siblings)
         one.admin = admin_app(board, board.token, board.lifespan)
     return one
 
 
-def _in_front_of(upstream: str, settings: ProxySettings | None, access_log: AccessFormat) -> MakeApp:
+def _in_front_of(upstream: str, settings: ProxySettings | None) -> MakeApp:
     def make(base: Base) -> ASGIApp:
         args = args_of(base.config, base.limiter, base.usage)
-        return Joined.around(proxy_app(base.config, upstream, settings, access_log=access_log, args=args))
+        return proxy_app(base.config, upstream, settings, args=args)
 
     return make
 
 
-def _decisions(host: str | None, access_log: AccessFormat) -> MakeApp:
+def _decisions(host: str | None) -> MakeApp:
     replays: Replays | None = None
 
     def make(base: Base) -> ASGIApp:
@@ -73,9 +80,7 @@ def _decisions(host: str | None, access_log: AccessFormat) -> MakeApp:
         if replays is None:
             replays = Replays(base.limiter.clock)
         args = args_of(base.config, base.limiter, base.usage)
-        app = decision_app(base.config, host=host, store=base.shared, args=args, replays=replays)
-        client = base.config.user_hash_key is None
-        return Joined.around(AccessLog(app, access_log, shown=_without_user, client=client))
+        return decision_app(base.config, host=host, store=base.shared, args=args, replays=replays)
 
     return make
 

@@ -18,6 +18,7 @@ from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.limiter.checks import Observer
 from ratelimit.metrics import Books, Family, Tally
 from ratelimit.metrics.families import counters, gauge
+from ratelimit.proxy.intake import OnRefused, nobody
 from ratelimit.sidecar.base import Base
 from ratelimit.sidecar.generation import Generation, MakeApp
 from ratelimit.sidecar.generations import Generations
@@ -43,6 +44,10 @@ class Sidecar:
     """
 
     def __init__(self, source: ConfigSource, make_app: MakeApp, *, clock: Clock | None = None) -> None:
+        self.app: ASGIApp = self
+        """What to serve."""
+        self.refused: OnRefused = nobody
+        """Told of the requests that the server answers itself."""
         self.admin: ASGIApp | None = None
         """The admin listener's app; None where it is off."""
         self.leaving = False
@@ -68,11 +73,6 @@ class Sidecar:
             await self._live(receive, send)
         else:
             await self._generations.current(scope, receive, send)
-
-    @property
-    def app(self) -> ASGIApp:
-        """What to serve."""
-        return self
 
     @property
     def current(self) -> Generation:

@@ -38,7 +38,7 @@ def proxy_app(
 
     proxy = Proxy(upstream, settings, trusted_proxies=config.trusted_proxies)
     app = Front(RateLimitMiddleware(proxy, **(args or middleware_args(config))))
-    return AccessLog(app, access_log, client=config.user_hash_key is None)
+    return AccessLog(app, access_log, client=lambda: config.user_hash_key is None)
 
 
 def decision_app(
