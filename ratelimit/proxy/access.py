@@ -62,7 +62,7 @@ class AccessLog:
         try:
             await self.app(scope, receive, count)
         finally:
-            if not status and REFUSED in scope:
+            if REFUSED in scope:
                 status, sent = scope[REFUSED]
             self._write(scope, status, sent, time.perf_counter() - since)
 

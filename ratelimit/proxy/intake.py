@@ -138,8 +138,8 @@ class Intake(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """See `httptools`."""
-        self._measure(len(url))
         super().on_url(url)
+        self._measure(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See `httptools`. What comes after the header section is a trailer, and goes no further."""

@@ -17,11 +17,12 @@ from websockets.exceptions import ConnectionClosed
 from ratelimit import open_store
 from ratelimit.usage import UsageLog
 from tests.engines import Engine
-from tests.proxy.sockets import scripted
+from tests.proxy.sockets import ask, scripted
 from tests.serving.clients import Clients
 from tests.serving.processes import LONG_S, QUICK, served, until
 
 ROUNDS, CONNECTIONS = 3, 60
+READY = b"GET /health/ready HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
@@ -49,6 +50,30 @@ async def test_no_request_is_cut(way: str) -> None:
                 assert set(clients.statuses) == {200}
 
 
+async def test_newcomers_are_let_in_until_a_load_balancer_has_heard() -> None:
+    """Readiness says 503 from the signal on, and nobody is refused meanwhile; after `--linger` nobody listens."""
+    options = (*QUICK, "--linger", "3", "--admin", "127.0.0.1:0")
+    async with scripted(quick) as upstream, served("--upstream", f"http://{upstream}", *options) as service:
+        ready = service.banner["admin"].removeprefix("http://")
+        assert (await ask(ready, READY)).startswith(b"HTTP/1.1 200 ")
+        loop = asyncio.get_running_loop()
+        service.send(SIGTERM)
+        since = loop.time()
+        while not (await ask(ready, READY)).startswith(b"HTTP/1.1 503 "):
+            await asyncio.sleep(0.01)
+        came = 0
+        while loop.time() < since + 2:
+            answer = await ask(f"127.0.0.1:{service.port}", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"connection: close" in answer
+            came += 1
+            await asyncio.sleep(0.05)
+        assert came > 1
+        assert await service.ended() == 0
+        assert loop.time() > since + 3
+        assert nobody_at(service.port)
+
+
 async def test_every_accepted_event_is_in_the_table(engine: Engine) -> None:
     table = f"leaving-{uuid4().hex[:8]}"
     url = engine.store_url(table, create="true")
@@ -59,6 +84,8 @@ async def test_every_accepted_event_is_in_the_table(engine: Engine) -> None:
             clients.start(CONNECTIONS)
             await clients.get(3 * CONNECTIONS)
             service.send(SIGTERM)
+            newcomer = await ask(f"127.0.0.1:{service.port}", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            assert newcomer.startswith(b"HTTP/1.1 200 ")
             await clients.refused()
             assert await service.ended() == 0
     assert clients.cut == []

@@ -11,9 +11,11 @@ import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
 
+from ratelimit.proxy.upstream import target_of
 from ratelimit.serving import Address
 from ratelimit.serving.connection import HttpConnection
 from ratelimit.serving.listener import Listener
+from tests.proxy.test_upgrades import HANDSHAKE
 from tests.serving.processes import LONG_S
 
 GET = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -45,6 +47,11 @@ class App:
         self.asked.append(scope["path"])
         if scope["path"] == "/later":
             await self.later.wait()
+        if scope["path"] == "/until-gone":
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.later.set()
+            return
         if scope["path"] == "/body":
             self.bodies.append(b"")
             while (message := await receive()).get("more_body"):
@@ -234,4 +241,46 @@ async def test_at_the_end_of_its_time_a_connection_is_closed_but_not_upon_a_requ
         assert b"/after" in await asyncio.wait_for(loop.sock_recv(client, 1000), LONG_S)
         connection.timeout_keep_alive_handler()
         assert await asyncio.wait_for(loop.sock_recv(client, 1000), LONG_S) == b""
+    await running.leave()
+
+
+@on_both_loops
+async def test_who_closes_only_its_own_side_is_answered(running: Running) -> None:
+    reader, writer = await running.connect()
+    writer.write(GET % b"later")
+    writer.write_eof()
+    while not running.app.asked:
+        await asyncio.sleep(0)
+    await asyncio.sleep(1)  # longer than the listener takes to see that a client has left for good
+    running.app.later.set()
+    said = await answer(reader)
+    assert said.startswith(b"http/1.1 200 ")
+    assert (said.count(b"http/1.1"), b"connection: close" in said) == (1, True)
+    assert await closed(reader)
+    await running.leave()
+
+
+@on_both_loops
+async def test_of_who_leaves_for_good_the_app_is_told(running: Running) -> None:
+    for sent in (GET % b"until-gone", b"GET /until-gone HTTP/1.0\r\n\r\n"):
+        _, writer = await running.connect()
+        writer.write(sent)
+        while not running.app.asked:
+            await asyncio.sleep(0)
+        running.app.asked.clear()
+        writer.close()
+        await asyncio.wait_for(running.app.later.wait(), LONG_S)
+        running.app.later.clear()
+    await running.leave()
+
+
+@on_both_loops
+async def test_the_target_of_a_handshake_byte_by_byte(running: Running) -> None:
+    for target in (b"/chat?", b"/chat", b"/chat?a=%C3%a4&&"):
+        _, writer = await running.connect()
+        writer.write(HANDSHAKE.replace(b"/chat", target))
+        while not running.app.sockets:
+            await asyncio.sleep(0)
+        assert target_of(running.app.sockets.pop()) == target
+        writer.close()
     await running.leave()

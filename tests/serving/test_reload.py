@@ -10,6 +10,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from ratelimit.proxy.intake import nobody
 from ratelimit.serving import Address, Leaving
 from ratelimit.serving.worker import Worker
 from tests.engines import Engine
@@ -73,6 +74,7 @@ class SlowToReload:
     """As much of a sidecar as a worker needs that never serves."""
 
     app = admin = staticmethod(hello)
+    refused = staticmethod(nobody)
 
     def __init__(self) -> None:
         self.reloads = 0

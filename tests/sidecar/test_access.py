@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from asyncio import StreamReader, StreamWriter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.proxy.sockets import scripted
+from ratelimit.serving import Address
+from ratelimit.serving.listener import Listener
+from ratelimit.sidecar import sidecar
+from ratelimit.wiring import load_checked
+from tests.proxy.sockets import ask, scripted
 from tests.sidecar.running import running, write
 
 SECRET = {"x-api-key": "s3cret-key", "authorization": "Bearer s3cret-token", "cookie": "session=s3cret"}
@@ -80,3 +85,58 @@ async def test_off_is_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     async with running(write(tmp_path), access_log="off") as service:
         await service.statuses(1)
     assert entries(caplog) == []
+
+
+_REST = b" HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+_CHUNKED = b"POST /v1/check?s3cret" + _REST + b"transfer-encoding: chunked\r\n\r\n"
+UNREAD = {
+    "nonsense": (b"s3cret: nonsense\r\n\r\n", 400, "-", "-"),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01s3cret\r\n\r\n", 400, "-", "-"),
+    "a method": (b"FROB /x?s3cret" + _REST + b"\r\n", 501, "-", "-"),
+    "a target": (b"GET /x\xff?s3cret" + _REST + b"\r\n", 400, "-", "-"),
+    "a URL": (b"GET ftp://u:s3cret@b/x" + _REST + b"\r\n", 400, "GET", "-"),
+    "a fragment": (b"GET /x#s3cret" + _REST + b"\r\n", 400, "GET", "/x"),
+    "a field": (b"GET /x?s3cret" + _REST + b"a : s3cret\r\n\r\n", 400, "GET", "/x"),
+    "a user in the path": (b"GET /v1/users/s3cret/usage?a" + _REST + b"a : b\r\n\r\n", 400, "GET", "/v1/users/*/usage"),
+    "a large field": (b"GET /x?s3cret" + _REST + b"a: " + b"b" * 70_000 + b"\r\n\r\n", 431, "GET", "/x"),
+    "a large target": (b"GET /x?" + b"s3cret" * 20_000 + _REST + b"\r\n", 431, "GET", "/x"),
+    "a version": (b"GET /x?s3cret HTTP/1.7\r\n\r\n", 505, "GET", "/x"),
+    "CONNECT": (b"CONNECT s3cret:443" + _REST + b"\r\n", 501, "CONNECT", "-"),
+    "a chunk": (_CHUNKED + b"s3cret\r\n", 400, "POST", "/v1/check"),
+    "a handshake": (
+        b"GET /chat?s3cret HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+        400,
+        "WEBSOCKET",
+        "/chat",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sent", "status", "method", "path"), UNREAD.values(), ids=UNREAD)
+async def test_what_no_app_has_seen_has_its_line_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sent: bytes, status: int, method: str, path: str
+) -> None:
+    one = sidecar(partial(load_checked, write(tmp_path), env={}), access_log="json")
+    listening = Address(port=0).bind()
+    listener = Listener(one.app, listening.socket, refused=one.refused)
+    await listener.start()
+    try:
+        answer = await ask(listening.where.removeprefix("http://"), sent)
+    finally:
+        await listener.leave(linger=0, grace=5)
+        await listener.stop()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    (entry,) = entries(caplog)
+    said = {name: entry[name] for name in ("client", "method", "path", "status", "bytes", "policies")}
+    length = len(answer.partition(b"\r\n\r\n")[2])
+    assert said == {
+        "client": "127.0.0.1", "method": method, "path": path, "status": status, "bytes": length, "policies": {},
+    }  # fmt: skip
+    assert "s3cret" not in caplog.text
+
+
+async def test_where_users_are_hashed_no_address_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, settings=f'user_hash_key = "{"k" * 32}"')
+    one = sidecar(partial(load_checked, path, env={}), access_log="json")
+    one.refused({"client": ("203.0.113.9", 1), "headers": [], "raw_path": b"-"}, 400, 0, 0.0)
+    assert [entry["client"] for entry in entries(caplog)] == [None]
