@@ -4,7 +4,7 @@ from ratelimit.config.document import document
 from ratelimit.config.load import load_config, read_config
 from ratelimit.config.model import Config, HeadersMode, SettingArgs
 from ratelimit.config.problems import Problems
-from ratelimit.config.secrets import check_token, masked, masked_path
+from ratelimit.config.secrets import check_token, masked, masked_path, redacted
 from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "masked",
     "masked_path",
     "read_config",
+    "redacted",
 ]

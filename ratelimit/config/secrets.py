@@ -4,33 +4,64 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import unquote
 
 from ratelimit.errors import ConfigError
 
 MASK: Final = "***"
 SHORTEST_TOKEN: Final = 16
 
-# `user:password@`, also inside a parameter (`endpoint=http://user:password@host`, percent-encoded or not).
-_CREDENTIALS = re.compile(r"(?<=//)[^/?#&]*@")
-_ENCODED_CREDENTIALS = re.compile(r"(?<=%2F%2F)(?:(?!%2F|%3F|%23)[^/?#&])*(?:%40|@)", re.IGNORECASE)
+# A password may hold whatever its owner did not encode (`/`, `?`, `#`, `@`, spaces), so that nobody can say where it
+# ends but at the last `@`: rather a host or a path too much is hidden than a letter of it shown.
+_CREDENTIALS = re.compile(r"(?<=//).*@", re.DOTALL)
+_NO_SCHEME = re.compile(r"^[^/@]*:.*@", re.DOTALL)
+# In a parameter (`endpoint=http://user:password@host`, percent-encoded or not) up to the next parameter's beginning.
+_IN_PARAMETER = re.compile(r"(?<=//)(?:(?!&\w+=).)*@", re.DOTALL)
+_ENCODED = re.compile(r"(?<=%2F%2F)(?:(?!&\w+=).)*(?:%40|@)", re.IGNORECASE | re.DOTALL)
 _PARAMETER = re.compile(
-    r"(?<=[?&])([^=&#]*(?:secret|password|passwd|token|credential|key_id|access_key|api_key)[^=&#]*)=[^&#]*",
+    r"(?<=[?&])([^=&#]*(?:secret|password|passwd|token|credential|key_id|access_key|api_key)[^=&#]*)=[^&]*",
     re.IGNORECASE,
 )
-
-_SERVER = re.compile(r"(?P<scheme>\w+://)(?:[^/?#\\]*@)?(?P<host>[^/?#\\]*)(?P<rest>.*)", re.DOTALL)
+_TABLE = re.compile(r"(?P<table>(?:dynamodb|earlier)://[^/?#@]*\?)(?P<parameters>\w+=.*)", re.DOTALL)
+_SERVER = re.compile(r"(?P<scheme>[\w+.-]+://)(?P<authority>[^/?#\\]*)(?P<rest>.*)", re.DOTALL)
+_FRAGMENT: Final = 3
 
 
 def masked(url: str) -> str:
-    """The URL with every credential in it replaced, fit for a terminal or a log."""
-    url = _CREDENTIALS.sub(f"{MASK}@", url)
-    url = _ENCODED_CREDENTIALS.sub(f"{MASK}@", url)
+    """The URL with every credential in it replaced, fit for a terminal or a log. Also one that cannot be parsed."""
+    if table := _TABLE.fullmatch(url):
+        parameters = _ENCODED.sub(f"{MASK}@", _IN_PARAMETER.sub(f"{MASK}@", table["parameters"]))
+        url = table["table"] + parameters
+    else:
+        url = _CREDENTIALS.sub(f"{MASK}@", url) if "//" in url else _NO_SCHEME.sub(f"{MASK}@", url)
     return _PARAMETER.sub(rf"\1={MASK}", url)
 
 
 def masked_path(url: str) -> str:
     """Scheme and host, for a URL that lets in whoever has it; what is none (`off`) stays as it is."""
-    return _SERVER.sub(lambda found: found["scheme"] + found["host"] + (f"/{MASK}" if found["rest"] else ""), url)
+
+    def shown(found: re.Match[str]) -> str:
+        if "@" in found["rest"] and ":" in found["authority"]:  # a password may go on there: which part is the host?
+            return found["scheme"] + MASK
+        host = found["authority"].rpartition("@")[2]
+        return found["scheme"] + host + (f"/{MASK}" if found["rest"] else "")
+
+    return _SERVER.sub(shown, url)
+
+
+def redacted(text: object, url: str) -> str:
+    """What a library says about a URL, without the credentials: neither the URL, nor the password, nor parts of it."""
+    shown = str(text).replace(url, masked(url))
+    credentials = url.rpartition("@")[0]
+    credentials = credentials.partition("//")[2] or credentials
+    password = credentials.partition(":")[2] or credentials
+    parts = re.split(r"[@/?#:\s]", password)
+    parameters = [found.group().partition("=")[2] for found in _PARAMETER.finditer(url)]
+    secrets = {secret for one in (credentials, password, *parts, *parameters) for secret in (one, unquote(one))}
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _FRAGMENT:
+            shown = shown.replace(secret, MASK)
+    return shown
 
 
 def check_token(value: object) -> str | None:

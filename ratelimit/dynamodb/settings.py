@@ -116,7 +116,7 @@ def server_of(endpoint: str) -> Server | None:
 
 def without_userinfo(endpoint: str) -> str:
     """The endpoint as it may be shown."""
-    return re.sub(r"//[^/@]*@", "//", endpoint)
+    return re.sub(r"//.*@", "//", endpoint, flags=re.DOTALL)
 
 
 def _check_endpoint(endpoint: str) -> None:

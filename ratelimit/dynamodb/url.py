@@ -26,7 +26,7 @@ def parse_url(url: str) -> Settings:
         raise ConfigError("", f"not a store URL; {_HOW}") from None
     if parts.scheme != SCHEME:
         raise ConfigError("", f"a URL of DynamoDB starts with {SCHEME}://, not {parts.scheme}://")
-    if "@" in parts.netloc:
+    if "@" in url.partition("endpoint=")[0]:
         raise ConfigError("", "a store URL holds no credentials; use the standard AWS variables or a profile")
     if not parts.netloc:
         raise ConfigError("table", f"the URL names no table; {_HOW}")

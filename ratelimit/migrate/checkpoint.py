@@ -17,6 +17,8 @@ from ratelimit.migrate.rows import Entity, Read
 _VERSION: Final = 2
 _MOST_REASONS: Final = 50
 _NUMBER = re.compile(r"\d+")
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s()'"]+@[^\s()'"]+""")
+_FEW_VALUES: Final = "unknown action"
 
 
 class Counts(msgspec.Struct):
@@ -39,9 +41,10 @@ class Counts(msgspec.Struct):
             setattr(self, fate, getattr(self, fate) + 1)
 
     def reject(self, reason: str) -> None:
-        """One more. What differs from row to row is left out of the reason, so that equal ones add up."""
+        """One more. What differs from row to row is left out of the reason, so that equal ones add up; an unknown
+        action is what has to go into the mapping."""
         self.rejected += 1
-        kind = _NUMBER.sub("N", reason.partition("'")[0].rstrip(" ;:,(") or reason)
+        kind = reason if reason.startswith(_FEW_VALUES) else _NUMBER.sub("N", _QUOTED.sub("'…'", reason))
         if kind not in self.reasons and len(self.reasons) >= _MOST_REASONS:
             kind = "others"
         self.reasons[kind] = self.reasons.get(kind, 0) + 1

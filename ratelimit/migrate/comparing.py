@@ -27,6 +27,8 @@ SIDES: Final = """
     CREATE TABLE days (user TEXT, day TEXT, action TEXT, n0 INTEGER DEFAULT 0, d0 INTEGER DEFAULT 0,
                        n1 INTEGER DEFAULT 0, d1 INTEGER DEFAULT 0, PRIMARY KEY (user, day, action)) WITHOUT ROWID;
     CREATE TABLE entries (name TEXT PRIMARY KEY, s0 TEXT, s1 TEXT) WITHOUT ROWID;
+    CREATE TABLE owners (identity TEXT PRIMARY KEY, name TEXT) WITHOUT ROWID;
+    CREATE TABLE wished (name TEXT, identity TEXT, PRIMARY KEY (name, identity)) WITHOUT ROWID;
     CREATE TABLE keys (user TEXT, action TEXT, s0 INTEGER DEFAULT 0, s1 INTEGER DEFAULT 0, brought INTEGER DEFAULT 0,
                        PRIMARY KEY (user, action)) WITHOUT ROWID;
     CREATE TABLE fields (user TEXT, action TEXT, field TEXT, s0 INTEGER, s1 INTEGER,
@@ -36,6 +38,11 @@ _FIELDS: Final = """
     SELECT user, action, field, fields.s0, fields.s1 FROM fields JOIN keys USING (user, action)
     WHERE keys.s0 AND brought
 """
+_TAKEN: Final = """
+    SELECT wished.name, owners.identity, owners.name FROM wished JOIN owners USING (identity) JOIN entries
+    ON entries.name = wished.name WHERE entries.s1 IS NULL AND owners.name <> wished.name ORDER BY wished.name
+"""
+_NAMED: Final = 20
 SAMPLED: Final = 2_000
 _DIGEST: Final = 2**62 - 1
 
@@ -119,14 +126,25 @@ class Entries:
 
     def note(self, side: Side, entries: Iterable[User | Plan]) -> None:
         """All that is compared of them."""
+        several = list(entries)
         self._scratch.put(
             f"INSERT INTO entries (name, s{side}) VALUES (?, ?) ON CONFLICT DO UPDATE SET s{side} = excluded.s{side}",
-            [(name_of(one), _said(one)) for one in entries],
+            [(name_of(one), _said(one)) for one in several],
         )
+        pairs = [(name_of(one), str(each)) for one in several if isinstance(one, User) for each in one.identities]
+        if side == SOURCE:
+            self._scratch.put("INSERT OR IGNORE INTO wished VALUES (?, ?)", pairs)
+        else:
+            self._scratch.put("INSERT OR IGNORE INTO owners (name, identity) VALUES (?, ?)", pairs)
 
     def judge(self, verdict: Verdict, compared: Compared) -> None:
-        """One by one."""
+        """One by one. A user whose e-mail is another's in the table was rejected, and is on neither side."""
         one = self._scratch.one
+        taken = list(self._scratch.rows(_TAKEN))
+        self._scratch.put("DELETE FROM entries WHERE name = ?", [(name,) for name, _, _ in taken])
+        compared.rejected = len({name for name, _, _ in taken})
+        for name, identity, owner in taken[:_NAMED]:
+            verdict.notes.append(f"user {name} is rejected: user {owner} has this e-mail already ({identity})")
         compared.source = one("SELECT count(s0) FROM entries")
         compared.target = one("SELECT count(s1) FROM entries")
         compared.missing = one("SELECT count(*) FROM entries WHERE s1 IS NULL")

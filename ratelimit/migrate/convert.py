@@ -6,7 +6,6 @@ import json
 from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from ratelimit.clock import DAY, Clock
 from ratelimit.errors import InvalidInput, UnknownAction
@@ -27,8 +26,8 @@ class Converter:
     """Reads rows by a mapping. `clock` says what is too old, and what lies in the future.
 
     `actions` are those that may be used; None takes all. `costs`, by action, are those of rows that do not say theirs.
-    A row's event has an id made of what the row says of itself (its key, user, action and time): the same whenever it
-    is read, from a database or from a dump of it.
+    A row's event has an id made of what the row itself says (its key, user and action, as they are written there): the
+    same whenever it is read, from a database or from a dump of it, and however a setting interprets it.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Converter:
         self._clock = clock
         self._actions = actions
         self._costs = costs or {}
-        self._timezone = ZoneInfo(mapping.events.timezone)
+        self._zone = values.Zone(mapping.events.timezone)
 
     def read(self, entity: Entity, where: str, row: Mapping[str, Any], *, nth: int = 0) -> Read:
         """What the row is, or why it is nothing. `nth`: rows that said the same came before it."""
@@ -52,6 +51,15 @@ class Converter:
         # Whatever is wrong with a row, it is set aside: it would stop every run at the same place.
         except (UnknownAction, ValueError, ArithmeticError, RecursionError) as error:
             return Read(where, None, str(error), shown(row))
+
+    def notes(self) -> list[str]:
+        """What a reader of the report should know of the rows that were read."""
+        if not self._zone.used or self.mapping.is_given("events.timezone"):
+            return []
+        return [
+            "some times have no zone and were read as UTC; where they are local times, say so in a mapping before they "
+            "are brought: [events] timezone = 'Europe/Berlin' (or 'UTC', where that is right)"
+        ]
 
     def key(self, row: Mapping[str, Any]) -> Any:
         """What an event's row is known by; None where it has nothing of the kind."""
@@ -105,11 +113,11 @@ class Converter:
         time = _of(row, columns.time)
         if time is None:
             raise InvalidInput("time is missing")
-        at = values.milliseconds(time, timezone=self._timezone, format=columns.time_format)
+        at = values.milliseconds(time, zone=self._zone, format=columns.time_format)
         key = self.key(row)
         # Without a key of its own, a row is known by all that it says.
-        event_id = derived_id(at, shown(row) if key is None else str(key), user, action, nth)
-        return self.event(event_id, user, action, at, **self._rest(row))
+        said = [shown(row)] if key is None else [str(key), user, str(_of(row, columns.action))]
+        return self.event(derived_id(at, *said, nth=nth), user, action, at, **self._rest(row))
 
     def _rest(self, row: Mapping[str, Any]) -> dict[str, Any]:
         columns = self.mapping.events
@@ -129,15 +137,17 @@ class Converter:
         return found
 
 
-def derived_id(at: int, key: str, user: str, action: str, nth: int = 0) -> str:
-    """The id of the event that a row is, the same in every run; it carries the time, so that it is one write unit.
+def derived_id(at: int, *said: str, nth: int = 0) -> str:
+    """The id of the event that a row is, the same in every run, by what the row says of itself, uninterpreted.
+
+    The first bits are the event's time, so that writing it is one write unit; they are its place, and not its identity.
 
     Raises `InvalidInput` for a time that it cannot carry.
     """
     if not 0 <= at < _NO_TIME:
         raise InvalidInput("time lies before 1970" if at < 0 else "time lies in the far future")
-    said = json.dumps(["ratelimit migrate", key, user, action, at, nth], ensure_ascii=False)
-    return id_from(at, blake2b(said.encode(errors="surrogatepass"), digest_size=16).digest())
+    text = json.dumps(["ratelimit migrate", *said, nth], ensure_ascii=False)
+    return id_from(at, blake2b(text.encode(errors="surrogatepass"), digest_size=16).digest())
 
 
 def shown(row: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ratelimit.config import masked
+from ratelimit.config import masked, redacted
 from ratelimit.errors import ConfigError
 
 _DRIVERS: Final = {
@@ -22,6 +22,7 @@ _READ_ONLY: Final = {
     "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
     "sqlite": ("PRAGMA query_only = ON",),
 }
+_ENCODED: Final = "in a password `@` is written %40, `/` %2F, `?` %3F, `#` %23, `:` %3A and `%` %25"
 
 
 def with_driver(url: str) -> str:
@@ -34,12 +35,14 @@ def open_engine(sa: Any, url: str | Path) -> Any:
     """Read only, whatever it is. Raises `ConfigError`."""
     try:
         made = sa.make_url(with_driver(url)) if isinstance(url, str) else sa.URL.create("sqlite", database=str(url))
+        if made.username is not None and "@" in f"{made.host}{made.database}":
+            raise ConfigError("", f"cannot use {masked(str(url))}: {_ENCODED}")
         if made.get_backend_name() == "sqlite":
             engine = _sqlite(sa, made)
         else:
             engine = sa.create_engine(made, pool_pre_ping=True, pool_size=1, max_overflow=1)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, ValueError) as error:
-        raise ConfigError("", f"cannot use {masked(str(url))}: {error}") from None
+        raise ConfigError("", f"cannot use {masked(str(url))}: {redacted(error, str(url))}; {_ENCODED}") from None
 
     sa.event.listen(engine, "connect", partial(_make_read_only, engine.dialect))
     return engine

@@ -5,6 +5,11 @@
     PK = USR#<user>                      SK = META      dat = {em, nm, pic, gid, plan, act, stf, pln? {mhd, med}}
     PK = PLAN#<plan>                     SK = META      dat = {nm, dsc, mh, me, mp, cva, crp, act}
 
+And the one that tutorials have, with the relational names, as attributes or in a map `dat`, `data`:
+
+    PK = USER#<user>   SK = USAGE#<time>, USAGE#<time>#<action>, USAGE#<action>#<time>; with `count` it is a sum
+    PK = USER#<user>   SK = META, METADATA, PROFILE, INFO, or the same as PK       PK = PLAN#<plan>   SK likewise
+
 Nothing was escaped there: a `#` in a user's id is part of it. Two events of one action in one second overwrote each
 other; the seconds in which that may have happened are counted, and cannot be restored.
 """
@@ -24,6 +29,7 @@ from ratelimit.migrate.bursts import Bursts
 from ratelimit.migrate.convert import Converter, derived_id, shown
 from ratelimit.migrate.raw import RawTable
 from ratelimit.migrate.rows import Batch, Entity, Entry, Expired, Read
+from ratelimit.migrate.target import kind_of
 from ratelimit.migrate.unmarshal import unmarshal
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.usage.outlast import Outlast
@@ -33,6 +39,10 @@ _USER: Final = "USR#"
 _EMAIL: Final = "EMAIL#"
 _PLAN: Final = "PLAN#"
 _META: Final = "META"
+_FLAT_USER: Final = "USER#"
+_FLAT_USAGE: Final = "USAGE#"
+_FLAT_META: Final = ("META", "METADATA", "PROFILE", "INFO")
+_MAPS: Final = ("dat", "data")
 _HINT: Final = "hint"
 _EXECUTION: Final = "execution"
 # What a user had whose inline plan did not say.
@@ -117,7 +127,8 @@ class EarlierSource:
     async def notes(self) -> Sequence[str]:
         """See `Source.notes`."""
         others, bursts = self._events.others, self._events.bursts
-        notes = [f"left alone, as they hold no usage: {count:,} items {kind}" for kind, count in others.items()]
+        notes = self._converter.notes()
+        notes += [f"left alone, as they hold no usage: {count:,} items {kind}" for kind, count in others.items()]
         if bursts.seconds:
             notes.append(
                 f"{bursts.seconds:,} seconds are suspicious: the user was so busy that a second event may have "
@@ -147,11 +158,47 @@ class EarlierSource:
 
     def _entry(self, kind: Entity, name: str, item: Mapping[str, Any]) -> Entry:
         data = item.get("dat")
+        is_flat = str(item["PK"]).startswith(_FLAT_USER) or (kind == "plans" and not {"mh", "me"} & set(data or ()))
+        if is_flat:
+            return self._flat(kind, name, item)
         if not isinstance(data, dict):
             raise InvalidInput("dat is missing")
         if kind == "plans":
             return Plan(name, self._limits(data.get("mh"), data.get("me")))
         return self._user(name, data) if kind == "users" else self._event(name, item, data)
+
+    def _flat(self, kind: Entity, name: str, item: Mapping[str, Any]) -> Entry:
+        """Of the layout with the relational names. What an item does not say, its key may."""
+        row: dict[str, Any] = {}
+        for each in _MAPS:
+            row |= item[each] if isinstance(item.get(each), dict) else {}
+        row |= {key: value for key, value in item.items() if key not in ("PK", "SK", *_MAPS)}
+        columns = self._converter.mapping.columns(kind)
+
+        def fill(path: str, value: object) -> None:
+            if not any(row.get(column) not in (None, "") for column in columns[path]):
+                row[columns[path][0]] = value
+
+        if kind != "events":
+            row[columns[f"{kind}.id"][0]] = name
+            if kind == "plans" and not any(row.get(names[0]) for path, names in columns.items() if "quotas" in path):
+                raise InvalidInput(f"no quota is named (looked for: {', '.join(n[0] for n in columns.values() if n)})")
+            return self._converted(kind, item, row)
+        _, *parts = str(item["SK"]).split("#")
+        times = [part for part in parts if part[:1].isdigit()]
+        words = [part for part in parts if part and not part[:1].isdigit()]
+        row[columns["events.user"][0]] = name
+        fill("events.action", words[0] if words else None)
+        fill("events.time", times[0] if times else None)
+        fill("events.cost", row.get("count"))
+        row[columns["events.id"][0]] = str(item["SK"])
+        return self._converted(kind, item, row)
+
+    def _converted(self, kind: Entity, item: Mapping[str, Any], row: Mapping[str, Any]) -> Entry:
+        found = self._converter.read(kind, str(item["SK"]), row)
+        if found.entry is None:
+            raise InvalidInput(found.problem)
+        return found.entry
 
     def _user(self, name: str, data: Mapping[str, Any]) -> User:
         plan, email, inline = data.get("plan"), data.get("em"), data.get("pln")
@@ -187,13 +234,13 @@ class EarlierSource:
             metadata |= values.mapping(data["met"])
         resource = data.get("pid")
         return self._converter.event(
-            derived_id(at, str(item["SK"]), user, action), user, action, at,
+            derived_id(at, str(item["SK"]), user), user, action, at,
             resource=None if resource in (None, "") else values.text("pid", resource),
             metadata=metadata,
         )  # fmt: skip
 
     def _note_other(self, pk: str, sk: str) -> None:
-        kind = f"{pk.partition('#')[0]}#… / {sk.partition('#')[0]}"
+        kind = kind_of(pk, sk)
         others = self._events.others
         if kind not in others and len(others) >= _MOST_KINDS:
             kind = "of other kinds"
@@ -204,8 +251,12 @@ def _place_of(pk: str, sk: str) -> _Place:
     for prefix in (_USER, _EMAIL):
         if pk.startswith(prefix) and _USAGE in pk and sk.startswith("ULOG#"):
             return _Place("events", pk.removeprefix(prefix).rpartition(_USAGE)[0])
+    if pk.startswith(_FLAT_USER) and sk.startswith(_FLAT_USAGE):
+        return _Place("events", pk.removeprefix(_FLAT_USER))
+    if pk.startswith(_FLAT_USER) and sk in (*_FLAT_META, pk):
+        return _Place("users", pk.removeprefix(_FLAT_USER))
+    if pk.startswith(_PLAN) and sk in (*_FLAT_META, pk):
+        return _Place("plans", pk.removeprefix(_PLAN))
     if sk == _META and pk.startswith(_USER) and _USAGE not in pk:
         return _Place("users", pk.removeprefix(_USER))
-    if sk == _META and pk.startswith(_PLAN):
-        return _Place("plans", pk.removeprefix(_PLAN))
     return _Place(None, "")

@@ -1,6 +1,7 @@
-"""`FileSource`: JSON (a list, an object keyed by id, or both under names of tables) and JSON lines, a file or a folder.
+"""`FileSource`: JSON (a list, an object keyed by id, or both under names of tables), JSON lines and CSV, each packed by
+gzip or not, a file or a folder.
 
-A file is about what its name says (`usage_log.json`, `users.jsonl`), or what its sections say (`{"users": [...],
+A file is about what its name says (`usage_log.json`, `users.jsonl.gz`), or what its sections say (`{"users": [...],
 "usage_log": {...}}`), or what the only `--entity` says. Of several that are about the same, all are read. That is done
 from the beginning in every run: going on skips what was done, and rows without a key are counted alike.
 """
@@ -8,8 +9,9 @@ from the beginning in every run: going on skips what was done, and rows without 
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,14 +19,16 @@ from typing import Any, Final, NamedTuple
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, Unreadable
+from ratelimit.migrate.mapping import absent
 from ratelimit.migrate.nth import Nth
-from ratelimit.migrate.rows import Batch, Entity, Read
-from ratelimit.usage.lines import read_lines
+from ratelimit.migrate.recognising import HELD, Seen, recognised, sketch, unknown_table
+from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused
+from ratelimit.migrate.text_files import UTF_8, Opened, check_whole, no_text, opened, split_name
 
-_LINES: Final = (".jsonl", ".ndjson")
-_SUFFIXES: Final = (*_LINES, ".json")
 _MOST_SECTIONS: Final = 20
-_KINDS: Final[tuple[Entity, ...]] = ("plans", "users", "events")
+_DELIMITERS: Final = ",;\t|"
+_SHOWN: Final = 1000
+_CUT: Final = "; the file ends in the middle of it, so it was cut short"
 
 
 class _Place(NamedTuple):
@@ -43,31 +47,47 @@ class _Row(NamedTuple):
 
 
 class FileSource:
-    """A file, or a folder of them. `only` is the entity that a file is about whose name does not say it."""
+    """A file, or a folder of them. `only` is the entity that a file is about whose name does not say it; `wanted` those
+    that are asked for, none for all."""
 
     keyed = False
     totals = False
 
-    def __init__(self, path: Path, converter: Converter, *, only: Entity | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        converter: Converter,
+        *,
+        only: Entity | None = None,
+        wanted: Collection[str] = (),
+        encoding: str = UTF_8,
+    ) -> None:
         self.name = str(path)
         self._path = path
         self._converter = converter
         self._only = only
+        self._wanted = wanted
+        self._encoding = encoding
         self._places: dict[Entity, list[_Place]] = {}
-        self._ignored: list[str] = []
+        self._seen: Seen = {}
+        self._unused: set[str] = set()
 
     async def open(self) -> None:
         """See `Source.open`. Raises `InvalidInput` where nothing in it is known."""
         await asyncio.to_thread(self._look)
+        mapping = self._converter.mapping
+        if unknown := unknown_table(mapping, self._wanted, self._places, self._seen):
+            raise SourceRefused(f"{self.name}: {unknown}")
         if not self._places:
-            raise InvalidInput(
-                f"{self._path} says nowhere what it holds; name it usage_log.json, users.json or "
-                "subscription_plan.json, or say --entity events"
+            raise SourceRefused(
+                f"{self.name} says nowhere what it holds; name it usage_log.json, users.csv or "
+                f"subscription_plan.jsonl, or say --entity events; {sketch(mapping, self._seen)}"
             )
+        await asyncio.to_thread(self._check_fields)
 
     async def entities(self) -> Sequence[Entity]:
         """See `Source.entities`."""
-        found = [kind for kind in _KINDS if kind in self._places]
+        found = [kind for kind in HELD if kind in self._places]
         return [*found, "counters"] if "events" in found else found
 
     async def size(self, entity: Entity) -> int | None:
@@ -88,7 +108,10 @@ class FileSource:
 
     async def notes(self) -> Sequence[str]:
         """See `Source.notes`."""
-        return [f"left alone, as they hold no usage: {', '.join(self._ignored)}"] if self._ignored else []
+        notes = self._converter.notes()
+        if ignored := [name for name in self._seen if not self._is_used(name)]:
+            notes.append(f"left alone, as they hold no usage: {', '.join(ignored)}")
+        return notes
 
     async def close(self) -> None:
         """See `Source.close`."""
@@ -126,110 +149,193 @@ class FileSource:
     def _look(self) -> None:
         """Which entity is where."""
         if not self._path.is_dir():
-            self._place_file(self._path, self._only or self._kind_of(self._path.stem))
+            self._place_file(self._path, self._only or self._kind_of(split_name(self._path)[0]))
             return
         for path in sorted(self._path.iterdir()):
-            if path.suffix.lower() in _SUFFIXES and path.is_file():
-                self._place_file(path, self._kind_of(path.stem))
+            stem, kind = split_name(path)
+            if kind and path.is_file():
+                self._place_file(path, self._kind_of(stem))
+            elif not path.name.startswith(".") and ".backup-" not in path.name:
+                self._seen[path.name] = ((), None)
 
     def _place_file(self, path: Path, kind: Entity | None) -> None:
-        if sections := _sections(path, self._kind_of):
-            for section, of in sections.items():
-                if of is None:
-                    self._ignored.append(section)
-                else:
-                    self._places.setdefault(of, []).append(_Place(path, section))
-        elif kind is not None:
-            self._places.setdefault(kind, []).append(_Place(path, None))
+        check_whole(path)
+        if not _is_lines(path, self._encoding) and (sections := self._sections(path)):
+            for section, count in sections.items():
+                self._put(_Place(path, section), self._kind_of(section), count)
         else:
-            self._ignored.append(path.name)
+            self._put(_Place(path, None), kind, None)
+
+    def _put(self, place: _Place, kind: Entity | None, count: int | None) -> None:
+        self._seen[place.section or place.path.name] = ((), count)
+        if kind is not None:
+            self._places.setdefault(kind, []).append(place)
+
+    def _is_used(self, name: str) -> bool:
+        return any(name == (place.section or place.path.name) for some in self._places.values() for place in some)
 
     def _kind_of(self, name: str) -> Entity | None:
         mapping = self._converter.mapping
-        tables = {"plans": mapping.plans.table, "users": mapping.users.table, "events": mapping.events.table}
-        return next((kind for kind in _KINDS if name.lower() in tables[kind]), None)
+        return next((kind for kind in HELD if recognised(mapping, kind, [name])), None)
+
+    def _check_fields(self) -> None:
+        """A field that the mapping names, and that no row has, is a mistake. Mostly the first row has them all."""
+        for kind, places in self._places.items():
+            if self._wanted and kind not in self._wanted and not (kind == "events" and "counters" in self._wanted):
+                continue
+            there: dict[str, None] = {}
+            for row in self._rows(kind):
+                there |= dict.fromkeys(row.fields)
+                if row.fields and not absent(self._converter.mapping, kind, "", there, needed=False):
+                    break
+            where = ", ".join(dict.fromkeys(place.section or place.path.name for place in places))
+            problem = absent(self._converter.mapping, kind, where, there, needed=False)
+            if there and problem:
+                raise SourceRefused(f"{self.name}: {problem.replace('has no column', 'has no field')}")
 
     def _rows(self, entity: Entity) -> Generator[_Row, None, None]:
         before = 0
         for place in self._places_of(entity):
-            for row in _lines(place.path) if _is_lines(place.path) else _elements(place):
+            for row in self._rows_in(place):
                 yield row._replace(done=before + row.done)
             before += place.path.stat().st_size
 
+    def _rows_in(self, place: _Place) -> Iterator[_Row]:
+        if split_name(place.path)[1] == "csv":
+            return _cells(place.path, self._encoding)
+        return _lines(place.path, self._encoding) if _is_lines(place.path, self._encoding) else self._elements(place)
 
-def _is_lines(path: Path) -> bool:
+    def _elements(self, place: _Place) -> Generator[_Row, None, None]:
+        with opened(place.path, self._encoding) as file:
+            try:
+                yield from _in_section(place, JsonStream(file.text), file)
+            except InvalidInput as error:
+                raise InvalidInput(f"{place.path}: {error}") from None
+
+    def _sections(self, path: Path) -> dict[str, int]:
+        """The sections of a document, each with its size; empty where it has none that may be known."""
+        found: dict[str, int] = {}
+        with opened(path, self._encoding) as file:
+            stream = JsonStream(file.text)
+            try:
+                if stream.peek() != "{":
+                    return {}
+                for name in stream.elements():
+                    holds = stream.peek() in ("[", "{")
+                    found[str(name)] = stream.skip() if holds else -1
+                    if len(found) >= _MOST_SECTIONS and not any(map(self._kind_of, found)):
+                        return {}  # keyed by ids, then
+                stream.end()
+            except InvalidInput as error:
+                raise InvalidInput(f"{path}: {error}") from None
+        if any(map(self._kind_of, found)):
+            return found
+        is_keyed = self._only or self._kind_of(split_name(path)[0])
+        return {} if is_keyed else {name: max(0, count) for name, count in found.items()}
+
+
+def _is_lines(path: Path, encoding: str) -> bool:
     """By its suffix; a `.json` that begins with one whole object in a line, and has more of them, is lines too."""
-    if path.suffix.lower() in _LINES:
-        return True
-    with path.open("rb") as file:
-        first, second = file.readline(MAX_ELEMENT), file.readline(MAX_ELEMENT)
+    kind = split_name(path)[1]
+    with opened(path, encoding, errors="replace") as file:
+        if kind in ("jsonl", "csv"):
+            return True
+        first, second = file.text.readline(MAX_ELEMENT), file.text.readline(MAX_ELEMENT)
     try:
         return bool(second.strip()) and isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _lines(path: Path) -> Generator[_Row, None, None]:
-    for line in read_lines(path, "jsonl", longest=MAX_ELEMENT):
-        yield _Row(f"{path.name} line {line.number}", line.fields, line.problem, line.text, line.end)
+def _lines(path: Path, encoding: str) -> Generator[_Row, None, None]:
+    with opened(path, encoding, errors="surrogateescape") as file:
+        number = 0
+        while line := file.text.readline(MAX_ELEMENT + 1):
+            number += 1
+            is_whole = line.endswith("\n")
+            fields, problem = _object(line, encoding)
+            if len(line) > MAX_ELEMENT and not is_whole:
+                problem = f"is longer than {MAX_ELEMENT} characters"
+                while (rest := file.text.readline(MAX_ELEMENT)) and not rest.endswith("\n"):
+                    pass
+            if number == 1 and line.lstrip().startswith("["):
+                raise InvalidInput(f"{path} is one JSON list, and no lines; name it .json")
+            if line.strip():
+                text = line.encode(errors="backslashreplace").decode()
+                yield _Row(f"{path.name} line {number}", fields, problem, text[:_SHOWN], file.raw.tell())
 
 
-def _elements(place: _Place) -> Generator[_Row, None, None]:
-    with place.path.open(encoding="utf-8-sig", errors="strict") as file:
-        stream = JsonStream(file)
-        try:
-            yield from _in_section(place, stream)
-        except UnicodeDecodeError as error:
-            raise InvalidInput(f"{place.path} is not UTF-8: {error.reason}") from None
-        except InvalidInput as error:
-            raise InvalidInput(f"{place.path}: {error}") from None
+def _object(line: str, encoding: str) -> tuple[dict[str, Any], str]:
+    if problem := _bad_text(line, encoding):
+        return {}, problem
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {}, f"is not JSON: {error}" + ("" if line.endswith("\n") else _CUT)
+    return (found, "") if isinstance(found, dict) else ({}, "is no JSON object")
 
 
-def _in_section(place: _Place, stream: JsonStream) -> Generator[_Row, None, None]:
+def _cells(path: Path, encoding: str) -> Generator[_Row, None, None]:
+    """An empty cell says nothing."""
+    with opened(path, encoding, errors="surrogateescape") as file:
+        first = file.text.readline()
+        delimiter = max(_DELIMITERS, key=first.count)
+        names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        if problem := _bad_text(first, encoding) or ("names a column twice" if len(set(names)) < len(names) else ""):
+            raise InvalidInput(f"{path}, line 1: {problem}")
+        reader = csv.reader(file.text, delimiter=delimiter, strict=True)
+        while True:
+            number, cells, problem = reader.line_num + 2, [""], ""
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                problem = f"is not CSV: {error}"
+            text = delimiter.join(cells)
+            problem = problem or _bad_text(text, encoding)
+            if cells and not problem and len(cells) != len(names):
+                problem = f"has {len(cells)} cells, and the header {len(names)}"
+            fields = {} if problem else {name: cell or None for name, cell in zip(names, cells, strict=False)}
+            if cells:
+                shown = text.encode(errors="backslashreplace").decode()[:_SHOWN]
+                yield _Row(f"{path.name} line {number}", fields, problem, shown, file.raw.tell())
+
+
+def _bad_text(text: str, encoding: str) -> str:
+    """What was no text stands there in half surrogates."""
+    if text.isascii():
+        return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        if "\udc80" <= text[error.start] <= "\udcff":
+            return no_text(UnicodeDecodeError(encoding, b"", error.start, error.end, ""), encoding)
+    return ""
+
+
+def _in_section(place: _Place, stream: JsonStream, file: Opened) -> Generator[_Row, None, None]:
     if place.section is None:
-        yield from _records(place.path.name, stream)
+        yield from _records(place.path.name, stream, file.raw.tell)
         stream.end()
         return
     for name in stream.elements():
         if name == place.section:
-            yield from _records(f"{place.path.name} {name}", stream)
+            yield from _records(f"{place.path.name} {name}", stream, file.raw.tell)
             return  # nothing behind it is of any concern
         stream.skip()
 
 
-def _records(where: str, stream: JsonStream) -> Generator[_Row, None, None]:
+def _records(where: str, stream: JsonStream, tell: Callable[[], int]) -> Generator[_Row, None, None]:
     """The elements of a list, or of an object whose keys are the ids."""
     for number, key in enumerate(stream.elements(), 1):
         here = f"{where} [{number}]" if key is None else f"{where} {key!r}"
         try:
             value = stream.value()
         except Unreadable as error:
-            yield _Row(here, {}, str(error), "", stream.done)
+            yield _Row(here, {}, str(error), "", tell())
             continue
         if not isinstance(value, dict):
-            yield _Row(here, {}, "is no JSON object", json.dumps(value)[:1000], stream.done)
+            yield _Row(here, {}, "is no JSON object", json.dumps(value)[:_SHOWN], tell())
         else:
-            yield _Row(here, value if key is None else {"id": key, **value}, "", "", stream.done)
-
-
-def _sections(path: Path, kind_of: Callable[[str], Entity | None]) -> dict[str, Entity | None]:
-    """The sections of a document, each with what it holds; empty where it has none that is known."""
-    if _is_lines(path):
-        return {}
-    found: dict[str, Entity | None] = {}
-    with path.open(encoding="utf-8-sig") as file:
-        stream = JsonStream(file)
-        try:
-            if stream.peek() != "{":
-                return {}
-            for name in stream.elements():
-                found[str(name)] = kind_of(str(name))
-                if len(found) >= _MOST_SECTIONS and not any(found.values()):
-                    return {}  # keyed by ids, then
-                stream.skip()
-            stream.end()
-        except UnicodeDecodeError as error:
-            raise InvalidInput(f"{path} is not UTF-8: {error.reason}") from None
-        except InvalidInput as error:
-            raise InvalidInput(f"{path}: {error}") from None
-    return found if any(found.values()) else {}
+            yield _Row(here, value if key is None else {"id": key, **value}, "", "", tell())

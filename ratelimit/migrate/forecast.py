@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -20,8 +20,12 @@ from ratelimit.migrate.running import Choices
 from ratelimit.migrate.scratch import Scratch
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, entry_units
-from ratelimit.store.directory import Plan, User
+from ratelimit.store.directory import Identity, IdentityTaken, Plan, User
 
+FindOwner: TypeAlias = Callable[[Identity], Awaitable[str | None]]
+"""The id of the user who has an identity in the table already."""
+
+_OWNERS: Final = "CREATE TABLE owners (identity TEXT PRIMARY KEY, name TEXT) WITHOUT ROWID;"
 _SAMPLES: Final = 3
 USUAL_RATE: Final = 2_000
 """Write units a second that one process brings over without `--rate`, on one core of 2026."""
@@ -43,38 +47,55 @@ class Forecast(msgspec.Struct, kw_only=True):
 class DryRun:
     """Reads a source as a run would."""
 
-    def __init__(self, source: Source, choices: Choices, *, rules: Rules, now: int, listener: Listener) -> None:
+    def __init__(
+        self, source: Source, choices: Choices, *, rules: Rules, now: int, listener: Listener, owner: FindOwner
+    ) -> None:
         self._source = source
         self._choices = choices
         self._rules = rules
         self._now = now
         self._tell = listener
+        self._owner = owner
         self.forecast = Forecast()
 
     async def all(self, *, rate: float | None) -> Forecast:
         """Raises `SourceUnavailable`, `SourceRefused`, `OSError`."""
         forecast, entities = self.forecast, self._choices.entities
         counted = "counters" in entities and not self._source.totals
-        with TemporaryDirectory(prefix="ratelimit-migrate-") as folder, Scratch(Path(folder), SCHEMA) as scratch:
+        schema = SCHEMA + _OWNERS
+        with TemporaryDirectory(prefix="ratelimit-migrate-") as folder, Scratch(Path(folder), schema) as scratch:
             tally = Tally(scratch, self._rules, now=self._now, keyed=self._source.keyed)
             for entity in entities:
                 if entity != "counters" or not counted or "events" not in entities:
-                    await self._one(entity, tally)
+                    await self._one(entity, tally, scratch)
             if counted:
                 self._sum_up(tally.count())
         forecast.dollars = _dollars(forecast.write_units)
         forecast.seconds = forecast.write_units / (rate or USUAL_RATE)
         return forecast
 
-    async def _one(self, entity: Entity, tally: Tally) -> None:
+    async def _one(self, entity: Entity, tally: Tally, scratch: Scratch) -> None:
         forecast, source = self.forecast, self._source
         counts = forecast.counts[entity] = Counts()
         size = await source.size(entity)
         async with aclosing(ahead(source.batches(entity, after=None, size=self._choices.batch_size))) as batches:
             async for batch in batches:
                 await asyncio.to_thread(tally.add, uses_of(row.entry for row in batch.rows))
-                self._count(entity, batch.rows, counts)
+                rows = [await self._owned(row, scratch) for row in batch.rows] if entity == "users" else batch.rows
+                self._count(entity, rows, counts)
                 self._tell(entity, counts, batch.done, size)
+
+    async def _owned(self, row: Read, scratch: Scratch) -> Read:
+        """With the problem that a run would have: another user, before it or in the table, has its e-mail."""
+        if not isinstance(row.entry, User):
+            return row
+        for identity in row.entry.identities:
+            first = scratch.one("SELECT name FROM owners WHERE identity = ?", str(identity))
+            if (first or await self._owner(identity) or row.entry.id) != row.entry.id:
+                return row._replace(entry=None, problem=str(IdentityTaken(identity)))
+        mine = [(str(identity), row.entry.id) for identity in row.entry.identities]
+        scratch.put("INSERT OR IGNORE INTO owners VALUES (?, ?)", mine)
+        return row
 
     def _sum_up(self, counters: int) -> None:
         counts = self.forecast.counts

@@ -83,14 +83,16 @@ class JsonStream:
             if not self._more() and end is None:
                 raise self._bad("a value")
 
-    def skip(self) -> None:
-        """Past the next value, of whatever size."""
-        if self.peek() in ("[", "{"):
-            for _ in self.elements():
-                with suppress(Unreadable):
-                    self.value()
-        else:
+    def skip(self) -> int:
+        """Past the next value, of whatever size; how many elements it has."""
+        if self.peek() not in ("[", "{"):
             self.value()
+            return 0
+        count = 0
+        for count, _ in enumerate(self.elements(), 1):  # noqa: B007
+            with suppress(Unreadable):
+                self.value()
+        return count
 
     def end(self) -> None:
         """Nothing may come behind a document."""

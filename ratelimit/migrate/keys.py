@@ -26,13 +26,13 @@ _VALUES: Final[Mapping[str, type]] = {
 }
 
 
-def unique_columns(inspector: Any, table: str) -> set[str]:
+def unique_columns(inspector: Any, table: str, schema: str | None = None) -> set[str]:
     """Those that are unique by themselves, and for all rows: an index may be about some of them only (`WHERE`)."""
-    several = [inspector.get_pk_constraint(table).get("constrained_columns") or []]
-    several += [constraint["column_names"] for constraint in inspector.get_unique_constraints(table)]
+    several = [inspector.get_pk_constraint(table, schema).get("constrained_columns") or []]
+    several += [constraint["column_names"] for constraint in inspector.get_unique_constraints(table, schema)]
     several += [
         index["column_names"]
-        for index in inspector.get_indexes(table)
+        for index in inspector.get_indexes(table, schema)
         if index.get("unique") and not any(name.endswith("_where") for name in index.get("dialect_options", ()))
     ]
     return {names[0] for names in several if len(names) == 1}

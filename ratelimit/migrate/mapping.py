@@ -17,7 +17,7 @@ execute = "execution"
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -85,8 +85,32 @@ class Mapping:
     users: UserColumns = field(default_factory=UserColumns)
     plans: PlanColumns = field(default_factory=PlanColumns)
     actions: AnyMapping[str, str] = field(default_factory=dict)
+    given: Names = ()
+    """What the file says otherwise than the defaults, by its path (`events.cost`): it has to be there."""
+
+    def columns(self, entity: str) -> dict[str, Names]:
+        """The columns of an entity, by the path to where the mapping names them."""
+        section = _section_of(entity)
+        part = getattr(self, section)
+        found = {f"{section}.{each.name}": getattr(part, each.name) for each in fields(part)}
+        quotas = found.pop(f"{section}.quotas", {})
+        return {path: names for path, names in found.items() if path.partition(".")[2] not in _NO_COLUMNS} | {
+            f"{section}.quotas.{action}": (column.partition("/")[0],) for action, column in quotas.items()
+        }
+
+    def tables(self, entity: str) -> Names:
+        """Of which the first that exists holds the entity."""
+        names: Names = getattr(self, _section_of(entity)).table
+        return names
+
+    def is_given(self, path: str) -> bool:
+        """Whether the file says it, and not only the defaults."""
+        return path in self.given
 
 
+_NO_COLUMNS: Final = ("table", "timezone", "time_format")
+_NEEDED: Final = ("events.user", "events.action", "events.time", "users.id", "plans.id")
+_SHOWN: Final = 40
 _SECTIONS: Final = ("events", "users", "plans", "actions")
 _TEXTS: Final = ("timezone", "time_format")
 
@@ -112,12 +136,24 @@ def mapping_of(table: AnyMapping[str, Any]) -> Mapping:
         if not isinstance(value, dict):
             raise ConfigError(section, f"expected a table: [{section}], not {value!r}")
     start = Mapping()
-    return Mapping(
+    made = Mapping(
         events=_section("events", start.events, table.get("events", {})),
         users=_section("users", start.users, table.get("users", {})),
         plans=_section("plans", start.plans, table.get("plans", {})),
         actions=_actions(table.get("actions", {})),
     )
+    return replace(made, given=tuple(_given(table, made, start)))
+
+
+def _given(table: AnyMapping[str, Any], made: Mapping, start: Mapping) -> Iterator[str]:
+    """In order, as what is known of a migration depends on it."""
+    for section in ("events", "users", "plans"):
+        for key in table.get(section, {}):
+            now, before = getattr(getattr(made, section), key), getattr(getattr(start, section), key)
+            if key == "quotas":
+                yield from (f"{section}.quotas.{action}" for action in now if now[action] != before.get(action))
+            elif now != before or key == "timezone":
+                yield f"{section}.{key}"
 
 
 def _section(name: str, start: Any, table: AnyMapping[str, Any]) -> Any:
@@ -193,3 +229,52 @@ def first_of(names: Names, there: Iterable[str]) -> str | None:
     """The first of the names that is there; None where none is."""
     held = set(there)
     return next((name for name in names if name in held), None)
+
+
+def _section_of(entity: str) -> str:
+    """Counters are counted from events."""
+    return "events" if entity == "counters" else entity
+
+
+def absent(mapping: Mapping, entity: str, where: str, there: Collection[str], *, needed: bool = True) -> str:
+    """What is wrong with the columns of an entity, in words; empty where all that the mapping names are there.
+
+    `needed` asks for those, too, that every row has to have, whoever named them.
+    """
+    columns = mapping.columns(entity)
+    quotas = [path for path in columns if ".quotas." in path]
+    for path, names in columns.items():
+        wanted = mapping.is_given(path) or (needed and path in _NEEDED)
+        if wanted and first_of(names, there) is None:
+            tried = ", ".join(map(repr, names))
+            return f"{path}: {where} has no column {tried}{near(names, there)}; it has: {_list(there)}"
+    if entity == "plans" and not any(first_of(columns[path], there) for path in quotas):
+        tried = ", ".join(columns[path][0] for path in quotas)
+        return (
+            f"plans.quotas: {where} has no column of a quota (looked for: {tried}; it has: {_list(there)}); name them "
+            "in a mapping, as in: [plans.quotas] hint = 'max_hints_per_day/day'"
+        )
+    return ""
+
+
+def near(names: Iterable[str], there: Iterable[str]) -> str:
+    """`; did you mean 'units'?`, where one of those that are there is like one of the names."""
+    lower = {each.lower(): each for each in there}
+    for name in names:
+        found = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+        found = found or [each for each in lower if each.endswith(name.lower().rpartition(".")[2])][:1]
+        if found:
+            return f"; did you mean {lower[found[0]]!r}?"
+    return ""
+
+
+def unmapped(mapping: Mapping, entity: str, there: Iterable[str]) -> list[str]:
+    """Columns from which nothing is read."""
+    held = list(there)
+    used = {first_of(names, held) for names in mapping.columns(entity).values()}
+    return [name for name in held if name not in used]
+
+
+def _list(names: Collection[str]) -> str:
+    shown = list(names)[:_SHOWN]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from collections.abc import Mapping as AnyMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from ratelimit.migrate.opening import Terms, known_actions, patient, source_of
 from ratelimit.migrate.pace import Pace
 from ratelimit.migrate.raw import RawTable
 from ratelimit.migrate.reading import Listener
-from ratelimit.migrate.rows import ENTITIES, Entity, Source
+from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused
 from ratelimit.migrate.running import DEFAULT_BATCH, Choices, OnError, Run
 from ratelimit.migrate.tally import Rules
 from ratelimit.migrate.target import Look, Target
+from ratelimit.migrate.text_files import UTF_8
+from ratelimit.store.directory import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,7 @@ class Order:
     `foreign`     also into a table that holds other things.
     `mirrored`    a mirror of the source, a table of this project, writes to the target already.
     `leave_rejected`  the counters leave out rows that were rejected; else they wait until none is.
+    `encoding`    of text files.
     `work_dir`    where the checkpoint and the rejected rows go.
     """
 
@@ -58,13 +62,17 @@ class Order:
     foreign: bool = False
     mirrored: bool = False
     leave_rejected: bool = False
+    encoding: str = UTF_8
     work_dir: Path = Path()
 
     def open(self, clock: Clock) -> Source:
         """The source, not yet open. Raises `ConfigError`, `InvalidInput`."""
         actions = None if self.any_action else known_actions(self.config, self.mapping)
         costs = {policy.name: policy.cost for policy in self.config.policies if isinstance(policy.cost, int)}
-        terms = Terms(mapping=self.mapping, clock=clock, actions=actions, costs=costs, only=self._only)
+        terms = Terms(
+            mapping=self.mapping, clock=clock, actions=actions, costs=costs, only=self._only, wanted=self.entities,
+            encoding=self.encoding,
+        )  # fmt: skip
         source = source_of(self.source, terms, self.target)
         secret = self.config.user_hash_key
         return source if secret is None else HashedSource(source, secret)
@@ -114,19 +122,32 @@ async def dry_run(order: Order, *, listener: Listener, clock: Clock | None = Non
     """What a run would do. Raises as `run`."""
     Pace(order.rate)  # says what is wrong with it
     clock = clock or SystemClock()
-    async with opened(order.open(clock)) as source:
+    settings = patient(order.target)
+    async with opened(order.open(clock)) as source, RawTable(settings) as raw, DynamoDBStore(settings) as store:
         choices = order.choices(await source.entities())
-        reading = DryRun(source, choices, rules=Rules(order.config.policies), now=clock.now(), listener=listener)
+        remarks, is_there = await _remarked(order, raw)
+        rules = Rules(order.config.policies)
+
+        async def owner(identity: Identity) -> str | None:
+            return await store.directory.find(identity) if is_there else None
+
+        reading = DryRun(source, choices, rules=rules, now=clock.now(), listener=listener, owner=owner)
         forecast = await reading.all(rate=order.rate)
-        forecast.notes += await source.notes()
-    async with RawTable(patient(order.target)) as raw:
-        try:
-            look = await Look.at(raw)
-            refused = f"a run would be refused: {_refusal(order, look)}"
-            forecast.notes += [refused] if look.foreign and not order.foreign else _remarks(look)
-        except TableNotFound as error:
-            forecast.notes.append(str(error))
+        notes = await source.notes()
+        check_found(source, {name: each.read for name, each in forecast.counts.items()}, notes)
+        forecast.notes += [*notes, *remarks]
     return forecast
+
+
+async def _remarked(order: Order, raw: RawTable) -> tuple[list[str], bool]:
+    """What is to be said of the table, and whether it is there."""
+    try:
+        look = await Look.at(raw)
+    except TableNotFound as error:
+        return [str(error)], False
+    if look.foreign and not order.foreign:
+        return [f"a run would be refused: {_refusal(order, look)}"], True
+    return _remarks(look), True
 
 
 async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -> Done:
@@ -159,6 +180,7 @@ async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -
             clock=clock, listener=listener,
         )  # fmt: skip
         await going.all()
+        check_found(source, {name: each.read for name, each in checkpoint.counts.items()}, checkpoint.notes)
         notes = [*checkpoint.notes, *([] if resumed else _remarks(look))]
     return Done(
         source=source.name,
@@ -177,6 +199,16 @@ async def opened(source: Source) -> AsyncIterator[Source]:
         yield source
     finally:
         await source.close()
+
+
+def check_found(source: Source, found: AnyMapping[Entity, int], notes: Sequence[str]) -> None:
+    """Nothing is no success. Raises `SourceRefused`."""
+    if not any(found.values()):
+        saw = "".join(f"; {each}" for each in notes)
+        raise SourceRefused(
+            f"nothing was found in {source.name}: no rows of {', '.join(found)}{saw}; where they have other names, "
+            "tell in a --mapping FILE (`ratelimit migrate mapping` prints one to start from)"
+        )
 
 
 def _refusal(order: Order, look: Look) -> str:

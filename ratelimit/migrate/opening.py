@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ratelimit.clock import Clock
-from ratelimit.config import Config
+from ratelimit.config import Config, masked
 from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url, same_table
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.migrate.convert import Converter
@@ -20,6 +20,7 @@ from ratelimit.migrate.raw import RawTable
 from ratelimit.migrate.rows import Entity, Source
 from ratelimit.migrate.sql import SqlSource
 from ratelimit.migrate.table import TableSource
+from ratelimit.migrate.text_files import SQLITE, UTF_8, check_encoding
 
 _EARLIER: Final = "earlier://"
 _TABLE: Final = "dynamodb://"
@@ -37,6 +38,8 @@ class Terms:
     `actions`  those that may be used; None for any.
     `costs`    units that a use takes where a row does not say it, by action.
     `only`     what a file is about whose name does not say it.
+    `wanted`   the entities that are asked for; none for all.
+    `encoding` of text files.
     """
 
     mapping: Mapping
@@ -44,6 +47,8 @@ class Terms:
     actions: Collection[str] | None = None
     costs: AnyMapping[str, int]
     only: Entity | None = None
+    wanted: Collection[str] = ()
+    encoding: str = UTF_8
 
 
 def source_of(spec: str, terms: Terms, target: Settings) -> Source:
@@ -53,17 +58,17 @@ def source_of(spec: str, terms: Terms, target: Settings) -> Source:
         settings = _other_table(spec, target)
         if spec.startswith(_EARLIER):
             return EarlierSource(RawTable(settings), converter)
-        return TableSource(DynamoDBStore(settings), clock=terms.clock)
+        return TableSource(DynamoDBStore(settings), RawTable(settings), clock=terms.clock)
     if "://" in spec:
-        return SqlSource(spec, converter)
+        return SqlSource(spec, converter, wanted=terms.wanted)
     path = Path(spec)
     if not path.exists():
         raise InvalidInput(
-            f"there is no {spec}; name a file, a folder, or a URL such as mysql://, sqlite:///, earlier://"
+            f"there is no {masked(spec)}; name a file, a folder, or a URL such as mysql://, sqlite:///, earlier://"
         )
-    if path.is_file() and path.suffix.lower() in (".db", ".sqlite", ".sqlite3"):
-        return SqlSource(path, converter)
-    return FileSource(path, converter, only=terms.only)
+    if _is_sqlite(path):
+        return SqlSource(path, converter, wanted=terms.wanted)
+    return FileSource(path, converter, only=terms.only, wanted=terms.wanted, encoding=check_encoding(terms.encoding))
 
 
 def patient(settings: Settings) -> Settings:
@@ -78,6 +83,15 @@ def known_actions(config: Config, mapping: Mapping) -> Collection[str] | None:
     if not config.policies:
         return None
     return {*(policy.name for policy in config.policies), *mapping.plans.quotas, *mapping.users.quotas}
+
+
+def _is_sqlite(path: Path) -> bool:
+    """By its first bytes; by its name only where it is empty, as a new database is."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(len(SQLITE))
+    return start == SQLITE or (not start and path.suffix.lower() in (".db", ".sqlite", ".sqlite3"))
 
 
 def _other_table(spec: str, target: Settings) -> Settings:

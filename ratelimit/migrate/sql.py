@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
-from ratelimit.config import masked
-from ratelimit.errors import ConfigError
+from ratelimit.config import masked, redacted
+from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.databases import open_engine
 from ratelimit.migrate.keys import is_key, place_of, placed, unique_columns
-from ratelimit.migrate.mapping import Names, first_of
+from ratelimit.migrate.mapping import Mapping as Columns
+from ratelimit.migrate.mapping import absent, first_of, unmapped
 from ratelimit.migrate.nth import Nth
+from ratelimit.migrate.recognising import HELD, Seen, recognised, sketch, unknown_table
 from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused, SourceUnavailable
 from ratelimit.usage.outlast import Outlast
 
 T = TypeVar("T")
 
+_MOST_COUNTED: Final = 20
 # What will not get better by waiting: MySQL's and PostgreSQL's words for "you may not" and "there is none".
 _REFUSED_CODES: Final = (1044, 1045, 1049, 1142, 1143, 1146, 1054, 1064)
 _REFUSED_STATES: Final = ("28", "3D", "42")
 
 
 class _Table(NamedTuple):
-    columns: tuple[str, ...]
-    keys: frozenset[str]
+    """The columns are known of those that are read."""
+
+    columns: tuple[str, ...] = ()
+    keys: frozenset[str] = frozenset()
     """Those in which every row has a value of its own, by which they can be put in order."""
+    schema: str | None = None
+    """Where it is not the connection's own; the table's name begins with it then."""
+    in_utc: tuple[str, ...] = ()
+    """Columns of times that are in UTC, though their values do not say so."""
 
 
 class SqlSource:
@@ -43,17 +53,27 @@ class SqlSource:
 
     totals = False
 
-    def __init__(self, url: str | Path, converter: Converter, *, outlast: Outlast | None = None) -> None:
+    def __init__(
+        self,
+        url: str | Path,
+        converter: Converter,
+        *,
+        wanted: Collection[str] = (),
+        outlast: Outlast | None = None,
+    ) -> None:
         try:
             import sqlalchemy
         except ImportError:
             raise ConfigError("", "databases need SQLAlchemy: pip install 'ratelimit-dynamodb[migrate]'") from None
         self._sa = sqlalchemy
-        self.name = masked(str(url))
+        self._url = str(url)
+        self.name = masked(self._url)
+        self._wanted = wanted
         self._converter = converter
         self._outlast = outlast or Outlast()
         self._engine = open_engine(sqlalchemy, url)
         self._tables: dict[str, _Table] = {}
+        self._places: dict[Entity, str] = {}
 
     @property
     def keyed(self) -> bool:
@@ -63,10 +83,29 @@ class SqlSource:
     async def open(self) -> None:
         """See `Source.open`."""
         self._tables = await self._run(self._look)
+        seen = list(self._tables)
+        for kind in HELD:
+            try:
+                found = recognised(self._mapping, kind, seen)
+            except InvalidInput as error:
+                if self._asks(kind):
+                    raise SourceRefused(f"{self.name}: {error}") from None
+                continue
+            if found is not None:
+                self._places[kind] = found
+        if unknown := unknown_table(self._mapping, self._wanted, self._places, seen):
+            raise SourceRefused(f"{self.name}: {unknown}")
+        if not self._places:
+            counted = await self._run(self._counted)
+            raise SourceRefused(f"nothing in {self.name} is recognised; {sketch(self._mapping, counted)}")
+        for kind, table in self._places.items():
+            self._tables[table] = await self._run(partial(self._described, table))
+            if self._asks(kind) and (problem := absent(self._mapping, kind, table, self._tables[table].columns)):
+                raise SourceRefused(f"{self.name}: {problem}")
 
     async def entities(self) -> Sequence[Entity]:
         """See `Source.entities`."""
-        found: list[Entity] = [kind for kind in ("plans", "users", "events") if self._table(kind)]
+        found = list(self._places)
         return [*found, "counters"] if "events" in found else found
 
     async def size(self, entity: Entity) -> int | None:
@@ -97,9 +136,12 @@ class SqlSource:
 
     async def notes(self) -> Sequence[str]:
         """See `Source.notes`."""
-        used = {self._table(kind) for kind in ("plans", "users", "events")}
-        others = sorted(set(self._tables) - used)
-        return [f"left alone, as they hold no usage: {', '.join(others)}"] if others else []
+        notes = self._converter.notes()
+        for kind, table in self._places.items():
+            if self._asks(kind) and (left := unmapped(self._mapping, kind, self._tables[table].columns)):
+                notes.append(f"{table}: nothing is read from the columns {', '.join(left)}")
+        others = sorted(set(self._tables) - set(self._places.values()))
+        return [*notes, f"left alone, as they hold no usage: {', '.join(others)}"] if others else notes
 
     async def close(self) -> None:
         """See `Source.close`."""
@@ -145,46 +187,77 @@ class SqlSource:
             await asyncio.to_thread(opened.close)
 
     def _read(self, entity: Entity, where: str, row: Mapping[str, Any], nth: int = 0) -> Read:
+        for name in self._tables[self._table(entity) or ""].in_utc:
+            if isinstance(row[name], datetime):
+                row = {**row, name: row[name].replace(tzinfo=UTC)}
         return self._converter.read(entity, where, row, nth=nth)
 
-    def _columns(self, entity: Entity) -> Any:
-        mapping = self._converter.mapping
-        return {"plans": mapping.plans, "users": mapping.users}.get(entity, mapping.events)
+    @property
+    def _mapping(self) -> Columns:
+        return self._converter.mapping
+
+    def _asks(self, kind: Entity) -> bool:
+        return not self._wanted or kind in self._wanted or (kind == "events" and "counters" in self._wanted)
 
     def _table(self, entity: Entity) -> str | None:
-        names: Names = self._columns(entity).table
-        return first_of(names, self._tables)
+        return self._places.get("events" if entity == "counters" else entity)
 
     def _selectable(self, entity: Entity) -> Any:
         """Columns by name only, so that values come as the driver has them, of whatever type the table says."""
         name = self._table(entity)
         if name is None:
-            tried = ", ".join(self._columns(entity).table)
-            raise SourceRefused(f"{self.name} has no table for {entity} (looked for: {tried}); name it in a mapping")
-        return self._sa.table(name, *map(self._sa.column, self._tables[name].columns))
+            raise SourceRefused(f"{self.name} has no table for {entity}; name it in a mapping")
+        return self._named(name, self._tables[name].columns)
+
+    def _named(self, table: str, columns: Iterable[str] = ()) -> Any:
+        schema, name = self._tables[table].schema, table
+        if schema is not None:
+            name = table.removeprefix(f"{schema}.")
+        return self._sa.table(name, *map(self._sa.column, columns), schema=schema)
 
     def _key(self, entity: Entity) -> str | None:
         """The column to read a table by; None where no two rows are sure to differ in it."""
         table = self._tables.get(self._table(entity) or "")
-        key = None if table is None else first_of(self._columns(entity).id, table.columns)
+        names = self._mapping.columns(entity).get("events.id" if entity == "counters" else f"{entity}.id", ())
+        key = None if table is None else first_of(names, table.columns)
         return key if table is not None and key in table.keys else None
 
     def _look(self) -> dict[str, _Table]:
+        """The tables and views there are; those of another schema only where a mapping names them."""
         inspector = self._sa.inspect(self._engine)
-        names = [*inspector.get_table_names(), *inspector.get_view_names()]
-        wanted = {name for kind in ("plans", "users", "events") for name in self._columns(kind).table}
-        return {name: self._described(inspector, name) if name in wanted else _Table((), frozenset()) for name in names}
+        found = {name: _Table() for name in [*inspector.get_table_names(), *inspector.get_view_names()]}
+        for kind in HELD:
+            for name in self._mapping.tables(kind):
+                schema, dot, table = name.rpartition(".")
+                if dot and name not in found and schema in inspector.get_schema_names():
+                    there = [*inspector.get_table_names(schema), *inspector.get_view_names(schema)]
+                    found |= {name: _Table(schema=schema)} if table in there else {}
+        return found
 
-    def _described(self, inspector: Any, name: str) -> _Table:
-        columns = {column["name"]: column for column in inspector.get_columns(name)}
-        keys = [columns[key] for key in unique_columns(inspector, name) if key in columns and is_key(columns[key])]
-        sure = {key["name"] for key in keys if not key["nullable"] or not self._has_null(name, key["name"])}
-        return _Table(tuple(columns), frozenset(sure))
+    def _described(self, table: str) -> _Table:
+        inspector, schema = self._sa.inspect(self._engine), self._tables[table].schema
+        name = table if schema is None else table.removeprefix(f"{schema}.")
+        columns = {column["name"]: column for column in inspector.get_columns(name, schema)}
+        unique = unique_columns(inspector, name, schema)
+        keys = [columns[key] for key in unique if key in columns and is_key(columns[key])]
+        sure = {key["name"] for key in keys if not key["nullable"] or not self._has_null(table, key["name"])}
+        in_utc: list[str] = []
+        if self._engine.dialect.name in ("mysql", "mariadb"):  # in the session's zone, which is UTC
+            in_utc = [name for name, column in columns.items() if type(column["type"]).__name__ == "TIMESTAMP"]
+        return _Table(tuple(columns), frozenset(sure), schema, tuple(in_utc))
+
+    def _counted(self) -> Seen:
+        """What there is, with its columns and rows, for people."""
+        found: Seen = {}
+        for name in list(self._tables)[:_MOST_COUNTED]:
+            query = self._sa.select(self._sa.func.count()).select_from(self._named(name))
+            found[name] = (self._described(name).columns, int(self._fetch(query)[0][0]))
+        return found
 
     def _has_null(self, table: str, column: str) -> bool:
         """SQLite calls its row ids nullable, and lets a primary key of any other type be null."""
         of: Any = self._sa.column(column)
-        return bool(self._fetch(self._sa.select(of).select_from(self._sa.table(table)).where(of.is_(None)).limit(1)))
+        return bool(self._fetch(self._sa.select(of).select_from(self._named(table)).where(of.is_(None)).limit(1)))
 
     def _fetch(self, query: Any) -> list[Any]:
         with self._engine.connect() as connection:
@@ -223,14 +296,16 @@ class SqlSource:
         try:
             return work()
         except errors.DBAPIError as error:
-            said = str(error.orig).strip().replace("\n", " ")
+            said = redacted(str(error.orig).strip().replace("\n", " "), self._url)
             if isinstance(error, errors.DataError):  # waiting does not mend it
                 raise SourceRefused(f"{self.name} holds what cannot be read: {said} ({what})") from None
             if _is_refusal(error):
                 raise SourceRefused(f"{self.name} refused: {said}") from None
             raise SourceUnavailable(f"{self.name} cannot be read: {said}") from None
         except errors.SQLAlchemyError as error:
-            raise SourceRefused(f"{self.name} cannot be used: {error}") from None
+            raise SourceRefused(f"{self.name} cannot be used: {redacted(error, self._url)}") from None
+        except (ValueError, TypeError) as error:  # a driver's, of what the URL says
+            raise SourceRefused(f"{self.name} cannot be used: {redacted(error, self._url)}") from None
 
 
 def _is_refusal(error: Any) -> bool:

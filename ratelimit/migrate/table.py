@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Final
 
 from ratelimit.clock import DAY, Clock
 from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.errors import InvalidCursor, InvalidInput
+from ratelimit.errors import InvalidCursor, InvalidInput, TableMismatch
 from ratelimit.event import MAX_FUTURE_MS, RETENTION_DAYS
+from ratelimit.migrate.raw import RawTable
 from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, Read
+from ratelimit.migrate.target import LOOKED_AT, is_foreign, kind_of
 from ratelimit.names import Key
 from ratelimit.store import Record
 from ratelimit.store.directory import Plan, User, name_of
 from ratelimit.usage.outlast import Outlast
 
+_SHOWN: Final = 20
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
 
 
@@ -26,15 +30,25 @@ class TableSource:
     keyed = True
     totals = True
 
-    def __init__(self, store: DynamoDBStore, *, clock: Clock, outlast: Outlast | None = None) -> None:
+    def __init__(self, store: DynamoDBStore, raw: RawTable, *, clock: Clock, outlast: Outlast | None = None) -> None:
         self.name = f"dynamodb://{store.settings.table}"
         self._store = store
+        self._raw = raw
         self._clock = clock
         self._outlast = outlast or Outlast()
 
     async def open(self) -> None:
-        """See `Source.open`."""
+        """See `Source.open`. Raises `TableMismatch` for a table in which nothing is this project's."""
         await self._store.open()
+        await self._raw.open()
+        items, _ = await self._outlast.run(lambda: self._raw.scan(limit=LOOKED_AT))
+        if items and all(map(is_foreign, items)):
+            kinds = Counter(kind_of(item["PK"]["S"], item["SK"]["S"]) for item in items)
+            has = ", ".join(f"{count} items {kind}" for kind, count in kinds.most_common(_SHOWN))
+            raise TableMismatch(
+                f"nothing in {self.name} is this project's (among the first: {has}); where it has an earlier layout, "
+                "write earlier:// instead of dynamodb://"
+            )
 
     async def entities(self) -> Sequence[Entity]:
         """See `Source.entities`."""
@@ -70,6 +84,7 @@ class TableSource:
 
     async def close(self) -> None:
         """See `Source.close`."""
+        await self._raw.close()
         await self._store.close()
 
     async def _fresh(self, key: Key) -> Record:

@@ -34,7 +34,7 @@ R = TypeVar("R")
 Fate: TypeAlias = Literal["written", "there", "kept"]
 
 _IN_FLIGHT: Final = 8
-_LOOKED_AT: Final = 200
+LOOKED_AT: Final = 200
 _OURS: Final = (LIMIT_TYPE, EVENT_TYPE, ID_TYPE, USER_TYPE, PLAN_TYPE, IDENTITY_TYPE)
 EVENT_UNITS: Final = 1
 ENTRY_UNITS: Final = 3
@@ -53,8 +53,8 @@ class Look(NamedTuple):
     @classmethod
     async def at(cls, raw: RawTable) -> Look:
         """At the first items there are. Raises `TableNotFound`, `AccessDenied`, ..."""
-        items, _ = await raw.scan(limit=_LOOKED_AT)
-        foreign = (f"{item['PK']['S']} / {item['SK']['S']}" for item in items if _foreign(item))
+        items, _ = await raw.scan(limit=LOOKED_AT)
+        foreign = (f"{item['PK']['S']} / {item['SK']['S']}" for item in items if is_foreign(item))
         return cls(not items, next(foreign, ""))
 
 
@@ -149,7 +149,13 @@ def entry_units(entry: User | Plan) -> int:
     return ENTRY_UNITS + IDENTITY_UNITS * (len(entry.identities) if isinstance(entry, User) else 0)
 
 
-def _foreign(item: Item) -> bool:
+def kind_of(pk: str, sk: str) -> str:
+    """A key without what is in it, for people: `USER#… / CONV`."""
+    return f"{pk.partition('#')[0]}#… / {sk.partition('#')[0]}"
+
+
+def is_foreign(item: Item) -> bool:
+    """Whether an item is another project's, or of an earlier layout."""
     kind = item.get("tp", {}).get("S")
     if kind == EVENT_TYPE:  # the earlier layout has the same mark, and other keys
         position = parse_event_sk(item["SK"]["S"])

@@ -27,6 +27,8 @@ _RFC_2822 = re.compile(
 )
 # Deeper than anybody's data, and far from where Python stops.
 _DEEPEST: Final = 100
+# Not all that Python takes: no `1_000`, no `٣`.
+_WHOLE = re.compile(r"\s*[+-]?\d{1,40}\s*", re.ASCII)
 _FLOAT_DIGITS: Final = 308
 _TRUTH: Final = {
     "true": True, "t": True, "yes": True, "y": True, "1": True,
@@ -34,20 +36,35 @@ _TRUTH: Final = {
 }  # fmt: skip
 
 
-def milliseconds(value: object, *, timezone: ZoneInfo, format: str = "") -> int:
+class Zone:
+    """The zone of times that have none of their own; `used` tells whether there were any."""
+
+    def __init__(self, timezone: str) -> None:
+        self._timezone = ZoneInfo(timezone)
+        self.used = False
+
+    def of(self, value: datetime) -> datetime:
+        """The same, aware."""
+        if value.tzinfo is not None:
+            return value
+        self.used = True
+        return value.replace(tzinfo=self._timezone)
+
+
+def milliseconds(value: object, *, zone: Zone, format: str = "") -> int:
     """Since the epoch, from a datetime, an epoch (s, ms or µs), ISO 8601, RFC 2822, or the `format` (strptime).
 
-    What has no zone is in `timezone`. Raises `InvalidInput`.
+    Raises `InvalidInput`.
     """
     if isinstance(value, datetime):
-        return _of_datetime(value, timezone)
+        return _of_datetime(value, zone)
     if isinstance(value, date):
         raise InvalidInput(f"time {value} has no time of day")
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return _of_epoch(float(value), value)
     if not isinstance(value, str):
         raise InvalidInput(f"time {value!r} cannot be read")
-    return _of_text(value.strip(), timezone, format)
+    return _of_text(value.strip(), zone, format)
 
 
 def text(name: str, value: object) -> str:
@@ -74,7 +91,8 @@ def truth(name: str, value: object) -> bool:
 def whole(name: str, value: object) -> int:
     """Raises `InvalidInput`."""
     try:
-        number = int(value) if isinstance(value, str | int | float | Decimal) else None
+        is_number = isinstance(value, int | float | Decimal) or (isinstance(value, str) and _WHOLE.fullmatch(value))
+        number: int | None = int(value) if is_number else None  # type: ignore[call-overload]
     except (ValueError, OverflowError):
         number = None
     if number is None or isinstance(value, bool) or (isinstance(value, float | Decimal) and number != value):
@@ -85,7 +103,8 @@ def whole(name: str, value: object) -> int:
 def decimal(name: str, value: object) -> float:
     """Raises `InvalidInput`."""
     try:
-        number = float(value) if isinstance(value, str | int | float | Decimal) else math.nan
+        is_number = isinstance(value, int | float | Decimal) or (isinstance(value, str) and _is_plain(value))
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
@@ -120,6 +139,10 @@ def plain(value: object, *, deepest: int = _DEEPEST) -> Any:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else _unicode(str(value))
 
 
+def _is_plain(text: str) -> bool:
+    return text.isascii() and "_" not in text
+
+
 def _unicode(text: str) -> str:
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
@@ -132,9 +155,8 @@ def _of_decimal(value: Decimal) -> int | float | str | None:
     return int(value) if value == value.to_integral_value() else float(value)
 
 
-def _of_datetime(value: datetime, timezone: ZoneInfo) -> int:
-    aware = value if value.tzinfo else value.replace(tzinfo=timezone)
-    return (aware - _EPOCH) // timedelta(milliseconds=1)
+def _of_datetime(value: datetime, zone: Zone) -> int:
+    return (zone.of(value) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _of_epoch(value: float, shown: object) -> int:
@@ -145,12 +167,12 @@ def _of_epoch(value: float, shown: object) -> int:
     raise InvalidInput(f"time {shown} is no epoch in seconds, milliseconds or microseconds")
 
 
-def _of_text(value: str, timezone: ZoneInfo, format: str) -> int:
+def _of_text(value: str, zone: Zone, format: str) -> int:
     if not value:
         raise InvalidInput("time is missing")
     if format:
         try:
-            return _of_datetime(datetime.strptime(value, format), timezone)  # noqa: DTZ007 (the next line's concern)
+            return _of_datetime(datetime.strptime(value, format), zone)  # noqa: DTZ007 (the next line's concern)
         except ValueError:
             raise InvalidInput(f"time {value!r} is not written as {format!r}") from None
     # Ten digits are an epoch, though `fromisoformat` might find a date in them.
@@ -159,7 +181,7 @@ def _of_text(value: str, timezone: ZoneInfo, format: str) -> int:
             found = read(value)
         except (ValueError, OverflowError):
             continue
-        return _of_epoch(found, value) if isinstance(found, float) else _of_datetime(found, timezone)
+        return _of_epoch(found, value) if isinstance(found, float) else _of_datetime(found, zone)
     raise InvalidInput(f"time {value!r} cannot be read; name its format in the mapping (events.time_format)")
 
 
@@ -172,7 +194,7 @@ def _rfc_2822(value: str) -> datetime:
 
 def _epoch(value: str) -> float:
     number = float(value)
-    if not math.isfinite(number):
+    if not math.isfinite(number) or not _is_plain(value):
         raise ValueError(value)
     return number
 

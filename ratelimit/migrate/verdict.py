@@ -30,6 +30,8 @@ class Compared(msgspec.Struct, kw_only=True):
     more: int = 0
     """In the table only."""
     different: int = 0
+    rejected: int = 0
+    """Users whose e-mail another one has: on neither side."""
     compared: int = 0
     """Rows of which everything was compared."""
 

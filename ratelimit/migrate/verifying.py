@@ -17,7 +17,7 @@ from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.event import RETENTION_DAYS, UsageEvent
 from ratelimit.migrate.checkpoint import Counts
 from ratelimit.migrate.comparing import SIDES, SOURCE, TARGET, Counters, Entries, Events
-from ratelimit.migrate.migration import Order, opened
+from ratelimit.migrate.migration import Order, check_found, opened
 from ratelimit.migrate.opening import patient
 from ratelimit.migrate.reading import Listener, ahead, learn_rules, several, uses_of
 from ratelimit.migrate.rows import Counted, Entity, Source
@@ -41,6 +41,7 @@ async def verify(
         for entity in choices.entities:
             await check.one(entity)
         check.verdict.notes += await source.notes()
+        check_found(source, check.read, check.verdict.notes)
     return check.verdict
 
 
@@ -57,6 +58,7 @@ class _Check:
         self._now = now
         self._tell = listener
         self._outlast = Outlast()
+        self.read: dict[Entity, int] = {}
 
     async def one(self, entity: Entity) -> None:
         compared = self.verdict.entities[entity] = Compared()
@@ -122,11 +124,13 @@ class _Check:
         sides.judge(self.verdict, compared)
 
     async def _from_source(self, entity: Entity) -> AsyncGenerator[Sequence[Any], None]:
+        self.read[entity] = 0
         counts, size = Counts(), await self._source.size(entity)
         batches = self._source.batches(entity, after=None, size=self._order.batch_size)
         async with aclosing(ahead(batches)) as found:
             async for batch in found:
                 counts.read += len(batch.rows)
+                self.read[entity] = counts.read
                 self._tell(entity, counts, batch.done, size)
                 yield [row.entry for row in batch.rows if row.entry is not None]
 

@@ -9,6 +9,7 @@ from urllib.parse import quote, urlsplit
 from starlette.types import Scope
 from yarl import URL
 
+from ratelimit.config import masked
 from ratelimit.errors import ConfigError
 
 _EXAMPLES: Final = "http://127.0.0.1:8000, https://app.internal or unix:/run/app.sock"
@@ -37,10 +38,10 @@ class Upstream:
         try:
             parts = urlsplit(text.strip())
             port_is_fine = parts.port is None or parts.port > 0
-        except ValueError as error:
-            raise ConfigError("upstream", f"{text!r} is not a URL: {error}") from None
+        except ValueError:  # which quotes a part of it: of a password, perhaps
+            raise ConfigError("upstream", f"{masked(text)!r} is not a URL; write it as {_EXAMPLES}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
-            raise ConfigError("upstream", f"expected a URL such as {_EXAMPLES}, not {text!r}")
+            raise ConfigError("upstream", f"expected a URL such as {_EXAMPLES}, not {masked(text)!r}")
         if parts.query or parts.fragment:
             raise ConfigError("upstream", "a query or a fragment makes no sense here: each request has its own")
         if parts.username is not None:

@@ -60,7 +60,7 @@ async def test_each_bad_row_is_named_and_the_rest_is_there(table: str, tmp_path:
     counts = done.checkpoint.of("events")
     assert (counts.read, counts.written, counts.rejected) == (15, 4, 11)
     assert sum(counts.reasons.values()) == 11
-    assert counts.reasons["unknown action"] == 1
+    assert counts.reasons["unknown action 'fly'"] == 1
     assert done.rejects is not None
     kept = [json.loads(line) for line in Path(done.rejects).read_text().splitlines()]
     assert [one["entity"] for one in kept] == ["events"] * 11

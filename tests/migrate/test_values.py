@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -13,7 +12,7 @@ from ratelimit.errors import InvalidInput
 from ratelimit.migrate import values
 
 NOON = 1_767_614_400_000  # 2026-01-05T12:00:00Z
-BERLIN = ZoneInfo("Europe/Berlin")
+BERLIN = values.Zone("Europe/Berlin")
 
 
 @pytest.mark.parametrize(
@@ -38,13 +37,13 @@ BERLIN = ZoneInfo("Europe/Berlin")
     ],
 )
 def test_a_time_however_it_is_written(written: object) -> None:
-    assert values.milliseconds(written, timezone=BERLIN) == NOON
+    assert values.milliseconds(written, zone=BERLIN) == NOON
 
 
 def test_a_time_in_a_format_of_its_own() -> None:
-    assert values.milliseconds("05/01/2026 13:00", timezone=BERLIN, format="%d/%m/%Y %H:%M") == NOON
+    assert values.milliseconds("05/01/2026 13:00", zone=BERLIN, format="%d/%m/%Y %H:%M") == NOON
     with pytest.raises(InvalidInput, match="is not written as"):
-        values.milliseconds("2026-01-05", timezone=BERLIN, format="%d/%m/%Y %H:%M")
+        values.milliseconds("2026-01-05", zone=BERLIN, format="%d/%m/%Y %H:%M")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,7 @@ def test_a_time_in_a_format_of_its_own() -> None:
 )  # fmt: skip
 def test_what_is_no_time(written: object) -> None:
     with pytest.raises(InvalidInput, match="time"):
-        values.milliseconds(written, timezone=BERLIN)
+        values.milliseconds(written, zone=BERLIN)
 
 
 @pytest.mark.parametrize(("value", "meant"), [(1, True), (0, False), (b"\x01", True), ("t", True), ("No", False)])
