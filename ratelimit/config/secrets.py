@@ -14,6 +14,7 @@ SHORTEST_TOKEN: Final = 16
 # A password may hold whatever its owner did not encode (`/`, `?`, `#`, `@`, spaces), so that nobody can say where it
 # ends but at the last `@`: rather a host or a path too much is hidden than a letter of it shown.
 _CREDENTIALS = re.compile(r"(?<=//).*@", re.DOTALL)
+_HAS_SCHEME = re.compile(r"([\w+.-]+:)?//")
 _NO_SCHEME = re.compile(r"^[^/@]*:.*@", re.DOTALL)
 # In a parameter (`endpoint=http://user:password@host`, percent-encoded or not) up to the next parameter's beginning.
 _IN_PARAMETER = re.compile(r"(?<=//)(?:(?!&\w+=).)*@", re.DOTALL)
@@ -33,7 +34,7 @@ def masked(url: str) -> str:
         parameters = _ENCODED.sub(f"{MASK}@", _IN_PARAMETER.sub(f"{MASK}@", table["parameters"]))
         url = table["table"] + parameters
     else:
-        url = _CREDENTIALS.sub(f"{MASK}@", url) if "//" in url else _NO_SCHEME.sub(f"{MASK}@", url)
+        url = (_CREDENTIALS if _HAS_SCHEME.match(url) else _NO_SCHEME).sub(f"{MASK}@", url)
     return _PARAMETER.sub(rf"\1={MASK}", url)
 
 
@@ -53,7 +54,8 @@ def redacted(text: object, url: str) -> str:
     """What a library says about a URL, without the credentials: neither the URL, nor the password, nor parts of it."""
     shown = str(text).replace(url, masked(url))
     credentials = url.rpartition("@")[0]
-    credentials = credentials.partition("//")[2] or credentials
+    if _HAS_SCHEME.match(url):
+        credentials = credentials.partition("//")[2]
     password = credentials.partition(":")[2] or credentials
     parts = re.split(r"[@/?#:\s]", password)
     parameters = [found.group().partition("=")[2] for found in _PARAMETER.finditer(url)]

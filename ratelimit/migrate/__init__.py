@@ -11,6 +11,7 @@ from ratelimit.migrate.opening import patient
 from ratelimit.migrate.reading import Listener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused, SourceUnavailable
 from ratelimit.migrate.running import BadRow
+from ratelimit.migrate.undo import Undone, UndoOrder, undo
 from ratelimit.migrate.verdict import Difference, Verdict
 from ratelimit.migrate.verifying import verify
 
@@ -29,10 +30,13 @@ __all__ = [
     "Source",
     "SourceRefused",
     "SourceUnavailable",
+    "UndoOrder",
+    "Undone",
     "Verdict",
     "dry_run",
     "patient",
     "read_mapping",
     "run",
+    "undo",
     "verify",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -54,7 +55,9 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     """Good for the same source, target and choices only."""
 
     began: int
-    """Microseconds: when the first of the runs did."""
+    """Microseconds: when the run did."""
+    run: str = ""
+    """Its id, by which it can be taken back."""
     stamp: str = ""
     done: list[Entity] = []
     entity: Entity | None = None
@@ -75,6 +78,14 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     def note(self, notes: Iterable[str]) -> None:
         """Some more."""
         self.notes = list(dict.fromkeys([*self.notes, *notes]))
+
+
+def forget_run(folder: Path, run: str) -> None:
+    """A run that was taken back is not gone on with."""
+    for path in folder.glob("ratelimit-migrate-*.checkpoint"):
+        with suppress(msgspec.DecodeError):
+            if msgspec.json.decode(path.read_bytes(), type=Checkpoint).run == run:
+                path.unlink()
 
 
 class Desk:

@@ -8,8 +8,9 @@ from typing import Final
 from ratelimit.algorithms.fields import stale
 from ratelimit.clock import DAY, SECOND
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
+from ratelimit.migrate.ledger import Ledger
 from ratelimit.migrate.rows import Counted
-from ratelimit.migrate.tally import MARK, Sum, Tallied
+from ratelimit.migrate.tally import MARK, Sum, Tallied, is_bucket
 from ratelimit.migrate.target import Fate, Target
 from ratelimit.names import Key
 from ratelimit.store import Add, Expect, Op, Put, Record, Write
@@ -22,8 +23,9 @@ _ATTEMPTS: Final = 10
 class Counters:
     """Adds what was counted elsewhere to the target's records. `now` is in microseconds."""
 
-    def __init__(self, target: Target, *, now: int) -> None:
+    def __init__(self, target: Target, *, now: int, ledger: Ledger | None = None) -> None:
         self._target = target
+        self._ledger = ledger
         self._now = now
         self._expires_at = (now // DAY + _KEPT_DAYS) * (DAY // SECOND)
 
@@ -33,15 +35,20 @@ class Counters:
         Raises `StoreUnavailable` where the record keeps changing.
         """
         for _ in range(_ATTEMPTS):
-            record = await self._target.record(found.key) if any(map(is_bucket, found.sums)) else {}
-            ops = [op for field, each in found.sums.items() for op in _ops(field, each, record)]
-            if await self._write(found, ops):
-                return "written"
-            now = (await self._target.record(found.key)).get(MARK)
-            if now is not None and now >= found.until:  # the answer was lost, or an earlier run had come so far
+            record = await self._target.record(found.key)
+            mark = record.get(MARK)
+            if mark is not None and mark >= found.until:  # the answer was lost, or an earlier run had come so far
                 return "there"
-            if now is not None and now != found.since:
-                return now
+            if mark is not None and mark != found.since:
+                return mark
+            if self._ledger is not None:
+                self._ledger.note_counter(found, record)
+            ops = [op for field, each in found.sums.items() for op in _ops(field, each, record)]
+            written = await self._write(found, ops)
+            if written:
+                return "written"
+            if written is not None and self._ledger is not None:
+                self._ledger.forget_counter(found.key)
         raise StoreUnavailable(f"the counters of {found.key.user!r} kept changing; run it again")
 
     async def copy(self, found: Counted) -> Fate:
@@ -66,7 +73,8 @@ class Counters:
         fate = await self.add(Tallied(key, sums, None, self._now // 1000))
         return "there" if isinstance(fate, int) else fate
 
-    async def _write(self, found: Tallied, ops: Sequence[Op]) -> bool:
+    async def _write(self, found: Tallied, ops: Sequence[Op]) -> bool | None:
+        """None where nobody knows whether it was executed."""
         mark = found.since
         expected = Expect(MARK, low=1, high=0, or_missing=True) if mark is None else Expect(MARK, low=mark, high=mark)
         write = Write((expected, *ops, Put(MARK, found.until)), self._expires_at)
@@ -76,7 +84,7 @@ class Counters:
             raise
         except StoreUnavailable:  # it may have been executed; the mark tells
             await self._target.pause()
-            return False
+            return None
 
 
 def live(record: Mapping[str, int], now: int) -> dict[str, int]:
@@ -96,8 +104,3 @@ def _ops(field: str, each: Sum, record: Record) -> tuple[Op, ...]:
     value = record.get(field)
     seen = Expect(field, low=1, high=0, or_missing=True) if value is None else Expect(field, low=value, high=value)
     return seen, Put(field, each.on(value))
-
-
-def is_bucket(field: str) -> bool:
-    """Whether it is a moment (ns), at which a bucket is full again, and not a number of units."""
-    return field[0] == "g"

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, Unreadable
-from ratelimit.migrate.mapping import absent
+from ratelimit.migrate.mapping import absent, unmapped
 from ratelimit.migrate.nth import Nth
 from ratelimit.migrate.recognising import HELD, Seen, recognised, sketch, unknown_table
 from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused
@@ -28,6 +28,7 @@ from ratelimit.migrate.text_files import UTF_8, Opened, check_whole, no_text, op
 _MOST_SECTIONS: Final = 20
 _DELIMITERS: Final = ",;\t|"
 _SHOWN: Final = 1000
+_SHOWN_FIELDS: Final = 100
 _CUT: Final = "; the file ends in the middle of it, so it was cut short"
 
 
@@ -70,7 +71,8 @@ class FileSource:
         self._encoding = encoding
         self._places: dict[Entity, list[_Place]] = {}
         self._seen: Seen = {}
-        self._unused: set[str] = set()
+        self._fields: dict[Entity, dict[str, None]] = {}
+        """Names that rows have had, of those that were read."""
 
     async def open(self) -> None:
         """See `Source.open`. Raises `InvalidInput` where nothing in it is known."""
@@ -109,6 +111,10 @@ class FileSource:
     async def notes(self) -> Sequence[str]:
         """See `Source.notes`."""
         notes = self._converter.notes()
+        for kind, fields in self._fields.items():
+            if left := unmapped(self._converter.mapping, kind, fields):
+                where = ", ".join(dict.fromkeys(place.section or place.path.name for place in self._places[kind]))
+                notes.append(f"{where}: nothing is read from the fields {', '.join(left[:_SHOWN_FIELDS])}")
         if ignored := [name for name in self._seen if not self._is_used(name)]:
             notes.append(f"left alone, as they hold no usage: {', '.join(ignored)}")
         return notes
@@ -129,6 +135,8 @@ class FileSource:
     def _read(self, entity: Entity, row: _Row, nth: Nth) -> Read:
         if row.problem:
             return Read(row.where, None, row.problem, row.text)
+        if len(seen := self._fields.setdefault("events" if entity == "counters" else entity, {})) < _SHOWN_FIELDS:
+            seen.update(dict.fromkeys(row.fields))
         return self._converter.read(entity, row.where, row.fields, nth=self._nth(entity, row, nth))
 
     def _pass(self, entity: Entity, rows: Iterable[_Row], nth: Nth) -> None:

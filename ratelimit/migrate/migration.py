@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from collections.abc import Mapping as AnyMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from ratelimit.errors import InvalidInput, TableNotFound
 from ratelimit.migrate.checkpoint import Checkpoint, Desk
 from ratelimit.migrate.forecast import DryRun, Forecast
 from ratelimit.migrate.hashed import HashedSource
+from ratelimit.migrate.ledger import About, Ledger, conflicts, new_run
 from ratelimit.migrate.mapping import Mapping
 from ratelimit.migrate.opening import Terms, known_actions, patient, source_of
 from ratelimit.migrate.pace import Pace
@@ -27,6 +29,7 @@ from ratelimit.migrate.running import DEFAULT_BATCH, Choices, OnError, Run
 from ratelimit.migrate.tally import Rules
 from ratelimit.migrate.target import Look, Target
 from ratelimit.migrate.text_files import UTF_8
+from ratelimit.migrate.undo import UndoOrder, place_of_table, undo
 from ratelimit.store.directory import Identity
 
 
@@ -45,6 +48,7 @@ class Order:
     `mirrored`    a mirror of the source, a table of this project, writes to the target already.
     `leave_rejected`  the counters leave out rows that were rejected; else they wait until none is.
     `encoding`    of text files.
+    `replace`     runs that are taken back first.
     `work_dir`    where the checkpoint and the rejected rows go.
     """
 
@@ -63,15 +67,15 @@ class Order:
     mirrored: bool = False
     leave_rejected: bool = False
     encoding: str = UTF_8
+    replace: Sequence[str] = ()
     work_dir: Path = Path()
 
     def open(self, clock: Clock) -> Source:
         """The source, not yet open. Raises `ConfigError`, `InvalidInput`."""
         actions = None if self.any_action else known_actions(self.config, self.mapping)
-        costs = {policy.name: policy.cost for policy in self.config.policies if isinstance(policy.cost, int)}
         terms = Terms(
-            mapping=self.mapping, clock=clock, actions=actions, costs=costs, only=self._only, wanted=self.entities,
-            encoding=self.encoding,
+            mapping=self.mapping, clock=clock, actions=actions, costs=self._costs(), only=self._only,
+            wanted=self.entities, encoding=self.encoding,
         )  # fmt: skip
         source = source_of(self.source, terms, self.target)
         secret = self.config.user_hash_key
@@ -99,6 +103,24 @@ class Order:
         known = None if actions is None else tuple(sorted(actions))
         return Desk(self.work_dir, (masked(self.source), target, tuple(sorted(self.entities)), self.mapping, known))
 
+    def about(self, run: str) -> About:
+        """What a run of this is about, for its ledger."""
+        events = self.mapping.events
+        settings = {
+            f"events.{name}": ", ".join(found) if isinstance(found := getattr(events, name), tuple) else found
+            for name in ("table", "id", "user", "action", "time", "cost", "allowed", "timezone", "time_format")
+        }
+        secret = self.config.user_hash_key
+        hashed = "" if secret is None else blake2b(secret.encode(), digest_size=8).hexdigest()
+        return About(
+            run=run, source=masked(self.source), target=place_of_table(self.target),
+            settings={**settings, "user_hash_key": hashed}, actions=dict(self.mapping.actions),
+            costs={name: cost for name, cost in self._costs().items() if cost != 1},
+        )  # fmt: skip
+
+    def _costs(self) -> dict[str, int]:
+        return {policy.name: policy.cost for policy in self.config.policies if isinstance(policy.cost, int)}
+
     @property
     def _only(self) -> Entity | None:
         """What a file is about whose name does not say it. Counters are counted from events."""
@@ -110,6 +132,8 @@ class Done(msgspec.Struct, kw_only=True):
     """What a run has come to, all earlier ones included that it went on with."""
 
     source: str
+    run: str
+    """Its id, by which it can be taken back."""
     checkpoint: Checkpoint
     seconds: float
     """Of this run."""
@@ -123,7 +147,8 @@ async def dry_run(order: Order, *, listener: Listener, clock: Clock | None = Non
     Pace(order.rate)  # says what is wrong with it
     clock = clock or SystemClock()
     settings = patient(order.target)
-    async with opened(order.open(clock)) as source, RawTable(settings) as raw, DynamoDBStore(settings) as store:
+    store = DynamoDBStore(settings)  # opened by its first use: a dry run needs no table
+    async with opened(order.open(clock)) as source, RawTable(settings) as raw, aclosing_store(store):
         choices = order.choices(await source.entities())
         remarks, is_there = await _remarked(order, raw)
         rules = Rules(order.config.policies)
@@ -135,8 +160,28 @@ async def dry_run(order: Order, *, listener: Listener, clock: Clock | None = Non
         forecast = await reading.all(rate=order.rate)
         notes = await source.notes()
         check_found(source, {name: each.read for name, each in forecast.counts.items()}, notes)
-        forecast.notes += [*notes, *remarks]
+        forecast.notes += [*notes, *remarks, *_conflicting(order)]
     return forecast
+
+
+@asynccontextmanager
+async def aclosing_store(store: DynamoDBStore) -> AsyncIterator[None]:
+    """Closed at the end, whether or not it was opened."""
+    try:
+        yield
+    finally:
+        await store.close()
+
+
+def _conflicting(order: Order) -> list[str]:
+    """Raises `InvalidInput` for a run to replace that is not known."""
+    taken = []
+    for run in order.replace:
+        with Ledger.of(order.work_dir, run) as ledger:
+            counts = ", ".join(f"{count:,} {entity}" for entity, count in ledger.counts().items())
+        taken.append(f"of run {run} would be taken back first: {counts}")
+    conflict = conflicts(order.work_dir, order.about(""), replaced=order.replace)
+    return [*taken, *([f"a run would be refused: {conflict}"] if conflict else [])]
 
 
 async def _remarked(order: Order, raw: RawTable) -> tuple[list[str], bool]:
@@ -160,7 +205,6 @@ async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -
     desk = order.desk()
     if order.restart:
         desk.forget()
-    checkpoint = desk.load() or Checkpoint(began=clock.now())
     settings = patient(order.target)
     pace = Pace(order.rate)
     started = clock.now()
@@ -170,20 +214,30 @@ async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -
         RawTable(settings) as raw,
     ):
         choices = order.choices(await source.entities())
-        target = Target(store, raw, pace)
         look = await Look.at(raw)
         if look.foreign and not order.foreign:
             raise InvalidInput(_refusal(order, look))
+        desk.folder.mkdir(parents=True, exist_ok=True)
+        if order.replace:  # nothing of the new run is in the table by then
+            back = UndoOrder(runs=order.replace, target=order.target, rate=order.rate, work_dir=order.work_dir)
+            await undo(back, listener=listener, clock=clock)
+        checkpoint = desk.load() or Checkpoint(began=clock.now())
+        checkpoint.run = checkpoint.run or new_run(checkpoint.began)
+        about = order.about(checkpoint.run)
+        if conflict := conflicts(desk.folder, about):
+            raise InvalidInput(conflict)
         resumed = checkpoint.entity is not None or bool(checkpoint.done)
-        going = Run(
-            source, target, choices, desk=desk, checkpoint=checkpoint, rules=Rules(order.config.policies),
-            clock=clock, listener=listener,
-        )  # fmt: skip
-        await going.all()
+        with Ledger.begin(desk.folder, about) as ledger:
+            going = Run(
+                source, Target(store, raw, pace, ledger=ledger), choices, desk=desk, checkpoint=checkpoint,
+                rules=Rules(order.config.policies), ledger=ledger, clock=clock, listener=listener,
+            )  # fmt: skip
+            await going.all()
         check_found(source, {name: each.read for name, each in checkpoint.counts.items()}, checkpoint.notes)
         notes = [*checkpoint.notes, *([] if resumed else _remarks(look))]
     return Done(
         source=source.name,
+        run=checkpoint.run,
         checkpoint=checkpoint,
         seconds=(clock.now() - started) / 1_000_000,
         notes=notes,

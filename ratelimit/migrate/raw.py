@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
+from botocore.exceptions import ClientError
+
 from ratelimit.dynamodb.client import Connection, connect
-from ratelimit.dynamodb.faults import AnswerLost, explained
+from ratelimit.dynamodb.faults import AnswerLost, code_of, explained
 from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import Item
 from ratelimit.dynamodb.settings import Settings
@@ -20,7 +22,7 @@ _KEYS_AT_ONCE: Final = 100
 
 
 class RawTable:
-    """Reads only. Every method raises `StoreUnavailable`'s subclasses."""
+    """Reads, save for the two that delete. Every method raises `StoreUnavailable`'s subclasses."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -69,6 +71,41 @@ class RawTable:
         for each in await asyncio.gather(*map(self._present, parts)):
             found |= each
         return found
+
+    async def delete(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Delete the items of these primary keys, at most 25. Harmless when repeated."""
+        table = self.settings.table
+        left: list[Any] = [{"DeleteRequest": {"Key": {"PK": {"S": pk}, "SK": {"S": sk}}}} for pk, sk in keys]
+
+        async def send() -> None:
+            nonlocal left
+            answer = await self._send("batch_write_item", RequestItems={table: left})
+            if "UnprocessedItems" not in answer:
+                raise AnswerLost(f"table {table!r} answered a batch without a word on what is left of it")
+            left = answer["UnprocessedItems"].get(table, [])
+            if left:
+                raise StoreThrottled(f"table {table!r} is throttled: {len(left)} items were not deleted")
+
+        await self._retries.run("BatchWriteItem", send, on=HARMLESS)
+
+    async def delete_if(self, key: Item, *, equal: Mapping[str, int], absent: Sequence[str]) -> bool:
+        """Delete an item whose numbers are still these, and in which none of the others has come; whether it was so."""
+        names = {f"#n{at}": name for at, name in enumerate((*equal, *absent))}
+        still = [f"#n{at} = :v{at}" for at in range(len(equal))]
+        still += [f"attribute_not_exists(#n{at})" for at in range(len(equal), len(names))]
+        values = {f":v{at}": {"N": str(value)} for at, value in enumerate(equal.values())}
+        assert self._connection is not None
+        with explained(self._connection.place):
+            try:
+                await self._connection.client.delete_item(
+                    TableName=self.settings.table, Key=key, ConditionExpression=" AND ".join(still),
+                    ExpressionAttributeNames=names, ExpressionAttributeValues=values,
+                )  # fmt: skip
+            except ClientError as error:
+                if code_of(error) != "ConditionalCheckFailedException":
+                    raise
+                return False
+        return True
 
     async def _present(self, keys: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
         left: list[Any] = [{"PK": {"S": pk}, "SK": {"S": sk}} for pk, sk in keys]

@@ -14,6 +14,7 @@ from ratelimit.event import UsageEvent
 from ratelimit.migrate.backup import back_up
 from ratelimit.migrate.checkpoint import Checkpoint, Counts, Desk
 from ratelimit.migrate.counters import Counters
+from ratelimit.migrate.ledger import Ledger
 from ratelimit.migrate.reading import Listener, ahead, learn_rules, several, uses_of, waiting
 from ratelimit.migrate.rows import Counted, Entity, Expired, Read, Source
 from ratelimit.migrate.scratch import Scratch
@@ -59,6 +60,7 @@ class Run:
         desk: Desk,
         checkpoint: Checkpoint,
         rules: Rules,
+        ledger: Ledger | None = None,
         clock: Clock | None = None,
         listener: Listener,
     ) -> None:
@@ -68,6 +70,7 @@ class Run:
         self._choices = choices
         self._desk = desk
         self._rules = rules
+        self._ledger = ledger
         self._clock = clock or SystemClock()
         self._tell = listener
         self._units_before = checkpoint.units
@@ -152,7 +155,7 @@ class Run:
                 counts.note([fate])
 
     async def _take_counters(self, rows: Sequence[Read], counts: Counts) -> None:
-        counters = Counters(self._target, now=self._clock.now())
+        counters = Counters(self._target, now=self._clock.now(), ledger=self._ledger)
         found = [row.entry for row in rows if isinstance(row.entry, Counted)]
         counts.note(await self._target.each(found, counters.follow if self._choices.mirrored else counters.copy))
 
@@ -165,7 +168,7 @@ class Run:
         counts = self.checkpoint.counts["counters"] = Counts()
         await learn_rules(self._target.store.directory, self._rules)
         now = self._clock.now()
-        counters = Counters(self._target, now=now)
+        counters = Counters(self._target, now=now, ledger=self._ledger)
         with Scratch(self._desk.folder, SCHEMA) as scratch:
             tally = Tally(scratch, self._rules, now=now, keyed=self._source.keyed)
             rejected = await self._read_uses(tally, counts, self._keep_rejects)

@@ -203,3 +203,8 @@ class Tally:
     def _mark(self, user: str, action: str) -> int | None:
         found: int | None = self._scratch.one("SELECT at FROM marks WHERE user = ? AND action = ?", user, action)
         return found
+
+
+def is_bucket(field: str) -> bool:
+    """Whether it is a moment (ns), at which a bucket is full again, and not a number of units."""
+    return field[0] == "g"

@@ -17,16 +17,18 @@ from ratelimit.dynamodb.schema import (
     Item,
     event_pk,
     event_sk,
+    limit_key,
     parse_event_sk,
 )
 from ratelimit.errors import StoreThrottled
 from ratelimit.event import UsageEvent
+from ratelimit.migrate.ledger import Ledger
 from ratelimit.migrate.pace import Pace
 from ratelimit.migrate.raw import RawTable
 from ratelimit.names import Key
 from ratelimit.store import Record, Write
 from ratelimit.store.directory import IdentityTaken, Plan, User, name_of
-from ratelimit.store.events import MOST_AT_ONCE, day_of, position_of
+from ratelimit.store.events import MOST_AT_ONCE, Position, day_of, position_of
 from ratelimit.usage.outlast import Outlast
 
 T = TypeVar("T")
@@ -67,10 +69,19 @@ class Taken(NamedTuple):
 class Target:
     """On an open store. Every method may raise `StoreUnavailable`, after having tried for some ten seconds."""
 
-    def __init__(self, store: DynamoDBStore, raw: RawTable, pace: Pace, *, outlast: Outlast | None = None) -> None:
+    def __init__(
+        self,
+        store: DynamoDBStore,
+        raw: RawTable,
+        pace: Pace,
+        *,
+        ledger: Ledger | None = None,
+        outlast: Outlast | None = None,
+    ) -> None:
         self.store = store
         self._raw = raw
         self._pace = pace
+        self._ledger = ledger
         self._outlast = outlast or Outlast()
         self._turns = asyncio.Semaphore(_IN_FLIGHT)
 
@@ -79,6 +90,8 @@ class Target:
         by_key = {(event_pk(one.user, day_of(one.at)), event_sk(position_of(one))): one for one in events}
         there = await self._outlast.run(lambda: self._raw.present(list(by_key)))
         fresh = [event for key, event in by_key.items() if key not in there]
+        if self._ledger is not None:
+            self._ledger.note_events(fresh)
         flights = [fresh[start : start + MOST_AT_ONCE] for start in range(0, len(fresh), MOST_AT_ONCE)]
         await self._all(flights, self._fly)
         return len(fresh)
@@ -99,13 +112,41 @@ class Target:
         await self._pace.take(COUNTER_UNITS)
         return (await self.store.apply(key, write, now=now)).applied
 
+    async def delete_record(self, key: Key, record: Record, *, absent: Sequence[str]) -> bool:
+        """Whether it was still this record, in which nothing of what is absent there has come; then it is gone."""
+        await self._pace.take(COUNTER_UNITS)
+        rest = [name for name in absent if name not in record]
+        return await self._raw.delete_if(limit_key(key), equal=record, absent=rest)
+
+    async def delete_events(self, some: Sequence[tuple[str, Position]]) -> None:
+        """Harmless when repeated."""
+        keys = [(event_pk(user, day_of(position.at)), event_sk(position)) for user, position in some]
+        flights = [keys[start : start + MOST_AT_ONCE] for start in range(0, len(keys), MOST_AT_ONCE)]
+
+        async def fly(flight: Sequence[tuple[str, str]]) -> None:
+            await self._pace.take(EVENT_UNITS * len(flight))
+            await self._outlast.run(lambda: self._raw.delete(flight))
+
+        await self._all(flights, fly)
+
+    async def delete_entry(self, kind: type[User | Plan], name: str, *, version: int, now: int) -> bool:
+        """False where it was changed since it had this version; True also where it is gone already."""
+        directory = self.store.directory
+        found = await self._outlast.run(lambda: directory.read(kind, name))
+        if found is None:
+            return True
+        if found.version != version:
+            return False
+        await self._pace.take(entry_units(found))
+        return await self._outlast.run(lambda: directory.replace(found, None, now=now))
+
     async def record(self, key: Key) -> Record:
         """The counters there are."""
         return await self._outlast.run(lambda: self.store.read(key))
 
-    async def pause(self) -> None:
+    async def pause(self, attempt: int = 1) -> None:
         """Before something is tried again."""
-        await self._outlast.pause(1)
+        await self._outlast.pause(attempt)
 
     async def each(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:
         """`work` on each of them, some at a time."""
@@ -129,6 +170,9 @@ class Target:
             if found is not None:
                 return "there" if found == entry else "kept"
             await self._pace.take(entry_units(entry))
+            if self._ledger is not None:
+                self._ledger.note_entry(entry, version=now)
+            # What is noted and not written is nobody's: a version that an entry does not have is not taken back.
             if await self._outlast.run(lambda: directory.replace(None, entry, now=now)):
                 return "written"
 

@@ -45,7 +45,7 @@ class Memory(Target):
     async def record(self, key: Key) -> Record:
         return await self.memory.read(key)
 
-    async def pause(self) -> None:
+    async def pause(self, attempt: int = 1) -> None:
         """At once."""
 
 

@@ -3,7 +3,7 @@
 import typer
 from typer.core import TyperGroup
 
-from ratelimit.cli.migrate import mapping, run, verify
+from ratelimit.cli.migrate import mapping, run, undo, verify
 
 
 class _RunByDefault(TyperGroup):
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("verify")(verify.verify)
+app.command("undo")(undo.undo)
 app.command("mapping")(mapping.mapping)
 
 __all__ = ["app"]

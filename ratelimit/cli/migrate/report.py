@@ -9,7 +9,7 @@ import msgspec
 from ratelimit.cli.output import in_words, note, say, say_json, say_table
 
 if TYPE_CHECKING:
-    from ratelimit.migrate import Counts, Done, Entity, Forecast, Order, Verdict
+    from ratelimit.migrate import Counts, Done, Entity, Forecast, Order, Undone, Verdict
 
 _COLUMNS = ("", "read", "written", "already there", "kept as they are", "too old", "rejected")
 
@@ -52,7 +52,7 @@ def say_done(done: Done, *, as_json: bool) -> None:
         shown = {name: msgspec.to_builtins(each) for name, each in counts.items()}
         say_json(
             {
-                "source": done.source, "counts": shown, "write_units": done.checkpoint.units,
+                "source": done.source, "run": done.run, "counts": shown, "write_units": done.checkpoint.units,
                 "seconds": round(done.seconds, 3), "rejects": done.rejects, "notes": done.notes,
             }
         )  # fmt: skip
@@ -61,6 +61,7 @@ def say_done(done: Done, *, as_json: bool) -> None:
     say_table(_COLUMNS, [(name, *_row(each)) for name, each in counts.items()])
     _say_reasons(counts)
     say(f"{done.checkpoint.units:,.0f} write units, {in_words(done.seconds)}")
+    say(f"this was run {done.run}; `ratelimit migrate undo {done.run}` takes it back")
     if done.rejects is not None:
         note(f"the rejected rows are in {done.rejects}, with the reasons")
     for each in done.notes:
@@ -86,6 +87,18 @@ def say_verdict(verdict: Verdict, *, as_json: bool) -> None:
     say("all of it is there" if verdict.same else "NOT the same")
     for each in verdict.notes:
         note(each)
+
+
+def say_undone(undone: Undone, *, as_json: bool) -> None:
+    """Of what was taken back."""
+    if as_json:
+        say_json(msgspec.to_builtins(undone))
+        return
+    say("dry run: nothing was taken back\n" if undone.dry_run else f"taken back: {', '.join(undone.runs)}")
+    column = "would be taken back" if undone.dry_run else "taken back"
+    say_table(("", column), [(name, f"{count:,}") for name, count in undone.taken_back.items()])
+    for each in undone.kept:
+        note(f"left as it is: {each}")
 
 
 def _say_reasons(counts: dict[Entity, Counts]) -> None:

@@ -11,9 +11,11 @@ from ratelimit.cli.migrate.progress import progress
 from ratelimit.cli.migrate.report import say_done, say_forecast
 from ratelimit.cli.migrate.shared import (
     AnyActionOption,
+    EncodingOption,
     EntityOption,
     MappingOption,
     SourceArgument,
+    WorkDirOption,
     explained,
     ordered,
 )
@@ -48,9 +50,12 @@ def run(
     leave_rejected: Annotated[
         bool, typer.Option("--leave-rejected", help="Count without the rejected rows, for good; else counters wait.")
     ] = False,
-    work_dir: Annotated[Path, typer.Option(metavar="DIR", help="For the checkpoint and the rejected rows.")] = Path(
-        "."
-    ),
+    replace: Annotated[
+        list[str] | None,
+        typer.Option("--replace", metavar="RUN", help="Take this run back first; may be repeated."),
+    ] = None,
+    encoding: EncodingOption = "utf-8",
+    work_dir: WorkDirOption = Path("."),
     store: StoreOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -58,7 +63,8 @@ def run(
     """Bring plans, users, usage events and running counters into the table. What is there already is left as it is.
 
     Interrupted, even by kill -9, the same command goes on where it stopped. A later run adds what came since: events
-    are known by ids made of their rows, counters carry a mark. While rows of use are rejected, counters wait.
+    are known by ids made of their rows, counters carry a mark. While rows of use are rejected, counters wait. Every run
+    has an id: after a mistake in the mapping `--replace RUN` brings it anew, `migrate undo RUN` takes it back.
 
     Exit status: 0 all is over, 1 some rows were rejected (they are in a file, with the reasons), 2 bad input, 3 source
     or table unavailable.
@@ -69,14 +75,15 @@ def run(
 
         ratelimit migrate sqlite:///app.db --rate 500
 
-        ratelimit migrate usage.jsonl --entity events --entity counters
+        ratelimit migrate usage.jsonl.gz --entity events --entity counters
 
         ratelimit migrate 'earlier://old_main?region=eu-west-1' --store 'dynamodb://limits?region=eu-west-1'
     """
     order = ordered(
         source, store=store, config=config, mapping=mapping, entities=entity, any_action=any_action,
         batch_size=batch_size, rate=rate, on_error=on_error, backup=backup, restart=restart, foreign=foreign,
-        mirrored=mirrored, leave_rejected=leave_rejected, work_dir=work_dir,
+        mirrored=mirrored, leave_rejected=leave_rejected, replace=tuple(replace or ()), encoding=encoding,
+        work_dir=work_dir,
     )  # fmt: skip
     with explained(source, resumable=not dry_run):
         counts = (_would_be if dry_run else _brought)(order, as_json=as_json)

@@ -11,6 +11,7 @@ import typer
 
 from ratelimit.cli.output import note
 from ratelimit.cli.settings import load
+from ratelimit.config import masked
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 from ratelimit.wiring import table_settings
 
@@ -21,8 +22,8 @@ SourceArgument: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="mysql://…, postgresql://…, sqlite:///FILE, a JSON or JSONL file or a folder of them, earlier://TABLE?… "
-        "or dynamodb://TABLE?…",
+        help="mysql://…, postgresql://…, sqlite:///FILE, a JSON, JSONL or CSV file (.gz too) or a folder of them, "
+        "earlier://TABLE?… or dynamodb://TABLE?…",
         show_default=False,
     ),
 ]
@@ -33,6 +34,12 @@ EntityOption: TypeAlias = Annotated[
 MappingOption: TypeAlias = Annotated[
     Path | None,
     typer.Option("--mapping", metavar="FILE", help="Other tables and columns: `ratelimit migrate mapping`."),
+]
+EncodingOption: TypeAlias = Annotated[
+    str, typer.Option("--encoding", metavar="NAME", help="Of text files: latin-1, cp1252, utf-16, …")
+]
+WorkDirOption: TypeAlias = Annotated[
+    Path, typer.Option(metavar="DIR", help="For the checkpoint, the rejected rows, and what a run has written.")
 ]
 AnyActionOption: TypeAlias = Annotated[
     bool, typer.Option("--any-action", help="Take actions that no policy names, too.")
@@ -70,7 +77,7 @@ def explained(spec: str, *, resumable: bool) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InvalidInput(f"{error.filename or spec}: {error.strerror or error}{hint}") from None
+        raise InvalidInput(f"{error.filename or masked(spec)}: {error.strerror or error}{hint}") from None
     except StoreMisconfigured:
         raise
     except (StoreUnavailable, KeyboardInterrupt):

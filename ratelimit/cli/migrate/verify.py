@@ -11,6 +11,7 @@ from ratelimit.cli.migrate.progress import progress
 from ratelimit.cli.migrate.report import say_verdict
 from ratelimit.cli.migrate.shared import (
     AnyActionOption,
+    EncodingOption,
     EntityOption,
     MappingOption,
     SourceArgument,
@@ -30,6 +31,7 @@ def verify(
     ] = False,
     mapping: MappingOption = None,
     any_action: AnyActionOption = False,
+    encoding: EncodingOption = "utf-8",
     work_dir: Annotated[Path, typer.Option(metavar="DIR", help="For a scratch file.")] = Path("."),
     store: StoreOption = None,
     config: ConfigOption = None,
@@ -48,7 +50,7 @@ def verify(
     """
     order = ordered(
         source, store=store, config=config, mapping=mapping, entities=entity, any_action=any_action,
-        batch_size=batch_size, work_dir=work_dir,
+        batch_size=batch_size, encoding=encoding, work_dir=work_dir,
     )  # fmt: skip
     from ratelimit import migrate
 

@@ -1,0 +1,260 @@
+"""`Ledger`: what one run has written, in a file beside its checkpoint, so that it can be taken back exactly.
+
+Everything is noted before it is written, and only where it was not in the table: whatever is killed in between, nothing
+that a run has written is missing here. What is taken back goes from the ledger, so that an undo may be broken off, too.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Final, NamedTuple, Self
+
+import msgspec
+
+from ratelimit.clock import SECOND
+from ratelimit.errors import InvalidInput
+from ratelimit.event import UsageEvent
+from ratelimit.migrate.tally import Tallied, is_bucket
+from ratelimit.names import Key
+from ratelimit.store import Record
+from ratelimit.store.directory import Plan, User, name_of
+from ratelimit.store.events import Position, position_of
+
+_RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+_SCHEMA: Final = """
+    CREATE TABLE IF NOT EXISTS about (said BLOB);
+    CREATE TABLE IF NOT EXISTS events (user TEXT, at INTEGER, action TEXT, id TEXT,
+                                       PRIMARY KEY (user, at, action, id)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS entries (kind TEXT, name TEXT, version INTEGER, PRIMARY KEY (kind, name)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS counters (user TEXT, action TEXT, since INTEGER, until INTEGER, planted BLOB,
+                                         PRIMARY KEY (user, action)) WITHOUT ROWID;
+"""
+
+
+class About(msgspec.Struct, kw_only=True):
+    """What a run was about."""
+
+    run: str
+    source: str
+    target: tuple[str | None, ...]
+    settings: dict[str, str]
+    """What interprets rows, by its name: another value makes other events and counters of the same rows."""
+    actions: dict[str, str] = {}
+    costs: dict[str, int] = {}
+    undone: bool = False
+
+
+class Planted(NamedTuple):
+    """What a run has done to a field: it added `amount`; to a bucket, which stood at `before`, after `floor`."""
+
+    floor: int
+    amount: int
+    before: int | None
+
+
+class Plant(NamedTuple):
+    """What a run has done to a record, whose mark it moved."""
+
+    key: Key
+    since: int | None
+    until: int
+    fields: dict[str, Planted]
+
+
+def new_run(began: int) -> str:
+    """An id for a run that began then (µs)."""
+    return f"{datetime.fromtimestamp(began // SECOND, UTC):%Y%m%d-%H%M%S}-{token_hex(2)}"
+
+
+class Ledger:
+    """Used from one thread at a time."""
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.path = _path(folder, run)
+        self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        # A process may be killed at any moment and loses nothing.
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = NORMAL")
+        self._database.executescript(_SCHEMA)
+
+    @classmethod
+    def begin(cls, folder: Path, about: About) -> Self:
+        """A new one, or the one that there is."""
+        ledger = cls(folder, about.run)
+        ledger.say(about)
+        return ledger
+
+    @classmethod
+    def of(cls, folder: Path, run: str) -> Self:
+        """One that is there. Raises `InvalidInput`."""
+        if not _RUN.fullmatch(run) or not _path(folder, run).exists():
+            known = ", ".join(sorted(about.run for about in runs(folder))) or "none"
+            raise InvalidInput(
+                f"no run {run} is known in {folder.absolute()} (there are: {known}); --work-dir names the folder in "
+                "which the run left its files"
+            )
+        return cls(folder, run)
+
+    def about(self) -> About:
+        """What it was about. Raises `InvalidInput` for a damaged file."""
+        try:
+            (said,) = self._database.execute("SELECT said FROM about").fetchone() or (b"",)
+            return msgspec.json.decode(said, type=About)
+        except (sqlite3.DatabaseError, msgspec.DecodeError):
+            raise InvalidInput(f"{self.path} is damaged, or no run's ledger") from None
+
+    def say(self, about: About) -> None:
+        """What it is about."""
+        with self._database:
+            self._database.execute("BEGIN")
+            self._database.execute("DELETE FROM about")
+            self._database.execute("INSERT INTO about VALUES (?)", (msgspec.json.encode(about),))
+
+    def note_events(self, events: Iterable[UsageEvent]) -> None:
+        """Before they are written."""
+        rows = [(event.user, *position_of(event)) for event in events]
+        self._all("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)", rows)
+
+    def note_entry(self, entry: User | Plan, *, version: int) -> None:
+        """Before it is written, with the version that it is going to have."""
+        self._all("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", [(type(entry).__name__, name_of(entry), version)])
+
+    def forget_entry(self, kind: str, name: str) -> None:
+        """It is not the run's, or not any more."""
+        self._all("DELETE FROM entries WHERE kind = ? AND name = ?", [(kind, name)])
+
+    def note_counter(self, found: Tallied, record: Record) -> None:
+        """Before it is written onto the record."""
+        fields = {
+            field: Planted(each.floor, each.amount, record.get(field) if is_bucket(field) else None)
+            for field, each in found.sums.items()
+        }
+        said = msgspec.json.encode({field: tuple(planted) for field, planted in fields.items()})
+        row = (*found.key, found.since, found.until, said)
+        self._all("INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)", [row])
+
+    def forget_counter(self, key: Key) -> None:
+        """It is not the run's, or not any more."""
+        self._all("DELETE FROM counters WHERE user = ? AND action = ?", [tuple(key)])
+
+    def forget_events(self, some: Sequence[tuple[str, Position]]) -> None:
+        """They are not in the table any more."""
+        rows = [(user, *position) for user, position in some]
+        self._all("DELETE FROM events WHERE user = ? AND at = ? AND action = ? AND id = ?", rows)
+
+    def events(self) -> Iterator[tuple[str, Position]]:
+        """Those that it has written."""
+        for user, at, action, event_id in self._database.execute("SELECT * FROM events"):
+            yield user, Position(at, action, event_id)
+
+    def entries(self, kind: str) -> list[tuple[str, int]]:
+        """The names and versions of its users or plans."""
+        return self._database.execute("SELECT name, version FROM entries WHERE kind = ?", (kind,)).fetchall()
+
+    def counters(self) -> list[Plant]:
+        """All that it has planted."""
+        rows = self._database.execute("SELECT * FROM counters").fetchall()
+        kind = dict[str, tuple[int, int, int | None]]
+        return [
+            Plant(Key(user, action), since, until, {name: Planted(*each) for name, each in fields.items()})
+            for user, action, since, until, said in rows
+            for fields in (msgspec.json.decode(said, type=kind),)
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of each entity."""
+        queries = {
+            "plans": "SELECT count(*) FROM entries WHERE kind = 'Plan'",
+            "users": "SELECT count(*) FROM entries WHERE kind = 'User'",
+            "events": "SELECT count(*) FROM events",
+            "counters": "SELECT count(*) FROM counters",
+        }
+        return {name: int(self._database.execute(query).fetchone()[0]) for name, query in queries.items()}
+
+    def actions(self) -> set[str]:
+        """The actions of what it has written."""
+        query = "SELECT action FROM events UNION SELECT action FROM counters"
+        return {action for (action,) in self._database.execute(query)}
+
+    def close(self) -> None:
+        """Leaves one file."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _all(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        if rows:
+            with self._database:
+                self._database.execute("BEGIN")
+                self._database.executemany(statement, rows)
+
+
+def runs(folder: Path) -> list[About]:
+    """All that have left a ledger here, the oldest first."""
+    found = []
+    for path in sorted(folder.glob("ratelimit-migrate-*.run")):
+        run = path.name.removeprefix("ratelimit-migrate-").removesuffix(".run")
+        if _RUN.fullmatch(run):
+            with Ledger(folder, run) as ledger:
+                found.append(ledger.about())
+    return found
+
+
+def conflicts(folder: Path, about: About, *, replaced: Iterable[str] = ()) -> str:
+    """What an earlier run has made of the same rows by other settings; empty where nothing is in the way."""
+    for earlier in runs(folder):
+        if earlier.undone or earlier.run in (about.run, *replaced):
+            continue
+        if (earlier.source, earlier.target) != (about.source, about.target):
+            continue
+        with Ledger(folder, earlier.run) as ledger:
+            actions = ledger.actions()
+        if actions and (changed := _changed(earlier, about, actions)):
+            return (
+                f"run {earlier.run} has brought this source with other settings ({'; '.join(changed)}): rows would "
+                f"count twice, or stay as they are. Bring them anew with --replace {earlier.run}, or take them back "
+                f"with `ratelimit migrate undo {earlier.run}`"
+            )
+    return ""
+
+
+def _changed(before: About, now: About, actions: set[str]) -> list[str]:
+    """A setting that concerns none of the actions that were brought is no matter."""
+    pairs = [(name, before.settings.get(name), value) for name, value in now.settings.items()]
+    pairs += [
+        (f"actions.{old}", before.actions.get(old, old), now.actions.get(old, old))
+        for old in sorted({*before.actions, *now.actions})
+        if before.actions.get(old, old) in actions
+    ]
+    pairs += [
+        (f"policies.{action}.cost", str(before.costs.get(action, 1)), str(now.costs.get(action, 1)))
+        for action in sorted({*before.costs, *now.costs} & actions)
+    ]
+    return [f"{name}: {old or 'nothing'} before, {new or 'nothing'} now" for name, old, new in pairs if old != new]
+
+
+def _path(folder: Path, run: str) -> Path:
+    return folder / f"ratelimit-migrate-{run}.run"
+
+
+def later_on_top(folder: Path, chosen: Mapping[str, object]) -> dict[str, str]:
+    """Of the chosen runs, those on whose marks a later one counts that is not chosen: with that one's id."""
+    found: dict[str, str] = {}
+    marks: dict[tuple[tuple[str | None, ...], Key, int], str] = {}
+    for about in runs(folder):
+        with Ledger(folder, about.run) as ledger:
+            for plant in [] if about.undone else ledger.counters():
+                below = None if plant.since is None else marks.get((about.target, plant.key, plant.since))
+                if below in chosen and about.run not in chosen and below is not None:
+                    found[below] = about.run
+                marks[about.target, plant.key, plant.until] = about.run
+    return found

@@ -1,0 +1,222 @@
+"""Taking back what a run has written: events, counters, users and plans; and nothing of what came since.
+
+Of a record, what the run added is subtracted, and its mark goes back to where it was, in one conditional write: made
+once, however often it is tried. What was counted since stays; so does a user or plan that was changed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+from ratelimit.algorithms.fields import current_totals
+from ratelimit.clock import DAY, SECOND, Clock, SystemClock
+from ratelimit.dynamodb import DynamoDBStore, Settings
+from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
+from ratelimit.migrate.checkpoint import Counts, forget_run
+from ratelimit.migrate.ledger import Ledger, Plant, Planted, later_on_top
+from ratelimit.migrate.opening import patient
+from ratelimit.migrate.pace import Pace
+from ratelimit.migrate.raw import RawTable
+from ratelimit.migrate.reading import Listener
+from ratelimit.migrate.rows import ENTITIES
+from ratelimit.migrate.tally import MARK, is_bucket
+from ratelimit.migrate.target import Target
+from ratelimit.store import Add, Drop, Expect, Op, Put, Record, Write
+from ratelimit.store.directory import Plan, User
+
+Fate: TypeAlias = Literal["taken back", "gone", "kept"]
+
+_ATTEMPTS: Final = 20
+_SOME: Final = 200
+_KEPT_DAYS: Final = 400
+
+
+class Undone(msgspec.Struct, kw_only=True):
+    """What came of it."""
+
+    runs: list[str]
+    taken_back: dict[str, int] = {}
+    kept: list[str] = []
+    """What stays, as it was changed since."""
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndoOrder:
+    """Which runs, in what table. `work_dir` is where they left their ledgers."""
+
+    runs: Sequence[str]
+    target: Settings
+    rate: float | None = None
+    dry_run: bool = False
+    work_dir: Path = field(default_factory=Path)
+
+
+async def undo(order: UndoOrder, *, listener: Listener, clock: Clock | None = None) -> Undone:
+    """Take all of them back, the newest first. Raises `InvalidInput`, `StoreUnavailable`, `OSError`: after the last
+    two the same again goes on."""
+    clock, folder = clock or SystemClock(), order.work_dir
+    chosen = sorted(set(order.runs), reverse=True)
+    done = Undone(runs=chosen, dry_run=order.dry_run)
+    for run in chosen:
+        with Ledger.of(folder, run) as ledger:
+            about = ledger.about()
+        if about.target != place_of_table(order.target):
+            where = f"table {about.target[0]!r} ({_where(about.target)})"
+            raise InvalidInput(f"run {run} wrote to {where}, and not to the one that --store or RATELIMIT_STORE names")
+    for below, above in later_on_top(folder, dict.fromkeys(chosen)).items():
+        raise InvalidInput(f"run {above} came later and counts on run {below}: name both, as in: {below} {above}")
+    settings = patient(order.target)
+    async with DynamoDBStore(settings) as store, RawTable(settings) as raw:
+        target = Target(store, raw, Pace(order.rate))
+        for run in chosen:
+            with Ledger.of(folder, run) as ledger:
+                work = _Undo(ledger, target, done, clock.now(), listener)
+                await (work.look() if order.dry_run else work.all())
+            if not order.dry_run:
+                forget_run(folder, run)
+    return done
+
+
+def place_of_table(settings: Settings) -> tuple[str | None, ...]:
+    """By what a table is known to be the same one."""
+    return settings.table, settings.region, settings.endpoint
+
+
+def _where(target: Sequence[str | None]) -> str:
+    return ", ".join(each for each in target[1:] if each) or "by the AWS set-up"
+
+
+class _Undo:
+    """One run's."""
+
+    def __init__(self, ledger: Ledger, target: Target, done: Undone, now: int, listener: Listener) -> None:
+        self._ledger = ledger
+        self._target = target
+        self._done = done
+        self._now = now
+        self._tell = listener
+        self._expires_at = (now // DAY + _KEPT_DAYS) * (DAY // SECOND)
+
+    async def look(self) -> None:
+        """What there is to be taken back."""
+        for entity, count in self._ledger.counts().items():
+            self._done.taken_back[entity] = self._done.taken_back.get(entity, 0) + count
+
+    async def all(self) -> None:
+        """In the order in which nothing refers to what is gone."""
+        for entity in ENTITIES:
+            self._done.taken_back.setdefault(entity, 0)
+        await self._counters()
+        await self._events()
+        for kind in (User, Plan):
+            await self._entries(kind)
+        about = self._ledger.about()
+        about.undone = True
+        self._ledger.say(about)
+
+    async def _counters(self) -> None:
+        plants, counts = self._ledger.counters(), Counts()
+        for start in range(0, len(plants), _SOME):
+            some = plants[start : start + _SOME]
+            fates = await self._target.each(some, self._take_back)
+            for plant, fate in zip(some, fates, strict=True):
+                self._ledger.forget_counter(plant.key)
+                self._done.taken_back["counters"] += fate == "taken back"
+                if fate == "kept":
+                    who = f"{plant.key.user} {plant.key.action}"
+                    self._done.kept.append(f"counters of {who}: a later run counts on them")
+            counts.read += len(some)
+            self._tell("counters", counts, counts.read, len(plants))
+
+    async def _take_back(self, plant: Plant) -> Fate:
+        for attempt in range(1, _ATTEMPTS + 1):
+            record = await self._target.record(plant.key)
+            mark = record.get(MARK)
+            if mark != plant.until:
+                return "kept" if mark is not None and mark > plant.until else "gone"
+            try:
+                if await self._write(plant, record):
+                    return "taken back"
+            except StoreMisconfigured:
+                raise
+            except StoreUnavailable:  # it may have been executed; the mark tells
+                pass
+            await self._target.pause(attempt)
+        raise StoreUnavailable(f"the counters of {plant.key.user!r} kept changing; undo it again")
+
+    async def _write(self, plant: Plant, record: Record) -> bool:
+        there = {name: each for name, each in plant.fields.items() if name in record}
+        after = {name: remaining(name, each, record, self._now) for name, each in there.items()}
+        changed = {name: value for name, value in after.items() if value != record[name]}
+        left = {name: value for name, value in ({**record, **changed}).items() if value is not None and name != MARK}
+        if not left and plant.since is None:
+            return await self._target.delete_record(plant.key, record, absent=_counted_now(self._now))
+        back: Op = Drop(MARK) if plant.since is None else Put(MARK, plant.since)
+        ops: list[Op] = [Expect(MARK, low=plant.until, high=plant.until), back]
+        for name, value in changed.items():
+            ops += _change(name, record[name], value)
+        return await self._target.apply(plant.key, Write(tuple(ops), self._expires_at), now=self._now)
+
+    async def _events(self) -> None:
+        events, counts = self._ledger.events(), Counts()
+        total = self._ledger.counts()["events"]
+        while some := list(islice(events, _SOME)):
+            await self._target.delete_events(some)
+            counts.read += len(some)
+            self._done.taken_back["events"] += len(some)
+            self._ledger.forget_events(some)
+            events = self._ledger.events()
+            self._tell("events", counts, counts.read, total)
+
+    async def _entries(self, kind: type[User | Plan]) -> None:
+        entity: Literal["users", "plans"] = "users" if kind is User else "plans"
+        for name, version in self._ledger.entries(kind.__name__):
+            if await self._target.delete_entry(kind, name, version=version, now=self._now):
+                self._done.taken_back[entity] += 1
+            else:
+                self._done.kept.append(f"{kind.__name__.lower()} {name}: changed since")
+            self._ledger.forget_entry(kind.__name__, name)
+
+
+def remaining(name: str, planted: Planted, record: Mapping[str, int], now: int) -> int | None:
+    """What is left of a field without what was planted there; None for nothing."""
+    value = record[name]
+    if is_bucket(name):
+        return _bucket(planted, value, now * 1000)
+    # A reset took it away meanwhile: what is there has been used since.
+    left = value - planted.amount if value >= planted.amount else value
+    return left or None
+
+
+def _bucket(planted: Planted, value: int, now: int) -> int | None:
+    """Of the moment (ns) at which a bucket is full again."""
+    full = max(planted.before or 0, planted.floor) + planted.amount
+    if value == full:  # nothing was used since
+        return planted.before
+    if value < full:  # a reset has taken it away meanwhile
+        return value
+    if full <= now:  # it was full again meanwhile, so that nothing of it is in there
+        return value
+    return min(value, max(planted.before or 0, now) + value - full)
+
+
+def _change(name: str, value: int, left: int | None) -> tuple[Op, ...]:
+    if left is None:
+        return Expect(name, low=value, high=value), Drop(name)
+    if is_bucket(name):
+        return Expect(name, low=value, high=value), Put(name, left)
+    # Whoever counts meanwhile is not in the way.
+    return Expect(name, low=value - left), Add(name, left - value)
+
+
+def _counted_now(now: int) -> Sequence[str]:
+    """The totals into which every use counts that may come at this moment, whatever its quotas."""
+    days: Callable[[int], tuple[str, str]] = current_totals
+    return tuple({*days(now - DAY), *days(now), *days(now + DAY)})

@@ -1,0 +1,261 @@
+"""A run is taken back, or replaced, by its id: exactly what it has written, and nothing of what came since."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ratelimit import Limiter, Policy
+from ratelimit.clock import SystemClock
+from ratelimit.dynamodb import DynamoDBStore, parse_url
+from ratelimit.errors import InvalidInput, StoreUnavailable
+from ratelimit.migrate import Order, Undone, UndoOrder, patient, undo
+from ratelimit.migrate.ledger import Planted
+from ratelimit.migrate.raw import RawTable
+from ratelimit.migrate.running import Run
+from ratelimit.migrate.target import Target
+from ratelimit.migrate.undo import remaining
+from ratelimit.store.directory import User
+from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
+from tests.migrate.sources import to_sqlite
+from tests.migrate.world import World
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+POLICIES = [Policy("hint", "50/day; 500/month"), Policy("search", "60/hour", algorithm="gcra")]
+
+
+def uses(count: int, *, action: str = "hint", user: str = "7", hours: float = 2, **more: Any) -> list[dict[str, Any]]:
+    first = NOW - timedelta(hours=hours)
+    return [
+        {
+            "id": f"{action}{hours}{n}", "user_id": user, "action": action,
+            "created_at": (first - timedelta(seconds=n)).replace(tzinfo=None).isoformat(" "), **more,
+        }
+        for n in range(count)
+    ]  # fmt: skip
+
+
+def dump(folder: Path, rows: Sequence[dict[str, Any]], **sections: Any) -> Path:
+    path = folder / "dump.json"
+    path.write_text(json.dumps({"usage_log": rows, **sections}))
+    return path
+
+
+async def items(table: str) -> list[Any]:
+    async with RawTable(patient(parse_url(table))) as raw:
+        found, _ = await raw.scan(limit=1000)
+        return sorted(found, key=lambda item: (item["PK"]["S"], item["SK"]["S"]))
+
+
+async def take_back(asked: Order, *runs: str, dry_run: bool = False) -> Undone:
+    back = UndoOrder(runs=runs, target=asked.target, work_dir=asked.work_dir, dry_run=dry_run)
+    return await undo(back, listener=unheard)
+
+
+async def totals(table: str, user: str = "7", action: str = "hint") -> int:
+    record = await record_in(table, user, action)
+    return sum(value for field, value in record.items() if len(field) == len("u261121") and field[0] == "u")
+
+
+async def test_a_table_is_as_it_was_before(table: str, tmp_path: Path) -> None:
+    asked = order(
+        to_sqlite(World(users=6, rows=60), tmp_path / "app.db"), table, tmp_path, policies=POLICIES, any_action=True
+    )
+    done = await bring(asked)
+    assert len(await items(table)) > 70
+    forecast = await take_back(asked, done.run, dry_run=True)
+    assert forecast.taken_back == {name: each.written for name, each in done.checkpoint.counts.items()}
+    assert len(await items(table)) > 70
+    assert (await take_back(asked, done.run)).taken_back == forecast.taken_back
+    assert await items(table) == []
+    assert not any((await take_back(asked, done.run)).taken_back.values())
+    await bring(asked)
+    assert (await check(asked)).same
+
+
+async def test_what_was_used_since_stays(table: str, tmp_path: Path) -> None:
+    rows = [*uses(5), *uses(3, action="search", hours=0.001)]
+    async with Limiter(DynamoDBStore(parse_url(table)), POLICIES, deadline=30) as limiter:
+        await limiter.check("7", "hint", cost=2)
+        before = await record_in(table, "7", "hint")
+        asked = order(dump(tmp_path, rows, users=[{"id": 7}, {"id": 8}]), table, tmp_path, policies=POLICIES)
+        done = await bring(asked)
+        await limiter.check("7", "hint", cost=4)
+        await limiter.check("7", "search", cost=10)
+        async with DynamoDBStore(parse_url(table)) as store:
+            user = await store.directory.read(User, "8")
+            await store.directory.replace(user, User("8", plan="mine"), now=SystemClock().now())
+        undone = await take_back(asked, done.run)
+        assert undone.kept == ["user 8: changed since"]
+        record = await record_in(table, "7", "hint")
+        assert {field: value - 4 for field, value in record.items()} == before
+        assert (await limiter.peek("7", "search")).quotas[0].used in (9, 10)  # some of it has flowed back
+        assert await events_in(table) == []
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ({"events": {"timezone": "UTC"}}, {"events": {"timezone": "America/New_York"}}),
+        ({}, {"events": {"cost": "units"}}),
+        ({}, {"events": {"time": "seen_at"}}),
+        ({}, {"actions": {"hint": "tip"}}),
+    ],
+)
+async def test_a_corrected_mapping_replaces_the_run(
+    was: dict[str, Any], now: dict[str, Any], table: str, tmp_path: Path
+) -> None:
+    path = dump(tmp_path, uses(6, hours=30, units=5, seen_at=(NOW - timedelta(hours=1)).isoformat()))
+    first = order(path, table, tmp_path, mapping=was)
+    run = (await bring(first)).run
+    corrected = order(path, table, tmp_path, mapping=now)
+    with pytest.raises(InvalidInput, match=rf"other settings .*--replace {run}"):
+        await bring(corrected)
+    assert len(await events_in(table)) == 6
+    for _ in range(2):  # the same command again brings nothing twice
+        await bring(replace(corrected, replace=[run]))
+        assert len(await events_in(table)) == 6
+        assert (await check(corrected)).same
+    expected = 30 if "cost" in now.get("events", {}) else 6
+    assert await totals(table, action="tip" if "actions" in now else "hint") == expected
+    if "actions" in now:
+        assert await record_in(table, "7", "hint") == {}
+
+
+async def test_a_corrected_cost_of_a_policy(table: str, tmp_path: Path) -> None:
+    path = dump(tmp_path, uses(3))
+    run = (await bring(order(path, table, tmp_path, policies=[Policy("hint", "50/day")]))).run
+    corrected = order(path, table, tmp_path, policies=[Policy("hint", "50/day", cost=5)])
+    with pytest.raises(InvalidInput, match=r"policies.hint.cost: 1 before, 5 now"):
+        await bring(corrected)
+    await bring(replace(corrected, replace=[run]))
+    assert await totals(table) == 15
+
+
+async def test_a_setting_that_concerns_nothing_that_was_brought_is_no_matter(table: str, tmp_path: Path) -> None:
+    path = dump(tmp_path, [*uses(2), *uses(2, action="old")])
+    policies = [Policy("hint", "9/day"), Policy("tip", "9/day", cost=3)]
+    await bring(order(path, table, tmp_path, policies=policies[:1]))
+    await bring(order(path, table, tmp_path, policies=policies, mapping={"actions": {"old": "hint"}}))
+    assert await totals(table) == 4
+
+
+async def test_runs_on_top_of_each_other_are_taken_back_together(table: str, tmp_path: Path) -> None:
+    asked = order(dump(tmp_path, uses(4)), table, tmp_path)
+    first = (await bring(asked)).run
+    dump(tmp_path, [*uses(4), *uses(3, hours=1)])
+    second = (await bring(asked)).run
+    assert await totals(table) == 7
+    with pytest.raises(InvalidInput, match=f"run {second} came later and counts on run {first}"):
+        await take_back(asked, first)
+    await take_back(asked, second)
+    assert await totals(table) == 4
+    second = (await bring(asked)).run
+    await take_back(asked, first, second)
+    assert await items(table) == []
+
+
+async def test_a_second_run_that_wrote_nothing_takes_nothing_back(table: str, tmp_path: Path) -> None:
+    asked = order(dump(tmp_path, uses(4)), table, tmp_path)
+    await bring(asked)
+    before = await items(table)
+    undone = await take_back(asked, (await bring(asked)).run)
+    assert not any(undone.taken_back.values())
+    assert await items(table) == before
+
+
+async def test_a_run_that_was_broken_off_is_taken_back_too(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = order(dump(tmp_path, uses(40)), table, tmp_path, batch_size=7)
+    take = Run._take
+
+    async def broken_off(self: Run, entity: Any, rows: Any, counts: Any) -> None:
+        await take(self, entity, rows, counts)
+        if counts.read >= 21:
+            raise KeyboardInterrupt  # after the write, before the checkpoint
+
+    monkeypatch.setattr(Run, "_take", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        await bring(asked)
+    monkeypatch.undo()
+    assert len(await events_in(table)) == 21
+    (saved,) = asked.work_dir.glob("*.checkpoint")
+    run = json.loads(saved.read_text())["run"]
+    assert (await take_back(asked, run)).taken_back["events"] == 21
+    assert await items(table) == []
+    assert not list(asked.work_dir.glob("*.checkpoint"))
+
+
+@pytest.mark.parametrize("method", ["delete_events", "apply", "delete_record"])
+async def test_an_undo_that_was_broken_off_goes_on(
+    method: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "90/day")], deadline=30) as limiter:
+        await limiter.check("1", "hint", cost=2)
+    rows = [row for user in "123" for row in uses(300, user=user)]
+    for number, row in enumerate(rows):
+        row["id"] = number
+    asked = order(dump(tmp_path, rows), table, tmp_path)
+    run, calls = (await bring(asked)).run, 0
+    work = getattr(Target, method)
+
+    async def broken_off(self: Target, *args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        found = await work(self, *args, **options)
+        if calls == (2 if method == "delete_events" else 1):
+            raise StoreUnavailable("no answer") if method == "apply" else KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Target, method, broken_off)
+    if method == "apply":  # what is ambiguous is found out
+        await take_back(asked, run)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            await take_back(asked, run)
+    monkeypatch.undo()
+    await take_back(asked, run)
+    (left,) = await items(table)
+    assert left["PK"]["S"] == "USR#1#LIM#hint"
+    assert await totals(table, "1") == 2
+
+
+async def test_what_cannot_be_undone(table: str, tmp_path: Path) -> None:
+    asked = order(dump(tmp_path, uses(1)), table, tmp_path)
+    run = (await bring(asked)).run
+    for wrong in ("20260105-120000-a1b2", "../../x", ""):
+        with pytest.raises(InvalidInput, match=rf"there are: {run}.*--work-dir"):
+            await take_back(asked, wrong)
+    elsewhere = UndoOrder(runs=[run], target=replace(asked.target, table="other"), work_dir=asked.work_dir)
+    with pytest.raises(InvalidInput, match="wrote to table"):
+        await undo(elsewhere, listener=unheard)
+    (ledger,) = asked.work_dir.glob("*.run")
+    with sqlite3.connect(ledger) as connection:
+        connection.execute("DELETE FROM about")
+    with pytest.raises(InvalidInput, match="damaged"):
+        await take_back(asked, run)
+
+
+@pytest.mark.parametrize(
+    ("field", "planted", "value", "left"),
+    [
+        ("d1", Planted(0, 5, None), 5, None),
+        ("d1", Planted(0, 5, None), 8, 3),
+        ("d1", Planted(0, 5, None), 2, 2),  # it was reset, and used twice
+        ("gh", Planted(900_000, 500_000, None), 1_400_000, None),
+        ("gh", Planted(900_000, 500_000, 1_200_000), 1_700_000, 1_200_000),
+        ("gh", Planted(900_000, 500_000, None), 1_600_000, 1_200_000),  # 200,000 from now on
+        ("gh", Planted(900_000, 500_000, 1_200_000), 1_900_000, 1_400_000),
+        ("gh", Planted(100_000, 500_000, None), 1_300_000, 1_300_000),  # it was full in between
+    ],
+)
+def test_what_is_left_of_a_field(field: str, planted: Planted, value: int, left: int | None) -> None:
+    assert remaining(field, planted, {field: value}, 1_000) == left
