@@ -19,10 +19,10 @@ DEPLOY_TOOLS := .cache/deploy-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled test-gateways test-deploy test-databases fuzz-api bench loadtest loadtest-smoke docs lint format types check clean distclean
+.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled test-gateways test-deploy test-databases fuzz-api dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-20s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-25s %s\n' "$$name" "$$text"; done
 
 install venv: $(INSTALLED)  ## the virtual environment, with everything pinned (by itself where it is needed)
 
@@ -77,6 +77,38 @@ test-databases: $(INSTALLED)  ## migrations from MariaDB and PostgreSQL (apt-get
 
 fuzz-api: $(INSTALLED)  ## schemathesis against the native API, some minutes (ARGS="--examples 1000 --seed 1")
 	$(PY) -m tests.http.api.fuzz $(ARGS)
+
+# The command itself, against the table of docker-compose.yml: `docker compose up --detach localstack` starts it. For another
+# engine say ENDPOINT=http://localhost:8000, for more options ARGS="--mapping mapping.toml".
+SOURCE ?=
+TABLE ?= ratelimit
+REGION ?= eu-west-1
+ENDPOINT ?= http://localhost:4566
+LOCAL = AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test RATELIMIT_STORE='dynamodb://$(TABLE)?region=$(REGION)&endpoint=$(ENDPOINT)' $(VENV)/bin/ratelimit
+A_SOURCE = @test -n '$(SOURCE)' || { echo "say what to migrate: make $@ SOURCE=sqlite:///app.db (docs/migration.md)" >&2; exit 2; }
+
+dynamodb-init: $(INSTALLED)  ## the table, on the LocalStack of docker-compose.yml (ENDPOINT=, TABLE=, REGION=)
+	$(LOCAL) table create $(ARGS)
+
+dynamodb-seed: $(INSTALLED)  ## the table with demo data in it (ARGS="--users 500 --days 30")
+	$(LOCAL) table create
+	$(LOCAL) demo seed $(ARGS)
+
+dynamodb-migrate: $(INSTALLED)  ## bring everything over (SOURCE=mysql://app@db/app ARGS="--rate 500"; docs/migration.md)
+	$(A_SOURCE)
+	@$(LOCAL) migrate run '$(SOURCE)' $(ARGS)
+
+dynamodb-migrate-dry-run: $(INSTALLED)  ## count, convert and estimate, and write nothing (SOURCE=)
+	$(A_SOURCE)
+	@$(LOCAL) migrate run '$(SOURCE)' --dry-run $(ARGS)
+
+dynamodb-migrate-verify: $(INSTALLED)  ## is it all there? (SOURCE=)
+	$(A_SOURCE)
+	@$(LOCAL) migrate verify '$(SOURCE)' $(ARGS)
+
+dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters: $(INSTALLED)  ## one entity (SOURCE=)
+	$(A_SOURCE)
+	@$(LOCAL) migrate run '$(SOURCE)' --entity $(@:dynamodb-migrate-%=%) $(ARGS)
 
 bench: $(INSTALLED)  ## every micro benchmark, some minutes (ARGS="hotkey --rounds 9" for one; docs/performance.md)
 	$(PY) -m loadtest.bench $(or $(ARGS),all)

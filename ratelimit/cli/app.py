@@ -14,6 +14,7 @@ from ratelimit.build import COMPILED
 from ratelimit.cli.check import check
 from ratelimit.cli.config import app as config_app
 from ratelimit.cli.cost import cost
+from ratelimit.cli.demo import app as demo_app
 from ratelimit.cli.deploy import app as deploy_app
 from ratelimit.cli.directory import plan_app, user_app
 from ratelimit.cli.loadtest import app as loadtest_app
@@ -43,6 +44,7 @@ app.add_typer(user_app, name="user")
 app.add_typer(usage_app, name="usage")
 app.add_typer(migrate_app, name="migrate")
 app.add_typer(loadtest_app, name="loadtest")
+app.add_typer(demo_app, name="demo")
 
 # What typer raises for a command line it cannot read; the class itself has no public name in every version of it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[1]

@@ -40,11 +40,12 @@ def test_the_commands_run(ratelimit: Command, engine: Engine, tmp_path: Path, mo
         status, out, err = ratelimit(*words)
         assert status == 0, err
         assert out, line
-    assert {one.suffix.partition("-")[0] for one in tmp_path.iterdir()} == {".db", ".backup"}
+    assert {one.suffix.partition("-")[0] for one in tmp_path.iterdir()} == {".db", ".backup", ".run"}
 
 
 def test_every_option_that_it_names_is_there(ratelimit: Command) -> None:
     helps = ratelimit("migrate", "run", "--help").out + ratelimit("migrate", "verify", "--help").out
+    helps += ratelimit("demo", "seed", "--help").out
     named = set(re.findall(r"`(--[a-z-]+)", PAGE.read_text(encoding="utf-8"))) - {"--store", "--config"}
     assert len(named) >= 8
     assert {option for option in named if option not in helps} == set()
