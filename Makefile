@@ -94,7 +94,7 @@ dynamodb-seed: $(INSTALLED)  ## the table with demo data in it (ARGS="--users 50
 	$(LOCAL) table create
 	$(LOCAL) demo seed $(ARGS)
 
-dynamodb-migrate: $(INSTALLED)  ## bring everything over (SOURCE=mysql://app@db/app ARGS="--rate 500"; docs/migration.md)
+dynamodb-migrate: $(INSTALLED)  ## bring everything over, or with -plans, -users, -events, -counters one entity (SOURCE=)
 	$(A_SOURCE)
 	@$(LOCAL) migrate run '$(SOURCE)' $(ARGS)
 
@@ -106,7 +106,7 @@ dynamodb-migrate-verify: $(INSTALLED)  ## is it all there? (SOURCE=)
 	$(A_SOURCE)
 	@$(LOCAL) migrate verify '$(SOURCE)' $(ARGS)
 
-dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters: $(INSTALLED)  ## one entity (SOURCE=)
+dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters: $(INSTALLED)
 	$(A_SOURCE)
 	@$(LOCAL) migrate run '$(SOURCE)' --entity $(@:dynamodb-migrate-%=%) $(ARGS)
 

@@ -43,8 +43,8 @@ def seed(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Fill a table with three plans, some users (demo-1, demo-2, …) and their usage of the last days, events and counters.
-    The same data for everybody; repeated, it adds what has come since, and nothing twice.
+    """Fill a table with three plans, some users (demo-1, demo-2, …) and their usage of the last days: events and
+    counters. The same data for everybody; repeated, it adds what has come since, and nothing twice.
 
     Examples:
 
@@ -71,16 +71,15 @@ def seed(
             work_dir=Path(folder),
         )  # fmt: skip
         counts = asyncio.run(migrate.run(order, listener=tell)).checkpoint.counts
-    written = {
-        entity: {"written": each.written, "already there": each.there + each.kept} for entity, each in counts.items()
-    }
     if as_json:
-        say_json(written)
-    else:
-        say_table(("", "written", "already there"), [(entity, *each.values()) for entity, each in written.items()])
-        say(
-            "look at them: ratelimit user show demo-1, ratelimit usage summary demo-1, ratelimit check demo-1 hint --peek"
+        found = {entity: {"written": each.written, "there": each.there + each.kept} for entity, each in counts.items()}
+        say_json(found)
+            {entity: {"written": each.written, "there": each.there + each.kept} for entity, each in counts.items()}
         )
+        return 0
+    rows = [(entity, each.written, each.there + each.kept) for entity, each in counts.items()]
+    say_table(("", "written", "already there"), rows)
+    say("look at them: ratelimit user show demo-1; ratelimit usage summary demo-1; ratelimit check demo-1 hint --peek")
     return 0
 
 

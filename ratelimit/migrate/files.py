@@ -78,7 +78,7 @@ class FileSource:
         """See `Source.open`. Raises `InvalidInput` where nothing in it is known."""
         await asyncio.to_thread(self._look)
         mapping = self._converter.mapping
-        if unknown := unknown_table(mapping, self._wanted, self._places, self._seen):
+        if unknown := unknown_table(mapping, self._wanted, self._places, self._names()):
             raise SourceRefused(f"{self.name}: {unknown}")
         if not self._places:
             raise SourceRefused(
@@ -178,6 +178,10 @@ class FileSource:
         self._seen[place.section or place.path.name] = ((), count)
         if kind is not None:
             self._places.setdefault(kind, []).append(place)
+
+    def _names(self) -> list[str]:
+        """As a mapping names them: files without their suffix."""
+        return [split_name(Path(name))[0] if split_name(Path(name))[1] else name for name in self._seen]
 
     def _is_used(self, name: str) -> bool:
         return any(name == (place.section or place.path.name) for some in self._places.values() for place in some)

@@ -6,15 +6,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
-from botocore.exceptions import ClientError
-
 from ratelimit.dynamodb.client import Connection, connect
 from ratelimit.dynamodb.faults import AnswerLost, code_of, explained
 from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import Item
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.errors import StoreThrottled
+from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.store.scans import decode_scan_cursor, encode_scan_cursor
 
 _KEYS_AT_ONCE: Final = 100
@@ -94,17 +92,15 @@ class RawTable:
         still = [f"#n{at} = :v{at}" for at in range(len(equal))]
         still += [f"attribute_not_exists(#n{at})" for at in range(len(equal), len(names))]
         values = {f":v{at}": {"N": str(value)} for at, value in enumerate(equal.values())}
-        assert self._connection is not None
-        with explained(self._connection.place):
-            try:
-                await self._connection.client.delete_item(
-                    TableName=self.settings.table, Key=key, ConditionExpression=" AND ".join(still),
-                    ExpressionAttributeNames=names, ExpressionAttributeValues=values,
-                )  # fmt: skip
-            except ClientError as error:
-                if code_of(error) != "ConditionalCheckFailedException":
-                    raise
-                return False
+        try:
+            await self._send(
+                "delete_item", TableName=self.settings.table, Key=key, ConditionExpression=" AND ".join(still),
+                ExpressionAttributeNames=names, ExpressionAttributeValues=values,
+            )  # fmt: skip
+        except StoreUnavailable as error:
+            if error.__cause__ is None or code_of(error.__cause__) != "ConditionalCheckFailedException":
+                raise
+            return False
         return True
 
     async def _present(self, keys: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -101,6 +101,35 @@ def test_a_table_that_cannot_be_reached(ratelimit: Command, tmp_path: Path) -> N
     assert "the same command goes on where it stopped" in result.err
 
 
+def test_undo_and_replace(ratelimit: Command, store: str, tmp_path: Path) -> None:
+    at = (datetime.now(UTC) - timedelta(hours=3)).isoformat()
+    rows = [{"id": n, "user_id": 1, "action": "hint", "created_at": at, "units": 3} for n in (1, 2)]
+    (tmp_path / "usage_log.json").write_text(json.dumps(rows))
+    options = ("--store", store, "--work-dir", str(tmp_path))
+    args = (str(tmp_path / "usage_log.json"), "--no-backup", *options)
+    run = ratelimit("migrate", *args, "--json").json["run"]
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text('[events]\ncost = "unit"\n')
+    corrected = (*args, "--mapping", str(mapping))
+    wrong = ratelimit("migrate", *corrected)
+    assert (wrong.status, "no field 'unit'; did you mean 'units'?" in wrong.err) == (2, True), wrong.err
+    mapping.write_text('[events]\ncost = "units"\n')
+    refused = ratelimit("migrate", *corrected)
+    assert refused.status == 2
+    assert f"--replace {run}" in refused.err
+    assert "events.cost: cost before, units now" in refused.err
+    forecast = ratelimit("migrate", *corrected, "--dry-run", "--replace", run)
+    assert f"of run {run} would be taken back first" in forecast.err
+    done = ratelimit("migrate", *corrected, "--replace", run)
+    assert done.status == 0, done.err
+    (second,) = re.findall(r"this was run (\S+);", done.out)
+    shown = ratelimit("migrate", "undo", second, "--dry-run", *options)
+    assert (shown.status, "nothing was taken back" in shown.out) == (0, True)
+    undone = ratelimit("migrate", "undo", second, *options, "--json")
+    assert undone.json["taken_back"] == {"plans": 0, "users": 0, "events": 2, "counters": 1}
+    assert ratelimit("migrate", "undo", "nonsense", *options).status == 2
+
+
 def test_the_mapping_that_is_printed_is_the_one_that_holds(ratelimit: Command, tmp_path: Path) -> None:
     from ratelimit.migrate.mapping import Mapping, read_mapping
 

@@ -45,7 +45,8 @@ COLUMNS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 
 def rows_of(section: str) -> st.SearchStrategy[list[Any]]:
     columns = {name: usual | VALUES for name, usual in COLUMNS[section].items()}
-    needed = {name: columns.pop(name) for name in ("id", "user_id", "action", "created_at") if name in columns}
+    always = ("id", "user_id", "action", "created_at", "max_hints_per_day")
+    needed = {name: columns.pop(name) for name in always if name in columns}
     return st.lists(st.fixed_dictionaries(needed, optional=columns) | VALUES, min_size=10, max_size=20)
 
 
