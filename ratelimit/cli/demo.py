@@ -74,8 +74,6 @@ def seed(
     if as_json:
         found = {entity: {"written": each.written, "there": each.there + each.kept} for entity, each in counts.items()}
         say_json(found)
-            {entity: {"written": each.written, "there": each.there + each.kept} for entity, each in counts.items()}
-        )
         return 0
     rows = [(entity, each.written, each.there + each.kept) for entity, each in counts.items()]
     say_table(("", "written", "already there"), rows)
