@@ -81,9 +81,10 @@ class FileSource:
         if unknown := unknown_table(mapping, self._wanted, self._places, self._names()):
             raise SourceRefused(f"{self.name}: {unknown}")
         if not self._places:
+            seen = dict(zip(self._names(), self._seen.values(), strict=True))
             raise SourceRefused(
                 f"{self.name} says nowhere what it holds; name it usage_log.json, users.csv or "
-                f"subscription_plan.jsonl, or say --entity events; {sketch(mapping, self._seen)}"
+                f"subscription_plan.jsonl, or say --entity events; {sketch(mapping, seen)}"
             )
         await asyncio.to_thread(self._check_fields)
 

@@ -129,7 +129,7 @@ async def test_djangos_names(table: str, tmp_path: Path) -> None:
 
 
 async def test_several_tables_may_be_meant(table: str, tmp_path: Path) -> None:
-    users = "id INTEGER PRIMARY KEY, email TEXT"
+    users = "id INTEGER PRIMARY KEY, name TEXT"
     source = database(tmp_path, api_usagelog=USES, auth_user=users, api_user=users)
     await refused(source, table, tmp_path, "several tables may hold the users: api_user, auth_user", "[users] table =")
     assert (await bring(order(source, table, tmp_path, entities=("events",)))).checkpoint.of("events").written == 2
@@ -202,7 +202,7 @@ async def test_a_table_of_other_things(engine: Engine, table: str, tmp_path: Pat
         ("usage_log.jsonl", b"\n\n", "nothing was found"),
         ("usage_log.csv", b"user_id,action,created_at\n", "nothing was found"),
         ("dump.json", b'{"logs": [1, 2, 3], "people": {}}', "it has: logs (3 rows), people (0 rows)"),
-        ("other.json", b"[1]", "it has: other.json"),
+        ("other.json", b"[1]", "it has: other;"),
         ("dump.sql", b"-- MySQL dump 10.13\nCREATE TABLE x (id INT);", "mysql app < dump.sql"),
         ("usage_log.json", b"PRAGMA foreign_keys=OFF;\n", "is an SQL dump"),
         ("dump.sql.gz", gzip.compress(b"SELECT 1;"), "is an SQL dump"),
