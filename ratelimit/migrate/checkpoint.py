@@ -17,7 +17,7 @@ from ratelimit.migrate.rows import Entity, Read
 
 _VERSION: Final = 2
 _MOST_REASONS: Final = 50
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<![\w-])\d+")  # not that of a name: latin-1
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s()'"]+@[^\s()'"]+""")
 _FEW_VALUES: Final = "unknown action"
 

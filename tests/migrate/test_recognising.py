@@ -305,7 +305,7 @@ async def test_a_user_whose_email_is_taken(table: str, tmp_path: Path) -> None:
     forecast = (await dry_run(asked, listener=unheard)).counts["users"]
     counts = (await bring(asked)).checkpoint.of("users")
     assert (forecast.written, forecast.rejected) == (counts.written, counts.rejected) == (2, 2)
-    assert forecast.reasons == counts.reasons == {"another user has this email already (…)": 2}
+    assert forecast.reasons == counts.reasons == {"another user has this email already ('…')": 2}
     verdict = await check(asked, more_is_fine=True)
     found = verdict.entities["users"]
     assert (verdict.same, found.missing, found.rejected) == (True, 0, 2), verdict
