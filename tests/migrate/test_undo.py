@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ async def test_an_undo_that_was_broken_off_goes_on(
 ) -> None:
     async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "90/day")], deadline=30) as limiter:
         await limiter.check("1", "hint", cost=2)
-    monkeypatch.setattr("ratelimit.migrate.undo._SOME", 20)
+    monkeypatch.setattr(import_module("ratelimit.migrate.undo"), "_SOME", 20)
     rows = [row for user in "123" for row in uses(20, user=user)]
     for number, row in enumerate(rows):
         row["id"] = number
