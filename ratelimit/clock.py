@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 SECOND: Final = 1_000_000
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class Clock(Protocol):
@@ -25,6 +28,16 @@ class SystemClock:
     def now(self) -> int:
         """See `Clock.now`."""
         return time.time_ns() // 1000
+
+
+def instant(microseconds: int) -> datetime:
+    """Return the moment as people and programs take it: an aware `datetime`, exact."""
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def since_epoch(moment: datetime) -> int:
+    """Return the microseconds since the epoch of an aware `datetime`, exact."""
+    return (moment - _EPOCH) // _MICROSECOND
 
 
 def seconds(microseconds: int) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal, TypeAlias
 
 import msgspec
 
+from ratelimit.clock import instant
 from ratelimit.quota import Quota
 
 Reason: TypeAlias = Literal["quota", "too_large", "inactive", "unavailable"]
@@ -23,6 +25,8 @@ class QuotaState(msgspec.Struct, frozen=True, gc=False):
     """Until the quota is as if nothing had been spent."""
     retry_after: float | None
     """Until this quota lets the same cost pass: 0 when it does now, None when it never will."""
+    position: int = 0
+    """Of a bucket only, and for a refund only: where it stood, in its own measure (see `algorithms/gcra.py`)."""
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -40,8 +44,23 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     `inactive`: the directory says that this user may do nothing at all."""
     shadow_denied: bool = False
     """True where only `mode="shadow"` let it pass."""
-    at: int = 0
-    """When it was decided: microseconds since the epoch. A refund of it goes back to the windows of this moment."""
+    at_us: int = 0
+    """When it was decided, in microseconds since the epoch: `at` as the limiter counts it."""
+    user: str = ""
+    spent: int = 0
+    """Units that were taken for it: 0 where it was refused, or let pass in shadow or unasked, or only peeked at. Taken
+    from the store; with the `reason` `unavailable`, from what this process counts by itself (`"local"`)."""
+    refunded: int = 0
+    """Of those, what `Limiter.refund` has given back by now."""
+
+    def __bool__(self) -> bool:
+        """Return `allowed`."""
+        return self.allowed
+
+    @property
+    def at(self) -> datetime:
+        """When it was decided (UTC). A refund of it goes back to the windows of this moment."""
+        return instant(self.at_us)
 
     @property
     def tightest(self) -> QuotaState | None:

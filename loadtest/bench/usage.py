@@ -104,7 +104,9 @@ async def _turn(limiter: Limiter, usage: UsageLog | None, seconds: float, rate: 
         user = f"user-{number % _USERS}"
         decision = await limiter.check(user, "hint")
         if usage is not None:
-            usage.accept(user, "hint", allowed=decision.allowed, at=decision.at // 1000, status=200, resource="/hints")
+            usage.accept(
+                user, "hint", allowed=decision.allowed, at=decision.at_us // 1000, status=200, resource="/hints"
+            )
         latencies.append((time.perf_counter() - due) * 1000)
 
     start = time.perf_counter() + 0.05

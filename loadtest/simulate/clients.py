@@ -81,7 +81,7 @@ class Plain:
                 return await self._ledger.spend_one(self._planner, Key(user, action), now, 1)
         except StoreUnavailable:
             return Decision(
-                allowed=False, policy=action, cost=1, quotas=(), retry_after=1.0, reason="unavailable", at=now
+                allowed=False, policy=action, cost=1, quotas=(), retry_after=1.0, reason="unavailable", at_us=now
             )
 
     async def close(self) -> None:

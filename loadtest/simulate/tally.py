@@ -29,8 +29,8 @@ class Tally:
 
     def count(self, user: str, decision: Decision, latency: float) -> None:
         """One answer. It counts into the window of the moment it was decided in."""
-        if not self._span.start <= decision.at < self._span.end:
-            self._span = self.quota.window.span(decision.at)
+        if not self._span.start <= decision.at_us < self._span.end:
+            self._span = self.quota.window.span(decision.at_us)
         share = (user, self._span.index)
         self.latencies.append(latency)
         self.asked[share] += 1

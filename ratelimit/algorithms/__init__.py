@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ratelimit.algorithms.base import Ops, Rule
+from ratelimit.algorithms.base import Ops, Rule, Taken
 from ratelimit.algorithms.fixed_window import FixedWindow
 from ratelimit.algorithms.gcra import Gcra
 from ratelimit.algorithms.sliding_window import SlidingWindow
@@ -22,4 +22,4 @@ def rule(algorithm: AlgorithmName, quota: Quota) -> Rule:
     return _ALGORITHMS[algorithm](quota)
 
 
-__all__ = ["FixedWindow", "Gcra", "Ops", "Rule", "SlidingWindow", "Totals", "rule"]
+__all__ = ["FixedWindow", "Gcra", "Ops", "Rule", "SlidingWindow", "Taken", "Totals", "rule"]

@@ -30,14 +30,26 @@ class Rule(Protocol):
         """Take `cost` whether or not it fits."""
         ...
 
-    def refund(self, now: int, cost: int, record: Record | None) -> Ops:
-        """Give back what was taken at the moment `now`: all of `cost` where the record is not known (None), else
-        what is left of it."""
+    def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
+        """Give back `cost` of what was taken; of a record that is known (not None), no more than is left there.
+
+        `position` is that of the state which the decision had of this quota; 0 where there was no decision.
+        """
         ...
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
         """How the quota stands by a record that is true, and when `cost` more would pass."""
         ...
+
+
+class Taken:
+    """What a refund gives back of: `held` units, taken at the moment `at` and not given back yet."""
+
+    __slots__ = ("at", "held")
+
+    def __init__(self, at: int, held: int) -> None:
+        self.at = at
+        self.held = held
 
 
 def give_back(field: str, amount: int, record: Record | None) -> Ops:

@@ -8,7 +8,7 @@ units a second. Calendar windows refill over their longest length (a month over 
 
 from __future__ import annotations
 
-from ratelimit.algorithms.base import Ops
+from ratelimit.algorithms.base import Ops, Taken
 from ratelimit.algorithms.fields import bucket_field
 from ratelimit.clock import seconds
 from ratelimit.decision import QuotaState
@@ -51,7 +51,7 @@ class Gcra:
             return self._start(now, increment)
         return Expect(self._field, low=now), Add(self._field, increment)
 
-    def refund(self, now: int, cost: int, record: Record | None) -> Ops:
+    def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         """See `Rule.refund`. A bucket that has filled up since then stays full: `tat` in the past means just that."""
         if record is not None and record.get(self._field, 0) <= now * _NANOSECONDS:
             return ()

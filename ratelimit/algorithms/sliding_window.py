@@ -6,7 +6,7 @@ previous window no longer changes, so it is expected to be what it is believed t
 
 from __future__ import annotations
 
-from ratelimit.algorithms.base import Ops, give_back
+from ratelimit.algorithms.base import Ops, Taken, give_back
 from ratelimit.algorithms.fields import window_field
 from ratelimit.clock import seconds
 from ratelimit.decision import QuotaState
@@ -42,9 +42,9 @@ class SlidingWindow:
         self._turn_to(now)
         return (Add(self._current, cost),)
 
-    def refund(self, now: int, cost: int, record: Record | None) -> Ops:
+    def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         """See `Rule.refund`."""
-        self._turn_to(now)
+        self._turn_to(taken.at)
         return give_back(self._current, cost, record)
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:

@@ -41,7 +41,7 @@ class Receipt:
 
     async def give_back(self) -> None:
         """Raises `StoreUnavailable`."""
-        await self.limiter.refund(self.user, self.policy.name, self.decision.cost, at=self.decision.at)
+        await self.limiter.refund(self.decision)
 
 
 class Gate:
@@ -93,7 +93,7 @@ class Gate:
 
     def free(self) -> Receipt:
         """For a request that this policy does not count."""
-        decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at=self.limiter.clock.now())
+        decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at_us=self.limiter.clock.now())
         return Receipt(self.limiter, self.policy, "", decision)
 
 

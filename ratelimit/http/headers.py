@@ -122,7 +122,7 @@ def item_names(policy: str, quotas: Iterable[Quota]) -> list[str]:
 
 def _legacy_fields(decision: Decision) -> Headers:
     state = decision.quotas[_tightest(decision)]
-    reset_at = -(-(decision.at + round(_span(state) * SECOND)) // SECOND)
+    reset_at = -(-(decision.at_us + round(_span(state) * SECOND)) // SECOND)
     return [
         (b"x-ratelimit-limit", b"%d" % _amount(state.quota)),
         (b"x-ratelimit-remaining", b"%d" % state.remaining),

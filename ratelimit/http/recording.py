@@ -40,7 +40,7 @@ class Recorder:
             pending = self._usage.accept(
                 receipt.user,
                 receipt.policy.name,
-                at=decision.at // 1000,
+                at=decision.at_us // 1000,
                 cost=decision.cost if kept or not decision.allowed else 0,
                 allowed=decision.allowed,
                 status=status,

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from inspect import isawaitable
 from typing import Final, TypeAlias
 
 import msgspec
 
+from ratelimit.clock import instant
 from ratelimit.decision import QuotaState
 from ratelimit.limiter.planner import Planner
 from ratelimit.names import Key
@@ -35,8 +37,8 @@ class Alert(msgspec.Struct, frozen=True):
     threshold: float
     quota: Quota
     used: int
-    at: int
-    """Microseconds since the epoch."""
+    at: datetime
+    """When it was reached (UTC)."""
 
 
 AlertHook: TypeAlias = Callable[[Alert], Awaitable[None] | None]
@@ -58,7 +60,7 @@ class Alerts:
         for place, threshold, least in planner.alert_points:
             state = states[place]
             if state.used - amount < least <= state.used:
-                self._raise(Alert(key.user, key.action, threshold, state.quota, state.used, now))
+                self._raise(Alert(key.user, key.action, threshold, state.quota, state.used, instant(now)))
 
     async def finish(self) -> None:
         """Returns when every hook has, or after 10 s; those still at it then are cancelled, and count as dropped."""

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from ratelimit.algorithms import Taken
 from ratelimit.clock import Clock, seconds
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
@@ -105,7 +106,9 @@ class Checks:
         if self._guard is None or self.background.is_full:
             return None
         self.background.start(self._spend(planner, key, now, cost), units=cost, or_else="uncounted")
-        return Decision(allowed=True, policy=planner.policy.name, cost=cost, quotas=(), at=now)
+        return Decision(
+            allowed=True, policy=planner.policy.name, cost=cost, quotas=(), at_us=now, user=key.user, spent=cost
+        )
 
     async def _spend(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         coalescer = self.coalescer
@@ -142,7 +145,7 @@ class Checks:
 
     async def _give_back(self, planner: Planner, key: Key, units: int, at: int) -> None:
         with self.guarded():
-            await self._ledger.refund(planner, key, self._clock.now(), units, at=at)
+            await self._ledger.refund(planner, key, self._clock.now(), units, Taken(at, units))
 
 
 def in_mode(planner: Planner, refusal: Decision) -> Decision:

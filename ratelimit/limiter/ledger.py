@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Final
 
 import msgspec
 
+from ratelimit.algorithms import Taken
 from ratelimit.algorithms.fields import current_totals, is_total
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled, StoreUnavailable
@@ -59,16 +61,16 @@ class Ledger:
         belief = self._beliefs.get(key)
         if belief is None or not self._is_fresh(belief, now) or planner.fits(now, cost, belief.record):
             return None
-        return decide(planner, now, cost, belief.record)
+        return decide(planner, key, now, cost, belief.record)
 
     async def spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         """Spend `cost` if it fits: one round trip, and at most one more where the belief was stale."""
         belief = self._beliefs.of(key)
         for _ in range(_ATTEMPTS):
             if await self._write(planner, key, now, cost, belief):
-                return _admit(planner, now, cost, belief.record)
+                return _admit(planner, key, now, cost, belief.record)
             if not planner.fits(now, cost, belief.record):
-                return decide(planner, now, cost, belief.record)
+                return decide(planner, key, now, cost, belief.record)
         raise _changing(key)
 
     async def spend(
@@ -88,15 +90,15 @@ class Ledger:
                 amount += planner.ahead(now, amount, advance.ahead, advance.share, belief.record)
             else:  # what is held is not topped up, or a key that is always asked for would always be written
                 advance.held -= total
-                return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
+                return _answers(planner, key, now, costs, fitting, belief.record, held=advance.held)
             if await self._write(planner, key, now, amount, belief):
                 advance.held += amount - total
-                decisions = _answers(planner, now, costs, fitting, belief.record, held=advance.held)
+                decisions = _answers(planner, key, now, costs, fitting, belief.record, held=advance.held)
                 return await self._not_unpaid(planner, key, now, costs, fitting, decisions, advance)
             fitting = _fitting(planner, now, costs, belief.record, held=advance.held)
             total = sum(fitting)
             if not total:
-                return _answers(planner, now, costs, fitting, belief.record, held=advance.held)
+                return _answers(planner, key, now, costs, fitting, belief.record, held=advance.held)
         raise _changing(key)
 
     async def _not_unpaid(
@@ -120,7 +122,7 @@ class Ledger:
 
     def granted(self, planner: Planner, key: Key, now: int, cost: int, *, held: int) -> Decision:
         """The decision on a cost that was paid from units taken ahead, of which `held` are left."""
-        return _admit(planner, now, cost, planner.less(now, held, self._beliefs.of(key).record))
+        return _admit(planner, key, now, cost, planner.less(now, held, self._beliefs.of(key).record))
 
     def counted(self, key: Key, now: int) -> int:
         """Units that all processes together had spent on this UTC day when this one last heard of it."""
@@ -135,16 +137,18 @@ class Ledger:
             if outcome.applied:
                 await self._learn(key, belief, write, outcome.record, now)
                 self._announce(planner, key, now, cost, belief.record)
-                return _admit(planner, now, cost, belief.record)
+                return _admit(planner, key, now, cost, belief.record)
             belief.know(outcome.record, now)
         raise _changing(key)
 
-    async def refund(self, planner: Planner, key: Key, now: int, cost: int, *, at: int) -> None:
-        """Give back what was spent at the moment `at`, as far as anything is left of it."""
+    async def refund(
+        self, planner: Planner, key: Key, now: int, cost: int, taken: Taken, positions: Sequence[int] = ()
+    ) -> None:
+        """Give back what was spent, as far as anything is left of it. See `Planner.refund`."""
         belief = self._beliefs.of(key)
         record: Record | None = None
         for _ in range(_ATTEMPTS):
-            write = planner.refund(now, cost, record, at=at)
+            write = planner.refund(now, cost, record, taken, positions)
             if write is None:
                 return
             outcome = await self.store.apply(key, write, now=now)
@@ -160,7 +164,7 @@ class Ledger:
         """What a check would answer now, to somebody who holds so many units taken ahead."""
         record = await self.store.read(key)
         self._beliefs.of(key).know(record, now)
-        return _inactive(planner, decide(planner, now, cost, planner.less(now, held, record)))
+        return _inactive(planner, decide(planner, key, now, cost, planner.less(now, held, record)))
 
     async def reset(self, key: Key, now: int) -> None:
         """Forget what was spent; the totals, which are history, stay."""
@@ -175,7 +179,7 @@ class Ledger:
 
     def too_large(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         """The refusal of a cost that can never pass; the quotas as this process last saw them: nobody is asked."""
-        return _inactive(planner, decide(planner, now, cost, self._beliefs.of(key).record))
+        return _inactive(planner, decide(planner, key, now, cost, self._beliefs.of(key).record))
 
     async def _write(self, planner: Planner, key: Key, now: int, amount: int, belief: Belief) -> bool:
         """Whether `amount` was spent. Where it was not, the belief is now the truth that speaks against it, or that
@@ -235,21 +239,26 @@ def _fitting(planner: Planner, now: int, costs: Sequence[int], record: Record, *
 
 
 def _answers(
-    planner: Planner, now: int, costs: Sequence[int], fitting: Sequence[int], record: Record, *, held: int
+    planner: Planner, key: Key, now: int, costs: Sequence[int], fitting: Sequence[int], record: Record, *, held: int
 ) -> list[Decision]:
-    """A decision for each cost; those that spent together share the state that their write left behind."""
+    """A decision for each cost; those that spent together share the state that their write left behind, but each is a
+    decision of its own, which can be refunded."""
     record = planner.less(now, held, record)
     made: dict[tuple[int, int], Decision] = {}
     for cost, spent in zip(costs, fitting, strict=True):
         if (cost, spent) in made:
             continue
-        made[cost, spent] = _admit(planner, now, cost, record) if spent else decide(planner, now, cost, record)
-    return [made[pair] for pair in zip(costs, fitting, strict=True)]
+        made[cost, spent] = (
+            _admit(planner, key, now, cost, record) if spent else decide(planner, key, now, cost, record)
+        )
+    return [copy(made[pair]) for pair in zip(costs, fitting, strict=True)]
 
 
-def _admit(planner: Planner, now: int, cost: int, record: Record) -> Decision:
+def _admit(planner: Planner, key: Key, now: int, cost: int, record: Record) -> Decision:
     states = planner.states(now, cost, record)
-    return Decision(allowed=True, policy=planner.policy.name, cost=cost, quotas=states, at=now)
+    return Decision(
+        allowed=True, policy=planner.policy.name, cost=cost, quotas=states, at_us=now, user=key.user, spent=cost
+    )
 
 
 def _inactive(planner: Planner, refusal: Decision) -> Decision:
@@ -260,7 +269,7 @@ def _changing(key: Key) -> StoreThrottled:
     return StoreThrottled(f"the record of {key.action!r} kept changing under {_ATTEMPTS} attempts to write it")
 
 
-def decide(planner: Planner, now: int, cost: int, record: Record) -> Decision:
+def decide(planner: Planner, key: Key, now: int, cost: int, record: Record) -> Decision:
     """The answer that a true record gives, nothing being spent."""
     states = planner.states(now, cost, record)
     waits = [state.retry_after for state in states]
@@ -275,5 +284,6 @@ def decide(planner: Planner, now: int, cost: int, record: Record) -> Decision:
         quotas=states,
         retry_after=wait,
         reason=reason,
-        at=now,
+        at_us=now,
+        user=key.user,
     )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import date
+from datetime import date, datetime
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, overload
 
 import msgspec
+from msgspec.structs import force_setattr
 
+from ratelimit.algorithms import Taken
 from ratelimit.algorithms.fields import Per
 from ratelimit.algorithms.totals import totals_of
 from ratelimit.breaker import Breaker
-from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.clock import SECOND, Clock, SystemClock, since_epoch
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError, InvalidCost, StoreUnavailable
+from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import AlertHook, Alerts
 from ratelimit.limiter.checks import Checks, Observer, in_mode
 from ratelimit.limiter.guard import Guard
@@ -146,8 +148,7 @@ class Limiter:
         """What `check` would answer now, spending nothing. Raises as `check` does."""
         key = Key.of(user, action)
         planner = await self._planners.of(key, quotas, algorithm)
-        if type(cost) is not int or not 0 < cost <= MAX_LIMIT:
-            raise _bad_cost(cost)
+        _whole_cost(cost)
         now = self.clock.now()
         try:
             with self._guarded():
@@ -171,8 +172,7 @@ class Limiter:
         """
         key = Key.of(user, action)
         planner = await self._planners.of(key, quotas, algorithm)
-        if type(cost) is not int or not 0 < cost <= MAX_LIMIT:
-            raise _bad_cost(cost)
+        _whole_cost(cost)
         now = self.clock.now()
         try:
             with self._guarded():
@@ -181,27 +181,73 @@ class Limiter:
             decision = await self._standby.charge(planner, key, now, cost)
         return decision if decision.allowed else msgspec.structs.replace(decision, allowed=True, retry_after=0.0)
 
+    @overload
+    async def refund(self, user: Decision, *, cost: int | None = None) -> None: ...
+
+    @overload
     async def refund(
         self,
         user: UserId,
         action: str,
         cost: int = 1,
         *,
-        at: int | None = None,
+        at: datetime | None = None,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> None: ...
+
+    async def refund(
+        self,
+        user: Decision | str,
+        action: str | None = None,
+        cost: int | None = None,
+        *,
+        at: datetime | None = None,
         quotas: QuotasLike | None = None,
         algorithm: AlgorithmName | None = None,
     ) -> None:
-        """Give back units that were spent, to the windows and totals of the moment `at` (a decision's `at`, or now).
+        """Give back what a decision took, or `cost` units of it: once, and nothing where it took nothing.
 
-        Never more than is left of them there. Raises `StoreUnavailable`, and what `check` raises.
+        `refund(decision)` goes to the windows, the bucket and the totals that the decision took from. What has flowed
+        back into a bucket since is not given back a second time. The other form, `refund(user, action, cost, at=…)`, is
+        for those who have no decision any more: it cannot know what was taken, and gives back no more than is left at
+        that moment (an aware `datetime`; by default now), whoever took it. Raises `StoreUnavailable` (whether something
+        was given back is then not known, and a decision's units are not given back again), and what `check` raises.
         """
+        if isinstance(user, Decision):
+            if (action, at, quotas, algorithm) != (None, None, None, None):
+                raise InvalidInput("a decision says itself what it took: beside it, only cost=… can be given")
+            await self._refund(user, cost)
+            return
         key = Key.of(user, action)
         planner = await self._planners.of(key, quotas, algorithm)
-        if type(cost) is not int or not 0 < cost <= MAX_LIMIT:
-            raise _bad_cost(cost)
+        units = _whole_cost(1 if cost is None else cost)
         now = self.clock.now()
+        taken = Taken(now if at is None else _moment(at), units)
         with self._guarded():
-            await self._ledger.refund(planner, key, now, cost, at=now if at is None else at)
+            await self._ledger.refund(planner, key, now, units, taken)
+
+    async def _refund(self, decision: Decision, cost: int | None) -> None:
+        held = decision.spent - decision.refunded
+        units = held if cost is None else min(held, _whole_cost(cost))
+        if units <= 0:
+            return
+        if not decision.quotas:
+            await self.background.finish()  # which may not have counted it yet
+        planner, key = self._planners.of_decision(decision), Key(decision.user, decision.policy)
+        now, taken = self.clock.now(), Taken(decision.at_us, held)
+        positions = [state.position for state in decision.quotas]
+        if decision.reason == "unavailable":
+            force_setattr(decision, "refunded", decision.refunded + units)
+            await self._standby.refund(planner, key, now, units, taken, positions)
+            return
+        with self._guarded():
+            force_setattr(decision, "refunded", decision.refunded + units)
+            try:
+                await self._ledger.refund(planner, key, now, units, taken, positions)
+            except StoreThrottled:  # which is the store's word that nothing was written
+                force_setattr(decision, "refunded", decision.refunded - units)
+                raise
 
     async def reset(self, user: UserId, action: str) -> None:
         """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`.
@@ -235,6 +281,19 @@ class Limiter:
                 record = await self._ledger.record(key)
             found[action] = totals_of(record, per, since=since, until=until)
         return found
+
+
+def _whole_cost(cost: int) -> int:
+    if type(cost) is not int or not 0 < cost <= MAX_LIMIT:
+        raise _bad_cost(cost)
+    return cost
+
+
+def _moment(at: object) -> int:
+    if isinstance(at, datetime) and at.tzinfo is not None:
+        return since_epoch(at)
+    hint = "add tzinfo=UTC" if isinstance(at, datetime) else "a decision's `at` is one"
+    raise InvalidInput(f"at must be an aware datetime, not {at!r}; {hint}")
 
 
 def _bad_cost(cost: object) -> InvalidCost:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 from operator import is_
 from typing import Final
 
-from ratelimit.algorithms import Ops, Rule, Totals, rule
+from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
 from ratelimit.algorithms.fields import stale
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import QuotaState
@@ -89,11 +90,16 @@ class Planner:
         belief.is_clean(self._epoch_start, now)
         return self._with_drops(now, [*parts, self._totals.add(now, cost)], belief)
 
-    def refund(self, now: int, cost: int, record: Record | None, *, at: int) -> Write | None:
-        """Give back what was taken at the moment `at`: all of it where the record is not known (None), else what is
-        left of it; None where nothing is."""
-        parts = [one.refund(at, cost, record) for one in self._rules]
-        parts.append(self._totals.refund(at, cost, record))
+    def refund(
+        self, now: int, cost: int, record: Record | None, taken: Taken, positions: Sequence[int] = ()
+    ) -> Write | None:
+        """Give back `cost` of what was taken: all of it where the record is not known (None), else what is left of it;
+        None where nothing is. `positions` are those of a decision's states, in the order of the quotas."""
+        places = positions or [0] * len(self._rules)
+        parts = [
+            one.refund(now, cost, record, taken, position) for one, position in zip(self._rules, places, strict=True)
+        ]
+        parts.append(self._totals.refund(taken.at, cost, record))
         self._turn_to(now)
         ops = tuple(op for part in parts for op in part)
         return Write(ops, self._expires_at) if ops else None

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, UnknownAction
 from ratelimit.limiter.planner import Planner
 from ratelimit.names import Key
@@ -46,6 +47,15 @@ class Planners:
             )
         return planner if algorithm is None else self._with(key.action, planner.policy.quotas, algorithm)
 
+    def of_decision(self, decision: Decision) -> Planner:
+        """Return the planner of what a decision took from, whatever holds for its user by now."""
+        quotas = tuple([state.quota for state in decision.quotas]) or UNLIMITED
+        # Windows are given back to alike, be they fixed or sliding; a bucket says so by its position.
+        algorithm: AlgorithmName = "gcra" if any(state.position for state in decision.quotas) else "fixed_window"
+        key = (decision.policy, quotas, algorithm)
+        planner = self._made.get(key)
+        return planner or self._keep(key, Planner(Policy(decision.policy, quotas, algorithm=algorithm)))
+
     def _with(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> Planner:
         """The action's policy with these quotas, or a new one."""
         key = (action, quotas, quotas is UNLIMITED, quotas is INACTIVE, algorithm)
@@ -56,9 +66,13 @@ class Planners:
                 changes["algorithm"] = algorithm
             policy = self.policies.get(action)
             made = Policy(action, **changes) if policy is None else replace(policy, **changes)
-            if len(self._made) >= _MAX_PLANNERS:
-                self._made.clear()
-            planner = self._made[key] = Planner(made, inactive=quotas is INACTIVE)
+            planner = self._keep(key, Planner(made, inactive=quotas is INACTIVE))
+        return planner
+
+    def _keep(self, key: tuple[object, ...], planner: Planner) -> Planner:
+        if len(self._made) >= _MAX_PLANNERS:
+            self._made.clear()
+        self._made[key] = planner
         return planner
 
     def _usable(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> Quotas:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
 
+from ratelimit.algorithms import Taken
 from ratelimit.breaker import Breaker
 from ratelimit.clock import seconds
 from ratelimit.decision import Decision
@@ -39,6 +40,12 @@ class Standby:
         """See `Limiter.charge`."""
         return await self._answer(self._ledger.charge, planner, key, now, cost)
 
+    async def refund(
+        self, planner: Planner, key: Key, now: int, cost: int, taken: Taken, positions: Sequence[int]
+    ) -> None:
+        """Give back what was counted here while the store could not be asked."""
+        await self._ledger.refund(planner, key, now, cost, taken, positions)
+
     async def _answer(self, locally: Answer, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         """Where there is no limit there is nothing to refuse."""
         policy = planner.policy
@@ -53,5 +60,6 @@ class Standby:
             quotas=(),
             retry_after=(seconds(self._breaker.wait(now)) or _RETRY) if denied else 0.0,
             reason="unavailable",
-            at=now,
+            at_us=now,
+            user=key.user,
         )

@@ -59,16 +59,16 @@ async def _charge(receipts: Receipts, receipt: Receipt, stated: int) -> None:
 
 async def _give_back(receipts: Receipts, receipt: Receipt, stated: int) -> None:
     """Restated first: whether a store that did not answer has given them back is not known, and never is it twice."""
-    owed, name = receipt.decision.cost - stated, receipt.policy.name
+    owed, name, taken = receipt.decision.cost - stated, receipt.policy.name, receipt.decision
     receipts.restate(receipt, _restated(receipt, receipt.decision, stated))
     try:
-        await receipt.limiter.refund(receipt.user, name, owed, at=receipt.decision.at)
+        await receipt.limiter.refund(taken, cost=owed)
     except StoreUnavailable as error:
         logger.warning("%d units of %r were not given back: %s", owed, name, error)
 
 
 def _restated(receipt: Receipt, decision: Decision, stated: int) -> Receipt:
-    decision = msgspec.structs.replace(decision, cost=stated, at=receipt.decision.at)
+    decision = msgspec.structs.replace(decision, cost=stated, at_us=receipt.decision.at_us, spent=stated, refunded=0)
     return Receipt(receipt.limiter, receipt.policy, receipt.user, decision)
 
 

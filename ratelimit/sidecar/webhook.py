@@ -15,7 +15,6 @@ import hmac
 import logging
 import random as _random
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeAlias
 from uuid import uuid4
 
@@ -103,7 +102,6 @@ class Webhook:
 
 
 def _said(alert: Alert) -> dict[str, str | int | float]:
-    at = datetime.fromtimestamp(alert.at / 1_000_000, UTC)
     return {
         "user": alert.user,
         "action": alert.action,
@@ -111,5 +109,5 @@ def _said(alert: Alert) -> dict[str, str | int | float]:
         "quota": str(alert.quota),
         "limit": alert.quota.limit,
         "used": alert.used,
-        "at": f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03}Z",
+        "at": f"{alert.at:%Y-%m-%dT%H:%M:%S}.{alert.at.microsecond // 1000:03}Z",
     }

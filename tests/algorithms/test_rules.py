@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratelimit.algorithms import Ops, Rule, rule
+from ratelimit.algorithms import Ops, Rule, Taken, rule
 from ratelimit.algorithms.fields import bucket_field, window_field
 from ratelimit.clock import SECOND
 from ratelimit.names import Key
@@ -125,7 +125,7 @@ def test_a_refund_of_what_was_charged_leaves_nothing_of_it(algorithm: AlgorithmN
     charged, record = write(case.truth, one.charge(case.now, case.cost, case.truth), case.now)
     assert charged
     assert one.state(case.now, 1, record).used == before + case.cost
-    returned, record = write(record, one.refund(case.now, case.cost, record), case.now)
+    returned, record = write(record, one.refund(case.now, case.cost, record, Taken(case.now, case.cost), 0), case.now)
     assert returned
     assert one.state(case.now, 1, record).used == before
 

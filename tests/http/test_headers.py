@@ -25,7 +25,7 @@ def state(quota: str, used: int, *, reset_after: float = 100.0, retry_after: flo
 def decision(*states: QuotaState, policy: str = "hint", retry_after: float | None = 0.0, **more: Any) -> Decision:
     allowed = retry_after == 0.0
     return Decision(
-        allowed, policy, 1, states, retry_after, None if allowed else "quota", at=1_800_000_000_000_000, **more
+        allowed, policy, 1, states, retry_after, None if allowed else "quota", at_us=1_800_000_000_000_000, **more
     )
 
 

@@ -280,7 +280,7 @@ async def test_reconcile_shows_what_was_counted_and_not_logged(store: TableStore
     async with UsageLog(store, actions=limiter.policies, clock=clock, flush_interval=60) as usage:
         for _ in range(8):
             decision = await limiter.check(user, "hint")
-            usage.accept(user, "hint", allowed=decision.allowed, at=decision.at // 1000)
+            usage.accept(user, "hint", allowed=decision.allowed, at=decision.at_us // 1000)
         await limiter.check(user, "solve", cost=2)
         usage.accept(user, "other", cost=4)
         found = await usage.reconcile(user, TODAY)

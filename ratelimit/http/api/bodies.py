@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import datetime
+from secrets import token_bytes
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
-from ratelimit.decision import Decision, Reason
+from ratelimit.decision import Decision, QuotaState, Reason
+from ratelimit.errors import ConfigError
+from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName
-from ratelimit.quota import MAX_LIMIT
+from ratelimit.quota import MAX_LIMIT, Quota
 
 MOST_CHECKS: Final = 100
 """In one batch."""
@@ -80,10 +85,17 @@ class ChargeBody(CheckBody, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class RefundBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Units to give back."""
 
-    user: GivenUser
-    action: Name
-    cost: Cost = 1
-    at: Annotated[int, Meta(ge=0, le=2**53, description="The decision's `at`; by default now.")] | None = None
+    decision: (
+        Annotated[str, Meta(min_length=1, max_length=8192, description="The `id` of what is given back.")] | None
+    ) = None
+    """What a check or a charge took is given back once, and nothing where it took nothing. All else but `cost` is left
+    out then."""
+    user: GivenUser | None = None
+    """With `action`, where there is no decision: no more is given back than is left at that moment, whoever took it."""
+    action: Name | None = None
+    cost: Cost | None = None
+    """By default all that the decision took; without a decision, 1."""
+    at: Annotated[datetime, Meta(tz=True, description="By default now.")] | None = None
     quotas: QuotasText | None = None
     algorithm: AlgorithmName | None = None
 
@@ -127,9 +139,10 @@ class DecisionAnswer(Struct, frozen=True):
     """Seconds; 0 when allowed, null where it can never pass."""
     reason: Reason | None
     shadow_denied: bool
-    at: int
-    """Microseconds since the epoch; for a refund."""
+    at: datetime
     quotas: list[QuotaAnswer]
+    id: str
+    """What a refund takes as its `decision`."""
 
     @classmethod
     def of(cls, decision: Decision) -> DecisionAnswer:
@@ -141,7 +154,39 @@ class DecisionAnswer(Struct, frozen=True):
         return cls(
             decision.allowed, decision.policy, decision.cost, decision.limit, decision.used, decision.remaining,
             decision.reset_after, decision.retry_after, decision.reason, decision.shadow_denied, decision.at, quotas,
+            _Taken.id_of(decision),
         )  # fmt: skip
+
+
+class _Taken(Struct, frozen=True, array_like=True):
+    """What is needed to give a decision's units back: all that its `id` says, in no need of being kept anywhere."""
+
+    user: str
+    action: str
+    spent: Annotated[int, Meta(ge=0, le=MAX_LIMIT)]
+    at_us: Annotated[int, Meta(ge=0, le=2**53)]
+    quotas: list[tuple[str, int]]
+    nonce: bytes
+    """Tells apart what is otherwise the same."""
+
+    @classmethod
+    def id_of(cls, decision: Decision) -> str:
+        """What this process has counted by itself, it alone could give back: to the others, nothing was taken."""
+        spent = 0 if decision.reason == "unavailable" else decision.spent
+        quotas = [(str(state.quota), state.position) for state in decision.quotas] if spent else []
+        taken = cls(decision.user, decision.policy, spent, decision.at_us, quotas, token_bytes(8))
+        return urlsafe_b64encode(_pack(taken)).rstrip(b"=").decode()
+
+
+def decision_of(text: str) -> Decision:
+    """Return what a refund needs of the decision with this `id`. Raises `ConfigError`."""
+    try:
+        taken = _unpack(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        key = Key.of(taken.user, taken.action) if taken.spent else Key(taken.user, taken.action)
+        states = [QuotaState(Quota.parse(quota), 0, 0, 0.0, 0.0, position) for quota, position in taken.quotas]
+    except (ValueError, msgspec.DecodeError):  # of which an `InvalidInput` is one
+        raise ConfigError("decision", "is not the id of a decision; pass it on as a check answered it") from None
+    return Decision(True, key.action, taken.spent, tuple(states), 0.0, None, False, taken.at_us, key.user, taken.spent)
 
 
 class Flaw(Struct, frozen=True):
@@ -176,3 +221,5 @@ class BatchAnswer(Struct, frozen=True):
 
 
 to_json: Final = msgspec.json.Encoder().encode
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(_Taken).decode

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random as _random
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidInput, RateLimitError
@@ -18,6 +20,7 @@ from ratelimit.http.api.bodies import (
     DecisionAnswer,
     RefundBody,
     ResetBody,
+    decision_of,
 )
 from ratelimit.http.api.operation import Operation, operation
 from ratelimit.http.api.problems import problem_of_error
@@ -25,6 +28,9 @@ from ratelimit.limiter import Limiter
 from ratelimit.names import check_action, check_user
 from ratelimit.quota import to_quotas
 from ratelimit.usage import UsageLog
+
+MAX_REFUNDED: Final = 10_000
+"""Decisions remembered that something was given back of."""
 
 
 class Verbs:
@@ -36,6 +42,7 @@ class Verbs:
         self._limiter = limiter
         self._usage = usage
         self._random = random
+        self._refunded: OrderedDict[str, Decision] = OrderedDict()
 
     def operations(self) -> list[Operation]:
         """All of them."""
@@ -78,9 +85,25 @@ class Verbs:
 
     async def refund(self, body: RefundBody) -> None:
         """Give back what was spent."""
+        if body.decision is not None:
+            _check_alone(body)
+            await self._limiter.refund(self._decision(body.decision), cost=body.cost)
+            return
+        if body.user is None or body.action is None:
+            missing = "user" if body.user is None else "action"
+            raise ConfigError(missing, "is missing; say which decision is given back, or which user and action")
         await self._limiter.refund(
-            body.user, body.action, body.cost, at=body.at, quotas=body.quotas, algorithm=body.algorithm
+            body.user, body.action, body.cost or 1, at=body.at, quotas=body.quotas, algorithm=body.algorithm
         )
+
+    def _decision(self, decision_id: str) -> Decision:
+        """The same object for the same id: it knows what has been given back of it."""
+        decision = self._refunded.get(decision_id)
+        if decision is None:
+            decision = self._refunded[decision_id] = decision_of(decision_id)
+            if len(self._refunded) > MAX_REFUNDED:
+                self._refunded.popitem(last=False)
+        return decision
 
     async def reset(self, body: ResetBody) -> None:
         """Forget what was spent of an action's quotas; the totals stay."""
@@ -105,7 +128,7 @@ class Verbs:
         waiting = self._usage.accept(
             asked.user,
             asked.action,
-            at=decision.at // 1000,
+            at=decision.at_us // 1000,
             cost=asked.cost,
             allowed=decision.allowed,
             resource=asked.resource,
@@ -122,6 +145,12 @@ class Verbs:
         if policy.log not in ("all", "allowed" if allowed else "denied"):
             return False
         return allowed or policy.log_sample == 1 or self._random() < policy.log_sample
+
+
+def _check_alone(body: RefundBody) -> None:
+    for name in ("user", "action", "at", "quotas", "algorithm"):
+        if getattr(body, name) is not None:
+            raise ConfigError(name, "is not said beside a decision, which says it itself")
 
 
 def _check_input(body: CheckBody, *, at: str = "") -> None:
