@@ -74,6 +74,10 @@ class UnknownAction(RateLimitError, LookupError):
     """A check for an action that no policy names, without quotas of its own."""
 
 
+class LimiterClosed(RateLimitError):
+    """A limiter was asked after its `close()`; `open()` makes it ready again."""
+
+
 class QuotaExceeded(RateLimitError):
     """Raised by `limited(...)` inside a view; the middleware turns it into the refusal. Carries the `decision`."""
 

@@ -22,12 +22,19 @@ class Rule(Protocol):
     most: int
     """The largest cost that can ever pass at once."""
 
-    def spend(self, now: int, cost: int, belief: Record) -> Ops | None:
-        """Take `cost` if it fits, in one conditional step; None where, by this belief, it does not fit."""
+    def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
+        """Take `cost` if it fits, in one conditional step; None where, by this belief, it does not fit.
+
+        `contended`: the record keeps changing, so that only what many can do at once has a chance.
+        """
         ...
 
-    def charge(self, now: int, cost: int, belief: Record) -> Ops:
+    def charge(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops:
         """Take `cost` whether or not it fits."""
+        ...
+
+    def renew(self, now: int, record: Record) -> Ops:
+        """Let a quota that has changed take effect though nothing fits; nothing where it has already."""
         ...
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
@@ -43,13 +50,15 @@ class Rule(Protocol):
 
 
 class Taken:
-    """What a refund gives back of: `held` units, taken at the moment `at` and not given back yet."""
+    """What a refund gives back of: `held` units, taken at the moment `at` and not given back yet; and the `belief` to
+    plan by as long as the record is not known."""
 
-    __slots__ = ("at", "held")
+    __slots__ = ("at", "belief", "held")
 
     def __init__(self, at: int, held: int) -> None:
         self.at = at
         self.held = held
+        self.belief: Record = {}
 
 
 def give_back(field: str, amount: int, record: Record | None) -> Ops:

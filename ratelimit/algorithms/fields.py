@@ -6,17 +6,20 @@ yesterday's counter simply is another field, dropped by a later write.
     d20758          units spent in the 20,758th UTC day since the epoch
     m10_2893001     the same for windows of 10 minutes
     gd, gm10        a GCRA bucket: its theoretical arrival time
+    gdl, gm10l      the limit that this counts by
+    gdr, gm10r      what was ever given back to the bucket, in nanoseconds
     u261121         units used on a day of this century;  u2611: in a month
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, get_args
 
 from ratelimit.clock import SECOND
+from ratelimit.errors import InvalidInput
 from ratelimit.quota import Unit, Window
 
 Per: TypeAlias = Literal["day", "month"]
@@ -29,6 +32,8 @@ _LETTERS: Final[dict[Unit, str]] = {
 }  # fmt: skip
 _UNITS: Final = {letter: unit for unit, letter in _LETTERS.items()}
 _WINDOW_FIELD = re.compile(r"([smhdwoy])(?:(\d+)_)?(-?\d+)", re.ASCII)
+_BUCKET_FIELD = re.compile(r"g[smhdwoy]\d*", re.ASCII)
+_NANOSECONDS_A_SECOND: Final = 10**9
 _TOTAL_FIELD = re.compile(r"u(\d{2})(\d{2})(\d{2})?", re.ASCII)
 
 
@@ -42,6 +47,23 @@ def window_field(window: Window, index: int) -> str:
 def bucket_field(window: Window) -> str:
     """The arrival time of a GCRA bucket."""
     return f"g{_LETTERS[window.unit]}{window.count if window.count > 1 else ''}"
+
+
+def bucket_limit_field(window: Window) -> str:
+    """The limit that a bucket's arrival time counts by."""
+    return bucket_field(window) + "l"
+
+
+def bucket_returned_field(window: Window) -> str:
+    """All that was ever given back to a bucket."""
+    return bucket_field(window) + "r"
+
+
+def buckets_end(record: Mapping[str, int]) -> int:
+    """Return the epoch second at which all the buckets of a record are full again; 0 where there are none."""
+    return max(
+        [-(-at // _NANOSECONDS_A_SECOND) for field, at in record.items() if _BUCKET_FIELD.fullmatch(field)], default=0
+    )
 
 
 def day_field(day: date) -> str:
@@ -76,6 +98,12 @@ def total_fields(record: Iterable[str]) -> Iterator[tuple[str, date, bool]]:
 def utc_day(now: int) -> date:
     """The UTC day of a moment in microseconds."""
     return datetime.fromtimestamp(now // SECOND, UTC).date()
+
+
+def check_per(per: object) -> None:
+    """Raise `InvalidInput` unless it is one of `Per`."""
+    if per not in get_args(Per):
+        raise InvalidInput(f"per must be one of {', '.join(map(repr, get_args(Per)))}, not {per!r}")
 
 
 def first_kept(today: date, per: Per) -> date:

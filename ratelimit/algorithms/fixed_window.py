@@ -25,7 +25,7 @@ class FixedWindow:
         self._field = ""
         self._ops: dict[int, Ops] = {}
 
-    def spend(self, now: int, cost: int, belief: Record) -> Ops | None:
+    def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
         """See `Rule.spend`."""
         self._turn_to(now)
         if belief.get(self._field, 0) + cost > self.most:
@@ -37,10 +37,14 @@ class FixedWindow:
             ops = self._ops[cost] = (Add(self._field, cost, self.most),)
         return ops
 
-    def charge(self, now: int, cost: int, belief: Record) -> Ops:
+    def charge(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops:
         """See `Rule.charge`."""
         self._turn_to(now)
         return (Add(self._field, cost),)
+
+    def renew(self, now: int, record: Record) -> Ops:
+        """See `Rule.renew`: a counter knows of no limit."""
+        return ()
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         """See `Rule.refund`."""

@@ -4,71 +4,154 @@ The number is the theoretical arrival time (`tat`), in nanoseconds, at which the
 one `emission_interval` (window / limit) on; it may lie at most `burst` intervals ahead of now. The interval is rounded
 up to the nanosecond, so the rate is never above the quota's, and below it by at most one part in a million up to 1,000
 units a second. Calendar windows refill over their longest length (a month over 31 days).
+
+How many units the number stands for depends on the limit that it was written by, so that is a field beside it. A bucket
+of another limit is converted by the first write that spends: units used stay units used. Where it keeps changing under
+that write, as while processes with the old and the new limit race, it is spent from as it is.
+
+A refund moves `tat` back by what the decision still holds: units that have flowed back since are not given back again.
+Those of a decision that ended at `position` lie ahead of now by `position - now`, less what was given back since, of
+which it is not known on which side of them it lay; and in any case `held * emission_interval` less the time since the
+decision. So what is given back in all is a third field, and a `position` counts from it.
 """
 
 from __future__ import annotations
 
 from ratelimit.algorithms.base import Ops, Taken
-from ratelimit.algorithms.fields import bucket_field
-from ratelimit.clock import seconds
+from ratelimit.algorithms.fields import bucket_field, bucket_limit_field, bucket_returned_field
+from ratelimit.clock import DAY, seconds
 from ratelimit.decision import QuotaState
 from ratelimit.quota import Quota
-from ratelimit.store.write import Add, Expect, Put, Record
+from ratelimit.store.write import Add, Expect, Op, Put, Record
 
 _NANOSECONDS = 1000
+# How much further than believed a debt may lie by what others charge meanwhile.
+_SLACK = 366 * DAY * _NANOSECONDS
 
 
 class Gcra:
     """See `Rule`."""
 
-    __slots__ = ("_capacity", "_emission_interval", "_field", "most", "quota")
+    __slots__ = (
+        "_emission_interval",
+        "_field",
+        "_limit",
+        "_limit_field",
+        "_longest",
+        "_returned_field",
+        "most",
+        "quota",
+    )
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
         self.most = 0 if quota.limit == 0 else quota.burst or quota.limit
         self._field = bucket_field(quota.window)
-        self._emission_interval = -(-quota.window.longest * _NANOSECONDS // max(1, quota.limit))
-        self._capacity = self.most * self._emission_interval
+        self._limit_field = bucket_limit_field(quota.window)
+        self._returned_field = bucket_returned_field(quota.window)
+        self._limit = max(1, quota.limit)
+        self._longest = quota.window.longest * _NANOSECONDS
+        self._emission_interval = -(-self._longest // self._limit)
 
-    def spend(self, now: int, cost: int, belief: Record) -> Ops | None:
+    def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
         """See `Rule.spend`."""
         now *= _NANOSECONDS
-        increment = cost * self._emission_interval
-        latest = now + self._capacity - increment
         tat = belief.get(self._field)
         if tat is None or tat < now:
-            return self._start(now, increment) if cost <= self.most else None
-        if tat > latest:
+            return self._start(now, cost) if cost <= self.most else None
+        limit = belief.get(self._limit_field, self._limit)
+        interval = self._interval(limit)
+        full = now + self.most * interval
+        if tat + cost * interval > full:
             return None
-        return Expect(self._field, low=now, high=latest), Add(self._field, increment)
+        if limit != self._limit and not contended:
+            return self._convert(now, tat, limit, cost)
+        return self._counted_by(limit, belief), Expect(self._field, low=now), Add(self._field, cost * interval, full)
 
-    def charge(self, now: int, cost: int, belief: Record) -> Ops:
-        """See `Rule.charge`."""
+    def charge(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops:
+        """See `Rule.charge`. Bounded, far beyond what is believed: the write has to know how long the debt may last."""
         now *= _NANOSECONDS
-        increment = cost * self._emission_interval
         tat = belief.get(self._field)
         if tat is None or tat < now:
-            return self._start(now, increment)
-        return Expect(self._field, low=now), Add(self._field, increment)
+            return self._start(now, cost)
+        limit = belief.get(self._limit_field, self._limit)
+        if limit != self._limit and not contended:
+            return self._convert(now, tat, limit, cost)
+        increment = cost * self._interval(limit)
+        add = Add(self._field, increment, tat + increment + _SLACK)
+        return self._counted_by(limit, belief), Expect(self._field, low=now), add
+
+    def renew(self, now: int, record: Record) -> Ops:
+        """See `Rule.renew`. Only to a limit that refills faster: until then, a slower one loses nothing by waiting."""
+        now *= _NANOSECONDS
+        tat, limit = record.get(self._field, 0), record.get(self._limit_field, self._limit)
+        return self._convert(now, tat, limit, 0) if tat >= now and limit < self._limit else ()
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
-        """See `Rule.refund`. A bucket that has filled up since then stays full: `tat` in the past means just that."""
-        if record is not None and record.get(self._field, 0) <= now * _NANOSECONDS:
+        """See `Rule.refund`."""
+        known = taken.belief if record is None else record
+        limit, returned = known.get(self._limit_field, self._limit), known.get(self._returned_field, 0)
+        interval = self._interval(limit)
+        elapsed = max(0, now - taken.at) * _NANOSECONDS
+        now *= _NANOSECONDS
+        fastest = min(interval, self._emission_interval)
+        of_its_own = (taken.held * fastest - elapsed) * interval // fastest
+        by_position = position - returned - now if limit == self._limit else 0
+        back = min(cost * interval, max(of_its_own, by_position))
+        if record is not None:
+            back = min(back, record.get(self._field, 0) - now)
+        if back <= 0:
             return ()
-        return Expect(self._field, low=0), Add(self._field, -cost * self._emission_interval)
+        # Others that are given back at the same time are in the way only where it depends on them.
+        most = returned if back > of_its_own else None
+        tat = known.get(self._field, now)
+        return (
+            self._counted_by(limit, known),
+            Expect(self._field, low=0, high=max(tat, now) + _SLACK),
+            Add(self._field, -back),
+            Expect(self._returned_field, low=0, high=most, or_missing=True),
+            Add(self._returned_field, back),
+        )
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
-        """See `Rule.state`."""
-        ahead = max(0, record.get(self._field, 0) - now * _NANOSECONDS)
-        used = -(-ahead // self._emission_interval)
-        excess = ahead + cost * self._emission_interval - self._capacity
+        """See `Rule.state`. At the pace of the limit that the record has: a refusal changes nothing of it."""
+        tat = record.get(self._field, 0)
+        interval = self._interval(record.get(self._limit_field, self._limit))
+        capacity = self.most * interval
+        ahead = max(0, tat - now * _NANOSECONDS)
+        used = -(-ahead // interval)
+        excess = ahead + cost * interval - capacity
         retry_after = None if cost > self.most else _seconds(max(0, excess))
-        remaining = max(0, self._capacity - ahead) // self._emission_interval
-        return QuotaState(self.quota, used, remaining, _seconds(ahead), retry_after)
+        remaining = max(0, capacity - ahead) // interval
+        position = tat + record.get(self._returned_field, 0)
+        return QuotaState(self.quota, used, remaining, _seconds(ahead), retry_after, position)
 
-    def _start(self, now: int, increment: int) -> Ops:
+    def _start(self, now: int, cost: int) -> Ops:
         """The first spending from a full bucket: nobody else may have begun in the meantime."""
-        return Expect(self._field, high=now - 1, or_missing=True), Put(self._field, now + increment)
+        return (
+            Expect(self._field, high=now - 1, or_missing=True),
+            Put(self._field, now + cost * self._emission_interval),
+            Put(self._limit_field, self._limit),
+        )
+
+    def _convert(self, now: int, tat: int, limit: int, cost: int) -> Ops:
+        """Count by this quota's limit from now on, if the bucket is just as it is believed to be. What is ahead now
+        counts as given back: no position of before means anything after."""
+        ahead = -(-(tat - now) * self._emission_interval // self._interval(limit))
+        return (
+            Expect(self._field, low=tat, high=tat),
+            Put(self._field, now + ahead + cost * self._emission_interval),
+            Expect(self._limit_field, low=limit, high=limit),
+            Put(self._limit_field, self._limit),
+            Expect(self._returned_field, low=0, or_missing=True),
+            Add(self._returned_field, tat - now),
+        )
+
+    def _counted_by(self, limit: int, belief: Record) -> Op:
+        return Expect(self._limit_field, low=limit, high=limit, or_missing=self._limit_field not in belief)
+
+    def _interval(self, limit: int) -> int:
+        return self._emission_interval if limit == self._limit else -(-self._longest // limit)
 
 
 def _seconds(nanoseconds: int) -> float:

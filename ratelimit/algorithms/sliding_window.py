@@ -27,7 +27,7 @@ class SlidingWindow:
         self._span = _NO_SPAN
         self._current = self._previous = ""
 
-    def spend(self, now: int, cost: int, belief: Record) -> Ops | None:
+    def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
         """See `Rule.spend`."""
         self._turn_to(now)
         previous = belief.get(self._previous, 0)
@@ -37,10 +37,14 @@ class SlidingWindow:
         expected = Expect(self._previous, low=previous, high=previous, or_missing=previous == 0)
         return expected, Add(self._current, cost, at_most)
 
-    def charge(self, now: int, cost: int, belief: Record) -> Ops:
+    def charge(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops:
         """See `Rule.charge`."""
         self._turn_to(now)
         return (Add(self._current, cost),)
+
+    def renew(self, now: int, record: Record) -> Ops:
+        """See `Rule.renew`: a counter knows of no limit."""
+        return ()
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         """See `Rule.refund`."""

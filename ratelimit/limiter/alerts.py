@@ -64,6 +64,7 @@ class Alerts:
 
     async def finish(self) -> None:
         """Returns when every hook has, or after 10 s; those still at it then are cancelled, and count as dropped."""
+        self.forget(asyncio.get_running_loop())
         if not self._tasks:
             return
         _, late = await asyncio.wait(set(self._tasks), timeout=_FINISH_S)
@@ -73,6 +74,10 @@ class Alerts:
             for task in late:
                 task.cancel()
             await asyncio.wait(late)
+
+    def forget(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Forget what was under way in other loops: it does not end any more."""
+        self._tasks.difference_update([task for task in self._tasks if task.get_loop() is not loop])
 
     def _raise(self, alert: Alert) -> None:
         if len(self._tasks) >= MAX_WAITING:

@@ -39,8 +39,13 @@ class Background:
 
     async def finish(self) -> None:
         """Returns when all that was started by now has ended, whatever is started meanwhile."""
+        self.forget(asyncio.get_running_loop())
         if self._tasks:
             await asyncio.wait(set(self._tasks))
+
+    def forget(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Forget what was under way in other loops: it does not end any more."""
+        self._tasks.difference_update([task for task in self._tasks if task.get_loop() is not loop])
 
     async def see_through(self, write: Awaitable[object], units: int, or_else: Loss) -> None:
         """See it through, waiting for it."""

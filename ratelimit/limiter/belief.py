@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from ratelimit.algorithms.fields import current_totals, is_total, stale
+from ratelimit.algorithms.fields import buckets_end, current_totals, is_total, stale
 from ratelimit.clock import DAY
 from ratelimit.names import Key
 from ratelimit.store.write import Drop, Record, Write
@@ -20,7 +20,7 @@ NEVER: Final = -1
 class Belief:
     """The fields of one record that planning needs, and when it was last seen whole and last cleaned."""
 
-    __slots__ = ("cleaned_at", "day", "record", "refused_at", "stale")
+    __slots__ = ("cleaned_at", "day", "record", "refused_at", "stale", "until")
 
     def __init__(self) -> None:
         self.record: dict[str, int] = {}
@@ -32,6 +32,9 @@ class Belief:
         """The UTC day (since the epoch) on which the whole record was last seen."""
         self.refused_at = NEVER
         """Microseconds: the store said no, and this was the truth. What is spent only grows: it would say no again."""
+
+        self.until = 0
+        """Epoch seconds: a bucket is full again only then, so the record has to be kept as long."""
 
     def know(self, record: Record, now: int) -> None:
         """Take over the whole true record, less the totals that neither a refund nor a clean-up will need."""
@@ -45,6 +48,7 @@ class Belief:
         }
         self.cleaned_at = NEVER if self.stale else now
         self.day = now // DAY
+        self.until = buckets_end(self.record)
 
     def refuse(self, record: Record, now: int) -> None:
         """Take over the whole true record, with which the store refused something."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
@@ -14,7 +15,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter.background import Background
 from ratelimit.limiter.coalescer import Coalescer
-from ratelimit.limiter.guard import Guard
+from ratelimit.limiter.guard import Guard, closed
 from ratelimit.limiter.leases import Leases
 from ratelimit.limiter.ledger import Advance, Ledger
 from ratelimit.limiter.planner import Planner
@@ -40,6 +41,7 @@ class Checks:
         clock: Clock,
         deadline: float,
     ) -> None:
+        self.closed = False
         self.observer: Observer | None = None
         self.stats = LimiterStats()
         self.background = Background()
@@ -49,20 +51,51 @@ class Checks:
         self._standby = standby
         self._clock = clock
         self._guard = guard
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.coalescer = None if guard is None else Coalescer(self._spend_many, clock, deadline)
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Return `guarded()` for a verb that somebody asks for. Raises `LimiterClosed`."""
+        if self.closed:
+            raise closed()
+        return self.guarded()
+
+    def reopen(self) -> None:
+        """Take checks again."""
+        self.closed = False
+        if self._guard is not None:
+            self._guard.closed = False
+
+    def leave_alone(self) -> None:
+        """Nothing reaches the store any more."""
+        if self._guard is not None:
+            self._guard.closed = True
+
+    def forked(self) -> bool:
+        """This process is a copy: what is under way and what is held belong to the other. Whether anything was."""
+        used = bool(self._loop) or not self.leases.is_empty
+        self._loop = None
+        self.leases.forget()
+        self.background.forget(None)
+        if self._guard is not None:
+            self._guard.breaker.abandoned()
+        return used
 
     def guarded(self) -> AbstractContextManager[object]:
         """A context for one call of the store. May raise `StoreUnavailable`."""
         return nullcontext() if self._guard is None else self._guard.call()
 
     async def finish(self) -> None:
-        """Returns when the checks that wait for one another by now have their answers."""
-        if self.coalescer is not None:
+        """Return when the checks under way by now have their answers, which the deadline sees to."""
+        if self.coalescer is not None and self._guard is not None:
             await self.coalescer.finish()
+            await self._guard.finish()
 
     async def check(self, key: Key, cost: int, planner: Planner | None = None) -> Decision:
         """See `Limiter.check`, whose arguments are known to be good ones here. Without a `planner`, by the quotas that
         the action has for this user. Raises `UnknownAction`."""
+        if self.closed:
+            raise closed()
         if planner is None:
             planner = self._planners.named.get(key.action)
         if planner is None:
@@ -114,6 +147,9 @@ class Checks:
         coalescer = self.coalescer
         if coalescer is None:
             return await self._spend_one(planner, key, now, cost)
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._enter(loop, coalescer)
         course = (key, planner)
         if coalescer.is_taken(course):
             return await coalescer.join(course, cost)
@@ -122,6 +158,12 @@ class Checks:
             return await self._spend_one(planner, key, now, cost)
         finally:
             coalescer.land(course)
+
+    def _enter(self, loop: asyncio.AbstractEventLoop, coalescer: Coalescer) -> None:
+        """From another loop than before, which is over: nothing that was under way there will come back."""
+        self._loop = loop
+        coalescer.forget(loop)
+        self.background.forget(loop)
 
     async def _spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         if planner.lease is not None:

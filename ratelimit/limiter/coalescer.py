@@ -42,6 +42,7 @@ class Coalescer:
         self._courses: dict[Course, _Queue | None] = {}
         """Those on which a write is under way, and who waits for its return, if anybody does."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def is_taken(self, course: Course) -> bool:
         """Whether a write is under way there."""
@@ -53,9 +54,9 @@ class Coalescer:
 
     def land(self, course: Course) -> None:
         """It is back; those who joined are next."""
-        queue = self._courses[course]
+        queue = self._courses.get(course)
         if not queue:
-            del self._courses[course]
+            self._courses.pop(course, None)
             return
         task = asyncio.create_task(self._carry(course, queue))
         self._tasks.add(task)
@@ -76,10 +77,18 @@ class Coalescer:
 
     async def finish(self) -> None:
         """Returns when those who wait by now have their answers, or when they would have given up."""
+        self.forget(asyncio.get_running_loop())
         under_way: set[asyncio.Future[Any]] = set(self._tasks)
         under_way.update(decision for queue in self._courses.values() if queue for _, decision in queue)
         if under_way:
             await asyncio.wait(under_way, timeout=self._patience.deadline)
+
+    def forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Forget the writes that were under way in another loop: they do not land any more."""
+        if self._loop is not loop:
+            self._loop = loop
+            self._courses.clear()
+            self._tasks.clear()
 
     def __len__(self) -> int:
         return len(self._courses)
@@ -96,7 +105,7 @@ class Coalescer:
                 if len(batch) > max(1, len(queue)):
                     await asyncio.sleep(0)
         finally:
-            del self._courses[course]
+            self._courses.pop(course, None)
             for _, decision in queue:  # only where this task itself was cancelled
                 decision.cancel()
 

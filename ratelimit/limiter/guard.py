@@ -8,7 +8,7 @@ from types import TracebackType
 
 from ratelimit.breaker import Breaker
 from ratelimit.clock import Clock, seconds
-from ratelimit.errors import StoreThrottled, StoreUnavailable
+from ratelimit.errors import LimiterClosed, StoreThrottled, StoreUnavailable
 from ratelimit.limiter.patience import Limited, Patience
 
 logger = logging.getLogger("ratelimit")
@@ -24,11 +24,15 @@ class Guard:
     def __init__(self, clock: Clock, deadline: float, breaker: Breaker) -> None:
         self.deadline = deadline
         self.breaker = breaker
+        self.closed = False
+        """Whether the store is to be left alone from now on: it would open itself again."""
         self._patience: Patience[Call] = Patience(deadline, Call.expire)
         self._clock = clock
 
     def call(self) -> Call:
         """A call that begins now. Raises `StoreUnavailable`."""
+        if self.closed:
+            raise closed()
         now = self._clock.now()
         if not self.breaker.admits(now):
             wait = seconds(self.breaker.wait(now))
@@ -37,6 +41,16 @@ class Guard:
         call = Call(self, loop)
         self._patience.watch(call, loop)
         return call
+
+    async def finish(self) -> None:
+        """Return when the calls under way by now have ended, which the deadline sees to."""
+        loop = asyncio.get_running_loop()
+        calls = self._patience.waiting()
+        for call in calls:
+            call.ended = call.ended or loop.create_future()
+        ended: list[asyncio.Future[None]] = [call.ended for call in calls if call.ended is not None]
+        if ended:
+            await asyncio.wait(ended, timeout=2 * self.deadline)
 
     def settle(self, error: BaseException | None) -> None:
         """A call has ended so."""
@@ -47,6 +61,11 @@ class Guard:
             self.breaker.abandoned()
         elif self.breaker.failed(self._clock.now()):
             logger.warning("the store keeps failing, checks no longer wait for it: %s", error)
+
+
+def closed() -> LimiterClosed:
+    """What becomes of a check that comes too late."""
+    return LimiterClosed("the limiter is closed, and decides nothing any more; `await limiter.open()` opens it again")
 
 
 class Call(Limited):

@@ -84,6 +84,15 @@ class Leases:
         self._look_later()
         return decisions
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held, nor was a moment ago."""
+        return not self._leases
+
+    def forget(self) -> None:
+        """Leave what is held to the process that this one was forked from: it grants it too."""
+        self._leases.clear()
+
     async def release(self, key: Key) -> None:
         """Give back what is held of this key, and wait for it."""
         of_key = [held for held in self._leases if held[0] == key]

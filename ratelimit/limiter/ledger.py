@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from ratelimit.algorithms import Taken
-from ratelimit.algorithms.fields import current_totals, is_total
+from ratelimit.algorithms.fields import buckets_end, current_totals, is_total
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import Alerts
@@ -23,6 +23,8 @@ from ratelimit.store.write import Record, Write
 
 # Two suffice unless others change the same record in between; this many in a row means a record beyond fair use.
 _ATTEMPTS: Final = 8
+# From here on, only what others may do at the same time.
+_CONTENDED: Final = 2
 # So many fields past their use on a record seen for the first time are worth a write of their own.
 _WORTH_CLEANING: Final = 8
 
@@ -66,10 +68,11 @@ class Ledger:
     async def spend_one(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         """Spend `cost` if it fits: one round trip, and at most one more where the belief was stale."""
         belief = self._beliefs.of(key)
-        for _ in range(_ATTEMPTS):
-            if await self._write(planner, key, now, cost, belief):
+        for attempt in range(_ATTEMPTS):
+            if await self._write(planner, key, now, cost, belief, attempt >= _CONTENDED):
                 return _admit(planner, key, now, cost, belief.record)
             if not planner.fits(now, cost, belief.record):
+                await self._renew(planner, key, now, belief)
                 return decide(planner, key, now, cost, belief.record)
         raise _changing(key)
 
@@ -84,20 +87,21 @@ class Ledger:
         belief = self._beliefs.of(key)
         advance = advance or Advance()
         fitting, total = costs, sum(costs)
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
             amount = total - advance.held
             if amount > 0:
                 amount += planner.ahead(now, amount, advance.ahead, advance.share, belief.record)
             else:  # what is held is not topped up, or a key that is always asked for would always be written
                 advance.held -= total
                 return _answers(planner, key, now, costs, fitting, belief.record, held=advance.held)
-            if await self._write(planner, key, now, amount, belief):
+            if await self._write(planner, key, now, amount, belief, attempt >= _CONTENDED):
                 advance.held += amount - total
                 decisions = _answers(planner, key, now, costs, fitting, belief.record, held=advance.held)
                 return await self._not_unpaid(planner, key, now, costs, fitting, decisions, advance)
             fitting = _fitting(planner, now, costs, belief.record, held=advance.held)
             total = sum(fitting)
             if not total:
+                await self._renew(planner, key, now, belief)
                 return _answers(planner, key, now, costs, fitting, belief.record, held=advance.held)
         raise _changing(key)
 
@@ -131,11 +135,12 @@ class Ledger:
     async def charge(self, planner: Planner, key: Key, now: int, cost: int) -> Decision:
         """Spend without asking whether it fits."""
         belief = self._beliefs.of(key)
-        for _ in range(_ATTEMPTS):
-            write = planner.charge(now, cost, belief)
+        for attempt in range(_ATTEMPTS):
+            write = planner.charge(now, cost, belief, attempt >= _CONTENDED)
             outcome = await self.store.apply(key, write, now=now)
             if outcome.applied:
                 await self._learn(key, belief, write, outcome.record, now)
+                belief.until = buckets_end(belief.record)
                 self._announce(planner, key, now, cost, belief.record)
                 return _admit(planner, key, now, cost, belief.record)
             belief.know(outcome.record, now)
@@ -147,8 +152,9 @@ class Ledger:
         """Give back what was spent, as far as anything is left of it. See `Planner.refund`."""
         belief = self._beliefs.of(key)
         record: Record | None = None
-        for _ in range(_ATTEMPTS):
-            write = planner.refund(now, cost, record, taken, positions)
+        taken.belief = belief.record
+        for attempt in range(_ATTEMPTS):
+            write = planner.refund(now, cost, record, taken, () if attempt >= _CONTENDED else positions, belief)
             if write is None:
                 return
             outcome = await self.store.apply(key, write, now=now)
@@ -181,10 +187,20 @@ class Ledger:
         """The refusal of a cost that can never pass; the quotas as this process last saw them: nobody is asked."""
         return _inactive(planner, decide(planner, key, now, cost, self._beliefs.of(key).record))
 
-    async def _write(self, planner: Planner, key: Key, now: int, amount: int, belief: Belief) -> bool:
+    async def _renew(self, planner: Planner, key: Key, now: int, belief: Belief) -> None:
+        """Nothing fits, by what is the truth now; what has changed about the quotas takes effect all the same. If the
+        record has changed meanwhile, the next check sees to it."""
+        if write := planner.renew(now, belief):
+            outcome = await self.store.apply(key, write, now=now)
+            if outcome.applied:
+                belief.record.update(outcome.record)
+
+    async def _write(
+        self, planner: Planner, key: Key, now: int, amount: int, belief: Belief, contended: bool = False
+    ) -> bool:
         """Whether `amount` was spent. Where it was not, the belief is now the truth that speaks against it, or that
         makes it worth another attempt."""
-        write = planner.spend(now, amount, belief)
+        write = planner.spend(now, amount, belief, contended)
         if write is None:
             if not self._is_fresh(belief, now):
                 belief.refuse(await self.store.read(key), now)

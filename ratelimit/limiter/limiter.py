@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import os
+from collections.abc import Awaitable, Iterable, Mapping
 from datetime import date, datetime
 from types import TracebackType
 from typing import Final, Self, overload
+from weakref import WeakSet
 
 import msgspec
 from msgspec.structs import force_setattr
 
 from ratelimit.algorithms import Taken
-from ratelimit.algorithms.fields import Per
+from ratelimit.algorithms.fields import Per, check_per
 from ratelimit.algorithms.totals import totals_of
 from ratelimit.breaker import Breaker
 from ratelimit.clock import SECOND, Clock, SystemClock, since_epoch
@@ -32,6 +35,8 @@ from ratelimit.store.memory import MemoryStore
 DEFAULT_DEADLINE: Final = 0.25
 DEFAULT_DENIAL_CACHE: Final = 1.0
 DEFAULT_MAX_BELIEFS: Final = 10_000
+
+logger = logging.getLogger("ratelimit")
 
 
 class Limiter:
@@ -59,6 +64,7 @@ class Limiter:
         directory: QuotaSource | None = None,
         on_alert: AlertHook | None = None,
     ) -> None:
+        _check_store(store)
         if not 0 < deadline <= 60:
             raise ConfigError("deadline", f"must be more than 0 and at most 60 seconds, not {deadline!r}")
         if not 0 <= denial_cache <= 60:
@@ -76,9 +82,10 @@ class Limiter:
         guard = None if isinstance(store, MemoryStore) else Guard(self.clock, deadline, self.breaker)
         self._planners = Planners(policies, directory)
         self.checks = Checks(self._planners, self._ledger, self._standby, guard, self.clock, deadline)
-        self._guarded = self.checks.guarded
+        self._guarded = self.checks.entered
         self.background = self.checks.background
         self.stats = self.checks.stats
+        _limiters.add(self)
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -96,14 +103,20 @@ class Limiter:
 
     async def open(self) -> None:
         """Open the store. Raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help."""
+        self.checks.reopen()
         await self.store.open()
 
     async def close(self) -> None:
-        """Finish what is under way, return what was taken ahead, and close the store."""
+        """Let the checks under way have their answers, return what was taken ahead, and close the store.
+
+        A check after that raises `LimiterClosed`, until `open` is called again. To close twice is harmless.
+        """
+        self.checks.closed = True
         await self.checks.finish()
         await self.checks.leases.close()
         await self.background.finish()
         await self.alerts.finish()
+        self.checks.leave_alone()
         await self.store.close()
 
     async def __aenter__(self) -> Self:
@@ -273,6 +286,7 @@ class Limiter:
         With `per="month"`, per calendar month, by its first day. The actions are those that the policies name, unless
         given. Days are kept 35 and months 13, the present one included. Raises `StoreUnavailable`.
         """
+        check_per(per)
         await self.background.finish()
         found: dict[str, dict[date, int]] = {}
         for action in self.policies if actions is None else actions:
@@ -281,6 +295,34 @@ class Limiter:
                 record = await self._ledger.record(key)
             found[action] = totals_of(record, per, since=since, until=until)
         return found
+
+
+def _check_store(store: object) -> None:
+    if isinstance(store, Store):
+        return
+    if isinstance(store, Awaitable):
+        raise ConfigError("store", "expected a store, and this is one about to open; await it: await open_store(…)")
+    url = repr(store) if isinstance(store, str) else "'memory://'"
+    raise ConfigError("store", f"expected a store, not {store!r}; open one first: Limiter(await open_store({url}))")
+
+
+_limiters: Final[WeakSet[Limiter]] = WeakSet()
+
+
+def _after_fork() -> None:
+    for limiter in list(_limiters):
+        counted = isinstance(limiter.store, MemoryStore) and len(limiter.store) > 0
+        if limiter.checks.forked() or counted:
+            limiter.alerts.forget(None)
+            logger.warning(
+                "process %d was forked from one that uses this limiter: what is counted in memory, held by a lease or"
+                " under way there is not shared; make the limiter after the fork",
+                os.getpid(),
+            )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _whole_cost(cost: int) -> int:

@@ -54,6 +54,10 @@ class Patience(Generic[W]):
             loop.call_at(due, self._end, loop, due)
         watched.append((due, waiting))
 
+    def waiting(self) -> list[W]:
+        """Return those that are still being watched."""
+        return [one for _, one in self._watched if not one.done()]
+
     def _end(self, loop: asyncio.AbstractEventLoop, planned: float) -> None:
         """Those whose time has come; those who need none any more are forgotten."""
         if self._loop is not loop:
@@ -77,7 +81,7 @@ class Limited:
     """A task in a block that it has to leave in time, or `TimeoutError` is raised there. Cancelled from outside, it
     stays cancelled: as `asyncio.Timeout` has it, whose rules these are."""
 
-    __slots__ = ("_cancelling", "_expired", "_task")
+    __slots__ = ("_cancelling", "_expired", "_task", "ended")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         task = asyncio.current_task(loop)
@@ -85,6 +89,8 @@ class Limited:
         self._task: asyncio.Task[object] | None = task
         self._cancelling = task.cancelling()
         self._expired = False
+        self.ended: asyncio.Future[None] | None = None
+        """Done when the block is left, for whoever waits for that."""
 
     def done(self) -> bool:
         """See `Waiting`."""
@@ -104,5 +110,7 @@ class Limited:
     ) -> None:
         task, self._task = self._task, None
         assert task is not None
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_result(None)
         if self._expired and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error

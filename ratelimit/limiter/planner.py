@@ -9,12 +9,12 @@ from operator import is_
 from typing import Final
 
 from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
-from ratelimit.algorithms.fields import stale
+from ratelimit.algorithms.fields import bucket_field, stale
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import QuotaState
 from ratelimit.limiter.belief import Belief
 from ratelimit.policy import Lease, Policy
-from ratelimit.store.write import Add, Drop, Record, Write
+from ratelimit.store.write import Add, Drop, Expect, Op, Put, Record, Write
 
 _DAY_S: Final = DAY // SECOND
 # Thirteen months of totals have to outlive the last write.
@@ -22,6 +22,7 @@ KEPT_DAYS: Final = 400
 # Bounds the size of one expression; what is left over goes with the next write.
 _DROPS_AT_ONCE: Final = 25
 _KEPT_WRITES: Final = 64
+_NANOSECONDS_A_SECOND: Final = 10**9
 
 
 class Planner:
@@ -38,6 +39,7 @@ class Planner:
         self._rules: tuple[Rule, ...] = tuple(rule(policy.algorithm, quota) for quota in policy.quotas)
         self._totals = Totals()
         self._windows = [quota.window for quota in policy.quotas]
+        self._buckets = frozenset(bucket_field(window) for window in self._windows if policy.algorithm == "gcra")
         self._kept_s = max([KEPT_DAYS * _DAY_S, *(3 * window.seconds for window in self._windows)])
         self._epoch_start = self._epoch_end = 0
         self._today = 0
@@ -49,11 +51,11 @@ class Planner:
         self.alert_points = _alert_points(policy)
         """Which quota, which threshold of it, and the units that reach that."""
 
-    def spend(self, now: int, cost: int, belief: Belief) -> Write | None:
+    def spend(self, now: int, cost: int, belief: Belief, contended: bool = False) -> Write | None:
         """Take `cost` from every quota or from none, and count it; None where, by this belief, it does not fit."""
         parts: list[Ops] = []
         for one in self._rules:
-            ops = one.spend(now, cost, belief.record)
+            ops = one.spend(now, cost, belief.record, contended)
             if ops is None:
                 return None
             parts.append(ops)
@@ -83,15 +85,22 @@ class Planner:
         self._turn_to(now)
         return self._epoch_start, self._epoch_end
 
-    def charge(self, now: int, cost: int, belief: Belief) -> Write:
+    def renew(self, now: int, belief: Belief) -> Write | None:
+        """Let quotas that have changed take effect on what is left of the old ones; None where they have."""
+        if not self._buckets or not (ops := [op for one in self._rules for op in one.renew(now, belief.record)]):
+            return None
+        self._turn_to(now)
+        return Write(tuple(ops), self._kept_until(ops, belief))
+
+    def charge(self, now: int, cost: int, belief: Belief, contended: bool = False) -> Write:
         """Take `cost` from every quota whether or not it fits, and count it."""
-        parts = [one.charge(now, cost, belief.record) for one in self._rules]
+        parts = [one.charge(now, cost, belief.record, contended) for one in self._rules]
         self._turn_to(now)
         belief.is_clean(self._epoch_start, now)
         return self._with_drops(now, [*parts, self._totals.add(now, cost)], belief)
 
     def refund(
-        self, now: int, cost: int, record: Record | None, taken: Taken, positions: Sequence[int] = ()
+        self, now: int, cost: int, record: Record | None, taken: Taken, positions: Sequence[int], belief: Belief
     ) -> Write | None:
         """Give back `cost` of what was taken: all of it where the record is not known (None), else what is left of it;
         None where nothing is. `positions` are those of a decision's states, in the order of the quotas."""
@@ -102,7 +111,7 @@ class Planner:
         parts.append(self._totals.refund(taken.at, cost, record))
         self._turn_to(now)
         ops = tuple(op for part in parts for op in part)
-        return Write(ops, self._expires_at) if ops else None
+        return Write(ops, self._kept_until(ops, belief)) if ops else None
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
         """How every quota stands by a true record."""
@@ -111,6 +120,8 @@ class Planner:
     def _write(self, now: int, cost: int, parts: list[Ops], belief: Belief) -> Write:
         self._turn_to(now)
         if belief.day != self._today or not belief.is_clean(self._epoch_start, now):
+            return self._with_drops(now, parts, belief)
+        if self._buckets or belief.until > self._expires_at:  # a write of its own each time
             return self._with_drops(now, parts, belief)
         kept = self._writes.get(cost)
         if kept is not None and _identical(kept[0], parts):
@@ -127,8 +138,22 @@ class Planner:
         Asked again what is stale, because a clock that was set back has made yesterday's field today's.
         """
         ops = [op for part in parts for op in part]
-        drops = map(Drop, stale(belief.stale, now)[:_DROPS_AT_ONCE])
-        return Write((*ops, *drops), self._expires_at, whole=belief.day != self._today)
+        expires_at = self._kept_until(ops, belief)
+        if belief.stale:
+            ops += map(Drop, stale(belief.stale, now)[:_DROPS_AT_ONCE])
+        return Write(tuple(ops), expires_at, whole=belief.day != self._today)
+
+    def _kept_until(self, ops: Sequence[Op], belief: Belief) -> int:
+        """As long as totals are, and as long as a bucket may be in debt after this."""
+        latest = max(self._expires_at, belief.until)
+        for op in ops:
+            if op.field in self._buckets:
+                bound = op.at_most if type(op) is Add else op.high if type(op) is Expect else None
+                if type(op) is Put:
+                    bound = op.value
+                if bound is not None:
+                    latest = max(latest, -(-bound // _NANOSECONDS_A_SECOND))
+        return latest
 
     def _turn_to(self, now: int) -> None:
         """An epoch is the time in which no window and no UTC day ends: what is planned in it looks the same."""

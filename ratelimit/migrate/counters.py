@@ -93,7 +93,7 @@ def live(record: Mapping[str, int], now: int) -> dict[str, int]:
     return {
         field: value
         for field, value in record.items()
-        if field not in gone and value > (now * 1000 if is_bucket(field) else 0)
+        if field not in gone and value > (now * 1000 if is_bucket(field) and field[-1] not in "lr" else 0)
     }
 
 

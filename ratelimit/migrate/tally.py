@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Final, NamedTuple, TypeAlias
 
 from ratelimit.algorithms import Rule, Totals, rule
-from ratelimit.algorithms.fields import first_kept, stale, utc_day
+from ratelimit.algorithms.fields import bucket_field, first_kept, stale, utc_day
 from ratelimit.clock import DAY, SECOND
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.rows import Expired
@@ -172,8 +172,11 @@ class Tally:
                 if type(op) is Add:
                     if at >= self._now - 3 * one.quota.window.longest and not stale((op.field,), self._now):
                         yield op.field, 0, op.amount
-                elif type(op) is Put and counts:  # a bucket: from its beginning at this moment
-                    yield op.field, at * 1000, op.value - at * 1000
+                elif (
+                    type(op) is Put and counts
+                ):  # a bucket from its beginning at this moment, and the limit it counts by
+                    start = at * 1000 if op.field == bucket_field(one.quota.window) else op.value
+                    yield op.field, start, op.value - start
         if counts:
             for field in self._total_fields(at):
                 yield field, 0, cost
@@ -206,5 +209,6 @@ class Tally:
 
 
 def is_bucket(field: str) -> bool:
-    """Whether it is a moment (ns), at which a bucket is full again, and not a number of units."""
+    """Whether it is a bucket's: the moment (ns) at which it is full again, its limit (`gdl`), or what was given back to it
+    (`gdr`); and not a number of units."""
     return field[0] == "g"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ratelimit.algorithms.fields import DAYS_KEPT, MONTHS_KEPT, Per, first_kept, utc_day
+from ratelimit.algorithms.fields import DAYS_KEPT, MONTHS_KEPT, Per, check_per, first_kept, utc_day
 from ratelimit.algorithms.totals import totals_of
 from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
@@ -99,6 +99,7 @@ class Reports:
         The actions are those of `self.actions`, unless given; where there is none, those of the user's events of these
         days, or of the last 35. Raises `OutOfRetention`.
         """
+        check_per(per)
         first, last = self._range(since, until, per)
         records = await self._counted(user, actions, *(self._range() if per == "month" else (first, last)))
         return {action: totals_of(record, per, since=first, until=last) for action, record in records.items()}

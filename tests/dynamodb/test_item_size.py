@@ -14,6 +14,8 @@ from ratelimit.algorithms.fields import (
     DAYS_KEPT,
     MONTHS_KEPT,
     bucket_field,
+    bucket_limit_field,
+    bucket_returned_field,
     day_field,
     month_field,
     utc_day,
@@ -50,6 +52,8 @@ def full_item(key: Key, value: int) -> Item:
         for index in (window.span(NOW).index, window.span(NOW).index - 1):
             fields[window_field(window, index)] = value
     fields[bucket_field(Window(1, "day"))] = NOW * 1000 + 123_456_789
+    fields[bucket_limit_field(Window(1, "day"))] = value
+    fields[bucket_returned_field(Window(1, "day"))] = NOW * 1000
     numbers = {name: number(amount) for name, amount in fields.items()}
     return {**limit_key(key), TYPE: {"S": "lim"}, TTL: number(1_795_123_457), **numbers}
 
