@@ -21,6 +21,8 @@ class Rule(Protocol):
     quota: Quota
     most: int
     """The largest cost that can ever pass at once."""
+    lasts: int
+    """Microseconds that a unit may still count after the window in which it was spent."""
 
     def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
         """Take `cost` if it fits, in one conditional step; None where, by this belief, it does not fit.

@@ -16,11 +16,12 @@ _KEPT_COSTS = 64
 class FixedWindow:
     """See `Rule`. Adds commute, so any number of racers on one counter never get in each other's way."""
 
-    __slots__ = ("_field", "_ops", "_span", "most", "quota")
+    __slots__ = ("_field", "_ops", "_span", "lasts", "most", "quota")
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
         self.most = quota.limit
+        self.lasts = 0
         self._span = _NO_SPAN
         self._field = ""
         self._ops: dict[int, Ops] = {}

@@ -39,6 +39,7 @@ class Gcra:
         "_limit_field",
         "_longest",
         "_returned_field",
+        "lasts",
         "most",
         "quota",
     )
@@ -52,6 +53,7 @@ class Gcra:
         self._limit = max(1, quota.limit)
         self._longest = quota.window.longest * _NANOSECONDS
         self._emission_interval = -(-self._longest // self._limit)
+        self.lasts = self.most * self._emission_interval // _NANOSECONDS
 
     def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
         """See `Rule.spend`."""
@@ -130,7 +132,7 @@ class Gcra:
         """The first spending from a full bucket: nobody else may have begun in the meantime."""
         return (
             Expect(self._field, high=now - 1, or_missing=True),
-            Put(self._field, now + cost * self._emission_interval),
+            Put(self._field, now + cost * self._emission_interval, now + self.most * self._emission_interval),
             Put(self._limit_field, self._limit),
         )
 
@@ -140,7 +142,7 @@ class Gcra:
         ahead = -(-(tat - now) * self._emission_interval // self._interval(limit))
         return (
             Expect(self._field, low=tat, high=tat),
-            Put(self._field, now + ahead + cost * self._emission_interval),
+            Put(self._field, now + ahead + cost * self._emission_interval, now + self.most * self._emission_interval),
             Expect(self._limit_field, low=limit, high=limit),
             Put(self._limit_field, self._limit),
             Expect(self._returned_field, low=0, or_missing=True),

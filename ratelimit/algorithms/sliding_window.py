@@ -19,11 +19,12 @@ _NO_SPAN = Span(0, 0, 0)
 class SlidingWindow:
     """See `Rule`."""
 
-    __slots__ = ("_current", "_previous", "_span", "most", "quota")
+    __slots__ = ("_current", "_previous", "_span", "lasts", "most", "quota")
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
         self.most = quota.limit
+        self.lasts = quota.window.longest
         self._span = _NO_SPAN
         self._current = self._previous = ""
 

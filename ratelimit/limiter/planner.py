@@ -44,6 +44,7 @@ class Planner:
         self._epoch_start = self._epoch_end = 0
         self._today = 0
         self._expires_at = 0
+        self._counts_until = 0
         self._writes: dict[int, tuple[list[Ops], Write]] = {}
         self.lease: Lease = policy.lease if self._rules else None
         self.most = min((rule.most for rule in self._rules), default=None)
@@ -128,7 +129,8 @@ class Planner:
             return kept[1]
         if len(self._writes) >= _KEPT_WRITES:
             self._writes.clear()
-        write = Write(tuple([op for part in parts for op in part]), self._expires_at)
+        ops = tuple([op for part in parts for op in part])
+        write = Write(ops, self._expires_at, counts_until=self._counts_until)
         self._writes[cost] = (parts, write)
         return write
 
@@ -141,7 +143,7 @@ class Planner:
         expires_at = self._kept_until(ops, belief)
         if belief.stale:
             ops += map(Drop, stale(belief.stale, now)[:_DROPS_AT_ONCE])
-        return Write(tuple(ops), expires_at, whole=belief.day != self._today)
+        return Write(tuple(ops), expires_at, belief.day != self._today, self._counts_until)
 
     def _kept_until(self, ops: Sequence[Op], belief: Belief) -> int:
         """As long as totals are, and as long as a bucket may be in debt after this."""
@@ -164,6 +166,8 @@ class Planner:
         self._epoch_start = max([self._today * DAY, *(span.start for span in spans)])
         self._epoch_end = min([(self._today + 1) * DAY, *(span.end for span in spans)])
         self._expires_at = self._today * _DAY_S + self._kept_s
+        ends = [span.end + one.lasts for span, one in zip(spans, self._rules, strict=True)]
+        self._counts_until = -(-max(ends, default=0) // SECOND)
         self._writes.clear()
 
 

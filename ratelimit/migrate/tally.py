@@ -209,6 +209,6 @@ class Tally:
 
 
 def is_bucket(field: str) -> bool:
-    """Whether it is a bucket's: the moment (ns) at which it is full again, its limit (`gdl`), or what was given back to it
-    (`gdr`); and not a number of units."""
+    """Whether it is a bucket's: the moment (ns) at which it is full again, its limit (`gdl`), or what was given back to
+    it (`gdr`); and not a number of units."""
     return field[0] == "g"

@@ -20,8 +20,9 @@ DEFAULT_MAX_KEYS: Final = 100_000
 class MemoryStore:
     """Records in this process's memory, bounded to `max_keys` of them.
 
-    Expired records go as new writes come. When it is full, the record longest unwritten gives way, and with it what
-    that user had spent: `evicted` counts those, and should stay 0 where every quota has to hold.
+    Expired records go as new writes come. When it is full, of the records that have spent the smallest part of their
+    quotas the one longest unwritten gives way: a limited user stays limited, however many others there are who have
+    spent less. What gave way starts afresh: `evicted` counts it, and should stay 0 where every quota has to hold.
     """
 
     def __init__(self, *, max_keys: int = DEFAULT_MAX_KEYS) -> None:

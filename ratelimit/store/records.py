@@ -11,22 +11,38 @@ from ratelimit.names import Key
 from ratelimit.store.write import Add, Drop, Expect, Op, Outcome, Put, Record, Write
 
 _SWEEP: Final = 2
+_LOOKS: Final = 4
+_MOST_LOOKS: Final = 64
+# Full ones are a rank of their own.
+_RANKS: Final = 9
+# The part of all records, written last, that none of the others drives out however much they have spent.
+_RECENT: Final = 4
 _NOTHING: Final[dict[str, int]] = {}
 
 
 class Records:
-    """At most `most` of them. See `MemoryStore`."""
+    """At most `most` of them. See `MemoryStore`.
 
-    __slots__ = ("_records", "evicted", "most")
+    While there is room they are kept in the order in which they were written. When there is none, the oldest are ranked
+    by how much of their quotas they have spent, and of the lowest rank the oldest gives way: whoever has used up a
+    quota is not forgotten for any number of others who have not.
+    """
+
+    __slots__ = ("_ranked", "_records", "_size", "evicted", "most")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.evicted = 0
+        self._size = 0
+        """How many of them are ranked."""
         self._records: OrderedDict[Key, _Stored] = OrderedDict()
+        self._ranked: list[OrderedDict[Key, _Stored]] = [OrderedDict() for _ in range(_RANKS)]
 
     def apply(self, key: Key, write: Write, now: int) -> Outcome:
         """See `Store.apply`."""
         stored = self._records.get(key)
+        if stored is None and self._size:
+            stored = self._find(key)
         fields = _NOTHING if stored is None else stored.fields
         for op in write.ops:
             if not _holds(op, fields):
@@ -34,27 +50,45 @@ class Records:
         if stored is None:
             stored = self._records[key] = _Stored()
             self._make_room(now)
-        else:
+        elif stored.rank < 0:
             self._records.move_to_end(key)
+        else:
+            self._take(key, stored)
+            self._records[key] = stored
         touched = _change(write, stored.fields)
         stored.expires_at = write.expires_at
+        if write.counts_until:
+            stored.spent_by = write
         return Outcome(True, dict(stored.fields) if write.whole else touched)
 
     def read(self, key: Key) -> Record:
         """A copy; empty where there is none."""
-        stored = self._records.get(key)
+        stored = self._records.get(key) or self._find(key)
         return {} if stored is None else dict(stored.fields)
 
     def delete(self, key: Key) -> None:
         """Harmless where there is none."""
-        self._records.pop(key, None)
+        if self._records.pop(key, None) is None and (stored := self._find(key)) is not None:
+            self._take(key, stored)
 
     def items(self) -> Iterator[tuple[Key, Record]]:
-        """All of them, the one longest unwritten first."""
-        return ((key, dict(stored.fields)) for key, stored in self._records.items())
+        """All of them, the ones longest unwritten first, but for those that are ranked."""
+        every = (*self._ranked, self._records)
+        return ((key, dict(stored.fields)) for some in every for key, stored in some.items())
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._records) + self._size
+
+    def _find(self, key: Key) -> _Stored | None:
+        for ranked in self._ranked:
+            if (stored := ranked.get(key)) is not None:
+                return stored
+        return None
+
+    def _take(self, key: Key, stored: _Stored) -> None:
+        del self._ranked[stored.rank][key]
+        stored.rank = -1
+        self._size -= 1
 
     def _make_room(self, now: int) -> None:
         """A new record sweeps the oldest few, so that forgetting keeps pace with growth at a bounded price."""
@@ -63,19 +97,61 @@ class Records:
             if self._records[oldest].expires_at * SECOND > now or len(self._records) == 1:
                 break
             del self._records[oldest]
-        if len(self._records) > self.most:
-            self._records.popitem(last=False)
-            self.evicted += 1
+        if 2 * len(self) > self.most:  # most are ranked by the time that one has to give way
+            self._rank_some(now)
+            if len(self) > self.most:
+                self._evict(now)
+
+    def _rank_some(self, now: int) -> None:
+        """A few; more of them while none is known that has spent less than half."""
+        for looked in range(_MOST_LOOKS):
+            if len(self._records) <= max(1, self.most // _RECENT):
+                return
+            if looked >= _LOOKS and any(self._ranked[: _RANKS // 2]):
+                return
+            key, stored = self._records.popitem(last=False)
+            stored.rank = _rank(stored, now)
+            self._ranked[stored.rank][key] = stored
+            self._size += 1
+
+    def _evict(self, now: int) -> None:
+        """The oldest of a rank whose spending does not count any more, else the oldest of the lowest rank."""
+        oldest = [next(iter(ranked.items())) for ranked in self._ranked if ranked]
+        key, stored = next((one for one in oldest if not _counts(one[1], now)), oldest[0])
+        self._take(key, stored)
+        self.evicted += 1
 
 
 class _Stored:
-    """One record, and when it may be forgotten (epoch seconds)."""
+    """One record; when it may be forgotten (epoch seconds), the last write that spent from it, its rank (-1: none)."""
 
-    __slots__ = ("expires_at", "fields")
+    __slots__ = ("expires_at", "fields", "rank", "spent_by")
 
     def __init__(self) -> None:
         self.fields: dict[str, int] = {}
         self.expires_at = 0
+        self.rank = -1
+        self.spent_by: Write | None = None
+
+
+def _counts(stored: _Stored, now: int) -> bool:
+    return stored.spent_by is not None and stored.spent_by.counts_until * SECOND > now
+
+
+def _rank(stored: _Stored, now: int) -> int:
+    """By the part that is spent of the quota of which most is, as the last write that spent saw it."""
+    write = stored.spent_by
+    if write is None or not _counts(stored, now):
+        return 0
+    rank = 0
+    # A bucket is spent from the moment of the write on, a counter from 0 on.
+    starts = {op.field: op.low or (op.high or -1) + 1 for op in write.ops if type(op) is Expect}
+    for op in write.ops:
+        if (type(op) is Add or type(op) is Put) and op.at_most is not None and op.field in stored.fields:
+            start = starts.get(op.field, 0)
+            spent = stored.fields[op.field] - start
+            rank = max(rank, min(_RANKS - 1, spent * (_RANKS - 1) // max(1, op.at_most - start)))
+    return rank
 
 
 def _holds(op: Op, fields: dict[str, int]) -> bool:

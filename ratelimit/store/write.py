@@ -23,10 +23,11 @@ class Add(msgspec.Struct, frozen=True, gc=False):
 
 
 class Put(msgspec.Struct, frozen=True, gc=False):
-    """`field = value`."""
+    """`field = value`. `at_most` is no condition: it says what the most is that is ever put there."""
 
     field: str
     value: int
+    at_most: int | None = None
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False):
@@ -58,6 +59,9 @@ class Write(msgspec.Struct, frozen=True, eq=False):
     """Epoch seconds after which the record may be forgotten by garbage collection."""
     whole: bool = False
     """Ask for the whole record after the write, not only for what was touched."""
+    counts_until: int = 0
+    """Epoch seconds after which what it spends does not count any more; 0 where it spends nothing. For a store that has
+    to choose what to forget first: each field that it spends from says by `at_most` how much there is."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
