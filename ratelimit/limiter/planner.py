@@ -41,6 +41,9 @@ class Planner:
         self._windows = [quota.window for quota in policy.quotas]
         self._buckets = frozenset(bucket_field(window) for window in self._windows if policy.algorithm == "gcra")
         self._kept_s = max([KEPT_DAYS * _DAY_S, *(3 * window.seconds for window in self._windows)])
+        # What a check may leave in a bucket lasts as long; a debt, longer (see `_kept_until`).
+        lasts_s = [one.lasts // SECOND + 2 * _DAY_S for one in self._rules]
+        self._kept_s = max([self._kept_s, *lasts_s])
         self._epoch_start = self._epoch_end = 0
         self._today = 0
         self._expires_at = 0
@@ -122,14 +125,16 @@ class Planner:
         self._turn_to(now)
         if belief.day != self._today or not belief.is_clean(self._epoch_start, now):
             return self._with_drops(now, parts, belief)
-        if self._buckets or belief.until > self._expires_at:  # a write of its own each time
+        if belief.until > self._expires_at:
             return self._with_drops(now, parts, belief)
-        kept = self._writes.get(cost)
+        kept = None if self._buckets else self._writes.get(cost)
         if kept is not None and _identical(kept[0], parts):
             return kept[1]
+        ops = tuple([op for part in parts for op in part])
+        if self._buckets:  # never the same again
+            return Write(ops, self._expires_at, False, self._counts_until)
         if len(self._writes) >= _KEPT_WRITES:
             self._writes.clear()
-        ops = tuple([op for part in parts for op in part])
         write = Write(ops, self._expires_at, counts_until=self._counts_until)
         self._writes[cost] = (parts, write)
         return write

@@ -7,20 +7,22 @@ from typing import Any
 import httpx
 import pytest
 
+from ratelimit.errors import StoreUnavailable
 from ratelimit.http.api import Api
 from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore
+from ratelimit.store import MemoryStore, Store
 from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
 from tests.http.apps import client_of, limiter_of, used
+from tests.limiter.stores import FailingStore, failing
 
 ALICE = {"user": "alice", "action": "hint"}
 SECRET = "0123456789abcdef"
 
 
-def api(**options: Any) -> httpx.AsyncClient:
+def api(*, counters: Store | None = None, **options: Any) -> httpx.AsyncClient:
     store = MemoryStore()
-    return client_of(Api(limiter_of(store=store), store, **options))
+    return client_of(Api(limiter_of(store=counters or store), store, **options))
 
 
 async def test_the_verbs() -> None:
@@ -41,6 +43,57 @@ async def test_the_verbs() -> None:
         assert (await client.post("/v1/peek", json=ALICE)).json()["used"] == 0
         own = {"user": "bob", "action": "other", "quotas": "2/hour", "algorithm": "gcra"}
         assert (await client.post("/v1/check", json=own)).json()["limit"] == 2
+
+
+async def test_a_refund_names_the_decision_that_it_gives_back() -> None:
+    store, body = FailingStore(), {"user": "alice", "action": "own", "quotas": "10/day"}
+    for algorithm in ("fixed_window", "sliding_window", "gcra"):
+        ask = {**body, "user": algorithm, "algorithm": algorithm}
+        # Two processes: either gives back what the other one has taken.
+        async with api(counters=store) as client, api(counters=store) as other:
+
+            async def check(**more: Any) -> dict[str, Any]:
+                answer = await client.post("/v1/check", json={**ask, **more})  # noqa: B023
+                return dict(answer.json())
+
+            async def refund(**of: Any) -> int:
+                return (await other.post("/v1/refund", json=of)).status_code
+
+            first, second = await check(cost=4), await check(cost=6)
+            store.fault = failing(StoreUnavailable("down"))
+            unasked = await check()
+            store.fault = None
+            refused = await check()
+            assert (refused["allowed"], unasked["reason"]) == (False, "unavailable")
+            for nothing in (refused, unasked):
+                assert await refund(decision=nothing["id"]) == 204
+            assert (await client.post("/v1/peek", json=ask)).json()["used"] == 10
+            for cost in ({"cost": 1}, {}, {}, {"cost": 3}):
+                assert await refund(decision=first["id"], **cost) == 204
+            assert (await client.post("/v1/peek", json=ask)).json()["used"] == 6
+            assert await refund(decision=second["id"]) == 204
+            assert (await client.post("/v1/peek", json=ask)).json()["used"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"decision": "nonsense"}, "decision"),
+        ({"decision": "lqVhbGljZQ"}, "decision"),
+        ({"decision": "äöü"}, "decision"),
+        ({"decision": "x", "user": "alice"}, "user"),
+        ({"decision": "x", "at": "2026-01-05T12:00:00Z"}, "at"),
+        ({"action": "hint"}, "user"),
+        ({"user": "alice"}, "action"),
+        ({**ALICE, "at": 1_767_614_400_000}, "at"),
+        ({**ALICE, "at": "2026-01-05T12:00:00"}, "at"),
+        ({**ALICE, "cost": 0}, "cost"),
+    ],
+)
+async def test_a_refund_of_nothing_that_is_known(body: dict[str, Any], path: str) -> None:
+    async with api() as client:
+        answer = await client.post("/v1/refund", json=body)
+        assert (answer.status_code, [one["path"] for one in answer.json()["errors"]]) == (400, [path])
 
 
 async def test_a_batch_is_decided_one_by_one() -> None:
