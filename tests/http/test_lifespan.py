@@ -184,6 +184,7 @@ async def test_refunds_under_way_arrive_before_the_store_closes() -> None:
         await call(app, scope_of(headers=[(b"x-status", b"500")]))
         assert (store.seen, store.calls["apply"]) == (["open", "app starts"], 1)
     assert (store.seen[-1], store.calls["apply"]) == ("close", 2)
+    await limiter.open()
     assert (await limiter.peek("ip:203.0.113.7", "hint")).used == 0
 
 

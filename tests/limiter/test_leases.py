@@ -100,6 +100,7 @@ async def test_units_that_are_being_taken_while_all_are_returned_go_back_too() -
     gate.set()
     assert (await asked).allowed
     await closing
+    await one.open()
     assert await counted(one, "alice") == 1
 
 
