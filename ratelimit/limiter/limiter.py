@@ -211,7 +211,7 @@ class Limiter:
 
     async def refund(
         self,
-        user: Decision | str,
+        user: Decision | UserId,
         action: str | None = None,
         cost: int | None = None,
         *,
