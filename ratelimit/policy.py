@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from inspect import iscoroutinefunction
 from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota
@@ -14,7 +15,10 @@ from ratelimit.quota import Quotas, QuotasLike, to_quotas
 AlgorithmName: TypeAlias = Literal["fixed_window", "sliding_window", "gcra"]
 Mode: TypeAlias = Literal["enforce", "shadow"]
 OnUnavailable: TypeAlias = Literal["allow", "deny", "local"]
-Count: TypeAlias = Literal["all", "success", "failure"]
+Response: TypeAlias = Any
+"""What it has been answered with: of a Starlette `Response`, the status and the headers."""
+Count: TypeAlias = "Literal['all', 'success', 'failure'] | Callable[[Response], bool]"
+_COUNTS = ("all", "success", "failure")
 Log: TypeAlias = Literal["all", "allowed", "denied", "none"]
 
 Lease: TypeAlias = "int | Literal['auto'] | None"
@@ -46,7 +50,8 @@ class Policy:
     `match`           the requests a surface checks by itself: `"POST /hints"`, `"/api/**"`; none for a policy that
                       views ask for (`limited("hint")`, `limiter.check`).
     `cost`            units a request takes: a number, or a function of the request (sync or async).
-    `count`           `"success"` gives back what ended in a status of 400 or more, `"failure"` what did not.
+    `count`           `"success"` gives back what ended in a status of 400 or more, `"failure"` what did not; a function
+                      of the response (its `status_code` and `headers`), what it returns False for.
     `user_from`       where the surface finds the user, in order (`"user"`, `"header:x-api-key"`, `"cookie:sid"`,
                       `"address"`, or a function of the request); the surface's own order where empty.
     `exempt`          requests never checked: patterns as in `match`, or functions of the request.
@@ -98,7 +103,7 @@ class Policy:
             "on_unavailable": _one_of("on_unavailable", on_unavailable, get_args(OnUnavailable)),
             "match": _several("match", match, functions=False),
             "cost": _cost(cost),
-            "count": _one_of("count", count, get_args(Count)),
+            "count": _count(count),
             "user_from": _several("user_from", user_from, functions=True),
             "exempt": _several("exempt", exempt, functions=True),
             "lease": _lease(lease, algorithm),
@@ -154,6 +159,12 @@ def _cost(cost: Cost) -> Cost:
     if callable(cost) or (type(cost) is int and cost >= 1):
         return cost
     raise ConfigError("cost", f"must be a whole number of at least 1, or a function of the request, not {cost!r}")
+
+
+def _count(count: Count) -> Count:
+    if iscoroutinefunction(count):
+        raise ConfigError("count", "must be a plain function of the response: it is called as the answer begins")
+    return count if callable(count) else cast(Count, _one_of("count", count, _COUNTS))
 
 
 def _lease(lease: Lease, algorithm: str) -> Lease:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
-from starlette.requests import HTTPConnection
-from starlette.types import Message, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
+from ratelimit.http.gate import Receipt, connection_of
 from ratelimit.http.recording import Recorder
 from ratelimit.http.refunds import Refunds
-from ratelimit.http.refusal import POLICY_VIOLATION, Refusal
+from ratelimit.http.refusal import Refusals, closing, rejection
 from ratelimit.http.routes import Routes
 from ratelimit.http.state import SCOPE_KEY, RateLimitState, Receipts
 from ratelimit.http.surface import Surface
@@ -19,16 +21,24 @@ from ratelimit.limiter import Limiter
 
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 _BODIES: Final = frozenset({"http.response.body", "http.response.pathsend", "websocket.http.response.body"})
-_MOST_HELD: Final = 2
+# Those that tell a client to send the same request again, elsewhere; after 302 and 303 it sends another one.
+_SAME_AGAIN: Final = frozenset({301, 307, 308})
+_FRAMEWORKS: Final = frozenset({"starlette", "fastapi", "litestar", "django"})
 
 
 class Site:
     """What all exchanges of one middleware share."""
 
-    __slots__ = ("clock", "exemption", "limiter", "recorder", "refunds", "routes", "surface")
+    __slots__ = ("clock", "exemption", "limiter", "recorder", "refunds", "refusals", "routes", "surface")
 
     def __init__(
-        self, limiter: Limiter, surface: Surface, routes: Routes, refunds: Refunds, recorder: Recorder | None
+        self,
+        limiter: Limiter,
+        surface: Surface,
+        routes: Routes,
+        refunds: Refunds,
+        refusals: Refusals,
+        recorder: Recorder | None,
     ) -> None:
         self.limiter = limiter
         self.clock = limiter.clock
@@ -36,6 +46,7 @@ class Site:
         self.exemption = surface.exempt if surface.exempt else None
         self.routes = routes
         self.refunds = refunds
+        self.refusals = refusals
         self.recorder = recorder
 
 
@@ -46,103 +57,159 @@ class Exchange:
     """
 
     __slots__ = (
-        "_closed", "_held", "_receipts", "_scope", "_send", "_since", "_site", "_started", "_state", "_status",
-        "_succeeded",
+        "_closed", "_headers", "_outer", "_receipts", "_receive", "_scope", "_send", "_since", "_site", "_started",
+        "_state", "_status", "_succeeded",
     )  # fmt: skip
 
-    def __init__(self, site: Site, scope: Scope, send: Send) -> None:
+    def __init__(self, site: Site, scope: Scope, receive: Receive, send: Send) -> None:
         outer = RateLimitState.of(scope)
+        self._outer: RateLimitState | None = outer
         self._receipts = Receipts() if outer is None else outer.receipts
-        self._state = scope[SCOPE_KEY] = RateLimitState(site.limiter, site.surface, self._receipts)
+        self._state = scope[SCOPE_KEY] = RateLimitState(site.limiter, site.surface, self._receipts, self)
         self._site = site
         self._since = 0 if site.recorder is None else site.clock.now()
         self._status = 500
+        self._headers: Any = ()
         self._scope = scope
+        self._receive = receive
         self._send = send
         self._started = False
         self._succeeded = False
         self._closed = False
-        self._held: list[Message] | None = None
 
-    async def check(self) -> Decision | None:
-        """The decision of the first policy that refuses."""
-        exemption = self._site.exemption
-        if exemption is not None and await exemption.covers(HTTPConnection(self._scope)):
-            self._state.exempt = True
-            return None
-        for gate in self._site.routes.gates(self._scope):
-            receipt = await gate.check(self._scope)
-            self._receipts.add(receipt)
-            if not receipt.decision.allowed:
-                return receipt.decision
+    async def check(self) -> Decision | HTTPException | None:
+        """The decision of the first policy that refuses, or what a function of the app has raised about the request."""
+        scope, site = self._scope, self._site
+        try:
+            if site.exemption is not None and await site.exemption.covers(connection_of(scope)):
+                self._state.exempt = True
+                return None
+            gates = site.routes.gates(scope)
+            if gates and scope.get("method") == "OPTIONS" and site.refusals.is_preflight(scope):
+                return None
+            for gate in gates:
+                receipt = await gate.check(scope)
+                self._receipts.add(receipt)
+                if not receipt.decision.allowed:
+                    return receipt.decision
+        except HTTPException as error:
+            return error
         return None
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app on."""
         kind = message["type"]
-        if self._held is not None:
-            return self._hold(self._held, message)
         if not self._started and kind in _STARTS:
-            if self._receipts.refused is not None and message.get("status", 0) >= 400:
-                return self._hold([], message)
-            message = self._start(message)
+            if self._receipts.raised is not None and message.get("status") == 500 and self._escaped():
+                return self._refuse_instead()
+            if returned := self._start(message):
+                return self._give_back_first(returned, message)
+            message = self._with_headers(message)
         elif kind == "websocket.close":
+            if not self._started:
+                return self._turn_away(message)
             self._closed = True
         return self._send(message) if self._site.recorder is None else self._pass(message)
 
-    async def refuse(self, decision: Decision) -> bool:
-        """Answer with a refusal and give back what the request has spent. False where the app has begun to answer."""
-        if self._started and (self._scope["type"] == "http" or self._closed):
-            return False
-        self._held = None
-        self._site.refunds.start(self._receipts.void(decision))
+    async def refuse(self, decision: Decision, *, by_app: bool = False) -> bool:
+        """Answer with a refusal; first give back what was taken for it. False where the app has begun another answer.
+
+        What the app has acted on, if it was asked already, stays spent.
+        """
+        if by_app:
+            self._receipts.act()
         if self._started:
-            await self._send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "quota exceeded"})
-        else:
-            self._started = True
-            refusal = Refusal.of(decision, self._site.surface.writer)
-            self._status = refusal.status
-            await self._record()
-            await refusal.send(self._scope, self._send)
+            if self._scope["type"] == "http" or self._closed:
+                return self._status >= 400
+            self._closed = True
+            await self._send(closing(self._scope))
+            return True
+        self._started = True
+        refusals = self._site.refusals
+        response, fields = await refusals.of(self._scope, decision)
+        self._status = response.status_code
+        self._headers = [*response.raw_headers, *fields]
+        if returned := self._receipts.refuse(decision, self._status, self._headers):
+            await self._site.refunds.give_back(returned)
+        await self._record()
+        send, self._send = self._send, _drop
+        await refusals.send(response, fields, self._scope, self._receive, send)
         return True
+
+    async def reject(self, error: HTTPException) -> None:
+        """Answer what a function of the app has raised about the request."""
+        await self._site.refusals.send(rejection(error), [], self._scope, self._receive, self.send)
+
+    @property
+    def has_begun(self) -> bool:
+        """See `Started`."""
+        return self._started
+
+    async def settle_later(self, receipt: Receipt) -> None:
+        """See `Started`."""
+        if receipt.spent and not receipt.counts(self._succeeded, self._status, self._headers):
+            await self._site.refunds.give_back([receipt])
+        receipt.settled()
+        await self.record([receipt], None)
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left for `end` to do."""
-        return self._held is None and self._site.recorder is None and self._receipts.is_settled
+        return self._site.recorder is None and self._receipts.is_settled
 
     async def end(self) -> None:
         """The app is through with the request. One that was not answered is a failure."""
-        if self._held is not None:
-            await self._release(self._held)
-        self._settle()
-        if self._site.recorder is not None:
-            await self._record()
+        if returned := self._receipts.settle(self._succeeded, self._status, self._headers):
+            await self._site.refunds.give_back(returned)
+        await self._record()
 
-    def _start(self, message: Message) -> Message:
-        """The status is known now, and with it what counts."""
+    async def record(self, receipts: Sequence[Receipt], duration: float | None) -> None:
+        """Write down what was checked, with this middleware's log or that of one further out."""
+        recorder = self._site.recorder
+        if recorder is not None:
+            await recorder.record(self._scope, receipts, status=self._status, duration=duration)
+        elif self._outer is not None:
+            await self._outer.exchange.record(receipts, duration)
+
+    def _start(self, message: Message) -> list[Receipt]:
+        """The status is known now, and with it what counts. What has to be given back first."""
         self._started = True
         kind = message["type"]
-        self._status = 101 if kind == "websocket.accept" else message["status"]
-        self._succeeded = kind == "websocket.accept" or (kind == "http.response.start" and message["status"] < 400)
-        self._settle()
-        return self._with_headers(message)
+        self._status = status = 101 if kind == "websocket.accept" else message["status"]
+        self._succeeded = kind == "websocket.accept" or (kind == "http.response.start" and status < 400)
+        self._headers = message.get("headers") or ()
+        if status in _SAME_AGAIN and not self._receipts.asked and _only_a_slash(self._scope, self._headers):
+            return self._receipts.withdraw()
+        return self._receipts.settle(self._succeeded, status, self._headers)
 
-    async def _hold(self, held: list[Message], message: Message) -> None:
-        """Where the middleware stands outside of a Starlette app, the app answers an exception it has no handler for
-        with an error, and then raises it. Held back until it is known whether that exception was a refusal, which takes
-        the place of this answer."""
-        if not held or (len(held) < _MOST_HELD and not message.get("more_body")):
-            self._held = [*held, message]
-            return
-        await self._release(held)
-        await self._pass(message)
+    async def _give_back_first(self, returned: Sequence[Receipt], message: Message) -> None:
+        """Whoever has the answer may ask again at once, and finds the units there."""
+        await self._site.refunds.give_back(returned)
+        await self._pass(self._with_headers(message))
 
-    async def _release(self, held: list[Message]) -> None:
-        self._held = None
-        await self._pass(self._start(held[0]))
-        for message in held[1:]:
-            await self._pass(message)
+    async def _turn_away(self, message: Message) -> None:
+        """The app closes a handshake that it has not accepted, of which servers make a 403."""
+        self._started = self._closed = True
+        self._status = 403
+        if returned := self._receipts.settle(False, 403, ()):
+            await self._site.refunds.give_back(returned)
+        await self._record()
+        await self._send(message)
+
+    def _escaped(self) -> bool:
+        """Whether the refusal that a view was told of has got out of it: whoever answers 500 now does not know it."""
+        error = self._receipts.raised
+        trace: Any = None if error is None else error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _FRAMEWORKS:
+                return True
+            trace = trace.tb_next
+        return False
+
+    async def _refuse_instead(self) -> None:
+        raised = self._receipts.raised
+        assert raised is not None
+        await self.refuse(raised.decision, by_app=True)
 
     async def _pass(self, message: Message) -> None:
         """Send it on; the one that completes the answer only when what it was is kept."""
@@ -154,12 +221,7 @@ class Exchange:
     async def _record(self) -> None:
         site = self._site
         if site.recorder is not None and (receipts := self._receipts.to_record()):
-            now = site.clock.now()
-            await site.recorder.record(self._scope, receipts, status=self._status, now=now, since=self._since)
-
-    def _settle(self) -> None:
-        if returned := self._receipts.settle(success=self._succeeded):
-            self._site.refunds.start(returned)
+            await self.record(receipts, max(0, site.clock.now() - self._since) / 1000)
 
     def _with_headers(self, message: Message) -> Message:
         """The fields the app has not set itself; the app's message is left as it is, in case it sends it again."""
@@ -169,3 +231,23 @@ class Exchange:
         theirs: list[Any] = list(message.get("headers") or ())
         taken = {name.lower() for name, _ in theirs}
         return {**message, "headers": [*theirs, *[field for field in ours if field[0] not in taken]]}
+
+
+async def _drop(message: Message) -> None:
+    """Of an answer in the place of which a refusal was sent."""
+
+
+def _only_a_slash(scope: Scope, headers: Any) -> bool:
+    """Whether an answer asks for the same request with a slash more at its end, or one less: of the same host."""
+    asked = dict([(name.lower(), value) for name, value in scope["headers"]])
+    location = dict([(name.lower(), value) for name, value in headers]).get(b"location", b"")
+    try:
+        target = urlsplit(location.decode("latin-1"))
+    except ValueError:
+        return False
+    if target.netloc and target.netloc.lower().encode("latin-1") != asked.get(b"host", b"").lower():
+        return False
+    path, there = scope["path"], unquote(target.path)
+    paths = (path, scope.get("root_path", "") + path)
+    same = there and there.removesuffix("/") in [one.removesuffix("/") for one in paths] and there not in paths
+    return bool(same and target.query.encode("latin-1") == scope.get("query_string", b""))

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from inspect import isawaitable
-from typing import Any
+from typing import Any, Final, NoReturn
 
-from starlette.requests import HTTPConnection
+import msgspec
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 from starlette.types import Scope
 
-from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError
+from ratelimit.decision import Decision, QuotaState
+from ratelimit.errors import ConfigError, InvalidCost
 from ratelimit.http.identity import Identity
 from ratelimit.http.match import Patterns
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import Cost, Exempt, Policy
 
+_SOON: Final = 1.0
+
 
 class Receipt:
     """What was decided for whom, and what it takes to give it back."""
 
-    __slots__ = ("decision", "limiter", "policy", "user")
+    __slots__ = ("_open", "_pending", "decision", "limiter", "policy", "user")
 
     def __init__(self, limiter: Limiter, policy: Policy, user: str, decision: Decision) -> None:
         self.limiter = limiter
         self.policy = policy
         self.user = user
         self.decision = decision
+        self._pending: dict[str, int] | None = None
+        self._open = 0
 
     @property
     def spent(self) -> bool:
@@ -35,19 +41,60 @@ class Receipt:
         decision = self.decision
         return decision.allowed and decision.reason is None and not decision.shadow_denied and decision.cost > 0
 
-    def counts(self, *, success: bool) -> bool:
-        """Whether it counts when the response turned out so."""
-        return self.policy.count == "all" or (self.policy.count == "success") == success
+    def counts(self, success: bool, status: int, headers: Any) -> bool:
+        """Whether it counts with an answer that begins so."""
+        count: Any = self.policy.count
+        if count == "all":
+            return True
+        if not callable(count):
+            return bool((count == "success") == success)
+        response = Response(status_code=status)
+        response.raw_headers = [(name.lower(), value) for name, value in headers]
+        return bool(count(response))
 
-    async def give_back(self) -> None:
-        """Raises `StoreUnavailable`."""
-        await self.limiter.refund(self.decision)
+    async def give_back(self, units: int) -> None:
+        """So many of those that it took. It is then one of the others, also where it is not known whether the store has
+        heard of it: nothing is given back twice. Raises `StoreUnavailable`."""
+        decision = self.decision
+        self.decision = msgspec.structs.replace(decision, cost=decision.cost - units)
+        try:
+            await self.limiter.refund(self.user, self.policy.name, units, at=decision.at)
+        finally:
+            self.settled()
+        quotas = tuple([self._with_room(state, units) for state in decision.quotas])
+        self.decision = msgspec.structs.replace(self.decision, quotas=quotas)
+
+    def wait_for_the_answer(self, pending: dict[str, int]) -> None:
+        """Until it is `settled`, its units are among those that may still be given back."""
+        self._pending = pending
+        self._open = self.decision.cost
+        pending[self.user] = pending.get(self.user, 0) + self._open
+
+    def settled(self) -> None:
+        """It is known now whether it counts."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            left = pending[self.user] - self._open
+            if left > 0:
+                pending[self.user] = left
+            else:
+                del pending[self.user]
+
+    def _with_room(self, state: QuotaState, units: int) -> QuotaState:
+        """As the quota stands with these units given back."""
+        quota = state.quota
+        reset_after = state.reset_after
+        if self.policy.algorithm == "gcra":
+            reset_after = max(0.0, reset_after - units * quota.window.seconds / max(1, quota.limit))
+        used = max(0, state.used - units)
+        remaining = max(0, (quota.burst or quota.limit) - used)
+        return msgspec.structs.replace(state, used=used, remaining=remaining, reset_after=reset_after)
 
 
 class Gate:
     """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
 
-    __slots__ = ("_checks", "_exempt", "_is_plain", "identity", "limiter", "match", "policy")
+    __slots__ = ("_checks", "_exempt", "_is_plain", "_pending", "identity", "limiter", "match", "policy")
 
     def __init__(self, limiter: Limiter, policy: Policy, identity: Identity) -> None:
         self.limiter = limiter
@@ -59,14 +106,19 @@ class Gate:
             self._exempt = Exemption(policy.exempt)
         except ConfigError as error:
             raise error.under(f"policies.{policy.name}") from error
+        self._pending: dict[str, int] | None = None if policy.count == "all" else {}
+        """Of each user the units of requests that are not answered yet, which may turn out not to count."""
         # A limiter of the app's own class may see to its checks itself.
-        self._is_plain = identity.is_plain and not self._exempt and type(limiter).check is Limiter.check
+        own = type(limiter).check is not Limiter.check
+        self._is_plain = identity.is_plain and not self._exempt and not own and self._pending is None
 
-    async def check(self, scope: Scope, *, cost: Cost | None = None) -> Receipt:
+    async def check(
+        self, scope: Scope, *, cost: Cost | None = None, connection: HTTPConnection | None = None
+    ) -> Receipt:
         """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
 
-        Raises what the app's own functions raise, `InvalidUser` and `InvalidCost` for what they should not return;
-        never anything for a store that fails.
+        The app's functions are called with the `connection`, where there is one already. Raises what they raise,
+        `InvalidUser` and `InvalidCost` for what they should not return; never anything for a store that fails.
         """
         policy = self.policy
         units: Any = policy.cost if cost is None else cost
@@ -74,17 +126,21 @@ class Gate:
             user = self.identity.read(scope)
             decision = await self._checks.check(Key(user, policy.name), units)
             return Receipt(self.limiter, policy, user, decision)
-        connection = HTTPConnection(scope)
+        if connection is None:
+            connection = connection_of(scope)
         if self._exempt and await self._exempt.covers(connection):
             return self.free()
         if callable(units):
             answer = units(connection)
             units = await answer if isawaitable(answer) else answer
-            if type(units) is int and units == 0:
-                return self.free()
+            if type(units) is not int or units < 0:
+                raise _bad_cost(policy.name, units)
+        if type(units) is int and units == 0:
+            return self.free()
         user = await self.identity.user_of(connection)
         decision = await self.limiter.check(user, policy.name, cost=units)
-        return Receipt(self.limiter, policy, user, decision)
+        receipt = Receipt(self.limiter, policy, user, decision)
+        return receipt if self._pending is None else self._counted_later(receipt, self._pending)
 
     def warn(self, root: str) -> None:
         """See `Patterns.warn`."""
@@ -93,8 +149,39 @@ class Gate:
 
     def free(self) -> Receipt:
         """For a request that this policy does not count."""
-        decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at_us=self.limiter.clock.now())
+        decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at=self.limiter.clock.now())
         return Receipt(self.limiter, self.policy, "", decision)
+
+    def _counted_later(self, receipt: Receipt, pending: dict[str, int]) -> Receipt:
+        """While units that would have left room may still be given back, a refusal says so: to come back soon."""
+        decision = receipt.decision
+        if receipt.spent:
+            receipt.wait_for_the_answer(pending)
+        elif decision.reason == "quota" and (units := pending.get(receipt.user, 0)):
+            if all([state.remaining + units >= decision.cost for state in decision.quotas]):
+                quotas = tuple([_soon(state) for state in decision.quotas])
+                wait = None if decision.retry_after is None else min(decision.retry_after, _SOON)
+                receipt.decision = msgspec.structs.replace(decision, quotas=quotas, retry_after=wait)
+        return receipt
+
+
+def _soon(state: QuotaState) -> QuotaState:
+    return msgspec.structs.replace(state, retry_after=min(state.retry_after, _SOON)) if state.retry_after else state
+
+
+def _bad_cost(policy: str, units: object) -> InvalidCost:
+    how = "a whole number of at least 0 is expected; raise HTTPException(400) for what the client has sent wrong"
+    return InvalidCost(f"policies.{policy}.cost: the function returned {units!r}: {how}")
+
+
+def connection_of(scope: Scope) -> HTTPConnection:
+    """What the app's functions are called with: Starlette's `Request`, whose body cannot be read yet."""
+    return Request(scope, _unread) if scope["type"] == "http" else HTTPConnection(scope)
+
+
+async def _unread() -> NoReturn:
+    how = "ask in the view instead, where it can be read: await limited(NAME, cost=FUNCTION)(request)"
+    raise ConfigError("cost, user_from, exempt", f"a function has read the request's body before the decision; {how}")
 
 
 class Exemption:

@@ -15,15 +15,16 @@ from weakref import WeakKeyDictionary
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketState
 
 from ratelimit.decision import Decision
-from ratelimit.errors import QuotaExceeded, RateLimitError
-from ratelimit.http.refusal import POLICY_VIOLATION, Refusal
+from ratelimit.errors import InvalidCost, QuotaExceeded, RateLimitError
+from ratelimit.http.refusal import closing, refusal, respond
 from ratelimit.http.state import RateLimitState
 from ratelimit.http.surface import Surface
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost
+from ratelimit.quota import MAX_LIMIT
 
 Dependency: TypeAlias = Callable[[HTTPConnection], Awaitable[Decision]]
 
@@ -34,11 +35,15 @@ _actions: Final[WeakKeyDictionary[Dependency, str]] = WeakKeyDictionary()
 def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = None) -> Dependency:
     """A function of a request or websocket that checks it against one policy, and returns the decision.
 
-    `cost` takes the place of the policy's own. The limiter, and where the user comes from, are those of the middleware;
-    without it, pass `limiter=` and register `quota_exceeded_handler`. A refusal raises `QuotaExceeded`, of which the
-    middleware makes the answer, and a cost of 0 or an exempt request is allowed unasked. Raises `UnknownAction`, and
-    `RateLimitError` where there is neither a middleware nor a limiter.
+    `cost` takes the place of the policy's own; a function of it may read the body, as it is called with the view's own
+    request. The limiter, and where the user comes from, are those of the middleware; without it, pass `limiter=` and
+    register `quota_exceeded_handler`. A refusal raises `QuotaExceeded`, of which the middleware makes the answer; what
+    was admitted before stays spent. A cost of 0 or an exempt request is allowed unasked. Raises `UnknownAction`,
+    `InvalidCost`, and `RateLimitError` where there is neither a middleware nor a limiter.
     """
+    if cost is not None and not callable(cost) and (type(cost) is not int or not 0 <= cost <= MAX_LIMIT):
+        how = f"a whole number from 0 to {MAX_LIMIT}, or a function of the request, is expected"
+        raise InvalidCost(f"limited({action!r}): cost is {cost!r}; {how}")
     alone = Surface()
     if limiter is not None:
         alone.gate(limiter, action)
@@ -49,10 +54,9 @@ def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = 
         if state is None:
             return await _check_alone(alone, limiter, action, connection, cost)
         gate = state.surface.gate(limiter or state.limiter, action)
-        receipt = gate.free() if state.exempt else await gate.check(connection.scope, cost=cost)
-        state.receipts.add(receipt)
-        if not receipt.decision.allowed:
-            raise QuotaExceeded(receipt.decision)
+        free = state.exempt
+        receipt = gate.free() if free else await gate.check(connection.scope, cost=cost, connection=connection)
+        await state.take(receipt)
         return receipt.decision
 
     if limiter is None:
@@ -93,9 +97,10 @@ async def _check_alone(
         raise RateLimitError(f"limited({action!r}) needs RateLimitMiddleware around the app, or limiter=…")
     gate = surface.gate(limiter, action)
     if gate.policy.count != "all":
-        problem = f"counts only {gate.policy.count}, which takes RateLimitMiddleware to see how the response ends"
+        count = "by a function" if callable(gate.policy.count) else f"only {gate.policy.count}"
+        problem = f"counts {count}, which takes RateLimitMiddleware to see how the response ends"
         raise RateLimitError(f"limited({action!r}): the policy {problem}")
-    receipt = await gate.check(connection.scope, cost=cost)
+    receipt = await gate.check(connection.scope, cost=cost, connection=connection)
     if not receipt.decision.allowed:
         raise QuotaExceeded(receipt.decision)
     return receipt.decision
@@ -106,18 +111,16 @@ async def quota_exceeded_handler(connection: Request | WebSocket, error: Excepti
     assert isinstance(error, QuotaExceeded)
     state = RateLimitState.of(connection.scope)
     if state is not None:
-        # The middleware does it better: it also gives back what the request has spent so far.
+        # The middleware does it better: it also sees to what the request has spent.
         raise error
-    refusal = Refusal.of(error.decision, _WRITER)
-    response = Response(refusal.body, refusal.status)
-    response.raw_headers = list(refusal.headers)
-    if isinstance(connection, WebSocket):
-        if "websocket.http.response" in (connection.scope.get("extensions") or {}):
-            await connection.send_denial_response(response)
-        else:
-            await connection.close(POLICY_VIOLATION, "quota exceeded")
-        return None
-    return response
+    response = refusal(error.decision, _WRITER)
+    if not isinstance(connection, WebSocket):
+        return response
+    if connection.application_state is WebSocketState.CONNECTING:
+        await respond(response, connection.scope, connection.receive, connection.send)
+    else:
+        await connection.send(closing(connection.scope))
+    return None
 
 
 _WRITER = Surface().writer

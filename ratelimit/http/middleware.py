@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.errors import QuotaExceeded
@@ -18,6 +19,7 @@ from ratelimit.http.identity import DEFAULT_USER_FROM
 from ratelimit.http.lifespan import Lifespan
 from ratelimit.http.recording import Recorder
 from ratelimit.http.refunds import Refunds
+from ratelimit.http.refusal import OnRefused, Refusals
 from ratelimit.http.routes import Routes
 from ratelimit.http.surface import Surface
 from ratelimit.limiter import Limiter
@@ -37,9 +39,11 @@ class RateLimitMiddleware:
     `usage`            a log of the limiter's store, in which every checked request is kept as its policy's `log` says;
                        opened and closed with the limiter.
     `exempt`           requests that no policy checks, and no `limited(...)`: patterns, or functions of the request.
+    `on_refused`       a function of the request and the decision, sync or async, that returns the answer to a refused
+                       one; the RateLimit fields are added. Without it, a problem body.
 
-    A refusal by one policy gives back what the earlier ones took. Place it inside of what sets `scope["user"]`, and of
-    CORS. Raises `ConfigError` with the path to a bad option.
+    A refusal by a policy's `match` gives back what those before it took; what the app was let through to stays spent.
+    Place it inside of what sets `scope["user"]`. Raises `ConfigError` with the path to a bad option.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class RateLimitMiddleware:
         headers: HeaderStyle = "draft",
         exempt: Exempt | Iterable[Exempt] = (),
         usage: UsageLog | None = None,
+        on_refused: OnRefused | None = None,
     ) -> None:
         self.app = app
         self.limiter = limiter
@@ -65,7 +70,9 @@ class RateLimitMiddleware:
             exempt=exempt,
         )
         routes = Routes([surface.gate(limiter, action) for action in limiter.policies])
-        self._site = Site(limiter, surface, routes, self.refunds, None if usage is None else Recorder(usage))
+        refusals = Refusals(surface.writer, app, on_refused)
+        recorder = None if usage is None else Recorder(usage)
+        self._site = Site(limiter, surface, routes, self.refunds, refusals, recorder)
         self._lifespan = Lifespan(limiter, self.refunds, usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,15 +87,17 @@ class RateLimitMiddleware:
             return
         if not self._lifespan.ready:
             await self._lifespan.before_request()
-        exchange = Exchange(self._site, scope, send)
+        exchange = Exchange(self._site, scope, receive, send)
         try:
             refused = await exchange.check()
             if refused is None:
                 await self.app(scope, receive, exchange.send)
+            elif isinstance(refused, HTTPException):
+                await exchange.reject(refused)
             else:
                 await exchange.refuse(refused)
         except QuotaExceeded as error:
-            if not await exchange.refuse(error.decision):
+            if not await exchange.refuse(error.decision, by_app=True):
                 raise
         finally:
             if not exchange.is_over:

@@ -26,25 +26,25 @@ class Recorder:
         self._random = random
 
     async def record(
-        self, scope: Scope, receipts: Sequence[tuple[Receipt, bool]], *, status: int, now: int, since: int
+        self, scope: Scope, receipts: Sequence[Receipt], *, status: int, duration: float | None
     ) -> None:
-        """Keep an event for each receipt; with each, whether its units stayed spent. Times in microseconds.
+        """Keep an event for each receipt. The duration is in milliseconds; None of what does not end with an answer.
 
         Returns when they are kept as durably as the log promises.
         """
         waiting: list[Awaitable[bool]] = []
-        for receipt, kept in receipts:
+        for receipt in receipts:
             if not self._wants(receipt):
                 continue
             decision = receipt.decision
             pending = self._usage.accept(
                 receipt.user,
                 receipt.policy.name,
-                at=decision.at_us // 1000,
-                cost=decision.cost if kept or not decision.allowed else 0,
+                at=decision.at // 1000,
+                cost=decision.cost,
                 allowed=decision.allowed,
                 status=status,
-                duration=max(0, now - since) / 1000,
+                duration=duration,
                 resource=app_path(scope),
                 request_id=_request_id(scope),
                 metadata=_SHADOW if decision.shadow_denied else None,

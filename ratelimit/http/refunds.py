@@ -1,4 +1,4 @@
-"""`Refunds`: units on their way back to the store, behind the response and never in its way."""
+"""`Refunds`: units on their way back to the store. The answer waits for them: whoever has it may ask again at once."""
 
 from __future__ import annotations
 
@@ -10,33 +10,28 @@ from typing import Final
 from ratelimit.errors import StoreUnavailable
 from ratelimit.http.gate import Receipt
 
-MOST_AT_ONCE: Final = 1000
 _DRAIN_S: Final = 5.0
 
 logger = logging.getLogger("ratelimit")
 
 
 class Refunds:
-    """Background tasks, at most `most` at once; what is beyond that, or fails, stays spent: usage reads too high, never
-    too low. `lost` counts those units' receipts."""
+    """What cannot be given back within the limiter's deadline stays spent, usage reads too high, never too low; and is
+    counted with the limiter's `background.lost`."""
 
-    __slots__ = ("_most", "_tasks", "lost")
+    __slots__ = ("_tasks",)
 
-    def __init__(self, *, most: int = MOST_AT_ONCE) -> None:
-        self.lost = 0
-        self._most = most
+    def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, receipts: Sequence[Receipt]) -> None:
-        """Give these back, soon. Returns at once."""
-        if not receipts:
-            return
-        if len(self._tasks) >= self._most:
-            self._lose(receipts, f"{self._most} refunds are under way already")
-            return
-        task = asyncio.get_running_loop().create_task(self._give_back(receipts))
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
+    async def give_back(self, receipts: Sequence[Receipt]) -> None:
+        """Returns when all of them are back, or lost. It goes on where the one who waits is cancelled."""
+        loop = asyncio.get_running_loop()
+        tasks = {loop.create_task(give_back(receipt, receipt.decision.cost)) for receipt in receipts}
+        for task in tasks:
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
+        await asyncio.wait(tasks)
 
     async def drain(self) -> None:
         """Wait for those under way, at most 5 s."""
@@ -46,19 +41,17 @@ class Refunds:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    async def _give_back(self, receipts: Sequence[Receipt]) -> None:
-        for receipt in receipts:
-            try:
-                await receipt.give_back()
-            except StoreUnavailable as error:
-                self._lose([receipt], str(error))
-
-    def _lose(self, receipts: Sequence[Receipt], why: str) -> None:
-        self.lost += len(receipts)
-        for receipt in receipts:
-            logger.warning("%d units of %r were not given back: %s", receipt.decision.cost, receipt.policy.name, why)
-
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a refund failed", exc_info=error)
+
+
+async def give_back(receipt: Receipt, units: int) -> None:
+    """Give so many units of it back, if the store will have them."""
+    try:
+        await receipt.give_back(units)
+    except StoreUnavailable as error:
+        name = receipt.policy.name
+        receipt.limiter.background.lost["unreturned"] += units
+        logger.warning("%d units of %r were not given back: %s", units, name, error)

@@ -1,45 +1,133 @@
-"""A refusal on the wire: 429 or 503 with a problem body, for requests and for websocket handshakes."""
+"""A refusal as it is answered: 429 or 503 with a problem body, or as the app wants it; for requests and handshakes.
+
+Where the app has Starlette's `CORSMiddleware` further in, it adds its fields here too, so that a page can read the
+refusal; and preflights, which that one answers by itself, are no requests to count.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from http import HTTPStatus
+from inspect import isawaitable
+from typing import Any, Final, TypeAlias
 
-import msgspec
-from starlette.types import Scope, Send
+from starlette.applications import Starlette
+from starlette.datastructures import Headers as RequestHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
+from ratelimit.http.gate import connection_of
 from ratelimit.http.headers import Headers, HeaderWriter
-from ratelimit.http.problems import CONTENT_TYPE, problem_of
+from ratelimit.http.problems import CONTENT_TYPE, Problem, problem_of
+
+OnRefused: TypeAlias = "Callable[[HTTPConnection, Decision], Response | Awaitable[Response]]"
 
 POLICY_VIOLATION: Final = 1008
 """The websocket close code (RFC 6455, 7.4.1) of a refusal."""
+TOO_MANY_REQUESTS: Final = 4429
+"""The same for servers that let an app close with 1000 and 3000 to 4999 only."""
 
 
-class Refusal(msgspec.Struct, frozen=True):
-    """The answer to a refused request."""
+class Refusals:
+    """How one middleware answers what it refuses. `app` is what stands further in."""
 
-    status: int
-    headers: Headers
-    body: bytes
+    __slots__ = ("_app", "_cors", "_looked", "_on_refused", "_writer")
 
-    @classmethod
-    def of(cls, decision: Decision, writer: HeaderWriter) -> Refusal:
-        """The answer that a refused decision is."""
-        problem = problem_of(decision)
-        body = problem.encode()
-        headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body)), *writer.refusal(decision)]
-        return cls(problem.status, headers, body)
+    def __init__(self, writer: HeaderWriter, app: ASGIApp, on_refused: OnRefused | None) -> None:
+        self._writer = writer
+        self._app = app
+        self._on_refused = on_refused
+        self._cors: CORSMiddleware | None = None
+        self._looked = False
 
-    async def send(self, scope: Scope, send: Send) -> None:
+    def is_preflight(self, scope: Scope) -> bool:
+        """Whether the app's `CORSMiddleware` will answer this request, and nobody behind it will see it."""
+        if scope["type"] != "http" or scope["method"] != "OPTIONS":
+            return False
+        names = {name.lower() for name, _ in scope["headers"]}
+        return {b"origin", b"access-control-request-method"} <= names and self._find() is not None
+
+    async def of(self, scope: Scope, decision: Decision) -> tuple[Response, Headers]:
+        """The answer to a request that was refused so, and what fields to add. Raises what the app's function does."""
+        if self._on_refused is None:
+            return refusal(decision, self._writer), []
+        answer = self._on_refused(connection_of(scope), decision)
+        response: Response = await answer if isawaitable(answer) else answer
+        taken = {name.lower() for name, _ in response.raw_headers}
+        return response, [field for field in self._writer.refusal(decision) if field[0] not in taken]
+
+    async def send(self, response: Response, fields: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or a handshake that was not accepted yet, without reading anything of it."""
-        if scope["type"] == "http":
-            await self._respond(send, "http.response")
-        elif "websocket.http.response" in (scope.get("extensions") or {}):
-            await self._respond(send, "websocket.http.response")
-        else:
-            # Servers make a 403 of it: without the extension there is no way to say more.
-            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "quota exceeded"})
+        if scope["type"] == "http" and (cors := self._find()) is not None:
+            send = partial(cors.send, send=send, request_headers=RequestHeaders(scope=scope))
+        await respond(response, scope, receive, partial(_send_with, fields, send))
 
-    async def _respond(self, send: Send, kind: str) -> None:
-        await send({"type": f"{kind}.start", "status": self.status, "headers": self.headers})
-        await send({"type": f"{kind}.body", "body": self.body})
+    def _find(self) -> CORSMiddleware | None:
+        if not self._looked:
+            self._looked = True
+            self._cors = _cors_of(self._app)
+        return self._cors
+
+
+async def _send_with(fields: Headers, send: Send, message: Message) -> None:
+    # Not into the response, which the app may keep and return again.
+    if message["type"].endswith("http.response.start"):
+        message = {**message, "headers": [*message["headers"], *fields]}
+    await send(message)
+
+
+def refusal(decision: Decision, writer: HeaderWriter) -> Response:
+    """The problem that a refused decision is."""
+    problem = problem_of(decision)
+    return _problem(problem, writer.refusal(decision))
+
+
+def rejection(error: HTTPException) -> Response:
+    """What a function of the app has raised about a request, as a problem."""
+    status = error.status_code
+    title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "The request was rejected"
+    fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
+    return _problem(Problem("about:blank", title, status, str(error.detail), []), fields)
+
+
+async def respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send it, or close the handshake where its server cannot say more."""
+    if scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {}):
+        await response(scope, receive, send)
+    else:
+        # Servers make a 403 of it, whatever the code.
+        await send(closing(scope))
+
+
+def closing(scope: Scope) -> Message:
+    """The message that closes a websocket for a refusal."""
+    asgi: dict[str, Any] | None = scope.get("asgi")
+    # Who names no version of the specification goes by that of 2018, as Daphne does, which refuses to send others.
+    code = POLICY_VIOLATION if asgi is None or "spec_version" in asgi else TOO_MANY_REQUESTS
+    return {"type": "websocket.close", "code": code, "reason": "quota exceeded"}
+
+
+def _problem(problem: Problem, fields: Headers) -> Response:
+    body = problem.encode()
+    response = Response(body, problem.status)
+    response.raw_headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body)), *fields]
+    return response
+
+
+def _cors_of(app: object) -> CORSMiddleware | None:
+    """The first one further in: as Starlette has built its stack, or is going to."""
+    while app is not None and not isinstance(app, CORSMiddleware):
+        if isinstance(app, Starlette):
+            own: list[Any] = [one for one in app.user_middleware if _is_cors(one.cls)]
+            return own[0].cls(app.router, *own[0].args, **own[0].kwargs) if own else None
+        app = getattr(app, "app", None)
+    return app
+
+
+def _is_cors(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, CORSMiddleware)

@@ -61,7 +61,7 @@ class Ledger:
         It may be up to `denial_cache` late in seeing what another process gave back; it never admits.
         """
         belief = self._beliefs.get(key)
-        if belief is None or not self._is_fresh(belief, now) or planner.fits(now, cost, belief.record):
+        if belief is None or not self._is_fresh(planner, belief, now) or planner.fits(now, cost, belief.record):
             return None
         return decide(planner, key, now, cost, belief.record)
 
@@ -202,7 +202,7 @@ class Ledger:
         makes it worth another attempt."""
         write = planner.spend(now, amount, belief, contended)
         if write is None:
-            if not self._is_fresh(belief, now):
+            if not self._is_fresh(planner, belief, now):
                 belief.refuse(await self.store.read(key), now)
             return False
         records = self._records
@@ -221,8 +221,8 @@ class Ledger:
         if planner.policy.alert_at:
             self._alerts.spent(planner, key, now, amount, planner.states(now, amount, record))
 
-    def _is_fresh(self, belief: Belief, now: int) -> bool:
-        return 0 <= now - belief.refused_at < self._denial_cache
+    def _is_fresh(self, planner: Planner, belief: Belief, now: int) -> bool:
+        return planner.final and 0 <= now - belief.refused_at < self._denial_cache
 
     async def _learn(self, key: Key, belief: Belief, write: Write, record: Record, now: int) -> None:
         """Take over what an applied write returned.

@@ -36,6 +36,8 @@ class Planner:
         self.policy = policy
         self.inactive = inactive
         """Whether it is for users who may do nothing at all."""
+        self.final = policy.count == "all"
+        """Whether a refusal holds until it says; else units may be given back at any time, as answers turn out."""
         self._rules: tuple[Rule, ...] = tuple(rule(policy.algorithm, quota) for quota in policy.quotas)
         self._totals = Totals()
         self._windows = [quota.window for quota in policy.quotas]

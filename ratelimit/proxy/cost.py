@@ -9,10 +9,9 @@ from typing import Final
 import msgspec
 from starlette.types import Scope
 
-from ratelimit.decision import Decision
-from ratelimit.errors import StoreUnavailable
 from ratelimit.http.gate import Receipt
-from ratelimit.http.state import RateLimitState, Receipts
+from ratelimit.http.refunds import give_back
+from ratelimit.http.state import RateLimitState
 from ratelimit.proxy.fields import COST, Raw
 from ratelimit.quota import MAX_LIMIT
 
@@ -30,9 +29,11 @@ async def settle_cost(scope: Scope, raw: list[Raw], status: int) -> None:
     state = RateLimitState.of(scope)
     if stated is None or state is None:
         return
-    owing = [one for one in state.receipts.spent if one.counts(success=status < 400) and stated != one.decision.cost]
+    owing = [
+        one for one in state.receipts.spent if stated != one.decision.cost and one.counts(status < 400, status, raw)
+    ]
     if owing:
-        settling = asyncio.ensure_future(_settle(state.receipts, owing, stated))
+        settling = asyncio.ensure_future(_settle(owing, stated))
         try:
             await asyncio.shield(settling)
         finally:
@@ -40,36 +41,22 @@ async def settle_cost(scope: Scope, raw: list[Raw], status: int) -> None:
             await asyncio.wait({settling})
 
 
-async def _settle(receipts: Receipts, owing: list[Receipt], stated: int) -> None:
+async def _settle(owing: list[Receipt], stated: int) -> None:
     for receipt in owing:
-        if stated > receipt.decision.cost:
-            await _charge(receipts, receipt, stated)
+        owed = stated - receipt.decision.cost
+        if owed > 0:
+            await _charge(receipt, owed, stated)
         else:
-            await _give_back(receipts, receipt, stated)
+            await give_back(receipt, -owed)
 
 
-async def _charge(receipts: Receipts, receipt: Receipt, stated: int) -> None:
-    owed, name = stated - receipt.decision.cost, receipt.policy.name
+async def _charge(receipt: Receipt, owed: int, stated: int) -> None:
+    name = receipt.policy.name
     charged = await receipt.limiter.charge(receipt.user, name, owed)
     if charged.reason == "unavailable":
         logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
         return
-    receipts.restate(receipt, _restated(receipt, charged, stated))
-
-
-async def _give_back(receipts: Receipts, receipt: Receipt, stated: int) -> None:
-    """Restated first: whether a store that did not answer has given them back is not known, and never is it twice."""
-    owed, name, taken = receipt.decision.cost - stated, receipt.policy.name, receipt.decision
-    receipts.restate(receipt, _restated(receipt, receipt.decision, stated))
-    try:
-        await receipt.limiter.refund(taken, cost=owed)
-    except StoreUnavailable as error:
-        logger.warning("%d units of %r were not given back: %s", owed, name, error)
-
-
-def _restated(receipt: Receipt, decision: Decision, stated: int) -> Receipt:
-    decision = msgspec.structs.replace(decision, cost=stated, at_us=receipt.decision.at_us, spent=stated, refunded=0)
-    return Receipt(receipt.limiter, receipt.policy, receipt.user, decision)
+    receipt.decision = msgspec.structs.replace(charged, cost=stated, at=receipt.decision.at)
 
 
 def _stated(raw: list[Raw]) -> int | None:

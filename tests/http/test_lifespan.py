@@ -181,7 +181,11 @@ async def test_refunds_under_way_arrive_before_the_store_closes() -> None:
     limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success"), store=store)
     app = RateLimitMiddleware(hello_or(app_noting(store)), limiter=limiter)
     async with lifespan_of(app):
-        await call(app, scope_of(headers=[(b"x-status", b"500")]))
+        request = asyncio.create_task(call(app, scope_of(headers=[(b"x-status", b"500")])))
+        while not len(app.refunds):
+            await asyncio.sleep(0)
+        request.cancel()  # its client has left
+        await asyncio.wait({request})
         assert (store.seen, store.calls["apply"]) == (["open", "app starts"], 1)
     assert (store.seen[-1], store.calls["apply"]) == ("close", 2)
     await limiter.open()

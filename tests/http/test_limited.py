@@ -82,12 +82,12 @@ async def test_the_decision_is_handed_to_the_view_and_hidden_from_the_schema() -
     assert "parameters" not in app.openapi()["paths"]["/told"]["post"]
 
 
-async def test_joins_what_the_middleware_decided_and_gives_it_back_on_refusal() -> None:
+async def test_joins_what_the_middleware_decided_which_stays_spent_when_a_view_is_refused() -> None:
     limiter = limiter_of(Policy("api", "9/day", match="/**"), Policy("hint", "1/day"))
     client = client_of(added(fastapi_app(), limiter))
     assert (await client.post("/hints")).headers["ratelimit"] == '"api";r=8;t=43200, "hint";r=0;t=43200'
     assert (await client.post("/hints")).status_code == 429
-    assert await used(limiter, action="api") == 1
+    assert await used(limiter, action="api") == 2
 
 
 async def test_the_policys_own_cost_user_and_exemptions_hold_here_too() -> None:
@@ -220,7 +220,7 @@ async def test_the_handler_leaves_it_to_the_middleware_where_there_is_one() -> N
     limiter = limiter_of(Policy("api", "9/day", match="/**"), Policy("hint", "0/day"))
     answer = await client_of(added(app, limiter)).post("/hints")
     assert (answer.status_code, answer.json()["violated-policies"]) == (429, ["hint"])
-    assert await used(limiter, action="api") == 0
+    assert await used(limiter, action="api") == 1
 
 
 async def test_another_limiter_than_the_middlewares() -> None:

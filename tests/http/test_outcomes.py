@@ -1,4 +1,4 @@
-"""`count = "success" | "failure"`: what does not count in the end is given back, behind the response."""
+"""What counts by how it was answered: what does not is given back, before the client has the answer."""
 
 from __future__ import annotations
 
@@ -6,17 +6,46 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
+import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from ratelimit.errors import StoreUnavailable
-from ratelimit.http import RateLimitMiddleware
-from ratelimit.http.refunds import Refunds
+from ratelimit import open_store
+from ratelimit.errors import ConfigError, StoreUnavailable
+from ratelimit.http import RateLimitMiddleware, limited
+from ratelimit.limiter import Limiter
+from ratelimit.limiter.limiter import DEFAULT_DEADLINE
+from ratelimit.names import Key
 from ratelimit.policy import Count, Policy
+from ratelimit.store import MemoryStore, Outcome, Record, Write
 from ratelimit.testing import FakeClock
-from tests.http.apps import call, client_of, hello, limiter_of, scope_of, settled, used
-from tests.limiter.stores import FailingStore
+from tests.engines import Engine
+from tests.http.apps import call, client_of, headers_of, hello, limiter_of, scope_of, settled, unread, used
+from tests.limiter.stores import CountingStore, FailingStore, hang
+
+
+class SlowStore(CountingStore):
+    """Its answers take a few turns of the loop, as over a network."""
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        outcome = await super().apply(key, write, now=now)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return outcome
+
+    async def read(self, key: Key) -> Record:
+        record = await super().read(key)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return record
 
 
 @pytest.mark.parametrize(
@@ -38,7 +67,7 @@ async def test_what_counts(count: Count, status: int, spent: int) -> None:
     limiter = limiter_of(Policy("hint", "5/day", match="/**", count=count))
     client = client_of(RateLimitMiddleware(hello, limiter=limiter))
     answer = await client.get("/", headers={"x-status": str(status)})
-    assert answer.headers["ratelimit"] == '"hint";r=4;t=43200'
+    assert answer.headers["ratelimit"] == f'"hint";r={5 - spent};t=43200'
     assert await used(limiter) == spent
 
 
@@ -114,9 +143,9 @@ async def test_given_back_to_the_window_it_was_taken_from() -> None:
     assert await used(limiter) == 1
 
 
-async def test_a_refund_that_fails_is_logged_and_never_in_the_way(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refund_that_fails_is_counted_and_never_in_the_way(caplog: pytest.LogCaptureFixture) -> None:
     store = FailingStore()
-    limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success"), store=store)
+    limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success", cost=2), store=store)
 
     async def dead() -> None:
         raise StoreUnavailable("nobody is there")
@@ -125,68 +154,281 @@ async def test_a_refund_that_fails_is_logged_and_never_in_the_way(caplog: pytest
         store.fault = dead
         await hello(scope, receive, send)
 
-    middleware = RateLimitMiddleware(app, limiter=limiter)
-    (start, _) = await call(middleware, scope_of(headers=[(b"x-status", b"500")]))
-    assert start["status"] == 500
-    await settled()
-    assert "1 units of 'hint' were not given back: nobody is there" in caplog.text
-    assert (middleware.refunds.lost, len(middleware.refunds)) == (1, 0)
+    start, body = await call(RateLimitMiddleware(app, limiter=limiter), scope_of(headers=[(b"x-status", b"500")]))
+    assert (start["status"], body["body"]) == (500, b"hello")
+    assert headers_of(start)["ratelimit"] == '"hint";r=3;t=43200'
+    assert "2 units of 'hint' were not given back: nobody is there" in caplog.text
+    assert limiter.background.lost["unreturned"] == 2
 
 
-async def test_a_response_does_not_wait_for_its_refund() -> None:
+async def test_an_answer_waits_for_its_refund_no_longer_than_for_the_store() -> None:
     store = FailingStore()
     limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success"), store=store)
-    answer_it = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        store.fault = hang
+        await hello(scope, receive, send)
+
+    async with asyncio.timeout(10 * DEFAULT_DEADLINE):
+        start, _ = await call(RateLimitMiddleware(app, limiter=limiter), scope_of(headers=[(b"x-status", b"500")]))
+    assert start["status"] == 500
+
+
+async def test_nothing_of_an_answer_goes_out_before_the_refund_has_arrived() -> None:
+    store = FailingStore()
+    limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success"), store=store)
+    asked, go = asyncio.Event(), asyncio.Event()
 
     async def waiting() -> None:
-        await answer_it.wait()
+        asked.set()
+        await go.wait()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        store.fault = waiting
+        await hello(scope, receive, send)
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    middleware = RateLimitMiddleware(app, limiter=limiter)
+    request = asyncio.create_task(middleware(scope_of(headers=[(b"x-status", b"500")]), unread, send))
+    await asked.wait()
+    await settled()
+    assert sent == []
+    store.fault = None
+    go.set()
+    await request
+    assert len(sent) == 2
+    assert await used(limiter) == 0
+
+
+async def test_a_client_that_goes_away_meanwhile_leaves_the_refund_on_its_way() -> None:
+    store = FailingStore()
+    limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success"), store=store)
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def waiting() -> None:
+        asked.set()
+        await go.wait()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         store.fault = waiting
         await hello(scope, receive, send)
 
     middleware = RateLimitMiddleware(app, limiter=limiter)
-    await call(middleware, scope_of(headers=[(b"x-status", b"500")]))
+    request = asyncio.create_task(call(middleware, scope_of(headers=[(b"x-status", b"500")])))
+    await asked.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
     assert len(middleware.refunds) == 1
-    answer_it.set()
+    store.fault = None
+    go.set()
     await middleware.refunds.drain()
     assert await used(limiter) == 0
 
 
-async def test_refunds_under_way_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    class Stuck:
-        policy = Policy("hint", "5/day")
-
-        class decision:  # noqa: N801
-            cost = 1
-
-        def __init__(self) -> None:
-            self.go = asyncio.Event()
-
-        async def give_back(self) -> None:
-            await self.go.wait()
-
-    refunds, receipts = Refunds(most=2), [Stuck() for _ in range(3)]
-    for receipt in receipts:
-        refunds.start([receipt])  # type: ignore[list-item]
-    assert (len(refunds), refunds.lost) == (2, 1)
-    assert "2 refunds are under way already" in caplog.text
-    for receipt in receipts:
-        receipt.go.set()
-    await refunds.drain()
-    assert len(refunds) == 0
-
-
 async def test_a_bug_in_a_refund_is_logged_as_one(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        async def give_back(self) -> None:
+    class Broken(Limiter):
+        async def refund(self, *args: Any, **options: Any) -> None:
             raise ZeroDivisionError
 
-    refunds = Refunds()
-    refunds.start([Broken()])  # type: ignore[list-item]
+    limiter = Broken(MemoryStore(), [Policy("hint", "5/day", match="/**", count="failure")], clock=FakeClock())
+    start, _ = await call(RateLimitMiddleware(hello, limiter=limiter), scope_of())
     await settled()
+    assert start["status"] == 200
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "ZeroDivisionError" in caplog.text
+
+
+def counting_failures(limiter: Limiter) -> httpx.AsyncClient:
+    return client_of(RateLimitMiddleware(hello, limiter=limiter))
+
+
+@pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window", "gcra"])
+async def test_an_honest_client_in_sequence_is_never_refused(algorithm: Any) -> None:
+    """On a store that is asked over a network, by two processes in turn."""
+    store = SlowStore()
+    policy = Policy("hint", "1/day", match="/**", count="failure", algorithm=algorithm)
+    one, other = [counting_failures(limiter_of(policy, store=store)) for _ in range(2)]
+    for _ in range(100):
+        assert (await one.get("/")).status_code == 200
+        assert (await other.get("/")).status_code == 200
+    assert (await one.get("/", headers={"x-status": "401"})).status_code == 401
+    assert (await other.get("/")).status_code == 429
+
+
+async def test_so_it_is_on_a_table(engine: Engine) -> None:
+    policy = Policy("login", "1/day", match="/**", count="failure", on_unavailable="deny")
+    url = engine.store_url(f"outcomes-{uuid4().hex[:8]}", create="true")
+    async with open_store(url) as store, open_store(url) as same:
+        one, other = [counting_failures(Limiter(each, [policy], deadline=10)) for each in (store, same)]
+        answers = [await client.get("/") for _ in range(75) for client in (one, one, other, other)]
+        assert [answer.status_code for answer in answers] == [200] * 300
+        assert {answer.headers["ratelimit"].partition(";t=")[0] for answer in answers} == {'"login";r=1'}
+
+
+async def test_another_process_does_not_remember_a_unit_that_was_given_back() -> None:
+    """What it saw while a request was on its way: the client then comes to it with the next one."""
+    store, clock = SlowStore(), FakeClock()
+    policy = Policy("hint", "1/day", match="/**", count="failure")
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.set()
+        await go.wait()
+        await hello(scope, receive, send)
+
+    one = client_of(RateLimitMiddleware(app, limiter=limiter_of(policy, store=store, clock=clock)))
+    other = counting_failures(limiter_of(policy, store=store, clock=clock))
+    first = asyncio.create_task(one.get("/"))
+    await reached.wait()
+    assert [(await other.get("/")).status_code for _ in range(3)] == [429] * 3
+    go.set()
+    assert (await first).status_code == 200
+    assert (await other.get("/")).status_code == 200
+
+
+async def test_while_units_may_still_come_back_a_refusal_says_to_come_back_soon() -> None:
+    policy = Policy("hint", "2/day", match="/**", count="failure")
+    limiter = limiter_of(policy)
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if (b"x-slow", b"1") in scope["headers"]:
+            reached.set()
+            await go.wait()
+        await hello(scope, receive, send)
+
+    client = client_of(RateLimitMiddleware(app, limiter=limiter))
+    assert (await client.get("/", headers={"x-status": "401"})).status_code == 401
+    slow = asyncio.create_task(client.get("/", headers={"x-slow": "1", "x-status": "401"}))
+    await reached.wait()
+    refused = await client.get("/")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.headers["ratelimit"] == '"hint";r=0;t=1'
+    assert "Try again in 1 second." in refused.json()["detail"]
+    go.set()
+    assert (await slow).status_code == 401
+    final = await client.get("/")
+    assert (final.status_code, final.headers["retry-after"]) == (429, "43200")
+
+
+async def test_nobody_else_s_requests_shorten_a_refusal() -> None:
+    limiter = limiter_of(Policy("hint", "1/day", match="/**", count="failure"))
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if (b"x-slow", b"1") in scope["headers"]:
+            reached.set()
+            await go.wait()
+        await hello(scope, receive, send)
+
+    middleware = RateLimitMiddleware(app, limiter=limiter)
+    mallory, alice = client_of(middleware), client_of(middleware, address="203.0.113.8")
+    assert (await mallory.get("/", headers={"x-status": "401"})).status_code == 401
+    slow = asyncio.create_task(alice.get("/", headers={"x-slow": "1"}))
+    await reached.wait()
+    assert (await mallory.get("/")).headers["retry-after"] == "43200"
+    go.set()
+    await slow
+
+
+def only_redirects_are_free(response: Response) -> bool:
+    return response.status_code != 302 or response.headers["location"].startswith("/login")
+
+
+@pytest.mark.parametrize(
+    ("status", "location", "spent"), [(200, "", 1), (302, "/home", 0), (302, "/login?next=/", 1), (500, "", 1)]
+)
+async def test_a_function_of_the_response_says_what_counts(status: int, location: str, spent: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"Location", location.encode())]})
+
+    limiter = limiter_of(Policy("hint", "5/day", match="/**", count=only_redirects_are_free))
+    await call(RateLimitMiddleware(app, limiter=limiter), scope_of())
+    assert await used(limiter) == spent
+
+
+async def test_such_a_function_is_told_of_a_failure_where_there_was_no_answer() -> None:
+    seen: list[int] = []
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ZeroDivisionError
+
+    def note(response: Response) -> bool:
+        seen.append(response.status_code)
+        return False
+
+    limiter = limiter_of(Policy("hint", "5/day", match="/**", count=note))
+    with pytest.raises(ZeroDivisionError):
+        await call(RateLimitMiddleware(broken, limiter=limiter), scope_of())
+    assert (seen, await used(limiter)) == ([500], 0)
+
+
+def test_what_counts_is_known_at_once_or_refused_at_the_start() -> None:
+    async def later(response: Response) -> bool:
+        return True
+
+    with pytest.raises(ConfigError, match="count: must be a plain function"):
+        Policy("hint", "5/day", count=later)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="did you mean 'success'"):
+        Policy("hint", "5/day", count="sucess")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", ["all", "success"])
+@pytest.mark.parametrize(("asked", "redirects"), [("/hints/", True), ("/hints", False)])
+async def test_a_slash_too_many_costs_nothing_more(count: Any, asked: str, redirects: bool) -> None:
+    limiter = limiter_of(Policy("hint", "5/day", match="/hints", count=count))
+    app = Starlette(routes=[Route("/hints", lambda _: PlainTextResponse("ok"))])
+    client = client_of(RateLimitMiddleware(app, limiter=limiter))
+    answer = await client.get(f"{asked}?a=1", follow_redirects=True)
+    assert (answer.text, bool(answer.history), answer.headers["ratelimit"]) == (
+        "ok", redirects, '"hint";r=4;t=43200',
+    )  # fmt: skip
+    assert await used(limiter) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "location", "spent"),
+    [
+        (307, "/hints/", 0),
+        (308, "http://127.0.0.1/hints/", 0),
+        (301, "/hints/", 0),
+        # A client sends something else then, and what it sent before may well have been done.
+        (302, "/hints/", 1),
+        (303, "/hints/", 1),
+        (307, "/hints", 1),
+        (307, "/hints//", 1),
+        (307, "/hints/?done=1", 1),
+        (307, "/other/", 1),
+        (307, "http://elsewhere.test/hints/", 1),
+        (307, "", 1),
+        (307, "//[", 1),
+        (200, "/hints/", 1),
+    ],
+)
+async def test_only_such_a_redirect_is_free(status: int, location: str, spent: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"Location", location.encode())]})
+
+    limiter = limiter_of()
+    await call(RateLimitMiddleware(app, limiter=limiter), scope_of(headers=[(b"host", b"127.0.0.1")]))
+    assert await used(limiter) == spent
+
+
+async def test_a_view_that_has_asked_and_then_redirects_has_done_its_work() -> None:
+    ask = limited("hint")
+
+    async def view(request: Request) -> RedirectResponse:
+        await ask(request)
+        return RedirectResponse("/hints/")
+
+    limiter = limiter_of(Policy("hint", "5/day"))
+    await client_of(RateLimitMiddleware(Starlette(routes=[Route("/hints", view)]), limiter=limiter)).get("/hints")
+    assert await used(limiter) == 1
 
 
 async def test_the_same_message_may_be_sent_for_every_request() -> None:
