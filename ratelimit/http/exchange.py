@@ -29,7 +29,7 @@ _FRAMEWORKS: Final = frozenset({"starlette", "fastapi", "litestar", "django"})
 class Site:
     """What all exchanges of one middleware share."""
 
-    __slots__ = ("clock", "exemption", "limiter", "recorder", "refunds", "refusals", "routes", "surface")
+    __slots__ = ("clock", "exemption", "inner", "limiter", "recorder", "refunds", "refusals", "routes", "surface")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Site:
         refunds: Refunds,
         refusals: Refusals,
         recorder: Recorder | None,
+        inner: Sequence[Site],
     ) -> None:
         self.limiter = limiter
         self.clock = limiter.clock
@@ -48,6 +49,8 @@ class Site:
         self.refunds = refunds
         self.refusals = refusals
         self.recorder = recorder
+        self.inner = inner
+        """Those that stand next to it, further in."""
 
 
 class Exchange:
@@ -65,6 +68,8 @@ class Exchange:
         outer = RateLimitState.of(scope)
         self._outer: RateLimitState | None = outer
         self._receipts = Receipts() if outer is None else outer.receipts
+        if outer is not None and not outer.exchange.leads_to(site):
+            self._receipts.act()
         self._state = scope[SCOPE_KEY] = RateLimitState(site.limiter, site.surface, self._receipts, self)
         self._site = site
         self._since = 0 if site.recorder is None else site.clock.now()
@@ -144,6 +149,10 @@ class Exchange:
     def has_begun(self) -> bool:
         """See `Started`."""
         return self._started
+
+    def leads_to(self, site: object) -> bool:
+        """See `Started`."""
+        return any([one is site for one in self._site.inner])
 
     async def settle_later(self, receipt: Receipt) -> None:
         """See `Started`."""

@@ -82,11 +82,13 @@ class Receipt:
 
     def _with_room(self, state: QuotaState, units: int) -> QuotaState:
         """As the quota stands with these units given back."""
-        quota = state.quota
-        reset_after = state.reset_after
-        if self.policy.algorithm == "gcra":
-            reset_after = max(0.0, reset_after - units * quota.window.seconds / max(1, quota.limit))
+        quota, algorithm = state.quota, self.policy.algorithm
         used = max(0, state.used - units)
+        reset_after = state.reset_after
+        if algorithm == "gcra":
+            reset_after = max(0.0, reset_after - units * quota.window.seconds / max(1, quota.limit))
+        elif algorithm == "sliding_window" and not used:
+            reset_after = 0.0
         remaining = max(0, (quota.burst or quota.limit) - used)
         return msgspec.structs.replace(state, used=used, remaining=remaining, reset_after=reset_after)
 

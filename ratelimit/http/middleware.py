@@ -19,7 +19,7 @@ from ratelimit.http.identity import DEFAULT_USER_FROM
 from ratelimit.http.lifespan import Lifespan
 from ratelimit.http.recording import Recorder
 from ratelimit.http.refunds import Refunds
-from ratelimit.http.refusal import OnRefused, Refusals
+from ratelimit.http.refusal import OnRefused, Refusals, stack
 from ratelimit.http.routes import Routes
 from ratelimit.http.surface import Surface
 from ratelimit.limiter import Limiter
@@ -42,7 +42,7 @@ class RateLimitMiddleware:
     `on_refused`       a function of the request and the decision, sync or async, that returns the answer to a refused
                        one; the RateLimit fields are added. Without it, a problem body.
 
-    A refusal by a policy's `match` gives back what those before it took; what the app was let through to stays spent.
+    A refusal by a policy's `match` gives back what those before it took; what has reached the app stays spent.
     Place it inside of what sets `scope["user"]`. Raises `ConfigError` with the path to a bad option.
     """
 
@@ -72,7 +72,8 @@ class RateLimitMiddleware:
         routes = Routes([surface.gate(limiter, action) for action in limiter.policies])
         refusals = Refusals(surface.writer, app, on_refused)
         recorder = None if usage is None else Recorder(usage)
-        self._site = Site(limiter, surface, routes, self.refunds, refusals, recorder)
+        inner = [one._site for one in stack(app) if isinstance(one, RateLimitMiddleware)]
+        self._site = Site(limiter, surface, routes, self.refunds, refusals, recorder, inner)
         self._lifespan = Lifespan(limiter, self.refunds, usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@ refusal; and preflights, which that one answers by itself, are no requests to co
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from http import HTTPStatus
 from inspect import isawaitable
@@ -31,6 +31,7 @@ POLICY_VIOLATION: Final = 1008
 """The websocket close code (RFC 6455, 7.4.1) of a refusal."""
 TOO_MANY_REQUESTS: Final = 4429
 """The same for servers that let an app close with 1000 and 3000 to 4999 only."""
+_DEEPEST: Final = 100
 
 
 class Refusals:
@@ -119,15 +120,20 @@ def _problem(problem: Problem, fields: Headers) -> Response:
     return response
 
 
-def _cors_of(app: object) -> CORSMiddleware | None:
-    """The first one further in: as Starlette has built its stack, or is going to."""
-    while app is not None and not isinstance(app, CORSMiddleware):
-        if isinstance(app, Starlette):
-            own: list[Any] = [one for one in app.user_middleware if _is_cors(one.cls)]
-            return own[0].cls(app.router, *own[0].args, **own[0].kwargs) if own else None
+def stack(app: object) -> Iterator[object]:
+    """An app, and what stands directly further in, as far as each of them tells by its `app`."""
+    for _ in range(_DEEPEST):
+        yield app
         app = getattr(app, "app", None)
-    return app
 
 
-def _is_cors(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, CORSMiddleware)
+def _cors_of(app: ASGIApp) -> CORSMiddleware | None:
+    """The first one further in: as Starlette has built its stack, or is going to."""
+    for one in stack(app):
+        if isinstance(one, CORSMiddleware):
+            return one
+        if isinstance(one, Starlette):
+            for own in one.user_middleware:
+                if isinstance(own.cls, type) and issubclass(own.cls, CORSMiddleware):
+                    return own.cls(one.router, *own.args, **own.kwargs)
+    return None

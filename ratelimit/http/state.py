@@ -137,6 +137,10 @@ class Started(Protocol):
         """Whether the answer has."""
         ...
 
+    def leads_to(self, site: object) -> bool:
+        """Whether there are but middlewares between this one and that of a site: nothing has been done in between."""
+        ...
+
     async def settle_later(self, receipt: Receipt) -> None:
         """See through what was checked after that: settle it, and write it down."""
         ...

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.errors import QuotaExceeded, RateLimitError, UnknownAction
+from ratelimit.errors import ConfigError, InvalidCost, QuotaExceeded, RateLimitError, UnknownAction
 from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
@@ -291,3 +291,137 @@ async def test_an_app_that_answers_every_exception_does_not_hide_a_refusal(caplo
     answer = await client_of(wrapped(app, limiter_of(Policy("hint", "0/day")))).post("/hints")
     assert answer.status_code == 429
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_what_a_batch_has_done_stays_spent_when_the_rest_of_it_is_refused() -> None:
+    """Also where the app further in has limits of its own: each of its requests was one."""
+    operation = limited("operation")
+    done: list[int] = []
+
+    async def view(request: Request) -> PlainTextResponse:
+        for number in range(10):
+            await operation(request)
+            done.append(number)
+        return PlainTextResponse("ok")
+
+    limiter = limiter_of(Policy("api", "100/day", match="/**"), Policy("operation", "3/minute"))
+    client = client_of(added(Starlette(routes=[Route("/", view)]), limiter))
+    assert [(await client.get("/")).status_code for _ in range(10)] == [429] * 10
+    assert (len(done), await used(limiter, action="operation"), await used(limiter, action="api")) == (3, 3, 10)
+
+
+async def test_a_batch_that_hands_its_operations_on_to_an_app_of_its_own() -> None:
+    outer = limiter_of(Policy("api", "100/day", match="/**"))
+    inner = limiter_of(Policy("operation", "3/minute", match="/operation"))
+    done: list[str] = []
+
+    async def operation(request: Request) -> PlainTextResponse:
+        done.append("operation")
+        return PlainTextResponse("ok")
+
+    sub = RateLimitMiddleware(Starlette(routes=[Route("/operation", operation)]), limiter=inner)
+
+    async def batch(scope: Scope, receive: Receive, send: Send) -> None:
+        statuses = []
+        for _ in range(4):
+            start, *_ = await call(sub, {**scope, "path": "/operation"})
+            statuses.append(start["status"])
+        await PlainTextResponse(str(statuses))(scope, receive, send)
+
+    client = client_of(RateLimitMiddleware(batch, limiter=outer))
+    assert (await client.get("/")).text == "[200, 200, 200, 429]"
+    assert (await client.get("/")).text == "[429, 429, 429, 429]"
+    assert (len(done), await used(inner, action="operation"), await used(outer, action="api")) == (3, 3, 2)
+
+
+async def test_what_the_app_refuses_by_itself_gives_back_nothing() -> None:
+    async def view(request: Request) -> PlainTextResponse:
+        decision = await limiter.check("alice", "hint")
+        if not decision.allowed:
+            raise QuotaExceeded(decision)
+        return PlainTextResponse("ok")
+
+    limiter = limiter_of(Policy("api", "9/day", match="/**"), Policy("hint", "1/day"))
+    client = client_of(added(Starlette(routes=[Route("/", view)]), limiter))
+    assert [(await client.get("/")).status_code for _ in range(3)] == [200, 429, 429]
+    assert (await used(limiter, action="api"), await used(limiter, "alice")) == (3, 1)
+
+
+async def test_a_request_whose_last_answer_was_a_refusal_counts_as_a_failure() -> None:
+    first, second = limited("first"), limited("second")
+
+    async def view(request: Request) -> PlainTextResponse:
+        await first(request)
+        await second(request)
+        return PlainTextResponse("ok")
+
+    for count, spent in (("all", 1), ("failure", 1), ("success", 0)):
+        limiter = limiter_of(Policy("first", "9/day", count=count), Policy("second", "0/day"))  # type: ignore[arg-type]
+        client = client_of(wrapped(Starlette(routes=[Route("/", view)]), limiter))
+        assert (await client.get("/")).status_code == 429
+        assert await used(limiter, action="first") == spent
+
+
+@pytest.mark.parametrize("cost", [0, lambda request: 0])
+async def test_what_costs_nothing_is_free(cost: Any) -> None:
+    app, limiter = FastAPI(), limiter_of(Policy("hint", "0/day"))
+    app.get("/", dependencies=[Depends(limited("hint", cost=cost))])(lambda: "ok")
+    answer = await client_of(added(app, limiter)).get("/")
+    assert (answer.status_code, "ratelimit" in answer.headers) == (200, False)
+    assert await used(limiter) == 0
+
+
+@pytest.mark.parametrize("cost", [-1, 1.5, "1", True, 10**30])
+def test_a_cost_that_is_none_is_told_where_it_is_written(cost: Any) -> None:
+    with pytest.raises(InvalidCost, match=r"limited\('hint'\): cost is .*, or a function of the request, is expected"):
+        limited("hint", cost=cost)
+
+
+async def items_of(request: Request) -> int:
+    """A function that wants the body, as FastAPI's users write it."""
+    return len(await request.json())
+
+
+async def test_in_a_view_the_cost_may_be_read_from_the_body() -> None:
+    app, limiter = FastAPI(), limiter_of(Policy("hint", "5/day"))
+
+    @app.post("/fastapi", dependencies=[Depends(limited("hint", cost=items_of))])
+    async def with_body(items: list[int]) -> int:
+        return sum(items)
+
+    ask = limited("hint", cost=items_of)
+
+    async def view(request: Request) -> JSONResponse:
+        await ask(request)
+        return JSONResponse(sum(await request.json()))
+
+    app.router.routes.append(Route("/starlette", view, methods=["POST"]))
+    client = client_of(added(app, limiter))
+    for path, left in (("/fastapi", 3), ("/starlette", 1)):
+        answer = await client.post(path, json=[20, 22])
+        assert (answer.json(), answer.headers["ratelimit"]) == (42, f'"hint";r={left};t=43200')
+    assert (await client.post("/fastapi", json=[1, 2])).status_code == 429
+
+
+@pytest.mark.parametrize("option", ["cost", "user_from", "exempt"])
+async def test_before_the_app_the_body_cannot_be_read_and_that_is_said(option: str) -> None:
+    async def reads(request: Request) -> Any:
+        return await request.json()
+
+    async def never(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("the app was called")
+
+    policy = Policy("hint", "5/day", match="/**", **{option: reads})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"body before the decision; ask in the view instead.*limited\(NAME, cost="):
+        await call(RateLimitMiddleware(never, limiter=limiter_of(policy)), scope_of(), connecting)
+
+
+async def test_functions_are_called_with_a_request() -> None:
+    def of_method(request: Request) -> int:
+        return 3 if request.method == "POST" else 1
+
+    limiter = limiter_of(Policy("hint", "9/day", match="/**", cost=of_method))
+    client = client_of(RateLimitMiddleware(Starlette(), limiter=limiter))
+    await client.post("/")
+    await client.get("/")
+    assert await used(limiter) == 4

@@ -1,4 +1,5 @@
-"""A client that leaves while what its request has really cost is settled: nothing is given back twice, or left out."""
+"""What a request has really cost: told to the client as it stands then; and where that one leaves while it is settled,
+nothing is given back twice, or left out."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ import asyncio
 from asyncio import StreamReader, StreamWriter
 from typing import Any
 
+import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.errors import StoreUnavailable
 from ratelimit.http import RateLimitMiddleware
+from ratelimit.http.headers import HeaderWriter
 from ratelimit.policy import Policy
 from ratelimit.proxy import Front, Proxy
 from ratelimit.store import MemoryStore
@@ -101,3 +104,42 @@ async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: 
             await app.over.wait()
             await settled()
     assert (await limiter.peek("alice", "api")).used == 100 + used
+
+
+@pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window", "gcra"])
+@pytest.mark.parametrize(("stated", "used"), [(0, 0), (3, 3), (10, 10), (17, 17)])
+async def test_the_fields_tell_what_was_really_spent(algorithm: Any, stated: int, used: int) -> None:
+    """As the next request finds it: a peek."""
+    limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10, algorithm=algorithm))
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
+
+    async with scripted(script) as upstream:
+        app = Front(RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key"))
+        async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
+            answer = await client.get(f"http://{address}/", headers={"x-api-key": "alice"})
+    peeked = await limiter.peek("alice", "api")
+    assert peeked.used == used
+    assert answer.headers["ratelimit"] == HeaderWriter().fields([peeked])[1][1].decode()
+
+
+async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> None:
+    store = FarStore(arrives=False, answers=False)
+    limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10), store=store)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        store.held = True
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 3\r\n\r\nok")
+
+    async with scripted(script) as upstream:
+        app = Front(RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key"))
+        async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
+            request = asyncio.create_task(client.get(f"http://{address}/", headers={"x-api-key": "alice"}))
+            await store.asked.wait()
+            store.let_go.set()
+            answer = await request
+    assert answer.headers["ratelimit"].startswith('"api";r=40;')
+    assert limiter.background.lost["unreturned"] == 7
