@@ -152,7 +152,7 @@ class Exchange:
 
     def leads_to(self, site: object) -> bool:
         """See `Started`."""
-        return any([one is site for one in self._site.inner])
+        return any(one is site for one in self._site.inner)
 
     async def settle_later(self, receipt: Receipt) -> None:
         """See `Started`."""
@@ -248,8 +248,8 @@ async def _drop(message: Message) -> None:
 
 def _only_a_slash(scope: Scope, headers: Any) -> bool:
     """Whether an answer asks for the same request with a slash more at its end, or one less: of the same host."""
-    asked = dict([(name.lower(), value) for name, value in scope["headers"]])
-    location = dict([(name.lower(), value) for name, value in headers]).get(b"location", b"")
+    asked = {name.lower(): value for name, value in scope["headers"]}
+    location = {name.lower(): value for name, value in headers}.get(b"location", b"")
     try:
         target = urlsplit(location.decode("latin-1"))
     except ValueError:

@@ -84,12 +84,12 @@ class Receipt:
         """As the quota stands with these units given back."""
         quota, algorithm = state.quota, self.policy.algorithm
         used = max(0, state.used - units)
+        remaining = max(0, _room(state, units))
         reset_after = state.reset_after
         if algorithm == "gcra":
             reset_after = max(0.0, reset_after - units * quota.window.seconds / max(1, quota.limit))
         elif algorithm == "sliding_window" and not used:
             reset_after = 0.0
-        remaining = max(0, (quota.burst or quota.limit) - used)
         return msgspec.structs.replace(state, used=used, remaining=remaining, reset_after=reset_after)
 
 
@@ -159,12 +159,21 @@ class Gate:
         decision = receipt.decision
         if receipt.spent:
             receipt.wait_for_the_answer(pending)
-        elif decision.reason == "quota" and (units := pending.get(receipt.user, 0)):
-            if all([state.remaining + units >= decision.cost for state in decision.quotas]):
-                quotas = tuple([_soon(state) for state in decision.quotas])
-                wait = None if decision.retry_after is None else min(decision.retry_after, _SOON)
-                receipt.decision = msgspec.structs.replace(decision, quotas=quotas, retry_after=wait)
+        elif decision.reason == "quota" and _may_fit(decision, pending.get(receipt.user, 0)):
+            quotas = tuple([_soon(state) for state in decision.quotas])
+            wait = None if decision.retry_after is None else min(decision.retry_after, _SOON)
+            receipt.decision = msgspec.structs.replace(decision, quotas=quotas, retry_after=wait)
         return receipt
+
+
+def _may_fit(refused: Decision, pending: int) -> bool:
+    """Whether it would have passed without the units that are pending."""
+    return pending > 0 and all(_room(state, pending) >= refused.cost for state in refused.quotas)
+
+
+def _room(state: QuotaState, returned: int) -> int:
+    """Units that are left where so many are given back; below 0 after a charge."""
+    return (state.quota.burst or state.quota.limit) - state.used + returned
 
 
 def _soon(state: QuotaState) -> QuotaState:

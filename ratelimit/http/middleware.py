@@ -73,7 +73,7 @@ class RateLimitMiddleware:
         refusals = Refusals(surface.writer, app, on_refused)
         recorder = None if usage is None else Recorder(usage)
         inner = [one._site for one in stack(app) if isinstance(one, RateLimitMiddleware)]
-        self._site = Site(limiter, surface, routes, self.refunds, refusals, recorder, inner)
+        self._site: Site = Site(limiter, surface, routes, self.refunds, refusals, recorder, inner)
         self._lifespan = Lifespan(limiter, self.refunds, usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

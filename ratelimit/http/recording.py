@@ -25,9 +25,7 @@ class Recorder:
         self._usage = usage
         self._random = random
 
-    async def record(
-        self, scope: Scope, receipts: Sequence[Receipt], *, status: int, duration: float | None
-    ) -> None:
+    async def record(self, scope: Scope, receipts: Sequence[Receipt], *, status: int, duration: float | None) -> None:
         """Keep an event for each receipt. The duration is in milliseconds; None of what does not end with an answer.
 
         Returns when they are kept as durably as the log promises.

@@ -133,7 +133,10 @@ def _cors_of(app: ASGIApp) -> CORSMiddleware | None:
         if isinstance(one, CORSMiddleware):
             return one
         if isinstance(one, Starlette):
-            for own in one.user_middleware:
+            kinds: list[Any] = one.user_middleware
+            for own in kinds:
                 if isinstance(own.cls, type) and issubclass(own.cls, CORSMiddleware):
-                    return own.cls(one.router, *own.args, **own.kwargs)
+                    make: Any = own.cls
+                    cors: CORSMiddleware = make(one.router, *own.args, **own.kwargs)
+                    return cors
     return None

@@ -170,22 +170,22 @@ async def test_a_message_counts_as_its_handshake_did(count: Count, spent: int) -
     assert (said(sent, "ok"), await used(limiter, action="message")) == (3, spent)
 
 
-async def test_each_message_is_written_down_as_it_comes() -> None:
+@pytest.mark.parametrize("inside", [False, True])
+async def test_each_message_is_written_down_as_it_comes(inside: bool) -> None:
     """In order, refused ones too; and with whichever of two middlewares has the log."""
-    for inside in (False, True):
-        store = MemoryStore()
-        limiter = limiter_of(Policy("feed", "9/day", match="/feed"), Policy("message", "2/minute"), store=store)
-        usage = UsageLog(store, actions=limiter.policies, clock=limiter.clock)
-        kept: list[int] = []
-        app = checking_messages(limiter, catches=True, usage=None if inside else usage)
-        if inside:
-            app = RateLimitMiddleware(app, limiter=limiter_of(Policy("other", "9/day")), usage=usage)
-        await call(app, handshake(), messages(3, lambda _, usage=usage: kept.append(usage.stats.accepted)))  # type: ignore[misc]
-        assert kept == [1, 2, 3, 4]
-        await usage.flush()
-        events = list(reversed((await usage.events("ip:203.0.113.7")).events))
-        found = [(event.allowed, event.status) for event in events if event.action == "message"]
-        assert found == [(True, 101), (True, 101), (False, 101)]
+    store = MemoryStore()
+    limiter = limiter_of(Policy("feed", "9/day", match="/feed"), Policy("message", "2/minute"), store=store)
+    usage = UsageLog(store, actions=limiter.policies, clock=limiter.clock)
+    kept: list[int] = []
+    app = checking_messages(limiter, catches=True, usage=None if inside else usage)
+    if inside:
+        app = RateLimitMiddleware(app, limiter=limiter_of(Policy("other", "9/day")), usage=usage)
+    await call(app, handshake(), messages(3, lambda _: kept.append(usage.stats.accepted)))
+    assert kept == [1, 2, 3, 4]
+    await usage.flush()
+    events = list(reversed((await usage.events("ip:203.0.113.7")).events))
+    found = [(event.allowed, event.status) for event in events if event.action == "message"]
+    assert found == [(True, 101), (True, 101), (False, 101)]
 
 
 async def test_a_long_connection_holds_no_more_than_a_short_one() -> None:
@@ -215,10 +215,10 @@ async def test_a_server_that_names_no_version_is_given_a_code_that_it_takes() ->
     limiter = limiter_of(Policy("message", "0/minute"))
     sent = await call(checking_messages(limiter), handshake(asgi={"version": "3.0"}), messages(1))
     assert sent[-1] == {"type": "websocket.close", "code": 4429, "reason": "quota exceeded"}
-    sent = await call(checking_messages(limiter), handshake(asgi={"version": "3.0", "spec_version": "2.3"}), messages(1))
+    sent = await call(
+        checking_messages(limiter), handshake(asgi={"version": "3.0", "spec_version": "2.3"}), messages(1)
+    )
     assert sent[-1]["code"] == 1008
-
-
 
 
 SITE = """
@@ -245,7 +245,7 @@ async def test_daphne_closes_the_connection(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     command = [sys.executable, "-m", "daphne", "-u", path, "site_of_a_test:application"]
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as server:  # noqa: ASYNC220
         try:
             async with asyncio.timeout(60):
                 while not Path(path).exists():
