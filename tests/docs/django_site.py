@@ -1,4 +1,4 @@
-"""The settings and the routes of the Django site that the cookbook's examples are mounted into."""
+"""Settings and the routes of the Django site that the cookbook's examples are mounted into."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ from types import SimpleNamespace
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
-from django.urls import path
 from django.utils.decorators import async_only_middleware
 
 SECRET_KEY = "of a test"
 DEBUG = False
 ALLOWED_HOSTS = ["*"]
-MIDDLEWARE = ["tests.docs.django_site.signed_in"]
-INSTALLED_APPS: list[str] = []
+MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware", "tests.docs.django_site.signed_in"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+AUTHENTICATION_BACKENDS = ["tests.docs.django_site.OneUser"]
+LOGIN_REDIRECT_URL = "/"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", {"login.html": "{{ form }}"})]},
+    }
+]
 DATABASES: dict[str, object] = {}
 ROOT_URLCONF = __name__
 USE_TZ = True
+
+urlpatterns: list[object] = []
+signed_in_as: int | None = 7
 
 
 @async_only_middleware  # type: ignore[untyped-decorator]
@@ -25,7 +36,7 @@ def signed_in(get_response: Callable[[HttpRequest], Awaitable[HttpResponse]]) ->
     """In the place of Django's own authentication, which needs a database."""
 
     async def auser() -> object:
-        return SimpleNamespace(pk=7, is_authenticated=True)
+        return SimpleNamespace(pk=signed_in_as, is_authenticated=signed_in_as is not None)
 
     async def middleware(request: Any) -> HttpResponse:
         request.auser = auser
@@ -34,8 +45,17 @@ def signed_in(get_response: Callable[[HttpRequest], Awaitable[HttpResponse]]) ->
     return middleware
 
 
-async def login(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(status=200 if request.GET.get("password") == "right" else 401)
+class OneUser:
+    """Alice and her password, without a database."""
 
+    def authenticate(self, request: object, username: str = "", password: str = "") -> object:
+        if (username, password) != ("alice", "correct horse"):
+            return None
+        from django.contrib.auth.models import User
 
-urlpatterns = [path("login", login)]
+        user = User(pk=1, username="alice")
+        user.save = lambda **_: None  # when she was last there
+        return user
+
+    def get_user(self, pk: object) -> object:
+        return None

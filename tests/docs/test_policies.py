@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Message
 
 from tests.docs.pages import run, titled
-from tests.http.apps import call, client_of, scope_of, settled
+from tests.http.apps import call, client_of, scope_of
 
 PAGE = "docs/policies.md"
 
@@ -30,7 +30,6 @@ async def statuses(
     for _ in range(times):
         answer = await client.request(method, url, headers={"x-api-key": key} if key else {})
         found.append(answer.status_code)
-        await settled()  # what does not count is given back behind the answer
     return found
 
 
@@ -43,19 +42,49 @@ async def test_five_hints_a_day_for_each_user(title: str, done: int) -> None:
         assert await statuses(client, "/hints", times=1, key="key-of-bob") == [done]
 
 
+@pytest.mark.parametrize("title", ["fastapi_app.py", "starlette_app.py", "litestar_app.py"])
+async def test_keys_that_are_made_up_are_no_new_users(title: str) -> None:
+    async with client_of((await recipe(title))["app"]) as client:
+        found = [(await statuses(client, "/hints", times=1, key=f"made-up-{number}"))[0] for number in range(6)]
+        assert found[5] == 429
+        assert 429 not in found[:5]
+
+
 async def test_an_export_in_fastapi_takes_ten() -> None:
     async with client_of((await recipe("fastapi_app.py"))["app"]) as client:
         assert await statuses(client, "/exports", times=11) == [200] * 10 + [429]
 
 
-async def test_django_counts_failed_logins_by_address() -> None:
+@pytest.fixture
+async def django_login(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
+    """Django's own `LoginView`, behind the recipe."""
     application = (await recipe("asgi.py"))["application"]
+    from django.contrib.auth.views import LoginView
+    from django.urls import clear_url_caches, path
+
+    site = importlib.import_module("tests.docs.django_site")
+    monkeypatch.setattr(site, "urlpatterns", [path("login", LoginView.as_view(template_name="login.html"))])
+    clear_url_caches()
     async with client_of(application) as client:
-        assert await statuses(client, "/login?password=right", times=12) == [200] * 12
-        assert await statuses(client, "/login", times=11) == [401] * 10 + [429]
-        assert await statuses(client, "/login?password=right", times=1) == [429]
-    async with client_of(application, address="203.0.113.8") as client:
-        assert await statuses(client, "/login", times=1) == [401]
+        yield client
+    clear_url_caches()
+
+
+async def log_in(client: httpx.AsyncClient, password: str) -> int:
+    token = "t" * 32
+    form = {"username": "alice", "password": password, "csrfmiddlewaretoken": token}
+    return (await client.post("/login", data=form, headers={"cookie": f"csrftoken={token}"})).status_code
+
+
+async def test_django_counts_wrong_passwords_which_are_answered_with_200(django_login: httpx.AsyncClient) -> None:
+    assert [await log_in(django_login, "correct horse") for _ in range(12)] == [302] * 12
+    assert [await log_in(django_login, f"guess {number}") for number in range(11)] == [200] * 10 + [429]
+    assert await log_in(django_login, "correct horse") == 429
+
+
+async def test_a_login_without_a_token_is_no_way_around(django_login: httpx.AsyncClient) -> None:
+    answers = [await django_login.post("/login", data={"username": "alice"}) for _ in range(11)]
+    assert [answer.status_code for answer in answers] == [403] * 10 + [429]
 
 
 async def test_a_view_of_django_asks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,28 +97,73 @@ async def test_a_view_of_django_asks_by_itself(monkeypatch: pytest.MonkeyPatch) 
     try:
         async with client_of(application) as client:
             answers = [await client.get("/hints") for _ in range(6)]
+        monkeypatch.setattr(site, "signed_in_as", None)
+        guests = []
+        for number in range(6):  # of one network
+            async with client_of(application, address=f"2001:db8::{number}") as client:
+                guests.append((await client.get("/hints")).status_code)
     finally:
         clear_url_caches()
     assert [answer.status_code for answer in answers] == [200] * 5 + [429]
     assert answers[5].headers["retry-after"] == "43200"
+    assert guests == [200] * 5 + [429]
     assert (await application.limiter.peek("7", "hint", quotas="5/day")).used == 5
+
+
+async def tries(client: httpx.AsyncClient, name: Any, password: str, *, times: int = 1) -> list[int]:
+    answers = [await client.post("/login", json={"name": name, "password": password}) for _ in range(times)]
+    return [answer.status_code for answer in answers]
 
 
 async def test_logins_are_limited_by_address_and_by_account() -> None:
     app = (await recipe("logins.py"))["app"]
-    for number in range(5):
+    for number, name in enumerate(("alice", "Alice", "ALICE", "aLICE", "alicE")):
         async with client_of(app, address=f"203.0.113.{number}") as client:
-            assert await statuses(client, "/login?name=Alice&password=no", times=1) == [401]
+            assert await tries(client, name, "no") == [401]
     async with client_of(app, address="203.0.113.99") as client:
-        assert await statuses(client, "/login?name=alice&password=no", times=1) == [429]
-        assert await statuses(client, "/login?name=bob&password=correct horse", times=30) == [200] * 30
+        assert await tries(client, "alice", "correct horse") == [429]
+        assert await tries(client, "bob", "battery staple", times=30) == [200] * 30
 
 
 async def test_one_address_may_fail_so_often_whatever_the_account() -> None:
     async with client_of((await recipe("logins.py"))["app"]) as client:
         for number in range(20):
-            assert await statuses(client, f"/login?name={number}&password=no", times=1) == [401]
-        assert await statuses(client, "/login?name=alice&password=no", times=1) == [429]
+            assert await tries(client, f"user{number}", "no") == [401]
+        assert await tries(client, "alice", "correct horse") == [429]
+
+
+@pytest.mark.parametrize("name", ["", "a" * 300, "a b", "alice\n", "alice\0", 7, None, ["alice"], {"a": 1}])
+async def test_a_name_that_is_none_is_the_clients_fault(name: Any) -> None:
+    async with client_of((await recipe("logins.py"))["app"]) as client:
+        assert await tries(client, name, "no") == [400]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"alice"', b"7", b"\xff", b"null"])
+async def test_a_login_that_is_none_is_the_clients_fault_and_counts_as_a_failure(body: bytes) -> None:
+    async with client_of((await recipe("logins.py"))["app"]) as client:
+        statuses_ = [(await client.post("/login", content=body)).status_code for _ in range(21)]
+    assert statuses_ == [400] * 20 + [429]
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["pages=-5", "pages=abc", "pages=0", "pages=", "pages=1.5", "pages=%2B5", "pages=1_0", "pages=%D9%A3", "pages=%C2%B2",
+     "pages=" + "9" * 300, "pages=1&pages=-5", "pages=1%00"],
+)  # fmt: skip
+async def test_pages_that_are_none_are_the_clients_fault(query: str) -> None:
+    names = await recipe("costs.py")
+    async with client_of(names["app"]) as client:
+        answer = await client.post(f"/exports?{query}")
+    assert (answer.status_code, answer.json()["detail"]) == (400, "pages: a whole number from 1 to 999")
+
+
+async def test_an_export_costs_the_pages_that_it_has() -> None:
+    async with client_of((await recipe("costs.py"))["app"]) as client:
+        for query, pages in (("", 1), ("pages=60", 60), ("pages=1&pages=30", 30), ("pages=009", 9)):
+            answer = await client.post(f"/exports?{query}")
+            assert answer.text.count("page") == pages
+        refused = await client.post("/exports")
+        assert (refused.status_code, refused.headers["ratelimit"].partition(";t")[0]) == (429, '"export";r=0')
 
 
 async def test_tokens_are_reserved_and_settled() -> None:
@@ -113,7 +187,17 @@ async def test_tokens_are_reserved_and_settled() -> None:
 async def test_guests_have_less_than_those_with_a_key() -> None:
     async with client_of((await recipe("search.py"))["app"]) as client:
         assert await statuses(client, "/search", times=4, method="GET") == [200] * 3 + [429]
-        assert await statuses(client, "/search", times=10, method="GET", key="alice") == [200] * 10
+        assert await statuses(client, "/search", times=10, method="GET", key="key-of-alice") == [200] * 10
+
+
+@pytest.mark.parametrize(
+    "keys", [["made-up"], [""], ["key-of-alice", "made-up"], ["made-up", "key-of-alice"], ["key-of-alice", "key-of-bob"]]
+)
+async def test_who_has_no_key_of_ours_is_a_guest(keys: list[str]) -> None:
+    headers = [("x-api-key", key) for key in keys]
+    async with client_of((await recipe("search.py"))["app"]) as client:
+        answers = [await client.get("/search", headers=headers) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200] * 3 + [429]
 
 
 async def test_the_fourth_message_closes_the_websocket() -> None:
@@ -128,3 +212,36 @@ async def test_the_fourth_message_closes_the_websocket() -> None:
     assert accepted["type"] == "websocket.accept"
     assert [answer["text"] for answer in answers] == ["HELLO"] * 3
     assert (closed["type"], closed["code"]) == ("websocket.close", 1008)
+
+
+async def test_the_fourth_message_is_refused_on_the_next_connection_as_well() -> None:
+    app = (await recipe("feed.py"))["app"]
+    answered = 0
+    for _ in range(5):
+        messages = iter([{"type": "websocket.connect"}, *([{"type": "websocket.receive", "text": "hello"}] * 4)])
+
+        async def receive(messages: Iterator[dict[str, str]] = messages) -> Message:
+            return next(messages)
+
+        sent = await call(app, scope_of("/feed", kind="websocket"), receive)
+        answered += sum(message["type"] == "websocket.send" for message in sent)
+    assert answered == 3
+
+
+async def test_a_page_of_another_origin_reads_the_refusal_and_pays_for_no_preflight() -> None:
+    origin = {"origin": "https://app.example"}
+    async with client_of((await recipe("cors.py"))["app"]) as client:
+        for _ in range(10):
+            answer = await client.options("/hints", headers={**origin, "access-control-request-method": "POST"})
+            assert answer.status_code == 200
+        answers = [await client.post("/hints", headers=origin) for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [200] * 5 + [429]
+    assert answers[5].headers["access-control-allow-origin"] == "https://app.example"
+    assert answers[5].headers["access-control-expose-headers"] == "RateLimit, RateLimit-Policy, Retry-After"
+
+
+async def test_a_refusal_of_ones_own() -> None:
+    async with client_of((await recipe("refused.py"))["app"]) as client:
+        answers = [await client.post("/hints") for _ in range(6)]
+    assert (answers[5].status_code, answers[5].json()) == (429, {"error": "no more hints today"})
+    assert answers[5].headers["retry-after"] == "43200"
