@@ -36,10 +36,9 @@ class Receipt:
         self._open = 0
 
     @property
-    def spent(self) -> bool:
-        """Whether the store holds units of it: not where it was refused, nor where the store was not there to ask."""
-        decision = self.decision
-        return decision.allowed and decision.reason is None and not decision.shadow_denied and decision.cost > 0
+    def spent(self) -> int:
+        """Units that it still holds: none where it was refused, or has been given back."""
+        return int(self.decision.spent) - int(self.decision.refunded)
 
     def counts(self, success: bool, status: int, headers: Any) -> bool:
         """Whether it counts with an answer that begins so."""
@@ -53,16 +52,15 @@ class Receipt:
         return bool(count(response))
 
     async def give_back(self, units: int) -> None:
-        """So many of those that it took. It is then one of the others, also where it is not known whether the store has
-        heard of it: nothing is given back twice. Raises `StoreUnavailable`."""
-        decision = self.decision
-        self.decision = msgspec.structs.replace(decision, cost=decision.cost - units)
+        """So many of those that it holds. Raises `StoreUnavailable`."""
+        taken = self.decision
+        quotas = taken.quotas
         try:
-            await self.limiter.refund(self.user, self.policy.name, units, at=decision.at)
+            await self.limiter.refund(taken, cost=units)
+            quotas = tuple([self._with_room(state, units) for state in quotas])
         finally:
             self.settled()
-        quotas = tuple([self._with_room(state, units) for state in decision.quotas])
-        self.decision = msgspec.structs.replace(self.decision, quotas=quotas)
+            self.decision = msgspec.structs.replace(taken, cost=taken.spent - taken.refunded, quotas=quotas)
 
     def wait_for_the_answer(self, pending: dict[str, int]) -> None:
         """Until it is `settled`, its units are among those that may still be given back."""
@@ -151,7 +149,7 @@ class Gate:
 
     def free(self) -> Receipt:
         """For a request that this policy does not count."""
-        decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at=self.limiter.clock.now())
+        decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at_us=self.limiter.clock.now())
         return Receipt(self.limiter, self.policy, "", decision)
 
     def _counted_later(self, receipt: Receipt, pending: dict[str, int]) -> Receipt:

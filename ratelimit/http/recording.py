@@ -38,7 +38,7 @@ class Recorder:
             pending = self._usage.accept(
                 receipt.user,
                 receipt.policy.name,
-                at=decision.at // 1000,
+                at=decision.at_us // 1000,
                 cost=decision.cost,
                 allowed=decision.allowed,
                 status=status,

@@ -27,7 +27,7 @@ class Refunds:
     async def give_back(self, receipts: Sequence[Receipt]) -> None:
         """Returns when all of them are back, or lost. It goes on where the one who waits is cancelled."""
         loop = asyncio.get_running_loop()
-        tasks = {loop.create_task(give_back(receipt, receipt.decision.cost)) for receipt in receipts}
+        tasks = {loop.create_task(give_back(receipt, receipt.spent)) for receipt in receipts}
         for task in tasks:
             self._tasks.add(task)
             task.add_done_callback(self._finished)

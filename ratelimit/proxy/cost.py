@@ -56,7 +56,8 @@ async def _charge(receipt: Receipt, owed: int, stated: int) -> None:
     if charged.reason == "unavailable":
         logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
         return
-    receipt.decision = msgspec.structs.replace(charged, cost=stated, at=receipt.decision.at)
+    at_us = receipt.decision.at_us
+    receipt.decision = msgspec.structs.replace(charged, cost=stated, spent=stated, refunded=0, at_us=at_us)
 
 
 def _stated(raw: list[Raw]) -> int | None:

@@ -27,7 +27,7 @@ from ratelimit.store import MemoryStore, Outcome, Record, Write
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
 from tests.http.apps import call, client_of, headers_of, hello, limiter_of, scope_of, settled, unread, used
-from tests.limiter.stores import CountingStore, FailingStore, hang
+from tests.limiter.stores import CountingStore, FailingStore, failing, hang
 
 
 class SlowStore(CountingStore):
@@ -268,6 +268,15 @@ async def test_so_it_is_on_a_table(engine: Engine) -> None:
         answers = [await client.get("/") for _ in range(75) for client in (one, one, other, other)]
         assert [answer.status_code for answer in answers] == [200] * 300
         assert {answer.headers["ratelimit"].partition(";t=")[0] for answer in answers} == {'"login";r=1'}
+
+
+async def test_nor_while_the_store_is_away_and_this_process_counts_by_itself() -> None:
+    store = FailingStore()
+    store.fault = failing(StoreUnavailable("nobody is there"))
+    client = counting_failures(limiter_of(Policy("hint", "1/day", match="/**", count="failure"), store=store))
+    assert [(await client.get("/")).status_code for _ in range(20)] == [200] * 20
+    assert (await client.get("/", headers={"x-status": "401"})).status_code == 401
+    assert (await client.get("/")).status_code == 429
 
 
 async def test_another_process_does_not_remember_a_unit_that_was_given_back() -> None:
