@@ -56,7 +56,7 @@ class Refusals:
     async def of(self, scope: Scope, decision: Decision) -> tuple[Response, Headers]:
         """The answer to a request that was refused so, and what fields to add. Raises what the app's function does."""
         if self._on_refused is None:
-            return refusal(decision, self._writer), []
+            return ProblemResponse(problem_of(decision), self._writer.refusal(decision)), []
         answer = self._on_refused(connection_of(scope), decision)
         response: Response = await answer if isawaitable(answer) else answer
         taken = {name.lower() for name, _ in response.raw_headers}
@@ -64,9 +64,15 @@ class Refusals:
 
     async def send(self, response: Response, fields: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or a handshake that was not accepted yet, without reading anything of it."""
-        if scope["type"] == "http" and (cors := self._find()) is not None:
+        cors = self._cors if self._looked else self._find()
+        if cors is not None and scope["type"] == "http":
             send = partial(cors.send, send=send, request_headers=RequestHeaders(scope=scope))
-        await respond(response, scope, receive, partial(_send_with, fields, send))
+        if fields:
+            send = partial(_send_with, fields, send)
+        if scope["type"] == "http":
+            await response(scope, receive, send)
+        else:
+            await respond(response, scope, receive, send)
 
     def _find(self) -> CORSMiddleware | None:
         if not self._looked:
@@ -82,10 +88,19 @@ async def _send_with(fields: Headers, send: Send, message: Message) -> None:
     await send(message)
 
 
+class ProblemResponse(Response):
+    """A problem, with more fields. Made at once, where Starlette's own takes 10 µs: whoever floods us gets many."""
+
+    def __init__(self, problem: Problem, fields: Headers) -> None:
+        self.status_code = problem.status
+        self.body = body = problem.encode()
+        self.background = None
+        self.raw_headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body)), *fields]
+
+
 def refusal(decision: Decision, writer: HeaderWriter) -> Response:
     """The problem that a refused decision is."""
-    problem = problem_of(decision)
-    return _problem(problem, writer.refusal(decision))
+    return ProblemResponse(problem_of(decision), writer.refusal(decision))
 
 
 def rejection(error: HTTPException) -> Response:
@@ -93,7 +108,7 @@ def rejection(error: HTTPException) -> Response:
     status = error.status_code
     title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "The request was rejected"
     fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
-    return _problem(Problem("about:blank", title, status, str(error.detail), []), fields)
+    return ProblemResponse(Problem("about:blank", title, status, str(error.detail), []), fields)
 
 
 async def respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,13 +126,6 @@ def closing(scope: Scope) -> Message:
     # Who names no version of the specification goes by that of 2018, as Daphne does, which refuses to send others.
     code = POLICY_VIOLATION if asgi is None or "spec_version" in asgi else TOO_MANY_REQUESTS
     return {"type": "websocket.close", "code": code, "reason": "quota exceeded"}
-
-
-def _problem(problem: Problem, fields: Headers) -> Response:
-    body = problem.encode()
-    response = Response(body, problem.status)
-    response.raw_headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body)), *fields]
-    return response
 
 
 def stack(app: object) -> Iterator[object]:

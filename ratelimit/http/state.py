@@ -104,10 +104,10 @@ class Receipts:
         self.refused = refused
         self._void = True
         taken = [receipt for receipt in self._all[max(self._settled, self._asked) :] if receipt.spent]
-        acted_on = self._all[self._settled : self._asked]
-        returned = uncounted(acted_on, False, status, headers)
+        if self._settled < self._asked:
+            taken += uncounted(self._all[self._settled : self._asked], False, status, headers)
         self._settled = len(self._all)
-        return [*returned, *taken]
+        return taken
 
     def to_record(self) -> list[Receipt]:
         """What has not been recorded yet, each once."""

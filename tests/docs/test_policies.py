@@ -191,7 +191,8 @@ async def test_guests_have_less_than_those_with_a_key() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [["made-up"], [""], ["key-of-alice", "made-up"], ["made-up", "key-of-alice"], ["key-of-alice", "key-of-bob"]]
+    "keys",
+    [["made-up"], [""], ["key-of-alice", "made-up"], ["made-up", "key-of-alice"], ["key-of-alice", "key-of-bob"]],
 )
 async def test_who_has_no_key_of_ours_is_a_guest(keys: list[str]) -> None:
     headers = [("x-api-key", key) for key in keys]
