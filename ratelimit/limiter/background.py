@@ -23,7 +23,7 @@ class Background:
     def __init__(self) -> None:
         self.lost: Counter[Loss] = Counter()
         """Units that the store did not take: `uncounted` are missing from the totals of users without a limit,
-        `unreturned` were taken ahead and stay spent."""
+        `unreturned` were taken ahead, or for an answer that does not count, and stay spent."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
