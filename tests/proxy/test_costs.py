@@ -103,6 +103,7 @@ async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: 
             store.let_go.set()
             await app.over.wait()
             await settled()
+    await limiter.open()
     assert (await limiter.peek("alice", "api")).used == 100 + used
 
 
@@ -120,6 +121,7 @@ async def test_the_fields_tell_what_was_really_spent(algorithm: Any, stated: int
         app = Front(RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key"))
         async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
             answer = await client.get(f"http://{address}/", headers={"x-api-key": "alice"})
+    await limiter.open()
     peeked = await limiter.peek("alice", "api")
     assert peeked.used == used
     assert answer.headers["ratelimit"] == HeaderWriter().fields([peeked])[1][1].decode()
