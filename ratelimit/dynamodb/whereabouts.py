@@ -16,9 +16,10 @@ _LOCAL_REGION: Final = "us-east-1"
 _Whereabouts: TypeAlias = tuple[str, str | None, Server | None]
 
 
-def endpoint_of(settings: Settings, session: AioSession) -> str | None:
+def endpoint_of(settings: Settings, session: AioSession | None = None) -> str | None:
     """What botocore is going to use, as far as the settings, the variables and the AWS profile say it. Raises what
     botocore does."""
+    session = session or get_session()
     if settings.endpoint or session.get_config_variable("ignore_configured_endpoint_urls"):
         return settings.endpoint
     named = os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
