@@ -22,7 +22,7 @@ def test_what_is_no_whole_number(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [*(set(FOREIGN) - {"1e3"}), "nan", "inf", "Infinity", "1_0.5", "٣.5", ".", "1e", "1e٣"]
+    "text", [*(text for text in FOREIGN if text != "1e3"), "nan", "inf", "Infinity", "1_0.5", "٣.5", ".", "1e", "1e٣"]
 )
 def test_what_is_no_number(text: str) -> None:
     with pytest.raises(ValueError, match="is not a number"):

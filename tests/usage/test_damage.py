@@ -95,7 +95,11 @@ def test_nobody_can_hide_a_record_in_another(hidden: UsageEvent, shift: int) -> 
     assert find_frame(b"\xff" * 8 + outer) == 8
 
 
-@pytest.mark.parametrize("left", [b"", b"\0" * 5000, frame(event())[:6], frame(event())[:-1]])
+@pytest.mark.parametrize(
+    "left",
+    [b"", b"\0" * 5000, frame(event())[:6], frame(event())[:-1]],
+    ids=["nothing", "zeros", "half a head", "all but a byte"],
+)
 async def test_what_a_crash_leaves_at_the_end_is_torn(tmp_path: Path, left: bytes) -> None:
     ids = await left_behind(tmp_path, 10)
     with segment_of(tmp_path).open("ab") as file:
