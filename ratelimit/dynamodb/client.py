@@ -64,15 +64,15 @@ class Connection:
         await self.close()
 
 
-async def connect(settings: Settings) -> Connection:
+async def connect(settings: Settings, clock: ServerClock | None = None) -> Connection:
     """A client for the settings; sends nothing to DynamoDB yet. Raises `StoreUnavailable`'s subclasses.
 
     An engine on this machine needs no set-up: where nothing is configured, it gets a region and credentials that mean
-    nothing.
+    nothing. `clock` is that of another connection to the same place.
     """
     session = get_session()
     session.set_default_client_config(AioConfig(http_session_cls=Session))
-    clock = ServerClock()
+    clock = clock or ServerClock()
     clock.attach(session.get_component("event_emitter"))
     exits = AsyncExitStack()
     with explained(Place(settings.table, settings.region or "an unknown region", settings.endpoint or "")):

@@ -92,11 +92,11 @@ class DynamoDBScans:
         return await self._scan(request, cursor, part, read, attempts=_SEARCH_ATTEMPTS)
 
     async def _connect(self) -> Connection:
-        await self._opened()  # which makes the table, where the settings say so
+        opened = await self._opened()  # which makes the table, where the settings say so
         loop = asyncio.get_running_loop()
         async with self._connecting:
             if self._connection is None or self._connection[0] is not loop:
-                self._connection = loop, await connect(self._settings)
+                self._connection = loop, await connect(self._settings, opened.clock)
             return self._connection[1]
 
     async def _scan(

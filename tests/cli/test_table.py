@@ -148,7 +148,7 @@ def test_options_that_cannot_be(ratelimit: Command, options: tuple[str, ...], me
 def test_a_store_without_a_table(ratelimit: Command) -> None:
     status, out, err = ratelimit("table", "status")
     assert (status, out) == (2, "")
-    assert err.startswith("error: store: memory:// has no table; name one: --store dynamodb://")
+    assert err.startswith("error: store: memory:// has no table; name one: --store 'dynamodb://")
 
 
 def test_a_name_that_no_table_can_have(ratelimit: Command) -> None:

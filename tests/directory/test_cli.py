@@ -141,7 +141,7 @@ def test_removing_asks(ratelimit: Command, command: tuple[str, ...], monkeypatch
         (("user", "show", "alice"), "there is no user 'alice'; make one with `ratelimit user set`"),
         (("user", "show"), "USER: name one user: by id, by --email, or by --api-key"),
         (("user", "show", "alice", "--email", "a@b.c"), "USER: name one user"),
-        (("plan", "list", "--store", "memory://"), "store: memory:// has no table; name one: --store dynamodb://"),
+        (("plan", "list", "--store", "memory://"), "store: memory:// has no table; name one: --store 'dynamodb://"),
     ],
 )
 def test_bad_input_is_one_clear_line(ratelimit: Command, command: tuple[str, ...], problem: str) -> None:

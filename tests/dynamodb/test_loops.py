@@ -196,7 +196,7 @@ def test_processes_forked_from_a_running_loop(apart: Apart, lane: str) -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, apart.server.endpoint, lane]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["parent None", "child None"] * 3
-    assert done.stderr == ""
+    assert [line for line in done.stderr.splitlines() if "was forked from one that uses this limiter" not in line] == []
     assert int(apart.server.table.items["USR#alice#LIM#hint", "STATE"][day_field()]["N"]) == 6
 
 

@@ -60,7 +60,7 @@ def test_an_endpoint_may_be_percent_encoded() -> None:
         ("dynamodb://limits?pool=many", "pool", "whole number, not 'many'"),
         ("dynamodb://limits?pool=0", "pool", "at least 1, not 0"),
         ("dynamodb://limits?read_timeout=soon", "read_timeout", "number of seconds, not 'soon'"),
-        ("dynamodb://limits?read_timeout=nan", "read_timeout", "above 0, not nan"),
+        ("dynamodb://limits?read_timeout=nan", "read_timeout", "must be a number of seconds, not 'nan'"),
         ("dynamodb://limits?connect_timeout=-1", "connect_timeout", "above 0"),
     ],
 )

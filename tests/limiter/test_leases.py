@@ -116,6 +116,7 @@ async def test_a_clock_that_steps_ahead_loses_nothing_that_is_being_taken() -> N
     gate.set()
     assert (await asked).allowed
     await one.close()
+    await one.open()
     assert await counted(one, "alice") == 1
 
 
@@ -136,6 +137,7 @@ async def test_a_process_that_holds_much_returns_it_some_at_a_time() -> None:
     await one.close()
     assert 1 < most <= 32
     store.fault = None
+    await one.open()
     assert [await counted(one, f"user-{user}") for user in range(200)] == [1] * 200
 
 

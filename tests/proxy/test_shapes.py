@@ -80,6 +80,7 @@ async def test_a_target_arrives_as_it_was_written(line: bytes, sent: bytes, host
     lines = heads[0].split(b"\r\n")
     assert lines[0] == sent + b" HTTP/1.1"
     assert [each.partition(b": ")[2] for each in lines if each.lower().startswith(b"host:")] == [host]
+    await limiter.open()
     assert (await limiter.peek("ip:127.0.0.1", "all")).used == 1
 
 

@@ -78,6 +78,7 @@ async def test_a_body_stays_a_body(offered: bytes, chunked: bool, pieces: int) -
             assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
     assert [(one.line, one.body) for one in upstream.asked] == [(b"post /hints", SMUGGLED), (b"get /next", b"")]
     assert not [name for name in (b"\r\nupgrade:", b"http2-settings", b"connection:") if name in upstream.asked[0].head]
+    await limiter.open()
     assert [(await limiter.peek(user, "all")).used for user in ("alice", "mallory")] == [1, 0]
 
 

@@ -140,7 +140,7 @@ async def test_delete_forgets_everything(store: Store, key: Key) -> None:
 
 
 async def test_keys_never_collide(store: Store) -> None:
-    """Separators, escapes, wildcards, and letters that look alike or only differ in their Unicode form."""
+    """Separators, escapes, wildcards, and letters that look alike; what is one name in Unicode is one user."""
     some = uuid4().hex
     parts = [
         "a",
@@ -154,7 +154,6 @@ async def test_keys_never_collide(store: Store) -> None:
         "a/b",
         "a b",
         "é",
-        "e\u0301",
         "ﬁ",
         "🦊",
         "A",
