@@ -4,8 +4,8 @@
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 ARGS ?=
-# A process a core, each with an engine of its own; `make test WORKERS=0` runs in one, as a debugger needs it.
-WORKERS ?= auto
+# Processes, each with an engine of its own: more than cores, as tests wait more than they compute. 0: this one, for a debugger.
+WORKERS ?= 4
 
 # Relative on purpose: make cannot handle a space in a path, and so never sees that of the checkout.
 VENV := .venv
