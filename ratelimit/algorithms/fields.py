@@ -32,7 +32,7 @@ _LETTERS: Final[dict[Unit, str]] = {
 }  # fmt: skip
 _UNITS: Final = {letter: unit for unit, letter in _LETTERS.items()}
 _WINDOW_FIELD = re.compile(r"([smhdwoy])(?:(\d+)_)?(-?\d+)", re.ASCII)
-_BUCKET_FIELD = re.compile(r"g[smhdwoy]\d*", re.ASCII)
+_BUCKET_FIELD = re.compile(r"g([smhdwoy])(\d*)", re.ASCII)
 _NANOSECONDS_A_SECOND: Final = 10**9
 _TOTAL_FIELD = re.compile(r"u(\d{2})(\d{2})(\d{2})?", re.ASCII)
 
@@ -47,6 +47,12 @@ def window_field(window: Window, index: int) -> str:
 def bucket_field(window: Window) -> str:
     """The arrival time of a GCRA bucket."""
     return f"g{_LETTERS[window.unit]}{window.count if window.count > 1 else ''}"
+
+
+def bucket_window(field: str) -> Window | None:
+    """The window of the bucket whose arrival time the field is; None for any other field."""
+    match = _BUCKET_FIELD.fullmatch(field)
+    return Window(int(match[2] or 1), _UNITS[match[1]]) if match else None
 
 
 def bucket_limit_field(window: Window) -> str:

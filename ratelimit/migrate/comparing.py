@@ -36,8 +36,12 @@ SIDES: Final = """
 """
 _FIELDS: Final = """
     SELECT user, action, field, fields.s0, fields.s1 FROM fields JOIN keys USING (user, action)
-    WHERE keys.s0 AND brought
+    WHERE keys.s0 AND brought AND field NOT GLOB 'g*[lr]' AND NOT EXISTS (
+        SELECT 1 FROM fields AS limits WHERE limits.user = fields.user AND limits.action = fields.action
+        AND limits.field = fields.field || 'l' AND fields.field GLOB 'g*' AND limits.s0 <> limits.s1
+    )
 """
+"""Buckets only where both count by the same limit: else their moments say nothing about each other."""
 _TAKEN: Final = """
     SELECT wished.name, owners.identity, owners.name FROM wished JOIN owners USING (identity) JOIN entries
     ON entries.name = wished.name WHERE entries.s1 IS NULL AND owners.name <> wished.name ORDER BY wished.name

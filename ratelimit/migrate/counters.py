@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ratelimit.algorithms.fields import stale
+from ratelimit.algorithms import rule
+from ratelimit.algorithms.fields import bucket_field, bucket_limit_field, bucket_window, stale
 from ratelimit.clock import DAY, SECOND
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.ledger import Ledger
@@ -13,6 +14,7 @@ from ratelimit.migrate.rows import Counted
 from ratelimit.migrate.tally import MARK, Sum, Tallied, is_bucket
 from ratelimit.migrate.target import Fate, Target
 from ratelimit.names import Key
+from ratelimit.quota import Quota
 from ratelimit.store import Add, Expect, Op, Put, Record, Write
 
 # As the limiter has it: thirteen months of totals outlive the last write.
@@ -41,9 +43,11 @@ class Counters:
                 return "there"
             if mark is not None and mark != found.since:
                 return mark
+            seen = counted_by(found.sums, record, self._now)
             if self._ledger is not None:
-                self._ledger.note_counter(found, record)
-            ops = [op for field, each in found.sums.items() for op in _ops(field, each, record)]
+                self._ledger.note_counter(found, seen)
+            changed = {field: Sum(0, 0) for field, value in seen.items() if value != record.get(field)}
+            ops = [op for field, each in {**changed, **found.sums}.items() for op in _ops(field, each, record, seen)]
             written = await self._write(found, ops)
             if written:
                 return "written"
@@ -88,19 +92,41 @@ class Counters:
 
 
 def live(record: Mapping[str, int], now: int) -> dict[str, int]:
-    """What of a record still counts at this moment (microseconds): not what is stale, nor a bucket that is full."""
+    """What of a record still counts at this moment (microseconds): not what is stale, nor a bucket that is full.
+
+    What was given back to a bucket stays when it is full: the decisions that may yet be refunded count from it.
+    """
     gone = {MARK, *stale(record, now)}
-    return {
-        field: value
-        for field, value in record.items()
-        if field not in gone and value > (now * 1000 if is_bucket(field) and field[-1] not in "lr" else 0)
-    }
+    for field, value in record.items():
+        window = bucket_window(field)
+        if window is not None and value <= now * 1000:
+            gone |= {field, bucket_limit_field(window)}
+    return {field: value for field, value in record.items() if field not in gone and value > 0}
 
 
-def _ops(field: str, each: Sum, record: Record) -> tuple[Op, ...]:
+def counted_by(sums: Mapping[str, Sum], record: Record, now: int) -> Record:
+    """The record, with its buckets converted to the limits by which the sums count: only then can they be added."""
+    seen = dict(record)
+    for field in sums:
+        window = bucket_window(field)
+        limit = None if window is None else sums.get(bucket_limit_field(window))
+        if window is None or limit is None:
+            continue
+        seen[bucket_limit_field(window)] = limit.floor
+        if record.get(bucket_field(window), 0) < now * 1000:
+            continue
+        for op in rule("gcra", Quota(limit.floor, window)).charge(now, 0, record):
+            if type(op) is Put:
+                seen[op.field] = op.value
+            elif type(op) is Add:
+                seen[op.field] = seen.get(op.field, 0) + op.amount
+    return seen
+
+
+def _ops(field: str, each: Sum, record: Record, seen: Record) -> tuple[Op, ...]:
     """A counter commutes with whoever else adds to it; a bucket has to be seen."""
     if not is_bucket(field):
         return (Add(field, each.amount),)
     value = record.get(field)
-    seen = Expect(field, low=1, high=0, or_missing=True) if value is None else Expect(field, low=value, high=value)
-    return seen, Put(field, each.on(value))
+    same = Expect(field, low=1, high=0, or_missing=True) if value is None else Expect(field, low=value, high=value)
+    return same, Put(field, each.on(seen.get(field)))

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from ratelimit.algorithms.fields import current_totals
+from ratelimit.algorithms.fields import bucket_limit_field, bucket_returned_field, bucket_window, current_totals
 from ratelimit.clock import DAY, SECOND, Clock, SystemClock
 from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
@@ -152,8 +152,7 @@ class _Undo:
         raise StoreUnavailable(f"the counters of {plant.key.user!r} kept changing; undo it again")
 
     async def _write(self, plant: Plant, record: Record) -> bool:
-        there = {name: each for name, each in plant.fields.items() if name in record}
-        after = {name: remaining(name, each, record, self._now) for name, each in there.items()}
+        after = fields_after(plant.fields, record, self._now)
         changed = {name: value for name, value in after.items() if value != record[name]}
         left = {name: value for name, value in ({**record, **changed}).items() if value is not None and name != MARK}
         if not left and plant.since is None:
@@ -183,6 +182,25 @@ class _Undo:
             else:
                 self._done.kept.append(f"{kind.__name__.lower()} {name}: changed since")
             self._ledger.forget_entry(kind.__name__, name)
+
+
+def fields_after(planted: Mapping[str, Planted], record: Record, now: int) -> dict[str, int | None]:
+    """What is left of the fields. A bucket that counts by another limit since stays: its units flow back anyhow."""
+    after: dict[str, int | None] = {}
+    for name, each in planted.items():
+        window = bucket_window(name)
+        if name not in record or (window is None and is_bucket(name)):
+            continue
+        if window is None:
+            after[name] = remaining(name, each, record, now)
+            continue
+        limit, returned = bucket_limit_field(window), bucket_returned_field(window)
+        if limit in planted and record.get(limit) != planted[limit].floor:
+            continue
+        after[name] = remaining(name, each, record, now)
+        if after[name] is None:  # what is beside it has come with it
+            after |= {other: None for other in (limit, returned) if other in planted and other in record}
+    return after
 
 
 def remaining(name: str, planted: Planted, record: Mapping[str, int], now: int) -> int | None:

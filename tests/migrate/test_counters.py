@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 
 from ratelimit import MemoryStore, StoreUnavailable
+from ratelimit.algorithms import Rule, rule
 from ratelimit.clock import DAY
 from ratelimit.errors import AccessDenied
 from ratelimit.migrate.counters import Counters
+from ratelimit.migrate.ledger import Planted
 from ratelimit.migrate.rows import Counted
 from ratelimit.migrate.tally import MARK, Sum, Tallied
 from ratelimit.migrate.target import Target
+from ratelimit.migrate.undo import fields_after
 from ratelimit.names import Key
+from ratelimit.quota import Quota, Window
 from ratelimit.store import Add, Put, Record, Write
 from ratelimit.testing import FakeClock
 
@@ -126,3 +130,80 @@ async def test_what_a_mirror_has_written_is_not_copied_again() -> None:
 
     assert await counters(target).follow(counted({TODAY: 4}, by_then={TODAY: 5})) == "written"
     assert (await target.record(KEY))[TODAY] == 5
+
+
+HOUR = Window(1, "hour")
+
+
+def gcra(limit: int) -> Rule:
+    return rule("gcra", Quota(limit, HOUR))
+
+
+def spent(limit: int, cost: int) -> Record:
+    """The record of a bucket after a charge."""
+    return {op.field: op.value for op in gcra(limit).charge(NOW, cost, {}) if type(op) is Put}
+
+
+def used(limit: int, record: Record) -> int:
+    return gcra(limit).state(NOW, 0, record).used
+
+
+async def standing(record: Record) -> Memory:
+    target = Memory()
+    puts = tuple(Put(field, value) for field, value in record.items())
+    await target.memory.apply(KEY, Write(puts, 2**33), now=NOW)
+    return target
+
+
+def of_rows(limit: int, cost: int) -> Tallied:
+    now, end = NOW * 1000, spent(limit, cost)["gh"]
+    return Tallied(KEY, {"gh": Sum(now, end - now), "ghl": Sum(limit, 0)}, None, UNTIL)
+
+
+@pytest.mark.parametrize("before", [7, 10, 60, 100])
+@pytest.mark.parametrize("limit", [7, 10, 60, 100])
+async def test_units_of_a_bucket_that_counts_by_another_limit_are_added_as_units(before: int, limit: int) -> None:
+    target = await standing(spent(before, 5))
+    assert await counters(target).add(of_rows(limit, 2)) == "written"
+    record = await target.record(KEY)
+    assert used(limit, record) == 7
+    assert record["ghl"] == limit
+    assert record.get("ghr", 0) == (0 if before == limit else spent(before, 5)["gh"] - NOW * 1000)
+
+
+async def test_a_full_bucket_counts_by_the_limit_of_what_is_added() -> None:
+    target = await standing({"gh": NOW * 1000 - 5, "ghl": 100, "ghr": 9})
+    await counters(target).add(of_rows(10, 2))
+    record = await target.record(KEY)
+    assert (used(10, record), record["ghl"], record["ghr"]) == (2, 10, 9)
+
+
+async def test_a_copied_bucket_keeps_its_units_and_what_was_given_back() -> None:
+    target = await standing(spent(10, 1))
+    await counters(target).copy(counted({**spent(60, 20), "ghr": 9}))
+    record = await target.record(KEY)
+    assert used(60, record) == 20
+    assert record["ghr"] >= 9
+    full = await standing(spent(10, 1))
+    await counters(full).copy(counted({"gh": NOW * 1000 - 5, "ghl": 60, "ghr": 9}))
+    assert await full.record(KEY) == {**spent(10, 1), "ghr": 9, MARK: UNTIL}
+
+
+@pytest.mark.parametrize(
+    ("since", "left"),
+    [
+        ({}, {"gh": 1_200, "ghl": 60, "ghr": 4}),
+        ({"gh": 1_900}, {"gh": 1_400, "ghl": 60, "ghr": 4}),  # used since
+        ({"gh": 9_000, "ghl": 10, "ghr": 900}, {"gh": 9_000, "ghl": 10, "ghr": 900}),  # by another limit since
+    ],
+)
+def test_an_undo_leaves_the_limit_by_which_a_bucket_counts(since: Record, left: Record) -> None:
+    planted = {"gh": Planted(900, 500, 1_200), "ghl": Planted(60, 0, 60), "ghr": Planted(4, 0, 2)}
+    record = {"gh": 1_700, "ghl": 60, "ghr": 4, **since}
+    assert {**record, **fields_after(planted, record, 1)} == left
+
+
+def test_an_undone_bucket_that_was_not_there_leaves_nothing() -> None:
+    planted = {"gh": Planted(900, 500, None), "ghl": Planted(60, 0, 60), "ghr": Planted(4, 0, None)}
+    assert fields_after(planted, {"gh": 1_400, "ghl": 60, "ghr": 4}, 1) == {"gh": None, "ghl": None, "ghr": None}
+    assert fields_after(planted, {"gh": 1_600, "ghl": 60, "ghr": 4}, 1) == {"gh": 1_200}
