@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ratelimit import MemoryStore, StoreUnavailable
 from ratelimit.algorithms import Rule, rule
 from ratelimit.clock import DAY
 from ratelimit.errors import AccessDenied
+from ratelimit.migrate import comparing
+from ratelimit.migrate.comparing import SIDES, SOURCE, TARGET
 from ratelimit.migrate.counters import Counters
 from ratelimit.migrate.ledger import Planted
 from ratelimit.migrate.rows import Counted
+from ratelimit.migrate.scratch import Scratch
 from ratelimit.migrate.tally import MARK, Sum, Tallied
 from ratelimit.migrate.target import Target
 from ratelimit.migrate.undo import fields_after
+from ratelimit.migrate.verdict import Compared, Verdict
 from ratelimit.names import Key
 from ratelimit.quota import Quota, Window
 from ratelimit.store import Add, Put, Record, Write
@@ -179,7 +185,7 @@ async def test_a_full_bucket_counts_by_the_limit_of_what_is_added() -> None:
 
 
 async def test_a_copied_bucket_keeps_its_units_and_what_was_given_back() -> None:
-    target = await standing(spent(10, 1))
+    target = await standing(spent(10, 4))
     await counters(target).copy(counted({**spent(60, 20), "ghr": 9}))
     record = await target.record(KEY)
     assert used(60, record) == 20
@@ -207,3 +213,24 @@ def test_an_undone_bucket_that_was_not_there_leaves_nothing() -> None:
     planted = {"gh": Planted(900, 500, None), "ghl": Planted(60, 0, 60), "ghr": Planted(4, 0, None)}
     assert fields_after(planted, {"gh": 1_400, "ghl": 60, "ghr": 4}, 1) == {"gh": None, "ghl": None, "ghr": None}
     assert fields_after(planted, {"gh": 1_600, "ghl": 60, "ghr": 4}, 1) == {"gh": 1_200}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "missing"),
+    [
+        ({"gh": 9, "ghl": 60, "ghr": 7}, {"gh": 9, "ghl": 60}, 0),
+        ({"gh": 9, "ghl": 60}, {"gh": 8, "ghl": 60}, 1),
+        ({"gh": 9, "ghl": 60}, {"gh": 8, "ghl": 10}, 0),  # its policy's limit was changed since
+        ({"gh": 9, "ghl": 60}, {}, 1),
+    ],
+)
+def test_only_buckets_that_count_by_the_same_limit_are_compared(
+    source: Record, target: Record, missing: int, tmp_path: Path
+) -> None:
+    compared, verdict = Compared(), Verdict()
+    with Scratch(tmp_path, SIDES) as scratch:
+        both = comparing.Counters(scratch, now=0, marked=True)
+        both.note(SOURCE, [(KEY, source)])
+        both.note(TARGET, [(KEY, {**target, MARK: 1})])
+        both.judge(verdict, compared)
+    assert compared.missing == missing
