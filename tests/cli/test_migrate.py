@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -136,7 +137,7 @@ def test_the_mapping_that_is_printed_is_the_one_that_holds(ratelimit: Command, t
     printed = ratelimit("migrate", "mapping")
     path = tmp_path / "mapping.toml"
     path.write_text(printed.out)
-    assert read_mapping(path) == Mapping()
+    assert replace(read_mapping(path), given=()) == Mapping()
     path.write_text(path.read_text().replace('"problem_id"', '"puzzle"'))
     assert ratelimit("migrate", "mapping", "--mapping", str(path)).out == path.read_text()
 

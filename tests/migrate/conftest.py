@@ -14,6 +14,19 @@ from ratelimit.dynamodb import create_table, parse_url
 from tests.engines import Engine
 from tests.migrate.servers import NotInstalled, is_required, new_database, running
 
+_HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts a database server is slow by nature; SQLite and files show the same promises."""
+    for item in items:
+        parameters = (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        )
+        if item.path.parent == _HERE and any(each in ("mariadb", "postgresql") for each in map(str, parameters)):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def table(engine: Engine) -> str:

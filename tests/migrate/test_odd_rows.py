@@ -111,6 +111,7 @@ async def test_odd_metadata_is_kept_as_far_as_it_can_be_stored(table: str, tmp_p
     assert (await check(order(path, table, tmp_path))).same
 
 
+@pytest.mark.slow
 async def test_postgresql_has_times_and_numbers_that_python_has_not(
     table: str, tmp_path: Path, database: Callable[[str], str]
 ) -> None:
