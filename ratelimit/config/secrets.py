@@ -23,7 +23,7 @@ _PARAMETER = re.compile(
     r"(?<=[?&])([^=&#]*(?:secret|password|passwd|token|credential|key_id|access_key|api_key)[^=&#]*)=[^&]*",
     re.IGNORECASE,
 )
-_TABLE = re.compile(r"(?P<table>(?:dynamodb|earlier)://[^/?#@]*\?)(?P<parameters>\w+=.*)", re.DOTALL)
+_TABLE = re.compile(r"(?P<table>(?:dynamodb|earlier)://[^/?#@:]*\?)(?P<parameters>\w+=.*)", re.DOTALL)
 _SERVER = re.compile(r"(?P<scheme>[\w+.-]+://)(?P<authority>[^/?#\\]*)(?P<rest>.*)", re.DOTALL)
 _FRAGMENT: Final = 3
 

@@ -15,6 +15,7 @@ SCHEME: Final = "dynamodb"
 
 _TRUE: Final = ("true", "1", "yes", "on")
 _FALSE: Final = ("false", "0", "no", "off")
+_UNENCODED: Final = "an & within it has to be written as %26, a ? as %3F and a # as %23"
 
 
 def parse_url(url: str) -> Settings:
@@ -39,6 +40,8 @@ def _parameters(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, text in pairs:
         if name not in _READERS:
+            if any("@" in text for _, text in pairs):  # the name may be a part of a password
+                raise ConfigError("endpoint", _UNENCODED)
             raise ConfigError(name, _unknown(name))
         if name in values:
             raise ConfigError(name, "is given twice")

@@ -45,6 +45,7 @@ class Counts(msgspec.Struct):
         """One more. What differs from row to row is left out of the reason, so that equal ones add up; an unknown
         action is what has to go into the mapping."""
         self.rejected += 1
+        reason = readable(reason)
         kind = reason if reason.startswith(_FEW_VALUES) else _NUMBER.sub("N", _QUOTED.sub("'…'", reason))
         if kind not in self.reasons and len(self.reasons) >= _MOST_REASONS:
             kind = "others"
@@ -125,9 +126,7 @@ class Desk:
         """Keep a row that cannot be used, with the reason."""
         assert self._file is not None
         said = {"entity": entity, "row": row.where, "reason": row.problem, "text": row.text}
-        # Half an emoji is valid JSON, and no Unicode.
-        kept = {name: text.encode(errors="backslashreplace").decode() for name, text in said.items()}
-        self._file.write(msgspec.json.encode(kept) + b"\n")
+        self._file.write(msgspec.json.encode({name: readable(text) for name, text in said.items()}) + b"\n")
 
     def save(self, checkpoint: Checkpoint) -> None:
         """The rejects are on the disk before the checkpoint that counts them."""
@@ -155,3 +154,8 @@ class Desk:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def readable(text: str) -> str:
+    """The text of a row as it can be written down: half an emoji is valid JSON, and no Unicode."""
+    return text.encode(errors="backslashreplace").decode()

@@ -44,7 +44,7 @@ class Upstream:
             raise ConfigError("upstream", f"expected a URL such as {_EXAMPLES}, not {masked(text)!r}")
         if parts.query or parts.fragment:
             raise ConfigError("upstream", "a query or a fragment makes no sense here: each request has its own")
-        if parts.username is not None:
+        if parts.username is not None or "@" in parts.path:  # behind a slash it may still be a password's end
             raise ConfigError("upstream", "credentials in the URL are not used; the upstream's clients send their own")
         return cls(parts.scheme, parts.netloc, parts.path.rstrip("/"), None)
 

@@ -207,6 +207,7 @@ async def test_the_files_are_backed_up_first(table: str, tmp_path: Path) -> None
     database = tmp_path / "app.db"
     with sqlite3.connect(database) as connection:
         connection.execute("CREATE TABLE usage_log (id INTEGER, user_id TEXT, action TEXT, created_at TEXT)")
+        connection.execute("INSERT INTO usage_log VALUES (1, 'u', 'hint', '2026-01-05T00:00:00Z')")
     for source in (path, database):
         await bring(order(source, table, tmp_path))
         (copy,) = tmp_path.glob(f"{source.name}.backup-*")

@@ -23,6 +23,8 @@ from ratelimit.testing import FakeClock
 from tests.engines import Engine
 from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime.now(UTC)
 
 

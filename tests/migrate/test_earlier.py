@@ -41,6 +41,7 @@ async def test_one_user_under_both_kinds_of_keys(engine: Engine, table: str, tmp
     assert (await check(asked)).same
 
 
+@pytest.mark.slow
 async def test_suspicious_seconds_are_counted_once_also_when_broken_off(
     engine: Engine, table: str, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_an_element_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         all_of(stream)
 
 
+@pytest.mark.slow
 @given(st.lists(VALUES, min_size=1), st.integers(0, 5), st.booleans())
 def test_an_element_that_is_too_much_is_passed(document: list[Any], at: int, is_object: bool) -> None:
     """Whatever it holds, and wherever the reading of the file stops in it."""

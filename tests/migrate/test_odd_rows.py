@@ -50,6 +50,7 @@ def rows_of(section: str) -> st.SearchStrategy[list[Any]]:
     return st.lists(st.fixed_dictionaries(needed, optional=columns) | VALUES, min_size=10, max_size=20)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.fixed_dictionaries({section: rows_of(section) for section in COLUMNS}))
 async def test_every_row_is_an_entry_or_a_reject(table: str, tmp_path: Path, document: dict[str, list[Any]]) -> None:

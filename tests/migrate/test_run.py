@@ -149,6 +149,7 @@ async def test_a_database_that_goes_away(kind: str, table: str, tmp_path: Path, 
         await SqlSource(gone, Converter(Mapping(), clock=SystemClock()), outlast=Outlast(attempts=2)).open()
 
 
+@pytest.mark.slow
 async def test_from_another_table_of_this_project(engine: Engine, table: str, tmp_path: Path) -> None:
     old = engine.store_url(f"old-{uuid4().hex[:8]}", create="true")
     policies = [Policy("hint", "9/day"), Policy("search", "60/hour", algorithm="gcra")]

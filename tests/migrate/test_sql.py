@@ -80,6 +80,7 @@ async def interrupted(asked: Any, batches: int) -> None:
         await run(asked, listener=listener)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "column", "keys"), KEYS, ids=lambda value: value if type(value) is str else "")
 async def test_an_interrupted_run_goes_on_behind_the_last_key(
     kind: str, column: str, keys: list[Any], table: str, tmp_path: Path, database: Callable[[str], str]

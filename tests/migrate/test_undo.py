@@ -104,6 +104,7 @@ async def test_what_was_used_since_stays(table: str, tmp_path: Path) -> None:
         assert await events_in(table) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("was", "now"),
     [

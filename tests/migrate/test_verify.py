@@ -113,6 +113,7 @@ async def brought(table: str, tmp_path: Path) -> Order:
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "entity", "kind"),
     [
