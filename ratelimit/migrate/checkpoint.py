@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, Literal
 import msgspec
 
 from ratelimit.errors import InvalidInput
-from ratelimit.migrate.rows import Entity, Read
+from ratelimit.migrate.rows import Entity, Read, readable
 
 _VERSION: Final = 2
 _MOST_REASONS: Final = 50
@@ -154,8 +154,3 @@ class Desk:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def readable(text: str) -> str:
-    """The text of a row as it can be written down: half an emoji is valid JSON, and no Unicode."""
-    return text.encode(errors="backslashreplace").decode()

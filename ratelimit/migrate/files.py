@@ -22,7 +22,7 @@ from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, Unreadable
 from ratelimit.migrate.mapping import absent, unmapped
 from ratelimit.migrate.nth import Nth
 from ratelimit.migrate.recognising import HELD, Seen, recognised, sketch, unknown_table
-from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused
+from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused, readable
 from ratelimit.migrate.text_files import UTF_8, Opened, check_whole, no_text, opened, split_name
 
 _MOST_SECTIONS: Final = 20
@@ -118,7 +118,7 @@ class FileSource:
                 notes.append(f"{where}: nothing is read from the fields {', '.join(left[:_SHOWN_FIELDS])}")
         if ignored := [name for name in self._seen if not self._is_used(name)]:
             notes.append(f"left alone, as they hold no usage: {', '.join(ignored)}")
-        return notes
+        return [readable(note) for note in notes]
 
     async def close(self) -> None:
         """See `Source.close`."""

@@ -117,3 +117,8 @@ class Source(Protocol):
     async def close(self) -> None:
         """Let go of it."""
         ...
+
+
+def readable(text: str) -> str:
+    """The text of a row as it can be written down: half an emoji is valid JSON, and no Unicode."""
+    return text.encode(errors="backslashreplace").decode()

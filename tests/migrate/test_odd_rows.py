@@ -98,6 +98,14 @@ async def test_an_odd_row_is_set_aside_with_its_reason(
     assert json.loads(kept["text"])["action"] == "hint"
 
 
+async def test_odd_names_of_fields_and_sections_are_told_all_the_same(table: str, tmp_path: Path) -> None:
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"usage_log": [row(**{"\ud83d": 1})], "\ud83c": [{"a": 1}]}))
+    told = (await bring(order(path, table, tmp_path))).checkpoint.notes
+    assert any("\\ud83d" in note for note in told)
+    assert any("\\ud83c" in note for note in told)
+
+
 async def test_odd_metadata_is_kept_as_far_as_it_can_be_stored(table: str, tmp_path: Path) -> None:
     deep = json.loads('{"a":' * 200 + "1" + "}" * 200)
     rows = [row(id=1, metadata={"text": "\ud83d"}), row(id=2, metadata=deep), row(id=3, metadata={"n": 10**400})]
