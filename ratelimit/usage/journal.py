@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 
 from ratelimit.event import UsageEvent
 from ratelimit.usage.backlog import Backlog
-from ratelimit.usage.erasures import Erasures
+from ratelimit.usage.erasures import Erasures, damaged_files_of
 from ratelimit.usage.framing import frame
 from ratelimit.usage.holdings import Holdings
 from ratelimit.usage.segments import Disk, Lane, Segment
@@ -125,6 +126,11 @@ class Journal:
         if self._active is segment:  # what was appended until then is counted by now
             self._active = None
             self.holdings.done(segment)
+
+    async def damaged_files_of(self, users: Iterable[str]) -> list[str]:
+        """The damaged segments in which one of these users stands, of those too that are just being put aside."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, damaged_files_of, self._directory, users)
 
     async def close(self) -> None:
         """Delete what the table has, and leave everything else to the next start. A thread that hangs is left alone."""

@@ -18,7 +18,7 @@ from ratelimit.event import UsageEvent
 from ratelimit.names import UserId
 from ratelimit.store.base import TableStore
 from ratelimit.usage.erasing import Erased, spellings
-from ratelimit.usage.erasures import Erasures, damaged_files_of
+from ratelimit.usage.erasures import Erasures
 from ratelimit.usage.options import Options, Settings
 from ratelimit.usage.pump import Pump
 from ratelimit.usage.reports import Reports
@@ -224,7 +224,7 @@ class UsageLog(Reports):
             await pump.journal.adopt()
             erased = await super().erase(user, actions=actions, quick=quick)
             await pump.journal.roll()
-            left = await asyncio.to_thread(damaged_files_of, directory, names)
+            left = await pump.journal.damaged_files_of(names)
         except OSError as error:
             raise ConfigError("journal_dir", f"cannot be used: {error}") from error
         finally:

@@ -63,10 +63,10 @@ def race(url: str, user: str, quotas: str, algorithm: str) -> list[int]:
 @pytest.mark.parametrize(
     ("quotas", "algorithm", "limit", "fast"),
     [
-        ("100/day", "fixed_window", 100, "on"),
+        pytest.param("100/day", "fixed_window", 100, "on", marks=pytest.mark.slow),
         ("100/day", "fixed_window", 100, "off"),
-        ("100/day", "sliding_window", 100, "on"),
-        ("100/day", "gcra", 100, "on"),
+        pytest.param("100/day", "sliding_window", 100, "on", marks=pytest.mark.slow),
+        pytest.param("100/day", "gcra", 100, "on", marks=pytest.mark.slow),
         ("20/hour; 100/day", "fixed_window", 20, "on"),
         ("20/hour; 100/day", "sliding_window", 20, "on"),
         ("20/hour; 100/day", "gcra", 20, "on"),

@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), 
 
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "toml"])
 def test_the_settings_are_settings(block: str) -> None:
-    assert store_of(load_checked(env={}, **tomllib.loads(block)))
+    assert store_of(load_checked(env={}, **tomllib.loads(block))) is not None
 
 
 def test_the_commands_run(ratelimit: Command, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,7 @@ async def test_from_another_table_of_this_project(engine: Engine, table: str, tm
         assert {field: after[field] for field in before} == before
 
 
+@pytest.mark.slow
 async def test_counters_of_a_table_that_is_mirrored_are_not_counted_twice(
     engine: Engine, table: str, tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ async def test_counters_of_a_table_that_is_mirrored_are_not_counted_twice(
     assert differences == []
 
 
+@pytest.mark.slow
 async def test_the_earlier_layout_says_what_it_cannot_know(engine: Engine, table: str, tmp_path: Path) -> None:
     midnight = int(datetime.now(UTC).timestamp()) * 1_000_000 // DAY * DAY // 1_000_000
     world = World(users=1, rows=0)

@@ -34,6 +34,7 @@ async def quick(reader: StreamReader, writer: StreamWriter) -> None:
         writer.write(OK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["kept connections", "new connections"])
 async def test_no_request_is_cut(way: str) -> None:
     async with scripted(quick) as upstream:
@@ -74,6 +75,7 @@ async def test_newcomers_are_let_in_until_a_load_balancer_has_heard() -> None:
         assert nobody_at(service.port)
 
 
+@pytest.mark.slow
 async def test_every_accepted_event_is_in_the_table(engine: Engine) -> None:
     table = f"leaving-{uuid4().hex[:8]}"
     url = engine.store_url(table, create="true")

@@ -10,6 +10,7 @@ import pytest
 from tests.docs.pages import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--parts", "2", "--format", "csv")])
 def test_an_export_stays_within_50_mb(options: tuple[str, ...]) -> None:
     line = [sys.executable, "-m", "loadtest.bench", "export", "--events", "10000", *options]

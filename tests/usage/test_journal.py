@@ -210,6 +210,7 @@ def test_only_one_adopts_a_lane(tmp_path: Path) -> None:
     assert len(dead_lanes(tmp_path, Disk())[0]) == 1
 
 
+@pytest.mark.slow
 async def test_a_full_disk_is_a_decision(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     disk = FullDisk(room=250)
     usage, events = journaled(tmp_path, disk=disk)

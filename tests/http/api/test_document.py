@@ -70,6 +70,7 @@ async def test_a_token_is_documented_and_not_needed_for_the_document() -> None:
         assert (await client.get("/v1/users")).status_code == 401
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("store", "examples"), [("memory", 25), ("dynamodb", 3)])
 async def test_schemathesis_finds_nothing(
