@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,13 @@ from tests.docs.pages import ROOT
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of their own, and a site for those that are part of one."""
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder of their own, and a site for those that are part of one. Litestar sets the level of all logging."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "tests.docs.django_site")
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture

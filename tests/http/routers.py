@@ -105,7 +105,9 @@ def litestar_site(folder: Path) -> ASGIApp:
         return _page(rest.removeprefix("/"))
 
     files = create_static_files_router(path="/files", directories=[folder])
-    return cast(ASGIApp, Litestar(route_handlers=[hint, fine, item, page, files], openapi_config=None))
+    return cast(
+        ASGIApp, Litestar(route_handlers=[hint, fine, item, page, files], openapi_config=None, logging_config=None)
+    )
 
 
 def flask_site(folder: Path) -> ASGIApp:

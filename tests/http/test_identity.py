@@ -354,7 +354,7 @@ async def test_whom_litestars_authentication_has_let_in(kind: Callable[[str], ob
         return "seen"
 
     limits = DefineMiddleware(cast(Any, RateLimitMiddleware), limiter=limiter_of(Policy("view", "2/day", match="/**")))
-    app = Litestar([view], middleware=[DefineMiddleware(Authentication), limits])
+    app = Litestar([view], middleware=[DefineMiddleware(Authentication), limits], logging_config=None)
     async with client_of(cast(ASGIApp, app)) as client:
         answers = [(await client.get("/", headers={"x-token": who})).status_code for who in ("a", "a", "b", "a", "b")]
     assert answers == [200, 200, 200, 429, 200]

@@ -239,7 +239,7 @@ async def test_a_framework_that_answers_every_exception_by_itself() -> None:
         await ask(request)  # type: ignore[arg-type]
         return "ok"
 
-    site: Any = Litestar([view])
+    site: Any = Litestar([view], logging_config=None)
     app = RateLimitMiddleware(site, limiter=limiter_of(Policy("hint", "1/day")))
     async with client_of(app) as client:
         assert [(await client.get("/")).status_code for _ in range(2)] == [200, 429]
