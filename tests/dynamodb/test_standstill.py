@@ -161,6 +161,7 @@ def test_a_process_that_was_stopped(apart: Apart, lane: str) -> None:
                 assert process.stdout.readline().strip() == "None"
                 process.send_signal(signal.SIGSTOP)
                 apart.drop_connections()
+                time.sleep(0.05)  # it stands still for longer than a connection is trusted unseen
                 process.stdin.write("\n")
                 process.stdin.flush()
                 process.send_signal(signal.SIGCONT)
