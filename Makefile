@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 INSTALLED := $(VENV)/.installed
 STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/directory tests/usage tests/cli/test_table.py
-HOT_SUITE := tests/test_build.py tests/algorithms tests/store tests/limiter tests/dynamodb tests/http tests/proxy
+HOT_SUITE := tests/test_build.py tests/algorithms tests/store tests/limiter tests/dynamodb tests/http tests/server
 GATEWAYS := .cache/gateways
 DEPLOY_TOOLS := .cache/deploy-tools
 

@@ -10,7 +10,7 @@ AWS's client is not imported before a `dynamodb://` store is made.
 
 from ratelimit.config import Config, load_config
 from ratelimit.decision import Decision, QuotaState
-from ratelimit.directory import Directory, Identity, Plan, User
+from ratelimit.directory import Directory
 from ratelimit.errors import (
     AccessDenied,
     ConfigError,
@@ -31,13 +31,14 @@ from ratelimit.errors import (
     UnknownAction,
 )
 from ratelimit.event import UsageEvent
+from ratelimit.factory import configure, open_store
 from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
 from ratelimit.limiter import Alert, Limiter
 from ratelimit.policy import Policy
 from ratelimit.quota import UNLIMITED, Quota, Window
 from ratelimit.store import MemoryStore
+from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.usage import UsageLog
-from ratelimit.wiring import configure, open_store
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ import pytest
 
 from ratelimit.config import load_config
 from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
-from ratelimit.wiring import load_checked
+from ratelimit.factory import load_checked
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,15 +9,16 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.directory import Directory, User
+from ratelimit.directory import Directory
 from ratelimit.errors import InvalidUser
+from ratelimit.factory import open_store
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.api import Api
 from ratelimit.limiter import Limiter
 from ratelimit.names import MAX_USER_BYTES, Key, UserId, check_user
 from ratelimit.policy import Policy
+from ratelimit.store.directory import User
 from ratelimit.usage import UsageLog
-from ratelimit.wiring import open_store
 from tests.cli.command import Command, ratelimit
 from tests.engines import Engine
 from tests.http.apps import client_of, hello

@@ -11,11 +11,11 @@ from typing import Final
 from docs.hooks.text import fenced, in_lines
 from ratelimit import Identity, Limiter, MemoryStore, Plan, Policy, Quota, UsageEvent, User
 from ratelimit.clock import SECOND, Clock
-from ratelimit.dynamodb.directory_items import entry_key, entry_values, identity_item
-from ratelimit.dynamodb.event_items import event_item, id_item
+from ratelimit.dynamodb.directory import entry_key, entry_values, identity_item
+from ratelimit.dynamodb.events import event_item, id_item
 from ratelimit.dynamodb.expressions import encode, number
 from ratelimit.dynamodb.schema import CREATED, LIMIT_TYPE, TTL, TYPE, Item, limit_key
-from ratelimit.event_id import id_from
+from ratelimit.event import id_from
 from ratelimit.names import Key
 from ratelimit.store import Store
 from ratelimit.store.directory import Entry, name_of, next_version

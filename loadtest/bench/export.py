@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 
 from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.dynamodb.event_items import event_item
+from ratelimit.dynamodb.events import event_item
 from ratelimit.dynamodb.schema import table_definition
 from ratelimit.event import UsageEvent
 from ratelimit.store.scans import SCAN_PAGE

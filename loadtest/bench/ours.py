@@ -14,8 +14,8 @@ from ratelimit.clock import SystemClock
 from ratelimit.decision import Decision
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.belief import Belief
-from ratelimit.limiter.planner import Planner
+from ratelimit.limiter.compiled_policy import Planner
+from ratelimit.limiter.record_cache import Belief
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore

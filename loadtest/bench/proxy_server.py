@@ -25,9 +25,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.config import Config
 from ratelimit.policy import Policy
-from ratelimit.proxy import Front, Proxy
-from ratelimit.proxy.intake import Intake
-from ratelimit.wiring import proxy_app
+from ratelimit.server.factory import proxy_app
+from ratelimit.server.http_protocol import Intake
+from ratelimit.server.proxy import Proxy
+from ratelimit.server.request_id import Front
 
 OURS: Final = ("off", "limited", "logged")
 VARIANTS: Final = (*OURS, "usual")

@@ -16,7 +16,7 @@ from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
-from ratelimit.wiring import open_store, table_settings
+from ratelimit.factory import open_store, table_settings
 
 TABLE: Final = "ratelimit-loadtest"
 POOL: Final = "64"

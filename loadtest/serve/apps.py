@@ -15,7 +15,8 @@ from starlette.types import ASGIApp
 from loadtest.serve.books import Books
 from ratelimit import RateLimitMiddleware, limited
 from ratelimit.config import Config
-from ratelimit.wiring import MiddlewareArgs, args_of, decision_app, proxy_app
+from ratelimit.factory import MiddlewareArgs, args_of, decision_app
+from ratelimit.server.factory import proxy_app
 
 _CONFIG: Final = Config(user_from=("header:x-user",))
 

@@ -11,10 +11,10 @@ from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import Alerts
-from ratelimit.limiter.guard import Guard
-from ratelimit.limiter.ledger import Ledger
+from ratelimit.limiter.compiled_policy import Planner
+from ratelimit.limiter.counters import Ledger
+from ratelimit.limiter.deadline import Guard
 from ratelimit.limiter.limiter import DEFAULT_DEADLINE
-from ratelimit.limiter.planner import Planner
 from ratelimit.names import Key
 from ratelimit.policy import Lease, Policy
 from ratelimit.store import Store

@@ -16,13 +16,14 @@ from ratelimit.cli.config import app as config_app
 from ratelimit.cli.cost import cost
 from ratelimit.cli.demo import app as demo_app
 from ratelimit.cli.deploy import app as deploy_app
-from ratelimit.cli.directory import plan_app, user_app
 from ratelimit.cli.loadtest import app as loadtest_app
 from ratelimit.cli.migrate import app as migrate_app
 from ratelimit.cli.output import INVALID, UNAVAILABLE, complain
+from ratelimit.cli.plan import app as plan_app
 from ratelimit.cli.serve import serve
 from ratelimit.cli.table import app as table_app
 from ratelimit.cli.usage import app as usage_app
+from ratelimit.cli.user import app as user_app
 from ratelimit.errors import ConfigError, RateLimitError, StoreUnavailable
 
 app: Final = typer.Typer(

@@ -7,16 +7,16 @@ from typing import Annotated, cast
 
 import typer
 
+from ratelimit.cli.options import ConfigOption, JsonOption, StoreOption, load, whole
 from ratelimit.cli.output import ALLOWED, REFUSED, in_words, note, say, say_json, say_table
-from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption, load, whole
 from ratelimit.config import Config, masked
 from ratelimit.decision import Decision
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError, StoreUnavailable, UnknownAction
+from ratelimit.factory import limiter_from, store_of
 from ratelimit.limiter import Limiter
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import to_quotas
-from ratelimit.wiring import limiter_from, store_of
 
 # A person waits longer than a request may: a first call finds credentials and shakes hands.
 _DEADLINE = 5.0

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ratelimit.cli.options import ConfigOption, JsonOption, load
 from ratelimit.cli.output import say, say_fields, say_json, say_table
-from ratelimit.cli.settings import ConfigOption, JsonOption, load
 from ratelimit.config import document
 
 # A name that TOML takes without quotes.

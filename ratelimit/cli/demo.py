@@ -12,12 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ratelimit.cli.migrate.progress import progress
+from ratelimit.cli.options import ConfigOption, JsonOption, StoreOption, load
 from ratelimit.cli.output import say, say_json, say_table
-from ratelimit.cli.settings import ConfigOption, JsonOption, StoreOption, load
+from ratelimit.cli.progress import progress
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.errors import InvalidInput
-from ratelimit.wiring import table_settings
+from ratelimit.factory import table_settings
 
 app = typer.Typer(help="Something to look at.", no_args_is_help=True)
 
@@ -53,8 +53,8 @@ def seed(
         ratelimit demo seed --users 500 --days 30
     """
     from ratelimit import migrate
+    from ratelimit.dynamodb.client import endpoint_of
     from ratelimit.dynamodb.settings import is_amazon
-    from ratelimit.dynamodb.whereabouts import endpoint_of
 
     settings = load(config, store)
     target = table_settings(settings.store)

@@ -1,11 +1,9 @@
 """Configuration: one TOML file, the same as keyword arguments, and environment variables over both."""
 
-from ratelimit.config.document import document
-from ratelimit.config.load import load_config, read_config
-from ratelimit.config.model import Config, HeadersMode, SettingArgs
+from ratelimit.config.load import document, load_config, read_config
 from ratelimit.config.problems import Problems
 from ratelimit.config.secrets import check_token, masked, masked_path, redacted
-from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
+from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS, Config, HeadersMode, SettingArgs
 
 __all__ = [
     "POLICY_SETTINGS",

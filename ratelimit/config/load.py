@@ -2,19 +2,203 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
-from ratelimit.config.environment import FILE, from_environment
-from ratelimit.config.layers import Layer, from_file, from_table
-from ratelimit.config.model import Config, SettingArgs
 from ratelimit.config.problems import Problems, unknown
-from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
+from ratelimit.config.secrets import MASK, masked, masked_path
+from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS, Config, SettingArgs
 from ratelimit.errors import ConfigError
 from ratelimit.policy import Policy
 from ratelimit.quota import UNLIMITED
+
+logger = logging.getLogger("ratelimit")
+
+
+# The layers a configuration is made of, each still unchecked: the file, the keyword arguments, the environment.
+
+
+@dataclass
+class Layer:
+    """Raw values by setting, raw policies by name, and where each was set (by path; for the reader of an error)."""
+
+    settings: dict[str, object] = field(default_factory=dict)
+    policies: dict[str, object] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    origin: str = ""
+
+    def origin_of(self, path: str) -> str:
+        """Of the setting itself, or of what it is part of (`policies.hint.quotas[1]` → `policies.hint.quotas` → …)."""
+        while path:
+            if path in self.origins:
+                return self.origins[path]
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.origin
+
+    def lay(self, over: Layer) -> None:
+        """Put another layer over this one: settings replace settings, also inside a policy."""
+        for name, value in over.settings.items():
+            self.settings[name] = value
+            self.origins[name] = over.origin_of(name)
+        for name, value in over.policies.items():
+            below = self.policies.get(name)
+            if not isinstance(value, dict) or not isinstance(below, dict):
+                self.policies[name] = value
+                self.origins[f"policies.{name}"] = over.origin_of(f"policies.{name}")
+                below = None
+            for key in value if isinstance(value, dict) else ():
+                path = f"policies.{name}.{key}"
+                self.origins[path] = over.origin_of(path)
+            if below is not None and isinstance(value, dict):
+                self.policies[name] = below | value
+
+
+def from_file(path: str | Path, *, named_by: str = "") -> Layer:
+    """Read a TOML file. Raises `ConfigError` naming the file, and the line of a mistake in its syntax."""
+    hint = f" ({named_by})" if named_by else ""
+    try:
+        with open(path, "rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else (error.strerror or "cannot be read").lower()
+        raise ConfigError(str(path), f"{reason}{hint}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"not valid TOML: {error}{hint}") from error
+    except RecursionError:
+        raise ConfigError(str(path), f"not TOML that can be read: it is nested too deeply{hint}") from None
+    return from_table(table, origin=f"in {path}")
+
+
+def from_table(table: Mapping[str, Any], *, origin: str = "") -> Layer:
+    """A file's content, or keyword arguments. Raises `ConfigError` where `policies` are not policies at all."""
+    settings = dict(table)
+    policies = settings.pop("policies", {})
+    layer = Layer(settings, origin=origin)
+    if isinstance(policies, Mapping):
+        layer.policies = {str(name): _as_table(value) for name, value in policies.items()}
+    elif isinstance(policies, Iterable) and not isinstance(policies, str):
+        layer.policies = _by_name(policies)
+    else:
+        raise ConfigError("policies", f"expected a table of policies, such as [policies.hint], not {policies!r}")
+    return layer
+
+
+def _by_name(policies: Iterable[object]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for number, policy in enumerate(policies):
+        if not isinstance(policy, Policy):
+            raise ConfigError(f"policies[{number}]", f"expected a Policy (or a table: [policies.NAME]), not {policy!r}")
+        if policy.name in found:
+            raise ConfigError(f"policies[{number}]", f"a second policy named {policy.name!r}; names are unique")
+        found[policy.name] = _as_table(policy)
+    return found
+
+
+def _as_table(policy: object) -> object:
+    """A `Policy` as the table it could have been, so that the environment may change one setting of it."""
+    if not isinstance(policy, Policy):
+        return dict(policy) if isinstance(policy, Mapping) else policy
+    return {each.name: getattr(policy, each.name) for each in fields(policy) if each.name != "name"}
+
+
+# Environment variables as a layer: `RATELIMIT_STORE`, `RATELIMIT_POLICIES__HINT__QUOTAS`.
+
+PREFIX: Final = "RATELIMIT_"
+FILE: Final = "RATELIMIT_CONFIG"
+# Read elsewhere: by the test suite, and by the DynamoDB client.
+_NOT_OURS: Final = ("RATELIMIT_TEST_", "RATELIMIT_FAST_LANE")
+_EXAMPLE: Final = "RATELIMIT_POLICIES__HINT__QUOTAS"
+# What Kubernetes and Docker tell each container of a service or link called `ratelimit` or `ratelimit-…`.
+_SERVICE = re.compile(r"RATELIMIT(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://.*", re.DOTALL)
+# The settings of Flask-Limiter, slowapi and django-ratelimit, which have the same prefix.
+_OTHERS: Final = frozenset({
+    "APPLICATION", "APPLICATION_COST", "APPLICATION_DEDUCT_WHEN", "APPLICATION_EXEMPT_WHEN", "APPLICATION_PER_METHOD",
+    "CACHE_PREFIX", "DEFAULT", "DEFAULTS_COST", "DEFAULTS_DEDUCT_WHEN", "DEFAULTS_EXEMPT_WHEN", "DEFAULTS_PER_METHOD",
+    "ENABLE", "ENABLED", "FAIL_ON_FIRST_BREACH", "FAIL_OPEN", "GLOBAL", "HASH_ALGORITHM", "HEADERS_ENABLED",
+    "HEADER_LIMIT", "HEADER_REMAINING", "HEADER_RESET", "HEADER_RETRY_AFTER", "HEADER_RETRY_AFTER_VALUE",
+    "IN_MEMORY_FALLBACK", "IN_MEMORY_FALLBACK_ENABLED", "IPV4_MASK", "IPV6_MASK", "IP_META_KEY", "KEY_PREFIX", "META",
+    "META_BREACH_CALLBACK", "ON_BREACH_CALLBACK", "REQUEST_IDENTIFIER", "STORAGE_OPTIONS", "STORAGE_URI",
+    "STORAGE_URL", "STRATEGY", "SWALLOW_ERRORS", "USE_CACHE", "VIEW",
+})  # fmt: skip
+
+
+def from_environment(env: Mapping[str, str], policies: Iterable[str], errors: list[ConfigError]) -> Layer:
+    """What the variables set; an empty one counts as not set. `policies` are the names known from elsewhere: case does
+    not matter, nor `-` or `_`. A policy that nothing else names is made, its name in lower case.
+
+    A variable that is neither ours nor known to be another's is warned of, with the nearest that is ours: whoever
+    started this process may have had other reasons for it."""
+    layer = Layer()
+    names = list(policies)
+    for variable in sorted(env):
+        if not variable.startswith(PREFIX) or variable == FILE or _is_foreign(variable, env[variable]):
+            continue
+        try:
+            _read(variable, env[variable], names, layer)
+        except ConfigError as error:
+            errors.append(error)
+    return layer
+
+
+def _is_foreign(variable: str, text: str) -> bool:
+    if variable.startswith(_NOT_OURS) or variable.removeprefix(PREFIX) in _OTHERS or _SERVICE.fullmatch(variable):
+        return True
+    return variable.endswith("_PORT") and _SERVICE_URL.fullmatch(text) is not None
+
+
+def _read(variable: str, text: str, names: list[str], layer: Layer) -> None:
+    parts = variable.removeprefix(PREFIX).lower().split("__")
+    origin = f"set by {variable}"
+    if parts[0] == "policies":
+        if len(parts) != 3 or not all(parts):
+            raise ConfigError(variable, f"name the policy and the setting, as in {_EXAMPLE}=5/day")
+        if parts[2] not in POLICY_SETTINGS:
+            prefix = variable[: variable.rindex("__") + 2]
+            raise _unknown(variable, [prefix + setting.upper() for setting in POLICY_SETTINGS])
+        if text.strip():
+            name = _policy_name(variable, parts[1], names)
+            values = layer.policies.setdefault(name, {})
+            assert isinstance(values, dict)
+            values[parts[2]] = POLICY_SETTINGS[parts[2]].from_text(text.strip())
+            layer.origins[f"policies.{name}.{parts[2]}"] = layer.origins[f"policies.{name}"] = origin
+    elif len(parts) > 1 or parts[0] not in SETTINGS:
+        known = [FILE, _EXAMPLE, *(PREFIX + setting.upper() for setting in SETTINGS)]
+        if len(parts) > 1:
+            # Nobody else parts names like this: it would be a limit that is not there.
+            raise _unknown(variable, known)
+        _warn(str(_unknown(variable, known)))
+    elif text.strip():
+        layer.settings[parts[0]] = SETTINGS[parts[0]].from_text(text.strip())
+        layer.origins[parts[0]] = origin
+
+
+@cache
+def _warn(message: str) -> None:
+    """Once in each process, however often the configuration is read."""
+    logger.warning("%s", message)
+
+
+def _policy_name(variable: str, name: str, names: list[str]) -> str:
+    same = [each for each in names if each.lower().replace("-", "_") == name.replace("-", "_")]
+    if len(same) > 1:
+        raise ConfigError(variable, f"could mean the policy {same[0]!r} or {same[1]!r}; set it in the file instead")
+    return same[0] if same else name
+
+
+def _unknown(variable: str, known: list[str]) -> ConfigError:
+    near = get_close_matches(variable, known, n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
+    return ConfigError(variable, f"unknown environment variable; {hint}")
 
 
 def load_config(
@@ -105,3 +289,39 @@ def _known(table: dict[str, object], errors: list[ConfigError]) -> dict[str, Any
         except ConfigError as error:
             errors.append(error.under(key))
     return values
+
+
+# `document`: a configuration as plain values, for people and programs to look at. Whatever is secret is masked.
+
+_SECRET: Final = ("token", "secret", "key")
+_SECRET_URL: Final = "webhook"
+
+
+def document(config: Config) -> dict[str, Any]:
+    """Every setting by its name, in the order of `Config`; what is not set is left out. Fit for JSON and TOML."""
+    found = {field.name: _shown(field.name, getattr(config, field.name)) for field in fields(config)}
+    found["policies"] = {policy.name: _policy_table(policy) for policy in config.policies}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _policy_table(policy: Policy) -> dict[str, Any]:
+    found: dict[str, Any] = {"quotas": [str(quota) for quota in policy.quotas] or "unlimited"}
+    for name in POLICY_SETTINGS:
+        value = getattr(policy, name)
+        if name not in found and value is not None:
+            found[name] = _plain(value)
+    return found
+
+
+def _shown(name: str, value: object) -> object:
+    if name.endswith(_SECRET):
+        return None if value is None else MASK
+    if isinstance(value, str) and "://" in value:
+        return masked_path(value) if name.endswith(_SECRET_URL) else masked(value)
+    return _plain(value)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return f"function {getattr(value, '__qualname__', value)}" if callable(value) else value

@@ -1,13 +1,22 @@
 """What it costs: a month's workload, or what a running service consumes, in AWS's prices. Pure: nothing here does I/O
 but reading the price file."""
 
-from ratelimit.cost.amounts import amount, in_short, number, share
-from ratelimit.cost.estimate import Estimate, Line, Saving, dollars, estimate
+from ratelimit.cost.estimate import (
+    Estimate,
+    Line,
+    Provisioned,
+    Saving,
+    Throughput,
+    amount,
+    dollars,
+    estimate,
+    in_short,
+    number,
+    share,
+)
 from ratelimit.cost.metrics import SHORTEST, Consumption, read_metrics
 from ratelimit.cost.prices import DEFAULT_REGION, Prices, load_prices
-from ratelimit.cost.throughput import Provisioned, Throughput
-from ratelimit.cost.units import Units, units_of
-from ratelimit.cost.workload import LogMode, Workload
+from ratelimit.cost.units import LogMode, Units, Workload, units_of
 
 __all__ = [
     "DEFAULT_REGION",

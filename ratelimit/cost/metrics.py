@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
-from ratelimit.cost.units import HOURS, Units, event_gb, state_gb
-from ratelimit.cost.workload import Workload
+from ratelimit.cost.units import HOURS, Units, Workload, event_gb, state_gb
 from ratelimit.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -1,13 +1,13 @@
 """DynamoDB: the only room that knows botocore, keys and expressions."""
 
-from ratelimit.dynamodb.faults import AnswerLost, StoreUnreachable
-from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.spec import TableSpec
-from ratelimit.dynamodb.state_store import DynamoDBStore
+from ratelimit.dynamodb.client import same_table
+from ratelimit.dynamodb.errors import AnswerLost, StoreUnreachable
+from ratelimit.dynamodb.settings import Settings, parse_url
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.status import TableStatus
+from ratelimit.dynamodb.store import DynamoDBStore
 from ratelimit.dynamodb.table import (
     TableProtected,
+    Upgraded,
     count_items,
     create_table,
     delete_table,
@@ -15,10 +15,8 @@ from ratelimit.dynamodb.table import (
     upgrade_table,
     verify_table,
 )
-from ratelimit.dynamodb.upgrade import Upgraded
-from ratelimit.dynamodb.url import parse_url
-from ratelimit.dynamodb.verify import Line
-from ratelimit.dynamodb.whereabouts import same_table
+from ratelimit.dynamodb.table_spec import TableSpec
+from ratelimit.dynamodb.table_verify import Line, TableStatus
 
 __all__ = [
     "AnswerLost",

@@ -5,23 +5,144 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, Final, Self, TypeAlias
 
 import msgspec
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
+from botocore.auth import AUTH_TYPE_MAPS, SIGV4_TIMESTAMP, SigV4Auth
 from botocore.credentials import RefreshableCredentials
+from botocore.exceptions import BotoCoreError, InvalidRegionError
 from botocore.httpsession import get_cert_path
 from botocore.loaders import Loader, create_loader
 
-from ratelimit.dynamodb.faults import Place, UnusableAnswer, explained, is_bare, no_region, unsignable
-from ratelimit.dynamodb.server_clock import ServerClock
-from ratelimit.dynamodb.settings import Settings, is_loopback, without_userinfo
-from ratelimit.dynamodb.transport import Session, new_socket
-from ratelimit.dynamodb.whereabouts import endpoint_of, region_of
+from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.dynamodb.errors import Place, UnusableAnswer, explained, is_bare, is_denied, no_region, unsignable
+from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, is_region, server_of, without_userinfo
+from ratelimit.dynamodb.transport.boto import Session, new_socket
 from ratelimit.errors import StoreMisconfigured
+
+# `ServerClock`: the time by which requests are signed. One for all that is signed, whichever way it is sent. AWS
+# refuses what was signed more than minutes before or after its own time. Such a refusal says what that time is.
+
+_MIN_SKEW: Final = 60
+"""Seconds. Amazon forgives some minutes; a second or two is the answer's own way."""
+_SIGNATURE: Final = "ratelimit-v4"
+_SKEW: Final = "ratelimit_skew"
+_MOMENT: Final = "ratelimit_moment"
+_SIGNED: Final = ("dynamodb", "sts")
+
+
+class ServerClock:
+    """This machine's clock, and how far it is off."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or SystemClock()
+        self.skew = 0
+        """Seconds that the server is ahead of us."""
+
+    def learn(self, date: str, skew: int) -> bool:
+        """Whether the refusal of a request signed with this `skew` may be due to our clock, which is then taken to be
+        as far off as the answer's `date` says."""
+        try:
+            theirs = int(parsedate_to_datetime(date).timestamp())
+        except ValueError:
+            return False
+        found = theirs - self.clock.now() // SECOND
+        if abs(found - skew) < _MIN_SKEW:
+            return False
+        self.skew = found
+        return True
+
+    def attach(self, events: Any) -> None:
+        """Have all clients of a session of botocore's sign by this clock; these are the session's events."""
+        for service in _SIGNED:
+            events.register_first(f"choose-signer.{service}", self._on_signing)
+            events.register_first(f"needs-retry.{service}", self._on_answer)
+
+    def _on_signing(self, signature_version: object, context: dict[str, Any], **_: object) -> str | None:
+        if signature_version != "v4":
+            return None
+        moment = datetime.fromtimestamp(self.clock.now() // SECOND + self.skew, UTC)
+        context[_SKEW], context[_MOMENT] = self.skew, moment.strftime(SIGV4_TIMESTAMP)
+        return _SIGNATURE
+
+    def _on_answer(self, response: Any, attempts: int, request_dict: dict[str, Any], **_: object) -> int | None:
+        """0, to try again at once, where a first attempt was refused because of the clock."""
+        signed_with = request_dict["context"].get(_SKEW)
+        if response is None or attempts > 1 or signed_with is None:
+            return None
+        http, parsed = response
+        denied = is_denied(str(parsed.get("Error", {}).get("Code", "")))
+        return 0 if denied and self.learn(http.headers.get("date", ""), signed_with) else None
+
+
+class _ServerTime(SigV4Auth):  # type: ignore[misc]
+    """botocore's own signature, as of the moment that was chosen."""
+
+    def _modify_request_before_signing(self, request: Any) -> None:
+        request.context["timestamp"] = request.context[_MOMENT]
+        super()._modify_request_before_signing(request)
+
+
+AUTH_TYPE_MAPS[_SIGNATURE] = _ServerTime
+
+
+# Where a table is: the region and the endpoint that the settings name, or else the AWS set-up.
+
+_LOCAL_REGION: Final = "us-east-1"
+
+_Whereabouts: TypeAlias = tuple[str, str | None, Server | None]
+
+
+def endpoint_of(settings: Settings, session: AioSession | None = None) -> str | None:
+    """What botocore is going to use, as far as the settings, the variables and the AWS profile say it. Raises what
+    botocore does."""
+    session = session or get_session()
+    if settings.endpoint or session.get_config_variable("ignore_configured_endpoint_urls"):
+        return settings.endpoint
+    named = os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
+    if named:
+        return named
+    profile: Mapping[str, Any] = session.get_scoped_config()
+    services = session.full_config.get("services", {}).get(profile.get("services"), {})
+    endpoint = services.get("dynamodb", {}).get("endpoint_url") or profile.get("endpoint_url")
+    return None if endpoint is None else str(endpoint)
+
+
+def region_of(settings: Settings, session: AioSession) -> str | None:
+    """None where nobody says it, and the table is not on this machine. Raises what botocore does."""
+    # botocore itself does not know AWS_REGION, which Lambda and ECS set and every other SDK reads.
+    region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    if region:
+        if not is_region(str(region)):
+            raise InvalidRegionError(region_name=region)
+        return str(region)
+    return _LOCAL_REGION if is_loopback(endpoint_of(settings, session)) else None
+
+
+def same_table(one: Settings, other: Settings) -> bool:
+    """Whether both lead to one table, however they are written. Asks nobody, and raises nothing."""
+    session = get_session()
+    return _whereabouts(one, session) == _whereabouts(other, session)
+
+
+def _whereabouts(settings: Settings, session: AioSession) -> _Whereabouts:
+    # Amazon has many names for a region's endpoint (dual-stack, FIPS, a VPC's own), and behind each the same tables.
+    server = None
+    try:
+        endpoint, region = endpoint_of(settings, session), region_of(settings, session)
+    except BotoCoreError:  # a broken set-up: it is told, with its reason, when the table is opened
+        endpoint, region = settings.endpoint, settings.region
+    if endpoint is not None and not is_amazon(endpoint):
+        server = server_of(endpoint)
+    return settings.table, region, server
+
 
 _LOCAL_KEY: Final = "local"
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
 
 from botocore.exceptions import ClientError
 
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.client import Connection
-from ratelimit.dynamodb.description import check_keys, is_working
-from ratelimit.dynamodb.faults import code_of, explained
+from ratelimit.dynamodb.errors import Place, code_of, explained, key_mismatch
 from ratelimit.dynamodb.retries import HARMLESS, Retries, Sleep
 from ratelimit.dynamodb.settings import is_amazon
 from ratelimit.errors import (
@@ -23,7 +23,47 @@ from ratelimit.errors import (
     TableNotFound,
 )
 
-PATIENCE: Final = 120.0
+# What a `DescribeTable` answer says, and what a store asks of it before it works on the table.
+
+_WORKING: Final = ("ACTIVE", "UPDATING")
+_AT_REST: Final = ("ENABLED", "DISABLED")
+
+
+def is_working(description: Mapping[str, Any]) -> bool:
+    """Whether the table and its indexes take requests."""
+    indexes = description.get("GlobalSecondaryIndexes") or ()
+    states = [description.get("TableStatus"), *(index.get("IndexStatus", "ACTIVE") for index in indexes)]
+    return all(state in _WORKING for state in states)
+
+
+def is_settled(description: Mapping[str, Any]) -> bool:
+    """Whether nothing is being changed any more: the table, its indexes, its encryption."""
+    indexes = description.get("GlobalSecondaryIndexes") or ()
+    states = [description.get("TableStatus"), *(index.get("IndexStatus", "ACTIVE") for index in indexes)]
+    encryption = (description.get("SSEDescription") or {}).get("Status", "ENABLED")
+    return all(state == "ACTIVE" for state in states) and encryption in _AT_REST
+
+
+def check_keys(description: Mapping[str, Any], place: Place) -> None:
+    """Raises `TableMismatch`."""
+    found = keys_of(description, description)
+    if found != tuple(f"{name} (S)" for name, _ in schema.KEY_SCHEMA):
+        raise key_mismatch(place, " and ".join(found))
+
+
+def keys_of(description: Mapping[str, Any], part: Mapping[str, Any]) -> tuple[str, ...]:
+    """The keys of the table or of one of its indexes, partition first, each with its type."""
+    types = {a["AttributeName"]: a["AttributeType"] for a in description.get("AttributeDefinitions", ())}
+    ordered = sorted(part.get("KeySchema", ()), key=lambda key: key["KeyType"] != "HASH")
+    return tuple(f"{key['AttributeName']} ({types.get(key['AttributeName'], '?')})" for key in ordered)
+
+
+def billing_of(description: Mapping[str, Any]) -> str:
+    """A table that was never billed on demand says nothing of it."""
+    return str((description.get("BillingModeSummary") or {}).get("BillingMode", "PROVISIONED"))
+
+
+POLL_TIMEOUT_S: Final = 120.0
 """Seconds that a wait lasts at most, unless the caller says more."""
 
 _SHORTEST_PAUSE: Final = 0.05
@@ -152,7 +192,7 @@ class Control:
 
         return await self._retries.run(operation.title().replace("_", ""), send, on=HARMLESS)
 
-    async def polls(self, until: str, *, within: float = PATIENCE) -> AsyncIterator[float]:
+    async def polls(self, until: str, *, within: float = POLL_TIMEOUT_S) -> AsyncIterator[float]:
         """Turns of a wait that ends, with growing pauses; each is the seconds waited so far."""
         pause, waited = _SHORTEST_PAUSE, 0.0
         while waited <= within:
@@ -176,3 +216,75 @@ class Control:
         """What an engine for development does not know may be left out there, and only there."""
         if is_amazon(self.place.endpoint) or isinstance(error, _NOT_OPTIONAL):
             raise error
+
+
+# `Snapshot`: what DynamoDB says of a table, and of each part that it does not say, why not.
+
+T = TypeVar("T")
+
+# DynamoDB Local puts this where the region belongs. It takes any encryption and any tags, and forgets them.
+_LOCAL: Final = ":ddblocal:"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A part that could not be looked at."""
+
+    why: str
+    permission: str | None = None
+    """The IAM action that would let it be looked at; None where this engine does not know the part at all."""
+
+
+Tags: TypeAlias = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Every part is what was said, or `Unknown`."""
+
+    place: Place
+    table: Mapping[str, Any] | Unknown
+    """The answer to `DescribeTable`."""
+    ttl: str | Unknown | None
+    """The attribute that items expire by."""
+    recovery: bool | Unknown
+    tags: Tags | Unknown
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is DynamoDB Local that answered."""
+        return not isinstance(self.table, Unknown) and _LOCAL in str(self.table.get("TableArn", ""))
+
+
+async def look(control: Control) -> Snapshot:
+    """Four calls; what is forbidden or not known here is left out. Raises `StoreUnavailable`'s other subclasses."""
+    table = await _known(control, control.describe)
+    arn = None if isinstance(table, Unknown) else table.get("TableArn")
+    return Snapshot(
+        place=control.place,
+        table=table,
+        ttl=await _known(control, control.expiry),
+        recovery=await _known(control, control.recovery),
+        tags=await _known(control, lambda: control.tags(arn)) if arn else _no_arn(table),
+    )
+
+
+async def _known(control: Control, ask: Callable[[], Awaitable[T]]) -> T | Unknown:
+    try:
+        return await ask()
+    except AccessDenied as error:
+        if error.permission is None:
+            raise
+        return Unknown(f"needs the permission {error.permission}", error.permission)
+    except (TableNotFound, TableMismatch):
+        raise
+    except StoreMisconfigured:
+        if is_amazon(control.place.endpoint):
+            raise
+        return Unknown("cannot be checked here: this engine does not know it")
+
+
+def _no_arn(table: Mapping[str, Any] | Unknown) -> Unknown:
+    if isinstance(table, Unknown):
+        return table
+    return Unknown("cannot be checked here: this engine gives its tables no name for that")

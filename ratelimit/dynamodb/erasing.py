@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final, NamedTuple
 
-from ratelimit.dynamodb.directory_store import DynamoDBDirectoryStore
-from ratelimit.dynamodb.event_store import DynamoDBEventStore
+from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
+from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.scans import DynamoDBScans
 from ratelimit.dynamodb.schema import IDENTITY_TYPE, META, OWNER, PK, SK, TYPE, Item, escape
 from ratelimit.errors import StoreMisconfigured

@@ -10,7 +10,7 @@ import random as _random
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias, TypeVar
 
-from ratelimit.dynamodb.faults import AnswerLost, StoreUnreachable
+from ratelimit.dynamodb.errors import AnswerLost, StoreUnreachable
 from ratelimit.dynamodb.stats import Stats
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from ratelimit.dynamodb.client import Connection, connect
-from ratelimit.dynamodb.event_items import event_of
+from ratelimit.dynamodb.errors import AnswerLost, explained
+from ratelimit.dynamodb.events import event_of
 from ratelimit.dynamodb.expressions import record_of
-from ratelimit.dynamodb.faults import AnswerLost, explained
-from ratelimit.dynamodb.lane import units
 from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import EVENT_TYPE, LIMIT_TYPE, PK, SK, Item, parse_event_pk, parse_limit_pk
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.transport.base import units
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from ratelimit.dynamodb.expressions import record_of
-from ratelimit.dynamodb.lane import Answer, Lane
 from ratelimit.dynamodb.retries import Retries
 from ratelimit.dynamodb.schema import Item
 from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.transport.base import Answer, Lane
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.write import Outcome, Record, Write

@@ -1,10 +1,10 @@
 """The HTTP surface: who a request is from, which policies it meets, what the answer says. `RateLimitMiddleware`."""
 
 from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.dependency import limited, quota_exceeded_handler
 from ratelimit.http.headers import HeaderStyle
-from ratelimit.http.limited import limited, quota_exceeded_handler
 from ratelimit.http.middleware import RateLimitMiddleware
-from ratelimit.http.state import RateLimitState
+from ratelimit.http.request_handler import RateLimitState
 
 __all__ = [
     "HeaderStyle",

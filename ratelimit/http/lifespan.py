@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.clock import SECOND
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
-from ratelimit.http.limited import unknown_action
-from ratelimit.http.refunds import Refunds
+from ratelimit.http.dependency import unknown_action
+from ratelimit.http.recording import Refunds
 from ratelimit.limiter import Limiter
 from ratelimit.usage import UsageLog
 

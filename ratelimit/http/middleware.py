@@ -13,15 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
-from ratelimit.http.exchange import Exchange, Site
+from ratelimit.http.charges import Routes
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM
 from ratelimit.http.lifespan import Lifespan
-from ratelimit.http.recording import Recorder
-from ratelimit.http.refunds import Refunds
+from ratelimit.http.options import Surface
+from ratelimit.http.recording import Recorder, Refunds
 from ratelimit.http.refusal import OnRefused, Refusals, stack
-from ratelimit.http.routes import Routes
-from ratelimit.http.surface import Surface
+from ratelimit.http.request_handler import Exchange, Site
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Exempt, UserFrom
 from ratelimit.usage import UsageLog

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.http.gate import connection_of
+from ratelimit.http.charges import connection_of
 from ratelimit.http.headers import Headers, HeaderWriter
 from ratelimit.http.problems import CONTENT_TYPE, Problem, problem_of
 

@@ -19,7 +19,7 @@ import msgspec
 
 from ratelimit.clock import instant
 from ratelimit.decision import QuotaState
-from ratelimit.limiter.planner import Planner
+from ratelimit.limiter.compiled_policy import Planner
 from ratelimit.names import Key
 from ratelimit.quota import Quota
 

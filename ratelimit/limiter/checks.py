@@ -14,13 +14,12 @@ from ratelimit.clock import Clock, seconds
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter.background import Background
-from ratelimit.limiter.coalescer import Coalescer
-from ratelimit.limiter.guard import Guard, closed
-from ratelimit.limiter.leases import Leases
-from ratelimit.limiter.ledger import Advance, Ledger
-from ratelimit.limiter.planner import Planner
-from ratelimit.limiter.planners import Planners
-from ratelimit.limiter.standby import Standby
+from ratelimit.limiter.batching import Coalescer
+from ratelimit.limiter.compiled_policy import Planner, Planners
+from ratelimit.limiter.counters import Advance, Ledger
+from ratelimit.limiter.deadline import Guard, closed
+from ratelimit.limiter.fallback import Standby
+from ratelimit.limiter.leasing import Leases
 from ratelimit.limiter.stats import LimiterStats
 from ratelimit.names import Key
 

@@ -22,10 +22,10 @@ from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import AlertHook, Alerts
 from ratelimit.limiter.checks import Checks, Observer, in_mode
-from ratelimit.limiter.guard import Guard
-from ratelimit.limiter.ledger import Ledger
-from ratelimit.limiter.planners import Planners
-from ratelimit.limiter.standby import Standby
+from ratelimit.limiter.compiled_policy import Planners
+from ratelimit.limiter.counters import Ledger
+from ratelimit.limiter.deadline import Guard
+from ratelimit.limiter.fallback import Standby
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike

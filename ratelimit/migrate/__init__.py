@@ -4,16 +4,16 @@ Read rows → convert them → write what is not there yet, at a given rate, wit
 """
 
 from ratelimit.migrate.checkpoint import Checkpoint, Counts
+from ratelimit.migrate.diff import Difference, Verdict
 from ratelimit.migrate.forecast import Forecast
 from ratelimit.migrate.mapping import Mapping, read_mapping
 from ratelimit.migrate.migration import Done, Order, dry_run, run
-from ratelimit.migrate.opening import patient
-from ratelimit.migrate.reading import Listener
+from ratelimit.migrate.reader import Listener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused, SourceUnavailable
-from ratelimit.migrate.running import BadRow
+from ratelimit.migrate.runner import BadRow
+from ratelimit.migrate.sources import patient
 from ratelimit.migrate.undo import Undone, UndoOrder, undo
-from ratelimit.migrate.verdict import Difference, Verdict
-from ratelimit.migrate.verifying import verify
+from ratelimit.migrate.verify import verify
 
 __all__ = [
     "ENTITIES",

@@ -3,20 +3,217 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from ratelimit.clock import DAY, Clock
 from ratelimit.errors import InvalidInput, UnknownAction
-from ratelimit.event import RETENTION_DAYS, UsageEvent
-from ratelimit.event_id import id_from
+from ratelimit.event import MARK, RETENTION_DAYS, UsageEvent, id_from
 from ratelimit.migrate import mapping as names
-from ratelimit.migrate import values
 from ratelimit.migrate.rows import Entity, Entry, Expired, Read
 from ratelimit.names import check_action, check_user
 from ratelimit.quota import MAX_LIMIT
 from ratelimit.store.directory import Identity, Plan, User
+
+# Single values as sources write them, as this project needs them: times, texts, truths, numbers, JSON objects.
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# An epoch of so many digits before the point is in these parts of a second: good from 1973 to 5138.
+_UNITS: Final = ((11, 1000), (14, 1), (17, 0.001))
+_DATE_DIGITS: Final = 8
+# Strictly: what reads RFC 2822 in the standard library passes over whatever it does not know, `PM` too.
+_RFC_2822 = re.compile(
+    r"((Mon|Tue|Wed|Thu|Fri|Sat|Sun), ?)?\d{1,2} (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4} "
+    r"\d\d:\d\d(:\d\d)? ([+-]\d{4}|UTC?|GMT|Z|[ECMP][SD]T)( \([^()]*\))?",
+    re.ASCII | re.IGNORECASE,
+)
+# Deeper than anybody's data, and far from where Python stops.
+_DEEPEST: Final = 100
+# Not all that Python takes: no `1_000`, no `٣`.
+_WHOLE = re.compile(r"\s*[+-]?\d{1,40}\s*", re.ASCII)
+_FLOAT_DIGITS: Final = 308
+_TRUTH: Final = {
+    "true": True, "t": True, "yes": True, "y": True, "1": True,
+    "false": False, "f": False, "no": False, "n": False, "0": False,
+}  # fmt: skip
+
+
+class Zone:
+    """The zone of times that have none of their own; `used` tells whether there were any."""
+
+    def __init__(self, timezone: str) -> None:
+        self._timezone = ZoneInfo(timezone)
+        self.used = False
+
+    def of(self, value: datetime) -> datetime:
+        """The same, aware."""
+        if value.tzinfo is not None:
+            return value
+        self.used = True
+        return value.replace(tzinfo=self._timezone)
+
+
+def milliseconds(value: object, *, zone: Zone, format: str = "") -> int:
+    """Since the epoch, from a datetime, an epoch (s, ms or µs), ISO 8601, RFC 2822, or the `format` (strptime).
+
+    Raises `InvalidInput`.
+    """
+    if isinstance(value, datetime):
+        return _of_datetime(value, zone)
+    if isinstance(value, date):
+        raise InvalidInput(f"time {value} has no time of day")
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return _of_epoch(float(value), value)
+    if not isinstance(value, str):
+        raise InvalidInput(f"time {value!r} cannot be read")
+    return _of_text(value.strip(), zone, format)
+
+
+def text(name: str, value: object) -> str:
+    """A user's id or an action, whether the source has it as text or as a number. Raises `InvalidInput`."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise InvalidInput(f"{name} is missing")
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return str(whole(name, value)) if isinstance(value, bool | float | Decimal) else str(value)
+
+
+def truth(name: str, value: object) -> bool:
+    """MySQL's 0 and 1, bits, `t`, `yes`. Raises `InvalidInput`."""
+    if isinstance(value, bytes):
+        value = int.from_bytes(value)
+    if value in (0, 1):  # True and False too
+        return bool(value)
+    found = _TRUTH.get(value.strip().lower()) if isinstance(value, str) else None
+    if found is None:
+        raise InvalidInput(f"{name} must be true or false, not {value!r}")
+    return found
+
+
+def whole(name: str, value: object) -> int:
+    """Raises `InvalidInput`."""
+    try:
+        is_number = isinstance(value, int | float | Decimal) or (isinstance(value, str) and _WHOLE.fullmatch(value))
+        number: int | None = int(value) if is_number else None  # type: ignore[call-overload]
+    except (ValueError, OverflowError):
+        number = None
+    if number is None or isinstance(value, bool) or (isinstance(value, float | Decimal) and number != value):
+        raise InvalidInput(f"{name} must be a whole number, not {value!r}")
+    return number
+
+
+def decimal(name: str, value: object) -> float:
+    """Raises `InvalidInput`."""
+    try:
+        is_number = isinstance(value, int | float | Decimal) or (isinstance(value, str) and _is_plain(value))
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InvalidInput(f"{name} must be a number, not {value!r}")
+    return number
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """A JSON object, from one or from its text; anything else is kept under `value`, so that nothing is lost."""
+    if isinstance(value, str | bytes):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
+    found = value if isinstance(value, dict) else {"value": value}
+    kept: dict[str, Any] = plain(found)
+    return kept
+
+
+def plain(value: object, *, deepest: int = _DEEPEST) -> Any:
+    """As JSON and Unicode can say it: half an emoji as its escape, and `…trimmed` for what is nested 100 times deep."""
+    if isinstance(value, dict | list | tuple | set | frozenset) and not deepest:
+        return MARK
+    if isinstance(value, dict):
+        return {_unicode(str(key)): plain(item, deepest=deepest - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, deepest=deepest - 1) for item in value]
+    if isinstance(value, Decimal):
+        return _of_decimal(value)
+    if value is None or isinstance(value, int | float):
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else _unicode(str(value))
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and "_" not in text
+
+
+def _unicode(text: str) -> str:
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def _of_decimal(value: Decimal) -> int | float | str | None:
+    if not value.is_finite():
+        return None
+    if value.adjusted() >= _FLOAT_DIGITS:
+        return str(value)
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
+def _of_datetime(value: datetime, zone: Zone) -> int:
+    return (zone.of(value) - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _of_epoch(value: float, shown: object) -> int:
+    digits = len(str(int(abs(value)))) if math.isfinite(value) else 99
+    for most, factor in _UNITS:
+        if digits <= most:
+            return int(value * factor)
+    raise InvalidInput(f"time {shown} is no epoch in seconds, milliseconds or microseconds")
+
+
+def _of_text(value: str, zone: Zone, format: str) -> int:
+    if not value:
+        raise InvalidInput("time is missing")
+    if format:
+        try:
+            return _of_datetime(datetime.strptime(value, format), zone)  # noqa: DTZ007 (the next line's concern)
+        except ValueError:
+            raise InvalidInput(f"time {value!r} is not written as {format!r}") from None
+    # Ten digits are an epoch, though `fromisoformat` might find a date in them.
+    for read in (_epoch,) if value.isdecimal() and len(value) > _DATE_DIGITS else _READERS:
+        try:
+            found = read(value)
+        except (ValueError, OverflowError):
+            continue
+        return _of_epoch(found, value) if isinstance(found, float) else _of_datetime(found, zone)
+    raise InvalidInput(f"time {value!r} cannot be read; name its format in the mapping (events.time_format)")
+
+
+def _rfc_2822(value: str) -> datetime:
+    if not _RFC_2822.fullmatch(value):
+        raise ValueError(value)
+    found = parsedate_to_datetime(value)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)  # `-0000`: UTC, by somebody who is elsewhere
+
+
+def _epoch(value: str) -> float:
+    number = float(value)
+    if not math.isfinite(number) or not _is_plain(value):
+        raise ValueError(value)
+    return number
+
+
+_READERS: Final[tuple[Callable[[str], datetime | float], ...]] = (
+    datetime.fromisoformat,
+    _rfc_2822,
+    _epoch,
+)
+
 
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
 _NO_TIME: Final = 2**48
@@ -42,7 +239,7 @@ class Converter:
         self._clock = clock
         self._actions = actions
         self._costs = costs or {}
-        self._zone = values.Zone(mapping.events.timezone)
+        self._zone = Zone(mapping.events.timezone)
 
     def read(self, entity: Entity, where: str, row: Mapping[str, Any], *, nth: int = 0) -> Read:
         """What the row is, or why it is nothing. `nth`: rows that said the same came before it."""
@@ -68,7 +265,7 @@ class Converter:
 
     def action(self, value: object) -> str:
         """Under its new name. Raises `UnknownAction`, `InvalidInput`."""
-        found = values.text("action", value)
+        found = text("action", value)
         found = check_action(self.mapping.actions.get(found, found))
         if self._actions is not None and found not in self._actions:
             raise UnknownAction(f"unknown action {found!r}")
@@ -91,29 +288,29 @@ class Converter:
 
     def _plan(self, row: Mapping[str, Any]) -> Plan:
         columns = self.mapping.plans
-        return Plan(values.text("id", _of(row, columns.id)), _quotas(row, columns.quotas))
+        return Plan(text("id", _of(row, columns.id)), _quotas(row, columns.quotas))
 
     def _user(self, row: Mapping[str, Any]) -> User:
         columns = self.mapping.users
         plan, email = _of(row, columns.plan), _of(row, columns.email)
         active, admin = _of(row, columns.active), _of(row, columns.admin)
         return User(
-            values.text("id", _of(row, columns.id)),
-            plan=None if plan in (None, "") else values.text("plan", plan),
+            text("id", _of(row, columns.id)),
+            plan=None if plan in (None, "") else text("plan", plan),
             quotas=_quotas(row, columns.quotas),
-            role="admin" if admin is not None and values.truth("admin", admin) else "user",
-            active=True if active is None else values.truth("active", active),
+            role="admin" if admin is not None and truth("admin", admin) else "user",
+            active=True if active is None else truth("active", active),
             identities=() if email in (None, "") else (Identity.email(email),),
         )
 
     def _event(self, row: Mapping[str, Any], nth: int) -> UsageEvent | Expired:
         columns = self.mapping.events
-        user = values.text("user", _of(row, columns.user))
+        user = text("user", _of(row, columns.user))
         action = self.action(_of(row, columns.action))
         time = _of(row, columns.time)
         if time is None:
             raise InvalidInput("time is missing")
-        at = values.milliseconds(time, zone=self._zone, format=columns.time_format)
+        at = milliseconds(time, zone=self._zone, format=columns.time_format)
         key = self.key(row)
         # Without a key of its own, a row is known by all that it says.
         said = [shown(row)] if key is None else [str(key), user, str(_of(row, columns.action))]
@@ -123,17 +320,17 @@ class Converter:
         columns = self.mapping.events
         found: dict[str, Any] = {}
         for name, column, read in (
-            ("cost", columns.cost, values.whole),
-            ("allowed", columns.allowed, values.truth),
-            ("status", columns.status, values.whole),
-            ("duration", columns.duration, values.decimal),
-            ("resource", columns.resource, values.text),
-            ("request_id", columns.request_id, values.text),
+            ("cost", columns.cost, whole),
+            ("allowed", columns.allowed, truth),
+            ("status", columns.status, whole),
+            ("duration", columns.duration, decimal),
+            ("resource", columns.resource, text),
+            ("request_id", columns.request_id, text),
         ):
             if (value := _of(row, column)) not in (None, ""):
                 found[name] = read(name, value)
         if (metadata := _of(row, columns.metadata)) not in (None, "", b""):
-            found["metadata"] = values.mapping(metadata)
+            found["metadata"] = mapping(metadata)
         return found
 
 
@@ -152,7 +349,7 @@ def derived_id(at: int, *said: str, nth: int = 0) -> str:
 
 def shown(row: Mapping[str, Any]) -> str:
     """A row as text, for the file of rejected rows."""
-    return json.dumps(values.plain(dict(row)), ensure_ascii=False)
+    return json.dumps(plain(dict(row)), ensure_ascii=False)
 
 
 def _of(row: Mapping[str, Any], columns: names.Names) -> Any:
@@ -169,7 +366,7 @@ def _quotas(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str
         column, _, window = text.partition("/")
         if (limit := row.get(column)) is None:
             continue
-        number = values.whole(column, limit)
+        number = whole(column, limit)
         if not -1 <= number <= MAX_LIMIT:
             raise InvalidInput(f"{column} must be from -1 (no limit) to {MAX_LIMIT}, not {number}")
         found[action] = "unlimited" if number == -1 else f"{number}/{window}"

@@ -13,7 +13,7 @@ from ratelimit.event import UsageEvent
 from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Source
 from ratelimit.names import Key
 from ratelimit.store.directory import User
-from ratelimit.store.pseudonyms import Hash
+from ratelimit.store.hashed import Hash
 
 
 class HashedSource:

@@ -16,19 +16,18 @@ from ratelimit.config import Config, masked
 from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, TableNotFound
 from ratelimit.migrate.checkpoint import Checkpoint, Desk
+from ratelimit.migrate.files import UTF_8
 from ratelimit.migrate.forecast import DryRun, Forecast
 from ratelimit.migrate.hashed import HashedSource
 from ratelimit.migrate.ledger import About, Ledger, conflicts, new_run
 from ratelimit.migrate.mapping import Mapping
-from ratelimit.migrate.opening import Terms, known_actions, patient, source_of
-from ratelimit.migrate.pace import Pace
 from ratelimit.migrate.raw import RawTable
-from ratelimit.migrate.reading import Listener
+from ratelimit.migrate.reader import Listener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused
-from ratelimit.migrate.running import DEFAULT_BATCH, Choices, OnError, Run
+from ratelimit.migrate.runner import DEFAULT_BATCH, Choices, OnError, Run
+from ratelimit.migrate.sources import Terms, known_actions, patient, source_of
 from ratelimit.migrate.tally import Rules
-from ratelimit.migrate.target import Look, Target
-from ratelimit.migrate.text_files import UTF_8
+from ratelimit.migrate.target import Look, Pace, Target
 from ratelimit.migrate.undo import UndoOrder, place_of_table, undo
 from ratelimit.store.directory import Identity
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
 from ratelimit.dynamodb.client import Connection, connect
-from ratelimit.dynamodb.faults import AnswerLost, code_of, explained
+from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
 from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import Item
 from ratelimit.dynamodb.settings import Settings

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final, TypeAlias
+from hashlib import blake2b
+from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from ratelimit.errors import InvalidInput
+from ratelimit.migrate.convert import shown
 from ratelimit.migrate.mapping import Mapping as Columns
 from ratelimit.migrate.mapping import first_of, near
 from ratelimit.migrate.rows import Entity
@@ -85,3 +90,58 @@ def _section(mapping: Columns, seen: Seen) -> list[str]:
 def _likeness(mapping: Columns, columns: Collection[str]) -> int:
     known: Mapping[str, tuple[str, ...]] = mapping.columns("events")
     return sum(first_of(names, columns) is not None for names in known.values())
+
+
+# `Nth`: rows without a key that say the same are several uses, told apart by counting them.
+
+_REMEMBERED: Final = 100_000
+
+
+class Nth:
+    """Holds for rows up to 100,000 apart, read in the same order in every run."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+
+    def of(self, row: Mapping[str, Any]) -> int:
+        """How many that say the same came before."""
+        digest = blake2b(shown(row).encode(errors="surrogatepass"), digest_size=16).digest()
+        nth = self._seen.pop(digest, -1) + 1
+        self._seen[digest] = nth
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return nth
+
+
+# `Bursts`: how often the earlier layout may have lost an event, as it kept one a second for a user and action.
+
+
+class Bursts(msgspec.Struct):
+    """Counts the seconds in which events may have overwritten each other.
+
+    Suspicious is a second beside another one of the same user and action, or with events of several actions. Items of a
+    partition come in the order of time. All that it knows can be saved, as a pass may be broken off within a partition.
+    """
+
+    seconds: int = 0
+    partition: str = ""
+    last: dict[str, int] = {}
+    """The last second of each action."""
+    counted: list[int] = []
+    """Of the last two seconds, those that are."""
+
+    def saw(self, partition: str, action: str, second: int) -> None:
+        """One more event."""
+        if partition != self.partition:
+            self.partition, self.last, self.counted = partition, {}, []
+        self.counted = [each for each in self.counted if each >= second - 1]
+        for other, before in self.last.items():
+            if before == second or (other == action and before == second - 1):
+                self._count(before)
+                self._count(second)
+        self.last[action] = second
+
+    def _count(self, second: int) -> None:
+        if second not in self.counted:
+            self.counted.append(second)
+            self.seconds += 1

@@ -5,23 +5,154 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
+from uuid import UUID
+
+import msgspec
 
 from ratelimit.config import masked, redacted
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.migrate.convert import Converter
-from ratelimit.migrate.databases import open_engine
-from ratelimit.migrate.keys import is_key, place_of, placed, unique_columns
 from ratelimit.migrate.mapping import Mapping as Columns
 from ratelimit.migrate.mapping import absent, first_of, unmapped
-from ratelimit.migrate.nth import Nth
-from ratelimit.migrate.recognising import HELD, Seen, recognised, sketch, unknown_table
+from ratelimit.migrate.recognising import HELD, Nth, Seen, recognised, sketch, unknown_table
 from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused, SourceUnavailable
 from ratelimit.usage.outlast import Outlast
+
+# A database by its URL, opened so that nothing can be changed in it, and that odd values concern their row only.
+
+_DRIVERS: Final = {
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+}
+_READ_ONLY: Final = {
+    # MySQL turns a TIMESTAMP into the session's zone; ours is UTC.
+    "mysql": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'"),
+    "mariadb": ("SET SESSION TRANSACTION READ ONLY", "SET SESSION time_zone = '+00:00'"),
+    "postgresql": ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",),
+    "sqlite": ("PRAGMA query_only = ON",),
+}
+_ENCODED: Final = "in a password `@` is written %40, `/` %2F, `?` %3F, `#` %23, `:` %3A and `%` %25"
+
+
+def with_driver(url: str) -> str:
+    """`mysql://` and `postgresql://` with the driver that the extra `migrate` brings."""
+    scheme, _, rest = url.partition("://")
+    return f"{_DRIVERS.get(scheme, scheme)}://{rest}"
+
+
+def open_engine(sa: Any, url: str | Path) -> Any:
+    """Read only, whatever it is. Raises `ConfigError`."""
+    try:
+        made = sa.make_url(with_driver(url)) if isinstance(url, str) else sa.URL.create("sqlite", database=str(url))
+        if made.username is not None and "@" in f"{made.host}{made.database}":
+            raise ConfigError("", f"cannot use {masked(str(url))}: {_ENCODED}")
+        if made.get_backend_name() == "sqlite":
+            engine = _sqlite(sa, made)
+        else:
+            engine = sa.create_engine(made, pool_pre_ping=True, pool_size=1, max_overflow=1)
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, ValueError) as error:
+        raise ConfigError("", f"cannot use {masked(str(url))}: {redacted(error, str(url))}; {_ENCODED}") from None
+
+    sa.event.listen(engine, "connect", partial(_make_read_only, engine.dialect))
+    return engine
+
+
+def _make_read_only(dialect: Any, connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    for statement in _READ_ONLY.get(dialect.name, ()):
+        cursor.execute(statement)
+    cursor.close()
+    if dialect.name == "postgresql":  # or it would go back with the transaction
+        connection.commit()
+    if dialect.driver == "psycopg":
+        _read_any_time(connection)
+    if dialect.name == "sqlite":  # in which text may be of any bytes: what is no UTF-8 is its row's problem only
+        connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+
+
+def _read_any_time(connection: Any) -> None:
+    """A time that Python does not have (`infinity`, `0044-03-15 BC`) comes as its text, and so as one row's problem."""
+    from psycopg import DataError
+    from psycopg.types import datetime as times
+
+    def lenient(base: Any) -> Any:
+        def load(self: Any, data: Any) -> Any:
+            try:
+                return base.load(self, data)
+            except DataError:
+                return bytes(data).decode()
+
+        return type(base.__name__, (base,), {"load": load})
+
+    for name in ("date", "time", "timetz", "timestamp", "timestamptz"):
+        connection.adapters.register_loader(name, lenient(getattr(times, f"{name.title()}Loader")))
+
+
+def _sqlite(sa: Any, url: Any) -> Any:
+    if not url.database or url.database == ":memory:":
+        raise ConfigError("", "name the file of the SQLite database: sqlite:///app.db")
+    # `mode=ro` also keeps it from making a file that is not there.
+    query = {**url.query, "mode": "ro", "uri": "true"}
+    return sa.create_engine(url.set(database=Path(url.database).absolute().as_uri(), query=query))
+
+
+# By which columns a table can be read page after page, and the place behind a page.
+
+# Their values come in the order in which they are compared, and are the same when they are given back: no float, which
+# may be rounded on its way, and no ENUM, which is sorted by its place and compared by its name.
+_TYPES: Final = (
+    "INTEGER", "BIGINT", "SMALLINT", "MEDIUMINT", "TINYINT", "NUMERIC", "DECIMAL", "NUMBER", "DATE", "DATETIME",
+    "TIMESTAMP", "CHAR", "VARCHAR", "TEXT", "NCHAR", "NVARCHAR", "VARCHAR2", "BINARY", "VARBINARY", "BLOB", "BYTEA",
+    "UUID",
+)  # fmt: skip
+# As drivers give them; SQLite has a float in a column of any type.
+_VALUES: Final[Mapping[str, type]] = {
+    each.__name__: each for each in (int, float, str, bytes, Decimal, UUID, datetime, date)
+}
+
+
+def unique_columns(inspector: Any, table: str, schema: str | None = None) -> set[str]:
+    """Those that are unique by themselves, and for all rows: an index may be about some of them only (`WHERE`)."""
+    several = [inspector.get_pk_constraint(table, schema).get("constrained_columns") or []]
+    several += [constraint["column_names"] for constraint in inspector.get_unique_constraints(table, schema)]
+    several += [
+        index["column_names"]
+        for index in inspector.get_indexes(table, schema)
+        if index.get("unique") and not any(name.endswith("_where") for name in index.get("dialect_options", ()))
+    ]
+    return {names[0] for names in several if len(names) == 1}
+
+
+def is_key(column: Mapping[str, Any]) -> bool:
+    """Whether its type, as SQLAlchemy found it, is one to go on by."""
+    return type(column["type"]).__name__ in _TYPES
+
+
+def place_of(last: object, done: int) -> str:
+    """Behind the row with this key, with the key's type: a database compares it with nothing else. Raises
+    `SourceRefused`."""
+    try:
+        return msgspec.json.encode((type(last).__name__, last, done)).decode()
+    except UnicodeEncodeError:  # SQLite takes any bytes for text
+        raise SourceRefused(f"the key {last!r} is not UTF-8") from None
+
+
+def placed(place: str) -> tuple[Any, int]:
+    """The key, and how many rows came before. Raises `InvalidInput`."""
+    try:
+        kind, last, done = msgspec.json.decode(place, type=tuple[str, msgspec.Raw, int])
+        return msgspec.json.decode(last, type=_VALUES[kind]), done
+    except (msgspec.DecodeError, KeyError):
+        raise InvalidInput("the checkpoint does not fit the source any more; begin anew with --restart") from None
+
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from ratelimit.algorithms import Rule, Totals, rule
 from ratelimit.algorithms.fields import bucket_field, first_kept, stale, utc_day
 from ratelimit.clock import DAY, SECOND
 from ratelimit.event import UsageEvent
+from ratelimit.migrate.checkpoint import Scratch
 from ratelimit.migrate.rows import Expired
-from ratelimit.migrate.scratch import Scratch
 from ratelimit.names import Key
 from ratelimit.policy import Policy
 from ratelimit.quota import Quota, Window

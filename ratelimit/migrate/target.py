@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
+from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.dynamodb.schema import (
     EVENT_TYPE,
@@ -20,16 +21,44 @@ from ratelimit.dynamodb.schema import (
     limit_key,
     parse_event_sk,
 )
-from ratelimit.errors import StoreThrottled
+from ratelimit.errors import InvalidInput, StoreThrottled
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.ledger import Ledger
-from ratelimit.migrate.pace import Pace
 from ratelimit.migrate.raw import RawTable
 from ratelimit.names import Key
 from ratelimit.store import Record, Write
 from ratelimit.store.directory import IdentityTaken, Plan, User, name_of
 from ratelimit.store.events import MOST_AT_ONCE, Position, day_of, position_of
 from ratelimit.usage.outlast import Outlast
+from ratelimit.usage.writer import Sleep
+
+# `Pace`: so many write units a second, and no more.
+
+# A pause of the store is made up for, but only of this many microseconds: a table is not to be flooded afterwards.
+_CATCH_UP: Final = SECOND // 2
+
+
+class Pace:
+    """Units are due one after the other, `rate` of them a second; None does not wait at all."""
+
+    def __init__(self, rate: float | None, *, clock: Clock | None = None, sleep: Sleep = asyncio.sleep) -> None:
+        if rate is not None and not 0 < rate <= 1_000_000:
+            raise InvalidInput(f"--rate must be write units a second, above 0, not {rate!r}")
+        self.rate = rate
+        self._clock = clock or SystemClock()
+        self._sleep = sleep
+        self._due = 0.0
+
+    async def take(self, units: float) -> None:
+        """Returns when it is their turn."""
+        if self.rate is None:
+            return
+        now = self._clock.now()
+        turn = max(self._due, now - _CATCH_UP) if self._due else float(now)
+        self._due = turn + units / self.rate * SECOND
+        if turn > now:
+            await self._sleep((turn - now) / SECOND)
+
 
 T = TypeVar("T")
 R = TypeVar("R")

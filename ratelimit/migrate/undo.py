@@ -20,13 +20,12 @@ from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.checkpoint import Counts, forget_run
 from ratelimit.migrate.ledger import Ledger, Plant, Planted, later_on_top
-from ratelimit.migrate.opening import patient
-from ratelimit.migrate.pace import Pace
 from ratelimit.migrate.raw import RawTable
-from ratelimit.migrate.reading import Listener
+from ratelimit.migrate.reader import Listener
 from ratelimit.migrate.rows import ENTITIES
+from ratelimit.migrate.sources import patient
 from ratelimit.migrate.tally import MARK, is_bucket
-from ratelimit.migrate.target import Target
+from ratelimit.migrate.target import Pace, Target
 from ratelimit.store import Add, Drop, Expect, Op, Put, Record, Write
 from ratelimit.store.directory import Plan, User
 

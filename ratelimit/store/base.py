@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from ratelimit.names import Key
-from ratelimit.store.directory.base import DirectoryStore
+from ratelimit.store.directory import DirectoryStore
 from ratelimit.store.events import EventStore
 from ratelimit.store.scans import Scans
 from ratelimit.store.write import Outcome, Record, Write

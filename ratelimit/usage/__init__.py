@@ -4,12 +4,10 @@ from ratelimit.usage.export import export_events
 from ratelimit.usage.formats import Csv, Jsonl
 from ratelimit.usage.importing import BadLines, Imported, import_events
 from ratelimit.usage.log import UsageLog
-from ratelimit.usage.options import Settings
+from ratelimit.usage.options import Settings, UsageStats
 from ratelimit.usage.queries import EventPage
-from ratelimit.usage.reports import Reconciliation
+from ratelimit.usage.reports import Reconciliation, TopUser
 from ratelimit.usage.sinks import Asked, Checkpoint, File, Stream
-from ratelimit.usage.stats import UsageStats
-from ratelimit.usage.top import TopUser
 
 __all__ = [
     "Asked",

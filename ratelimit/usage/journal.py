@@ -12,22 +12,204 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ratelimit.event import UsageEvent
-from ratelimit.usage.backlog import Backlog
-from ratelimit.usage.erasures import Erasures, damaged_files_of
-from ratelimit.usage.framing import frame
-from ratelimit.usage.holdings import Holdings
-from ratelimit.usage.segments import Disk, Lane, Segment
-from ratelimit.usage.stats import UsageStats
+from ratelimit.usage.erasing import Erasures, damaged_files_of
+from ratelimit.usage.options import UsageStats
+from ratelimit.usage.segments import DAMAGED, Disk, Found, Lane, Segment, dead_lanes, frame
 from ratelimit.usage.writer import Writer
 
 logger = logging.getLogger("ratelimit")
+
+
+# `Holdings`: which segment holds which event, so that a segment goes when the table has all that is in it.
+
+
+class Holdings:
+    """Belongs to the event loop; deletes in the journal's thread."""
+
+    def __init__(self, thread: Executor) -> None:
+        self._thread = thread
+        self.bytes = 0
+        """Of all segments that are not done with."""
+        # By identity: the same event may be in two segments, when a replay was cut short.
+        self._segment_of: dict[int, Segment] = {}
+
+    def hold(self, event: UsageEvent, segment: Segment, *, counted: bool = False) -> None:
+        """The event is in memory now, and in this segment, where it may have been `counted` already."""
+        self._segment_of[id(event)] = segment
+        if not counted:
+            segment.unwritten += 1
+
+    def holds(self, event: UsageEvent) -> bool:
+        """Whether the next start would find it."""
+        return id(event) in self._segment_of
+
+    def over(self, events: Sequence[UsageEvent]) -> None:
+        """The table has them, or will never take them."""
+        for event in events:
+            segment = self._segment_of.pop(id(event), None)
+            if segment is not None:
+                segment.unwritten -= 1
+                self._delete_if_done(segment)
+
+    def done(self, segment: Segment) -> None:
+        """No more will be appended to it, nor read from it."""
+        segment.done = True
+        self._delete_if_done(segment)
+
+    def _delete_if_done(self, segment: Segment) -> None:
+        if segment.done and not segment.unwritten:
+            self.bytes -= segment.size
+            self._thread.submit(_delete, segment)
+
+
+def _delete(segment: Segment) -> None:
+    try:
+        segment.delete()
+    except OSError as error:
+        logger.warning("cannot delete %s, it will be replayed at the next start: %s", segment.path.name, error)
+
+
+# `Backlog`: what only the disk holds, in line to be read back: what was spilled, and what dead processes left.
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Bytes of a segment. Those of a dead process are a whole segment."""
+
+    segment: Segment
+    start: int
+    end: int
+    adopted: bool
+    failed: bool = False
+
+
+class Backlog:
+    """Belongs to the event loop; reads in the journal's thread."""
+
+    def __init__(self, thread: Executor, holdings: Holdings, stats: UsageStats, erasures: Erasures) -> None:
+        self.erasures = erasures
+        """As they were when the last events were read."""
+        self._thread = thread
+        self._holdings = holdings
+        self._stats = stats
+        self._line: deque[_Stretch] = deque()
+        self._aside: list[_Stretch] = []
+        self._lanes: list[Lane] = []
+        self._failures: dict[str, OSError] = {}
+        self.queued = 0
+        """Bytes that ever were in line."""
+        self.passed = 0
+        """Of these, those that were read, or skipped."""
+        self.arrived = asyncio.Event()
+
+    def __bool__(self) -> bool:
+        return bool(self._line)
+
+    def spilled(self, segment: Segment, start: int, end: int) -> None:
+        """An event that is only there."""
+        last = self._line[-1] if self._line else None
+        if last is not None and last.segment is segment and last.end == start:
+            last.end = end
+            self.queued += end - start
+        else:
+            self._enqueue(_Stretch(segment, start, end, adopted=False))
+
+    async def adopt(self, directory: Path, disk: Disk) -> None:
+        """Put in line what dead processes left, and once more what could not be read."""
+        loop = asyncio.get_running_loop()
+        lanes, failures = await loop.run_in_executor(self._thread, self._take_over, directory, disk)
+        for name in failures.keys() - self._failures:
+            logger.warning("cannot look into %s/%s, it is tried again: %s", directory, name, failures[name])
+        self._failures = failures
+        aside, self._aside = self._aside, []
+        for stretch in aside:
+            self._enqueue(stretch)
+        for lane in lanes:
+            for segment in list(lane.segments):
+                self._holdings.bytes += segment.size
+                self._enqueue(_Stretch(segment, 0, segment.size, adopted=True))
+
+    async def read(self, most: int) -> list[UsageEvent]:
+        """Up to `most` of the events that are next in line."""
+        stretch = self._line[0]
+        segment, start, end = stretch.segment, stretch.start, stretch.end
+
+        def read_on() -> Found:
+            self.erasures.load()
+            return segment.read(start, end, most=most)
+
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._thread, read_on)
+        except OSError as error:
+            self._put_aside(stretch, end, error)
+            return []
+        for event in found.events:
+            self._holdings.hold(event, segment, counted=not stretch.adopted)
+        if stretch.adopted:
+            self._stats.replayed += len(found.events)
+        if not found.events and start < end:
+            self._skip(stretch, found)
+        self._pass(stretch, found.end)
+        if stretch.adopted and stretch.start == stretch.end:
+            self._holdings.done(segment)
+        return found.events
+
+    def release(self) -> None:
+        """Let others adopt what is still in line. Blocks: for the journal's thread."""
+        for lane in self._lanes:
+            lane.release()
+
+    def _take_over(self, directory: Path, disk: Disk) -> tuple[list[Lane], dict[str, OSError]]:
+        """In the thread: so `release` knows every lane that is ours, even if nobody waits for this answer any more."""
+        lanes, failures = dead_lanes(directory, disk)
+        for lane in lanes:
+            lane.release_when_empty()
+        self._lanes = [*(former for former in self._lanes if former.segments), *lanes]
+        return lanes, failures
+
+    def _enqueue(self, stretch: _Stretch) -> None:
+        self._line.append(stretch)
+        self.queued += stretch.end - stretch.start
+        self.arrived.set()
+
+    def _skip(self, stretch: _Stretch, found: Found) -> None:
+        """What comes next is no record: the end of a segment whose writer has died, or damage."""
+        segment, start = stretch.segment, stretch.start
+        if found.torn and stretch.adopted:
+            self._stats.torn += 1
+            logger.warning("%s is torn: its last %d bytes are no record", segment.path.name, found.end - start)
+        elif not segment.damaged:
+            segment.damaged = True
+            self._stats.damaged += 1
+            logger.error(
+                "%s is damaged at byte %d, records may be lost: what is sound is read, and the file kept as %s",
+                segment.path.name, start, segment.path.name + DAMAGED,
+            )  # fmt: skip
+
+    def _put_aside(self, stretch: _Stretch, end: int, error: OSError) -> None:
+        """Until the next look for what dead processes left: it is not to hold up the others."""
+        name = stretch.segment.path.name
+        if not stretch.failed:
+            logger.warning("cannot read %s, it is tried again: %s", name, error)
+        self._aside.append(_Stretch(stretch.segment, stretch.start, end, stretch.adopted, failed=True))
+        self._pass(stretch, end)
+
+    def _pass(self, stretch: _Stretch, to: int) -> None:
+        self.passed += to - stretch.start
+        stretch.start = to
+        if stretch.start >= stretch.end:
+            self._line.popleft()
+
 
 _MOST_WAITING: Final = 8 * 1024 * 1024
 # Seconds that a disk may take for its last group, at the end.

@@ -17,12 +17,10 @@ from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import UserId
 from ratelimit.store.base import TableStore
-from ratelimit.usage.erasing import Erased, spellings
-from ratelimit.usage.erasures import Erasures
-from ratelimit.usage.options import Options, Settings
-from ratelimit.usage.pump import Pump
+from ratelimit.usage.erasing import Erased, Erasures, spellings
+from ratelimit.usage.options import Options, Settings, UsageStats
+from ratelimit.usage.pipeline import Pump
 from ratelimit.usage.reports import Reports
-from ratelimit.usage.stats import UsageStats
 from ratelimit.usage.writer import Random, Sleep
 
 logger = logging.getLogger("ratelimit")

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from ratelimit.errors import StoreRefused, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.store.events import MOST_AT_ONCE, EventStore
-from ratelimit.usage.stats import UsageStats
+from ratelimit.usage.options import UsageStats
 
 Sleep: TypeAlias = Callable[[float], Awaitable[object]]
 Random: TypeAlias = Callable[[], float]

@@ -10,10 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.directory import Plan, User
-from ratelimit.directory.directory import DEFAULT_DEADLINE
-from ratelimit.dynamodb.directory_items import entry_key, entry_values
-from ratelimit.store.directory.base import name_of
+from ratelimit.directory import DEFAULT_DEADLINE
+from ratelimit.dynamodb.directory import entry_key, entry_values
+from ratelimit.store.directory import Plan, User, name_of
 from tests.cli.command import Command
 from tests.engines import Engine
 from tests.faults import FaultServer, error, slow

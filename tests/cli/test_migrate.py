@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.cli.migrate.progress import Speed
+from ratelimit.cli.progress import Speed
 from ratelimit.testing import FakeClock
 from tests.cli.command import Command
 from tests.engines import Engine

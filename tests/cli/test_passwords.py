@@ -8,10 +8,10 @@ from urllib.parse import quote
 import pytest
 
 from ratelimit.config import load_config, masked, masked_path, redacted
-from ratelimit.config.document import document
+from ratelimit.config.load import document
 from ratelimit.errors import RateLimitError
 from ratelimit.migrate import sql
-from ratelimit.proxy.upstream import Upstream
+from ratelimit.server.upstream import Upstream
 from ratelimit.usage.outlast import Outlast
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit

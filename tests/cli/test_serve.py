@@ -12,7 +12,7 @@ import yaml
 
 from tests.cli.command import Command
 from tests.docs.pages import titled
-from tests.serving.processes import served
+from tests.server.processes import served
 
 QUICK = ("--action", "api", "--quota", "2/day", "--user-from", "header:x-api-key")
 

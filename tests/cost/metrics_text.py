@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from ratelimit.dynamodb import Stats
-from ratelimit.metrics.exposition import exposition
-from ratelimit.metrics.families import Family, Sample, counter, gauge
-from ratelimit.metrics.readings import of_store
+from ratelimit.metrics import Family, Sample, counter, exposition, gauge, of_store
 
 STARTED = 1_800_000_000.0
 

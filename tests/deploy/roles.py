@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ratelimit.clock import SystemClock
 from ratelimit.config import Config
-from ratelimit.directory import Directory, Identity, Plan, User
+from ratelimit.directory import Directory
 from ratelimit.dynamodb import (
     DynamoDBStore,
     Settings,
@@ -23,6 +23,7 @@ from ratelimit.dynamodb import (
 from ratelimit.limiter import Limiter
 from ratelimit.migrate import Order, dry_run, read_mapping, run, verify
 from ratelimit.policy import Policy
+from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.usage import UsageLog
 from ratelimit.usage.export import export_events
 from ratelimit.usage.formats import Jsonl

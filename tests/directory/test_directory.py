@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from ratelimit.directory import Contended, Directory, Identity, IdentityTaken, Plan, User
+from ratelimit.directory import Contended, Directory
 from ratelimit.errors import ConfigError, InvalidUser, StoreThrottled, StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.quota import INACTIVE, UNLIMITED, Quotas, to_quotas
 from ratelimit.store import MemoryStore
-from ratelimit.store.directory import DirectoryStore
+from ratelimit.store.directory import DirectoryStore, Identity, IdentityTaken, Plan, User
 from ratelimit.testing import FakeClock
 from tests.directory.stores import CountingDirectoryStore, Gate, failing, fill, hang
 

@@ -10,7 +10,7 @@ import pytest
 
 from ratelimit.directory import Directory
 from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.dynamodb.directory_store import DynamoDBDirectoryStore
+from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.errors import StoreMisconfigured, StoreThrottled, StoreUnavailable
 from ratelimit.store.directory import Identity, IdentityTaken, Plan, User
 from tests.directory.conftest import on_engine

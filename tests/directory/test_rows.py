@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.dynamodb.directory_items import entry_key, entry_of, entry_values, identity_item
+from ratelimit.dynamodb.directory import entry_key, entry_of, entry_values, identity_item
 from ratelimit.names import MAX_ACTION_BYTES, MAX_USER_BYTES
 from ratelimit.quota import UNITS, UNLIMITED, Quota, Quotas, Window
 from ratelimit.store.directory import Entry, Identity, Plan, UnreadableEntry, User, name_of

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from docs.hooks.commands import commands, program
-from ratelimit.wiring import load_checked
+from ratelimit.factory import load_checked
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.docs.pages import (

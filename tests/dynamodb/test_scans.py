@@ -21,7 +21,7 @@ from ratelimit.store import MemoryStore, Part, TableStore
 from ratelimit.store.scans import each_page, first_cursors
 from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
-from ratelimit.usage.top import top_of
+from ratelimit.usage.reports import top_of
 from tests.engines import Engine
 from tests.faults import FaultServer, garbage, throttled
 from tests.faults.behaviours import Exchange

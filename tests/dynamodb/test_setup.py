@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError, ConnectTimeoutError, HTTPClientErro
 
 from ratelimit.dynamodb import DynamoDBStore, Settings, StoreUnreachable, same_table
 from ratelimit.dynamodb.client import connect
-from ratelimit.dynamodb.faults import ISSUER, Place, explain
+from ratelimit.dynamodb.errors import ISSUER, Place, explain
 from ratelimit.errors import AccessDenied, StoreMisconfigured, StoreThrottled
 from ratelimit.names import Key
 from ratelimit.store import Add, Write

@@ -23,7 +23,7 @@ from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.control import Control
 from ratelimit.dynamodb.retries import Retries
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.upgrade import Upgrade
+from ratelimit.dynamodb.table import Upgrade
 from tests.dynamodb.tables import expire_by, index, keys, make, remove, strings
 from tests.engines import Engine
 from tests.faults import FaultServer, TinyTable, error

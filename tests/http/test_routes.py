@@ -12,8 +12,8 @@ from starlette.routing import Mount
 from starlette.types import Scope
 
 from ratelimit.http import RateLimitMiddleware
-from ratelimit.http.routes import Routes
-from ratelimit.http.surface import Surface
+from ratelimit.http.charges import Routes
+from ratelimit.http.options import Surface
 from ratelimit.policy import Policy
 from tests.http.apps import call, client_of, hello, lifespan_of, limiter_of, scope_of
 from tests.http.spellings import PLAIN

@@ -28,7 +28,7 @@ from ratelimit.policy import Policy
 from tests.http.apps import call, limiter_of, scope_of
 from tests.http.routers import OPEN, SECRET, SITES, make_folder, set_up
 from tests.http.serving import served
-from tests.proxy.sockets import ask, in_front_of
+from tests.server.sockets import ask, in_front_of
 
 PLAIN: Final = (("POST", "/hints"), ("GET", "/items/7"), ("GET", "/files/premium/big.zip"), ("GET", "/pages/a"))
 POLICIES: Final = (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.http.target import MAX_FORMS, Target, ambiguity, forms
+from ratelimit.http.routing import MAX_FORMS, Target, ambiguity, forms
 from tests.http.apps import scope_of
 from tests.http.spellings import DOTTED, PLAIN, UNCLEAR
 

@@ -15,10 +15,10 @@ from starlette.types import ASGIApp
 
 from ratelimit.clock import SystemClock
 from ratelimit.config import load_config
+from ratelimit.factory import limiter_from
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.tracing import Joined, spans
 from ratelimit.testing import FakeClock
-from ratelimit.wiring import limiter_from
 from tests.http.apps import client_of, hello
 
 POLICIES: dict[str, dict[str, object]] = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ratelimit.directory import Directory, Plan, User
+from ratelimit.directory import Directory
 from ratelimit.errors import UnknownAction
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Mode, Policy
 from ratelimit.store import MemoryStore
+from ratelimit.store.directory import Plan, User
 from ratelimit.testing import FakeClock
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from loadtest.engines import leash
 from loadtest.result import Report, read_report
+from ratelimit.factory import open_store
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
-from ratelimit.wiring import open_store
 from tests.engines import Engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -20,7 +20,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from loadtest.engines import leash
-from ratelimit.migrate.databases import with_driver
+from ratelimit.migrate.sql import with_driver
 
 READY_WITHIN = 90.0
 VARIABLE = "RATELIMIT_TEST_DATABASES"

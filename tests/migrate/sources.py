@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from ratelimit.migrate.databases import with_driver
+from ratelimit.migrate.sql import with_driver
 from tests.migrate.world import PLANS, World
 
 T = TypeVar("T")

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.errors import ConfigError, InvalidInput, TableMismatch, TableNotFound
 from ratelimit.migrate import BadRow, Mapping, SourceRefused, dry_run
-from ratelimit.migrate.databases import with_driver
 from ratelimit.migrate.mapping import mapping_of
+from ratelimit.migrate.sql import with_driver
 from ratelimit.policy import Policy
 from ratelimit.store.directory import User
 from tests.engines import Engine

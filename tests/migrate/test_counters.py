@@ -10,16 +10,15 @@ from ratelimit import MemoryStore, StoreUnavailable
 from ratelimit.algorithms import Rule, rule
 from ratelimit.clock import DAY
 from ratelimit.errors import AccessDenied
-from ratelimit.migrate import comparing
-from ratelimit.migrate.comparing import SIDES, SOURCE, TARGET
+from ratelimit.migrate import diff
+from ratelimit.migrate.checkpoint import Scratch
 from ratelimit.migrate.counters import Counters
+from ratelimit.migrate.diff import SIDES, SOURCE, TARGET, Compared, Verdict
 from ratelimit.migrate.ledger import Planted
 from ratelimit.migrate.rows import Counted
-from ratelimit.migrate.scratch import Scratch
 from ratelimit.migrate.tally import MARK, Sum, Tallied
 from ratelimit.migrate.target import Target
 from ratelimit.migrate.undo import fields_after
-from ratelimit.migrate.verdict import Compared, Verdict
 from ratelimit.names import Key
 from ratelimit.quota import Quota, Window
 from ratelimit.store import Add, Put, Record, Write
@@ -229,7 +228,7 @@ def test_only_buckets_that_count_by_the_same_limit_are_compared(
 ) -> None:
     compared, verdict = Compared(), Verdict()
     with Scratch(tmp_path, SIDES) as scratch:
-        both = comparing.Counters(scratch, now=0, marked=True)
+        both = diff.Counters(scratch, now=0, marked=True)
         both.note(SOURCE, [(KEY, source)])
         both.note(TARGET, [(KEY, {**target, MARK: 1})])
         both.judge(verdict, compared)

@@ -18,7 +18,7 @@ from ratelimit.clock import Clock
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.migrate import Counts, Done, Entity, Order, dry_run, run
 from ratelimit.names import Key
-from ratelimit.store.pseudonyms import Hash
+from ratelimit.store.hashed import Hash
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
 from tests.migrate.orders import bring, check, events_in, order, record_in, unheard

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.wiring import load_checked, store_of
+from ratelimit.factory import load_checked, store_of
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.docs.pages import ROOT

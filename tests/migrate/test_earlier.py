@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.migrate import Counts, Entity, Order, dry_run, run
-from ratelimit.migrate.bursts import Bursts
+from ratelimit.migrate.recognising import Bursts
 from tests.engines import Engine
 from tests.migrate.earlier_table import fill
 from tests.migrate.orders import bring, check, events_in, order, unheard

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ratelimit.migrate import dry_run
-from ratelimit.migrate.databases import with_driver
+from ratelimit.migrate.sql import with_driver
 from tests.migrate.orders import bring, check, events_in, order, unheard
 
 NOW = datetime.now(UTC) - timedelta(minutes=1)

@@ -6,7 +6,7 @@ import pytest
 
 from ratelimit.clock import SECOND
 from ratelimit.errors import InvalidInput
-from ratelimit.migrate.pace import Pace
+from ratelimit.migrate.target import Pace
 from ratelimit.testing import FakeClock
 
 

@@ -17,19 +17,19 @@ import sqlalchemy as sa
 
 from ratelimit import Limiter, Policy
 from ratelimit.clock import DAY, SystemClock
-from ratelimit.directory import Directory, Identity, Plan, User
+from ratelimit.directory import Directory
 from ratelimit.dynamodb import DynamoDBStore, parse_url
+from ratelimit.factory import store_of
 from ratelimit.migrate import Done, Mapping, SourceUnavailable, dry_run
 from ratelimit.migrate.convert import Converter
-from ratelimit.migrate.databases import with_driver
-from ratelimit.migrate.running import Run
-from ratelimit.migrate.sql import SqlSource
+from ratelimit.migrate.runner import Run
+from ratelimit.migrate.sql import SqlSource, with_driver
 from ratelimit.migrate.tally import MARK
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
-from ratelimit.store.pseudonyms import Hash
+from ratelimit.store.directory import Identity, Plan, User
+from ratelimit.store.hashed import Hash
 from ratelimit.usage.outlast import Outlast
-from ratelimit.wiring import store_of
 from tests.engines import Engine
 from tests.migrate.earlier_table import fill
 from tests.migrate.orders import bring, check, events_in, order, record_in, unheard

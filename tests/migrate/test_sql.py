@@ -19,9 +19,8 @@ import sqlalchemy as sa
 
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate import Counts, Entity, dry_run, run
-from ratelimit.migrate.databases import with_driver
-from ratelimit.migrate.keys import place_of, placed
 from ratelimit.migrate.rows import SourceRefused
+from ratelimit.migrate.sql import place_of, placed, with_driver
 from tests.migrate.orders import bring, check, events_in, order, unheard
 
 ROWS = 30

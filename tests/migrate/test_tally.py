@@ -14,9 +14,9 @@ from ratelimit import Limiter, MemoryStore, Policy
 from ratelimit.algorithms.fields import stale
 from ratelimit.clock import DAY
 from ratelimit.event import UsageEvent
+from ratelimit.migrate.checkpoint import Scratch
 from ratelimit.migrate.convert import derived_id
 from ratelimit.migrate.rows import Expired
-from ratelimit.migrate.scratch import Scratch
 from ratelimit.migrate.tally import SCHEMA, Rules, Sum, Tally
 from ratelimit.names import Key
 from ratelimit.testing import FakeClock

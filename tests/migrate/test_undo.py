@@ -20,7 +20,7 @@ from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.migrate import Order, Undone, UndoOrder, patient, undo
 from ratelimit.migrate.ledger import Planted
 from ratelimit.migrate.raw import RawTable
-from ratelimit.migrate.running import Run
+from ratelimit.migrate.runner import Run
 from ratelimit.migrate.target import Target
 from ratelimit.migrate.undo import remaining
 from ratelimit.store.directory import User

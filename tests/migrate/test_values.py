@@ -9,10 +9,10 @@ from decimal import Decimal
 import pytest
 
 from ratelimit.errors import InvalidInput
-from ratelimit.migrate import values
+from ratelimit.migrate import convert
 
 NOON = 1_767_614_400_000  # 2026-01-05T12:00:00Z
-BERLIN = values.Zone("Europe/Berlin")
+BERLIN = convert.Zone("Europe/Berlin")
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ BERLIN = values.Zone("Europe/Berlin")
     ],
 )
 def test_a_time_however_it_is_written(written: object) -> None:
-    assert values.milliseconds(written, zone=BERLIN) == NOON
+    assert convert.milliseconds(written, zone=BERLIN) == NOON
 
 
 def test_a_time_in_a_format_of_its_own() -> None:
-    assert values.milliseconds("05/01/2026 13:00", zone=BERLIN, format="%d/%m/%Y %H:%M") == NOON
+    assert convert.milliseconds("05/01/2026 13:00", zone=BERLIN, format="%d/%m/%Y %H:%M") == NOON
     with pytest.raises(InvalidInput, match="is not written as"):
-        values.milliseconds("2026-01-05", zone=BERLIN, format="%d/%m/%Y %H:%M")
+        convert.milliseconds("2026-01-05", zone=BERLIN, format="%d/%m/%Y %H:%M")
 
 
 @pytest.mark.parametrize(
@@ -56,18 +56,18 @@ def test_a_time_in_a_format_of_its_own() -> None:
 )  # fmt: skip
 def test_what_is_no_time(written: object) -> None:
     with pytest.raises(InvalidInput, match="time"):
-        values.milliseconds(written, zone=BERLIN)
+        convert.milliseconds(written, zone=BERLIN)
 
 
 @pytest.mark.parametrize(("value", "meant"), [(1, True), (0, False), (b"\x01", True), ("t", True), ("No", False)])
 def test_truths(value: object, meant: bool) -> None:
-    assert values.truth("active", value) is meant
+    assert convert.truth("active", value) is meant
 
 
 def test_metadata_that_is_no_object_is_kept() -> None:
-    assert values.mapping('{"a": 1}') == {"a": 1}
-    assert values.mapping("plain text") == {"value": "plain text"}
-    assert values.mapping([1, Decimal("1.5")]) == {"value": [1, 1.5]}
+    assert convert.mapping('{"a": 1}') == {"a": 1}
+    assert convert.mapping("plain text") == {"value": "plain text"}
+    assert convert.mapping([1, Decimal("1.5")]) == {"value": [1, 1.5]}
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_metadata_that_is_no_object_is_kept() -> None:
     ],
 )  # fmt: skip
 def test_what_json_cannot_say(value: object, meant: object) -> None:
-    found = values.plain(value)
+    found = convert.plain(value)
     assert found == meant
     assert type(found) is type(meant)
 
@@ -88,15 +88,15 @@ def test_what_is_nested_too_deep_is_trimmed() -> None:
     deep: list[object] = []
     for _ in range(5000):
         deep = [deep]
-    assert json.dumps(values.plain({"a": deep})).count("[") == 99
+    assert json.dumps(convert.plain({"a": deep})).count("[") == 99
 
 
 @pytest.mark.parametrize(("value", "meant"), [(7, "7"), (Decimal(7), "7"), ("a#b", "a#b"), (7.0, "7")])
 def test_texts(value: object, meant: str) -> None:
-    assert values.text("user", value) == meant
+    assert convert.text("user", value) == meant
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", True, 1.5, float("nan"), float("inf"), Decimal("Infinity")])
 def test_what_is_no_text(value: object) -> None:
     with pytest.raises(InvalidInput, match="user"):
-        values.text("user", value)
+        convert.text("user", value)

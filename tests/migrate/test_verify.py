@@ -15,7 +15,7 @@ import pytest
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.event import UsageEvent
 from ratelimit.migrate import Entity, Order, Verdict
-from ratelimit.migrate.comparing import Sample
+from ratelimit.migrate.diff import Sample
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Write
 from ratelimit.store.directory import User

@@ -11,7 +11,7 @@ import pytest
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, Store
-from ratelimit.store.pseudonyms import PseudonymousStore
+from ratelimit.store.hashed import PseudonymousStore
 from tests.engines import Engine
 
 TABLE = "store-suite"

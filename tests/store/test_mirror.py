@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from ratelimit import Limiter, MemoryStore, Policy, StoreUnavailable, UsageLog
 from ratelimit.clock import SystemClock
 from ratelimit.config import load_config
-from ratelimit.directory import Directory, Identity, Plan, User
+from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
+from ratelimit.factory import load_checked, store_of, store_stats
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
-from ratelimit.store.follower import Follower
+from ratelimit.store.directory import Identity, Plan, User
+from ratelimit.store.mirror import Follower
 from ratelimit.store.write import Add, Outcome, Write
 from ratelimit.testing import FakeClock
-from ratelimit.wiring import load_checked, store_of, store_stats
 from tests.engines import Engine
 
 POLICIES = (

@@ -15,9 +15,8 @@ import pytest
 from ratelimit.errors import StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.usage import UsageLog, journal
-from ratelimit.usage.backlog import Backlog
-from ratelimit.usage.framing import frame
-from ratelimit.usage.segments import Disk, Lane, Segment, dead_lanes
+from ratelimit.usage.journal import Backlog
+from ratelimit.usage.segments import Disk, Lane, Segment, dead_lanes, frame
 from tests.usage.stores import ScriptedEvents, never, scripted
 from tests.usage.test_event import event
 from tests.usage.test_journal import files, journaled, left_behind

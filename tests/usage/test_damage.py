@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.event import UsageEvent
-from ratelimit.usage.framing import find_frame, frame
-from ratelimit.usage.segments import Disk, Found, Lane, Segment, dead_lanes
+from ratelimit.usage.segments import Disk, Found, Lane, Segment, dead_lanes, find_frame, frame
 from tests.usage.test_event import event
 from tests.usage.test_journal import events_made, files, journaled, left_behind, segment_of
 

@@ -20,9 +20,9 @@ from ratelimit.event import UsageEvent
 from ratelimit.names import Key
 from ratelimit.store import Add, MemoryStore, MirrorStore, TableStore, Write
 from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.store.pseudonyms import PseudonymousStore
+from ratelimit.store.hashed import PseudonymousStore
 from ratelimit.usage import UsageLog
-from ratelimit.usage.erasures import Erasures
+from ratelimit.usage.erasing import Erasures
 from ratelimit.usage.reports import Reports
 from tests.engines import Engine
 from tests.usage.conftest import TABLE, on_engine

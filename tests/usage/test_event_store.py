@@ -11,8 +11,7 @@ import pytest
 
 from ratelimit.clock import DAY
 from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.event import UsageEvent
-from ratelimit.event_id import EventIds
+from ratelimit.event import EventIds, UsageEvent
 from ratelimit.store import MemoryEventStore, TableStore
 from ratelimit.store.events import day_of, position_of
 from tests.engines import Engine

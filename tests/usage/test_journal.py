@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
 from ratelimit.usage import UsageLog
-from ratelimit.usage.framing import frame, unframe
-from ratelimit.usage.segments import Disk, Lane, dead_lanes
+from ratelimit.usage.segments import Disk, Lane, dead_lanes, frame, unframe
 from tests.usage.stores import ScriptedEvents, never, scripted
 from tests.usage.test_event import event
 

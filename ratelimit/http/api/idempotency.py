@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from ratelimit.clock import MINUTE, Clock
-from ratelimit.http.api.problems import refused
+from ratelimit.http.api.operation import refused
 
 KEPT_FOR: Final = 10 * MINUTE
 MOST_KEPT: Final = 10_000

@@ -19,7 +19,7 @@ from typing import Any, Final
 from starlette.types import ASGIApp
 
 from ratelimit.config import load_config
-from ratelimit.wiring import decision_app
+from ratelimit.factory import decision_app
 from tests.http.serving import served
 
 TOKEN: Final = "a-token-for-the-fuzzer"

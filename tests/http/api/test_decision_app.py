@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from ratelimit.config import load_config
-from ratelimit.wiring import decision_app
+from ratelimit.factory import decision_app
 from tests.http.serving import served
 
 

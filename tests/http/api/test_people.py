@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.directory import Identity
 from ratelimit.store import MemoryStore
+from ratelimit.store.directory import Identity
 from tests.http.api.clients import Service, service_on
 from tests.http.api.clients import service as service
 

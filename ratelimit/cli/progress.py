@@ -1,0 +1,92 @@
+"""How a migration goes: a bar with the rate and the time left on a terminal, plain lines elsewhere. On stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from ratelimit.cli.output import in_words
+from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.migrate.checkpoint import Counts
+from ratelimit.migrate.reader import Listener
+from ratelimit.migrate.rows import Entity
+
+_LINE_EVERY: Final = 10 * SECOND
+_WORTH_A_RATE: Final = SECOND // 2
+
+
+class Speed:
+    """Rows a second, and how long the rest takes, from what was heard of one entity."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._entity: Entity | None = None
+        self._start = (0, 0, 0)
+
+    def hear(self, entity: Entity, rows: int, done: int, size: int | None) -> tuple[str, str]:
+        """The rate and the time left, for people."""
+        now = self._clock.now()
+        # A run that goes on did not begin at 0; and counters are counted first, then written.
+        if entity != self._entity or rows < self._start[1] or done < self._start[2]:
+            self._entity, self._start = entity, (now, rows, done)
+        took, came, passed = now - self._start[0], rows - self._start[1], done - self._start[2]
+        if took < _WORTH_A_RATE or came <= 0:
+            return "", ""
+        left = "" if not size or passed <= 0 else in_words(round(max(0, size - done) * took / passed / SECOND))
+        return f"{came * SECOND / took:,.0f}/s", left
+
+
+@contextmanager
+def progress(*, clock: Clock | None = None) -> Iterator[Listener]:
+    """What to tell it to."""
+    yield from _bar(clock or SystemClock()) if sys.stderr.isatty() else _lines(clock or SystemClock())
+
+
+def _lines(clock: Clock) -> Iterator[Listener]:
+    speed, last, entity_before = Speed(clock), 0, ""
+
+    def tell(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
+        nonlocal last, entity_before
+        rate, left = speed.hear(entity, counts.read, done, size)
+        now = clock.now()
+        if entity == entity_before and now - last < _LINE_EVERY:
+            return
+        last, entity_before = now, entity
+        part = f" ({100 * min(done, size) // size} %)" if size else ""
+        more = "".join(f", {text}" for text in (rate, f"{left} left" if left else "") if text)
+        typer.echo(f"{entity}: {counts.read:,} read{part}, {_fates(counts)}{more}", err=True)
+
+    yield tell
+
+
+def _bar(clock: Clock) -> Iterator[Listener]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+    )
+    speed = Speed(clock)
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        tasks: dict[Entity, TaskID] = {}
+
+        def tell(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
+            rate, left = speed.hear(entity, counts.read, done, size)
+            if entity not in tasks:
+                tasks[entity] = shown.add_task(entity, total=size, told="")
+            parts = (f"{counts.read:,} read", _fates(counts), rate, f"{left} left" if left else "")
+            shown.update(tasks[entity], total=size, completed=done, told=", ".join(part for part in parts if part))
+
+        yield tell
+
+
+def _fates(counts: Counts) -> str:
+    rejected = f", {counts.rejected:,} rejected" if counts.rejected else ""
+    return f"{counts.written:,} written{rejected}"

@@ -1,0 +1,311 @@
+"""The command: from its options to a process that serves."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+import typer
+
+from ratelimit.cli.options import ConfigOption, StoreOption
+from ratelimit.cli.output import INVALID, complain, note
+from ratelimit.config import Config, masked
+from ratelimit.errors import ConfigError
+from ratelimit.factory import load_checked
+from ratelimit.http.addresses import NO_ADDRESS, warn_once
+from ratelimit.http.options import Surface
+from ratelimit.policy import Policy
+from ratelimit.server.address import Address
+from ratelimit.server.serve import Serving, missing
+from ratelimit.server.shutdown import Leaving
+
+logger = logging.getLogger("ratelimit.serving")
+
+
+# The start-up line: what is served, for whom, and where it counts.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Banner:
+    """Call it with where the app and the admin listener are, once they are."""
+
+    config: Config
+    upstream: str | None
+    workers: int
+    json: bool
+
+    def __call__(self, where: str, admin: str | None) -> None:
+        """Say it: readable on stderr, or for a program on stdout."""
+        if self.json:
+            typer.echo(msgspec.json.encode(self._document(where, admin)).decode())
+        else:
+            typer.echo(self._line(where, admin), err=True)
+        if self.config.store.startswith("memory://"):
+            note("memory:// is forgotten when this process ends")
+
+    def _line(self, where: str, admin: str | None) -> str:
+        rules = "; ".join(f"{policy.name} ({', '.join(_quotas(policy))})" for policy in self.config.policies)
+        what = (
+            f"in front of {masked(self.upstream)}" if self.upstream else "decisions at /v1/authz and the API beside it"
+        )
+        return (
+            f"ratelimit serves {where} {what}: {rules}; users from {', '.join(self._users())}, else their address; "
+            f"counting in {masked(self.config.store)}; {'admin at ' + admin if admin else 'no admin listener'}; "
+            f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'}"
+        )
+
+    def _document(self, where: str, admin: str | None) -> dict[str, object]:
+        return {
+            "listening": where,
+            "upstream": None if self.upstream is None else masked(self.upstream),
+            "policies": {policy.name: _quotas(policy) for policy in self.config.policies},
+            "user_from": self._users(),
+            "store": masked(self.config.store),
+            "admin": admin,
+            "workers": self.workers,
+            "pid": os.getpid(),
+        }
+
+    def _users(self) -> list[str]:
+        return [str(source) for source in self.config.user_from]
+
+
+def _quotas(policy: Policy) -> list[str]:
+    return [str(quota) for quota in policy.quotas] or ["unlimited"]
+
+
+# The options of `ratelimit serve`.
+
+FORMATS: Final = ("text", "json", "off")
+
+# What is served, and for whom.
+Upstream: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="http://HOST:PORT, https://…, or unix:/PATH of a socket. Without one: the decision endpoint and the API.",
+    ),
+]
+Action: TypeAlias = Annotated[str | None, typer.Option(help="With --quota: the name of a policy for every request.")]
+Quotas: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--quota", metavar="QUOTA", help="As in 5/day; may be repeated.")
+]
+UserFrom: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SOURCE", help="header:x-api-key, cookie:session, address; in order, may be repeated."),
+]
+
+# Where it listens.
+Host: TypeAlias = Annotated[str, typer.Option(help="The address to listen on.")]
+Port: TypeAlias = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")]
+Uds: TypeAlias = Annotated[str | None, typer.Option(metavar="PATH", help="Listen on a unix socket instead.")]
+Admin: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Where health, metrics and reload are; off for nowhere. As configured."),
+]
+Workers: TypeAlias = Annotated[int, typer.Option(min=1, max=256, help="Processes on the one port.")]
+
+# The proxy.
+UpstreamHost: TypeAlias = Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")]
+UpstreamCa: TypeAlias = Annotated[
+    str, typer.Option(metavar="FILE", help="The certificates that an https upstream is trusted by; else the system's.")
+]
+ConnectTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds for a connection to the upstream.")]
+FirstByteTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds for the upstream to begin its answer.")]
+IdleTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds without a byte before an exchange is given up.")]
+
+# The end, and what is said.
+Linger: TypeAlias = Annotated[
+    float, typer.Option(min=0, max=3600, help="Seconds at the end in which clients are told to leave.")
+]
+Grace: TypeAlias = Annotated[
+    float, typer.Option(min=0, max=3600, help="Seconds at the end for requests that run, --linger included.")
+]
+AccessLog: TypeAlias = Annotated[str, typer.Option(metavar="FORMAT", help="text, json or off; on stdout.")]
+JsonLine: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="The start-up line as one JSON document, the first line on stdout.")
+]
+
+
+# `Source`: the configuration that `ratelimit serve` works by: the file's, and what the command line adds to it.
+
+
+@dataclass(kw_only=True)
+class Source:
+    """Call it to read the configuration afresh; raises `ConfigError` for one that would not do.
+
+    A process that is given a copy has the last good configuration in it. Its first reading falls back on that: a worker
+    that takes another's place starts, whatever is in the file by then.
+    """
+
+    path: Path | None = None
+    store: str | None = None
+    admin: str | None = None
+    action: str | None = None
+    quota: tuple[str, ...] = ()
+    user_from: tuple[str, ...] = ()
+    proxying: bool = False
+    """Requests are limited as they come; without an upstream callers may also ask for a policy by its name."""
+    workers: int = 1
+    uds: str | None = None
+    _good: Config | None = field(default=None, init=False)
+    _first: bool = field(default=False, init=False)
+
+    def __call__(self) -> Config:
+        """What holds from now on."""
+        first, self._first = self._first, False
+        try:
+            self._good = self._read()
+        except ConfigError as error:
+            if not first or self._good is None:
+                raise
+            logger.error("the last good configuration holds, as this one cannot: %s", error)
+        return self._good
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _first=True)
+
+    def _read(self) -> Config:
+        config = self._with_user_from(self._with_policy(self._load()))
+        if not any(policy.match or not self.proxying for policy in config.policies):
+            problem = "no policy has a match" if config.policies else "there is no policy"
+            how = "add --action api --quota 5/day, or --config; if that is meant, with quotas = 'unlimited'"
+            raise ConfigError("", f"nothing is limited: {problem}; {how}")
+        self._count_together(config)
+        self._know_addresses(config)
+        return config
+
+    def _load(self) -> Config:
+        """What the command line names goes over the environment too."""
+        given = {name: value for name in ("store", "admin") if (value := getattr(self, name)) is not None}
+        hidden = {f"RATELIMIT_{name.upper()}" for name in given}
+        env = {name: value for name, value in os.environ.items() if name not in hidden}
+        return load_checked(self.path, env=env, **given)
+
+    def _with_policy(self, config: Config) -> Config:
+        if not self.quota and not self.action:
+            return config
+        if not self.quota or not self.action:
+            raise ConfigError("--quota" if self.action else "--action", "--action and --quota belong together")
+        try:
+            policy = Policy(self.action, "; ".join(self.quota), match="/**")
+        except ConfigError as error:
+            raise ConfigError("--action" if error.path == "name" else "--quota", error.problem) from None
+        kept = tuple(each for each in config.policies if each.name != self.action)
+        return replace(config, policies=(*kept, policy))
+
+    def _with_user_from(self, config: Config) -> Config:
+        if not self.user_from:
+            return config
+        try:
+            Surface(user_from=self.user_from)
+        except ConfigError as error:
+            raise ConfigError("--user-from", error.problem) from None
+        return replace(config, user_from=self.user_from)
+
+    def _count_together(self, config: Config) -> None:
+        """A limit that each worker counts for itself would be several times as high: never without being told."""
+        if self.workers > 1 and config.store.startswith("memory://"):
+            told = f"memory:// would count in each of the {self.workers} workers apart; use one, or a store they share"
+            raise ConfigError("--workers", f"{told}: --store 'dynamodb://my-table?region=eu-west-1'")
+
+    def _know_addresses(self, config: Config) -> None:
+        """Who connects to a unix socket has no address, and so is one user with everybody else who has no other name;
+        unless a proxy tells, which has to be believed."""
+        if self.uds is None:
+            return
+        if isinstance(config.trusted_proxies, tuple) and config.trusted_proxies:
+            raise ConfigError("trusted_proxies", NO_ADDRESS)
+        if not config.trusted_proxies:
+            warn_once(
+                "at a unix socket nobody has an address, and all who have no other name are one user: "
+                "let the proxy in front send X-Forwarded-For, and set trusted_proxies = 1"
+            )
+
+
+# No postponed annotations in the commands: typer reads them when the program runs.
+
+
+def serve(
+    upstream: Upstream = None,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    action: Action = None,
+    quota: Quotas = None,
+    user_from: UserFrom = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    uds: Uds = None,
+    admin: Admin = None,
+    workers: Workers = 1,
+    upstream_host: UpstreamHost = False,
+    upstream_ca: UpstreamCa = "",
+    connect_timeout: ConnectTimeout = 5.0,
+    first_byte_timeout: FirstByteTimeout = 60.0,
+    idle_timeout: IdleTimeout = 300.0,
+    linger: Linger = 2.0,
+    grace: Grace = 15.0,
+    access_log: AccessLog = "text",
+    json: JsonLine = False,
+) -> int:
+    """Stand in front of a service in any language and check every request before it gets there; or, without
+    `--upstream`, answer gateways and callers that ask.
+
+    SIGTERM or SIGINT: leaves when what runs is finished and the usage log written; a second one, at once. SIGHUP: reads
+    the configuration again. SIGUSR2: replaces the workers, one after the other.
+
+    Examples:
+
+        ratelimit serve --upstream http://127.0.0.1:8000 --config ratelimit.toml
+
+        ratelimit serve --upstream http://127.0.0.1:8000 --action api --quota 5/day --user-from header:x-api-key
+    """
+    if lacking := missing():
+        return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[sidecar]'", INVALID)
+    if access_log not in FORMATS:
+        return complain(f"--access-log: unknown value {access_log!r}; use text, json or off", INVALID)
+    from ratelimit.factory import admin_address
+    from ratelimit.server.factory import sidecar
+    from ratelimit.server.upstream import ProxySettings
+
+    source = Source(
+        path=config,
+        store=store,
+        admin=admin,
+        action=action,
+        quota=tuple(quota or ()),
+        user_from=tuple(user_from or ()),
+        proxying=upstream is not None,
+        workers=workers,
+        uds=uds,
+    )
+    settings = source()
+    proxy = ProxySettings(
+        connect=connect_timeout,
+        first_byte=first_byte_timeout,
+        idle=idle_timeout,
+        host="upstream" if upstream_host else "client",
+        ca_file=upstream_ca,
+    )
+    make = partial(
+        sidecar,
+        source,
+        upstream=upstream,
+        settings=proxy,
+        access_log=access_log,  # type: ignore[arg-type]
+        host=None if uds else host,
+    )
+    make()  # What cannot be is said here, and not by every worker.
+    place = admin_address(settings)
+    serving = Serving(
+        address=Address(host=host, port=port, uds=uds),
+        admin=None if place is None else Address(host=place[0], port=place[1], option="admin"),
+        workers=workers,
+        leaving=Leaving(linger=linger, grace=grace),
+    )
+    return serving.run(make, source, Banner(config=settings, upstream=upstream, workers=workers, json=json))

@@ -1,0 +1,259 @@
+"""What is, against what should be: a table compared with its `TableSpec`, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+from ratelimit.dynamodb import schema
+from ratelimit.dynamodb.control import Snapshot, Unknown, billing_of, keys_of
+from ratelimit.dynamodb.table_spec import MODES, TableSpec
+
+# `TableStatus`: how a table stands, in one record.
+
+T = TypeVar("T")
+
+TTL_FEATURE: Final = "expiry (ttl)"
+RECOVERY_FEATURE: Final = "point-in-time recovery"
+INDEX_FEATURE: Final = f"index {schema.GSI1}"
+OWN_KEY: Final = "DynamoDB's own key"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableStatus:
+    """What is known of a table. None where the engine or the permissions do not let it be known."""
+
+    name: str
+    region: str
+    endpoint: str
+    status: str
+    """DynamoDB's word: `ACTIVE`, `CREATING`, `UPDATING`, `DELETING`."""
+    keys: tuple[str, ...]
+    """The attributes of the primary key, each with its type: `PK (S)`, `SK (S)`."""
+    indexes: tuple[str, ...]
+    billing: str
+    """DynamoDB's word: `PAY_PER_REQUEST`, `PROVISIONED`."""
+    read_units: int | None
+    """A second; None where it is billed on demand. So is `write_units`."""
+    write_units: int | None
+    items: int
+    """Counted by DynamoDB every six hours or so."""
+    size_bytes: int
+    ttl: str | None
+    """The attribute that says when an item expires; None where nothing does."""
+    point_in_time_recovery: bool | None
+    encrypted_with: str
+    protected: bool
+    """Against deletion."""
+    tags: Mapping[str, str] | None
+    missing: tuple[str, ...]
+    """What the project's table has and this one lacks, in words."""
+    unknown: Mapping[str, str]
+    """The parts that could not be looked at, and why."""
+    created: bool = False
+    """Whether it was this call that created it."""
+
+
+def to_status(description: Mapping[str, Any], snapshot: Snapshot) -> TableStatus:
+    """A snapshot, and its description, which has to be known."""
+    parts: dict[str, object] = {"expiry": snapshot.ttl, "recovery": snapshot.recovery, "tags": snapshot.tags}
+    indexes = tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
+    throughput = description.get("ProvisionedThroughput") or {}
+    lacks = {
+        TTL_FEATURE: snapshot.ttl != schema.TTL,
+        RECOVERY_FEATURE: snapshot.recovery is False,
+        INDEX_FEATURE: schema.GSI1 not in indexes,
+    }
+    return TableStatus(
+        name=snapshot.place.table,
+        region=snapshot.place.region,
+        endpoint=snapshot.place.endpoint,
+        status=description["TableStatus"],
+        keys=keys_of(description, description),
+        indexes=indexes,
+        billing=billing_of(description),
+        read_units=throughput.get("ReadCapacityUnits") or None,
+        write_units=throughput.get("WriteCapacityUnits") or None,
+        items=description.get("ItemCount", 0),
+        size_bytes=description.get("TableSizeBytes", 0),
+        ttl=_or_none(snapshot.ttl),
+        point_in_time_recovery=_or_none(snapshot.recovery),
+        encrypted_with=(description.get("SSEDescription") or {}).get("SSEType", OWN_KEY),
+        protected=bool(description.get("DeletionProtectionEnabled")),
+        tags=_or_none(snapshot.tags),
+        missing=tuple(feature for feature, is_missing in lacks.items() if is_missing),
+        unknown={part: value.why for part, value in parts.items() if isinstance(value, Unknown)},
+    )
+
+
+def _or_none(part: T | Unknown) -> T | None:
+    return None if isinstance(part, Unknown) else part
+
+
+Part: TypeAlias = Literal["state", "key", "index", "expiry", "recovery", "encryption", "protection", "billing", "tag"]
+Verdict: TypeAlias = Literal["ok", "differs", "unknown", "not asked for"]
+
+UPGRADE: Final = "`ratelimit table upgrade` mends it"
+
+_NEW_TABLE: Final = "the keys of a table never change: create another one, and move the data"
+_REMAKE: Final = "an index never changes: delete it, then run `ratelimit table upgrade`"
+_OTHER_EXPIRY: Final = "turn that off first; an hour later `ratelimit table upgrade` turns the right one on"
+_BILLING: Final = (
+    "if it is not on purpose, `ratelimit table upgrade --billing on-demand` changes it; else say --billing provisioned"
+)
+_NO_UNITS: Final = "`ratelimit table upgrade` changes it when it knows the units: --read and --write"
+_WAIT: Final = "it is being changed: look again in a few minutes"
+_ALIAS: Final = "which key an alias stands for is not to be seen here: give the key's ARN"
+_NO_KEYS: Final = "cannot be checked here: this engine does not know it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One part of the table."""
+
+    part: Part
+    name: str
+    """Of the part, as a person reads it: `partition key`, `index GSI1`, `tag team`."""
+    found: str
+    wanted: str
+    """Empty where nothing is asked for."""
+    verdict: Verdict
+    remedy: str = ""
+    """What to do, or why it is unknown."""
+    permission: str | None = None
+    """The IAM action that is missing to look at it."""
+
+    @property
+    def mendable(self) -> bool:
+        """Whether `upgrade` can do something about it."""
+        return self.verdict == "differs" and self.remedy == UPGRADE
+
+
+def compare(snapshot: Snapshot, spec: TableSpec) -> tuple[Line, ...]:
+    """Every part that a specification can name, in a fixed order."""
+    return (*_described(snapshot, spec), _expiry(snapshot), _recovery(snapshot, spec), *_tags(snapshot, spec))
+
+
+def _described(snapshot: Snapshot, spec: TableSpec) -> Iterator[Line]:
+    table = snapshot.table
+    if isinstance(table, Unknown):
+        yield _unknown("state", "keys, indexes, billing, encryption, protection", table, "as asked for")
+        return
+    yield _line("state", "state", str(table.get("TableStatus")), "ACTIVE", remedy=_WAIT)
+    yield from _keys(table)
+    yield from _indexes(table, spec)
+    yield _billing(table, spec)
+    yield _encryption(snapshot, table, spec)
+    yield _protection(table, spec)
+
+
+def _keys(table: Mapping[str, Any]) -> Iterator[Line]:
+    found = [*keys_of(table, table), "none", "none"]
+    for position, name in enumerate(("partition key", "sort key")):
+        yield _line("key", name, found[position], f"{schema.KEY_SCHEMA[position][0]} (S)", remedy=_NEW_TABLE)
+
+
+def _indexes(table: Mapping[str, Any], spec: TableSpec) -> Iterator[Line]:
+    there = {index["IndexName"]: index for index in table.get("GlobalSecondaryIndexes") or ()}
+    for name in spec.indexes:
+        yield _index(table, name, there.pop(name, None))
+    for name, index in there.items():
+        yield _line("index", f"index {name}", _index_text(table, index), "")
+
+
+def _index(table: Mapping[str, Any], name: str, index: Mapping[str, Any] | None) -> Line:
+    keys = ", ".join(f"{key} (S)" for key, _ in schema.INDEX_SCHEMAS[name])
+    wanted = f"{keys}; projects {schema.PROJECTION}"
+    if index is None:
+        return _line("index", f"index {name}", "missing", wanted, remedy=UPGRADE)
+    found, status = _index_text(table, index), index.get("IndexStatus", "ACTIVE")
+    if found == wanted and status not in ("ACTIVE", "UPDATING"):
+        return _line("index", f"index {name}", f"{found}; {status}", wanted, remedy=_WAIT)
+    return _line("index", f"index {name}", found, wanted, remedy=_REMAKE)
+
+
+def _index_text(table: Mapping[str, Any], index: Mapping[str, Any]) -> str:
+    projection = (index.get("Projection") or {}).get("ProjectionType", "nothing")
+    return f"{', '.join(keys_of(table, index))}; projects {projection}"
+
+
+def _billing(table: Mapping[str, Any], spec: TableSpec) -> Line:
+    mode, throughput = billing_of(table), table.get("ProvisionedThroughput") or {}
+    found, wanted, remedy = _words(mode), str(spec.billing or "on-demand"), UPGRADE
+    if spec.throughput:
+        wanted = f"{wanted}, {_units(spec.throughput)}"
+        found = f"{found}, {_units(throughput)}" if mode == MODES["provisioned"] else found
+    elif spec.billing != "on-demand":
+        remedy = _NO_UNITS if spec.billing else _BILLING
+    return _line("billing", "billing", found, wanted, remedy=remedy)
+
+
+def _units(throughput: Mapping[str, Any]) -> str:
+    return f"{throughput.get('ReadCapacityUnits')} read, {throughput.get('WriteCapacityUnits')} write"
+
+
+def _words(mode: str) -> str:
+    return next((words for words, name in MODES.items() if name == mode), mode)
+
+
+def _encryption(snapshot: Snapshot, table: Mapping[str, Any], spec: TableSpec) -> Line:
+    description = table.get("SSEDescription") or {}
+    key = description.get("KMSMasterKeyArn", "") if description.get("Status") not in (None, "DISABLED") else ""
+    found = f"KMS, {key}" if key else OWN_KEY
+    if spec.kms_key is None:
+        return _line("encryption", "encryption", found, "")
+    wanted = f"KMS, {spec.kms_key}"
+    if snapshot.is_local:
+        return _unknown("encryption", "encryption", Unknown(_NO_KEYS), wanted)
+    if key and "alias/" in spec.kms_key and not key.endswith(spec.kms_key):
+        return _unknown("encryption", "encryption", Unknown(_ALIAS), wanted, found=found)
+    # An id or an alias is the end of an ARN.
+    is_it = key == spec.kms_key or key.endswith((f"/{spec.kms_key}", f":{spec.kms_key}"))
+    return _line("encryption", "encryption", found, f"KMS, {key}" if is_it else wanted, remedy=UPGRADE)
+
+
+def _protection(table: Mapping[str, Any], spec: TableSpec) -> Line:
+    wanted = "" if spec.protected is None else _switch(spec.protected)
+    found = _switch(bool(table.get("DeletionProtectionEnabled")))
+    return _line("protection", "deletion protection", found, wanted, remedy=UPGRADE)
+
+
+def _expiry(snapshot: Snapshot) -> Line:
+    found, wanted = snapshot.ttl, f"by {schema.TTL}"
+    if isinstance(found, Unknown):
+        return _unknown("expiry", "expiry", found, wanted)
+    remedy = UPGRADE if found is None else _OTHER_EXPIRY
+    return _line("expiry", "expiry", "off" if found is None else f"by {found}", wanted, remedy=remedy)
+
+
+def _recovery(snapshot: Snapshot, spec: TableSpec) -> Line:
+    wanted = "on" if spec.recovery else ""
+    if isinstance(snapshot.recovery, Unknown):
+        return _unknown("recovery", "point-in-time recovery", snapshot.recovery, wanted)
+    return _line("recovery", "point-in-time recovery", _switch(snapshot.recovery), wanted, remedy=UPGRADE)
+
+
+def _tags(snapshot: Snapshot, spec: TableSpec) -> Iterator[Line]:
+    for name, value in spec.tags.items():
+        if isinstance(snapshot.tags, Unknown):
+            yield _unknown("tag", f"tag {name}", snapshot.tags, repr(value))
+            continue
+        found = snapshot.tags.get(name)
+        yield _line("tag", f"tag {name}", "missing" if found is None else repr(found), repr(value), remedy=UPGRADE)
+
+
+_switch: Final[Callable[[bool], str]] = {True: "on", False: "off"}.__getitem__
+
+
+def _line(part: Part, name: str, found: str, wanted: str, *, remedy: str = "") -> Line:
+    verdict: Verdict = "ok" if found == wanted else "differs" if wanted else "not asked for"
+    remedy = remedy if verdict == "differs" else ""
+    return Line(part=part, name=name, found=found, wanted=wanted, verdict=verdict, remedy=remedy)
+
+
+def _unknown(part: Part, name: str, unknown: Unknown, wanted: str, *, found: str = "not known") -> Line:
+    line = _line(part, name, found, wanted)
+    if line.verdict == "not asked for":
+        return line
+    return replace(line, verdict="unknown", remedy=unknown.why, permission=unknown.permission)

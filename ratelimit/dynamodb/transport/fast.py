@@ -1,0 +1,285 @@
+"""`FastLane`: what is written all the time, without the general machinery, for a tenth of its price and less.
+
+It does the ordinary only. Whatever is unusual, and certainly not executed, goes to aiobotocore for that one request
+and is counted (`Stats.fallbacks`): so this lane never has to be complete.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from botocore.exceptions import ClientError
+from msgspec.json import encode as to_json
+
+from ratelimit.clock import SECOND
+from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.errors import CAUGHT, UnusableAnswer, explain, is_bare, unsignable
+from ratelimit.dynamodb.expressions import encode
+from ratelimit.dynamodb.schema import PK, SK, STATE, limit_pk
+from ratelimit.dynamodb.settings import Settings
+from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.transport.base import Answer, Lane, Written, constant
+from ratelimit.dynamodb.transport.boto import Stale, elapsed
+from ratelimit.dynamodb.transport.connection import Response
+from ratelimit.dynamodb.transport.endpoint import Route, open_wire
+from ratelimit.dynamodb.transport.pool import Pool
+from ratelimit.dynamodb.transport.shapes import Refused, read_applied, read_batch, read_refused
+from ratelimit.dynamodb.transport.signing import Signer, Unsignable, Wallet
+from ratelimit.errors import AccessDenied, StoreMisconfigured, TableMismatch, TableNotFound
+from ratelimit.names import Key
+from ratelimit.store.write import Add, Drop, Expect, Put, Write
+
+# What came back, read without building what is not needed.
+
+
+def applied(response: Response) -> Answer:
+    """The answer in a success. Raises `UnusableAnswer`."""
+    try:
+        answer = read_applied(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnusableAnswer("a success without attributes") from None
+    consumed = answer.ConsumedCapacity
+    return Answer(
+        applied=True,
+        item=answer.Attributes,
+        write_units=0.0 if consumed is None else consumed.CapacityUnits,
+    )
+
+
+def written(response: Response) -> Written:
+    """What a batch left. Raises `UnusableAnswer`."""
+    try:
+        answer = read_batch(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise UnusableAnswer("a batch without what was not processed") from None
+    left = [request for requests in answer.UnprocessedItems.values() for request in requests]
+    return Written(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
+
+
+def refused(response: Response, operation: str) -> Answer | ClientError:
+    """The answer where a condition failed, else the error as botocore would have raised it. Raises `UnusableAnswer`."""
+    try:
+        answer = read_refused(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        if not is_bare(response.status):
+            raise UnusableAnswer(f"status {response.status} without a JSON answer") from None
+        answer = Refused()
+    # "com.amazonaws.dynamodb.v20120810#Name", and from some servers "Name:http://..." after it
+    code = answer.type.rpartition("#")[2].partition(":")[0]
+    if code == "ConditionalCheckFailedException":
+        return Answer(applied=False, item=answer.Item)
+    error = {"Code": code or str(response.status), "Message": answer.message or answer.Message or ""}
+    details: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": response.status}}
+    return ClientError(details, operation)
+
+
+# The JSON of an `UpdateItem`, made without making it: a known write costs one concatenation, a known shape one `%`.
+# The partition key comes last, so that everything before it is one constant for every user:
+# {"TableName":"t","UpdateExpression":"...","ExpressionAttributeValues":{":v1":{"N":"5"}},"Key":{...,"PK":{"S":"USR#
+
+Shape: TypeAlias = tuple[object, ...]
+"""All of a write that decides what its expressions look like: everything but the numbers."""
+
+_KEPT: Final = 512
+_VALUES: Final = "ExpressionAttributeValues"
+_KEY: Final = f',"Key":{{"{SK}":{{"S":"{STATE}"}},"{PK}":{{"S":'.encode()
+_END: Final = b"}}}"
+
+
+class Bodies:
+    """Bodies of the updates of one table. Keeps what writes of late looked like, and templates of their shapes."""
+
+    __slots__ = ("_constant", "_known", "_limit", "_templates")
+
+    def __init__(self, constant: Mapping[str, str], *, limit: int = _KEPT) -> None:
+        """`constant` are the parameters that every request carries: the table, and whether to report capacity."""
+        self._constant = constant
+        self._limit = limit
+        self._known: OrderedDict[Write, bytes] = OrderedDict()
+        self._templates: dict[Shape, bytes] = {}
+
+    def body(self, pk: str, write: Write) -> bytes:
+        """The body of one request."""
+        known = self._known.get(write)
+        if known is None:
+            known = self._remember(write)
+        return known + to_json(pk) + _END
+
+    def _remember(self, write: Write) -> bytes:
+        """First in, first out: a write in constant use that has to go costs one more look at its template."""
+        shape, numbers = shape_of(write)
+        template = self._templates.get(shape)
+        if template is None:
+            if len(self._templates) >= self._limit:
+                self._templates.clear()
+            template = self._templates[shape] = self._template(write, numbers)
+        if len(self._known) >= self._limit:
+            self._known.popitem(last=False)
+        known = self._known[write] = template % tuple(numbers)
+        return known
+
+    def _template(self, write: Write, numbers: list[int]) -> bytes:
+        update = encode(write)
+        values: Mapping[str, Mapping[str, Any]] = update[_VALUES]
+        found = [int(value["N"]) for value in values.values() if "N" in value]
+        if found != numbers:
+            raise AssertionError(f"expressions and payload disagree about {write}: {found}, {numbers}")
+        blanks = {name: {"N": "\0"} if "N" in value else value for name, value in values.items()}
+        text = to_json({**self._constant, **update, _VALUES: blanks})[:-1] + _KEY
+        return text.replace(b"%", b"%%").replace(rb'"\u0000"', b'"%d"')
+
+
+def shape_of(write: Write) -> tuple[Shape, list[int]]:
+    """The shape, and the numbers in the order in which `expressions` hands out placeholders for them."""
+    shape: list[object] = [write.whole]
+    numbers = [write.expires_at]
+    for op in write.ops:
+        if type(op) is Add:
+            numbers.append(op.amount)
+            if op.at_most is None:
+                shape += (op.field, "+")
+            else:
+                numbers.append(op.at_most - op.amount)
+                shape += (op.field, "+<" if op.amount <= op.at_most else "+!")
+        elif type(op) is Expect:
+            shape += (op.field, _bounds(op, numbers))
+        elif type(op) is Put:
+            numbers.append(op.value)
+            shape += (op.field, "=")
+        elif type(op) is Drop:
+            shape += (op.field, "-")
+    return tuple(shape), numbers
+
+
+def _bounds(op: Expect, numbers: list[int]) -> tuple[str, bool]:
+    if op.low is not None and op.low == op.high:
+        numbers.append(op.low)
+        return "==", op.or_missing
+    kind = "?"
+    if op.low is not None:
+        numbers.append(op.low)
+        kind += ">"
+    if op.high is not None:
+        numbers.append(op.high)
+        kind += "<"
+    return kind, op.or_missing
+
+
+_API: Final = "DynamoDB_20120810"
+_UNSIGNED: Final = {"accept-encoding": "identity", "user-agent": "ratelimit-dynamodb (fast lane)"}
+
+
+class _Operation:
+    """One of DynamoDB's: how it is signed, and how its answer is read."""
+
+    __slots__ = ("name", "read", "signer")
+
+    def __init__(self, name: str, route: Route, read: Callable[[Response], Answer | Written]) -> None:
+        self.name = name
+        self.read = read
+        target = f"{_API}.{name}"
+        self.signer = Signer(host=route.host_header, region=route.region, target=target, unsigned=_UNSIGNED)
+
+
+class FastLane:
+    """See `Lane`. `slow` takes what this one does not."""
+
+    def __init__(self, connection: Connection, route: Route, slow: Lane, settings: Settings, stats: Stats) -> None:
+        self._place = connection.place
+        self._slow = slow
+        self._stats = stats
+        self._server_clock = connection.clock
+        self._clock = connection.clock.clock
+        self._wallet = Wallet(connection.credentials)
+        self._bodies = Bodies(constant(settings))
+        self._table = settings.table
+        self._capacity = {name: value for name, value in constant(settings).items() if name != "TableName"}
+        self._update = _Operation("UpdateItem", route, applied)
+        self._batch = _Operation("BatchWriteItem", route, written)
+        self.pool = Pool(
+            partial(open_wire, route, connection.place, settings.connect_timeout),
+            stats,
+            size=settings.pool,
+            patience=settings.connect_timeout,
+            overdue=settings.read_timeout,
+        )
+
+    async def apply(self, key: Key, write: Write) -> Answer:
+        """See `Lane.apply`."""
+        answer = await self._ask(self._update, self._bodies.body(limit_pk(key), write))
+        if type(answer) is Answer:
+            return answer
+        self._stats.fall_back(str(answer))
+        return await self._slow.apply(key, write)
+
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Written:
+        """See `Lane.write_batch`."""
+        answer = await self._ask(self._batch, to_json({"RequestItems": {self._table: requests}, **self._capacity}))
+        if type(answer) is Written:
+            return answer
+        self._stats.fall_back(str(answer))
+        return await self._slow.write_batch(requests)
+
+    async def close(self) -> None:
+        """See `Lane.close`."""
+        await self._wallet.close()
+        await self.pool.close()
+
+    async def _ask(self, operation: _Operation, body: bytes, after: str = "") -> Answer | Written | str:
+        """The answer, or the reason to ask aiobotocore. `after` says why it is asked once more."""
+        skew = self._server_clock.skew
+        try:
+            secrets = self._wallet.at_hand or await self._wallet.secrets()
+            now = elapsed()
+            wire = self.pool.take(now)
+            if wire is None:
+                wire = await self.pool.wait()
+                now = elapsed()
+            try:
+                request = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
+                response = await wire.ask(request, now)
+            except BaseException:
+                # Out of patience, or worse: an answer that still comes must not be the next one's.
+                wire.end("cancelled")
+                raise
+            self.pool.release(wire, now)
+            if response.status == 200:
+                return operation.read(response)
+            unusual = self._unusual(operation, response, skew, after)
+        except Unsignable:
+            raise unsignable(self._place) from None
+        except CAUGHT as error:
+            if after or not isinstance(error, Stale):
+                explanation = explain(error, self._place)
+                raise explanation from (None if isinstance(explanation, AccessDenied) else error)
+            unusual = "stale"
+        if unusual == "stale":
+            self._stats.retries += 1
+            self._stats.count_call(operation.name)
+            self.pool.end_idle()
+        elif unusual == "clock":
+            self._stats.fall_back("clock")
+        else:
+            return unusual
+        return await self._ask(operation, body, unusual)
+
+    def _unusual(self, operation: _Operation, response: Response, skew: int, after: str) -> Answer | str:
+        """An answer after all, or the reason to ask in another way. Raises what aiobotocore would for all else."""
+        outcome = refused(response, operation.name)
+        if isinstance(outcome, Answer):
+            return outcome
+        if after == "clock":
+            return "denied"
+        if response.status < 400:  # a redirect: aiobotocore would not follow it either
+            raise outcome
+        error = explain(outcome, self._place)
+        if isinstance(error, AccessDenied):
+            date = response.date.decode("latin-1")
+            return "clock" if self._server_clock.learn(date, skew) else "denied"
+        if isinstance(error, StoreMisconfigured) and not isinstance(error, TableNotFound | TableMismatch):
+            return "unknown_error"
+        raise outcome

@@ -1,0 +1,345 @@
+"""Stores: from their URL, and as a configuration has them, with a mirror beside it or with hashed users."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, TypedDict, TypeVar, Unpack
+from urllib.parse import parse_qsl, urlsplit
+
+from ratelimit.clock import Clock
+from ratelimit.config import Config, HeadersMode, Problems, SettingArgs, read_config
+from ratelimit.directory import Directory
+from ratelimit.errors import ConfigError
+from ratelimit.http.addresses import is_loopback
+from ratelimit.http.options import Surface
+from ratelimit.http.tracing import spans
+from ratelimit.limiter import Limiter
+from ratelimit.limiter.alerts import AlertHook
+from ratelimit.policy import Exempt, UserFrom
+from ratelimit.store import MemoryStore, MirrorStore, Store, TableStore
+from ratelimit.store.hashed import PseudonymousStore
+from ratelimit.usage import UsageLog
+from ratelimit.usage.options import Options
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from ratelimit.dynamodb import Settings
+    from ratelimit.dynamodb.stats import Stats
+    from ratelimit.http.api.idempotency import Replays
+
+
+def open_store(url: str) -> OpeningStore:
+    """An open store: `store = await open_store(url)`, or `async with open_store(url) as store:`, which closes it.
+
+    `memory://` (`?max_keys=1000`), or `dynamodb://TABLE?region=…&endpoint=…&create=true`. Raises `ConfigError` for the
+    URL; opening it raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help.
+    """
+    return OpeningStore(store_from_url(url))
+
+
+class OpeningStore:
+    """A store about to be opened. Made by `open_store`."""
+
+    def __init__(self, store: TableStore) -> None:
+        self._store = store
+
+    def __await__(self) -> Generator[object, None, TableStore]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> TableStore:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._store.close()
+
+    async def _open(self) -> TableStore:
+        try:
+            await self._store.open()
+        except BaseException:
+            await self._store.close()
+            raise
+        return self._store
+
+
+def store_from_url(url: str) -> TableStore:
+    """The store that a URL names, not yet open. Raises `ConfigError`."""
+    scheme, separator, _ = url.partition("://")
+    try:
+        if not separator:
+            raise ConfigError("", f"expected a URL such as {_EXAMPLES}")
+        if scheme not in _STORES:
+            near = get_close_matches(scheme, _STORES, n=1)
+            hint = f"did you mean {near[0]}://?" if near else f"there are: {_EXAMPLES}"
+            raise ConfigError("", f"unknown scheme {scheme}://; {hint}")
+        return _STORES[scheme](url)
+    except ConfigError as error:
+        raise error.under("store") from None
+
+
+def store_of(config: Config) -> TableStore:
+    """The configured store; with a mirror beside it, and with hashed users, where that is so. Not yet open.
+
+    Raises `ConfigError`.
+    """
+    store = _mirrored(config)
+    return store if config.user_hash_key is None else PseudonymousStore(store, config.user_hash_key)
+
+
+def _mirrored(config: Config) -> TableStore:
+    store = store_from_url(config.store)
+    if config.mirror == "off":
+        return store
+    try:
+        mirror = store_from_url(config.mirror)
+    except ConfigError as error:
+        raise ConfigError("mirror", error.problem) from None
+    if config.mirror == config.store or _on_one_table(store, mirror):
+        raise ConfigError("mirror", "is the store itself; name another one, or 'off'")
+    return MirrorStore(store, mirror)
+
+
+def _on_one_table(one: TableStore, other: TableStore) -> bool:
+    """Whether both are one table, however it is spelled: all that is spent would be written there twice."""
+    if isinstance(one, MemoryStore) or isinstance(other, MemoryStore):
+        return False
+    from ratelimit.dynamodb import DynamoDBStore, same_table
+
+    if isinstance(one, DynamoDBStore) and isinstance(other, DynamoDBStore):
+        return same_table(one.settings, other.settings)
+    return False
+
+
+def table_settings(url: str) -> Settings:
+    """The settings of a table from its store's URL. Raises `ConfigError`, also for a store that has no table."""
+    from ratelimit.dynamodb import parse_url
+
+    if url.startswith("memory://"):
+        raise ConfigError("store", "memory:// has no table; name one: --store 'dynamodb://my-table?region=eu-west-1'")
+    try:
+        return parse_url(url)
+    except ConfigError as error:
+        raise error.under("store") from None
+
+
+def store_stats(store: Store) -> Stats | None:
+    """What a store has asked of DynamoDB; None where it asks nobody."""
+    if isinstance(store, PseudonymousStore):
+        return store_stats(store.inner)
+    if isinstance(store, MirrorStore):
+        return store_stats(store.primary)
+    if isinstance(store, MemoryStore):
+        return None
+    from ratelimit.dynamodb import DynamoDBStore
+
+    return store.stats if isinstance(store, DynamoDBStore) else None
+
+
+def _memory(url: str) -> TableStore:
+    try:
+        parts = urlsplit(url)
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+    except ValueError:
+        raise ConfigError("", f"not a store URL; write {_MEMORY}") from None
+    if parts.netloc or parts.path:
+        raise ConfigError("", f"memory:// has no name and no path; write {_MEMORY}")
+    options: dict[str, int] = {}
+    for name, text in pairs:
+        if name != "max_keys":
+            raise ConfigError(name, "unknown parameter; there is: max_keys")
+        if not (text.isascii() and text.isdecimal()) or len(text) > _MOST_DIGITS or int(text) < 1:
+            shown = repr(text) if len(text) <= _MOST_DIGITS else f"one of {len(text)} letters"
+            raise ConfigError(name, f"expected a whole number of at least 1, not {shown}")
+        options[name] = int(text)
+    return MemoryStore(**options)
+
+
+def _dynamodb(url: str) -> TableStore:
+    # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
+    from ratelimit.dynamodb import DynamoDBStore, parse_url
+
+    return DynamoDBStore(parse_url(url))
+
+
+_MOST_DIGITS: Final = 18
+_MEMORY: Final = "memory://, or memory://?max_keys=1000"
+_EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
+_STORES: Final[dict[str, Callable[[str], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}
+
+
+# The parts that a configuration describes: the limiter, the usage log, the arguments of the middleware.
+
+
+def limiter_from(
+    config: Config,
+    *,
+    store: TableStore | None = None,
+    directory: Directory | None = None,
+    clock: Clock | None = None,
+    on_alert: AlertHook | None = None,
+) -> Limiter:
+    """The limiter that a configuration describes; its store opens with it, or when first used. Raises `ConfigError`."""
+    store = store_of(config) if store is None else store
+    if directory is None and config.directory:
+        directory = Directory(store.directory, clock=clock)
+    limiter = Limiter(
+        store,
+        config.policies,
+        clock=clock,
+        deadline=config.deadline,
+        denial_cache=config.denial_cache,
+        directory=directory,
+        on_alert=on_alert,
+    )
+    limiter.observer = spans(limiter.clock)
+    return limiter
+
+
+L = TypeVar("L", bound=UsageLog)
+
+
+def usage_from(config: Config, limiter: Limiter, store: TableStore) -> UsageLog | None:
+    """The usage log on the limiter's store; None where it is off."""
+    return usage_as(UsageLog, config, limiter, store)
+
+
+def usage_as(kind: type[L], config: Config, limiter: Limiter, store: TableStore) -> L | None:
+    """As `usage_from`, of a kind of one's own."""
+    if config.usage == "off":
+        return None
+    durability, _, directory = config.usage.partition(":")
+    options: Options = {"durability": "journal", "journal_dir": directory} if durability == "journal" else {}
+    return kind(store, actions=limiter.policies, clock=limiter.clock, **options)
+
+
+class MiddlewareArgs(TypedDict):
+    """What `RateLimitMiddleware` takes besides the app."""
+
+    limiter: Limiter
+    user_from: tuple[UserFrom, ...]
+    trusted_proxies: int | tuple[str, ...]
+    ipv6_prefix: int
+    headers: HeadersMode
+    exempt: tuple[Exempt, ...]
+    usage: UsageLog | None
+
+
+def middleware_args(
+    config: Config,
+    *,
+    store: TableStore | None = None,
+    clock: Clock | None = None,
+    on_alert: AlertHook | None = None,
+) -> MiddlewareArgs:
+    """As `configure`, from a configuration that is loaded."""
+    store = store_of(config) if store is None else store
+    limiter = limiter_from(config, store=store, clock=clock, on_alert=on_alert)
+    return args_of(config, limiter, usage_from(config, limiter, store))
+
+
+def args_of(config: Config, limiter: Limiter, usage: UsageLog | None) -> MiddlewareArgs:
+    """As `middleware_args`, of a limiter and a usage log that are there."""
+    return MiddlewareArgs(
+        limiter=limiter,
+        usage=usage,
+        user_from=config.user_from,
+        trusted_proxies=config.trusted_proxies,
+        ipv6_prefix=config.ipv6_prefix,
+        headers=config.headers,
+        exempt=config.exempt,
+    )
+
+
+# The decision endpoint, and what may be open to whom.
+
+
+def decision_app(
+    config: Config,
+    *,
+    host: str | None = None,
+    store: TableStore | None = None,
+    args: MiddlewareArgs | None = None,
+    replays: Replays | None = None,
+) -> ASGIApp:
+    """The decision endpoint for gateways (`/v1/authz`) and the native API beside it, as one ASGI app on one limiter.
+
+    `host` is where it will listen, None for a unix socket. The configured token is asked of the API's callers; a
+    gateway is known by where it stands. `args` are the middleware's, where its parts are there
+    already, on this `store`; `replays`, as in `Api`, are of an app before this one. Raises `ConfigError`.
+    """
+    from ratelimit.http.api import Api
+    from ratelimit.http.authz import Authz
+
+    check_api_token(config, host)
+    store = store_of(config) if store is None else store
+    args = args or middleware_args(config, store=store)
+    limiter = args["limiter"]
+    directory = limiter.directory if isinstance(limiter.directory, Directory) else None
+    api = Api(limiter, store, usage=args["usage"], directory=directory, token=config.api_token, replays=replays)
+    return Authz(**args, fallback=api)
+
+
+def check_api_token(config: Config, host: str | None) -> None:
+    """Whoever reaches the native API may reset quotas and change plans: beyond loopback it needs a token.
+
+    `host` as for `decision_app`. Raises `ConfigError`.
+    """
+    if config.api_token is None and host is not None and not is_loopback(host):
+        how = "set RATELIMIT_API_TOKEN to a secret of at least 16 characters, or listen on 127.0.0.1"
+        raise ConfigError("api_token", f"the native API would be open to all who reach {host}: {how}")
+
+
+def admin_address(config: Config) -> tuple[str, int] | None:
+    """The host and port to listen on; None where there is no admin listener. Raises `ConfigError`."""
+    if config.admin == "off":
+        return None
+    host, _, port = config.admin.rpartition(":")
+    if config.admin_token is None and not is_loopback(host):
+        how = "set RATELIMIT_ADMIN_TOKEN to a secret of at least 16 characters, or admin to '127.0.0.1:8081' or 'off'"
+        raise ConfigError("admin_token", f"metrics and reloads would be open to all who reach {host}: {how}")
+    return host.strip("[]"), int(port)
+
+
+# A configuration that every part has been asked about, and the middleware's arguments from it.
+
+
+def configure(
+    path: str | Path | None = None, *, on_alert: AlertHook | None = None, **settings: Unpack[SettingArgs]
+) -> MiddlewareArgs:
+    """The arguments of the middleware: `app.add_middleware(RateLimitMiddleware, **configure("ratelimit.toml"))`.
+
+    `path` and `settings` as in `load_config`, with the process's environment variables over both; `on_alert` is the
+    limiter's. The limiter opens with the app's lifespan, or with the first request. Raises `ConfigError` with all that
+    is wrong.
+    """
+    return middleware_args(load_checked(path, **settings), on_alert=on_alert)
+
+
+def load_checked(
+    path: str | Path | None = None, *, env: Mapping[str, str] = os.environ, **settings: Unpack[SettingArgs]
+) -> Config:
+    """As `load_config`, and every part has been asked whether it can work with it: store URLs, patterns, sources."""
+    config, problems = read_config(path, env=env, **settings)
+    _try(problems, lambda: store_of(config))
+    _try(problems, lambda: admin_address(config))
+    _try(problems, lambda: Surface(user_from=config.user_from))
+    _try(problems, lambda: Surface(trusted_proxies=config.trusted_proxies))
+    _try(problems, lambda: Surface(exempt=config.exempt))
+    limiter = Limiter(MemoryStore(), config.policies)
+    for name in limiter.policies:
+        _try(problems, lambda name=name: Surface().gate(limiter, name))  # type: ignore[misc]
+    problems.raise_any()
+    return config
+
+
+def _try(problems: Problems, build: Callable[[], object]) -> None:
+    try:
+        build()
+    except ConfigError as error:
+        problems.add(error)

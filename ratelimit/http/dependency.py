@@ -1,0 +1,126 @@
+"""`limited("hint")`: a view asks by itself. A dependency for FastAPI's `Depends`, and a plain function for Starlette.
+
+    @app.post("/hints", dependencies=[Depends(limited("hint"))])          # FastAPI
+    decision = await hint(request)                                         # Starlette, with hint = limited("hint")
+
+A refusal is raised, as `QuotaExceeded`, and the middleware answers it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketState
+
+from ratelimit.decision import Decision
+from ratelimit.errors import InvalidCost, QuotaExceeded, RateLimitError
+from ratelimit.http.options import Surface
+from ratelimit.http.refusal import closing, refusal, respond
+from ratelimit.http.request_handler import RateLimitState
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Cost
+from ratelimit.quota import MAX_LIMIT
+
+Dependency: TypeAlias = Callable[[HTTPConnection], Awaitable[Decision]]
+
+_actions: Final[WeakKeyDictionary[Dependency, str]] = WeakKeyDictionary()
+"""Of each dependency that asks the middleware's limiter."""
+
+
+def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = None) -> Dependency:
+    """A function of a request or websocket that checks it against one policy, and returns the decision.
+
+    `cost` takes the place of the policy's own; a function of it may read the body, as it is called with the view's own
+    request. The limiter, and where the user comes from, are those of the middleware; without it, pass `limiter=` and
+    register `quota_exceeded_handler`. A refusal raises `QuotaExceeded`, of which the middleware makes the answer; what
+    was admitted before stays spent. A cost of 0 or an exempt request is allowed unasked. Raises `UnknownAction`,
+    `InvalidCost`, and `RateLimitError` where there is neither a middleware nor a limiter.
+    """
+    if cost is not None and not callable(cost) and (type(cost) is not int or not 0 <= cost <= MAX_LIMIT):
+        how = f"a whole number from 0 to {MAX_LIMIT}, or a function of the request, is expected"
+        raise InvalidCost(f"limited({action!r}): cost is {cost!r}; {how}")
+    alone = Surface()
+    if limiter is not None:
+        alone.gate(limiter, action)
+
+    # FastAPI resolves this annotation in the module's globals: `HTTPConnection` has to be imported at run time.
+    async def check(connection: HTTPConnection) -> Decision:
+        state = RateLimitState.of(connection.scope)
+        if state is None:
+            return await _check_alone(alone, limiter, action, connection, cost)
+        gate = state.surface.gate(limiter or state.limiter, action)
+        free = state.exempt
+        receipt = gate.free() if free else await gate.check(connection.scope, cost=cost, connection=connection)
+        await state.take(receipt)
+        return receipt.decision
+
+    if limiter is None:
+        _actions[check] = action
+    return check
+
+
+def unknown_action(app: object, known: Iterable[str]) -> str | None:
+    """What is wrong with the first route of a FastAPI app that depends on an action of no name known; what is mounted
+    in it may have a middleware of its own."""
+    names = sorted(known)
+    for path, dependency in _dependencies(getattr(app, "routes", None) or ()):
+        action = _actions.get(dependency)
+        if action is not None and action not in names:
+            near = get_close_matches(action, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
+            return f"{path} depends on limited({action!r}), and no policy is named so; {hint}"
+    return None
+
+
+def _dependencies(routes: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for route in routes:
+        if hasattr(route, "effective_candidates"):  # FastAPI's, for a router that is included
+            yield from _dependencies(route.effective_candidates())
+            continue
+        waiting = [getattr(route, "dependant", None)]
+        while waiting:
+            if (dependant := waiting.pop()) is not None:
+                waiting += dependant.dependencies
+                if callable(dependant.call):
+                    yield route.path, dependant.call
+
+
+async def _check_alone(
+    surface: Surface, limiter: Limiter | None, action: str, connection: HTTPConnection, cost: Cost | None
+) -> Decision:
+    if limiter is None:
+        raise RateLimitError(f"limited({action!r}) needs RateLimitMiddleware around the app, or limiter=…")
+    gate = surface.gate(limiter, action)
+    if gate.policy.count != "all":
+        count = "by a function" if callable(gate.policy.count) else f"only {gate.policy.count}"
+        problem = f"counts {count}, which takes RateLimitMiddleware to see how the response ends"
+        raise RateLimitError(f"limited({action!r}): the policy {problem}")
+    receipt = await gate.check(connection.scope, cost=cost, connection=connection)
+    if not receipt.decision.allowed:
+        raise QuotaExceeded(receipt.decision)
+    return receipt.decision
+
+
+async def quota_exceeded_handler(connection: Request | WebSocket, error: Exception) -> Response | None:
+    """For `app.add_exception_handler(QuotaExceeded, quota_exceeded_handler)`, in an app without the middleware."""
+    assert isinstance(error, QuotaExceeded)
+    state = RateLimitState.of(connection.scope)
+    if state is not None:
+        # The middleware does it better: it also sees to what the request has spent.
+        raise error
+    response = refusal(error.decision, _WRITER)
+    if not isinstance(connection, WebSocket):
+        return response
+    if connection.application_state is WebSocketState.CONNECTING:
+        await respond(response, connection.scope, connection.receive, connection.send)
+    else:
+        await connection.send(closing(connection.scope))
+    return None
+
+
+_WRITER = Surface().writer

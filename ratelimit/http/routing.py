@@ -1,0 +1,372 @@
+"""Patterns of requests: `"POST /hints"`, `"GET,PUT /items/{id}"`, `"/api/**"`. Compiled once, matched on every request.
+
+    POST /hints        this path, by POST
+    /items/{id}        any method; `{id}`, or `*`, is one or more characters of one segment
+    /files/{rest:path} Starlette's way to write `/files/**`
+    /api/**            `/api` and everything below it
+
+Paths are compared as the app's routing sees them: decoded, without the `root_path`, in their own case, in every form
+that `Target` knows. Slashes at the end are ignored on both sides. `GET` means HEAD too, as Starlette routes it, and
+websocket handshakes, which are GETs.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, Final
+from urllib.parse import unquote
+
+from starlette.types import Scope
+
+from ratelimit.errors import ConfigError
+
+logger = logging.getLogger("ratelimit.http")
+
+
+# `Target`: what a request asks for, as patterns see it: the method, and every path that a router could read it as.
+# What a client can vary without changing what it gets must not get it past a pattern, and routers differ in what they
+# make of a dot, a doubled slash, a line feed at the end, a semicolon, a backslash. So a policy matches a request of
+# which one form fits, an exemption one of which all do, and who may refuse a request refuses those that `ambiguity`
+# tells of.
+
+WEBSOCKET: Final = "WEBSOCKET"
+MAX_FORMS: Final = 16
+"""Paths that one is read as. One that is odd in more ways is nobody's: it could be any."""
+
+_ODD = re.compile(r"[\x00-\x20\x7f\\;?#]")
+# `.` or `..` as a segment, also to those to whom a semicolon or a backslash ends one.
+_DOTS = re.compile(r"(?:\A|[/\\])\.{1,2}(?:[/\\;]|\Z)")
+_UP = re.compile(r"(?:\A|/)\.\.(?:/|\Z)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SLASHES = re.compile(r"/{2,}")
+# A slash, or encoded without need: routers that look before they decode see no slash, or no letter.
+_LEFT_ENCODED = re.compile(rb"%(?=2[DEFdef]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9A-Fa-f]|7[0-9AaEe])")
+
+
+class Target:
+    """The method is in capitals, as Django and Flask take it. `paths` as `forms` gives them."""
+
+    __slots__ = ("method", "paths", "root")
+
+    def __init__(self, scope: Scope) -> None:
+        self.method: str = app_method(scope).upper()
+        self.paths = forms(scope)
+        self.root: str = scope.get("root_path", "")
+
+
+def forms(scope: Scope) -> tuple[str, ...] | None:
+    """Every path that some router reads the request's as, without `root_path` and slashes at the end; None where it
+    could be any.
+
+    That is one where `..` goes up: a server of files may come down again into its own folder, by a name that only the
+    disk knows (`/files/../static/secret`).
+    """
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    raw: Any = scope.get("raw_path")
+    own = path
+    is_plain = raw is None or len(raw) == len(path)  # nothing in it was encoded
+    if root:
+        own = _without(root, path)
+        is_plain = is_plain and (len(own) < len(path) or root not in path)
+    if is_plain and own[:1] == "/" and "//" not in own and "/." not in own and _ODD.search(own) is None:
+        return (own.rstrip("/") or "/",)
+    found = {own}
+    if root and root in path:
+        # Litestar and a2wsgi ask neither where it stands nor what follows it.
+        found.add("/" + path.split(root, 1)[1].lstrip("/"))
+    # Whoever rewrote the path has not kept the raw one.
+    if isinstance(raw, bytes) and b"%" in raw and unquote(raw) == path:
+        found.add(_without(root, unquote(_LEFT_ENCODED.sub(b"%25", raw))))
+    for read in _READINGS:
+        found |= {read(form) for form in found}
+        if len(found) > MAX_FORMS:
+            return None
+    if any(_UP.search(form) for form in found):
+        return None
+    return tuple({form.rstrip("/") or "/" for form in found})
+
+
+_READINGS: Final[tuple[Callable[[str], str], ...]] = (
+    # A target may be a whole address, one without a scheme, or lack its slash.
+    lambda path: re.sub(r"\A[A-Za-z][A-Za-z0-9+.-]*:[/\\]{2,}[^/\\?#]*", "", path),
+    lambda path: re.sub(r"\A[/\\]{2,}[^/\\?#]*", "", path),
+    lambda path: path if path.startswith("/") else f"/{path}",
+    # To C it ends at a zero, to a regex before a last line feed; decoded twice, where a query begins.
+    lambda path: path.partition("\0")[0],
+    lambda path: path.rstrip(),
+    lambda path: re.sub(r"[?#].*", "", path, flags=re.DOTALL),
+    lambda path: path.replace("\\", "/"),
+    # What a semicolon begins within a segment is a parameter (RFC 3986, 3.3).
+    lambda path: re.sub(r";[^/]*", "", path),
+    lambda path: re.sub(r"/(?:\.|%2[Ee])(?=/|\Z)", "", path),
+    lambda path: _SLASHES.sub("/", path),
+)
+
+
+def ambiguity(path: str) -> str | None:
+    """Why nobody can tell what a decoded path asks for, to tell whom it is refused; None for one that may pass, and is
+    read in every form nonetheless."""
+    if _DOTS.search(path):
+        return "has dot segments (. or ..): resolve them first"
+    if path[:2] in ("//", "/\\"):
+        return "begins with two slashes, after which some read a host: send one"
+    if _CONTROL.search(path):
+        return "has control characters: leave them out"
+    if "\ufffd" in path:
+        return "is not UTF-8: encode it so"
+    return None
+
+
+def app_method(scope: Scope) -> str:
+    """The method as it was sent; `WEBSOCKET` for a handshake."""
+    return WEBSOCKET if scope["type"] == "websocket" else scope["method"]
+
+
+def app_path(scope: Scope) -> str:
+    """The path to tell people of: less `root_path`, as Starlette takes it off, and tidied."""
+    return tidy(_without(scope.get("root_path", ""), scope["path"]))
+
+
+def tidy(path: str) -> str:
+    """Slashes single, none at the end; the root is `/`."""
+    if "//" in path:
+        path = _SLASHES.sub("/", path)
+    if len(path) > 1 and path[-1] == "/":
+        return path[:-1]
+    return path or "/"
+
+
+def _without(root: str, path: str) -> str:
+    if root and path.startswith(root):
+        rest = path[len(root) :]
+        if not rest or rest[0] == "/":
+            return rest
+    return path
+
+
+METHODS: Final = (
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY", WEBSOCKET,
+)  # fmt: skip
+
+_PLACEHOLDER = re.compile(r"\{[A-Za-z_]\w*(?::(?P<convertor>[A-Za-z_]\w*))?\}|(?P<star>\*)")
+# What only other routers and regular expressions write so.
+_FOREIGN = re.compile(r"[<>\[\]\\^|]|\$\Z|\(\?|\(\.|(?<=[/.(-]):[A-Za-z_]|(?<=/)\.[*+](?=/|\Z)|\{[^{}]*[^\w:{}]")
+# Express writes all the rest so; here it is one segment that ends in a word.
+_SPLAT = re.compile(r"/\*([A-Za-z_]\w*)\Z")
+_TRANSLATED: Final = (
+    (r"\A\^|\\[AbZz]|\$\Z", ""),
+    (r"<path:\w+>|\[+\.{3}\w+\]+|\{\*+\w*\}|\{\w+(?:\.{3}|:\.?[*+])\}", "**"),
+    (r"(?<=/):\w+[*+](?=/?\Z)|(?<=/)\(?\.[*+]\)?(?=/?\Z)", "**"),
+    (r"\(\?P?<(\w+)>(?:[^()]|\([^()]*\))*\)|<(?:\w+(?:\([^()]*\))?:)?(\w+)>|\[(\w+)\]", r"{\1\2\3}"),
+    (r"\{(\w+)(?:[:?](?:[^{}]|\{[^{}]*\})*)?\}|(?<=[/.(-]):(\w+)(?:\([^()]*\))?[?*+]?", r"{\1\2}"),
+    (r"(?:\\[dDwWsS]|\[[^\]]*\]|\.(?=[+*]))(?:\{[\d,]+\}|[+*]\??)?", "*"),
+    (r"\((?:\?:)?([^()|]*)\)\??|\\(.)", r"\1\2"),
+)
+
+
+class Pattern:
+    """One pattern. Raises `ConfigError` (its path empty: the caller knows where it stands) for nonsense, and for what
+    could not fit any request."""
+
+    __slots__ = ("_exact", "_methods", "_path", "_regex", "_warned", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        methods, path = _split_text(text)
+        self._methods = _methods(methods) if methods else None
+        _check_path(path, text)
+        self._path = path = tidy(path)
+        self._exact = None if "*" in path or "{" in path or "}" in path else path
+        self._regex = _regex(path, text)
+        self._warned = False
+        if splat := _SPLAT.search(path):
+            better = path[: splat.start()] + "/**"
+            logger.warning("%r fits one segment that ends in %r; for all the rest, write %r", text, splat[1], better)
+
+    def matches(self, method: str, path: str) -> bool:
+        """Whether it fits a method (`WEBSOCKET` for a handshake) and one form of a path."""
+        if self._methods is not None and method not in self._methods:
+            return False
+        if self._exact is not None:
+            return path == self._exact
+        return self._regex.fullmatch(path) is not None
+
+    def fits(self, target: Target) -> bool:
+        """Whether one form does, or would if the pattern were not written with the prefix that the app is mounted
+        under."""
+        if target.paths is None:
+            return self._methods is None or target.method in self._methods
+        prefix = tidy(target.root) if target.root and self.repeats(target.root) else None
+        for path in target.paths:
+            if self.matches(target.method, path):
+                return True
+            if prefix is not None and self.matches(target.method, tidy(prefix + path)):
+                return True
+        return False
+
+    def repeats(self, root: str) -> bool:
+        """Whether it begins with the prefix that the app is mounted under, of which the log is warned once."""
+        root = tidy(root)
+        if root == "/" or not f"{self._path}/".startswith(f"{root}/"):
+            return False
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "the pattern %r begins with %r, under which the app is mounted (root_path), and paths are compared"
+                " without it: write %r. Until then a policy counts either, and an exemption exempts neither",
+                self.text, root, self.text.replace(root, "" if self._path != root else "/", 1),
+            )  # fmt: skip
+        return True
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.text!r})"
+
+
+class Patterns:
+    """Several patterns. Raises `ConfigError` with the index of a bad one."""
+
+    __slots__ = ("_patterns", "_root")
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        patterns = []
+        for number, text in enumerate(texts):
+            try:
+                patterns.append(Pattern(text))
+            except ConfigError as error:
+                raise error.under(f"[{number}]") from error
+        self._patterns = tuple(patterns)
+        self._root = ""
+        """The prefix that `warn` has looked for last."""
+
+    def fit(self, target: Target) -> bool:
+        """Whether one of them fits the request in one of its forms: a policy counts it."""
+        return any(pattern.fits(target) for pattern in self._patterns)
+
+    def cover(self, scope: Scope) -> bool:
+        """Whether the request is fitted in all of its forms, with its method as it was sent: an exemption holds."""
+        paths = forms(scope)
+        if paths is None:
+            return False
+        method = app_method(scope)
+        for path in paths:
+            for pattern in self._patterns:
+                if pattern.matches(method, path):
+                    break
+            else:
+                self.warn(scope.get("root_path", ""))
+                return False
+        return True
+
+    def warn(self, root: str) -> None:
+        """Tell the log of those that begin with the prefix that the app is mounted under."""
+        if root and root != self._root:
+            self._root = root
+            for pattern in self._patterns:
+                pattern.repeats(root)
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns)
+
+
+def _split_text(text: str) -> tuple[str, str]:
+    """The methods, and what should be a path."""
+    methods, slash, rest = text.strip().partition("/")
+    if slash and (not methods or methods[-1].isspace()):
+        return methods, slash + rest
+    methods, _, path = text.strip().rpartition(" ")
+    return methods, path
+
+
+def _methods(text: str) -> frozenset[str]:
+    found = {name.strip().upper() for name in text.split(",")}
+    for name in sorted(found - set(METHODS)):
+        near = get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"use some of {', '.join(METHODS)}, or none for all of them"
+        raise ConfigError("", f"unknown method {name!r}; {hint}")
+    return frozenset(found | {"HEAD", WEBSOCKET} if "GET" in found else found)
+
+
+def _check_path(path: str, text: str) -> None:
+    """Refuse what would be compiled, and then fit nothing."""
+    if (flaw := _flaw(path)) is None:
+        return
+    what, better = flaw
+    if _flaw(better) is None:
+        try:
+            _regex(tidy(better), text)
+            what += f"; did you mean {text.strip().removesuffix(path) + better!r}?"
+        except ConfigError:
+            pass
+    raise ConfigError("", f"{text!r}: {what}")
+
+
+def _flaw(path: str) -> tuple[str, str] | None:
+    """What is wrong with it, and what may have been meant."""
+    if _FOREIGN.search(path):
+        what = "written as for another router, or as a regular expression; {name} or * is one segment, ** all the rest"
+        return what, _translated(path)
+    if not path.startswith("/"):
+        return "the path must start with /, as in 'POST /hints'", ""
+    if re.search(r",\s*/|\s", path):
+        return "write one pattern each, as in ['/a', 'POST /b'], and for a space in a path *", ""
+    if not path.isprintable():
+        return "the path has characters that cannot be seen", "".join(filter(str.isprintable, path))
+    if "?" in path or "#" in path:
+        return "a pattern is about the path, so leave the query out", re.split(r"[?#]", path)[0]
+    if (decoded := unquote(path)) != path:
+        return "paths are compared decoded", re.sub(r"[\s?#\\%*\ufffd]|[^\w\x21-\x7e]", "*", decoded)
+    if re.search(r"/\.{1,2}(?:/|\Z)", path):
+        return "nothing is asked for by . or .. segments", posixpath.normpath(path)
+    return None
+
+
+def _translated(path: str) -> str:
+    for foreign, ours in _TRANSLATED:
+        path = re.sub(foreign, ours, path)
+    return path if path.startswith("/") else f"/{path}"
+
+
+def _regex(path: str, text: str) -> re.Pattern[str]:
+    segments = path[1:].split("/")
+    parts = []
+    for number, segment in enumerate(segments):
+        if segment == "**" or segment.endswith(":path}"):
+            if number != len(segments) - 1 or not (segment == "**" or _PLACEHOLDER.fullmatch(segment)):
+                raise ConfigError("", f"{text!r}: {segment} takes all the rest, so it must stand alone, and last")
+            parts.append("(?:/.*)?")
+        else:
+            parts.append("/" + _segment(segment, text))
+    # Without DOTALL a line feed (%0A) in a path would get past `**`.
+    return re.compile("".join(parts), re.DOTALL)
+
+
+def _segment(segment: str, text: str) -> str:
+    if "**" in segment or ":path}" in segment:
+        raise ConfigError("", f"{text!r}: ** takes all the rest, so it must stand alone, and last")
+    first, *others = (_literal(piece, text) for piece in _split(segment))
+    if not others:
+        return first
+    # All but the last end where what follows them comes first, for good (`?>`): what fits at all fits so as well, and
+    # a path made for it cannot make the time grow faster than its length.
+    *inner, last = others
+    return "".join([first, *[f"(?>[^/]+?{piece})" for piece in inner], "[^/]+", last])
+
+
+def _split(segment: str) -> Iterator[str]:
+    """What stands before, between and behind its placeholders."""
+    at = 0
+    for found in _PLACEHOLDER.finditer(segment):
+        yield segment[at : found.start()]
+        at = found.end()
+    yield segment[at:]
+
+
+def _literal(piece: str, text: str) -> str:
+    if "{" in piece or "}" in piece:
+        raise ConfigError("", f"{text!r}: braces hold a name, as in '/items/{{id}}'")
+    return re.escape(piece)

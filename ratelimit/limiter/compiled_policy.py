@@ -1,0 +1,284 @@
+"""`Planner`: one policy, compiled. It turns what is believed of a record into the `Write` that decides a check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from math import ceil
+from operator import is_
+from types import MappingProxyType
+from typing import Any, Final
+
+from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
+from ratelimit.algorithms.fields import bucket_field, stale
+from ratelimit.clock import DAY, SECOND
+from ratelimit.decision import Decision, QuotaState
+from ratelimit.errors import ConfigError, UnknownAction
+from ratelimit.limiter.record_cache import Belief
+from ratelimit.names import Key
+from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource
+from ratelimit.quota import INACTIVE, UNLIMITED, Quota, Quotas, QuotasLike, to_quotas
+from ratelimit.store.write import Add, Drop, Expect, Op, Put, Record, Write
+
+_DAY_S: Final = DAY // SECOND
+# Thirteen months of totals have to outlive the last write.
+KEPT_DAYS: Final = 400
+# Bounds the size of one expression; what is left over goes with the next write.
+_DROPS_AT_ONCE: Final = 25
+_KEPT_WRITES: Final = 64
+_NANOSECONDS_A_SECOND: Final = 10**9
+
+
+class Planner:
+    """The rules of one policy.
+
+    A write that would come out the same again (every fixed-window check of one window, whoever the user is) comes
+    out as the same object, so that a store can keep what it prepared for it.
+    """
+
+    def __init__(self, policy: Policy, *, inactive: bool = False) -> None:
+        self.policy = policy
+        self.inactive = inactive
+        """Whether it is for users who may do nothing at all."""
+        self.final = policy.count == "all"
+        """Whether a refusal holds until it says; else units may be given back at any time, as answers turn out."""
+        self._rules: tuple[Rule, ...] = tuple(rule(policy.algorithm, quota) for quota in policy.quotas)
+        self._totals = Totals()
+        self._windows = [quota.window for quota in policy.quotas]
+        self._buckets = frozenset(bucket_field(window) for window in self._windows if policy.algorithm == "gcra")
+        self._kept_s = max([KEPT_DAYS * _DAY_S, *(3 * window.seconds for window in self._windows)])
+        # What a check may leave in a bucket lasts as long; a debt, longer (see `_kept_until`).
+        lasts_s = [one.lasts // SECOND + 2 * _DAY_S for one in self._rules]
+        self._kept_s = max([self._kept_s, *lasts_s])
+        self._epoch_start = self._epoch_end = 0
+        self._today = 0
+        self._expires_at = 0
+        self._counts_until = 0
+        self._writes: dict[int, tuple[list[Ops], Write]] = {}
+        self.lease: Lease = policy.lease if self._rules else None
+        self.most = min((rule.most for rule in self._rules), default=None)
+        """The largest cost that can ever pass; None where there is no limit."""
+        self.alert_points = _alert_points(policy)
+        """Which quota, which threshold of it, and the units that reach that."""
+
+    def spend(self, now: int, cost: int, belief: Belief, contended: bool = False) -> Write | None:
+        """Take `cost` from every quota or from none, and count it; None where, by this belief, it does not fit."""
+        parts: list[Ops] = []
+        for one in self._rules:
+            ops = one.spend(now, cost, belief.record, contended)
+            if ops is None:
+                return None
+            parts.append(ops)
+        parts.append(self._totals.add(now, cost))
+        return self._write(now, cost, parts, belief)
+
+    def fits(self, now: int, cost: int, record: Record) -> bool:
+        """Whether a record, if true, has room for `cost`."""
+        return cost <= 0 or None not in [one.spend(now, cost, record) for one in self._rules]
+
+    def ahead(self, now: int, cost: int, wanted: int, share: int, record: Record) -> int:
+        """How many of the units wanted ahead to take with `cost`: at most one in `share` of what is left."""
+        if not wanted:
+            return 0
+        room = min([state.remaining for state in self.states(now, cost, record)]) - max(0, cost)
+        return max(0, min(wanted, room // share))
+
+    def less(self, now: int, held: int, record: Record) -> Record:
+        """The record as it would be without the units that are held."""
+        if not held:
+            return record
+        counters = [op.field for one in self._rules for op in one.charge(now, 1, record) if type(op) is Add]
+        return {**record, **{field: max(0, record.get(field, 0) - held) for field in counters}}
+
+    def epoch(self, now: int) -> tuple[int, int]:
+        """From when to when (microseconds) no window and no UTC day ends around `now`."""
+        self._turn_to(now)
+        return self._epoch_start, self._epoch_end
+
+    def renew(self, now: int, belief: Belief) -> Write | None:
+        """Let quotas that have changed take effect on what is left of the old ones; None where they have."""
+        if not self._buckets or not (ops := [op for one in self._rules for op in one.renew(now, belief.record)]):
+            return None
+        self._turn_to(now)
+        return Write(tuple(ops), self._kept_until(ops, belief))
+
+    def charge(self, now: int, cost: int, belief: Belief, contended: bool = False) -> Write:
+        """Take `cost` from every quota whether or not it fits, and count it."""
+        parts = [one.charge(now, cost, belief.record, contended) for one in self._rules]
+        self._turn_to(now)
+        belief.is_clean(self._epoch_start, now)
+        return self._with_drops(now, [*parts, self._totals.add(now, cost)], belief)
+
+    def refund(
+        self, now: int, cost: int, record: Record | None, taken: Taken, positions: Sequence[int], belief: Belief
+    ) -> Write | None:
+        """Give back `cost` of what was taken: all of it where the record is not known (None), else what is left of it;
+        None where nothing is. `positions` are those of a decision's states, in the order of the quotas."""
+        places = positions or [0] * len(self._rules)
+        parts = [
+            one.refund(now, cost, record, taken, position) for one, position in zip(self._rules, places, strict=True)
+        ]
+        parts.append(self._totals.refund(taken.at, cost, record))
+        self._turn_to(now)
+        ops = tuple(op for part in parts for op in part)
+        return Write(ops, self._kept_until(ops, belief)) if ops else None
+
+    def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
+        """How every quota stands by a true record."""
+        return tuple([one.state(now, cost, record) for one in self._rules])
+
+    def _write(self, now: int, cost: int, parts: list[Ops], belief: Belief) -> Write:
+        self._turn_to(now)
+        if belief.day != self._today or not belief.is_clean(self._epoch_start, now):
+            return self._with_drops(now, parts, belief)
+        if belief.until > self._expires_at:
+            return self._with_drops(now, parts, belief)
+        kept = None if self._buckets else self._writes.get(cost)
+        if kept is not None and _identical(kept[0], parts):
+            return kept[1]
+        ops = tuple([op for part in parts for op in part])
+        if self._buckets:  # never the same again
+            return Write(ops, self._expires_at, False, self._counts_until)
+        if len(self._writes) >= _KEPT_WRITES:
+            self._writes.clear()
+        write = Write(ops, self._expires_at, counts_until=self._counts_until)
+        self._writes[cost] = (parts, write)
+        return write
+
+    def _with_drops(self, now: int, parts: list[Ops], belief: Belief) -> Write:
+        """A write that also drops what is known to be stale, and once a day asks to see the whole record.
+
+        Asked again what is stale, because a clock that was set back has made yesterday's field today's.
+        """
+        ops = [op for part in parts for op in part]
+        expires_at = self._kept_until(ops, belief)
+        if belief.stale:
+            ops += map(Drop, stale(belief.stale, now)[:_DROPS_AT_ONCE])
+        return Write(tuple(ops), expires_at, belief.day != self._today, self._counts_until)
+
+    def _kept_until(self, ops: Sequence[Op], belief: Belief) -> int:
+        """As long as totals are, and as long as a bucket may be in debt after this."""
+        latest = max(self._expires_at, belief.until)
+        for op in ops:
+            if op.field in self._buckets:
+                bound = op.at_most if type(op) is Add else op.high if type(op) is Expect else None
+                if type(op) is Put:
+                    bound = op.value
+                if bound is not None:
+                    latest = max(latest, -(-bound // _NANOSECONDS_A_SECOND))
+        return latest
+
+    def _turn_to(self, now: int) -> None:
+        """An epoch is the time in which no window and no UTC day ends: what is planned in it looks the same."""
+        if self._epoch_start <= now < self._epoch_end:
+            return
+        spans = [window.span(now) for window in self._windows]
+        self._today = now // DAY
+        self._epoch_start = max([self._today * DAY, *(span.start for span in spans)])
+        self._epoch_end = min([(self._today + 1) * DAY, *(span.end for span in spans)])
+        self._expires_at = self._today * _DAY_S + self._kept_s
+        ends = [span.end + one.lasts for span, one in zip(spans, self._rules, strict=True)]
+        self._counts_until = -(-max(ends, default=0) // SECOND)
+        self._writes.clear()
+
+
+def _identical(kept: list[Ops], parts: list[Ops]) -> bool:
+    return all(map(is_, kept, parts))
+
+
+def drops(now: int, fields: list[str]) -> Write:
+    """Nothing but dropping these fields."""
+    return Write(tuple(map(Drop, fields)), (now // DAY + KEPT_DAYS) * _DAY_S)
+
+
+def _alert_points(policy: Policy) -> tuple[tuple[int, float, int], ...]:
+    """Exact, of the thresholds as they were written: 0.55 of 100 are 55 units, and not a tiny bit more."""
+    return tuple(
+        (place, threshold, ceil(Fraction(str(threshold)) * quota.limit))
+        for place, quota in enumerate(policy.quotas)
+        for threshold in policy.alert_at
+    )
+
+
+# `Planners`: which policy a check goes by, compiled once: a named one, one with the call's quotas, or a plan's.
+
+_MAX_PLANNERS: Final = 1024
+
+
+class Planners:
+    """The planners of the named policies, and the most used of those that came with a call or from the directory."""
+
+    def __init__(self, policies: Iterable[Policy], directory: QuotaSource | None) -> None:
+        self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
+        self._directory = directory
+        self._named = {name: Planner(policy) for name, policy in self.policies.items()}
+        self.named: Mapping[str, Planner] = self._named if directory is None else {}
+        """The planners that hold for everybody, by action; none where each user may have quotas of their own."""
+        self._made: dict[tuple[object, ...], Planner] = {}
+
+    async def of(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> Planner:
+        """By the quotas of the call, else those of the user's plan, else the policy's own.
+
+        Raises `UnknownAction` where there are none of them, and `InvalidQuota`.
+        """
+        if quotas is not None:
+            return self._with(key.action, to_quotas(quotas), algorithm)
+        if self._directory is not None:
+            found = await self._directory.quotas_for(key.user, key.action)
+            if found is not None:
+                return self._with(key.action, self._usable(key.action, found, algorithm), algorithm)
+        planner = self._named.get(key.action)
+        if planner is None:
+            raise UnknownAction(
+                f"no policy is named {key.action!r} (there are: {', '.join(self.policies) or 'none'}); "
+                "add one, or pass quotas with the call"
+            )
+        return planner if algorithm is None else self._with(key.action, planner.policy.quotas, algorithm)
+
+    def of_decision(self, decision: Decision) -> Planner:
+        """Return the planner of what a decision took from, whatever holds for its user by now."""
+        quotas = tuple([state.quota for state in decision.quotas]) or UNLIMITED
+        # Windows are given back to alike, be they fixed or sliding; a bucket says so by its position.
+        algorithm: AlgorithmName = "gcra" if any(state.position for state in decision.quotas) else "fixed_window"
+        key = (decision.policy, quotas, algorithm)
+        planner = self._made.get(key)
+        return planner or self._keep(key, Planner(Policy(decision.policy, quotas, algorithm=algorithm)))
+
+    def _with(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> Planner:
+        """The action's policy with these quotas, or a new one."""
+        key = (action, quotas, quotas is UNLIMITED, quotas is INACTIVE, algorithm)
+        planner = self._made.get(key)
+        if planner is None:
+            changes: dict[str, Any] = {"quotas": quotas}
+            if algorithm is not None:
+                changes["algorithm"] = algorithm
+            policy = self.policies.get(action)
+            made = Policy(action, **changes) if policy is None else replace(policy, **changes)
+            planner = self._keep(key, Planner(made, inactive=quotas is INACTIVE))
+        return planner
+
+    def _keep(self, key: tuple[object, ...], planner: Planner) -> Planner:
+        if len(self._made) >= _MAX_PLANNERS:
+            self._made.clear()
+        self._made[key] = planner
+        return planner
+
+    def _usable(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> Quotas:
+        """A plan does not know the algorithms of the policies it is used with: a burst is for GCRA only."""
+        policy = self.policies.get(action)
+        named = algorithm or ("fixed_window" if policy is None else policy.algorithm)
+        if named == "gcra" or all(quota.burst is None for quota in quotas):
+            return quotas
+        return tuple(Quota(quota.limit, quota.window) for quota in quotas)
+
+
+def _by_name(policies: Iterable[Policy]) -> dict[str, Policy]:
+    found: dict[str, Policy] = {}
+    for number, policy in enumerate(policies):
+        if not isinstance(policy, Policy):
+            raise ConfigError(f"policies[{number}]", f"expected a Policy, not {policy!r}")
+        if policy.name in found:
+            raise ConfigError(f"policies[{number}]", f"a second policy named {policy.name!r}; names must differ")
+        found[policy.name] = policy
+    return found

@@ -1,0 +1,103 @@
+"""From what a command line names to a source: a database, a file, a folder, or a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from collections.abc import Mapping as AnyMapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from ratelimit.clock import Clock
+from ratelimit.config import Config, masked
+from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url, same_table
+from ratelimit.errors import ConfigError, InvalidInput
+from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.files import SQLITE, UTF_8, FileSource, check_encoding
+from ratelimit.migrate.legacy import EarlierSource
+from ratelimit.migrate.mapping import Mapping
+from ratelimit.migrate.raw import RawTable
+from ratelimit.migrate.rows import Entity, Source
+from ratelimit.migrate.sql import SqlSource
+from ratelimit.migrate.table import TableSource
+
+_EARLIER: Final = "earlier://"
+_TABLE: Final = "dynamodb://"
+# A migration has time: an answer that a check would not wait for is still welcome.
+_READ_TIMEOUT: Final = 20.0
+_CONNECT_TIMEOUT: Final = 5.0
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """How a source is to be read.
+
+    `clock`    says what is too old, and what lies in the future.
+    `actions`  those that may be used; None for any.
+    `costs`    units that a use takes where a row does not say it, by action.
+    `only`     what a file is about whose name does not say it.
+    `wanted`   the entities that are asked for; none for all.
+    `encoding` of text files.
+    """
+
+    mapping: Mapping
+    clock: Clock
+    actions: Collection[str] | None = None
+    costs: AnyMapping[str, int]
+    only: Entity | None = None
+    wanted: Collection[str] = ()
+    encoding: str = UTF_8
+
+
+def source_of(spec: str, terms: Terms, target: Settings) -> Source:
+    """The source that a URL or a path names, not yet open. Raises `ConfigError`, `InvalidInput`."""
+    converter = Converter(terms.mapping, clock=terms.clock, actions=terms.actions, costs=terms.costs)
+    if spec.startswith((_EARLIER, _TABLE)):
+        settings = _other_table(spec, target)
+        if spec.startswith(_EARLIER):
+            return EarlierSource(RawTable(settings), converter)
+        return TableSource(DynamoDBStore(settings), RawTable(settings), clock=terms.clock)
+    if "://" in spec:
+        return SqlSource(spec, converter, wanted=terms.wanted)
+    path = Path(spec)
+    if not path.exists():
+        raise InvalidInput(
+            f"there is no {masked(spec)}; name a file, a folder, or a URL such as mysql://, sqlite:///, earlier://"
+        )
+    if _is_sqlite(path):
+        return SqlSource(path, converter, wanted=terms.wanted)
+    return FileSource(path, converter, only=terms.only, wanted=terms.wanted, encoding=check_encoding(terms.encoding))
+
+
+def patient(settings: Settings) -> Settings:
+    """The same table, with the patience of a migration, and the consumed units counted."""
+    return replace(
+        settings, consumed=True, read_timeout=_READ_TIMEOUT, connect_timeout=_CONNECT_TIMEOUT, attempts=_ATTEMPTS
+    )
+
+
+def known_actions(config: Config, mapping: Mapping) -> Collection[str] | None:
+    """The actions of the policies and of the plans' columns; None, for any, where there are no policies."""
+    if not config.policies:
+        return None
+    return {*(policy.name for policy in config.policies), *mapping.plans.quotas, *mapping.users.quotas}
+
+
+def _is_sqlite(path: Path) -> bool:
+    """By its first bytes; by its name only where it is empty, as a new database is."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(len(SQLITE))
+    return start == SQLITE or (not start and path.suffix.lower() in (".db", ".sqlite", ".sqlite3"))
+
+
+def _other_table(spec: str, target: Settings) -> Settings:
+    try:
+        settings = parse_url(_TABLE + spec.partition("://")[2])
+    except ConfigError as error:
+        raise error.under("the source") from None
+    if same_table(settings, target):
+        raise InvalidInput("source and target are the same table; the source is never changed, so name another target")
+    return patient(settings)

@@ -1,0 +1,309 @@
+"""`ServiceBoard`: what the admin listener shows, collected from this worker and its siblings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from ratelimit.clock import SECOND, Clock, seconds
+from ratelimit.config import document
+from ratelimit.errors import (
+    AccessDenied,
+    ConfigError,
+    RateLimitError,
+    StoreMisconfigured,
+    StoreThrottled,
+    StoreUnavailable,
+    TableMismatch,
+    TableNotFound,
+)
+from ratelimit.http.auth import Token
+from ratelimit.metrics import Family, gauge
+from ratelimit.names import Key
+from ratelimit.server.runtime import Base
+from ratelimit.server.sidecar import Sidecar
+from ratelimit.server.worker_bus import Siblings
+from ratelimit.store import TableStore
+
+logger = logging.getLogger("ratelimit")
+
+
+# `Readiness`: whether the store answers, asked of it for real, and at most once a second however many want to know.
+
+StoreState: TypeAlias = Literal[
+    "ok", "unavailable", "late", "misconfigured", "access_denied", "table_not_found", "table_mismatch"
+]
+
+KNOWN_FOR: Final = 1 * SECOND
+DEADLINE_S: Final = 1.0
+# Nobody is called so, and reading it writes nothing.
+_KEY: Final = Key.of("health", "health")
+_STATES: Final[dict[type[StoreMisconfigured], StoreState]] = {
+    TableNotFound: "table_not_found",
+    TableMismatch: "table_mismatch",
+    AccessDenied: "access_denied",
+}
+
+
+class Readiness:
+    """`store` is asked each time which one it is. What exactly is wrong is in the log: it names tables and hosts."""
+
+    def __init__(self, store: Callable[[], TableStore], clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._known: tuple[int, TableStore, StoreState] | None = None
+        self._asking: asyncio.Task[StoreState] | None = None
+        self._said = ""
+
+    async def state(self) -> StoreState:
+        """As of a second ago at most."""
+        now, store = self._clock.now(), self._store()
+        if self._known is not None and 0 <= now - self._known[0] < KNOWN_FOR and self._known[1] is store:
+            return self._known[2]
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(store, now))
+        # Not awaited itself: who asks may go away, and the others want to know still.
+        asking = self._asking
+        await asyncio.wait([asking])
+        return asking.result()
+
+    async def _ask(self, store: TableStore, now: int) -> StoreState:
+        try:
+            state = await self._read(store)
+        finally:
+            self._asking = None
+        self._known = now, store, state
+        return state
+
+    async def _read(self, store: TableStore) -> StoreState:
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                await store.read(_KEY)
+        except TimeoutError:
+            return self._say("late", f"no answer within {DEADLINE_S:g} s")
+        except StoreThrottled:  # It answers, and other records may do better.
+            pass
+        except StoreMisconfigured as error:
+            return self._say(_STATES.get(type(error), "misconfigured"), str(error))
+        except StoreUnavailable as error:
+            return self._say("unavailable", str(error))
+        self._said = ""
+        return "ok"
+
+    def _say(self, state: StoreState, why: str) -> StoreState:
+        """Once, until it changes."""
+        if self._said != state:
+            logger.warning("not ready, the store cannot be used: %s", why)
+            self._said = state
+        return state
+
+
+# `WorkerHealth`: how one worker is, in words that name no user, no table and no host.
+
+
+class UsageHealth(Struct, frozen=True):
+    """The usage log."""
+
+    kept: Literal["memory", "journal"]
+    depth: int
+    in_flight: int
+    dropped: int
+    journal_bytes: int
+
+
+class DirectoryHealth(Struct, frozen=True):
+    """The cache of users and plans."""
+
+    failures: int
+    stale: int
+
+
+class WorkerHealth(Struct, frozen=True):
+    """All of it."""
+
+    status: Literal["ok", "degraded", "leaving"]
+    uptime: float
+    """Seconds."""
+    store: str
+    """Its kind: `memory` or `dynamodb`."""
+    store_state: StoreState
+    breaker: Literal["closed", "open", "half_open"]
+    usage: UsageHealth | None
+    directory: DirectoryHealth | None
+    requests: int
+    """Under way."""
+    configuration: Literal["as read", "last good"]
+    """`last good` where the last reload was refused."""
+
+    @classmethod
+    def of(
+        cls, base: Base, *, kind: str, state: StoreState, leaving: bool, uptime: float, requests: int, rejected: bool
+    ) -> WorkerHealth:
+        """Of what holds now."""
+        breaker = base.limiter.breaker.state
+        well = state == "ok" and breaker == "closed"
+        return cls(
+            status="leaving" if leaving else "ok" if well else "degraded",
+            uptime=round(uptime, 1),
+            store=kind,
+            store_state=state,
+            breaker=breaker,
+            usage=_usage(base),
+            directory=_directory(base),
+            requests=requests,
+            configuration="last good" if rejected else "as read",
+        )
+
+
+class Silent(Struct, frozen=True):
+    """One that is there and does not answer."""
+
+    status: Literal["silent"] = "silent"
+
+
+def _usage(base: Base) -> UsageHealth | None:
+    if base.usage is None:
+        return None
+    stats = base.usage.stats
+    return UsageHealth(base.usage.settings.durability, stats.depth, stats.in_flight, stats.dropped, stats.journal_bytes)
+
+
+def _directory(base: Base) -> DirectoryHealth | None:
+    if base.directory is None:
+        return None
+    return DirectoryHealth(base.directory.stats.failures, base.directory.stats.stale)
+
+
+ALONE: Final = "0"
+_ASK_S: Final = 2.0
+_RELOAD_S: Final = 30.0
+
+_encode = msgspec.json.Encoder().encode
+_families = msgspec.json.Decoder(list[Family])
+_worker = msgspec.json.Decoder(WorkerHealth)
+
+
+class ServiceBoard:
+    """A `Board`. `folder`: where the workers of this service meet; None where there is one."""
+
+    def __init__(self, sidecar: Sidecar, folder: Path | None) -> None:
+        self._sidecar = sidecar
+        self._clock = sidecar.current.base.limiter.clock
+        self._since = self._clock.now()
+        self._readiness = Readiness(lambda: sidecar.current.base.store, self._clock)
+        self._token: tuple[str | None, Token] = (None, Token(None))
+        self._siblings: Siblings | None = None
+        if folder is not None:
+            answers = {"families": self._own_families, "health": self._own_health, "reload": self._own_reload}
+            self._siblings = Siblings(folder, answers)
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """In which the others can ask this worker."""
+        if self._siblings is not None:
+            await self._siblings.start()
+        try:
+            yield
+        finally:
+            if self._siblings is not None:
+                await self._siblings.end()
+
+    def token(self) -> Token:
+        """As configured now."""
+        text = self._sidecar.current.base.config.admin_token
+        if self._token[0] != text:
+            self._token = text, Token(text)
+        return self._token[1]
+
+    async def health(self) -> Mapping[str, object]:
+        """See `Board`."""
+        workers: dict[str, WorkerHealth | Silent] = {self._number: await self._health()}
+        for number, said in (await self._ask("health", within=_ASK_S)).items():
+            workers[number] = Silent() if said is None else _worker.decode(said)
+        well = all(worker.status == "ok" for worker in workers.values())
+        status = "leaving" if self._sidecar.leaving else "ok" if well else "degraded"
+        return {"status": status, "version": version("ratelimit-dynamodb"), "workers": workers}
+
+    async def unready(self) -> str | None:
+        """See `Board`."""
+        if self._sidecar.leaving:
+            return "The service is about to end."
+        if not self._sidecar.running:
+            return "The service has not started yet."
+        state = await self._readiness.state()
+        return None if state == "ok" else f"The store cannot be used: {state}."
+
+    async def metrics(self, accept: str) -> tuple[bytes, str]:
+        """See `Board`."""
+        # Imported here: the client belongs to the extra `sidecar`.
+        from ratelimit.metrics import exposition
+
+        others = await self._ask("families", within=_ASK_S)
+        workers = {self._number: [gauge("ratelimit_up", _UP, 1), *self._families()]}
+        for number, said in others.items():
+            families = [] if said is None else _families.decode(said)
+            workers[number] = [gauge("ratelimit_up", _UP, float(said is not None)), *families]
+        return exposition(workers, accept)
+
+    def config(self) -> Mapping[str, object]:
+        """See `Board`."""
+        return document(self._sidecar.current.base.config)
+
+    async def reload(self) -> Mapping[str, object]:
+        """See `Board`. The others are asked when it has worked here; what they could not do is an error too."""
+        reloaded = await self._sidecar.reload()
+        others = await self._ask("reload", within=_RELOAD_S)
+        failed = {number: (said or b"no answer").decode() for number, said in others.items() if said != _DONE}
+        if failed:
+            told = "; ".join(f"worker {number}: {why}" for number, why in failed.items())
+            raise ConfigError("", f"this worker has reloaded, and not all others: {told}")
+        return {"changed": reloaded.changed, "restart": reloaded.restart, "workers": 1 + len(others)}
+
+    @property
+    def _number(self) -> str:
+        return ALONE if self._siblings is None else self._siblings.number
+
+    async def _ask(self, question: str, *, within: float) -> dict[str, bytes | None]:
+        return {} if self._siblings is None else await self._siblings.ask(question, within=within)
+
+    def _families(self) -> list[Family]:
+        from ratelimit.metrics import process_families
+
+        return [*self._sidecar.books.families(), *process_families()]
+
+    async def _health(self) -> WorkerHealth:
+        sidecar = self._sidecar
+        return WorkerHealth.of(
+            sidecar.current.base,
+            kind=sidecar.current.base.config.store.partition("://")[0],
+            state=await self._readiness.state(),
+            leaving=sidecar.leaving,
+            uptime=seconds(self._clock.now() - self._since),
+            requests=sidecar.requests,
+            rejected=sidecar.rejected,
+        )
+
+    async def _own_families(self) -> bytes:
+        return _encode(self._families())
+
+    async def _own_health(self) -> bytes:
+        return _encode(await self._health())
+
+    async def _own_reload(self) -> bytes:
+        try:
+            await self._sidecar.reload()
+        except RateLimitError as error:
+            return str(error).encode()
+        return _DONE
+
+
+_DONE: Final = b"done"
+_UP: Final = "1 where the worker answers, 0 where it is there and does not."

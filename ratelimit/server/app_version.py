@@ -1,0 +1,202 @@
+"""`Generations`: the configuration that holds now, and those that still have requests to finish."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ratelimit.errors import StoreMisconfigured
+from ratelimit.factory import store_stats
+from ratelimit.metrics import (
+    Books,
+    Family,
+    gauge,
+    of_directory,
+    of_limiter,
+    of_memory,
+    of_mirror,
+    of_store,
+    of_usage,
+    of_webhook,
+)
+from ratelimit.server.runtime import Base
+from ratelimit.store import MemoryStore, MirrorStore, TableStore
+from ratelimit.store.hashed import PseudonymousStore
+
+# `Lifespan`: begins and ends an app as a server does, whenever that is wanted.
+
+
+class Lifespan:
+    """Of one app, once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises `StoreMisconfigured` with what the app says is wrong, and what the app raises."""
+        scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+        self._running = asyncio.create_task(self._run(scope))
+        answer = await self._ask("lifespan.startup")
+        if answer["type"] != "lifespan.startup.complete":
+            raise StoreMisconfigured(answer.get("message", "the app did not start"))
+
+    async def end(self) -> None:
+        """Returns when the app has ended. Raises what it raises; harmless where it did not start."""
+        if self._running is not None:
+            await self._ask("lifespan.shutdown")
+            await self._running
+
+    async def _run(self, scope: Scope) -> None:
+        try:
+            await self._app(scope, self._inbox.get, self._outbox.put)
+        finally:
+            # Whoever waits for an answer that will not come is not left waiting.
+            self._outbox.put_nowait({"type": "ended"})
+
+    async def _ask(self, kind: str) -> Message:
+        self._inbox.put_nowait({"type": kind})
+        answer = await self._outbox.get()
+        if answer["type"] == "ended" and self._running is not None:
+            await self._running
+        return answer
+
+
+# `Generation`: one configuration at work, from its start to the end of the last request that it was asked.
+
+MakeApp: TypeAlias = Callable[[Base], ASGIApp]
+"""Raises `ConfigError`."""
+
+
+class Generation:
+    """An ASGI app for requests. Requests under way when the next generation takes over are finished by this one."""
+
+    def __init__(self, base: Base, app: ASGIApp) -> None:
+        self.base = base
+        self.requests = 0
+        """Under way; websockets are among them."""
+        self._app = app
+        self._lifespan = Lifespan(app)
+        self._idle = asyncio.Event()
+        self._is_cut_off = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        self.requests += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.requests -= 1
+            if not self.requests:
+                self._idle.set()
+
+    async def start(self) -> None:
+        """Raises `StoreMisconfigured` where waiting for the store would not help."""
+        await self._lifespan.start()
+
+    async def idle(self) -> None:
+        """Returns when nothing is under way, or was cut off. It must not get new requests by then."""
+        while self.requests and not self._is_cut_off:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def cut_off(self) -> None:
+        """Nobody waits any longer for what is under way."""
+        self._is_cut_off = True
+        self._idle.set()
+
+    async def end(self) -> None:
+        """Refunds arrive, what was taken ahead goes back, connections to the upstream close; `base` stays."""
+        await self._lifespan.end()
+
+
+class Generations:
+    """Parts are let go of when the last generation that has them has ended; the `books` keep what they counted."""
+
+    def __init__(self, first: Generation, books: Books) -> None:
+        self.current = first
+        self._books = books
+        self._alive = [first]
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._enter(first.base)
+        books.keep(self, self._families)
+
+    @property
+    def requests(self) -> int:
+        """Under way in all of them."""
+        return sum(generation.requests for generation in self._alive)
+
+    def replace(self, following: Generation) -> None:
+        """New requests go to this one, which has started. The former ends when its last request has."""
+        former, self.current = self.current, following
+        self._alive.append(following)
+        self._enter(following.base)
+        task = asyncio.create_task(self._retire(former))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def discard(self, base: Base) -> None:
+        """One that did not come to be used."""
+        await base.end(each.base for each in self._alive)
+
+    async def end(self) -> None:
+        """The server is through with its requests: whatever is still under way was cut off."""
+        for generation in self._alive:
+            generation.cut_off()
+        await asyncio.gather(*self._retiring)
+        await self._finish(self.current)
+
+    async def _retire(self, generation: Generation) -> None:
+        await generation.idle()
+        await self._finish(generation)
+
+    async def _finish(self, generation: Generation) -> None:
+        await generation.end()
+        self._alive.remove(generation)
+        others = [each.base for each in self._alive]
+        await generation.base.end(others)
+        held = {part for base in others for part in _parts(base)}
+        for part in _parts(generation.base):
+            if part not in held:
+                self._books.retire(part)
+
+    def _enter(self, base: Base) -> None:
+        for part, source in _parts(base).items():
+            self._books.keep(part, source)
+
+    def _families(self) -> list[Family]:
+        alive = len(self._alive)
+        return [
+            gauge("ratelimit_requests_in_progress", "Requests and websockets under way.", self.requests),
+            gauge("ratelimit_configurations", "Configurations at work, those included that are ending.", alive),
+        ]
+
+
+def _parts(base: Base) -> dict[object, Callable[[], list[Family]]]:
+    """What is counted of a base, by the part that counts it."""
+    found: dict[object, Callable[[], list[Family]]] = {base.limiter: partial(of_limiter, base.limiter)}
+    found[base.store] = partial(_of_store, base.store)
+    if (usage := base.usage) is not None:
+        found[usage] = lambda: of_usage(usage.stats)
+    if (directory := base.directory) is not None:
+        found[directory] = lambda: of_directory(directory.stats)
+    if (webhook := base.webhook) is not None:
+        found[webhook] = lambda: of_webhook(webhook.sent, webhook.failed)
+    return found
+
+
+def _of_store(store: TableStore) -> list[Family]:
+    if isinstance(store, PseudonymousStore):
+        return _of_store(store.inner)
+    if isinstance(store, MirrorStore):
+        return [*_of_store(store.primary), *of_mirror(store.stats)]
+    if isinstance(store, MemoryStore):
+        return of_memory(store)
+    stats = store_stats(store)
+    return [] if stats is None else of_store(stats)

@@ -1,0 +1,109 @@
+"""`Serving`: binds the addresses, and serves from one worker in this process, or from several in their own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.config
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from ratelimit.server.address import Address, Listening
+from ratelimit.server.shutdown import Leaving
+
+if TYPE_CHECKING:
+    from ratelimit.server.worker import MakeSidecar
+
+
+# Where the lines of a serving process go: access logs to stdout as they are, everything else to stderr.
+
+
+class _NotOurs(logging.Filter):
+    """An answer that broke off is said once, by the proxy, with the reason; how many were cut off, by the listener."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        cut_off = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+        return not cut_off and not record.getMessage().startswith("ASGI callable returned without completing")
+
+
+LOGGING: Final[dict[str, Any]] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "filters": {"not_ours": {"()": _NotOurs}},
+    "formatters": {
+        "plain": {"format": "%(message)s"},
+        "told": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"},
+    },
+    "handlers": {
+        "out": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "plain"},
+        "err": {
+            "class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "told",
+            "filters": ["not_ours"],
+        },
+    },
+    "loggers": {
+        "ratelimit.access": {"handlers": ["out"], "level": "INFO", "propagate": False},
+        "ratelimit": {"handlers": ["err"], "level": "INFO"},
+        "uvicorn": {"handlers": ["err"], "level": "WARNING", "propagate": False},
+    },
+}  # fmt: skip
+
+
+_NEEDED: Final = ("aiohttp", "httptools", "prometheus_client", "uvicorn", "websockets")
+
+Announce: TypeAlias = Callable[[str, str | None], None]
+"""Told where it listens, and where the admin listener does, once all workers serve."""
+
+
+def missing() -> list[str]:
+    """What has to be installed first."""
+    return [name for name in _NEEDED if find_spec(name) is None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """How to serve. `admin`: where the admin listener is, None for none."""
+
+    address: Address
+    admin: Address | None = None
+    workers: int = 1
+    leaving: Leaving = field(default_factory=Leaving)
+
+    def run(self, make: MakeSidecar, refresh: Callable[[], object], announce: Announce) -> int:
+        """Serve until told to leave; the exit status. Raises `ConfigError`.
+
+        `refresh` reads the configuration in this process before several workers are told to read it in theirs; it
+        raises `ConfigError` where that would not do.
+        """
+        logging.config.dictConfig(LOGGING)
+        with ExitStack() as stack:
+            public = stack.enter_context(closing(self.address.bind()))
+            admin = None if self.admin is None else stack.enter_context(closing(self.admin.bind()))
+            say = partial(announce, public.where, None if admin is None else admin.where)
+            if self.workers == 1:
+                return self._alone(make, public, admin, say)
+            siblings = Path(stack.enter_context(TemporaryDirectory(prefix="ratelimit-")))
+            return self._several(make, siblings, public, admin, refresh, say)
+
+    def _alone(
+        self, make: MakeSidecar, public: Listening, admin: Listening | None, announce: Callable[[], None]
+    ) -> int:
+        from ratelimit.server.worker import on_a_loop, serve_alone
+
+        return on_a_loop(serve_alone(make, public, admin, self.leaving, announce))
+
+    def _several(
+        self, make: MakeSidecar, siblings: Path, public: Listening, admin: Listening | None,
+        refresh: Callable[[], object], announce: Callable[[], None],
+    ) -> int:  # fmt: skip
+        from ratelimit.server.worker import on_a_loop
+        from ratelimit.server.workers import Supervisor, Task
+
+        task = Task(make, public.socket, None if admin is None else admin.socket, siblings, self.leaving)
+        return on_a_loop(Supervisor(task, self.workers, public, refresh).run(announce))

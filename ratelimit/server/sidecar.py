@@ -1,0 +1,182 @@
+"""`Sidecar`: the app that a worker serves, in front of whichever configuration holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import TypeAlias
+
+from msgspec import Struct
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ratelimit.clock import Clock
+from ratelimit.config import Config
+from ratelimit.decision import Decision
+from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
+from ratelimit.limiter.checks import Observer
+from ratelimit.metrics import Books, Family, Tally, counters, gauge
+from ratelimit.server.app_version import Generation, Generations, MakeApp
+from ratelimit.server.http_protocol import OnRefused, nobody
+from ratelimit.server.runtime import Base
+
+logger = logging.getLogger("ratelimit")
+
+
+ConfigSource: TypeAlias = Callable[[], Config]
+"""Reads the configuration afresh, and checks it whole. Has to pickle where there are several workers."""
+
+
+class Reloaded(Struct, frozen=True):
+    """What a reload came to, by the names of settings (`policies.hint`)."""
+
+    changed: list[str]
+    restart: list[str]
+    """Changed in the file, and in effect after a restart only."""
+
+
+class Sidecar:
+    """An ASGI app whose configuration can be exchanged: no request is cut off, and no count is lost.
+
+    Made by `ratelimit.server.sidecar`. Raises `ConfigError`.
+    """
+
+    def __init__(self, source: ConfigSource, make_app: MakeApp, *, clock: Clock | None = None) -> None:
+        self.app: ASGIApp = self
+        """What to serve."""
+        self.refused: OnRefused = nobody
+        """Told of the requests that the server answers itself."""
+        self.admin: ASGIApp | None = None
+        """The admin listener's app; None where it is off."""
+        self.leaving = False
+        """To be set when the whole service is about to end: it is not ready any longer."""
+        self.running = False
+        """Whether it has started, and not ended yet."""
+        self.rejected = False
+        """Whether the last reload was refused."""
+        self.books = Books()
+        self._source = source
+        self._make_app = make_app
+        self._clock = clock
+        self._tally = Tally()
+        self._reloads = {"done": 0, "rejected": 0}
+        self._reloading = asyncio.Lock()
+        self._has_ended = False
+        self.books.keep(self, self._families)
+        self._generations = Generations(self._make(Base.of(source(), clock=clock)), self.books)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, or the lifespan."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await self._generations.current(scope, receive, send)
+
+    @property
+    def current(self) -> Generation:
+        """The configuration at work."""
+        return self._generations.current
+
+    @property
+    def requests(self) -> int:
+        """Under way, of all configurations."""
+        return self._generations.requests
+
+    async def reload(self) -> Reloaded:
+        """Take the configuration as it is now. Raises `ConfigError`, `StoreUnavailable`; then nothing has changed."""
+        async with self._reloading:
+            if self._has_ended:
+                return Reloaded([], [])
+            try:
+                reloaded = await self._reload()
+            except RateLimitError as error:
+                self.rejected = True
+                self._reloads["rejected"] += 1
+                logger.error("the configuration was not reloaded, the last good one holds: %s", error)
+                raise
+            self.rejected = False
+            self._reloads["done"] += 1
+        logger.warning("the configuration was reloaded: %s", _summary(reloaded))
+        return reloaded
+
+    async def _reload(self) -> Reloaded:
+        former = self._generations.current
+        config = self._source()
+        reloaded = _difference(former.base.config, config)
+        if not reloaded.changed:
+            return reloaded
+        config = replace(config, admin=former.base.config.admin)
+        base = Base.of(config, former.base, clock=self._clock)
+        following = self._make(base)
+        try:
+            if base.store is not former.base.store or base.usage is not former.base.usage:
+                # At the start a store may be out of reach; to leave one that works for it would be a mistake.
+                await base.open()
+            await following.start()
+        except RateLimitError:
+            await self._generations.discard(base)
+            raise
+        self._generations.replace(following)
+        return reloaded
+
+    def _make(self, base: Base) -> Generation:
+        self._tally.name(base.limiter.policies)
+        base.limiter.observer = _both(base.limiter.observer, self._tally)
+        return Generation(base, self._make_app(base))
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with self._reloading:
+                await self._generations.current.start()
+        except (StoreMisconfigured, ConfigError) as error:
+            await self._end()
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        self.running = True
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._end()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _end(self) -> None:
+        async with self._reloading:
+            self.running = False
+            self._has_ended = True
+            await self._generations.end()
+
+    def _families(self) -> list[Family]:
+        return [
+            *self._tally.families(),
+            counters("ratelimit_reloads", "Reloads of the configuration.", "result", self._reloads),
+            gauge("ratelimit_reload_rejected", "1 where the last reload was refused.", float(self.rejected)),
+        ]
+
+
+def _both(first: Observer | None, second: Observer) -> Observer:
+    if first is None:
+        return second
+
+    def observe(decision: Decision, span: float) -> None:
+        first(decision, span)
+        second(decision, span)
+
+    return observe
+
+
+def _difference(former: Config, following: Config) -> Reloaded:
+    names = [field.name for field in fields(Config) if field.name != "policies"]
+    changed = [name for name in names if getattr(former, name) != getattr(following, name)]
+    before = {policy.name: policy for policy in former.policies}
+    after = {policy.name: policy for policy in following.policies}
+    changed += [f"policies.{name}" for name in {**before, **after} if before.get(name) != after.get(name)]
+    if not changed and list(before) != list(after):
+        changed.append("policies")
+    # Its socket was bound by the parent, before there was a worker.
+    return Reloaded([name for name in changed if name != "admin"], [name for name in changed if name == "admin"])
+
+
+def _summary(reloaded: Reloaded) -> str:
+    changed = ", ".join(reloaded.changed) or "nothing has changed"
+    return changed + "".join(f"; {name} takes a restart" for name in reloaded.restart)

@@ -1,0 +1,114 @@
+"""`Webhook`: alerts as HTTP requests, for `alert_webhook`. Sent at least once, each with an id to know it again by.
+
+    POST …, content-type application/json, idempotency-key: the alert's id
+    {"id": "…", "user": "alice", "action": "hint", "threshold": 0.8, "quota": "5/day", "limit": 5, "used": 4,
+     "at": "2026-11-21T08:00:00.123Z"}
+
+With `alert_secret` there is `x-ratelimit-signature: sha256=…`, the HMAC (RFC 2104) of the body in hex, by which the
+receiver knows who sent it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import random as _random
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
+from uuid import uuid4
+
+import msgspec
+
+from ratelimit.config import masked_path
+from ratelimit.limiter.alerts import Alert
+
+if TYPE_CHECKING:
+    import aiohttp
+
+logger = logging.getLogger("ratelimit")
+
+
+Sleep: TypeAlias = Callable[[float], Awaitable[object]]
+
+ATTEMPTS: Final = 3
+TIMEOUT_S: Final = 3.0
+AT_ONCE: Final = 8
+_PAUSE_S: Final = 0.5
+_RETRIED: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class Webhook:
+    """A hook for `Limiter(on_alert=…)`. What a receiver does not take after three attempts is logged and counted."""
+
+    def __init__(self, url: str, secret: str | None = None, *, sleep: Sleep = asyncio.sleep) -> None:
+        self.sent = 0
+        self.failed = 0
+        self._url = url
+        self._secret = secret
+        self._sleep = sleep
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def __call__(self, alert: Alert) -> None:
+        """Send it. Never raises for a receiver that fails."""
+        # Imported here: the client belongs to the extra `sidecar`.
+        import aiohttp
+
+        headers, body = self._request(alert)
+        # Alerts are rare: a connection for each needs nobody to close it.
+        async with (
+            self._turns,
+            aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session,
+        ):
+            problem = await self._post(session, body)
+        if problem:
+            self.failed += 1
+            logger.warning("an alert on %s was not taken by %s: %s", alert.action, masked_path(self._url), problem)
+        else:
+            self.sent += 1
+
+    async def _post(self, session: aiohttp.ClientSession, body: bytes) -> str:
+        """Why it was not taken; empty where it was."""
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await self._sleep(_random.random() * _PAUSE_S * 2**attempt)
+            problem, again = await self._try(session, body)
+            if not again:
+                break
+        return problem
+
+    async def _try(self, session: aiohttp.ClientSession, body: bytes) -> tuple[str, bool]:
+        """What went wrong, and whether another attempt may help."""
+        import aiohttp
+
+        try:
+            async with session.post(self._url, data=body, allow_redirects=False) as answer:
+                taken = 200 <= answer.status < 300
+                return "" if taken else f"status {answer.status}", answer.status in _RETRIED
+        except TimeoutError:
+            return f"no answer within {TIMEOUT_S:g} s", True
+        except aiohttp.ClientError as error:
+            return type(error).__name__, True
+        except UnicodeError:
+            return "its host is no name that can be looked up", False
+
+    def _request(self, alert: Alert) -> tuple[dict[str, str], bytes]:
+        alert_id = str(uuid4())
+        body = msgspec.json.encode({"id": alert_id, **_said(alert)})
+        headers = {"content-type": "application/json", "idempotency-key": alert_id}
+        if self._secret:
+            headers["x-ratelimit-signature"] = f"sha256={hmac.digest(self._secret.encode(), body, 'sha256').hex()}"
+        return headers, body
+
+
+def _said(alert: Alert) -> dict[str, str | int | float]:
+    return {
+        "user": alert.user,
+        "action": alert.action,
+        "threshold": alert.threshold,
+        "quota": str(alert.quota),
+        "limit": alert.quota.limit,
+        "used": alert.used,
+        "at": f"{alert.at:%Y-%m-%dT%H:%M:%S}.{alert.at.microsecond // 1000:03}Z",
+    }

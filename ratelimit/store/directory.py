@@ -1,0 +1,400 @@
+"""The contract of a store of users and plans, on one page."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import unicodedata
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
+
+import msgspec
+
+from ratelimit.errors import (
+    ConfigError,
+    InvalidAction,
+    InvalidCursor,
+    InvalidInput,
+    InvalidQuota,
+    InvalidUser,
+    StoreMisconfigured,
+)
+from ratelimit.names import UserId, check_action, check_user
+from ratelimit.quota import Quotas, QuotasLike, to_quotas
+
+# Where a page ended, as text for the caller to bring back: opaque, and good for the list it came from only.
+
+_decode: Final = msgspec.json.Decoder(tuple[str, tuple[str, ...]]).decode
+
+
+def encode_cursor(listing: str, *place: str) -> str:
+    """`listing` names the list; `place` is all that the store needs to go on."""
+    return urlsafe_b64encode(msgspec.json.encode((listing, place))).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str, listing: str, *, parts: int) -> tuple[str, ...]:
+    """The place. Raises `InvalidCursor`."""
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        made_for, place = _decode(urlsafe_b64decode(padded))
+    except ValueError:
+        raise InvalidCursor("the cursor is damaged; begin anew without one") from None
+    if made_for != listing or len(place) != parts:
+        raise InvalidCursor("the cursor came from another list; begin anew without one")
+    return place
+
+
+# `Identity`: how a user is known to the outside world, in the form in which it may be stored. An e-mail is stored as
+# it is, lower-cased. An API key is stored as HMAC-SHA-256 under a pepper, which is a secret of the application and
+# never in the table: who reads the table can neither use a key nor test a guess. Without a pepper the digest still
+# cannot be turned back, provided that keys are random, which is why short ones are refused.
+
+IdentityKind: TypeAlias = Literal["email", "api_key"]
+
+MAX_EMAIL_BYTES: Final = 254
+MIN_KEY_LENGTH: Final = 16
+MAX_KEY_LENGTH: Final = 4_096
+
+_EMAIL = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff@]+@[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff@]+")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+# Keeps these digests apart from any other that the same secret may be used for.
+_PURPOSE: Final = b"ratelimit api key\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An e-mail or the digest of an API key. Made by `Identity.email` and `Identity.api_key`. Raises `ConfigError`."""
+
+    kind: IdentityKind
+    value: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(IdentityKind):
+            raise ConfigError("kind", f"unknown value {self.kind!r}; use one of 'email', 'api_key'")
+        if self.kind == "email" and self.value != _normal(self.value):
+            raise ConfigError("email", "is not lower-cased; use Identity.email(address)")
+        if self.kind == "api_key" and not _DIGEST.fullmatch(self.value):
+            # Not quoted: it may well be the key.
+            raise ConfigError("api_key", "is not a digest; use Identity.api_key(key)")
+
+    @classmethod
+    def email(cls, address: str) -> Identity:
+        """Case does not count: one person is not two users."""
+        return cls("email", _normal(address))
+
+    @classmethod
+    def api_key(cls, key: str, *, pepper: bytes = b"") -> Identity:
+        """The digest of a key. The same pepper has to be given wherever a key is set or looked up."""
+        if type(key) is not str or not MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH:
+            raise ConfigError("api_key", f"must be text of {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} characters")
+        try:
+            text = key.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("api_key", "holds characters that are no valid Unicode") from None
+        return cls("api_key", hmac.digest(_PURPOSE + pepper, text, "sha256").hex())
+
+    @classmethod
+    def parse(cls, text: str) -> Identity:
+        """The inverse of `str`."""
+        kind, _, value = text.partition(":")
+        return cls(cast(IdentityKind, kind), value)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.value}"
+
+
+def _normal(address: str) -> str:
+    """Lower-cased, in Unicode's composed form: the same to compare as it looks."""
+    if type(address) is not str:
+        raise ConfigError("email", f"must be text, not {type(address).__name__}")
+    normal = unicodedata.normalize("NFC", unicodedata.normalize("NFC", address.strip()).lower())
+    if not _EMAIL.fullmatch(normal):
+        raise ConfigError("email", f"{address!r} is not an e-mail address; write it like 'alice@example.com'")
+    if len(normal.encode()) > MAX_EMAIL_BYTES:
+        raise ConfigError("email", f"takes more than {MAX_EMAIL_BYTES} bytes")
+    return normal
+
+
+# `Plan` and `User`: who may do how much. Frozen values, checked when made.
+
+Role: TypeAlias = Literal["user", "admin"]
+
+MAX_ACTIONS: Final = 200
+"""Actions in one plan, or overridden for one user: an entry is read whole."""
+MAX_IDENTITIES: Final = 20
+"""Of one user: they are written with the user in one transaction."""
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Plan:
+    """Named quotas per action. Raises `ConfigError` with the path to a bad value (`quotas.hint`).
+
+    `quotas`   per action: `"5/day"`, `"100/hour; 1000/day"`, a `Quota`, a list of them, `"unlimited"` or -1. An action
+               that it does not name is left to the action's policy.
+    """
+
+    name: str
+    quotas: Mapping[str, Quotas]
+    version: int = field(compare=False)
+    """Changes with every change in the store, which sets it; 0 for one that was not read from there."""
+
+    def __init__(self, name: str, quotas: Mapping[str, QuotasLike], *, version: int = 0) -> None:
+        object.__setattr__(self, "name", check_plan("name", name))
+        object.__setattr__(self, "quotas", _quotas(quotas))
+        object.__setattr__(self, "version", version)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class User:
+    """One user, as far as limits are concerned. Raises `ConfigError` with the path to a bad value.
+
+    `plan`         the name of the plan subscribed to; it need not exist, and then the policies' own quotas hold.
+    `quotas`       per action, over those of the plan.
+    `role`         `"admin"` is unlimited, but for actions in `quotas`.
+    `active`       False refuses every check.
+    `identities`   e-mails and digests of API keys that this user, and no other, is found by.
+    """
+
+    id: str
+    plan: str | None
+    quotas: Mapping[str, Quotas]
+    role: Role
+    active: bool
+    identities: tuple[Identity, ...]
+    version: int = field(compare=False)
+    """As `Plan.version`."""
+
+    def __init__(
+        self,
+        id: UserId,  # what everybody calls it
+        *,
+        plan: str | None = None,
+        quotas: Mapping[str, QuotasLike] = MappingProxyType({}),
+        role: Role = "user",
+        active: bool = True,
+        identities: Iterable[Identity] = (),
+        version: int = 0,
+    ) -> None:
+        values: dict[str, object] = {
+            "id": _id(id),
+            "plan": None if plan is None else check_plan("plan", plan),
+            "quotas": _quotas(quotas),
+            "role": _role(role),
+            "active": _boolean("active", active),
+            "identities": _identities(identities),
+            "version": version,
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def check_plan(path: str, name: str) -> str:
+    """A plan's name is bounded as an action is. Raises `ConfigError`."""
+    try:
+        return check_action(name)
+    except InvalidAction as error:
+        raise ConfigError(path, str(error).replace("the action", "the plan's name", 1)) from error
+
+
+def _id(user: UserId) -> str:
+    try:
+        return check_user(user)
+    except InvalidUser as error:
+        raise ConfigError("id", str(error)) from error
+
+
+def _quotas(value: Mapping[str, QuotasLike]) -> Mapping[str, Quotas]:
+    if not isinstance(value, Mapping):
+        raise ConfigError("quotas", f"expected quotas by action, as in {{'hint': '5/day'}}, not {value!r}")
+    if len(value) > MAX_ACTIONS:
+        raise ConfigError("quotas", f"{len(value)} actions are named, and {MAX_ACTIONS} are the most")
+    found: dict[str, Quotas] = {}
+    for action, quotas in value.items():
+        try:
+            found[check_action(action)] = to_quotas(quotas)
+        except InvalidAction as error:
+            raise ConfigError("quotas", str(error)) from error
+        except ConfigError as error:
+            raise error.under(f"quotas.{action}") from error
+        except InvalidQuota as error:
+            raise ConfigError(f"quotas.{action}", str(error)) from error
+    return MappingProxyType(found)
+
+
+def _role(role: Role) -> Role:
+    if role in (roles := get_args(Role)):
+        return role
+    near = get_close_matches(str(role), roles, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, roles))}"
+    raise ConfigError("role", f"unknown value {role!r}; {hint}")
+
+
+def _boolean(path: str, value: bool) -> bool:
+    if type(value) is not bool:
+        raise ConfigError(path, f"must be true or false, not {value!r}")
+    return value
+
+
+def _identities(value: Iterable[Identity]) -> tuple[Identity, ...]:
+    identities = tuple(dict.fromkeys(value))
+    for number, identity in enumerate(identities):
+        if not isinstance(identity, Identity):
+            raise ConfigError(f"identities[{number}]", "expected Identity.email(address) or Identity.api_key(key)")
+    if len(identities) > MAX_IDENTITIES:
+        raise ConfigError("identities", f"{len(identities)} are named, and {MAX_IDENTITIES} are the most")
+    return identities
+
+
+Entry: TypeAlias = User | Plan
+T = TypeVar("T", bound=Entry)
+
+MAX_PAGE: Final = 1_000
+
+
+class IdentityTaken(InvalidInput):
+    """An identity that belongs to another user; nothing was written."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        super().__init__(f"another user has this {identity.kind.replace('_', ' ')} already ({identity.value})")
+
+
+class UnreadableEntry(StoreMisconfigured):
+    """One user or plan whose row makes no sense; the others are not concerned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some of a list, and where the rest begins; `cursor` is None when there is no rest. The rest may prove empty."""
+
+    entries: tuple[T, ...]
+    cursor: str | None
+
+
+class DirectoryStore(Protocol):
+    """Where users and plans live. Every method may raise `StoreUnavailable` when the store gives no usable answer."""
+
+    async def read(self, kind: type[T], name: str) -> T | None:
+        """The user or plan of this name: `read(User, "alice")`. Sees all that was written before."""
+        ...
+
+    async def find(self, identity: Identity) -> str | None:
+        """The id of the user who has this identity. Sees all that was written before."""
+        ...
+
+    async def page(
+        self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
+    ) -> Page[T]:
+        """All plans, all users, or a plan's users, at most `limit` at a time. May lag behind writes by some seconds.
+
+        Raises `InvalidCursor` for one that is damaged or came from another list.
+        """
+        ...
+
+    async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
+        """Put `new` in the place of `old`, as it was read, with all identities, or do nothing at all.
+
+        `old` is None for one that is not to be there yet, `new` is None to remove it. False where somebody else has
+        changed it since. Raises `IdentityTaken`. `now` in microseconds.
+        """
+        ...
+
+
+def check_pair(old: Entry | None, new: Entry | None) -> Entry:
+    """The one to speak of, once it is clear that both are about the same. Raises `ValueError`, as that is a bug."""
+    entry = new if new is not None else old
+    if entry is None:
+        raise ValueError("nothing to replace by nothing")
+    if old is not None and (type(old), name_of(old)) != (type(entry), name_of(entry)):
+        raise ValueError("an entry cannot be replaced by one of another name")
+    return entry
+
+
+def next_version(old: Entry | None, now: int) -> int:
+    """Never one that was there before, also where an entry is removed and comes back."""
+    return now if old is None else max(now, old.version + 1)
+
+
+def name_of(entry: Entry) -> str:
+    """A user's id, a plan's name."""
+    return entry.id if isinstance(entry, User) else entry.name
+
+
+def check_limit(limit: int) -> int:
+    """Raises `InvalidInput`."""
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
+    return limit
+
+
+# Users and plans in this process's memory: for tests, and for an app that fills it when it starts.
+
+
+class MemoryDirectoryStore:
+    """A `DirectoryStore` on dicts. Holds what it is given, without a bound: entries are made by administrators."""
+
+    def __init__(self) -> None:
+        self._entries: dict[type[Any], dict[str, Entry]] = {}
+        self._owners: dict[Identity, str] = {}
+
+    async def read(self, kind: type[T], name: str) -> T | None:
+        """See `DirectoryStore.read`."""
+        return cast("T | None", self._entries.get(kind, {}).get(name))
+
+    async def find(self, identity: Identity) -> str | None:
+        """See `DirectoryStore.find`."""
+        return self._owners.get(identity)
+
+    async def page(
+        self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
+    ) -> Page[T]:
+        """See `DirectoryStore.page`. In the order of names."""
+        listing = f"{kind.__name__}:{plan or ''}"
+        after = None if cursor is None else decode_cursor(cursor, listing, parts=1)[0]
+        found = [
+            name
+            for name, entry in sorted(self._entries.get(kind, {}).items())
+            if (after is None or name > after) and (plan is None or (isinstance(entry, User) and entry.plan == plan))
+        ]
+        names = found[: check_limit(limit)]
+        entries = tuple(cast(T, self._entries[kind][name]) for name in names)
+        return Page(entries, encode_cursor(listing, names[-1]) if len(found) > len(names) else None)
+
+    async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
+        """See `DirectoryStore.replace`."""
+        entry = check_pair(old, new)
+        entries = self._entries.setdefault(type(entry), {})
+        there = entries.get(name_of(entry))
+        if (there and there.version) != (old and old.version):
+            return False
+        self._replace_identities(old, new)
+        if new is None:
+            del entries[name_of(entry)]
+        else:
+            entries[name_of(entry)] = replace(new, version=next_version(old, now))
+        return True
+
+    def erase(self, users: Collection[str]) -> tuple[int, int]:
+        """Delete the entries of these users, and all that finds them; how many of each there were."""
+        entries = [name for name in self._entries.get(User, {}) if name in users]
+        for name in entries:
+            del self._entries[User][name]
+        identities = [identity for identity, owner in self._owners.items() if owner in users]
+        for identity in identities:
+            del self._owners[identity]
+        return len(entries), len(identities)
+
+    def _replace_identities(self, old: Entry | None, new: Entry | None) -> None:
+        before = set(old.identities) if isinstance(old, User) else set()
+        after = new.identities if isinstance(new, User) else ()
+        for identity in after:
+            if isinstance(new, User) and self._owners.get(identity, new.id) != new.id:
+                raise IdentityTaken(identity)
+        for identity in before.difference(after):
+            del self._owners[identity]
+        if isinstance(new, User):
+            self._owners.update(dict.fromkeys(after, new.id))

@@ -1,0 +1,280 @@
+"""The fast lane on bad days, from real sockets: no hang, no leak, nothing sent twice that may have been executed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from ratelimit.clock import SECOND, SystemClock
+from ratelimit.dynamodb import AnswerLost, DynamoDBStore, Settings, StoreUnreachable
+from ratelimit.dynamodb.client import Connection, connect
+from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.transport.base import BotoLane
+from ratelimit.dynamodb.transport.endpoint import Route, find_route, open_wire
+from ratelimit.dynamodb.transport.fast import FastLane
+from ratelimit.errors import AccessDenied, StoreUnavailable
+from ratelimit.names import Key
+from ratelimit.store import Add, Outcome, Write
+from ratelimit.testing import FakeClock
+from tests.faults import Behaviour, FaultServer, error, hang_up, slow, status
+from tests.faults.oddities import checksum, chunked, endless, gzipped, only, punctual, raw, then_close, twice
+
+ALICE = Key.of("alice", "hint")
+ADD = Write((Add("d1", 1, 5000),), 1_999_999_999)
+TEN_MINUTES = 600
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FaultServer]:
+    async with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def store(server: FaultServer) -> AsyncIterator[DynamoDBStore]:
+    async with new_store(server) as store:
+        yield store
+        assert not store.stats.retries
+
+
+def new_store(server: FaultServer, **options: Any) -> DynamoDBStore:
+    return DynamoDBStore(table="limits", endpoint=server.endpoint, **{"read_timeout": 10, "attempts": 1} | options)
+
+
+async def apply(store: DynamoDBStore) -> Outcome:
+    return await store.apply(ALICE, ADD, now=0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Returns when it holds; what happens on real sockets takes its moment."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def nothing_left(server: FaultServer, before: set[asyncio.Task[Any]]) -> None:
+    """Every connection and every task is gone, after the moment that it takes the server to notice."""
+    await until(lambda: not server.connections and asyncio.all_tasks() - {asyncio.current_task()} <= before)
+
+
+def new_lane(connection: Connection, route: Route, stats: Stats, clock: FakeClock | None = None) -> FastLane:
+    settings = Settings(table="limits", read_timeout=10)
+    if clock is not None:
+        connection.clock.clock = clock
+    return FastLane(connection, route, BotoLane(connection, settings), settings, stats)
+
+
+@pytest.mark.parametrize("behaviour", [chunked(), chunked(size=1), checksum(), twice()])
+async def test_odd_but_good(server: FaultServer, store: DynamoDBStore, behaviour: Behaviour) -> None:
+    server.then(behaviour)
+    assert await apply(store) == Outcome(True, {"d1": 1})
+    assert await apply(store) == Outcome(True, {"d1": 2})
+    assert store.stats.fallbacks == {}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (gzipped(), "garbage"),
+        (checksum(off_by=1), "garbage"),
+        (endless(promised=True), "too_large"),
+        (endless(promised=False), "too_large"),
+        (raw(b"HTTP/1.1 100 Continue\r\n\r\n"), "garbage"),
+        (raw(b"SSH-2.0-OpenSSH_9.9\r\n"), "garbage"),
+        (raw(b"HTTP/1.1 101 -\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"), "garbage"),
+        (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nContent-Length: 9\r\n\r\n"), "garbage"),
+        (raw(b"HTTP/1.1 200 OK\r\n"), "timeout"),
+        (raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"), "timeout"),
+        (raw(b""), "timeout"),
+        (hang_up(), "closed"),
+    ],
+)
+async def test_an_answer_that_cannot_be_used(server: FaultServer, behaviour: Behaviour, reason: str) -> None:
+    """It may have been executed: it is not sent again, and the connection is not used again."""
+    server.then(behaviour)
+    async with new_store(server, read_timeout=0.5 if reason == "timeout" else 10) as store:
+        with pytest.raises(AnswerLost):
+            await apply(store)
+        assert server.received["UpdateItem"] == 1
+        assert store.stats.dropped == {reason: 1}
+        assert (await apply(store)).applied
+        assert store.stats.fallbacks == {}
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_server_that_closes_after_each_answer(
+    server: FaultServer, store: DynamoDBStore, announced: bool
+) -> None:
+    server.always(then_close(announced=announced))
+    for count in range(1, 12):
+        assert (await apply(store)).record == {"d1": count}
+        await until(lambda count=count: store.stats.dropped == {"closed": count})  # type: ignore[misc]
+
+
+async def test_connections_that_die_while_idle_are_noticed(server: FaultServer, store: DynamoDBStore) -> None:
+    await asyncio.gather(*(apply(store) for _ in range(10)))
+    await server.refuse()
+    await server.listen()
+    await until(lambda: store.stats.dropped.get("closed", 0) >= 10)
+    assert (await apply(store)).applied
+    assert server.received["UpdateItem"] == 11
+
+
+async def test_more_callers_than_connections(server: FaultServer) -> None:
+    server.always(slow(0.002))
+    async with new_store(server, pool=3) as store:
+        outcomes = await asyncio.gather(*(apply(store) for _ in range(60)))
+        assert sorted(outcome.record["d1"] for outcome in outcomes) == list(range(1, 61))
+        assert store.stats.connections == 3
+
+
+async def test_waiting_for_a_connection_ends(server: FaultServer) -> None:
+    """Nothing was sent: it may be tried again."""
+    server.always(slow(5))
+    async with new_store(server, pool=2, connect_timeout=0.1, read_timeout=5) as store:
+        busy = [asyncio.create_task(apply(store)) for _ in range(2)]
+        await until(lambda: server.received["UpdateItem"] == 2)
+        with pytest.raises(StoreUnreachable, match="one of 2 connections; raise pool"):
+            await apply(store)
+        assert store.stats.dropped == {"no_connection": 1}
+        await store.close()
+        assert {type(one) for one in await asyncio.gather(*busy, return_exceptions=True)} == {AnswerLost}
+
+
+async def test_giving_up_harms_nobody(server: FaultServer, store: DynamoDBStore) -> None:
+    """A late answer must not become the next caller's."""
+    server.always(slow(0.05))
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await apply(store)
+    server.recover()
+    counts = [(await apply(store)).record["d1"] for _ in range(5)]
+    assert counts == sorted(set(counts))
+    assert store.stats.dropped == {"cancelled": 3}
+
+
+async def test_a_storm_of_everything_leaks_nothing(server: FaultServer) -> None:
+    """Impatience, pauses, closed connections and garbage: in the end every connection and every task is gone, what was
+    said to be counted is, and nothing was sent twice."""
+    before = asyncio.all_tasks()
+    store = new_store(server, pool=8)
+    await store.open()
+    await apply(store)
+    applied = 1  # on a busy machine it may remain the only one
+
+    async def impatient(number: int) -> None:
+        nonlocal applied
+        try:
+            async with asyncio.timeout(0.001 * (number % 9)):
+                await apply(store)
+                applied += 1
+        except (TimeoutError, StoreUnavailable):
+            pass
+
+    for behaviour in (slow(0.004), hang_up(), twice(), gzipped(), then_close(announced=False), status(500)):
+        server.always(behaviour)
+        await asyncio.gather(*(impatient(number) for number in range(40)))
+        assert server.connections <= 8 + 1 + 8  # the pool, the slow lane's, and some that are being closed
+    await store.close()
+    await nothing_left(server, before)
+    counted = int(server.table.items[("USR#alice#LIM#hint", "STATE")]["d1"]["N"])
+    assert 0 < applied <= counted <= server.received["UpdateItem"] <= store.stats.calls["UpdateItem"]
+
+
+async def test_closing_with_requests_under_way(server: FaultServer) -> None:
+    server.always(slow(5))
+    before = asyncio.all_tasks()
+    async with new_store(server, read_timeout=5) as store:
+        checks = [asyncio.create_task(apply(store)) for _ in range(20)]
+        await until(lambda: server.received["UpdateItem"] == 20)
+    assert {type(one) for one in await asyncio.gather(*checks, return_exceptions=True)} == {AnswerLost}
+    await server.refuse()
+    await nothing_left(server, before)
+
+
+def test_a_loop_that_ends_with_requests_under_way() -> None:
+    """Warnings are errors here: an unclosed transport or a task nobody waited for would fail the test."""
+
+    async def leave() -> None:
+        async with FaultServer() as server:
+            server.always(slow(5))
+            async with new_store(server, read_timeout=5) as store:
+                tasks = [asyncio.create_task(apply(store)) for _ in range(5)]
+                await until(lambda: server.received["UpdateItem"] == 5)
+                tasks[0].cancel()
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(leave())
+
+
+async def test_a_name_that_does_not_resolve() -> None:
+    route = Route(url="http://nowhere.invalid", host="nowhere.invalid", port=80, region="x", tls=None)
+    with pytest.raises(StoreUnreachable):
+        await open_wire(route, Place("limits", "eu-west-1", route.url), 5, lambda wire, ending: None)
+
+
+async def test_an_unknown_error_is_left_to_aiobotocore(server: FaultServer, store: DynamoDBStore) -> None:
+    server.then(error("NeverHeardOfException"))
+    assert (await apply(store)).record == {"d1": 1}
+    assert store.stats.fallbacks == {"unknown_error": 1}
+
+
+async def test_credentials_that_expire_under_load(server: FaultServer) -> None:
+    """Refused ones are replayed once by aiobotocore; new ones are in use with the next check."""
+    async with await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
+        stats = Stats()
+        lane = new_lane(connection, await find_route(connection), stats)
+
+        def renew() -> None:
+            connection.credentials.access_key = "AKNEXT"
+
+        server.always(only("AKIDEXAMPLE"))
+        assert (await lane.apply(ALICE, ADD)).applied
+        server.always(only("AKNEXT", then=renew))
+        answers = await asyncio.gather(*(lane.apply(ALICE, ADD) for _ in range(20)))
+        assert all(answer.applied for answer in answers)
+        assert 1 <= stats.fallbacks["denied"] <= 20
+        assert server.table.items[("USR#alice#LIM#hint", "STATE")]["d1"] == {"N": "21"}
+        seen = dict(stats.fallbacks)
+        assert (await lane.apply(ALICE, ADD)).applied
+        assert stats.fallbacks == seen
+        server.always(only("NOBODY"))
+        with pytest.raises(AccessDenied, match="expired"):
+            await lane.apply(ALICE, ADD)
+        await lane.close()
+
+
+@pytest.mark.parametrize("off", [-TEN_MINUTES, TEN_MINUTES, -7 * 86_400])
+async def test_a_clock_that_is_off(server: FaultServer, off: int) -> None:
+    """One refusal teaches it, whoever is under way at that moment; not one check fails."""
+    now = SystemClock().now() // SECOND
+    server.always(punctual(lambda: now))
+    async with await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
+        stats, clock = Stats(), FakeClock(now + off)
+        lane = new_lane(connection, await find_route(connection), stats, clock=clock)
+        answers = await asyncio.gather(*(lane.apply(ALICE, ADD) for _ in range(10)))
+        assert all(answer.applied for answer in answers)
+        assert set(stats.fallbacks) == {"clock"}
+        learned = stats.fallbacks["clock"]
+        clock.advance(100)
+        assert (await lane.apply(ALICE, ADD)).applied
+        assert stats.fallbacks == {"clock": learned}
+        clock.advance(-off)
+        assert (await lane.apply(ALICE, ADD)).applied
+        assert stats.fallbacks == {"clock": learned + 1}
+        await lane.close()
+
+
+async def test_a_bad_signature_at_the_right_time_is_not_blamed_on_the_clock(
+    server: FaultServer, store: DynamoDBStore
+) -> None:
+    server.always(error("InvalidSignatureException"))
+    with pytest.raises(AccessDenied):
+        await apply(store)
+    assert store.stats.fallbacks == {"denied": 1}

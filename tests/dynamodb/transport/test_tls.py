@@ -1,0 +1,82 @@
+"""TLS with full verification, by the certificates that the AWS set-up names."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from ratelimit.dynamodb import DynamoDBStore, Settings, StoreUnreachable
+from ratelimit.dynamodb.client import connect
+from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.transport.endpoint import Route, find_route, open_wire
+from ratelimit.names import Key
+from ratelimit.store import Add, Write
+from tests.faults import FaultServer
+
+ADD = Write((Add("d1", 1),), 1_999_999_999)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def secure_server(authority: trustme.CA, *names: str) -> FaultServer:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*names).configure_cert(context)
+    return FaultServer(context)
+
+
+@pytest.fixture
+async def server(authority: trustme.CA) -> AsyncIterator[FaultServer]:
+    async with secure_server(authority, "localhost") as server:
+        yield server
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_over_tls(server: FaultServer) -> None:
+    async with DynamoDBStore(table="limits", endpoint=server.endpoint) as store:
+        for count in range(1, 4):
+            assert (await store.apply(Key("a", "b"), ADD, now=0)).record == {"d1": count}
+        assert store.stats.fallbacks == {}
+        assert store.stats.connections == 4
+    assert server.received["UpdateItem"] == 3
+
+
+async def refused(route: Route) -> str:
+    with pytest.raises(StoreUnreachable, match="no trusted connection") as caught:
+        await open_wire(route, Place("limits", "eu-west-1", route.url), 5, lambda wire, ending: None)
+    return str(caught.value)
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_a_certificate_for_another_name(authority: trustme.CA) -> None:
+    async with (
+        secure_server(authority, "elsewhere.test") as server,
+        await connect(Settings(table="limits", endpoint=server.endpoint)) as connection,
+    ):
+        assert "AWS_CA_BUNDLE" in await refused(await find_route(connection))
+
+
+async def test_an_authority_that_nobody_trusts(server: FaultServer) -> None:
+    async with await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
+        assert "AWS_CA_BUNDLE" in await refused(await find_route(connection))
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_tls_where_there_is_none() -> None:
+    async with FaultServer() as server:
+        endpoint = server.endpoint.replace("http://127.0.0.1", "https://localhost")
+        async with await connect(Settings(table="limits", endpoint=endpoint)) as connection:
+            with pytest.raises(StoreUnreachable):
+                await open_wire(await find_route(connection), connection.place, 0.2, lambda wire, ending: None)

@@ -1,0 +1,112 @@
+"""Whoever waits is let go in time, and not before; and who is cancelled stays cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from loadtest.simulate import loop as virtual
+from ratelimit.limiter.deadline import Limited, Patience
+
+LONG = 60.0
+
+
+def limit(patience: Patience[Limited]) -> Limited:
+    loop = asyncio.get_running_loop()
+    limited = Limited(loop)
+    patience.watch(limited, loop)
+    return limited
+
+
+async def hang(patience: Patience[Limited]) -> str:
+    try:
+        with limit(patience):
+            await asyncio.sleep(LONG)
+    except TimeoutError:
+        return "late"
+    return "in time"
+
+
+def test_each_waits_as_long_as_it_may_and_no_longer() -> None:
+    async def run() -> None:
+        patience = Patience(20, Limited.expire)
+        for ends in (20, 40):  # the timer ends with the last of them, and starts again
+            assert await asyncio.gather(hang(patience), hang(patience)) == ["late", "late"]
+            assert asyncio.get_running_loop().time() == ends
+
+    virtual.run(run())
+
+
+async def test_who_is_done_is_left_alone() -> None:
+    patience = Patience(0.01, Limited.expire)
+    with limit(patience):
+        await asyncio.sleep(0)
+    assert await hang(patience) == "late"
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+def test_a_later_one_is_due_later() -> None:
+    async def run() -> None:
+        patience = Patience(20, Limited.expire)
+        first = asyncio.create_task(hang(patience))
+        await asyncio.sleep(15)
+        second = asyncio.create_task(hang(patience))
+        assert await first == "late"
+        assert not second.done()
+        assert await second == "late"
+        assert asyncio.get_running_loop().time() == 35
+
+    virtual.run(run())
+
+
+async def test_a_cancellation_from_outside_is_no_timeout() -> None:
+    task = asyncio.create_task(hang(Patience(LONG, Limited.expire)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_cancellation_that_comes_with_the_timeout_wins() -> None:
+    patience = Patience(LONG, Limited.expire)
+    limits: list[Limited] = []
+
+    async def wait() -> None:
+        with limit(patience) as limited:
+            limits.append(limited)
+            await asyncio.sleep(LONG)
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    limits[0].expire()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_another_error_passes() -> None:
+    with pytest.raises(ValueError, match="mine"), limit(Patience(LONG, Limited.expire)):
+        raise ValueError("mine")
+
+
+def test_another_loop_has_another_timer() -> None:
+    """As in a program that calls `asyncio.run` more than once."""
+    patience = Patience(0.01, Limited.expire)
+
+    async def leave() -> None:
+        with limit(patience):
+            await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert asyncio.run(hang(patience)) == "late"
+
+
+async def test_keeps_no_more_than_those_who_wait() -> None:
+    patience = Patience(LONG, Limited.expire)
+    for _ in range(100):
+        with limit(patience):
+            pass
+    assert len(patience._watched) == 1

@@ -1,0 +1,192 @@
+"""Bodies on their way: no faster than they are taken, in bounded memory, and not before the upstream wants them."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+
+import pytest
+
+from loadtest.bench.proxy_bodies import MB, transfer
+from ratelimit.policy import Policy
+from ratelimit.server import http_protocol
+from ratelimit.server.upstream import ProxySettings
+from tests.http.apps import limiter_of
+from tests.server.sockets import OK, SOON_S, ask, connected, in_front_of, scripted, until_gone
+
+_EXPECTING = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+MOST_UNDERWAY = 20 * MB
+
+
+async def test_200_mb_each_way_in_bounded_memory() -> None:
+    """A process of its own, so that what it takes is its own."""
+    passed = await transfer(200 * MB)
+    assert set(passed) == {"up, with a length", "up, in chunks", "down"}
+    assert {name: one.grown for name, one in passed.items() if one.grown > 50} == {}
+
+
+async def test_an_upload_waits_for_an_upstream_that_does_not_read() -> None:
+    go_on = asyncio.Event()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await go_on.wait()
+        await reader.readexactly(50 * MB)
+        writer.write(OK)
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
+            sent = await fill(writer, 50 * MB)
+            assert sent < MOST_UNDERWAY
+            go_on.set()
+            while sent < 50 * MB:
+                writer.write(bytes(MB))
+                await writer.drain()
+                sent += MB
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+
+
+async def answer_at_length(writer: StreamWriter, stuck: asyncio.Future[int]) -> None:
+    """50 MB. `stuck` is told how many bytes had been taken when no more were for a while."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
+    sent = await fill(writer, 50 * MB)
+    stuck.set_result(sent)
+    while sent < 50 * MB:
+        writer.write(bytes(MB))
+        await writer.drain()
+        sent += MB
+
+
+async def test_a_download_waits_for_a_client_that_does_not_read() -> None:
+    stuck: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await answer_at_length(writer, stuck)
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            assert await stuck < MOST_UNDERWAY
+            assert len(await reader.read()) == 50 * MB
+
+
+async def test_an_expectation_is_met_by_the_upstream() -> None:
+    heads = []
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(_CONTINUE)
+        assert await reader.readexactly(5) == b"hello"
+        writer.write(OK)
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(_EXPECTING)
+            assert await reader.readuntil(b"\r\n\r\n") == _CONTINUE
+            writer.write(b"hello")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    assert heads[0].lower().count(b"expect: 100-continue") == 1
+
+
+async def test_an_upstream_that_refuses_never_gets_the_body() -> None:
+    rest = bytearray()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        rest.extend(await reader.read())
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        answer = await ask(address, _EXPECTING)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert rest == b""
+
+
+async def test_a_refusal_by_a_limit_comes_before_the_body() -> None:
+    limiter = limiter_of(Policy("one", "1/day", match="/**"))
+    await limiter.check("ip:127.0.0.1", "one")
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        raise AssertionError("the upstream was asked")
+
+    async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
+        assert (await ask(address, _EXPECTING)).startswith(b"HTTP/1.1 429 ")
+
+
+async def test_an_upstream_that_ignores_the_expectation_gets_the_body_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_protocol, "_CONTINUE_S", 0.05)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(5) == b"hello"
+        writer.write(OK)
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(_EXPECTING)
+            assert await reader.readuntil(b"\r\n\r\n") == _CONTINUE
+            writer.write(b"hello")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_an_answer_may_come_before_the_body_is_complete() -> None:
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nbig")
+        await reader.read()
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 1000000\r\n\r\nbegin")
+            assert (await until_gone(reader)).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_client_that_does_not_finish_is_told_so() -> None:
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.read()
+
+    async with scripted(script) as upstream, in_front_of(upstream, ProxySettings(idle=0.2)) as address:
+        answer = await ask(address, b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nbegin")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 10", b"transfer-encoding: chunked"])
+async def test_a_client_that_leaves_in_the_middle_ends_it_at_the_upstream(framing: bytes) -> None:
+    received = bytearray()
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        while piece := await reader.read(1000):
+            received.extend(piece)
+            if b"begin" in received:
+                begun.set()
+        left.set()
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (_, writer):
+            begin = b"5\r\nbegin\r\n" if b"chunked" in framing else b"begin"
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\n" + framing + b"\r\n\r\n" + begin)
+            await begun.wait()
+        await asyncio.wait_for(left.wait(), SOON_S)
+    assert not received.endswith(b"0\r\n\r\n")
+
+
+async def fill(writer: StreamWriter, size: int) -> int:
+    """Write until nothing more is taken for a while; how much it was."""
+    sent = 0
+    while sent < size:
+        writer.write(bytes(MB))
+        sent += MB
+        try:
+            async with asyncio.timeout(1):
+                await writer.drain()
+        except TimeoutError:
+            break
+    return sent

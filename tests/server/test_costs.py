@@ -1,0 +1,148 @@
+"""What a request has really cost: told to the client as it stands then; and where that one leaves while it is settled,
+nothing is given back twice, or left out."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import StreamReader, StreamWriter
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ratelimit.errors import StoreUnavailable
+from ratelimit.http import RateLimitMiddleware
+from ratelimit.http.headers import HeaderWriter
+from ratelimit.policy import Policy
+from ratelimit.server.proxy import Proxy
+from ratelimit.server.request_id import Front
+from ratelimit.store import MemoryStore
+from tests.http.apps import limiter_of, settled
+from tests.server.sockets import SOON_S, connected, plainly_served, scripted
+
+
+class FarStore(MemoryStore):
+    """Once it is `held`, the next call takes until `let_go`: to arrive, or to be answered, if it is."""
+
+    def __init__(self, *, arrives: bool, answers: bool) -> None:
+        super().__init__()
+        self.held = False
+        self.asked = asyncio.Event()
+        self.let_go = asyncio.Event()
+        self._arrives = arrives
+        self._answers = answers
+
+    async def apply(self, *args: Any, **options: Any) -> Any:
+        if not self.held or self.asked.is_set():
+            return await super().apply(*args, **options)
+        self.asked.set()
+        if not self._arrives:
+            await self.let_go.wait()
+        outcome = await super().apply(*args, **options)
+        await self.let_go.wait()
+        if not self._answers:
+            raise StoreUnavailable("no answer in time")
+        return outcome
+
+
+class Watched:
+    """An app that tells when it has heard that its client has left, and when it is through."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.left = asyncio.Event()
+        self.over = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def told() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.left.set()
+            return message
+
+        await self.app(scope, told, send)
+        self.over.set()
+
+
+@pytest.mark.parametrize(
+    ("stated", "count", "arrives", "answers", "used"),
+    [
+        (3, "success", True, True, 0),
+        (3, "success", False, True, 0),
+        (3, "success", True, False, 0),
+        (3, "all", True, True, 3),
+        (17, "all", False, True, 17),
+        (17, "all", True, True, 17),
+        (17, "success", True, True, 0),
+    ],
+)
+async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: bool, answers: bool, used: int) -> None:
+    """It never saw an answer, so where only a success counts all is given back: once."""
+    store = FarStore(arrives=arrives, answers=answers)
+    limiter = limiter_of(Policy("api", "1000/day", match="/**", cost=10, count=count), store=store)
+    await limiter.charge("alice", "api", 100)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        store.held = True
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
+
+    async with scripted(script) as upstream:
+        proxy = Proxy(f"http://{upstream}")
+        app = Watched(Front(RateLimitMiddleware(proxy, limiter=limiter, user_from="header:x-api-key")))
+        async with plainly_served(app) as address, asyncio.timeout(SOON_S):
+            async with connected(address) as (_, writer):
+                writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-api-key: alice\r\n\r\n")
+                await store.asked.wait()
+            await app.left.wait()
+            await settled()
+            store.let_go.set()
+            await app.over.wait()
+            await settled()
+    await limiter.open()
+    assert (await limiter.peek("alice", "api")).used == 100 + used
+
+
+@pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window", "gcra"])
+@pytest.mark.parametrize(("stated", "used"), [(0, 0), (3, 3), (10, 10), (17, 17)])
+async def test_the_fields_tell_what_was_really_spent(algorithm: Any, stated: int, used: int) -> None:
+    """As the next request finds it: a peek."""
+    limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10, algorithm=algorithm))
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
+
+    async with scripted(script) as upstream:
+        app = Front(RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key"))
+        async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
+            answer = await client.get(f"http://{address}/", headers={"x-api-key": "alice"})
+    await limiter.open()
+    peeked = await limiter.peek("alice", "api")
+    assert peeked.used == used
+    assert answer.headers["ratelimit"] == HeaderWriter().fields([peeked])[1][1].decode()
+
+
+async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> None:
+    store = FarStore(arrives=False, answers=False)
+    limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10), store=store)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        store.held = True
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 3\r\n\r\nok")
+
+    async with scripted(script) as upstream:
+        app = Front(RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key"))
+        async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
+            request = asyncio.create_task(client.get(f"http://{address}/", headers={"x-api-key": "alice"}))
+            await store.asked.wait()
+            store.let_go.set()
+            answer = await request
+    assert answer.headers["ratelimit"].startswith('"api";r=40;')
+    assert limiter.background.lost["unreturned"] == 7

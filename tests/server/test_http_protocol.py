@@ -1,0 +1,248 @@
+"""Requests that two readers could take for different ones are refused, and the upstream never hears of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from asyncio import StreamReader, StreamWriter
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from ratelimit.policy import Policy
+from ratelimit.server import http_protocol
+from tests.http.apps import limiter_of
+from tests.http.serving import served
+from tests.http.spellings import DOTTED, PLAIN, UNCLEAR
+from tests.server.sockets import GET, OK, answering, ask, connected, in_front_of, scripted, until_gone
+
+_POST = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+_CHUNKED = _POST + b"transfer-encoding: chunked\r\n\r\n"
+_HEAD = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+
+REFUSED = {
+    "two lengths": _POST + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabc",
+    "a length twice": _POST + b"content-length: 3\r\ncontent-length: 3\r\n\r\nabc",
+    "a list of lengths": _POST + b"content-length: 3, 3\r\n\r\nabc",
+    "a signed length": _POST + b"content-length: +3\r\n\r\nabc",
+    "a negative length": _POST + b"content-length: -3\r\n\r\nabc",
+    "a hexadecimal length": _POST + b"content-length: 0x3\r\n\r\nabc",
+    "no length": _POST + b"content-length: \r\n\r\nabc",
+    "a length that overflows": _POST + b"content-length: 99999999999999999999\r\n\r\nabc",
+    "a length, then chunked": _POST + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked, then a length": _POST + b"transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
+    "two codings": _POST + b"transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n\r\n0\r\n\r\n",
+    "chunked twice": _POST + b"transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    "nearly chunked": _POST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunked behind a tab": _POST + b"transfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "chunked by HTTP/1.0": b"POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a folded field": _HEAD + b"x-a: 1\r\n folded\r\n\r\n",
+    "a folded coding": _POST + b"transfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "a space before the colon": _HEAD + b"x-a : 1\r\n\r\n",
+    "bare LF throughout": b"GET / HTTP/1.1\nhost: a\nconnection: close\n\n",
+    "one bare LF": b"GET / HTTP/1.1\r\nhost: a\nconnection: close\r\n\r\n",
+    "a bare CR": _HEAD + b"x-a: 1\rx-b: 2\r\n\r\n",
+    "NUL in a value": _HEAD + b"x-a: 1\x002\r\n\r\n",
+    "NUL in a name": _HEAD + b"x\x00a: 1\r\n\r\n",
+    "a pseudo field": _HEAD + b":path: /x\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n",
+    "two hosts": _HEAD + b"host: b\r\n\r\n",
+    "a host with a path": b"GET / HTTP/1.1\r\nhost: a/b\r\nconnection: close\r\n\r\n",
+    "a host with a user": b"GET / HTTP/1.1\r\nhost: b@a\r\nconnection: close\r\n\r\n",
+    "a target of no path": b"GET * HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    **{path: _HEAD.replace(b" / ", b" %b " % path.encode()) + b"\r\n" for path in (*DOTTED, *UNCLEAR)},
+    "bytes in a target": b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
+    "a space in a target": b"GET /a b HTTP/1.1\r\nhost: a\r\n\r\n",
+    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03aaaaaaaaaaaaa",
+}
+
+
+BROKEN = {
+    "no chunk size": _CHUNKED + b"zz\r\nabc\r\n0\r\n\r\n",
+    "a prefixed chunk size": _CHUNKED + b"0x3\r\nabc\r\n0\r\n\r\n",
+    "a chunk size that overflows": _CHUNKED + b"fffffffffffffffff\r\nabc\r\n0\r\n\r\n",
+    "chunks with bare LF": _CHUNKED + b"3\nabc\n0\n\n",
+    "an extension with a bare LF": _CHUNKED + b"3;a\nb\r\nabc\r\n0\r\n\r\n",
+    "a chunk longer than it says": _CHUNKED + b"3\r\nabcX0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED)
+async def test_refused_and_never_forwarded(request_: bytes) -> None:
+    limiter = limiter_of(Policy("all", "10/day", match="/**"))
+    async with answering(OK) as (upstream, heads), in_front_of(upstream, limiter=limiter) as address:
+        head, _, body = (await ask(address, request_)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(body)["status"] == 400
+    assert heads == []
+    await limiter.open()
+    assert (await limiter.peek("ip:127.0.0.1", "all")).used == 0
+
+
+async def test_however_a_path_is_spelled_it_is_counted() -> None:
+    limiter = limiter_of(Policy("hint", "99/day", match="POST /hints"))
+    async with answering(*[OK] * len(PLAIN)) as (upstream, heads), in_front_of(upstream, limiter=limiter) as address:
+        for path in PLAIN:
+            request = _POST.replace(b" / ", b" %b " % path.encode()) + b"content-length: 0\r\n\r\n"
+            assert (await ask(address, request)).startswith(b"HTTP/1.1 200 ")
+    await limiter.open()
+    assert (await limiter.peek("ip:127.0.0.1", "hint")).used == len(heads) == len(PLAIN)
+
+
+@pytest.mark.parametrize("request_", BROKEN.values(), ids=BROKEN)
+async def test_a_body_that_is_no_body_is_refused_and_never_forwarded(request_: bytes) -> None:
+    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
+        answer = await ask(address, request_)
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert heads == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /\r\n\r\n", b"505"),
+        (_POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"501"),
+        (_HEAD + b"x-big: " + b"a" * 100_000 + b"\r\n\r\n", b"431"),
+        (_HEAD + b"x-some: b\r\n" * 10_000 + b"\r\n", b"431"),
+        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n", b"431"),
+    ],
+    ids=["HTTP/0.9", "another coding", "a field of 100 KB", "10,000 fields", "a target of 100 KB"],
+)
+async def test_refused_by_another_status(request_: bytes, status: bytes) -> None:
+    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
+        answer = await ask(address, request_)
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert b"application/problem+json" in answer
+    assert heads == []
+
+
+async def test_fields_of_60_kb_are_passed_on() -> None:
+    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
+        answer = await ask(address, _HEAD + b"x-big: " + b"a" * 60_000 + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"x-big: " + b"a" * 60_000 in heads[0]
+
+
+async def test_a_header_section_without_an_end_is_cut_off() -> None:
+    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(_HEAD + b"x-endless: ")
+            answer = asyncio.create_task(until_gone(reader))
+            while not answer.done():
+                writer.write(b"a" * 1000)
+                await asyncio.sleep(0)
+    assert (await answer).startswith(b"HTTP/1.1 431 ")
+    assert heads == []
+
+
+async def test_a_header_section_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_HEAD_S", 0.05)
+    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
+        assert (await ask(address, _HEAD)).startswith(b"HTTP/1.1 408 ")
+    assert heads == []
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_bad_chunk_is_never_the_end_of_a_body(apart: bool) -> None:
+    received = bytearray()
+    arrived = asyncio.Event()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        while piece := await reader.read(100):
+            received.extend(piece)
+            if b"3\r\nabc\r\n" in received:
+                arrived.set()
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(_CHUNKED + b"3\r\nabc\r\n")
+            if apart:
+                await arrived.wait()
+            writer.write(b"zz\r\n\r\n")
+            assert (await until_gone(reader)).startswith(b"HTTP/1.1 400 ")
+    assert not received.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+async def test_a_trailer_is_no_field(apart: bool) -> None:
+    """Not one that says who the user is, nor one that the upstream would believe."""
+    limiter = limiter_of(Policy("all", "10/day", match="/**"))
+    body = bytearray()
+    arrived = asyncio.Event()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        while not body.endswith(b"0\r\n\r\n"):
+            body.extend(await reader.read(1000))
+            if b"3\r\nabc\r\n" in body:
+                arrived.set()
+        writer.write(OK)
+
+    async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(_CHUNKED + b"3\r\nabc\r\n")
+            if apart:
+                await arrived.wait()
+            writer.write(b"0\r\nx-api-key: mallory\r\nx-trailer: 1\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+    assert b"mallory" not in body
+    assert b"x-trailer" not in body
+    await limiter.open()
+    assert (await limiter.peek("mallory", "all")).used == 0
+    assert (await limiter.peek("ip:127.0.0.1", "all")).used == 1
+
+
+async def test_requests_sent_ahead_are_answered_in_order() -> None:
+    first = b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\n"
+    one, two = OK.replace(b"ok", b"#1"), OK.replace(b"ok", b"#2")
+    async with answering(one, two) as (upstream, heads), in_front_of(upstream) as address:
+        answer = await ask(address, first + GET)
+    assert answer.index(b"#1") < answer.index(b"#2")
+    assert [head.split(b" ")[1] for head in heads] == [b"/1", b"/"]
+
+
+async def test_nonsense_after_a_whole_request_does_not_take_its_answer() -> None:
+    whole = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc"
+    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
+        answer = await ask(address, whole + b"NONSENSE\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\nok")
+    assert len(heads) == 1
+
+
+async def test_nonsense_within_an_answer_is_not_answered_within_it() -> None:
+    go_on = asyncio.Event()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nfour")
+        await go_on.wait()
+        writer.write(b"more")
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            await reader.readuntil(b"four")
+            writer.write(b"NONSENSE\r\n\r\n")
+            go_on.set()
+            assert await until_gone(reader) == b"more"
+
+
+async def test_a_request_that_began_before_the_last_answer_was_complete_is_not_idle() -> None:
+    """The timer is set when an answer is complete, and stopped by a request: in whichever order they come."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if scope["path"] == "/slow":
+                await asyncio.sleep(3 * keep_alive)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": b"ok"})
+
+    keep_alive = 0.2
+    async with served(app, http=http_protocol.Intake, lifespan="off", timeout_keep_alive=keep_alive) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /slow HTTP/1.1\r\nho")
+            await reader.readuntil(b"ok")
+            writer.write(b"st: a\r\n\r\n")
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")

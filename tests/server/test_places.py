@@ -1,0 +1,55 @@
+"""The places of several workers: each has one that the supervisor knows of, whatever happens at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ratelimit.server import workers
+from ratelimit.server.address import Address
+from ratelimit.server.shutdown import Leaving
+from ratelimit.server.worker import DONE
+from ratelimit.server.workers import Supervisor, Task
+from tests.http.apps import settled
+
+
+class Started:
+    """A worker that serves at once and leaves as it is told, without a process. `every` is all there have been."""
+
+    every: list[Started]
+
+    def __init__(self, _: Task) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid = 1
+        self.started: asyncio.Future[bool] = loop.create_future()
+        self.started.set_result(True)
+        self.ended: asyncio.Future[int] = loop.create_future()
+        Started.every.append(self)
+
+    def tell(self, _: bytes) -> None:
+        if not self.ended.done():
+            self.ended.set_result(DONE)
+
+
+async def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker would go on with the configuration of its day, and nobody could tell it to leave."""
+    pause_is_over = asyncio.Event()
+    Started.every = []
+    monkeypatch.setattr(workers, "Member", Started)
+    monkeypatch.setattr(workers, "_PAUSES_S", (1.0,))
+    real = asyncio.sleep
+    monkeypatch.setattr("asyncio.sleep", lambda span: pause_is_over.wait() if span else real(0))
+    with Address(port=0).bind().socket as listening:
+        one = Supervisor(Task(lambda **_: None, listening, None, tmp_path, Leaving()), 1, None, lambda: None)  # type: ignore[arg-type]
+        one._members = {0: Started(one._task)}  # type: ignore[dict-item]
+        keeping = asyncio.create_task(one._keep(0))
+        Started.every[0].ended.set_result(-9)
+        await settled()
+        await one._replace_all()
+        pause_is_over.set()
+        await settled()
+        keeping.cancel()
+    assert len(Started.every) == 2
+    assert one._members[0] is Started.every[1]

@@ -1,0 +1,183 @@
+"""Where the parts meet: stores from URLs, limiters and the middleware from a configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from ratelimit import (
+    Alert,
+    ConfigError,
+    MemoryStore,
+    RateLimitMiddleware,
+    StoreUnavailable,
+    TableNotFound,
+    configure,
+    open_store,
+)
+from ratelimit.config import Config, load_config
+from ratelimit.factory import limiter_from, load_checked, middleware_args, store_from_url, table_settings
+from ratelimit.policy import Policy
+from ratelimit.testing import FakeClock
+from tests.engines import Engine
+
+
+async def test_open_store_in_memory() -> None:
+    store = await open_store("memory://")
+    assert isinstance(store, MemoryStore)
+    async with open_store("memory://?max_keys=7") as bounded:
+        assert isinstance(bounded, MemoryStore)
+        assert bounded.max_keys == 7
+
+
+async def test_open_store_on_dynamodb(engine: Engine) -> None:
+    name = f"wiring-{uuid4().hex[:8]}"
+    with pytest.raises(TableNotFound):
+        await open_store(engine.store_url(name))
+    async with open_store(engine.store_url(name, create="true")) as store:
+        limiter = limiter_from(Config(store=engine.store_url(name), policies=(Policy("hint", "1/day"),), deadline=5))
+        async with limiter:
+            assert (await limiter.check("alice", "hint")).allowed
+            assert not (await limiter.check("alice", "hint")).allowed
+        await store.close()
+
+
+async def test_a_store_that_cannot_be_reached() -> None:
+    with pytest.raises(StoreUnavailable):
+        async with open_store("dynamodb://limits?region=eu-west-1&endpoint=http://127.0.0.1:9"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("dynamdb://t", "store: unknown scheme dynamdb://; did you mean dynamodb://?"),
+        ("redis://t", "store: unknown scheme redis://; there are: memory://, dynamodb://"),
+        ("limits", "store: expected a URL such as memory://"),
+        ("memory://name", "store: memory:// has no name and no path; write memory://"),
+        ("memory://?max_key=1", "store.max_key: unknown parameter; there is: max_keys"),
+        ("memory://?max_keys=0", "store.max_keys: expected a whole number of at least 1, not '0'"),
+        ("memory://?max_keys=-5", "store.max_keys: expected a whole number of at least 1, not '-5'"),
+        (f"memory://?max_keys={'9' * 5000}", "store.max_keys: expected a whole number of at least 1, not one of 5000"),
+        ("memory://[", "store: not a store URL; write memory://"),
+        ("dynamodb://", "store.table: the URL names no table"),
+        ("dynamodb://limits?regoin=x", "store.regoin: unknown parameter; did you mean 'region'?"),
+    ],
+)
+def test_urls_that_cannot_be(url: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_store(url)
+    assert str(caught.value).startswith(told)
+    with pytest.raises(ConfigError):
+        store_from_url(url)
+
+
+def test_table_settings() -> None:
+    assert table_settings("dynamodb://limits?region=eu-west-1").table == "limits"
+    with pytest.raises(ConfigError, match="memory:// has no table"):
+        table_settings("memory://")
+
+
+async def test_a_limiter_as_configured() -> None:
+    clock = FakeClock()
+    config = load_config(env={}, store="memory://?max_keys=3", policies={"hint": {"quotas": "1/minute"}})
+    limiter = limiter_from(config, clock=clock)
+    assert [(await limiter.check("alice", "hint")).allowed for _ in range(2)] == [True, False]
+    clock.advance(60)
+    assert (await limiter.check("alice", "hint")).allowed
+
+
+async def test_configure_gives_what_the_middleware_takes(tmp_path: Path) -> None:
+    path = tmp_path / "ratelimit.toml"
+    path.write_text('headers = "legacy"\n[policies.hint]\nquotas = "1/day"\nmatch = ["POST /hints"]', encoding="utf-8")
+
+    async def hint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("Try a dictionary.")
+
+    app = Starlette(routes=[Route("/hints", hint, methods=["GET", "POST"])])
+    app.add_middleware(RateLimitMiddleware, **configure(path, user_from="header:x-api-key"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        answers = [await client.post("/hints", headers={"x-api-key": user}) for user in ("alice", "alice", "bob")]
+        assert [answer.status_code for answer in answers] == [200, 429, 200]
+        assert answers[0].headers["x-ratelimit-remaining"] == "0"
+        assert (await client.get("/hints")).status_code == 200
+
+
+async def test_configure_passes_the_alert_hook_on() -> None:
+    alerts: list[Alert] = []
+    args = configure(policies=[Policy("hint", "2/day", alert_at=[1.0])], on_alert=alerts.append)
+    async with args["limiter"] as limiter:
+        for _ in range(3):
+            await limiter.check("alice", "hint")
+    assert [(alert.user, alert.used) for alert in alerts] == [("alice", 2)]
+
+
+def test_configure_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATELIMIT_POLICIES__HINT__QUOTAS", "7/day")
+    limiter = configure(policies=[Policy("hint", "5/day")])["limiter"]
+    assert str(limiter.policies["hint"].quotas[0]) == "7/day"
+
+
+def test_a_configuration_is_asked_of_every_part() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_checked(
+            env={"RATELIMIT_EXEMPT": "health"},
+            store="nowhere://",
+            policies=[Policy("hint", "5/day", match=["POST hints"]), Policy("run", "5/day", user_from="cooky:x")],
+        )
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert lines[0] == "4 settings cannot be used:"
+    assert [line.partition(":")[0] for line in lines[1:]] == [
+        "store",
+        "exempt[0]",
+        "policies.hint.match[0]",
+        "policies.run.user_from[0]",
+    ]
+    assert lines[2].endswith("(set by RATELIMIT_EXEMPT)")
+
+
+def test_middleware_args_pass_everything_on() -> None:
+    config = Config(user_from=("address",), trusted_proxies=2, ipv6_prefix=56, headers="none", exempt=("/health",))
+    args = middleware_args(config)
+    assert args.pop("limiter")  # type: ignore[misc]
+    assert args == {
+        "user_from": ("address",), "trusted_proxies": 2, "ipv6_prefix": 56, "headers": "none", "exempt": ("/health",),
+        "usage": None,
+    }  # fmt: skip
+
+
+def test_a_usage_log_is_made_on_the_limiters_store(tmp_path: Path) -> None:
+    args = configure(usage=f"journal:{tmp_path}", policies=[Policy("hint", "5/day")])
+    usage = args["usage"]
+    assert usage is not None
+    assert usage.store is args["limiter"].store
+    assert (usage.settings.durability, usage.settings.directory) == ("journal", tmp_path)
+    memory = configure(usage="memory")["usage"]
+    assert memory is not None
+    assert memory.settings.durability == "memory"
+
+
+@pytest.mark.parametrize("usage", ["on", "journal", "journal:", True])
+def test_a_usage_log_is_one_of_three(usage: Any) -> None:
+    with pytest.raises(ConfigError, match="usage: expected 'off', 'memory' or 'journal:"):
+        configure(usage=usage)
+
+
+def test_aws_is_not_imported_before_it_is_needed() -> None:
+    code = (
+        "import sys, ratelimit; ratelimit.open_store('memory://'); "
+        "assert not {'botocore', 'aiobotocore', 'aiohttp', 'typer'} & set(sys.modules); "
+        "ratelimit.open_store('dynamodb://limits?region=x'); assert 'aiobotocore' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
