@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Generator, Iterator
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 
+from ratelimit import retry
 from tests.deploy.recording import every_call_is_granted as every_call_is_granted
 from tests.engines import Choice, Engine, EngineError, choose, isolate, start
 
@@ -100,3 +103,16 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         said = running.log_since(item.stash.get(_LOG_START, 0))
         report.sections.append((f"Log of {running.name}", said or "(nothing)"))
     return report
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Retries do not wait: the pauses that they would have made, in seconds, each as long as it may be."""
+    made: list[float] = []
+
+    async def note(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr(retry, "asyncio", SimpleNamespace(sleep=note))
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    return made

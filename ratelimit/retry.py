@@ -1,0 +1,45 @@
+"""Another attempt at what may happen twice, after a pause that is random from zero up and grows: full jitter.
+
+The shape is the AWS Architecture Blog's "Exponential Backoff And Jitter".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias, TypeVar
+
+T = TypeVar("T")
+Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...]
+
+# Doubled so often, any pause is at its most; a float would overflow at 1024.
+_MAX_DOUBLINGS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Pauses before further attempts: any length up to twice `first_s`, then four times, never more than `max_s`."""
+
+    first_s: float
+    max_s: float
+
+    def bound_s(self, attempt: int) -> float:
+        """Return the longest pause that may follow so many failed attempts, in seconds."""
+        return min(self.max_s, self.first_s * 2.0 ** min(attempt, _MAX_DOUBLINGS))
+
+    async def pause(self, attempt: int) -> None:
+        """Wait, so many attempts having failed."""
+        await asyncio.sleep(random.random() * self.bound_s(attempt))
+
+    async def retry(self, call: Callable[[], Awaitable[T]], *, attempts: int, on: Errors, but: Errors = ()) -> T:
+        """Return what `call` does, tried again after the errors `on`, except for `but`. Raise the last one."""
+        for attempt in range(1, attempts):
+            try:
+                return await call()
+            except but:
+                raise
+            except on:
+                await self.pause(attempt)
+        return await call()
