@@ -159,14 +159,14 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
 
 
 def test_the_reference_names_every_metric_and_no_other() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
     table = text.partition("## Metrics")[2].partition("## Alarms")[0]
     told = set(re.findall(r"`((?:ratelimit|process)_\w+)`", table))
     assert told == {_as_scraped(family) for family in [*every_family(), *of_the_sidecar()]}
 
 
 def test_alarms_speak_of_metrics_that_there_are() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
     alarms = text.partition("## Alarms")[2].partition("## Traces")[0]
     known = {_as_scraped(family) for family in [*every_family(), *of_the_sidecar()]}
     spoken_of = {name.removesuffix("_bucket") for name in re.findall(r"ratelimit_\w+", alarms)}
