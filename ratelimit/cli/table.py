@@ -16,7 +16,7 @@ from ratelimit.errors import ConfigError, TableNotFound
 from ratelimit.factory import table_settings
 
 if TYPE_CHECKING:
-    from ratelimit.dynamodb import Line, Settings, TableSpec, TableStatus
+    from ratelimit.dynamodb import Settings, TableDiff, TableSpec, TableStatus
     from ratelimit.dynamodb.table_spec import Billing
 
 
@@ -51,7 +51,7 @@ def report_status(status: TableStatus, verdict: str) -> None:
         note(f"it lacks {', '.join(status.missing)}")
 
 
-def report_lines(lines: Sequence[Line]) -> None:
+def report_lines(lines: Sequence[TableDiff]) -> None:
     """One line each: the verdict, the part, what is, what should be, what to do."""
     width = max(len(line.name) for line in lines)
     for line in lines:
@@ -60,19 +60,19 @@ def report_lines(lines: Sequence[Line]) -> None:
         say(f"  {line.verdict:<13}  {line.name:<{width}}  {text}{remedy}", style=_STYLES[line.verdict])
 
 
-def differences(lines: Sequence[Line]) -> list[Line]:
+def differences(lines: Sequence[TableDiff]) -> list[TableDiff]:
     """Those that are not as they should be."""
     return [line for line in lines if line.verdict == "differs"]
 
 
-def in_short(lines: Sequence[Line]) -> str:
+def in_short(lines: Sequence[TableDiff]) -> str:
     """`as it should be`, `2 differences, 1 not known`."""
     found, unknown = len(differences(lines)), sum(line.verdict == "unknown" for line in lines)
     text = f"{found} difference{'s' * (found != 1)}" if found else "as it should be"
     return f"{text}, {unknown} not known" if unknown else text
 
 
-def status_of(lines: Sequence[Line]) -> int:
+def status_of(lines: Sequence[TableDiff]) -> int:
     """The exit status: 1 for a difference, 3 where a missing permission hides whether there is one."""
     if differences(lines):
         return REFUSED

@@ -16,15 +16,15 @@ from ratelimit.dynamodb.table import (
     verify_table,
 )
 from ratelimit.dynamodb.table_spec import TableSpec
-from ratelimit.dynamodb.table_verify import Line, TableStatus
+from ratelimit.dynamodb.table_verify import TableDiff, TableStatus
 
 __all__ = [
     "AnswerLost",
     "DynamoDBStore",
-    "Line",
     "Settings",
     "Stats",
     "StoreUnreachable",
+    "TableDiff",
     "TableProtected",
     "TableSpec",
     "TableStatus",

@@ -150,7 +150,7 @@ Verify: TypeAlias = bool | str
 """True, or the file with the certificates to trust."""
 
 
-class Connection:
+class Client:
     """A client that is open, where it leads, and what it signs and verifies with. Made by `connect`."""
 
     __slots__ = ("_exits", "client", "clock", "credentials", "place", "verify")
@@ -185,7 +185,7 @@ class Connection:
         await self.close()
 
 
-async def connect(settings: Settings, clock: ServerClock | None = None) -> Connection:
+async def connect(settings: Settings, clock: ServerClock | None = None) -> Client:
     """A client for the settings; sends nothing to DynamoDB yet. Raises `StoreUnavailable`'s subclasses.
 
     An engine on this machine needs no set-up: where nothing is configured, it gets a region and credentials that mean
@@ -218,7 +218,7 @@ async def connect(settings: Settings, clock: ServerClock | None = None) -> Conne
             raise StoreMisconfigured("the endpoint is not a URL; look at AWS_ENDPOINT_URL_DYNAMODB") from None
     client.meta.events.register("before-parse.dynamodb", _check_answer)
     place = _place(settings.table, client)
-    return Connection(client, place, exits, credentials=credentials, verify=verify, clock=clock)
+    return Client(client, place, exits, credentials=credentials, verify=verify, clock=clock)
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from botocore.exceptions import ClientError
 
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import Place, code_of, explained, key_mismatch
 from ratelimit.dynamodb.retries import HARMLESS, Retries, Sleep
 from ratelimit.dynamodb.settings import is_amazon
@@ -79,7 +79,7 @@ class WaitedInVain(StoreUnavailable):
 class Control:
     """One table's life. Every method raises `StoreUnavailable`'s subclasses."""
 
-    def __init__(self, connection: Connection, retries: Retries, *, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(self, connection: Client, retries: Retries, *, sleep: Sleep = asyncio.sleep) -> None:
         self._client = connection.client
         self.place = connection.place
         self._retries = retries
@@ -218,7 +218,7 @@ class Control:
             raise error
 
 
-# `Snapshot`: what DynamoDB says of a table, and of each part that it does not say, why not.
+# `TableSnapshot`: what DynamoDB says of a table, and of each part that it does not say, why not.
 
 T = TypeVar("T")
 
@@ -239,7 +239,7 @@ Tags: TypeAlias = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class TableSnapshot:
     """Every part is what was said, or `Unknown`."""
 
     place: Place
@@ -256,11 +256,11 @@ class Snapshot:
         return not isinstance(self.table, Unknown) and _LOCAL in str(self.table.get("TableArn", ""))
 
 
-async def look(control: Control) -> Snapshot:
+async def look(control: Control) -> TableSnapshot:
     """Four calls; what is forbidden or not known here is left out. Raises `StoreUnavailable`'s other subclasses."""
     table = await _known(control, control.describe)
     arn = None if isinstance(table, Unknown) else table.get("TableArn")
-    return Snapshot(
+    return TableSnapshot(
         place=control.place,
         table=table,
         ttl=await _known(control, control.expiry),

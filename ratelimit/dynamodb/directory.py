@@ -9,7 +9,7 @@ from uuid import uuid4
 from botocore.exceptions import ClientError
 
 from ratelimit.clock import SECOND
-from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
 from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import (
@@ -174,7 +174,7 @@ class DynamoDBDirectoryStore:
     """
 
     def __init__(
-        self, connection: Callable[[], Awaitable[Connection]], settings: Settings, stats: Stats, retries: Retries
+        self, connection: Callable[[], Awaitable[Client]], settings: Settings, stats: Stats, retries: Retries
     ) -> None:
         self._connection = connection
         self._stats = stats

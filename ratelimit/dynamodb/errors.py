@@ -61,7 +61,7 @@ class Place:
         return f"table {self.table!r} in {self.region}{server}"
 
 
-CAUGHT: Final = (
+BOTO_ERRORS: Final = (
     aws.ClientError,
     aws.BotoCoreError,
     aiohttp.ClientError,
@@ -138,7 +138,7 @@ def explained(place: Place) -> Iterator[None]:
     """Turn whatever a call raises for a reason outside of this program into one of our errors."""
     try:
         yield
-    except CAUGHT as error:
+    except BOTO_ERRORS as error:
         explanation = explain(error, place)
         raise explanation from (None if isinstance(explanation, AccessDenied) else error)
     except RuntimeError as error:

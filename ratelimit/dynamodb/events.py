@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
-from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
 from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import (
@@ -36,7 +36,7 @@ from ratelimit.dynamodb.schema import (
 )
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import Lane, units
+from ratelimit.dynamodb.transport.base import Transport, units
 from ratelimit.errors import StoreMisconfigured, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.store.events import MOST_AT_ONCE, Position, day_of, placed, position_of
@@ -140,8 +140,8 @@ class DynamoDBEventStore:
 
     def __init__(
         self,
-        connection: Callable[[], Awaitable[Connection]],
-        lane: Callable[[], Awaitable[Lane]],
+        connection: Callable[[], Awaitable[Client]],
+        lane: Callable[[], Awaitable[Transport]],
         settings: Settings,
         stats: Stats,
         retries: Retries,

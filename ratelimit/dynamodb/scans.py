@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from ratelimit.dynamodb.client import Connection, connect
+from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.errors import AnswerLost, explained
 from ratelimit.dynamodb.events import event_of
 from ratelimit.dynamodb.expressions import record_of
@@ -39,7 +39,7 @@ class DynamoDBScans:
     """The `scans` of a `DynamoDBStore`."""
 
     def __init__(
-        self, opened: Callable[[], Awaitable[Connection]], settings: Settings, stats: Stats, retries: Retries
+        self, opened: Callable[[], Awaitable[Client]], settings: Settings, stats: Stats, retries: Retries
     ) -> None:
         self._opened = opened
         self._settings = replace(settings, read_timeout=max(settings.read_timeout, _READ_TIMEOUT))
@@ -49,7 +49,7 @@ class DynamoDBScans:
         self._constant: dict[str, Any] = {"TableName": settings.table, "ConsistentRead": True}
         if settings.consumed:
             self._constant["ReturnConsumedCapacity"] = "TOTAL"
-        self._connection: tuple[asyncio.AbstractEventLoop, Connection] | None = None
+        self._connection: tuple[asyncio.AbstractEventLoop, Client] | None = None
         self._connecting = asyncio.Lock()
 
     async def close(self) -> None:
@@ -91,7 +91,7 @@ class DynamoDBScans:
         """A page of whatever a filter lets through. Outlasts a throttle, as what is under way takes its time."""
         return await self._scan(request, cursor, part, read, attempts=_SEARCH_ATTEMPTS)
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> Client:
         opened = await self._opened()  # which makes the table, where the settings say so
         loop = asyncio.get_running_loop()
         async with self._connecting:

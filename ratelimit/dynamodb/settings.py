@@ -24,7 +24,7 @@ _AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonwebser
 _REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
-class Options(TypedDict, total=False):
+class StoreOptions(TypedDict, total=False):
     """The settings by name, for those who write them as keyword arguments."""
 
     table: str

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self, Unpack
 
-from ratelimit.dynamodb.client import Connection, connect
+from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.erasing import erase
 from ratelimit.dynamodb.errors import explained
@@ -17,12 +17,12 @@ from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.retries import HARMLESS, Random, Retries, Sleep
 from ratelimit.dynamodb.scans import DynamoDBScans
 from ratelimit.dynamodb.schema import limit_key
-from ratelimit.dynamodb.settings import Options, Settings, is_amazon
+from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
 from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.table import ensure_on, verify_on
-from ratelimit.dynamodb.transport.base import Lane, constant, units
-from ratelimit.dynamodb.transport.select import open_lane
-from ratelimit.dynamodb.writer import Writer, record_in
+from ratelimit.dynamodb.transport.base import Transport, constant, units
+from ratelimit.dynamodb.transport.select import open_transport
+from ratelimit.dynamodb.writer import ConditionalWriter, record_in
 from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.base import Trace
@@ -43,7 +43,7 @@ class DynamoDBStore:
         *,
         sleep: Sleep = asyncio.sleep,
         random: Random = _random.random,
-        **options: Unpack[Options],
+        **options: Unpack[StoreOptions],
     ) -> None:
         self.settings = replace(settings, **options) if settings else Settings(**options)
         self.stats = Stats()
@@ -114,10 +114,10 @@ class DynamoDBStore:
     async def _apply_first(self, key: Key, write: Write) -> Outcome:
         return await (await self._ready()).writer.apply(key, write)
 
-    async def _connection(self) -> Connection:
+    async def _connection(self) -> Client:
         return (await self._ready()).connection
 
-    async def _lane(self) -> Lane:
+    async def _lane(self) -> Transport:
         return (await self._ready()).lane
 
     async def _ready(self) -> _Opened:
@@ -138,18 +138,18 @@ class DynamoDBStore:
         connection = await connect(self.settings)
         try:
             await (ensure_on if self.settings.create else verify_on)(connection, self._retries)
-            lane = await open_lane(connection, self.settings, self.stats)
+            lane = await open_transport(connection, self.settings, self.stats)
         except BaseException:
             await connection.close()
             raise
         tells = is_amazon(connection.place.endpoint)
-        writer = Writer(lane, self._retries, self.stats, self.settings.table, self.read, tells=tells)
+        writer = ConditionalWriter(lane, self._retries, self.stats, self.settings.table, self.read, tells=tells)
         opened = _Opened(connection, lane, writer, self._live(loop, lane, connection))
         await anext(opened.life)
         return opened
 
     async def _live(
-        self, loop: asyncio.AbstractEventLoop, lane: Lane, connection: Connection
+        self, loop: asyncio.AbstractEventLoop, lane: Transport, connection: Client
     ) -> AsyncGenerator[None, None]:
         """A loop that ends, as by `asyncio.run`, closes its generators: so this lets go of what is bound to it, where
         nobody did before."""
@@ -178,7 +178,9 @@ class _Opened:
 
     __slots__ = ("connection", "lane", "life", "writer")
 
-    def __init__(self, connection: Connection, lane: Lane, writer: Writer, life: AsyncGenerator[None, None]) -> None:
+    def __init__(
+        self, connection: Client, lane: Transport, writer: ConditionalWriter, life: AsyncGenerator[None, None]
+    ) -> None:
         self.connection = connection
         self.lane = lane
         self.writer = writer

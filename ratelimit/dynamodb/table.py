@@ -11,13 +11,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.client import Connection, connect
+from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.control import Control, Unknown, WaitedInVain, billing_of, is_settled, look
 from ratelimit.dynamodb.retries import Retries
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.table_spec import MODES, TableSpec
-from ratelimit.dynamodb.table_verify import RECOVERY_FEATURE, TTL_FEATURE, Line, Part, TableStatus, compare, to_status
+from ratelimit.dynamodb.table_verify import (
+    RECOVERY_FEATURE,
+    TTL_FEATURE,
+    TableDiff,
+    TablePart,
+    TableStatus,
+    compare,
+    to_status,
+)
 from ratelimit.errors import AccessDenied, ConfigError, StoreMisconfigured, StoreThrottled, TableNotFound
 
 # Mends what a running table lacks, one part after the other, and tells how it goes.
@@ -41,7 +49,7 @@ class Upgraded:
     """The names of the lines that were changed."""
     failed: Mapping[str, str]
     """The names of the lines that could not be, and why."""
-    lines: tuple[Line, ...]
+    lines: tuple[TableDiff, ...]
 
 
 class Upgrade:
@@ -55,7 +63,7 @@ class Upgrade:
         self._tell = tell
         self._within = within
         # What frees a table to be changed comes first, what takes longest comes last.
-        self._menders: dict[Part, Callable[[Line], Awaitable[None]]] = {
+        self._menders: dict[TablePart, Callable[[TableDiff], Awaitable[None]]] = {
             "protection": self._protection,
             "expiry": self._expiry,
             "recovery": self._recovery,
@@ -86,13 +94,13 @@ class Upgrade:
         lines = compare(await look(self._control), self._spec)
         return Upgraded(mended=tuple(mended), failed=failed, lines=lines)
 
-    async def _protection(self, line: Line) -> None:
+    async def _protection(self, line: TableDiff) -> None:
         await self._update(line, DeletionProtectionEnabled=self._spec.protected)
 
-    async def _expiry(self, _: Line) -> None:
+    async def _expiry(self, _: TableDiff) -> None:
         self._check(await self._control.turn_on_expiry())
 
-    async def _recovery(self, _: Line) -> None:
+    async def _recovery(self, _: TableDiff) -> None:
         self._check(await self._control.turn_on_recovery())
 
     def _check(self, is_on: bool) -> None:
@@ -100,12 +108,12 @@ class Upgrade:
         if not is_on:
             raise StoreMisconfigured(f"{self._control.place} does not let it be turned on")
 
-    async def _tag(self, line: Line) -> None:
+    async def _tag(self, line: TableDiff) -> None:
         arn = (await self._control.describe())["TableArn"]
         name = line.name.removeprefix("tag ")
         await self._control.call("tag_resource", ResourceArn=arn, Tags=[{"Key": name, "Value": self._spec.tags[name]}])
 
-    async def _billing(self, line: Line) -> None:
+    async def _billing(self, line: TableDiff) -> None:
         mode, throughput = MODES[self._spec.billing or "on-demand"], self._spec.throughput
         if throughput is None:
             await self._update(line, BillingMode=mode)
@@ -120,10 +128,10 @@ class Upgrade:
             ]
         await self._update(line, **changes)
 
-    async def _encryption(self, line: Line) -> None:
+    async def _encryption(self, line: TableDiff) -> None:
         await self._update(line, SSESpecification=self._spec.encryption())
 
-    async def _index(self, line: Line) -> None:
+    async def _index(self, line: TableDiff) -> None:
         """DynamoDB makes one index at a time."""
         name = line.name.removeprefix("index ")
         table = await self._control.describe()
@@ -138,13 +146,13 @@ class Upgrade:
             GlobalSecondaryIndexUpdates=[{"Create": index}],
         )
 
-    async def _update(self, line: Line, **changes: Any) -> None:
+    async def _update(self, line: TableDiff, **changes: Any) -> None:
         """DynamoDB takes one change of this kind at a time, and it may have been at another when we came."""
         await self._settle(line, "is done with an earlier change")
         await self._control.call("update_table", **changes)
         await self._settle(line, f"has changed ({line.name})")
 
-    async def _settle(self, line: Line, until: str) -> None:
+    async def _settle(self, line: TableDiff, until: str) -> None:
         said, told_at = "", 0.0
         async for waited in self._control.polls(until, within=self._within):
             table = await self._control.describe()
@@ -194,7 +202,7 @@ async def table_status(settings: Settings) -> TableStatus:
         return await _status(Control(connection, _retries(settings)))
 
 
-async def verify_table(settings: Settings, spec: TableSpec = _USUAL) -> tuple[Line, ...]:
+async def verify_table(settings: Settings, spec: TableSpec = _USUAL) -> tuple[TableDiff, ...]:
     """What is, against what should be, line by line; what permissions hide is a line too. Raises `TableNotFound`."""
     async with await _connect(settings) as connection:
         return compare(await look(Control(connection, _retries(settings))), spec)
@@ -245,7 +253,7 @@ async def count_items(settings: Settings) -> tuple[int, bool]:
         return int(page["Count"]), True
 
 
-async def create_on(connection: Connection, retries: Retries, spec: TableSpec = _USUAL) -> TableStatus:
+async def create_on(connection: Client, retries: Retries, spec: TableSpec = _USUAL) -> TableStatus:
     """As `create_table`, on a connection that is open."""
     control = Control(connection, retries)
     created = False
@@ -261,7 +269,7 @@ async def create_on(connection: Connection, retries: Retries, spec: TableSpec = 
     return replace(status, created=created, missing=tuple(dict.fromkeys((*missing, *status.missing))))
 
 
-async def ensure_on(connection: Connection, retries: Retries) -> None:
+async def ensure_on(connection: Client, retries: Retries) -> None:
     """Create the table where there is none; one that exists is verified, and not touched."""
     try:
         await verify_on(connection, retries)
@@ -269,7 +277,7 @@ async def ensure_on(connection: Connection, retries: Retries) -> None:
         await create_on(connection, retries)
 
 
-async def verify_on(connection: Connection, retries: Retries) -> None:
+async def verify_on(connection: Client, retries: Retries) -> None:
     """Raises `TableNotFound`, `TableMismatch` or `AccessDenied` where the store could not work on the table.
 
     One that is being created is waited for.
@@ -305,7 +313,7 @@ def _extras(spec: TableSpec) -> Mapping[str, Any]:
     return extras
 
 
-async def _connect(settings: Settings) -> Connection:
+async def _connect(settings: Settings) -> Client:
     """The control plane takes its time, which a check could not afford."""
     return await connect(replace(settings, connect_timeout=_CONNECT_TIMEOUT, read_timeout=_READ_TIMEOUT))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.control import Snapshot, Unknown, billing_of, keys_of
+from ratelimit.dynamodb.control import TableSnapshot, Unknown, billing_of, keys_of
 from ratelimit.dynamodb.table_spec import MODES, TableSpec
 
 # `TableStatus`: how a table stands, in one record.
@@ -55,7 +55,7 @@ class TableStatus:
     """Whether it was this call that created it."""
 
 
-def to_status(description: Mapping[str, Any], snapshot: Snapshot) -> TableStatus:
+def to_status(description: Mapping[str, Any], snapshot: TableSnapshot) -> TableStatus:
     """A snapshot, and its description, which has to be known."""
     parts: dict[str, object] = {"expiry": snapshot.ttl, "recovery": snapshot.recovery, "tags": snapshot.tags}
     indexes = tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
@@ -91,8 +91,10 @@ def _or_none(part: T | Unknown) -> T | None:
     return None if isinstance(part, Unknown) else part
 
 
-Part: TypeAlias = Literal["state", "key", "index", "expiry", "recovery", "encryption", "protection", "billing", "tag"]
-Verdict: TypeAlias = Literal["ok", "differs", "unknown", "not asked for"]
+TablePart: TypeAlias = Literal[
+    "state", "key", "index", "expiry", "recovery", "encryption", "protection", "billing", "tag"
+]
+TableVerdict: TypeAlias = Literal["ok", "differs", "unknown", "not asked for"]
 
 UPGRADE: Final = "`ratelimit table upgrade` mends it"
 
@@ -109,16 +111,16 @@ _NO_KEYS: Final = "cannot be checked here: this engine does not know it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class TableDiff:
     """One part of the table."""
 
-    part: Part
+    part: TablePart
     name: str
     """Of the part, as a person reads it: `partition key`, `index GSI1`, `tag team`."""
     found: str
     wanted: str
     """Empty where nothing is asked for."""
-    verdict: Verdict
+    verdict: TableVerdict
     remedy: str = ""
     """What to do, or why it is unknown."""
     permission: str | None = None
@@ -130,12 +132,12 @@ class Line:
         return self.verdict == "differs" and self.remedy == UPGRADE
 
 
-def compare(snapshot: Snapshot, spec: TableSpec) -> tuple[Line, ...]:
+def compare(snapshot: TableSnapshot, spec: TableSpec) -> tuple[TableDiff, ...]:
     """Every part that a specification can name, in a fixed order."""
     return (*_described(snapshot, spec), _expiry(snapshot), _recovery(snapshot, spec), *_tags(snapshot, spec))
 
 
-def _described(snapshot: Snapshot, spec: TableSpec) -> Iterator[Line]:
+def _described(snapshot: TableSnapshot, spec: TableSpec) -> Iterator[TableDiff]:
     table = snapshot.table
     if isinstance(table, Unknown):
         yield _unknown("state", "keys, indexes, billing, encryption, protection", table, "as asked for")
@@ -148,13 +150,13 @@ def _described(snapshot: Snapshot, spec: TableSpec) -> Iterator[Line]:
     yield _protection(table, spec)
 
 
-def _keys(table: Mapping[str, Any]) -> Iterator[Line]:
+def _keys(table: Mapping[str, Any]) -> Iterator[TableDiff]:
     found = [*keys_of(table, table), "none", "none"]
     for position, name in enumerate(("partition key", "sort key")):
         yield _line("key", name, found[position], f"{schema.KEY_SCHEMA[position][0]} (S)", remedy=_NEW_TABLE)
 
 
-def _indexes(table: Mapping[str, Any], spec: TableSpec) -> Iterator[Line]:
+def _indexes(table: Mapping[str, Any], spec: TableSpec) -> Iterator[TableDiff]:
     there = {index["IndexName"]: index for index in table.get("GlobalSecondaryIndexes") or ()}
     for name in spec.indexes:
         yield _index(table, name, there.pop(name, None))
@@ -162,7 +164,7 @@ def _indexes(table: Mapping[str, Any], spec: TableSpec) -> Iterator[Line]:
         yield _line("index", f"index {name}", _index_text(table, index), "")
 
 
-def _index(table: Mapping[str, Any], name: str, index: Mapping[str, Any] | None) -> Line:
+def _index(table: Mapping[str, Any], name: str, index: Mapping[str, Any] | None) -> TableDiff:
     keys = ", ".join(f"{key} (S)" for key, _ in schema.INDEX_SCHEMAS[name])
     wanted = f"{keys}; projects {schema.PROJECTION}"
     if index is None:
@@ -178,7 +180,7 @@ def _index_text(table: Mapping[str, Any], index: Mapping[str, Any]) -> str:
     return f"{', '.join(keys_of(table, index))}; projects {projection}"
 
 
-def _billing(table: Mapping[str, Any], spec: TableSpec) -> Line:
+def _billing(table: Mapping[str, Any], spec: TableSpec) -> TableDiff:
     mode, throughput = billing_of(table), table.get("ProvisionedThroughput") or {}
     found, wanted, remedy = _words(mode), str(spec.billing or "on-demand"), UPGRADE
     if spec.throughput:
@@ -197,7 +199,7 @@ def _words(mode: str) -> str:
     return next((words for words, name in MODES.items() if name == mode), mode)
 
 
-def _encryption(snapshot: Snapshot, table: Mapping[str, Any], spec: TableSpec) -> Line:
+def _encryption(snapshot: TableSnapshot, table: Mapping[str, Any], spec: TableSpec) -> TableDiff:
     description = table.get("SSEDescription") or {}
     key = description.get("KMSMasterKeyArn", "") if description.get("Status") not in (None, "DISABLED") else ""
     found = f"KMS, {key}" if key else OWN_KEY
@@ -213,13 +215,13 @@ def _encryption(snapshot: Snapshot, table: Mapping[str, Any], spec: TableSpec) -
     return _line("encryption", "encryption", found, f"KMS, {key}" if is_it else wanted, remedy=UPGRADE)
 
 
-def _protection(table: Mapping[str, Any], spec: TableSpec) -> Line:
+def _protection(table: Mapping[str, Any], spec: TableSpec) -> TableDiff:
     wanted = "" if spec.protected is None else _switch(spec.protected)
     found = _switch(bool(table.get("DeletionProtectionEnabled")))
     return _line("protection", "deletion protection", found, wanted, remedy=UPGRADE)
 
 
-def _expiry(snapshot: Snapshot) -> Line:
+def _expiry(snapshot: TableSnapshot) -> TableDiff:
     found, wanted = snapshot.ttl, f"by {schema.TTL}"
     if isinstance(found, Unknown):
         return _unknown("expiry", "expiry", found, wanted)
@@ -227,14 +229,14 @@ def _expiry(snapshot: Snapshot) -> Line:
     return _line("expiry", "expiry", "off" if found is None else f"by {found}", wanted, remedy=remedy)
 
 
-def _recovery(snapshot: Snapshot, spec: TableSpec) -> Line:
+def _recovery(snapshot: TableSnapshot, spec: TableSpec) -> TableDiff:
     wanted = "on" if spec.recovery else ""
     if isinstance(snapshot.recovery, Unknown):
         return _unknown("recovery", "point-in-time recovery", snapshot.recovery, wanted)
     return _line("recovery", "point-in-time recovery", _switch(snapshot.recovery), wanted, remedy=UPGRADE)
 
 
-def _tags(snapshot: Snapshot, spec: TableSpec) -> Iterator[Line]:
+def _tags(snapshot: TableSnapshot, spec: TableSpec) -> Iterator[TableDiff]:
     for name, value in spec.tags.items():
         if isinstance(snapshot.tags, Unknown):
             yield _unknown("tag", f"tag {name}", snapshot.tags, repr(value))
@@ -246,13 +248,13 @@ def _tags(snapshot: Snapshot, spec: TableSpec) -> Iterator[Line]:
 _switch: Final[Callable[[bool], str]] = {True: "on", False: "off"}.__getitem__
 
 
-def _line(part: Part, name: str, found: str, wanted: str, *, remedy: str = "") -> Line:
-    verdict: Verdict = "ok" if found == wanted else "differs" if wanted else "not asked for"
+def _line(part: TablePart, name: str, found: str, wanted: str, *, remedy: str = "") -> TableDiff:
+    verdict: TableVerdict = "ok" if found == wanted else "differs" if wanted else "not asked for"
     remedy = remedy if verdict == "differs" else ""
-    return Line(part=part, name=name, found=found, wanted=wanted, verdict=verdict, remedy=remedy)
+    return TableDiff(part=part, name=name, found=found, wanted=wanted, verdict=verdict, remedy=remedy)
 
 
-def _unknown(part: Part, name: str, unknown: Unknown, wanted: str, *, found: str = "not known") -> Line:
+def _unknown(part: TablePart, name: str, unknown: Unknown, wanted: str, *, found: str = "not known") -> TableDiff:
     line = _line(part, name, found, wanted)
     if line.verdict == "not asked for":
         return line

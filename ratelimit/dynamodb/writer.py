@@ -1,4 +1,4 @@
-"""`Writer`: a check's write, by the lane, and again where that cannot count twice."""
+"""`ConditionalWriter`: a check's write, by the lane, and again where that cannot count twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ratelimit.dynamodb.expressions import record_of
 from ratelimit.dynamodb.retries import Retries
 from ratelimit.dynamodb.schema import Item
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import Answer, Lane
+from ratelimit.dynamodb.transport.base import Transport, UpdateResult
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.write import Outcome, Record, Write
@@ -18,7 +18,7 @@ from ratelimit.store.write import Outcome, Record, Write
 logger = logging.getLogger("ratelimit")
 
 
-class Writer:
+class ConditionalWriter:
     """On one table, which is named where it holds what it should not.
 
     DynamoDB answers a refused write with the item. Some engines for development do not: until one has been seen to,
@@ -27,7 +27,7 @@ class Writer:
 
     def __init__(
         self,
-        lane: Lane,
+        lane: Transport,
         retries: Retries,
         stats: Stats,
         table: str,
@@ -46,7 +46,7 @@ class Writer:
     async def apply(self, key: Key, write: Write) -> Outcome:
         """See `Store.apply`."""
         self._stats.count_call("UpdateItem")
-        result: Answer | StoreUnavailable
+        result: UpdateResult | StoreUnavailable
         try:
             result = await self._lane.apply(key, write)
         except StoreUnavailable as error:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
-from ratelimit.dynamodb.client import Connection, connect
+from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
 from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import Item
@@ -25,7 +25,7 @@ class RawTable:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._retries = Retries(max(5, settings.attempts), Stats())
-        self._connection: Connection | None = None
+        self._connection: Client | None = None
 
     async def open(self) -> None:
         """Sends nothing yet."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from ratelimit.deploy import policies
-from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.client import Client
 from tests.deploy.tap import Call, calls_of
 
 _CLIENTS: Final = ("aiobotocore", "botocore")
@@ -23,7 +23,7 @@ _TABLE: Final = "limits"
 
 
 class Recorder:
-    """Calls that no policy has. The fast lane has no client, and so is not heard here: it sends what `Lane` names."""
+    """Calls that no policy has. The fast transport has none: it sends what `Transport` names."""
 
     def __init__(self, granted: Set[Call]) -> None:
         self._granted = granted
@@ -61,13 +61,13 @@ def _is_ours(frame: FrameType | None) -> bool:
 
 def listen(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     """To every client that the package opens from now on."""
-    opened = Connection.__init__
+    opened = Client.__init__
 
-    def recorded(self: Connection, client: Any, *args: Any, **options: Any) -> None:
+    def recorded(self: Client, client: Any, *args: Any, **options: Any) -> None:
         opened(self, client, *args, **options)
         client.meta.events.register("provide-client-params.dynamodb", recorder.hear)
 
-    monkeypatch.setattr(Connection, "__init__", recorded)
+    monkeypatch.setattr(Client, "__init__", recorded)
 
 
 @pytest.fixture(autouse=True)

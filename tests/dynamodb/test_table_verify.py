@@ -8,8 +8,8 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.dynamodb import Line, Settings, TableSpec, create_table, delete_table, upgrade_table, verify_table
-from ratelimit.dynamodb.control import Snapshot, Unknown
+from ratelimit.dynamodb import Settings, TableDiff, TableSpec, create_table, delete_table, upgrade_table, verify_table
+from ratelimit.dynamodb.control import TableSnapshot, Unknown
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.table_verify import UPGRADE, compare
 from ratelimit.errors import AccessDenied, TableNotFound
@@ -34,15 +34,15 @@ async def settings(engine: Engine) -> AsyncIterator[Settings]:
     await remove(settings)
 
 
-def by_name(lines: tuple[Line, ...]) -> dict[str, Line]:
+def by_name(lines: tuple[TableDiff, ...]) -> dict[str, TableDiff]:
     return {line.name: line for line in lines}
 
 
-def differing(lines: tuple[Line, ...]) -> dict[str, tuple[str, str]]:
+def differing(lines: tuple[TableDiff, ...]) -> dict[str, tuple[str, str]]:
     return {line.name: (line.found, line.wanted) for line in lines if line.verdict == "differs"}
 
 
-def unknown(lines: tuple[Line, ...]) -> set[str]:
+def unknown(lines: tuple[TableDiff, ...]) -> set[str]:
     return {line.name for line in lines if line.verdict == "unknown"}
 
 
@@ -173,8 +173,8 @@ async def test_expired_credentials_are_no_missing_permission() -> None:
             await verify_table(Settings(table="limits", endpoint=server.endpoint))
 
 
-def snapshot(table: Any) -> Snapshot:
-    return Snapshot(place=Place("limits", "eu-west-1", ""), table=table, ttl="ttl", recovery=True, tags={})
+def snapshot(table: Any) -> TableSnapshot:
+    return TableSnapshot(place=Place("limits", "eu-west-1", ""), table=table, ttl="ttl", recovery=True, tags={})
 
 
 def test_without_the_permission_to_describe_the_others_are_compared_all_the_same() -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 from botocore.exceptions import ClientError
 
-from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
 from ratelimit.dynamodb.expressions import Expressions
 from ratelimit.dynamodb.schema import Item, limit_key
@@ -20,7 +20,7 @@ from ratelimit.names import Key
 from ratelimit.store.write import Write
 
 
-class Answer(msgspec.Struct, frozen=True, gc=False):
+class UpdateResult(msgspec.Struct, frozen=True, gc=False):
     """What an `UpdateItem` came to."""
 
     applied: bool
@@ -31,7 +31,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     """Consumed capacity, where it was asked for; DynamoDB does not say it for a failed condition."""
 
 
-class Written(msgspec.Struct, frozen=True, gc=False):
+class BatchResult(msgspec.Struct, frozen=True, gc=False):
     """What a `BatchWriteItem` came to."""
 
     left: Sequence[dict[str, Any]]
@@ -39,14 +39,14 @@ class Written(msgspec.Struct, frozen=True, gc=False):
     write_units: float = 0.0
 
 
-class Lane(Protocol):
+class Transport(Protocol):
     """Sends one request, once. Raises what `faults` lists, so that the type says whether it may be sent again."""
 
-    async def apply(self, key: Key, write: Write) -> Answer:
+    async def apply(self, key: Key, write: Write) -> UpdateResult:
         """The write, on this key's item."""
         ...
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Written:
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
         """Up to 25 put or delete requests in wire form, on as many different items."""
         ...
 
@@ -55,12 +55,12 @@ class Lane(Protocol):
         ...
 
 
-class BotoLane:
+class BotoTransport:
     """The lane that can do everything: aiobotocore's client."""
 
     __slots__ = ("_capacity", "_client", "_constant", "_expressions", "_place", "_table")
 
-    def __init__(self, connection: Connection, settings: Settings) -> None:
+    def __init__(self, connection: Client, settings: Settings) -> None:
         self._client = connection.client
         self._place = connection.place
         self._table = settings.table
@@ -68,8 +68,8 @@ class BotoLane:
         self._capacity = {name: value for name, value in self._constant.items() if name != "TableName"}
         self._expressions = Expressions()
 
-    async def apply(self, key: Key, write: Write) -> Answer:
-        """See `Lane.apply`."""
+    async def apply(self, key: Key, write: Write) -> UpdateResult:
+        """See `Transport.apply`."""
         request = {"Key": limit_key(key), **self._constant, **self._expressions.update(write)}
         with explained(self._place):
             try:
@@ -77,19 +77,19 @@ class BotoLane:
             except ClientError as error:
                 if code_of(error) != "ConditionalCheckFailedException":
                     raise
-                return Answer(applied=False, item=error.response.get("Item"))
+                return UpdateResult(applied=False, item=error.response.get("Item"))
         if "Attributes" not in answer:
             raise AnswerLost(f"{self._place} gave an answer without attributes")
-        return Answer(applied=True, item=answer["Attributes"], write_units=units(answer))
+        return UpdateResult(applied=True, item=answer["Attributes"], write_units=units(answer))
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Written:
-        """See `Lane.write_batch`."""
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
+        """See `Transport.write_batch`."""
         with explained(self._place):
             answer = await self._client.batch_write_item(RequestItems={self._table: requests}, **self._capacity)
         if "UnprocessedItems" not in answer:
             raise AnswerLost(f"{self._place} answered a batch without saying what was not processed")
         consumed = sum(part.get("CapacityUnits", 0.0) for part in answer.get("ConsumedCapacity") or ())
-        return Written(answer["UnprocessedItems"].get(self._table, ()), consumed)
+        return BatchResult(answer["UnprocessedItems"].get(self._table, ()), consumed)
 
     async def close(self) -> None:
         """Nothing of its own: the connection is the store's."""

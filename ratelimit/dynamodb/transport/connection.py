@@ -1,6 +1,6 @@
-"""`Wire`: one kept-alive connection, one request at a time. Whatever is not plain HTTP/1.1 in order ends it.
+"""`Connection`: one kept-alive connection, one request at a time. Whatever is not plain HTTP/1.1 in order ends it.
 
-Errors are botocore's own, so that `faults.explain` says the same of both lanes.
+Errors are botocore's own, so that `errors.explain` says the same of both transports.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Response:
         """The `Date` header; empty where there was none."""
 
 
-class Wire(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """A connection. `usable` while it may take a request; `ended` is called once, when it never will again."""
 
-    def __init__(self, endpoint: str, ended: Callable[[Wire, Ending], None], watch: Watch) -> None:
+    def __init__(self, endpoint: str, ended: Callable[[Connection, Ending], None], watch: Watch) -> None:
         self.usable = False
         self.since = 0.0
         """When it was last written to or let go, as `elapsed` has it."""
@@ -62,8 +62,8 @@ class Wire(asyncio.Protocol):
         self._encoding = self._date = b""
 
     def ask(self, request: bytes, now: float) -> asyncio.Future[Response]:
-        """Send a request; only while `usable`. The future ends with an answer or with an error of `faults.CAUGHT`, and
-        never with nothing, as long as somebody calls `expire` in time."""
+        """Send a request; only while `usable`. The future ends with an answer or with one of `BOTO_ERRORS`, as long as
+        somebody calls `expire` in time."""
         assert self.usable
         assert self._transport is not None
         self._answer = answer = self._loop.create_future()

@@ -1,4 +1,4 @@
-"""Where botocore would send an `UpdateItem`, and whether the fast lane can follow. All asked of public methods."""
+"""Where botocore would send an `UpdateItem`, and whether the fast transport can follow. All asked of public methods."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from botocore import exceptions as aws
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
-from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import Place, explain
 from ratelimit.dynamodb.transport.boto import Watch, new_socket
-from ratelimit.dynamodb.transport.connection import Ending, Wire
+from ratelimit.dynamodb.transport.connection import Connection, Ending
 
 _PORTS: Final = {"http": 80, "https": 443}
 # After so many seconds without an answer from one of a name's addresses the next is tried as well (RFC 8305, 8).
@@ -26,11 +26,11 @@ _NEXT_ADDRESS_S: Final = 0.25
 
 
 class NotHere(Exception):
-    """The fast lane cannot go this way; the text is the reason, as it is counted in `Stats.fallbacks`."""
+    """The fast transport cannot go this way; the text is the reason, as it is counted in `Stats.fallbacks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Endpoint:
     """Where requests go, and how they are signed."""
 
     url: str
@@ -47,7 +47,7 @@ class Route:
         return host if self.port == own else f"{host}:{self.port}"
 
 
-async def find_route(connection: Connection) -> Route:
+async def find_endpoint(connection: Client) -> Endpoint:
     """The way. Raises `NotHere`.
 
     A presigned URL, made without asking anybody, tells what botocore resolves for this very operation: the endpoint
@@ -66,7 +66,7 @@ async def find_route(connection: Connection) -> Route:
     host = presigned.hostname or ""
     if presigned.path not in ("", "/") or presigned.username or not host.isascii():
         raise NotHere("endpoint")
-    return Route(
+    return Endpoint(
         url=url,
         host=host,
         port=presigned.port or _PORTS[presigned.scheme],
@@ -88,7 +88,9 @@ async def _tls(verify: bool | str) -> ssl.SSLContext:
     return await asyncio.to_thread(ssl.create_default_context, cafile=get_cert_path(verify))
 
 
-async def open_wire(route: Route, place: Place, seconds: float, ended: Callable[[Wire, Ending], None]) -> Wire:
+async def open_connection(
+    route: Endpoint, place: Place, seconds: float, ended: Callable[[Connection, Ending], None]
+) -> Connection:
     """A connection, to the first of the host's addresses that takes one. Raises `StoreUnreachable`."""
     loop = asyncio.get_running_loop()
     try:
@@ -98,7 +100,7 @@ async def open_wire(route: Route, place: Place, seconds: float, ended: Callable[
                 addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, socket_factory=new_socket
             )
             _, wire = await loop.create_connection(
-                lambda: Wire(route.url, ended, Watch(connected)),
+                lambda: Connection(route.url, ended, Watch(connected)),
                 sock=connected,
                 ssl=route.tls,
                 server_hostname=route.host if route.tls else None,

@@ -1,4 +1,4 @@
-"""`FastLane`: what is written all the time, without the general machinery, for a tenth of its price and less.
+"""`FastTransport`: what is written all the time, without the general machinery, for a tenth of its price and less.
 
 It does the ordinary only. Whatever is unusual, and certainly not executed, goes to aiobotocore for that one request
 and is counted (`Stats.fallbacks`): so this lane never has to be complete.
@@ -16,19 +16,19 @@ from botocore.exceptions import ClientError
 from msgspec.json import encode as to_json
 
 from ratelimit.clock import SECOND
-from ratelimit.dynamodb.client import Connection
-from ratelimit.dynamodb.errors import CAUGHT, UnusableAnswer, explain, is_bare, unsignable
+from ratelimit.dynamodb.client import Client
+from ratelimit.dynamodb.errors import BOTO_ERRORS, UnusableAnswer, explain, is_bare, unsignable
 from ratelimit.dynamodb.expressions import encode
 from ratelimit.dynamodb.schema import PK, SK, STATE, limit_pk
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import Answer, Lane, Written, constant
+from ratelimit.dynamodb.transport.base import BatchResult, Transport, UpdateResult, constant
 from ratelimit.dynamodb.transport.boto import Stale, elapsed
 from ratelimit.dynamodb.transport.connection import Response
-from ratelimit.dynamodb.transport.endpoint import Route, open_wire
+from ratelimit.dynamodb.transport.endpoint import Endpoint, open_connection
 from ratelimit.dynamodb.transport.pool import Pool
-from ratelimit.dynamodb.transport.shapes import Refused, read_applied, read_batch, read_refused
-from ratelimit.dynamodb.transport.signing import Signer, Unsignable, Wallet
+from ratelimit.dynamodb.transport.shapes import ErrorBody, read_applied, read_batch, read_refused
+from ratelimit.dynamodb.transport.signing import CredentialsCache, Signer, Unsignable
 from ratelimit.errors import AccessDenied, StoreMisconfigured, TableMismatch, TableNotFound
 from ratelimit.names import Key
 from ratelimit.store.write import Add, Drop, Expect, Put, Write
@@ -36,42 +36,42 @@ from ratelimit.store.write import Add, Drop, Expect, Put, Write
 # What came back, read without building what is not needed.
 
 
-def applied(response: Response) -> Answer:
+def applied(response: Response) -> UpdateResult:
     """The answer in a success. Raises `UnusableAnswer`."""
     try:
         answer = read_applied(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a success without attributes") from None
     consumed = answer.ConsumedCapacity
-    return Answer(
+    return UpdateResult(
         applied=True,
         item=answer.Attributes,
         write_units=0.0 if consumed is None else consumed.CapacityUnits,
     )
 
 
-def written(response: Response) -> Written:
+def written(response: Response) -> BatchResult:
     """What a batch left. Raises `UnusableAnswer`."""
     try:
         answer = read_batch(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a batch without what was not processed") from None
     left = [request for requests in answer.UnprocessedItems.values() for request in requests]
-    return Written(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
+    return BatchResult(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
 
 
-def refused(response: Response, operation: str) -> Answer | ClientError:
+def refused(response: Response, operation: str) -> UpdateResult | ClientError:
     """The answer where a condition failed, else the error as botocore would have raised it. Raises `UnusableAnswer`."""
     try:
         answer = read_refused(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         if not is_bare(response.status):
             raise UnusableAnswer(f"status {response.status} without a JSON answer") from None
-        answer = Refused()
+        answer = ErrorBody()
     # "com.amazonaws.dynamodb.v20120810#Name", and from some servers "Name:http://..." after it
     code = answer.type.rpartition("#")[2].partition(":")[0]
     if code == "ConditionalCheckFailedException":
-        return Answer(applied=False, item=answer.Item)
+        return UpdateResult(applied=False, item=answer.Item)
     error = {"Code": code or str(response.status), "Message": answer.message or answer.Message or ""}
     details: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": response.status}}
     return ClientError(details, operation)
@@ -90,7 +90,7 @@ _KEY: Final = f',"Key":{{"{SK}":{{"S":"{STATE}"}},"{PK}":{{"S":'.encode()
 _END: Final = b"}}}"
 
 
-class Bodies:
+class RequestBodies:
     """Bodies of the updates of one table. Keeps what writes of late looked like, and templates of their shapes."""
 
     __slots__ = ("_constant", "_known", "_limit", "_templates")
@@ -178,58 +178,58 @@ class _Operation:
 
     __slots__ = ("name", "read", "signer")
 
-    def __init__(self, name: str, route: Route, read: Callable[[Response], Answer | Written]) -> None:
+    def __init__(self, name: str, route: Endpoint, read: Callable[[Response], UpdateResult | BatchResult]) -> None:
         self.name = name
         self.read = read
         target = f"{_API}.{name}"
         self.signer = Signer(host=route.host_header, region=route.region, target=target, unsigned=_UNSIGNED)
 
 
-class FastLane:
-    """See `Lane`. `slow` takes what this one does not."""
+class FastTransport:
+    """See `Transport`. `slow` takes what this one does not."""
 
-    def __init__(self, connection: Connection, route: Route, slow: Lane, settings: Settings, stats: Stats) -> None:
+    def __init__(self, connection: Client, route: Endpoint, slow: Transport, settings: Settings, stats: Stats) -> None:
         self._place = connection.place
         self._slow = slow
         self._stats = stats
         self._server_clock = connection.clock
         self._clock = connection.clock.clock
-        self._wallet = Wallet(connection.credentials)
-        self._bodies = Bodies(constant(settings))
+        self._wallet = CredentialsCache(connection.credentials)
+        self._bodies = RequestBodies(constant(settings))
         self._table = settings.table
         self._capacity = {name: value for name, value in constant(settings).items() if name != "TableName"}
         self._update = _Operation("UpdateItem", route, applied)
         self._batch = _Operation("BatchWriteItem", route, written)
         self.pool = Pool(
-            partial(open_wire, route, connection.place, settings.connect_timeout),
+            partial(open_connection, route, connection.place, settings.connect_timeout),
             stats,
             size=settings.pool,
             patience=settings.connect_timeout,
             overdue=settings.read_timeout,
         )
 
-    async def apply(self, key: Key, write: Write) -> Answer:
-        """See `Lane.apply`."""
+    async def apply(self, key: Key, write: Write) -> UpdateResult:
+        """See `Transport.apply`."""
         answer = await self._ask(self._update, self._bodies.body(limit_pk(key), write))
-        if type(answer) is Answer:
+        if type(answer) is UpdateResult:
             return answer
         self._stats.fall_back(str(answer))
         return await self._slow.apply(key, write)
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Written:
-        """See `Lane.write_batch`."""
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
+        """See `Transport.write_batch`."""
         answer = await self._ask(self._batch, to_json({"RequestItems": {self._table: requests}, **self._capacity}))
-        if type(answer) is Written:
+        if type(answer) is BatchResult:
             return answer
         self._stats.fall_back(str(answer))
         return await self._slow.write_batch(requests)
 
     async def close(self) -> None:
-        """See `Lane.close`."""
+        """See `Transport.close`."""
         await self._wallet.close()
         await self.pool.close()
 
-    async def _ask(self, operation: _Operation, body: bytes, after: str = "") -> Answer | Written | str:
+    async def _ask(self, operation: _Operation, body: bytes, after: str = "") -> UpdateResult | BatchResult | str:
         """The answer, or the reason to ask aiobotocore. `after` says why it is asked once more."""
         skew = self._server_clock.skew
         try:
@@ -252,7 +252,7 @@ class FastLane:
             unusual = self._unusual(operation, response, skew, after)
         except Unsignable:
             raise unsignable(self._place) from None
-        except CAUGHT as error:
+        except BOTO_ERRORS as error:
             if after or not isinstance(error, Stale):
                 explanation = explain(error, self._place)
                 raise explanation from (None if isinstance(explanation, AccessDenied) else error)
@@ -267,10 +267,10 @@ class FastLane:
             return unusual
         return await self._ask(operation, body, unusual)
 
-    def _unusual(self, operation: _Operation, response: Response, skew: int, after: str) -> Answer | str:
+    def _unusual(self, operation: _Operation, response: Response, skew: int, after: str) -> UpdateResult | str:
         """An answer after all, or the reason to ask in another way. Raises what aiobotocore would for all else."""
         outcome = refused(response, operation.name)
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, UpdateResult):
             return outcome
         if after == "clock":
             return "denied"

@@ -14,10 +14,10 @@ from typing import Final, TypeAlias
 from ratelimit.dynamodb.errors import StoreUnreachable
 from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.transport.boto import elapsed
-from ratelimit.dynamodb.transport.connection import Ending, Wire
+from ratelimit.dynamodb.transport.connection import Connection, Ending
 from ratelimit.errors import StoreUnavailable
 
-Connect: TypeAlias = Callable[[Callable[[Wire, Ending], None]], Awaitable[Wire]]
+Connect: TypeAlias = Callable[[Callable[[Connection, Ending], None]], Awaitable[Connection]]
 
 MAX_IDLE: Final = 10.0
 """Seconds. aiobotocore gives its connections 12, since Amazon's servers close theirs after 20 and more; whoever closes
@@ -45,16 +45,16 @@ class Pool:
         self._overdue = overdue
         self._max_idle = max_idle
         self._loop = asyncio.get_running_loop()
-        self._wires: set[Wire] = set()
-        self._idle: list[Wire] = []
-        self._waiting: deque[asyncio.Future[Wire]] = deque()
-        self._connecting: set[asyncio.Task[Wire]] = set()
+        self._wires: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._waiting: deque[asyncio.Future[Connection]] = deque()
+        self._connecting: set[asyncio.Task[Connection]] = set()
         self._closed = False
         self._every = min(overdue / 4, max_idle / 4, _LONGEST_TICK)
         self._tick: asyncio.TimerHandle | None = None
         self._ticked = 0.0
 
-    def take(self, now: float) -> Wire | None:
+    def take(self, now: float) -> Connection | None:
         """The idle wire used last; None where there is none, and `wait` is needed. What died, or was idle for too
         long, while nobody looked is let go of."""
         while self._idle:
@@ -72,7 +72,7 @@ class Pool:
         while self._idle:
             self._idle.pop().end("closed")
 
-    async def wait(self) -> Wire:
+    async def wait(self) -> Connection:
         """A wire, as soon as one is connected or let go. Raises `StoreUnreachable`; nothing was sent."""
         for _ in range(_TRIES):
             wire = await self._queue()
@@ -80,10 +80,10 @@ class Pool:
                 return wire
         raise StoreUnreachable("connections end as soon as they are made")
 
-    async def _queue(self) -> Wire:
+    async def _queue(self) -> Connection:
         if self._closed:
             raise StoreUnreachable("the store was closed")
-        place: asyncio.Future[Wire] = self._loop.create_future()
+        place: asyncio.Future[Connection] = self._loop.create_future()
         self._waiting.append(place)
         self._fill()
         timer = self._loop.call_later(self._patience, self._give_up, place)
@@ -95,7 +95,7 @@ class Pool:
         finally:
             timer.cancel()
 
-    def release(self, wire: Wire, now: float) -> None:
+    def release(self, wire: Connection, now: float) -> None:
         """Give back a wire that has no request under way."""
         if not wire.usable:
             return
@@ -156,10 +156,10 @@ class Pool:
             self._ticked = elapsed()
             self._tick = self._loop.call_later(self._every, self._on_tick)
 
-    async def _open(self) -> Wire:
+    async def _open(self) -> Connection:
         return await self._connect(self._lost)
 
-    def _connected(self, task: asyncio.Task[Wire]) -> None:
+    def _connected(self, task: asyncio.Task[Connection]) -> None:
         self._connecting.discard(task)
         if task.cancelled():
             return
@@ -180,7 +180,7 @@ class Pool:
         self._stats.connections += 1
         self.release(wire, elapsed())
 
-    def _lost(self, wire: Wire, ending: Ending) -> None:
+    def _lost(self, wire: Connection, ending: Ending) -> None:
         self._stats.drop(ending)
         self._wires.discard(wire)
         if wire in self._idle:
@@ -188,14 +188,14 @@ class Pool:
         if not self._closed:
             self._fill()
 
-    def _give_up(self, place: asyncio.Future[Wire]) -> None:
+    def _give_up(self, place: asyncio.Future[Connection]) -> None:
         if not place.done():
             self._stats.drop("no_connection")
             place.set_exception(
                 StoreUnreachable(f"waited in vain for one of {self._size} connections; raise pool, or ask for less")
             )
 
-    def _leave(self, place: asyncio.Future[Wire]) -> None:
+    def _leave(self, place: asyncio.Future[Connection]) -> None:
         if place in self._waiting:
             self._waiting.remove(place)
         elif place.done() and not place.cancelled() and place.exception() is None:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ratelimit.dynamodb.client import Connection
+from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import explained
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import Answer, BotoLane, Lane, Written
-from ratelimit.dynamodb.transport.endpoint import NotHere, find_route
-from ratelimit.dynamodb.transport.fast import FastLane
+from ratelimit.dynamodb.transport.base import BatchResult, BotoTransport, Transport, UpdateResult
+from ratelimit.dynamodb.transport.endpoint import NotHere, find_endpoint
+from ratelimit.dynamodb.transport.fast import FastTransport
 from ratelimit.names import Key
 from ratelimit.store.write import Write
 
@@ -24,17 +24,17 @@ _WARM: Final = 4
 """Connections made in advance: the first checks after a start find the handshakes done."""
 
 
-async def open_lane(connection: Connection, settings: Settings, stats: Stats) -> Lane:
+async def open_transport(connection: Client, settings: Settings, stats: Stats) -> Transport:
     """The lane that the settings, the environment and the way to the endpoint allow. Raises `StoreUnavailable`."""
-    boto = BotoLane(connection, settings)
+    boto = BotoTransport(connection, settings)
     if not settings.fast or os.environ.get(SWITCH, "").lower() in _OFF:
         return boto
     try:
         with explained(connection.place):
-            route = await find_route(connection)
+            route = await find_endpoint(connection)
     except NotHere as reason:
-        return SlowLane(boto, str(reason), stats)
-    lane = FastLane(connection, route, boto, settings, stats)
+        return CountedTransport(boto, str(reason), stats)
+    lane = FastTransport(connection, route, boto, settings, stats)
     try:
         await lane.pool.warm(_WARM)
     except BaseException:  # cancelled: the store is closed while it opens
@@ -43,24 +43,24 @@ async def open_lane(connection: Connection, settings: Settings, stats: Stats) ->
     return lane
 
 
-class SlowLane:
+class CountedTransport:
     """aiobotocore's lane where the fast one was wanted and cannot go; counts that it was taken."""
 
-    def __init__(self, lane: Lane, reason: str, stats: Stats) -> None:
+    def __init__(self, lane: Transport, reason: str, stats: Stats) -> None:
         self.reason = reason
         self._lane = lane
         self._stats = stats
 
-    async def apply(self, key: Key, write: Write) -> Answer:
-        """See `Lane.apply`."""
+    async def apply(self, key: Key, write: Write) -> UpdateResult:
+        """See `Transport.apply`."""
         self._stats.fall_back(self.reason)
         return await self._lane.apply(key, write)
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Written:
-        """See `Lane.write_batch`."""
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
+        """See `Transport.write_batch`."""
         self._stats.fall_back(self.reason)
         return await self._lane.write_batch(requests)
 
     async def close(self) -> None:
-        """See `Lane.close`."""
+        """See `Transport.close`."""
         await self._lane.close()

@@ -13,14 +13,14 @@ class Capacity(msgspec.Struct):
     CapacityUnits: float = 0.0
 
 
-class Applied(msgspec.Struct):
+class UpdateBody(msgspec.Struct):
     """Of an `UpdateItem` whose condition held."""
 
     Attributes: dict[str, dict[str, Any]]
     ConsumedCapacity: Capacity | None = None
 
 
-class Refused(msgspec.Struct):
+class ErrorBody(msgspec.Struct):
     """Of whatever was not a success."""
 
     type: str = msgspec.field(default="", name="__type")
@@ -29,13 +29,13 @@ class Refused(msgspec.Struct):
     Item: dict[str, dict[str, Any]] | None = None
 
 
-class Batch(msgspec.Struct):
+class BatchBody(msgspec.Struct):
     """Of a `BatchWriteItem`."""
 
     UnprocessedItems: dict[str, list[dict[str, Any]]]
     ConsumedCapacity: list[Capacity] = []
 
 
-read_applied: Final = msgspec.json.Decoder(Applied).decode
-read_refused: Final = msgspec.json.Decoder(Refused).decode
-read_batch: Final = msgspec.json.Decoder(Batch).decode
+read_applied: Final = msgspec.json.Decoder(UpdateBody).decode
+read_refused: Final = msgspec.json.Decoder(ErrorBody).decode
+read_batch: Final = msgspec.json.Decoder(BatchBody).decode

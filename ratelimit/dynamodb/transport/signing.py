@@ -112,7 +112,7 @@ def _day_key(secret: str, day: str, region: str) -> bytes:
     return key
 
 
-# `Wallet`: the credentials that botocore found, as they are now. A refresh is nobody's business but its own task's.
+# `CredentialsCache`: the credentials that botocore found, as they are now. A refresh is its own task's business only.
 # botocore lets the first request within a quarter of an hour of expiry fetch the next credentials, which may take
 # longer than a check has. Here requests go on with those in hand, and wait only for what they cannot do without.
 
@@ -121,7 +121,7 @@ class Unsignable(Exception):
     """The credentials hold what no header can."""
 
 
-class Wallet:
+class CredentialsCache:
     """What `session.get_credentials()` gave, asked for each request: static ones may be replaced at any time.
 
     `pause` is how many seconds after a refresh that failed it is tried again.

@@ -10,7 +10,7 @@ from aiobotocore.credentials import AioCredentials, AioRefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
 from ratelimit.dynamodb.errors import Place, explained
-from ratelimit.dynamodb.transport.signing import Unsignable, Wallet
+from ratelimit.dynamodb.transport.signing import CredentialsCache, Unsignable
 from ratelimit.errors import AccessDenied, StoreUnavailable
 
 ADVISORY, LONG = timedelta(minutes=5), timedelta(hours=6)
@@ -38,11 +38,11 @@ def refreshable(issuer: Issuer, *, left: timedelta) -> AioRefreshableCredentials
     return AioRefreshableCredentials("AK0", "s", "t", datetime.now(UTC) + left, issuer.issue, "test")
 
 
-async def keys(wallet: Wallet, number: int = 5) -> set[str]:
+async def keys(wallet: CredentialsCache, number: int = 5) -> set[str]:
     return {secrets.access_key for secrets in await asyncio.gather(*(wallet.secrets() for _ in range(number)))}
 
 
-async def finished(wallet: Wallet) -> None:
+async def finished(wallet: CredentialsCache) -> None:
     """No refresh is under way."""
     while wallet._refreshing is not None:
         await asyncio.sleep(0)
@@ -50,7 +50,7 @@ async def finished(wallet: Wallet) -> None:
 
 async def test_static_ones_are_taken_as_they_are() -> None:
     credentials = AioCredentials("AK0", "s")
-    wallet = Wallet(credentials)
+    wallet = CredentialsCache(credentials)
     first = await wallet.secrets()
     assert first == ("AK0", "s", None)
     assert await wallet.secrets() is first
@@ -60,7 +60,7 @@ async def test_static_ones_are_taken_as_they_are() -> None:
 
 async def test_fresh_ones_are_not_refreshed() -> None:
     issuer = Issuer()
-    wallet = Wallet(refreshable(issuer, left=LONG))
+    wallet = CredentialsCache(refreshable(issuer, left=LONG))
     assert await keys(wallet) == {"AK0"}
     assert issuer.asked == 0
 
@@ -68,7 +68,7 @@ async def test_fresh_ones_are_not_refreshed() -> None:
 async def test_a_refresh_in_time_keeps_nobody_waiting() -> None:
     issuer = Issuer()
     credentials = refreshable(issuer, left=LONG)
-    wallet = Wallet(credentials)
+    wallet = CredentialsCache(credentials)
     await wallet.secrets()
     credentials._expiry_time = datetime.now(UTC) + ADVISORY
     assert await keys(wallet) == {"AK0"}
@@ -80,7 +80,7 @@ async def test_a_refresh_in_time_keeps_nobody_waiting() -> None:
 
 async def test_expired_ones_are_waited_for_by_all_and_fetched_once() -> None:
     issuer = Issuer()
-    wallet = Wallet(refreshable(issuer, left=-ADVISORY))
+    wallet = CredentialsCache(refreshable(issuer, left=-ADVISORY))
     waiting = asyncio.create_task(keys(wallet))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):  # an impatient check does not end the refresh
@@ -90,13 +90,13 @@ async def test_expired_ones_are_waited_for_by_all_and_fetched_once() -> None:
     assert issuer.asked == 1
 
 
-async def due(*, pause: float) -> tuple[Issuer, Wallet]:
+async def due(*, pause: float) -> tuple[Issuer, CredentialsCache]:
     """Good for a while still; refreshing fails."""
     issuer = Issuer()
     issuer.error = CredentialRetrievalError(provider="test", error_msg="away")
     issuer.may_answer.set()
     credentials = refreshable(issuer, left=LONG)
-    wallet = Wallet(credentials, pause=pause)
+    wallet = CredentialsCache(credentials, pause=pause)
     await wallet.secrets()
     credentials._expiry_time = datetime.now(UTC) + ADVISORY
     return issuer, wallet
@@ -129,7 +129,7 @@ async def test_no_usable_credentials_is_botocores_error(lasts: timedelta) -> Non
     issuer.lasts = lasts
     if lasts is LONG:
         issuer.error = CredentialRetrievalError(provider="test", error_msg="away")
-    wallet = Wallet(refreshable(issuer, left=-ADVISORY))
+    wallet = CredentialsCache(refreshable(issuer, left=-ADVISORY))
     for _ in range(2):  # also in the pause after a refresh that failed
         with pytest.raises(CredentialRetrievalError):
             await wallet.secrets()
@@ -148,7 +148,7 @@ async def test_what_botocore_says_of_credentials_that_come_expired_is_explained(
 
 async def test_closing_ends_a_refresh() -> None:
     before = asyncio.all_tasks()
-    wallet = Wallet(refreshable(Issuer(), left=-ADVISORY))
+    wallet = CredentialsCache(refreshable(Issuer(), left=-ADVISORY))
     waiting = asyncio.create_task(wallet.secrets())
     await asyncio.sleep(0)
     await wallet.close()
@@ -160,15 +160,15 @@ async def test_closing_ends_a_refresh() -> None:
 @pytest.mark.parametrize("bad", ["", "a b", "a\r\nx-evil: 1", "kéy"])
 async def test_what_no_header_holds_is_not_sent(bad: str) -> None:
     with pytest.raises(Unsignable):
-        await Wallet(AioCredentials(bad, "s")).secrets()
+        await CredentialsCache(AioCredentials(bad, "s")).secrets()
     if bad:
         with pytest.raises(Unsignable):
-            await Wallet(AioCredentials("AK", "s", bad)).secrets()
+            await CredentialsCache(AioCredentials("AK", "s", bad)).secrets()
     with pytest.raises(NoCredentialsError):
-        await Wallet(None).secrets()
+        await CredentialsCache(None).secrets()
 
 
 async def test_a_secret_that_is_no_text_signs_nothing() -> None:
     """A byte of the environment that is no UTF-8 comes as a surrogate."""
     with pytest.raises(Unsignable):
-        await Wallet(AioCredentials("AK", "caf\udce9")).secrets()
+        await CredentialsCache(AioCredentials("AK", "caf\udce9")).secrets()

@@ -13,10 +13,10 @@ from aiobotocore.session import get_session
 from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import BotoLane
-from ratelimit.dynamodb.transport.endpoint import NotHere, Route, find_route
-from ratelimit.dynamodb.transport.fast import FastLane
-from ratelimit.dynamodb.transport.select import SWITCH, open_lane
+from ratelimit.dynamodb.transport.base import BotoTransport
+from ratelimit.dynamodb.transport.endpoint import Endpoint, NotHere, find_endpoint
+from ratelimit.dynamodb.transport.fast import FastTransport
+from ratelimit.dynamodb.transport.select import SWITCH, open_transport
 from ratelimit.names import Key
 from ratelimit.store import Add, Write
 from tests.faults import FaultServer
@@ -30,9 +30,9 @@ def amazon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
 
 
-async def route(**options: str) -> Route:
+async def route(**options: str) -> Endpoint:
     async with await connect(Settings(table="limits", **options)) as connection:  # type: ignore[arg-type]
-        return await find_route(connection)
+        return await find_endpoint(connection)
 
 
 async def test_amazon_itself() -> None:
@@ -90,7 +90,7 @@ async def test_a_client_certificate_is_not_for_us() -> None:
         async with get_session().create_client("dynamodb", region_name="eu-west-1", config=config) as client:
             plain.client, ours = client, plain.client
             with pytest.raises(NotHere, match="client_certificate"):
-                await find_route(plain)
+                await find_endpoint(plain)
             plain.client = ours
 
 
@@ -100,17 +100,17 @@ async def test_the_switches(monkeypatch: pytest.MonkeyPatch, value: str) -> None
 
         async def lane(*, fast: bool) -> object:
             settings = Settings(table="limits", endpoint=server.endpoint, fast=fast)
-            opened = await open_lane(connection, settings, Stats())
+            opened = await open_transport(connection, settings, Stats())
             await opened.close()
             return type(opened)
 
-        assert await lane(fast=True) is FastLane
-        assert await lane(fast=False) is BotoLane
-        assert await lane(fast=parse_url("dynamodb://limits?fast=off").fast) is BotoLane
+        assert await lane(fast=True) is FastTransport
+        assert await lane(fast=False) is BotoTransport
+        assert await lane(fast=parse_url("dynamodb://limits?fast=off").fast) is BotoTransport
         monkeypatch.setenv(SWITCH, value)
-        assert await lane(fast=True) is BotoLane
+        assert await lane(fast=True) is BotoTransport
         monkeypatch.setenv(SWITCH, "on")
-        assert await lane(fast=True) is FastLane
+        assert await lane(fast=True) is FastTransport
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -123,7 +123,7 @@ async def open_and_cancel() -> None:
     async with FaultServer() as server, await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
         before = asyncio.all_tasks()
         for moments in range(40):
-            opening = asyncio.create_task(open_lane(connection, Settings(table="limits"), stats := Stats()))
+            opening = asyncio.create_task(open_transport(connection, Settings(table="limits"), stats := Stats()))
             for _ in range(moments):
                 await asyncio.sleep(0)
             if opening.cancel():

@@ -10,12 +10,12 @@ import pytest
 
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore, Settings, StoreUnreachable
-from ratelimit.dynamodb.client import Connection, connect
+from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import BotoLane
-from ratelimit.dynamodb.transport.endpoint import Route, find_route, open_wire
-from ratelimit.dynamodb.transport.fast import FastLane
+from ratelimit.dynamodb.transport.base import BotoTransport
+from ratelimit.dynamodb.transport.endpoint import Endpoint, find_endpoint, open_connection
+from ratelimit.dynamodb.transport.fast import FastTransport
 from ratelimit.errors import AccessDenied, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store import Add, Outcome, Write
@@ -61,11 +61,11 @@ async def nothing_left(server: FaultServer, before: set[asyncio.Task[Any]]) -> N
     await until(lambda: not server.connections and asyncio.all_tasks() - {asyncio.current_task()} <= before)
 
 
-def new_lane(connection: Connection, route: Route, stats: Stats, clock: FakeClock | None = None) -> FastLane:
+def new_lane(connection: Client, route: Endpoint, stats: Stats, clock: FakeClock | None = None) -> FastTransport:
     settings = Settings(table="limits", read_timeout=10)
     if clock is not None:
         connection.clock.clock = clock
-    return FastLane(connection, route, BotoLane(connection, settings), settings, stats)
+    return FastTransport(connection, route, BotoTransport(connection, settings), settings, stats)
 
 
 @pytest.mark.parametrize("behaviour", [chunked(), chunked(size=1), checksum(), twice()])
@@ -214,9 +214,9 @@ def test_a_loop_that_ends_with_requests_under_way() -> None:
 
 
 async def test_a_name_that_does_not_resolve() -> None:
-    route = Route(url="http://nowhere.invalid", host="nowhere.invalid", port=80, region="x", tls=None)
+    route = Endpoint(url="http://nowhere.invalid", host="nowhere.invalid", port=80, region="x", tls=None)
     with pytest.raises(StoreUnreachable):
-        await open_wire(route, Place("limits", "eu-west-1", route.url), 5, lambda wire, ending: None)
+        await open_connection(route, Place("limits", "eu-west-1", route.url), 5, lambda wire, ending: None)
 
 
 async def test_an_unknown_error_is_left_to_aiobotocore(server: FaultServer, store: DynamoDBStore) -> None:
@@ -229,7 +229,7 @@ async def test_credentials_that_expire_under_load(server: FaultServer) -> None:
     """Refused ones are replayed once by aiobotocore; new ones are in use with the next check."""
     async with await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
         stats = Stats()
-        lane = new_lane(connection, await find_route(connection), stats)
+        lane = new_lane(connection, await find_endpoint(connection), stats)
 
         def renew() -> None:
             connection.credentials.access_key = "AKNEXT"
@@ -257,7 +257,7 @@ async def test_a_clock_that_is_off(server: FaultServer, off: int) -> None:
     server.always(punctual(lambda: now))
     async with await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
         stats, clock = Stats(), FakeClock(now + off)
-        lane = new_lane(connection, await find_route(connection), stats, clock=clock)
+        lane = new_lane(connection, await find_endpoint(connection), stats, clock=clock)
         answers = await asyncio.gather(*(lane.apply(ALICE, ADD) for _ in range(10)))
         assert all(answer.applied for answer in answers)
         assert set(stats.fallbacks) == {"clock"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ratelimit.dynamodb.expressions import encode
 from ratelimit.dynamodb.schema import limit_key, limit_pk
-from ratelimit.dynamodb.transport.fast import Bodies
+from ratelimit.dynamodb.transport.fast import RequestBodies
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Expect, Op, Put, Write
 
@@ -41,14 +41,14 @@ def said(body: bytes) -> object:
 @settings(max_examples=500)
 @given(st.lists(writes(), min_size=1, max_size=8), st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_a_body_is_the_encoded_update(some: list[Write], user: str) -> None:
-    bodies = Bodies(CONSTANT, limit=3)
+    bodies = RequestBodies(CONSTANT, limit=3)
     key = Key(user, "hint")
     for write in (*some, *some):
         assert said(bodies.body(limit_pk(key), write)) == {**CONSTANT, **encode(write), "Key": limit_key(key)}
 
 
 def test_one_template_for_a_shape_and_one_constant_for_a_write() -> None:
-    bodies = Bodies(CONSTANT)
+    bodies = RequestBodies(CONSTANT)
     bucket = [Write((Expect("gd", now, now + 9), Add("gd", 1)), 5) for now in range(20)]
     for write in bucket:
         bodies.body("USR#a#LIM#b", write)
@@ -57,7 +57,7 @@ def test_one_template_for_a_shape_and_one_constant_for_a_write() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    bodies = Bodies(CONSTANT, limit=10)
+    bodies = RequestBodies(CONSTANT, limit=10)
     for number in range(50):
         bodies.body("USR#a#LIM#b", Write((Add(f"d{number}", 1),), 5))
     assert len(bodies._known) == 10

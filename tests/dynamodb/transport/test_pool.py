@@ -11,8 +11,8 @@ from ratelimit.dynamodb import StoreUnreachable
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.transport.boto import elapsed
-from ratelimit.dynamodb.transport.connection import Ending, Wire
-from ratelimit.dynamodb.transport.endpoint import Route, open_wire
+from ratelimit.dynamodb.transport.connection import Connection, Ending
+from ratelimit.dynamodb.transport.endpoint import Endpoint, open_connection
 from ratelimit.dynamodb.transport.pool import MAX_IDLE, Pool
 from tests.faults import FaultServer
 
@@ -30,10 +30,12 @@ def stats() -> Stats:
 
 @pytest.fixture
 async def pool(server: FaultServer, stats: Stats) -> AsyncIterator[Pool]:
-    route = Route(url=server.endpoint, host="127.0.0.1", port=int(server.endpoint.split(":")[2]), region="x", tls=None)
+    route = Endpoint(
+        url=server.endpoint, host="127.0.0.1", port=int(server.endpoint.split(":")[2]), region="x", tls=None
+    )
 
-    async def connect(ended: Callable[[Wire, Ending], None]) -> Wire:
-        return await open_wire(route, Place("limits", "x", route.url), 1, ended)
+    async def connect(ended: Callable[[Connection, Ending], None]) -> Connection:
+        return await open_connection(route, Place("limits", "x", route.url), 1, ended)
 
     pool = Pool(connect, stats, size=3, patience=0.1, overdue=1000)
     yield pool

@@ -12,7 +12,7 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ratelimit.dynamodb.transport.endpoint import Route
+from ratelimit.dynamodb.transport.endpoint import Endpoint
 from ratelimit.dynamodb.transport.signing import CONTENT_TYPE, Secrets, Signer
 
 TARGET = "DynamoDB_20120810.UpdateItem"
@@ -66,7 +66,7 @@ def test_signed_as_botocore_does(
 ) -> None:
     """Session tokens, changed credentials, days that turn forth and back, Unicode, ports, regions."""
     tls, name, port = route
-    way = Route(url="", host=name, port=port, region=region, tls=ANY_CONTEXT if tls else None)
+    way = Endpoint(url="", host=name, port=port, region=region, tls=ANY_CONTEXT if tls else None)
     signer = Signer(host=way.host_header, region=region, target=TARGET, unsigned={"user-agent": "us"})
     url = f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}/"
     for secrets, second, text in moments:

@@ -12,7 +12,7 @@ import trustme
 from ratelimit.dynamodb import DynamoDBStore, Settings, StoreUnreachable
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.transport.endpoint import Route, find_route, open_wire
+from ratelimit.dynamodb.transport.endpoint import Endpoint, find_endpoint, open_connection
 from ratelimit.names import Key
 from ratelimit.store import Add, Write
 from tests.faults import FaultServer
@@ -53,9 +53,9 @@ async def test_over_tls(server: FaultServer) -> None:
     assert server.received["UpdateItem"] == 3
 
 
-async def refused(route: Route) -> str:
+async def refused(route: Endpoint) -> str:
     with pytest.raises(StoreUnreachable, match="no trusted connection") as caught:
-        await open_wire(route, Place("limits", "eu-west-1", route.url), 5, lambda wire, ending: None)
+        await open_connection(route, Place("limits", "eu-west-1", route.url), 5, lambda wire, ending: None)
     return str(caught.value)
 
 
@@ -65,12 +65,12 @@ async def test_a_certificate_for_another_name(authority: trustme.CA) -> None:
         secure_server(authority, "elsewhere.test") as server,
         await connect(Settings(table="limits", endpoint=server.endpoint)) as connection,
     ):
-        assert "AWS_CA_BUNDLE" in await refused(await find_route(connection))
+        assert "AWS_CA_BUNDLE" in await refused(await find_endpoint(connection))
 
 
 async def test_an_authority_that_nobody_trusts(server: FaultServer) -> None:
     async with await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
-        assert "AWS_CA_BUNDLE" in await refused(await find_route(connection))
+        assert "AWS_CA_BUNDLE" in await refused(await find_endpoint(connection))
 
 
 @pytest.mark.usefixtures("trusted")
@@ -79,4 +79,4 @@ async def test_tls_where_there_is_none() -> None:
         endpoint = server.endpoint.replace("http://127.0.0.1", "https://localhost")
         async with await connect(Settings(table="limits", endpoint=endpoint)) as connection:
             with pytest.raises(StoreUnreachable):
-                await open_wire(await find_route(connection), connection.place, 0.2, lambda wire, ending: None)
+                await open_connection(await find_endpoint(connection), connection.place, 0.2, lambda wire, ending: None)
