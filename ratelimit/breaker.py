@@ -11,7 +11,7 @@ COOLDOWN: Final = 1 * SECOND
 MAX_COOLDOWN: Final = 30 * SECOND
 
 
-class Breaker:
+class BreakerState:
     """Closed: every call goes out. After `failures` in a row it opens: none does, for `cooldown` microseconds. Then one
     call tries; a success closes it, a failure doubles the cooldown, up to `MAX_COOLDOWN`.
 

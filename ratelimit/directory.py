@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
-from ratelimit.breaker import Breaker
+from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.errors import ConfigError, RateLimitError, StoreThrottled, StoreUnavailable
 from ratelimit.names import UserId, check_user
@@ -135,7 +135,7 @@ class Terms(NamedTuple):
     """Microseconds that an answer is good for, counted from when it was asked for."""
     deadline: float
     """Seconds that a read may take."""
-    breaker: Breaker
+    breaker: BreakerState
     stats: DirectoryStats
 
 
@@ -281,7 +281,7 @@ class Directory:
         self.stats = DirectoryStats()
         self._deadline = deadline
         self._register = Register(store, self.clock)
-        terms = Terms(self.clock, round(cache_for * SECOND), deadline, Breaker(failures=_FAILURES), self.stats)
+        terms = Terms(self.clock, round(cache_for * SECOND), deadline, BreakerState(failures=_FAILURES), self.stats)
         self._users: Cache[str, User | None] = Cache(partial(store.read, User), terms, most=max_users)
         self._plans: Cache[str, Plan | None] = Cache(partial(store.read, Plan), terms, most=_MAX_PLANS)
         self._ids: Cache[Identity, str | None] = Cache(store.find, terms, most=max_users)

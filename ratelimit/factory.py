@@ -21,7 +21,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.policy import Exempt, UserFrom
 from ratelimit.store import MemoryStore, MirrorStore, Store, TableStore
-from ratelimit.store.hashed import PseudonymousStore
+from ratelimit.store.hashed import HashedUserStore
 from ratelimit.usage import UsageLog
 from ratelimit.usage.options import Options
 
@@ -89,7 +89,7 @@ def store_of(config: Config) -> TableStore:
     Raises `ConfigError`.
     """
     store = _mirrored(config)
-    return store if config.user_hash_key is None else PseudonymousStore(store, config.user_hash_key)
+    return store if config.user_hash_key is None else HashedUserStore(store, config.user_hash_key)
 
 
 def _mirrored(config: Config) -> TableStore:
@@ -130,7 +130,7 @@ def table_settings(url: str) -> Settings:
 
 def store_stats(store: Store) -> Stats | None:
     """What a store has asked of DynamoDB; None where it asks nobody."""
-    if isinstance(store, PseudonymousStore):
+    if isinstance(store, HashedUserStore):
         return store_stats(store.inner)
     if isinstance(store, MirrorStore):
         return store_stats(store.primary)

@@ -37,7 +37,7 @@ from ratelimit.metrics import (
 from ratelimit.policy import Policy
 from ratelimit.server.factory import sidecar
 from ratelimit.store import MemoryStore, MirrorStore
-from ratelimit.store.hashed import PseudonymousStore
+from ratelimit.store.hashed import HashedUserStore
 from ratelimit.store.mirror import MirrorStats
 from ratelimit.usage.options import UsageStats
 
@@ -176,9 +176,9 @@ def test_alarms_speak_of_metrics_that_there_are() -> None:
 
 def test_a_store_is_seen_through_what_is_around_it() -> None:
     store = DynamoDBStore(table="limits", region="eu-west-1")
-    for around in (store, MirrorStore(store, MemoryStore()), PseudonymousStore(MirrorStore(store, MemoryStore()), "s")):
+    for around in (store, MirrorStore(store, MemoryStore()), HashedUserStore(MirrorStore(store, MemoryStore()), "s")):
         assert store_stats(around) is store.stats
-    assert store_stats(PseudonymousStore(MemoryStore(), "s")) is None
+    assert store_stats(HashedUserStore(MemoryStore(), "s")) is None
 
 
 def of_the_sidecar() -> list[Family]:

@@ -14,8 +14,8 @@ from ratelimit.clock import SystemClock
 from ratelimit.decision import Decision
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.compiled_policy import Planner
-from ratelimit.limiter.record_cache import Belief
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore
@@ -123,9 +123,9 @@ async def on_dynamodb(
 @asynccontextmanager
 async def applying(endpoint: str, quotas: str = ROOMY) -> AsyncIterator[Contender]:
     """The store by itself: the write that a warm check sends, and nothing around it."""
-    planner, now, belief = Planner(Policy(ACTION, quotas)), SystemClock().now(), Belief()
+    compiled, now, belief = CompiledPolicy(Policy(ACTION, quotas)), SystemClock().now(), CachedRecord()
     belief.know({}, now)
-    write = planner.spend(now, 1, belief)
+    write = compiled.spend(now, 1, belief)
     assert write is not None
     users = itertools.cycle([f"user-{number}" for number in range(USERS)])
     async with _store(endpoint, pool=64) as store:

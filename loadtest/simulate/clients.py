@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ratelimit.breaker import Breaker
+from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import Alerts
-from ratelimit.limiter.compiled_policy import Planner
-from ratelimit.limiter.counters import Ledger
-from ratelimit.limiter.deadline import Guard
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.counters import Counters
+from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.limiter import DEFAULT_DEADLINE
 from ratelimit.names import Key
 from ratelimit.policy import Lease, Policy
@@ -64,21 +64,21 @@ class Mode:
 
 
 class Plain:
-    """What a naive client does: a conditional write for every check. Same ledger, same deadline and breaker as
+    """What a naive client does: a conditional write for every check. Same counters, same deadline and breaker as
     `Limiter`; no coalescer, no denial cache, no lease."""
 
     def __init__(self, store: Store, policy: Policy, clock: Clock) -> None:
-        self._ledger = Ledger(store, max_beliefs=10_000, denial_cache=0, alerts=Alerts(None))
-        self._guard = Guard(clock, DEFAULT_DEADLINE, Breaker())
-        self._planner = Planner(policy)
+        self._counters = Counters(store, max_beliefs=10_000, denial_cache=0, alerts=Alerts(None))
+        self._circuit = CircuitBreaker(clock, DEFAULT_DEADLINE, BreakerState())
+        self._compiled = CompiledPolicy(policy)
         self._clock = clock
 
     async def check(self, user: str, action: str) -> Decision:
         """See `Process.check`."""
         now = self._clock.now()
         try:
-            with self._guard.call():
-                return await self._ledger.spend_one(self._planner, Key(user, action), now, 1)
+            with self._circuit.call():
+                return await self._counters.spend_one(self._compiled, Key(user, action), now, 1)
         except StoreUnavailable:
             return Decision(
                 allowed=False, policy=action, cost=1, quotas=(), retry_after=1.0, reason="unavailable", at_us=now

@@ -13,25 +13,25 @@ Ops: TypeAlias = tuple[Op, ...]
 
 class Rule(Protocol):
     """One quota under one algorithm. Values in, values out: `now` in microseconds, what is believed of the record, and
-    out come operations for a `Write` whose conditions make a wrong belief harmless: it is refused, with the truth.
+    out come operations for a `Write` whose conditions make a wrong record harmless: it is refused, with the truth.
 
     An instance may remember what it computed for the current window, never anything about a user.
     """
 
     quota: Quota
-    most: int
+    max_cost: int
     """The largest cost that can ever pass at once."""
     lasts: int
     """Microseconds that a unit may still count after the window in which it was spent."""
 
-    def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
-        """Take `cost` if it fits, in one conditional step; None where, by this belief, it does not fit.
+    def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
+        """Take `cost` if it fits, in one conditional step; None where, by this record, it does not fit.
 
         `contended`: the record keeps changing, so that only what many can do at once has a chance.
         """
         ...
 
-    def charge(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops:
+    def charge(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops:
         """Take `cost` whether or not it fits."""
         ...
 
@@ -52,15 +52,15 @@ class Rule(Protocol):
 
 
 class Taken:
-    """What a refund gives back of: `held` units, taken at the moment `at` and not given back yet; and the `belief` to
+    """What a refund gives back of: `held` units, taken at the moment `at` and not given back yet; and the `record` to
     plan by as long as the record is not known."""
 
-    __slots__ = ("at", "belief", "held")
+    __slots__ = ("at", "cached", "held")
 
     def __init__(self, at: int, held: int) -> None:
         self.at = at
         self.held = held
-        self.belief: Record = {}
+        self.cached: Record = {}
 
 
 def give_back(field: str, amount: int, record: Record | None) -> Ops:

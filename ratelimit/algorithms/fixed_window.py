@@ -16,29 +16,29 @@ _KEPT_COSTS = 64
 class FixedWindow:
     """See `Rule`. Adds commute, so any number of racers on one counter never get in each other's way."""
 
-    __slots__ = ("_field", "_ops", "_span", "lasts", "most", "quota")
+    __slots__ = ("_field", "_ops", "_span", "lasts", "max_cost", "quota")
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
-        self.most = quota.limit
+        self.max_cost = quota.limit
         self.lasts = 0
         self._span = _NO_SPAN
         self._field = ""
         self._ops: dict[int, Ops] = {}
 
-    def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
+    def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
         """See `Rule.spend`."""
         self._turn_to(now)
-        if belief.get(self._field, 0) + cost > self.most:
+        if record.get(self._field, 0) + cost > self.max_cost:
             return None
         ops = self._ops.get(cost)
         if ops is None:
             if len(self._ops) >= _KEPT_COSTS:
                 self._ops.clear()
-            ops = self._ops[cost] = (Add(self._field, cost, self.most),)
+            ops = self._ops[cost] = (Add(self._field, cost, self.max_cost),)
         return ops
 
-    def charge(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops:
+    def charge(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops:
         """See `Rule.charge`."""
         self._turn_to(now)
         return (Add(self._field, cost),)
@@ -56,12 +56,12 @@ class FixedWindow:
         """See `Rule.state`."""
         self._turn_to(now)
         used = record.get(self._field, 0)
-        left = self.most - used
+        left = self.max_cost - used
         ends = seconds(self._span.end - now)
         if left >= cost:
             retry_after: float | None = 0.0
         else:
-            retry_after = None if cost > self.most else ends
+            retry_after = None if cost > self.max_cost else ends
         return QuotaState(self.quota, used, left if left > 0 else 0, ends, retry_after)
 
     def _turn_to(self, now: int) -> None:

@@ -40,48 +40,48 @@ class Gcra:
         "_longest",
         "_returned_field",
         "lasts",
-        "most",
+        "max_cost",
         "quota",
     )
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
-        self.most = 0 if quota.limit == 0 else quota.burst or quota.limit
+        self.max_cost = 0 if quota.limit == 0 else quota.burst or quota.limit
         self._field = bucket_field(quota.window)
         self._limit_field = bucket_limit_field(quota.window)
         self._returned_field = bucket_returned_field(quota.window)
         self._limit = max(1, quota.limit)
         self._longest = quota.window.longest * _NANOSECONDS
         self._emission_interval = -(-self._longest // self._limit)
-        self.lasts = self.most * self._emission_interval // _NANOSECONDS
+        self.lasts = self.max_cost * self._emission_interval // _NANOSECONDS
 
-    def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
+    def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
         """See `Rule.spend`."""
         now *= _NANOSECONDS
-        tat = belief.get(self._field)
+        tat = record.get(self._field)
         if tat is None or tat < now:
-            return self._start(now, cost) if cost <= self.most else None
-        limit = belief.get(self._limit_field, self._limit)
+            return self._start(now, cost) if cost <= self.max_cost else None
+        limit = record.get(self._limit_field, self._limit)
         interval = self._interval(limit)
-        full = now + self.most * interval
+        full = now + self.max_cost * interval
         if tat + cost * interval > full:
             return None
         if limit != self._limit and not contended:
             return self._convert(now, tat, limit, cost)
-        return self._counted_by(limit, belief), Expect(self._field, low=now), Add(self._field, cost * interval, full)
+        return self._counted_by(limit, record), Expect(self._field, low=now), Add(self._field, cost * interval, full)
 
-    def charge(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops:
+    def charge(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops:
         """See `Rule.charge`. Bounded, far beyond what is believed: the write has to know how long the debt may last."""
         now *= _NANOSECONDS
-        tat = belief.get(self._field)
+        tat = record.get(self._field)
         if tat is None or tat < now:
             return self._start(now, cost)
-        limit = belief.get(self._limit_field, self._limit)
+        limit = record.get(self._limit_field, self._limit)
         if limit != self._limit and not contended:
             return self._convert(now, tat, limit, cost)
         increment = cost * self._interval(limit)
         add = Add(self._field, increment, tat + increment + _SLACK)
-        return self._counted_by(limit, belief), Expect(self._field, low=now), add
+        return self._counted_by(limit, record), Expect(self._field, low=now), add
 
     def renew(self, now: int, record: Record) -> Ops:
         """See `Rule.renew`. Only to a limit that refills faster: until then, a slower one loses nothing by waiting."""
@@ -91,7 +91,7 @@ class Gcra:
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         """See `Rule.refund`."""
-        known = taken.belief if record is None else record
+        known = taken.cached if record is None else record
         limit, returned = known.get(self._limit_field, self._limit), known.get(self._returned_field, 0)
         interval = self._interval(limit)
         elapsed = max(0, now - taken.at) * _NANOSECONDS
@@ -119,11 +119,11 @@ class Gcra:
         """See `Rule.state`. At the pace of the limit that the record has: a refusal changes nothing of it."""
         tat = record.get(self._field, 0)
         interval = self._interval(record.get(self._limit_field, self._limit))
-        capacity = self.most * interval
+        capacity = self.max_cost * interval
         ahead = max(0, tat - now * _NANOSECONDS)
         used = -(-ahead // interval)
         excess = ahead + cost * interval - capacity
-        retry_after = None if cost > self.most else _seconds(max(0, excess))
+        retry_after = None if cost > self.max_cost else _seconds(max(0, excess))
         remaining = max(0, capacity - ahead) // interval
         position = tat + record.get(self._returned_field, 0)
         return QuotaState(self.quota, used, remaining, _seconds(ahead), retry_after, position)
@@ -132,7 +132,7 @@ class Gcra:
         """The first spending from a full bucket: nobody else may have begun in the meantime."""
         return (
             Expect(self._field, high=now - 1, or_missing=True),
-            Put(self._field, now + cost * self._emission_interval, now + self.most * self._emission_interval),
+            Put(self._field, now + cost * self._emission_interval, now + self.max_cost * self._emission_interval),
             Put(self._limit_field, self._limit),
         )
 
@@ -142,15 +142,17 @@ class Gcra:
         ahead = -(-(tat - now) * self._emission_interval // self._interval(limit))
         return (
             Expect(self._field, low=tat, high=tat),
-            Put(self._field, now + ahead + cost * self._emission_interval, now + self.most * self._emission_interval),
+            Put(
+                self._field, now + ahead + cost * self._emission_interval, now + self.max_cost * self._emission_interval
+            ),
             Expect(self._limit_field, low=limit, high=limit),
             Put(self._limit_field, self._limit),
             Expect(self._returned_field, low=0, or_missing=True),
             Add(self._returned_field, tat - now),
         )
 
-    def _counted_by(self, limit: int, belief: Record) -> Op:
-        return Expect(self._limit_field, low=limit, high=limit, or_missing=self._limit_field not in belief)
+    def _counted_by(self, limit: int, record: Record) -> Op:
+        return Expect(self._limit_field, low=limit, high=limit, or_missing=self._limit_field not in record)
 
     def _interval(self, limit: int) -> int:
         return self._emission_interval if limit == self._limit else -(-self._longest // limit)

@@ -19,26 +19,26 @@ _NO_SPAN = Span(0, 0, 0)
 class SlidingWindow:
     """See `Rule`."""
 
-    __slots__ = ("_current", "_previous", "_span", "lasts", "most", "quota")
+    __slots__ = ("_current", "_previous", "_span", "lasts", "max_cost", "quota")
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
-        self.most = quota.limit
+        self.max_cost = quota.limit
         self.lasts = quota.window.longest
         self._span = _NO_SPAN
         self._current = self._previous = ""
 
-    def spend(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops | None:
+    def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
         """See `Rule.spend`."""
         self._turn_to(now)
-        previous = belief.get(self._previous, 0)
-        at_most = self.most - self._weighted(previous, now)
-        if belief.get(self._current, 0) + cost > at_most:
+        previous = record.get(self._previous, 0)
+        at_most = self.max_cost - self._weighted(previous, now)
+        if record.get(self._current, 0) + cost > at_most:
             return None
         expected = Expect(self._previous, low=previous, high=previous, or_missing=previous == 0)
         return expected, Add(self._current, cost, at_most)
 
-    def charge(self, now: int, cost: int, belief: Record, contended: bool = False) -> Ops:
+    def charge(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops:
         """See `Rule.charge`."""
         self._turn_to(now)
         return (Add(self._current, cost),)
@@ -57,14 +57,14 @@ class SlidingWindow:
         self._turn_to(now)
         previous, current = record.get(self._previous, 0), record.get(self._current, 0)
         used = current + self._weighted(previous, now)
-        if used + cost <= self.most:
+        if used + cost <= self.max_cost:
             retry_after: float | None = 0.0
-        elif cost > self.most:
+        elif cost > self.max_cost:
             retry_after = None
         else:
             retry_after = seconds(self._fits_at(cost, previous, current) - now)
         empty_at = self._next_span().end if current else self._span.end if previous else now
-        return QuotaState(self.quota, used, max(0, self.most - used), seconds(empty_at - now), retry_after)
+        return QuotaState(self.quota, used, max(0, self.max_cost - used), seconds(empty_at - now), retry_after)
 
     def _weighted(self, previous: int, now: int) -> int:
         if not previous:
@@ -74,10 +74,10 @@ class SlidingWindow:
 
     def _fits_at(self, cost: int, previous: int, current: int) -> int:
         """The first microsecond at which `cost` fits, if nothing more is spent until then."""
-        room = self.most - cost - current
+        room = self.max_cost - cost - current
         if room >= 0:
             return _faded_at(self._span, previous, room)
-        return _faded_at(self._next_span(), current, self.most - cost)
+        return _faded_at(self._next_span(), current, self.max_cost - cost)
 
     def _next_span(self) -> Span:
         return self.quota.window.span(self._span.end)

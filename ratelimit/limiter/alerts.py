@@ -19,7 +19,7 @@ import msgspec
 
 from ratelimit.clock import instant
 from ratelimit.decision import QuotaState
-from ratelimit.limiter.compiled_policy import Planner
+from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.names import Key
 from ratelimit.quota import Quota
 
@@ -53,11 +53,11 @@ class Alerts:
         self._hook = hook
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def spent(self, planner: Planner, key: Key, now: int, amount: int, states: tuple[QuotaState, ...]) -> None:
+    def spent(self, compiled: CompiledPolicy, key: Key, now: int, amount: int, states: tuple[QuotaState, ...]) -> None:
         """A write has just spent `amount` and left the quotas in these states."""
         if self._hook is None:
             return
-        for place, threshold, least in planner.alert_points:
+        for place, threshold, least in compiled.alert_points:
             state = states[place]
             if state.used - amount < least <= state.used:
                 self._raise(Alert(key.user, key.action, threshold, state.quota, state.used, instant(now)))

@@ -18,7 +18,7 @@ logger = logging.getLogger("ratelimit")
 
 
 class Background:
-    """Writes under way, at most `MAX_TASKS`. Each is bounded by the guard's deadline."""
+    """Writes under way, at most `MAX_TASKS`. Each is bounded by the circuit's deadline."""
 
     def __init__(self) -> None:
         self.lost: Counter[Loss] = Counter()

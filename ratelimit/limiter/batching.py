@@ -14,23 +14,23 @@ from typing import Any, Final, TypeAlias
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled, StoreUnavailable
-from ratelimit.limiter.compiled_policy import Planner
-from ratelimit.limiter.deadline import Patience
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.deadline import SharedTimer
 from ratelimit.names import Key
 
 MAX_WAITING: Final = 10_000
 
-Course: TypeAlias = tuple[Key, Planner]
+BatchKey: TypeAlias = tuple[Key, CompiledPolicy]
 _Waiter: TypeAlias = tuple[int, asyncio.Future[Decision]]
 """What a check costs, and its decision when it is made."""
 _Queue: TypeAlias = deque[_Waiter]
-SpendMany: TypeAlias = Callable[[Planner, Key, int, Sequence[int]], Awaitable[list[Decision]]]
+SpendMany: TypeAlias = Callable[[CompiledPolicy, Key, int, Sequence[int]], Awaitable[list[Decision]]]
 
 
 class Coalescer:
     """One write at a time for a user, an action and its quotas. `many` sends several costs at once, in order.
 
-    Whoever finds its course free takes off, writes, and lands; who finds it taken, joins. First come, first served:
+    Whoever finds its batch_key free takes off, writes, and lands; who finds it taken, joins. First come, first served:
     what fits of a batch is admitted in the order of arrival. A check waits at most `deadline` seconds; one that gives
     up, or is cancelled, before its batch left has spent nothing and holds up nobody.
     """
@@ -38,80 +38,80 @@ class Coalescer:
     def __init__(self, many: SpendMany, clock: Clock, deadline: float) -> None:
         self._spend_many = many
         self._clock = clock
-        self._patience: Patience[asyncio.Future[Decision]] = Patience(deadline, _give_up)
-        self._courses: dict[Course, _Queue | None] = {}
+        self._timer: SharedTimer[asyncio.Future[Decision]] = SharedTimer(deadline, _give_up)
+        self._queues: dict[BatchKey, _Queue | None] = {}
         """Those on which a write is under way, and who waits for its return, if anybody does."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def is_taken(self, course: Course) -> bool:
+    def is_writing(self, batch_key: BatchKey) -> bool:
         """Whether a write is under way there."""
-        return course in self._courses
+        return batch_key in self._queues
 
-    def take_off(self, course: Course) -> None:
+    def begin(self, batch_key: BatchKey) -> None:
         """A write is under way from now on, until it lands."""
-        self._courses[course] = None
+        self._queues[batch_key] = None
 
-    def land(self, course: Course) -> None:
+    def end(self, batch_key: BatchKey) -> None:
         """It is back; those who joined are next."""
-        queue = self._courses.get(course)
+        queue = self._queues.get(batch_key)
         if not queue:
-            self._courses.pop(course, None)
+            self._queues.pop(batch_key, None)
             return
-        task = asyncio.create_task(self._carry(course, queue))
+        task = asyncio.create_task(self._send_queue(batch_key, queue))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def join(self, course: Course, cost: int) -> asyncio.Future[Decision]:
+    def enqueue(self, batch_key: BatchKey, cost: int) -> asyncio.Future[Decision]:
         """The decision on `cost`, by a write that leaves when the one under way has landed; or `StoreUnavailable`."""
-        queue = self._courses[course]
+        queue = self._queues[batch_key]
         if queue is None:
-            queue = self._courses[course] = deque()
+            queue = self._queues[batch_key] = deque()
         if len(queue) >= MAX_WAITING:
             raise StoreThrottled(f"{MAX_WAITING} checks wait for one record already")
         loop = asyncio.get_running_loop()
         decision: asyncio.Future[Decision] = loop.create_future()
         queue.append((cost, decision))
-        self._patience.watch(decision, loop)
+        self._timer.watch(decision, loop)
         return decision
 
     async def finish(self) -> None:
         """Returns when those who wait by now have their answers, or when they would have given up."""
         self.forget(asyncio.get_running_loop())
         under_way: set[asyncio.Future[Any]] = set(self._tasks)
-        under_way.update(decision for queue in self._courses.values() if queue for _, decision in queue)
+        under_way.update(decision for queue in self._queues.values() if queue for _, decision in queue)
         if under_way:
-            await asyncio.wait(under_way, timeout=self._patience.deadline)
+            await asyncio.wait(under_way, timeout=self._timer.deadline)
 
     def forget(self, loop: asyncio.AbstractEventLoop) -> None:
         """Forget the writes that were under way in another loop: they do not land any more."""
         if self._loop is not loop:
             self._loop = loop
-            self._courses.clear()
+            self._queues.clear()
             self._tasks.clear()
 
     def __len__(self) -> int:
-        return len(self._courses)
+        return len(self._queues)
 
-    async def _carry(self, course: Course, queue: _Queue) -> None:
+    async def _send_queue(self, batch_key: BatchKey, queue: _Queue) -> None:
         """Take off with whoever waits, until nobody does."""
-        key, planner = course
+        key, compiled = batch_key
         try:
-            while batch := _board(queue):
-                await self._fly(batch, planner, key)
+            while batch := _next_batch(queue):
+                await self._flush(batch, compiled, key)
                 # Those who were answered just now may ask again at once: a turn of the loop later they leave with the
                 # rest, and a write carries twice as many. But what else they do in that turn, many do not wait for,
-                # and a single one finds the course free.
+                # and a single one finds the batch_key free.
                 if len(batch) > max(1, len(queue)):
                     await asyncio.sleep(0)
         finally:
-            self._courses.pop(course, None)
+            self._queues.pop(batch_key, None)
             for _, decision in queue:  # only where this task itself was cancelled
                 decision.cancel()
 
-    async def _fly(self, batch: list[_Waiter], planner: Planner, key: Key) -> None:
+    async def _flush(self, batch: list[_Waiter], compiled: CompiledPolicy, key: Key) -> None:
         try:
-            made = await self._spend_many(planner, key, self._clock.now(), [cost for cost, _ in batch])
+            made = await self._spend_many(compiled, key, self._clock.now(), [cost for cost, _ in batch])
         except asyncio.CancelledError:
             for _, decision in batch:
                 decision.cancel()
@@ -130,7 +130,7 @@ def _give_up(decision: asyncio.Future[Decision]) -> None:
     decision.set_exception(StoreUnavailable("no turn at the record within the deadline"))
 
 
-def _board(queue: _Queue) -> list[_Waiter]:
+def _next_batch(queue: _Queue) -> list[_Waiter]:
     """The next batch, in order of arrival. Those who gave up stay behind."""
     batch = [waiter for waiter in queue if not waiter[1].done()]
     queue.clear()

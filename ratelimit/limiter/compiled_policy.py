@@ -1,4 +1,4 @@
-"""`Planner`: one policy, compiled. It turns what is believed of a record into the `Write` that decides a check."""
+"""`CompiledPolicy`: one policy, compiled: from what is known of a record to the `Write` that decides a check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ratelimit.algorithms.fields import bucket_field, stale
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, UnknownAction
-from ratelimit.limiter.record_cache import Belief
+from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource
 from ratelimit.quota import INACTIVE, UNLIMITED, Quota, Quotas, QuotasLike, to_quotas
@@ -30,7 +30,7 @@ _KEPT_WRITES: Final = 64
 _NANOSECONDS_A_SECOND: Final = 10**9
 
 
-class Planner:
+class CompiledPolicy:
     """The rules of one policy.
 
     A write that would come out the same again (every fixed-window check of one window, whoever the user is) comes
@@ -57,21 +57,21 @@ class Planner:
         self._counts_until = 0
         self._writes: dict[int, tuple[list[Ops], Write]] = {}
         self.lease: Lease = policy.lease if self._rules else None
-        self.most = min((rule.most for rule in self._rules), default=None)
+        self.max_cost = min((rule.max_cost for rule in self._rules), default=None)
         """The largest cost that can ever pass; None where there is no limit."""
         self.alert_points = _alert_points(policy)
         """Which quota, which threshold of it, and the units that reach that."""
 
-    def spend(self, now: int, cost: int, belief: Belief, contended: bool = False) -> Write | None:
-        """Take `cost` from every quota or from none, and count it; None where, by this belief, it does not fit."""
+    def spend(self, now: int, cost: int, cached: CachedRecord, contended: bool = False) -> Write | None:
+        """Take `cost` from every quota or from none, and count it; None where, by this cached, it does not fit."""
         parts: list[Ops] = []
         for one in self._rules:
-            ops = one.spend(now, cost, belief.record, contended)
+            ops = one.spend(now, cost, cached.record, contended)
             if ops is None:
                 return None
             parts.append(ops)
         parts.append(self._totals.add(now, cost))
-        return self._write(now, cost, parts, belief)
+        return self._write(now, cost, parts, cached)
 
     def fits(self, now: int, cost: int, record: Record) -> bool:
         """Whether a record, if true, has room for `cost`."""
@@ -96,22 +96,22 @@ class Planner:
         self._turn_to(now)
         return self._epoch_start, self._epoch_end
 
-    def renew(self, now: int, belief: Belief) -> Write | None:
+    def renew(self, now: int, cached: CachedRecord) -> Write | None:
         """Let quotas that have changed take effect on what is left of the old ones; None where they have."""
-        if not self._buckets or not (ops := [op for one in self._rules for op in one.renew(now, belief.record)]):
+        if not self._buckets or not (ops := [op for one in self._rules for op in one.renew(now, cached.record)]):
             return None
         self._turn_to(now)
-        return Write(tuple(ops), self._kept_until(ops, belief))
+        return Write(tuple(ops), self._kept_until(ops, cached))
 
-    def charge(self, now: int, cost: int, belief: Belief, contended: bool = False) -> Write:
+    def charge(self, now: int, cost: int, cached: CachedRecord, contended: bool = False) -> Write:
         """Take `cost` from every quota whether or not it fits, and count it."""
-        parts = [one.charge(now, cost, belief.record, contended) for one in self._rules]
+        parts = [one.charge(now, cost, cached.record, contended) for one in self._rules]
         self._turn_to(now)
-        belief.is_clean(self._epoch_start, now)
-        return self._with_drops(now, [*parts, self._totals.add(now, cost)], belief)
+        cached.is_clean(self._epoch_start, now)
+        return self._with_drops(now, [*parts, self._totals.add(now, cost)], cached)
 
     def refund(
-        self, now: int, cost: int, record: Record | None, taken: Taken, positions: Sequence[int], belief: Belief
+        self, now: int, cost: int, record: Record | None, taken: Taken, positions: Sequence[int], cached: CachedRecord
     ) -> Write | None:
         """Give back `cost` of what was taken: all of it where the record is not known (None), else what is left of it;
         None where nothing is. `positions` are those of a decision's states, in the order of the quotas."""
@@ -122,18 +122,18 @@ class Planner:
         parts.append(self._totals.refund(taken.at, cost, record))
         self._turn_to(now)
         ops = tuple(op for part in parts for op in part)
-        return Write(ops, self._kept_until(ops, belief)) if ops else None
+        return Write(ops, self._kept_until(ops, cached)) if ops else None
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
         """How every quota stands by a true record."""
         return tuple([one.state(now, cost, record) for one in self._rules])
 
-    def _write(self, now: int, cost: int, parts: list[Ops], belief: Belief) -> Write:
+    def _write(self, now: int, cost: int, parts: list[Ops], cached: CachedRecord) -> Write:
         self._turn_to(now)
-        if belief.day != self._today or not belief.is_clean(self._epoch_start, now):
-            return self._with_drops(now, parts, belief)
-        if belief.until > self._expires_at:
-            return self._with_drops(now, parts, belief)
+        if cached.day != self._today or not cached.is_clean(self._epoch_start, now):
+            return self._with_drops(now, parts, cached)
+        if cached.until > self._expires_at:
+            return self._with_drops(now, parts, cached)
         kept = None if self._buckets else self._writes.get(cost)
         if kept is not None and _identical(kept[0], parts):
             return kept[1]
@@ -146,20 +146,20 @@ class Planner:
         self._writes[cost] = (parts, write)
         return write
 
-    def _with_drops(self, now: int, parts: list[Ops], belief: Belief) -> Write:
+    def _with_drops(self, now: int, parts: list[Ops], cached: CachedRecord) -> Write:
         """A write that also drops what is known to be stale, and once a day asks to see the whole record.
 
         Asked again what is stale, because a clock that was set back has made yesterday's field today's.
         """
         ops = [op for part in parts for op in part]
-        expires_at = self._kept_until(ops, belief)
-        if belief.stale:
-            ops += map(Drop, stale(belief.stale, now)[:_DROPS_AT_ONCE])
-        return Write(tuple(ops), expires_at, belief.day != self._today, self._counts_until)
+        expires_at = self._kept_until(ops, cached)
+        if cached.stale:
+            ops += map(Drop, stale(cached.stale, now)[:_DROPS_AT_ONCE])
+        return Write(tuple(ops), expires_at, cached.day != self._today, self._counts_until)
 
-    def _kept_until(self, ops: Sequence[Op], belief: Belief) -> int:
+    def _kept_until(self, ops: Sequence[Op], cached: CachedRecord) -> int:
         """As long as totals are, and as long as a bucket may be in debt after this."""
-        latest = max(self._expires_at, belief.until)
+        latest = max(self._expires_at, cached.until)
         for op in ops:
             if op.field in self._buckets:
                 bound = op.at_most if type(op) is Add else op.high if type(op) is Expect else None
@@ -201,23 +201,23 @@ def _alert_points(policy: Policy) -> tuple[tuple[int, float, int], ...]:
     )
 
 
-# `Planners`: which policy a check goes by, compiled once: a named one, one with the call's quotas, or a plan's.
+# `PolicyResolver`: which policy a check goes by, compiled once: a named one, one with the call's quotas, or a plan's.
 
-_MAX_PLANNERS: Final = 1024
+MAX_RESOLVED_POLICIES: Final = 1024
 
 
-class Planners:
-    """The planners of the named policies, and the most used of those that came with a call or from the directory."""
+class PolicyResolver:
+    """The resolver of the named policies, and the most used of those that came with a call or from the directory."""
 
     def __init__(self, policies: Iterable[Policy], directory: QuotaSource | None) -> None:
         self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
         self._directory = directory
-        self._named = {name: Planner(policy) for name, policy in self.policies.items()}
-        self.named: Mapping[str, Planner] = self._named if directory is None else {}
-        """The planners that hold for everybody, by action; none where each user may have quotas of their own."""
-        self._made: dict[tuple[object, ...], Planner] = {}
+        self._named = {name: CompiledPolicy(policy) for name, policy in self.policies.items()}
+        self.named: Mapping[str, CompiledPolicy] = self._named if directory is None else {}
+        """The resolver that hold for everybody, by action; none where each user may have quotas of their own."""
+        self._made: dict[tuple[object, ...], CompiledPolicy] = {}
 
-    async def of(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> Planner:
+    async def of(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> CompiledPolicy:
         """By the quotas of the call, else those of the user's plan, else the policy's own.
 
         Raises `UnknownAction` where there are none of them, and `InvalidQuota`.
@@ -228,41 +228,41 @@ class Planners:
             found = await self._directory.quotas_for(key.user, key.action)
             if found is not None:
                 return self._with(key.action, self._usable(key.action, found, algorithm), algorithm)
-        planner = self._named.get(key.action)
-        if planner is None:
+        compiled = self._named.get(key.action)
+        if compiled is None:
             raise UnknownAction(
                 f"no policy is named {key.action!r} (there are: {', '.join(self.policies) or 'none'}); "
                 "add one, or pass quotas with the call"
             )
-        return planner if algorithm is None else self._with(key.action, planner.policy.quotas, algorithm)
+        return compiled if algorithm is None else self._with(key.action, compiled.policy.quotas, algorithm)
 
-    def of_decision(self, decision: Decision) -> Planner:
-        """Return the planner of what a decision took from, whatever holds for its user by now."""
+    def of_decision(self, decision: Decision) -> CompiledPolicy:
+        """Return the compiled of what a decision took from, whatever holds for its user by now."""
         quotas = tuple([state.quota for state in decision.quotas]) or UNLIMITED
         # Windows are given back to alike, be they fixed or sliding; a bucket says so by its position.
         algorithm: AlgorithmName = "gcra" if any(state.position for state in decision.quotas) else "fixed_window"
         key = (decision.policy, quotas, algorithm)
-        planner = self._made.get(key)
-        return planner or self._keep(key, Planner(Policy(decision.policy, quotas, algorithm=algorithm)))
+        compiled = self._made.get(key)
+        return compiled or self._keep(key, CompiledPolicy(Policy(decision.policy, quotas, algorithm=algorithm)))
 
-    def _with(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> Planner:
+    def _with(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> CompiledPolicy:
         """The action's policy with these quotas, or a new one."""
         key = (action, quotas, quotas is UNLIMITED, quotas is INACTIVE, algorithm)
-        planner = self._made.get(key)
-        if planner is None:
+        compiled = self._made.get(key)
+        if compiled is None:
             changes: dict[str, Any] = {"quotas": quotas}
             if algorithm is not None:
                 changes["algorithm"] = algorithm
             policy = self.policies.get(action)
             made = Policy(action, **changes) if policy is None else replace(policy, **changes)
-            planner = self._keep(key, Planner(made, inactive=quotas is INACTIVE))
-        return planner
+            compiled = self._keep(key, CompiledPolicy(made, inactive=quotas is INACTIVE))
+        return compiled
 
-    def _keep(self, key: tuple[object, ...], planner: Planner) -> Planner:
-        if len(self._made) >= _MAX_PLANNERS:
+    def _keep(self, key: tuple[object, ...], compiled: CompiledPolicy) -> CompiledPolicy:
+        if len(self._made) >= MAX_RESOLVED_POLICIES:
             self._made.clear()
-        self._made[key] = planner
-        return planner
+        self._made[key] = compiled
+        return compiled
 
     def _usable(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> Quotas:
         """A plan does not know the algorithms of the policies it is used with: a burst is for GCRA only."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
 
-from ratelimit.breaker import Breaker
+from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock, seconds
 from ratelimit.errors import LimiterClosed, StoreThrottled, StoreUnavailable
 
@@ -35,7 +35,7 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
-class Patience(Generic[W]):
+class SharedTimer(Generic[W]):
     """Calls `expire` with what is not done `deadline` seconds after it was watched.
 
     All wait equally long, so the first to come is the first to be due.
@@ -85,7 +85,7 @@ class Patience(Generic[W]):
         self._loop = None
 
 
-class Limited:
+class Deadline:
     """A task in a block that it has to leave in time, or `TimeoutError` is raised there. Cancelled from outside, it
     stays cancelled: as `asyncio.Timeout` has it, whose rules these are."""
 
@@ -124,25 +124,25 @@ class Limited:
             raise TimeoutError from error
 
 
-# `Guard`: a deadline and a circuit breaker around everything that is asked of a store that can fail.
+# `CircuitBreaker`: a deadline and a circuit breaker around everything that is asked of a store that can fail.
 
 
-class Guard:
-    """`with guard.call(): await ...` gives the store `deadline` seconds to answer.
+class CircuitBreaker:
+    """`with circuit.call(): await ...` gives the store `deadline` seconds to answer.
 
     Raises `StoreUnavailable` when they are over, and at once while the breaker is open; every other error passes as it
     is. A throttled call does not count as a failure of the store: one hot record must not shut out all others.
     """
 
-    def __init__(self, clock: Clock, deadline: float, breaker: Breaker) -> None:
+    def __init__(self, clock: Clock, deadline: float, breaker: BreakerState) -> None:
         self.deadline = deadline
         self.breaker = breaker
         self.closed = False
         """Whether the store is to be left alone from now on: it would open itself again."""
-        self._patience: Patience[Call] = Patience(deadline, Call.expire)
+        self._timer: SharedTimer[StoreCall] = SharedTimer(deadline, StoreCall.expire)
         self._clock = clock
 
-    def call(self) -> Call:
+    def call(self) -> StoreCall:
         """A call that begins now. Raises `StoreUnavailable`."""
         if self.closed:
             raise closed()
@@ -151,14 +151,14 @@ class Guard:
             wait = seconds(self.breaker.wait(now))
             raise StoreUnavailable(f"the store has failed repeatedly; it will be tried again in {wait:.1f} s")
         loop = asyncio.get_running_loop()
-        call = Call(self, loop)
-        self._patience.watch(call, loop)
+        call = StoreCall(self, loop)
+        self._timer.watch(call, loop)
         return call
 
     async def finish(self) -> None:
         """Return when the calls under way by now have ended, which the deadline sees to."""
         loop = asyncio.get_running_loop()
-        calls = self._patience.waiting()
+        calls = self._timer.waiting()
         for call in calls:
             call.ended = call.ended or loop.create_future()
         ended: list[asyncio.Future[None]] = [call.ended for call in calls if call.ended is not None]
@@ -181,23 +181,23 @@ def closed() -> LimiterClosed:
     return LimiterClosed("the limiter is closed, and decides nothing any more; `await limiter.open()` opens it again")
 
 
-class Call(Limited):
-    """A call under way. Made by `Guard.call`."""
+class StoreCall(Deadline):
+    """A call under way. Made by `CircuitBreaker.call`."""
 
-    __slots__ = ("_guard",)
+    __slots__ = ("_circuit",)
 
-    def __init__(self, guard: Guard, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, circuit: CircuitBreaker, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
-        self._guard = guard
+        self._circuit = circuit
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """See `Guard`."""
+        """See `CircuitBreaker`."""
         try:
             super().__exit__(kind, error, trace)
         except TimeoutError:
-            late = StoreUnavailable(f"no answer from the store within {self._guard.deadline} s")
-            self._guard.settle(late)
+            late = StoreUnavailable(f"no answer from the store within {self._circuit.deadline} s")
+            self._circuit.settle(late)
             raise late from error
-        self._guard.settle(error)
+        self._circuit.settle(error)

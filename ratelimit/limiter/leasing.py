@@ -17,84 +17,94 @@ from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled
 from ratelimit.limiter.background import Background
-from ratelimit.limiter.compiled_policy import Planner
-from ratelimit.limiter.counters import Advance, Ledger
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.counters import Counters, Prefetch
 from ratelimit.names import Key
 
 # `Lease`: the units that a process holds of one key, and how many it is wise to take ahead.
 
 # "auto" takes at least what it expects to be asked for in this long; a throttled write doubles it, up to the most.
-AHEAD: Final = SECOND // 10
-MAX_AHEAD: Final = 5 * SECOND
+MIN_AHEAD_US: Final = SECOND // 10
+MAX_AHEAD_US: Final = 5 * SECOND
 # What a process takes ahead is at most one unit in so many of those that are left.
-SHARE: Final = 4
+MAX_SHARE: Final = 4
 # "auto" does not know yet what everybody takes, on the first writes of a key: then it takes what it is asked for itself
 # in this long, at most one unit in so many of those that are left, since any number of processes may do the same.
-AHEAD_ALONE: Final = SECOND
-SHARE_ALONE: Final = 200
+AHEAD_ALONE_US: Final = SECOND
+MAX_SHARE_ALONE: Final = 200
 # "auto" aims at this many writes of one item a second, by all processes together: half of what DynamoDB takes.
-WRITES: Final = 500
+MAX_WRITES_PER_S: Final = 500
 
 
 class Lease:
     """Units held for one user, action and its quotas, good from `start` until `end` (microseconds)."""
 
     __slots__ = (
-        "_ahead", "_counted", "_counted_at", "_everybody", "_own", "_since",
-        "asked", "end", "start", "taken_at", "units", "used_at",
+        "_ahead",
+        "_counted",
+        "_counted_at",
+        "_everybody",
+        "_own",
+        "_since",
+        "end",
+        "requested",
+        "start",
+        "taken_at",
+        "units",
+        "used_at",
     )  # fmt: skip
 
     def __init__(self, now: int) -> None:
         self.units = 0
-        self.asked = 0
+        self.requested = 0
         """Units asked of this process since it last measured, granted or not: a throttled process needs them too."""
         self.start = self.end = 0
         self.taken_at = self.used_at = now
-        self._ahead = AHEAD
+        self._ahead = MIN_AHEAD_US
         self._since = now
         self._own = 0
         self._everybody = 0
         self._counted: int | None = None
         self._counted_at = now
 
-    def advance(self, lease: int | str | None, now: int) -> Advance:
+    def prefetch(self, lease: int | str | None, now: int) -> Prefetch:
         """Everything that is held, so that nobody else grants it while it is being accounted for, and what to take:
         as much as the policy says, or by what is asked for and by what everybody takes.
 
-        If each write takes what all processes use in 1/`WRITES` of a second, they write `WRITES` times a second,
+        If each write takes what all processes use in 1/`MAX_WRITES_PER_S` of a second, they write so many times a second,
         however many they are and however uneven their shares.
         """
         held, self.units = self.units, 0
         if isinstance(lease, int):
-            return Advance(held, lease, SHARE)
+            return Prefetch(held, lease, MAX_SHARE)
         rate = self._rate(now)
         if not self._everybody:
-            return Advance(held, rate * max(self._ahead, AHEAD_ALONE) // SECOND, SHARE_ALONE)
-        ahead = max(rate * self._ahead // SECOND, self._everybody // WRITES)
-        return Advance(held, min(ahead, rate * MAX_AHEAD // SECOND), SHARE)
+            return Prefetch(held, rate * max(self._ahead, AHEAD_ALONE_US) // SECOND, MAX_SHARE_ALONE)
+        ahead = max(rate * self._ahead // SECOND, self._everybody // MAX_WRITES_PER_S)
+        return Prefetch(held, min(ahead, rate * MAX_AHEAD_US // SECOND), MAX_SHARE)
 
-    def saw(self, counted: int, now: int) -> None:
+    def observe_total(self, counted: int, now: int) -> None:
         """So many units were `counted` today by everybody; the same number as before tells of no write."""
         if counted == self._counted:
             return
-        self._ahead = max(AHEAD, self._ahead * 9 // 10)
+        self._ahead = max(MIN_AHEAD_US, self._ahead * 9 // 10)
         if self._counted is None:
             self._counted, self._counted_at = counted, now
-        elif not 0 <= now - self._counted_at < AHEAD:
-            self._everybody = _a_second(max(0, counted - self._counted), max(AHEAD, now - self._counted_at))
+        elif not 0 <= now - self._counted_at < MIN_AHEAD_US:
+            self._everybody = _a_second(max(0, counted - self._counted), max(MIN_AHEAD_US, now - self._counted_at))
             self._counted, self._counted_at = counted, now
 
     def throttled(self) -> None:
         """Write more seldom."""
-        self._ahead = min(2 * self._ahead, MAX_AHEAD)
+        self._ahead = min(2 * self._ahead, MAX_AHEAD_US)
 
     def _rate(self, now: int) -> int:
         """Units a second that this process is asked for."""
         elapsed = now - self._since
-        if 0 <= elapsed < AHEAD:
-            return max(self._own, _a_second(self.asked, AHEAD))
-        self._own = _a_second(self.asked, max(AHEAD, elapsed))
-        self._since, self.asked = now, 0
+        if 0 <= elapsed < MIN_AHEAD_US:
+            return max(self._own, _a_second(self.requested, MIN_AHEAD_US))
+        self._own = _a_second(self.requested, max(MIN_AHEAD_US, elapsed))
+        self._since, self.requested = now, 0
         return self._own
 
 
@@ -103,25 +113,25 @@ def _a_second(units: int, elapsed: int) -> int:
 
 
 # An idle key's units go back to everybody after this long, in microseconds.
-IDLE: Final = 5 * SECOND
+IDLE_US: Final = 5 * SECOND
 # How many leases are looked at with each spending, so that returning keeps pace with taking; and once in so many
 # seconds, for a process that nobody asks any more.
 _LOOKS: Final = 2
-_LOOKS_UNASKED: Final = 256
-_UNASKED: Final = 1.0
+_LOOKS_BY_TIMER: Final = 256
+_LOOK_INTERVAL_S: Final = 1.0
 # More at once than connections would wait for one another past their deadlines.
-_RETURNS_AT_ONCE: Final = 32
+MAX_RETURNS_AT_ONCE: Final = 32
 
-_Held: TypeAlias = tuple[Key, Planner]
-Spend: TypeAlias = Callable[[Planner, Key, int, Sequence[int], Advance], Awaitable[list[Decision]]]
-Refund: TypeAlias = Callable[[Planner, Key, int, int], Awaitable[None]]
+_Held: TypeAlias = tuple[Key, CompiledPolicy]
+Spend: TypeAlias = Callable[[CompiledPolicy, Key, int, Sequence[int], Prefetch], Awaitable[list[Decision]]]
+Refund: TypeAlias = Callable[[CompiledPolicy, Key, int, int], Awaitable[None]]
 
 
 class Leases:
     """Who holds how many units. `spend` and `refund` reach the store, and may raise `StoreUnavailable`."""
 
-    def __init__(self, ledger: Ledger, spend: Spend, refund: Refund, background: Background, clock: Clock) -> None:
-        self._ledger = ledger
+    def __init__(self, counters: Counters, spend: Spend, refund: Refund, background: Background, clock: Clock) -> None:
+        self._counters = counters
         self._spend = spend
         self._refund = refund
         self._background = background
@@ -130,36 +140,36 @@ class Leases:
         self._loop: asyncio.AbstractEventLoop | None = None
         """The loop that has a timer for those that nobody asks for; None while there is none."""
 
-    def grant(self, planner: Planner, key: Key, now: int, cost: int) -> Decision | None:
+    def grant(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
         """A decision from units already held; None where there are not enough of them."""
-        lease = self._leases.get((key, planner))
+        lease = self._leases.get((key, compiled))
         if lease is None or lease.units < cost or not lease.start <= now < lease.end:
             return None
         lease.units -= cost
-        lease.asked += cost
+        lease.requested += cost
         lease.used_at = now
-        return self._ledger.granted(planner, key, now, cost, held=lease.units)
+        return self._counters.granted(compiled, key, now, cost, held=lease.units)
 
-    def held(self, planner: Planner, key: Key, now: int) -> int:
+    def held(self, compiled: CompiledPolicy, key: Key, now: int) -> int:
         """Units at hand, which the store counts as spent: what it refused for them is no refusal here."""
-        lease = self._leases.get((key, planner))
+        lease = self._leases.get((key, compiled))
         return 0 if lease is None or not lease.start <= now < lease.end else lease.units
 
-    async def spend(self, planner: Planner, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
+    async def spend(self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
         """Decide on `costs`, from the units held and as many from the store as are missing, and some ahead."""
-        lease = self._current(planner, key, now)
-        advance = lease.advance(planner.lease, now)
-        lease.asked += sum(costs)
+        lease = self._current(compiled, key, now)
+        prefetch = lease.prefetch(compiled.lease, now)
+        lease.requested += sum(costs)
         try:
-            decisions = await self._spend(planner, key, now, costs, advance)
+            decisions = await self._spend(compiled, key, now, costs, prefetch)
         except StoreThrottled:
             lease.throttled()
             raise
         finally:
-            lease.units += advance.held
-            if self._leases.get((key, planner)) is not lease:  # which was ended meanwhile
-                self._give_back(planner, key, lease)
-        lease.saw(self._ledger.counted(key, now), now)
+            lease.units += prefetch.held
+            if self._leases.get((key, compiled)) is not lease:  # which was ended meanwhile
+                self._give_back(compiled, key, lease)
+        lease.observe_total(self._counters.counted(key, now), now)
         self._return_idle(now, _LOOKS)
         self._look_later()
         return decisions
@@ -182,23 +192,23 @@ class Leases:
         """Give back everything."""
         leases, self._leases = self._leases, OrderedDict()
         left = iter(leases.items())
-        await asyncio.gather(*(self._return_all(left) for _ in range(_RETURNS_AT_ONCE)))
+        await asyncio.gather(*(self._return_all(left) for _ in range(MAX_RETURNS_AT_ONCE)))
 
     async def _return_all(self, left: Iterator[tuple[_Held, Lease]]) -> None:
-        for (key, planner), lease in left:
+        for (key, compiled), lease in left:
             units, lease.units = lease.units, 0
             if units:
-                returning = self._refund(planner, key, units, lease.taken_at)
+                returning = self._refund(compiled, key, units, lease.taken_at)
                 await self._background.see_through(returning, units, "unreturned")
 
-    def _current(self, planner: Planner, key: Key, now: int) -> Lease:
-        lease = self._leases.get((key, planner))
+    def _current(self, compiled: CompiledPolicy, key: Key, now: int) -> Lease:
+        lease = self._leases.get((key, compiled))
         if lease is None:
-            lease = self._leases[key, planner] = Lease(now)
-        self._leases.move_to_end((key, planner))
+            lease = self._leases[key, compiled] = Lease(now)
+        self._leases.move_to_end((key, compiled))
         if not lease.start <= now < lease.end:
-            self._give_back(planner, key, lease)
-            lease.start, lease.end = planner.epoch(now)
+            self._give_back(compiled, key, lease)
+            lease.start, lease.end = compiled.epoch(now)
             lease.taken_at = now
         lease.used_at = now
         return lease
@@ -206,28 +216,28 @@ class Leases:
     def _return_idle(self, now: int, looks: int) -> None:
         """Unused leases end."""
         for _ in range(min(looks, len(self._leases))):
-            (key, planner), lease = next(iter(self._leases.items()))
-            if now - lease.used_at < IDLE:
-                self._leases.move_to_end((key, planner))
+            (key, compiled), lease = next(iter(self._leases.items()))
+            if now - lease.used_at < IDLE_US:
+                self._leases.move_to_end((key, compiled))
                 continue
-            del self._leases[key, planner]
-            self._give_back(planner, key, lease)
+            del self._leases[key, compiled]
+            self._give_back(compiled, key, lease)
 
     def _look_later(self) -> None:
         loop = asyncio.get_running_loop()
         if self._leases and self._loop is not loop:
             self._loop = loop
-            loop.call_later(_UNASKED, self._look, loop)
+            loop.call_later(_LOOK_INTERVAL_S, self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:
             return
         self._loop = None
-        self._return_idle(self._clock.now(), _LOOKS_UNASKED)
+        self._return_idle(self._clock.now(), _LOOKS_BY_TIMER)
         self._look_later()
 
-    def _give_back(self, planner: Planner, key: Key, lease: Lease) -> None:
+    def _give_back(self, compiled: CompiledPolicy, key: Key, lease: Lease) -> None:
         units, lease.units = lease.units, 0
         if units:
-            returning = self._refund(planner, key, units, lease.taken_at)
+            returning = self._refund(compiled, key, units, lease.taken_at)
             self._background.start(returning, units=units, or_else="unreturned")

@@ -16,16 +16,16 @@ from msgspec.structs import force_setattr
 from ratelimit.algorithms import Taken
 from ratelimit.algorithms.fields import Per, check_per
 from ratelimit.algorithms.totals import totals_of
-from ratelimit.breaker import Breaker
+from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND, Clock, SystemClock, since_epoch
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import AlertHook, Alerts
 from ratelimit.limiter.checks import Checks, Observer, in_mode
-from ratelimit.limiter.compiled_policy import Planners
-from ratelimit.limiter.counters import Ledger
-from ratelimit.limiter.deadline import Guard
-from ratelimit.limiter.fallback import Standby
+from ratelimit.limiter.compiled_policy import PolicyResolver
+from ratelimit.limiter.counters import Counters
+from ratelimit.limiter.deadline import CircuitBreaker
+from ratelimit.limiter.fallback import Fallback
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
@@ -74,14 +74,14 @@ class Limiter:
         self.store = store
         self.clock: Clock = clock or SystemClock()
         self.directory = directory
-        self.breaker = Breaker()
+        self.breaker = BreakerState()
         remembered = round(denial_cache * SECOND)
         self.alerts = Alerts(on_alert)
-        self._ledger = Ledger(store, max_beliefs, remembered, self.alerts)
-        self._standby = Standby(Ledger(MemoryStore(), max_beliefs, remembered, Alerts(None)), self.breaker)
-        guard = None if isinstance(store, MemoryStore) else Guard(self.clock, deadline, self.breaker)
-        self._planners = Planners(policies, directory)
-        self.checks = Checks(self._planners, self._ledger, self._standby, guard, self.clock, deadline)
+        self._counters = Counters(store, max_beliefs, remembered, self.alerts)
+        self._fallback = Fallback(Counters(MemoryStore(), max_beliefs, remembered, Alerts(None)), self.breaker)
+        circuit = None if isinstance(store, MemoryStore) else CircuitBreaker(self.clock, deadline, self.breaker)
+        self._resolver = PolicyResolver(policies, directory)
+        self.checks = Checks(self._resolver, self._counters, self._fallback, circuit, self.clock, deadline)
         self._guarded = self.checks.entered
         self.background = self.checks.background
         self.stats = self.checks.stats
@@ -90,7 +90,7 @@ class Limiter:
     @property
     def policies(self) -> Mapping[str, Policy]:
         """The named rules, by name."""
-        return self._planners.policies
+        return self._resolver.policies
 
     @property
     def observer(self) -> Observer | None:
@@ -147,7 +147,7 @@ class Limiter:
             raise _bad_cost(cost)
         if quotas is None and algorithm is None:
             return await self.checks.check(key, cost)
-        return await self.checks.check(key, cost, await self._planners.of(key, quotas, algorithm))
+        return await self.checks.check(key, cost, await self._resolver.of(key, quotas, algorithm))
 
     async def peek(
         self,
@@ -160,15 +160,17 @@ class Limiter:
     ) -> Decision:
         """What `check` would answer now, spending nothing. Raises as `check` does."""
         key = Key.of(user, action)
-        planner = await self._planners.of(key, quotas, algorithm)
+        compiled = await self._resolver.of(key, quotas, algorithm)
         _whole_cost(cost)
         now = self.clock.now()
         try:
             with self._guarded():
-                decision = await self._ledger.peek(planner, key, now, cost, self.checks.leases.held(planner, key, now))
+                decision = await self._counters.peek(
+                    compiled, key, now, cost, self.checks.leases.held(compiled, key, now)
+                )
         except StoreUnavailable:
-            decision = await self._standby.peek(planner, key, now, cost)
-        return decision if decision.allowed else in_mode(planner, decision)
+            decision = await self._fallback.peek(compiled, key, now, cost)
+        return decision if decision.allowed else in_mode(compiled, decision)
 
     async def charge(
         self,
@@ -184,14 +186,14 @@ class Limiter:
         Where the store cannot be reached nothing is charged to it, and the decision's `reason` is `"unavailable"`.
         """
         key = Key.of(user, action)
-        planner = await self._planners.of(key, quotas, algorithm)
+        compiled = await self._resolver.of(key, quotas, algorithm)
         _whole_cost(cost)
         now = self.clock.now()
         try:
             with self._guarded():
-                decision = await self._ledger.charge(planner, key, now, cost)
+                decision = await self._counters.charge(compiled, key, now, cost)
         except StoreUnavailable:
-            decision = await self._standby.charge(planner, key, now, cost)
+            decision = await self._fallback.charge(compiled, key, now, cost)
         return decision if decision.allowed else msgspec.structs.replace(decision, allowed=True, retry_after=0.0)
 
     @overload
@@ -233,12 +235,12 @@ class Limiter:
             await self._refund(user, cost)
             return
         key = Key.of(user, action)
-        planner = await self._planners.of(key, quotas, algorithm)
+        compiled = await self._resolver.of(key, quotas, algorithm)
         units = _whole_cost(1 if cost is None else cost)
         now = self.clock.now()
         taken = Taken(now if at is None else _moment(at), units)
         with self._guarded():
-            await self._ledger.refund(planner, key, now, units, taken)
+            await self._counters.refund(compiled, key, now, units, taken)
 
     async def _refund(self, decision: Decision, cost: int | None) -> None:
         held = decision.spent - decision.refunded
@@ -247,17 +249,17 @@ class Limiter:
             return
         if not decision.quotas:
             await self.background.finish()  # which may not have counted it yet
-        planner, key = self._planners.of_decision(decision), Key(decision.user, decision.policy)
+        compiled, key = self._resolver.of_decision(decision), Key(decision.user, decision.policy)
         now, taken = self.clock.now(), Taken(decision.at_us, held)
         positions = [state.position for state in decision.quotas]
         if decision.reason == "unavailable":
             force_setattr(decision, "refunded", decision.refunded + units)
-            await self._standby.refund(planner, key, now, units, taken, positions)
+            await self._fallback.refund(compiled, key, now, units, taken, positions)
             return
         with self._guarded():
             force_setattr(decision, "refunded", decision.refunded + units)
             try:
-                await self._ledger.refund(planner, key, now, units, taken, positions)
+                await self._counters.refund(compiled, key, now, units, taken, positions)
             except StoreThrottled:  # which is the store's word that nothing was written
                 force_setattr(decision, "refunded", decision.refunded - units)
                 raise
@@ -270,7 +272,7 @@ class Limiter:
         key = Key.of(user, action)
         await self.checks.leases.release(key)
         with self._guarded():
-            await self._ledger.reset(key, self.clock.now())
+            await self._counters.reset(key, self.clock.now())
 
     async def totals(
         self,
@@ -292,7 +294,7 @@ class Limiter:
         for action in self.policies if actions is None else actions:
             key = Key.of(user, action)
             with self._guarded():
-                record = await self._ledger.record(key)
+                record = await self._counters.record(key)
             found[action] = totals_of(record, per, since=since, until=until)
         return found
 

@@ -1,7 +1,7 @@
 """What this process believes of the records it has seen: a small bounded memory that makes most checks one round trip.
 
-A belief may be wrong. It only shapes the conditions of a write, and a write whose conditions do not hold is refused
-with the truth; so a wrong belief costs one more round trip and never a wrong answer.
+A cached may be wrong. It only shapes the conditions of a write, and a write whose conditions do not hold is refused
+with the truth; so a wrong cached costs one more round trip and never a wrong answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ratelimit.store.write import Drop, Record, Write
 NEVER: Final = -1
 
 
-class Belief:
+class CachedRecord:
     """The fields of one record that planning needs, and when it was last seen whole and last cleaned."""
 
     __slots__ = ("cleaned_at", "day", "record", "refused_at", "stale", "until")
@@ -75,29 +75,29 @@ class Belief:
             self.cleaned_at = now
 
 
-class Beliefs:
+class RecordCache:
     """The most recently used beliefs, at most `most` of them."""
 
-    __slots__ = ("_beliefs", "_most")
+    __slots__ = ("_cache", "_most")
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._beliefs: OrderedDict[Key, Belief] = OrderedDict()
+        self._cache: OrderedDict[Key, CachedRecord] = OrderedDict()
 
-    def of(self, key: Key) -> Belief:
-        """The belief about this key; an empty one if there was none."""
-        belief = self._beliefs.get(key)
-        if belief is not None:
-            self._beliefs.move_to_end(key)
-            return belief
-        if len(self._beliefs) >= self._most:
-            self._beliefs.popitem(last=False)
-        belief = self._beliefs[key] = Belief()
-        return belief
+    def of(self, key: Key) -> CachedRecord:
+        """The cached about this key; an empty one if there was none."""
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._cache.move_to_end(key)
+            return cached
+        if len(self._cache) >= self._most:
+            self._cache.popitem(last=False)
+        cached = self._cache[key] = CachedRecord()
+        return cached
 
-    def get(self, key: Key) -> Belief | None:
-        """The belief about this key, if there is one; to look at it is no use of it."""
-        return self._beliefs.get(key)
+    def get(self, key: Key) -> CachedRecord | None:
+        """The cached about this key, if there is one; to look at it is no use of it."""
+        return self._cache.get(key)
 
     def __len__(self) -> int:
-        return len(self._beliefs)
+        return len(self._cache)

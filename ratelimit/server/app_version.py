@@ -25,7 +25,7 @@ from ratelimit.metrics import (
 )
 from ratelimit.server.runtime import Base
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
-from ratelimit.store.hashed import PseudonymousStore
+from ratelimit.store.hashed import HashedUserStore
 
 # `Lifespan`: begins and ends an app as a server does, whenever that is wanted.
 
@@ -192,7 +192,7 @@ def _parts(base: Base) -> dict[object, Callable[[], list[Family]]]:
 
 
 def _of_store(store: TableStore) -> list[Family]:
-    if isinstance(store, PseudonymousStore):
+    if isinstance(store, HashedUserStore):
         return _of_store(store.inner)
     if isinstance(store, MirrorStore):
         return [*_of_store(store.primary), *of_mirror(store.stats)]

@@ -1,4 +1,4 @@
-"""`Pseudonyms`: a store in which no user stands, only the keyed hash of each. Whoever reads it learns nobody's name.
+"""`HashedUserStore`: a store in which no user stands, only the keyed hash of each, which tells nobody a name.
 
 The hash is HMAC-SHA-256 under a secret that is never in the store, cut to 128 bits: without the secret nobody can test
 a guess, with it everything works as before. There is no way back from a hash, so that whatever lists users (a plan's, a
@@ -51,8 +51,8 @@ def _hash(secret: str, user: str) -> str:
     return HASH_PREFIX + b32encode(digest).decode().rstrip("=").lower()
 
 
-class PseudonymousStore:
-    """A `TableStore` on another one: `PseudonymousStore(store, secret)`. It opens and closes that one."""
+class HashedUserStore:
+    """A `TableStore` on another one: `HashedUserStore(store, secret)`. It opens and closes that one."""
 
     def __init__(self, store: TableStore, secret: str) -> None:
         self.inner = store

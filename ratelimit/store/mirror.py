@@ -28,7 +28,7 @@ from ratelimit.store.write import Add, Drop, Expect, Op, Outcome, Put, Record, W
 logger = logging.getLogger("ratelimit")
 
 
-# `Follower`: work that follows an answer: in order for each name, bounded, and felt by nobody who does not ask.
+# `MirrorQueue`: work that follows an answer: in order for each name, bounded, and felt by nobody who does not ask.
 
 MAX_WAITING: Final = 10_000
 _LANES: Final = 16
@@ -76,7 +76,7 @@ class _Turn(NamedTuple):
     over: asyncio.Future[Failure]
 
 
-class Follower:
+class MirrorQueue:
     """Belongs to one event loop. What has the same name is done one after the other, in the order in which it came."""
 
     def __init__(self, *, max_waiting: int = MAX_WAITING, deadline: float = _DEADLINE, grace: float = _GRACE) -> None:
@@ -182,12 +182,12 @@ _ATTEMPTS: Final = 5
 class MirrorStore:
     """A `TableStore` that answers as `primary` does, and keeps `mirror` up to date. It opens and closes both."""
 
-    def __init__(self, primary: TableStore, mirror: TableStore, *, follower: Follower | None = None) -> None:
+    def __init__(self, primary: TableStore, mirror: TableStore, *, queue: MirrorQueue | None = None) -> None:
         self.primary = primary
         self.mirror = mirror
-        self.events: EventStore = _Events(self, follower := follower or Follower())
-        self.directory: DirectoryStore = _Directory(self, follower)
-        self._follower = follower
+        self.events: EventStore = _Events(self, queue := queue or MirrorQueue())
+        self.directory: DirectoryStore = _Directory(self, queue)
+        self._queue = queue
         self._unconditional: dict[Write, Write] = {}
 
     @property
@@ -198,16 +198,16 @@ class MirrorStore:
     @property
     def stats(self) -> MirrorStats:
         """How the mirror keeps up."""
-        return self._follower.stats
+        return self._queue.stats
 
     async def open(self) -> None:
         """See `Store.open`. A mirror that cannot be opened keeps nobody waiting."""
         await self.primary.open()
-        self._follower.follow(None, self.mirror.open)
+        self._queue.follow(None, self.mirror.open)
 
     async def close(self) -> None:
         """See `Store.close`. Waits for what is still to be mirrored, some seconds at most."""
-        await self._follower.stop()
+        await self._queue.stop()
         try:
             await self.mirror.close()
         finally:
@@ -217,7 +217,7 @@ class MirrorStore:
         """See `Store.apply`."""
         outcome = await self.primary.apply(key, write, now=now)
         if outcome.applied:
-            self._follower.follow(key, lambda: self._repeat(key, write, outcome.record, now))
+            self._queue.follow(key, lambda: self._repeat(key, write, outcome.record, now))
         return outcome
 
     async def read(self, key: Key) -> Record:
@@ -227,7 +227,7 @@ class MirrorStore:
     async def delete(self, key: Key) -> None:
         """See `Store.delete`. In both, before it returns."""
         await self.primary.delete(key)
-        await self._follower.finish(key, lambda: self.mirror.delete(key))
+        await self._queue.finish(key, lambda: self.mirror.delete(key))
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
         """See `TableStore.erase`. In both, before it returns; what both had counts once."""
@@ -238,7 +238,7 @@ class MirrorStore:
 
     async def settle(self) -> None:
         """Returns when the mirror has, or has refused, all that was written before."""
-        await self._follower.drain()
+        await self._queue.drain()
 
     async def compare(self, key: Key) -> Sequence[Difference]:
         """The fields of a record that are not the same in both. Raises `StoreUnavailable`, the mirror's too."""
@@ -306,9 +306,9 @@ def _repeated(op: Op, expected: Mapping[str, Expect]) -> tuple[Op, ...]:
 class _Events:
     """The events of both."""
 
-    def __init__(self, both: MirrorStore, follower: Follower) -> None:
+    def __init__(self, both: MirrorStore, queue: MirrorQueue) -> None:
         self._both = both
-        self._follower = follower
+        self._queue = queue
 
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
         """See `EventStore.put`. The second store gets what the first one took."""
@@ -316,7 +316,7 @@ class _Events:
         waiting = {id(event) for event in left}
         taken = [event for event in events if id(event) not in waiting]
         if taken:
-            self._follower.follow(taken[0].user, lambda: self._repeat(taken))
+            self._queue.follow(taken[0].user, lambda: self._repeat(taken))
         return left
 
     async def page(
@@ -328,20 +328,20 @@ class _Events:
     async def actions(self, user: str, day: date) -> Set[str]:
         """See `EventStore.actions`. Those of both, as both are erased."""
         ours = await self._both.primary.events.actions(user, day)
-        await self._follower.drain()
+        await self._queue.drain()
         return ours | await self._both.mirror.events.actions(user, day)
 
     async def erase(self, user: str, day: date) -> int:
         """See `EventStore.erase`. In both, before it returns."""
         erased = await self._both.primary.events.erase(user, day)
-        await self._follower.drain()
+        await self._queue.drain()
         await self._both.mirror.events.erase(user, day)
         return erased
 
     async def forget(self, user: str) -> int:
         """See `EventStore.forget`. In both, before it returns."""
         count = await self._both.primary.events.forget(user)
-        await self._follower.drain()
+        await self._queue.drain()
         await self._both.mirror.events.forget(user)
         return count
 
@@ -356,9 +356,9 @@ class _Events:
 class _Directory:
     """The users and plans of both."""
 
-    def __init__(self, both: MirrorStore, follower: Follower) -> None:
+    def __init__(self, both: MirrorStore, queue: MirrorQueue) -> None:
         self._both = both
-        self._follower = follower
+        self._queue = queue
 
     async def read(self, kind: type[T], name: str) -> T | None:
         """See `DirectoryStore.read`: the first store's."""
@@ -382,12 +382,12 @@ class _Directory:
         entry = check_pair(old, new)
         name = (type(entry), name_of(entry))
         if new is None:
-            await self._follower.finish(name, lambda: self._repeat(entry, None, now))
+            await self._queue.finish(name, lambda: self._repeat(entry, None, now))
         done = await self._both.primary.directory.replace(old, new, now=now)
         if done and new is not None:
-            self._follower.follow(name, lambda: self._repeat(entry, new, now))
+            self._queue.follow(name, lambda: self._repeat(entry, new, now))
         elif not done and new is None:
-            self._follower.follow(name, lambda: self._bring_back(entry, now))
+            self._queue.follow(name, lambda: self._bring_back(entry, now))
         return done
 
     async def _bring_back(self, entry: Entry, now: int) -> None:

@@ -110,7 +110,7 @@ def test_it_fits_at_retry_after_and_not_a_microsecond_earlier(algorithm: Algorit
     one = rule(algorithm, case.quota)
     wait = one.state(case.now, case.cost, case.truth).retry_after
     if wait is None:
-        assert case.cost > one.most
+        assert case.cost > one.max_cost
     elif wait > 0:
         then = case.now + round(wait * SECOND)
         assert one.spend(then - 1, case.cost, case.truth) is None

@@ -172,4 +172,4 @@ async def test_beliefs_are_bounded() -> None:
     one = Limiter(CountingStore(), [Policy("hint", "5/day")], clock=FakeClock(), max_beliefs=10)
     for number in range(50):
         await one.check(f"user-{number}", "hint")
-    assert len(one._ledger._beliefs) == 10
+    assert len(one._counters._cache) == 10

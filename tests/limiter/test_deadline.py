@@ -7,21 +7,21 @@ import asyncio
 import pytest
 
 from loadtest.simulate import loop as virtual
-from ratelimit.limiter.deadline import Limited, Patience
+from ratelimit.limiter.deadline import Deadline, SharedTimer
 
 LONG = 60.0
 
 
-def limit(patience: Patience[Limited]) -> Limited:
+def limit(timer: SharedTimer[Deadline]) -> Deadline:
     loop = asyncio.get_running_loop()
-    limited = Limited(loop)
-    patience.watch(limited, loop)
+    limited = Deadline(loop)
+    timer.watch(limited, loop)
     return limited
 
 
-async def hang(patience: Patience[Limited]) -> str:
+async def hang(timer: SharedTimer[Deadline]) -> str:
     try:
-        with limit(patience):
+        with limit(timer):
             await asyncio.sleep(LONG)
     except TimeoutError:
         return "late"
@@ -30,19 +30,19 @@ async def hang(patience: Patience[Limited]) -> str:
 
 def test_each_waits_as_long_as_it_may_and_no_longer() -> None:
     async def run() -> None:
-        patience = Patience(20, Limited.expire)
+        timer = SharedTimer(20, Deadline.expire)
         for ends in (20, 40):  # the timer ends with the last of them, and starts again
-            assert await asyncio.gather(hang(patience), hang(patience)) == ["late", "late"]
+            assert await asyncio.gather(hang(timer), hang(timer)) == ["late", "late"]
             assert asyncio.get_running_loop().time() == ends
 
     virtual.run(run())
 
 
 async def test_who_is_done_is_left_alone() -> None:
-    patience = Patience(0.01, Limited.expire)
-    with limit(patience):
+    timer = SharedTimer(0.01, Deadline.expire)
+    with limit(timer):
         await asyncio.sleep(0)
-    assert await hang(patience) == "late"
+    assert await hang(timer) == "late"
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling()
@@ -50,10 +50,10 @@ async def test_who_is_done_is_left_alone() -> None:
 
 def test_a_later_one_is_due_later() -> None:
     async def run() -> None:
-        patience = Patience(20, Limited.expire)
-        first = asyncio.create_task(hang(patience))
+        timer = SharedTimer(20, Deadline.expire)
+        first = asyncio.create_task(hang(timer))
         await asyncio.sleep(15)
-        second = asyncio.create_task(hang(patience))
+        second = asyncio.create_task(hang(timer))
         assert await first == "late"
         assert not second.done()
         assert await second == "late"
@@ -63,7 +63,7 @@ def test_a_later_one_is_due_later() -> None:
 
 
 async def test_a_cancellation_from_outside_is_no_timeout() -> None:
-    task = asyncio.create_task(hang(Patience(LONG, Limited.expire)))
+    task = asyncio.create_task(hang(SharedTimer(LONG, Deadline.expire)))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -71,11 +71,11 @@ async def test_a_cancellation_from_outside_is_no_timeout() -> None:
 
 
 async def test_a_cancellation_that_comes_with_the_timeout_wins() -> None:
-    patience = Patience(LONG, Limited.expire)
-    limits: list[Limited] = []
+    timer = SharedTimer(LONG, Deadline.expire)
+    limits: list[Deadline] = []
 
     async def wait() -> None:
-        with limit(patience) as limited:
+        with limit(timer) as limited:
             limits.append(limited)
             await asyncio.sleep(LONG)
 
@@ -88,25 +88,25 @@ async def test_a_cancellation_that_comes_with_the_timeout_wins() -> None:
 
 
 async def test_another_error_passes() -> None:
-    with pytest.raises(ValueError, match="mine"), limit(Patience(LONG, Limited.expire)):
+    with pytest.raises(ValueError, match="mine"), limit(SharedTimer(LONG, Deadline.expire)):
         raise ValueError("mine")
 
 
 def test_another_loop_has_another_timer() -> None:
     """As in a program that calls `asyncio.run` more than once."""
-    patience = Patience(0.01, Limited.expire)
+    timer = SharedTimer(0.01, Deadline.expire)
 
     async def leave() -> None:
-        with limit(patience):
+        with limit(timer):
             await asyncio.sleep(0)
 
     asyncio.run(leave())
-    assert asyncio.run(hang(patience)) == "late"
+    assert asyncio.run(hang(timer)) == "late"
 
 
 async def test_keeps_no_more_than_those_who_wait() -> None:
-    patience = Patience(LONG, Limited.expire)
+    timer = SharedTimer(LONG, Deadline.expire)
     for _ in range(100):
-        with limit(patience):
+        with limit(timer):
             pass
-    assert len(patience._watched) == 1
+    assert len(timer._watched) == 1

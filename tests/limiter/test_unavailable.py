@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ratelimit.breaker import Breaker
+from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter import Limiter
@@ -156,7 +156,7 @@ async def test_a_throttled_record_does_not_shut_out_the_others() -> None:
 
 
 def test_breaker_doubles_its_cooldown_up_to_the_most() -> None:
-    breaker, now = Breaker(failures=1), 0
+    breaker, now = BreakerState(failures=1), 0
     assert breaker.failed(now)
     waits = []
     for _ in range(8):
@@ -169,6 +169,6 @@ def test_breaker_doubles_its_cooldown_up_to_the_most() -> None:
 
 
 def test_breaker_is_not_held_open_by_a_clock_that_steps_back() -> None:
-    breaker = Breaker(failures=1)
+    breaker = BreakerState(failures=1)
     breaker.failed(100 * SECOND)
     assert breaker.admits(10 * SECOND)

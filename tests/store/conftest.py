@@ -11,7 +11,7 @@ import pytest
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, Store
-from ratelimit.store.hashed import PseudonymousStore
+from ratelimit.store.hashed import HashedUserStore
 from tests.engines import Engine
 
 TABLE = "store-suite"
@@ -24,7 +24,7 @@ _ON_AN_ENGINE = [pytest.param(name, marks=pytest.mark.engine) for name in ("dyna
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     store: Store = MemoryStore()
     if request.param == "pseudonymous":
-        store = PseudonymousStore(MemoryStore(), "a secret of the application")
+        store = HashedUserStore(MemoryStore(), "a secret of the application")
     elif request.param != "memory":
         store = dynamodb(request.getfixturevalue("engine"), fast=request.param == "dynamodb-fast")
     await store.open()

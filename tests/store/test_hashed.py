@@ -11,7 +11,7 @@ from ratelimit.directory import Directory
 from ratelimit.names import is_hash
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.store.hashed import Hash, PseudonymousStore
+from ratelimit.store.hashed import Hash, HashedUserStore
 from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
 from tests.engines import Engine
@@ -50,7 +50,7 @@ async def use(store: TableStore, user: str) -> dict[str, Any]:
 
 
 async def test_everything_works_as_without() -> None:
-    hidden = await use(PseudonymousStore(MemoryStore(), SECRET), ALICE)
+    hidden = await use(HashedUserStore(MemoryStore(), SECRET), ALICE)
     assert hidden == await use(MemoryStore(), ALICE)
     assert hidden["allowed"] == [True, True, False]
     assert hidden["events"] == [("order-1", ALICE)]
@@ -59,7 +59,7 @@ async def test_everything_works_as_without() -> None:
 async def test_no_name_is_in_the_table(engine: Engine) -> None:
     user = "somebody-who-is-not-to-be-known"
     async with dynamodb(engine) as table:
-        store = PseudonymousStore(table, SECRET)
+        store = HashedUserStore(table, SECRET)
         limiter = Limiter(store, [Policy("hint", "5/day")])
         assert (await limiter.check(user, "hint")).allowed
         async with UsageLog(store, actions=["hint"]) as usage:

@@ -22,7 +22,7 @@ from ratelimit.factory import load_checked, store_of, store_stats
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
 from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.store.mirror import Follower
+from ratelimit.store.mirror import MirrorQueue
 from ratelimit.store.write import Add, Outcome, Write
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
@@ -106,7 +106,7 @@ async def test_a_mirror_that_is_down_is_not_felt() -> None:
 
 async def test_a_mirror_that_never_answers_keeps_nobody_waiting() -> None:
     stuck = Stuck()
-    store = MirrorStore(MemoryStore(), stuck, follower=Follower(max_waiting=3, deadline=60, grace=0))
+    store = MirrorStore(MemoryStore(), stuck, queue=MirrorQueue(max_waiting=3, deadline=60, grace=0))
     async with Limiter(store, [Policy("hint", "100/day")]) as limiter:
         for _ in range(10):
             assert (await limiter.check("alice", "hint")).allowed
@@ -117,7 +117,7 @@ async def test_a_mirror_that_never_answers_keeps_nobody_waiting() -> None:
 
 
 async def test_a_bug_in_the_mirror_loses_one_write_and_not_the_next(caplog: pytest.LogCaptureFixture) -> None:
-    follower, done = Follower(), []
+    queue, done = MirrorQueue(), []
 
     async def bad() -> None:
         raise ZeroDivisionError
@@ -125,24 +125,24 @@ async def test_a_bug_in_the_mirror_loses_one_write_and_not_the_next(caplog: pyte
     async def good() -> None:
         done.append(1)
 
-    follower.follow("a", bad)
-    follower.follow("a", good)
-    await follower.drain()
+    queue.follow("a", bad)
+    queue.follow("a", good)
+    await queue.drain()
     assert done == [1]
-    assert (follower.stats.failed, follower.stats.written) == (1, 1)
+    assert (queue.stats.failed, queue.stats.written) == (1, 1)
     assert "a bug lost a write" in caplog.text
 
 
 async def test_writes_of_one_record_keep_their_order() -> None:
-    follower, seen = Follower(), []
+    queue, seen = MirrorQueue(), []
 
     async def note(number: int) -> None:
         await asyncio.sleep(0)
         seen.append(number)
 
     for number in range(20):
-        follower.follow("alice", partial(note, number))
-    await follower.drain()
+        queue.follow("alice", partial(note, number))
+    await queue.drain()
     assert seen == list(range(20))
 
 
@@ -210,20 +210,20 @@ async def test_an_entry_that_somebody_has_changed_stays_in_both() -> None:
 
 
 async def test_draining_does_not_wait_for_what_comes_after_it() -> None:
-    follower, done = Follower(grace=0), []
+    queue, done = MirrorQueue(grace=0), []
 
     async def step(name: str) -> None:
-        follower.follow(name, partial(step, name))  # and so there is always more
+        queue.follow(name, partial(step, name))  # and so there is always more
         await asyncio.sleep(0)
         done.append(name)
 
     for name in "abcdefgh":
-        follower.follow(name, partial(step, name))
+        queue.follow(name, partial(step, name))
     async with asyncio.timeout(30):
-        await follower.drain()
+        await queue.drain()
     assert {*done} == {*"abcdefgh"}
-    assert follower.stats.waiting
-    await follower.stop()
+    assert queue.stats.waiting
+    await queue.stop()
 
 
 async def test_users_and_plans_go_to_both() -> None:

@@ -20,7 +20,7 @@ from ratelimit.event import UsageEvent
 from ratelimit.names import Key
 from ratelimit.store import Add, MemoryStore, MirrorStore, TableStore, Write
 from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.store.hashed import PseudonymousStore
+from ratelimit.store.hashed import HashedUserStore
 from ratelimit.usage import UsageLog
 from ratelimit.usage.erasing import Erasures
 from ratelimit.usage.reports import Reports
@@ -104,7 +104,7 @@ async def test_other_spellings_of_the_same_user_are_erased(store: TableStore, us
 
 async def test_what_is_from_before_users_were_hashed_is_erased(store: TableStore, user: str) -> None:
     clock = at_noon()
-    hashed = PseudonymousStore(store, "a secret of more than sixteen characters")
+    hashed = HashedUserStore(store, "a secret of more than sixteen characters")
     for one in (store, hashed):
         await Limiter(one, [Policy("hint", "5/day")], clock=clock, deadline=30).check(user, "hint")
         async with UsageLog(one, clock=clock) as usage:
