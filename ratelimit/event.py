@@ -6,14 +6,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
 from zlib import crc32
 
 import msgspec
 
-from ratelimit.clock import DAY, HOUR
+from ratelimit.clock import DAY, HOUR, instant, since_epoch
 from ratelimit.errors import InvalidEvent
 from ratelimit.names import UserId, check_action, check_user
 from ratelimit.quota import MAX_LIMIT
@@ -100,7 +100,6 @@ MAX_REQUEST_ID_BYTES: Final = 128
 # of a user or an action takes two bytes more in its key, so that no item at all is larger than 2 KB.
 MAX_TEXT_BYTES: Final = 880
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
 _MARK_BYTES: Final = len(MARK.encode())
 _ids = EventIds()
@@ -113,8 +112,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A UUIDv7, or whatever the caller gave. The same id of the same user is the same event."""
     user: str
     action: str
-    at: int
-    """When it happened: milliseconds since the epoch. The event's own time, not that of its writing."""
+    at_ms: int = msgspec.field(name="at")
+    """When it happened, in milliseconds since the epoch: `at` as it is stored."""
     cost: int = 1
     """Units that it took, or, where it was refused, would have taken."""
     allowed: bool = True
@@ -136,7 +135,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         *,
         now: int,
         id: str | None = None,
-        at: datetime | int | None = None,
+        at: datetime | None = None,
+        at_ms: int | None = None,
         cost: int = 1,
         allowed: bool = True,
         status: int | None = None,
@@ -145,15 +145,17 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         request_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> UsageEvent:
-        """An event that can be stored; what is too long is trimmed, with the mark `…trimmed`.
+        """Return an event that can be stored; what is too long is trimmed, with the mark `…trimmed`.
 
-        `now` is in microseconds. `at` is an aware `datetime` or milliseconds; by default the time that a UUIDv7 given
-        as `id` carries, and else now. Raises `InvalidEvent`, `InvalidUser`, `InvalidAction`.
+        `now` is in microseconds. The time is `at`, an aware `datetime`, or `at_ms`; by default what a UUIDv7 given as
+        `id` carries, and else now. Raises `InvalidEvent`, `InvalidUser`, `InvalidAction`.
         """
         user = check_user(user)
         check_action(action)
-        at = _time(at, id, now)
-        event_id = _ids.new(at) if id is None else _id(id)
+        if at is not None:
+            at_ms = _milliseconds(at)
+        at_ms = _time(at_ms, id, now)
+        event_id = _ids.new(at_ms) if id is None else _id(id)
         if type(cost) is not int or not 0 <= cost <= MAX_LIMIT:
             raise InvalidEvent(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {_shown(cost)}")
         if type(allowed) is not bool:
@@ -168,14 +170,14 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             request_id = _text("request_id", request_id, MAX_REQUEST_ID_BYTES)
         kept = {} if metadata is None else _metadata(metadata, _room(user, action, event_id, resource, request_id))
         return cls(
-            id=event_id, user=user, action=action, at=at, cost=cost, allowed=allowed, status=status,
+            id=event_id, user=user, action=action, at_ms=at_ms, cost=cost, allowed=allowed, status=status,
             duration=duration, resource=resource, request_id=request_id, metadata=kept,
         )  # fmt: skip
 
     @property
-    def time(self) -> datetime:
-        """`at`, for people: UTC."""
-        return datetime.fromtimestamp(self.at / 1000, UTC)
+    def at(self) -> datetime:
+        """When it happened (UTC, to the millisecond): the event's own time, not that of its writing."""
+        return instant(self.at_ms * 1000)
 
     @property
     def placed_by_id(self) -> bool:
@@ -183,39 +185,37 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         An id that was given is none of these, a UUIDv7 neither: it may have come before, with another time and action.
         """
-        return made_at(self.id) == self.at
+        return made_at(self.id) == self.at_ms
 
     @property
     def expires_at(self) -> int:
         """Epoch seconds after which it is no longer kept."""
-        return (self.at + _RETENTION_MS) // 1000
+        return (self.at_ms + _RETENTION_MS) // 1000
 
 
-def _time(at: datetime | int | None, event_id: str | None, now: int) -> int:
+def _milliseconds(at: object) -> int:
+    if isinstance(at, datetime) and at.utcoffset() is not None:
+        return since_epoch(at) // 1000
+    hint = "add tzinfo=UTC" if isinstance(at, datetime) else "make one with datetime.fromtimestamp(seconds, UTC)"
+    raise InvalidEvent(f"at must be an aware datetime, not {_shown(at)}; {hint}")
+
+
+def _time(at: int | None, event_id: str | None, now: int) -> int:
     now //= 1000
     if at is None:
         carried = time_of(event_id) if type(event_id) is str else None
         at = now if carried is None else carried
-    elif isinstance(at, datetime):
-        if at.utcoffset() is None:
-            raise InvalidEvent("at must be an aware datetime: add tzinfo=UTC")
-        at = milliseconds(at)
     elif type(at) is not int:
-        raise InvalidEvent(f"at must be an aware datetime, or whole milliseconds since the epoch, not {at!r}")
+        raise InvalidEvent(f"at must be whole milliseconds since the epoch, not {at!r}")
     if now - _RETENTION_MS <= at <= now + MAX_FUTURE_MS:
         return at
     raise InvalidEvent(_bad_time(at, now))
 
 
-def milliseconds(moment: datetime) -> int:
-    """Since the epoch, whole ones, of an aware `datetime`."""
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
-
-
 def _bad_time(at: int, now: int) -> str:
     for milliseconds, unit in ((at * 1000, "seconds"), (at // 1000, "microseconds")):
         if abs(milliseconds - now) < _RETENTION_MS:
-            return f"at is in {unit}: give milliseconds since the epoch, or an aware datetime"
+            return f"at is in {unit}: give milliseconds since the epoch"
     if at < now:
         return f"at is {_shown((now - at) // (DAY // 1000))} days ago; events are kept {RETENTION_DAYS} days"
     return f"at lies {_shown((at - now) // 1000)} seconds in the future; an hour is the most"

@@ -71,11 +71,11 @@ def event_item(event: UsageEvent) -> dict[str, Attribute]:
         # As text: it comes back exactly as it was, and costs less than a map, in bytes and in time.
         data[_METADATA] = {"S": encode_metadata(event.metadata).decode()}
     return {
-        PK: {"S": event_pk(event.user, day_of(event.at))},
+        PK: {"S": event_pk(event.user, day_of(event.at_ms))},
         SK: {"S": event_sk(position_of(event))},
         TYPE: {"S": EVENT_TYPE},
         DATA: {"M": data},
-        CREATED: {"N": str(event.at // 1000)},
+        CREATED: {"N": str(event.at_ms // 1000)},
         TTL: {"N": str(event.expires_at)},
     }
 
@@ -90,7 +90,7 @@ def event_of(user: str, item: Item) -> UsageEvent | None:
         id=position.id,
         user=user,
         action=position.action,
-        at=position.at,
+        at_ms=position.at,
         cost=int(data[_COST]["N"]),
         allowed=data[_ALLOWED]["BOOL"],
         status=_number(data, _STATUS, int),
@@ -110,7 +110,7 @@ def id_item(event: UsageEvent) -> dict[str, Attribute]:
     return {
         **id_key(event),
         TYPE: {"S": ID_TYPE},
-        AT: {"N": str(event.at)},
+        AT: {"N": str(event.at_ms)},
         ACTION: {"S": event.action},
         TTL: {"N": str(event.expires_at)},
     }
@@ -343,7 +343,7 @@ def _not_seen_before(event: UsageEvent) -> dict[str, Any]:
     return {
         "ConditionExpression": f"{_NOT_THERE['ConditionExpression']} OR #ttl < :at",
         "ExpressionAttributeNames": {"#ttl": TTL},
-        "ExpressionAttributeValues": {":at": {"N": str(event.at // 1000)}},
+        "ExpressionAttributeValues": {":at": {"N": str(event.at_ms // 1000)}},
     }
 
 

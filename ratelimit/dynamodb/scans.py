@@ -69,7 +69,7 @@ class DynamoDBScans:
         }
         request = {"FilterExpression": _EVENTS, "ExpressionAttributeValues": values, "Limit": SCAN_PAGE}
         found = await self._scan(request, cursor, part, _event)
-        return ScanPage(tuple(event for event in found.entries if since <= event.at < until), found.cursor)
+        return ScanPage(tuple(event for event in found.entries if since <= event.at_ms < until), found.cursor)
 
     async def records(
         self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE

@@ -279,7 +279,7 @@ class Converter:
             if not 0 <= (cost := rest["cost"]) <= MAX_LIMIT:
                 raise InvalidInput(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {cost}")
             return Expired(event_id, check_user(user), action, at, cost if rest.get("allowed", True) else 0)
-        return UsageEvent.of(user, action, now=now, id=event_id, at=at, **rest)
+        return UsageEvent.of(user, action, now=now, id=event_id, at_ms=at, **rest)
 
     def _entry(self, entity: Entity, row: Mapping[str, Any], nth: int) -> Entry:
         if entity == "plans":

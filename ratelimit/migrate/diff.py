@@ -117,7 +117,7 @@ class Events:
         days: dict[tuple[str, str, str], list[int]] = {}
         for event in events:
             number = _number_of(event.id)
-            sums = days.setdefault((event.user, day_of(event.at).isoformat(), event.action), [0, 0])
+            sums = days.setdefault((event.user, day_of(event.at_ms).isoformat(), event.action), [0, 0])
             sums[0] += 1
             sums[1] = (sums[1] + number) & _DIGEST
             if side == SOURCE:

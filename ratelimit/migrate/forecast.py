@@ -139,7 +139,7 @@ def in_short(entry: Any) -> str:
     """One line for people."""
     if isinstance(entry, UsageEvent):
         more = "" if entry.resource is None else f" {entry.resource}"
-        return f"{entry.time:%Y-%m-%d %H:%M:%S} {entry.user} {entry.action}{more}"
+        return f"{entry.at:%Y-%m-%d %H:%M:%S} {entry.user} {entry.action}{more}"
     if isinstance(entry, Counted):
         return f"{entry.key.user} {entry.key.action}: {len(entry.record)} counters"
     quotas = ", ".join(f"{action} {'; '.join(map(str, of)) or 'unlimited'}" for action, of in entry.quotas.items())

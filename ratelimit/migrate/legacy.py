@@ -186,7 +186,7 @@ class EarlierSource:
         except (InvalidInput, UnknownAction) as error:
             return Read(where, None, str(error), shown(item))
         if entity == "events" and isinstance(entry, UsageEvent | Expired):
-            self._events.bursts.saw(pk, entry.action, entry.at // 1000)
+            self._events.bursts.saw(pk, entry.action, entry.at_ms // 1000)
         return Read(where, entry)
 
     def _entry(self, kind: Entity, name: str, item: Mapping[str, Any]) -> Entry:

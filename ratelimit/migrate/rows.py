@@ -31,7 +31,7 @@ class Expired(NamedTuple):
     id: str
     user: str
     action: str
-    at: int
+    at_ms: int
     """Milliseconds."""
     cost: int
 

@@ -136,14 +136,14 @@ class Tally:
         newest: dict[Key, int] = {}
         for use in uses:
             # In milliseconds, as the marks are.
-            if use.at >= self._now // 1000 or not self._is_wanted(use):
+            if use.at_ms >= self._now // 1000 or not self._is_wanted(use):
                 continue
             if not self._keyed and not self._is_new(use.id):
                 continue
             key = Key(use.user, use.action)
-            for field, floor, amount in self._fields(use.action, use.at * 1000, use.cost):
+            for field, floor, amount in self._fields(use.action, use.at_ms * 1000, use.cost):
                 amounts[*key, field, floor] += amount
-                newest[key] = max(use.at, newest.get(key, use.at))
+                newest[key] = max(use.at_ms, newest.get(key, use.at_ms))
         self._scratch.put(_ADD, [(*place, min(_LARGEST, amount)) for place, amount in amounts.items()])
         self._scratch.put(_NEWEST, [(*key, at) for key, at in newest.items()])
 
@@ -201,7 +201,7 @@ class Tally:
         if not self._again:
             return True
         mark = self._mark(use.user, use.action)
-        return mark is not None and use.at >= mark
+        return mark is not None and use.at_ms >= mark
 
     def _mark(self, user: str, action: str) -> int | None:
         found: int | None = self._scratch.one("SELECT at FROM marks WHERE user = ? AND action = ?", user, action)

@@ -116,7 +116,7 @@ class Target:
 
     async def put_events(self, events: Iterable[UsageEvent]) -> int:
         """Those that are not there yet; how many they were."""
-        by_key = {(event_pk(one.user, day_of(one.at)), event_sk(position_of(one))): one for one in events}
+        by_key = {(event_pk(one.user, day_of(one.at_ms)), event_sk(position_of(one))): one for one in events}
         there = await self._outlast.run(lambda: self._raw.present(list(by_key)))
         fresh = [event for key, event in by_key.items() if key not in there]
         if self._ledger is not None:

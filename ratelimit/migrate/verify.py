@@ -73,7 +73,7 @@ class _Check:
         until = self._now // 1000
         since = until - RETENTION_DAYS * DAY // 1000
         async for entries in self._from_source("events"):
-            events = [one for one in entries if isinstance(one, UsageEvent) and one.at <= until and seen.first(one)]
+            events = [one for one in entries if isinstance(one, UsageEvent) and one.at_ms <= until and seen.first(one)]
             compared.source += len(events)
             await asyncio.to_thread(sides.note, SOURCE, events)
         cursor: str | None = None

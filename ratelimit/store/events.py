@@ -65,14 +65,14 @@ class EventStore(Protocol):
 
 def position_of(event: UsageEvent) -> Position:
     """Where it belongs."""
-    return Position(event.at, event.action, event.id)
+    return Position(event.at_ms, event.action, event.id)
 
 
 def placed(event: UsageEvent, position: Position) -> UsageEvent:
     """The event at the position where its id was first seen."""
     if position == position_of(event):
         return event
-    return msgspec.structs.replace(event, at=position.at, action=position.action)
+    return msgspec.structs.replace(event, at_ms=position.at, action=position.action)
 
 
 def day_of(at: int) -> date:
@@ -144,7 +144,7 @@ class MemoryEventStore:
         """The event at the position where its id was first seen."""
         seen = self._seen.setdefault(event.user, {})
         first = placed(event, seen.get(event.id, position_of(event)))
-        if first.expires_at < event.at // 1000:
+        if first.expires_at < event.at_ms // 1000:
             first = event
         seen[event.id] = position_of(first)
         return first
@@ -152,14 +152,14 @@ class MemoryEventStore:
     def _add(self, event: UsageEvent) -> None:
         position = position_of(event)
         self._events[event.user, position] = event
-        insort(self._days.setdefault((event.user, day_of(event.at)), []), position)
+        insort(self._days.setdefault((event.user, day_of(event.at_ms)), []), position)
         if len(self._events) > self.max_events:
             (user, oldest), gone = self._events.popitem(last=False)
             self.evicted += 1
-            positions = self._days[user, day_of(gone.at)]
+            positions = self._days[user, day_of(gone.at_ms)]
             positions.remove(oldest)
             if not positions:
-                del self._days[user, day_of(gone.at)]
+                del self._days[user, day_of(gone.at_ms)]
             seen = self._seen.get(user, {})
             seen.pop(oldest.id, None)
             if not seen:

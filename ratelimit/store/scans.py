@@ -114,9 +114,9 @@ class MemoryScans:
         self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
     ) -> ScanPage[UsageEvent]:
         """See `Scans.events`."""
-        found = {(event.user, event.at, event.action, event.id): event for event in self._events}
+        found = {(event.user, event.at_ms, event.action, event.id): event for event in self._events}
         page, rest = _page(found, tuple[str, int, str, str], cursor, part)
-        return ScanPage(tuple(event for event in page if since <= event.at < until), rest)
+        return ScanPage(tuple(event for event in page if since <= event.at_ms < until), rest)
 
     async def records(
         self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE

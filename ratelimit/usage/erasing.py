@@ -180,7 +180,7 @@ class Erasures:
         if until is None:
             mine = [line.at for line in self._lines if line.digest == _digest(line.salt, event.user)]
             until = self._erased[event.user] = max(mine, default=-1)
-        return event.at <= until
+        return event.at_ms <= until
 
 
 def damaged_files_of(directory: Path, users: Iterable[str]) -> list[str]:

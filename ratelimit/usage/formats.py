@@ -82,7 +82,7 @@ def document(event: UsageEvent) -> dict[str, Any]:
 
 def text_of_time(event: UsageEvent) -> str:
     """UTC, to the millisecond."""
-    return event.time.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    return event.at.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def without_mark(cell: str) -> str:

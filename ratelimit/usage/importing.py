@@ -15,9 +15,9 @@ from typing import Any, BinaryIO, Final, Literal, Self, TypeAlias
 
 import msgspec
 
-from ratelimit.clock import Clock, SystemClock
+from ratelimit.clock import Clock, SystemClock, since_epoch
 from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
-from ratelimit.event import UsageEvent, id_from, milliseconds, time_of
+from ratelimit.event import UsageEvent, id_from, time_of
 from ratelimit.store.events import MOST_AT_ONCE, EventStore
 from ratelimit.usage.lines import FIELDS, Line, LineFormat, format_of, read_lines
 from ratelimit.usage.outlast import Outlast
@@ -54,16 +54,16 @@ class Parser:
         user, action = given.pop("user"), given.pop("action")
         time = given.pop("time", None)
         if time is not None:
-            at = _time(time)
-            if given.setdefault("at", at) != at and given["at"] != milliseconds(at):
+            moment = since_epoch(_time(time)) // 1000
+            if given.setdefault("at", moment) != moment:
                 raise InvalidEvent(f"time {time!r} and at {given['at']!r} are two moments; leave one of them out")
-        event_id = given.get("id")
-        event = UsageEvent.of(user, action, now=self._now, **given)
+        event_id, at = given.get("id"), given.pop("at", None)
+        event = UsageEvent.of(user, action, now=self._now, at_ms=at, **given)
         if event_id is None:
-            if "at" not in given:
+            if at is None:
                 raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z")
             return msgspec.structs.replace(event, id=self._id(event))
-        if "at" not in given and time_of(event_id) is None:
+        if at is None and time_of(event_id) is None:
             raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z; only the id of a UUIDv7 carries it")
         self._check_again(event, number)
         return event
@@ -83,7 +83,7 @@ class Parser:
         self._seen[digest] = nth
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
-        return id_from(event.at, digest + nth.to_bytes(4))
+        return id_from(event.at_ms, digest + nth.to_bytes(4))
 
 
 def _digest(event: UsageEvent) -> bytes:

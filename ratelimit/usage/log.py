@@ -124,7 +124,7 @@ class UsageLog(Reports):
         resource: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         id: str | None = None,
-        at: datetime | int | None = None,
+        at: datetime | None = None,
         allowed: bool = True,
         status: int | None = None,
         duration: float | None = None,
@@ -132,8 +132,8 @@ class UsageLog(Reports):
     ) -> str:
         """Keep an event; its id. With `durability="journal"` it is on the disk when this returns.
 
-        The same `id` of the same user is the same event, however often it is recorded. `at` is an aware `datetime` or
-        milliseconds; by default now, or the time in an `id` that is a UUIDv7. Raises `InvalidEvent`, `InvalidUser`,
+        The same `id` of the same user is the same event, however often it is recorded. `at` is an aware `datetime`;
+        by default now, or the time in an `id` that is a UUIDv7. Raises `InvalidEvent`, `InvalidUser`,
         `InvalidAction`, and `StoreUnavailable` where it was not kept: the log is closed, or full for too long.
         """
         event = UsageEvent.of(
@@ -169,7 +169,7 @@ class UsageLog(Reports):
         now = self.clock.now() if at is None else at * 1000
         try:
             event = UsageEvent.of(
-                user, action, now=now, at=at, cost=cost, allowed=allowed, status=status,
+                user, action, now=now, at_ms=at, cost=cost, allowed=allowed, status=status,
                 duration=duration, resource=resource, request_id=request_id, metadata=metadata,
             )  # fmt: skip
         except InvalidInput as error:

@@ -114,7 +114,7 @@ def _as_line(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _cell(event: UsageEvent, column: str) -> object:
     if column == "time":
-        return event.at
+        return event.at_ms
     if column == "metadata":
         return encode_metadata(event.metadata).decode()
     return getattr(event, column)

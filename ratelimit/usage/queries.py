@@ -90,7 +90,7 @@ class EventQuery:
 
     def cursor(self, last: UsageEvent) -> str:
         """Where the page after this event begins."""
-        cursor = _Cursor(self.digest, last.at, last.action, last.id)
+        cursor = _Cursor(self.digest, last.at_ms, last.action, last.id)
         return urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
 
     def wants(self, event: UsageEvent) -> bool:

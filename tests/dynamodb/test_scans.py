@@ -75,7 +75,7 @@ async def test_every_event_once(store: TableStore, parts: int) -> None:
 
 async def test_only_the_range(store: TableStore) -> None:
     at = NOON // 1000
-    made = [event(at=at + ms) for ms in (-1, 0, 1, 999, 1000)]
+    made = [event(at_ms=at + ms) for ms in (-1, 0, 1, 999, 1000)]
     await fill(store.events, made)
     assert sorted(await events_of(store, since=at, until=at + 1000)) == sorted(one.id for one in made[1:4])
 

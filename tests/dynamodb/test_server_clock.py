@@ -57,8 +57,8 @@ async def test_every_operation_is_signed_by_the_servers_time(
         await store.delete(key)
         event = UsageEvent.of("alice", "hint", now=at)
         assert not await store.events.put([event])
-        assert await store.events.page("alice", event.time.date(), since=event.at, until=event.at + 1, limit=5)
-        assert (await store.scans.events(since=event.at, until=event.at + 1)).entries
+        assert await store.events.page("alice", event.at.date(), since=event.at_ms, until=event.at_ms + 1, limit=5)
+        assert (await store.scans.events(since=event.at_ms, until=event.at_ms + 1)).entries
         assert server.received.total() == asked + 6
         assert store.stats.fallbacks == {}
 

@@ -105,7 +105,7 @@ async def test_three_formats_and_zones_of_time_are_one_moment(table: str, tmp_pa
     path = dump(tmp_path, usage_log=[row(created_at=time, user_id=n) for n, time in enumerate(times)])
     mapping = {"events": {"timezone": "Etc/GMT-1"}}
     await bring(order(path, table, tmp_path, mapping=mapping))
-    assert {event.time for event in await events_in(table)} == {NOW}
+    assert {event.at for event in await events_in(table)} == {NOW}
 
 
 async def test_events_that_are_too_old_are_counted_and_left_out(table: str, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ async def test_a_table_without_a_key_and_times_in_every_zone(
     for written in (3, 0):
         done = await bring(order(url, table, tmp_path, batch_size=2))
         assert done.checkpoint.of("events").written == written
-    assert sorted((event.user, event.time) for event in await events_in(table)) == [("a", NOW), ("a", NOW), ("b", NOW)]
+    assert sorted((event.user, event.at) for event in await events_in(table)) == [("a", NOW), ("a", NOW), ("b", NOW)]
     assert (await check(order(url, table, tmp_path))).same
 
 

@@ -44,7 +44,7 @@ async def test_as_the_limiter_counts(found: list[tuple[str, str, int, int]]) -> 
     uses = [_use(user, action, back, cost) for user, action, back, cost in found]
     with TemporaryDirectory() as folder:
         counted = _tallied(uses, Path(folder), at_once=4)
-    expected = await _charged(sorted(uses, key=lambda one: one.at))
+    expected = await _charged(sorted(uses, key=lambda one: one.at_ms))
     for key, record in expected.items():
         mine = counted[key]
         for field, value in record.items():
@@ -98,7 +98,7 @@ def test_what_is_too_old_for_an_event_still_counts_for_its_month(tmp_path: Path)
 def _use(user: str, action: str, back: int, cost: int) -> UsageEvent:
     at = NOW // 1000 - back
     return UsageEvent.of(
-        user, action, now=NOW, at=at, cost=cost, id=derived_id(at, f"{user}{action}{back}", user, action)
+        user, action, now=NOW, at_ms=at, cost=cost, id=derived_id(at, f"{user}{action}{back}", user, action)
     )
 
 
@@ -120,8 +120,8 @@ async def _charged(uses: Sequence[UsageEvent]) -> dict[Key, dict[str, int]]:
     clock, store = FakeClock(), MemoryStore()
     limiter = Limiter(store, POLICIES, clock=clock)
     for use in uses:
-        if use.at * 1000 < NOW:
-            clock.advance((use.at * 1000 - clock.now()) / 1_000_000)
+        if use.at_ms * 1000 < NOW:
+            clock.advance((use.at_ms * 1000 - clock.now()) / 1_000_000)
             await limiter.charge(use.user, use.action, use.cost)
     found: dict[Key, dict[str, int]] = {}
     for use in uses:

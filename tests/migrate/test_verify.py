@@ -28,7 +28,7 @@ Damage: TypeAlias = Callable[[DynamoDBStore, UsageEvent], Awaitable[str]]
 
 async def _row_lost(store: DynamoDBStore, event: UsageEvent) -> str:
     """One of a day, the others put back."""
-    day = event.time.date()
+    day = event.at.date()
     others = await store.events.page(event.user, day, since=0, until=10**13, limit=1000)
     await store.events.erase(event.user, day)
     if kept := [one for one in others if one.id != event.id]:
@@ -37,8 +37,8 @@ async def _row_lost(store: DynamoDBStore, event: UsageEvent) -> str:
 
 
 async def _row_more(store: DynamoDBStore, event: UsageEvent) -> str:
-    await store.events.put([UsageEvent.of(event.user, event.action, now=event.at * 1000)])
-    return f"{event.user} {event.time.date()} {event.action}"
+    await store.events.put([UsageEvent.of(event.user, event.action, now=event.at_ms * 1000)])
+    return f"{event.user} {event.at.date()} {event.action}"
 
 
 async def _row_changed(store: DynamoDBStore, event: UsageEvent) -> str:
@@ -81,7 +81,7 @@ async def _counter_gone(store: DynamoDBStore, event: UsageEvent) -> str:
 
 
 async def _field_gone(store: DynamoDBStore, event: UsageEvent) -> str:
-    field = f"u{event.time:%y%m%d}"
+    field = f"u{event.at:%y%m%d}"
     await store.apply(Key(event.user, event.action), Write((Drop(field),), 2**33), now=0)
     return f"{event.user} {event.action} {field}"
 
@@ -93,12 +93,12 @@ async def _counter_planted(store: DynamoDBStore, event: UsageEvent) -> str:
 
 
 async def _record_more(store: DynamoDBStore, event: UsageEvent) -> str:
-    await store.apply(Key("stranger", "hint"), Write((Add(f"u{event.time:%y%m%d}", 5),), 2**33), now=0)
+    await store.apply(Key("stranger", "hint"), Write((Add(f"u{event.at:%y%m%d}", 5),), 2**33), now=0)
     return "stranger hint"
 
 
 async def _change(store: DynamoDBStore, event: UsageEvent, by: int) -> str:
-    field = f"u{event.time:%y%m%d}"
+    field = f"u{event.at:%y%m%d}"
     await store.apply(Key(event.user, event.action), Write((Add(field, by),), 2**33), now=0)
     return f"{event.user} {event.action} {field}"
 
@@ -134,7 +134,7 @@ async def brought(table: str, tmp_path: Path) -> Order:
 )
 async def test_what_is_not_the_same_is_named(damage: Damage, entity: Entity, kind: str, brought: Order) -> None:
     table = brought.config.store
-    event = min(await events_in(table), key=lambda one: one.at)
+    event = min(await events_in(table), key=lambda one: one.at_ms)
     async with DynamoDBStore(parse_url(table)) as store:
         where = await damage(store, event)
     verdict = await check(brought)

@@ -154,7 +154,7 @@ async def test_events_go_to_both_once() -> None:
         assert await store.events.put(events) == ()
     await store.settle()
     assert list(mirror.events) == list(primary.events)
-    assert await store.events.erase("alice", events[0].time.date()) == 3
+    assert await store.events.erase("alice", events[0].at.date()) == 3
     assert len(mirror.events) == 0
 
 

@@ -33,7 +33,7 @@ def many(count: int, *, users: int = 7) -> list[UsageEvent]:
         event(
             f"user-{number % users}",
             ("hint", "solve", "a#b")[number % 3],
-            at=NOON // 1000 - number * 997,
+            at_ms=NOON // 1000 - number * 997,
             allowed=number % 5 != 0,
             cost=number % 4,
             status=(None, 200, 429)[number % 3],
@@ -102,7 +102,7 @@ class EndlessScans:
     async def events(self, *, cursor: str | None = None, part: Part | None = None, **_: int) -> ScanPage[UsageEvent]:
         first = int(cursor or 0)
         made = tuple(
-            event(f"user-{number % 1000}", at=NOON // 1000 - number % 10**6, metadata={"n": number})
+            event(f"user-{number % 1000}", at_ms=NOON // 1000 - number % 10**6, metadata={"n": number})
             for number in range(first, first + self.size)
         )
         self.left -= 1

@@ -303,7 +303,7 @@ def test_an_erasure_is_known_for_as_long_as_events_are_kept(tmp_path: Path) -> N
     other.load()
 
     def covers(user: str, at: int) -> bool:
-        return other.covers(UsageEvent.of(user, "hint", now=at * 1000, at=at))
+        return other.covers(UsageEvent.of(user, "hint", now=at * 1000, at_ms=at))
 
     assert covers("alice", 100 * day)
     assert covers("ünï", 99 * day)

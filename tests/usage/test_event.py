@@ -99,7 +99,7 @@ def test_an_id_made_here_is_known_from_a_uuid7_of_somebody_else() -> None:
         low = chance.getrandbits(62)
         other = str(UUID(int=NOW_MS << 80 | 7 << 76 | chance.getrandbits(12) << 64 | 2 << 62 | low))
         assert (time_of(other), made_at(other)) == (NOW_MS, None)
-        assert event(id=other).at == NOW_MS
+        assert event(id=other).at_ms == NOW_MS
         assert not event(id=other).placed_by_id
 
 
@@ -111,15 +111,15 @@ def test_other_ids_carry_no_time(other: str) -> None:
 
 
 def test_the_time_is_the_events_own() -> None:
-    assert event().at == NOW_MS
-    assert event(at=NOON - timedelta(days=3, microseconds=1)).at == NOW_MS - 3 * 86_400_000 - 1
-    assert event(at=NOW_MS - 5).at == NOW_MS - 5
+    assert (event().at, event().at_ms) == (NOON, NOW_MS)
+    assert event(at=NOON - timedelta(days=3, microseconds=1)).at_ms == NOW_MS - 3 * 86_400_000 - 1
+    assert event(at_ms=NOW_MS - 5).at_ms == NOW_MS - 5
     given = EventIds().new(NOW_MS - 77)
-    assert event(id=given).at == NOW_MS - 77, "a UUIDv7 says when"
+    assert event(id=given).at_ms == NOW_MS - 77, "a UUIDv7 says when"
     assert event(id=given).placed_by_id
     assert not event(id=given, at=NOON).placed_by_id
     assert not event(id="order-17").placed_by_id
-    assert event(at=NOW_MS - 5).time == NOON - timedelta(milliseconds=5)
+    assert event(at_ms=NOW_MS - 5).at == NOON - timedelta(milliseconds=5)
 
 
 @pytest.mark.parametrize(
@@ -127,22 +127,37 @@ def test_the_time_is_the_events_own() -> None:
     [
         (NOON - timedelta(days=91), "91 days ago; events are kept 90 days"),
         (NOON + timedelta(hours=2), "7200 seconds in the future"),
+        (datetime(2026, 1, 5), "at must be an aware datetime, not .*; add tzinfo=UTC"),
+        (datetime(2026, 1, 5, tzinfo=Nowhere()), "at must be an aware datetime, not .*; add tzinfo=UTC"),
+        (NOW_MS, f"at must be an aware datetime, not {NOW_MS}; make one with datetime.fromtimestamp"),
+        (10**400, "at must be an aware datetime, not a number of [0-9]+ bits"),
+        ("2026-01-05", "at must be an aware datetime, not '2026-01-05'"),
+        (NOON.date(), "at must be an aware datetime, not datetime.date"),
+    ],
+)
+def test_a_time_that_is_none_or_out_of_range_is_refused(at: Any, message: str) -> None:
+    with pytest.raises(InvalidEvent, match=message):
+        event(at=at)
+
+
+@pytest.mark.parametrize(
+    ("at_ms", "message"),
+    [
         (0, "days ago"),
         (10**15, "future"),
         (10**400, "number of [0-9]+ bits seconds in the future"),
         (-(10**400), "number of [0-9]+ bits days ago"),
         (NOW_MS // 1000, "at is in seconds"),
         (NOW, "at is in microseconds"),
-        (datetime(2026, 1, 5), "aware"),
-        (datetime(2026, 1, 5, tzinfo=Nowhere()), "aware"),
-        (NOW / 1000, "aware datetime, or whole milliseconds"),
-        (True, "aware datetime, or whole milliseconds"),
-        ("2026-01-05", "aware datetime, or whole milliseconds"),
+        (NOW / 1000, "at must be whole milliseconds"),
+        (True, "at must be whole milliseconds"),
+        ("2026-01-05", "at must be whole milliseconds"),
+        (NOON, "at must be whole milliseconds"),
     ],
 )
-def test_a_time_out_of_range_is_refused(at: Any, message: str) -> None:
+def test_milliseconds_out_of_range_are_refused(at_ms: Any, message: str) -> None:
     with pytest.raises(InvalidEvent, match=message):
-        event(at=at)
+        event(at_ms=at_ms)
 
 
 @pytest.mark.parametrize(

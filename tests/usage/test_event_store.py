@@ -47,7 +47,7 @@ async def test_what_is_put_is_found_as_it_was(store: TableStore, user: str) -> N
 
 
 async def test_newest_first_and_page_by_page(store: TableStore, user: str) -> None:
-    made = [event(user, at=NOW // 1000 + number // 2) for number in range(20)]
+    made = [event(user, at_ms=NOW // 1000 + number // 2) for number in range(20)]
     await store.events.put(made)
     found: list[UsageEvent] = []
     while page := await store.events.page(
@@ -59,13 +59,13 @@ async def test_newest_first_and_page_by_page(store: TableStore, user: str) -> No
 
 async def test_only_the_range_and_the_day(store: TableStore, user: str) -> None:
     start = NOW // 1000
-    await store.events.put([event(user, at=start + ms) for ms in (0, 1, 2, 3)])
-    await store.events.put([event(user, at=start - 86_400_000), event(user + "x")])
+    await store.events.put([event(user, at_ms=start + ms) for ms in (0, 1, 2, 3)])
+    await store.events.put([event(user, at_ms=start - 86_400_000), event(user + "x")])
     found = await store.events.page(user, TODAY, since=start + 1, until=start + 3, limit=10)
-    assert [one.at - start for one in found] == [2, 1]
+    assert [one.at_ms - start for one in found] == [2, 1]
     after = position_of(found[0])
     assert [
-        one.at - start
+        one.at_ms - start
         for one in await store.events.page(user, TODAY, since=start, until=start + 9, limit=9, after=after)
     ] == [1, 0]
 
@@ -82,11 +82,11 @@ async def test_the_same_event_is_one_however_often_it_is_put(store: TableStore, 
 async def test_the_same_id_is_the_first_event_also_with_another_time_and_action(
     store: TableStore, user: str, id: str
 ) -> None:
-    first = event(user, id=id, cost=1, at=NOW // 1000)
+    first = event(user, id=id, cost=1, at_ms=NOW // 1000)
     await store.events.put([first])
-    yesterday = event(user, "solve", id=id, cost=2, at=NOW // 1000 - 86_400_000)
-    await store.events.put([yesterday, event(user, id=id, cost=3, at=NOW // 1000 + 5), event(user, "solve", id=id)])
-    await store.events.put([event(user, id=id, cost=4, at=NOW // 1000)])
+    yesterday = event(user, "solve", id=id, cost=2, at_ms=NOW // 1000 - 86_400_000)
+    await store.events.put([yesterday, event(user, id=id, cost=3, at_ms=NOW // 1000 + 5), event(user, "solve", id=id)])
+    await store.events.put([event(user, id=id, cost=4, at_ms=NOW // 1000)])
     assert await all_of(store, user) == [first]
     assert not await store.events.page(user, TODAY - timedelta(days=1), limit=9, **ALWAYS)
 
@@ -95,13 +95,13 @@ async def test_an_id_is_free_again_when_its_event_has_expired(store: TableStore,
     """Also where the table has not yet taken the note of it away."""
     long_ago = event(user, id="order-17", now=NOW - 91 * DAY)
     await store.events.put([long_ago])
-    for again in (event(user, id="order-17", cost=2), event(user, id="order-17", cost=3, at=NOW // 1000 + 5)):
+    for again in (event(user, id="order-17", cost=2), event(user, id="order-17", cost=3, at_ms=NOW // 1000 + 5)):
         await store.events.put([again])
     assert [one.cost for one in await all_of(store, user)] == [2]
 
 
 async def test_racers_with_one_id_make_one_event(store: TableStore, user: str) -> None:
-    racers = [event(user, id="order-17", cost=cost, at=NOW // 1000 + cost) for cost in range(20)]
+    racers = [event(user, id="order-17", cost=cost, at_ms=NOW // 1000 + cost) for cost in range(20)]
     await asyncio.gather(*(store.events.put([one]) for one in racers))
     assert len(await all_of(store, user)) == 1
 

@@ -78,7 +78,7 @@ async def test_a_line_says_all_there_is(tmp_path: Path) -> None:
 async def test_csv_is_safe_in_a_spreadsheet(tmp_path: Path) -> None:
     store, path = MemoryStore(), tmp_path / "events.csv"
     texts = ['=HYPERLINK("x")', "+1", "-1", "@SUM(A1)", "\tx", "'quoted", "two\nlines", 'a,"b"', "plain"]
-    await store.events.put([event(at=NOON // 1000 + n, resource=text) for n, text in enumerate(texts)])
+    await store.events.put([event(at_ms=NOON // 1000 + n, resource=text) for n, text in enumerate(texts)])
     await to_file(store, path, "csv")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -94,12 +94,12 @@ async def test_only_what_is_asked_for(tmp_path: Path, user: str | None) -> None:
     store, path = MemoryStore(), tmp_path / "events.jsonl"
     made = many(1000)
     await fill(store.events, made)
-    since, until = made[800].at, made[100].at
+    since, until = made[800].at_ms, made[100].at_ms
     await to_file(store, path, user=user, since=since, until=until, action="hint", allowed=False)
     wanted = [
         one.id
         for one in made
-        if since <= one.at < until and one.action == "hint" and not one.allowed and user in (None, one.user)
+        if since <= one.at_ms < until and one.action == "hint" and not one.allowed and user in (None, one.user)
     ]
     assert len(wanted) > 2
     found = [line["id"] for line in lines_of(path)]
@@ -259,7 +259,7 @@ async def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             one.allowed,
             one.status,
         )
-        assert row["time"] == one.time
+        assert row["time"] == one.at
     assert pyarrow.parquet.ParquetFile(path).num_row_groups == 3
     assert rest_of(path) == []
 

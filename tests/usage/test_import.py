@@ -26,7 +26,7 @@ from tests.usage.files import CLOCK, NOON, event, fill, lines_of, many, to_file
 from tests.usage.stores import Pauses, answer_lost, down, half, scripted
 
 TIME = "2026-01-05T12:00:00Z"
-RECENT = event().time.isoformat()
+RECENT = event().at.isoformat()
 
 
 async def bring(store: TableStore, path: Path, **options: Any) -> Imported:
@@ -44,7 +44,7 @@ def row(**fields: Any) -> dict[str, Any]:
 
 
 def held(store: MemoryStore) -> list[UsageEvent]:
-    return sorted(store.events, key=lambda one: (one.user, one.at, one.id))
+    return sorted(store.events, key=lambda one: (one.user, one.at_ms, one.id))
 
 
 TEXTS = st.text(
@@ -58,7 +58,7 @@ EVENTS = st.builds(
     event,
     TEXTS | st.sampled_from(["=1+1", "'quoted", "'=x", "+49", "a,b", 'q"']),
     TEXTS,
-    at=st.integers(NOON // 1000 - 10**9, NOON // 1000),
+    at_ms=st.integers(NOON // 1000 - 10**9, NOON // 1000),
     cost=st.integers(0, 10**12),
     allowed=st.booleans(),
     status=st.none() | st.integers(100, 599),
@@ -95,11 +95,11 @@ async def test_a_path_with_a_nul_byte_comes_back_as_well(tmp_path: Path, format:
 
 
 async def test_the_same_file_twice_is_once(tmp_path: Path, store: TableStore, user: str) -> None:
-    made = [event(user, at=NOON // 1000 - n) for n in range(40)]
-    path = write(tmp_path / "e.jsonl", *(row(user=user, at=one.at, id=one.id) for one in made), row(user=user))
+    made = [event(user, at_ms=NOON // 1000 - n) for n in range(40)]
+    path = write(tmp_path / "e.jsonl", *(row(user=user, at=one.at_ms, id=one.id) for one in made), row(user=user))
     for _ in range(2):
         assert (await bring(store, path)).events == 41
-    day = made[-1].time.date()
+    day = made[-1].at.date()
     assert len(await store.events.page(user, day, since=0, until=10**13 - 1, limit=100)) == 41
 
 
@@ -176,7 +176,7 @@ async def test_rejects_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
 async def test_a_file_that_was_cut_short(tmp_path: Path, format: str) -> None:
     store, path = MemoryStore(), tmp_path / f"e.{format}"
-    made = [event(at=NOON // 1000 - n, resource=f'say "{n}"', metadata={"n": n}) for n in range(50)]
+    made = [event(at_ms=NOON // 1000 - n, resource=f'say "{n}"', metadata={"n": n}) for n in range(50)]
     await fill(store.events, made)
     await to_file(store, path, format)
     whole = path.read_bytes()
@@ -231,7 +231,7 @@ async def test_a_foreign_file(tmp_path: Path, name: str, content: bytes, told: s
 )
 async def test_bad_lines_of_csv(tmp_path: Path, line: str, told: str) -> None:
     path = tmp_path / "e.csv"
-    good = f"alice,hint,{event().time.isoformat()},1"
+    good = f"alice,hint,{event().at.isoformat()},1"
     path.write_text(f'\ufeffuser,action,time,cost\n{good}\n"al\nice",x,y,z\n{line}\n{good}\n', encoding="utf-8")
     done = await bring(MemoryStore(), path, on_error="skip")
     assert (done.events, done.rejected) == (2, 2)
@@ -257,14 +257,14 @@ async def test_one_id_that_says_two_things_is_bad(tmp_path: Path, own: dict[str,
 
 async def test_a_time_in_two_forms_that_agree_is_one(tmp_path: Path) -> None:
     store = MemoryStore()
-    await bring(store, write(tmp_path / "e.jsonl", row(time=event().time.isoformat())))
-    assert [one.at for one in store.events] == [NOON // 1000]
+    await bring(store, write(tmp_path / "e.jsonl", row(time=event().at.isoformat())))
+    assert [one.at_ms for one in store.events] == [NOON // 1000]
 
 
 async def test_an_empty_text_is_not_nothing(tmp_path: Path) -> None:
     """Also what an earlier export has: there nothing at all stands in the cell of either."""
     store, other, path = MemoryStore(), MemoryStore(), tmp_path / "e.csv"
-    made = [event(resource=text, at=NOON // 1000 - n) for n, text in enumerate(("", None, "'", "''", "'="))]
+    made = [event(resource=text, at_ms=NOON // 1000 - n) for n, text in enumerate(("", None, "'", "''", "'="))]
     await fill(store.events, made)
     await to_file(store, path, "csv")
     await bring(other, path)
@@ -281,7 +281,7 @@ PARQUET_ROW = {"user": ["alice"], "action": ["hint"]}
         ({**PARQUET_ROW, "time": [datetime(2026, 1, 5)]}, "the column time has no time zone"),
         ({**PARQUET_ROW, "time": [TIME], "color": ["red"]}, "unknown columns color"),
         ({**PARQUET_ROW, "time": [RECENT], "cost": [2.5]}, "line 1: cost must be a whole number"),
-        ({**PARQUET_ROW, "time": [event().time], "at": [5]}, "line 1: time "),
+        ({**PARQUET_ROW, "time": [event().at], "at": [5]}, "line 1: time "),
         ({**PARQUET_ROW, "time": [RECENT], "metadata": ["x"]}, "line 1: metadata must be a JSON object"),
     ],
 )
@@ -304,7 +304,7 @@ async def test_parquet_in_other_types(tmp_path: Path) -> None:
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     assert (await bring(store, path)).events == 2
-    assert [(one.at, one.metadata) for one in store.events] == [(NOON // 1000, {"a": 1}), (NOON // 1000, {"a": 2})]
+    assert [(one.at_ms, one.metadata) for one in store.events] == [(NOON // 1000, {"a": 1}), (NOON // 1000, {"a": 2})]
 
 
 @pytest.mark.parametrize("content", [b"PAR1 and no end", b"", b"user,action\n"])
@@ -332,7 +332,7 @@ async def test_nothing_to_import(tmp_path: Path) -> None:
 
 async def test_every_event_arrives_through_a_store_that_falters(tmp_path: Path) -> None:
     store, events = scripted()
-    path = write(tmp_path / "e.jsonl", *(row(user=one.user, at=one.at, id=one.id) for one in many(1000)))
+    path = write(tmp_path / "e.jsonl", *(row(user=one.user, at=one.at_ms, id=one.id) for one in many(1000)))
     events.line.extend([down, half, answer_lost, half, down, answer_lost, half] * 5)
     heard: list[tuple[int, int]] = []
     done = await bring(store, path, heard=lambda count, size: heard.append((count, size)))

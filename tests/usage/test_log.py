@@ -34,7 +34,7 @@ async def test_record_and_read_back(store: TableStore, user: str) -> None:
         (event,) = (await usage.events(user)).events
     assert (event.id, event.user, event.action, event.cost, event.allowed) == (event_id, user, "hint", 1, True)
     assert (event.resource, event.metadata) == ("problem-100", {"k": 1})
-    assert abs(event.at - time.time() * 1000) < 60_000
+    assert abs(event.at_ms - time.time() * 1000) < 60_000
 
 
 async def test_the_same_id_twice_is_one_event(store: TableStore, user: str) -> None:

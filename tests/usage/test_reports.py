@@ -27,7 +27,7 @@ from ratelimit.testing import FakeClock
 from ratelimit.usage import EventPage, UsageLog
 from tests.engines import Engine
 from tests.usage.conftest import on_engine
-from tests.usage.noon import NOON, TODAY, at_noon, days_ago
+from tests.usage.noon import TODAY, at_noon, days_ago
 from tests.usage.stores import down, scripted
 
 
@@ -68,7 +68,7 @@ async def test_events_of_one_action_or_answer(store: TableStore, user: str) -> N
 async def test_a_page_read_between_writes_misses_and_repeats_nothing(store: TableStore, user: str) -> None:
     clock = at_noon()
     async with UsageLog(store, clock=clock) as usage:
-        ids = [await usage.record(user, "hint", at=NOON // 1000 - number) for number in range(10)]
+        ids = [await usage.record(user, "hint", at=days_ago(number / 86_400_000)) for number in range(10)]
         await usage.flush()
         page = await usage.events(user, limit=4)
         clock.advance(60)

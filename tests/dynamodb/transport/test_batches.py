@@ -32,7 +32,7 @@ async def store(request: pytest.FixtureRequest, server: FaultServer) -> AsyncIte
 
 def events(number: int) -> list[UsageEvent]:
     at, ids = SystemClock().now() // 1000, EventIds()
-    return [UsageEvent(id=ids.new(at), user="alice", action="hint", at=at) for _ in range(number)]
+    return [UsageEvent(id=ids.new(at), user="alice", action="hint", at_ms=at) for _ in range(number)]
 
 
 def without(number: int) -> Behaviour:
