@@ -164,13 +164,13 @@ def of_directory(stats: DirectoryStats) -> list[Family]:
     return [counter(f"ratelimit_directory_{name}", text, getattr(stats, name)) for name, text in _DIRECTORY.items()]
 
 
-# `Books`: everything that is counted in this process, also by parts that have gone since: a counter never falls.
+# `Registry`: everything that is counted in this process, also by parts that have gone since: a counter never falls.
 
 Source: TypeAlias = Callable[[], Iterable[Family]]
 _Labels: TypeAlias = tuple[tuple[str, str], ...]
 
 
-class Books:
+class Registry:
     """Sources by a key of the caller's. Of a gauge that several have, the one that came last counts."""
 
     def __init__(self) -> None:
@@ -247,7 +247,7 @@ class _Workers(Collector):
         yield from metrics.values()
 
 
-# `Tally`: decisions by policy and outcome, and how long they took. The only metrics that a check itself keeps.
+# Decisions by policy and outcome, and how long they took: the only metrics that a check itself keeps.
 
 OTHER: Final = "other"
 """The policy of checks that brought quotas of their own, for an action that the configuration does not name."""
@@ -257,7 +257,7 @@ _ALLOWED: Final = (True, False, None)
 _DENIED: Final = (False, False, "quota")
 
 
-class Tally:
+class DecisionMetrics:
     """An observer of a limiter. What it holds is bounded by the policies it is told of, never by users."""
 
     def __init__(self, policies: Iterable[str] = ()) -> None:

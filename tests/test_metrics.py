@@ -19,9 +19,9 @@ from ratelimit.dynamodb.stats import Stats
 from ratelimit.factory import store_stats
 from ratelimit.limiter import Limiter
 from ratelimit.metrics import (
-    Books,
+    DecisionMetrics,
     Family,
-    Tally,
+    Registry,
     counter,
     exposition,
     gauge,
@@ -50,30 +50,30 @@ def decision(
     return Decision(allowed=allowed, policy=policy, cost=1, quotas=(), reason=reason, shadow_denied=shadow_denied)
 
 
-def decisions(tally: Tally) -> dict[tuple[str, str, str], float]:
-    family = tally.families()[0]
+def decisions(metrics: DecisionMetrics) -> dict[tuple[str, str, str], float]:
+    family = metrics.families()[0]
     return {(s.labels["policy"], s.labels["outcome"], s.labels["reason"]): s.value for s in family.samples}
 
 
 def every_family() -> list[Family]:
     limiter = Limiter(MemoryStore(), [Policy("hint", "5/day")])
     stats = Stats(calls={"UpdateItem": 3}, write_units=3.0, fallbacks={"proxy": 1}, dropped={"idle": 2})
-    tally = Tally(limiter.policies)
-    tally(decision(), 0.0003)
+    metrics = DecisionMetrics(limiter.policies)
+    metrics(decision(), 0.0003)
     return [
-        *tally.families(), *of_limiter(limiter), *of_memory(MemoryStore()), *of_store(stats), *of_usage(UsageStats()),
+        *metrics.families(), *of_limiter(limiter), *of_memory(MemoryStore()), *of_store(stats), *of_usage(UsageStats()),
         *of_mirror(MirrorStats()), *of_directory(DirectoryStats()), *of_webhook(3, 1), *process_families(),
     ]  # fmt: skip
 
 
 def test_decisions_by_policy_outcome_and_reason() -> None:
-    tally = Tally(["hint"])
-    assert decisions(tally) == {("hint", "allowed", "none"): 0, ("hint", "denied", "quota"): 0}
-    tally(decision(), 0.001)
-    tally(decision(allowed=False, reason="quota"), 0.001)
-    tally(decision(reason="unavailable"), 0.001)
-    tally(decision(shadow_denied=True, reason="quota"), 0.001)
-    assert decisions(tally) == {
+    metrics = DecisionMetrics(["hint"])
+    assert decisions(metrics) == {("hint", "allowed", "none"): 0, ("hint", "denied", "quota"): 0}
+    metrics(decision(), 0.001)
+    metrics(decision(allowed=False, reason="quota"), 0.001)
+    metrics(decision(reason="unavailable"), 0.001)
+    metrics(decision(shadow_denied=True, reason="quota"), 0.001)
+    assert decisions(metrics) == {
         ("hint", "allowed", "none"): 1,
         ("hint", "denied", "quota"): 1,
         ("hint", "allowed", "unavailable"): 1,
@@ -83,50 +83,50 @@ def test_decisions_by_policy_outcome_and_reason() -> None:
 
 @pytest.mark.parametrize("named", [["hint"], ["hint", "other"]])
 def test_actions_that_no_policy_names_are_one(named: list[str]) -> None:
-    tally = Tally(named)
+    metrics = DecisionMetrics(named)
     for number in range(1000):
-        tally(decision(f"made-up-{number}"), 0.001)
-    found = decisions(tally)
+        metrics(decision(f"made-up-{number}"), 0.001)
+    found = decisions(metrics)
     assert found["other", "allowed", "none"] == 1000
     assert {policy for policy, _, _ in found} == {"hint", "other"}
 
 
 def test_a_policy_that_comes_later_keeps_what_is_counted() -> None:
-    tally = Tally(["hint"])
-    tally(decision(), 0.001)
-    tally.name(["run", "hint"])
-    tally(decision("run"), 0.001)
-    assert decisions(tally)["hint", "allowed", "none"] == decisions(tally)["run", "allowed", "none"] == 1
+    metrics = DecisionMetrics(["hint"])
+    metrics(decision(), 0.001)
+    metrics.name(["run", "hint"])
+    metrics(decision("run"), 0.001)
+    assert decisions(metrics)["hint", "allowed", "none"] == decisions(metrics)["run", "allowed", "none"] == 1
 
 
 def test_how_long_checks_took() -> None:
-    tally = Tally()
+    metrics = DecisionMetrics()
     for span in (0.00005, 0.0001, 0.0002, 0.3, 7):
-        tally(decision(), span)
-    samples = tally.families()[1].samples
+        metrics(decision(), span)
+    samples = metrics.families()[1].samples
     buckets = {sample.labels["le"]: sample.value for sample in samples if sample.suffix == "_bucket"}
     assert (buckets["0.0001"], buckets["0.0005"], buckets["0.25"], buckets["0.5"], buckets["+Inf"]) == (2, 3, 3, 4, 5)
     assert {s.suffix: s.value for s in samples if not s.labels} == {"_count": 5, "_sum": pytest.approx(7.30035)}
 
 
 def test_a_counter_never_falls_and_a_gauge_is_the_last_ones() -> None:
-    books = Books()
-    books.keep("first", lambda: [counter("calls", "", 3), gauge("open", "", 1)])
-    books.keep("second", lambda: [counter("calls", "", 4), gauge("open", "", 0)])
-    assert {family.name: family.samples[0].value for family in books.families()} == {"calls": 7, "open": 0}
-    books.retire("second")
-    books.retire("second")
-    books.retire("never kept")
-    assert {family.name: family.samples[0].value for family in books.families()} == {"calls": 7, "open": 1}
-    books.retire("first")
-    assert {family.name: family.samples[0].value for family in books.families()} == {"calls": 7}
+    registry = Registry()
+    registry.keep("first", lambda: [counter("calls", "", 3), gauge("open", "", 1)])
+    registry.keep("second", lambda: [counter("calls", "", 4), gauge("open", "", 0)])
+    assert {family.name: family.samples[0].value for family in registry.families()} == {"calls": 7, "open": 0}
+    registry.retire("second")
+    registry.retire("second")
+    registry.retire("never kept")
+    assert {family.name: family.samples[0].value for family in registry.families()} == {"calls": 7, "open": 1}
+    registry.retire("first")
+    assert {family.name: family.samples[0].value for family in registry.families()} == {"calls": 7}
 
 
 def test_one_source_is_counted_once() -> None:
-    books = Books()
+    registry = Registry()
     for _ in range(2):
-        books.keep("one", lambda: [counter("calls", "", 3)])
-    assert books.families()[0].samples[0].value == 3
+        registry.keep("one", lambda: [counter("calls", "", 3)])
+    assert registry.families()[0].samples[0].value == 3
 
 
 def test_scrapers_of_both_kinds_read_it() -> None:
@@ -184,7 +184,7 @@ def test_a_store_is_seen_through_what_is_around_it() -> None:
 def of_the_sidecar() -> list[Family]:
     """Those that a worker adds."""
     one = sidecar(partial(load_config, env={}))
-    return [gauge("ratelimit_up", "", 1), *one.books.families()]
+    return [gauge("ratelimit_up", "", 1), *one.registry.families()]
 
 
 def _as_scraped(family: Family) -> str:

@@ -26,9 +26,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ratelimit.config import Config
 from ratelimit.policy import Policy
 from ratelimit.server.factory import proxy_app
-from ratelimit.server.http_protocol import Intake
+from ratelimit.server.http_protocol import HttpProtocol
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.request_id import Front
+from ratelimit.server.request_id import RequestIdMiddleware
 
 OURS: Final = ("off", "limited", "logged")
 VARIANTS: Final = (*OURS, "usual")
@@ -49,7 +49,7 @@ def build(variant: str, upstream: str) -> ASGIApp:
     if variant == "usual":
         return usual(upstream)
     if variant == "off":
-        return Front(Proxy(upstream))
+        return RequestIdMiddleware(Proxy(upstream))
     policy = Policy("api", "1000000000/hour", match="/**")
     usage = "memory" if variant == "logged" else "off"
     return proxy_app(Config(policies=(policy,), user_from=("header:x-user",), usage=usage), upstream)
@@ -121,7 +121,7 @@ async def _serve(variant: str, upstream: str) -> None:
                 await _report(listening.getsockname()[1])
             return
         config = uvicorn.Config(
-            build(variant, upstream), loop="none", http=Intake if variant in OURS else "httptools",
+            build(variant, upstream), loop="none", http=HttpProtocol if variant in OURS else "httptools",
             ws="websockets-sansio", log_level="warning", access_log=False, proxy_headers=False, server_header=False,
             date_header=False, timeout_graceful_shutdown=1,
         )  # fmt: skip

@@ -21,8 +21,8 @@ from ratelimit.http.addresses import NO_ADDRESS, warn_once
 from ratelimit.http.options import Surface
 from ratelimit.policy import Policy
 from ratelimit.server.address import Address
-from ratelimit.server.serve import Serving, missing
-from ratelimit.server.shutdown import Leaving
+from ratelimit.server.serve import Server, missing_packages
+from ratelimit.server.shutdown import ShutdownTimeouts
 
 logger = logging.getLogger("ratelimit.serving")
 
@@ -265,7 +265,7 @@ def serve(
 
         ratelimit serve --upstream http://127.0.0.1:8000 --action api --quota 5/day --user-from header:x-api-key
     """
-    if lacking := missing():
+    if lacking := missing_packages():
         return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[sidecar]'", INVALID)
     if access_log not in FORMATS:
         return complain(f"--access-log: unknown value {access_log!r}; use text, json or off", INVALID)
@@ -302,10 +302,10 @@ def serve(
     )
     make()  # What cannot be is said here, and not by every worker.
     place = admin_address(settings)
-    serving = Serving(
+    serving = Server(
         address=Address(host=host, port=port, uds=uds),
         admin=None if place is None else Address(host=place[0], port=place[1], option="admin"),
         workers=workers,
-        leaving=Leaving(linger=linger, grace=grace),
+        shutdown=ShutdownTimeouts(linger=linger, grace=grace),
     )
     return serving.run(make, source, Banner(config=settings, upstream=upstream, workers=workers, json=json))

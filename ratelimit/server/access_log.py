@@ -1,6 +1,6 @@
 """`AccessLog`: a line for each request when it is over. No query strings, no fields, no users: those may be secrets.
 
-The id is the one that the request went on with: its own, or the one that `Front` gave it.
+The id is the one that the request went on with: its own, or the one that `RequestIdMiddleware` gave it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.http.request_handler import RateLimitState
-from ratelimit.server.http_protocol import REFUSED
+from ratelimit.server.http_protocol import REFUSED_KEY
 from ratelimit.server.request_id import request_id
 
 logger = logging.getLogger("ratelimit.access")
@@ -64,8 +64,8 @@ class AccessLog:
         try:
             await self.app(scope, receive, count)
         finally:
-            if REFUSED in scope:
-                status, sent = scope[REFUSED]
+            if REFUSED_KEY in scope:
+                status, sent = scope[REFUSED_KEY]
             self._write(scope, status, sent, time.perf_counter() - since)
 
     def refused(self, scope: Scope, status: int, sent: int, span: float) -> None:

@@ -1,4 +1,4 @@
-"""`ServiceBoard`: what the admin listener shows, collected from this worker and its siblings."""
+"""`ServerBackend`: what the admin listener shows, collected from this worker and from the others."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from ratelimit.errors import (
 from ratelimit.http.auth import Token
 from ratelimit.metrics import Family, gauge
 from ratelimit.names import Key
-from ratelimit.server.runtime import Base
+from ratelimit.server.runtime import Runtime
 from ratelimit.server.sidecar import Sidecar
-from ratelimit.server.worker_bus import Siblings
+from ratelimit.server.worker_bus import WorkerBus
 from ratelimit.store import TableStore
 
 logger = logging.getLogger("ratelimit")
@@ -145,10 +145,18 @@ class WorkerHealth(Struct, frozen=True):
 
     @classmethod
     def of(
-        cls, base: Base, *, kind: str, state: StoreState, leaving: bool, uptime: float, requests: int, rejected: bool
+        cls,
+        runtime: Runtime,
+        *,
+        kind: str,
+        state: StoreState,
+        leaving: bool,
+        uptime: float,
+        requests: int,
+        rejected: bool,
     ) -> WorkerHealth:
         """Of what holds now."""
-        breaker = base.limiter.breaker.state
+        breaker = runtime.limiter.breaker.state
         well = state == "ok" and breaker == "closed"
         return cls(
             status="leaving" if leaving else "ok" if well else "degraded",
@@ -156,8 +164,8 @@ class WorkerHealth(Struct, frozen=True):
             store=kind,
             store_state=state,
             breaker=breaker,
-            usage=_usage(base),
-            directory=_directory(base),
+            usage=_usage(runtime),
+            directory=_directory(runtime),
             requests=requests,
             configuration="last good" if rejected else "as read",
         )
@@ -169,20 +177,22 @@ class Silent(Struct, frozen=True):
     status: Literal["silent"] = "silent"
 
 
-def _usage(base: Base) -> UsageHealth | None:
-    if base.usage is None:
+def _usage(runtime: Runtime) -> UsageHealth | None:
+    if runtime.usage is None:
         return None
-    stats = base.usage.stats
-    return UsageHealth(base.usage.settings.durability, stats.depth, stats.in_flight, stats.dropped, stats.journal_bytes)
+    stats = runtime.usage.stats
+    return UsageHealth(
+        runtime.usage.settings.durability, stats.depth, stats.in_flight, stats.dropped, stats.journal_bytes
+    )
 
 
-def _directory(base: Base) -> DirectoryHealth | None:
-    if base.directory is None:
+def _directory(runtime: Runtime) -> DirectoryHealth | None:
+    if runtime.directory is None:
         return None
-    return DirectoryHealth(base.directory.stats.failures, base.directory.stats.stale)
+    return DirectoryHealth(runtime.directory.stats.failures, runtime.directory.stats.stale)
 
 
-ALONE: Final = "0"
+SINGLE: Final = "0"
 _ASK_S: Final = 2.0
 _RELOAD_S: Final = 30.0
 
@@ -191,34 +201,34 @@ _families = msgspec.json.Decoder(list[Family])
 _worker = msgspec.json.Decoder(WorkerHealth)
 
 
-class ServiceBoard:
+class ServerBackend:
     """A `Board`. `folder`: where the workers of this service meet; None where there is one."""
 
     def __init__(self, sidecar: Sidecar, folder: Path | None) -> None:
         self._sidecar = sidecar
-        self._clock = sidecar.current.base.limiter.clock
+        self._clock = sidecar.current.runtime.limiter.clock
         self._since = self._clock.now()
-        self._readiness = Readiness(lambda: sidecar.current.base.store, self._clock)
+        self._readiness = Readiness(lambda: sidecar.current.runtime.store, self._clock)
         self._token: tuple[str | None, Token] = (None, Token(None))
-        self._siblings: Siblings | None = None
+        self._bus: WorkerBus | None = None
         if folder is not None:
             answers = {"families": self._own_families, "health": self._own_health, "reload": self._own_reload}
-            self._siblings = Siblings(folder, answers)
+            self._bus = WorkerBus(folder, answers)
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
         """In which the others can ask this worker."""
-        if self._siblings is not None:
-            await self._siblings.start()
+        if self._bus is not None:
+            await self._bus.start()
         try:
             yield
         finally:
-            if self._siblings is not None:
-                await self._siblings.end()
+            if self._bus is not None:
+                await self._bus.end()
 
     def token(self) -> Token:
         """As configured now."""
-        text = self._sidecar.current.base.config.admin_token
+        text = self._sidecar.current.runtime.config.admin_token
         if self._token[0] != text:
             self._token = text, Token(text)
         return self._token[1]
@@ -255,7 +265,7 @@ class ServiceBoard:
 
     def config(self) -> Mapping[str, object]:
         """See `Board`."""
-        return document(self._sidecar.current.base.config)
+        return document(self._sidecar.current.runtime.config)
 
     async def reload(self) -> Mapping[str, object]:
         """See `Board`. The others are asked when it has worked here; what they could not do is an error too."""
@@ -269,21 +279,21 @@ class ServiceBoard:
 
     @property
     def _number(self) -> str:
-        return ALONE if self._siblings is None else self._siblings.number
+        return SINGLE if self._bus is None else self._bus.number
 
     async def _ask(self, question: str, *, within: float) -> dict[str, bytes | None]:
-        return {} if self._siblings is None else await self._siblings.ask(question, within=within)
+        return {} if self._bus is None else await self._bus.ask(question, within=within)
 
     def _families(self) -> list[Family]:
         from ratelimit.metrics import process_families
 
-        return [*self._sidecar.books.families(), *process_families()]
+        return [*self._sidecar.registry.families(), *process_families()]
 
     async def _health(self) -> WorkerHealth:
         sidecar = self._sidecar
         return WorkerHealth.of(
-            sidecar.current.base,
-            kind=sidecar.current.base.config.store.partition("://")[0],
+            sidecar.current.runtime,
+            kind=sidecar.current.runtime.config.store.partition("://")[0],
             state=await self._readiness.state(),
             leaving=sidecar.leaving,
             uptime=seconds(self._clock.now() - self._since),

@@ -1,4 +1,4 @@
-"""`Generations`: the configuration that holds now, and those that still have requests to finish."""
+"""`AppVersions`: the configuration that holds now, and those that still have requests to finish."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.factory import store_stats
 from ratelimit.metrics import (
-    Books,
     Family,
+    Registry,
     gauge,
     of_directory,
     of_limiter,
@@ -23,7 +23,7 @@ from ratelimit.metrics import (
     of_usage,
     of_webhook,
 )
-from ratelimit.server.runtime import Base
+from ratelimit.server.runtime import Runtime
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
 from ratelimit.store.hashed import HashedUserStore
 
@@ -68,17 +68,17 @@ class Lifespan:
         return answer
 
 
-# `Generation`: one configuration at work, from its start to the end of the last request that it was asked.
+# `AppVersion`: one configuration at work, from its start to the end of the last request that it was asked.
 
-MakeApp: TypeAlias = Callable[[Base], ASGIApp]
+AppFactory: TypeAlias = Callable[[Runtime], ASGIApp]
 """Raises `ConfigError`."""
 
 
-class Generation:
-    """An ASGI app for requests. Requests under way when the next generation takes over are finished by this one."""
+class AppVersion:
+    """An ASGI app for requests. Requests under way when the next version takes over are finished by this one."""
 
-    def __init__(self, base: Base, app: ASGIApp) -> None:
-        self.base = base
+    def __init__(self, runtime: Runtime, app: ASGIApp) -> None:
+        self.runtime = runtime
         self.requests = 0
         """Under way; websockets are among them."""
         self._app = app
@@ -112,63 +112,63 @@ class Generation:
         self._idle.set()
 
     async def end(self) -> None:
-        """Refunds arrive, what was taken ahead goes back, connections to the upstream close; `base` stays."""
+        """Refunds arrive, what was taken ahead goes back, connections to the upstream close; `runtime` stays."""
         await self._lifespan.end()
 
 
-class Generations:
-    """Parts are let go of when the last generation that has them has ended; the `books` keep what they counted."""
+class AppVersions:
+    """Parts are let go of when the last version that has them has ended; the `registry` keep what they counted."""
 
-    def __init__(self, first: Generation, books: Books) -> None:
+    def __init__(self, first: AppVersion, registry: Registry) -> None:
         self.current = first
-        self._books = books
+        self._registry = registry
         self._alive = [first]
         self._retiring: set[asyncio.Task[None]] = set()
-        self._enter(first.base)
-        books.keep(self, self._families)
+        self._enter(first.runtime)
+        registry.keep(self, self._families)
 
     @property
     def requests(self) -> int:
         """Under way in all of them."""
-        return sum(generation.requests for generation in self._alive)
+        return sum(version.requests for version in self._alive)
 
-    def replace(self, following: Generation) -> None:
+    def replace(self, following: AppVersion) -> None:
         """New requests go to this one, which has started. The former ends when its last request has."""
         former, self.current = self.current, following
         self._alive.append(following)
-        self._enter(following.base)
+        self._enter(following.runtime)
         task = asyncio.create_task(self._retire(former))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def discard(self, base: Base) -> None:
+    async def discard(self, runtime: Runtime) -> None:
         """One that did not come to be used."""
-        await base.end(each.base for each in self._alive)
+        await runtime.end(each.runtime for each in self._alive)
 
     async def end(self) -> None:
         """The server is through with its requests: whatever is still under way was cut off."""
-        for generation in self._alive:
-            generation.cut_off()
+        for version in self._alive:
+            version.cut_off()
         await asyncio.gather(*self._retiring)
         await self._finish(self.current)
 
-    async def _retire(self, generation: Generation) -> None:
-        await generation.idle()
-        await self._finish(generation)
+    async def _retire(self, version: AppVersion) -> None:
+        await version.idle()
+        await self._finish(version)
 
-    async def _finish(self, generation: Generation) -> None:
-        await generation.end()
-        self._alive.remove(generation)
-        others = [each.base for each in self._alive]
-        await generation.base.end(others)
-        held = {part for base in others for part in _parts(base)}
-        for part in _parts(generation.base):
+    async def _finish(self, version: AppVersion) -> None:
+        await version.end()
+        self._alive.remove(version)
+        others = [each.runtime for each in self._alive]
+        await version.runtime.end(others)
+        held = {part for runtime in others for part in _parts(runtime)}
+        for part in _parts(version.runtime):
             if part not in held:
-                self._books.retire(part)
+                self._registry.retire(part)
 
-    def _enter(self, base: Base) -> None:
-        for part, source in _parts(base).items():
-            self._books.keep(part, source)
+    def _enter(self, runtime: Runtime) -> None:
+        for part, source in _parts(runtime).items():
+            self._registry.keep(part, source)
 
     def _families(self) -> list[Family]:
         alive = len(self._alive)
@@ -178,15 +178,15 @@ class Generations:
         ]
 
 
-def _parts(base: Base) -> dict[object, Callable[[], list[Family]]]:
-    """What is counted of a base, by the part that counts it."""
-    found: dict[object, Callable[[], list[Family]]] = {base.limiter: partial(of_limiter, base.limiter)}
-    found[base.store] = partial(_of_store, base.store)
-    if (usage := base.usage) is not None:
+def _parts(runtime: Runtime) -> dict[object, Callable[[], list[Family]]]:
+    """What is counted of a runtime, by the part that counts it."""
+    found: dict[object, Callable[[], list[Family]]] = {runtime.limiter: partial(of_limiter, runtime.limiter)}
+    found[runtime.store] = partial(_of_store, runtime.store)
+    if (usage := runtime.usage) is not None:
         found[usage] = lambda: of_usage(usage.stats)
-    if (directory := base.directory) is not None:
+    if (directory := runtime.directory) is not None:
         found[directory] = lambda: of_directory(directory.stats)
-    if (webhook := base.webhook) is not None:
+    if (webhook := runtime.webhook) is not None:
         found[webhook] = lambda: of_webhook(webhook.sent, webhook.failed)
     return found
 

@@ -9,7 +9,7 @@ socket and `one.admin` (None where it is off) on the admin socket, both with the
     SIGTERM    `one.leaving = True` first: `/health/ready` answers 503 from then on, and everything else goes on.
 
 Several workers: all serve the one admin socket, inherited like the public one, and are given the same empty directory
-(0700, made by the parent and removed at its end) as `siblings`. Whichever worker is asked collects from all of them.
+(0700, made by the parent and removed at its end) as `bus_dir`. Whichever worker is asked collects from all of them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ratelimit.http.admin import admin_app
 from ratelimit.http.api.idempotency import Replays
 from ratelimit.http.tracing import Joined
 from ratelimit.server.access_log import AccessFormat, AccessLog
-from ratelimit.server.admin_backend import ServiceBoard
-from ratelimit.server.app_version import MakeApp
+from ratelimit.server.admin_backend import ServerBackend
+from ratelimit.server.app_version import AppFactory
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.request_id import Front
-from ratelimit.server.runtime import Base
+from ratelimit.server.request_id import RequestIdMiddleware
+from ratelimit.server.runtime import Runtime
 from ratelimit.server.sidecar import ConfigSource, Sidecar
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def sidecar(
     settings: ProxySettings | None = None,
     access_log: AccessFormat = "off",
     host: str | None = None,
-    siblings: Path | None = None,
+    bus_dir: Path | None = None,
 ) -> Sidecar:
     """In front of an upstream; without one, the decision endpoint and the native API. Raises `ConfigError`.
 
@@ -60,32 +60,32 @@ def sidecar(
         one,
         access_log,
         shown=str if proxying else _without_user,
-        client=lambda: one.current.base.config.user_hash_key is None,
+        client=lambda: one.current.runtime.config.user_hash_key is None,
     )
     one.app, one.refused = Joined.around(log), log.refused
-    if admin_address(one.current.base.config) is not None:
-        board = ServiceBoard(one, siblings)
+    if admin_address(one.current.runtime.config) is not None:
+        board = ServerBackend(one, bus_dir)
         one.admin = admin_app(board, board.token, board.lifespan)
     return one
 
 
-def _in_front_of(upstream: str, settings: ProxySettings | None) -> MakeApp:
-    def make(base: Base) -> ASGIApp:
-        args = args_of(base.config, base.limiter, base.usage)
-        return proxy_app(base.config, upstream, settings, args=args)
+def _in_front_of(upstream: str, settings: ProxySettings | None) -> AppFactory:
+    def make(runtime: Runtime) -> ASGIApp:
+        args = args_of(runtime.config, runtime.limiter, runtime.usage)
+        return proxy_app(runtime.config, upstream, settings, args=args)
 
     return make
 
 
-def _decisions(host: str | None) -> MakeApp:
+def _decisions(host: str | None) -> AppFactory:
     replays: Replays | None = None
 
-    def make(base: Base) -> ASGIApp:
+    def make(runtime: Runtime) -> ASGIApp:
         nonlocal replays
         if replays is None:
-            replays = Replays(base.limiter.clock)
-        args = args_of(base.config, base.limiter, base.usage)
-        return decision_app(base.config, host=host, store=base.shared, args=args, replays=replays)
+            replays = Replays(runtime.limiter.clock)
+        args = args_of(runtime.config, runtime.limiter, runtime.usage)
+        return decision_app(runtime.config, host=host, store=runtime.shared, args=args, replays=replays)
 
     return make
 
@@ -108,5 +108,5 @@ def proxy_app(
     `args` are the middleware's, where its parts are there already.
     """
     proxy = Proxy(upstream, settings, trusted_proxies=config.trusted_proxies)
-    app = Front(RateLimitMiddleware(proxy, **(args or middleware_args(config))))
+    app = RequestIdMiddleware(RateLimitMiddleware(proxy, **(args or middleware_args(config))))
     return AccessLog(app, access_log, client=lambda: config.user_hash_key is None)

@@ -10,7 +10,7 @@ import httptools
 import msgspec
 from starlette.types import Scope, Send
 
-from ratelimit.server.timeouts import Whom
+from ratelimit.server.timeouts import Phase
 
 _CLOSE: Final = (b"connection", b"close")
 _encoder = msgspec.json.Encoder()
@@ -108,23 +108,23 @@ def of_parser(error: httptools.HttpParserError, *, is_method: bool) -> Failure:
     return msgspec.structs.replace(MALFORMED, detail=f"{MALFORMED.detail}: {error}.")
 
 
-def of_error(error: Exception, whom: Whom) -> Failure:
+def of_error(error: Exception, phase: Phase) -> Failure:
     """What went wrong, while this one was waited for."""
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return UNREACHED
     if isinstance(error, aiohttp.ClientConnectorError):
         return NO_CONNECTION
     if isinstance(error, TimeoutError):
-        return _of_timeout(whom)
+        return _of_timeout(phase)
     if isinstance(error, aiohttp.ClientResponseError | ValueError):
         return UNREADABLE
     return BROKEN
 
 
-def _of_timeout(whom: Whom) -> Failure:
-    if whom == "client":
+def _of_timeout(phase: Phase) -> Failure:
+    if phase == "client":
         return SLOW
-    return UNREACHED if whom == "connection" else LATE
+    return UNREACHED if phase == "connection" else LATE
 
 
 class Unreadable(ValueError):

@@ -16,7 +16,7 @@ from ratelimit.server.forwarded import CLAIMS, Forwarding
 from ratelimit.server.request_id import HANDSHAKE, HOP_BY_HOP, KEPT
 from ratelimit.server.upstream import ProxySettings, Upstream
 
-Raw: TypeAlias = "tuple[bytes, bytes]"
+RawHeader: TypeAlias = "tuple[bytes, bytes]"
 
 VIA: Final = "ratelimit"
 COST: Final = b"x-ratelimit-cost"
@@ -43,7 +43,7 @@ class RequestFields:
 
     def of(self, scope: Scope, user: str | None) -> CIMultiDict[str]:
         """Duplicates are kept in order. `Expect` is left out: it is part of how a body is sent, not of the message."""
-        raw: list[Raw] = scope["headers"]
+        raw: list[RawHeader] = scope["headers"]
         trusted = self._forwarding.trusts(scope)
         fields: CIMultiDict[str] = CIMultiDict()
         claims: dict[bytes, str] = {}
@@ -74,7 +74,7 @@ class RequestFields:
         return plain in CLAIMS or plain in self._disguised or plain in identifying
 
 
-def response_fields(raw: Iterable[Raw], status: int, version: str = "1.1") -> list[Raw]:
+def response_fields(raw: Iterable[RawHeader], status: int, version: str = "1.1") -> list[RawHeader]:
     """The fields of an answer that its client gets. Raises `Unreadable` for one that cannot be written."""
     lowered = [(name.lower(), value) for name, value in raw]
     gone = _NOT_ANSWERED

@@ -1,4 +1,4 @@
-"""`Intake`: uvicorn's HTTP/1.1, with bounds on what comes before a request is complete enough to be judged.
+"""`HttpProtocol`: uvicorn's HTTP/1.1, with bounds on what comes before a request is complete enough to be judged.
 
 A header section that is too large is refused with a 431, one that does not come to its end with a 408, and a trailer is
 never taken for a header field (RFC 9110, 6.5.1): uvicorn appends them to the headers that the app has been given.
@@ -36,26 +36,26 @@ from ratelimit.server.failures import (
     Refused,
     of_parser,
 )
-from ratelimit.server.timeouts import Patience
-from ratelimit.server.upstream import TARGET
+from ratelimit.server.timeouts import ExchangeTimeout
+from ratelimit.server.upstream import TARGET_KEY
 
-# `Upload`: the request's body on its way, chunk by chunk, no faster than the upstream takes it.
+# `RequestBody`: the request's body on its way, chunk by chunk, no faster than the upstream takes it.
 
 # An upstream that knows `Expect` says so by then; one that does not is waiting for the body.
 _CONTINUE_S: Final = 1.0
 
-LOST: Final = "ratelimit.lost"
+DISCONNECT_KEY: Final = "ratelimit.lost"
 """In a scope: a future that is done when the connection is lost, for whoever must not `receive` to find out."""
 
 
-class Upload:
+class RequestBody:
     """What aiohttp iterates over, once: as soon as some of it was asked for it repeats nothing."""
 
-    __slots__ = ("_more", "_patience", "_receive", "finished")
+    __slots__ = ("_more", "_receive", "_timeout", "finished")
 
-    def __init__(self, receive: Receive, patience: Patience) -> None:
+    def __init__(self, receive: Receive, timeout: ExchangeTimeout) -> None:
         self._receive = receive
-        self._patience = patience
+        self._timeout = timeout
         self._more = True
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -65,22 +65,22 @@ class Upload:
     async def __anext__(self) -> bytes:
         """The server has seen to it that there is no more than the fields say. Raises `ConnectionResetError`."""
         while self._more:
-            self._patience.wait_for("client")
+            self._timeout.wait_for("client")
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self._patience.wait_for("gone")
+                self._timeout.wait_for("gone")
                 raise ConnectionResetError("the client has left before its request was complete")
             self._more = message.get("more_body", False)
             if body := message.get("body", b""):
-                self._patience.wait_for("upstream")
+                self._timeout.wait_for("upstream")
                 return bytes(body)
-        self._patience.wait_for("first byte")
+        self._timeout.wait_for("first byte")
         if not self.finished.done():
             self.finished.set_result(None)
         raise StopAsyncIteration
 
 
-class PatientRequest(aiohttp.ClientRequest):
+class UpstreamRequest(aiohttp.ClientRequest):
     """Does not wait for ever for the `100 Continue` of a server that sends none (RFC 9110, 10.1.1)."""
 
     def update_expect_continue(self, expect: bool = False) -> None:
@@ -116,7 +116,7 @@ MAX_HEAD: Final = 64 * 1024
 MAX_HEAD_S: Final = 30.0
 """Seconds for all of them to arrive, once the first byte is there."""
 
-REFUSED: Final = "ratelimit.refused"
+REFUSED_KEY: Final = "ratelimit.refused"
 """In a scope: the status and length of the answer that the server has given itself, while the app waited for more."""
 
 OnRefused: TypeAlias = Callable[[Scope, int, int, float], None]
@@ -133,12 +133,12 @@ _LOOK_AGAIN_S: Final = 0.25
 _RESET, _LINGERING = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
-def nobody(scope: Scope, status: int, sent: int, span: float) -> None:
-    """For whom it is nothing."""
+def ignore_refusal(scope: Scope, status: int, sent: int, span: float) -> None:
+    """Where nobody wants to know."""
 
 
-class Intake(HttpToolsProtocol):
-    """For uvicorn's `http=Intake`."""
+class HttpProtocol(HttpToolsProtocol):
+    """For uvicorn's `http=HttpProtocol`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -152,7 +152,7 @@ class Intake(HttpToolsProtocol):
         """Requests, in what was read last."""
         self._half_closed = False
         self._overdue: asyncio.TimerHandle | None = None
-        self._lost: asyncio.Future[None] = self.loop.create_future()
+        self._disconnected: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Somebody who never says anything is as idle as somebody who says nothing more."""
@@ -162,7 +162,7 @@ class Intake(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._in_time()
-        self._lost.set_result(None)
+        self._disconnected.set_result(None)
         super().connection_lost(exc)
 
     def on_refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
@@ -207,7 +207,7 @@ class Intake(HttpToolsProtocol):
         self._since = self.loop.time()
         self._unset_keepalive_if_required()
         super().on_message_begin()
-        self.scope[LOST] = self._lost  # type: ignore[typeddict-unknown-key]
+        self.scope[DISCONNECT_KEY] = self._disconnected  # type: ignore[typeddict-unknown-key]
 
     def on_url(self, url: bytes) -> None:
         """See `httptools`."""
@@ -229,7 +229,7 @@ class Intake(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if not self.url.startswith(b"/") or b"#" in self.url:
             self._take_origin_form()
-        self.scope[TARGET] = self.url  # type: ignore[typeddict-unknown-key]
+        self.scope[TARGET_KEY] = self.url  # type: ignore[typeddict-unknown-key]
         if self.url == b"*":
             # Asked of the whole server, it counts as its root.
             self.url = b"/"
@@ -279,7 +279,7 @@ class Intake(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def _head_without_upgrade(self) -> bytes:
-        target: Any = self.scope[TARGET]  # type: ignore[typeddict-item]
+        target: Any = self.scope[TARGET_KEY]  # type: ignore[typeddict-item]
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), target, self.parser.get_http_version().encode())]
         for name, value in self.headers:
             if name == b"connection":
@@ -361,7 +361,7 @@ class Intake(HttpToolsProtocol):
         """Where an app was asked already, there is a line for that request, and this is its status."""
         answered = failure.status, failure.length
         if last is not None and not last.response_complete:
-            last.scope[REFUSED] = answered  # type: ignore[typeddict-unknown-key]
+            last.scope[REFUSED_KEY] = answered  # type: ignore[typeddict-unknown-key]
             return
         path = _PATH.match(self.url) if self.url else None
         scope: Scope = {"client": self.client, "headers": [], "raw_path": path[0] if path else b"-", "method": "-"}

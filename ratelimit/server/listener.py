@@ -23,9 +23,9 @@ from websockets.protocol import State as WebSocketState
 from ratelimit.errors import RateLimitError
 from ratelimit.server.address import BACKLOG
 from ratelimit.server.failures import MALFORMED
-from ratelimit.server.http_protocol import MAX_HEAD, Intake, OnRefused, nobody
-from ratelimit.server.shutdown import Leaving
-from ratelimit.server.upstream import TARGET
+from ratelimit.server.http_protocol import MAX_HEAD, HttpProtocol, OnRefused, ignore_refusal
+from ratelimit.server.shutdown import ShutdownTimeouts
+from ratelimit.server.upstream import TARGET_KEY
 
 logger = logging.getLogger("ratelimit.serving")
 
@@ -40,7 +40,7 @@ http11.MAX_LINE_LENGTH = 2 * MAX_HEAD
 http11.MAX_NUM_HEADERS = MAX_HEAD
 
 
-class Shared(ServerState):
+class ListenerState(ServerState):
     """What the connections of one listener share."""
 
     def __init__(self, refused: OnRefused) -> None:
@@ -53,10 +53,10 @@ class Shared(ServerState):
         return cast("list[HttpConnection | WebSocketConnection]", list(self.connections))
 
 
-class HttpConnection(Intake):
+class HttpConnection(HttpProtocol):
     """While leaving, each answer says that it is the last, and a connection that stays idle closes."""
 
-    server_state: Shared
+    server_state: ListenerState
     scope: HTTPScope | None  # type: ignore[assignment]
     cycle: RequestResponseCycle | None  # type: ignore[assignment]
 
@@ -70,7 +70,7 @@ class HttpConnection(Intake):
             self._announce()
 
     def on_refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
-        """See `Intake`."""
+        """See `HttpProtocol`."""
         self.server_state.refused(scope, status, sent, span)
 
     def leave(self, now: float, linger: float) -> None:
@@ -117,7 +117,7 @@ class HttpConnection(Intake):
 class WebSocketConnection(WebSocketsSansIOProtocol):
     """Told to go at once: there is no last answer to wait for, and clients know how to come back."""
 
-    def __init__(self, config: uvicorn.Config, server_state: Shared, app_state: dict[str, Any]) -> None:
+    def __init__(self, config: uvicorn.Config, server_state: ListenerState, app_state: dict[str, Any]) -> None:
         super().__init__(config, server_state, app_state)
         self._refused = server_state.refused
 
@@ -134,7 +134,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         target = event.path.encode("latin-1")
         if self.response.status_code == 101:
-            self.scope[TARGET] = target  # type: ignore[typeddict-unknown-key]
+            self.scope[TARGET_KEY] = target  # type: ignore[typeddict-unknown-key]
         else:
             scope: Scope = {"client": self.client, "headers": [], "raw_path": target.partition(b"?")[0]}
             self._refused(scope, self.response.status_code, len(self.response.body), 0.0)
@@ -177,7 +177,7 @@ class StartFailed(RateLimitError):
 class Listener:
     """Has to be made within the event loop's process; the socket stays its owner's."""
 
-    def __init__(self, app: ASGIApp, listening: socket.socket, *, refused: OnRefused = nobody) -> None:
+    def __init__(self, app: ASGIApp, listening: socket.socket, *, refused: OnRefused = ignore_refusal) -> None:
         self._config = uvicorn.Config(
             app,
             http=HttpConnection,
@@ -195,7 +195,7 @@ class Listener:
         self._config.load()
         self._lifespan = self._config.lifespan_class(self._config)
         self._listening = listening
-        self._shared = Shared(refused)
+        self._shared = ListenerState(refused)
         self._server: asyncio.Server | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -214,7 +214,7 @@ class Listener:
 
         It accepts for half as long again as newcomers are let in, as there may be a queue, or handshakes on their way.
         """
-        accepts = 1.5 * Leaving(linger=linger, grace=grace).accepts
+        accepts = 1.5 * ShutdownTimeouts(linger=linger, grace=grace).accepts
         loop = asyncio.get_running_loop()
         since = loop.time()
         self._shared.leaving = True

@@ -24,9 +24,9 @@ from ratelimit.http.request_handler import RateLimitState
 from ratelimit.quota import MAX_LIMIT
 from ratelimit.server.failures import Failure, Unreadable, of_error, said
 from ratelimit.server.forwarded import Forwarding
-from ratelimit.server.headers import COST, Raw, RequestFields, response_fields
-from ratelimit.server.http_protocol import LOST, PatientRequest, Upload, expects_continue, has_body
-from ratelimit.server.timeouts import Patience, Spans, spans
+from ratelimit.server.headers import COST, RawHeader, RequestFields, response_fields
+from ratelimit.server.http_protocol import DISCONNECT_KEY, RequestBody, UpstreamRequest, expects_continue, has_body
+from ratelimit.server.timeouts import ExchangeTimeout, Timeouts, timeouts
 from ratelimit.server.upstream import ProxySettings, Upstream, target_of
 from ratelimit.server.websocket import UpstreamSocket, forward_websocket, not_elsewhere
 
@@ -35,22 +35,31 @@ logger = logging.getLogger("ratelimit.proxy")
 
 # One request to the upstream and its answer back, both in pieces, as fast as the slower side takes them.
 
-OnAnswer: TypeAlias = "Callable[[list[Raw], int], Awaitable[None]]"
+OnAnswer: TypeAlias = "Callable[[list[RawHeader], int], Awaitable[None]]"
 
 _ERRORS: Final = (aiohttp.ClientError, OSError, ValueError)
 _AGAIN_S: Final = 0.1
 
 
-class Forward:
+class Exchange:
     """Serves one request. `on_answer` is awaited with the answer's own fields and status before anything is sent."""
 
     __slots__ = (
-        "_fields", "_on_answer", "_patience", "_receive", "_scope", "_send", "_session", "_started", "_upload", "_url",
+        "_fields",
+        "_on_answer",
+        "_receive",
+        "_scope",
+        "_send",
+        "_session",
+        "_started",
+        "_timeout",
+        "_upload",
+        "_url",
         "_watch",
     )  # fmt: skip
 
     def __init__(
-        self, session: aiohttp.ClientSession, spans: Spans, url: URL, fields: CIMultiDict[str],
+        self, session: aiohttp.ClientSession, timeouts: Timeouts, url: URL, fields: CIMultiDict[str],
         scope: Scope, receive: Receive, send: Send, on_answer: OnAnswer,
     ) -> None:  # fmt: skip
         self._session = session
@@ -61,18 +70,18 @@ class Forward:
         self._send = send
         self._on_answer = on_answer
         self._watch: asyncio.Task[None] | None = None
-        self._patience = Patience(spans, self._start_watch)
-        self._upload = Upload(receive, self._patience) if has_body(scope) else None
+        self._timeout = ExchangeTimeout(timeouts, self._start_watch)
+        self._upload = RequestBody(receive, self._timeout) if has_body(scope) else None
         self._started = False
 
     async def run(self) -> None:
         """An answer that breaks off is left incomplete: the server then closes the connection, and the client knows."""
         try:
-            async with self._patience:
+            async with self._timeout:
                 await self._exchange()
         except _ERRORS as error:
-            if self._patience.whom != "gone":
-                await self._fail(error, of_error(error, self._patience.whom))
+            if self._timeout.phase != "gone":
+                await self._fail(error, of_error(error, self._timeout.phase))
         finally:
             if self._watch is not None:
                 self._watch.cancel()
@@ -106,7 +115,7 @@ class Forward:
 
     async def _request(self) -> aiohttp.ClientResponse:
         if self._upload is None:
-            self._patience.wait_for("first byte")
+            self._timeout.wait_for("first byte")
         return await self._session.request(
             self._scope["method"],
             self._url,
@@ -119,16 +128,16 @@ class Forward:
     async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
         version = f"{answer.version.major}.{answer.version.minor}" if answer.version else "1.1"
         headers = response_fields(answer.raw_headers, answer.status, version)
-        self._patience.wait_for("client")
+        self._timeout.wait_for("client")
         await self._on_answer(list(answer.raw_headers), answer.status)
         self._started = True
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
         content, more = answer.content, True
         while more:
-            self._patience.wait_for("upstream")
+            self._timeout.wait_for("upstream")
             piece = await content.readany()
             more = not content.at_eof()
-            self._patience.wait_for("client")
+            self._timeout.wait_for("client")
             if piece or not more:
                 await self._send({"type": "http.response.body", "body": piece, "more_body": more})
 
@@ -146,11 +155,11 @@ class Forward:
         """Looks out for the client's leaving while something else is waited for, and ends the exchange then."""
         if self._upload is not None:
             # An upstream may answer and never read the rest of the request; meanwhile nobody else may `receive`.
-            lost = self._scope.get(LOST, self._upload.finished)
+            lost = self._scope.get(DISCONNECT_KEY, self._upload.finished)
             await asyncio.wait({self._upload.finished, lost}, return_when=asyncio.FIRST_COMPLETED)
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._patience.wait_for("gone")
+        self._timeout.wait_for("gone")
 
 
 # `X-RateLimit-Cost: 17`: what a request has really cost, as only the upstream knows it.
@@ -158,7 +167,7 @@ class Forward:
 _DIGITS: Final = len(str(MAX_LIMIT))
 
 
-async def settle_cost(scope: Scope, raw: list[Raw], status: int) -> None:
+async def settle_cost(scope: Scope, raw: list[RawHeader], status: int) -> None:
     """Charge what the upstream states beyond what was taken, or give back what is less; it may exceed the quota.
 
     What the policy does not count with this status stays as it is, and is given back as ever. Never raises for a store.
@@ -198,7 +207,7 @@ async def _charge(receipt: Receipt, owed: int, stated: int) -> None:
     receipt.decision = msgspec.structs.replace(charged, cost=stated, spent=stated, refunded=0, at_us=at_us)
 
 
-def _stated(raw: list[Raw]) -> int | None:
+def _stated(raw: list[RawHeader]) -> int | None:
     """Where it is stated more than once, the last counts. What is no whole number is said so, and charged as taken."""
     values = [value for name, value in raw if name.lower() == COST]
     if not values:
@@ -221,8 +230,8 @@ _FRAMED: Final = re.compile(rb"\r\n(?:content-length:[ \t]*[1-9]|transfer-encodi
 
 
 class Proxy:
-    """Place it behind `Front` and `RateLimitMiddleware`: it tells the upstream who the user is, and charges what that
-    states.
+    """Tell the upstream who the user is, and charge what it states. Place it behind `RequestIdMiddleware` and
+    `RateLimitMiddleware`.
 
     `trusted_proxies` as in the middleware. Its connections open with the first request and close with the lifespan.
     """
@@ -233,7 +242,7 @@ class Proxy:
         self.upstream = Upstream.parse(upstream) if isinstance(upstream, str) else upstream
         self.settings = settings or ProxySettings()
         self._fields = RequestFields(self.settings, self.upstream, Forwarding(trusted_proxies))
-        self._spans = spans(self.settings)
+        self._timeouts = timeouts(self.settings)
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -256,7 +265,7 @@ class Proxy:
         fields = self._fields.of(scope, await _user_of(scope))
         url = self.upstream.url(target_of(scope))
         on_answer = partial(settle_cost, scope)
-        await Forward(self._open(), self._spans, url, fields, scope, receive, send, on_answer).run()
+        await Exchange(self._open(), self._timeouts, url, fields, scope, receive, send, on_answer).run()
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         fields = self._fields.of(scope, await _user_of(scope))
@@ -274,7 +283,7 @@ class Proxy:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=self._connector(),
-                request_class=PatientRequest,
+                request_class=UpstreamRequest,
                 ws_response_class=UpstreamSocket,
                 middlewares=(not_elsewhere,),
                 cookie_jar=aiohttp.DummyCookieJar(),

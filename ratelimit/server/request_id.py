@@ -1,4 +1,4 @@
-"""`Front`: what is settled before anything is checked: the request can be served, it has an id, the answer a date."""
+"""What is settled before anything is checked: the request can be served, it has an id, and its answer a date."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ratelimit.server.forwarded import CLAIMS
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 
-def unservable(scope: Scope) -> Failure | None:
+def reject_ambiguous(scope: Scope) -> Failure | None:
     """Why not; None where all is well. Lengths, chunks and the syntax of fields are the server's to judge."""
     if scope.get("method") == "CONNECT":
         return NO_TUNNEL
@@ -72,7 +72,7 @@ _READ_HERE: Final = KEPT | HOP_BY_HOP | HANDSHAKE | CLAIMS | {b"expect"}
 _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
-class Front:
+class RequestIdMiddleware:
     """Stands outside of `RateLimitMiddleware`. A request id that comes with the request is passed on, if it is plain
     text of at most 128 characters; otherwise there is a new one."""
 
@@ -92,7 +92,7 @@ class Front:
         async def pass_on(message: Message) -> None:
             await send(_complete(message, number) if message["type"] in _STARTS else message)
 
-        if (failure := unservable(scope)) is None:
+        if (failure := reject_ambiguous(scope)) is None:
             await self.app(scope, receive, pass_on)
         else:
             await failure.send(scope, pass_on)

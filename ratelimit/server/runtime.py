@@ -1,4 +1,4 @@
-"""`Base`: what one configuration hands on to the next: the store and, on it, the directory and the usage log."""
+"""`Runtime`: what one configuration hands on to the next: the store and, on it, the directory and the usage log."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ratelimit.server.webhook import Webhook
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.usage import UsageLog
 
-# What stays open when a limiter closes, because the next one counts there too. `Base` ends it when nobody does.
+# What stays open when a limiter closes, because the next one counts there too. `Runtime` ends it when nobody does.
 
 
-class KeptStore:
+class UnclosableStore:
     """A store behind a `close` that does nothing. Not for the embedded one, which the limiter has to recognise."""
 
     def __init__(self, store: TableStore) -> None:
@@ -31,14 +31,14 @@ class KeptStore:
         self.erase = store.erase
 
     async def close(self) -> None:
-        """Left to `Base`."""
+        """Left to `Runtime`."""
 
 
-class KeptLog(UsageLog):
+class UnclosableLog(UsageLog):
     """A usage log that goes on: what waits in its memory would otherwise be lost where the store is down just then."""
 
     async def close(self) -> None:
-        """Left to `Base`."""
+        """Left to `Runtime`."""
 
     async def end(self) -> None:
         """Write what waits, for at most its grace."""
@@ -46,7 +46,7 @@ class KeptLog(UsageLog):
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class Base:
+class Runtime:
     """The parts that cost something to begin anew, and the limiter on them."""
 
     config: Config
@@ -54,16 +54,16 @@ class Base:
     shared: TableStore
     """The store as a limiter is given it: one that it does not close."""
     directory: Directory | None
-    usage: KeptLog | None
+    usage: UnclosableLog | None
     limiter: Limiter
     webhook: Webhook | None
 
     @classmethod
-    def of(cls, config: Config, before: Base | None = None, *, clock: Clock | None = None) -> Base:
+    def of(cls, config: Config, before: Runtime | None = None, *, clock: Clock | None = None) -> Runtime:
         """For a configuration, with what can stay of the one before. Raises `ConfigError`; opens nothing."""
         kept = before if before is not None and _where(before.config) == _where(config) else None
         store = store_of(config) if kept is None else kept.store
-        shared = store if isinstance(store, MemoryStore) else KeptStore(store)
+        shared = store if isinstance(store, MemoryStore) else UnclosableStore(store)
         directory = kept.directory if kept is not None and config.directory else None
         if directory is None and config.directory:
             directory = Directory(shared.directory, clock=clock)
@@ -71,7 +71,7 @@ class Base:
         limiter = limiter_from(config, store=shared, directory=directory, clock=clock, on_alert=webhook)
         usage = kept.usage if kept is not None and kept.config.usage == config.usage else None
         if usage is None:
-            usage = usage_as(KeptLog, config, limiter, store)
+            usage = usage_as(UnclosableLog, config, limiter, store)
         else:
             for action in limiter.policies:
                 usage.seen(action)
@@ -91,7 +91,7 @@ class Base:
             await self.usage.open()
         await self.store.open()
 
-    async def end(self, others: Iterable[Base]) -> None:
+    async def end(self, others: Iterable[Runtime]) -> None:
         """Let go of what none of the others holds."""
         held = list(others)
         if self.usage is not None and all(other.usage is not self.usage for other in held):

@@ -1,4 +1,4 @@
-"""`Serving`: binds the addresses, and serves from one worker in this process, or from several in their own."""
+"""`Server`: binds the addresses, and serves from one worker in this process, or from several in their own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ratelimit.server.address import Address, Listening
-from ratelimit.server.shutdown import Leaving
+from ratelimit.server.shutdown import ShutdownTimeouts
 
 if TYPE_CHECKING:
-    from ratelimit.server.worker import MakeSidecar
+    from ratelimit.server.worker import SidecarFactory
 
 
 # Where the lines of a serving process go: access logs to stdout as they are, everything else to stderr.
@@ -61,21 +61,21 @@ Announce: TypeAlias = Callable[[str, str | None], None]
 """Told where it listens, and where the admin listener does, once all workers serve."""
 
 
-def missing() -> list[str]:
+def missing_packages() -> list[str]:
     """What has to be installed first."""
     return [name for name in _NEEDED if find_spec(name) is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class Server:
     """How to serve. `admin`: where the admin listener is, None for none."""
 
     address: Address
     admin: Address | None = None
     workers: int = 1
-    leaving: Leaving = field(default_factory=Leaving)
+    shutdown: ShutdownTimeouts = field(default_factory=ShutdownTimeouts)
 
-    def run(self, make: MakeSidecar, refresh: Callable[[], object], announce: Announce) -> int:
+    def run(self, make: SidecarFactory, refresh: Callable[[], object], announce: Announce) -> int:
         """Serve until told to leave; the exit status. Raises `ConfigError`.
 
         `refresh` reads the configuration in this process before several workers are told to read it in theirs; it
@@ -87,23 +87,23 @@ class Serving:
             admin = None if self.admin is None else stack.enter_context(closing(self.admin.bind()))
             say = partial(announce, public.where, None if admin is None else admin.where)
             if self.workers == 1:
-                return self._alone(make, public, admin, say)
-            siblings = Path(stack.enter_context(TemporaryDirectory(prefix="ratelimit-")))
-            return self._several(make, siblings, public, admin, refresh, say)
+                return self._run_single(make, public, admin, say)
+            bus_dir = Path(stack.enter_context(TemporaryDirectory(prefix="ratelimit-")))
+            return self._run_several(make, bus_dir, public, admin, refresh, say)
 
-    def _alone(
-        self, make: MakeSidecar, public: Listening, admin: Listening | None, announce: Callable[[], None]
+    def _run_single(
+        self, make: SidecarFactory, public: Listening, admin: Listening | None, announce: Callable[[], None]
     ) -> int:
-        from ratelimit.server.worker import on_a_loop, serve_alone
+        from ratelimit.server.worker import run_on_loop, serve_single
 
-        return on_a_loop(serve_alone(make, public, admin, self.leaving, announce))
+        return run_on_loop(serve_single(make, public, admin, self.shutdown, announce))
 
-    def _several(
-        self, make: MakeSidecar, siblings: Path, public: Listening, admin: Listening | None,
+    def _run_several(
+        self, make: SidecarFactory, bus_dir: Path, public: Listening, admin: Listening | None,
         refresh: Callable[[], object], announce: Callable[[], None],
     ) -> int:  # fmt: skip
-        from ratelimit.server.worker import on_a_loop
-        from ratelimit.server.workers import Supervisor, Task
+        from ratelimit.server.worker import run_on_loop
+        from ratelimit.server.workers import Supervisor, WorkerSpec
 
-        task = Task(make, public.socket, None if admin is None else admin.socket, siblings, self.leaving)
-        return on_a_loop(Supervisor(task, self.workers, public, refresh).run(announce))
+        spec = WorkerSpec(make, public.socket, None if admin is None else admin.socket, bus_dir, self.shutdown)
+        return run_on_loop(Supervisor(spec, self.workers, public, refresh).run(announce))

@@ -1,4 +1,4 @@
-"""`Leaving`: how long a worker takes to leave."""
+"""`ShutdownTimeouts`: how long a worker takes to leave."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("ratelimit.serving")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leaving:
+class ShutdownTimeouts:
     """`linger`: seconds in which clients are told to go by what they are answered. `grace`: seconds for what runs,
     `linger` included. After that come refunds and the usage log, by bounds of their own."""
 

@@ -16,10 +16,10 @@ from ratelimit.config import Config
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.limiter.checks import Observer
-from ratelimit.metrics import Books, Family, Tally, counters, gauge
-from ratelimit.server.app_version import Generation, Generations, MakeApp
-from ratelimit.server.http_protocol import OnRefused, nobody
-from ratelimit.server.runtime import Base
+from ratelimit.metrics import DecisionMetrics, Family, Registry, counters, gauge
+from ratelimit.server.app_version import AppFactory, AppVersion, AppVersions
+from ratelimit.server.http_protocol import OnRefused, ignore_refusal
+from ratelimit.server.runtime import Runtime
 
 logger = logging.getLogger("ratelimit")
 
@@ -42,10 +42,10 @@ class Sidecar:
     Made by `ratelimit.server.sidecar`. Raises `ConfigError`.
     """
 
-    def __init__(self, source: ConfigSource, make_app: MakeApp, *, clock: Clock | None = None) -> None:
+    def __init__(self, source: ConfigSource, make_app: AppFactory, *, clock: Clock | None = None) -> None:
         self.app: ASGIApp = self
         """What to serve."""
-        self.refused: OnRefused = nobody
+        self.refused: OnRefused = ignore_refusal
         """Told of the requests that the server answers itself."""
         self.admin: ASGIApp | None = None
         """The admin listener's app; None where it is off."""
@@ -55,33 +55,33 @@ class Sidecar:
         """Whether it has started, and not ended yet."""
         self.rejected = False
         """Whether the last reload was refused."""
-        self.books = Books()
+        self.registry = Registry()
         self._source = source
         self._make_app = make_app
         self._clock = clock
-        self._tally = Tally()
+        self._decisions = DecisionMetrics()
         self._reloads = {"done": 0, "rejected": 0}
         self._reloading = asyncio.Lock()
         self._has_ended = False
-        self.books.keep(self, self._families)
-        self._generations = Generations(self._make(Base.of(source(), clock=clock)), self.books)
+        self.registry.keep(self, self._families)
+        self._versions = AppVersions(self._make(Runtime.of(source(), clock=clock)), self.registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
-            await self._generations.current(scope, receive, send)
+            await self._versions.current(scope, receive, send)
 
     @property
-    def current(self) -> Generation:
+    def current(self) -> AppVersion:
         """The configuration at work."""
-        return self._generations.current
+        return self._versions.current
 
     @property
     def requests(self) -> int:
         """Under way, of all configurations."""
-        return self._generations.requests
+        return self._versions.requests
 
     async def reload(self) -> Reloaded:
         """Take the configuration as it is now. Raises `ConfigError`, `StoreUnavailable`; then nothing has changed."""
@@ -101,35 +101,35 @@ class Sidecar:
         return reloaded
 
     async def _reload(self) -> Reloaded:
-        former = self._generations.current
+        former = self._versions.current
         config = self._source()
-        reloaded = _difference(former.base.config, config)
+        reloaded = _difference(former.runtime.config, config)
         if not reloaded.changed:
             return reloaded
-        config = replace(config, admin=former.base.config.admin)
-        base = Base.of(config, former.base, clock=self._clock)
-        following = self._make(base)
+        config = replace(config, admin=former.runtime.config.admin)
+        runtime = Runtime.of(config, former.runtime, clock=self._clock)
+        following = self._make(runtime)
         try:
-            if base.store is not former.base.store or base.usage is not former.base.usage:
+            if runtime.store is not former.runtime.store or runtime.usage is not former.runtime.usage:
                 # At the start a store may be out of reach; to leave one that works for it would be a mistake.
-                await base.open()
+                await runtime.open()
             await following.start()
         except RateLimitError:
-            await self._generations.discard(base)
+            await self._versions.discard(runtime)
             raise
-        self._generations.replace(following)
+        self._versions.replace(following)
         return reloaded
 
-    def _make(self, base: Base) -> Generation:
-        self._tally.name(base.limiter.policies)
-        base.limiter.observer = _both(base.limiter.observer, self._tally)
-        return Generation(base, self._make_app(base))
+    def _make(self, runtime: Runtime) -> AppVersion:
+        self._decisions.name(runtime.limiter.policies)
+        runtime.limiter.observer = _both(runtime.limiter.observer, self._decisions)
+        return AppVersion(runtime, self._make_app(runtime))
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
             async with self._reloading:
-                await self._generations.current.start()
+                await self._versions.current.start()
         except (StoreMisconfigured, ConfigError) as error:
             await self._end()
             await send({"type": "lifespan.startup.failed", "message": str(error)})
@@ -144,11 +144,11 @@ class Sidecar:
         async with self._reloading:
             self.running = False
             self._has_ended = True
-            await self._generations.end()
+            await self._versions.end()
 
     def _families(self) -> list[Family]:
         return [
-            *self._tally.families(),
+            *self._decisions.families(),
             counters("ratelimit_reloads", "Reloads of the configuration.", "result", self._reloads),
             gauge("ratelimit_reload_rejected", "1 where the last reload was refused.", float(self.rejected)),
         ]

@@ -1,4 +1,4 @@
-"""`Patience`: one timer for a whole exchange, which knows whom it is waiting for at the moment."""
+"""`ExchangeTimeout`: one timer for a whole exchange, which knows what it waits for at the moment."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final, Literal, Self, TypeAlias
 
 from ratelimit.server.upstream import ProxySettings
 
-Whom: TypeAlias = Literal["connection", "first byte", "upstream", "client", "gone"]
-Spans: TypeAlias = Mapping[Whom, float]
+Phase: TypeAlias = Literal["connection", "first byte", "upstream", "client", "gone"]
+Timeouts: TypeAlias = Mapping[Phase, float]
 
 # A quick answer is through before anybody needs to look whether the client is still there.
 _SLOW_S: Final = 0.05
 
 
-def spans(settings: ProxySettings) -> Spans:
+def timeouts(settings: ProxySettings) -> Timeouts:
     """How long each of them is waited for, in seconds."""
     return {
         "connection": settings.connect + settings.first_byte,
@@ -27,30 +27,30 @@ def spans(settings: ProxySettings) -> Spans:
     }
 
 
-class Patience:
-    """`async with Patience(spans, on_slow) as patience:` raises `TimeoutError`; `patience.whom` says who was too slow.
+class ExchangeTimeout:
+    """`async with ExchangeTimeout(…) as timeout:` raises `TimeoutError`; `timeout.phase` says who was too slow.
 
     `on_slow` is called once, if the exchange takes longer than most. To wait for somebody else costs two assignments:
     the timer, when it goes off too soon, is set anew.
     """
 
-    __slots__ = ("_due", "_loop", "_on_slow", "_spans", "_timeout", "_timer", "whom")
+    __slots__ = ("_due", "_loop", "_on_slow", "_timeout", "_timeouts", "_timer", "phase")
 
-    def __init__(self, spans: Spans, on_slow: Callable[[], None]) -> None:
+    def __init__(self, timeouts: Timeouts, on_slow: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeout = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
         self._on_slow = on_slow
-        self._spans = spans
+        self._timeouts = timeouts
         self._due = 0.0
-        self.whom: Whom = "connection"
+        self.phase: Phase = "connection"
 
-    def wait_for(self, whom: Whom) -> None:
+    def wait_for(self, phase: Phase) -> None:
         """From now on, afresh. After `gone` nothing else is waited for."""
-        if self.whom == "gone":
+        if self.phase == "gone":
             return
-        self.whom = whom
-        self._due = self._loop.time() + self._spans[whom]
+        self.phase = phase
+        self._due = self._loop.time() + self._timeouts[phase]
         timer = self._timer
         if timer is not None and self._due < timer.when():
             timer.cancel()

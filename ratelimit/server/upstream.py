@@ -1,4 +1,4 @@
-"""`ProxySettings`: what may be set of the proxy, checked once. Spans are seconds."""
+"""`ProxySettings`: what may be set of the proxy, checked once. Timeouts are seconds."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _EXAMPLES: Final = "http://127.0.0.1:8000, https://app.internal or unix:/run/app
 # What may stand in a path or query on the wire (RFC 3986), `%` included: the client's own encoding is left alone.
 _SAFE: Final = "/%:@!$&'()*+,;=-._~?[]|^{}\"`\\<>"
 
-TARGET: Final = "ratelimit.target"
+TARGET_KEY: Final = "ratelimit.target"
 """In a scope: the target in origin-form, byte by byte, or `*`. A scope's query does not tell `/x?` from `/x`."""
 
 
@@ -124,7 +124,7 @@ class Upstream:
 
 def target_of(scope: Scope) -> bytes:
     """As the client wrote it, where the server tells."""
-    if (target := scope.get(TARGET)) is not None:
+    if (target := scope.get(TARGET_KEY)) is not None:
         return bytes(target)
     path: bytes = scope["raw_path"]
     return path + b"?" + scope["query_string"] if scope["query_string"] else path

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from ratelimit.server.failures import NO_WEBSOCKET, Unreadable, of_error, said
-from ratelimit.server.headers import Raw, response_fields
+from ratelimit.server.headers import RawHeader, response_fields
 from ratelimit.server.upstream import ProxySettings
 
 logger = logging.getLogger("ratelimit.proxy")
@@ -56,7 +56,7 @@ class UpstreamSocket(aiohttp.ClientWebSocketResponse):
         self, reader: Any, writer: Any, protocol: str | None, response: aiohttp.ClientResponse, *rest: Any, **more: Any
     ) -> None:
         super().__init__(reader, writer, protocol, response, *rest, **more)
-        self.raw_headers: list[Raw] = list(response.raw_headers)
+        self.raw_headers: list[RawHeader] = list(response.raw_headers)
 
 
 async def forward_websocket(
@@ -140,9 +140,9 @@ async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
     return bytes(body)
 
 
-async def _both_ways(upstream: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send, patience: float) -> None:
+async def _both_ways(upstream: aiohttp.ClientWebSocketResponse, receive: Receive, send: Send, timeout: float) -> None:
     """Until one side leaves, or the client reads nothing for too long; then the other is told."""
-    outward = _outward(upstream, send, patience)
+    outward = _outward(upstream, send, timeout)
     tasks = [asyncio.ensure_future(_inward(upstream, receive)), asyncio.ensure_future(outward)]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -168,10 +168,10 @@ async def _inward(upstream: aiohttp.ClientWebSocketResponse, receive: Receive) -
             await upstream.send_bytes(message["bytes"])
 
 
-async def _outward(upstream: aiohttp.ClientWebSocketResponse, send: Send, patience: float) -> None:
+async def _outward(upstream: aiohttp.ClientWebSocketResponse, send: Send, timeout: float) -> None:
     while (message := await upstream.receive()).type not in _GONE:
         if message.type in _SENT_AS:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 await send({"type": "websocket.send", _SENT_AS[message.type]: message.data})
     code = upstream.close_code
     reason = message.extra or "" if message.type is WSMsgType.CLOSE else ""

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 from ratelimit.errors import RateLimitError
 from ratelimit.server.address import Listening
 from ratelimit.server.listener import Listener, StartFailed
-from ratelimit.server.shutdown import Leaving, on_signals
+from ratelimit.server.shutdown import ShutdownTimeouts, on_signals
 from ratelimit.server.sidecar import Sidecar
 
 logger = logging.getLogger("ratelimit.serving")
@@ -28,21 +28,23 @@ _ADMIN_GRACE_S: Final = 1.0
 T = TypeVar("T")
 
 
-class MakeSidecar(Protocol):
-    """Makes what a worker serves; has to pickle where there are several. `siblings` as in `sidecar`."""
+class SidecarFactory(Protocol):
+    """Makes what a worker serves; has to pickle where there are several. `bus_dir` as in `sidecar`."""
 
-    def __call__(self, *, siblings: Path | None = None) -> Sidecar:
+    def __call__(self, *, bus_dir: Path | None = None) -> Sidecar:
         """Raises `ConfigError`."""
 
 
 class Worker:
     """`leave`, `hand_over` and `reload` are for signal handlers: they return at once."""
 
-    def __init__(self, sidecar: Sidecar, public: socket.socket, admin: socket.socket | None, leaving: Leaving) -> None:
+    def __init__(
+        self, sidecar: Sidecar, public: socket.socket, admin: socket.socket | None, shutdown: ShutdownTimeouts
+    ) -> None:
         self._sidecar = sidecar
         self._public = Listener(sidecar.app, public, refused=sidecar.refused)
         self._admin = None if admin is None or sidecar.admin is None else Listener(sidecar.admin, admin)
-        self._leaving = leaving
+        self._shutdown = shutdown
         self._told = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
         self._reload_again = False
@@ -81,7 +83,7 @@ class Worker:
 
     async def _end(self) -> None:
         """The admin listener last: it tells how the leaving goes."""
-        await self._public.leave(linger=self._leaving.linger, grace=self._leaving.grace)
+        await self._public.leave(linger=self._shutdown.linger, grace=self._shutdown.grace)
         await self._public.stop()
         if self._admin is not None:
             await self._admin.leave(linger=0, grace=_ADMIN_GRACE_S)
@@ -98,7 +100,7 @@ class Worker:
             _settle()
 
 
-def on_a_loop(main: Coroutine[Any, Any, T]) -> T:
+def run_on_loop(main: Coroutine[Any, Any, T]) -> T:
     """Run to the end, on uvloop where there is one."""
     if find_spec("uvloop") is None:
         return asyncio.run(main)
@@ -120,16 +122,20 @@ def _settle() -> None:
 # One worker, in the process that was started: it takes the signals itself.
 
 
-async def serve_alone(
-    make: MakeSidecar, public: Listening, admin: Listening | None, leaving: Leaving, announce: Callable[[], None]
+async def serve_single(
+    make: SidecarFactory,
+    public: Listening,
+    admin: Listening | None,
+    shutdown: ShutdownTimeouts,
+    announce: Callable[[], None],
 ) -> int:
     """Serve until told to leave; the exit status."""
     # A loop closes what it serves from, and the address is its owner's to take down.
     sockets = public.socket.dup(), None if admin is None else admin.socket.dup()
-    worker = Worker(make(), *sockets, leaving)
+    worker = Worker(make(), *sockets, shutdown)
 
     def leave() -> None:
-        asyncio.get_running_loop().call_later(leaving.accepts, public.close)
+        asyncio.get_running_loop().call_later(shutdown.accepts, public.close)
         worker.leave()
 
     on_signals(leave=leave, at_once=lambda: None, reload=worker.reload, replace=_no_other)

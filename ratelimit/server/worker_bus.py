@@ -1,4 +1,4 @@
-"""`Siblings`: the workers of one service. They answer one another's questions over unix sockets in a folder of theirs.
+"""`WorkerBus`: the workers of one service. They answer one another's questions over unix sockets in a folder of theirs.
 
 A question is a line, and the answer too: one without an end was cut short, and counts for none. A worker takes the
 lowest free number and holds it by a lock that ends with the process, however that ends: so a restart brings no new
@@ -25,7 +25,7 @@ _END: Final = b"\n"
 _GONE: Final = b"gone"
 
 
-class Siblings:
+class WorkerBus:
     """One worker's place among them. `answers`: what it says to which question."""
 
     def __init__(self, folder: Path, answers: Mapping[str, Answer]) -> None:

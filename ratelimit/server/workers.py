@@ -19,8 +19,8 @@ from typing import Final
 from ratelimit.errors import ConfigError, RateLimitError
 from ratelimit.server.address import Listening
 from ratelimit.server.serve import LOGGING
-from ratelimit.server.shutdown import Leaving, on_signals
-from ratelimit.server.worker import DONE, NOT_STARTED, MakeSidecar, Worker, on_a_loop
+from ratelimit.server.shutdown import ShutdownTimeouts, on_signals
+from ratelimit.server.worker import DONE, NOT_STARTED, SidecarFactory, Worker, run_on_loop
 
 logger = logging.getLogger("ratelimit.serving")
 
@@ -37,22 +37,22 @@ _processes = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class WorkerSpec:
     """What a worker needs for its work. It has to pickle."""
 
-    make: MakeSidecar
+    make: SidecarFactory
     public: socket.socket
     admin: socket.socket | None
-    siblings: Path
-    leaving: Leaving
+    bus_dir: Path
+    shutdown: ShutdownTimeouts
 
 
-class Member:
+class WorkerProcess:
     """The supervisor's view of a worker. Made within its event loop; starts at once."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         self._pipe, theirs = _processes.Pipe()
-        self._process = _processes.Process(target=_work, args=(task, theirs))
+        self._process = _processes.Process(target=_work, args=(spec, theirs))
         self._process.start()
         theirs.close()
         self.pid = self._process.pid or 0
@@ -95,22 +95,22 @@ class Member:
         self.ended.set_result(status)
 
 
-def _work(task: Task, orders: Connection) -> None:
+def _work(spec: WorkerSpec, orders: Connection) -> None:
     """The worker's process from beginning to end."""
     # What a terminal sends goes to every process of the group; here the supervisor says what is to be done.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     logging.config.dictConfig(LOGGING)
-    sys.exit(on_a_loop(_serve(task, orders)))
+    sys.exit(run_on_loop(_serve(spec, orders)))
 
 
-async def _serve(task: Task, orders: Connection) -> int:
+async def _serve(spec: WorkerSpec, orders: Connection) -> int:
     try:
-        sidecar = task.make(siblings=task.siblings)
+        sidecar = spec.make(bus_dir=spec.bus_dir)
     except RateLimitError as error:
         logger.error("a worker cannot start: %s", error)
         return NOT_STARTED
-    worker = Worker(sidecar, task.public, task.admin, task.leaving)
+    worker = Worker(sidecar, spec.public, spec.admin, spec.shutdown)
     acts: dict[bytes, Callable[[], None]] = {
         LEAVE: worker.leave,
         HAND_OVER: worker.hand_over,
@@ -142,13 +142,13 @@ _AFTER_GRACE_S: Final = 60.0
 class Supervisor:
     """`refresh` reads the configuration, and raises `ConfigError` where it is bad: then no worker hears of it."""
 
-    def __init__(self, task: Task, workers: int, public: Listening, refresh: Callable[[], object]) -> None:
-        self._task = task
-        self._workers = workers
+    def __init__(self, spec: WorkerSpec, workers: int, public: Listening, refresh: Callable[[], object]) -> None:
+        self._spec = spec
+        self._count = workers
         self._public = public
         self._refresh = refresh
-        self._members: dict[int, Member] = {}
-        self._others: set[Member] = set()
+        self._workers: dict[int, WorkerProcess] = {}
+        self._others: set[WorkerProcess] = set()
         """Those that are to take a place, or have left theirs."""
         self._told = asyncio.Event()
         self._replacing: asyncio.Task[None] | None = None
@@ -156,15 +156,15 @@ class Supervisor:
     async def run(self, announce: Callable[[], None]) -> int:
         """Serve until told to leave; the exit status."""
         on_signals(leave=self._leave, at_once=self._kill, reload=self._reload, replace=self._replace)
-        self._members = {place: Member(self._task) for place in range(self._workers)}
-        started = all(await asyncio.gather(*(member.started for member in self._members.values())))
+        self._workers = {place: WorkerProcess(self._spec) for place in range(self._count)}
+        started = all(await asyncio.gather(*(worker.started for worker in self._workers.values())))
         if not started:
             self._told.set()
             return await self._end(NOT_STARTED)
         if not self._told.is_set():
             announce()
         async with asyncio.TaskGroup() as group:
-            keeping = [group.create_task(self._keep(place)) for place in self._members]
+            keeping = [group.create_task(self._keep(place)) for place in self._workers]
             await self._told.wait()
             for task in keeping:
                 task.cancel()
@@ -173,7 +173,7 @@ class Supervisor:
         return await self._end(DONE)
 
     def _leave(self) -> None:
-        asyncio.get_running_loop().call_later(self._task.leaving.accepts, self._public.close)
+        asyncio.get_running_loop().call_later(self._spec.shutdown.accepts, self._public.close)
         self._told.set()
 
     def _reload(self) -> None:
@@ -182,39 +182,39 @@ class Supervisor:
         except ConfigError as error:
             logger.error("the configuration is not reloaded, and the last good one holds: %s", error)
             return
-        for member in self._members.values():
-            member.tell(RELOAD)
+        for worker in self._workers.values():
+            worker.tell(RELOAD)
 
     def _replace(self) -> None:
         if self._replacing is None or self._replacing.done():
             self._replacing = asyncio.create_task(self._replace_all())
 
     def _kill(self) -> None:
-        for member in self._all():
-            if not member.ended.done():
-                member.kill()
+        for worker in self._all():
+            if not worker.ended.done():
+                worker.kill()
 
-    def _all(self) -> Iterable[Member]:
-        return (*self._members.values(), *self._others)
+    def _all(self) -> Iterable[WorkerProcess]:
+        return (*self._workers.values(), *self._others)
 
     async def _keep(self, place: int) -> None:
         """A worker that ends by itself is replaced; the pauses grow while new ones do not come to serve."""
         failures = 0
         while True:
-            member = self._members[place]
-            status = await asyncio.shield(member.ended)
-            if self._members[place] is not member:
+            worker = self._workers[place]
+            status = await asyncio.shield(worker.ended)
+            if self._workers[place] is not worker:
                 continue
-            failures = 0 if member.started.result() else failures + 1
-            logger.error("worker %d ended with status %d; another one takes its place", member.pid, status)
+            failures = 0 if worker.started.result() else failures + 1
+            logger.error("worker %d ended with status %d; another one takes its place", worker.pid, status)
             await asyncio.sleep(_PAUSES_S[min(failures, len(_PAUSES_S) - 1)])
-            if self._members[place] is member:
-                self._members[place] = Member(self._task)
+            if self._workers[place] is worker:
+                self._workers[place] = WorkerProcess(self._spec)
 
     async def _replace_all(self) -> None:
         """One after the other, a new one serving before the old one leaves. Ends with the first that does not start."""
-        for place in list(self._members):
-            new = Member(self._task)
+        for place in list(self._workers):
+            new = WorkerProcess(self._spec)
             self._others.add(new)
             try:
                 serves = await asyncio.wait_for(asyncio.shield(new.started), START_S)
@@ -225,32 +225,32 @@ class Supervisor:
                 self._others.discard(new)
                 logger.error("a new worker did not start; the others stay as they are")
                 return
-            old, self._members[place] = self._members[place], new
+            old, self._workers[place] = self._workers[place], new
             self._others.discard(new)
             await self._retire(old)
-        logger.info("all %d workers are replaced", len(self._members))
+        logger.info("all %d workers are replaced", len(self._workers))
 
-    async def _retire(self, old: Member) -> None:
+    async def _retire(self, old: WorkerProcess) -> None:
         self._others.add(old)
         old.tell(HAND_OVER)
         await self._until_ended([old])
         self._others.discard(old)
 
     async def _end(self, status: int) -> int:
-        members = list(self._all())
-        for member in members:
-            member.tell(LEAVE)
-        await self._until_ended(members)
-        return status if all(member.ended.result() == DONE for member in members) else NOT_STARTED
+        workers = list(self._all())
+        for worker in workers:
+            worker.tell(LEAVE)
+        await self._until_ended(workers)
+        return status if all(worker.ended.result() == DONE for worker in workers) else NOT_STARTED
 
-    async def _until_ended(self, members: Iterable[Member]) -> None:
+    async def _until_ended(self, workers: Iterable[WorkerProcess]) -> None:
         """For as long as they may take; then they are killed."""
-        waiting = {member.ended for member in members}
-        leaving = self._task.leaving
-        _, late = await asyncio.wait(waiting, timeout=max(leaving.linger, leaving.grace) + _AFTER_GRACE_S)
+        waiting = {worker.ended for worker in workers}
+        shutdown = self._spec.shutdown
+        _, late = await asyncio.wait(waiting, timeout=max(shutdown.linger, shutdown.grace) + _AFTER_GRACE_S)
         if late:
             logger.error("%d workers did not leave in time and are killed", len(late))
-            for member in members:
-                if not member.ended.done():
-                    member.kill()
+            for worker in workers:
+                if not worker.ended.done():
+                    worker.kill()
             await asyncio.wait(waiting)

@@ -12,9 +12,9 @@ from starlette.types import ASGIApp
 
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.limiter import Limiter
-from ratelimit.server.http_protocol import Intake
+from ratelimit.server.http_protocol import HttpProtocol
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.request_id import Front
+from ratelimit.server.request_id import RequestIdMiddleware
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
 from tests.http.serving import served
@@ -76,7 +76,9 @@ async def in_front_of(
 ) -> AsyncIterator[str]:
     """The sidecar; yields `127.0.0.1:PORT`."""
     proxy = Proxy(upstream if ":/" in upstream else f"http://{upstream}", settings)
-    app: ASGIApp = Front(RateLimitMiddleware(proxy, limiter=limiter or limiter_of(), user_from="header:x-api-key"))
+    app: ASGIApp = RequestIdMiddleware(
+        RateLimitMiddleware(proxy, limiter=limiter or limiter_of(), user_from="header:x-api-key")
+    )
     async with plainly_served(app) as address:
         yield address
 
@@ -85,7 +87,7 @@ async def in_front_of(
 async def plainly_served(app: ASGIApp) -> AsyncIterator[str]:
     """As `ratelimit serve` does: the server believes no `X-Forwarded-For`."""
     async with served(
-        app, http=Intake, log_level="critical", proxy_headers=False, server_header=False, date_header=False
+        app, http=HttpProtocol, log_level="critical", proxy_headers=False, server_header=False, date_header=False
     ) as address:
         yield address
 

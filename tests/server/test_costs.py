@@ -16,7 +16,7 @@ from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.headers import HeaderWriter
 from ratelimit.policy import Policy
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.request_id import Front
+from ratelimit.server.request_id import RequestIdMiddleware
 from ratelimit.store import MemoryStore
 from tests.http.apps import limiter_of, settled
 from tests.server.sockets import SOON_S, connected, plainly_served, scripted
@@ -94,7 +94,7 @@ async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: 
 
     async with scripted(script) as upstream:
         proxy = Proxy(f"http://{upstream}")
-        app = Watched(Front(RateLimitMiddleware(proxy, limiter=limiter, user_from="header:x-api-key")))
+        app = Watched(RequestIdMiddleware(RateLimitMiddleware(proxy, limiter=limiter, user_from="header:x-api-key")))
         async with plainly_served(app) as address, asyncio.timeout(SOON_S):
             async with connected(address) as (_, writer):
                 writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-api-key: alice\r\n\r\n")
@@ -119,7 +119,9 @@ async def test_the_fields_tell_what_was_really_spent(algorithm: Any, stated: int
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
 
     async with scripted(script) as upstream:
-        app = Front(RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key"))
+        app = RequestIdMiddleware(
+            RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key")
+        )
         async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
             answer = await client.get(f"http://{address}/", headers={"x-api-key": "alice"})
     await limiter.open()
@@ -138,7 +140,9 @@ async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> N
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 3\r\n\r\nok")
 
     async with scripted(script) as upstream:
-        app = Front(RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key"))
+        app = RequestIdMiddleware(
+            RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key")
+        )
         async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
             request = asyncio.create_task(client.get(f"http://{address}/", headers={"x-api-key": "alice"}))
             await store.asked.wait()

@@ -240,7 +240,7 @@ async def test_a_request_that_began_before_the_last_answer_was_complete_is_not_i
             await send({"type": "http.response.body", "body": b"ok"})
 
     keep_alive = 0.2
-    async with served(app, http=http_protocol.Intake, lifespan="off", timeout_keep_alive=keep_alive) as address:
+    async with served(app, http=http_protocol.HttpProtocol, lifespan="off", timeout_keep_alive=keep_alive) as address:
         async with connected(address) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET /slow HTTP/1.1\r\nho")
             await reader.readuntil(b"ok")

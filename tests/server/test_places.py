@@ -9,9 +9,9 @@ import pytest
 
 from ratelimit.server import workers
 from ratelimit.server.address import Address
-from ratelimit.server.shutdown import Leaving
+from ratelimit.server.shutdown import ShutdownTimeouts
 from ratelimit.server.worker import DONE
-from ratelimit.server.workers import Supervisor, Task
+from ratelimit.server.workers import Supervisor, WorkerSpec
 from tests.http.apps import settled
 
 
@@ -20,7 +20,7 @@ class Started:
 
     every: list[Started]
 
-    def __init__(self, _: Task) -> None:
+    def __init__(self, _: WorkerSpec) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 1
         self.started: asyncio.Future[bool] = loop.create_future()
@@ -37,13 +37,14 @@ async def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path: Path, mo
     """Its worker would go on with the configuration of its day, and nobody could tell it to leave."""
     pause_is_over = asyncio.Event()
     Started.every = []
-    monkeypatch.setattr(workers, "Member", Started)
+    monkeypatch.setattr(workers, "WorkerProcess", Started)
     monkeypatch.setattr(workers, "_PAUSES_S", (1.0,))
     real = asyncio.sleep
     monkeypatch.setattr("asyncio.sleep", lambda span: pause_is_over.wait() if span else real(0))
     with Address(port=0).bind().socket as listening:
-        one = Supervisor(Task(lambda **_: None, listening, None, tmp_path, Leaving()), 1, None, lambda: None)  # type: ignore[arg-type]
-        one._members = {0: Started(one._task)}  # type: ignore[dict-item]
+        spec = WorkerSpec(lambda **_: None, listening, None, tmp_path, ShutdownTimeouts())  # type: ignore[arg-type]
+        one = Supervisor(spec, 1, None, lambda: None)  # type: ignore[arg-type]
+        one._workers = {0: Started(one._spec)}  # type: ignore[dict-item]
         keeping = asyncio.create_task(one._keep(0))
         Started.every[0].ended.set_result(-9)
         await settled()
@@ -52,4 +53,4 @@ async def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path: Path, mo
         await settled()
         keeping.cancel()
     assert len(Started.every) == 2
-    assert one._members[0] is Started.every[1]
+    assert one._workers[0] is Started.every[1]

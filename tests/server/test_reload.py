@@ -162,14 +162,14 @@ async def test_the_store_stays_open(tmp_path: Path) -> None:
         path = write(tmp_path, settings=f'store = "{url}"')
         async with running(path) as service:
             assert await service.statuses(1) == [200]
-            store = service.sidecar.current.base.store
+            store = service.sidecar.current.runtime.store
             assert isinstance(store, DynamoDBStore)
             connections = store.stats.connections
             for quotas in ("3/day", "4/day"):
                 write(tmp_path, quotas, f'store = "{url}"')
                 await service.sidecar.reload()
                 assert await service.statuses(1) == [200]
-            assert service.sidecar.current.base.store is store
+            assert service.sidecar.current.runtime.store is store
             assert (store.stats.connections, server.received["DescribeTable"]) == (connections, 1)
             assert await service.metric("ratelimit_store_calls_total", operation="UpdateItem") == 3
         assert server.connections == 0
@@ -211,7 +211,7 @@ async def test_events_in_memory_outlive_a_reload_while_the_store_is_down(tmp_pat
             write(tmp_path, "6/day", settings)
             await service.sidecar.reload()
             await proxy.listen()
-            usage = service.sidecar.current.base.usage
+            usage = service.sidecar.current.runtime.usage
             assert usage is not None
             await asyncio.wait_for(usage.flush(), 60)
             assert (usage.stats.accepted, usage.stats.written, usage.stats.dropped) == (2, 2, 0)
@@ -220,7 +220,7 @@ async def test_events_in_memory_outlive_a_reload_while_the_store_is_down(tmp_pat
 async def test_a_usage_log_that_is_turned_off_is_written_out(tmp_path: Path) -> None:
     async with running(write(tmp_path, "5/day", 'usage = "memory"')) as service:
         assert await service.statuses(3) == [200, 200, 200]
-        usage = service.sidecar.current.base.usage
+        usage = service.sidecar.current.runtime.usage
         assert usage is not None
         write(tmp_path, "5/day", 'usage = "off"')
         await service.sidecar.reload()

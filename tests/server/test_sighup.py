@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from ratelimit.server.address import Address
-from ratelimit.server.http_protocol import nobody
-from ratelimit.server.shutdown import Leaving
+from ratelimit.server.http_protocol import ignore_refusal
+from ratelimit.server.shutdown import ShutdownTimeouts
 from ratelimit.server.worker import Worker
 from tests.engines import Engine
 from tests.http.apps import hello, settled
@@ -60,7 +60,7 @@ async def test_a_second_reload_during_the_first_is_not_lost() -> None:
     """The file may have been read already, by then."""
     sidecar = SlowToReload()
     with Address(port=0).bind().socket as listening:
-        worker = Worker(sidecar, listening, None, Leaving())  # type: ignore[arg-type]
+        worker = Worker(sidecar, listening, None, ShutdownTimeouts())  # type: ignore[arg-type]
         worker.reload()
         await settled()
         worker.reload()
@@ -75,7 +75,7 @@ class SlowToReload:
     """As much of a sidecar as a worker needs that never serves."""
 
     app = admin = staticmethod(hello)
-    refused = staticmethod(nobody)
+    refused = staticmethod(ignore_refusal)
 
     def __init__(self) -> None:
         self.reloads = 0

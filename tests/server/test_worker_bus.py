@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit.server.worker_bus import Siblings
+from ratelimit.server.worker_bus import WorkerBus
 from tests.server.running import running, write
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 async def test_one_speaks_for_all(tmp_path: Path, folder: Path) -> None:
     path = write(tmp_path)
-    async with running(path, siblings=folder) as one, running(path, siblings=folder) as other:
+    async with running(path, bus_dir=folder) as one, running(path, bus_dir=folder) as other:
         assert await one.statuses(3) == [200, 200, 429]
         assert await other.statuses(1, user="bob") == [200]
         for asked in (one, other):
@@ -46,8 +46,8 @@ async def test_a_reload_that_fails_elsewhere_is_told(tmp_path: Path, folder: Pat
         each.mkdir()
         write(each)
     async with (
-        running(mine / "ratelimit.toml", siblings=folder) as one,
-        running(theirs / "ratelimit.toml", siblings=folder),
+        running(mine / "ratelimit.toml", bus_dir=folder) as one,
+        running(theirs / "ratelimit.toml", bus_dir=folder),
     ):
         write(mine, "3/day")
         write(theirs, "3/dya")
@@ -61,7 +61,7 @@ async def test_one_that_hangs_is_shown_as_such(folder: Path) -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    one, other = Siblings(folder, {}), Siblings(folder, {"health": never})
+    one, other = WorkerBus(folder, {}), WorkerBus(folder, {"health": never})
     await one.start()
     await other.start()
     assert (one.number, other.number) == ("0", "1")
@@ -77,20 +77,20 @@ async def test_an_answer_that_was_cut_short_is_none(folder: Path) -> None:
         writer.close()
 
     server = await asyncio.start_unix_server(cut_short, folder / "7.sock")
-    assert await Siblings(folder, {}).ask("health", within=30) == {"7": None}
+    assert await WorkerBus(folder, {}).ask("health", within=30) == {"7": None}
     server.close()
 
 
 @pytest.mark.parametrize("question", [b"\n", b"nonsense\n", b"x" * 5000, b"\xff\xfe\n", b""])
 async def test_what_is_no_question_gets_no_answer(folder: Path, question: bytes) -> None:
-    one = Siblings(folder, {"health": hello})
+    one = WorkerBus(folder, {"health": hello})
     await one.start()
     reader, writer = await asyncio.open_unix_connection(folder / "0.sock")
     writer.write(question)
     writer.write_eof()
     assert await asyncio.wait_for(reader.read(), 30) == b""
     writer.close()
-    other = Siblings(folder, {})
+    other = WorkerBus(folder, {})
     await other.start()
     assert await other.ask("health", within=30) == {"0": b"hello"}
     await one.end()
@@ -99,22 +99,22 @@ async def test_what_is_no_question_gets_no_answer(folder: Path, question: bytes)
 
 async def test_the_number_of_a_worker_that_was_killed_is_free(folder: Path) -> None:
     code = (
-        "import asyncio, sys; from pathlib import Path; from ratelimit.server.worker_bus import Siblings\n"
+        "import asyncio, sys; from pathlib import Path; from ratelimit.server.worker_bus import WorkerBus\n"
         "async def main():\n"
-        "    one = Siblings(Path(sys.argv[1]), {}); await one.start(); print(one.number, flush=True)\n"
+        "    one = WorkerBus(Path(sys.argv[1]), {}); await one.start(); print(one.number, flush=True)\n"
         "    await asyncio.Event().wait()\n"
         "asyncio.run(main())"
     )
     victim = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(folder), stdout=PIPE)
     assert victim.stdout is not None
     assert await asyncio.wait_for(victim.stdout.readline(), 30) == b"0\n"
-    one = Siblings(folder, {"health": hello})
+    one = WorkerBus(folder, {"health": hello})
     await one.start()
     assert one.number == "1"
     victim.kill()
     await victim.wait()
     assert await one.ask("health", within=30) == {}, "its socket is there still, and nobody behind it"
-    following = Siblings(folder, {})
+    following = WorkerBus(folder, {})
     await following.start()
     assert following.number == "0"
     assert await following.ask("health", within=30) == {"1": b"hello"}
