@@ -32,7 +32,7 @@ from ratelimit.migrate.recognising import Bursts
 from ratelimit.migrate.rows import Batch, Entity, Entry, Expired, Read
 from ratelimit.migrate.target import kind_of
 from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.usage.outlast import Outlast
+from ratelimit.store.retry import retry
 
 # Items from DynamoDB's wire form to plain values: whole numbers as `int`, others as `float`.
 
@@ -108,18 +108,17 @@ class EarlierSource:
     keyed = False
     totals = False
 
-    def __init__(self, raw: RawTable, converter: Converter, *, outlast: Outlast | None = None) -> None:
+    def __init__(self, raw: RawTable, converter: Converter) -> None:
         self.name = f"earlier://{raw.settings.table}"
         self._raw = raw
         self._converter = converter
-        self._outlast = outlast or Outlast()
         self._events = Stand()
         self._items: int | None = None
 
     async def open(self) -> None:
         """See `Source.open`. Raises `TableMismatch` for a table that is keyed otherwise."""
         await self._raw.open()
-        description = await self._outlast.run(self._raw.description)
+        description = await retry(self._raw.description)
         keys = [key["AttributeName"] for key in description.get("KeySchema", ())]
         if sorted(keys) != ["PK", "SK"]:
             hint = "; a session table holds no usage" if {"sessionId", "opportunityId"} & set(keys) else ""
@@ -140,7 +139,7 @@ class EarlierSource:
         if entity == "events":  # what is noted is noted in one pass only: the others read the same items
             self._events = stand
         while True:
-            items, stand.cursor = await self._outlast.run(lambda: self._raw.scan(limit=size, after=stand.cursor))
+            items, stand.cursor = await retry(lambda: self._raw.scan(limit=size, after=stand.cursor))
             stand.done += len(items)
             found = [self._read(entity, unmarshal(item)) for item in items]
             place = msgspec.json.encode(stand).decode()

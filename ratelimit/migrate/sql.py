@@ -22,7 +22,7 @@ from ratelimit.migrate.mapping import Mapping as Columns
 from ratelimit.migrate.mapping import absent, first_of, unmapped
 from ratelimit.migrate.recognising import HELD, Nth, Seen, recognised, sketch, unknown_table
 from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused, SourceUnavailable
-from ratelimit.usage.outlast import Outlast
+from ratelimit.store.retry import retry
 
 # A database by its URL, opened so that nothing can be changed in it, and that odd values concern their row only.
 
@@ -190,7 +190,6 @@ class SqlSource:
         converter: Converter,
         *,
         wanted: Collection[str] = (),
-        outlast: Outlast | None = None,
     ) -> None:
         try:
             import sqlalchemy
@@ -201,7 +200,6 @@ class SqlSource:
         self.name = masked(self._url)
         self._wanted = wanted
         self._converter = converter
-        self._outlast = outlast or Outlast()
         self._engine = open_engine(sqlalchemy, url)
         self._tables: dict[str, _Table] = {}
         self._places: dict[Entity, str] = {}
@@ -420,7 +418,7 @@ class SqlSource:
                 await asyncio.gather(working, return_exceptions=True)
                 raise
 
-        return await (attempt() if once else self._outlast.run(attempt))
+        return await (attempt() if once else retry(attempt))
 
     def _explained(self, work: Callable[[], T], what: str) -> T:
         errors = self._sa.exc

@@ -18,7 +18,7 @@ from ratelimit.migrate.target import LOOKED_AT, is_foreign, kind_of
 from ratelimit.names import Key
 from ratelimit.store import Record
 from ratelimit.store.directory import Plan, User, name_of
-from ratelimit.usage.outlast import Outlast
+from ratelimit.store.retry import retry
 
 _SHOWN: Final = 20
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
@@ -30,18 +30,17 @@ class TableSource:
     keyed = True
     totals = True
 
-    def __init__(self, store: DynamoDBStore, raw: RawTable, *, clock: Clock, outlast: Outlast | None = None) -> None:
+    def __init__(self, store: DynamoDBStore, raw: RawTable, *, clock: Clock) -> None:
         self.name = f"dynamodb://{store.settings.table}"
         self._store = store
         self._raw = raw
         self._clock = clock
-        self._outlast = outlast or Outlast()
 
     async def open(self) -> None:
         """See `Source.open`. Raises `TableMismatch` for a table in which nothing is this project's."""
         await self._store.open()
         await self._raw.open()
-        items, _ = await self._outlast.run(lambda: self._raw.scan(limit=LOOKED_AT))
+        items, _ = await retry(lambda: self._raw.scan(limit=LOOKED_AT))
         if items and all(map(is_foreign, items)):
             kinds = Counter(kind_of(item["PK"]["S"], item["SK"]["S"]) for item in items)
             has = ", ".join(f"{count} items {kind}" for kind, count in kinds.most_common(_SHOWN))
@@ -88,21 +87,21 @@ class TableSource:
         await self._store.close()
 
     async def _fresh(self, key: Key) -> Record:
-        return await self._outlast.run(lambda: self._store.read(key))
+        return await retry(lambda: self._store.read(key))
 
     async def _page(self, entity: Entity, cursor: str | None) -> tuple[Sequence[Entry], str | None]:
-        store, outlast = self._store, self._outlast
+        store = self._store
         try:
             if entity in ("plans", "users"):
                 kind: type[Plan | User] = Plan if entity == "plans" else User
-                page = await outlast.run(lambda: store.directory.page(kind, limit=1000, cursor=cursor))
+                page = await retry(lambda: store.directory.page(kind, limit=1000, cursor=cursor))
                 return page.entries, page.cursor
             if entity == "events":
                 now = self._clock.now() // 1000
                 since, until = now - _RETENTION_MS, now + MAX_FUTURE_MS
-                events = await outlast.run(lambda: store.scans.events(since=since, until=until, cursor=cursor))
+                events = await retry(lambda: store.scans.events(since=since, until=until, cursor=cursor))
                 return events.entries, events.cursor
-            records = await outlast.run(lambda: store.scans.records(cursor=cursor))
+            records = await retry(lambda: store.scans.records(cursor=cursor))
             return [Counted(key, record, partial(self._fresh, key)) for key, record in records.entries], records.cursor
         except InvalidCursor:
             raise InvalidInput("the checkpoint does not fit the source any more; begin anew with --restart") from None

@@ -29,7 +29,7 @@ from ratelimit.names import Key
 from ratelimit.store import Record, Write
 from ratelimit.store.directory import IdentityTaken, Plan, User, name_of
 from ratelimit.store.events import MOST_AT_ONCE, Position, day_of, position_of
-from ratelimit.usage.outlast import Outlast
+from ratelimit.store.retry import BACKOFF, retry
 from ratelimit.usage.writer import Sleep
 
 # `Pace`: so many write units a second, and no more.
@@ -105,19 +105,17 @@ class Target:
         pace: Pace,
         *,
         ledger: Ledger | None = None,
-        outlast: Outlast | None = None,
     ) -> None:
         self.store = store
         self._raw = raw
         self._pace = pace
         self._ledger = ledger
-        self._outlast = outlast or Outlast()
         self._turns = asyncio.Semaphore(_IN_FLIGHT)
 
     async def put_events(self, events: Iterable[UsageEvent]) -> int:
         """Those that are not there yet; how many they were."""
         by_key = {(event_pk(one.user, day_of(one.at_ms)), event_sk(position_of(one))): one for one in events}
-        there = await self._outlast.run(lambda: self._raw.present(list(by_key)))
+        there = await retry(lambda: self._raw.present(list(by_key)))
         fresh = [event for key, event in by_key.items() if key not in there]
         if self._ledger is not None:
             self._ledger.note_events(fresh)
@@ -154,28 +152,28 @@ class Target:
 
         async def fly(flight: Sequence[tuple[str, str]]) -> None:
             await self._pace.take(EVENT_UNITS * len(flight))
-            await self._outlast.run(lambda: self._raw.delete(flight))
+            await retry(lambda: self._raw.delete(flight))
 
         await self._all(flights, fly)
 
     async def delete_entry(self, kind: type[User | Plan], name: str, *, version: int, now: int) -> bool:
         """False where it was changed since it had this version; True also where it is gone already."""
         directory = self.store.directory
-        found = await self._outlast.run(lambda: directory.read(kind, name))
+        found = await retry(lambda: directory.read(kind, name))
         if found is None:
             return True
         if found.version != version:
             return False
         await self._pace.take(entry_units(found))
-        return await self._outlast.run(lambda: directory.replace(found, None, now=now))
+        return await retry(lambda: directory.replace(found, None, now=now))
 
     async def record(self, key: Key) -> Record:
         """The counters there are."""
-        return await self._outlast.run(lambda: self.store.read(key))
+        return await retry(lambda: self.store.read(key))
 
     async def pause(self, attempt: int = 1) -> None:
         """Before something is tried again."""
-        await self._outlast.pause(attempt)
+        await BACKOFF.pause(attempt)
 
     async def each(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:
         """`work` on each of them, some at a time."""
@@ -189,20 +187,20 @@ class Target:
             return left
 
         await self._pace.take(sum(EVENT_UNITS if event.placed_by_id else 2 * EVENT_UNITS for event in events))
-        while events := await self._outlast.run(put):
-            await self._outlast.pause(1)
+        while events := await retry(put):
+            await BACKOFF.pause(1)
 
     async def _put_entry(self, entry: User | Plan, now: int) -> Fate:
         directory = self.store.directory
         while True:
-            found = await self._outlast.run(lambda: directory.read(type(entry), name_of(entry)))
+            found = await retry(lambda: directory.read(type(entry), name_of(entry)))
             if found is not None:
                 return "there" if found == entry else "kept"
             await self._pace.take(entry_units(entry))
             if self._ledger is not None:
                 self._ledger.note_entry(entry, version=now)
             # What is noted and not written is nobody's: a version that an entry does not have is not taken back.
-            if await self._outlast.run(lambda: directory.replace(None, entry, now=now)):
+            if await retry(lambda: directory.replace(None, entry, now=now)):
                 return "written"
 
     async def _all(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:

@@ -23,8 +23,8 @@ from ratelimit.migrate.rows import Counted, Entity, Source
 from ratelimit.migrate.sources import patient
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.store.directory import Plan, User
+from ratelimit.store.retry import retry
 from ratelimit.store.scans import ScanPage
-from ratelimit.usage.outlast import Outlast
 
 
 async def verify(
@@ -55,7 +55,6 @@ class _Check:
         self._order = order
         self._now = now
         self._tell = listener
-        self._outlast = Outlast()
         self.read: dict[Entity, int] = {}
 
     async def one(self, entity: Entity) -> None:
@@ -78,7 +77,7 @@ class _Check:
             await asyncio.to_thread(sides.note, SOURCE, events)
         cursor: str | None = None
         while True:
-            page: ScanPage[UsageEvent] = await self._outlast.run(
+            page: ScanPage[UsageEvent] = await retry(
                 lambda cursor=cursor: self._store.scans.events(since=since, until=until + 1, cursor=cursor)  # type: ignore[misc]
             )
             compared.target += len(page.entries)
@@ -94,7 +93,7 @@ class _Check:
         kind: type[User | Plan] = User if entity == "users" else Plan
         cursor: str | None = None
         while True:
-            page = await self._outlast.run(
+            page = await retry(
                 lambda cursor=cursor: self._store.directory.page(kind, limit=1000, cursor=cursor)  # type: ignore[misc]
             )
             sides.note(TARGET, page.entries)
@@ -115,7 +114,7 @@ class _Check:
             await asyncio.to_thread(sides.note, SOURCE, added)
         cursor: str | None = None
         while True:
-            page = await self._outlast.run(lambda cursor=cursor: self._store.scans.records(cursor=cursor))  # type: ignore[misc]
+            page = await retry(lambda cursor=cursor: self._store.scans.records(cursor=cursor))  # type: ignore[misc]
             await asyncio.to_thread(sides.note, TARGET, page.entries)
             if (cursor := page.cursor) is None:
                 break

@@ -12,8 +12,8 @@ from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import check_action, check_user
 from ratelimit.store.base import TableStore
+from ratelimit.store.retry import retry
 from ratelimit.store.scans import MAX_PARTS, Ask, Part, ScanPage, each_page, first_cursors
-from ratelimit.usage.outlast import Outlast
 from ratelimit.usage.queries import MAX_PAGE, EventQuery, page_of, range_of
 from ratelimit.usage.sinks import Asked, Checkpoint, Sink
 
@@ -30,7 +30,6 @@ async def export_events(
     *,
     clock: Clock | None = None,
     progress: Progress = lambda events, size: None,
-    outlast: Outlast | None = None,
 ) -> Checkpoint:
     """Every event that is asked for, once; what the sink holds at the end.
 
@@ -39,10 +38,9 @@ async def export_events(
     `InvalidInput`, `OutOfRetention`, and `OSError` for the sink; a `File` can be gone on with afterwards.
     """
     reached = sink.begin(_beginning(asked, clock or SystemClock()))
-    outlast = outlast or Outlast()
     saved = True
     try:
-        ask = _source(store, reached, outlast, clock or SystemClock())
+        ask = _source(store, reached, clock or SystemClock())
         progress(reached.events, reached.bytes)
         async with aclosing(each_page(ask, reached.cursors.copy(), of=asked.parts)) as pages:
             count = 0
@@ -90,12 +88,12 @@ def _take(sink: Sink, reached: Checkpoint, part: int, page: ScanPage[UsageEvent]
         reached.cursors[part] = page.cursor
 
 
-def _source(store: TableStore, reached: Checkpoint, outlast: Outlast, clock: Clock) -> Ask[UsageEvent]:
+def _source(store: TableStore, reached: Checkpoint, clock: Clock) -> Ask[UsageEvent]:
     user = reached.asked.user
     since, until = reached.since, reached.until
 
     async def of_all(part: Part, cursor: str | None) -> ScanPage[UsageEvent]:
-        return await outlast.run(lambda: store.scans.events(since=since, until=until, cursor=cursor, part=part))
+        return await retry(lambda: store.scans.events(since=since, until=until, cursor=cursor, part=part))
 
     async def of_user(_: Part, cursor: str | None) -> ScanPage[UsageEvent]:
         assert user is not None
@@ -103,7 +101,7 @@ def _source(store: TableStore, reached: Checkpoint, outlast: Outlast, clock: Clo
             user, now=clock.now(), since=_aware(reached.asked.since), until=_aware(reached.asked.until),
             action=None, allowed=None, cursor=cursor,
         )  # fmt: skip
-        page = await outlast.run(lambda: page_of(store.events, query, MAX_PAGE))
+        page = await retry(lambda: page_of(store.events, query, MAX_PAGE))
         return ScanPage(page.events, page.cursor)
 
     return of_all if user is None else of_user

@@ -19,8 +19,8 @@ from ratelimit.clock import Clock, SystemClock, since_epoch
 from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
 from ratelimit.event import UsageEvent, id_from, time_of
 from ratelimit.store.events import MOST_AT_ONCE, EventStore
+from ratelimit.store.retry import BACKOFF, retry
 from ratelimit.usage.lines import FIELDS, Line, LineFormat, format_of, read_lines
-from ratelimit.usage.outlast import Outlast
 from ratelimit.usage.sinks import beside
 
 # `Parser`: from what a line says to the event that it is.
@@ -147,7 +147,6 @@ async def import_events(
     on_error: OnError = "stop",
     clock: Clock | None = None,
     heard: Heard = lambda events, size: None,
-    outlast: Outlast | None = None,
 ) -> Imported:
     """Put the events of a JSONL, CSV or Parquet file into the store; the counters are not touched.
 
@@ -162,7 +161,7 @@ async def import_events(
     done = Imported()
     with _Rejects(path, kept=on_error == "skip") as rejects:
         for batch, end in _batches(path, chosen, now, rejects):
-            await _put(store, batch, outlast or Outlast())
+            await _put(store, batch)
             done.events += len(batch)
             heard(done.events, end)
     done.rejected, done.rejects = rejects.count, rejects.path if rejects.count else None
@@ -208,24 +207,24 @@ def _batches(path: Path, format: LineFormat, now: int, rejects: _Rejects) -> Ite
     yield batch, end
 
 
-async def _put(store: EventStore, events: Sequence[UsageEvent], outlast: Outlast) -> None:
+async def _put(store: EventStore, events: Sequence[UsageEvent]) -> None:
     """Raises `StoreUnavailable` where an event is not known to be in the table."""
     flights = [events[start : start + MOST_AT_ONCE] for start in range(0, len(events), MOST_AT_ONCE)]
-    results = await asyncio.gather(*(_fly(store, flight, outlast) for flight in flights), return_exceptions=True)
+    results = await asyncio.gather(*(_fly(store, flight) for flight in flights), return_exceptions=True)
     for result in results:  # none of them is left running behind the error of another
         if result is not None:
             raise result
 
 
-async def _fly(store: EventStore, events: Sequence[UsageEvent], outlast: Outlast) -> None:
+async def _fly(store: EventStore, events: Sequence[UsageEvent]) -> None:
     async def put() -> Sequence[UsageEvent]:
         left = await store.put(events)
         if len(left) == len(events):
             raise StoreThrottled("the store is throttled, it takes no events; repeat the import later: it goes on")
         return left
 
-    while events := await outlast.run(put):
-        await outlast.pause(1)
+    while events := await retry(put):
+        await BACKOFF.pause(1)
 
 
 class _Rejects:

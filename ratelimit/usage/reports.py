@@ -19,10 +19,10 @@ from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
 from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_user
 from ratelimit.store.base import TableStore
+from ratelimit.store.retry import retry
 from ratelimit.store.scans import MAX_PARTS, Part, ScanPage, Scans, each_page, first_cursors
 from ratelimit.store.write import Record
 from ratelimit.usage.erasing import Erased, erase_by_key, spellings
-from ratelimit.usage.outlast import Outlast
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
 
 # `top_of`: who used an action most on a day, from the exact counters. Reads the whole table, and keeps a few names.
@@ -37,9 +37,7 @@ class TopUser(NamedTuple):
     total: int
 
 
-async def top_of(
-    scans: Scans, day: date, action: str, *, count: int, parts: int = 1, outlast: Outlast | None = None
-) -> list[TopUser]:
+async def top_of(scans: Scans, day: date, action: str, *, count: int, parts: int = 1) -> list[TopUser]:
     """The `count` users with the highest totals, the highest first; those with the same one by name.
 
     `parts` are read side by side: quicker, for the same price. Raises `StoreUnavailable`.
@@ -47,10 +45,9 @@ async def top_of(
     _check("count", count, MOST_TOP)
     _check("parts", parts, MAX_PARTS)
     field = day_field(day)
-    patient = outlast or Outlast()
 
     async def ask(part: Part, cursor: str | None) -> ScanPage[tuple[Key, Record]]:
-        return await patient.run(lambda: scans.records(field=field, cursor=cursor, part=part))
+        return await retry(lambda: scans.records(field=field, cursor=cursor, part=part))
 
     best: list[TopUser] = []
     async with aclosing(each_page(ask, first_cursors(parts), of=parts)) as pages:

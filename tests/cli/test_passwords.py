@@ -10,9 +10,7 @@ import pytest
 from ratelimit.config import load_config, masked, masked_path, redacted
 from ratelimit.config.load import document
 from ratelimit.errors import RateLimitError
-from ratelimit.migrate import sql
 from ratelimit.server.upstream import Upstream
-from ratelimit.usage.outlast import Outlast
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 
@@ -60,7 +58,7 @@ def test_no_part_of_it_is_in_what_is_shown(scheme: str, password: str) -> None:
 def test_a_source(
     scheme: str, password: str, ratelimit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql, "Outlast", lambda: Outlast(attempts=1))
+    monkeypatch.setattr("ratelimit.store.retry.ATTEMPTS", 1)
     source = f"{scheme}://app:{password}@127.0.0.1:9/app"
     store = "dynamodb://t?region=eu-west-1&endpoint=http://127.0.0.1:9"
     for command in (("run",), ("run", "--json"), ("run", "--dry-run"), ("verify",), ("verify", "--json")):

@@ -29,7 +29,6 @@ from ratelimit.names import Key
 from ratelimit.store import MirrorStore
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.store.hashed import Hash
-from ratelimit.usage.outlast import Outlast
 from tests.engines import Engine
 from tests.migrate.earlier_table import fill
 from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
@@ -132,7 +131,9 @@ async def test_an_interrupted_run_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "postgresql"])
-async def test_a_database_that_goes_away(kind: str, table: str, tmp_path: Path, database: Callable[[str], str]) -> None:
+async def test_a_database_that_goes_away(
+    kind: str, table: str, tmp_path: Path, database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its connections are cut between two pages: the run does not even notice. A server that is gone ends it."""
     url = to_sql(WORLD, database(kind))
     source = order(url, table, tmp_path).open(SystemClock())
@@ -144,9 +145,10 @@ async def test_a_database_that_goes_away(kind: str, table: str, tmp_path: Path, 
     rest = [row async for batch in pages for row in batch.rows]
     assert len(first.rows) + len(rest) == 12
     await source.close()
+    monkeypatch.setattr("ratelimit.store.retry.ATTEMPTS", 2)
     gone = url.rpartition("@")[0] + "@127.0.0.1:9/" + url.rpartition("/")[2]
     with pytest.raises(SourceUnavailable, match="cannot be read"):
-        await SqlSource(gone, Converter(Mapping(), clock=SystemClock()), outlast=Outlast(attempts=2)).open()
+        await SqlSource(gone, Converter(Mapping(), clock=SystemClock())).open()
 
 
 @pytest.mark.slow

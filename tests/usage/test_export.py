@@ -18,7 +18,6 @@ from ratelimit.store import MemoryStore, ScanPage, TableStore
 from ratelimit.store.scans import MemoryScans
 from ratelimit.usage.export import export_events
 from ratelimit.usage.formats import COLUMNS, Jsonl
-from ratelimit.usage.outlast import Outlast
 from ratelimit.usage.parquet import ParquetFile
 from ratelimit.usage.sinks import Asked, File
 from tests.usage.files import (
@@ -34,7 +33,6 @@ from tests.usage.files import (
     rest_of,
     to_file,
 )
-from tests.usage.stores import Pauses
 
 DAY_MS = 86_400_000
 
@@ -224,20 +222,21 @@ async def test_bad_questions_leave_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_a_store_that_is_away_for_a_while_is_outlasted(tmp_path: Path) -> None:
-    store, path, pauses = _Faltering(failures=5), tmp_path / "events.jsonl", Pauses()
+async def test_a_store_that_is_away_for_a_while_is_asked_again(tmp_path: Path, pauses: list[float]) -> None:
+    store, path = _Faltering(failures=5), tmp_path / "events.jsonl"
     await fill(store.events, many(100))
     sink = File(path, Jsonl(), resume=False)
     asked = Asked(store="s", format="jsonl")
-    await export_events(store, asked, sink, clock=CLOCK, outlast=Outlast(sleep=pauses, random=lambda: 1.0))
-    assert (len(lines_of(path)), pauses.asked) == (100, [0.2, 0.4, 0.8, 1.6, 3.2])
+    await export_events(store, asked, sink, clock=CLOCK)
+    assert (len(lines_of(path)), pauses) == (100, [0.2, 0.4, 0.8, 1.6, 3.2])
 
 
-async def test_one_that_stays_away_leaves_a_checkpoint(tmp_path: Path) -> None:
+async def test_one_that_stays_away_leaves_a_checkpoint(tmp_path: Path, pauses: list[float]) -> None:
     store, path = _Faltering(failures=99), tmp_path / "events.jsonl"
     sink = File(path, Jsonl(), resume=False)
     with pytest.raises(StoreUnavailable, match="away"):
-        await export_events(store, Asked(store="s", format="jsonl"), sink, clock=CLOCK, outlast=Outlast(sleep=Pauses()))
+        await export_events(store, Asked(store="s", format="jsonl"), sink, clock=CLOCK)
+    assert len(pauses) == 9
     assert rest_of(path) == ["events.jsonl.checkpoint", "events.jsonl.part"]
 
 

@@ -19,18 +19,17 @@ from ratelimit.store import MemoryStore, TableStore
 from ratelimit.usage.export import export_events
 from ratelimit.usage.importing import BadLines, Imported, import_events
 from ratelimit.usage.lines import MAX_LINE
-from ratelimit.usage.outlast import Outlast
 from ratelimit.usage.parquet import ParquetFile
 from ratelimit.usage.sinks import Asked
 from tests.usage.files import CLOCK, NOON, event, fill, lines_of, many, to_file
-from tests.usage.stores import Pauses, answer_lost, down, half, scripted
+from tests.usage.stores import answer_lost, down, half, scripted
 
 TIME = "2026-01-05T12:00:00Z"
 RECENT = event().at.isoformat()
 
 
 async def bring(store: TableStore, path: Path, **options: Any) -> Imported:
-    return await import_events(store.events, path, clock=CLOCK, outlast=Outlast(sleep=Pauses()), **options)
+    return await import_events(store.events, path, clock=CLOCK, **options)
 
 
 def write(path: Path, *lines: dict[str, Any] | str) -> Path:
@@ -330,7 +329,7 @@ async def test_nothing_to_import(tmp_path: Path) -> None:
         await bring(MemoryStore(), tmp_path / "missing.csv")
 
 
-async def test_every_event_arrives_through_a_store_that_falters(tmp_path: Path) -> None:
+async def test_every_event_arrives_through_a_store_that_falters(tmp_path: Path, pauses: list[float]) -> None:
     store, events = scripted()
     path = write(tmp_path / "e.jsonl", *(row(user=one.user, at=one.at_ms, id=one.id) for one in many(1000)))
     events.line.extend([down, half, answer_lost, half, down, answer_lost, half] * 5)
@@ -341,7 +340,7 @@ async def test_every_event_arrives_through_a_store_that_falters(tmp_path: Path) 
     assert events.most_at_once == 8
 
 
-async def test_a_store_that_stays_away_is_an_error(tmp_path: Path) -> None:
+async def test_a_store_that_stays_away_is_an_error(tmp_path: Path, pauses: list[float]) -> None:
     store, events = scripted()
     path = write(tmp_path / "e.jsonl", row())
     events.always = down
