@@ -1,10 +1,11 @@
-"""`admin_app`: the routes of the admin listener. What they show is a `Board`'s to know."""
+"""`admin_app`: the routes of the admin listener. What they show is a `AdminBackend`'s to know."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,12 +14,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan
 
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
-from ratelimit.http.auth import Door, Token, answer, problem
+from ratelimit.http.auth import NO_STORE, BearerAuth, Token
+from ratelimit.http.problems import Problem, ProblemResponse
 
 PATHS: Final = ("/health", "/health/live", "/health/ready", "/metrics", "/config", "/reload")
+_encode: Final = msgspec.json.Encoder().encode
 
 
-class Board(Protocol):
+class AdminBackend(Protocol):
     """Everything there is to see and to do."""
 
     async def health(self) -> Mapping[str, object]:
@@ -42,9 +45,11 @@ class Board(Protocol):
         ...
 
 
-def admin_app(board: Board, token: Callable[[], Token], lifespan: Lifespan[Starlette] | None = None) -> ASGIApp:
-    """An ASGI app. `token` is asked with each request which one holds now; `lifespan` is what the board needs."""
-    routes = _Routes(board)
+def admin_app(
+    backend: AdminBackend, token: Callable[[], Token], lifespan: Lifespan[Starlette] | None = None
+) -> ASGIApp:
+    """An ASGI app. `token` is asked with each request which one holds now; `lifespan` is what the backend needs."""
+    routes = _Routes(backend)
     app = Starlette(
         routes=[
             Route("/health", routes.health),
@@ -58,39 +63,47 @@ def admin_app(board: Board, token: Callable[[], Token], lifespan: Lifespan[Starl
         exception_handlers={HTTPException: _no_route, Exception: _bug},
     )
     app.router.redirect_slashes = False
-    return Door(app, token)
+    return BearerAuth(app, token)
 
 
 class _Routes:
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, backend: AdminBackend) -> None:
+        self._backend = backend
 
     async def health(self, request: Request) -> Response:
-        return answer(await self._board.health())
+        return _json(await self._backend.health())
 
     async def live(self, request: Request) -> Response:
-        return answer({"status": "live"})
+        return _json({"status": "live"})
 
     async def ready(self, request: Request) -> Response:
-        reason = await self._board.unready()
+        reason = await self._backend.unready()
         if reason is None:
-            return answer({"status": "ready"})
-        return problem(503, "Not ready", reason, {"retry-after": "1"})
+            return _json({"status": "ready"})
+        return _problem(503, "Not ready", reason, (b"retry-after", b"1"))
 
     async def metrics(self, request: Request) -> Response:
-        body, content_type = await self._board.metrics(request.headers.get("accept", ""))
+        body, content_type = await self._backend.metrics(request.headers.get("accept", ""))
         return Response(body, headers={"cache-control": "no-store", "content-type": content_type})
 
     async def config(self, request: Request) -> Response:
-        return answer(self._board.config())
+        return _json(self._backend.config())
 
     async def reload(self, request: Request) -> Response:
         try:
-            return answer(await self._board.reload())
+            return _json(await self._backend.reload())
         except (ConfigError, StoreMisconfigured) as error:
-            return problem(422, "The configuration was not taken over", str(error))
+            return _problem(422, "The configuration was not taken over", str(error))
         except StoreUnavailable as error:
-            return problem(503, "The configuration was not taken over", str(error))
+            return _problem(503, "The configuration was not taken over", str(error))
+
+
+def _json(value: object) -> Response:
+    return Response(_encode(value), headers={"cache-control": "no-store"}, media_type="application/json")
+
+
+def _problem(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> Response:
+    return ProblemResponse(Problem(title=title, status=status, detail=detail), (NO_STORE, *headers))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
@@ -98,10 +111,10 @@ async def _no_route(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         detail = f"{request.url.path} takes {allowed}"
-        return problem(405, "Method not allowed", detail, {"allow": allowed})
-    return problem(error.status_code, "Not found", f"There are: {', '.join(PATHS)}")
+        return _problem(405, "Method not allowed", detail, (b"allow", allowed.encode()))
+    return _problem(error.status_code, "Not found", f"There are: {', '.join(PATHS)}")
 
 
 async def _bug(request: Request, error: Exception) -> Response:
     """The server writes the traceback to its log."""
-    return problem(500, "A fault of ours", "What it was is in the log.")
+    return _problem(500, "A fault of ours", "What it was is in the log.")

@@ -8,39 +8,34 @@ has pointed here.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
-from typing import Final, NamedTuple
+from typing import Final
 
-import msgspec
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.config import check_token
 from ratelimit.errors import ConfigError
-from ratelimit.http.problems import CONTENT_TYPE
+from ratelimit.http.problems import Problem, ProblemResponse
 
 
-class TurnedAway(NamedTuple):
-    """Why somebody is not let in, as a problem."""
+class AuthFailure(Problem, frozen=True, kw_only=True):
+    """Why somebody is not let in."""
 
-    status: int
-    title: str
-    detail: str
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the fields that say so as well (RFC 9110, 11.6.1)."""
+        return ((b"www-authenticate", b"Bearer"),) if self.status == 401 else ()
 
 
-NO_TOKEN: Final = TurnedAway(
-    401,
-    "Unauthorized",
-    "A valid token is needed: Authorization: Bearer …",
-    ((b"www-authenticate", b"Bearer"),),
+NO_TOKEN: Final = AuthFailure(
+    title="Unauthorized", status=401, detail="A valid token is needed: Authorization: Bearer …"
 )
-FOREIGN: Final = TurnedAway(
-    403,
-    "Forbidden",
-    "Without a token this listener answers no pages of other sites: ask it by its address or as localhost, with no "
-    "Origin, or configure a token.",
+FOREIGN: Final = AuthFailure(
+    title="Forbidden",
+    status=403,
+    detail="Without a token this listener answers no pages of other sites: ask it by its address or as localhost, with "
+    "no Origin, or configure a token.",
 )
 
 
@@ -59,7 +54,7 @@ class Token:
     def __bool__(self) -> bool:
         return self._expected is not None
 
-    def turns_away(self, headers: Iterable[tuple[bytes, bytes]]) -> TurnedAway | None:
+    def failure(self, headers: Iterable[tuple[bytes, bytes]]) -> AuthFailure | None:
         """Why a request is not let in; None where it is. In a time that says nothing about the token."""
         if self._expected is None:
             return FOREIGN if _is_foreign(headers) else None
@@ -89,30 +84,15 @@ def _is_address(host: bytes) -> bool:
     return True
 
 
-# Answers of the admin listener: JSON that nobody keeps, and problem bodies (RFC 9457).
-
-_encoder = msgspec.json.Encoder()
-
-
-def answer(value: object, status: int = 200) -> Response:
-    """As JSON."""
-    return Response(_encoder.encode(value), status, {"cache-control": "no-store"}, "application/json")
-
-
-def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """What is wrong, and what would be right."""
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    fields = {"cache-control": "no-store", **(headers or {})}
-    return Response(_encoder.encode(body), status, fields, CONTENT_TYPE.decode())
-
-
-# `Door`: who gets in. Anybody to the health of the service; to the rest, whoever the token admits.
-
+NO_STORE: Final = (b"cache-control", b"no-store")
 OPEN: Final = frozenset({"/health", "/health/live", "/health/ready"})
 
 
-class Door:
-    """Around an app. `token` is asked each time which one holds now."""
+class BearerAuth:
+    """Let anybody in to the health of the service, and to the rest of an app whoever the token admits.
+
+    `token` is asked each time which one holds now.
+    """
 
     def __init__(self, app: ASGIApp, token: Callable[[], Token]) -> None:
         self._app = app
@@ -121,9 +101,6 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan."""
         guarded = scope["type"] == "http" and scope["path"] not in OPEN
-        why = self._token().turns_away(scope["headers"]) if guarded else None
-        if why is None:
-            await self._app(scope, receive, send)
-            return
-        headers = {name.decode(): value.decode() for name, value in why.headers}
-        await problem(why.status, why.title, why.detail, headers)(scope, receive, send)
+        failure = self._token().failure(scope["headers"]) if guarded else None
+        app = self._app if failure is None else ProblemResponse(failure, (NO_STORE, *failure.headers))
+        await app(scope, receive, send)

@@ -25,8 +25,9 @@ from ratelimit.errors import InvalidInput
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM, named_by_connection
+from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.middleware import RateLimitMiddleware
-from ratelimit.http.problems import CONTENT_TYPE, Problem
+from ratelimit.http.problems import Problem, ProblemResponse
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.http.routing import WEBSOCKET, ambiguity
 from ratelimit.limiter import Limiter
@@ -201,7 +202,8 @@ class Authz:
             question = asked(scope, self.prefix)
         except InvalidInput as error:
             answer.dialect = _dialect_or_plain(scope)
-            await answer.refuse(str(error))
+            problem = Problem(title="This is no question about a request", status=400, detail=str(error))
+            await ProblemResponse(problem)({**scope, "type": "http"}, receive, answer.send)
             return
         answer.dialect = question.dialect
         await self.middleware(question.scope, receive, answer.send)
@@ -215,7 +217,7 @@ class _Allowed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await (self._fallback or _lifespan)(scope, receive, send)
+            await (self._fallback or no_lifespan)(scope, receive, send)
             return
         state = RateLimitState.of(scope)
         assert state is not None
@@ -248,13 +250,6 @@ class _Answer:
                 body = body.replace(b'"status":503', b'"status":429', 1)
             await self._send({**message, "type": f"{self._kind}.body", "body": body if self._has_body else b""})
 
-    async def refuse(self, detail: str) -> None:
-        """Say what is wrong with the question."""
-        body = Problem("about:blank", "This is no question about a request", 400, detail, []).encode()
-        length = (b"content-length", b"%d" % len(body))
-        await self._start(400, [(b"content-type", CONTENT_TYPE), length])
-        await self._send({"type": f"{self._kind}.body", "body": body if self._has_body else b""})
-
     async def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self._reduced = status == 503
         status = 429 if self._reduced else status
@@ -272,17 +267,4 @@ def _dialect_or_plain(scope: Scope) -> Dialect:
         return "plain"
 
 
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    body = Problem("about:blank", "Not found", 404, f"Ask {PREFIX}.", []).encode()
-    headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body))]
-    kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
-    await send({"type": f"{kind}.start", "status": 404, "headers": headers})
-    await send({"type": f"{kind}.body", "body": body})
-
-
-async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return
+_not_found: Final = ProblemResponse(Problem(title="Not found", status=404, detail=f"Ask {PREFIX}."))

@@ -20,7 +20,8 @@ from starlette.websockets import WebSocket, WebSocketState
 from ratelimit.decision import Decision
 from ratelimit.errors import InvalidCost, QuotaExceeded, RateLimitError
 from ratelimit.http.options import Surface
-from ratelimit.http.refusal import closing, refusal, respond
+from ratelimit.http.problems import respond
+from ratelimit.http.refusal import closing, refusal
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost
@@ -117,7 +118,8 @@ async def quota_exceeded_handler(connection: Request | WebSocket, error: Excepti
     if not isinstance(connection, WebSocket):
         return response
     if connection.application_state is WebSocketState.CONNECTING:
-        await respond(response, connection.scope, connection.receive, connection.send)
+        close = closing(connection.scope)
+        await respond(response, connection.scope, connection.receive, connection.send, close=close)
     else:
         await connection.send(closing(connection.scope))
     return None

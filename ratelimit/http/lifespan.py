@@ -1,4 +1,6 @@
-"""`Lifespan`: opens the limiter before the app starts and closes it after the app has stopped, or opens it late.
+"""ASGI lifespans: `LifespanRunner` begins and ends an app as a server does; `join_lifespan` adds to what an app does
+when it begins and ends; and `LimiterLifespan` opens the limiter with the app and closes it after the app, or opens it
+late.
 
 Where no lifespan comes (a sub-app that is mounted, a server that runs none), the first request opens the limiter; those
 that come meanwhile wait with it, at most `OPEN_WAIT_S`. Nobody will say then that the process ends, so that a usage log
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -30,12 +33,106 @@ _NO_LIFESPAN: Final = (
     "no lifespan reaches the middleware (is its app mounted in another one?), so each answer waits until its usage "
     "event is written; open the usage log in the outer app's lifespan (`async with usage:`), or keep a journal"
 )
-_LAST: Final = frozenset({"lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"})
 
 logger = logging.getLogger("ratelimit")
 
 
-class Lifespan:
+class LifespanRunner:
+    """The lifespan of one app, once, whenever that is wanted."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin. Raises `StoreMisconfigured` with what the app says is wrong, and what the app raises."""
+        scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+        self._task = asyncio.create_task(self._run(scope))
+        answer = await self._ask("lifespan.startup")
+        if answer["type"] != "lifespan.startup.complete":
+            raise StoreMisconfigured(answer.get("message", "the app did not start"))
+
+    async def end(self) -> None:
+        """Return when the app has ended. Raises what it raises; harmless where it did not start."""
+        if self._task is not None:
+            if not self._task.done():
+                await self._ask("lifespan.shutdown")
+            await self._task
+
+    async def _run(self, scope: Scope) -> None:
+        try:
+            await self._app(scope, self._inbox.get, self._outbox.put)
+        finally:
+            # Whoever waits for an answer that will not come is not left waiting.
+            self._outbox.put_nowait({"type": "ended"})
+
+    async def _ask(self, kind: str) -> Message:
+        self._inbox.put_nowait({"type": kind})
+        answer = await self._outbox.get()
+        if answer["type"] == "ended" and self._task is not None:
+            await self._task
+        return answer
+
+
+async def no_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    """Be an app that has nothing to do when it begins and ends."""
+    while True:
+        kind = (await receive())["type"]
+        await send({"type": f"{kind}.complete"})
+        if kind == "lifespan.shutdown":
+            return
+
+
+async def join_lifespan(
+    app: ASGIApp,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    start: Callable[[], Awaitable[None]] | None = None,
+    end: Callable[[], Awaitable[None]],
+    check: Callable[[], str | None] | None = None,
+    name: str = "",
+) -> None:
+    """Run the lifespan of an app (`no_lifespan` for none), `start` before it begins, and `end` once after it has ended.
+
+    What `start` raises as `StoreMisconfigured` or `ConfigError` fails the start, and so does what `check` finds wrong
+    when the app has begun, both with the `name` in front. What the app raises passes, so that a server sees as ever
+    whether it supports lifespans.
+    """
+    first: list[Message] = [await receive()]
+    try:
+        if start is not None:
+            await start()
+    except (StoreMisconfigured, ConfigError) as error:
+        await send({"type": "lifespan.startup.failed", "message": f"{name}{error}"})
+        return
+    has_ended = False
+
+    async def replay() -> Message:
+        return first.pop() if first else await receive()
+
+    async def pass_on(message: Message) -> None:
+        nonlocal has_ended
+        problem = check() if check is not None and message["type"] == "lifespan.startup.complete" else None
+        if problem is not None:
+            message = {"type": "lifespan.startup.failed", "message": f"{name}{problem}"}
+        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+            # Before the server hears of it: it may stop the event loop at once.
+            has_ended = True
+            await end()
+        await send(message)
+
+    try:
+        await app(scope, replay, pass_on)
+    finally:
+        if not has_ended:
+            await end()
+
+
+class LimiterLifespan:
     """Whether the limiter is open, and who opens it next."""
 
     __slots__ = ("_limiter", "_refunds", "_retry_at", "_task", "_usage", "_wait_s", "_warned", "ready")
@@ -52,42 +149,17 @@ class Lifespan:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """The lifespan of the app, within that of the limiter. What the app raises passes, so that a server sees as
-        ever whether it supports lifespans."""
-        startup: list[Message] = [await receive()]
-        open_still = True
-        try:
-            await self._open()
-        except (StoreMisconfigured, ConfigError) as error:
-            await send({"type": "lifespan.startup.failed", "message": f"ratelimit: {error}"})
-            return
+        """Run the lifespan of the app within that of the limiter."""
 
-        async def replay() -> Message:
-            return startup.pop() if startup else await receive()
+        def unknown() -> str | None:
+            # Views ask the innermost middleware, which is here first.
+            if scope.setdefault(_LOOKED_AT, self) is not self:
+                return None
+            return unknown_action(scope.get("app"), self._limiter.policies)
 
-        async def pass_on(message: Message) -> None:
-            nonlocal open_still
-            if message["type"] == "lifespan.startup.complete":
-                message = self._started(scope, message)
-            if message["type"] in _LAST:
-                # Before the server hears of it: it may stop the event loop at once.
-                open_still = False
-                await self.close()
-            await send(message)
-
-        try:
-            await app(scope, replay, pass_on)
-        finally:
-            if open_still:
-                await self.close()
-
-    def _started(self, scope: Scope, message: Message) -> Message:
-        """The message, or that it failed after all: a route asks for an action that no policy is named for."""
-        # Views ask the innermost middleware, which is here first.
-        if scope.setdefault(_LOOKED_AT, self) is not self:
-            return message
-        problem = unknown_action(scope.get("app"), self._limiter.policies)
-        return message if problem is None else {"type": "lifespan.startup.failed", "message": f"ratelimit: {problem}"}
+        await join_lifespan(
+            app, scope, receive, send, start=self._open, end=self.close, check=unknown, name="ratelimit: "
+        )
 
     async def before_request(self) -> None:
         """Open, where nobody has; wait only for the first try. Never raises for a store."""

@@ -16,7 +16,7 @@ from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
 from ratelimit.http.charges import Routes
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM
-from ratelimit.http.lifespan import Lifespan
+from ratelimit.http.lifespan import LimiterLifespan
 from ratelimit.http.options import Surface
 from ratelimit.http.recording import Recorder, Refunds
 from ratelimit.http.refusal import OnRefused, Refusals, stack
@@ -73,7 +73,7 @@ class RateLimitMiddleware:
         recorder = None if usage is None else Recorder(usage)
         inner = [one._site for one in stack(app) if isinstance(one, RateLimitMiddleware)]
         self._site: Site = Site(limiter, surface, routes, self.refunds, refusals, recorder, inner)
-        self._lifespan = Lifespan(limiter, self.refunds, usage)
+        self._lifespan = LimiterLifespan(limiter, self.refunds, usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the app's lifespan."""

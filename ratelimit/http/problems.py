@@ -1,11 +1,17 @@
-"""What a refusal says in its body: `application/problem+json` (RFC 9457), types from the RateLimit draft."""
+"""Problem bodies (RFC 9457): `application/problem+json`, in which every listener says what went wrong.
+
+The types of a refusal are those of the RateLimit draft.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import ceil
 from typing import Final
 
 import msgspec
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.http.headers import item_name, item_names
@@ -17,30 +23,64 @@ TEMPORARY_REDUCED_CAPACITY: Final = "https://iana.org/assignments/http-problem-t
 _encoder = msgspec.json.Encoder()
 
 
-class Problem(msgspec.Struct, frozen=True, rename="kebab"):
-    """The members of a problem body, in the order they are written."""
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """The members of a problem body, in the order they are written. A subclass adds members of its own."""
 
-    type: str
+    type: str = "about:blank"
     title: str
     status: int
     detail: str
-    violated_policies: list[str]
-    """Names as in the RateLimit fields."""
 
     def encode(self) -> bytes:
-        """The body."""
+        """Return the body."""
         return _encoder.encode(self)
 
 
-def problem_of(decision: Decision) -> Problem:
-    """The problem that a refused decision is for the client."""
+class QuotaProblem(Problem, frozen=True, kw_only=True, rename="kebab"):
+    """A refusal."""
+
+    violated_policies: list[str] = []
+    """Names as in the RateLimit fields."""
+
+
+class ProblemError(Exception):
+    """Raised where a request is answered with this problem."""
+
+    def __init__(self, problem: Problem, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self.problem = problem
+        self.headers = tuple(headers)
+        super().__init__(problem.detail)
+
+
+class ProblemResponse(Response):
+    """A problem, with more fields. Made at once, where Starlette's own takes 10 µs: whoever floods us gets many."""
+
+    def __init__(self, problem: Problem, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        self.status_code = problem.status
+        self.body = body = problem.encode()
+        self.background = None
+        self.raw_headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body)), *headers]
+
+
+async def respond(response: Response, scope: Scope, receive: Receive, send: Send, *, close: Message) -> None:
+    """Send the answer to a request, or to a handshake; `close` it where its server cannot say more."""
+    if scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {}):
+        await response(scope, receive, send)
+    else:
+        # Servers make a 403 of it, whatever the code.
+        await send(close)
+
+
+def problem_of(decision: Decision) -> QuotaProblem:
+    """Return what a refused decision is for the client."""
     if decision.reason == "unavailable":
         return _reduced_capacity(decision)
     if decision.reason == "inactive":
-        return Problem("about:blank", "Forbidden", 403, f"This user may not use {decision.policy!r} at present.", [])
+        detail = f"This user may not use {decision.policy!r} at present."
+        return QuotaProblem(title="Forbidden", status=403, detail=detail)
     names = item_names(decision.policy, [state.quota for state in decision.quotas])
     violated = [(name, state) for name, state in zip(names, decision.quotas, strict=True) if state.retry_after != 0.0]
-    return Problem(
+    return QuotaProblem(
         type=QUOTA_EXCEEDED,
         title="The quota is used up" if decision.reason != "too_large" else "The request is larger than its quota",
         status=429,
@@ -49,9 +89,9 @@ def problem_of(decision: Decision) -> Problem:
     )
 
 
-def _reduced_capacity(decision: Decision) -> Problem:
+def _reduced_capacity(decision: Decision) -> QuotaProblem:
     wait = max(1, ceil(decision.retry_after or 0.0))
-    return Problem(
+    return QuotaProblem(
         type=TEMPORARY_REDUCED_CAPACITY,
         title="Quotas cannot be checked at the moment",
         status=503,

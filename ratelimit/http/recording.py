@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random as _random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
+from random import random as _draw
 from typing import Any, Final
 
 from starlette.types import Scope
@@ -13,6 +13,7 @@ from starlette.types import Scope
 from ratelimit.errors import StoreUnavailable
 from ratelimit.http.charges import Receipt
 from ratelimit.http.routing import app_path
+from ratelimit.policy import Policy
 from ratelimit.usage import UsageLog
 
 logger = logging.getLogger("ratelimit")
@@ -23,13 +24,12 @@ _SHADOW: Final = {"shadow_denied": True}
 
 
 class Recorder:
-    """Makes an event of each receipt that its policy's `log` asks for. `random` draws the sample of refused ones."""
+    """Make an event of each receipt that its policy's `log` asks for."""
 
-    __slots__ = ("_random", "_usage")
+    __slots__ = ("_usage",)
 
-    def __init__(self, usage: UsageLog, *, random: Callable[[], float] = _random.random) -> None:
+    def __init__(self, usage: UsageLog) -> None:
         self._usage = usage
-        self._random = random
 
     async def record(self, scope: Scope, receipts: Sequence[Receipt], *, status: int, duration: float | None) -> None:
         """Keep an event for each receipt. The duration is in milliseconds; None of what does not end with an answer.
@@ -38,7 +38,7 @@ class Recorder:
         """
         waiting: list[Awaitable[bool]] = []
         for receipt in receipts:
-            if not self._wants(receipt):
+            if not receipt.user or not wants_event(receipt.policy, allowed=receipt.decision.allowed):
                 continue
             decision = receipt.decision
             pending = self._usage.accept(
@@ -58,13 +58,12 @@ class Recorder:
         for pending in waiting:
             await pending
 
-    def _wants(self, receipt: Receipt) -> bool:
-        policy, allowed = receipt.policy, receipt.decision.allowed
-        if not receipt.user or policy.log == "none":
-            return False
-        if allowed:
-            return policy.log != "denied"
-        return policy.log != "allowed" and (policy.log_sample == 1 or self._random() < policy.log_sample)
+
+def wants_event(policy: Policy, *, allowed: bool) -> bool:
+    """Return whether a policy's `log` asks for an event of such a decision; of refused ones it may want a sample."""
+    if policy.log not in ("all", "allowed" if allowed else "denied"):
+        return False
+    return allowed or policy.log_sample == 1 or _draw() < policy.log_sample
 
 
 def _request_id(scope: Any) -> str | None:

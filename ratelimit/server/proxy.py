@@ -19,6 +19,7 @@ from yarl import URL
 
 from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.charges import Receipt
+from ratelimit.http.lifespan import join_lifespan, no_lifespan
 from ratelimit.http.recording import give_back
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.quota import MAX_LIMIT
@@ -249,7 +250,7 @@ class Proxy:
         """Serve one connection, or the lifespan."""
         kind = scope["type"]
         if kind == "lifespan":
-            await self._live(receive, send)
+            await join_lifespan(no_lifespan, scope, receive, send, end=self.close)
         elif kind == "http":
             await self._http(scope, receive, send)
         elif kind == "websocket":
@@ -271,13 +272,6 @@ class Proxy:
         fields = self._fields.of(scope, await _user_of(scope))
         url = self.upstream.url(target_of(scope))
         await forward_websocket(self._open(), self.settings, url, fields, scope, receive, send)
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.close()
-        await send({"type": "lifespan.shutdown.complete"})
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -15,6 +15,7 @@ from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
+from ratelimit.http.lifespan import join_lifespan, no_lifespan
 from ratelimit.limiter.checks import Observer
 from ratelimit.metrics import DecisionMetrics, Family, Registry, counters, gauge
 from ratelimit.server.app_version import AppFactory, AppVersion, AppVersions
@@ -69,7 +70,7 @@ class Sidecar:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await join_lifespan(no_lifespan, scope, receive, send, start=self._start, end=self._end)
         else:
             await self._versions.current(scope, receive, send)
 
@@ -125,20 +126,14 @@ class Sidecar:
         runtime.limiter.observer = _both(runtime.limiter.observer, self._decisions)
         return AppVersion(runtime, self._make_app(runtime))
 
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
+    async def _start(self) -> None:
         try:
             async with self._reloading:
                 await self._versions.current.start()
-        except (StoreMisconfigured, ConfigError) as error:
+        except (StoreMisconfigured, ConfigError):
             await self._end()
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
+            raise
         self.running = True
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self._end()
-        await send({"type": "lifespan.shutdown.complete"})
 
     async def _end(self) -> None:
         async with self._reloading:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, Store
@@ -85,20 +86,16 @@ async def used(limiter: Limiter, user: str = "ip:203.0.113.7", action: str = "hi
 async def lifespan_of(app: ASGIApp) -> AsyncIterator[list[Message]]:
     """Run the app's lifespan around the body, as a server does; yields what the app has sent so far."""
     sent: list[Message] = []
-    inbox: asyncio.Queue[Message] = asyncio.Queue()
-    answered = asyncio.Event()
 
-    async def send(message: Message) -> None:
-        sent.append(message)
-        answered.set()
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        async def note(message: Message) -> None:
+            sent.append(message)
+            await send(message)
 
-    scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0"}}
-    task: asyncio.Future[None] = asyncio.ensure_future(app(scope, inbox.get, send))
-    inbox.put_nowait({"type": "lifespan.startup"})
-    waiter = asyncio.create_task(answered.wait())
-    both: set[asyncio.Future[Any]] = {task, waiter}
-    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED, timeout=5)
-    waiter.cancel()
+        await app(scope, receive, note)
+
+    lifespan = LifespanRunner(noted)
+    with suppress(Exception):  # told again at the end
+        await lifespan.start()
     yield sent
-    inbox.put_nowait({"type": "lifespan.shutdown"})
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(lifespan.end(), 5)

@@ -16,7 +16,6 @@ from ratelimit.clock import DAY, HOUR, SECOND
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
 from ratelimit.http import RateLimitMiddleware, limited
-from ratelimit.http.recording import Recorder
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
@@ -104,13 +103,13 @@ async def test_a_policy_says_what_is_logged(log: Any, kept: list[bool]) -> None:
     assert [event.allowed for event in await events(usage)] == kept
 
 
-async def test_refused_ones_may_be_sampled_and_allowed_ones_never_are() -> None:
+async def test_refused_ones_may_be_sampled_and_allowed_ones_never_are(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     limiter = limiter_of(Policy("hint", "3/day", match="POST /hints", log_sample=0.5), store=store)
     usage = UsageLog(store, clock=limiter.clock)
     app = RateLimitMiddleware(hello, limiter=limiter, usage=usage)
     draws = iter([0.4, 0.6, 0.5, 0.1])
-    app._site.recorder = Recorder(usage, random=lambda: next(draws))
+    monkeypatch.setattr("ratelimit.http.recording._draw", lambda: next(draws))
     async with client_of(app) as client:
         for _ in range(7):
             await client.post("/hints")

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from ratelimit.factory import load_checked
-from ratelimit.server.app_version import Lifespan
+from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.server.factory import sidecar
 from ratelimit.server.sidecar import ConfigSource, Sidecar
 from tests.http.apps import client_of
@@ -69,7 +69,7 @@ async def running(path: Path, *, source: ConfigSource | None = None, **options: 
     assert one.admin is not None
     async with AsyncExitStack() as stack:
         for each in (one.app, one.admin):
-            lifespan = Lifespan(each)
+            lifespan = LifespanRunner(each)
             await lifespan.start()
             stack.push_async_callback(lifespan.end)
         app = await stack.enter_async_context(client_of(one.app, address="127.0.0.1"))

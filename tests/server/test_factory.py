@@ -14,7 +14,7 @@ from ratelimit.config import Config
 from ratelimit.dynamodb import Settings
 from ratelimit.errors import ConfigError, StoreMisconfigured
 from ratelimit.factory import admin_address, load_checked
-from ratelimit.server.app_version import Lifespan
+from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.server.factory import sidecar
 from tests.dynamodb.tables import make
 from tests.engines import Engine
@@ -78,7 +78,7 @@ async def test_a_table_that_is_not_ours_fails_the_start(tmp_path: Path, engine: 
     path = write(tmp_path, settings=f'store = "{engine.store_url(table)}"\nusage = "memory"')
     one = sidecar(partial(load_checked, path, env={}))
     with pytest.raises(StoreMisconfigured, match=table):
-        await Lifespan(one.app).start()
+        await LifespanRunner(one.app).start()
 
 
 async def test_a_store_that_is_away_does_not_fail_it(tmp_path: Path) -> None:

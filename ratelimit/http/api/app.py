@@ -24,7 +24,6 @@ from ratelimit.http.api.operation import (
     RETRY_AFTER,
     Found,
     Operation,
-    Refused,
     Router,
     arguments,
     bad_input,
@@ -35,13 +34,14 @@ from ratelimit.http.api.operation import (
 )
 from ratelimit.http.api.usage import Used
 from ratelimit.http.auth import Token
-from ratelimit.http.problems import CONTENT_TYPE
+from ratelimit.http.lifespan import no_lifespan
+from ratelimit.http.problems import CONTENT_TYPE, Problem, ProblemError
 from ratelimit.limiter import Limiter
 from ratelimit.store import TableStore
 from ratelimit.usage import UsageLog
 from ratelimit.usage.reports import Reports
 
-# What comes in: bodies and query strings, read within bounds and checked. Raises `Refused` for all that is wrong.
+# What comes in: bodies and query strings, read within bounds and checked. Raises `ProblemError` for all that is wrong.
 
 T = TypeVar("T")
 
@@ -100,9 +100,9 @@ def decode_body(kind: type[T], body: bytes) -> T:
     except msgspec.DecodeError as error:
         raise invalid(error) from None
     except UnicodeDecodeError:
-        raise Refused(bad_input("", "not valid JSON: the text is not UTF-8")) from None
+        raise ProblemError(bad_input("", "not valid JSON: the text is not UTF-8")) from None
     except RecursionError:
-        raise Refused(bad_input("", "not JSON that can be read: it is nested too deeply")) from None
+        raise ProblemError(bad_input("", "not JSON that can be read: it is nested too deeply")) from None
 
 
 def decode_query(kind: type[T], scope: Scope) -> T:
@@ -111,15 +111,15 @@ def decode_query(kind: type[T], scope: Scope) -> T:
     if not raw:
         return _query(kind, {})
     if len(raw) > _MOST_QUERY:
-        raise Refused(bad_input("", f"the query string has more than {_MOST_QUERY} bytes"))
+        raise ProblemError(bad_input("", f"the query string has more than {_MOST_QUERY} bytes"))
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
     except ValueError:
-        raise Refused(bad_input("", "the query string is not percent-encoded UTF-8")) from None
+        raise ProblemError(bad_input("", "the query string is not percent-encoded UTF-8")) from None
     values: dict[str, str] = {}
     for name, value in pairs:
         if name in values:
-            raise Refused(bad_input(name, "is given twice"))
+            raise ProblemError(bad_input(name, "is given twice"))
         values[name] = value
     return _query(kind, values)
 
@@ -130,9 +130,9 @@ def decode_part(one: Operation, raw: str) -> str:
     try:
         part: str = msgspec.convert(unquote_to_bytes(raw).decode(), one.part_type)
     except UnicodeDecodeError:
-        raise Refused(bad_input(one.part, "is not percent-encoded UTF-8")) from None
+        raise ProblemError(bad_input(one.part, "is not percent-encoded UTF-8")) from None
     except msgspec.ValidationError as error:
-        raise Refused(bad_input(one.part, str(error).replace("`", "'"))) from None
+        raise ProblemError(bad_input(one.part, str(error).replace("`", "'"))) from None
     return part
 
 
@@ -200,14 +200,14 @@ class Api:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or run the lifespan, in which there is nothing to do."""
         if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await no_lifespan(scope, receive, send)
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000, "reason": ""})
             return
         try:
             answer = await self._answer(scope, receive)
-        except Refused as error:
+        except ProblemError as error:
             answer = _problem(error.problem, error.headers)
         except RateLimitError as error:
             answer = _problem(problem_of_error(error))
@@ -220,9 +220,9 @@ class Api:
         found = self._router.find(_raw_path(scope))
         one = None if found is None else _chosen(found, scope["method"])
         is_open = one is not None and one.open
-        if not is_open and (why := self._token.turns_away(scope["headers"])) is not None:
+        if not is_open and (failure := self._token.failure(scope["headers"])) is not None:
             # Before anything is said about what there is.
-            raise refused(why.status, why.title, why.detail, *why.headers)
+            raise refused(failure.status, failure.title, failure.detail, *failure.headers)
         if found is None:
             raise refused(404, "Not found", f"There are: {', '.join(self._router.templates)}")
         if one is None:
@@ -271,14 +271,6 @@ def _success(value: object) -> Answer:
     return Answer(200, to_json(value), ((b"content-type", JSON),))
 
 
-def _problem(problem: ApiProblem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+def _problem(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
     wait = ((b"retry-after", RETRY_AFTER),) if problem.status == 503 else ()
     return Answer(problem.status, to_json(problem), ((b"content-type", CONTENT_TYPE), *headers, *wait))
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        kind = (await receive())["type"]
-        await send({"type": f"{kind}.complete"})
-        if kind == "lifespan.shutdown":
-            return

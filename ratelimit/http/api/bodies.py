@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from ratelimit.decision import Decision, QuotaState, Reason
 from ratelimit.errors import ConfigError
+from ratelimit.http.problems import Problem
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName
 from ratelimit.quota import MAX_LIMIT, Quota
@@ -189,7 +190,7 @@ def decision_of(text: str) -> Decision:
     return Decision(True, key.action, taken.spent, tuple(states), 0.0, None, False, taken.at_us, key.user, taken.spent)
 
 
-class Flaw(Struct, frozen=True):
+class FieldError(Struct, frozen=True):
     """One thing that is wrong."""
 
     path: str
@@ -197,14 +198,10 @@ class Flaw(Struct, frozen=True):
     problem: str
 
 
-class ApiProblem(Struct, frozen=True, kw_only=True):
+class ApiProblem(Problem, frozen=True, kw_only=True):
     """RFC 9457, as `application/problem+json`."""
 
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
-    errors: list[Flaw] = []
+    errors: list[FieldError] = msgspec.field(default_factory=list)
 
 
 class BatchResult(Struct, frozen=True, omit_defaults=True):

@@ -56,7 +56,7 @@ class Replays:
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
     async def answer(self, key: str, path: str, body: bytes, act: Callable[[], Awaitable[Answer]]) -> Answer:
-        """What `act` answers, or has answered to this key. Raises `Refused`: a bad key, or one used for another body.
+        """Return what `act` answers, or has answered to this key. Raise `ProblemError` for a bad key, or another body.
 
         A repeat that comes while the first is under way waits for it. The first goes on if its client gives up.
         """

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random as _random
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Final
 
 from ratelimit.decision import Decision
@@ -23,6 +21,7 @@ from ratelimit.http.api.bodies import (
     decision_of,
 )
 from ratelimit.http.api.operation import Operation, operation, problem_of_error
+from ratelimit.http.recording import wants_event
 from ratelimit.limiter import Limiter
 from ratelimit.names import check_action, check_user
 from ratelimit.quota import to_quotas
@@ -33,14 +32,11 @@ MAX_REFUNDED: Final = 10_000
 
 
 class Verbs:
-    """Each raises what the limiter raises. `random` draws the sample of refused checks that is written."""
+    """Each raises what the limiter raises."""
 
-    def __init__(
-        self, limiter: Limiter, usage: UsageLog | None, *, random: Callable[[], float] = _random.random
-    ) -> None:
+    def __init__(self, limiter: Limiter, usage: UsageLog | None) -> None:
         self._limiter = limiter
         self._usage = usage
-        self._random = random
         self._refunded: OrderedDict[str, Decision] = OrderedDict()
 
     def operations(self) -> list[Operation]:
@@ -122,7 +118,9 @@ class Verbs:
         return DecisionAnswer.of(decision)
 
     async def _record(self, asked: CheckBody, decision: Decision) -> None:
-        if self._usage is None or not self._wants(asked.action, allowed=decision.allowed):
+        policy = self._limiter.policies.get(asked.action)
+        # An action without a policy is always written.
+        if self._usage is None or (policy is not None and not wants_event(policy, allowed=decision.allowed)):
             return
         waiting = self._usage.accept(
             asked.user,
@@ -135,15 +133,6 @@ class Verbs:
         )
         if waiting is not None:
             await waiting
-
-    def _wants(self, action: str, *, allowed: bool) -> bool:
-        """Whether the policy asks for an event of it; an action without a policy is always written."""
-        policy = self._limiter.policies.get(action)
-        if policy is None:
-            return True
-        if policy.log not in ("all", "allowed" if allowed else "denied"):
-            return False
-        return allowed or policy.log_sample == 1 or self._random() < policy.log_sample
 
 
 def _check_alone(body: RefundBody) -> None:

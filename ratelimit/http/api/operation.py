@@ -20,8 +20,8 @@ from msgspec import Struct
 
 from ratelimit.directory import Contended
 from ratelimit.errors import ConfigError, InvalidInput, RateLimitError, StoreUnavailable
-from ratelimit.http.api.bodies import ApiProblem, Flaw
-from ratelimit.http.problems import TEMPORARY_REDUCED_CAPACITY
+from ratelimit.http.api.bodies import ApiProblem, FieldError
+from ratelimit.http.problems import TEMPORARY_REDUCED_CAPACITY, ProblemError
 from ratelimit.store.directory import IdentityTaken
 
 Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -142,18 +142,9 @@ RETRY_AFTER: Final = b"1"
 _PLACE = re.compile(r"(?P<problem>.*) - at `\$(?P<path>[^`]*)`(?P<rest>.*)", re.DOTALL)
 
 
-class Refused(Exception):
-    """Answered with this problem."""
-
-    def __init__(self, problem: ApiProblem, *, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        self.problem = problem
-        self.headers = headers
-        super().__init__(problem.detail)
-
-
-def refused(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> Refused:
+def refused(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> ProblemError:
     """One without a path."""
-    return Refused(ApiProblem(title=title, status=status, detail=detail), headers=headers)
+    return ProblemError(ApiProblem(title=title, status=status, detail=detail), headers)
 
 
 def problem_of_error(error: RateLimitError) -> ApiProblem:
@@ -173,15 +164,15 @@ def problem_of_error(error: RateLimitError) -> ApiProblem:
 def bad_input(path: str, text: str) -> ApiProblem:
     """A value that cannot be used."""
     detail = f"{path}: {text}" if path else text
-    return ApiProblem(title="Bad input", status=400, detail=detail, errors=[Flaw(path, text)])
+    return ApiProblem(title="Bad input", status=400, detail=detail, errors=[FieldError(path, text)])
 
 
-def invalid(error: msgspec.DecodeError) -> Refused:
+def invalid(error: msgspec.DecodeError) -> ProblemError:
     """What msgspec found: no JSON, or not of the right shape."""
     if not isinstance(error, msgspec.ValidationError):
-        return Refused(bad_input("", f"not valid JSON: {error}"))
+        return ProblemError(bad_input("", f"not valid JSON: {error}"))
     found = _PLACE.fullmatch(str(error))
     if found is None:
-        return Refused(bad_input("", str(error).replace("`", "'")))
+        return ProblemError(bad_input("", str(error).replace("`", "'")))
     path = found["path"].lstrip(".")
-    return Refused(bad_input(path, (found["problem"] + found["rest"]).replace("`", "'")))
+    return ProblemError(bad_input(path, (found["problem"] + found["rest"]).replace("`", "'")))
