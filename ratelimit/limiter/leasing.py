@@ -71,8 +71,8 @@ class Lease:
         """Everything that is held, so that nobody else grants it while it is being accounted for, and what to take:
         as much as the policy says, or by what is asked for and by what everybody takes.
 
-        If each write takes what all processes use in 1/`MAX_WRITES_PER_S` of a second, they write so many times a second,
-        however many they are and however uneven their shares.
+        If each write takes what all processes use in 1/`MAX_WRITES_PER_S` of a second, they write so many times a
+        second, however many they are and however uneven their shares.
         """
         held, self.units = self.units, 0
         if isinstance(lease, int):
