@@ -12,9 +12,9 @@ from types import ModuleType
 import httpx
 import pytest
 
-from ratelimit.config import load_config
-from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
+from ratelimit.config import SETTINGS, load_config
 from ratelimit.factory import load_checked
+from ratelimit.policy import POLICY_SETTINGS
 
 ROOT = Path(__file__).parents[1]
 

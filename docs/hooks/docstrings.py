@@ -12,18 +12,32 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
-from griffe import Extension, Object
+from griffe import Attribute, Class, ExprCall, ExprName, ExprSubscript, ExprTuple, Extension, Object
 
 _NAME: Final = re.compile(r"(`[^`]+`)( {2,})(\S.*)|(`[^`]+`)( )(\S.*)")
 
 
 class Definitions(Extension):
-    """Rewrites each docstring when griffe has read it."""
+    """Rewrites each docstring when griffe has read it, and a setting's field into what a caller sees of it."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         """Called for every module, class, function and attribute."""
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
+
+    def on_class_instance(self, *, cls: Class, **_: Any) -> None:
+        """Called for every class: `converting_dataclass` makes a dataclass."""
+        for decorator in cls.decorators:
+            if str(decorator.value) == "converting_dataclass":
+                decorator.value = ExprName("dataclasses.dataclass")
+
+    def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
+        """Called for every attribute: `setting(1, check)` is a default of 1, `Converted[In, Out]` takes `In`."""
+        if isinstance(attr.value, ExprCall) and str(attr.value.function) == "setting":
+            attr.value = attr.value.arguments[0]
+        match attr.annotation:
+            case ExprSubscript(left=left, slice=ExprTuple(elements=[taken, _])) if str(left) == "Converted":
+                attr.annotation = taken
 
 
 def as_markdown(text: str) -> str:

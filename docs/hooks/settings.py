@@ -1,7 +1,7 @@
 """The reference of the configuration, from the types that hold it: `Config`, `Policy`, `Settings`.
 
-What a setting means is said once, in the code: the text below a field of `Config`, and the lists in the docstrings
-of `Policy` and `Settings`. A setting about which nothing is said there is an error here, and so the site is not built.
+What a setting means is said once, in the code: the text below a field of `Config` and `Policy`, and the list in the
+docstring of `Settings`. A setting about which nothing is said there is an error here, and so the site is not built.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import ast
 import inspect
 import tomllib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Final
 
 from docs.hooks.docstrings import definitions_of
 from docs.hooks.text import cell, table
-from ratelimit.config import POLICY_SETTINGS, SETTINGS, Config
+from ratelimit.config import SETTINGS, Config
 from ratelimit.dynamodb import Settings
-from ratelimit.policy import Policy
+from ratelimit.policy import POLICY_SETTINGS, Policy
 
 ROOT: Final = Path(__file__).parents[2]
 _HEAD: Final = ["setting", "default", "meaning"]
@@ -27,14 +27,17 @@ _HEAD: Final = ["setting", "default", "meaning"]
 
 def settings_reference() -> str:
     """Markdown: a row for each setting of the file's top level."""
-    meanings, defaults = field_docstrings(Config), {field.name: field.default for field in fields(Config)}
-    return table(_HEAD, [_row(name, defaults[name], meanings[name]) for name in SETTINGS])
+    return _reference(Config, SETTINGS)
 
 
 def policy_reference() -> str:
     """Markdown: a row for each setting of a policy."""
-    meanings, parameters = definitions_of(inspect.getdoc(Policy) or ""), inspect.signature(Policy).parameters
-    return table(_HEAD, [_row(name, parameters[name].default, meanings[name]) for name in POLICY_SETTINGS])
+    return _reference(Policy, POLICY_SETTINGS)
+
+
+def _reference(kind: type[Any], names: Iterable[str]) -> str:
+    meanings, defaults = field_docstrings(kind), {field.name: field.default for field in fields(kind)}
+    return table(_HEAD, [_row(name, defaults[name], meanings[name]) for name in names])
 
 
 def store_reference() -> str:
@@ -68,7 +71,7 @@ def _row(name: str, default: object, meaning: str) -> list[str]:
 
 def _shown(default: object) -> str:
     """As TOML has it."""
-    if default is inspect.Parameter.empty:
+    if default is MISSING:
         return "needed"
     if default is None:
         return "none"

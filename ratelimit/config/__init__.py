@@ -1,12 +1,10 @@
 """Configuration: one TOML file, the same as keyword arguments, and environment variables over both."""
 
-from ratelimit.config.load import document, load_config, read_config
-from ratelimit.config.problems import Problems
+from ratelimit.config.load import Problems, load_config, read_config
 from ratelimit.config.secrets import check_token, masked, masked_path, redacted
-from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS, Config, HeadersMode, SettingArgs
+from ratelimit.config.settings import SETTINGS, Config, HeadersMode, SettingArgs, document
 
 __all__ = [
-    "POLICY_SETTINGS",
     "SETTINGS",
     "Config",
     "HeadersMode",

@@ -6,19 +6,18 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Unpack
 
-from ratelimit.config.problems import Problems, unknown
-from ratelimit.config.secrets import MASK, masked, masked_path
-from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS, Config, SettingArgs
+from ratelimit.config.settings import SETTINGS, Config, SettingArgs
 from ratelimit.errors import ConfigError
-from ratelimit.policy import Policy
+from ratelimit.policy import POLICY_SETTINGS, Policy
 from ratelimit.quota import UNLIMITED
+from ratelimit.settings import unknown
 
 logger = logging.getLogger("ratelimit")
 
@@ -201,6 +200,30 @@ def _unknown(variable: str, known: list[str]) -> ConfigError:
     return ConfigError(variable, f"unknown environment variable; {hint}")
 
 
+class Problems:
+    """Collects errors; `raise_any` throws them as one `ConfigError`, a line for each.
+
+    `origin_of` tells where the value of a path was set, for the reader: `in ratelimit.toml`, `set by RATELIMIT_STORE`.
+    """
+
+    def __init__(self, found: Iterable[ConfigError], origin_of: Callable[[str], str]) -> None:
+        self._found = list(found)
+        self._origin_of = origin_of
+
+    def add(self, error: ConfigError) -> None:
+        """One more, its path seen from the top."""
+        origin = self._origin_of(error.path)
+        self._found.append(ConfigError(error.path, f"{error.problem} ({origin})") if origin else error)
+
+    def raise_any(self) -> None:
+        """Raises the one error there is, or one that lists them all."""
+        if len(self._found) == 1:
+            raise self._found[0]
+        if self._found:
+            lines = "".join(f"\n  {error}" for error in self._found)
+            raise ConfigError("", f"{len(self._found)} settings cannot be used:{lines}")
+
+
 def load_config(
     path: str | Path | None = None, *, env: Mapping[str, str] = os.environ, **settings: Unpack[SettingArgs]
 ) -> Config:
@@ -285,43 +308,7 @@ def _known(table: dict[str, object], errors: list[ConfigError]) -> dict[str, Any
         try:
             if key not in POLICY_SETTINGS:
                 raise unknown("", key, POLICY_SETTINGS)
-            values[key] = POLICY_SETTINGS[key].check(value)
+            values[key] = POLICY_SETTINGS[key].from_file(value)
         except ConfigError as error:
             errors.append(error.under(key))
     return values
-
-
-# `document`: a configuration as plain values, for people and programs to look at. Whatever is secret is masked.
-
-_SECRET: Final = ("token", "secret", "key")
-_SECRET_URL: Final = "webhook"
-
-
-def document(config: Config) -> dict[str, Any]:
-    """Every setting by its name, in the order of `Config`; what is not set is left out. Fit for JSON and TOML."""
-    found = {field.name: _shown(field.name, getattr(config, field.name)) for field in fields(config)}
-    found["policies"] = {policy.name: _policy_table(policy) for policy in config.policies}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _policy_table(policy: Policy) -> dict[str, Any]:
-    found: dict[str, Any] = {"quotas": [str(quota) for quota in policy.quotas] or "unlimited"}
-    for name in POLICY_SETTINGS:
-        value = getattr(policy, name)
-        if name not in found and value is not None:
-            found[name] = _plain(value)
-    return found
-
-
-def _shown(name: str, value: object) -> object:
-    if name.endswith(_SECRET):
-        return None if value is None else MASK
-    if isinstance(value, str) and "://" in value:
-        return masked_path(value) if name.endswith(_SECRET_URL) else masked(value)
-    return _plain(value)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return f"function {getattr(value, '__qualname__', value)}" if callable(value) else value

@@ -38,6 +38,11 @@ def masked(url: str) -> str:
     return _PARAMETER.sub(rf"\1={MASK}", url)
 
 
+def hidden(secret: str | None) -> str | None:
+    """Return the mask in the place of a secret; None where there is none."""
+    return None if secret is None else MASK
+
+
 def masked_path(url: str) -> str:
     """Scheme and host, for a URL that lets in whoever has it; what is none (`off`) stays as it is."""
 

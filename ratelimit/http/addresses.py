@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from starlette.types import Scope
 
-from ratelimit.config.settings import ipv6_prefix as check_ipv6_prefix
+from ratelimit.config.settings import check_ipv6_prefix
 from ratelimit.errors import ConfigError
 
 PREFIX: Final = "ip:"

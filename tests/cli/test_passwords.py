@@ -7,8 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from ratelimit.config import load_config, masked, masked_path, redacted
-from ratelimit.config.load import document
+from ratelimit.config import document, load_config, masked, masked_path, redacted
 from ratelimit.errors import RateLimitError
 from ratelimit.server.upstream import Upstream
 from tests.cli.command import Command

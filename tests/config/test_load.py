@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit.config import Config, SettingArgs, load_config
-from ratelimit.config.settings import POLICY_SETTINGS, SETTINGS
-from ratelimit.policy import Policy
+from ratelimit.config import SETTINGS, Config, SettingArgs, load_config
+from ratelimit.policy import POLICY_SETTINGS, Policy
 from ratelimit.quota import UNLIMITED, Quota
 
 FULL = """

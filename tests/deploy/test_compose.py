@@ -9,7 +9,7 @@ import httpx
 import pytest
 import yaml
 
-from ratelimit.config.settings import SETTINGS
+from ratelimit.config import SETTINGS
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.deploy.tools import ROOT

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ratelimit.config.settings import SETTINGS
+from ratelimit.config import SETTINGS
 from ratelimit.deploy import ROLES, TEMPLATES, Role, template
 from ratelimit.dynamodb import schema
 from tests.cli.command import Command

@@ -13,8 +13,9 @@ from docs.hooks.docstrings import as_markdown, definitions_of
 from docs.hooks.pages import GENERATED, MARK, on_page_markdown
 from docs.hooks.settings import field_docstrings, policy_reference, settings_reference, store_reference
 from docs.hooks.text import cell, in_lines
-from ratelimit.config import POLICY_SETTINGS, SETTINGS
+from ratelimit.config import SETTINGS
 from ratelimit.dynamodb import Settings
+from ratelimit.policy import POLICY_SETTINGS
 from tests.docs.pages import PAGES, text_of
 
 

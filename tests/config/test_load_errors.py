@@ -40,7 +40,7 @@ HINT = '[policies.hint]\nquotas = "5/day"\n'
         ("headers = []", "headers: unknown value []"),
         ("user_from = []", "user_from: names nobody; write ['user', 'address'], or leave it out"),
         ("user_from = 3", "user_from: expected text or a list of text, not 3"),
-        ('user_from = ["user", 3]', "user_from[1]: expected text, not 3"),
+        ('user_from = ["user", 3]', "user_from[1]: expected text or a function, not 3"),
         ("trusted_proxies = -1", "trusted_proxies: expected how many proxies there are"),
         ("ipv6_prefix = 20", "ipv6_prefix: expected 32 to 128 bits, such as 64 or 56, not 20"),
         ("ipv6_prefix = '/56'", "ipv6_prefix: expected 32 to 128 bits"),
