@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Final
 
 from ratelimit.algorithms.base import Ops, give_back
-from ratelimit.algorithms.fields import Per, current_totals, total_fields
+from ratelimit.algorithms.fields import (
+    DAYS_KEPT,
+    MONTHS_KEPT,
+    Per,
+    check_per,
+    current_totals,
+    first_kept,
+    total_fields,
+    utc_day,
+)
 from ratelimit.clock import DAY
+from ratelimit.errors import InvalidInput, OutOfRetention
 from ratelimit.store.write import Add, Record
 
 _KEPT_COSTS: Final = 64
+_KEPT: Final[dict[Per, str]] = {"day": f"{DAYS_KEPT} days", "month": f"{MONTHS_KEPT} months"}
 
 
 class Totals:
@@ -68,3 +79,37 @@ def totals_of(
     return {
         day: used for day, used in found.items() if (since is None or since <= day) and (until is None or day <= until)
     }
+
+
+def kept_range(now: int, since: object, until: object, per: Per = "day") -> tuple[date, date]:
+    """Return the first and the last day that are asked for, by default of all that are kept. `now` is in microseconds.
+
+    Both are a `date`, or an aware `datetime`, which stands for its UTC day. Raise `InvalidInput`, and `OutOfRetention`
+    for what is no longer kept and for what has not come yet.
+    """
+    check_per(per)
+    today = utc_day(now)
+    oldest = first_kept(today, per)
+    first = oldest if since is None else utc_date("since", since)
+    last = today if until is None else utc_date("until", until)
+    if first > last:
+        raise InvalidInput(f"since ({first}) must not be later than until ({last})")
+    if first < oldest:
+        raise OutOfRetention(f"{first} is out of reach: totals are kept for {_KEPT[per]}, from {oldest} on")
+    if first > today:
+        raise OutOfRetention(f"{first} has not come yet: today is {today} in UTC")
+    return first, min(last, today)
+
+
+def utc_date(name: str, day: object) -> date:
+    """Return a date as it is, and the UTC day of an aware `datetime`. Raise `InvalidInput` that says `name`."""
+    if isinstance(day, datetime):
+        if day.tzinfo is None:
+            raise InvalidInput(f"{name} must be a date, or an aware datetime, not {day!r}")
+        try:
+            return day.astimezone(UTC).date()
+        except OverflowError:
+            raise InvalidInput(f"{name} must be a day of the years 1 to 9999 in UTC, not {day!r}") from None
+    if not isinstance(day, date):
+        raise InvalidInput(f"{name} must be a date, not {day!r}")
+    return day

@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ratelimit.algorithms.fields import DAYS_KEPT, MONTHS_KEPT, Per, check_per, day_field, first_kept, utc_day
-from ratelimit.algorithms.totals import totals_of
+from ratelimit.algorithms.fields import DAYS_KEPT, Per, day_field, utc_day
+from ratelimit.algorithms.totals import kept_range, totals_of, utc_date
 from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
 from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_user
@@ -68,7 +68,6 @@ def _check(name: str, value: int, most: int) -> None:
 
 
 DATE_RANGE: Final = RESERVED_ACTION
-_KEPT: Final[dict[Per, str]] = {"day": f"{DAYS_KEPT} days", "month": f"{MONTHS_KEPT} months"}
 _MAX_SEEN: Final = 1000
 FLUSH_S: Final = 10.0
 """Seconds that an answer waits for events to be written, without seeing any written."""
@@ -145,7 +144,6 @@ class Reports:
         The actions are those of `self.actions`, unless given; where there is none, those of the user's events of these
         days, or of the last 35. Raises `OutOfRetention`.
         """
-        check_per(per)
         first, last = self._range(since, until, per)
         records = await self._counted(user, actions, *(self._range() if per == "month" else (first, last)))
         return {action: totals_of(record, per, since=first, until=last) for action, record in records.items()}
@@ -193,7 +191,7 @@ class Reports:
         """
         check_action(action)
         self._range(day, day)
-        return await top_of(self.store.scans, _day("day", day), action, count=count, parts=parts)
+        return await top_of(self.store.scans, utc_date("day", day), action, count=count, parts=parts)
 
     async def erase(self, user: UserId, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
         """Delete every trace of a user, whatever the action and however old; how many items there were, and of what.
@@ -235,17 +233,7 @@ class Reports:
         return {action: await self.store.read(Key(user, action)) for action in named}
 
     def _range(self, since: date | None = None, until: date | None = None, per: Per = "day") -> tuple[date, date]:
-        today = utc_day(self.clock.now())
-        oldest = first_kept(today, per)
-        first = oldest if since is None else _day("since", since)
-        last = today if until is None else _day("until", until)
-        if first > last:
-            raise InvalidInput(f"since ({first}) must not be later than until ({last})")
-        if first < oldest:
-            raise OutOfRetention(f"{first} is out of reach: totals are kept for {_KEPT[per]}, from {oldest} on")
-        if first > today:
-            raise OutOfRetention(f"{first} has not come yet: today is {today} in UTC")
-        return first, min(last, today)
+        return kept_range(self.clock.now(), since, until, per)
 
     async def _actions_of(self, user: str, first: date, last: date) -> list[str]:
         query = self._query(user, first, last)
@@ -257,16 +245,3 @@ class Reports:
         return EventQuery.of(
             user, now=self.clock.now(), since=since, until=until, action=None, allowed=allowed, cursor=None
         )
-
-
-def _day(name: str, day: date) -> date:
-    if isinstance(day, datetime):
-        if day.tzinfo is None:
-            raise InvalidInput(f"{name} must be a date, or an aware datetime, not {day!r}")
-        try:
-            return day.astimezone(UTC).date()
-        except OverflowError:
-            raise InvalidInput(f"{name} must be a day of the years 1 to 9999 in UTC, not {day!r}") from None
-    if not isinstance(day, date):
-        raise InvalidInput(f"{name} must be a date, not {day!r}")
-    return day
