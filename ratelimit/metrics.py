@@ -1,17 +1,23 @@
-"""The numbers that the parts keep anyway, as families: read when somebody asks, and by nobody else."""
+"""Prometheus metrics of what the parts count anyway: read when somebody asks, and by nobody else.
+
+They are prometheus_client's own `Metric` values, and it writes them out; its global registry and its multi-process mode
+are not used. That mode counts in files of its own, by process id and with a lock, while the parts here count in plain
+attributes, one `Registry` a worker adds up those that came and went, and workers are told apart by small numbers.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, TypeAlias, get_args
 
-from msgspec import Struct
-from prometheus_client import CollectorRegistry, ProcessCollector
+import msgspec
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import HistogramMetricFamily as Histogram
+from prometheus_client.core import Metric, Sample
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from ratelimit.decision import Decision
 from ratelimit.directory import DirectoryStats
@@ -24,43 +30,149 @@ from ratelimit.usage.options import UsageStats
 if TYPE_CHECKING:
     from ratelimit.dynamodb.stats import Stats
 
-
-# `Family`: one metric with all its samples, in Prometheus' data model, as a plain value that workers can exchange.
-
-Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
+Source: TypeAlias = Callable[[], Iterable[Metric]]
 
 
-class Sample(Struct, frozen=True):
-    """A number. `suffix` is what its name has beyond the family's: `_total`, `_bucket`, `_sum`, `_count`."""
+class Registry:
+    """Everything that is counted in this process, also by parts that have gone since: a counter never falls.
 
-    value: float
-    labels: dict[str, str] = {}
-    suffix: str = ""
+    Sources go by a key of the caller's. Of a gauge that several have, the one that came last counts.
+    """
 
+    def __init__(self) -> None:
+        self._sources: dict[Hashable, Source] = {}
+        self._past: list[Metric] = []
 
-class Family(Struct, frozen=True):
-    """Its name has no `_total`: that is the samples'."""
+    def register(self, key: Hashable, source: Source) -> None:
+        """Read this source too; harmless where it is read already."""
+        self._sources.setdefault(key, source)
 
-    name: str
-    help: str
-    kind: Kind
-    samples: list[Sample]
+    def retire(self, key: Hashable) -> None:
+        """Read a source a last time. Its counters stay, its gauges go."""
+        source = self._sources.pop(key, None)
+        if source is not None:
+            self._past = _merged([*self._past, *(metric for metric in source() if metric.type != "gauge")])
 
-
-def counter(name: str, help: str, value: float) -> Family:
-    """One that only grows, without labels."""
-    return Family(name, help, "counter", [Sample(value, {}, "_total")])
-
-
-def counters(name: str, help: str, label: str, values: Mapping[str, float]) -> Family:
-    """One that only grows, by the values of one label."""
-    return Family(name, help, "counter", [Sample(value, {label: key}, "_total") for key, value in values.items()])
+    def collect(self) -> list[Metric]:
+        """Read all sources."""
+        return _merged([*self._past, *(metric for source in self._sources.values() for metric in source())])
 
 
-def gauge(name: str, help: str, value: float, **labels: str) -> Family:
-    """One that goes up and down."""
-    return Family(name, help, "gauge", [Sample(value, labels)])
+def _merged(metrics: Iterable[Metric]) -> list[Metric]:
+    found: dict[str, tuple[Metric, dict[Hashable, Sample]]] = {}
+    for metric in metrics:
+        _, samples = found.setdefault(metric.name, (Metric(metric.name, metric.documentation, metric.type), {}))
+        for sample in metric.samples:
+            key = sample.name, frozenset(sample.labels.items())
+            before = samples.get(key)
+            if before is not None and metric.type != "gauge":
+                sample = sample._replace(value=before.value + sample.value)
+            samples[key] = sample
+    for merged, samples in found.values():
+        merged.samples = list(samples.values())
+    return [merged for merged, _ in found.values()]
 
+
+def exposition(workers: Mapping[str, Iterable[Metric]], accept: str) -> tuple[bytes, str]:
+    """Return the body and its content type, as the scraper asked for it (`Accept`): the text format or OpenMetrics.
+
+    The worker becomes a label of every sample.
+    """
+    labelled = Registry()
+    for worker, metrics in workers.items():
+        labelled.register(worker, lambda worker=worker, metrics=metrics: _labelled(worker, metrics))  # type: ignore[misc]
+    encode, content_type = choose_encoder(accept)
+    return encode(labelled), content_type
+
+
+def _labelled(worker: str, metrics: Iterable[Metric]) -> Iterable[Metric]:
+    for metric in metrics:
+        labelled = Metric(metric.name, metric.documentation, metric.type)
+        for sample in metric.samples:
+            labelled.add_sample(sample.name, {"worker": worker, **sample.labels}, sample.value)
+        yield labelled
+
+
+# How workers tell one another their metrics: name, help, type and samples. Quicker to read than the text format, for
+# whoever collects from many also serves requests.
+_Told: TypeAlias = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
+_decoder: Final = msgspec.json.Decoder(_Told)
+
+
+def encode(metrics: Iterable[Metric]) -> bytes:
+    """Write metrics down for another worker."""
+    return msgspec.json.encode([
+        (metric.name, metric.documentation, metric.type, [sample[:3] for sample in metric.samples])
+        for metric in metrics
+    ])  # fmt: skip
+
+
+def decode(told: bytes) -> list[Metric]:
+    """Read what `encode` has written."""
+    metrics = []
+    for name, documentation, kind, samples in _decoder.decode(told):
+        metrics.append(metric := Metric(name, documentation, kind))
+        for sample in samples:
+            metric.add_sample(*sample)
+    return metrics
+
+
+def by_label(name: str, documentation: str, label: str, values: Mapping[str, float]) -> Counter:
+    """Make a counter of the values of one label."""
+    counter = Counter(name, documentation, labels=[label])
+    for value, count in values.items():
+        counter.add_metric([value], count)
+    return counter
+
+
+class DecisionMetrics:
+    """Count decisions by policy and outcome, and how long they took: the only metrics that a check itself keeps.
+
+    An observer of a limiter. What it holds is bounded by the policies it is told of, never by users.
+    """
+
+    def __init__(self, policies: Iterable[str] = ()) -> None:
+        self._other: dict[tuple[object, ...], int] = {}
+        self._counts: dict[str, dict[tuple[object, ...], int]] = {}
+        self._spans = [0] * (len(BUCKETS) + 1)
+        self._sum = 0.0
+        self.add_policies(policies)
+
+    def add_policies(self, policies: Iterable[str]) -> None:
+        """Give these a label of their own from now on, beginning at 0."""
+        for policy in policies:
+            self._counts.setdefault(policy, self._other if policy == OTHER else {_ALLOWED: 0, _DENIED: 0})
+
+    def __call__(self, decision: Decision, span: float) -> None:
+        """Count one more, which took so many seconds."""
+        counts = self._counts.get(decision.policy, self._other)
+        outcome = (decision.allowed, decision.shadow_denied, decision.reason)
+        counts[outcome] = counts.get(outcome, 0) + 1
+        self._spans[bisect_left(BUCKETS, span)] += 1
+        self._sum += span
+
+    def collect(self) -> list[Metric]:
+        """Return the counts as they stand."""
+        decisions = Counter(
+            "ratelimit_decisions", "Checks, by policy, outcome and reason.", labels=["policy", "outcome", "reason"]
+        )
+        for policy, counts in {**self._counts, OTHER: self._other}.items():
+            for (allowed, shadow_denied, reason), count in counts.items():
+                outcome = "shadow_denied" if shadow_denied else "allowed" if allowed else "denied"
+                decisions.add_metric([policy, outcome, str(reason or "none")], count)
+        buckets = list(zip([*map(str, BUCKETS), "+Inf"], accumulate(self._spans), strict=True))
+        return [decisions, Histogram("ratelimit_check_seconds", "Seconds that a check took.", buckets, self._sum)]
+
+
+OTHER: Final = "other"
+"""The policy of checks that brought quotas of their own, for an action that the configuration does not name."""
+BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+_ALLOWED: Final = (True, False, None)
+_DENIED: Final = (False, False, "quota")
+
+
+# What each part has to tell.
 
 BREAKER_STATES: Final = ("closed", "half_open", "open")
 
@@ -101,206 +213,71 @@ _MIRROR: Final = {
 }
 
 
-def of_limiter(limiter: Limiter) -> list[Family]:
-    """Of one limiter."""
+def limiter_metrics(limiter: Limiter) -> list[Metric]:
+    """Return a limiter's metrics."""
     lost = {loss: limiter.background.lost[loss] for loss in get_args(Loss)}
-    state = limiter.breaker.state
-    states = [Sample(float(state == each), {"state": each}) for each in BREAKER_STATES]
+    breaker = Gauge("ratelimit_breaker_state", "1 for the state that the circuit breaker is in.", labels=["state"])
+    for each in BREAKER_STATES:
+        breaker.add_metric([each], float(each == limiter.breaker.state))
     stats = limiter.stats
     return [
-        counter("ratelimit_denials_cached", "Refusals repeated without asking the store.", stats.denials_cached),
-        counter("ratelimit_checks_leased", "Checks granted from units taken ahead.", stats.leased),
-        counter("ratelimit_checks_coalesced", "Checks that shared the write of another.", stats.coalesced),
-        counters("ratelimit_units_lost", "Units that the store did not take in the background.", "kind", lost),
-        counter("ratelimit_alerts_dropped", "Alerts not raised: too many were being handled.", limiter.alerts.dropped),
-        Family("ratelimit_breaker_state", "1 for the state that the circuit breaker is in.", "gauge", states),
+        Counter("ratelimit_denials_cached", "Refusals repeated without asking the store.", stats.denials_cached),
+        Counter("ratelimit_checks_leased", "Checks granted from units taken ahead.", stats.leased),
+        Counter("ratelimit_checks_coalesced", "Checks that shared the write of another.", stats.coalesced),
+        by_label("ratelimit_units_lost", "Units that the store did not take in the background.", "kind", lost),
+        Counter("ratelimit_alerts_dropped", "Alerts not raised: too many were being handled.", limiter.alerts.dropped),
+        breaker,
     ]
 
 
-def of_webhook(sent: int, failed: int) -> list[Family]:
-    """Of the receiver of alerts."""
+def webhook_metrics(sent: int, failed: int) -> list[Metric]:
+    """Return those of the receiver of alerts."""
     results = {"sent": sent, "failed": failed}
-    return [counters("ratelimit_alerts", "Alerts posted to the webhook, by how it ended.", "result", results)]
+    return [by_label("ratelimit_alerts", "Alerts posted to the webhook, by how it ended.", "result", results)]
 
 
-def of_store(stats: Stats) -> list[Family]:
-    """Of DynamoDB. Its units are known only where the store's URL says `consumed=true`."""
-    found = [
-        counters("ratelimit_store_calls", "Requests to DynamoDB, retries included.", "operation", stats.calls),
-        counter("ratelimit_store_retries", "Requests to DynamoDB tried again.", stats.retries),
-        counter("ratelimit_store_throttles", "Requests that DynamoDB throttled.", stats.throttles),
-        counters("ratelimit_store_fallbacks", "Checks that left the fast lane.", "reason", stats.fallbacks),
-        counter("ratelimit_store_connections", "Connections that the fast lane made.", stats.connections),
-        counters("ratelimit_store_connections_dropped", "Connections that ended.", "reason", stats.dropped),
+def store_metrics(stats: Stats) -> list[Metric]:
+    """Return DynamoDB's. Its units are known only where the store's URL says `consumed=true`."""
+    found: list[Metric] = [
+        by_label("ratelimit_store_calls", "Requests to DynamoDB, retries included.", "operation", stats.calls),
+        Counter("ratelimit_store_retries", "Requests to DynamoDB tried again.", stats.retries),
+        Counter("ratelimit_store_throttles", "Requests that DynamoDB throttled.", stats.throttles),
+        by_label("ratelimit_store_fallbacks", "Checks that left the fast lane.", "reason", stats.fallbacks),
+        Counter("ratelimit_store_connections", "Connections that the fast lane made.", stats.connections),
+        by_label("ratelimit_store_connections_dropped", "Connections that ended.", "reason", stats.dropped),
     ]
     units = {"write": stats.write_units, "read": stats.read_units}
     if any(units.values()):
-        found.append(counters("ratelimit_store_units", "Capacity that DynamoDB says was consumed.", "kind", units))
+        found.append(by_label("ratelimit_store_units", "Capacity that DynamoDB says was consumed.", "kind", units))
     return found
 
 
-def of_memory(store: MemoryStore) -> list[Family]:
-    """Of the embedded store."""
+def memory_metrics(store: MemoryStore) -> list[Metric]:
+    """Return those of the embedded store."""
     return [
-        gauge("ratelimit_store_records", "Records in the embedded store.", len(store)),
-        counter("ratelimit_store_evicted", "Records that gave way before their time: max_keys.", store.evicted),
+        Gauge("ratelimit_store_records", "Records in the embedded store.", len(store)),
+        Counter("ratelimit_store_evicted", "Records that gave way before their time: max_keys.", store.evicted),
     ]
 
 
-def of_mirror(stats: MirrorStats) -> list[Family]:
-    """Of a second store that is kept up to date."""
-    sums = [counter(f"ratelimit_mirror_{name}", text, getattr(stats, name)) for name, text in _MIRROR.items()]
-    return [*sums, gauge("ratelimit_mirror_waiting", "Writes that wait for the mirror.", stats.waiting)]
+def mirror_metrics(stats: MirrorStats) -> list[Metric]:
+    """Return those of a second store that is kept up to date."""
+    return [
+        *_counters("ratelimit_mirror_", _MIRROR, stats),
+        Gauge("ratelimit_mirror_waiting", "Writes that wait for the mirror.", stats.waiting),
+    ]
 
 
-def of_usage(stats: UsageStats) -> list[Family]:
-    """Of the usage log."""
-    sums = [counter(f"ratelimit_usage_{name}", text, getattr(stats, name)) for name, text in _USAGE.items()]
-    return sums + [gauge(f"ratelimit_usage_{name}", text, getattr(stats, name)) for name, text in _USAGE_NOW.items()]
+def usage_metrics(stats: UsageStats) -> list[Metric]:
+    """Return those of the usage log."""
+    now = [Gauge(f"ratelimit_usage_{name}", text, getattr(stats, name)) for name, text in _USAGE_NOW.items()]
+    return [*_counters("ratelimit_usage_", _USAGE, stats), *now]
 
 
-def of_directory(stats: DirectoryStats) -> list[Family]:
-    """Of the cache of users and plans."""
-    return [counter(f"ratelimit_directory_{name}", text, getattr(stats, name)) for name, text in _DIRECTORY.items()]
+def directory_metrics(stats: DirectoryStats) -> list[Metric]:
+    """Return those of the cache of users and plans."""
+    return _counters("ratelimit_directory_", _DIRECTORY, stats)
 
 
-# `Registry`: everything that is counted in this process, also by parts that have gone since: a counter never falls.
-
-Source: TypeAlias = Callable[[], Iterable[Family]]
-_Labels: TypeAlias = tuple[tuple[str, str], ...]
-
-
-class Registry:
-    """Sources by a key of the caller's. Of a gauge that several have, the one that came last counts."""
-
-    def __init__(self) -> None:
-        self._sources: dict[Hashable, Source] = {}
-        self._past: list[Family] = []
-
-    def keep(self, key: Hashable, source: Source) -> None:
-        """Read this one too; harmless where it is read already."""
-        self._sources.setdefault(key, source)
-
-    def retire(self, key: Hashable) -> None:
-        """Read it a last time. Its counters stay, its gauges go."""
-        source = self._sources.pop(key, None)
-        if source is not None:
-            counted = [family for family in source() if family.kind != "gauge"]
-            self._past = _merged([*self._past, *counted])
-
-    def families(self) -> list[Family]:
-        """All of it."""
-        return _merged([*self._past, *(family for source in self._sources.values() for family in source())])
-
-
-def _merged(families: Iterable[Family]) -> list[Family]:
-    found: dict[str, tuple[Family, dict[tuple[str, _Labels], Sample]]] = {}
-    for family in families:
-        _, samples = found.setdefault(family.name, (family, {}))
-        for sample in family.samples:
-            place = sample.suffix, tuple(sorted(sample.labels.items()))
-            before = samples.get(place)
-            if before is None or family.kind == "gauge":
-                samples[place] = sample
-            else:
-                samples[place] = Sample(before.value + sample.value, sample.labels, sample.suffix)
-    return [Family(family.name, family.help, family.kind, list(samples.values())) for family, samples in found.values()]
-
-
-# Families as the text that Prometheus scrapes, of one worker or of several. Needs the extra `sidecar`.
-
-
-def exposition(workers: Mapping[str, Sequence[Family]], accept: str) -> tuple[bytes, str]:
-    """The body and its content type, as the scraper asked for it (`Accept`): the text format or OpenMetrics.
-
-    By worker, which becomes a label of every sample.
-    """
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Workers(workers))
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
-
-
-def process_families() -> list[Family]:
-    """This process's memory, CPU time and open files, where the platform tells (`process_…`)."""
-    found: list[Family] = []
-    for metric in ProcessCollector(registry=None).collect():
-        kind: Kind = "counter" if metric.type == "counter" else "gauge"
-        samples = [Sample(s.value, dict(s.labels), s.name.removeprefix(metric.name)) for s in metric.samples]
-        found.append(Family(metric.name, metric.documentation, kind, samples))
-    return found
-
-
-class _Workers(Collector):
-    """A registry of its own for each scrape: nothing is global, and nothing is left over."""
-
-    def __init__(self, workers: Mapping[str, Sequence[Family]]) -> None:
-        self._workers = workers
-
-    def collect(self) -> Iterator[Metric]:
-        metrics: dict[str, Metric] = {}
-        for worker, families in self._workers.items():
-            for family in families:
-                metric = metrics.setdefault(family.name, Metric(family.name, family.help, family.kind))
-                for sample in family.samples:
-                    metric.add_sample(family.name + sample.suffix, {"worker": worker, **sample.labels}, sample.value)
-        yield from metrics.values()
-
-
-# Decisions by policy and outcome, and how long they took: the only metrics that a check itself keeps.
-
-OTHER: Final = "other"
-"""The policy of checks that brought quotas of their own, for an action that the configuration does not name."""
-BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-
-_ALLOWED: Final = (True, False, None)
-_DENIED: Final = (False, False, "quota")
-
-
-class DecisionMetrics:
-    """An observer of a limiter. What it holds is bounded by the policies it is told of, never by users."""
-
-    def __init__(self, policies: Iterable[str] = ()) -> None:
-        self._other: dict[tuple[object, ...], int] = {}
-        self._counts: dict[str, dict[tuple[object, ...], int]] = {}
-        self._spans = [0] * (len(BUCKETS) + 1)
-        self._sum = 0.0
-        self.name(policies)
-
-    def name(self, policies: Iterable[str]) -> None:
-        """These have a label of their own from now on, and begin at 0."""
-        for policy in policies:
-            self._counts.setdefault(policy, self._other if policy == OTHER else {_ALLOWED: 0, _DENIED: 0})
-
-    def __call__(self, decision: Decision, span: float) -> None:
-        """One more, which took so many seconds."""
-        counts = self._counts.get(decision.policy, self._other)
-        outcome = (decision.allowed, decision.shadow_denied, decision.reason)
-        counts[outcome] = counts.get(outcome, 0) + 1
-        self._spans[bisect_left(BUCKETS, span)] += 1
-        self._sum += span
-
-    def families(self) -> list[Family]:
-        """As they stand."""
-        return [self._decisions(), self._latency()]
-
-    def _decisions(self) -> Family:
-        by_policy = {**self._counts, OTHER: self._other}
-        samples = [
-            Sample(number, {"policy": policy, **_labels(*outcome)}, "_total")
-            for policy, counts in by_policy.items()
-            for outcome, number in counts.items()
-        ]
-        return Family("ratelimit_decisions", "Checks, by policy, outcome and reason.", "counter", samples)
-
-    def _latency(self) -> Family:
-        bounds = [*map(str, BUCKETS), "+Inf"]
-        totals = list(accumulate(self._spans))
-        samples = [Sample(number, {"le": bound}, "_bucket") for bound, number in zip(bounds, totals, strict=True)]
-        samples += [Sample(totals[-1], {}, "_count"), Sample(self._sum, {}, "_sum")]
-        return Family("ratelimit_check_seconds", "Seconds that a check took.", "histogram", samples)
-
-
-def _labels(allowed: object, shadow_denied: object, reason: object) -> dict[str, str]:
-    outcome = "shadow_denied" if shadow_denied else "allowed" if allowed else "denied"
-    return {"outcome": outcome, "reason": str(reason or "none")}
+def _counters(prefix: str, texts: Mapping[str, str], stats: object) -> list[Metric]:
+    return [Counter(prefix + name, text, getattr(stats, name)) for name, text in texts.items()]

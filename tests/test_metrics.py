@@ -8,6 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
@@ -20,19 +24,17 @@ from ratelimit.factory import store_stats
 from ratelimit.limiter import Limiter
 from ratelimit.metrics import (
     DecisionMetrics,
-    Family,
     Registry,
-    counter,
+    decode,
+    directory_metrics,
+    encode,
     exposition,
-    gauge,
-    of_directory,
-    of_limiter,
-    of_memory,
-    of_mirror,
-    of_store,
-    of_usage,
-    of_webhook,
-    process_families,
+    limiter_metrics,
+    memory_metrics,
+    mirror_metrics,
+    store_metrics,
+    usage_metrics,
+    webhook_metrics,
 )
 from ratelimit.policy import Policy
 from ratelimit.server.factory import sidecar
@@ -51,18 +53,19 @@ def decision(
 
 
 def decisions(metrics: DecisionMetrics) -> dict[tuple[str, str, str], float]:
-    family = metrics.families()[0]
-    return {(s.labels["policy"], s.labels["outcome"], s.labels["reason"]): s.value for s in family.samples}
+    metric = metrics.collect()[0]
+    return {(s.labels["policy"], s.labels["outcome"], s.labels["reason"]): s.value for s in metric.samples}
 
 
-def every_family() -> list[Family]:
+def every_metric() -> list[Metric]:
     limiter = Limiter(MemoryStore(), [Policy("hint", "5/day")])
     stats = Stats(calls={"UpdateItem": 3}, write_units=3.0, fallbacks={"proxy": 1}, dropped={"idle": 2})
     metrics = DecisionMetrics(limiter.policies)
     metrics(decision(), 0.0003)
     return [
-        *metrics.families(), *of_limiter(limiter), *of_memory(MemoryStore()), *of_store(stats), *of_usage(UsageStats()),
-        *of_mirror(MirrorStats()), *of_directory(DirectoryStats()), *of_webhook(3, 1), *process_families(),
+        *metrics.collect(), *limiter_metrics(limiter), *memory_metrics(MemoryStore()), *store_metrics(stats),
+        *usage_metrics(UsageStats()), *mirror_metrics(MirrorStats()), *directory_metrics(DirectoryStats()),
+        *webhook_metrics(3, 1), *ProcessCollector(registry=None).collect(),
     ]  # fmt: skip
 
 
@@ -94,7 +97,7 @@ def test_actions_that_no_policy_names_are_one(named: list[str]) -> None:
 def test_a_policy_that_comes_later_keeps_what_is_counted() -> None:
     metrics = DecisionMetrics(["hint"])
     metrics(decision(), 0.001)
-    metrics.name(["run", "hint"])
+    metrics.add_policies(["run", "hint"])
     metrics(decision("run"), 0.001)
     assert decisions(metrics)["hint", "allowed", "none"] == decisions(metrics)["run", "allowed", "none"] == 1
 
@@ -103,72 +106,80 @@ def test_how_long_checks_took() -> None:
     metrics = DecisionMetrics()
     for span in (0.00005, 0.0001, 0.0002, 0.3, 7):
         metrics(decision(), span)
-    samples = metrics.families()[1].samples
-    buckets = {sample.labels["le"]: sample.value for sample in samples if sample.suffix == "_bucket"}
+    samples = metrics.collect()[1].samples
+    buckets = {sample.labels["le"]: sample.value for sample in samples if sample.name.endswith("_bucket")}
     assert (buckets["0.0001"], buckets["0.0005"], buckets["0.25"], buckets["0.5"], buckets["+Inf"]) == (2, 3, 3, 4, 5)
-    assert {s.suffix: s.value for s in samples if not s.labels} == {"_count": 5, "_sum": pytest.approx(7.30035)}
+    assert {s.name: s.value for s in samples if not s.labels} == {
+        "ratelimit_check_seconds_count": 5,
+        "ratelimit_check_seconds_sum": pytest.approx(7.30035),
+    }
 
 
 def test_a_counter_never_falls_and_a_gauge_is_the_last_ones() -> None:
     registry = Registry()
-    registry.keep("first", lambda: [counter("calls", "", 3), gauge("open", "", 1)])
-    registry.keep("second", lambda: [counter("calls", "", 4), gauge("open", "", 0)])
-    assert {family.name: family.samples[0].value for family in registry.families()} == {"calls": 7, "open": 0}
+    registry.register("first", lambda: [Counter("calls", "", 3), Gauge("open", "", 1)])
+    registry.register("second", lambda: [Counter("calls", "", 4), Gauge("open", "", 0)])
+    assert {metric.name: metric.samples[0].value for metric in registry.collect()} == {"calls": 7, "open": 0}
     registry.retire("second")
     registry.retire("second")
     registry.retire("never kept")
-    assert {family.name: family.samples[0].value for family in registry.families()} == {"calls": 7, "open": 1}
+    assert {metric.name: metric.samples[0].value for metric in registry.collect()} == {"calls": 7, "open": 1}
     registry.retire("first")
-    assert {family.name: family.samples[0].value for family in registry.families()} == {"calls": 7}
+    assert {metric.name: metric.samples[0].value for metric in registry.collect()} == {"calls": 7}
 
 
 def test_one_source_is_counted_once() -> None:
     registry = Registry()
     for _ in range(2):
-        registry.keep("one", lambda: [counter("calls", "", 3)])
-    assert registry.families()[0].samples[0].value == 3
+        registry.register("one", lambda: [Counter("calls", "", 3)])
+    assert registry.collect()[0].samples[0].value == 3
+
+
+def test_workers_tell_one_another_all_of_it() -> None:
+    metrics = every_metric()
+    assert decode(encode(metrics)) == metrics
 
 
 def test_scrapers_of_both_kinds_read_it() -> None:
-    workers = {"0": every_family(), "1": every_family()}
+    workers = {"0": every_metric(), "1": every_metric()}
     body, content_type = exposition(workers, "text/plain")
     assert content_type.startswith("text/plain; version=0.0.4")
-    plain = {family.name for family in plain_text(body.decode())}
+    plain = {metric.name for metric in plain_text(body.decode())}
     body, content_type = exposition(workers, OPEN_METRICS)
     assert content_type.startswith("application/openmetrics-text")
-    found = {family.name: family for family in open_metrics(body.decode())}
-    assert len(found) == len(plain) == len({family.name for family in every_family()})
-    assert {sample.labels["worker"] for family in found.values() for sample in family.samples} == {"0", "1"}
+    found = {metric.name: metric for metric in open_metrics(body.decode())}
+    assert len(found) == len(plain) == len({metric.name for metric in every_metric()})
+    assert {sample.labels["worker"] for metric in found.values() for sample in metric.samples} == {"0", "1"}
 
 
 @pytest.mark.parametrize(
     ("prefix", "stats"), [("ratelimit_usage_", UsageStats), ("ratelimit_directory_", DirectoryStats)]
 )
 def test_no_number_is_forgotten(prefix: str, stats: type) -> None:
-    shown = {family.name.removeprefix(prefix) for family in every_family() if family.name.startswith(prefix)}
+    shown = {metric.name.removeprefix(prefix) for metric in every_metric() if metric.name.startswith(prefix)}
     assert shown == {field.name for field in fields(stats)}
 
 
 def test_names_and_help_are_as_prometheus_wants_them() -> None:
-    for family in every_family():
-        assert family.name.startswith(("ratelimit_", "process_"))
-        assert not family.name.endswith(("_total", "_count", "_bucket"))
-        assert family.help
-        if family.kind == "counter":
-            assert {sample.suffix for sample in family.samples} <= {"_total"}
+    for metric in every_metric():
+        assert metric.name.startswith(("ratelimit_", "process_"))
+        assert not metric.name.endswith(("_total", "_count", "_bucket"))
+        assert metric.documentation
+        if metric.type == "counter":
+            assert {sample.name for sample in metric.samples} <= {f"{metric.name}_total"}
 
 
 def test_the_reference_names_every_metric_and_no_other() -> None:
     text = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
     table = text.partition("## Metrics")[2].partition("## Alarms")[0]
     told = set(re.findall(r"`((?:ratelimit|process)_\w+)`", table))
-    assert told == {_as_scraped(family) for family in [*every_family(), *of_the_sidecar()]}
+    assert told == {_as_scraped(metric) for metric in [*every_metric(), *of_the_sidecar()]}
 
 
 def test_alarms_speak_of_metrics_that_there_are() -> None:
     text = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
     alarms = text.partition("## Alarms")[2].partition("## Traces")[0]
-    known = {_as_scraped(family) for family in [*every_family(), *of_the_sidecar()]}
+    known = {_as_scraped(metric) for metric in [*every_metric(), *of_the_sidecar()]}
     spoken_of = {name.removesuffix("_bucket") for name in re.findall(r"ratelimit_\w+", alarms)}
     assert spoken_of
     assert spoken_of <= known
@@ -181,11 +192,11 @@ def test_a_store_is_seen_through_what_is_around_it() -> None:
     assert store_stats(HashedUserStore(MemoryStore(), "s")) is None
 
 
-def of_the_sidecar() -> list[Family]:
+def of_the_sidecar() -> list[Metric]:
     """Those that a worker adds."""
     one = sidecar(partial(load_config, env={}))
-    return [gauge("ratelimit_up", "", 1), *one.registry.families()]
+    return [Gauge("ratelimit_up", "", 1), *one.registry.collect()]
 
 
-def _as_scraped(family: Family) -> str:
-    return f"{family.name}_total" if family.kind == "counter" else family.name
+def _as_scraped(metric: Metric) -> str:
+    return f"{metric.name}_total" if metric.type == "counter" else metric.name

@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
+from prometheus_client.core import GaugeMetricFamily as Gauge
 
 from ratelimit.clock import SECOND, Clock, seconds
 from ratelimit.config import document
@@ -26,7 +27,7 @@ from ratelimit.errors import (
     TableNotFound,
 )
 from ratelimit.http.auth import Token
-from ratelimit.metrics import Family, gauge
+from ratelimit.metrics import decode, encode, exposition
 from ratelimit.names import Key
 from ratelimit.server.runtime import Runtime
 from ratelimit.server.sidecar import Sidecar
@@ -197,7 +198,6 @@ _ASK_S: Final = 2.0
 _RELOAD_S: Final = 30.0
 
 _encode = msgspec.json.Encoder().encode
-_families = msgspec.json.Decoder(list[Family])
 _worker = msgspec.json.Decoder(WorkerHealth)
 
 
@@ -212,7 +212,7 @@ class ServerBackend:
         self._token: tuple[str | None, Token] = (None, Token(None))
         self._bus: WorkerBus | None = None
         if folder is not None:
-            answers = {"families": self._own_families, "health": self._own_health, "reload": self._own_reload}
+            answers = {"metrics": self._own_metrics, "health": self._own_health, "reload": self._own_reload}
             self._bus = WorkerBus(folder, answers)
 
     @asynccontextmanager
@@ -253,14 +253,10 @@ class ServerBackend:
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         """See `Board`."""
-        # Imported here: the client belongs to the extra `sidecar`.
-        from ratelimit.metrics import exposition
-
-        others = await self._ask("families", within=_ASK_S)
-        workers = {self._number: [gauge("ratelimit_up", _UP, 1), *self._families()]}
-        for number, said in others.items():
-            families = [] if said is None else _families.decode(said)
-            workers[number] = [gauge("ratelimit_up", _UP, float(said is not None)), *families]
+        workers = {self._number: [Gauge("ratelimit_up", _UP, 1), *self._sidecar.registry.collect()]}
+        for number, said in (await self._ask("metrics", within=_ASK_S)).items():
+            metrics = [] if said is None else decode(said)
+            workers[number] = [Gauge("ratelimit_up", _UP, float(said is not None)), *metrics]
         return exposition(workers, accept)
 
     def config(self) -> Mapping[str, object]:
@@ -284,11 +280,6 @@ class ServerBackend:
     async def _ask(self, question: str, *, within: float) -> dict[str, bytes | None]:
         return {} if self._bus is None else await self._bus.ask(question, within=within)
 
-    def _families(self) -> list[Family]:
-        from ratelimit.metrics import process_families
-
-        return [*self._sidecar.registry.families(), *process_families()]
-
     async def _health(self) -> WorkerHealth:
         sidecar = self._sidecar
         return WorkerHealth.of(
@@ -301,8 +292,8 @@ class ServerBackend:
             rejected=sidecar.rejected,
         )
 
-    async def _own_families(self) -> bytes:
-        return _encode(self._families())
+    async def _own_metrics(self) -> bytes:
+        return encode(self._sidecar.registry.collect())
 
     async def _own_health(self) -> bytes:
         return _encode(await self._health())

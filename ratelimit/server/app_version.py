@@ -7,21 +7,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import Metric
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.factory import store_stats
 from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.metrics import (
-    Family,
     Registry,
-    gauge,
-    of_directory,
-    of_limiter,
-    of_memory,
-    of_mirror,
-    of_store,
-    of_usage,
-    of_webhook,
+    Source,
+    directory_metrics,
+    limiter_metrics,
+    memory_metrics,
+    mirror_metrics,
+    store_metrics,
+    usage_metrics,
+    webhook_metrics,
 )
 from ratelimit.server.runtime import Runtime
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
@@ -84,7 +85,7 @@ class AppVersions:
         self._alive = [first]
         self._retiring: set[asyncio.Task[None]] = set()
         self._enter(first.runtime)
-        registry.keep(self, self._families)
+        registry.register(self, self._metrics)
 
     @property
     def requests(self) -> int:
@@ -127,35 +128,35 @@ class AppVersions:
 
     def _enter(self, runtime: Runtime) -> None:
         for part, source in _parts(runtime).items():
-            self._registry.keep(part, source)
+            self._registry.register(part, source)
 
-    def _families(self) -> list[Family]:
+    def _metrics(self) -> list[Metric]:
         alive = len(self._alive)
         return [
-            gauge("ratelimit_requests_in_progress", "Requests and websockets under way.", self.requests),
-            gauge("ratelimit_configurations", "Configurations at work, those included that are ending.", alive),
+            Gauge("ratelimit_requests_in_progress", "Requests and websockets under way.", self.requests),
+            Gauge("ratelimit_configurations", "Configurations at work, those included that are ending.", alive),
         ]
 
 
-def _parts(runtime: Runtime) -> dict[object, Callable[[], list[Family]]]:
+def _parts(runtime: Runtime) -> dict[object, Source]:
     """What is counted of a runtime, by the part that counts it."""
-    found: dict[object, Callable[[], list[Family]]] = {runtime.limiter: partial(of_limiter, runtime.limiter)}
-    found[runtime.store] = partial(_of_store, runtime.store)
+    found: dict[object, Source] = {runtime.limiter: partial(limiter_metrics, runtime.limiter)}
+    found[runtime.store] = partial(_metrics_of, runtime.store)
     if (usage := runtime.usage) is not None:
-        found[usage] = lambda: of_usage(usage.stats)
+        found[usage] = lambda: usage_metrics(usage.stats)
     if (directory := runtime.directory) is not None:
-        found[directory] = lambda: of_directory(directory.stats)
+        found[directory] = lambda: directory_metrics(directory.stats)
     if (webhook := runtime.webhook) is not None:
-        found[webhook] = lambda: of_webhook(webhook.sent, webhook.failed)
+        found[webhook] = lambda: webhook_metrics(webhook.sent, webhook.failed)
     return found
 
 
-def _of_store(store: TableStore) -> list[Family]:
+def _metrics_of(store: TableStore) -> list[Metric]:
     if isinstance(store, HashedUserStore):
-        return _of_store(store.inner)
+        return _metrics_of(store.inner)
     if isinstance(store, MirrorStore):
-        return [*_of_store(store.primary), *of_mirror(store.stats)]
+        return [*_metrics_of(store.primary), *mirror_metrics(store.stats)]
     if isinstance(store, MemoryStore):
-        return of_memory(store)
+        return memory_metrics(store)
     stats = store_stats(store)
-    return [] if stats is None else of_store(stats)
+    return [] if stats is None else store_metrics(stats)

@@ -9,6 +9,9 @@ from dataclasses import fields, replace
 from typing import TypeAlias
 
 from msgspec import Struct
+from prometheus_client import ProcessCollector
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import Metric
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.clock import Clock
@@ -17,7 +20,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.http.lifespan import join_lifespan, no_lifespan
 from ratelimit.limiter.checks import Observer
-from ratelimit.metrics import DecisionMetrics, Family, Registry, counters, gauge
+from ratelimit.metrics import DecisionMetrics, Registry, by_label
 from ratelimit.server.app_version import AppFactory, AppVersion, AppVersions
 from ratelimit.server.http_protocol import OnRefused, ignore_refusal
 from ratelimit.server.runtime import Runtime
@@ -64,7 +67,9 @@ class Sidecar:
         self._reloads = {"done": 0, "rejected": 0}
         self._reloading = asyncio.Lock()
         self._has_ended = False
-        self.registry.keep(self, self._families)
+        self.registry.register(self, self._metrics)
+        self.registry.register("decisions", self._decisions.collect)
+        self.registry.register("process", ProcessCollector(registry=None).collect)
         self._versions = AppVersions(self._make(Runtime.of(source(), clock=clock)), self.registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,7 +127,7 @@ class Sidecar:
         return reloaded
 
     def _make(self, runtime: Runtime) -> AppVersion:
-        self._decisions.name(runtime.limiter.policies)
+        self._decisions.add_policies(runtime.limiter.policies)
         runtime.limiter.observer = _both(runtime.limiter.observer, self._decisions)
         return AppVersion(runtime, self._make_app(runtime))
 
@@ -141,11 +146,10 @@ class Sidecar:
             self._has_ended = True
             await self._versions.end()
 
-    def _families(self) -> list[Family]:
+    def _metrics(self) -> list[Metric]:
         return [
-            *self._decisions.families(),
-            counters("ratelimit_reloads", "Reloads of the configuration.", "result", self._reloads),
-            gauge("ratelimit_reload_rejected", "1 where the last reload was refused.", float(self.rejected)),
+            by_label("ratelimit_reloads", "Reloads of the configuration.", "result", self._reloads),
+            Gauge("ratelimit_reload_rejected", "1 where the last reload was refused.", float(self.rejected)),
         ]
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import Metric
+
 from ratelimit.dynamodb import Stats
-from ratelimit.metrics import Family, Sample, counter, exposition, gauge, of_store
+from ratelimit.metrics import exposition, store_metrics
 
 STARTED = 1_800_000_000.0
 
@@ -16,25 +20,24 @@ def worker(
     logged: int = 0,
     write_units: float = 0,
     started: float = STARTED,
-) -> list[Family]:
+) -> list[Metric]:
     """One worker's: each admitted check is a call, and each refused one that the cache did not know."""
     stats = Stats(calls={"UpdateItem": allowed + denied - cached, "GetItem": 30}, write_units=write_units)
-    decisions = [
-        Sample(number, {"policy": "hint", "outcome": outcome, "reason": reason}, "_total")
-        for number, outcome, reason in ((allowed, "allowed", "none"), (denied, "denied", "quota"))
-    ]
+    decisions = Counter("ratelimit_decisions", "Checks.", labels=["policy", "outcome", "reason"])
+    decisions.add_metric(["hint", "allowed", "none"], allowed)
+    decisions.add_metric(["hint", "denied", "quota"], denied)
     return [
-        *of_store(stats),
-        Family("ratelimit_decisions", "Checks.", "counter", decisions),
-        counter("ratelimit_denials_cached", "Refusals.", cached),
-        counter("ratelimit_checks_leased", "Leased.", 0),
-        counter("ratelimit_checks_coalesced", "Coalesced.", 0),
-        counter("ratelimit_usage_written", "Events.", logged),
-        gauge("process_start_time_seconds", "Start.", started),
+        *store_metrics(stats),
+        decisions,
+        Counter("ratelimit_denials_cached", "Refusals.", cached),
+        Counter("ratelimit_checks_leased", "Leased.", 0),
+        Counter("ratelimit_checks_coalesced", "Coalesced.", 0),
+        Counter("ratelimit_usage_written", "Events.", logged),
+        Gauge("process_start_time_seconds", "Start.", started),
     ]
 
 
-def text(*workers: list[Family]) -> str:
+def text(*workers: list[Metric]) -> str:
     """As it is scraped."""
-    body, _ = exposition({str(n): families for n, families in enumerate(workers, 1)}, "text/plain")
+    body, _ = exposition({str(n): metrics for n, metrics in enumerate(workers, 1)}, "text/plain")
     return body.decode()
