@@ -7,6 +7,9 @@ ARGS ?=
 # Processes, each with an engine of its own: more than cores, as tests wait more than they compute. 0: this one, for a debugger.
 WORKERS ?= 4
 
+# Bytecode is kept, whatever the shell says: every worker, and every process that a test starts, imports the same files.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Relative on purpose: make cannot handle a space in a path, and so never sees that of the checkout.
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import pytest
+import typer.main
 
 from ratelimit.cli import main
+
+# Typer makes the tree of all commands anew for every call, which takes longer than most of them.
+_the_program = cache(typer.main.get_command)
 
 
 class Result(NamedTuple):
@@ -31,6 +36,7 @@ def ratelimit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     """`ratelimit("check", "alice", "hint")`."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("typer.main.get_command", _the_program)
 
     def run(*args: str) -> Result:
         with pytest.raises(SystemExit) as left:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
+
+_GRACE_S: Final = 2
+_LOOK_AGAIN_S: Final = 0.002
 
 
 @asynccontextmanager
@@ -18,16 +21,30 @@ async def served(app: ASGIApp, *, log_level: str = "error", **options: Any) -> A
     # With its protocol said, asyncio turns Nagle's algorithm off: no answer waits 40 ms for an acknowledgement.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            app, log_level=log_level, ws="websockets-sansio", timeout_graceful_shutdown=2, **options
-        )
+        config = uvicorn.Config(app, log_level=log_level, ws="websockets-sansio", **options)
+        config.load()
         server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+        server.lifespan = config.lifespan_class(config)
+        await server.startup(sockets=[listener])
+        assert server.started, "the server did not start"
+        await server.on_tick(0)  # the headers that every answer has
         try:
-            while not server.started:
-                assert not task.done(), "the server did not start"
-                await asyncio.sleep(0.005)
             yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
-            await task
+            await _end(server)
+
+
+async def _end(server: uvicorn.Server) -> None:
+    """As `Server.serve` ends, which looks only every 100 ms whether it should, and whether it may."""
+    for each in server.servers:
+        each.close()
+    state = server.server_state
+    for connection in list(state.connections):
+        connection.shutdown()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GRACE_S):
+            while state.connections or state.tasks:
+                await asyncio.sleep(_LOOK_AGAIN_S)
+    for task in state.tasks:
+        task.cancel()
+    await server.lifespan.shutdown()
