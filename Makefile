@@ -42,8 +42,8 @@ demo: $(INSTALLED)  ## a small app with the middleware, and a client that shows 
 test: $(INSTALLED)  ## what a change has to pass, on ministack, some minutes (ARGS="-k quota" narrows it)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-quick: $(INSTALLED)  ## the part of it that needs no engine, for the inner loop
-	$(PYTEST) -m "not slow and not engine" $(ARGS)
+test-quick: $(INSTALLED)  ## the part of it that needs no engine and starts no program, for the inner loop
+	$(PYTEST) -m "not slow and not engine and not process" $(ARGS)
 
 test-all: $(INSTALLED)  ## all there is: also many processes, long histories, load tests and whatever else is slow
 	$(PYTEST) $(ARGS)

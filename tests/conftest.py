@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
 from collections.abc import Generator, Iterator
 from types import SimpleNamespace
 
@@ -63,6 +64,17 @@ def _needs_engine(item: pytest.Item) -> bool:
 def _has_parameter(item: pytest.Item, *values: str) -> bool:
     callspec = getattr(item, "callspec", None)
     return callspec is not None and any(value in callspec.params.values() for value in values)
+
+
+@pytest.fixture(autouse=True)
+def no_program_where_it_is_not_said(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test-quick` stays quick: it runs what has none of these marks."""
+    if not any(request.node.get_closest_marker(name) for name in ("engine", "process", "slow")):
+        monkeypatch.setattr(subprocess.Popen, "__init__", _mark_it)
+
+
+def _mark_it(*_: object, **__: object) -> None:
+    pytest.fail("a test that starts another program is marked: @pytest.mark.process", pytrace=False)
 
 
 @pytest.fixture(scope="session")

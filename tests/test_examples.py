@@ -30,6 +30,7 @@ def client_of(example: ModuleType) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://test", headers={"x-api-key": "alice"})
 
 
+@pytest.mark.process
 def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     env = os.environ | {"RATELIMIT_STORE": "dynamodb://not-this-one", "NO_COLOR": "1"}
     line = [sys.executable, str(ROOT / "examples" / "demo.py")]
@@ -42,6 +43,7 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     assert "All as promised" in done.stdout
 
 
+@pytest.mark.process
 def test_the_demo_says_what_is_not_as_promised(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import examples.demo as demo, examples.app as app; "

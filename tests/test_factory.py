@@ -173,6 +173,7 @@ def test_a_usage_log_is_one_of_three(usage: Any) -> None:
         configure(usage=usage)
 
 
+@pytest.mark.process
 def test_aws_is_not_imported_before_it_is_needed() -> None:
     code = (
         "import sys, ratelimit; ratelimit.open_store('memory://'); "

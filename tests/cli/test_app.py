@@ -64,6 +64,7 @@ def test_a_line_that_cannot_be_read(ratelimit: Command, line: tuple[str, ...], t
     assert err.count("\n") == 1
 
 
+@pytest.mark.process
 def test_it_runs_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ratelimit", "check", "alice", "hint", "--quota", "0/day"],

@@ -68,6 +68,7 @@ def test_the_make_targets_call_the_commands(
             assert result.status == 0, (target, result.err)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_a_target_says_what_it_needs() -> None:
     env = {**os.environ, "SOURCE": ""}

@@ -47,6 +47,7 @@ def test_networks_of_proxies_at_a_unix_socket(ratelimit: Command, monkeypatch: p
     assert "trusted_proxies = 1" in err
 
 
+@pytest.mark.process
 async def test_a_unix_socket_where_nobody_is_believed_about_addresses(tmp_path: Path) -> None:
     place = ("--upstream", "http://127.0.0.1:1", "--uds", str(tmp_path / "s.sock"), "--linger", "0")
     for hops in ("0", "1"):
@@ -76,6 +77,7 @@ def test_a_port_in_use(ratelimit: Command, option: str) -> None:
     assert f"error: {option.removeprefix('--') if option == '--admin' else option}: cannot listen on {place}" in err
 
 
+@pytest.mark.process
 async def test_with_no_file_and_no_upstream() -> None:
     async with served(*QUICK, "--admin", "127.0.0.1:0", "--linger", "0") as service:
         pid = service.process.pid
@@ -103,6 +105,7 @@ async def test_with_no_file_and_no_upstream() -> None:
     assert "secret" not in "".join(service.out + service.err)
 
 
+@pytest.mark.process
 async def test_the_start_up_line_for_people() -> None:
     options = ("--upstream", "http://127.0.0.1:1", "--linger", "0")
     async with served(*QUICK, *options, for_people=True) as service:
@@ -113,6 +116,7 @@ async def test_the_start_up_line_for_people() -> None:
         assert await service.ended() == 0
 
 
+@pytest.mark.process
 async def test_probes_reach_the_pod_that_the_page_describes() -> None:
     """They come from outside, by the pod's address; no more than health is open to whoever else comes by it."""
     pod = yaml.safe_load(titled("docs/operations.md", "pod.yaml").text)["containers"][0]

@@ -6,7 +6,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from tests.docs.pages import PAGES
+
+pytestmark = pytest.mark.process
 
 # What a browser fetches by itself; a link that the reader follows is none of it.
 LOADED = {

@@ -191,6 +191,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
 @pytest.mark.parametrize("lane", ["fast", "slow"])
 def test_processes_forked_from_a_running_loop(apart: Apart, lane: str) -> None:

@@ -149,6 +149,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows stops no process")
 @pytest.mark.parametrize("lane", ["fast", "slow"])
 def test_a_process_that_was_stopped(apart: Apart, lane: str) -> None:

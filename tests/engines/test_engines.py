@@ -48,6 +48,7 @@ def test_an_endpoint_without_an_engine_is_refused() -> None:
         pass
 
 
+@pytest.mark.process
 def test_a_suite_without_its_engine_fails_and_skips_nothing() -> None:
     one = "tests/engines/test_engines.py::test_the_engine_answers"
     env = {**os.environ, "RATELIMIT_TEST_ENDPOINT": "http://127.0.0.1:9"}
@@ -92,6 +93,7 @@ def test_the_engine_answers(engine: Engine) -> None:
     assert "TableNames" in engine.call("ListTables", {})
 
 
+@pytest.mark.process
 def test_an_engine_does_not_outlive_its_session() -> None:
     """Whoever holds the pipe dies, the pipe closes, the command ends: here one that waits for nothing."""
     child = "import signal, sys; print('up', flush=True); signal.pause()"

@@ -103,6 +103,7 @@ def test_nothing_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
     assert spans(SystemClock()) is None
 
 
+@pytest.mark.process
 def test_nobody_imports_it_for_us() -> None:
     code = (
         "import sys, ratelimit; ratelimit.configure(policies=[ratelimit.Policy('hint', '5/day')]); "

@@ -239,6 +239,7 @@ application.add_middleware(RateLimitMiddleware, **configure(policies={"message":
 """
 
 
+@pytest.mark.process
 async def test_daphne_closes_the_connection(tmp_path: Path) -> None:
     """Which sends no 1008, and would tell the client of an internal error."""
     (tmp_path / "site_of_a_test.py").write_text(SITE)

@@ -19,6 +19,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MOST_UNDERWAY = 20 * MB
 
 
+@pytest.mark.process
 async def test_200_mb_each_way_in_bounded_memory() -> None:
     """A process of its own, so that what it takes is its own."""
     passed = await transfer(200 * MB)

@@ -10,11 +10,15 @@ from asyncio import StreamReader, StreamWriter
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from loadtest.bench import crowd
 from loadtest.bench.proxy import running
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.server.sockets import GET, OK, SOON_S, answering, ask, close, in_front_of, scripted
+
+pytestmark = pytest.mark.process
 
 
 class Said(NamedTuple):

@@ -51,6 +51,7 @@ async def test_no_request_is_cut(way: str) -> None:
                 assert set(clients.statuses) == {200}
 
 
+@pytest.mark.process
 async def test_newcomers_are_let_in_until_a_load_balancer_has_heard() -> None:
     """Readiness says 503 from the signal on, and nobody is refused meanwhile; after `--linger` nobody listens."""
     options = (*QUICK, "--linger", "3", "--admin", "127.0.0.1:0")
@@ -97,6 +98,7 @@ async def test_every_accepted_event_is_in_the_table(engine: Engine) -> None:
     assert sum(found) == clients.answered
 
 
+@pytest.mark.process
 async def test_what_runs_is_finished_and_a_newcomer_finds_nobody(tmp_path: Path) -> None:
     asked, answer_now = asyncio.Event(), asyncio.Event()
 
@@ -125,6 +127,7 @@ async def test_what_runs_is_finished_and_a_newcomer_finds_nobody(tmp_path: Path)
             assert await service.ended() == 0
 
 
+@pytest.mark.process
 async def test_a_second_signal_leaves_at_once() -> None:
     asked = asyncio.Event()
 
@@ -146,6 +149,7 @@ async def test_a_second_signal_leaves_at_once() -> None:
             writer.close()
 
 
+@pytest.mark.process
 async def test_what_is_not_finished_in_its_grace_is_cut_off() -> None:
     async def silent(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.read()
@@ -160,6 +164,7 @@ async def test_what_is_not_finished_in_its_grace_is_cut_off() -> None:
             writer.close()
 
 
+@pytest.mark.process
 async def test_websockets_are_told_to_come_back() -> None:
     async def echo(upstream: ServerConnection) -> None:
         async for message in upstream:

@@ -48,6 +48,7 @@ async def test_sighup(engine: Engine, tmp_path: Path, workers: int) -> None:
         assert {await quota(service) for _ in range(8)} == {'"api";q=200;w=86400'}
 
 
+@pytest.mark.process
 async def test_one_worker_alone_is_not_replaced() -> None:
     async with served(*QUICK, "--linger", "0") as service:
         service.send(SIGUSR2)

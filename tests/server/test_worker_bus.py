@@ -97,6 +97,7 @@ async def test_what_is_no_question_gets_no_answer(folder: Path, question: bytes)
     await other.end()
 
 
+@pytest.mark.process
 async def test_the_number_of_a_worker_that_was_killed_is_free(folder: Path) -> None:
     code = (
         "import asyncio, sys; from pathlib import Path; from ratelimit.server.worker_bus import WorkerBus\n"

@@ -220,6 +220,7 @@ def killed(directory: Path) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.process
 async def test_what_waits_in_the_journal_of_a_dead_process_is_erased(tmp_path: Path) -> None:
     killed(tmp_path)
     store = MemoryStore()
@@ -233,6 +234,7 @@ async def test_what_waits_in_the_journal_of_a_dead_process_is_erased(tmp_path: P
     assert b"alice" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
 
+@pytest.mark.process
 async def test_a_closed_log_erases_too_and_is_closed_again(tmp_path: Path) -> None:
     killed(tmp_path)
     store = MemoryStore()
@@ -281,6 +283,7 @@ async def test_nothing_of_the_user_is_left_in_ones_own_journal(tmp_path: Path) -
         assert len(store.events) == 1
 
 
+@pytest.mark.process
 async def test_a_damaged_file_that_names_the_user_is_said(tmp_path: Path) -> None:
     killed(tmp_path)
     (segment,) = tmp_path.glob("*.journal")
