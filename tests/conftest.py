@@ -96,7 +96,8 @@ def own_engine(pytestconfig: pytest.Config) -> Iterator[Engine]:
 def _started(config: pytest.Config) -> Iterator[Engine]:
     before = config.stash.get(_ENGINE, None)
     try:
-        with start(config.stash[_CHOICE]) as running:
+        choice = config.stash[_CHOICE]
+        with start(choice.name, endpoint=choice.endpoint) as running:
             config.stash[_ENGINE] = running
             yield running
             # What fails while it ends finds no log of it any more.

@@ -51,7 +51,6 @@ def compiled() -> str:
         return "it could not be built: " + " / ".join(error.stderr.strip().splitlines()[-_LAST_LINES:])
     except (OSError, subprocess.SubprocessError) as error:
         return f"it could not be built: {error}"
-    shutil.rmtree(HOME / "loadtest")
     _STAMP.write_text(sources)
     return ""
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from loadtest.engines import Choice, EngineError, start
+from ratelimit.testing.engines import EngineError, start
 
 _READY_WITHIN = 10.0
 
@@ -24,7 +24,7 @@ def engine(name: str) -> Iterator[str]:
     """The endpoint of an engine, started for this. Raises `Absent`."""
     exits = ExitStack()
     try:
-        running = exits.enter_context(start(Choice(name)))
+        running = exits.enter_context(start(name))
     except EngineError as error:
         raise Absent(str(error)) from error
     with exits:

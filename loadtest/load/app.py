@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from locust import FastHttpUser, constant_throughput, task
 
-from loadtest.plan import MARK
+from ..plan import MARK
 
 _REFUSED: Final = 429
 

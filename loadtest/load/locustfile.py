@@ -18,9 +18,9 @@ from locust import events
 from locust.env import Environment
 from locust.runners import LocalRunner, WorkerRunner
 
-from loadtest.load.app import AppUser
-from loadtest.load.samples import Batch
-from loadtest.load.users import (
+from ratelimit.loadtest.load.app import AppUser
+from ratelimit.loadtest.load.samples import Batch
+from ratelimit.loadtest.load.users import (
     ChecksUser,
     ConstantRate,
     MiddlewareUser,
@@ -31,7 +31,7 @@ from loadtest.load.users import (
     has_plan,
     plan_of,
 )
-from loadtest.plan import CUT_SHORT
+from ratelimit.loadtest.plan import CUT_SHORT
 
 __all__ = ["AppUser", "ChecksUser", "ConstantRate", "MiddlewareUser", "SidecarUser", "UsageUser"]
 

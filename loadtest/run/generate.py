@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,10 +14,11 @@ from typing import Final
 
 import msgspec
 
-from loadtest.engines import leash
-from loadtest.load.samples import Batch
-from loadtest.plan import CUT_SHORT, Group, Plan
-from loadtest.run.options import Options, Trouble
+from ratelimit.testing.engines import run_with_parent
+
+from ..load.samples import Batch
+from ..plan import CUT_SHORT, Group, Plan
+from .options import Options, Trouble
 
 LOCUSTFILE: Final = Path(__file__).parents[1] / "load" / "locustfile.py"
 STOP_TIMEOUT: Final = 15
@@ -42,11 +42,7 @@ def generate(plan: Plan, options: Options, html: Path, log: Path, tell: Tell) ->
     Raises `Trouble` where Locust failed, or did not come to its end.
     """
     with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [sys.executable, leash.__file__, *_command(plan, options, html)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": _python_path()},
-        )  # fmt: skip
+        process = run_with_parent(_command(plan, options, html), stdout=subprocess.PIPE, stderr=errors)
     assert process.stdin is not None
     too_long = Timer(plan.warm_up + plan.duration + _MORE, process.stdin.close)
     if not options.expect_workers:  # whom somebody starts by hand when it suits them
@@ -124,9 +120,3 @@ def check_port(host: str, port: int) -> None:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise Trouble(f"--master-port: cannot listen on {host}:{port}: {error.strerror or error}") from error
-
-
-def _python_path() -> str:
-    """So that Locust finds this package also where it is not installed but run from a checkout."""
-    root = str(Path(__file__).parents[2])
-    return os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))

@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from loadtest.run.options import Options
 from ratelimit.config.secrets import masked
+
+from .options import Options
 
 _PACKAGES: Final = ("ratelimit-dynamodb", "locust", "uvicorn", "uvloop", "aiobotocore", "starlette", "ministack")
 

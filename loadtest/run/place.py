@@ -8,15 +8,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from loadtest.engines import Choice, EngineError, start
-from loadtest.plan import MARK
-from loadtest.run.options import Options, Trouble
 from ratelimit.config.secrets import masked
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
 from ratelimit.factory import open_store, table_settings
+from ratelimit.testing.engines import EngineError, start
+
+from ..plan import MARK
+from .options import Options, Trouble
 
 TABLE: Final = "ratelimit-loadtest"
 POOL: Final = "64"
@@ -33,7 +34,7 @@ def place(options: Options) -> Iterator[str]:
         yield "memory://"
     else:
         try:
-            with start(Choice(options.engine)) as engine:
+            with start(options.engine) as engine:
                 url = engine.store_url(TABLE, create="true", pool=POOL)
                 asyncio.run(_open(url))
                 yield url

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest.plan import Group
-from loadtest.run.options import Trouble
+from ..plan import Group
+from .options import Trouble
 
 READY_WITHIN: Final = 120.0
 BOOKS_WITHIN: Final = 600.0
@@ -29,7 +29,7 @@ _LAST_WORDS: Final = 2_000
 
 
 class Server:
-    """One of them: `loadtest.serve` in a process of its own, that the terminal's Ctrl-C does not reach."""
+    """One of them: `serve` in a process of its own, that the terminal's Ctrl-C does not reach."""
 
     def __init__(self, name: str, url: str, host: str, upstream: str, log: Path) -> None:
         self.name = name
@@ -37,7 +37,7 @@ class Server:
         environment = {**os.environ, "NO_PROXY": "*", "no_proxy": "*"}
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "loadtest.serve", name, url, host, upstream],
+                [sys.executable, "-m", "ratelimit.loadtest.serve", name, url, host, upstream],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, start_new_session=True,
             )  # fmt: skip
         self.address = ""

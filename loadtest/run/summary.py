@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from loadtest.result import GroupResult, Report
-from loadtest.run.options import Options, Trouble
-from loadtest.run.run import INTERRUPTED, run
 from ratelimit.cli.output import say, say_table
+
+from ..result import GroupResult, Report
+from .options import Options, Trouble
+from .run import INTERRUPTED, run
 
 HOLD: Final = 0
 BROKEN: Final = 1

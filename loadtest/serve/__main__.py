@@ -1,4 +1,4 @@
-"""One server: `python -m loadtest.serve NAME STORE HOST [UPSTREAM]`, where NAME is `driver` or one of the apps."""
+"""One server: `python -m ratelimit.loadtest.serve NAME STORE HOST [UPSTREAM]`; NAME is `driver` or one of the apps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 
 import uvicorn
 
-from loadtest.serve import driver
-from loadtest.serve.apps import BUILDERS
-from loadtest.serve.books import Books
-from loadtest.serve.control import obey, run
+from . import driver
+from .apps import BUILDERS
+from .books import Books
+from .control import obey, run
 
 
 async def _serve_app(name: str, url: str, host: str, upstream: str) -> None:

@@ -12,11 +12,12 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from loadtest.serve.books import Books
 from ratelimit import RateLimitMiddleware, limited
 from ratelimit.config import Config
 from ratelimit.factory import MiddlewareArgs, args_of, decision_app
 from ratelimit.server.factory import proxy_app
+
+from .books import Books
 
 _CONFIG: Final = Config(user_from=("header:x-user",))
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Any, Final
 
-from loadtest.plan import QUOTAS
 from ratelimit.algorithms.totals import days_of
 from ratelimit.clock import DAY
 from ratelimit.dynamodb import DynamoDBStore, parse_url
@@ -17,6 +16,8 @@ from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.scans import Ask, each_page, first_cursors
 from ratelimit.usage import UsageLog
+
+from ..plan import QUOTAS
 
 DEADLINE: Final = 5.0
 """Seconds a check may take: so long that a slow engine shows in the latencies, and not as one that failed."""

@@ -13,10 +13,11 @@ import asyncio
 from time import perf_counter_ns
 from typing import Final, cast
 
-from loadtest.plan import SERIES
-from loadtest.serve.books import Books
-from loadtest.serve.control import obey
 from ratelimit.limiter import Limiter
+
+from ..plan import SERIES
+from .books import Books
+from .control import obey
 
 _NOTHING: Final = b"a 0 \n"
 

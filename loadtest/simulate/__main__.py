@@ -1,4 +1,4 @@
-"""`python -m loadtest.simulate`: choose a case, run each mode on it, compare."""
+"""`python -m ratelimit.loadtest.simulate`: choose a case, run each mode on it, compare."""
 
 # No postponed annotations: typer reads them when the program runs.
 import sys
@@ -8,11 +8,12 @@ from typing import Annotated, NoReturn, cast
 
 import typer
 
-from loadtest.simulate.clients import Mode
-from loadtest.simulate.demand import Keys, hottest_share
-from loadtest.simulate.report import save, show
-from loadtest.simulate.simulation import Case, simulate
 from ratelimit.errors import InvalidInput
+
+from .clients import Mode
+from .demand import Keys, hottest_share
+from .report import save, show
+from .simulation import Case, simulate
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -47,11 +48,11 @@ def main(
 
     Examples:
 
-        python -m loadtest.simulate --processes 20 --rate 5000
+        python -m ratelimit.loadtest.simulate --processes 20 --rate 5000
 
-        python -m loadtest.simulate --processes 1000 --rate 100000 --seconds 10 --ramp 4 --modes lease=auto
+        python -m ratelimit.loadtest.simulate --processes 1000 --rate 100000 --seconds 10 --ramp 4 --modes lease=auto
 
-        python -m loadtest.simulate --keys zipf --rate 20000 --limit 500/day --json figures.json --plot figures.png
+        python -m ratelimit.loadtest.simulate --keys zipf --rate 20000 --limit 500/day --plot figures.png
     """
     if plot is not None and find_spec("matplotlib") is None:
         _leave("--plot needs matplotlib: pip install matplotlib")
@@ -71,7 +72,7 @@ def main(
     if json is not None:
         save(case, results, json)
     if plot is not None:
-        from loadtest.simulate.plot import plot as draw
+        from .plot import plot as draw
 
         draw(case, results, plot)
     if any(result.over_admission for result in results):
@@ -84,4 +85,4 @@ def _leave(problem: str, *, status: int = 2) -> NoReturn:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m loadtest.simulate")
+    app(prog_name="python -m ratelimit.loadtest.simulate")

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.simulate.simulation import Case, Result
+from .simulation import Case, Result
 
 _COLUMNS: Final = (
     "mode", "p50\nms", "p99\nms", "p99.9\nms", "units\n/check", "sent/s\n1st s", "sent/s\nlater", "taken/s\n",
@@ -72,7 +72,7 @@ def _short(number: float) -> str:
 def save(case: Case, results: Sequence[Result], path: Path) -> None:
     """Write everything as JSON, with the command that repeats it."""
     document = {
-        "command": "python -m loadtest.simulate " + " ".join(sys.argv[1:]),
+        "command": "python -m ratelimit.loadtest.simulate " + " ".join(sys.argv[1:]),
         "case": case,
         "results": results,
     }

@@ -15,14 +15,15 @@ from typing import Final
 
 import msgspec
 
-from loadtest.simulate import loop as virtual
-from loadtest.simulate.clients import ACTION, Mode, Process
-from loadtest.simulate.demand import Demand, Keys, Users
-from loadtest.simulate.table import SimulatedStore, Table, at_once
-from loadtest.simulate.tally import Tally
 from ratelimit.algorithms.totals import days_of
 from ratelimit.errors import ConfigError
 from ratelimit.quota import Quota
+from ratelimit.testing import virtual_time
+
+from .clients import ACTION, Mode, Process
+from .demand import Demand, Keys, Users
+from .table import SimulatedStore, Table, at_once
+from .tally import Tally
 
 _STOPS: Final = 500
 
@@ -91,7 +92,7 @@ def simulate(case: Case, mode: Mode) -> Result:
     gc.freeze()
     started = perf_counter()
     with _silence():
-        result = virtual.run(_simulate(case, mode))
+        result = virtual_time.run(_simulate(case, mode))
     return msgspec.structs.replace(result, wall_seconds=perf_counter() - started)
 
 
@@ -109,7 +110,7 @@ def _silence() -> Iterator[None]:
 
 async def _simulate(case: Case, mode: Mode) -> Result:
     loop = asyncio.get_running_loop()
-    clock = virtual.VirtualClock(loop)
+    clock = virtual_time.VirtualClock(loop)
     demand, service = Random(case.seed), Random(case.seed + 1)
     table = Table(loop, service)
     tally = Tally(Quota.parse(case.limit))

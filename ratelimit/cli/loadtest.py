@@ -3,7 +3,6 @@
 # No postponed annotations in the commands: typer reads them when the program runs.
 import shlex
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from loadtest.plan import Group
 
 app: Final = typer.Typer(help="Load tests with Locust, and reports of them.", no_args_is_help=True)
-
-_LACKING: Final = "the load tests are not installed; pip install 'ratelimit-dynamodb[loadtest]'"
 
 
 @app.command()
@@ -63,9 +60,7 @@ def run(
 
         ratelimit loadtest run middleware --store 'dynamodb://loadtest?region=eu-west-1' --rate 500
     """
-    if find_spec("loadtest") is None:
-        return complain(_LACKING, INVALID)
-    from loadtest.run.options import BUDGETS, ENGINES, REPORT, Options, Trouble
+    from ratelimit.loadtest.run.options import BUDGETS, ENGINES, REPORT, Options, Trouble
 
     known = _groups(groups)
     if isinstance(known, str):
@@ -79,12 +74,13 @@ def run(
         budgets=budgets or BUDGETS, profile="smoke" if smoke else None,
         command=shlex.join(["ratelimit", *sys.argv[1:]]),
     )  # fmt: skip
-    from loadtest.run.summary import conclude
+    from ratelimit.loadtest.run.summary import conclude
 
     try:
-        return conclude(options)
+        status: int = conclude(options)
     except Trouble as trouble:
         return complain(trouble, trouble.status)
+    return status
 
 
 @app.command()
@@ -100,20 +96,19 @@ def compare(
 
         ratelimit loadtest compare before/report.json loadtest/report/report.json
     """
-    if find_spec("loadtest") is None:
-        return complain(_LACKING, INVALID)
-    from loadtest.compare import compare_files
-    from loadtest.run.options import Trouble
+    from ratelimit.loadtest.compare import compare_files
+    from ratelimit.loadtest.run.options import Trouble
 
     try:
-        return compare_files(before, after)
+        status: int = compare_files(before, after)
     except Trouble as trouble:
         return complain(trouble, trouble.status)
+    return status
 
 
 def _groups(names: list[str] | None) -> "tuple[Group, ...] | str":
     """Those named, in their own order; or what is wrong with them."""
-    from loadtest.plan import GROUPS
+    from ratelimit.loadtest.plan import GROUPS
 
     if unknown := set(names or ()) - set(GROUPS):
         return f"unknown group {min(unknown)!r}; there are {', '.join(GROUPS)}"

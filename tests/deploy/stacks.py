@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from botocore.session import Session
 
-from loadtest.engines import REGION, Engine, ministack
-from tests.http.authz.gateways import free_port
+from ratelimit.testing.engines import REGION, Engine
 
 SERVICES: Final = (
     "cloudformation,dynamodb,cloudwatch,monitoring,iam,sts,s3,ec2,ecs,elasticloadbalancing,elasticloadbalancingv2,alb,logs,"
     "secretsmanager"
 )
 READY_WITHIN: Final = 120.0
-_LEASH: Final = Path(ministack.__file__).with_name("leash.py")
 _ASKS: Final = 0.1
-
-
-@contextmanager
-def cloud(scratch: Path) -> Iterator[Engine]:
-    """Running, and gone afterwards, as an engine of the suite is."""
-    port = free_port()
-    engine = Engine("ministack", f"http://127.0.0.1:{port}", scratch / "cloud.log")
-    environment = ministack.environment(port, scratch) | {"SERVICES": SERVICES}
-    assert engine.log is not None
-    with engine.log.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(_LEASH), *ministack.command(port)],
-            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, cwd=scratch, env=environment,
-        )  # fmt: skip
-    try:
-        _until_it_answers(engine)
-        yield engine
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(READY_WITHIN)
 
 
 def deploy(engine: Engine, name: str, template: str, **parameters: str) -> dict[str, Any]:
@@ -67,16 +39,3 @@ def deploy(engine: Engine, name: str, template: str, **parameters: str) -> dict[
 def client_of(service: str, engine: Engine) -> Any:
     """botocore's own, which is enough for a test."""
     return Session().create_client(service, region_name=REGION, endpoint_url=engine.endpoint)
-
-
-def _until_it_answers(engine: Engine) -> None:
-    until = time.monotonic() + READY_WITHIN
-    while True:
-        try:
-            engine.call("ListTables", {})
-        except OSError as error:
-            if time.monotonic() > until:
-                raise AssertionError(f"ministack did not start: {error}\n{engine.log_since(0)}") from error
-            time.sleep(_ASKS)
-        else:
-            return

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from loadtest.engines import REGION, Engine
 from ratelimit.deploy import template
 from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, upgrade_table, verify_table
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
+from ratelimit.testing.engines import REGION, Engine, start
 from tests.deploy.cloudformation import parse, text_of
-from tests.deploy.stacks import client_of, cloud, deploy
+from tests.deploy.stacks import SERVICES, client_of, deploy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds here, minutes on a busy machine
 
@@ -29,8 +29,8 @@ UNKNOWN_TO_MINISTACK = {
 
 
 @pytest.fixture(scope="module")
-def engine_with_stacks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with cloud(tmp_path_factory.mktemp("cloud")) as engine:
+def engine_with_stacks() -> Iterator[Engine]:
+    with start(environment={"SERVICES": SERVICES}) as engine:
         yield engine
 
 

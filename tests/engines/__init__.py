@@ -1,7 +1,7 @@
-"""The suite's engine: which one, and the environment that tests run in. `loadtest.engines` starts it."""
+"""The suite's engine: which one, and the environment that tests run in. `ratelimit.testing.engines` starts it."""
 
-from loadtest.engines import Choice, Engine, EngineError, start
-from tests.engines.choice import choose
+from ratelimit.testing.engines import Engine, EngineError, start
+from tests.engines.choice import Choice, choose
 from tests.engines.environment import isolate
 
 __all__ = ["Choice", "Engine", "EngineError", "choose", "isolate", "start"]

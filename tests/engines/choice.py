@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-from loadtest.engines import Choice, EngineError
+from ratelimit.testing.engines import EngineError
 
 ENGINES: Final = ("ministack", "dynamodb-local")
+
+
+class Choice(NamedTuple):
+    """An engine to start, or with `endpoint` one that runs already."""
+
+    name: str
+    endpoint: str | None = None
 
 
 def choose(environ: Mapping[str, str]) -> Choice:

@@ -6,7 +6,7 @@ import os
 from collections.abc import MutableMapping
 from typing import Final
 
-from loadtest.engines import REGION
+from ratelimit.testing.engines import REGION
 
 _FAKE: Final = {
     "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.engines import dynamodb_local, leash
+from ratelimit.testing import engines
+from ratelimit.testing.engines import run_with_parent
 from tests.engines import Choice, Engine, EngineError, choose, isolate, start
 
-LEASH = Path(leash.__file__)
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,7 +44,7 @@ def test_an_unknown_engine_is_refused() -> None:
 
 
 def test_an_endpoint_without_an_engine_is_refused() -> None:
-    with pytest.raises(EngineError, match="no engine answers"), start(Choice("running", "http://127.0.0.1:9")):
+    with pytest.raises(EngineError, match="no engine answers"), start(endpoint="http://127.0.0.1:9"):
         pass
 
 
@@ -61,15 +61,21 @@ def test_a_suite_without_its_engine_fails_and_skips_nothing() -> None:
 
 def test_another_jar_than_the_known_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "DynamoDBLocal.jar").write_bytes(b"something else")
-    monkeypatch.setattr(dynamodb_local, "FOLDER", tmp_path)
+    monkeypatch.setattr(engines, "DYNAMODB_LOCAL", tmp_path)
     with pytest.raises(EngineError, match="not what it should be: sha256"):
-        dynamodb_local.fetch()
+        engines.fetch_dynamodb_local()
 
 
 def test_a_program_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EngineError, match="needs java, and there is none on the PATH"):
-        dynamodb_local.command(8000)
+    with pytest.raises(EngineError, match="needs java, and there is none on the PATH"), start("dynamodb-local"):
+        pass
+
+
+def test_an_engine_that_is_unknown_is_named_with_those_that_are_not() -> None:
+    with pytest.raises(EngineError, match="unknown engine 'moto'; use one of ministack, dynamodb-local, localstack"):
+        with start("moto"):
+            pass
 
 
 def test_nothing_of_the_developer_is_left() -> None:
@@ -97,9 +103,7 @@ def test_the_engine_answers(engine: Engine) -> None:
 def test_an_engine_does_not_outlive_its_session() -> None:
     """Whoever holds the pipe dies, the pipe closes, the command ends: here one that waits for nothing."""
     child = "import signal, sys; print('up', flush=True); signal.pause()"
-    with subprocess.Popen(
-        [sys.executable, str(LEASH), sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
+    with run_with_parent([sys.executable, "-c", child], stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"

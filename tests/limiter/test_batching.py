@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.simulate import loop as virtual
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.batching import MAX_WAITING
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
-from ratelimit.testing import FakeClock
+from ratelimit.testing import FakeClock, virtual_time
 from tests.limiter.histories import ALGORITHMS
 from tests.limiter.stores import CountingStore, FailingStore, failing
 
@@ -237,7 +236,7 @@ def test_waiting_ends_at_the_deadline() -> None:
         asked = [asyncio.create_task(ask(at)) for at in (0, 1, 3)]
         assert await asyncio.gather(*asked) == [(None, 3.5), ("unavailable", 6), (None, 7)]
 
-    virtual.run(run())
+    virtual_time.run(run())
 
 
 async def test_a_check_that_was_given_up_under_way_harms_nobody_who_left_with_it() -> None:

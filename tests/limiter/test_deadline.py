@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from loadtest.simulate import loop as virtual
 from ratelimit.limiter.deadline import Deadline, SharedTimer
+from ratelimit.testing import virtual_time
 
 LONG = 60.0
 
@@ -35,7 +35,7 @@ def test_each_waits_as_long_as_it_may_and_no_longer() -> None:
             assert await asyncio.gather(hang(timer), hang(timer)) == ["late", "late"]
             assert asyncio.get_running_loop().time() == ends
 
-    virtual.run(run())
+    virtual_time.run(run())
 
 
 async def test_who_is_done_is_left_alone() -> None:
@@ -59,7 +59,7 @@ def test_a_later_one_is_due_later() -> None:
         assert await second == "late"
         assert asyncio.get_running_loop().time() == 35
 
-    virtual.run(run())
+    virtual_time.run(run())
 
 
 async def test_a_cancellation_from_outside_is_no_timeout() -> None:

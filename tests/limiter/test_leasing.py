@@ -10,13 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtest.simulate import loop as virtual
 from ratelimit.clock import Clock
 from ratelimit.errors import ConfigError, StoreThrottled
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Lease, Policy
 from ratelimit.store import MemoryStore, Store
-from ratelimit.testing import FakeClock
+from ratelimit.testing import FakeClock, virtual_time
 from tests.limiter.stores import CountingStore, FailingStore, failing
 
 TODAY = date(2026, 1, 5)
@@ -78,7 +77,7 @@ async def test_an_idle_keys_units_go_back_while_others_are_busy() -> None:
 
 def test_an_idle_keys_units_go_back_though_nobody_asks_for_anything() -> None:
     async def run() -> None:
-        store, clock = CountingStore(), virtual.VirtualClock(asyncio.get_running_loop())
+        store, clock = CountingStore(), virtual_time.VirtualClock(asyncio.get_running_loop())
         one = leasing(store, lease=50, clock=clock)
         await one.check("alice", "hint")
         await asyncio.sleep(4)
@@ -86,7 +85,7 @@ def test_an_idle_keys_units_go_back_though_nobody_asks_for_anything() -> None:
         await asyncio.sleep(3)
         assert await counted(one, "alice") == 1
 
-    virtual.run(run())
+    virtual_time.run(run())
 
 
 async def test_units_that_are_being_taken_while_all_are_returned_go_back_too() -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.engines import leash
 from loadtest.run.generate import LOCUSTFILE, free_port
 from ratelimit import Policy, RateLimitMiddleware
+from ratelimit.testing.engines import run_with_parent
 from tests.http.apps import hello, limiter_of
 from tests.http.serving import served
 
@@ -78,7 +78,7 @@ def web_page(*arguments: str) -> Iterator[str]:
     port = free_port()
     page = f"http://127.0.0.1:{port}"
     command = locust("--web-host", "127.0.0.1", "--web-port", str(port), *arguments)
-    process = subprocess.Popen([sys.executable, leash.__file__, *command], stdin=subprocess.PIPE)
+    process = run_with_parent(command)
     assert process.stdin is not None
     try:
         until = time.monotonic() + WITHIN

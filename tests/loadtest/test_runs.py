@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.engines import leash
 from loadtest.result import Report, read_report
+from loadtest.run.generate import LOCUSTFILE
 from ratelimit.factory import open_store
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
@@ -207,7 +207,7 @@ def test_cut_short_it_says_so_and_leaves_nothing(tmp_path: Path, number: signal.
 def test_killed_it_leaves_nothing_running(tmp_path: Path) -> None:
     process = start(tmp_path, "sidecar", "--engine", "memory", "--duration", "120", "--processes", "2")
     own = children(process.pid)
-    assert len(own) == 4  # three servers, and the leash that Locust runs on
+    assert len(own) == 4  # three servers, and what kills Locust with them
     process.kill()
     process.communicate()
     until = time.monotonic() + 60
@@ -262,8 +262,7 @@ def test_workers_may_be_elsewhere(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     arguments = ("middleware", "--engine", "memory", "--expect-workers", "1", "--master-port", port, "--smoke")
-    locustfile = Path(leash.__file__).parents[1] / "load" / "locustfile.py"
-    worker = [sys.executable, "-m", "locust", "-f", str(locustfile), "--worker", "--master-port", port]
+    worker = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--worker", "--master-port", port]
     ended = threading.Event()
 
     def keep_trying() -> None:

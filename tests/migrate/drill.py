@@ -249,8 +249,9 @@ def main() -> None:
     parser.add_argument("--rate", type=int, help="only measure how a run with this --rate keeps to it")
     asked = parser.parse_args()
     isolate(os.environ)
+    choice = choose(os.environ)
     for kind in asked.kinds:
-        with TemporaryDirectory() as folder, start(choose(os.environ)) as engine:
+        with TemporaryDirectory() as folder, start(choice.name, endpoint=choice.endpoint) as engine:
             with drilled(kind, World(asked.users, asked.rows), engine, Path(folder)) as drill:
                 if asked.rate:
                     took = drill.paced(asked.rate)

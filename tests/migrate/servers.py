@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from loadtest.engines import leash
 from ratelimit.migrate.sql import with_driver
+from ratelimit.testing.engines import run_with_parent
 
 READY_WITHIN = 90.0
 VARIABLE = "RATELIMIT_TEST_DATABASES"
@@ -90,10 +89,7 @@ def _postgresql(folder: Path, port: int) -> tuple[list[str], str]:
 @contextmanager
 def _process(command: list[str], folder: Path, url: str) -> Iterator[None]:
     log = (folder / "log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, leash.__file__, *command],
-        stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
-    )  # fmt: skip
+    process = run_with_parent(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
         _wait(url, process, folder / "log")
         yield

@@ -7,24 +7,16 @@ from asyncio import StreamReader, StreamWriter
 
 import pytest
 
-from loadtest.bench.proxy_bodies import MB, transfer
 from ratelimit.policy import Policy
 from ratelimit.server import http_protocol
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
 from tests.server.sockets import OK, SOON_S, ask, connected, in_front_of, scripted, until_gone
 
+MB = 1 << 20
 _EXPECTING = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MOST_UNDERWAY = 20 * MB
-
-
-@pytest.mark.process
-async def test_200_mb_each_way_in_bounded_memory() -> None:
-    """A process of its own, so that what it takes is its own."""
-    passed = await transfer(200 * MB)
-    assert set(passed) == {"up, with a length", "up, in chunks", "down"}
-    assert {name: one.grown for name, one in passed.items() if one.grown > 50} == {}
 
 
 async def test_an_upload_waits_for_an_upstream_that_does_not_read() -> None:

@@ -1,4 +1,4 @@
-"""Real clients, and many of them: curl, and a crowd that takes its time."""
+"""A real client: curl."""
 
 from __future__ import annotations
 
@@ -10,15 +10,9 @@ from asyncio import StreamReader, StreamWriter
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
-from loadtest.bench import crowd
-from loadtest.bench.proxy import running
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
-from tests.server.sockets import GET, OK, SOON_S, answering, ask, close, in_front_of, scripted
-
-pytestmark = pytest.mark.process
+from tests.server.sockets import OK, SOON_S, answering, in_front_of, scripted
 
 
 class Said(NamedTuple):
@@ -100,14 +94,3 @@ async def test_an_answer_that_breaks_off_is_an_error_to_curl() -> None:
         async with in_front_of(upstream) as address:
             said = await curl(f"http://{address}/")
     assert (said.status, said.out) == (18, "one")
-
-
-async def test_a_crowd_that_takes_its_time_keeps_nobody_waiting() -> None:
-    """How much longer others wait is measured by `python -m loadtest.bench proxy-crowd`."""
-    with running("app") as upstream, running("limited", f"http://127.0.0.1:{upstream.port}") as sidecar:
-        writers = await crowd.gather(sidecar.port, uploads=200, sockets=200)
-        for writer in writers[:200]:
-            writer.write(b"x")
-        answers = await asyncio.gather(*(ask(f"127.0.0.1:{sidecar.port}", GET) for _ in range(50)))
-        await asyncio.gather(*(close(writer) for writer in writers))
-    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)

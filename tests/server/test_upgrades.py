@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import pytest
 
-from loadtest.bench.proxy_bodies import MB
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.server.sockets import OK, ask, connected, in_front_of, scripted
-from tests.server.test_bodies import MOST_UNDERWAY, answer_at_length
+from tests.server.test_bodies import MB, MOST_UNDERWAY, answer_at_length
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: a\r\nx-api-key: mallory\r\n\r\n"
 H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"

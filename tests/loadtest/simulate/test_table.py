@@ -8,11 +8,11 @@ from statistics import quantiles
 
 import pytest
 
-from loadtest.simulate.loop import run
 from loadtest.simulate.table import SimulatedStore, Table
 from ratelimit.errors import StoreThrottled
 from ratelimit.names import Key
 from ratelimit.store import Add, MemoryStore, Store, Write
+from ratelimit.testing.virtual_time import run
 
 KEY = Key("alice", "load")
 ONE = Write((Add("n", 1),), expires_at=2**31)

@@ -1,4 +1,4 @@
-"""Runs a command for exactly as long as its standard input stays open: `python leash.py COMMAND ...`.
+"""Run a command for exactly as long as its standard input stays open: `python kill_with_parent.py COMMAND ...`.
 
 What is started through this stops when whoever started it closes the pipe, and also when they crash or are killed with
 -9, because then the operating system closes it. A file of its own, without imports from this project.
@@ -13,7 +13,7 @@ import sys
 import threading
 from contextlib import suppress
 
-_PATIENCE = 5.0
+STOP_TIMEOUT_S = 5.0
 
 
 def main(command: list[str]) -> int:
@@ -33,7 +33,7 @@ def _stop_at_end_of_input(process: subprocess.Popen[bytes]) -> None:
         pass
     _signal_all(process, signal.SIGTERM)
     try:
-        process.wait(_PATIENCE)
+        process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         _signal_all(process, signal.SIGKILL)
 

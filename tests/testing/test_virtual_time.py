@@ -7,7 +7,7 @@ from time import perf_counter
 
 import pytest
 
-from loadtest.simulate.loop import START, VirtualClock, run
+from ratelimit.testing.virtual_time import START, VirtualClock, run
 
 
 def test_a_day_passes_at_once() -> None:
