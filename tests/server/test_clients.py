@@ -10,9 +10,13 @@ from asyncio import StreamReader, StreamWriter
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.server.sockets import OK, SOON_S, answering, in_front_of, scripted
+
+pytestmark = pytest.mark.process
 
 
 class Said(NamedTuple):

@@ -11,6 +11,7 @@ from loadtest.bench.proxy_server import VARIANTS
 from tests.server.sockets import GET, ask, close
 
 
+@pytest.mark.process
 async def test_bodies_of_200_mb_each_way_pass_in_bounded_memory() -> None:
     """A process of its own, so that what it takes is its own."""
     passed = await proxy_bodies.transfer(200 * proxy_bodies.MB)
@@ -18,6 +19,7 @@ async def test_bodies_of_200_mb_each_way_pass_in_bounded_memory() -> None:
     assert {name: one.grown for name, one in passed.items() if one.grown > 50} == {}
 
 
+@pytest.mark.process
 async def test_clients_that_take_their_time_keep_nobody_waiting() -> None:
     """How much longer others wait is measured by `python -m loadtest.bench proxy-crowd`."""
     with (
