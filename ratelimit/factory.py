@@ -1,4 +1,8 @@
-"""Stores: from their URL, and as a configuration has them, with a mirror beside it or with hashed users."""
+"""What a configuration describes, built: its store, its limiter, its usage log, the arguments of the middleware.
+
+This is the one place that knows both the stores and the surfaces. A configuration is asked for here (`configure`,
+`load_checked`) where every part is to say whether it can work with it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def open_store(url: str) -> OpeningStore:
-    """An open store: `store = await open_store(url)`, or `async with open_store(url) as store:`, which closes it.
+    """Open a store: `store = await open_store(url)`, or `async with open_store(url) as store:`, which closes it.
 
     `memory://` (`?max_keys=1000`), or `dynamodb://TABLE?region=…&endpoint=…&create=true`. Raises `ConfigError` for the
     URL; opening it raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help.
@@ -69,7 +73,7 @@ class OpeningStore:
 
 
 def store_from_url(url: str) -> TableStore:
-    """The store that a URL names, not yet open. Raises `ConfigError`."""
+    """Return the store that a URL names, not yet open. Raises `ConfigError`."""
     scheme, separator, _ = url.partition("://")
     try:
         if not separator:
@@ -83,8 +87,8 @@ def store_from_url(url: str) -> TableStore:
         raise error.under("store") from None
 
 
-def store_of(config: Config) -> TableStore:
-    """The configured store; with a mirror beside it, and with hashed users, where that is so. Not yet open.
+def build_store(config: Config) -> TableStore:
+    """Return the configured store, not yet open: with a mirror beside it and with hashed users, where that is so.
 
     Raises `ConfigError`.
     """
@@ -106,7 +110,7 @@ def _mirrored(config: Config) -> TableStore:
 
 
 def _on_one_table(one: TableStore, other: TableStore) -> bool:
-    """Whether both are one table, however it is spelled: all that is spent would be written there twice."""
+    """Return whether both are one table, however it is spelled: all that is spent would be written there twice."""
     if isinstance(one, MemoryStore) or isinstance(other, MemoryStore):
         return False
     from ratelimit.dynamodb import DynamoDBStore, same_table
@@ -117,7 +121,7 @@ def _on_one_table(one: TableStore, other: TableStore) -> bool:
 
 
 def table_settings(url: str) -> Settings:
-    """The settings of a table from its store's URL. Raises `ConfigError`, also for a store that has no table."""
+    """Return the settings of a table from its store's URL. Raises `ConfigError`, also for a store that has no table."""
     from ratelimit.dynamodb import parse_url
 
     if url.startswith("memory://"):
@@ -129,7 +133,7 @@ def table_settings(url: str) -> Settings:
 
 
 def store_stats(store: Store) -> Stats | None:
-    """What a store has asked of DynamoDB; None where it asks nobody."""
+    """Return what a store has asked of DynamoDB; None where it asks nobody."""
     if isinstance(store, HashedUserStore):
         return store_stats(store.inner)
     if isinstance(store, MirrorStore):
@@ -173,10 +177,7 @@ _EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
 _STORES: Final[dict[str, Callable[[str], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}
 
 
-# The parts that a configuration describes: the limiter, the usage log, the arguments of the middleware.
-
-
-def limiter_from(
+def build_limiter(
     config: Config,
     *,
     store: TableStore | None = None,
@@ -184,8 +185,8 @@ def limiter_from(
     clock: Clock | None = None,
     on_alert: AlertHook | None = None,
 ) -> Limiter:
-    """The limiter that a configuration describes; its store opens with it, or when first used. Raises `ConfigError`."""
-    store = store_of(config) if store is None else store
+    """Return the limiter of a configuration; its store opens with it, or when first used. Raises `ConfigError`."""
+    store = build_store(config) if store is None else store
     if directory is None and config.directory:
         directory = Directory(store.directory, clock=clock)
     limiter = Limiter(
@@ -204,13 +205,8 @@ def limiter_from(
 L = TypeVar("L", bound=UsageLog)
 
 
-def usage_from(config: Config, limiter: Limiter, store: TableStore) -> UsageLog | None:
-    """The usage log on the limiter's store; None where it is off."""
-    return usage_as(UsageLog, config, limiter, store)
-
-
-def usage_as(kind: type[L], config: Config, limiter: Limiter, store: TableStore) -> L | None:
-    """As `usage_from`, of a kind of one's own."""
+def build_usage_log(kind: type[L], config: Config, limiter: Limiter, store: TableStore) -> L | None:
+    """Return a usage log of this kind on the limiter's store; None where it is off."""
     if config.usage == "off":
         return None
     durability, _, directory = config.usage.partition(":")
@@ -232,19 +228,20 @@ class MiddlewareArgs(TypedDict):
 
 def middleware_args(
     config: Config,
+    limiter: Limiter | None = None,
+    usage: UsageLog | None = None,
     *,
     store: TableStore | None = None,
-    clock: Clock | None = None,
     on_alert: AlertHook | None = None,
 ) -> MiddlewareArgs:
-    """As `configure`, from a configuration that is loaded."""
-    store = store_of(config) if store is None else store
-    limiter = limiter_from(config, store=store, clock=clock, on_alert=on_alert)
-    return args_of(config, limiter, usage_from(config, limiter, store))
+    """Return the middleware's arguments: of a limiter and a usage log that are there, or else of new ones on `store`.
 
-
-def args_of(config: Config, limiter: Limiter, usage: UsageLog | None) -> MiddlewareArgs:
-    """As `middleware_args`, of a limiter and a usage log that are there."""
+    Raises `ConfigError`.
+    """
+    if limiter is None:
+        store = build_store(config) if store is None else store
+        limiter = build_limiter(config, store=store, on_alert=on_alert)
+        usage = build_usage_log(UsageLog, config, limiter, store)
     return MiddlewareArgs(
         limiter=limiter,
         usage=usage,
@@ -256,9 +253,6 @@ def args_of(config: Config, limiter: Limiter, usage: UsageLog | None) -> Middlew
     )
 
 
-# The decision endpoint, and what may be open to whom.
-
-
 def decision_app(
     config: Config,
     *,
@@ -267,7 +261,7 @@ def decision_app(
     args: MiddlewareArgs | None = None,
     replays: Replays | None = None,
 ) -> ASGIApp:
-    """The decision endpoint for gateways (`/v1/authz`) and the native API beside it, as one ASGI app on one limiter.
+    """Return the decision endpoint for gateways (`/v1/authz`) and the native API beside it, as one ASGI app.
 
     `host` is where it will listen, None for a unix socket. The configured token is asked of the API's callers; a
     gateway is known by where it stands. `args` are the middleware's, where its parts are there
@@ -277,7 +271,7 @@ def decision_app(
     from ratelimit.http.authz import Authz
 
     check_api_token(config, host)
-    store = store_of(config) if store is None else store
+    store = build_store(config) if store is None else store
     args = args or middleware_args(config, store=store)
     limiter = args["limiter"]
     directory = limiter.directory if isinstance(limiter.directory, Directory) else None
@@ -286,9 +280,9 @@ def decision_app(
 
 
 def check_api_token(config: Config, host: str | None) -> None:
-    """Whoever reaches the native API may reset quotas and change plans: beyond loopback it needs a token.
+    """Raise `ConfigError` for a native API beyond loopback without a token: it resets quotas and changes plans.
 
-    `host` as for `decision_app`. Raises `ConfigError`.
+    `host` as for `decision_app`.
     """
     if config.api_token is None and host is not None and not is_loopback(host):
         how = "set RATELIMIT_API_TOKEN to a secret of at least 16 characters, or listen on 127.0.0.1"
@@ -296,7 +290,7 @@ def check_api_token(config: Config, host: str | None) -> None:
 
 
 def admin_address(config: Config) -> tuple[str, int] | None:
-    """The host and port to listen on; None where there is no admin listener. Raises `ConfigError`."""
+    """Return the admin listener's host and port; None where there is none. Raises `ConfigError`."""
     if config.admin == "off":
         return None
     host, _, port = config.admin.rpartition(":")
@@ -306,13 +300,10 @@ def admin_address(config: Config) -> tuple[str, int] | None:
     return host.strip("[]"), int(port)
 
 
-# A configuration that every part has been asked about, and the middleware's arguments from it.
-
-
 def configure(
     path: str | Path | None = None, *, on_alert: AlertHook | None = None, **settings: Unpack[SettingArgs]
 ) -> MiddlewareArgs:
-    """The arguments of the middleware: `app.add_middleware(RateLimitMiddleware, **configure("ratelimit.toml"))`.
+    """Return the arguments of the middleware: `app.add_middleware(RateLimitMiddleware, **configure("ratelimit.toml"))`.
 
     `path` and `settings` as in `load_config`, with the process's environment variables over both; `on_alert` is the
     limiter's. The limiter opens with the app's lifespan, or with the first request. Raises `ConfigError` with all that
@@ -324,9 +315,9 @@ def configure(
 def load_checked(
     path: str | Path | None = None, *, env: Mapping[str, str] = os.environ, **settings: Unpack[SettingArgs]
 ) -> Config:
-    """As `load_config`, and every part has been asked whether it can work with it: store URLs, patterns, sources."""
+    """Load a configuration and ask every part whether it can work with it: store URLs, patterns, sources of users."""
     config, problems = read_config(path, env=env, **settings)
-    _try(problems, lambda: store_of(config))
+    _try(problems, lambda: build_store(config))
     _try(problems, lambda: admin_address(config))
     _try(problems, lambda: Surface(user_from=config.user_from))
     _try(problems, lambda: Surface(trusted_proxies=config.trusted_proxies))

@@ -26,7 +26,7 @@ from ratelimit import (
     open_store,
 )
 from ratelimit.config import Config, load_config
-from ratelimit.factory import limiter_from, load_checked, middleware_args, store_from_url, table_settings
+from ratelimit.factory import build_limiter, load_checked, middleware_args, store_from_url, table_settings
 from ratelimit.policy import Policy
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
@@ -45,7 +45,7 @@ async def test_open_store_on_dynamodb(engine: Engine) -> None:
     with pytest.raises(TableNotFound):
         await open_store(engine.store_url(name))
     async with open_store(engine.store_url(name, create="true")) as store:
-        limiter = limiter_from(Config(store=engine.store_url(name), policies=(Policy("hint", "1/day"),), deadline=5))
+        limiter = build_limiter(Config(store=engine.store_url(name), policies=(Policy("hint", "1/day"),), deadline=5))
         async with limiter:
             assert (await limiter.check("alice", "hint")).allowed
             assert not (await limiter.check("alice", "hint")).allowed
@@ -91,7 +91,7 @@ def test_table_settings() -> None:
 async def test_a_limiter_as_configured() -> None:
     clock = FakeClock()
     config = load_config(env={}, store="memory://?max_keys=3", policies={"hint": {"quotas": "1/minute"}})
-    limiter = limiter_from(config, clock=clock)
+    limiter = build_limiter(config, clock=clock)
     assert [(await limiter.check("alice", "hint")).allowed for _ in range(2)] == [True, False]
     clock.advance(60)
     assert (await limiter.check("alice", "hint")).allowed

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from ratelimit import RateLimitMiddleware, limited
 from ratelimit.config import Config
-from ratelimit.factory import MiddlewareArgs, args_of, decision_app
+from ratelimit.factory import MiddlewareArgs, decision_app, middleware_args
 from ratelimit.server.factory import proxy_app
 
 from .books import Books
@@ -61,7 +61,7 @@ BUILDERS: Final[dict[str, Callable[[Books, str], ASGIApp]]] = {
 
 
 def _args(books: Books, meter: str) -> MiddlewareArgs:
-    return args_of(_CONFIG, books.limiter(meter, ["hello", "order"]), books.usage)
+    return middleware_args(_CONFIG, books.limiter(meter, ["hello", "order"]), books.usage)
 
 
 def _hello_app(*routes: Route) -> Starlette:

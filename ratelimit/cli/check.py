@@ -13,7 +13,7 @@ from ratelimit.config import Config, masked
 from ratelimit.decision import Decision
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError, StoreUnavailable, UnknownAction
-from ratelimit.factory import limiter_from, store_of
+from ratelimit.factory import build_limiter, build_store
 from ratelimit.limiter import Limiter
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import to_quotas
@@ -54,11 +54,11 @@ def check(
     """
     settings = load(config, store)
     policy = _policy(settings, action, quota, algorithm)
-    table, deadline = store_of(settings), max(settings.deadline, _DEADLINE)
+    table, deadline = build_store(settings), max(settings.deadline, _DEADLINE)
     # Quotas that come with a call go over the user's and the plan's, in an app too.
     directory = Directory(table.directory, deadline=deadline) if settings.directory and not quota else None
     terms = replace(settings, policies=(policy,), deadline=deadline, directory=False)
-    limiter = limiter_from(terms, store=table, directory=directory)
+    limiter = build_limiter(terms, store=table, directory=directory)
     decision = asyncio.run(_ask(limiter, user, action, cost, peek=peek))
     if decision.reason == "unavailable":
         raise StoreUnavailable(f"{masked(settings.store)} gave no answer within {deadline:g} s")

@@ -15,7 +15,7 @@ import typer
 from ratelimit.cli.options import load
 from ratelimit.directory import Directory, UnknownPlan
 from ratelimit.errors import ConfigError
-from ratelimit.factory import store_of, table_settings
+from ratelimit.factory import build_store, table_settings
 from ratelimit.quota import Quotas, QuotasLike
 from ratelimit.store.directory import Identity, Plan
 
@@ -44,7 +44,7 @@ def run(work: Callable[[Directory], Awaitable[T]], *, store: str | None, config:
     table_settings(settings.store)  # says what is wrong with a store that keeps nothing from one run to the next
 
     async def opened() -> T:
-        table = store_of(settings)
+        table = build_store(settings)
         try:
             await table.open()
             return await work(Directory(table.directory))

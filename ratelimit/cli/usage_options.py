@@ -15,7 +15,7 @@ from ratelimit.cli.options import load, whole
 from ratelimit.clock import SystemClock
 from ratelimit.config import Config, masked
 from ratelimit.errors import InvalidInput
-from ratelimit.factory import store_of, table_settings
+from ratelimit.factory import build_store, table_settings
 from ratelimit.store import TableStore
 from ratelimit.usage.reports import Reports
 
@@ -66,7 +66,7 @@ def run(
     table_settings(settings.store)  # says what is wrong with a store that keeps nothing from one run to the next
 
     async def opened() -> T:
-        table = store_of(settings)
+        table = build_store(settings)
         try:
             await table.open()
             return await work(table, make(settings, table))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratelimit.config import Config
-from ratelimit.factory import MiddlewareArgs, admin_address, args_of, decision_app, middleware_args
+from ratelimit.factory import MiddlewareArgs, admin_address, decision_app, middleware_args
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.admin import admin_app
 from ratelimit.http.api.idempotency import Replays
@@ -71,7 +71,7 @@ def sidecar(
 
 def _in_front_of(upstream: str, settings: ProxySettings | None) -> AppFactory:
     def make(runtime: Runtime) -> ASGIApp:
-        args = args_of(runtime.config, runtime.limiter, runtime.usage)
+        args = middleware_args(runtime.config, runtime.limiter, runtime.usage)
         return proxy_app(runtime.config, upstream, settings, args=args)
 
     return make
@@ -84,7 +84,7 @@ def _decisions(host: str | None) -> AppFactory:
         nonlocal replays
         if replays is None:
             replays = Replays(runtime.limiter.clock)
-        args = args_of(runtime.config, runtime.limiter, runtime.usage)
+        args = middleware_args(runtime.config, runtime.limiter, runtime.usage)
         return decision_app(runtime.config, host=host, store=runtime.shared, args=args, replays=replays)
 
     return make

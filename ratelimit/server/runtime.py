@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.directory import Directory
-from ratelimit.factory import limiter_from, store_of, usage_as
+from ratelimit.factory import build_limiter, build_store, build_usage_log
 from ratelimit.limiter import Limiter
 from ratelimit.server.webhook import Webhook
 from ratelimit.store import MemoryStore, TableStore
@@ -62,16 +62,16 @@ class Runtime:
     def of(cls, config: Config, before: Runtime | None = None, *, clock: Clock | None = None) -> Runtime:
         """For a configuration, with what can stay of the one before. Raises `ConfigError`; opens nothing."""
         kept = before if before is not None and _where(before.config) == _where(config) else None
-        store = store_of(config) if kept is None else kept.store
+        store = build_store(config) if kept is None else kept.store
         shared = store if isinstance(store, MemoryStore) else UnclosableStore(store)
         directory = kept.directory if kept is not None and config.directory else None
         if directory is None and config.directory:
             directory = Directory(shared.directory, clock=clock)
         webhook = None if config.alert_webhook == "off" else Webhook(config.alert_webhook, config.alert_secret)
-        limiter = limiter_from(config, store=shared, directory=directory, clock=clock, on_alert=webhook)
+        limiter = build_limiter(config, store=shared, directory=directory, clock=clock, on_alert=webhook)
         usage = kept.usage if kept is not None and kept.config.usage == config.usage else None
         if usage is None:
-            usage = usage_as(UnclosableLog, config, limiter, store)
+            usage = build_usage_log(UnclosableLog, config, limiter, store)
         else:
             for action in limiter.policies:
                 usage.seen(action)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from ratelimit.clock import SystemClock
 from ratelimit.config import load_config
-from ratelimit.factory import limiter_from
+from ratelimit.factory import build_limiter
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.tracing import Joined, spans
 from ratelimit.testing import FakeClock
@@ -42,7 +42,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
 
 async def test_one_span_for_each_check(exporter: InMemorySpanExporter) -> None:
     clock = FakeClock()
-    limiter = limiter_from(CONFIG, clock=clock)
+    limiter = build_limiter(CONFIG, clock=clock)
     for _ in range(2):
         await limiter.check("alice", "hint")
     await limiter.check("alice", "free")
@@ -62,7 +62,7 @@ async def test_a_span_lasts_as_long_as_its_check(exporter: InMemorySpanExporter)
     clock = FakeClock()
     observe = spans(clock)
     assert observe is not None
-    decision = await limiter_from(CONFIG, clock=clock).check("alice", "hint")
+    decision = await build_limiter(CONFIG, clock=clock).check("alice", "hint")
     exporter.clear()
     observe(decision, 0.25)
     (span,) = exporter.get_finished_spans()
@@ -70,7 +70,7 @@ async def test_a_span_lasts_as_long_as_its_check(exporter: InMemorySpanExporter)
 
 
 async def test_it_is_below_the_span_that_is_current(exporter: InMemorySpanExporter) -> None:
-    limiter = limiter_from(CONFIG)
+    limiter = build_limiter(CONFIG)
     with trace.get_tracer_provider().get_tracer("test").start_as_current_span("view"):
         await limiter.check("alice", "hint")
     check, view = exporter.get_finished_spans()
@@ -80,7 +80,7 @@ async def test_it_is_below_the_span_that_is_current(exporter: InMemorySpanExport
 
 
 async def test_it_joins_the_trace_of_the_client(exporter: InMemorySpanExporter) -> None:
-    limiter = limiter_from(CONFIG)
+    limiter = build_limiter(CONFIG)
     app: ASGIApp = Joined.around(RateLimitMiddleware(hello, limiter=limiter, user_from="header:x-api-key"))
     async with client_of(app) as client:
         await client.post("/hints", headers={"x-api-key": "alice", "traceparent": CALLER})
@@ -94,7 +94,7 @@ async def test_it_joins_the_trace_of_the_client(exporter: InMemorySpanExporter) 
 
 
 async def test_nothing_where_nobody_collects() -> None:
-    assert limiter_from(CONFIG).observer is None
+    assert build_limiter(CONFIG).observer is None
     assert Joined.around(hello) is hello
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.factory import load_checked, store_of
+from ratelimit.factory import build_store, load_checked
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.docs.pages import ROOT
@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), 
 
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "toml"])
 def test_the_settings_are_settings(block: str) -> None:
-    assert store_of(load_checked(env={}, **tomllib.loads(block))) is not None
+    assert build_store(load_checked(env={}, **tomllib.loads(block))) is not None
 
 
 def test_the_commands_run(ratelimit: Command, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

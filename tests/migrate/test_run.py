@@ -19,7 +19,7 @@ from ratelimit import Limiter, Policy
 from ratelimit.clock import DAY, SystemClock
 from ratelimit.directory import Directory
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.factory import store_of
+from ratelimit.factory import build_store
 from ratelimit.migrate import Done, Mapping, SourceUnavailable, dry_run
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.runner import Run
@@ -234,7 +234,7 @@ async def test_a_table_of_hashed_users_gets_nobodys_name(table: str, tmp_path: P
         assert (await bring(asked)).checkpoint.of("events").written == written
     assert (await check(asked)).same
     assert {event.user for event in await events_in(table)} <= {Hash(secret).of(user) for user in ("1", "2")}
-    async with Limiter(store_of(asked.config), [Policy("hint", "500/day")], deadline=30) as limiter:
+    async with Limiter(build_store(asked.config), [Policy("hint", "500/day")], deadline=30) as limiter:
         assert sum((await limiter.totals("1"))["hint"].values()) + sum((await limiter.totals("2"))["hint"].values()) > 0
 
 

@@ -18,7 +18,7 @@ from ratelimit.config import load_config
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
-from ratelimit.factory import load_checked, store_of, store_stats
+from ratelimit.factory import build_store, load_checked, store_stats
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
 from ratelimit.store.directory import Identity, Plan, User
@@ -249,7 +249,7 @@ async def test_a_cut_over_and_the_way_back_are_settings(engine: Engine) -> None:
     allowed = 0
     for store, mirror in ((one, "off"), (one, two), (two, one), (one, "off")):
         config = load_config(env={}, store=store, mirror=mirror, policies=policies, deadline=20, denial_cache=0)
-        opened = store_of(config)
+        opened = build_store(config)
         async with Limiter(opened, config.policies, deadline=20) as limiter:
             if mirror == two:  # what was there before the mirror is brought over once; here there is none
                 await limiter.reset("alice", "hint")
@@ -262,12 +262,12 @@ async def test_a_cut_over_and_the_way_back_are_settings(engine: Engine) -> None:
 
 def test_the_setting() -> None:
     config = load_checked(env={"RATELIMIT_MIRROR": "memory://?max_keys=7"})
-    store = store_of(config)
+    store = build_store(config)
     assert isinstance(store, MirrorStore)
     assert isinstance(store.mirror, MemoryStore)
     assert store.mirror.max_keys == 7
     assert store_stats(store) is None
-    assert isinstance(store_of(load_config(env={})), MemoryStore)
+    assert isinstance(build_store(load_config(env={})), MemoryStore)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_a_table_spelled_otherwise_is_no_mirror(store: str, mirror: str, monkeyp
 @pytest.mark.parametrize("other", ["limits2", "limits?region=eu-west-2", "limits?endpoint=http://localhost:4567"])
 def test_another_table_is_a_mirror(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    store = store_of(load_checked(env={}, store="dynamodb://limits", mirror=f"dynamodb://{other}"))
+    store = build_store(load_checked(env={}, store="dynamodb://limits", mirror=f"dynamodb://{other}"))
     assert isinstance(store, MirrorStore)
 
 
@@ -315,7 +315,7 @@ def test_a_broken_aws_set_up_is_told_when_the_tables_are_opened(monkeypatch: pyt
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_PROFILE", "nobody-has-this-profile")
-    store = store_of(load_checked(env={}, store="dynamodb://limits", mirror="dynamodb://limits2"))
+    store = build_store(load_checked(env={}, store="dynamodb://limits", mirror="dynamodb://limits2"))
     assert isinstance(store, MirrorStore)
 
 
