@@ -1,4 +1,4 @@
-"""Which fields pass the proxy, and how: RFC 9110, 7.6.1 (hop by hop) and 7.6.3 (`Via`)."""
+"""Which headers pass the proxy, and how: RFC 9110, 7.6.1 (hop by hop) and 7.6.3 (`Via`), RFC 7239 (`Forwarded`)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,45 @@ from typing import Final, TypeAlias
 from multidict import CIMultiDict
 from starlette.types import Scope
 
+from ratelimit.http.addresses import Addresses, TrustedProxies
 from ratelimit.http.identity import named_by_connection, text
 from ratelimit.http.request_handler import RateLimitState
-from ratelimit.server.failures import Unreadable
-from ratelimit.server.forwarded import CLAIMS, Forwarding
-from ratelimit.server.request_id import HANDSHAKE, HOP_BY_HOP, KEPT
 from ratelimit.server.upstream import ProxySettings, Upstream
 
 RawHeader: TypeAlias = "tuple[bytes, bytes]"
 
 VIA: Final = "ratelimit"
 COST: Final = b"x-ratelimit-cost"
+REQUEST_ID: Final = b"x-request-id"
+HOP_BY_HOP: Final = frozenset({
+    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+    b"trailer", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
+HANDSHAKE: Final = frozenset({
+    b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",
+    b"sec-websocket-accept",
+})  # fmt: skip
+KEPT: Final = frozenset({b"content-length", b"host", REQUEST_ID})
+"""Also where `Connection` names them: what frames the message, and what both sides' logs know it by."""
+CLAIMS: Final = frozenset({
+    b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix",
+    b"x-forwarded-proto", b"x-forwarded-server", b"x-forwarded-ssl", b"x-real-ip", b"true-client-ip",
+    b"x-client-ip", b"x-cluster-client-ip",
+})  # fmt: skip
 
+_SECURE: Final = {"ws": "http", "wss": "https"}
 _NOT_ANSWERED: Final = HOP_BY_HOP | HANDSHAKE | {COST}
 # A server may not write these into an answer; it would be our error then, and is the upstream's.
 _UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
 
 
-class RequestFields:
-    """Turns a request's fields into those that the upstream gets."""
+class Unreadable(ValueError):
+    """An answer that is no valid HTTP, or none that may be passed on. It quotes nothing that may be a secret."""
+
+
+class RequestHeaders:
+    """Turns a request's headers into those that the upstream gets."""
 
     __slots__ = ("_disguised", "_forwarding", "_gone", "_settings", "_upstream")
 
@@ -45,7 +64,7 @@ class RequestFields:
         """Duplicates are kept in order. `Expect` is left out: it is part of how a body is sent, not of the message."""
         raw: list[RawHeader] = scope["headers"]
         trusted = self._forwarding.trusts(scope)
-        fields: CIMultiDict[str] = CIMultiDict()
+        headers: CIMultiDict[str] = CIMultiDict()
         claims: dict[bytes, str] = {}
         host = ""
         for name, value in raw:
@@ -57,13 +76,13 @@ class RequestFields:
             elif name == b"host":
                 host = text(value)
             elif name not in self._gone:
-                fields.add(name.decode("latin-1"), text(value))
-        fields["host"] = host if host and self._settings.host == "client" else self._upstream.authority
-        fields.extend(self._forwarding.fields(scope, claims, host))
-        fields.add("via", f"{scope.get('http_version', '1.1')} {VIA}")
+                headers.add(name.decode("latin-1"), text(value))
+        headers["host"] = host if host and self._settings.host == "client" else self._upstream.authority
+        headers.extend(self._forwarding.headers(scope, claims, host))
+        headers.add("via", f"{scope.get('http_version', '1.1')} {VIA}")
         if user is not None and self._settings.identify_as:
-            fields[self._settings.identify_as] = user
-        return fields
+            headers[self._settings.identify_as] = user
+        return headers
 
     def _is_disguised(self, name: bytes, scope: Scope) -> bool:
         """CGI and WSGI make no difference between X-A_B and X-A-B, so whoever strips one strips both, and whoever knows
@@ -74,7 +93,7 @@ class RequestFields:
         return plain in CLAIMS or plain in self._disguised or plain in identifying
 
 
-def response_fields(raw: Iterable[RawHeader], status: int, version: str = "1.1") -> list[RawHeader]:
+def response_headers(raw: Iterable[RawHeader], status: int, version: str = "1.1") -> list[RawHeader]:
     """The fields of an answer that its client gets. Raises `Unreadable` for one that cannot be written."""
     lowered = [(name.lower(), value) for name, value in raw]
     gone = _NOT_ANSWERED
@@ -93,3 +112,58 @@ def response_fields(raw: Iterable[RawHeader], status: int, version: str = "1.1")
             raise Unreadable("its transfer coding is not understood")
     found.append((b"via", f"{version} {VIA}".encode()))
     return found
+
+
+class Forwarding:
+    """`trusted_proxies` as in the middleware."""
+
+    __slots__ = ("trusts",)
+
+    def __init__(self, trusted_proxies: TrustedProxies) -> None:
+        self.trusts = Addresses(trusted_proxies).trusts_peer
+
+    def headers(self, scope: Scope, claims: dict[bytes, str], host: str) -> list[tuple[str, str]]:
+        """Return what to send. `claims` are those of a trusted peer; `host` is the `Host` that the client asked for."""
+        peer, proto = _peer(scope) or "unknown", _SECURE.get(scope["scheme"], scope["scheme"])
+        found: list[tuple[str, str]] = [
+            ("x-forwarded-for", _joined(claims.get(b"x-forwarded-for"), peer)),
+            ("x-forwarded-proto", str(claims.get(b"x-forwarded-proto", proto))),
+            ("forwarded", _joined(claims.get(b"forwarded"), f"for={_node(peer)};host={_quoted(host)};proto={proto}")),
+        ]
+        if host or b"x-forwarded-host" in claims:
+            found.append(("x-forwarded-host", claims.get(b"x-forwarded-host", host)))
+        kept = {"x-forwarded-for", "x-forwarded-proto", "forwarded", "x-forwarded-host"}
+        return found + [(name.decode(), value) for name, value in claims.items() if name.decode() not in kept]
+
+
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
+def _joined(earlier: str | None, now: str) -> str:
+    return f"{earlier}, {now}" if earlier else now
+
+
+def _node(peer: str) -> str:
+    return f'"[{peer}]"' if ":" in peer else peer
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether the request is framed as one with a body (RFC 9112, 6)."""
+    for name, value in scope["headers"]:
+        if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
+            return True
+    return False
+
+
+def expects_continue(scope: Scope) -> bool:
+    """Whether the client waits for a `100 Continue` before it sends the body. One of HTTP/1.0 does not know it."""
+    return scope["http_version"] != "1.0" and any(
+        name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
+    )

@@ -18,97 +18,28 @@ import socket
 import struct
 from asyncio import Transport
 from collections.abc import Callable
-from typing import Any, Final, Self, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
-import aiohttp
 import httptools
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ratelimit.server.failures import (
+from ratelimit.server.headers import has_body
+from ratelimit.server.problems import (
     CUT_SHORT,
     FRAGMENT,
     LARGE,
     NO_TARGET,
     NO_TUNNEL,
     SLOW,
-    Failure,
-    Refused,
-    of_parser,
+    RequestRefused,
+    ServerProblem,
+    parser_problem,
 )
-from ratelimit.server.timeouts import ExchangeTimeout
 from ratelimit.server.upstream import TARGET_KEY
-
-# `RequestBody`: the request's body on its way, chunk by chunk, no faster than the upstream takes it.
-
-# An upstream that knows `Expect` says so by then; one that does not is waiting for the body.
-_CONTINUE_S: Final = 1.0
 
 DISCONNECT_KEY: Final = "ratelimit.lost"
 """In a scope: a future that is done when the connection is lost, for whoever must not `receive` to find out."""
-
-
-class RequestBody:
-    """What aiohttp iterates over, once: as soon as some of it was asked for it repeats nothing."""
-
-    __slots__ = ("_more", "_receive", "_timeout", "finished")
-
-    def __init__(self, receive: Receive, timeout: ExchangeTimeout) -> None:
-        self._receive = receive
-        self._timeout = timeout
-        self._more = True
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        """The server has seen to it that there is no more than the fields say. Raises `ConnectionResetError`."""
-        while self._more:
-            self._timeout.wait_for("client")
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self._timeout.wait_for("gone")
-                raise ConnectionResetError("the client has left before its request was complete")
-            self._more = message.get("more_body", False)
-            if body := message.get("body", b""):
-                self._timeout.wait_for("upstream")
-                return bytes(body)
-        self._timeout.wait_for("first byte")
-        if not self.finished.done():
-            self.finished.set_result(None)
-        raise StopAsyncIteration
-
-
-class UpstreamRequest(aiohttp.ClientRequest):
-    """Does not wait for ever for the `100 Continue` of a server that sends none (RFC 9110, 10.1.1)."""
-
-    def update_expect_continue(self, expect: bool = False) -> None:
-        """As ever, and the body goes out after a second at the latest."""
-        super().update_expect_continue(expect)
-        waiting: asyncio.Future[Any] | None = self._continue
-        if waiting is not None:
-            self.loop.call_later(_CONTINUE_S, _go_on, waiting)
-
-
-def _go_on(waiting: asyncio.Future[Any]) -> None:
-    if not waiting.done():
-        waiting.set_result(True)
-
-
-def has_body(scope: Scope) -> bool:
-    """Whether the request is framed as one with a body (RFC 9112, 6)."""
-    for name, value in scope["headers"]:
-        if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
-            return True
-    return False
-
-
-def expects_continue(scope: Scope) -> bool:
-    """Whether the client waits for a `100 Continue` before it sends the body. One of HTTP/1.0 does not know it."""
-    return scope["http_version"] != "1.0" and any(
-        name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
-    )
 
 
 MAX_HEAD: Final = 64 * 1024
@@ -258,7 +189,7 @@ class HttpProtocol(HttpToolsProtocol):
                     self._parse_anew()
             except httptools.HttpParserError as error:
                 is_first = self._begun == 1 and not self.url
-                self._refuse(of_parser(error, is_method=is_first and _METHOD.match(piece) is not None))
+                self._refuse(parser_problem(error, is_method=is_first and _METHOD.match(piece) is not None))
                 return
 
     def _should_upgrade(self) -> bool:
@@ -292,19 +223,19 @@ class HttpProtocol(HttpToolsProtocol):
     def _measure(self, size: int) -> None:
         self._size += size
         if self._size > MAX_HEAD:
-            raise Refused(LARGE)
+            raise RequestRefused(LARGE)
 
     def _take_origin_form(self) -> None:
         """RFC 9112, 3.2: of a URL the authority goes over the `Host` field; `*` stays as it is."""
         if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
             return
         if b"#" in self.url:
-            raise Refused(FRAGMENT)
+            raise RequestRefused(FRAGMENT)
         if self.parser.get_method() == b"CONNECT":
-            raise Refused(NO_TUNNEL)
+            raise RequestRefused(NO_TUNNEL)
         absolute = _ABSOLUTE.fullmatch(self.url)
         if absolute is None:
-            raise Refused(NO_TARGET)
+            raise RequestRefused(NO_TARGET)
         host, path, query = absolute.groups(default=b"")
         self.url = (path or b"/") + query
         places = [place for place, (name, _) in enumerate(self.headers) if name == b"host"]
@@ -342,14 +273,14 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self.loop.call_later(_LOOK_AGAIN_S, self._look_for_reset)
 
-    def _refuse(self, failure: Failure) -> None:
+    def _refuse(self, problem: ServerProblem) -> None:
         """Say it where it cannot be taken for the answer to another request, or for a part of one; and close."""
         self._in_time()
         last = self.cycle if self._asked else None
         if last is None or last.response_complete or (last.more_body and not last.response_started):
             if not self.pipeline:
-                self.transport.write(failure.raw())
-                self._tell(failure, last)
+                self.transport.write(problem.raw())
+                self._tell(problem, last)
         elif not last.more_body:
             # Nonsense after a request that is whole: that one is answered, and nothing else is read.
             last.keep_alive = False
@@ -357,9 +288,9 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self.transport.close()
 
-    def _tell(self, failure: Failure, last: RequestResponseCycle | None) -> None:
+    def _tell(self, problem: ServerProblem, last: RequestResponseCycle | None) -> None:
         """Where an app was asked already, there is a line for that request, and this is its status."""
-        answered = failure.status, failure.length
+        answered = problem.status, problem.length
         if last is not None and not last.response_complete:
             last.scope[REFUSED_KEY] = answered  # type: ignore[typeddict-unknown-key]
             return
@@ -421,4 +352,4 @@ class Begun:
 
 
 async def _cut_short(scope: Scope, receive: Receive, send: Send) -> None:
-    await CUT_SHORT.send(scope, send)
+    await CUT_SHORT.send(scope, receive, send)

@@ -22,8 +22,8 @@ from websockets.protocol import State as WebSocketState
 
 from ratelimit.errors import RateLimitError
 from ratelimit.server.address import BACKLOG
-from ratelimit.server.failures import MALFORMED
 from ratelimit.server.http_protocol import MAX_HEAD, HttpProtocol, OnRefused, ignore_refusal
+from ratelimit.server.problems import MALFORMED
 from ratelimit.server.shutdown import ShutdownTimeouts
 from ratelimit.server.upstream import TARGET_KEY
 

@@ -14,8 +14,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.http.identity import named_by_connection
 from ratelimit.http.routing import ambiguity
-from ratelimit.server.failures import NO_HOST, NO_TARGET, NO_TUNNEL, NOT_CODED, OLD_CODED, TOO_OLD, Failure, problem
-from ratelimit.server.forwarded import CLAIMS
+from ratelimit.server.headers import CLAIMS, HANDSHAKE, HOP_BY_HOP, KEPT, REQUEST_ID
+from ratelimit.server.problems import (
+    NO_HOST,
+    NO_TARGET,
+    NO_TUNNEL,
+    NOT_CODED,
+    OLD_CODED,
+    TOO_OLD,
+    ServerProblem,
+    problem,
+)
 
 # Requests that are refused whatever the upstream is, since two readers may take them for different ones.
 
@@ -23,7 +32,7 @@ from ratelimit.server.forwarded import CLAIMS
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 
-def reject_ambiguous(scope: Scope) -> Failure | None:
+def reject_ambiguous(scope: Scope) -> ServerProblem | None:
     """Why not; None where all is well. Lengths, chunks and the syntax of fields are the server's to judge."""
     if scope.get("method") == "CONNECT":
         return NO_TUNNEL
@@ -40,7 +49,7 @@ def reject_ambiguous(scope: Scope) -> Failure | None:
     return _framed(scope["http_version"], hosts, codings)
 
 
-def _framed(version: str, hosts: Sequence[bytes], codings: Sequence[bytes]) -> Failure | None:
+def _framed(version: str, hosts: Sequence[bytes], codings: Sequence[bytes]) -> ServerProblem | None:
     """RFC 9112: 3.2 for the host, 6.1 for the codings."""
     if version not in ("1.1", "1.0"):
         return TOO_OLD
@@ -54,18 +63,6 @@ def _framed(version: str, hosts: Sequence[bytes], codings: Sequence[bytes]) -> F
         return OLD_CODED
     return NOT_CODED if [coding.strip().lower() for coding in codings] != [b"chunked"] else None
 
-
-REQUEST_ID: Final = b"x-request-id"
-HOP_BY_HOP: Final = frozenset({
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
-    b"trailer", b"transfer-encoding", b"upgrade",
-})  # fmt: skip
-HANDSHAKE: Final = frozenset({
-    b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",
-    b"sec-websocket-accept",
-})  # fmt: skip
-KEPT: Final = frozenset({b"content-length", b"host", REQUEST_ID})
-"""Also where `Connection` names them: what frames the message, and what both sides' logs know it by."""
 
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _READ_HERE: Final = KEPT | HOP_BY_HOP | HANDSHAKE | CLAIMS | {b"expect"}
@@ -92,10 +89,10 @@ class RequestIdMiddleware:
         async def pass_on(message: Message) -> None:
             await send(_complete(message, number) if message["type"] in _STARTS else message)
 
-        if (failure := reject_ambiguous(scope)) is None:
+        if (problem_ := reject_ambiguous(scope)) is None:
             await self.app(scope, receive, pass_on)
         else:
-            await failure.send(scope, pass_on)
+            await problem_.send(scope, receive, pass_on)
 
 
 def request_id(scope: Scope) -> bytes | None:

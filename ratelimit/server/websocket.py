@@ -14,8 +14,9 @@ from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from ratelimit.server.failures import NO_WEBSOCKET, Unreadable, of_error, said
-from ratelimit.server.headers import RawHeader, response_fields
+from ratelimit.server.exchange import said, upstream_problem
+from ratelimit.server.headers import RawHeader, Unreadable, response_headers
+from ratelimit.server.problems import NO_WEBSOCKET
 from ratelimit.server.upstream import ProxySettings
 
 logger = logging.getLogger("ratelimit.proxy")
@@ -60,19 +61,19 @@ class UpstreamSocket(aiohttp.ClientWebSocketResponse):
 
 
 async def forward_websocket(
-    session: aiohttp.ClientSession, settings: ProxySettings, url: URL, fields: CIMultiDict[str],
+    session: aiohttp.ClientSession, settings: ProxySettings, url: URL, headers: CIMultiDict[str],
     scope: Scope, receive: Receive, send: Send,
 ) -> None:  # fmt: skip
     """Serve one handshake and what follows."""
     if (await receive())["type"] != "websocket.connect":
         return
-    upstream = await _connect(session, settings, url, fields, scope, send)
+    upstream = await _connect(session, settings, url, headers, scope, receive, send)
     if upstream is None:
         return
     assert isinstance(upstream, UpstreamSocket)
     try:
-        headers = response_fields(upstream.raw_headers, 101)
-        await send({"type": "websocket.accept", "subprotocol": upstream.protocol, "headers": headers})
+        answered = response_headers(upstream.raw_headers, 101)
+        await send({"type": "websocket.accept", "subprotocol": upstream.protocol, "headers": answered})
         await _both_ways(upstream, receive, send, settings.idle)
     finally:
         # aiohttp gives an upstream that long after each message, and some never stop.
@@ -82,43 +83,45 @@ async def forward_websocket(
 
 
 async def _connect(
-    session: aiohttp.ClientSession, settings: ProxySettings, url: URL, fields: CIMultiDict[str],
-    scope: Scope, send: Send,
+    session: aiohttp.ClientSession, settings: ProxySettings, url: URL, headers: CIMultiDict[str],
+    scope: Scope, receive: Receive, send: Send,
 ) -> aiohttp.ClientWebSocketResponse | None:  # fmt: skip
     try:
         async with asyncio.timeout(settings.connect + settings.first_byte):
             return await session.ws_connect(
                 url,
                 protocols=scope.get("subprotocols") or (),
-                headers=fields,
+                headers=headers,
                 max_msg_size=settings.max_message,
                 heartbeat=_HEARTBEAT_S,
                 timeout=aiohttp.ClientWSTimeout(ws_close=_LEAVE_S),
             )
     except NotAccepted as refusal:
-        await _hand_on(refusal.answer, settings, scope, send)
+        await _hand_on(refusal.answer, settings, scope, receive, send)
         return None
     except aiohttp.WSServerHandshakeError:
-        failure = NO_WEBSOCKET
+        problem = NO_WEBSOCKET
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        failure = of_error(error, "first byte")
-        logger.warning("websocket: %d %s: %s", failure.status, failure.title, said(error))
-    await failure.send(scope, send)
+        problem = upstream_problem(error, "first byte")
+        logger.warning("websocket: %d %s: %s", problem.status, problem.title, said(error))
+    await problem.send(scope, receive, send)
     return None
 
 
-async def _hand_on(answer: aiohttp.ClientResponse, settings: ProxySettings, scope: Scope, send: Send) -> None:
+async def _hand_on(
+    answer: aiohttp.ClientResponse, settings: ProxySettings, scope: Scope, receive: Receive, send: Send
+) -> None:
     """The answer that a handshake got, whole: a server collects it anyway."""
     try:
-        headers = response_fields(answer.raw_headers, answer.status)
+        headers = response_headers(answer.raw_headers, answer.status)
         if not 200 <= answer.status < 600:
             raise Unreadable(f"the upstream answered a handshake with status {answer.status}")
         async with asyncio.timeout(settings.idle):
             body = await _read(answer, settings.max_message)
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        failure = of_error(error, "upstream")
-        logger.warning("websocket: %d %s: %s", failure.status, failure.title, said(error))
-        await failure.send(scope, send)
+        problem = upstream_problem(error, "upstream")
+        logger.warning("websocket: %d %s: %s", problem.status, problem.title, said(error))
+        await problem.send(scope, receive, send)
         return
     finally:
         answer.close()

@@ -6,7 +6,7 @@ import pytest
 
 from ratelimit.http.addresses import Addresses
 from ratelimit.policy import Policy
-from ratelimit.server.forwarded import Forwarding
+from ratelimit.server.headers import Forwarding
 from tests.http.apps import limiter_of, scope_of
 from tests.server.sockets import OK, answering, ask, connected, in_front_of
 

@@ -1,0 +1,92 @@
+"""What a client is told where the server or the proxy answers itself: problem bodies (RFC 9457)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import httptools
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from ratelimit.http.problems import Problem, ProblemResponse, respond
+
+_CLOSE: Final = (b"connection", b"close")
+
+
+class ServerProblem(Problem, frozen=True):
+    """Says nothing of what stands behind the proxy."""
+
+    async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it as the answer to a request, or to a handshake that was not accepted."""
+        close = {"type": "websocket.close", "code": 1014, "reason": self.title}
+        await respond(self._response(), scope, receive, send, close=close)
+
+    @property
+    def length(self) -> int:
+        """Return the bytes of the body."""
+        return len(self.encode())
+
+    def raw(self) -> bytes:
+        """Write it as the last that is sent on a connection."""
+        response = ProblemResponse(self, [_CLOSE])
+        lines = [b"HTTP/1.1 %d %b" % (self.status, self.title.encode())]
+        lines += [b"%b: %b" % header for header in response.raw_headers]
+        return b"\r\n".join([*lines, b"", bytes(response.body)])
+
+    def _response(self) -> ProblemResponse:
+        return ProblemResponse(self, [_CLOSE] if self.status == 408 else [])
+
+
+def problem(status: int, title: str, detail: str) -> ServerProblem:
+    """Make one without a type of its own."""
+    return ServerProblem(title=title, status=status, detail=detail)
+
+
+NO_CONNECTION: Final = problem(502, "Bad Gateway", "The service behind this proxy cannot be reached.")
+BROKEN: Final = problem(502, "Bad Gateway", "The service behind this proxy closed the connection before it answered.")
+UNREADABLE: Final = problem(502, "Bad Gateway", "The service behind this proxy gave an answer that is no valid HTTP.")
+NO_WEBSOCKET: Final = problem(502, "Bad Gateway", "The service behind this proxy does not speak WebSocket here.")
+LATE: Final = problem(504, "Gateway Timeout", "The service behind this proxy did not answer in time.")
+UNREACHED: Final = problem(504, "Gateway Timeout", "No connection to the service behind this proxy in time.")
+SLOW: Final = problem(408, "Request Timeout", "The request did not arrive in time.")
+NOT_CODED: Final = problem(501, "Not Implemented", "The only transfer coding understood here is chunked.")
+NO_TUNNEL: Final = problem(501, "Not Implemented", "CONNECT is not a request that this proxy serves.")
+MALFORMED: Final = problem(400, "Bad Request", "This is no valid HTTP/1.1 request")
+CUT_SHORT: Final = problem(400, "Bad Request", "The request ended before its body was complete.")
+UNENCODED: Final = problem(
+    400, "Bad Request", "The request target holds a byte that no URL may hold; percent-encode it (RFC 3986, 2.1)."
+)
+FRAGMENT: Final = problem(400, "Bad Request", "The request target has a fragment; that is for the client alone.")
+UNKNOWN_METHOD: Final = problem(
+    501, "Not Implemented", "The method is none that is known here; methods are upper-case."
+)
+LARGE: Final = problem(431, "Request Header Fields Too Large", "The target and the fields of a request: 64 KB at most.")
+NO_HOST: Final = problem(400, "Bad Request", "An HTTP/1.1 request has one Host field, which names a host.")
+TOO_OLD: Final = problem(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.0 and HTTP/1.1.")
+OLD_CODED: Final = problem(400, "Bad Request", "A request of HTTP/1.0 has no transfer codings.")
+NO_TARGET: Final = problem(400, "Bad Request", "The request target has to be a path, an http URL or, of OPTIONS, *.")
+
+
+class RequestRefused(Exception):
+    """A request that is not read any further, and what its client is told."""
+
+    def __init__(self, problem: ServerProblem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def parser_problem(error: httptools.HttpParserError, *, is_method: bool) -> ServerProblem:
+    """Return what a request is refused with that the parser gave up on.
+
+    `is_method`: what it reads as one could be one.
+    """
+    if isinstance(error.__context__, RequestRefused):
+        return error.__context__.problem
+    if isinstance(error, httptools.HttpParserInvalidURLError):
+        return UNENCODED
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and is_method:
+        return UNKNOWN_METHOD
+    if "HTTP version" in str(error):
+        return TOO_OLD
+    # The parser's reasons are its own words, and quote nothing.
+    return msgspec.structs.replace(MALFORMED, detail=f"{MALFORMED.detail}: {error}.")
