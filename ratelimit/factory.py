@@ -25,6 +25,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.policy import Exempt, UserFrom
 from ratelimit.store import MemoryStore, MirrorStore, Store, TableStore
+from ratelimit.store.delegating import layers
 from ratelimit.store.hashed import HashedUserStore
 from ratelimit.usage import UsageLog
 from ratelimit.usage.options import Options
@@ -134,15 +135,12 @@ def table_settings(url: str) -> Settings:
 
 def store_stats(store: Store) -> Stats | None:
     """Return what a store has asked of DynamoDB; None where it asks nobody."""
-    if isinstance(store, HashedUserStore):
-        return store_stats(store.inner)
-    if isinstance(store, MirrorStore):
-        return store_stats(store.primary)
-    if isinstance(store, MemoryStore):
+    *_, innermost = layers(store)
+    if isinstance(innermost, MemoryStore):
         return None
     from ratelimit.dynamodb import DynamoDBStore
 
-    return store.stats if isinstance(store, DynamoDBStore) else None
+    return innermost.stats if isinstance(innermost, DynamoDBStore) else None
 
 
 def _memory(url: str) -> TableStore:

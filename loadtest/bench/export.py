@@ -25,7 +25,7 @@ from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.dynamodb.events import event_item
 from ratelimit.dynamodb.schema import table_definition
 from ratelimit.event import UsageEvent
-from ratelimit.store.scans import SCAN_PAGE
+from ratelimit.store.base import SCAN_PAGE
 from ratelimit.usage.export import export_events
 from ratelimit.usage.formats import Csv, Jsonl
 from ratelimit.usage.sinks import Asked, File, Sink

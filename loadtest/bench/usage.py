@@ -23,7 +23,7 @@ from loadtest.bench.stub import stub_server
 from ratelimit import Limiter, Policy
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.event import UsageEvent
-from ratelimit.store.events import MOST_AT_ONCE
+from ratelimit.store.base import MAX_EVENTS_PER_PUT
 from ratelimit.usage import UsageLog
 
 _USERS: Final = 200
@@ -63,7 +63,7 @@ async def _measure(endpoint: str, rounds: int, seconds: float, rate: int) -> lis
     p99s = [(_p99(plain), _p99(log)) for plain, log in pairs]
     return [
         ("CPU of accepting an event (µs, median)", f"{accept:.1f}"),
-        (f"CPU of writing, per event of a batch of {MOST_AT_ONCE} (µs)", f"{put:.1f}"),
+        (f"CPU of writing, per event of a batch of {MAX_EVENTS_PER_PUT} (µs)", f"{put:.1f}"),
         ("p99 of a request without a log (ms)", f"{statistics.median(plain for plain, _ in p99s):.2f}"),
         ("p99 of a request, each logged (ms)", f"{statistics.median(log for _, log in p99s):.2f}"),
         ("p99 with the log against that without", f"{statistics.median(log / plain for plain, log in p99s):.3f}"),
@@ -86,14 +86,14 @@ async def _put_us(store: DynamoDBStore, count: int) -> float:
     now = time.time_ns() // 1000
     events = [
         UsageEvent.of("alice", "hint", now=now, status=200, duration=1.5, resource="/hints", request_id="r-1")
-        for _ in range(MOST_AT_ONCE)
+        for _ in range(MAX_EVENTS_PER_PUT)
     ]
     costs = []
     for _ in range(count):
         start = time.thread_time()
         await store.events.put(events)
         costs.append(time.thread_time() - start)
-    return statistics.median(costs) / MOST_AT_ONCE * 1e6
+    return statistics.median(costs) / MAX_EVENTS_PER_PUT * 1e6
 
 
 async def _turn(limiter: Limiter, usage: UsageLog | None, seconds: float, rate: int) -> list[float]:

@@ -14,7 +14,7 @@ from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, TableStore
-from ratelimit.store.scans import Ask, each_page, first_cursors
+from ratelimit.store.base import Ask, each_page, first_cursors
 from ratelimit.usage import UsageLog
 
 from ..plan import QUOTAS

@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias
 
 from ratelimit.decision import QuotaState
 from ratelimit.quota import Quota
-from ratelimit.store.write import Add, Expect, Op, Record
+from ratelimit.store.base import Add, Expect, Op, Record
 
 Ops: TypeAlias = tuple[Op, ...]
 

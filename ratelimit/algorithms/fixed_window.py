@@ -7,7 +7,7 @@ from ratelimit.algorithms.fields import window_field
 from ratelimit.clock import seconds
 from ratelimit.decision import QuotaState
 from ratelimit.quota import Quota, Span
-from ratelimit.store.write import Add, Record
+from ratelimit.store.base import Add, Record
 
 _NO_SPAN = Span(0, 0, 0)
 _KEPT_COSTS = 64

@@ -22,7 +22,7 @@ from ratelimit.algorithms.fields import bucket_field, bucket_limit_field, bucket
 from ratelimit.clock import DAY, seconds
 from ratelimit.decision import QuotaState
 from ratelimit.quota import Quota
-from ratelimit.store.write import Add, Expect, Op, Put, Record
+from ratelimit.store.base import Add, Expect, Op, Put, Record
 
 _NANOSECONDS = 1000
 # How much further than believed a debt may lie by what others charge meanwhile.

@@ -11,7 +11,7 @@ from ratelimit.algorithms.fields import window_field
 from ratelimit.clock import seconds
 from ratelimit.decision import QuotaState
 from ratelimit.quota import Quota, Span
-from ratelimit.store.write import Add, Expect, Record
+from ratelimit.store.base import Add, Expect, Record
 
 _NO_SPAN = Span(0, 0, 0)
 

@@ -19,7 +19,7 @@ from ratelimit.algorithms.fields import (
 )
 from ratelimit.clock import DAY
 from ratelimit.errors import InvalidInput, OutOfRetention
-from ratelimit.store.write import Add, Record
+from ratelimit.store.base import Add, Record
 
 _KEPT_COSTS: Final = 64
 _KEPT: Final[dict[Per, str]] = {"day": f"{DAYS_KEPT} days", "month": f"{MONTHS_KEPT} months"}

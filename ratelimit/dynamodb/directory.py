@@ -50,8 +50,8 @@ from ratelimit.store.directory import (
     User,
     check_limit,
     check_pair,
-    decode_cursor,
-    encode_cursor,
+    decode_place,
+    encode_place,
     name_of,
     next_version,
 )
@@ -200,7 +200,7 @@ class DynamoDBDirectoryStore:
         listing = f"{kind.__name__}:{plan or ''}"
         start: Item | None = None
         if cursor is not None:
-            place = decode_cursor(cursor, listing, parts=len(_PLACE))
+            place = decode_place(cursor, listing, parts=len(_PLACE))
             start = {name: {"S": part} for name, part in zip(_PLACE, place, strict=True)}
         found: list[T] = []
         while len(found) < limit:
@@ -208,7 +208,7 @@ class DynamoDBDirectoryStore:
             found += (entry_of(kind, item) for item in items)
             if start is None:
                 break
-        rest = None if start is None else encode_cursor(listing, *(start[name]["S"] for name in _PLACE))
+        rest = None if start is None else encode_place(listing, *(start[name]["S"] for name in _PLACE))
         return Page(tuple(found), rest)
 
     async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:

@@ -16,10 +16,8 @@ from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.scans import DynamoDBScans
 from ratelimit.dynamodb.schema import IDENTITY_TYPE, META, OWNER, PK, SK, TYPE, Item, escape
 from ratelimit.errors import StoreMisconfigured
-from ratelimit.store.base import Trace
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, Part, ScanPage, Trace, each_page, first_cursors
 from ratelimit.store.directory import User
-from ratelimit.store.events import MOST_AT_ONCE
-from ratelimit.store.scans import Part, ScanPage, each_page, first_cursors
 
 _PARTS: Final = 4
 _USER: Final = "USR#"
@@ -52,8 +50,8 @@ async def erase(
 
 
 async def _delete(events: DynamoDBEventStore, found: Sequence[_Found], erased: Counter[Trace]) -> None:
-    for start in range(0, len(found), MOST_AT_ONCE):
-        group = found[start : start + MOST_AT_ONCE]
+    for start in range(0, len(found), MAX_EVENTS_PER_PUT):
+        group = found[start : start + MAX_EVENTS_PER_PUT]
         await events.delete([one.key for one in group])
         erased.update(one.trace for one in group)
 

@@ -39,7 +39,7 @@ from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.transport.base import Transport, units
 from ratelimit.errors import StoreMisconfigured, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent, encode_metadata
-from ratelimit.store.events import MOST_AT_ONCE, Position, day_of, placed, position_of
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, placed, position_of
 
 # Usage events as items, and back: in wire form, with short names, most of what is usual left out.
 
@@ -207,7 +207,7 @@ class DynamoDBEventStore:
         return await self._delete_partition(id_pk(user))
 
     async def delete(self, keys: Sequence[Item]) -> None:
-        """Delete up to `MOST_AT_ONCE` items, whatever they are."""
+        """Delete up to `MAX_EVENTS_PER_PUT` items, whatever they are."""
         left: list[dict[str, Any]] = [{"DeleteRequest": {"Key": key}} for key in keys]
 
         async def send() -> None:
@@ -283,7 +283,7 @@ class DynamoDBEventStore:
     async def _delete_partition(self, pk: str) -> int:
         """Delete all that is in a partition; how much it was."""
         count = 0
-        async for keys in self._keys(pk, MOST_AT_ONCE):
+        async for keys in self._keys(pk, MAX_EVENTS_PER_PUT):
             await self.delete(keys)
             count += len(keys)
         return count

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 from ratelimit.dynamodb.schema import LIMIT_TYPE, NOT_FIELDS, TTL, TYPE, Attribute, Item
-from ratelimit.store.write import Add, Drop, Expect, Op, Put, Record, Write
+from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record, Write
 
 Update: TypeAlias = Mapping[str, Any]
 """The parameters of an `UpdateItem` that do not depend on the key."""

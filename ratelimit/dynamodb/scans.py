@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.errors import AnswerLost, explained
 from ratelimit.dynamodb.events import event_of
@@ -24,8 +25,7 @@ from ratelimit.dynamodb.transport.base import units
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store.scans import SCAN_PAGE, WHOLE, Part, ScanPage, decode_scan_cursor, encode_scan_cursor
-from ratelimit.store.write import Record
+from ratelimit.store.base import SCAN_PAGE, WHOLE, Part, Record, ScanPage
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ class DynamoDBScans:
     ) -> ScanPage[T]:
         where: dict[str, Any] = {} if part.of == 1 else {"Segment": part.index, "TotalSegments": part.of}
         if cursor is not None:
-            pk, sk = decode_scan_cursor(cursor, tuple[str, str])
+            pk, sk = decode_cursor(cursor, tuple[str, str])
             where["ExclusiveStartKey"] = {PK: {"S": pk}, SK: {"S": sk}}
 
         async def send() -> dict[str, Any]:
@@ -124,7 +124,7 @@ class DynamoDBScans:
         answer = await self._retries.run("Scan", send, on=HARMLESS, attempts=attempts)
         self._stats.read_units += units(answer)
         last = answer.get("LastEvaluatedKey")
-        rest = encode_scan_cursor((last[PK]["S"], last[SK]["S"])) if last else None
+        rest = encode_cursor((last[PK]["S"], last[SK]["S"])) if last else None
         entries = (self._read(item, read) for item in answer["Items"])
         return ScanPage(tuple(entry for entry in entries if entry is not None), rest)
 

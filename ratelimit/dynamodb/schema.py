@@ -34,8 +34,8 @@ from datetime import date
 from typing import Any, Final, TypeAlias
 
 from ratelimit.names import Key
+from ratelimit.store.base import Position
 from ratelimit.store.directory import Identity, IdentityKind
-from ratelimit.store.events import Position
 
 Attribute: TypeAlias = Mapping[str, Any]
 """One value in DynamoDB's wire form: `{"N": "5"}`, `{"S": "lim"}`."""

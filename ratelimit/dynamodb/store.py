@@ -25,8 +25,7 @@ from ratelimit.dynamodb.transport.select import open_transport
 from ratelimit.dynamodb.writer import ConditionalWriter, record_in
 from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
-from ratelimit.store.base import Trace
-from ratelimit.store.write import Outcome, Record, Write
+from ratelimit.store.base import Outcome, Record, Trace, Write
 
 
 class DynamoDBStore:

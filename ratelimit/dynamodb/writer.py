@@ -13,7 +13,7 @@ from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.transport.base import Transport, UpdateResult
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
-from ratelimit.store.write import Outcome, Record, Write
+from ratelimit.store.base import Outcome, Record, Write
 
 logger = logging.getLogger("ratelimit")
 

@@ -19,7 +19,7 @@ from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource
 from ratelimit.quota import INACTIVE, UNLIMITED, Quota, Quotas, QuotasLike, to_quotas
-from ratelimit.store.write import Add, Drop, Expect, Op, Put, Record, Write
+from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record, Write
 
 _DAY_S: Final = DAY // SECOND
 # Thirteen months of totals have to outlive the last write.

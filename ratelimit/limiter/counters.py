@@ -17,9 +17,8 @@ from ratelimit.limiter.alerts import Alerts
 from ratelimit.limiter.compiled_policy import CompiledPolicy, drops
 from ratelimit.limiter.record_cache import NEVER, CachedRecord, RecordCache
 from ratelimit.names import Key
-from ratelimit.store.base import Store
+from ratelimit.store.base import Record, Store, Write
 from ratelimit.store.memory import MemoryStore
-from ratelimit.store.write import Record, Write
 
 # Two suffice unless others change the same record in between; this many in a row means a record beyond fair use.
 _ATTEMPTS: Final = 8

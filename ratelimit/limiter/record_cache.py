@@ -12,7 +12,7 @@ from typing import Final
 from ratelimit.algorithms.fields import buckets_end, current_totals, is_total, stale
 from ratelimit.clock import DAY
 from ratelimit.names import Key
-from ratelimit.store.write import Drop, Record, Write
+from ratelimit.store.base import Drop, Record, Write
 
 NEVER: Final = -1
 

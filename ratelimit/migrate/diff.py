@@ -15,8 +15,8 @@ from ratelimit.migrate.counters import live
 from ratelimit.migrate.rows import Entity
 from ratelimit.migrate.tally import MARK
 from ratelimit.names import Key
+from ratelimit.store.base import day_of
 from ratelimit.store.directory import Plan, User, name_of
-from ratelimit.store.events import day_of
 
 # `Verdict`: what a verification has found.
 

@@ -13,7 +13,7 @@ from ratelimit.event import UsageEvent
 from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Source
 from ratelimit.names import Key
 from ratelimit.store.directory import User
-from ratelimit.store.hashed import Hash
+from ratelimit.store.hashed import UserHash
 
 
 class HashedSource:
@@ -23,7 +23,7 @@ class HashedSource:
         self._inner = source
         self.name = source.name
         self.totals = source.totals
-        self._hash = Hash(secret)
+        self._hash = UserHash(secret)
 
     @property
     def keyed(self) -> bool:

@@ -22,8 +22,8 @@ from ratelimit.event import UsageEvent
 from ratelimit.migrate.tally import Tallied, is_bucket
 from ratelimit.names import Key
 from ratelimit.store import Record
+from ratelimit.store.base import Position, position_of
 from ratelimit.store.directory import Plan, User, name_of
-from ratelimit.store.events import Position, position_of
 
 _RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 _SCHEMA: Final = """

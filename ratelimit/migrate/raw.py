@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
+from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
 from ratelimit.dynamodb.retries import HARMLESS, Retries
@@ -13,7 +14,6 @@ from ratelimit.dynamodb.schema import Item
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.stats import Stats
 from ratelimit.errors import StoreThrottled, StoreUnavailable
-from ratelimit.store.scans import decode_scan_cursor, encode_scan_cursor
 
 _KEYS_AT_ONCE: Final = 100
 """DynamoDB's bound for one `BatchGetItem`."""
@@ -54,13 +54,13 @@ class RawTable:
         """Some items in the table's own order, and where the rest begins. The keys are `PK` and `SK`."""
         request: dict[str, Any] = {"TableName": self.settings.table, "Limit": limit, "ConsistentRead": True}
         if after is not None:
-            pk, sk = decode_scan_cursor(after, tuple[str, str])
+            pk, sk = decode_cursor(after, tuple[str, str])
             request["ExclusiveStartKey"] = {"PK": {"S": pk}, "SK": {"S": sk}}
         answer = await self._call("scan", **request)
         if "Items" not in answer:
             raise AnswerLost(f"table {self.settings.table!r} answered a scan without items")
         last = answer.get("LastEvaluatedKey")
-        return answer["Items"], encode_scan_cursor((last["PK"]["S"], last["SK"]["S"])) if last else None
+        return answer["Items"], encode_cursor((last["PK"]["S"], last["SK"]["S"])) if last else None
 
     async def present(self, keys: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
         """Which of these primary keys have an item: half a read unit each, or one where it is larger than 4 KB."""

@@ -9,8 +9,8 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
 from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
+from ratelimit.store.base import Record
 from ratelimit.store.directory import Plan, User
-from ratelimit.store.write import Record
 
 Entity: TypeAlias = Literal["plans", "users", "events", "counters"]
 ENTITIES: Final[tuple[Entity, ...]] = get_args(Entity)

@@ -27,8 +27,8 @@ from ratelimit.migrate.ledger import Ledger
 from ratelimit.migrate.raw import RawTable
 from ratelimit.names import Key
 from ratelimit.store import Record, Write
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, position_of
 from ratelimit.store.directory import IdentityTaken, Plan, User, name_of
-from ratelimit.store.events import MOST_AT_ONCE, Position, day_of, position_of
 from ratelimit.store.retry import BACKOFF, retry
 from ratelimit.usage.writer import Sleep
 
@@ -119,7 +119,7 @@ class Target:
         fresh = [event for key, event in by_key.items() if key not in there]
         if self._ledger is not None:
             self._ledger.note_events(fresh)
-        flights = [fresh[start : start + MOST_AT_ONCE] for start in range(0, len(fresh), MOST_AT_ONCE)]
+        flights = [fresh[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(fresh), MAX_EVENTS_PER_PUT)]
         await self._all(flights, self._fly)
         return len(fresh)
 
@@ -148,7 +148,7 @@ class Target:
     async def delete_events(self, some: Sequence[tuple[str, Position]]) -> None:
         """Harmless when repeated."""
         keys = [(event_pk(user, day_of(position.at)), event_sk(position)) for user, position in some]
-        flights = [keys[start : start + MOST_AT_ONCE] for start in range(0, len(keys), MOST_AT_ONCE)]
+        flights = [keys[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(keys), MAX_EVENTS_PER_PUT)]
 
         async def fly(flight: Sequence[tuple[str, str]]) -> None:
             await self._pace.take(EVENT_UNITS * len(flight))

@@ -22,9 +22,9 @@ from ratelimit.migrate.reader import Listener, ahead, learn_rules, several, uses
 from ratelimit.migrate.rows import Counted, Entity, Source
 from ratelimit.migrate.sources import patient
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
+from ratelimit.store.base import ScanPage
 from ratelimit.store.directory import Plan, User
 from ratelimit.store.retry import retry
-from ratelimit.store.scans import ScanPage
 
 
 async def verify(

@@ -26,7 +26,7 @@ from ratelimit.metrics import (
 )
 from ratelimit.server.runtime import Runtime
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
-from ratelimit.store.hashed import HashedUserStore
+from ratelimit.store.delegating import layers
 
 # `AppVersion`: one configuration at work, from its start to the end of the last request that it was asked.
 
@@ -152,11 +152,11 @@ def _parts(runtime: Runtime) -> dict[object, Source]:
 
 
 def _metrics_of(store: TableStore) -> list[Metric]:
-    if isinstance(store, HashedUserStore):
-        return _metrics_of(store.inner)
-    if isinstance(store, MirrorStore):
-        return [*_metrics_of(store.primary), *mirror_metrics(store.stats)]
-    if isinstance(store, MemoryStore):
-        return memory_metrics(store)
+    found: list[Metric] = []
+    for layer in layers(store):
+        if isinstance(layer, MirrorStore):
+            found += mirror_metrics(layer.stats)
+        elif isinstance(layer, MemoryStore):
+            found += memory_metrics(layer)
     stats = store_stats(store)
-    return [] if stats is None else store_metrics(stats)
+    return found if stats is None else [*store_metrics(stats), *found]

@@ -12,23 +12,14 @@ from ratelimit.factory import build_limiter, build_store, build_usage_log
 from ratelimit.limiter import Limiter
 from ratelimit.server.webhook import Webhook
 from ratelimit.store import MemoryStore, TableStore
+from ratelimit.store.delegating import DelegatingStore
 from ratelimit.usage import UsageLog
 
 # What stays open when a limiter closes, because the next one counts there too. `Runtime` ends it when nobody does.
 
 
-class UnclosableStore:
+class UnclosableStore(DelegatingStore):
     """A store behind a `close` that does nothing. Not for the embedded one, which the limiter has to recognise."""
-
-    def __init__(self, store: TableStore) -> None:
-        self.open = store.open
-        self.apply = store.apply
-        self.read = store.read
-        self.delete = store.delete
-        self.events = store.events
-        self.directory = store.directory
-        self.scans = store.scans
-        self.erase = store.erase
 
     async def close(self) -> None:
         """Left to `Runtime`."""

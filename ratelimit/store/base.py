@@ -1,19 +1,89 @@
-"""The contract of a store, on one page. `docs` and the store suite (`tests/store/`) hold every implementation to it."""
+"""The contract of a store: the `Write` it runs, the events it keeps, the scans over all of it.
+
+`tests/store/` holds every implementation to it. What a method's name and types do not say is said here, and not again
+where it is implemented.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import msgspec
+
+from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store.directory import DirectoryStore
-from ratelimit.store.events import EventStore
-from ratelimit.store.scans import Scans
-from ratelimit.store.write import Outcome, Record, Write
 
-Trace: TypeAlias = Literal["events", "event_ids", "counters", "entries", "identities"]
-"""What a store may hold of a user: usage events, notes of their ids, counters, the entry in the directory, and what
-finds that."""
+if TYPE_CHECKING:
+    from ratelimit.store.directory import DirectoryStore
+
+T = TypeVar("T")
+
+# Counters: a record is a flat mapping of field names to integers. Every store runs the same `Write` with the same
+# outcome; a differential test holds them to it.
+
+Record: TypeAlias = Mapping[str, int]
+
+
+class Add(msgspec.Struct, frozen=True, gc=False):
+    """`field += amount`, a missing field counting as 0; with `at_most`, only if the sum stays at or below it."""
+
+    field: str
+    amount: int
+    at_most: int | None = None
+
+
+class Put(msgspec.Struct, frozen=True, gc=False):
+    """`field = value`. `at_most` is no condition: it says what the most is that is ever put there."""
+
+    field: str
+    value: int
+    at_most: int | None = None
+
+
+class Drop(msgspec.Struct, frozen=True, gc=False):
+    """Remove the field, if it is there."""
+
+    field: str
+
+
+class Expect(msgspec.Struct, frozen=True, gc=False):
+    """Only if `low <= field <= high` (either bound may be left open), or the field is missing and that is fine."""
+
+    field: str
+    low: int | None = None
+    high: int | None = None
+    or_missing: bool = False
+
+
+Op: TypeAlias = Add | Put | Drop | Expect
+
+
+class Write(msgspec.Struct, frozen=True, eq=False):
+    """Operations that apply all or none. Each field is changed by at most one of them, and may be expected by one more.
+
+    Compared by identity, so that a store may keep what it prepared for a `Write` that is used again.
+    """
+
+    ops: tuple[Op, ...]
+    expires_at: int
+    """Epoch seconds after which the record may be forgotten by garbage collection."""
+    whole: bool = False
+    """Ask for the whole record after the write, not only for what was touched."""
+    counts_until: int = 0
+    """Epoch seconds after which what it spends does not count any more; 0 where it spends nothing. For a store that has
+    to choose what to forget first: each field that it spends from says by `at_most` how much there is."""
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """What a `Write` did: when applied, the new values of the touched fields (of all of them with `Write.whole`);
+    when refused, the whole record as it is, untouched."""
+
+    applied: bool
+    record: Record
 
 
 @runtime_checkable
@@ -39,7 +109,7 @@ class Store(Protocol):
         ...
 
     async def read(self, key: Key) -> Record:
-        """The whole record, strongly consistent; empty where there is none."""
+        """Return the whole record, strongly consistent; empty where there is none."""
         ...
 
     async def delete(self, key: Key) -> None:
@@ -47,22 +117,179 @@ class Store(Protocol):
         ...
 
 
+# Usage events. An event is found by user, UTC day and position. The position is a function of the event, so writing it
+# again changes nothing. Its id was made for it (`UsageEvent.placed_by_id`), or else the store remembers where the id
+# was first seen: whatever comes later under the same id, of the same user, is that first event again, as long as that
+# is kept.
+
+MAX_EVENTS_PER_PUT: Final = 25
+
+
+class Position(NamedTuple):
+    """Where an event lies among those of its user and day."""
+
+    at: int
+    action: str
+    id: str
+
+
+class EventStore(Protocol):
+    """Every method may raise `StoreUnavailable`, and nothing else, when the store gives no usable answer."""
+
+    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        """Write up to `MAX_EVENTS_PER_PUT`, and return those that the store did not take: they may be put again.
+
+        After `StoreUnavailable` any of them may have been written.
+        """
+        ...
+
+    async def page(
+        self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
+    ) -> Sequence[UsageEvent]:
+        """Return events of a user's UTC day at `since` <= at < `until` (ms), newest first, beginning after a position.
+
+        Fewer than `limit` means that there are no more. Sees all that was written before.
+        """
+        ...
+
+    async def actions(self, user: str, day: date) -> Set[str]:
+        """Return the actions of the events of a user's UTC day."""
+        ...
+
+    async def erase(self, user: str, day: date) -> int:
+        """Delete the events of a user's UTC day; return how many there were. Harmless when repeated."""
+        ...
+
+    async def forget(self, user: str) -> int:
+        """Delete what is remembered of a user's event ids; return how many there were."""
+        ...
+
+
+def position_of(event: UsageEvent) -> Position:
+    """Return where the event belongs."""
+    return Position(event.at_ms, event.action, event.id)
+
+
+def placed(event: UsageEvent, position: Position) -> UsageEvent:
+    """Return the event at the position where its id was first seen."""
+    if position == position_of(event):
+        return event
+    return msgspec.structs.replace(event, at_ms=position.at, action=position.action)
+
+
+def day_of(at: int) -> date:
+    """Return the UTC day of a time in milliseconds."""
+    return datetime.fromtimestamp(at // 1000, UTC).date()
+
+
+# Scans read the whole table, whoever it belongs to. They come in pages, each with a cursor to go on from, also in
+# another process and another day. What is there all the while is found exactly once; what comes or goes meanwhile may
+# be found or not.
+
+SCAN_PAGE: Final = 1000
+"""Items looked at for one page, those that are filtered out included."""
+MAX_PARTS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of the parts that a scan may be divided into, to be read side by side."""
+
+    index: int = 0
+    of: int = 1
+
+
+WHOLE: Final = Part()
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPage(Generic[T]):
+    """Some of it, possibly nothing, and where the rest begins; `cursor` is None when there is no rest."""
+
+    entries: tuple[T, ...]
+    cursor: str | None
+
+
+class Scans(Protocol):
+    """Both raise `InvalidCursor` for a cursor that is damaged, and `StoreUnavailable`."""
+
+    async def events(
+        self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
+    ) -> ScanPage[UsageEvent]:
+        """Return events at `since` <= at < `until` (ms), of all users, in no order; also the latest written."""
+        ...
+
+    async def records(
+        self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
+    ) -> ScanPage[tuple[Key, Record]]:
+        """Return the counters of all users and actions; with `field`, of those that have it, that one field."""
+        ...
+
+
+Ask: TypeAlias = Callable[[Part, str | None], Awaitable[ScanPage[T]]]
+"""A question that is put again for every page: `ask(part, cursor)`."""
+
+
+async def each_page(
+    ask: Ask[T], cursors: Mapping[int, str | None], *, of: int
+) -> AsyncGenerator[tuple[int, ScanPage[T]], None]:
+    """Yield the pages of the parts that are left, side by side, as they come; `cursors` says where each part begins.
+
+    The next page of a part is on its way while one is used, and never more than that: at most two pages a part are in
+    memory. Use it inside of `contextlib.aclosing`.
+    """
+    asked: dict[asyncio.Task[ScanPage[T]], int] = {}
+
+    def ask_for(index: int, cursor: str | None) -> None:
+        asked[asyncio.ensure_future(ask(Part(index, of), cursor))] = index
+
+    try:
+        for index, cursor in cursors.items():
+            ask_for(index, cursor)
+        while asked:
+            done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                index, page = asked.pop(task), task.result()
+                if page.cursor is not None:
+                    ask_for(index, page.cursor)
+                yield index, page
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+def first_cursors(parts: int) -> dict[int, str | None]:
+    """Return the cursors for `each_page` from the beginning of all parts."""
+    return dict.fromkeys(range(parts))
+
+
+# All of it: what the one table of DynamoDB holds, and any store that is to stand in for it.
+
+Trace: TypeAlias = Literal["events", "event_ids", "counters", "entries", "identities"]
+"""What a store may hold of a user: usage events, notes of their ids, counters, the entry in the directory, and what
+finds that."""
+
+
 class TableStore(Store, Protocol):
-    """A store that holds all that the one table does: the counters, the usage events, the users and plans."""
+    """A store that holds all that the one table does: the counters, the usage events, the users and plans.
+
+    Its parts are opened and closed with it.
+    """
 
     @property
     def events(self) -> EventStore:
-        """The usage events. Opened and closed with the store."""
+        """The usage events."""
         ...
 
     @property
     def directory(self) -> DirectoryStore:
-        """The users and plans. Opened and closed with the store."""
+        """The users and plans."""
         ...
 
     @property
     def scans(self) -> Scans:
-        """All of the events and counters, whoever they belong to. Opened and closed with the store."""
+        """All of the events and counters, whoever they belong to."""
         ...
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:

@@ -1,19 +1,17 @@
-"""The contract of a store of users and plans, on one page."""
+"""Users and plans, how users are found, and the contract of a store of them."""
 
 from __future__ import annotations
 
 import hmac
 import re
 import unicodedata
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
+from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
-import msgspec
-
+from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.errors import (
     ConfigError,
     InvalidAction,
@@ -25,28 +23,6 @@ from ratelimit.errors import (
 )
 from ratelimit.names import UserId, check_action, check_user
 from ratelimit.quota import Quotas, QuotasLike, to_quotas
-
-# Where a page ended, as text for the caller to bring back: opaque, and good for the list it came from only.
-
-_decode: Final = msgspec.json.Decoder(tuple[str, tuple[str, ...]]).decode
-
-
-def encode_cursor(listing: str, *place: str) -> str:
-    """`listing` names the list; `place` is all that the store needs to go on."""
-    return urlsafe_b64encode(msgspec.json.encode((listing, place))).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str, listing: str, *, parts: int) -> tuple[str, ...]:
-    """The place. Raises `InvalidCursor`."""
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        made_for, place = _decode(urlsafe_b64decode(padded))
-    except ValueError:
-        raise InvalidCursor("the cursor is damaged; begin anew without one") from None
-    if made_for != listing or len(place) != parts:
-        raise InvalidCursor("the cursor came from another list; begin anew without one")
-    return place
-
 
 # `Identity`: how a user is known to the outside world, in the form in which it may be stored. An e-mail is stored as
 # it is, lower-cased. An API key is stored as HMAC-SHA-256 under a pepper, which is a secret of the application and
@@ -83,12 +59,12 @@ class Identity:
 
     @classmethod
     def email(cls, address: str) -> Identity:
-        """Case does not count: one person is not two users."""
+        """Return the identity of an address; case does not count, so that one person is not two users."""
         return cls("email", _normal(address))
 
     @classmethod
     def api_key(cls, key: str, *, pepper: bytes = b"") -> Identity:
-        """The digest of a key. The same pepper has to be given wherever a key is set or looked up."""
+        """Return the digest of a key. The same pepper has to be given wherever a key is set or looked up."""
         if type(key) is not str or not MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH:
             raise ConfigError("api_key", f"must be text of {MIN_KEY_LENGTH} to {MAX_KEY_LENGTH} characters")
         try:
@@ -99,7 +75,7 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str) -> Identity:
-        """The inverse of `str`."""
+        """Return the identity that `str` has made the text of."""
         kind, _, value = text.partition(":")
         return cls(cast(IdentityKind, kind), value)
 
@@ -108,7 +84,7 @@ class Identity:
 
 
 def _normal(address: str) -> str:
-    """Lower-cased, in Unicode's composed form: the same to compare as it looks."""
+    """Return it lower-cased, in Unicode's composed form: the same to compare as it looks."""
     if type(address) is not str:
         raise ConfigError("email", f"must be text, not {type(address).__name__}")
     normal = unicodedata.normalize("NFC", unicodedata.normalize("NFC", address.strip()).lower())
@@ -193,7 +169,7 @@ class User:
 
 
 def check_plan(path: str, name: str) -> str:
-    """A plan's name is bounded as an action is. Raises `ConfigError`."""
+    """Return a plan's name, which is bounded as an action is. Raises `ConfigError`."""
     try:
         return check_action(name)
     except InvalidAction as error:
@@ -279,17 +255,17 @@ class DirectoryStore(Protocol):
     """Where users and plans live. Every method may raise `StoreUnavailable` when the store gives no usable answer."""
 
     async def read(self, kind: type[T], name: str) -> T | None:
-        """The user or plan of this name: `read(User, "alice")`. Sees all that was written before."""
+        """Return the user or plan of this name: `read(User, "alice")`. Sees all that was written before."""
         ...
 
     async def find(self, identity: Identity) -> str | None:
-        """The id of the user who has this identity. Sees all that was written before."""
+        """Return the id of the user who has this identity. Sees all that was written before."""
         ...
 
     async def page(
         self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
     ) -> Page[T]:
-        """All plans, all users, or a plan's users, at most `limit` at a time. May lag behind writes by some seconds.
+        """Return plans, users, or a plan's users, at most `limit` at a time. May lag behind writes by some seconds.
 
         Raises `InvalidCursor` for one that is damaged or came from another list.
         """
@@ -305,7 +281,7 @@ class DirectoryStore(Protocol):
 
 
 def check_pair(old: Entry | None, new: Entry | None) -> Entry:
-    """The one to speak of, once it is clear that both are about the same. Raises `ValueError`, as that is a bug."""
+    """Return the entry that both are about. Raises `ValueError` where there is no such entry, as that is a bug."""
     entry = new if new is not None else old
     if entry is None:
         raise ValueError("nothing to replace by nothing")
@@ -315,86 +291,30 @@ def check_pair(old: Entry | None, new: Entry | None) -> Entry:
 
 
 def next_version(old: Entry | None, now: int) -> int:
-    """Never one that was there before, also where an entry is removed and comes back."""
+    """Return a version that was never there before, also where an entry is removed and comes back."""
     return now if old is None else max(now, old.version + 1)
 
 
 def name_of(entry: Entry) -> str:
-    """A user's id, a plan's name."""
+    """Return a user's id, a plan's name."""
     return entry.id if isinstance(entry, User) else entry.name
 
 
 def check_limit(limit: int) -> int:
-    """Raises `InvalidInput`."""
+    """Return the limit of a page. Raises `InvalidInput`."""
     if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
         raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
     return limit
 
 
-# Users and plans in this process's memory: for tests, and for an app that fills it when it starts.
+def encode_place(listing: str, *place: str) -> str:
+    """Return the cursor of a page that ended at `place`: all that the store needs to go on with the list `listing`."""
+    return encode_cursor((listing, place))
 
 
-class MemoryDirectoryStore:
-    """A `DirectoryStore` on dicts. Holds what it is given, without a bound: entries are made by administrators."""
-
-    def __init__(self) -> None:
-        self._entries: dict[type[Any], dict[str, Entry]] = {}
-        self._owners: dict[Identity, str] = {}
-
-    async def read(self, kind: type[T], name: str) -> T | None:
-        """See `DirectoryStore.read`."""
-        return cast("T | None", self._entries.get(kind, {}).get(name))
-
-    async def find(self, identity: Identity) -> str | None:
-        """See `DirectoryStore.find`."""
-        return self._owners.get(identity)
-
-    async def page(
-        self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
-    ) -> Page[T]:
-        """See `DirectoryStore.page`. In the order of names."""
-        listing = f"{kind.__name__}:{plan or ''}"
-        after = None if cursor is None else decode_cursor(cursor, listing, parts=1)[0]
-        found = [
-            name
-            for name, entry in sorted(self._entries.get(kind, {}).items())
-            if (after is None or name > after) and (plan is None or (isinstance(entry, User) and entry.plan == plan))
-        ]
-        names = found[: check_limit(limit)]
-        entries = tuple(cast(T, self._entries[kind][name]) for name in names)
-        return Page(entries, encode_cursor(listing, names[-1]) if len(found) > len(names) else None)
-
-    async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
-        """See `DirectoryStore.replace`."""
-        entry = check_pair(old, new)
-        entries = self._entries.setdefault(type(entry), {})
-        there = entries.get(name_of(entry))
-        if (there and there.version) != (old and old.version):
-            return False
-        self._replace_identities(old, new)
-        if new is None:
-            del entries[name_of(entry)]
-        else:
-            entries[name_of(entry)] = replace(new, version=next_version(old, now))
-        return True
-
-    def erase(self, users: Collection[str]) -> tuple[int, int]:
-        """Delete the entries of these users, and all that finds them; how many of each there were."""
-        entries = [name for name in self._entries.get(User, {}) if name in users]
-        for name in entries:
-            del self._entries[User][name]
-        identities = [identity for identity, owner in self._owners.items() if owner in users]
-        for identity in identities:
-            del self._owners[identity]
-        return len(entries), len(identities)
-
-    def _replace_identities(self, old: Entry | None, new: Entry | None) -> None:
-        before = set(old.identities) if isinstance(old, User) else set()
-        after = new.identities if isinstance(new, User) else ()
-        for identity in after:
-            if isinstance(new, User) and self._owners.get(identity, new.id) != new.id:
-                raise IdentityTaken(identity)
-        for identity in before.difference(after):
-            del self._owners[identity]
-        if isinstance(new, User):
-            self._owners.update(dict.fromkeys(after, new.id))
+def decode_place(cursor: str, listing: str, *, parts: int) -> tuple[str, ...]:
+    """Return the place, of so many parts. Raises `InvalidCursor`, also for a cursor of another list."""
+    made_for, place = decode_cursor(cursor, tuple[str, tuple[str, ...]])
+    if made_for != listing or len(place) != parts:
+        raise InvalidCursor("the cursor came from another list; begin anew without one")
+    return place

@@ -19,129 +19,102 @@ import msgspec
 
 from ratelimit.event import UsageEvent
 from ratelimit.names import HASH_PREFIX, Key, is_hash
-from ratelimit.store.base import TableStore, Trace
-from ratelimit.store.directory import DirectoryStore, Entry, Identity, Page, User
-from ratelimit.store.events import EventStore, Position
-from ratelimit.store.scans import Scans
-from ratelimit.store.write import Outcome, Record, Write
+from ratelimit.store.base import EventStore, Outcome, Position, Record, TableStore, Trace, Write
+from ratelimit.store.delegating import DelegatingDirectoryStore, DelegatingEventStore, DelegatingStore
+from ratelimit.store.directory import DirectoryStore, Entry, User
 
 T = TypeVar("T", bound=Entry)
 
 _BYTES: Final = 16
-_KEPT: Final = 10_000
+MAX_CACHED_HASHES: Final = 10_000
 # Keeps these hashes apart from any other that the same secret may be used for.
 _PURPOSE: Final = b"ratelimit user\0"
 
 
 @dataclass(frozen=True, slots=True)
-class Hash:
+class UserHash:
     """What stands for a user, under one secret."""
 
     secret: str
 
     def of(self, user: str) -> str:
-        """`h:` and 26 letters and digits; of one that is a hash already, itself, so that what was listed can be asked
-        for."""
+        """Return `h:` and 26 letters and digits; a hash itself as it is, so that what was listed can be asked for."""
         return user if is_hash(user) else _hash(self.secret, user)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=MAX_CACHED_HASHES)
 def _hash(secret: str, user: str) -> str:
     digest = hmac.digest(_PURPOSE + secret.encode(), user.encode(), "sha256")[:_BYTES]
     return HASH_PREFIX + b32encode(digest).decode().rstrip("=").lower()
 
 
-class HashedUserStore:
-    """A `TableStore` on another one: `HashedUserStore(store, secret)`. It opens and closes that one."""
+class HashedUserStore(DelegatingStore):
+    """A store on another one, `HashedUserStore(store, secret)`, which it opens and closes."""
 
     def __init__(self, store: TableStore, secret: str) -> None:
-        self.inner = store
-        self._hash = Hash(secret)
-        self.events: EventStore = _Events(store.events, self._hash)
-        self.directory: DirectoryStore = _Directory(store.directory, self._hash)
-
-    @property
-    def scans(self) -> Scans:
-        """See `TableStore.scans`: everybody goes by their hash."""
-        return self.inner.scans
-
-    async def open(self) -> None:
-        """See `Store.open`."""
-        await self.inner.open()
-
-    async def close(self) -> None:
-        """See `Store.close`."""
-        await self.inner.close()
+        super().__init__(store)
+        self._hash = UserHash(secret)
+        self.events = _HashedEvents(store.events, self._hash)
+        self.directory = _HashedDirectory(store.directory, self._hash)
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
-        """See `Store.apply`."""
         return await self.inner.apply(self._key(key), write, now=now)
 
     async def read(self, key: Key) -> Record:
-        """See `Store.read`."""
         return await self.inner.read(self._key(key))
 
     async def delete(self, key: Key) -> None:
-        """See `Store.delete`."""
         await self.inner.delete(self._key(key))
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
-        """See `TableStore.erase`. Also what is from before hashing was turned on, under the names themselves."""
+        """Also what is from before hashing was turned on, under the names themselves."""
         return await self.inner.erase({*users, *map(self._hash.of, users)})
 
     def _key(self, key: Key) -> Key:
         return Key(self._hash.of(key.user), key.action)
 
 
-class _Events:
-    """See `EventStore`. What is read back names the user as the question did."""
+class _HashedEvents(DelegatingEventStore):
+    """What is read back names the user as the question did."""
 
-    def __init__(self, events: EventStore, hash: Hash) -> None:
-        self._events = events
+    def __init__(self, inner: EventStore, hash: UserHash) -> None:
+        super().__init__(inner)
         self._hash = hash
 
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
         hidden = [_as(event, self._hash.of(event.user)) for event in events]
         given = {id(one): event for one, event in zip(hidden, events, strict=True)}
-        return [given[id(one)] for one in await self._events.put(hidden)]
+        return [given[id(one)] for one in await self.inner.put(hidden)]
 
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:
-        found = await self._events.page(self._hash.of(user), day, since=since, until=until, limit=limit, after=after)
+        found = await self.inner.page(self._hash.of(user), day, since=since, until=until, limit=limit, after=after)
         return [_as(event, user) for event in found]
 
     async def actions(self, user: str, day: date) -> Set[str]:
-        return await self._events.actions(self._hash.of(user), day)
+        return await self.inner.actions(self._hash.of(user), day)
 
     async def erase(self, user: str, day: date) -> int:
-        return await self._events.erase(self._hash.of(user), day)
+        return await self.inner.erase(self._hash.of(user), day)
 
     async def forget(self, user: str) -> int:
-        return await self._events.forget(self._hash.of(user))
+        return await self.inner.forget(self._hash.of(user))
 
 
-class _Directory:
-    """See `DirectoryStore`. An entry that was asked for by name has that name; one from a list goes by its hash."""
+class _HashedDirectory(DelegatingDirectoryStore):
+    """An entry that was asked for by name has that name; one from a list goes by its hash."""
 
-    def __init__(self, directory: DirectoryStore, hash: Hash) -> None:
-        self._directory = directory
+    def __init__(self, inner: DirectoryStore, hash: UserHash) -> None:
+        super().__init__(inner)
         self._hash = hash
 
     async def read(self, kind: type[T], name: str) -> T | None:
-        found = await self._directory.read(kind, self._hash.of(name) if kind is User else name)
+        found = await self.inner.read(kind, self._hash.of(name) if kind is User else name)
         return found if found is None else _renamed(found, name)
 
-    async def find(self, identity: Identity) -> str | None:
-        return await self._directory.find(identity)
-
-    async def page(
-        self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
-    ) -> Page[T]:
-        return await self._directory.page(kind, plan=plan, limit=limit, cursor=cursor)
-
     async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
-        return await self._directory.replace(self._hidden(old), self._hidden(new), now=now)
+        return await self.inner.replace(self._hidden(old), self._hidden(new), now=now)
 
     def _hidden(self, entry: Entry | None) -> Entry | None:
         return _renamed(entry, self._hash.of(entry.id)) if isinstance(entry, User) else entry

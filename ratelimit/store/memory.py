@@ -1,20 +1,54 @@
-"""The embedded store: a dict, for one process. Nothing to set up, nothing that can fail, nothing kept after it ends."""
+"""The embedded store: dicts, for one process. Nothing to set up, nothing that can fail, nothing kept after it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Final
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from datetime import date
+from heapq import nsmallest
+from typing import Any, Final, TypeVar, cast
+from zlib import crc32
 
+from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.errors import InvalidInput
+from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store.base import Trace
-from ratelimit.store.directory import MemoryDirectoryStore
-from ratelimit.store.events import MemoryEventStore
+from ratelimit.store.base import (
+    SCAN_PAGE,
+    WHOLE,
+    Outcome,
+    Part,
+    Position,
+    Record,
+    ScanPage,
+    Trace,
+    Write,
+    day_of,
+    placed,
+    position_of,
+)
+from ratelimit.store.directory import (
+    Entry,
+    Identity,
+    IdentityTaken,
+    Page,
+    User,
+    check_limit,
+    check_pair,
+    decode_place,
+    encode_place,
+    name_of,
+    next_version,
+)
 from ratelimit.store.records import Records
-from ratelimit.store.scans import MemoryScans
-from ratelimit.store.write import Outcome, Record, Write
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Entry)
 
 DEFAULT_MAX_KEYS: Final = 100_000
+DEFAULT_MAX_EVENTS: Final = 100_000
 
 
 class MemoryStore:
@@ -26,8 +60,7 @@ class MemoryStore:
     """
 
     def __init__(self, *, max_keys: int = DEFAULT_MAX_KEYS) -> None:
-        if type(max_keys) is not int or max_keys < 1:
-            raise InvalidInput(f"max_keys must be a whole number of at least 1, not {max_keys!r}")
+        _check_bound("max_keys", max_keys)
         self.events = MemoryEventStore()
         self.directory = MemoryDirectoryStore()
         self.records = Records(max_keys)
@@ -35,13 +68,11 @@ class MemoryStore:
 
     @property
     def scans(self) -> MemoryScans:
-        """See `TableStore.scans`."""
         return MemoryScans(self.events, self.records.items)
 
     @property
     def max_keys(self) -> int:
-        """The bound."""
-        return self.records.most
+        return self.records.max_records
 
     @property
     def evicted(self) -> int:
@@ -49,25 +80,21 @@ class MemoryStore:
         return self.records.evicted
 
     async def open(self) -> None:
-        """Nothing to open."""
+        pass
 
     async def close(self) -> None:
-        """Keeps its records: they end with the process."""
+        """Keep the records: they end with the process."""
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
-        """See `Store.apply`."""
         return self.records.apply(key, write, now)
 
     async def read(self, key: Key) -> Record:
-        """See `Store.read`."""
         return self.records.read(key)
 
     async def delete(self, key: Key) -> None:
-        """See `Store.delete`."""
         self.records.delete(key)
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
-        """See `TableStore.erase`."""
         keys = [key for key, _ in self.records.items() if key.user in users]
         for key in keys:
             self.records.delete(key)
@@ -83,3 +110,196 @@ class MemoryStore:
 
     def __len__(self) -> int:
         return len(self.records)
+
+
+class MemoryEventStore:
+    """Events in this process's memory. When there are `max_events`, the one written first gives way: see `evicted`."""
+
+    def __init__(self, *, max_events: int = DEFAULT_MAX_EVENTS) -> None:
+        _check_bound("max_events", max_events)
+        self.max_events = max_events
+        self.evicted = 0
+        self._events: OrderedDict[tuple[str, Position], UsageEvent] = OrderedDict()
+        self._days: dict[tuple[str, date], list[Position]] = {}
+        self._seen: dict[str, dict[str, Position]] = {}
+
+    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        for event in events:
+            first = event if event.placed_by_id else self._first(event)
+            if (first.user, position_of(first)) not in self._events:
+                self._add(first)
+        return ()
+
+    async def page(
+        self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
+    ) -> Sequence[UsageEvent]:
+        positions = self._days.get((user, day), [])
+        end = bisect_left(positions, (until, "", ""))
+        if after is not None:
+            end = min(end, bisect_left(positions, after))
+        start = max(bisect_left(positions, (since, "", "")), end - limit)
+        return [self._events[user, position] for position in reversed(positions[start:end])]
+
+    async def actions(self, user: str, day: date) -> Set[str]:
+        return {position.action for position in self._days.get((user, day), [])}
+
+    async def erase(self, user: str, day: date) -> int:
+        positions = self._days.pop((user, day), [])
+        for position in positions:
+            del self._events[user, position]
+        return len(positions)
+
+    async def forget(self, user: str) -> int:
+        return len(self._seen.pop(user, {}))
+
+    def erase_all(self, users: Collection[str]) -> tuple[int, int]:
+        """Delete all events of these users, and what is remembered of ids; return how many of each there were."""
+        gone = [(user, position) for user, position in self._events if user in users]
+        for user, position in gone:
+            del self._events[user, position]
+            self._days.pop((user, day_of(position.at)), None)
+        return len(gone), sum(len(self._seen.pop(user, {})) for user in users)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def __iter__(self) -> Iterator[UsageEvent]:
+        return iter(self._events.values())
+
+    def _first(self, event: UsageEvent) -> UsageEvent:
+        """Return the event at the position where its id was first seen."""
+        seen = self._seen.setdefault(event.user, {})
+        first = placed(event, seen.get(event.id, position_of(event)))
+        if first.expires_at < event.at_ms // 1000:
+            first = event
+        seen[event.id] = position_of(first)
+        return first
+
+    def _add(self, event: UsageEvent) -> None:
+        position = position_of(event)
+        self._events[event.user, position] = event
+        insort(self._days.setdefault((event.user, day_of(event.at_ms)), []), position)
+        if len(self._events) > self.max_events:
+            self._evict()
+
+    def _evict(self) -> None:
+        (user, oldest), gone = self._events.popitem(last=False)
+        self.evicted += 1
+        positions = self._days[user, day_of(gone.at_ms)]
+        positions.remove(oldest)
+        if not positions:
+            del self._days[user, day_of(gone.at_ms)]
+        seen = self._seen.get(user, {})
+        seen.pop(oldest.id, None)
+        if not seen:
+            self._seen.pop(user, None)
+
+
+class MemoryDirectoryStore:
+    """Users and plans on dicts, for tests, and for an app that fills it when it starts.
+
+    Holds what it is given, without a bound: entries are made by administrators.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[type[Any], dict[str, Entry]] = {}
+        self._owners: dict[Identity, str] = {}
+
+    async def read(self, kind: type[E], name: str) -> E | None:
+        return cast("E | None", self._entries.get(kind, {}).get(name))
+
+    async def find(self, identity: Identity) -> str | None:
+        return self._owners.get(identity)
+
+    async def page(
+        self, kind: type[E], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
+    ) -> Page[E]:
+        """In the order of names."""
+        listing = f"{kind.__name__}:{plan or ''}"
+        after = None if cursor is None else decode_place(cursor, listing, parts=1)[0]
+        found = [
+            name
+            for name, entry in sorted(self._entries.get(kind, {}).items())
+            if (after is None or name > after) and (plan is None or (isinstance(entry, User) and entry.plan == plan))
+        ]
+        names = found[: check_limit(limit)]
+        entries = tuple(cast(E, self._entries[kind][name]) for name in names)
+        return Page(entries, encode_place(listing, names[-1]) if len(found) > len(names) else None)
+
+    async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
+        entry = check_pair(old, new)
+        entries = self._entries.setdefault(type(entry), {})
+        there = entries.get(name_of(entry))
+        if (there and there.version) != (old and old.version):
+            return False
+        self._replace_identities(old, new)
+        if new is None:
+            del entries[name_of(entry)]
+        else:
+            entries[name_of(entry)] = replace(new, version=next_version(old, now))
+        return True
+
+    def erase(self, users: Collection[str]) -> tuple[int, int]:
+        """Delete the entries of these users, and all that finds them; return how many of each there were."""
+        entries = [name for name in self._entries.get(User, {}) if name in users]
+        for name in entries:
+            del self._entries[User][name]
+        identities = [identity for identity, owner in self._owners.items() if owner in users]
+        for identity in identities:
+            del self._owners[identity]
+        return len(entries), len(identities)
+
+    def _replace_identities(self, old: Entry | None, new: Entry | None) -> None:
+        before = set(old.identities) if isinstance(old, User) else set()
+        after = new.identities if isinstance(new, User) else ()
+        for identity in after:
+            if isinstance(new, User) and self._owners.get(identity, new.id) != new.id:
+                raise IdentityTaken(identity)
+        for identity in before.difference(after):
+            del self._owners[identity]
+        if isinstance(new, User):
+            self._owners.update(dict.fromkeys(after, new.id))
+
+
+class MemoryScans:
+    """The `scans` of a `MemoryStore`: in the order of users."""
+
+    def __init__(self, events: MemoryEventStore, records: Callable[[], Iterable[tuple[Key, Record]]]) -> None:
+        self._events = events
+        self._records = records
+
+    async def events(
+        self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
+    ) -> ScanPage[UsageEvent]:
+        found = {(event.user, event.at_ms, event.action, event.id): event for event in self._events}
+        page, rest = _page(found, tuple[str, int, str, str], cursor, part)
+        return ScanPage(tuple(event for event in page if since <= event.at_ms < until), rest)
+
+    async def records(
+        self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
+    ) -> ScanPage[tuple[Key, Record]]:
+        found = {tuple(key): (key, record) for key, record in self._records()}
+        page, rest = _page(found, tuple[str, str], cursor, part)
+        if field is not None:
+            page = [(key, {field: record[field]}) for key, record in page if field in record]
+        return ScanPage(tuple(page), rest)
+
+
+def _page(
+    entries: Mapping[tuple[Any, ...], T], kind: type[tuple[Any, ...]], cursor: str | None, part: Part
+) -> tuple[list[T], str | None]:
+    """By key and not by number, so that what goes meanwhile makes nothing else skipped."""
+    after = None if cursor is None else decode_cursor(cursor, kind)
+    left = (key for key in entries if (after is None or key > after) and _part_of(key, part.of) == part.index)
+    keys = nsmallest(SCAN_PAGE + 1, left)
+    rest = encode_cursor(keys[SCAN_PAGE - 1]) if len(keys) > SCAN_PAGE else None
+    return [entries[key] for key in keys[:SCAN_PAGE]], rest
+
+
+def _part_of(key: tuple[Any, ...], parts: int) -> int:
+    return crc32(key[0].encode()) % parts if parts > 1 else 0
+
+
+def _check_bound(name: str, bound: object) -> None:
+    if type(bound) is not int or bound < 1:
+        raise InvalidInput(f"{name} must be a whole number of at least 1, not {bound!r}")

@@ -16,33 +16,35 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
+from ratelimit.cache import LRUCache
 from ratelimit.errors import InvalidInput, RateLimitError, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store.base import TableStore, Trace
-from ratelimit.store.directory import DirectoryStore, Entry, Identity, Page, check_pair, name_of
-from ratelimit.store.events import EventStore, Position
-from ratelimit.store.scans import Scans
-from ratelimit.store.write import Add, Drop, Expect, Op, Outcome, Put, Record, Write
+from ratelimit.store.base import Add, Drop, EventStore, Expect, Op, Outcome, Put, Record, TableStore, Trace, Write
+from ratelimit.store.delegating import DelegatingDirectoryStore, DelegatingEventStore, DelegatingStore
+from ratelimit.store.directory import DirectoryStore, Entry, check_pair, name_of
+from ratelimit.tasks import Tasks
 
 logger = logging.getLogger("ratelimit")
 
 
-# `MirrorQueue`: work that follows an answer: in order for each name, bounded, and felt by nobody who does not ask.
-
 MAX_WAITING: Final = 10_000
-_LANES: Final = 16
-# Far beyond any answer: it only keeps a lane from waiting for ever.
-_DEADLINE: Final = 5.0
-_GRACE: Final = 10.0
-_MOST_SHOWN: Final = 100
-_PER_LINE: Final = 1000
+MAX_DIFFERENCES: Final = 100
+MAX_CACHED_WRITES: Final = 256
+_QUEUES: Final = 16
+# Far beyond any answer: it only keeps a queue from waiting for ever.
+_DEADLINE_S: Final = 5.0
+_DRAIN_TIMEOUT_S: Final = 10.0
+_FAILURES_PER_LINE: Final = 1000
+_ATTEMPTS: Final = 5
+
+T = TypeVar("T", bound=Entry)
 
 Work: TypeAlias = Callable[[], Awaitable[object]]
 Failure: TypeAlias = Exception | None
 
 
-class Difference(NamedTuple):
+class MirrorDifference(NamedTuple):
     """A field that the mirror left at another value than the store that decides."""
 
     key: Key
@@ -65,89 +67,87 @@ class MirrorStats:
     """Writes after which a field stood elsewhere than in the store that decides. With several processes, two that write
     the same record at the same moment may show here and be equal a moment later: `MirrorStore.compare` tells."""
     waiting: int = 0
-    differences: deque[Difference] = field(default_factory=lambda: deque(maxlen=_MOST_SHOWN))
+    differences: deque[MirrorDifference] = field(default_factory=lambda: deque(maxlen=MAX_DIFFERENCES))
     """The last ones."""
 
 
-class _Turn(NamedTuple):
-    """A place in a lane."""
+class _Entry(NamedTuple):
+    """Work that waits in a queue, and the future that tells how it ended."""
 
     work: Work
-    over: asyncio.Future[Failure]
+    done: asyncio.Future[Failure]
 
 
 class MirrorQueue:
-    """Belongs to one event loop. What has the same name is done one after the other, in the order in which it came."""
+    """Work that follows an answer: bounded, and felt by nobody who does not ask. Belongs to one event loop.
 
-    def __init__(self, *, max_waiting: int = MAX_WAITING, deadline: float = _DEADLINE, grace: float = _GRACE) -> None:
+    What has the same name is done one after the other, in the order in which it came.
+    """
+
+    def __init__(
+        self, *, max_waiting: int = MAX_WAITING, deadline: float = _DEADLINE_S, drain_timeout: float = _DRAIN_TIMEOUT_S
+    ) -> None:
         if max_waiting < 1:
             raise InvalidInput(f"max_waiting must be at least 1, not {max_waiting!r}")
         self.stats = MirrorStats()
         self._max_waiting = max_waiting
         self._deadline = deadline
-        self._grace = grace
-        self._lanes: list[deque[_Turn]] = [deque() for _ in range(_LANES)]
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._drain_timeout = drain_timeout
+        self._queues: list[deque[_Entry]] = [deque() for _ in range(_QUEUES)]
+        self._workers = Tasks("a worker of the mirror")
 
     def follow(self, name: Hashable, work: Work) -> None:
-        """Have it done, later; or never, where too much waits already."""
-        self._line_up(name, work)
+        """Have the work done, later; or never, where too much waits already."""
+        self._enqueue(name, work)
 
     async def finish(self, name: Hashable, work: Work) -> None:
-        """Have it done, in its turn, and return when it is. Raises what went wrong, as `StoreUnavailable`."""
-        turn = self._line_up(name, work)
-        if turn is None:
+        """Have the work done, in its turn, and return when it is. Raises what went wrong, as `StoreUnavailable`."""
+        entry = self._enqueue(name, work)
+        if entry is None:
             raise StoreThrottled("the mirror does not keep up: too much waits for it; try again later")
-        await asyncio.wait([turn.over])
-        if error := turn.over.result():
+        await asyncio.wait([entry.done])
+        if error := entry.done.result():
             raise error
 
     async def drain(self) -> None:
-        """Returns when all that was to be done by now is done; what comes meanwhile is not waited for."""
-        if last := [lane[-1].over for lane in self._lanes if lane]:
+        """Return when all that was to be done by now is done; what comes meanwhile is not waited for."""
+        if last := [queue[-1].done for queue in self._queues if queue]:
             await asyncio.wait(last)
 
     async def stop(self) -> None:
-        """As `drain`, but for `grace` seconds at most; what is left then is counted as dropped."""
+        """Drain for `drain_timeout` seconds at most; what is left then is counted as dropped."""
         try:
-            async with asyncio.timeout(self._grace):
-                while self._tasks:
-                    await asyncio.wait(list(self._tasks.values()))
+            async with asyncio.timeout(self._drain_timeout):
+                while len(self._workers):
+                    await self._workers.drain()
         except TimeoutError:
-            left, tasks = self.stats.waiting, list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for lane in self._lanes:
-                for turn in lane:
-                    turn.over.set_result(StoreUnavailable("the mirror was closed"))
-                lane.clear()
-            self._tasks.clear()
+            left = self.stats.waiting
+            await self._workers.cancel()
+            for queue in self._queues:
+                for entry in queue:
+                    entry.done.set_result(StoreUnavailable("the mirror was closed"))
+                queue.clear()
             self.stats.waiting = 0
             self._drop(left)
 
-    def _line_up(self, name: Hashable, work: Work) -> _Turn | None:
-        """None where too much waits already."""
+    def _enqueue(self, name: Hashable, work: Work) -> _Entry | None:
+        """Return the work's place; None where too much waits already."""
         if self.stats.waiting >= self._max_waiting:
             self._drop(1)
             return None
-        loop, lane = asyncio.get_running_loop(), hash(name) % _LANES
-        turn = _Turn(work, loop.create_future())
+        entry = _Entry(work, asyncio.get_running_loop().create_future())
+        queue = self._queues[hash(name) % _QUEUES]
         self.stats.waiting += 1
-        self._lanes[lane].append(turn)
-        if lane not in self._tasks:
-            self._tasks[lane] = loop.create_task(self._carry(lane))
-        return turn
+        queue.append(entry)
+        if len(queue) == 1:
+            self._workers.start(self._work(queue))
+        return entry
 
-    async def _carry(self, lane: int) -> None:
-        turns = self._lanes[lane]
-        try:
-            while turns:
-                failure = await self._do(turns[0].work)
-                turns.popleft().over.set_result(failure)
-                self.stats.waiting -= 1
-        finally:
-            self._tasks.pop(lane, None)
+    async def _work(self, queue: deque[_Entry]) -> None:
+        while queue:
+            failure = await self._do(queue[0].work)
+            queue.popleft().done.set_result(failure)
+            self.stats.waiting -= 1
 
     async def _do(self, work: Work) -> Failure:
         try:
@@ -155,7 +155,7 @@ class MirrorQueue:
                 await work()
         except (RateLimitError, TimeoutError) as error:
             self.stats.failed += 1
-            if self.stats.failed % _PER_LINE == 1:
+            if self.stats.failed % _FAILURES_PER_LINE == 1:
                 logger.warning(
                     "the mirror is behind by %d writes: %s", self.stats.failed, str(error) or "no answer in time"
                 )
@@ -168,32 +168,21 @@ class MirrorQueue:
         return None
 
     def _drop(self, count: int) -> None:
-        if self.stats.dropped % _PER_LINE + count >= _PER_LINE or not self.stats.dropped:
+        if self.stats.dropped % _FAILURES_PER_LINE + count >= _FAILURES_PER_LINE or not self.stats.dropped:
             logger.warning("the mirror does not keep up: %d writes were dropped so far", self.stats.dropped + count)
         self.stats.dropped += count
 
 
-T = TypeVar("T", bound=Entry)
-
-_KEPT: Final = 256
-_ATTEMPTS: Final = 5
-
-
-class MirrorStore:
-    """A `TableStore` that answers as `primary` does, and keeps `mirror` up to date. It opens and closes both."""
+class MirrorStore(DelegatingStore):
+    """A store that answers as `primary` does, and keeps `mirror` up to date. It opens and closes both."""
 
     def __init__(self, primary: TableStore, mirror: TableStore, *, queue: MirrorQueue | None = None) -> None:
-        self.primary = primary
+        super().__init__(primary)
         self.mirror = mirror
-        self.events: EventStore = _Events(self, queue := queue or MirrorQueue())
-        self.directory: DirectoryStore = _Directory(self, queue)
-        self._queue = queue
-        self._unconditional: dict[Write, Write] = {}
-
-    @property
-    def scans(self) -> Scans:
-        """See `TableStore.scans`: the first store's."""
-        return self.primary.scans
+        self._queue = queue or MirrorQueue()
+        self.events = _MirroredEvents(primary.events, mirror.events, self._queue)
+        self.directory = _MirroredDirectory(primary.directory, mirror.directory, self._queue)
+        self._unconditional: LRUCache[Write, Write] = LRUCache(MAX_CACHED_WRITES)
 
     @property
     def stats(self) -> MirrorStats:
@@ -201,51 +190,46 @@ class MirrorStore:
         return self._queue.stats
 
     async def open(self) -> None:
-        """See `Store.open`. A mirror that cannot be opened keeps nobody waiting."""
-        await self.primary.open()
+        """Open both. A mirror that cannot be opened keeps nobody waiting."""
+        await self.inner.open()
         self._queue.follow(None, self.mirror.open)
 
     async def close(self) -> None:
-        """See `Store.close`. Waits for what is still to be mirrored, some seconds at most."""
+        """Wait for what is still to be mirrored, some seconds at most, and close both."""
         await self._queue.stop()
         try:
             await self.mirror.close()
         finally:
-            await self.primary.close()
+            await self.inner.close()
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
-        """See `Store.apply`."""
-        outcome = await self.primary.apply(key, write, now=now)
+        outcome = await self.inner.apply(key, write, now=now)
         if outcome.applied:
             self._queue.follow(key, lambda: self._repeat(key, write, outcome.record, now))
         return outcome
 
-    async def read(self, key: Key) -> Record:
-        """See `Store.read`: the first store's."""
-        return await self.primary.read(key)
-
     async def delete(self, key: Key) -> None:
-        """See `Store.delete`. In both, before it returns."""
-        await self.primary.delete(key)
+        """In both, before it returns."""
+        await self.inner.delete(key)
         await self._queue.finish(key, lambda: self.mirror.delete(key))
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
-        """See `TableStore.erase`. In both, before it returns; what both had counts once."""
-        erased = await self.primary.erase(users)
+        """In both, before it returns; what both had counts once."""
+        erased = await self.inner.erase(users)
         await self.settle()
         mirrored = await self.mirror.erase(users)
         return {trace: max(erased.get(trace, 0), mirrored.get(trace, 0)) for trace in {**erased, **mirrored}}
 
     async def settle(self) -> None:
-        """Returns when the mirror has, or has refused, all that was written before."""
+        """Return when the mirror has, or has refused, all that was written before."""
         await self._queue.drain()
 
-    async def compare(self, key: Key) -> Sequence[Difference]:
-        """The fields of a record that are not the same in both. Raises `StoreUnavailable`, the mirror's too."""
+    async def compare(self, key: Key) -> Sequence[MirrorDifference]:
+        """Return the fields of a record that are not the same in both. Raises `StoreUnavailable`, the mirror's too."""
         await self.settle()
-        ours, theirs = await self.primary.read(key), await self.mirror.read(key)
+        ours, theirs = await self.inner.read(key), await self.mirror.read(key)
         return [
-            Difference(key, field, ours.get(field, 0), theirs.get(field))
+            MirrorDifference(key, field, ours.get(field, 0), theirs.get(field))
             for field in sorted(set(ours) | set(theirs))
             if ours.get(field) != theirs.get(field)
         ]
@@ -253,7 +237,7 @@ class MirrorStore:
     async def _repeat(self, key: Key, write: Write, record: Record, now: int) -> None:
         outcome = await self.mirror.apply(key, self._without_conditions(write, record), now=now)
         found = [
-            Difference(key, op.field, record[op.field], outcome.record.get(op.field) if outcome.applied else None)
+            MirrorDifference(key, op.field, record[op.field], outcome.record.get(op.field) if outcome.applied else None)
             for op in write.ops
             if type(op) in (Add, Put)
             and op.field in record
@@ -264,10 +248,10 @@ class MirrorStore:
             self.stats.differences.extend(found)
 
     def _without_conditions(self, write: Write, record: Record) -> Write:
-        """The same object for the same write, where no outcome is in it: a store keeps what it prepared."""
-        kept = self._unconditional.get(write)
-        if kept is not None:
-            return kept
+        """Return the same object for the same write, where no outcome is in it: a store keeps what it prepared."""
+        known = self._unconditional.get(write)
+        if known is not None:
+            return known
         expected = {op.field: op for op in write.ops if type(op) is Expect}
         absolute = [op.field for op in write.ops if type(op) in (Add, Put) and _is_absolute(op, expected)]
         ops: list[Op] = []
@@ -279,9 +263,7 @@ class MirrorStore:
                 ops += _repeated(op, expected)
         plain = Write(tuple(ops), write.expires_at)
         if not absolute:
-            if len(self._unconditional) >= _KEPT:
-                self._unconditional.clear()
-            self._unconditional[write] = plain
+            self._unconditional.put(write, plain)
         return plain
 
 
@@ -303,79 +285,57 @@ def _repeated(op: Op, expected: Mapping[str, Expect]) -> tuple[Op, ...]:
     return (op,) if type(op) in (Put, Drop) else ()
 
 
-class _Events:
-    """The events of both."""
-
-    def __init__(self, both: MirrorStore, queue: MirrorQueue) -> None:
-        self._both = both
+class _MirroredEvents(DelegatingEventStore):
+    def __init__(self, primary: EventStore, mirror: EventStore, queue: MirrorQueue) -> None:
+        super().__init__(primary)
+        self._mirror = mirror
         self._queue = queue
 
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
-        """See `EventStore.put`. The second store gets what the first one took."""
-        left = await self._both.primary.events.put(events)
+        """The second store gets what the first one took."""
+        left = await self.inner.put(events)
         waiting = {id(event) for event in left}
         taken = [event for event in events if id(event) not in waiting]
         if taken:
             self._queue.follow(taken[0].user, lambda: self._repeat(taken))
         return left
 
-    async def page(
-        self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
-    ) -> Sequence[UsageEvent]:
-        """See `EventStore.page`: the first store's."""
-        return await self._both.primary.events.page(user, day, since=since, until=until, limit=limit, after=after)
-
     async def actions(self, user: str, day: date) -> Set[str]:
-        """See `EventStore.actions`. Those of both, as both are erased."""
-        ours = await self._both.primary.events.actions(user, day)
+        """Those of both, as both are erased."""
+        ours = await self.inner.actions(user, day)
         await self._queue.drain()
-        return ours | await self._both.mirror.events.actions(user, day)
+        return ours | await self._mirror.actions(user, day)
 
     async def erase(self, user: str, day: date) -> int:
-        """See `EventStore.erase`. In both, before it returns."""
-        erased = await self._both.primary.events.erase(user, day)
+        """In both, before it returns."""
+        erased = await self.inner.erase(user, day)
         await self._queue.drain()
-        await self._both.mirror.events.erase(user, day)
+        await self._mirror.erase(user, day)
         return erased
 
     async def forget(self, user: str) -> int:
-        """See `EventStore.forget`. In both, before it returns."""
-        count = await self._both.primary.events.forget(user)
+        """In both, before it returns."""
+        count = await self.inner.forget(user)
         await self._queue.drain()
-        await self._both.mirror.events.forget(user)
+        await self._mirror.forget(user)
         return count
 
     async def _repeat(self, events: Sequence[UsageEvent]) -> None:
         for _ in range(_ATTEMPTS):
-            events = await self._both.mirror.events.put(events)
+            events = await self._mirror.put(events)
             if not events:
                 return
         raise StoreThrottled(f"{len(events)} events were not taken")
 
 
-class _Directory:
-    """The users and plans of both."""
-
-    def __init__(self, both: MirrorStore, queue: MirrorQueue) -> None:
-        self._both = both
+class _MirroredDirectory(DelegatingDirectoryStore):
+    def __init__(self, primary: DirectoryStore, mirror: DirectoryStore, queue: MirrorQueue) -> None:
+        super().__init__(primary)
+        self._mirror = mirror
         self._queue = queue
 
-    async def read(self, kind: type[T], name: str) -> T | None:
-        """See `DirectoryStore.read`: the first store's."""
-        return await self._both.primary.directory.read(kind, name)
-
-    async def find(self, identity: Identity) -> str | None:
-        """See `DirectoryStore.find`: the first store's."""
-        return await self._both.primary.directory.find(identity)
-
-    async def page(
-        self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
-    ) -> Page[T]:
-        """See `DirectoryStore.page`: the first store's."""
-        return await self._both.primary.directory.page(kind, plan=plan, limit=limit, cursor=cursor)
-
     async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
-        """See `DirectoryStore.replace`. The second store's version of it is its own.
+        """The second store's version of an entry is its own.
 
         What is removed goes from the second store first: where that fails, it is still here, to be removed again.
         """
@@ -383,7 +343,7 @@ class _Directory:
         name = (type(entry), name_of(entry))
         if new is None:
             await self._queue.finish(name, lambda: self._repeat(entry, None, now))
-        done = await self._both.primary.directory.replace(old, new, now=now)
+        done = await self.inner.replace(old, new, now=now)
         if done and new is not None:
             self._queue.follow(name, lambda: self._repeat(entry, new, now))
         elif not done and new is None:
@@ -392,13 +352,12 @@ class _Directory:
 
     async def _bring_back(self, entry: Entry, now: int) -> None:
         """Somebody has changed it meanwhile, and so it stays."""
-        kept = await self._both.primary.directory.read(type(entry), name_of(entry))
+        kept = await self.inner.read(type(entry), name_of(entry))
         await self._repeat(entry, kept, now)
 
     async def _repeat(self, entry: Entry, new: Entry | None, now: int) -> None:
-        directory = self._both.mirror.directory
         for _ in range(_ATTEMPTS):
-            there = await directory.read(type(entry), name_of(entry))
-            if there == new or await directory.replace(there, new, now=now):
+            there = await self._mirror.read(type(entry), name_of(entry))
+            if there == new or await self._mirror.replace(there, new, now=now):
                 return
         raise StoreThrottled(f"{name_of(entry)!r} kept changing")

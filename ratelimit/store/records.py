@@ -8,40 +8,41 @@ from typing import Final
 
 from ratelimit.clock import SECOND
 from ratelimit.names import Key
-from ratelimit.store.write import Add, Drop, Expect, Op, Outcome, Put, Record, Write
+from ratelimit.store.base import Add, Drop, Expect, Op, Outcome, Put, Record, Write
 
-_SWEEP: Final = 2
-_LOOKS: Final = 4
-_MOST_LOOKS: Final = 64
+# How many of the oldest records each new one looks at: whether they have expired, and how much they have spent.
+_SWEPT: Final = 2
+_MIN_RANKED: Final = 4
+_MAX_RANKED: Final = 64
 # Full ones are a rank of their own.
 _RANKS: Final = 9
-# The part of all records, written last, that none of the others drives out however much they have spent.
-_RECENT: Final = 4
+# One in so many of all records, those written last, is driven out by none of the others however much they have spent.
+_RECENT_SHARE: Final = 4
 _NOTHING: Final[dict[str, int]] = {}
 
 
 class Records:
-    """At most `most` of them. See `MemoryStore`.
+    """At most `max_records` of them.
 
     While there is room they are kept in the order in which they were written. When there is none, the oldest are ranked
     by how much of their quotas they have spent, and of the lowest rank the oldest gives way: whoever has used up a
     quota is not forgotten for any number of others who have not.
     """
 
-    __slots__ = ("_ranked", "_records", "_size", "evicted", "most")
+    __slots__ = ("_ranked", "_ranked_count", "_records", "evicted", "max_records")
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_records: int) -> None:
+        self.max_records = max_records
         self.evicted = 0
-        self._size = 0
+        self._ranked_count = 0
         """How many of them are ranked."""
         self._records: OrderedDict[Key, _Stored] = OrderedDict()
         self._ranked: list[OrderedDict[Key, _Stored]] = [OrderedDict() for _ in range(_RANKS)]
 
     def apply(self, key: Key, write: Write, now: int) -> Outcome:
-        """See `Store.apply`."""
+        """Run the write, as `Store.apply` has it."""
         stored = self._records.get(key)
-        if stored is None and self._size:
+        if stored is None and self._ranked_count:
             stored = self._find(key)
         fields = _NOTHING if stored is None else stored.fields
         for op in write.ops:
@@ -62,22 +63,22 @@ class Records:
         return Outcome(True, dict(stored.fields) if write.whole else touched)
 
     def read(self, key: Key) -> Record:
-        """A copy; empty where there is none."""
+        """Return a copy; empty where there is none."""
         stored = self._records.get(key) or self._find(key)
         return {} if stored is None else dict(stored.fields)
 
     def delete(self, key: Key) -> None:
-        """Harmless where there is none."""
+        """Forget the record; harmless where there is none."""
         if self._records.pop(key, None) is None and (stored := self._find(key)) is not None:
             self._take(key, stored)
 
     def items(self) -> Iterator[tuple[Key, Record]]:
-        """All of them, the ones longest unwritten first, but for those that are ranked."""
+        """Return all of them, the ones longest unwritten first, but for those that are ranked."""
         every = (*self._ranked, self._records)
         return ((key, dict(stored.fields)) for some in every for key, stored in some.items())
 
     def __len__(self) -> int:
-        return len(self._records) + self._size
+        return len(self._records) + self._ranked_count
 
     def _find(self, key: Key) -> _Stored | None:
         for ranked in self._ranked:
@@ -88,31 +89,31 @@ class Records:
     def _take(self, key: Key, stored: _Stored) -> None:
         del self._ranked[stored.rank][key]
         stored.rank = -1
-        self._size -= 1
+        self._ranked_count -= 1
 
     def _make_room(self, now: int) -> None:
         """A new record sweeps the oldest few, so that forgetting keeps pace with growth at a bounded price."""
-        for _ in range(_SWEEP):
+        for _ in range(_SWEPT):
             oldest = next(iter(self._records))
             if self._records[oldest].expires_at * SECOND > now or len(self._records) == 1:
                 break
             del self._records[oldest]
-        if 2 * len(self) > self.most:  # most are ranked by the time that one has to give way
+        if 2 * len(self) > self.max_records:  # most are ranked by the time that one has to give way
             self._rank_some(now)
-            if len(self) > self.most:
+            if len(self) > self.max_records:
                 self._evict(now)
 
     def _rank_some(self, now: int) -> None:
         """A few; more of them while none is known that has spent less than half."""
-        for looked in range(_MOST_LOOKS):
-            if len(self._records) <= max(1, self.most // _RECENT):
+        for looked in range(_MAX_RANKED):
+            if len(self._records) <= max(1, self.max_records // _RECENT_SHARE):
                 return
-            if looked >= _LOOKS and any(self._ranked[: _RANKS // 2]):
+            if looked >= _MIN_RANKED and any(self._ranked[: _RANKS // 2]):
                 return
             key, stored = self._records.popitem(last=False)
             stored.rank = _rank(stored, now)
             self._ranked[stored.rank][key] = stored
-            self._size += 1
+            self._ranked_count += 1
 
     def _evict(self, now: int) -> None:
         """The oldest of a rank whose spending does not count any more, else the oldest of the lowest rank."""

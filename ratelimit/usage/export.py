@@ -11,9 +11,8 @@ from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import check_action, check_user
-from ratelimit.store.base import TableStore
+from ratelimit.store.base import MAX_PARTS, Ask, Part, ScanPage, TableStore, each_page, first_cursors
 from ratelimit.store.retry import retry
-from ratelimit.store.scans import MAX_PARTS, Ask, Part, ScanPage, each_page, first_cursors
 from ratelimit.usage.queries import MAX_PAGE, EventQuery, page_of, range_of
 from ratelimit.usage.sinks import Asked, Checkpoint, Sink
 

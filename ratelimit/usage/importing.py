@@ -18,7 +18,7 @@ import msgspec
 from ratelimit.clock import Clock, SystemClock, since_epoch
 from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
 from ratelimit.event import UsageEvent, id_from, time_of
-from ratelimit.store.events import MOST_AT_ONCE, EventStore
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
 from ratelimit.store.retry import BACKOFF, retry
 from ratelimit.usage.lines import FIELDS, Line, LineFormat, format_of, read_lines
 from ratelimit.usage.sinks import beside
@@ -114,7 +114,7 @@ Heard: TypeAlias = Callable[[int, int], object]
 """Hears the events that are written by now, and the bytes of the file that are behind them."""
 
 _IN_FLIGHT: Final = 8
-_AT_ONCE: Final = _IN_FLIGHT * MOST_AT_ONCE
+_AT_ONCE: Final = _IN_FLIGHT * MAX_EVENTS_PER_PUT
 
 
 class Imported(msgspec.Struct, kw_only=True):
@@ -209,7 +209,7 @@ def _batches(path: Path, format: LineFormat, now: int, rejects: _Rejects) -> Ite
 
 async def _put(store: EventStore, events: Sequence[UsageEvent]) -> None:
     """Raises `StoreUnavailable` where an event is not known to be in the table."""
-    flights = [events[start : start + MOST_AT_ONCE] for start in range(0, len(events), MOST_AT_ONCE)]
+    flights = [events[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(events), MAX_EVENTS_PER_PUT)]
     results = await asyncio.gather(*(_fly(store, flight) for flight in flights), return_exceptions=True)
     for result in results:  # none of them is left running behind the error of another
         if result is not None:

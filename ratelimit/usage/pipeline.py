@@ -11,7 +11,7 @@ from typing import Any, Final
 from ratelimit.clock import SECOND, Clock
 from ratelimit.errors import StoreUnavailable
 from ratelimit.event import UsageEvent
-from ratelimit.store.events import EventStore
+from ratelimit.store.base import EventStore
 from ratelimit.usage.journal import Journal
 from ratelimit.usage.options import Settings, UsageStats
 from ratelimit.usage.writer import Random, Sleep, Writer

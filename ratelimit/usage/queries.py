@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +13,11 @@ from typing import Final
 import msgspec
 
 from ratelimit.clock import DAY
+from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention
 from ratelimit.event import MAX_FUTURE_MS, MAX_ID_BYTES, RETENTION_DAYS, UsageEvent
 from ratelimit.names import MAX_ACTION_BYTES, UserId, check_action, check_user
-from ratelimit.store.events import EventStore, Position, day_of, position_of
+from ratelimit.store.base import EventStore, Position, day_of, position_of
 
 MAX_PAGE: Final = 1000
 MOST_READ: Final = 10_000
@@ -90,8 +89,7 @@ class EventQuery:
 
     def cursor(self, last: UsageEvent) -> str:
         """Where the page after this event begins."""
-        cursor = _Cursor(self.digest, last.at_ms, last.action, last.id)
-        return urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
+        return encode_cursor(_Cursor(self.digest, last.at_ms, last.action, last.id))
 
     def wants(self, event: UsageEvent) -> bool:
         """Whether an event of the range is asked for."""
@@ -183,11 +181,7 @@ def _ms(name: str, time: object) -> int:
 
 
 def _read_cursor(text: str, digest: str) -> _Cursor:
-    try:
-        padded = text + "=" * (-len(text) % 4)
-        cursor = msgspec.json.decode(urlsafe_b64decode(padded.encode()), type=_Cursor)
-    except (Base64Error, ValueError, msgspec.DecodeError, TypeError, AttributeError):
-        raise InvalidCursor(_DAMAGED) from None
+    cursor = decode_cursor(text, _Cursor)
     if cursor.query != digest:
         raise InvalidCursor("the cursor is from another query: repeat user, since, until, action and allowed with it")
     if len(cursor.action.encode()) > MAX_ACTION_BYTES or len(cursor.id.encode()) > MAX_ID_BYTES:

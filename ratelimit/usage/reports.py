@@ -18,10 +18,8 @@ from ratelimit.algorithms.totals import kept_range, totals_of, utc_date
 from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
 from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_user
-from ratelimit.store.base import TableStore
+from ratelimit.store.base import MAX_PARTS, Part, Record, ScanPage, Scans, TableStore, each_page, first_cursors
 from ratelimit.store.retry import retry
-from ratelimit.store.scans import MAX_PARTS, Part, ScanPage, Scans, each_page, first_cursors
-from ratelimit.store.write import Record
 from ratelimit.usage.erasing import Erased, erase_by_key, spellings
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
 

@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from ratelimit.errors import StoreRefused, StoreUnavailable
 from ratelimit.event import UsageEvent
-from ratelimit.store.events import MOST_AT_ONCE, EventStore
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
 from ratelimit.usage.options import UsageStats
 
 Sleep: TypeAlias = Callable[[float], Awaitable[object]]
@@ -92,7 +92,7 @@ class Writer:
         """Take an event over. The caller has looked for `room`."""
         self._queue.append(event)
         self._added += 1
-        if len(self._queue) >= MOST_AT_ONCE:
+        if len(self._queue) >= MAX_EVENTS_PER_PUT:
             self._launch()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._flush_interval, self.hurry)
@@ -165,10 +165,10 @@ class Writer:
     def _launch(self) -> None:
         """Send what is due, as far as flights are free; what is not due yet has its time set."""
         while self._queue and len(self._flights) < self._in_flight:
-            if len(self._queue) < MOST_AT_ONCE and not self._due:
+            if len(self._queue) < MAX_EVENTS_PER_PUT and not self._due:
                 break
             first = self._added - len(self._queue) + 1
-            batch = [self._queue.popleft() for _ in range(min(MOST_AT_ONCE, len(self._queue)))]
+            batch = [self._queue.popleft() for _ in range(min(MAX_EVENTS_PER_PUT, len(self._queue)))]
             self._start(_Flight(first, batch, self._stats.written))
             self._changed.set()
         if not self._queue:

@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 
 from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.store.directory import DirectoryStore, MemoryDirectoryStore
+from ratelimit.store.directory import DirectoryStore
+from ratelimit.store.memory import MemoryDirectoryStore
 from tests.engines import Engine
 
 TABLE = "directory-suite"

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from ratelimit.store.directory import Entry, Identity, MemoryDirectoryStore
+from ratelimit.store.directory import Entry, Identity
+from ratelimit.store.memory import MemoryDirectoryStore
 
 T = TypeVar("T", bound=Entry)
 

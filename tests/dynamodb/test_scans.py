@@ -18,7 +18,7 @@ from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention, StoreM
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, Part, TableStore
-from ratelimit.store.scans import each_page, first_cursors
+from ratelimit.store.base import each_page, first_cursors
 from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
 from ratelimit.usage.reports import top_of

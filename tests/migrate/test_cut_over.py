@@ -18,7 +18,7 @@ from ratelimit.clock import Clock
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.migrate import Counts, Done, Entity, Order, dry_run, run
 from ratelimit.names import Key
-from ratelimit.store.hashed import Hash
+from ratelimit.store.hashed import UserHash
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
 from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
@@ -161,6 +161,6 @@ async def test_hashed_users_of_a_table_that_is_mirrored(engine: Engine, table: s
     asked = order(old, table, tmp_path, mirrored=True, entities=("counters",))
     asked = replace(asked, config=replace(asked.config, user_hash_key=secret))
     assert (await bring(asked)).checkpoint.of("counters").written == 1
-    assert await total(table, Hash(secret).of("alice")) == 6
+    assert await total(table, UserHash(secret).of("alice")) == 6
     async with DynamoDBStore(parse_url(table)) as store:
         assert await store.read(Key("alice", "hint")) == {}

@@ -28,7 +28,7 @@ from ratelimit.migrate.tally import MARK
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
 from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.store.hashed import Hash
+from ratelimit.store.hashed import UserHash
 from tests.engines import Engine
 from tests.migrate.earlier_table import fill
 from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
@@ -233,7 +233,7 @@ async def test_a_table_of_hashed_users_gets_nobodys_name(table: str, tmp_path: P
     for written in (5, 0):
         assert (await bring(asked)).checkpoint.of("events").written == written
     assert (await check(asked)).same
-    assert {event.user for event in await events_in(table)} <= {Hash(secret).of(user) for user in ("1", "2")}
+    assert {event.user for event in await events_in(table)} <= {UserHash(secret).of(user) for user in ("1", "2")}
     async with Limiter(build_store(asked.config), [Policy("hint", "500/day")], deadline=30) as limiter:
         assert sum((await limiter.totals("1"))["hint"].values()) + sum((await limiter.totals("2"))["hint"].values()) > 0
 

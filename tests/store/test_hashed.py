@@ -11,7 +11,7 @@ from ratelimit.directory import Directory
 from ratelimit.names import is_hash
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.store.hashed import Hash, HashedUserStore
+from ratelimit.store.hashed import HashedUserStore, UserHash
 from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
 from tests.engines import Engine
@@ -69,18 +69,18 @@ async def test_no_name_is_in_the_table(engine: Engine) -> None:
         client = (await table._connection()).client
         found = str([page async for page in client.get_paginator("scan").paginate(TableName=table.settings.table)])
     assert user not in found
-    assert found.count(Hash(SECRET).of(user)) >= 4, "a counter, two events and the user"
+    assert found.count(UserHash(SECRET).of(user)) >= 4, "a counter, two events and the user"
 
 
 def test_a_hash_is_of_one_user_and_one_secret() -> None:
-    one = Hash(SECRET).of(ALICE)
+    one = UserHash(SECRET).of(ALICE)
     assert is_hash(one)
-    assert one == Hash(SECRET).of(ALICE)
-    assert len({one, Hash(SECRET).of("bob"), Hash("another secret").of(ALICE)}) == 3
-    assert Hash(SECRET).of(one) == one, "what a list shows can be asked for"
+    assert one == UserHash(SECRET).of(ALICE)
+    assert len({one, UserHash(SECRET).of("bob"), UserHash("another secret").of(ALICE)}) == 3
+    assert UserHash(SECRET).of(one) == one, "what a list shows can be asked for"
 
 
 @pytest.mark.parametrize("user", ["h:", "h:alice", "h:" + "A" * 26, "h:" + "1" * 26, "x" + "a" * 27])
 def test_what_only_looks_like_one_is_hashed(user: str) -> None:
     assert not is_hash(user)
-    assert Hash(SECRET).of(user) != user
+    assert UserHash(SECRET).of(user) != user

@@ -21,9 +21,9 @@ from ratelimit.event import UsageEvent
 from ratelimit.factory import build_store, load_checked, store_stats
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
+from ratelimit.store.base import Add, Outcome, Write
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.store.mirror import MirrorQueue
-from ratelimit.store.write import Add, Outcome, Write
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
 
@@ -106,7 +106,7 @@ async def test_a_mirror_that_is_down_is_not_felt() -> None:
 
 async def test_a_mirror_that_never_answers_keeps_nobody_waiting() -> None:
     stuck = Stuck()
-    store = MirrorStore(MemoryStore(), stuck, queue=MirrorQueue(max_waiting=3, deadline=60, grace=0))
+    store = MirrorStore(MemoryStore(), stuck, queue=MirrorQueue(max_waiting=3, deadline=60, drain_timeout=0))
     async with Limiter(store, [Policy("hint", "100/day")]) as limiter:
         for _ in range(10):
             assert (await limiter.check("alice", "hint")).allowed
@@ -210,7 +210,7 @@ async def test_an_entry_that_somebody_has_changed_stays_in_both() -> None:
 
 
 async def test_draining_does_not_wait_for_what_comes_after_it() -> None:
-    queue, done = MirrorQueue(grace=0), []
+    queue, done = MirrorQueue(drain_timeout=0), []
 
     async def step(name: str) -> None:
         queue.follow(name, partial(step, name))  # and so there is always more

@@ -11,7 +11,7 @@ from typing import Any
 from ratelimit.clock import DAY
 from ratelimit.event import UsageEvent
 from ratelimit.store import EventStore, MemoryStore, Part, ScanPage, TableStore
-from ratelimit.store.scans import MemoryScans
+from ratelimit.store.memory import MemoryScans
 from ratelimit.testing import FakeClock
 from ratelimit.usage.export import export_events
 from ratelimit.usage.formats import Csv, Jsonl

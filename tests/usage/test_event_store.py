@@ -13,7 +13,7 @@ from ratelimit.clock import DAY
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.event import EventIds, UsageEvent
 from ratelimit.store import MemoryEventStore, TableStore
-from ratelimit.store.events import day_of, position_of
+from ratelimit.store.base import day_of, position_of
 from tests.engines import Engine
 from tests.usage.conftest import on_engine
 

@@ -15,7 +15,7 @@ import pytest
 from ratelimit.errors import ConfigError, InvalidInput, InvalidUser, OutOfRetention, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.store import MemoryStore, ScanPage, TableStore
-from ratelimit.store.scans import MemoryScans
+from ratelimit.store.memory import MemoryScans
 from ratelimit.usage.export import export_events
 from ratelimit.usage.formats import COLUMNS, Jsonl
 from ratelimit.usage.parquet import ParquetFile

@@ -17,7 +17,7 @@ from ratelimit.dynamodb.expressions import Expressions
 from ratelimit.dynamodb.schema import Item, limit_key
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.names import Key
-from ratelimit.store.write import Write
+from ratelimit.store.base import Write
 
 
 class UpdateResult(msgspec.Struct, frozen=True, gc=False):

@@ -31,7 +31,7 @@ from ratelimit.dynamodb.transport.shapes import ErrorBody, read_applied, read_ba
 from ratelimit.dynamodb.transport.signing import CredentialsCache, Signer, Unsignable
 from ratelimit.errors import AccessDenied, StoreMisconfigured, TableMismatch, TableNotFound
 from ratelimit.names import Key
-from ratelimit.store.write import Add, Drop, Expect, Put, Write
+from ratelimit.store.base import Add, Drop, Expect, Put, Write
 
 # What came back, read without building what is not needed.
 

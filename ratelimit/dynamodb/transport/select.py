@@ -14,7 +14,7 @@ from ratelimit.dynamodb.transport.base import BatchResult, BotoTransport, Transp
 from ratelimit.dynamodb.transport.endpoint import NotHere, find_endpoint
 from ratelimit.dynamodb.transport.fast import FastTransport
 from ratelimit.names import Key
-from ratelimit.store.write import Write
+from ratelimit.store.base import Write
 
 SWITCH: Final = "RATELIMIT_FAST_LANE"
 """The variable that turns the lane off, whatever the settings say."""
