@@ -19,7 +19,7 @@ from ratelimit.config import Config, HeadersMode, Problems, SettingArgs, read_co
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.http.addresses import is_loopback
-from ratelimit.http.options import Surface
+from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from ratelimit.dynamodb import Settings
     from ratelimit.dynamodb.stats import Stats
-    from ratelimit.http.api.idempotency import Replays
+    from ratelimit.http.api.idempotency import IdempotencyCache
 
 
 def open_store(url: str) -> OpeningStore:
@@ -257,13 +257,13 @@ def decision_app(
     host: str | None = None,
     store: TableStore | None = None,
     args: MiddlewareArgs | None = None,
-    replays: Replays | None = None,
+    idempotency: IdempotencyCache | None = None,
 ) -> ASGIApp:
     """Return the decision endpoint for gateways (`/v1/authz`) and the native API beside it, as one ASGI app.
 
     `host` is where it will listen, None for a unix socket. The configured token is asked of the API's callers; a
     gateway is known by where it stands. `args` are the middleware's, where its parts are there
-    already, on this `store`; `replays`, as in `Api`, are of an app before this one. Raises `ConfigError`.
+    already, on this `store`; `idempotency`, as in `Api`, are of an app before this one. Raises `ConfigError`.
     """
     from ratelimit.http.api import Api
     from ratelimit.http.authz import Authz
@@ -273,7 +273,14 @@ def decision_app(
     args = args or middleware_args(config, store=store)
     limiter = args["limiter"]
     directory = limiter.directory if isinstance(limiter.directory, Directory) else None
-    api = Api(limiter, store, usage=args["usage"], directory=directory, token=config.api_token, replays=replays)
+    api = Api(
+        limiter,
+        store,
+        usage=args["usage"],
+        directory=directory,
+        token=config.api_token,
+        idempotency=idempotency,
+    )
     return Authz(**args, fallback=api)
 
 
@@ -317,12 +324,12 @@ def load_checked(
     config, problems = read_config(path, env=env, **settings)
     _try(problems, lambda: build_store(config))
     _try(problems, lambda: admin_address(config))
-    _try(problems, lambda: Surface(user_from=config.user_from))
-    _try(problems, lambda: Surface(trusted_proxies=config.trusted_proxies))
-    _try(problems, lambda: Surface(exempt=config.exempt))
+    _try(problems, lambda: SurfaceOptions(user_from=config.user_from))
+    _try(problems, lambda: SurfaceOptions(trusted_proxies=config.trusted_proxies))
+    _try(problems, lambda: SurfaceOptions(exempt=config.exempt))
     limiter = Limiter(MemoryStore(), config.policies)
     for name in limiter.policies:
-        _try(problems, lambda name=name: Surface().gate(limiter, name))  # type: ignore[misc]
+        _try(problems, lambda name=name: SurfaceOptions().policy_check(limiter, name))  # type: ignore[misc]
     problems.raise_any()
     return config
 

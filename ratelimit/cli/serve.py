@@ -18,7 +18,7 @@ from ratelimit.config import Config, masked
 from ratelimit.errors import ConfigError
 from ratelimit.factory import load_checked
 from ratelimit.http.addresses import NO_ADDRESS, warn_once
-from ratelimit.http.options import Surface
+from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.policy import Policy
 from ratelimit.server.address import Address
 from ratelimit.server.serve import Server, missing_packages
@@ -203,7 +203,7 @@ class Source:
         if not self.user_from:
             return config
         try:
-            Surface(user_from=self.user_from)
+            SurfaceOptions(user_from=self.user_from)
         except ConfigError as error:
             raise ConfigError("--user-from", error.problem) from None
         return replace(config, user_from=self.user_from)

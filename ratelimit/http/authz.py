@@ -48,7 +48,7 @@ _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}")
 _ORIGIN = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
-class Asked(msgspec.Struct, frozen=True):
+class GatewayQuestion(msgspec.Struct, frozen=True):
     """A question of a gateway."""
 
     scope: Scope
@@ -56,7 +56,7 @@ class Asked(msgspec.Struct, frozen=True):
     dialect: Dialect
 
 
-def asked(scope: Scope, prefix: str) -> Asked:
+def asked(scope: Scope, prefix: str) -> GatewayQuestion:
     """The question in a request to `prefix`. Raises `InvalidInput` where it is unclear: no limit is off by accident."""
     headers = _Fields(scope)
     suffix = _suffix(scope, prefix)
@@ -64,7 +64,7 @@ def asked(scope: Scope, prefix: str) -> Asked:
         if suffix == "/" and ("x-forwarded-uri" in headers or "x-original-uri" in headers):
             raise InvalidInput(f"write the address without the slash at its end: {prefix}, or send no X-*-Uri fields")
         method, query = scope.get("method", "GET"), scope["query_string"]
-        return Asked(_original(scope, headers, method, suffix, query, host=None), "plain")
+        return GatewayQuestion(_original(scope, headers, method, suffix, query, host=None), "plain")
     dialect = dialect_of(scope)
     family = "x-forwarded" if dialect == "plain" else "x-original"
     uri = headers[f"{family}-uri"]
@@ -78,7 +78,7 @@ def asked(scope: Scope, prefix: str) -> Asked:
         raise InvalidInput(f"which method did the request have? Send it as {family.title()}-Method")
     path, _, text = _ORIGIN.sub("", uri).partition("#")[0].partition("?")
     query, host = text.encode("latin-1"), headers[f"{family}-host"]
-    return Asked(_original(scope, headers, method, path, query, host=host), dialect)
+    return GatewayQuestion(_original(scope, headers, method, path, query, host=host), dialect)
 
 
 def dialect_of(scope: Scope) -> Dialect:
@@ -221,7 +221,7 @@ class _Allowed:
             return
         state = RateLimitState.of(scope)
         assert state is not None
-        state.receipts.keep()
+        state.charges.settle_unanswered()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketState
 
 from ratelimit.decision import Decision
 from ratelimit.errors import InvalidCost, QuotaExceeded, RateLimitError
-from ratelimit.http.options import Surface
+from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.http.problems import respond
 from ratelimit.http.refusal import closing, refusal
 from ratelimit.http.request_handler import RateLimitState
@@ -45,20 +45,22 @@ def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = 
     if cost is not None and not callable(cost) and (type(cost) is not int or not 0 <= cost <= MAX_LIMIT):
         how = f"a whole number from 0 to {MAX_LIMIT}, or a function of the request, is expected"
         raise InvalidCost(f"limited({action!r}): cost is {cost!r}; {how}")
-    alone = Surface()
+    alone = SurfaceOptions()
     if limiter is not None:
-        alone.gate(limiter, action)
+        alone.policy_check(limiter, action)
 
     # FastAPI resolves this annotation in the module's globals: `HTTPConnection` has to be imported at run time.
     async def check(connection: HTTPConnection) -> Decision:
         state = RateLimitState.of(connection.scope)
         if state is None:
             return await _check_alone(alone, limiter, action, connection, cost)
-        gate = state.surface.gate(limiter or state.limiter, action)
-        free = state.exempt
-        receipt = gate.free() if free else await gate.check(connection.scope, cost=cost, connection=connection)
-        await state.take(receipt)
-        return receipt.decision
+        policy_check = state.options.policy_check(limiter or state.limiter, action)
+        if state.exempt:
+            charge = policy_check.free()
+        else:
+            charge = await policy_check.check(connection.scope, cost=cost, connection=connection)
+        await state.take(charge)
+        return charge.decision
 
     if limiter is None:
         _actions[check] = action
@@ -92,19 +94,19 @@ def _dependencies(routes: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 async def _check_alone(
-    surface: Surface, limiter: Limiter | None, action: str, connection: HTTPConnection, cost: Cost | None
+    options: SurfaceOptions, limiter: Limiter | None, action: str, connection: HTTPConnection, cost: Cost | None
 ) -> Decision:
     if limiter is None:
         raise RateLimitError(f"limited({action!r}) needs RateLimitMiddleware around the app, or limiter=…")
-    gate = surface.gate(limiter, action)
-    if gate.policy.count != "all":
-        count = "by a function" if callable(gate.policy.count) else f"only {gate.policy.count}"
+    policy_check = options.policy_check(limiter, action)
+    if policy_check.policy.count != "all":
+        count = "by a function" if callable(policy_check.policy.count) else f"only {policy_check.policy.count}"
         problem = f"counts {count}, which takes RateLimitMiddleware to see how the response ends"
         raise RateLimitError(f"limited({action!r}): the policy {problem}")
-    receipt = await gate.check(connection.scope, cost=cost, connection=connection)
-    if not receipt.decision.allowed:
-        raise QuotaExceeded(receipt.decision)
-    return receipt.decision
+    charge = await policy_check.check(connection.scope, cost=cost, connection=connection)
+    if not charge.decision.allowed:
+        raise QuotaExceeded(charge.decision)
+    return charge.decision
 
 
 async def quota_exceeded_handler(connection: Request | WebSocket, error: Exception) -> Response | None:
@@ -125,4 +127,4 @@ async def quota_exceeded_handler(connection: Request | WebSocket, error: Excepti
     return None
 
 
-_WRITER = Surface().writer
+_WRITER = SurfaceOptions().writer

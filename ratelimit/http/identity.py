@@ -58,7 +58,7 @@ _ROLLING = re.compile(
 )
 
 
-class Identity:
+class UserResolver:
     """Says who a request is from. Raises `ConfigError` with the path to a source that makes no sense."""
 
     __slots__ = ("_addresses", "_readers", "_sources", "headers", "is_plain")

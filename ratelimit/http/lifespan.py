@@ -22,11 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ratelimit.clock import SECOND
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
 from ratelimit.http.dependency import unknown_action
-from ratelimit.http.recording import Refunds
 from ratelimit.limiter import Limiter
+from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog
 
 OPEN_WAIT_S: Final = 1.0
+DRAIN_TIMEOUT_S: Final = 5.0
 RETRY_AFTER: Final = 5 * SECOND
 _LOOKED_AT: Final = "ratelimit.dependencies"
 _NO_LIFESPAN: Final = (
@@ -137,7 +138,7 @@ class LimiterLifespan:
 
     __slots__ = ("_limiter", "_refunds", "_retry_at", "_task", "_usage", "_wait_s", "_warned", "ready")
 
-    def __init__(self, limiter: Limiter, refunds: Refunds, usage: UsageLog | None = None) -> None:
+    def __init__(self, limiter: Limiter, refunds: Tasks, usage: UsageLog | None = None) -> None:
         self.ready = False
         """True once it is open: requests look no further."""
         self._limiter = limiter
@@ -175,7 +176,7 @@ class LimiterLifespan:
 
     async def close(self) -> None:
         """Let refunds under way arrive, then close the limiter. A later request would open it again."""
-        await self._refunds.drain()
+        await self._refunds.drain(DRAIN_TIMEOUT_S)
         self.ready = False
         self._retry_at = 0
         self._wait_s = OPEN_WAIT_S

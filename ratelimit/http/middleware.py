@@ -13,16 +13,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
-from ratelimit.http.charges import Routes
+from ratelimit.http.charges import Recorder
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM
 from ratelimit.http.lifespan import LimiterLifespan
-from ratelimit.http.options import Surface
-from ratelimit.http.recording import Recorder, Refunds
+from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.http.refusal import OnRefused, Refusals, stack
-from ratelimit.http.request_handler import Exchange, Site
+from ratelimit.http.request_handler import MiddlewareState, RequestHandler
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Exempt, UserFrom
+from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog
 
 
@@ -60,26 +60,28 @@ class RateLimitMiddleware:
     ) -> None:
         self.app = app
         self.limiter = limiter
-        self.refunds = Refunds()
-        surface = Surface(
+        self.refunds = Tasks("a refund")
+        options = SurfaceOptions(
             user_from=user_from,
             trusted_proxies=trusted_proxies,
             ipv6_prefix=ipv6_prefix,
             headers=headers,
             exempt=exempt,
         )
-        routes = Routes([surface.gate(limiter, action) for action in limiter.policies])
-        refusals = Refusals(surface.writer, app, on_refused)
+        routes = Routes([options.policy_check(limiter, action) for action in limiter.policies])
+        refusals = Refusals(options.writer, app, on_refused)
         recorder = None if usage is None else Recorder(usage)
-        inner = [one._site for one in stack(app) if isinstance(one, RateLimitMiddleware)]
-        self._site: Site = Site(limiter, surface, routes, self.refunds, refusals, recorder, inner)
+        inner = [one._state for one in stack(app) if isinstance(one, RateLimitMiddleware)]
+        self._state: MiddlewareState = MiddlewareState(
+            limiter, options, routes, self.refunds, refusals, recorder, inner
+        )
         self._lifespan = LimiterLifespan(limiter, self.refunds, usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the app's lifespan."""
         kind = scope["type"]
         if kind == "lifespan":
-            self._site.surface.warn(scope.get("root_path", ""))
+            self._state.options.warn(scope.get("root_path", ""))
             await self._lifespan.run(self.app, scope, receive, send)
             return
         if kind != "http" and kind != "websocket":
@@ -87,18 +89,18 @@ class RateLimitMiddleware:
             return
         if not self._lifespan.ready:
             await self._lifespan.before_request()
-        exchange = Exchange(self._site, scope, receive, send)
+        handler = RequestHandler(self._state, scope, receive, send)
         try:
-            refused = await exchange.check()
+            refused = await handler.check()
             if refused is None:
-                await self.app(scope, receive, exchange.send)
+                await self.app(scope, receive, handler.send)
             elif isinstance(refused, HTTPException):
-                await exchange.reject(refused)
+                await handler.reject(refused)
             else:
-                await exchange.refuse(refused)
+                await handler.refuse(refused)
         except QuotaExceeded as error:
-            if not await exchange.refuse(error.decision, by_app=True):
+            if not await handler.refuse(error.decision, by_app=True):
                 raise
         finally:
-            if not exchange.is_over:
-                await exchange.end()
+            if not handler.is_over:
+                await handler.end()

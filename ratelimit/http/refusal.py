@@ -21,8 +21,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.http.charges import connection_of
 from ratelimit.http.headers import Headers, HeaderWriter
+from ratelimit.http.policy_check import connection_of
 from ratelimit.http.problems import Problem, ProblemResponse, problem_of, respond
 
 OnRefused: TypeAlias = "Callable[[HTTPConnection, Decision], Response | Awaitable[Response]]"

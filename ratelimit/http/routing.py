@@ -6,8 +6,8 @@
     /api/**            `/api` and everything below it
 
 Paths are compared as the app's routing sees them: decoded, without the `root_path`, in their own case, in every form
-that `Target` knows. Slashes at the end are ignored on both sides. `GET` means HEAD too, as Starlette routes it, and
-websocket handshakes, which are GETs.
+that `RequestTarget` knows. Slashes at the end are ignored on both sides. `GET` means HEAD too, as Starlette routes it,
+and websocket handshakes, which are GETs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ratelimit.errors import ConfigError
 logger = logging.getLogger("ratelimit.http")
 
 
-# `Target`: what a request asks for, as patterns see it: the method, and every path that a router could read it as.
-# What a client can vary without changing what it gets must not get it past a pattern, and routers differ in what they
-# make of a dot, a doubled slash, a line feed at the end, a semicolon, a backslash. So a policy matches a request of
-# which one form fits, an exemption one of which all do, and who may refuse a request refuses those that `ambiguity`
+# `RequestTarget`: what a request asks for, as patterns see it: the method, and every path that a router could read it
+# as. What a client can vary without changing what it gets must not get it past a pattern, and routers differ in what
+# they make of a dot, a doubled slash, a line feed at the end, a semicolon, a backslash. So a policy matches a request
+# of which one form fits, an exemption one of which all do, and who may refuse a request refuses those that `ambiguity`
 # tells of.
 
 WEBSOCKET: Final = "WEBSOCKET"
@@ -47,7 +47,7 @@ _SLASHES = re.compile(r"/{2,}")
 _LEFT_ENCODED = re.compile(rb"%(?=2[DEFdef]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9A-Fa-f]|7[0-9AaEe])")
 
 
-class Target:
+class RequestTarget:
     """The method is in capitals, as Django and Flask take it. `paths` as `forms` gives them."""
 
     __slots__ = ("method", "paths", "root")
@@ -196,7 +196,7 @@ class Pattern:
             return path == self._exact
         return self._regex.fullmatch(path) is not None
 
-    def fits(self, target: Target) -> bool:
+    def fits(self, target: RequestTarget) -> bool:
         """Whether one form does, or would if the pattern were not written with the prefix that the app is mounted
         under."""
         if target.paths is None:
@@ -243,7 +243,7 @@ class Patterns:
         self._root = ""
         """The prefix that `warn` has looked for last."""
 
-    def fit(self, target: Target) -> bool:
+    def fit(self, target: RequestTarget) -> bool:
         """Whether one of them fits the request in one of its forms: a policy counts it."""
         return any(pattern.fits(target) for pattern in self._patterns)
 

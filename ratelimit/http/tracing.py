@@ -35,7 +35,7 @@ def spans(clock: Clock) -> Observer | None:
     return observe
 
 
-class Joined:
+class TraceMiddleware:
     """Around an app whose requests nobody else has traced: their checks join the trace that the client is in."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -202,7 +202,7 @@ _worker = msgspec.json.Decoder(WorkerHealth)
 
 
 class ServerBackend:
-    """A `Board`. `folder`: where the workers of this service meet; None where there is one."""
+    """A `AdminBackend`. `folder`: where the workers of this service meet; None where there is one."""
 
     def __init__(self, sidecar: Sidecar, folder: Path | None) -> None:
         self._sidecar = sidecar
@@ -234,7 +234,7 @@ class ServerBackend:
         return self._token[1]
 
     async def health(self) -> Mapping[str, object]:
-        """See `Board`."""
+        """See `AdminBackend`."""
         workers: dict[str, WorkerHealth | Silent] = {self._number: await self._health()}
         for number, said in (await self._ask("health", within=_ASK_S)).items():
             workers[number] = Silent() if said is None else _worker.decode(said)
@@ -243,7 +243,7 @@ class ServerBackend:
         return {"status": status, "version": version("ratelimit-dynamodb"), "workers": workers}
 
     async def unready(self) -> str | None:
-        """See `Board`."""
+        """See `AdminBackend`."""
         if self._sidecar.leaving:
             return "The service is about to end."
         if not self._sidecar.running:
@@ -252,7 +252,7 @@ class ServerBackend:
         return None if state == "ok" else f"The store cannot be used: {state}."
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        """See `Board`."""
+        """See `AdminBackend`."""
         workers = {self._number: [Gauge("ratelimit_up", _UP, 1), *self._sidecar.registry.collect()]}
         for number, said in (await self._ask("metrics", within=_ASK_S)).items():
             metrics = [] if said is None else decode(said)
@@ -260,11 +260,11 @@ class ServerBackend:
         return exposition(workers, accept)
 
     def config(self) -> Mapping[str, object]:
-        """See `Board`."""
+        """See `AdminBackend`."""
         return document(self._sidecar.current.runtime.config)
 
     async def reload(self) -> Mapping[str, object]:
-        """See `Board`. The others are asked when it has worked here; what they could not do is an error too."""
+        """See `AdminBackend`. The others are asked when it has worked here; what they could not do is an error too."""
         reloaded = await self._sidecar.reload()
         others = await self._ask("reload", within=_RELOAD_S)
         failed = {number: (said or b"no answer").decode() for number, said in others.items() if said != _DONE}

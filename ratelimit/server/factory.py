@@ -22,8 +22,8 @@ from ratelimit.config import Config
 from ratelimit.factory import MiddlewareArgs, admin_address, decision_app, middleware_args
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.admin import admin_app
-from ratelimit.http.api.idempotency import Replays
-from ratelimit.http.tracing import Joined
+from ratelimit.http.api.idempotency import IdempotencyCache
+from ratelimit.http.tracing import TraceMiddleware
 from ratelimit.server.access_log import AccessFormat, AccessLog
 from ratelimit.server.admin_backend import ServerBackend
 from ratelimit.server.app_version import AppFactory
@@ -62,7 +62,7 @@ def sidecar(
         shown=str if proxying else _without_user,
         client=lambda: one.current.runtime.config.user_hash_key is None,
     )
-    one.app, one.refused = Joined.around(log), log.refused
+    one.app, one.refused = TraceMiddleware.around(log), log.refused
     if admin_address(one.current.runtime.config) is not None:
         board = ServerBackend(one, bus_dir)
         one.admin = admin_app(board, board.token, board.lifespan)
@@ -78,14 +78,14 @@ def _in_front_of(upstream: str, settings: ProxySettings | None) -> AppFactory:
 
 
 def _decisions(host: str | None) -> AppFactory:
-    replays: Replays | None = None
+    idempotency: IdempotencyCache | None = None
 
     def make(runtime: Runtime) -> ASGIApp:
-        nonlocal replays
-        if replays is None:
-            replays = Replays(runtime.limiter.clock)
+        nonlocal idempotency
+        if idempotency is None:
+            idempotency = IdempotencyCache(runtime.limiter.clock)
         args = middleware_args(runtime.config, runtime.limiter, runtime.usage)
-        return decision_app(runtime.config, host=host, store=runtime.shared, args=args, replays=replays)
+        return decision_app(runtime.config, host=host, store=runtime.shared, args=args, idempotency=idempotency)
 
     return make
 

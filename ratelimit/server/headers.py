@@ -89,7 +89,7 @@ class RequestHeaders:
         users by one lets nobody say the other."""
         plain = name.replace(b"_", b"-")
         state = RateLimitState.of(scope)
-        identifying = frozenset() if state is None else state.surface.identifying
+        identifying = frozenset() if state is None else state.options.identifying
         return plain in CLAIMS or plain in self._disguised or plain in identifying
 
 

@@ -15,9 +15,8 @@ from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
 
 from ratelimit.http.addresses import TrustedProxies
-from ratelimit.http.charges import Receipt
+from ratelimit.http.charges import Charge, give_back
 from ratelimit.http.lifespan import join_lifespan, no_lifespan
-from ratelimit.http.recording import give_back
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.quota import MAX_LIMIT
 from ratelimit.server.exchange import Exchange, UpstreamRequest, timeouts
@@ -43,7 +42,7 @@ async def settle_cost(scope: Scope, raw: list[RawHeader], status: int) -> None:
     if stated is None or state is None:
         return
     owing = [
-        one for one in state.receipts.spent if stated != one.decision.cost and one.counts(status < 400, status, raw)
+        one for one in state.charges.spent if stated != one.decision.cost and one.counts(status < 400, status, raw)
     ]
     if owing:
         settling = asyncio.ensure_future(_settle(owing, stated))
@@ -54,23 +53,23 @@ async def settle_cost(scope: Scope, raw: list[RawHeader], status: int) -> None:
             await asyncio.wait({settling})
 
 
-async def _settle(owing: list[Receipt], stated: int) -> None:
-    for receipt in owing:
-        owed = stated - receipt.decision.cost
+async def _settle(owing: list[Charge], stated: int) -> None:
+    for charge in owing:
+        owed = stated - charge.decision.cost
         if owed > 0:
-            await _charge(receipt, owed, stated)
+            await _charge(charge, owed, stated)
         else:
-            await give_back(receipt, -owed)
+            await give_back(charge, -owed)
 
 
-async def _charge(receipt: Receipt, owed: int, stated: int) -> None:
-    name = receipt.policy.name
-    charged = await receipt.limiter.charge(receipt.user, name, owed)
+async def _charge(charge: Charge, owed: int, stated: int) -> None:
+    name = charge.policy.name
+    charged = await charge.limiter.charge(charge.user, name, owed)
     if charged.reason == "unavailable":
         logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
         return
-    at_us = receipt.decision.at_us
-    receipt.decision = msgspec.structs.replace(charged, cost=stated, spent=stated, refunded=0, at_us=at_us)
+    at_us = charge.decision.at_us
+    charge.decision = msgspec.structs.replace(charged, cost=stated, spent=stated, refunded=0, at_us=at_us)
 
 
 def _stated(raw: list[RawHeader]) -> int | None:

@@ -28,7 +28,7 @@ from starlette.types import ASGIApp
 from ratelimit.errors import ConfigError, InvalidUser
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.addresses import Addresses, warn_once
-from ratelimit.http.identity import Identity
+from ratelimit.http.identity import UserResolver
 from ratelimit.limiter import Limiter
 from ratelimit.names import check_user
 from ratelimit.policy import Policy, UserFrom
@@ -41,7 +41,7 @@ ADDRESS = "ip:203.0.113.7"
 async def user_of(*sources: UserFrom, headers: dict[str, str] | None = None, **scope: Any) -> str:
     raw = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
     connection = HTTPConnection(scope_of(headers=raw, **scope))
-    return await Identity(sources, Addresses()).user_of(connection)
+    return await UserResolver(sources, Addresses()).user_of(connection)
 
 
 class User(SimpleNamespace):
@@ -133,9 +133,9 @@ async def test_values_that_differ_under_one_name_do_not_count(source: str, heade
     """Whichever the app takes for real, the others could be made up for a fresh quota with each request."""
     raw = [(name.encode(), value.encode()) for name, value in headers]
     connection = HTTPConnection(scope_of(headers=raw))
-    assert await Identity([source], Addresses()).user_of(connection) == ADDRESS
-    assert await Identity([source, lambda _: "next"], Addresses()).user_of(connection) == "next"
-    assert Identity([source], Addresses()).read(connection.scope) == ADDRESS
+    assert await UserResolver([source], Addresses()).user_of(connection) == ADDRESS
+    assert await UserResolver([source, lambda _: "next"], Addresses()).user_of(connection) == "next"
+    assert UserResolver([source], Addresses()).read(connection.scope) == ADDRESS
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ async def test_values_that_differ_under_one_name_do_not_count(source: str, heade
 )
 async def test_the_same_value_twice_does(source: str, headers: list[tuple[str, str]]) -> None:
     raw = [(name.encode(), value.encode()) for name, value in headers]
-    assert Identity([source], Addresses()).read(scope_of(headers=raw)) == "real"
+    assert UserResolver([source], Addresses()).read(scope_of(headers=raw)) == "real"
 
 
 async def test_the_address_is_the_last_resort_of_every_order() -> None:
@@ -192,7 +192,7 @@ async def test_an_unusable_answer_of_the_apps_own_function_is_an_error(answer: o
 )
 def test_options_are_validated_with_their_path(sources: Any, path: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        Identity(sources, Addresses())
+        UserResolver(sources, Addresses())
     assert caught.value.path == path
 
 
@@ -201,13 +201,13 @@ async def test_whatever_comes_there_is_a_user(header: bytes, cookie: bytes, name
     headers = [(b"x-api-key", header), (b"cookie", b"session=" + cookie)]
     connection = HTTPConnection(scope_of(headers=headers, user=User(identity=name)))
     for sources in (["header:x-api-key"], ["cookie:session"], ["user"]):
-        check_user(await Identity(sources, Addresses()).user_of(connection))
+        check_user(await UserResolver(sources, Addresses()).user_of(connection))
 
 
 def named_by(source: str, *lines: bytes) -> str:
     kind, _, name = source.partition(":")
     headers = [((name.lower() if kind == "header" else kind).encode(), line) for line in lines]
-    return Identity([source], Addresses()).read(scope_of(headers=headers))
+    return UserResolver([source], Addresses()).read(scope_of(headers=headers))
 
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI3In0."
@@ -337,7 +337,7 @@ async def test_an_honest_client_with_a_rolling_session_is_one_user() -> None:
 def test_an_authenticated_user_whom_nothing_names_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
     warn_once.cache_clear()
     for _ in range(2):
-        assert Identity(["user"], Addresses()).read(scope_of(user=Unspeakable())) == ADDRESS
+        assert UserResolver(["user"], Addresses()).read(scope_of(user=Unspeakable())) == ADDRESS
     (record,) = caplog.records
     assert "scope['user'], a Unspeakable" in record.getMessage()
     assert "give it one of identity, pk, id" in record.getMessage()

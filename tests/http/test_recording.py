@@ -109,7 +109,7 @@ async def test_refused_ones_may_be_sampled_and_allowed_ones_never_are(monkeypatc
     usage = UsageLog(store, clock=limiter.clock)
     app = RateLimitMiddleware(hello, limiter=limiter, usage=usage)
     draws = iter([0.4, 0.6, 0.5, 0.1])
-    monkeypatch.setattr("ratelimit.http.recording._draw", lambda: next(draws))
+    monkeypatch.setattr("ratelimit.http.charges._draw", lambda: next(draws))
     async with client_of(app) as client:
         for _ in range(7):
             await client.post("/hints")

@@ -12,20 +12,19 @@ from starlette.routing import Mount
 from starlette.types import Scope
 
 from ratelimit.http import RateLimitMiddleware
-from ratelimit.http.charges import Routes
-from ratelimit.http.options import Surface
+from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.policy import Policy
 from tests.http.apps import call, client_of, hello, lifespan_of, limiter_of, scope_of
 from tests.http.spellings import PLAIN
 
 
 def routes_of(*policies: Policy) -> Routes:
-    limiter, surface = limiter_of(*policies), Surface()
-    return Routes([surface.gate(limiter, action) for action in limiter.policies])
+    limiter, options = limiter_of(*policies), SurfaceOptions()
+    return Routes([options.policy_check(limiter, action) for action in limiter.policies])
 
 
 def names(routes: Routes, scope: Scope) -> list[str]:
-    return [gate.policy.name for gate in routes.gates(scope)]
+    return [one.policy.name for one in routes.find(scope)]
 
 
 @pytest.mark.parametrize("uri", PLAIN)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.http.routing import MAX_FORMS, Target, ambiguity, forms
+from ratelimit.http.routing import MAX_FORMS, RequestTarget, ambiguity, forms
 from tests.http.apps import scope_of
 from tests.http.spellings import DOTTED, PLAIN, UNCLEAR
 
@@ -74,8 +74,8 @@ def test_a_path_that_was_rewritten_is_not_what_was_sent() -> None:
 
 
 def test_a_method_is_taken_in_capitals() -> None:
-    assert Target(scope_of(method="post")).method == "POST"
-    assert Target(scope_of(kind="websocket")).method == "WEBSOCKET"
+    assert RequestTarget(scope_of(method="post")).method == "POST"
+    assert RequestTarget(scope_of(kind="websocket")).method == "WEBSOCKET"
 
 
 @pytest.mark.parametrize("target", [*DOTTED, *UNCLEAR])

@@ -17,7 +17,7 @@ from ratelimit.clock import SystemClock
 from ratelimit.config import load_config
 from ratelimit.factory import build_limiter
 from ratelimit.http import RateLimitMiddleware
-from ratelimit.http.tracing import Joined, spans
+from ratelimit.http.tracing import TraceMiddleware, spans
 from ratelimit.testing import FakeClock
 from tests.http.apps import client_of, hello
 
@@ -81,7 +81,7 @@ async def test_it_is_below_the_span_that_is_current(exporter: InMemorySpanExport
 
 async def test_it_joins_the_trace_of_the_client(exporter: InMemorySpanExporter) -> None:
     limiter = build_limiter(CONFIG)
-    app: ASGIApp = Joined.around(RateLimitMiddleware(hello, limiter=limiter, user_from="header:x-api-key"))
+    app: ASGIApp = TraceMiddleware.around(RateLimitMiddleware(hello, limiter=limiter, user_from="header:x-api-key"))
     async with client_of(app) as client:
         await client.post("/hints", headers={"x-api-key": "alice", "traceparent": CALLER})
         await client.post("/hints", headers={"x-api-key": "bob"})
@@ -95,7 +95,7 @@ async def test_it_joins_the_trace_of_the_client(exporter: InMemorySpanExporter) 
 
 async def test_nothing_where_nobody_collects() -> None:
     assert build_limiter(CONFIG).observer is None
-    assert Joined.around(hello) is hello
+    assert TraceMiddleware.around(hello) is hello
 
 
 def test_nothing_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,14 @@ from starlette.types import Receive, Scope, Send
 from ratelimit.directory import Directory
 from ratelimit.errors import RateLimitError
 from ratelimit.http.api.bodies import ApiProblem, to_json
-from ratelimit.http.api.directory import People
-from ratelimit.http.api.idempotency import Answer, Replays
-from ratelimit.http.api.limiter import Verbs
+from ratelimit.http.api.directory import DirectoryRoutes
+from ratelimit.http.api.idempotency import Answer, IdempotencyCache
+from ratelimit.http.api.limiter import LimiterRoutes
 from ratelimit.http.api.openapi import openapi
 from ratelimit.http.api.operation import (
     RETRY_AFTER,
-    Found,
     Operation,
+    RouteMatch,
     Router,
     arguments,
     bad_input,
@@ -32,7 +32,7 @@ from ratelimit.http.api.operation import (
     problem_of_error,
     refused,
 )
-from ratelimit.http.api.usage import Used
+from ratelimit.http.api.usage import UsageRoutes
 from ratelimit.http.auth import Token
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.problems import CONTENT_TYPE, Problem, ProblemError
@@ -165,7 +165,7 @@ class Api:
     `token`      asked of every caller, as `Authorization: Bearer …`; None admits all who can reach the listener, but
                  for pages of other sites (see `ratelimit.http.auth`).
     `max_body`   bytes of a body at most.
-    `replays`    what was answered to keyed requests before, where another `Api` was in this one's place.
+    `idempotency`    what was answered to keyed requests before, where another `Api` was in this one's place.
     """
 
     def __init__(
@@ -177,17 +177,17 @@ class Api:
         directory: Directory | None = None,
         token: str | None = None,
         max_body: int = MOST_BODY,
-        replays: Replays | None = None,
+        idempotency: IdempotencyCache | None = None,
     ) -> None:
-        self.replays = Replays(limiter.clock) if replays is None else replays
+        self.idempotency = IdempotencyCache(limiter.clock) if idempotency is None else idempotency
         directory = Directory(store.directory, clock=limiter.clock) if directory is None else directory
         reports = Reports(store, limiter.policies, limiter.clock) if usage is None else usage
         self._token = Token(token)
         self._max_body = max_body
         self.operations: tuple[Operation, ...] = (
-            *Verbs(limiter, usage).operations(),
-            *Used(reports, directory).operations(),
-            *People(directory).operations(),
+            *LimiterRoutes(limiter, usage).operations(),
+            *UsageRoutes(reports, directory).operations(),
+            *DirectoryRoutes(directory).operations(),
             operation("GET", "/v1/openapi.json", self.document, open=True),
         )
         self._router = Router(self.operations)
@@ -245,10 +245,10 @@ class Api:
         key = field(scope, b"idempotency-key") if one.repeatable else None
         if key is None:
             return await act()
-        return await self.replays.answer(key.decode("latin-1"), _raw_path(scope), raw, act)
+        return await self.idempotency.answer(key.decode("latin-1"), _raw_path(scope), raw, act)
 
 
-def _chosen(found: Found, method: str) -> Operation | None:
+def _chosen(found: RouteMatch, method: str) -> Operation | None:
     return found.by_method.get("GET" if method == "HEAD" else method)
 
 

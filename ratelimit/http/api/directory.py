@@ -1,4 +1,4 @@
-"""`People`: users and plans, read and changed in the table. What others read through a cache follows within 30 s."""
+"""Users and plans, read and changed in the table. What others read through a cache follows within 30 s."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ _USER = "/v1/users/{user}"
 _PLAN = "/v1/plans/{plan}"
 
 
-class People:
+class DirectoryRoutes:
     """Reads go past the directory's cache: who changes something sees that it is so."""
 
     def __init__(self, directory: Directory) -> None:

@@ -1,4 +1,4 @@
-"""`Replays`: what was answered to an `Idempotency-Key`, so that a repeated request spends nothing and reads the same.
+"""`IdempotencyCache`: what was answered to an `Idempotency-Key`: a repeated request spends nothing and reads the same.
 
 Kept in this process: with several workers a repeat that reaches another one is decided anew. Route by the key, or run
 one worker, where that matters. Only answers of success are kept; a request that failed may be tried again.
@@ -39,7 +39,7 @@ class _Kept(msgspec.Struct):
     """Bytes of the answer; 0 while there is none."""
 
 
-class Replays:
+class IdempotencyCache:
     """At most `most` answers of `most_bytes` in all, each for `kept_for` microseconds; of more, the oldest give way,
     counted in `evicted`."""
 

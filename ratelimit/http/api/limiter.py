@@ -1,4 +1,4 @@
-"""`Verbs`: the limiter's verbs."""
+"""`LimiterRoutes`: the limiter's verbs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ratelimit.http.api.bodies import (
     decision_of,
 )
 from ratelimit.http.api.operation import Operation, operation, problem_of_error
-from ratelimit.http.recording import wants_event
+from ratelimit.http.charges import wants_event
 from ratelimit.limiter import Limiter
 from ratelimit.names import check_action, check_user
 from ratelimit.quota import to_quotas
@@ -31,7 +31,7 @@ MAX_REFUNDED: Final = 10_000
 """Decisions remembered that something was given back of."""
 
 
-class Verbs:
+class LimiterRoutes:
     """Each raises what the limiter raises."""
 
     def __init__(self, limiter: Limiter, usage: UsageLog | None) -> None:

@@ -92,7 +92,7 @@ def operation(
     )
 
 
-class Found(NamedTuple):
+class RouteMatch(NamedTuple):
     """What a path leads to: the operations there, by method."""
 
     template: str
@@ -110,15 +110,15 @@ class Router:
             self.templates.setdefault(one.path, {})[one.method] = one
         self._split = [(template.split("/"), template) for template in self.templates if _OPEN in template]
 
-    def find(self, raw_path: str) -> Found | None:
+    def find(self, raw_path: str) -> RouteMatch | None:
         """None where there is nothing."""
         if (there := self.templates.get(raw_path)) is not None and _OPEN not in raw_path:
-            return Found(raw_path, there, None)
+            return RouteMatch(raw_path, there, None)
         given = raw_path.split("/")
         for parts, template in self._split:
             if len(parts) == len(given) and all(map(_same, parts, given)):
                 part = next(text for name, text in zip(parts, given, strict=True) if name.startswith(_OPEN))
-                return Found(template, self.templates[template], part)
+                return RouteMatch(template, self.templates[template], part)
         return None
 
 

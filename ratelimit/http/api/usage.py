@@ -1,4 +1,4 @@
-"""`Used`: what a user has used: events of the log, exact totals, a summary; and the end of it all."""
+"""`UsageRoutes`: what a user has used: events of the log, exact totals, a summary; and the end of it all."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ _HINT: Final = "write 2026-01-05"
 _HINT_OR_TIME: Final = "write 2026-01-05, or 2026-01-05T12:00:00Z"
 
 
-class Used:
+class UsageRoutes:
     """Days and times are those of UTC, unless a time says otherwise."""
 
     def __init__(self, reports: Reports, directory: Directory) -> None:

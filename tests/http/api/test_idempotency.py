@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 
-from ratelimit.http.api.idempotency import Answer, Replays
+from ratelimit.http.api.idempotency import Answer, IdempotencyCache
 from ratelimit.testing import FakeClock
 
 
 class Service:
     """Answers with so many bytes, or with what a test wants; counts how often it had to."""
 
-    def __init__(self, replays: Replays) -> None:
-        self.replays = replays
+    def __init__(self, cache: IdempotencyCache) -> None:
+        self.cache = cache
         self.acted = 0
 
     async def ask(self, key: str, *, size: int = 0, status: int = 200) -> Answer:
@@ -22,66 +22,71 @@ class Service:
             self.acted += 1
             return Answer(status, b"x" * size)
 
-        return await self.replays.answer(key, "/v1/check", b"{}", act)
+        return await self.cache.answer(key, "/v1/check", b"{}", act)
 
 
 async def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
-    service = Service(Replays(FakeClock(), most_bytes=1000))
+    service = Service(IdempotencyCache(FakeClock(), most_bytes=1000))
     for number in range(50):
         await service.ask(str(number), size=100)
-        assert len(service.replays) <= 10
-    assert (service.acted, len(service.replays), service.replays.evicted) == (50, 10, 40)
+        assert len(service.cache) <= 10
+    assert (service.acted, len(service.cache), service.cache.evicted) == (50, 10, 40)
     await service.ask("40", size=100)
     await service.ask("49", size=100)
-    assert (service.acted, service.replays.replayed) == (50, 2)
+    assert (service.acted, service.cache.replayed) == (50, 2)
     await service.ask("39", size=100)
     assert service.acted == 51
 
 
 async def test_an_answer_that_is_too_large_on_its_own_is_not_kept() -> None:
-    service = Service(Replays(FakeClock(), most_bytes=1000))
+    service = Service(IdempotencyCache(FakeClock(), most_bytes=1000))
     assert len((await service.ask("one", size=1001)).body) == 1001
-    assert len(service.replays) == 0
+    assert len(service.cache) == 0
     await service.ask("two", size=1000)
-    assert len(service.replays) == 1
+    assert len(service.cache) == 1
 
 
 async def test_room_comes_back_with_what_expires_and_what_failed() -> None:
     clock = FakeClock()
-    service = Service(Replays(clock, most_bytes=1000, kept_for=10_000_000))
+    service = Service(IdempotencyCache(clock, most_bytes=1000, kept_for=10_000_000))
     for number in range(10):
         await service.ask(f"failed {number}", size=1000, status=503)
     for round_ in range(5):
         for number in range(10):
             await service.ask(f"{round_} {number}", size=100)
         clock.advance(10)
-    assert (service.acted, service.replays.evicted) == (60, 0)
+    assert (service.acted, service.cache.evicted) == (60, 0)
 
 
 async def test_one_that_gave_way_while_it_ran_takes_no_room() -> None:
-    replays, go = Replays(FakeClock(), most=1, most_bytes=1000), asyncio.Event()
+    cache, go = IdempotencyCache(FakeClock(), most=1, most_bytes=1000), asyncio.Event()
 
     async def slow() -> Answer:
         await go.wait()
         return Answer(200, b"x" * 1000)
 
-    running = asyncio.create_task(replays.answer("slow", "/v1/check", b"{}", slow))
+    running = asyncio.create_task(cache.answer("slow", "/v1/check", b"{}", slow))
     await asyncio.sleep(0)
-    service = Service(replays)
+    service = Service(cache)
     await service.ask("next", size=100)
     go.set()
     assert len((await running).body) == 1000
     await service.ask("next", size=100)
-    assert (service.acted, replays.evicted, replays.replayed, len(replays)) == (1, 1, 1, 1)
+    assert (service.acted, cache.evicted, cache.replayed, len(cache)) == (
+        1,
+        1,
+        1,
+        1,
+    )
 
 
 async def test_a_fault_is_raised_and_not_kept() -> None:
-    replays = Replays(FakeClock())
+    cache = IdempotencyCache(FakeClock())
 
     async def broken() -> Answer:
         raise ZeroDivisionError
 
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            await replays.answer("one", "/v1/check", b"{}", broken)
-        assert len(replays) == 0
+            await cache.answer("one", "/v1/check", b"{}", broken)
+        assert len(cache) == 0

@@ -1,0 +1,245 @@
+"""`PolicyCheck`: one policy as requests meet it: whom one counts against, what it costs, who is exempt.
+
+`SurfaceOptions` makes them from what all policies share, and `Routes` says which of them a request meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from inspect import isawaitable
+from typing import Any, Final, NoReturn
+
+import msgspec
+from starlette.requests import HTTPConnection, Request
+from starlette.types import Scope
+
+from ratelimit.decision import Decision, QuotaState
+from ratelimit.errors import ConfigError, InvalidCost, UnknownAction
+from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies
+from ratelimit.http.charges import Charge, room
+from ratelimit.http.headers import HeaderStyle, HeaderWriter
+from ratelimit.http.identity import DEFAULT_USER_FROM, UserResolver
+from ratelimit.http.routing import Patterns, RequestTarget, app_method
+from ratelimit.limiter import Limiter
+from ratelimit.names import Key
+from ratelimit.policy import Cost, Exempt, Policy, UserFrom
+
+MAX_REMEMBERED: Final = 1024
+"""Requests whose policies are remembered."""
+_MAX_REMEMBERED_LENGTH: Final = 256
+"""Characters of a request worth remembering, as it came: with `MAX_REMEMBERED`, a bound on memory."""
+_SOON_S: Final = 1.0
+
+
+class PolicyCheck:
+    """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
+
+    __slots__ = ("_checks", "_exempt", "_is_plain", "_pending", "limiter", "match", "policy", "user_resolver")
+
+    def __init__(self, limiter: Limiter, policy: Policy, user_resolver: UserResolver) -> None:
+        self.limiter = limiter
+        self.policy = policy
+        self.user_resolver = user_resolver
+        self._checks = limiter.checks
+        try:
+            self.match = _patterns("match", policy.match)
+            self._exempt = Exemption(policy.exempt)
+        except ConfigError as error:
+            raise error.under(f"policies.{policy.name}") from error
+        self._pending: dict[str, int] | None = None if policy.count == "all" else {}
+        """Of each user the units of requests that are not answered yet, which may turn out not to count."""
+        # A limiter of the app's own class, or one that the app has wrapped, sees to its checks itself.
+        own = type(limiter).check is not Limiter.check or "check" in vars(limiter)
+        self._is_plain = user_resolver.is_plain and not self._exempt and not own and self._pending is None
+
+    async def check(
+        self, scope: Scope, *, cost: Cost | None = None, connection: HTTPConnection | None = None
+    ) -> Charge:
+        """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
+
+        The app's functions are called with the `connection`, where there is one already. Raises what they raise,
+        `InvalidUser` and `InvalidCost` for what they should not return; never anything for a store that fails.
+        """
+        policy = self.policy
+        units: Any = policy.cost if cost is None else cost
+        if self._is_plain and units is policy.cost and type(units) is int:
+            user = self.user_resolver.read(scope)
+            decision = await self._checks.check(Key(user, policy.name), units)
+            return Charge(self.limiter, policy, user, decision)
+        if connection is None:
+            connection = connection_of(scope)
+        if self._exempt and await self._exempt.covers(connection):
+            return self.free()
+        if callable(units):
+            answer = units(connection)
+            units = await answer if isawaitable(answer) else answer
+            if type(units) is not int or units < 0:
+                raise _bad_cost(policy.name, units)
+        if type(units) is int and units == 0:
+            return self.free()
+        user = await self.user_resolver.user_of(connection)
+        decision = await self.limiter.check(user, policy.name, cost=units)
+        charge = Charge(self.limiter, policy, user, decision)
+        return charge if self._pending is None else self._counted_later(charge, self._pending)
+
+    def warn(self, root: str) -> None:
+        """Tell the log of patterns that begin with the prefix that the app is mounted under."""
+        self.match.warn(root)
+        self._exempt.warn(root)
+
+    def free(self) -> Charge:
+        """Return what a request is charged that this policy does not count."""
+        decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at_us=self.limiter.clock.now())
+        return Charge(self.limiter, self.policy, "", decision)
+
+    def _counted_later(self, charge: Charge, pending: dict[str, int]) -> Charge:
+        """While units that would have left room may still be given back, a refusal says so: to come back soon."""
+        decision = charge.decision
+        if charge.spent:
+            charge.await_answer(pending)
+        elif decision.reason == "quota" and _may_fit(decision, pending.get(charge.user, 0)):
+            quotas = tuple([_soon(state) for state in decision.quotas])
+            wait = None if decision.retry_after is None else min(decision.retry_after, _SOON_S)
+            charge.decision = msgspec.structs.replace(decision, quotas=quotas, retry_after=wait)
+        return charge
+
+
+def _may_fit(refused: Decision, pending: int) -> bool:
+    """Return whether it would have passed without the units that are pending."""
+    return pending > 0 and all(room(state, pending) >= refused.cost for state in refused.quotas)
+
+
+def _soon(state: QuotaState) -> QuotaState:
+    return msgspec.structs.replace(state, retry_after=min(state.retry_after, _SOON_S)) if state.retry_after else state
+
+
+def _bad_cost(policy: str, units: object) -> InvalidCost:
+    how = "a whole number of at least 0 is expected; raise HTTPException(400) for what the client has sent wrong"
+    return InvalidCost(f"policies.{policy}.cost: the function returned {units!r}: {how}")
+
+
+def connection_of(scope: Scope) -> HTTPConnection:
+    """Return what the app's functions are called with: Starlette's `Request`, whose body cannot be read yet."""
+    return Request(scope, _unread) if scope["type"] == "http" else HTTPConnection(scope)
+
+
+async def _unread() -> NoReturn:
+    how = "ask in the view instead, where it can be read: await limited(NAME, cost=FUNCTION)(request)"
+    raise ConfigError("cost, user_from, exempt", f"a function has read the request's body before the decision; {how}")
+
+
+class Exemption:
+    """Requests that are never checked: patterns as in `match`, or functions of the request. Raises `ConfigError`."""
+
+    __slots__ = ("_functions", "_patterns")
+
+    def __init__(self, exempt: Exempt | Iterable[Exempt]) -> None:
+        listed = [exempt] if isinstance(exempt, str) or callable(exempt) else list(exempt)
+        for number, one in enumerate(listed):
+            if not isinstance(one, str) and not callable(one):
+                raise ConfigError(f"exempt[{number}]", f"expected a pattern or a function, not {one!r}")
+        self._patterns = _patterns("exempt", [one for one in listed if isinstance(one, str)])
+        self._functions: list[Callable[[HTTPConnection], object]] = [one for one in listed if callable(one)]
+
+    async def covers(self, connection: HTTPConnection) -> bool:
+        """Return whether one of them fits."""
+        scope = connection.scope
+        if self._patterns and self._patterns.cover(scope):
+            return True
+        for function in self._functions:
+            answer = function(connection)
+            if await answer if isawaitable(answer) else answer:
+                return True
+        return False
+
+    def warn(self, root: str) -> None:
+        """Tell the log of patterns that begin with the prefix that the app is mounted under."""
+        self._patterns.warn(root)
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns or self._functions)
+
+
+def _patterns(path: str, texts: Iterable[str]) -> Patterns:
+    try:
+        return Patterns(texts)
+    except ConfigError as error:
+        raise error.under(path) from error
+
+
+class SurfaceOptions:
+    """Options as in `RateLimitMiddleware`, resolved once. Raises `ConfigError` with the path to a bad one."""
+
+    __slots__ = ("_addresses", "_policy_checks", "exempt", "identifying", "user_resolver", "writer")
+
+    def __init__(
+        self,
+        *,
+        user_from: UserFrom | Iterable[UserFrom] = DEFAULT_USER_FROM,
+        trusted_proxies: TrustedProxies = 0,
+        ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
+        headers: HeaderStyle = "draft",
+        exempt: Exempt | Iterable[Exempt] = (),
+    ) -> None:
+        self._addresses = Addresses(trusted_proxies, ipv6_prefix)
+        self.user_resolver = UserResolver(user_from, self._addresses)
+        self.identifying = self.user_resolver.headers
+        """The fields that say who somebody is, here or to a policy of its own `user_from`."""
+        self.writer = HeaderWriter(headers)
+        self.exempt = Exemption(exempt)
+        self._policy_checks: dict[tuple[int, str], PolicyCheck] = {}
+
+    def policy_check(self, limiter: Limiter, action: str) -> PolicyCheck:
+        """Return the check by one of the limiter's policies, made when first asked for. Raises `UnknownAction`."""
+        # It holds on to its limiter, so an id in here is not used again for another one.
+        found = self._policy_checks.get((id(limiter), action))
+        if found is None:
+            found = self._policy_checks[id(limiter), action] = self._make(limiter, action)
+        return found
+
+    def warn(self, root: str) -> None:
+        """Tell the log of patterns that begin with the prefix that the app is mounted under."""
+        self.exempt.warn(root)
+        for policy_check in self._policy_checks.values():
+            policy_check.warn(root)
+
+    def _make(self, limiter: Limiter, action: str) -> PolicyCheck:
+        policy = limiter.policies.get(action)
+        if policy is None:
+            raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")
+        if not policy.user_from:
+            return PolicyCheck(limiter, policy, self.user_resolver)
+        try:
+            own = UserResolver(policy.user_from, self._addresses)
+            self.identifying |= own.headers
+            return PolicyCheck(limiter, policy, own)
+        except ConfigError as error:
+            if error.path.startswith("user_from"):
+                raise error.under(f"policies.{action}") from error
+            raise
+
+
+class Routes:
+    """The policies with a `match`, in the limiter's order: which of them a request meets.
+
+    Patterns have to be scanned, so it is remembered of the requests of late.
+    """
+
+    __slots__ = ("_known", "_policy_checks")
+
+    def __init__(self, policy_checks: Sequence[PolicyCheck]) -> None:
+        self._policy_checks = tuple(one for one in policy_checks if one.match)
+        self._known: dict[tuple[str, str, str, Any], tuple[PolicyCheck, ...]] = {}
+
+    def find(self, scope: Scope) -> tuple[PolicyCheck, ...]:
+        """Return the checks that a request has to pass."""
+        request = (app_method(scope), scope["path"], scope.get("root_path", ""), scope.get("raw_path"))
+        found = self._known.get(request)
+        if found is None:
+            target = RequestTarget(scope)
+            found = tuple(one for one in self._policy_checks if one.match.fit(target))
+            if len(self._known) >= MAX_REMEMBERED:
+                self._known.clear()
+            if sum(map(len, filter(None, request))) <= _MAX_REMEMBERED_LENGTH:
+                self._known[request] = found
+        return found
