@@ -16,14 +16,13 @@ from ratelimit.cli.config import app as config_app
 from ratelimit.cli.cost import cost
 from ratelimit.cli.demo import app as demo_app
 from ratelimit.cli.deploy import app as deploy_app
+from ratelimit.cli.directory import plans, users
 from ratelimit.cli.loadtest import app as loadtest_app
 from ratelimit.cli.migrate import app as migrate_app
 from ratelimit.cli.output import INVALID, UNAVAILABLE, complain
-from ratelimit.cli.plan import app as plan_app
 from ratelimit.cli.serve import serve
 from ratelimit.cli.table import app as table_app
 from ratelimit.cli.usage import app as usage_app
-from ratelimit.cli.user import app as user_app
 from ratelimit.errors import ConfigError, RateLimitError, StoreUnavailable
 
 app: Final = typer.Typer(
@@ -40,8 +39,8 @@ app.command()(cost)
 app.add_typer(config_app, name="config")
 app.add_typer(table_app, name="table")
 app.add_typer(deploy_app, name="deploy")
-app.add_typer(plan_app, name="plan")
-app.add_typer(user_app, name="user")
+app.add_typer(plans, name="plan")
+app.add_typer(users, name="user")
 app.add_typer(usage_app, name="usage")
 app.add_typer(migrate_app, name="migrate")
 app.add_typer(loadtest_app, name="loadtest")

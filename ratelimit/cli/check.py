@@ -1,13 +1,14 @@
 """`ratelimit check USER ACTION`: what the limiter answers, tried by hand."""
 
-# No postponed annotations in the commands: typer reads them when the program runs.
+from __future__ import annotations
+
 import asyncio
 from dataclasses import replace
 from typing import Annotated, cast
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, JsonOption, StoreOption, load, whole
+from ratelimit.cli.options import Configured, JsonOption, spread, whole
 from ratelimit.cli.output import ALLOWED, REFUSED, in_words, note, say, say_json, say_table
 from ratelimit.config import Config, masked
 from ratelimit.decision import Decision
@@ -22,7 +23,9 @@ from ratelimit.quota import to_quotas
 _DEADLINE = 5.0
 
 
+@spread
 def check(
+    *,
     user: Annotated[str, typer.Argument(help="Who.", show_default=False)],
     action: Annotated[str, typer.Argument(help="What: a policy's name, or any with --quota.", show_default=False)],
     quota: Annotated[
@@ -36,8 +39,7 @@ def check(
     algorithm: Annotated[str | None, typer.Option(help="fixed_window, sliding_window or gcra.")] = None,
     cost: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="Units to take.")] = 1,
     peek: Annotated[bool, typer.Option("--peek", help="Look, and spend nothing.")] = False,
-    store: StoreOption = None,
-    config: ConfigOption = None,
+    at: Configured,
     as_json: JsonOption = False,
 ) -> int:
     """May this user do this action now? Spends, and says how every quota stands.
@@ -52,7 +54,7 @@ def check(
 
         ratelimit check alice search --quota '10/second burst 20' --algorithm gcra --json
     """
-    settings = load(config, store)
+    settings = at.load()
     policy = _policy(settings, action, quota, algorithm)
     table, deadline = build_store(settings), max(settings.deadline, _DEADLINE)
     # Quotas that come with a call go over the user's and the plan's, in an app too.

@@ -1,15 +1,15 @@
 """`ratelimit config check|show`: what a configuration comes to, or everything that is wrong with it."""
 
-# No postponed annotations in the commands: typer reads them when the program runs.
-import json
+from __future__ import annotations
+
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, JsonOption, load
-from ratelimit.cli.output import say, say_fields, say_json, say_table
+from ratelimit.cli.options import ConfigOption, Configured, JsonOption
+from ratelimit.cli.output import say, say_fields, say_json, say_table, toml_value
 from ratelimit.config import document
 
 # A name that TOML takes without quotes.
@@ -33,7 +33,7 @@ def check(
 
         ratelimit config check ratelimit.toml
     """
-    found = document(load(file))
+    found = document(Configured(config=file).load())
     if as_json:
         say_json({"ok": True, **found})
         return
@@ -55,7 +55,7 @@ def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
         RATELIMIT_DEADLINE=0.1 ratelimit config show --config ratelimit.toml
     """
-    found = document(load(config))
+    found = document(Configured(config=config).load())
     if as_json:
         say_json(found)
     else:
@@ -73,13 +73,8 @@ def _shown(value: object) -> str:
 
 def _toml(found: dict[str, Any]) -> str:
     policies = found["policies"]
-    lines = [f"{name} = {_value(value)}" for name, value in found.items() if name != "policies"]
+    lines = [f"{name} = {toml_value(value)}" for name, value in found.items() if name != "policies"]
     for name, policy in policies.items():
-        lines += ["", f"[policies.{name if _BARE.fullmatch(name) else _value(name)}]"]
-        lines += [f"{key} = {_value(value)}" for key, value in policy.items()]
+        lines += ["", f"[policies.{name if _BARE.fullmatch(name) else toml_value(name)}]"]
+        lines += [f"{key} = {toml_value(value)}" for key, value in policy.items()]
     return "\n".join(lines)
-
-
-def _value(value: object) -> str:
-    """Text, numbers and lists of text are written alike in JSON and TOML."""
-    return json.dumps(value, ensure_ascii=False)

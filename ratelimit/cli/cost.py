@@ -221,9 +221,6 @@ def scrape(url: str) -> str:
         raise StoreUnavailable(f"no metrics from {address}: {error}") from None
 
 
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
 def cost(
     checks: Checks = None,
     denied: Denied = "0%",

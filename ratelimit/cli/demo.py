@@ -1,6 +1,7 @@
 """`ratelimit demo seed`: plans, users, usage and counters to look at, in a table for development."""
 
-# No postponed annotations in the commands: typer reads them when the program runs.
+from __future__ import annotations
+
 import asyncio
 import json
 import random
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, JsonOption, StoreOption, load
+from ratelimit.cli.options import Configured, JsonOption, spread
 from ratelimit.cli.output import say, say_json, say_table
 from ratelimit.cli.progress import progress
 from ratelimit.clock import SECOND, SystemClock
@@ -35,12 +36,13 @@ def _root() -> None:
 
 
 @app.command("seed")
+@spread
 def seed(
+    *,
     users: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 12,
     days: Annotated[int, typer.Option(min=1, max=90, help="Of usage, up to now.")] = 7,
     on_aws: Annotated[bool, typer.Option("--on-aws", help="Also where the table is Amazon's.")] = False,
-    store: StoreOption = None,
-    config: ConfigOption = None,
+    at: Configured,
     as_json: JsonOption = False,
 ) -> int:
     """Fill a table with three plans, some users (demo-1, demo-2, …) and their usage of the last days: events and
@@ -56,7 +58,7 @@ def seed(
     from ratelimit.dynamodb.client import endpoint_of
     from ratelimit.dynamodb.settings import is_amazon
 
-    settings = load(config, store)
+    settings = at.load()
     target = table_settings(settings.store)
     endpoint = endpoint_of(target)
     if not on_aws and (endpoint is None or is_amazon(endpoint)):

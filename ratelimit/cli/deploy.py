@@ -1,6 +1,7 @@
 """`ratelimit deploy render table|sidecar|iam`: what goes to AWS, printed with one's own names."""
 
-# No postponed annotations in the commands: typer reads them when the program runs.
+from __future__ import annotations
+
 import os
 from typing import Annotated, TypeAlias
 

@@ -1,24 +1,28 @@
-"""What the commands about plans and users share: the way to the table, options, and how quotas are typed and shown."""
+"""`ratelimit plan …` and `ratelimit user …`: set, show, list and remove plans and users of the directory."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
-from ratelimit.cli.options import load
-from ratelimit.directory import Directory, UnknownPlan
+from ratelimit.cli.options import Configured, JsonOption, YesOption, spread
+from ratelimit.cli.output import note, say, say_fields, say_json, say_table
+from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError
-from ratelimit.factory import build_store, table_settings
+from ratelimit.names import check_user
 from ratelimit.quota import Quotas, QuotasLike
-from ratelimit.store.directory import Identity, Plan
+from ratelimit.store.directory import Identity, Plan, User, check_plan
 
+plans: Final = typer.Typer(help="Plans: named quotas per action, which users subscribe to.")
+users: Final = typer.Typer(
+    help="Users: their plan, quotas of their own, role, and the e-mails and API keys that find them."
+)
 T = TypeVar("T")
 
 QuotaOption: TypeAlias = Annotated[
@@ -33,25 +37,13 @@ PepperOption: TypeAlias = Annotated[
     Path | None,
     typer.Option("--pepper-file", metavar="FILE", help="The secret that API keys are digested with, as in the app."),
 ]
-YesOption: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 _EXAMPLE = "write --quota hint=5/day"
 
 
-def run(work: Callable[[Directory], Awaitable[T]], *, store: str | None, config: Path | None) -> T:
-    """The result of `work` on the directory in the configured table."""
-    settings = load(config, store)
-    table_settings(settings.store)  # says what is wrong with a store that keeps nothing from one run to the next
-
-    async def opened() -> T:
-        table = build_store(settings)
-        try:
-            await table.open()
-            return await work(Directory(table.directory))
-        finally:
-            await table.close()
-
-    return asyncio.run(opened())
+def run(at: Configured, work: Callable[[Directory], Awaitable[T]]) -> T:
+    """Return the result of `work` on the directory in the configured table."""
+    return at.run(lambda table, _: work(Directory(table.directory)))
 
 
 def read_quotas(pairs: list[str] | None) -> dict[str, QuotasLike]:
@@ -131,3 +123,347 @@ async def known_plan(directory: Directory, name: str) -> Plan:
     near = get_close_matches(name, names, n=1)
     known = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
     raise UnknownPlan(f"there is no plan {name!r}; {known} (make one with `ratelimit plan set`)")
+
+
+# `ratelimit plan`
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The plan.", show_default=False)]
+
+
+@plans.command("set")
+@spread
+def set_plan(
+    *,
+    name: NameArgument,
+    quota: QuotaOption = None,
+    without: WithoutOption = None,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a plan, or change the one that is there: what is not mentioned stays.
+
+    Actions that a plan does not name are left to their policies. A change is in force everywhere within half a minute.
+
+    Examples:
+
+        ratelimit plan set free --quota hint=5/day --quota 'search=100/hour; 1000/day'
+
+        ratelimit plan set pro --quota hint=unlimited --without search
+    """
+    given = read_quotas(quota)
+
+    def change(old: Plan | None) -> Plan:
+        with as_options():
+            return Plan(name, merged({} if old is None else old.quotas, given, without))
+
+    with as_options():  # what is wrong is said before anything is asked of the table
+        Plan(name, given)
+    _report_plan(run(at, lambda directory: directory.change_plan(name, change)), as_json=as_json)
+
+
+@plans.command("show")
+@spread
+def show_plan(*, name: NameArgument, at: Configured, as_json: JsonOption = False) -> None:
+    """What a plan allows.
+
+    Example:
+
+        ratelimit plan show free --store 'dynamodb://limits?region=eu-west-1'
+    """
+    check_plan("NAME", name)
+    _report_plan(run(at, lambda directory: known_plan(directory, name)), as_json=as_json)
+
+
+@plans.command("list")
+@spread
+def list_plans(*, at: Configured, as_json: JsonOption = False) -> None:
+    """All plans.
+
+    Example:
+
+        ratelimit plan list --json
+    """
+    plans = run(at, _all_plans)
+    if as_json:
+        say_json([_plan_document(plan) for plan in plans])
+    elif plans:
+        rows = [
+            (plan.name, *pair)
+            for plan in plans
+            for pair in [(action, show_quotas(quotas)) for action, quotas in plan.quotas.items()] or [("-", "-")]
+        ]
+        say_table(("plan", "action", "quotas"), rows)
+    else:
+        say("no plans; make one with `ratelimit plan set free --quota hint=5/day`")
+
+
+@plans.command("remove")
+@spread
+def remove_plan(
+    *,
+    name: NameArgument,
+    yes: YesOption = False,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a plan, after asking. For users who have it, the policies' own quotas hold from then on.
+
+    Example:
+
+        ratelimit plan remove free
+    """
+    check_plan("NAME", name)
+    if not yes:
+        typer.confirm(f"Remove plan {name}?", abort=True, err=True)
+    removed = run(at, lambda directory: directory.remove_plan(name))
+    if as_json:
+        say_json({"name": name, "removed": removed})
+    else:
+        say(f"{name}: removed" if removed else f"{name}: there is no such plan; nothing to remove")
+
+
+async def _all_plans(directory: Directory) -> list[Plan]:
+    return sorted([plan async for plan in directory.plans()], key=lambda plan: plan.name)
+
+
+def _report_plan(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        say_json(_plan_document(plan))
+        return
+    say(plan.name, style="bold green")
+    if plan.quotas:
+        say_table(("action", "quotas"), [(action, show_quotas(quotas)) for action, quotas in plan.quotas.items()])
+    else:
+        say("  no quotas of its own: the policies' hold")
+
+
+def _plan_document(plan: Plan) -> dict[str, Any]:
+    return {"name": plan.name, "quotas": quotas_document(plan.quotas)}
+
+
+# `ratelimit user`
+
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="The user's id.", show_default=False)]
+ShownArgument = Annotated[str | None, typer.Argument(metavar="[USER]", help="The user's id.", show_default=False)]
+PlanOption = Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="The plan to subscribe to.")]
+KeysOption = Annotated[
+    list[str] | None,
+    typer.Option("--api-key", metavar="KEY", help="An API key to be found by kept as a digest; - reads stdin."),
+]
+
+
+@users.command("set")
+@spread
+def set_user(
+    *,
+    user: UserArgument,
+    plan: PlanOption = None,
+    no_plan: Annotated[bool, typer.Option("--no-plan", help="Subscribe to none.")] = False,
+    quota: QuotaOption = None,
+    without: WithoutOption = None,
+    role: Annotated[str | None, typer.Option(help="user, or admin: no limits.")] = None,
+    active: Annotated[bool | None, typer.Option("--active/--inactive", help="Inactive refuses every check.")] = None,
+    email: Annotated[list[str] | None, typer.Option("--email", help="An e-mail to be found by.")] = None,
+    api_key: KeysOption = None,
+    without_identity: Annotated[
+        list[str] | None, typer.Option(metavar="IDENTITY", help="No longer found by this, as `user show` writes it.")
+    ] = None,
+    pepper_file: PepperOption = None,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a user, or change the one that is there: what is not mentioned stays.
+
+    A change is in force everywhere within half a minute.
+
+    Examples:
+
+        ratelimit user set alice --plan pro --email alice@example.com
+
+        ratelimit user set alice --quota hint=50/day --inactive
+
+        openssl rand -hex 32 | tee key.txt | ratelimit user set alice --api-key -
+    """
+    if plan is not None and no_plan:
+        raise ConfigError("--plan", "cannot go with --no-plan")
+    fields: dict[str, Any] = {"plan": plan, "role": role, "active": active}
+    fields = {name: value for name, value in fields.items() if value is not None or (name == "plan" and no_plan)}
+    with as_options():  # what is wrong is said before anything is asked of the table
+        gone = [_identity(text) for text in without_identity or ()]
+        given = User(user, quotas=read_quotas(quota), identities=_identities(email, api_key, pepper_file), **fields)
+
+    def change(old: User | None) -> User:
+        return _changed(User(user) if old is None else old, given, fields, without, gone)
+
+    async def work(directory: Directory) -> tuple[User, Plan | None]:
+        if plan is not None:
+            await known_plan(directory, plan)
+        changed = await directory.change_user(user, change)
+        return changed, await _plan_of(directory, changed)
+
+    _report_user(*run(at, work), as_json=as_json)
+
+
+def _changed(old: User, given: User, fields: dict[str, Any], without: list[str] | None, gone: list[Identity]) -> User:
+    """The user that was, with what was given over it."""
+    values = {"plan": old.plan, "role": old.role, "active": old.active, **fields}
+    identities = [one for one in (*old.identities, *given.identities) if one not in gone]
+    with as_options():
+        return User(old.id, quotas=merged(old.quotas, given.quotas, without), identities=identities, **values)
+
+
+@users.command("show")
+@spread
+def show_user(
+    *,
+    user: ShownArgument = None,
+    email: Annotated[str | None, typer.Option("--email", help="Find by this e-mail.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", metavar="KEY", help="Find by this API key; - reads it from stdin.")
+    ] = None,
+    pepper_file: PepperOption = None,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> None:
+    """One user, and which quotas come of it.
+
+    Examples:
+
+        ratelimit user show alice
+
+        ratelimit user show --email alice@example.com --json
+    """
+    if sum(map(bool, (user, email, api_key))) != 1:
+        raise ConfigError("USER", "name one user: by id, by --email, or by --api-key")
+    if user:
+        user = check_user(user)
+    with as_options():
+        identities = _identities([email] if email else [], [api_key] if api_key else [], pepper_file)
+
+    async def work(directory: Directory) -> tuple[User, Plan | None]:
+        name = await directory.store.find(identities[0]) if identities else user
+        found = None if name is None else await directory.store.read(User, name)
+        if found is None:
+            what = f"user {user!r}" if user else f"user with this {identities[0].kind.replace('_', ' ')}"
+            raise UnknownUser(f"there is no {what}; make one with `ratelimit user set`")
+        return found, await _plan_of(directory, found)
+
+    _report_user(*run(at, work), as_json=as_json)
+
+
+@users.command("list")
+@spread
+def list_users(
+    *,
+    plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="Only those who have this plan.")] = None,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> None:
+    """All users, or a plan's. What changed a few seconds ago may not show yet.
+
+    Example:
+
+        ratelimit user list --plan pro
+    """
+    if plan is not None:
+        check_plan("--plan", plan)
+
+    async def work(directory: Directory) -> list[User]:
+        return sorted([user async for user in directory.users(plan=plan)], key=lambda user: user.id)
+
+    users = run(at, work)
+    if as_json:
+        say_json([_user_document(user) for user in users])
+    elif users:
+        say_table(("user", "plan", "role", "state", "own quotas"), [_user_row(user) for user in users])
+    else:
+        say("no users" if plan is None else f"no users with plan {plan}")
+
+
+@users.command("remove")
+@spread
+def remove_user(
+    *,
+    user: UserArgument,
+    yes: YesOption = False,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a user's entry and identities, after asking; what was counted and logged stays.
+
+    Example:
+
+        ratelimit user remove alice
+    """
+    user = check_user(user)
+    if not yes:
+        typer.confirm(f"Remove user {user}?", abort=True, err=True)
+    removed = run(at, lambda directory: directory.remove_user(user))
+    if as_json:
+        say_json({"id": user, "removed": removed})
+    else:
+        say(f"{user}: removed" if removed else f"{user}: there is no such user; nothing to remove")
+
+
+def _identities(emails: list[str] | None, keys: list[str] | None, pepper: Path | None) -> list[Identity]:
+    return [*map(Identity.email, emails or ()), *(read_key(key, pepper) for key in keys or ())]
+
+
+def _identity(text: str) -> Identity:
+    try:
+        return Identity.parse(text)
+    except ConfigError as error:
+        raise ConfigError("--without-identity", f"{error.problem}; write it as `user show` does") from None
+
+
+async def _plan_of(directory: Directory, user: User) -> Plan | None:
+    return None if user.plan is None else await directory.store.read(Plan, user.plan)
+
+
+_COLUMNS: Final = ("action", "quotas", "from")
+
+
+def _report_user(user: User, plan: Plan | None, *, as_json: bool) -> None:
+    rows = _in_force(user, plan)
+    if as_json:
+        say_json(_user_document(user) | {"in_force": [dict(zip(_COLUMNS, row, strict=True)) for row in rows]})
+        return
+    say(user.id, style="bold green")
+    fields = {"plan": user.plan or "none", "role": user.role, "state": _state(user)}
+    fields |= {"found by": ", ".join(map(str, user.identities))} if user.identities else {}
+    say_fields(fields)
+    if rows:
+        say_table(_COLUMNS, rows)
+    if user.plan is not None and plan is None:
+        note(f"there is no plan {user.plan!r}: the policies' own quotas hold")
+
+
+def _in_force(user: User, plan: Plan | None) -> list[tuple[str, str, str]]:
+    """Per action that anything is said of."""
+    if not user.active:
+        return [("(every)", "refused", "inactive")]
+    rows = [(action, show_quotas(quotas), "the user") for action, quotas in user.quotas.items()]
+    if user.role == "admin":
+        return [*rows, ("(every other)", "unlimited", "admin")]
+    others = {} if plan is None else {name: quotas for name, quotas in plan.quotas.items() if name not in user.quotas}
+    return rows + [(action, show_quotas(quotas), "the plan") for action, quotas in others.items()]
+
+
+def _user_document(user: User) -> dict[str, Any]:
+    return {
+        "id": user.id,
+        "plan": user.plan,
+        "quotas": quotas_document(user.quotas),
+        "role": user.role,
+        "active": user.active,
+        "identities": [str(identity) for identity in user.identities],
+    }
+
+
+def _user_row(user: User) -> tuple[str, ...]:
+    own = ", ".join(f"{action}={show_quotas(quotas)}" for action, quotas in user.quotas.items())
+    return (user.id, user.plan or "-", user.role, _state(user), own or "-")
+
+
+def _state(user: User) -> str:
+    return "active" if user.active else "inactive"

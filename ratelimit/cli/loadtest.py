@@ -1,6 +1,7 @@
 """`ratelimit loadtest`: what a check costs on your own machine and table, and whether a change made it cost more."""
 
-# No postponed annotations in the commands: typer reads them when the program runs.
+from __future__ import annotations
+
 import shlex
 import sys
 from pathlib import Path
@@ -106,7 +107,7 @@ def compare(
     return status
 
 
-def _groups(names: list[str] | None) -> "tuple[Group, ...] | str":
+def _groups(names: list[str] | None) -> tuple[Group, ...] | str:
     """Those named, in their own order; or what is wrong with them."""
     from ratelimit.loadtest.plan import GROUPS
 

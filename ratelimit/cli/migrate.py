@@ -1,4 +1,4 @@
-"""`ratelimit migrate SOURCE`, `ratelimit migrate verify SOURCE`: from another home to the one table."""
+"""`ratelimit migrate …`: bring data over from another home to the one table, compare, take back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 import typer
 from typer.core import TyperGroup
 
-from ratelimit.cli.options import ConfigOption, JsonOption, StoreOption, load
-from ratelimit.cli.output import REFUSED, in_words, note, say, say_json, say_table
+from ratelimit.cli.options import Configured, JsonOption, spread
+from ratelimit.cli.output import REFUSED, in_words, note, say, say_json, say_table, toml_value
 from ratelimit.cli.progress import progress
 from ratelimit.config import masked
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
@@ -24,49 +24,22 @@ if TYPE_CHECKING:
     from ratelimit.migrate import Counts, Done, Entity, Forecast, Order, Undone, Verdict
 
 
-# `ratelimit migrate mapping`: the mapping that holds, as a file to begin one's own from.
+class _RunByDefault(TyperGroup):
+    """`ratelimit migrate SOURCE --dry-run` is `ratelimit migrate run SOURCE --dry-run`."""
 
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
-def mapping(
-    file: Annotated[
-        Path | None, typer.Option("--mapping", metavar="FILE", help="One's own; by default the built-in one.")
-    ] = None,
-) -> None:
-    """Print the mapping as TOML: which tables and columns mean what. The first name of a list that exists is taken.
-
-    Example:
-
-        ratelimit migrate mapping > mapping.toml
-    """
-    from ratelimit.migrate import read_mapping
-
-    found = read_mapping(file)
-    for section in ("events", "users", "plans"):
-        part = getattr(found, section)
-        say(f"[{section}]")
-        for each in fields(part):
-            if each.name != "quotas":
-                say(f"{each.name} = {_toml(getattr(part, each.name))}")
-        if quotas := getattr(part, "quotas", None):
-            say(f"\n[{section}.quotas]")
-            for action, column in quotas.items():
-                say(f"{_toml(action)} = {_toml(column)}")
-        say("")
-    say("[actions]")
-    for old, new in found.actions.items():
-        say(f"{_toml(old)} = {_toml(new)}")
+    def parse_args(self, ctx, args):  # type: ignore[no-untyped-def]
+        """With the command that is meant put in."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
-def _toml(value: str | tuple[str, ...]) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-# What the migration commands share: options, and the way from a command line to a source and a target.
+app: Final = typer.Typer(
+    cls=_RunByDefault,
+    help="Bring plans, users, usage events and running counters over from a database, files or another table.",
+    epilog="`ratelimit migrate SOURCE` is short for `ratelimit migrate run SOURCE`. The source is never changed.",
+    no_args_is_help=True,
+)
 
 SourceArgument: TypeAlias = Annotated[
     str,
@@ -96,20 +69,209 @@ AnyActionOption: TypeAlias = Annotated[
 ]
 
 
-def ordered(
-    source: str,
+@app.command("run")
+@spread
+def run(
     *,
-    store: str | None,
-    config: Path | None,
+    source: SourceArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count, convert and estimate; write nothing at all.")
+    ] = False,
+    entity: EntityOption = None,
+    batch_size: Annotated[int, typer.Option(help="Rows between two checkpoints.")] = 1000,
+    rate: Annotated[float | None, typer.Option(help="Write units a second at most; by default as many as go.")] = None,
+    mapping: MappingOption = None,
+    on_error: Annotated[
+        Literal["skip", "stop"], typer.Option(help="skip: bad rows are set aside. stop: the first one ends the run.")
+    ] = "skip",
+    any_action: AnyActionOption = False,
+    backup: Annotated[bool, typer.Option("--backup/--no-backup", help="A copy of a file source, beside it.")] = True,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew; nothing is written twice.")] = False,
+    foreign: Annotated[
+        bool, typer.Option("--into-foreign", help="Write into a table that holds another project's items, too.")
+    ] = False,
+    mirrored: Annotated[
+        bool, typer.Option("--mirrored", help="From a table whose `mirror` is this one: do not count twice.")
+    ] = False,
+    leave_rejected: Annotated[
+        bool, typer.Option("--leave-rejected", help="Count without the rejected rows, for good; else counters wait.")
+    ] = False,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option("--replace", metavar="RUN", help="Take this run back first; may be repeated."),
+    ] = None,
+    encoding: EncodingOption = "utf-8",
+    work_dir: WorkDirOption = Path("."),
+    at: Configured,
+    as_json: JsonOption = False,
+) -> int:
+    """Bring plans, users, usage events and running counters into the table. What is there already is left as it is.
+
+    Interrupted, even by kill -9, the same command goes on where it stopped. A later run adds what came since: events
+    are known by ids made of their rows, counters carry a mark. While rows of use are rejected, counters wait. Every run
+    has an id: after a mistake in the mapping `--replace RUN` brings it anew, `migrate undo RUN` takes it back.
+
+    Exit status: 0 all is over, 1 some rows were rejected (they are in a file, with the reasons), 2 bad input, 3 source
+    or table unavailable.
+
+    Examples:
+
+        ratelimit migrate mysql://app@db/app --dry-run
+
+        ratelimit migrate sqlite:///app.db --rate 500
+
+        ratelimit migrate usage.jsonl.gz --entity events --entity counters
+
+        ratelimit migrate 'earlier://old_main?region=eu-west-1' --store 'dynamodb://limits?region=eu-west-1'
+    """
+    order = _order(
+        source, at, mapping=mapping, entities=entity, any_action=any_action,
+        batch_size=batch_size, rate=rate, on_error=on_error, backup=backup, restart=restart, foreign=foreign,
+        mirrored=mirrored, leave_rejected=leave_rejected, replace=tuple(replace or ()), encoding=encoding,
+        work_dir=work_dir,
+    )  # fmt: skip
+    with _explained(source, resumable=not dry_run):
+        counts = (_would_be if dry_run else _brought)(order, as_json=as_json)
+    return REFUSED if any(each.rejected for each in counts.values()) else 0
+
+
+def _would_be(order: "Order", *, as_json: bool) -> "dict[Entity, Counts]":
+    from ratelimit import migrate
+
+    with progress() as tell:
+        forecast = asyncio.run(migrate.dry_run(order, listener=tell))
+    _say_forecast(order, forecast, as_json=as_json)
+    return forecast.counts
+
+
+def _brought(order: "Order", *, as_json: bool) -> "dict[Entity, Counts]":
+    from ratelimit import migrate
+
+    with progress() as tell:
+        done = asyncio.run(migrate.run(order, listener=tell))
+    _say_done(done, as_json=as_json)
+    return done.checkpoint.counts
+
+
+@app.command("verify")
+@spread
+def verify(
+    *,
+    source: SourceArgument,
+    entity: EntityOption = None,
+    batch_size: Annotated[int, typer.Option(help="Rows read at a time.")] = 1000,
+    more_is_fine: Annotated[
+        bool, typer.Option("--more-is-fine", help="The table is in use already: what it has besides is no difference.")
+    ] = False,
+    mapping: MappingOption = None,
+    any_action: AnyActionOption = False,
+    encoding: EncodingOption = "utf-8",
+    work_dir: Annotated[Path, typer.Option(metavar="DIR", help="For a scratch file.")] = Path("."),
+    at: Configured,
+    as_json: JsonOption = False,
+) -> int:
+    """Compare source and table, both ways: counts and ids per user, day and action, a sample of events in whole, every
+    user and plan, and every counter. Reads both sides completely; give the options that the run had.
+
+    Exit status: 0 all of it is there, 1 it is not, 2 bad input, 3 source or table unavailable.
+
+    Examples:
+
+        ratelimit migrate verify mysql://app@db/app
+
+        ratelimit migrate verify usage.jsonl --entity events --more-is-fine
+    """
+    order = _order(
+        source, at, mapping=mapping, entities=entity, any_action=any_action,
+        batch_size=batch_size, encoding=encoding, work_dir=work_dir,
+    )  # fmt: skip
+    from ratelimit import migrate
+
+    with _explained(source, resumable=False), progress() as tell:
+        verdict = asyncio.run(migrate.verify(order, listener=tell, more_is_fine=more_is_fine))
+    _say_verdict(verdict, as_json=as_json)
+    return 0 if verdict.same else REFUSED
+
+
+@app.command("undo")
+@spread
+def undo(
+    *,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="As the run's report says.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be taken back.")] = False,
+    rate: Annotated[float | None, typer.Option(help="Write units a second at most; by default as many as go.")] = None,
+    work_dir: WorkDirOption = Path("."),
+    at: Configured,
+    as_json: JsonOption = False,
+) -> int:
+    """Take back what a run has written: its events, users and plans, and what it has added to counters and totals. What
+    was used since stays, and so do users and plans that were changed since. Interrupted, the same command goes on.
+
+    Exit status: 0 all is taken back, 1 some was changed since and stays, 2 bad input, 3 table unavailable.
+
+    Examples:
+
+        ratelimit migrate undo 20260105-120000-a1b2 --dry-run
+
+        ratelimit migrate undo 20260105-120000-a1b2 20260106-080000-c3d4
+    """
+    from ratelimit import migrate
+
+    target = table_settings(at.load().store)
+    order = migrate.UndoOrder(runs=runs, target=target, rate=rate, dry_run=dry_run, work_dir=work_dir)
+    with _explained(str(work_dir), resumable=not dry_run), progress() as tell:
+        undone = asyncio.run(migrate.undo(order, listener=tell))
+    _say_undone(undone, as_json=as_json)
+    return REFUSED if undone.kept else 0
+
+
+@app.command("mapping")
+def mapping(
+    file: Annotated[
+        Path | None, typer.Option("--mapping", metavar="FILE", help="One's own; by default the built-in one.")
+    ] = None,
+) -> None:
+    """Print the mapping as TOML: which tables and columns mean what. The first name of a list that exists is taken.
+
+    Example:
+
+        ratelimit migrate mapping > mapping.toml
+    """
+    from ratelimit.migrate import read_mapping
+
+    found = read_mapping(file)
+    for section in ("events", "users", "plans"):
+        part = getattr(found, section)
+        say(f"[{section}]")
+        for each in fields(part):
+            if each.name != "quotas":
+                say(f"{each.name} = {toml_value(getattr(part, each.name))}")
+        if quotas := getattr(part, "quotas", None):
+            say(f"\n[{section}.quotas]")
+            for action, column in quotas.items():
+                say(f"{toml_value(action)} = {toml_value(column)}")
+        say("")
+    say("[actions]")
+    for old, new in found.actions.items():
+        say(f"{toml_value(old)} = {toml_value(new)}")
+
+
+# The way from a command line to a source and a target.
+
+
+def _order(
+    source: str,
+    at: Configured,
+    *,
     mapping: Path | None,
     entities: list[str] | None,
     **options: Any,
 ) -> Order:
-    """What a command line asks for. Raises `ConfigError`."""
+    """Return what a command line asks for. Raises `ConfigError`."""
     # Imported here: AWS's client and SQLAlchemy take their time, and `--help` does not need them.
     from ratelimit.migrate import Order, read_mapping
 
-    settings = load(config, store)
+    settings = at.load()
     return Order(
         source=source,
         target=table_settings(settings.store),
@@ -121,8 +283,8 @@ def ordered(
 
 
 @contextmanager
-def explained(spec: str, *, resumable: bool) -> Iterator[None]:
-    """A file that cannot be used is bad input; what broke off says how to go on."""
+def _explained(spec: str, *, resumable: bool) -> Iterator[None]:
+    """Make bad input of a file that cannot be used; say of what broke off how to go on."""
     hint = "; the same command goes on where it stopped" if resumable else ""
     try:
         yield
@@ -136,12 +298,12 @@ def explained(spec: str, *, resumable: bool) -> Iterator[None]:
         raise
 
 
-# What a migration has to say at its end: on a terminal, or as one JSON document.
+# What a migration has to say at its end.
 
 _COLUMNS = ("", "read", "written", "already there", "kept as they are", "too old", "rejected")
 
 
-def say_forecast(order: Order, forecast: Forecast, *, as_json: bool) -> None:
+def _say_forecast(order: Order, forecast: Forecast, *, as_json: bool) -> None:
     """Of a dry run."""
     if as_json:
         say_json(msgspec.to_builtins(forecast))
@@ -172,7 +334,7 @@ def say_forecast(order: Order, forecast: Forecast, *, as_json: bool) -> None:
         note(each)
 
 
-def say_done(done: Done, *, as_json: bool) -> None:
+def _say_done(done: Done, *, as_json: bool) -> None:
     """Of a run."""
     counts = done.checkpoint.counts
     if as_json:
@@ -195,7 +357,7 @@ def say_done(done: Done, *, as_json: bool) -> None:
         note(each)
 
 
-def say_verdict(verdict: Verdict, *, as_json: bool) -> None:
+def _say_verdict(verdict: Verdict, *, as_json: bool) -> None:
     """Of a verification."""
     if as_json:
         say_json(msgspec.to_builtins(verdict))
@@ -216,7 +378,7 @@ def say_verdict(verdict: Verdict, *, as_json: bool) -> None:
         note(each)
 
 
-def say_undone(undone: Undone, *, as_json: bool) -> None:
+def _say_undone(undone: Undone, *, as_json: bool) -> None:
     """Of what was taken back."""
     if as_json:
         say_json(msgspec.to_builtins(undone))
@@ -240,190 +402,3 @@ def _row(counts: Counts) -> tuple[str, ...]:
 
 def _numbers(*several: int) -> tuple[str, ...]:
     return tuple(f"{each:,}" for each in several)
-
-
-# `ratelimit migrate run`: bring it over, or say what that would do.
-
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
-def run(
-    source: SourceArgument,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count, convert and estimate; write nothing at all.")
-    ] = False,
-    entity: EntityOption = None,
-    batch_size: Annotated[int, typer.Option(help="Rows between two checkpoints.")] = 1000,
-    rate: Annotated[float | None, typer.Option(help="Write units a second at most; by default as many as go.")] = None,
-    mapping: MappingOption = None,
-    on_error: Annotated[
-        Literal["skip", "stop"], typer.Option(help="skip: bad rows are set aside. stop: the first one ends the run.")
-    ] = "skip",
-    any_action: AnyActionOption = False,
-    backup: Annotated[bool, typer.Option("--backup/--no-backup", help="A copy of a file source, beside it.")] = True,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew; nothing is written twice.")] = False,
-    foreign: Annotated[
-        bool, typer.Option("--into-foreign", help="Write into a table that holds another project's items, too.")
-    ] = False,
-    mirrored: Annotated[
-        bool, typer.Option("--mirrored", help="From a table whose `mirror` is this one: do not count twice.")
-    ] = False,
-    leave_rejected: Annotated[
-        bool, typer.Option("--leave-rejected", help="Count without the rejected rows, for good; else counters wait.")
-    ] = False,
-    replace: Annotated[
-        list[str] | None,
-        typer.Option("--replace", metavar="RUN", help="Take this run back first; may be repeated."),
-    ] = None,
-    encoding: EncodingOption = "utf-8",
-    work_dir: WorkDirOption = Path("."),
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Bring plans, users, usage events and running counters into the table. What is there already is left as it is.
-
-    Interrupted, even by kill -9, the same command goes on where it stopped. A later run adds what came since: events
-    are known by ids made of their rows, counters carry a mark. While rows of use are rejected, counters wait. Every run
-    has an id: after a mistake in the mapping `--replace RUN` brings it anew, `migrate undo RUN` takes it back.
-
-    Exit status: 0 all is over, 1 some rows were rejected (they are in a file, with the reasons), 2 bad input, 3 source
-    or table unavailable.
-
-    Examples:
-
-        ratelimit migrate mysql://app@db/app --dry-run
-
-        ratelimit migrate sqlite:///app.db --rate 500
-
-        ratelimit migrate usage.jsonl.gz --entity events --entity counters
-
-        ratelimit migrate 'earlier://old_main?region=eu-west-1' --store 'dynamodb://limits?region=eu-west-1'
-    """
-    order = ordered(
-        source, store=store, config=config, mapping=mapping, entities=entity, any_action=any_action,
-        batch_size=batch_size, rate=rate, on_error=on_error, backup=backup, restart=restart, foreign=foreign,
-        mirrored=mirrored, leave_rejected=leave_rejected, replace=tuple(replace or ()), encoding=encoding,
-        work_dir=work_dir,
-    )  # fmt: skip
-    with explained(source, resumable=not dry_run):
-        counts = (_would_be if dry_run else _brought)(order, as_json=as_json)
-    return REFUSED if any(each.rejected for each in counts.values()) else 0
-
-
-def _would_be(order: "Order", *, as_json: bool) -> "dict[Entity, Counts]":
-    from ratelimit import migrate
-
-    with progress() as tell:
-        forecast = asyncio.run(migrate.dry_run(order, listener=tell))
-    say_forecast(order, forecast, as_json=as_json)
-    return forecast.counts
-
-
-def _brought(order: "Order", *, as_json: bool) -> "dict[Entity, Counts]":
-    from ratelimit import migrate
-
-    with progress() as tell:
-        done = asyncio.run(migrate.run(order, listener=tell))
-    say_done(done, as_json=as_json)
-    return done.checkpoint.counts
-
-
-# `ratelimit migrate undo`: take back what a run has written.
-
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
-def undo(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="As the run's report says.", show_default=False)],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be taken back.")] = False,
-    rate: Annotated[float | None, typer.Option(help="Write units a second at most; by default as many as go.")] = None,
-    work_dir: WorkDirOption = Path("."),
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Take back what a run has written: its events, users and plans, and what it has added to counters and totals. What
-    was used since stays, and so do users and plans that were changed since. Interrupted, the same command goes on.
-
-    Exit status: 0 all is taken back, 1 some was changed since and stays, 2 bad input, 3 table unavailable.
-
-    Examples:
-
-        ratelimit migrate undo 20260105-120000-a1b2 --dry-run
-
-        ratelimit migrate undo 20260105-120000-a1b2 20260106-080000-c3d4
-    """
-    from ratelimit import migrate
-
-    target = table_settings(load(config, store).store)
-    order = migrate.UndoOrder(runs=runs, target=target, rate=rate, dry_run=dry_run, work_dir=work_dir)
-    with explained(str(work_dir), resumable=not dry_run), progress() as tell:
-        undone = asyncio.run(migrate.undo(order, listener=tell))
-    say_undone(undone, as_json=as_json)
-    return REFUSED if undone.kept else 0
-
-
-# `ratelimit migrate verify`: is it all there?
-
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
-def verify(
-    source: SourceArgument,
-    entity: EntityOption = None,
-    batch_size: Annotated[int, typer.Option(help="Rows read at a time.")] = 1000,
-    more_is_fine: Annotated[
-        bool, typer.Option("--more-is-fine", help="The table is in use already: what it has besides is no difference.")
-    ] = False,
-    mapping: MappingOption = None,
-    any_action: AnyActionOption = False,
-    encoding: EncodingOption = "utf-8",
-    work_dir: Annotated[Path, typer.Option(metavar="DIR", help="For a scratch file.")] = Path("."),
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Compare source and table, both ways: counts and ids per user, day and action, a sample of events in whole, every
-    user and plan, and every counter. Reads both sides completely; give the options that the run had.
-
-    Exit status: 0 all of it is there, 1 it is not, 2 bad input, 3 source or table unavailable.
-
-    Examples:
-
-        ratelimit migrate verify mysql://app@db/app
-
-        ratelimit migrate verify usage.jsonl --entity events --more-is-fine
-    """
-    order = ordered(
-        source, store=store, config=config, mapping=mapping, entities=entity, any_action=any_action,
-        batch_size=batch_size, encoding=encoding, work_dir=work_dir,
-    )  # fmt: skip
-    from ratelimit import migrate
-
-    with explained(source, resumable=False), progress() as tell:
-        verdict = asyncio.run(migrate.verify(order, listener=tell, more_is_fine=more_is_fine))
-    say_verdict(verdict, as_json=as_json)
-    return 0 if verdict.same else REFUSED
-
-
-class _RunByDefault(TyperGroup):
-    """`ratelimit migrate SOURCE --dry-run` is `ratelimit migrate run SOURCE --dry-run`."""
-
-    def parse_args(self, ctx, args):  # type: ignore[no-untyped-def]
-        """With the command that is meant put in."""
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(
-    cls=_RunByDefault,
-    help="Bring plans, users, usage events and running counters over from a database, files or another table.",
-    epilog="`ratelimit migrate SOURCE` is short for `ratelimit migrate run SOURCE`. The source is never changed.",
-    no_args_is_help=True,
-)
-app.command("run")(run)
-app.command("verify")(verify)
-app.command("undo")(undo)
-app.command("mapping")(mapping)

@@ -1,16 +1,25 @@
-"""Options that several commands share, and the configuration they lead to."""
+"""Options that several commands share, written once, and the configuration and table that they lead to."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import typer
 
 from ratelimit.config import Config
-from ratelimit.factory import load_checked
+from ratelimit.factory import build_store, load_checked, table_settings
 from ratelimit.numerals import to_int
+from ratelimit.store import TableStore
+
+R = TypeVar("R")
+T = TypeVar("T")
 
 StoreOption: TypeAlias = Annotated[
     str | None,
@@ -21,6 +30,7 @@ ConfigOption: TypeAlias = Annotated[
     typer.Option("--config", metavar="FILE", help="The TOML file; by default the one that RATELIMIT_CONFIG names."),
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+YesOption: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 def whole(text: str | int) -> int:
@@ -31,9 +41,61 @@ def whole(text: str | int) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
-def load(path: Path | None, store: str | None = None) -> Config:
-    """The configuration; a store named on the command line goes over `RATELIMIT_STORE` too. Raises `ConfigError`."""
-    if store is None:
-        return load_checked(path)
-    env = {name: value for name, value in os.environ.items() if name != "RATELIMIT_STORE"}
-    return load_checked(path, env=env, store=store)
+def spread(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command the options of a dataclass in the place of each parameter that is one."""
+    groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(command).items() if is_dataclass(kind)}
+    options = [
+        option
+        for parameter in _parameters_of(command)
+        for option in (_parameters_of(groups[parameter.name]) if parameter.name in groups else [parameter])
+    ]
+
+    @wraps(command)
+    def run(**given: Any) -> R:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        return command(**given)
+
+    # Typer reads both; what `wraps` has taken over is that of the command as it is written.
+    run.__dict__["__signature__"] = inspect.Signature(options)
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
+
+
+def _parameters_of(command: Any) -> Iterator[inspect.Parameter]:
+    annotations = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        yield parameter.replace(annotation=annotations[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+
+
+@dataclass(frozen=True)
+class Configured:
+    """`--store` and `--config`: which configuration holds."""
+
+    store: StoreOption = None
+    config: ConfigOption = None
+
+    def load(self) -> Config:
+        """Return the configuration; a store named on the command line goes over `RATELIMIT_STORE` too.
+
+        Raises `ConfigError`.
+        """
+        if self.store is None:
+            return load_checked(self.config)
+        env = {name: value for name, value in os.environ.items() if name != "RATELIMIT_STORE"}
+        return load_checked(self.config, env=env, store=self.store)
+
+    def run(self, work: Callable[[TableStore, Config], Awaitable[T]]) -> T:
+        """Return the result of `work` on the configured table, opened for it. Raises `ConfigError` for `memory://`."""
+        settings = self.load()
+        table_settings(settings.store)  # says what is wrong with a store that keeps nothing from one run to the next
+
+        async def opened() -> T:
+            table = build_store(settings)
+            try:
+                await table.open()
+                return await work(table, settings)
+            finally:
+                await table.close()
+
+        return asyncio.run(opened())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -41,6 +42,11 @@ def complain(problem: object, status: int) -> int:
 def say_json(document: object) -> None:
     """One document, indented."""
     typer.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def toml_value(value: object) -> str:
+    """Return a value as TOML has it: text, numbers and lists of text are written alike in JSON and TOML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

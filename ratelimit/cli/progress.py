@@ -1,14 +1,15 @@
-"""How a migration goes: a bar with the rate and the time left on a terminal, plain lines elsewhere. On stderr."""
+"""Progress of long work, on stderr: a bar on a terminal; for a migration also plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from ratelimit.cli.output import in_words
@@ -90,3 +91,33 @@ def _bar(clock: Clock) -> Iterator[Listener]:
 def _fates(counts: Counts) -> str:
     rejected = f", {counts.rejected:,} rejected" if counts.rejected else ""
     return f"{counts.written:,} written{rejected}"
+
+
+@contextmanager
+def progress_bar(verb: str, *, size: int | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show how far events have come, where somebody looks: call it with the events and the bytes so far.
+
+    `size` is how many bytes there will be, where that is known.
+    """
+    if not sys.stderr.isatty():
+        yield lambda events, done: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn(verb),
+        *(() if size is None else (BarColumn(),)),
+        TextColumn("{task.fields[events]:,} events, {task.fields[rate]}/s, {task.fields[shown]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(verb, total=size, events=0, rate="-", shown="")
+        before: int | None = None
+
+        def update(events: int, done: int) -> None:
+            nonlocal before
+            before = events if before is None else before  # an export that is gone on with did not begin at 0
+            elapsed = progress.tasks[0].elapsed or 0.0
+            rate = f"{(events - before) / elapsed:,.0f}" if elapsed > 1 else "-"
+            progress.update(task, completed=done, events=events, rate=rate, shown=decimal(done))
+
+        yield update

@@ -228,9 +228,6 @@ class Source:
             )
 
 
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
 def serve(
     upstream: Upstream = None,
     config: ConfigOption = None,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, cast
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, JsonOption, StoreOption, load
+from ratelimit.cli.options import ConfigOption, Configured, JsonOption, StoreOption, spread
 from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, complain, note, say, say_fields, say_json
 from ratelimit.errors import ConfigError, TableNotFound
 from ratelimit.factory import table_settings
@@ -18,6 +18,246 @@ from ratelimit.factory import table_settings
 if TYPE_CHECKING:
     from ratelimit.dynamodb import Settings, TableDiff, TableSpec, TableStatus
     from ratelimit.dynamodb.table_spec import Billing
+
+app: Final = typer.Typer(help="Create, look at, verify, upgrade or delete the DynamoDB table.")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which table."""
+
+    table: Annotated[
+        str | None,
+        typer.Argument(metavar="[TABLE]", help="Its name, or its URL; by default that of --store or as configured."),
+    ] = None
+    store: StoreOption = None
+    config: ConfigOption = None
+
+    def settings(self) -> Settings:
+        """Return its settings: a name alone takes the rest from the store that is configured, if that has a table."""
+        if self.table is not None and "://" in self.table:
+            return table_settings(self.table)
+        url = Configured(self.store, self.config).load().store
+        if self.table is None:
+            return table_settings(url)
+        settings = table_settings(f"dynamodb://{self.table}")
+        return settings if url.startswith("memory://") else replace(table_settings(url), table=settings.table)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """As what the table is wanted."""
+
+    gsi2: Annotated[bool, typer.Option("--gsi2", help="Also the index of an action's timeline.")] = False
+    recovery: Annotated[bool, typer.Option("--recovery/--no-recovery", help="Point-in-time recovery.")] = True
+    protect: Annotated[
+        bool | None, typer.Option("--protect/--no-protect", help="Against deletion; by default not asked for.")
+    ] = None
+    kms_key: Annotated[
+        str | None,
+        typer.Option("--kms-key", metavar="ARN", help="Encrypt with this key in KMS; by default with DynamoDB's own."),
+    ] = None
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="May be repeated; other tags stay.")
+    ] = None
+    billing: Annotated[
+        str | None, typer.Option("--billing", metavar="MODE", help="on-demand (default) or provisioned.")
+    ] = None
+    read: Annotated[int | None, typer.Option("--read", metavar="UNITS", help="Provisioned read units a second.")] = None
+    write: Annotated[int | None, typer.Option("--write", metavar="UNITS", help="Provisioned write units a second.")] = (
+        None
+    )
+
+    def spec(self) -> TableSpec:
+        """Return the options as a specification; units alone mean provisioned billing. Raises `ConfigError`."""
+        from ratelimit.dynamodb import TableSpec
+
+        is_provisioned = self.billing is None and (self.read is not None or self.write is not None)
+        return TableSpec(
+            gsi2=self.gsi2,
+            recovery=self.recovery,
+            protected=self.protect,
+            kms_key=self.kms_key,
+            tags=dict(map(_tag, self.tag or ())),
+            billing=cast("Billing | None", "provisioned" if is_provisioned else self.billing),
+            read=self.read,
+            write=self.write,
+        )
+
+
+def _tag(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise ConfigError("--tag", f"{text!r} is no tag; write it like team=payments")
+    return name, value
+
+
+@app.command()
+@spread
+def create(
+    *,
+    target: Target,
+    wanted: Wanted,
+    as_json: JsonOption = False,
+) -> None:
+    """Create the table, or complete one that is there: billed on demand, expiry, point-in-time recovery.
+
+    May be run again at any time; what differs in a table that was there already is named, and `upgrade` mends it.
+    What an engine for development lacks is named too.
+
+    Examples:
+
+        ratelimit table create limits --store 'dynamodb://limits?region=eu-west-1'
+
+        AWS_REGION=eu-west-1 ratelimit table create limits --protect --tag team=payments
+
+        ratelimit table create limits --read 50 --write 200 --kms-key alias/aws/dynamodb
+    """
+    from ratelimit.dynamodb import create_table, verify_table
+
+    spec, settings = wanted.spec(), target.settings()
+    status = asyncio.run(create_table(settings, spec))
+    if as_json:
+        say_json(asdict(status))
+    else:
+        report_status(status, "created" if status.created else "was there already")
+    for line in differences(asyncio.run(verify_table(settings, spec))):
+        note(f"{line.name}: {line.found}; should be {line.wanted}; {line.remedy}")
+
+
+@app.command()
+@spread
+def status(*, target: Target, as_json: JsonOption = False) -> None:
+    """How the table stands. Exit status 3 where it does not exist or cannot be reached.
+
+    Example:
+
+        ratelimit table status --store 'dynamodb://limits?region=eu-west-1' --json
+    """
+    from ratelimit.dynamodb import table_status
+
+    found = asyncio.run(table_status(target.settings()))
+    if as_json:
+        say_json(asdict(found))
+    else:
+        report_status(found, found.status.lower())
+
+
+@app.command()
+@spread
+def verify(
+    *,
+    target: Target,
+    wanted: Wanted,
+    as_json: JsonOption = False,
+) -> int:
+    """Compare the table with what it should be, line by line; changes nothing. Takes the options of `create`.
+
+    Exit status: 0 as it should be, 1 there are differences, 3 a missing permission hides whether there are, or the
+    table cannot be reached. What an engine for development does not know is named, and no difference.
+
+    Examples:
+
+        ratelimit table verify limits
+
+        ratelimit table verify limits --protect --tag team=payments --json
+    """
+    from ratelimit.dynamodb import verify_table
+
+    spec, settings = wanted.spec(), target.settings()
+    lines = asyncio.run(verify_table(settings, spec))
+    if as_json:
+        say_json({
+            "name": settings.table,
+            "differences": len(differences(lines)),
+            "lines": [asdict(line) for line in lines],
+        })  # fmt: skip
+    else:
+        say(f"{settings.table}: {in_short(lines)}", style="bold")
+        report_lines(lines)
+    return status_of(lines)
+
+
+@app.command()
+@spread
+def upgrade(
+    *,
+    target: Target,
+    wanted: Wanted,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each change, at most.")] = 600,
+    as_json: JsonOption = False,
+) -> int:
+    """Mend what `verify` finds, as far as it can be mended in place; says what cannot. Takes the options of `create`.
+
+    Turns on what is off, makes the index that is missing, and changes billing, encryption, protection and tags as the
+    options say; what they do not name stays. Exit status 1 where a difference is left.
+
+    Examples:
+
+        ratelimit table upgrade limits
+
+        ratelimit table upgrade limits --gsi2 --wait 3600
+
+        ratelimit table upgrade limits --no-protect
+    """
+    from ratelimit.dynamodb import upgrade_table
+
+    spec, settings = wanted.spec(), target.settings()
+    upgraded = asyncio.run(upgrade_table(settings, spec, tell=note, within=wait))
+    if as_json:
+        say_json({"name": settings.table, **asdict(upgraded)})
+    else:
+        done = f"{len(upgraded.mended)} mended, " if upgraded.mended else ""
+        say(f"{settings.table}: {done}{in_short(upgraded.lines)}", style="bold")
+        report_lines(upgraded.lines)
+    return status_of(upgraded.lines)
+
+
+@app.command()
+@spread
+def delete(
+    *,
+    target: Target,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Delete the table and everything in it, after asking. A protected one is refused, with exit status 1.
+
+    Example:
+
+        ratelimit table delete limits --store 'dynamodb://limits?region=eu-west-1'
+    """
+    from ratelimit.dynamodb import TableProtected, delete_table, table_status
+
+    settings = target.settings()
+    try:
+        found = asyncio.run(table_status(settings))
+        if not yes and not found.protected:
+            _ask(settings, found.region)
+        was_there = asyncio.run(delete_table(settings))
+    except TableNotFound:
+        was_there = False
+    except TableProtected as error:
+        return complain(error, REFUSED)
+    if as_json:
+        say_json({"name": settings.table, "deleted": was_there})
+    else:
+        say(
+            f"{settings.table}: deleted"
+            if was_there
+            else f"{settings.table}: there is no such table; nothing to delete"
+        )
+    return ALLOWED
+
+
+def _ask(settings: "Settings", region: str) -> None:
+    from ratelimit.dynamodb import count_items
+
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("there is no terminal to ask on, and nothing was deleted; add --yes")
+    count, is_all = asyncio.run(count_items(settings))
+    holding = f"{'' if is_all else 'at least '}{count} item{'s' * (count != 1)}"
+    typer.confirm(f"Delete table {settings.table} in {region}, with {holding}?", abort=True, err=True)
 
 
 # How a table's status and its comparison are shown.
@@ -77,292 +317,3 @@ def status_of(lines: Sequence[TableDiff]) -> int:
     if differences(lines):
         return REFUSED
     return UNAVAILABLE if any(line.permission for line in lines) else ALLOWED
-
-
-# Which table, and as what it is wanted: the options that the commands share.
-
-TableArgument: TypeAlias = Annotated[
-    str | None,
-    typer.Argument(metavar="[TABLE]", help="Its name, or its URL; by default that of --store or as configured."),
-]
-Gsi2Option: TypeAlias = Annotated[bool, typer.Option("--gsi2", help="Also the index of an action's timeline.")]
-RecoveryOption: TypeAlias = Annotated[bool, typer.Option("--recovery/--no-recovery", help="Point-in-time recovery.")]
-ProtectOption: TypeAlias = Annotated[
-    bool | None, typer.Option("--protect/--no-protect", help="Against deletion; by default not asked for.")
-]
-KmsKeyOption: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--kms-key", metavar="ARN", help="Encrypt with this key in KMS; by default with DynamoDB's own."),
-]
-TagOption: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="May be repeated; other tags stay.")
-]
-BillingOption: TypeAlias = Annotated[
-    str | None, typer.Option("--billing", metavar="MODE", help="on-demand (default) or provisioned.")
-]
-ReadOption: TypeAlias = Annotated[
-    int | None, typer.Option("--read", metavar="UNITS", help="Provisioned read units a second.")
-]
-WriteOption: TypeAlias = Annotated[
-    int | None, typer.Option("--write", metavar="UNITS", help="Provisioned write units a second.")
-]
-
-
-def settings_of(table: str | None, store: str | None, config: ConfigOption) -> Settings:
-    """A name alone takes the rest (region, endpoint) from the store that is configured, if that has a table."""
-    if table is not None and "://" in table:
-        return table_settings(table)
-    url = load(config, store).store
-    if table is None:
-        return table_settings(url)
-    settings = table_settings(f"dynamodb://{table}")
-    return settings if url.startswith("memory://") else replace(table_settings(url), table=settings.table)
-
-
-def spec_of(
-    *,
-    gsi2: bool,
-    recovery: bool,
-    protect: bool | None,
-    kms_key: str | None,
-    tag: Sequence[str] | None,
-    billing: str | None,
-    read: int | None,
-    write: int | None,
-) -> TableSpec:
-    """The options as a specification; units alone mean provisioned billing. Raises `ConfigError`."""
-    from ratelimit.dynamodb import TableSpec
-
-    if billing is None and (read is not None or write is not None):
-        billing = "provisioned"
-    return TableSpec(
-        gsi2=gsi2,
-        recovery=recovery,
-        protected=protect,
-        kms_key=kms_key,
-        tags=dict(map(_tag, tag or ())),
-        billing=cast("Billing | None", billing),
-        read=read,
-        write=write,
-    )
-
-
-def _tag(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise ConfigError("--tag", f"{text!r} is no tag; write it like team=payments")
-    return name, value
-
-
-# `ratelimit table create|upgrade`: the table as it is wanted, from nothing or from what is there.
-
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
-def create(
-    table: TableArgument = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    gsi2: Gsi2Option = False,
-    recovery: RecoveryOption = True,
-    protect: ProtectOption = None,
-    kms_key: KmsKeyOption = None,
-    tag: TagOption = None,
-    billing: BillingOption = None,
-    read: ReadOption = None,
-    write: WriteOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Create the table, or complete one that is there: billed on demand, expiry, point-in-time recovery.
-
-    May be run again at any time; what differs in a table that was there already is named, and `upgrade` mends it.
-    What an engine for development lacks is named too.
-
-    Examples:
-
-        ratelimit table create limits --store 'dynamodb://limits?region=eu-west-1'
-
-        AWS_REGION=eu-west-1 ratelimit table create limits --protect --tag team=payments
-
-        ratelimit table create limits --read 50 --write 200 --kms-key alias/aws/dynamodb
-    """
-    from ratelimit.dynamodb import create_table, verify_table
-
-    spec = spec_of(
-        gsi2=gsi2, recovery=recovery, protect=protect, kms_key=kms_key, tag=tag, billing=billing, read=read, write=write
-    )  # fmt: skip
-    settings = settings_of(table, store, config)
-    status = asyncio.run(create_table(settings, spec))
-    if as_json:
-        say_json(asdict(status))
-    else:
-        report_status(status, "created" if status.created else "was there already")
-    for line in differences(asyncio.run(verify_table(settings, spec))):
-        note(f"{line.name}: {line.found}; should be {line.wanted}; {line.remedy}")
-
-
-def upgrade(
-    table: TableArgument = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    gsi2: Gsi2Option = False,
-    recovery: RecoveryOption = True,
-    protect: ProtectOption = None,
-    kms_key: KmsKeyOption = None,
-    tag: TagOption = None,
-    billing: BillingOption = None,
-    read: ReadOption = None,
-    write: WriteOption = None,
-    wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each change, at most.")] = 600,
-    as_json: JsonOption = False,
-) -> int:
-    """Mend what `verify` finds, as far as it can be mended in place; says what cannot. Takes the options of `create`.
-
-    Turns on what is off, makes the index that is missing, and changes billing, encryption, protection and tags as the
-    options say; what they do not name stays. Exit status 1 where a difference is left.
-
-    Examples:
-
-        ratelimit table upgrade limits
-
-        ratelimit table upgrade limits --gsi2 --wait 3600
-
-        ratelimit table upgrade limits --no-protect
-    """
-    from ratelimit.dynamodb import upgrade_table
-
-    spec = spec_of(
-        gsi2=gsi2, recovery=recovery, protect=protect, kms_key=kms_key, tag=tag, billing=billing, read=read, write=write
-    )  # fmt: skip
-    settings = settings_of(table, store, config)
-    upgraded = asyncio.run(upgrade_table(settings, spec, tell=note, within=wait))
-    if as_json:
-        say_json({"name": settings.table, **asdict(upgraded)})
-    else:
-        done = f"{len(upgraded.mended)} mended, " if upgraded.mended else ""
-        say(f"{settings.table}: {done}{in_short(upgraded.lines)}", style="bold")
-        report_lines(upgraded.lines)
-    return status_of(upgraded.lines)
-
-
-# `ratelimit table status|verify`: how the table stands, and whether it stands as it should.
-
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
-def status(
-    table: TableArgument = None, store: StoreOption = None, config: ConfigOption = None, as_json: JsonOption = False
-) -> None:
-    """How the table stands. Exit status 3 where it does not exist or cannot be reached.
-
-    Example:
-
-        ratelimit table status --store 'dynamodb://limits?region=eu-west-1' --json
-    """
-    from ratelimit.dynamodb import table_status
-
-    found = asyncio.run(table_status(settings_of(table, store, config)))
-    if as_json:
-        say_json(asdict(found))
-    else:
-        report_status(found, found.status.lower())
-
-
-def verify(
-    table: TableArgument = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    gsi2: Gsi2Option = False,
-    recovery: RecoveryOption = True,
-    protect: ProtectOption = None,
-    kms_key: KmsKeyOption = None,
-    tag: TagOption = None,
-    billing: BillingOption = None,
-    read: ReadOption = None,
-    write: WriteOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Compare the table with what it should be, line by line; changes nothing. Takes the options of `create`.
-
-    Exit status: 0 as it should be, 1 there are differences, 3 a missing permission hides whether there are, or the
-    table cannot be reached. What an engine for development does not know is named, and no difference.
-
-    Examples:
-
-        ratelimit table verify limits
-
-        ratelimit table verify limits --protect --tag team=payments --json
-    """
-    from ratelimit.dynamodb import verify_table
-
-    spec = spec_of(
-        gsi2=gsi2, recovery=recovery, protect=protect, kms_key=kms_key, tag=tag, billing=billing, read=read, write=write
-    )  # fmt: skip
-    settings = settings_of(table, store, config)
-    lines = asyncio.run(verify_table(settings, spec))
-    if as_json:
-        say_json({
-            "name": settings.table,
-            "differences": len(differences(lines)),
-            "lines": [asdict(line) for line in lines],
-        })  # fmt: skip
-    else:
-        say(f"{settings.table}: {in_short(lines)}", style="bold")
-        report_lines(lines)
-    return status_of(lines)
-
-
-# `ratelimit table delete`: the table and all it holds, after asking.
-
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
-def delete(
-    table: TableArgument = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
-    as_json: JsonOption = False,
-) -> int:
-    """Delete the table and everything in it, after asking. A protected one is refused, with exit status 1.
-
-    Example:
-
-        ratelimit table delete limits --store 'dynamodb://limits?region=eu-west-1'
-    """
-    from ratelimit.dynamodb import TableProtected, delete_table, table_status
-
-    settings = settings_of(table, store, config)
-    try:
-        found = asyncio.run(table_status(settings))
-        if not yes and not found.protected:
-            _ask(settings, found.region)
-        was_there = asyncio.run(delete_table(settings))
-    except TableNotFound:
-        was_there = False
-    except TableProtected as error:
-        return complain(error, REFUSED)
-    if as_json:
-        say_json({"name": settings.table, "deleted": was_there})
-    else:
-        say(
-            f"{settings.table}: deleted"
-            if was_there
-            else f"{settings.table}: there is no such table; nothing to delete"
-        )
-    return ALLOWED
-
-
-def _ask(settings: "Settings", region: str) -> None:
-    from ratelimit.dynamodb import count_items
-
-    if not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask on, and nothing was deleted; add --yes")
-    count, is_all = asyncio.run(count_items(settings))
-    holding = f"{'' if is_all else 'at least '}{count} item{'s' * (count != 1)}"
-    typer.confirm(f"Delete table {settings.table} in {region}, with {holding}?", abort=True, err=True)
-
-
-app: Final = typer.Typer(help="Create, look at, verify, upgrade or delete the DynamoDB table.")
-for command in (create, status, verify, upgrade, delete):
-    app.command()(command)

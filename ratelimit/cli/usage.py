@@ -1,45 +1,71 @@
-"""`ratelimit usage ...`: read the usage log, take it out, bring it in, erase a user."""
+"""`ratelimit usage …`: ask the usage log, take it out, bring it in, erase a user."""
 
 from __future__ import annotations
 
-from datetime import date
-from typing import Annotated, Any
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
 from ratelimit.algorithms.fields import Per
-from ratelimit.cli import usage_files
-from ratelimit.cli.options import ConfigOption, JsonOption, StoreOption, whole
-from ratelimit.cli.output import note, say, say_json, say_table
-from ratelimit.cli.usage_options import (
-    ActionOption,
-    AllowedOption,
-    PartsOption,
-    SinceDayOption,
-    SinceOption,
-    UntilDayOption,
-    UntilOption,
-    UserArgument,
-    ask,
-    to_day,
-    to_moment,
-)
-from ratelimit.errors import InvalidInput
-from ratelimit.usage import EventPage
-from ratelimit.usage.formats import document, text_of_time
+from ratelimit.cli.options import Configured, JsonOption, YesOption, spread, whole
+from ratelimit.cli.output import REFUSED, note, say, say_json, say_table
+from ratelimit.cli.progress import progress_bar
+from ratelimit.clock import SystemClock
+from ratelimit.config import Config, masked
+from ratelimit.errors import InvalidInput, StoreUnavailable
+from ratelimit.names import check_user
+from ratelimit.store import TableStore
+from ratelimit.usage import EventPage, UsageLog
+from ratelimit.usage.erasing import Erased
+from ratelimit.usage.export import export_events
+from ratelimit.usage.formats import FORMATS, Csv, FormatName, Jsonl, document, text_of_time
+from ratelimit.usage.importing import OnError, import_events
+from ratelimit.usage.lines import LineFormat
 from ratelimit.usage.reports import DATE_RANGE, Reports
+from ratelimit.usage.sinks import Asked, Checkpoint, File, Sink, Stream
 
-# `ratelimit usage events|summary|totals|top|reconcile`.
+app: Final = typer.Typer(
+    help="The usage log: events and exact totals, read, exported, imported, erased.",
+    epilog="Days are UTC. Events are kept for 90 days, daily totals for 35.",
+)
+T = TypeVar("T")
 
-# No postponed annotations in the commands: typer reads them when the program runs.
-
-
-DayOption = Annotated[
+UserArgument: TypeAlias = Annotated[str, typer.Argument(metavar="USER", help="Whose.", show_default=False)]
+SinceOption: TypeAlias = Annotated[
+    str | None, typer.Option("--since", metavar="DAY|TIME", help="2026-01-05 or 2026-01-05T12:00:00Z, included.")
+]
+UntilOption: TypeAlias = Annotated[
+    str | None, typer.Option("--until", metavar="DAY|TIME", help="A day is included, a time is not.")
+]
+SinceDayOption: TypeAlias = Annotated[
+    str | None, typer.Option("--since", metavar="DAY", help="2026-01-05, today or yesterday, included.")
+]
+UntilDayOption: TypeAlias = Annotated[str | None, typer.Option("--until", metavar="DAY", help="Included.")]
+ActionOption: TypeAlias = Annotated[str | None, typer.Option("--action", help="Of this action only.")]
+AllowedOption: TypeAlias = Annotated[
+    bool | None, typer.Option("--allowed/--denied", help="Of this answer only.", show_default=False)
+]
+PartsOption: TypeAlias = Annotated[
+    int, typer.Option(parser=whole, metavar="INTEGER", help="Parts of the table read side by side, up to 64.")
+]
+DayOption: TypeAlias = Annotated[
     str, typer.Option("--day", metavar="DAY", help="2026-01-05, today or yesterday.", show_default=False)
 ]
+_STDOUT = Path("-")
+_SUFFIXES: dict[str, FormatName] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
+@app.command("events")
+@spread
 def events(
+    *,
     user: UserArgument,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -47,8 +73,7 @@ def events(
     allowed: AllowedOption = None,
     limit: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="Events at most, up to 1000.")] = 100,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended, as it was printed there.")] = None,
-    store: StoreOption = None,
-    config: ConfigOption = None,
+    at: Configured,
     as_json: JsonOption = False,
 ) -> None:
     """A user's events, newest first.
@@ -60,12 +85,11 @@ def events(
         ratelimit usage events alice --limit 1000 --json
     """
     first, last = to_moment("--since", since), to_moment("--until", until, end=True)
-    page = ask(
+    page = _ask(
+        at,
         lambda reports: reports.events(
             user, since=first, until=last, action=action, allowed=allowed, limit=limit, cursor=cursor
         ),
-        store=store,
-        config=config,
     )
     if as_json:
         say_json({"events": [document(event) for event in page.events], "cursor": page.cursor})
@@ -73,13 +97,15 @@ def events(
         _show_events(user, page)
 
 
+@app.command("summary")
+@spread
 def summary(
+    *,
     user: UserArgument,
     days: Annotated[
         int, typer.Option(parser=whole, metavar="INTEGER", help="So many days, today included; up to 35.")
     ] = 7,
-    store: StoreOption = None,
-    config: ConfigOption = None,
+    at: Configured,
     as_json: JsonOption = False,
 ) -> None:
     """What a user has used in the last days, per action: the total, and the daily average. Exact.
@@ -88,7 +114,7 @@ def summary(
 
         ratelimit usage summary alice --days 30
     """
-    report = ask(lambda reports: reports.summary(user, days), store=store, config=config)
+    report = _ask(at, lambda reports: reports.summary(user, days))
     if as_json:
         say_json(report)
         return
@@ -101,14 +127,16 @@ def summary(
         say(f"{user} has used nothing from {first} to {last}, or is not known")
 
 
+@app.command("totals")
+@spread
 def totals(
+    *,
     user: UserArgument,
     since: SinceDayOption = None,
     until: UntilDayOption = None,
     action: ActionOption = None,
     per: Annotated[Per, typer.Option(help="For each of the last 35 days, or of the last 13 calendar months.")] = "day",
-    store: StoreOption = None,
-    config: ConfigOption = None,
+    at: Configured,
     as_json: JsonOption = False,
 ) -> None:
     """What a user has used, per action and day or month, from the limiter's own counters. Exact.
@@ -121,13 +149,10 @@ def totals(
 
         ratelimit usage totals alice --per month
     """
-    first, last = to_day("--since", since), to_day("--until", until)
+    first = None if since is None else to_day("--since", since)
+    last = None if until is None else to_day("--until", until)
     actions = None if action is None else [action]
-
-    async def read(reports: Reports) -> dict[str, dict[date, int]]:
-        return await reports.totals(user, first, last, per=per, actions=actions)
-
-    found = ask(read, store=store, config=config)
+    found = _ask(at, lambda reports: reports.totals(user, first, last, per=per, actions=actions))
     if as_json:
         say_json({name: {day.isoformat(): units for day, units in days.items()} for name, days in found.items()})
         return
@@ -138,13 +163,15 @@ def totals(
         say(f"{user} has used nothing in these {per}s, or is not known")
 
 
+@app.command("top")
+@spread
 def top(
+    *,
     day: DayOption,
     action: Annotated[str, typer.Option("--action", help="Of this action.", show_default=False)],
     count: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="So many users, up to 1000.")] = 10,
     parts: PartsOption = 4,
-    store: StoreOption = None,
-    config: ConfigOption = None,
+    at: Configured,
     as_json: JsonOption = False,
 ) -> None:
     """Who used an action most on a day. Exact, and it READS THE WHOLE TABLE: there is no index for it.
@@ -156,9 +183,7 @@ def top(
         ratelimit usage top --day yesterday --action hint
     """
     chosen = to_day("--day", day)
-    if chosen is None:
-        raise InvalidInput("--day is missing")
-    found = ask(lambda reports: reports.top(chosen, action, count=count, parts=parts), store=store, config=config)
+    found = _ask(at, lambda reports: reports.top(chosen, action, count=count, parts=parts))
     if as_json:
         say_json([one._asdict() for one in found])
     elif found:
@@ -167,11 +192,13 @@ def top(
         say(f"nobody used {action} on {chosen}, as far as was counted")
 
 
+@app.command("reconcile")
+@spread
 def reconcile(
+    *,
     user: UserArgument,
     day: DayOption,
-    store: StoreOption = None,
-    config: ConfigOption = None,
+    at: Configured,
     as_json: JsonOption = False,
 ) -> None:
     """A user's events of a day against the counters. A difference is what was counted and not logged.
@@ -183,9 +210,7 @@ def reconcile(
         ratelimit usage reconcile alice --day yesterday
     """
     chosen = to_day("--day", day)
-    if chosen is None:
-        raise InvalidInput("--day is missing")
-    found = ask(lambda reports: reports.reconcile(user, chosen), store=store, config=config)
+    found = _ask(at, lambda reports: reports.reconcile(user, chosen))
     rows: dict[str, Any] = {
         action: {"events": one.events, "total": one.total, "difference": one.difference}
         for action, one in found.items()
@@ -196,6 +221,170 @@ def reconcile(
         say_table(("action", "events", "total", "difference"), [(name, *row.values()) for name, row in rows.items()])
     else:
         say(f"{user} has neither events nor totals on {chosen}, or is not known")
+
+
+@app.command("export")
+@spread
+def export(
+    *,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Replaced when all is written; - is standard output.")
+    ] = _STDOUT,
+    format: Annotated[
+        str | None, typer.Option(help="jsonl, csv or parquet; by default as FILE ends, and else jsonl.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Only this user's, newest first.")] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    action: ActionOption = None,
+    allowed: AllowedOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an export to FILE that was interrupted.")
+    ] = False,
+    parts: PartsOption = 1,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> int:
+    """Write events to a file, or to standard output: all of them, or a user's.
+
+    Everybody's events come in no order, and READ THE WHOLE TABLE: one read unit for 4 KB of it, some 0.03 USD for a GB.
+
+    Until it is complete, FILE is FILE.part, and FILE.checkpoint says how far it came: the same command with --resume
+    goes on from there. A Parquet file cannot be gone on with. In CSV, a text that a spreadsheet would run as a formula
+    (=, +, -, @) has a ' before it; import takes it off again.
+
+    Examples:
+
+        ratelimit usage export --out events.csv --since 2026-01-01 --until 2026-01-31
+
+        ratelimit usage export --user alice | jq .resource
+    """
+    chosen = _format(format, out)
+    asked = Asked(
+        store=masked(at.load().store),
+        format=chosen,
+        user=user,
+        since=_ms(to_moment("--since", since)),
+        until=_ms(to_moment("--until", until, end=True)),
+        action=action,
+        allowed=allowed,
+        parts=parts,
+    )
+    sink = _sink(chosen, out, resume=resume)
+    try:
+        with _explained(out, resumable=isinstance(sink, File)), progress_bar("exporting") as progress:
+            done = at.run(lambda table, _: export_events(table, asked, sink, progress=progress))
+    except BrokenPipeError:  # whoever was reading, `head` for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return REFUSED
+    _report_export(done, out, as_json=as_json)
+    return 0
+
+
+@app.command("import")
+@spread
+def import_(
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, CSV or Parquet.", show_default=False)],
+    format: Annotated[LineFormat | None, typer.Option(help="By default as FILE ends.")] = None,
+    on_error: Annotated[
+        OnError,
+        typer.Option(help="stop: a bad line, and nothing is written. skip: bad lines go to FILE.rejected."),
+    ] = "stop",
+    at: Configured,
+    as_json: JsonOption = False,
+) -> int:
+    """Put the events of a file into the table. May be repeated: the same event is there once.
+
+    Every line needs user, action, and time (or at, in milliseconds). One without an id gets one made of what it says.
+    Lines that contradict themselves or one another (one id with two costs) are bad.
+    Only events are written; the counters, and so totals and summaries, stay as they are.
+
+    Exit status: 0 all lines are in the table, 1 some were rejected (with skip), 2 nothing was written.
+
+    Examples:
+
+        ratelimit usage import events.jsonl
+
+        ratelimit usage import old-log.csv --on-error skip
+    """
+    with _explained(file), progress_bar("importing", size=_size(file)) as heard:
+        done = at.run(lambda table, _: import_events(table.events, file, format=format, on_error=on_error, heard=heard))
+    if as_json:
+        rejects = None if done.rejects is None else str(done.rejects)
+        say_json({"events": done.events, "rejected": done.rejected, "rejects": rejects})
+    else:
+        say(f"{done.events:,} events of {file} are in the table" if done.events else f"{file} held no events")
+    if done.rejected:
+        note(f"{done.rejected:,} lines were rejected; they are in {done.rejects}, with the reasons")
+    return REFUSED if done.rejected else 0
+
+
+@app.command("erase")
+@spread
+def erase(
+    *,
+    user: UserArgument,
+    action: Annotated[
+        list[str] | None, typer.Option("--action", help="With --quick: erase the counters of this action too.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not read the whole table: only what is found by its key.")
+    ] = False,
+    journal: Annotated[
+        Path | None, typer.Option("--journal", metavar="DIR", help="By default the journal that `usage` is set to.")
+    ] = None,
+    yes: YesOption = False,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> int:
+    """Delete every trace of a user, after asking: events, counters, the entry in the directory, e-mails and API keys.
+
+    It READS THE WHOLE TABLE (and the mirror): one read unit for 4 KB of it, some 0.03 USD for a GB. With --quick it
+    does not, and leaves the counters of actions that no policy, no plan, no event and no --action names.
+
+    A journal on this machine is looked through as well: run it on each machine that has one. Where it is interrupted,
+    repeat it. To remove the entry alone, and keep what was used: `ratelimit user remove`.
+
+    Exit status: 0 nothing of the user is left, 1 a damaged file of the journal is left to be looked at.
+
+    Example:
+
+        ratelimit usage erase alice --yes
+    """
+    user = check_user(user)
+    if not yes:
+        typer.confirm(f"Erase all of {user}: events, counters, the entry in the directory?", abort=True, err=True)
+    if journal is not None and not journal.is_dir():
+        raise InvalidInput(f"--journal: {journal} is no directory")
+
+    async def work(table: TableStore, settings: Config) -> Erased:
+        actions = [policy.name for policy in settings.policies]
+        log = UsageLog(table, actions=actions, journal_dir=looked_through(settings), when_full="wait")
+        try:
+            return await log.erase(user, actions=action or (), quick=quick)
+        finally:
+            await log.close()
+
+    def looked_through(settings: Config) -> Path | None:
+        return journal or _journal_of(settings)
+
+    with progress_bar("erasing"):
+        erased = at.run(work)
+    if as_json:
+        say_json({"user": user, "erased": int(erased), "found": erased.found, "left": erased.left})
+    else:
+        say(_said_of(user, erased, quick=quick, journal=looked_through(at.load())))
+    for file in erased.left:
+        note(f"{file} is damaged, and names the user: what is in it is not written any more; look at it and delete it")
+    return REFUSED if erased.left else 0
+
+
+def _ask(at: Configured, question: Callable[[Reports], Awaitable[T]]) -> T:
+    """Return the answer of the reports on the configured table."""
+    return at.run(
+        lambda table, settings: question(Reports(table, [policy.name for policy in settings.policies], SystemClock()))
+    )
 
 
 def _show_events(user: str, page: EventPage) -> None:
@@ -230,15 +419,140 @@ def _or_dash(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-app = typer.Typer(
-    help="The usage log: events and exact totals, read, exported, imported, erased.",
-    epilog="Days are UTC. Events are kept for 90 days, daily totals for 35.",
-)
-app.command("events")(events)
-app.command("summary")(summary)
-app.command("totals")(totals)
-app.command("top")(top)
-app.command("reconcile")(reconcile)
-app.command("export")(usage_files.export)
-app.command("import")(usage_files.import_)
-app.command("erase")(usage_files.erase)
+# Files: how they are told of, and what becomes of them.
+
+_NAMES: dict[str, str] = {
+    "events": "events",
+    "event_ids": "ids of events",
+    "counters": "counters",
+    "entries": "entries in the directory",
+    "identities": "e-mails and API keys",
+    "journal": "events in the journal",
+}
+
+
+def _journal_of(settings: Config) -> Path | None:
+    """The one that is configured, if it is there."""
+    durability, _, directory = settings.usage.partition(":")
+    return Path(directory) if durability == "journal" and Path(directory).is_dir() else None
+
+
+def _said_of(user: str, erased: Erased, *, quick: bool, journal: Path | None) -> str:
+    found = ", ".join(f"{_NAMES[what]} {count:,}" for what, count in erased.found.items())
+    said = f"{user}: {erased:,} items erased ({found})" if erased else f"{user}: nothing to erase"
+    where = "found by key, the rest of the table was not read (--quick)" if quick else "the whole table was read"
+    return f"{said}; {where}, " + ("no journal" if journal is None else f"and the journal in {journal}")
+
+
+def _format(format: str | None, out: Path) -> FormatName:
+    if format is None:
+        return _SUFFIXES.get(out.suffix.lower(), "jsonl")
+    if format not in FORMATS:
+        raise InvalidInput(f"--format: unknown value {format!r}; use one of {', '.join(FORMATS)}")
+    return format
+
+
+def _sink(format: FormatName, out: Path, *, resume: bool) -> Sink:
+    if resume and (out == _STDOUT or format == "parquet"):
+        what = "standard output" if out == _STDOUT else "a Parquet file"
+        raise InvalidInput(f"--resume: {what} cannot be gone on with; leave it out, or export to a JSONL or CSV file")
+    if format == "parquet":
+        from ratelimit.usage.parquet import ParquetFile
+
+        if out == _STDOUT:
+            raise InvalidInput("--format: Parquet needs a file; add --out events.parquet")
+        return ParquetFile(out)
+    encoder = Csv() if format == "csv" else Jsonl()
+    return Stream(sys.stdout.buffer, encoder) if out == _STDOUT else File(out, encoder, resume=resume)
+
+
+@contextmanager
+def _explained(file: Path, *, resumable: bool = False) -> Iterator[None]:
+    """A file that cannot be used is bad input; an export that broke off says how to go on."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InvalidInput(f"{error.filename or file}: {error.strerror or error}{_again(resumable)}") from None
+    except StoreUnavailable:
+        if resumable:
+            note(f"{file} is not complete{_again(resumable)}")
+        raise
+    except KeyboardInterrupt:
+        note(f"{file} is not complete{_again(resumable)}")
+        raise
+
+
+def _again(resumable: bool) -> str:
+    return "; the same command with --resume goes on where it broke off" if resumable else ""
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
+def _ms(moment: datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
+
+
+def _report_export(done: Checkpoint, out: Path, *, as_json: bool) -> None:
+    if out == _STDOUT:
+        return
+    if as_json:
+        say_json({"events": done.events, "bytes": done.bytes, "file": str(out), "format": done.asked.format})
+    else:
+        say(f"{done.events:,} events in {out} ({done.bytes:,} bytes)")
+        if not done.events:
+            note("there are none in this range" + ("" if done.asked.user is None else ", or no such user"))
+
+
+# How days and moments are typed.
+
+_WORDS: Final = {"today": 0, "yesterday": 1}
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_HINT: Final = "write 2026-01-05, today or yesterday"
+_HINT_OR_TIME: Final = "write 2026-01-05, or 2026-01-05T12:00:00Z"
+
+
+def to_day(option: str, text: str) -> date:
+    """Read `2026-01-05`, `today`, `yesterday`. Raises `InvalidInput` naming the option."""
+    day = _read_day(text)
+    if day is None:
+        raise InvalidInput(f"{option}: {text!r} is no day; {_HINT}")
+    return day
+
+
+def to_moment(option: str, text: str | None, *, end: bool = False) -> datetime | None:
+    """Read a day, which begins at midnight UTC and at its `end` is over, or a time; one without a zone is in UTC.
+
+    Raises as `to_day`.
+    """
+    if text is None:
+        return None
+    try:
+        if day := _read_day(text):
+            return datetime.combine(day, time(), UTC) + timedelta(days=1 if end else 0)
+        if _DAY.match(text):  # ISO 8601 has other ways to write a day, which would be taken for its midnight
+            moment = datetime.fromisoformat(text)
+            # In UTC from here on: near the ends of the calendar, where that cannot be, it is no moment.
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise InvalidInput(f"{option}: {text!r} is no date; {_HINT_OR_TIME}")
+
+
+def _read_day(text: str) -> date | None:
+    if text in _WORDS:
+        return _today() - timedelta(days=_WORDS[text])
+    try:
+        return date.fromisoformat(text) if _DAY.fullmatch(text) else None
+    except ValueError:
+        return None
+
+
+def _today() -> date:
+    return datetime.fromtimestamp(SystemClock().now() / 1_000_000, UTC).date()
