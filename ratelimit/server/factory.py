@@ -26,11 +26,10 @@ from ratelimit.http.api.idempotency import IdempotencyCache
 from ratelimit.http.tracing import TraceMiddleware
 from ratelimit.server.access_log import AccessFormat, AccessLog
 from ratelimit.server.admin_backend import ServerBackend
-from ratelimit.server.app_version import AppFactory
 from ratelimit.server.proxy import Proxy
 from ratelimit.server.request_id import RequestIdMiddleware
 from ratelimit.server.runtime import Runtime
-from ratelimit.server.sidecar import ConfigSource, Sidecar
+from ratelimit.server.sidecar import AppFactory, ConfigSource, Sidecar
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

@@ -1,35 +1,49 @@
-"""`Runtime`: what one configuration hands on to the next: the store and, on it, the directory and the usage log."""
+"""`Runtime`: what one configuration works with, and hands on to the next: the store, the directory, the usage log."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+
+from prometheus_client.core import Metric
 
 from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.directory import Directory
-from ratelimit.factory import build_limiter, build_store, build_usage_log
+from ratelimit.factory import build_limiter, build_store, build_usage_log, store_stats
 from ratelimit.limiter import Limiter
+from ratelimit.metrics import (
+    Source,
+    directory_metrics,
+    limiter_metrics,
+    memory_metrics,
+    mirror_metrics,
+    store_metrics,
+    usage_metrics,
+    webhook_metrics,
+)
 from ratelimit.server.webhook import Webhook
-from ratelimit.store import MemoryStore, TableStore
-from ratelimit.store.delegating import DelegatingStore
+from ratelimit.store import MemoryStore, MirrorStore, TableStore
+from ratelimit.store.delegating import DelegatingStore, layers
 from ratelimit.usage import UsageLog
-
-# What stays open when a limiter closes, because the next one counts there too. `Runtime` ends it when nobody does.
 
 
 class UnclosableStore(DelegatingStore):
-    """A store behind a `close` that does nothing. Not for the embedded one, which the limiter has to recognise."""
+    """A store that stays open when its limiter closes, as the next one counts there too.
+
+    Not for the embedded one, which the limiter has to recognise.
+    """
 
     async def close(self) -> None:
-        """Left to `Runtime`."""
+        """Leave that to `Runtime.end`."""
 
 
 class UnclosableLog(UsageLog):
     """A usage log that goes on: what waits in its memory would otherwise be lost where the store is down just then."""
 
     async def close(self) -> None:
-        """Left to `Runtime`."""
+        """Leave that to `Runtime.end`."""
 
     async def end(self) -> None:
         """Write what waits, for at most its grace."""
@@ -51,8 +65,8 @@ class Runtime:
 
     @classmethod
     def of(cls, config: Config, before: Runtime | None = None, *, clock: Clock | None = None) -> Runtime:
-        """For a configuration, with what can stay of the one before. Raises `ConfigError`; opens nothing."""
-        kept = before if before is not None and _where(before.config) == _where(config) else None
+        """Build it with what can stay of the one before. Raises `ConfigError`; opens nothing."""
+        kept = before if before is not None and _place(before.config) == _place(config) else None
         store = build_store(config) if kept is None else kept.store
         shared = store if isinstance(store, MemoryStore) else UnclosableStore(store)
         directory = kept.directory if kept is not None and config.directory else None
@@ -77,20 +91,45 @@ class Runtime:
         )
 
     async def open(self) -> None:
-        """Raises `ConfigError`, `StoreMisconfigured`, `StoreUnavailable`."""
+        """Open the store and the usage log. Raises `ConfigError`, `StoreMisconfigured`, `StoreUnavailable`."""
         if self.usage is not None:
             await self.usage.open()
         await self.store.open()
 
     async def end(self, others: Iterable[Runtime]) -> None:
-        """Let go of what none of the others holds."""
+        """Close what none of the others holds."""
         held = list(others)
         if self.usage is not None and all(other.usage is not self.usage for other in held):
             await self.usage.end()
         if all(other.store is not self.store for other in held):
             await self.store.close()
 
+    def sources(self) -> dict[object, Source]:
+        """Return what is counted, by the part that counts it."""
+        found: dict[object, Source] = {
+            self.limiter: partial(limiter_metrics, self.limiter),
+            self.store: partial(_store_metrics, self.store),
+        }
+        if (usage := self.usage) is not None:
+            found[usage] = lambda: usage_metrics(usage.stats)
+        if (directory := self.directory) is not None:
+            found[directory] = lambda: directory_metrics(directory.stats)
+        if (webhook := self.webhook) is not None:
+            found[webhook] = lambda: webhook_metrics(webhook.sent, webhook.failed)
+        return found
 
-def _where(config: Config) -> tuple[str, str, str | None]:
-    """What makes it another store."""
+
+def _place(config: Config) -> tuple[str, str, str | None]:
+    """Return what makes it another store."""
     return config.store, config.mirror, config.user_hash_key
+
+
+def _store_metrics(store: TableStore) -> list[Metric]:
+    found: list[Metric] = []
+    for layer in layers(store):
+        if isinstance(layer, MirrorStore):
+            found += mirror_metrics(layer.stats)
+        elif isinstance(layer, MemoryStore):
+            found += memory_metrics(layer)
+    stats = store_stats(store)
+    return found if stats is None else [*store_metrics(stats), *found]

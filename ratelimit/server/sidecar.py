@@ -18,18 +18,20 @@ from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
-from ratelimit.http.lifespan import join_lifespan, no_lifespan
+from ratelimit.http.lifespan import LifespanRunner, join_lifespan, no_lifespan
 from ratelimit.limiter.checks import Observer
 from ratelimit.metrics import DecisionMetrics, Registry, by_label
-from ratelimit.server.app_version import AppFactory, AppVersion, AppVersions
 from ratelimit.server.http_protocol import OnRefused, ignore_refusal
 from ratelimit.server.runtime import Runtime
+from ratelimit.tasks import Tasks
 
 logger = logging.getLogger("ratelimit")
 
 
 ConfigSource: TypeAlias = Callable[[], Config]
 """Reads the configuration afresh, and checks it whole. Has to pickle where there are several workers."""
+AppFactory: TypeAlias = Callable[[Runtime], ASGIApp]
+"""Raises `ConfigError`."""
 
 
 class Reloaded(Struct, frozen=True):
@@ -40,10 +42,48 @@ class Reloaded(Struct, frozen=True):
     """Changed in the file, and in effect after a restart only."""
 
 
+class AppVersion:
+    """One configuration at work, from its start to the end of the last request that it was asked.
+
+    Requests under way when the next version takes over are finished by this one.
+    """
+
+    def __init__(self, runtime: Runtime, app: ASGIApp) -> None:
+        self.runtime = runtime
+        self.requests = 0
+        """Under way; websockets are among them."""
+        self.lifespan = LifespanRunner(app)
+        """Its end: refunds arrive, what was taken ahead goes back, connections to the upstream close."""
+        self._app = app
+        self._idle = asyncio.Event()
+        self._is_cut_off = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        self.requests += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.requests -= 1
+            if not self.requests:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until nothing is under way, or was cut off. It must not get new requests by then."""
+        while self.requests and not self._is_cut_off:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def cut_off(self) -> None:
+        """Wait no longer for what is under way."""
+        self._is_cut_off = True
+        self._idle.set()
+
+
 class Sidecar:
     """An ASGI app whose configuration can be exchanged: no request is cut off, and no count is lost.
 
-    Made by `ratelimit.server.sidecar`. Raises `ConfigError`.
+    Made by `ratelimit.server.factory.sidecar`. Raises `ConfigError`.
     """
 
     def __init__(self, source: ConfigSource, make_app: AppFactory, *, clock: Clock | None = None) -> None:
@@ -67,27 +107,27 @@ class Sidecar:
         self._reloads = {"done": 0, "rejected": 0}
         self._reloading = asyncio.Lock()
         self._has_ended = False
-        self.registry.register(self, self._metrics)
-        self.registry.register("decisions", self._decisions.collect)
+        self._retiring = Tasks("ending a former configuration")
         self.registry.register("process", ProcessCollector(registry=None).collect)
-        self._versions = AppVersions(self._make(Runtime.of(source(), clock=clock)), self.registry)
+        self.registry.register("decisions", self._decisions.collect)
+        self.registry.register(self, self._metrics)
+        self.current = self._make(Runtime.of(source(), clock=clock))
+        """The configuration at work."""
+        self._alive: list[AppVersion] = []
+        """That one, and those before it that still have requests to finish."""
+        self._enter(self.current)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the lifespan."""
         if scope["type"] == "lifespan":
             await join_lifespan(no_lifespan, scope, receive, send, start=self._start, end=self._end)
         else:
-            await self._versions.current(scope, receive, send)
-
-    @property
-    def current(self) -> AppVersion:
-        """The configuration at work."""
-        return self._versions.current
+            await self.current(scope, receive, send)
 
     @property
     def requests(self) -> int:
-        """Under way, of all configurations."""
-        return self._versions.requests
+        """Return how many are under way, of all configurations."""
+        return sum(version.requests for version in self._alive)
 
     async def reload(self) -> Reloaded:
         """Take the configuration as it is now. Raises `ConfigError`, `StoreUnavailable`; then nothing has changed."""
@@ -107,7 +147,7 @@ class Sidecar:
         return reloaded
 
     async def _reload(self) -> Reloaded:
-        former = self._versions.current
+        former = self.current
         config = self._source()
         reloaded = _difference(former.runtime.config, config)
         if not reloaded.changed:
@@ -119,11 +159,12 @@ class Sidecar:
             if runtime.store is not former.runtime.store or runtime.usage is not former.runtime.usage:
                 # At the start a store may be out of reach; to leave one that works for it would be a mistake.
                 await runtime.open()
-            await following.start()
+            await following.lifespan.start()
         except RateLimitError:
-            await self._versions.discard(runtime)
+            await runtime.end(version.runtime for version in self._alive)
             raise
-        self._versions.replace(following)
+        self._enter(following)
+        self._retiring.start(self._retire(former))
         return reloaded
 
     def _make(self, runtime: Runtime) -> AppVersion:
@@ -131,25 +172,56 @@ class Sidecar:
         runtime.limiter.observer = _both(runtime.limiter.observer, self._decisions)
         return AppVersion(runtime, self._make_app(runtime))
 
+    def _enter(self, version: AppVersion) -> None:
+        self.current = version
+        self._alive.append(version)
+        for part, source in version.runtime.sources().items():
+            self.registry.register(part, source)
+
+    async def _retire(self, version: AppVersion) -> None:
+        await version.idle()
+        await self._finish(version)
+
+    async def _finish(self, version: AppVersion) -> None:
+        """End it, and the parts that no other version has; the registry keeps what they counted."""
+        await version.lifespan.end()
+        self._alive.remove(version)
+        others = [each.runtime for each in self._alive]
+        await version.runtime.end(others)
+        held = {part for runtime in others for part in runtime.sources()}
+        for part in version.runtime.sources():
+            if part not in held:
+                self.registry.retire(part)
+
     async def _start(self) -> None:
         try:
             async with self._reloading:
-                await self._versions.current.start()
+                await self.current.lifespan.start()
         except (StoreMisconfigured, ConfigError):
             await self._end()
             raise
         self.running = True
 
     async def _end(self) -> None:
+        """End all versions. The server is through with its requests: what is still under way was cut off."""
         async with self._reloading:
             self.running = False
             self._has_ended = True
-            await self._versions.end()
+            for version in self._alive:
+                version.cut_off()
+            await self._retiring.drain()
+            await self._finish(self.current)
 
     def _metrics(self) -> list[Metric]:
         return [
             by_label("ratelimit_reloads", "Reloads of the configuration.", "result", self._reloads),
             Gauge("ratelimit_reload_rejected", "1 where the last reload was refused.", float(self.rejected)),
+            Gauge("ratelimit_requests_in_progress", "Requests and websockets under way.", self.requests),
+            Gauge(
+                "ratelimit_configurations",
+                "Configurations at work, those included that are ending.",
+                len(self._alive),
+            ),
         ]
 
 
