@@ -239,12 +239,12 @@ class ServerBackend:
         for number, said in (await self._ask("health", within=_ASK_S)).items():
             workers[number] = Silent() if said is None else _worker.decode(said)
         well = all(worker.status == "ok" for worker in workers.values())
-        status = "leaving" if self._sidecar.leaving else "ok" if well else "degraded"
+        status = "leaving" if self._sidecar.stopping else "ok" if well else "degraded"
         return {"status": status, "version": version("ratelimit-dynamodb"), "workers": workers}
 
     async def unready(self) -> str | None:
         """See `AdminBackend`."""
-        if self._sidecar.leaving:
+        if self._sidecar.stopping:
             return "The service is about to end."
         if not self._sidecar.running:
             return "The service has not started yet."
@@ -286,7 +286,7 @@ class ServerBackend:
             sidecar.current.runtime,
             kind=sidecar.current.runtime.config.store.partition("://")[0],
             state=await self._readiness.state(),
-            leaving=sidecar.leaving,
+            leaving=sidecar.stopping,
             uptime=seconds(self._clock.now() - self._since),
             requests=sidecar.requests,
             rejected=sidecar.rejected,

@@ -6,7 +6,7 @@ socket and `one.admin` (None where it is off) on the admin socket, both with the
 
     SIGHUP     `await one.reload()` in each worker; it raises `ConfigError` or `StoreUnavailable` and then nothing has
                changed. It logs either way.
-    SIGTERM    `one.leaving = True` first: `/health/ready` answers 503 from then on, and everything else goes on.
+    SIGTERM    `one.stopping = True` first: `/health/ready` answers 503 from then on, and everything else goes on.
 
 Several workers: all serve the one admin socket, inherited like the public one, and are given the same empty directory
 (0700, made by the parent and removed at its end) as `bus_dir`. Whichever worker is asked collects from all of them.

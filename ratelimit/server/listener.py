@@ -45,7 +45,7 @@ class ListenerState(ServerState):
 
     def __init__(self, refused: OnRefused) -> None:
         super().__init__()
-        self.leaving = False
+        self.draining = False
         self.refused = refused
 
     def all(self) -> list[HttpConnection | WebSocketConnection]:
@@ -66,14 +66,14 @@ class HttpConnection(HttpProtocol):
     def data_received(self, data: bytes) -> None:
         """A request that arrives while leaving is answered as any other, with `Connection: close`."""
         super().data_received(data)
-        if self.server_state.leaving:
+        if self.server_state.draining:
             self._announce()
 
     def on_refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
         """See `HttpProtocol`."""
         self.server_state.refused(scope, status, sent, span)
 
-    def leave(self, now: float, linger: float) -> None:
+    def drain(self, now: float, linger: float) -> None:
         """To be called again and again: closes after `linger` idle seconds."""
         if not self._idle():
             self._idle_since = None
@@ -139,7 +139,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             scope: Scope = {"client": self.client, "headers": [], "raw_path": target.partition(b"?")[0]}
             self._refused(scope, self.response.status_code, len(self.response.body), 0.0)
 
-    def leave(self, now: float, linger: float) -> None:
+    def drain(self, now: float, linger: float) -> None:
         """Close with 1012 (service restart), and wait for the client to do the same. A handshake ends first."""
         if not self.handshake_complete or self.conn.state is not WebSocketState.OPEN:
             return
@@ -208,7 +208,7 @@ class Listener:
         self._server = await loop.create_server(self._connection, sock=self._listening, backlog=BACKLOG)
         self._watch = loop.create_task(self._give_up_stalled())
 
-    async def leave(self, *, linger: float, grace: float) -> None:
+    async def drain(self, *, linger: float, grace: float) -> None:
         """Clients are told to leave by what they are answered; connections that are idle for `linger` seconds close;
         what runs is cut off after `grace` seconds.
 
@@ -217,10 +217,10 @@ class Listener:
         accepts = 1.5 * ShutdownTimeouts(linger=linger, grace=grace).accepts
         loop = asyncio.get_running_loop()
         since = loop.time()
-        self._shared.leaving = True
+        self._shared.draining = True
         while (now := loop.time()) < since + grace:
             for connection in self._shared.all():
-                connection.leave(now, linger)
+                connection.drain(now, linger)
             if now >= since + accepts:
                 await self._stop_accepting()
             if self._server is None and not self._busy():

@@ -1,4 +1,4 @@
-"""`Server`: binds the addresses, and serves from one worker in this process, or from several in their own."""
+"""`Server`: bind the addresses, and serve from one worker in this process, or from several in their own."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from ratelimit.server.address import Address, Listening
+from ratelimit.server.address import Address
 from ratelimit.server.shutdown import ShutdownTimeouts
 
 if TYPE_CHECKING:
-    from ratelimit.server.worker import SidecarFactory
-
-
-# Where the lines of a serving process go: access logs to stdout as they are, everything else to stderr.
+    from ratelimit.server.workers import SidecarFactory
 
 
 class _NotOurs(logging.Filter):
@@ -32,6 +29,7 @@ class _NotOurs(logging.Filter):
         return not cut_off and not record.getMessage().startswith("ASGI callable returned without completing")
 
 
+# Access logs go to stdout as they are, everything else to stderr.
 LOGGING: Final[dict[str, Any]] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -54,7 +52,6 @@ LOGGING: Final[dict[str, Any]] = {
     },
 }  # fmt: skip
 
-
 _NEEDED: Final = ("aiohttp", "httptools", "prometheus_client", "uvicorn", "websockets")
 
 Announce: TypeAlias = Callable[[str, str | None], None]
@@ -62,7 +59,7 @@ Announce: TypeAlias = Callable[[str, str | None], None]
 
 
 def missing_packages() -> list[str]:
-    """What has to be installed first."""
+    """Return what has to be installed first."""
     return [name for name in _NEEDED if find_spec(name) is None]
 
 
@@ -76,34 +73,21 @@ class Server:
     shutdown: ShutdownTimeouts = field(default_factory=ShutdownTimeouts)
 
     def run(self, make: SidecarFactory, refresh: Callable[[], object], announce: Announce) -> int:
-        """Serve until told to leave; the exit status. Raises `ConfigError`.
+        """Serve until told to leave, and return the exit status. Raises `ConfigError`.
 
         `refresh` reads the configuration in this process before several workers are told to read it in theirs; it
         raises `ConfigError` where that would not do.
         """
+        # Imported here: it needs the extra `sidecar`.
+        from ratelimit.server.workers import Supervisor, WorkerSpec, run_on_loop, serve_single
+
         logging.config.dictConfig(LOGGING)
         with ExitStack() as stack:
             public = stack.enter_context(closing(self.address.bind()))
             admin = None if self.admin is None else stack.enter_context(closing(self.admin.bind()))
             say = partial(announce, public.where, None if admin is None else admin.where)
             if self.workers == 1:
-                return self._run_single(make, public, admin, say)
+                return run_on_loop(serve_single(make, public, admin, self.shutdown, say))
             bus_dir = Path(stack.enter_context(TemporaryDirectory(prefix="ratelimit-")))
-            return self._run_several(make, bus_dir, public, admin, refresh, say)
-
-    def _run_single(
-        self, make: SidecarFactory, public: Listening, admin: Listening | None, announce: Callable[[], None]
-    ) -> int:
-        from ratelimit.server.worker import run_on_loop, serve_single
-
-        return run_on_loop(serve_single(make, public, admin, self.shutdown, announce))
-
-    def _run_several(
-        self, make: SidecarFactory, bus_dir: Path, public: Listening, admin: Listening | None,
-        refresh: Callable[[], object], announce: Callable[[], None],
-    ) -> int:  # fmt: skip
-        from ratelimit.server.worker import run_on_loop
-        from ratelimit.server.workers import Supervisor, WorkerSpec
-
-        spec = WorkerSpec(make, public.socket, None if admin is None else admin.socket, bus_dir, self.shutdown)
-        return run_on_loop(Supervisor(spec, self.workers, public, refresh).run(announce))
+            spec = WorkerSpec(make, public.socket, None if admin is None else admin.socket, bus_dir, self.shutdown)
+            return run_on_loop(Supervisor(spec, self.workers, public, refresh).run(say))

@@ -1,4 +1,4 @@
-"""`ShutdownTimeouts`: how long a worker takes to leave."""
+"""How a serving process is told to end, and how long that takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 logger = logging.getLogger("ratelimit.serving")
 
@@ -27,34 +26,32 @@ class ShutdownTimeouts:
         return min(self.linger, self.grace / 2)
 
 
-# What signals mean to the process that was started: leave, leave at once, reload, replace the workers.
-
-_LEAVE: Final = (signal.SIGTERM, signal.SIGINT)
-
-
 def on_signals(
     *,
-    leave: Callable[[], None],
+    stop: Callable[[], None],
     at_once: Callable[[], None],
     reload: Callable[[], None],
     replace: Callable[[], None],
 ) -> None:
-    """Call these from the running event loop. `at_once` is called at the second request to leave, before the process
-    ends on the spot: with the signal's number and 128, as shells count."""
+    """Call these from the running event loop: `stop` at SIGTERM or SIGINT, `reload` at SIGHUP, `replace` at SIGUSR2.
+
+    `at_once` is called at the second request to stop, before the process ends on the spot: with the signal's number and
+    128, as shells count.
+    """
     loop = asyncio.get_running_loop()
     asked: list[int] = []
 
-    def told_to_leave(number: int) -> None:
+    def on_stop(number: int) -> None:
         asked.append(number)
         if len(asked) == 1:
-            leave()
+            stop()
             return
         logger.warning("told twice to leave: leaving at once, what runs is cut off")
         at_once()
         logging.shutdown()
         os._exit(128 + number)
 
-    for number in _LEAVE:
-        loop.add_signal_handler(number, told_to_leave, number)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop, number)
     loop.add_signal_handler(signal.SIGHUP, reload)
     loop.add_signal_handler(signal.SIGUSR2, replace)

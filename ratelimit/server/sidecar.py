@@ -93,7 +93,7 @@ class Sidecar:
         """Told of the requests that the server answers itself."""
         self.admin: ASGIApp | None = None
         """The admin listener's app; None where it is off."""
-        self.leaving = False
+        self.stopping = False
         """To be set when the whole service is about to end: it is not ready any longer."""
         self.running = False
         """Whether it has started, and not ended yet."""

@@ -1,4 +1,4 @@
-"""`Webhook`: alerts as HTTP requests, for `alert_webhook`. Sent at least once, each with an id to know it again by.
+"""`Webhook`: send alerts as HTTP requests, for `alert_webhook`: at least once, each with an id to know it again by.
 
     POST …, content-type application/json, idempotency-key: the alert's id
     {"id": "…", "user": "alice", "action": "hint", "threshold": 0.8, "quota": "5/day", "limit": 5, "used": 4,
@@ -13,51 +13,46 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import random as _random
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import msgspec
 
 from ratelimit.config import masked_path
 from ratelimit.limiter.alerts import Alert
+from ratelimit.retry import Backoff
 
 if TYPE_CHECKING:
     import aiohttp
 
 logger = logging.getLogger("ratelimit")
 
-
-Sleep: TypeAlias = Callable[[float], Awaitable[object]]
-
 ATTEMPTS: Final = 3
 TIMEOUT_S: Final = 3.0
-AT_ONCE: Final = 8
-_PAUSE_S: Final = 0.5
+MAX_CONCURRENT: Final = 8
+_BACKOFF: Final = Backoff(first_s=0.5, max_s=2.0)
 _RETRIED: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Webhook:
     """A hook for `Limiter(on_alert=…)`. What a receiver does not take after three attempts is logged and counted."""
 
-    def __init__(self, url: str, secret: str | None = None, *, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(self, url: str, secret: str | None = None) -> None:
         self.sent = 0
         self.failed = 0
         self._url = url
         self._secret = secret
-        self._sleep = sleep
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def __call__(self, alert: Alert) -> None:
-        """Send it. Never raises for a receiver that fails."""
+        """Send an alert. Never raises for a receiver that fails."""
         # Imported here: the client belongs to the extra `sidecar`.
         import aiohttp
 
         headers, body = self._request(alert)
         # Alerts are rare: a connection for each needs nobody to close it.
         async with (
-            self._turns,
+            self._slots,
             aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as session,
         ):
             problem = await self._post(session, body)
@@ -68,18 +63,18 @@ class Webhook:
             self.sent += 1
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes) -> str:
-        """Why it was not taken; empty where it was."""
+        """Return why it was not taken; empty where it was."""
         problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:
-                await self._sleep(_random.random() * _PAUSE_S * 2**attempt)
+                await _BACKOFF.pause(attempt)
             problem, again = await self._try(session, body)
             if not again:
                 break
         return problem
 
     async def _try(self, session: aiohttp.ClientSession, body: bytes) -> tuple[str, bool]:
-        """What went wrong, and whether another attempt may help."""
+        """Return what went wrong, and whether another attempt may help."""
         import aiohttp
 
         try:
@@ -95,14 +90,14 @@ class Webhook:
 
     def _request(self, alert: Alert) -> tuple[dict[str, str], bytes]:
         alert_id = str(uuid4())
-        body = msgspec.json.encode({"id": alert_id, **_said(alert)})
+        body = msgspec.json.encode({"id": alert_id, **_document(alert)})
         headers = {"content-type": "application/json", "idempotency-key": alert_id}
         if self._secret:
             headers["x-ratelimit-signature"] = f"sha256={hmac.digest(self._secret.encode(), body, 'sha256').hex()}"
         return headers, body
 
 
-def _said(alert: Alert) -> dict[str, str | int | float]:
+def _document(alert: Alert) -> dict[str, str | int | float]:
     return {
         "user": alert.user,
         "action": alert.action,

@@ -1,4 +1,4 @@
-"""`WorkerBus`: the workers of one service. They answer one another's questions over unix sockets in a folder of theirs.
+"""`WorkerBus`: the workers of one service answer one another's questions over unix sockets in a folder of theirs.
 
 A question is a line, and the answer too: one without an end was cut short, and counts for none. A worker takes the
 lowest free number and holds it by a lock that ends with the process, however that ends: so a restart brings no new
@@ -11,15 +11,16 @@ import asyncio
 import os
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from ratelimit.tasks import Tasks
+
 Answer: TypeAlias = Callable[[], Awaitable[bytes]]
 
-_LONGEST_QUESTION: Final = 64
-_QUESTION_S: Final = 5.0
+_MAX_QUESTION: Final = 64
+_QUESTION_TIMEOUT_S: Final = 5.0
 _MODE: Final = 0o600
 _END: Final = b"\n"
 _GONE: Final = b"gone"
@@ -35,14 +36,14 @@ class WorkerBus:
         self._answers = answers
         self._lock: int | None = None
         self._server: asyncio.AbstractServer | None = None
-        self._conversations: set[asyncio.Task[None]] = set()
+        self._conversations = Tasks("answering another worker")
 
     async def start(self) -> None:
         """Take a number and listen. Raises `OSError`."""
         self.number, self._lock = self._take_number()
         # Takes the place of a socket that a former holder of the number, whose lock has ended, left behind.
         path = self._socket(self.number)
-        self._server = await asyncio.start_unix_server(self._serve, path, limit=_LONGEST_QUESTION)
+        self._server = await asyncio.start_unix_server(self._serve, path, limit=_MAX_QUESTION)
 
     async def end(self) -> None:
         """Give the number back; harmless where there is none."""
@@ -51,14 +52,12 @@ class WorkerBus:
         if server is not None:
             server.close()
             self._socket(self.number).unlink(missing_ok=True)
-            for conversation in self._conversations:
-                conversation.cancel()
-            await asyncio.gather(*self._conversations, return_exceptions=True)
+            await self._conversations.cancel()
         if lock is not None:
             os.close(lock)
 
     async def ask(self, question: str, *, within: float) -> dict[str, bytes | None]:
-        """The answers of the others, by their numbers; None of one that is there and gave none in so many seconds."""
+        """Return the others' answers, by their numbers; None of one that is there and gave none in so many seconds."""
         numbers = sorted(path.stem for path in self._folder.glob("*.sock") if path.stem != self.number)
         answers = await asyncio.gather(*(self._ask(number, question, within) for number in numbers))
         return {number: answer for number, answer in zip(numbers, answers, strict=True) if answer != _GONE}
@@ -78,23 +77,20 @@ class WorkerBus:
         except (OSError, TimeoutError):
             return None
 
-    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        conversation = asyncio.current_task()
-        assert conversation is not None
-        self._conversations.add(conversation)
-        try:
-            with suppress(OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-                await self._converse(reader, writer)
-        finally:
-            self._conversations.discard(conversation)
-            writer.close()
+    def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self._conversations.start(self._answer(reader, writer))
 
-    async def _converse(self, reader: StreamReader, writer: StreamWriter) -> None:
-        async with asyncio.timeout(_QUESTION_S):
-            question = (await reader.readuntil()).decode("ascii").strip()
-        if question in self._answers:
-            writer.write(await self._answers[question]() + _END)
-            await writer.drain()
+    async def _answer(self, reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(_QUESTION_TIMEOUT_S):
+                question = (await reader.readuntil()).decode("ascii").strip()
+            if question in self._answers:
+                writer.write(await self._answers[question]() + _END)
+                await writer.drain()
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        finally:
+            writer.close()
 
     def _take_number(self) -> tuple[str, int]:
         import fcntl  # only where there are several workers: Windows has neither

@@ -123,7 +123,7 @@ async def test_what_no_app_has_seen_has_its_line_too(
     try:
         answer = await ask(listening.where.removeprefix("http://"), sent)
     finally:
-        await listener.leave(linger=0, grace=5)
+        await listener.drain(linger=0, grace=5)
         await listener.stop()
     assert answer.startswith(b"HTTP/1.1 %d " % status)
     (entry,) = entries(caplog)

@@ -88,8 +88,8 @@ class Running:
             assert b"connection: close" not in await answer(reader)
         return reader, writer
 
-    def leave(self, *, linger: float = LINGER_S, grace: float = LONG_S) -> asyncio.Task[None]:
-        return asyncio.create_task(self.listener.leave(linger=linger, grace=grace))
+    def drain(self, *, linger: float = LINGER_S, grace: float = LONG_S) -> asyncio.Task[None]:
+        return asyncio.create_task(self.listener.drain(linger=linger, grace=grace))
 
 
 def on_both_loops(test: Callable[[Running], Awaitable[None]]) -> Callable[..., None]:
@@ -107,7 +107,7 @@ def on_both_loops(test: Callable[[Running], Awaitable[None]]) -> Callable[..., N
             for writer in running.writers:
                 writer.close()
             # Where the test has failed: uvloop does not come to its end while a server is at work.
-            await listener.leave(linger=0, grace=0)
+            await listener.drain(linger=0, grace=0)
             await listener.stop()
 
     @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -134,7 +134,7 @@ async def closed(reader: StreamReader) -> bool:
 @on_both_loops
 async def test_the_next_answer_is_the_last(running: Running) -> None:
     reader, writer = await running.connect(GET % b"before")
-    leaving = running.leave()
+    leaving = running.drain()
     await asyncio.sleep(0)
     writer.write(GET % b"after")
     assert b"connection: close" in await answer(reader)
@@ -146,7 +146,7 @@ async def test_the_next_answer_is_the_last(running: Running) -> None:
 async def test_an_idle_connection_closes_without_a_byte(running: Running) -> None:
     reader, _ = await running.connect(GET % b"before")
     fresh, _ = await running.connect()
-    leaving = running.leave()
+    leaving = running.drain()
     assert await closed(reader)
     assert await closed(fresh)
     await leaving
@@ -156,7 +156,7 @@ async def test_an_idle_connection_closes_without_a_byte(running: Running) -> Non
 @on_both_loops
 async def test_of_requests_sent_ahead_all_are_answered_and_the_last_says_so(running: Running) -> None:
     reader, writer = await running.connect(GET % b"before")
-    leaving = running.leave()
+    leaving = running.drain()
     await asyncio.sleep(0)
     writer.write(GET % b"1" + GET % b"2" + GET % b"3")
     answers = [await answer(reader) for _ in range(3)]
@@ -171,7 +171,7 @@ async def test_a_request_under_way_is_finished(running: Running) -> None:
     writer.write(GET % b"later")
     while not running.app.asked:
         await asyncio.sleep(0)
-    leaving = running.leave()
+    leaving = running.drain()
     done, _ = await asyncio.wait([leaving], timeout=3 * LINGER_S)
     assert not done
     running.app.later.set()
@@ -184,7 +184,7 @@ async def test_a_request_that_has_arrived_in_part_is_waited_for(running: Running
     reader, writer = await running.connect(GET % b"before")
     writer.write(b"GET /after HTTP/1.1\r\nhost")
     await asyncio.sleep(0)
-    leaving = running.leave()
+    leaving = running.drain()
     done, _ = await asyncio.wait([leaving], timeout=3 * LINGER_S)
     assert not done
     writer.write(b": a\r\n\r\n")
@@ -195,7 +195,7 @@ async def test_a_request_that_has_arrived_in_part_is_waited_for(running: Running
 @on_both_loops
 async def test_a_body_that_is_still_on_its_way_is_not_reset(running: Running) -> None:
     reader, writer = await running.connect(GET % b"before")
-    leaving = running.leave()
+    leaving = running.drain()
     await asyncio.sleep(0)
     writer.write(b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 200000\r\n\r\n" + bytes(100_000))
     assert b"connection: close" not in await answer(reader)
@@ -207,7 +207,7 @@ async def test_a_body_that_is_still_on_its_way_is_not_reset(running: Running) ->
 
 @on_both_loops
 async def test_who_comes_while_it_leaves_is_answered(running: Running) -> None:
-    leaving = running.leave(linger=2)
+    leaving = running.drain(linger=2)
     await asyncio.sleep(0)
     reader, writer = await running.connect()
     writer.write(GET % b"late")
@@ -221,7 +221,7 @@ async def test_after_the_grace_what_runs_is_cut_off(running: Running) -> None:
     writer.write(GET % b"later")
     while not running.app.asked:
         await asyncio.sleep(0)
-    await running.leave(grace=LINGER_S)
+    await running.drain(grace=LINGER_S)
     assert not (await asyncio.wait_for(reader.read(), LONG_S)).startswith(b"HTTP/1.1 200")
 
 
@@ -240,7 +240,7 @@ async def test_at_the_end_of_its_time_a_connection_is_closed_but_not_upon_a_requ
         assert b"/after" in await asyncio.wait_for(loop.sock_recv(client, 1000), LONG_S)
         connection.timeout_keep_alive_handler()
         assert await asyncio.wait_for(loop.sock_recv(client, 1000), LONG_S) == b""
-    await running.leave()
+    await running.drain()
 
 
 @on_both_loops
@@ -256,7 +256,7 @@ async def test_who_closes_only_its_own_side_is_answered(running: Running) -> Non
     assert said.startswith(b"http/1.1 200 ")
     assert (said.count(b"http/1.1"), b"connection: close" in said) == (1, True)
     assert await closed(reader)
-    await running.leave()
+    await running.drain()
 
 
 @on_both_loops
@@ -270,7 +270,7 @@ async def test_of_who_leaves_for_good_the_app_is_told(running: Running) -> None:
         writer.close()
         await asyncio.wait_for(running.app.later.wait(), LONG_S)
         running.app.later.clear()
-    await running.leave()
+    await running.drain()
 
 
 @on_both_loops
@@ -282,4 +282,4 @@ async def test_the_target_of_a_handshake_byte_by_byte(running: Running) -> None:
             await asyncio.sleep(0)
         assert target_of(running.app.sockets.pop()) == target
         writer.close()
-    await running.leave()
+    await running.drain()

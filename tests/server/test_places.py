@@ -10,8 +10,7 @@ import pytest
 from ratelimit.server import workers
 from ratelimit.server.address import Address
 from ratelimit.server.shutdown import ShutdownTimeouts
-from ratelimit.server.worker import DONE
-from ratelimit.server.workers import Supervisor, WorkerSpec
+from ratelimit.server.workers import DONE, Supervisor, WorkerSpec
 from tests.http.apps import settled
 
 
@@ -38,7 +37,7 @@ async def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path: Path, mo
     pause_is_over = asyncio.Event()
     Started.every = []
     monkeypatch.setattr(workers, "WorkerProcess", Started)
-    monkeypatch.setattr(workers, "_PAUSES_S", (1.0,))
+    monkeypatch.setattr(workers, "_RESTART_PAUSES_S", (1.0,))
     real = asyncio.sleep
     monkeypatch.setattr("asyncio.sleep", lambda span: pause_is_over.wait() if span else real(0))
     with Address(port=0).bind().socket as listening:

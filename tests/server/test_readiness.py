@@ -97,10 +97,10 @@ async def test_over_http(tmp_path: Path, engine: Engine) -> None:
 async def test_not_ready_before_the_start_and_when_it_leaves(tmp_path: Path) -> None:
     async with running(write(tmp_path)) as service:
         assert (await service.admin.get("/health/ready")).status_code == 200
-        service.sidecar.leaving = True
+        service.sidecar.stopping = True
         answer = await service.admin.get("/health/ready")
         assert (answer.status_code, answer.json()["detail"]) == (503, "The service is about to end.")
         assert (await service.admin.get("/health")).json()["status"] == "leaving"
         assert await service.statuses(1) == [200], "everything else goes on"
-        service.sidecar.leaving, service.sidecar.running = False, False
+        service.sidecar.stopping, service.sidecar.running = False, False
         assert (await service.admin.get("/health/ready")).status_code == 503

@@ -13,7 +13,7 @@ import pytest
 from ratelimit.server.address import Address
 from ratelimit.server.http_protocol import ignore_refusal
 from ratelimit.server.shutdown import ShutdownTimeouts
-from ratelimit.server.worker import Worker
+from ratelimit.server.workers import Worker
 from tests.engines import Engine
 from tests.http.apps import hello, settled
 from tests.server.processes import QUICK, Served, served, until

@@ -46,10 +46,6 @@ async def receiving(*statuses: int) -> AsyncIterator[Receiver]:
         await runner.cleanup()
 
 
-async def at_once(seconds: float) -> None:
-    """Takes the place of a pause."""
-
-
 async def alert_with(hook: Webhook) -> None:
     limiter = Limiter(MemoryStore(), [Policy("hint", "10/day", alert_at=[0.8])], clock=FakeClock(), on_alert=hook)
     async with limiter:
@@ -70,19 +66,21 @@ async def test_an_alert_is_sent_once_and_signed() -> None:
     assert (hook.sent, hook.failed) == (1, 0)
 
 
-async def test_it_is_sent_again_under_the_same_id() -> None:
+async def test_it_is_sent_again_under_the_same_id(pauses: list[float]) -> None:
     async with receiving(503, 429) as receiver:
-        hook = Webhook(receiver.url, sleep=at_once)
+        hook = Webhook(receiver.url)
         await alert_with(hook)
     assert len({request.headers["idempotency-key"] for request, _ in receiver.requests}) == 1
     assert "x-ratelimit-signature" not in receiver.requests[0][0].headers
     assert (len(receiver.requests), hook.sent) == (3, 1)
+    assert pauses == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(500, ATTEMPTS), (404, 1), (302, 1)])
+@pytest.mark.usefixtures("pauses")
 async def test_a_receiver_that_does_not_take_it(status: int, attempts: int, caplog: pytest.LogCaptureFixture) -> None:
     async with receiving(*[status] * ATTEMPTS) as receiver:
-        hook = Webhook(receiver.url.replace("//", "//user:password@"), sleep=at_once)
+        hook = Webhook(receiver.url.replace("//", "//user:password@"))
         with caplog.at_level(logging.WARNING, logger="ratelimit"):
             await alert_with(hook)
     assert (len(receiver.requests), hook.failed) == (attempts, 1)
@@ -91,16 +89,17 @@ async def test_a_receiver_that_does_not_take_it(status: int, attempts: int, capl
     assert "alerts" not in caplog.text  # its path
 
 
+@pytest.mark.usefixtures("pauses")
 async def test_nobody_listens() -> None:
     async with receiving() as receiver:
         pass
-    hook = Webhook(receiver.url, sleep=at_once)
+    hook = Webhook(receiver.url)
     await alert_with(hook)
     assert hook.failed == 1
 
 
 async def test_a_host_that_cannot_be_one_is_a_failure_like_others(caplog: pytest.LogCaptureFixture) -> None:
-    hook = Webhook("http://hooks..example/services/TOKEN", sleep=at_once)
+    hook = Webhook("http://hooks..example/services/TOKEN")
     with caplog.at_level(logging.WARNING, logger="ratelimit"):
         await alert_with(hook)
     assert (hook.sent, hook.failed) == (0, 1)
