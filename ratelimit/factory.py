@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from ratelimit.dynamodb import Settings
-    from ratelimit.dynamodb.stats import Stats
+    from ratelimit.dynamodb.calls import Stats
     from ratelimit.http.api.idempotency import IdempotencyCache
 
 

@@ -28,7 +28,7 @@ from ratelimit.store.mirror import MirrorStats
 from ratelimit.usage.options import UsageStats
 
 if TYPE_CHECKING:
-    from ratelimit.dynamodb.stats import Stats
+    from ratelimit.dynamodb.calls import Stats
 
 Source: TypeAlias = Callable[[], Iterable[Metric]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from dataclasses import fields
 from functools import partial
@@ -19,7 +20,7 @@ from ratelimit.config import load_config
 from ratelimit.decision import Decision, Reason
 from ratelimit.directory import DirectoryStats
 from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.calls import Stats
 from ratelimit.factory import store_stats
 from ratelimit.limiter import Limiter
 from ratelimit.metrics import (
@@ -59,7 +60,12 @@ def decisions(metrics: DecisionMetrics) -> dict[tuple[str, str, str], float]:
 
 def every_metric() -> list[Metric]:
     limiter = Limiter(MemoryStore(), [Policy("hint", "5/day")])
-    stats = Stats(calls={"UpdateItem": 3}, write_units=3.0, fallbacks={"proxy": 1}, dropped={"idle": 2})
+    stats = Stats(
+        collections.Counter(UpdateItem=3),
+        write_units=3.0,
+        fallbacks=collections.Counter(proxy=1),
+        dropped=collections.Counter(idle=2),
+    )
     metrics = DecisionMetrics(limiter.policies)
     metrics(decision(), 0.0003)
     return [

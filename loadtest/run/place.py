@@ -75,7 +75,7 @@ async def _stranger(settings: Settings) -> str | None:
     request: dict[str, Any] = {"TableName": settings.table, "ProjectionExpression": schema.PK}
     async with await connect(replace(settings, read_timeout=15.0)) as connection:
         while True:
-            answer = await connection.client.scan(**request)
+            answer = await connection.api.scan(**request)
             for item in answer["Items"]:
                 key = next(iter(item[schema.PK].values()))
                 if not str(key).startswith(_OURS):

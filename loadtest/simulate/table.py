@@ -15,9 +15,8 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, Final, TypeVar
 
-from ratelimit.dynamodb.retries import Retries
+from ratelimit.dynamodb.calls import BACKOFF, NOT_EXECUTED, Retries, Stats
 from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.stats import Stats
 from ratelimit.errors import StoreThrottled
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, Outcome, Record, Write
@@ -99,7 +98,8 @@ class SimulatedStore:
     def __init__(self, table: Table, random: Random) -> None:
         self._table = table
         self.events = table.memory.events
-        self._retries = Retries(_ATTEMPTS, Stats(), random=random.random)
+        self._random = random
+        self._retries = Retries(_ATTEMPTS, Stats(), pause=self._pause)
 
     async def open(self) -> None:
         """Nothing to open."""
@@ -109,15 +109,18 @@ class SimulatedStore:
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         """See `Store.apply`."""
-        return await self._retries.run("UpdateItem", lambda: self._table.update(key, write, now))
+        return await self._retries.run("UpdateItem", lambda: self._table.update(key, write, now), on=NOT_EXECUTED)
 
     async def read(self, key: Key) -> Record:
         """See `Store.read`."""
-        return await self._retries.run("GetItem", lambda: self._table.get(key))
+        return await self._retries.run("GetItem", lambda: self._table.get(key), on=NOT_EXECUTED)
 
     async def delete(self, key: Key) -> None:
         """See `Store.delete`. Free of charge: no simulation deletes."""
         await self._table.memory.delete(key)
+
+    async def _pause(self, attempt: int) -> None:
+        await asyncio.sleep(self._random.random() * BACKOFF.bound_s(attempt))
 
 
 class _Bucket:

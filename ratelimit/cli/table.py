@@ -17,7 +17,7 @@ from ratelimit.factory import table_settings
 
 if TYPE_CHECKING:
     from ratelimit.dynamodb import Settings, TableDiff, TableSpec, TableStatus
-    from ratelimit.dynamodb.table_spec import Billing
+    from ratelimit.dynamodb.table_diff import Billing
 
 app: Final = typer.Typer(help="Create, look at, verify, upgrade or delete the DynamoDB table.")
 

@@ -1,9 +1,9 @@
 """DynamoDB: the only room that knows botocore, keys and expressions."""
 
+from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.client import same_table
 from ratelimit.dynamodb.errors import AnswerLost, StoreUnreachable
 from ratelimit.dynamodb.settings import Settings, parse_url
-from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.store import DynamoDBStore
 from ratelimit.dynamodb.table import (
     TableProtected,
@@ -15,8 +15,7 @@ from ratelimit.dynamodb.table import (
     upgrade_table,
     verify_table,
 )
-from ratelimit.dynamodb.table_spec import TableSpec
-from ratelimit.dynamodb.table_verify import TableDiff, TableStatus
+from ratelimit.dynamodb.table_diff import TableDiff, TableSpec, TableStatus
 
 __all__ = [
     "AnswerLost",

@@ -9,26 +9,36 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
+from math import inf
+from types import SimpleNamespace
 from typing import Any, Final, Self, TypeAlias
 
+import aiohttp
 import msgspec
 from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession, get_session
+from botocore import exceptions as aws
 from botocore.auth import AUTH_TYPE_MAPS, SIGV4_TIMESTAMP, SigV4Auth
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import BotoCoreError, InvalidRegionError
 from botocore.httpsession import get_cert_path
 from botocore.loaders import Loader, create_loader
 
 from ratelimit.clock import SECOND, Clock, SystemClock
-from ratelimit.dynamodb.errors import Place, UnusableAnswer, explained, is_bare, is_denied, no_region, unsignable
+from ratelimit.dynamodb.errors import (
+    ISSUER,
+    Place,
+    UnusableAnswer,
+    explained,
+    is_bare,
+    is_denied,
+    no_region,
+    unsignable,
+)
 from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, is_region, server_of, without_userinfo
-from ratelimit.dynamodb.transport.boto import Session, new_socket
+from ratelimit.dynamodb.transport.connection import CLOSE_LOOK_S, STALE_S, elapsed, new_socket
 from ratelimit.errors import StoreMisconfigured
-
-# `ServerClock`: the time by which requests are signed. One for all that is signed, whichever way it is sent. AWS
-# refuses what was signed more than minutes before or after its own time. Such a refusal says what that time is.
 
 _MIN_SKEW: Final = 60
 """Seconds. Amazon forgives some minutes; a second or two is the answer's own way."""
@@ -39,7 +49,10 @@ _SIGNED: Final = ("dynamodb", "sts")
 
 
 class ServerClock:
-    """This machine's clock, and how far it is off."""
+    """This machine's clock, and how far it is off: the time by which requests are signed, whichever way they are sent.
+
+    AWS refuses what was signed more than minutes before or after its own time, and says in the refusal what that is.
+    """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock = clock or SystemClock()
@@ -47,8 +60,8 @@ class ServerClock:
         """Seconds that the server is ahead of us."""
 
     def learn(self, date: str, skew: int) -> bool:
-        """Whether the refusal of a request signed with this `skew` may be due to our clock, which is then taken to be
-        as far off as the answer's `date` says."""
+        """Return whether the refusal of a request signed with this `skew` may be due to our clock, which is then taken
+        to be as far off as the answer's `date` says."""
         try:
             theirs = int(parsedate_to_datetime(date).timestamp())
         except ValueError:
@@ -93,16 +106,18 @@ class _ServerTime(SigV4Auth):  # type: ignore[misc]
 AUTH_TYPE_MAPS[_SIGNATURE] = _ServerTime
 
 
-# Where a table is: the region and the endpoint that the settings name, or else the AWS set-up.
-
 _LOCAL_REGION: Final = "us-east-1"
+_LOCAL_KEY: Final = "local"
 
-_Whereabouts: TypeAlias = tuple[str, str | None, Server | None]
+Verify: TypeAlias = bool | str
+"""True, or the file with the certificates to trust."""
+
+_Location: TypeAlias = tuple[str, str | None, Server | None]
 
 
 def endpoint_of(settings: Settings, session: AioSession | None = None) -> str | None:
-    """What botocore is going to use, as far as the settings, the variables and the AWS profile say it. Raises what
-    botocore does."""
+    """Return what botocore is going to use, as far as the settings, the variables and the AWS profile say it. Raise
+    what botocore does."""
     session = session or get_session()
     if settings.endpoint or session.get_config_variable("ignore_configured_endpoint_urls"):
         return settings.endpoint
@@ -116,48 +131,78 @@ def endpoint_of(settings: Settings, session: AioSession | None = None) -> str | 
 
 
 def region_of(settings: Settings, session: AioSession) -> str | None:
-    """None where nobody says it, and the table is not on this machine. Raises what botocore does."""
+    """Return None where nobody says it, and the table is not on this machine. Raise what botocore does."""
     # botocore itself does not know AWS_REGION, which Lambda and ECS set and every other SDK reads.
     region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
     if region:
         if not is_region(str(region)):
-            raise InvalidRegionError(region_name=region)
+            raise aws.InvalidRegionError(region_name=region)
         return str(region)
     return _LOCAL_REGION if is_loopback(endpoint_of(settings, session)) else None
 
 
 def same_table(one: Settings, other: Settings) -> bool:
-    """Whether both lead to one table, however they are written. Asks nobody, and raises nothing."""
+    """Return whether both lead to one table, however they are written. Ask nobody, and raise nothing."""
     session = get_session()
-    return _whereabouts(one, session) == _whereabouts(other, session)
+    return _location_of(one, session) == _location_of(other, session)
 
 
-def _whereabouts(settings: Settings, session: AioSession) -> _Whereabouts:
+def _location_of(settings: Settings, session: AioSession) -> _Location:
     # Amazon has many names for a region's endpoint (dual-stack, FIPS, a VPC's own), and behind each the same tables.
     server = None
     try:
         endpoint, region = endpoint_of(settings, session), region_of(settings, session)
-    except BotoCoreError:  # a broken set-up: it is told, with its reason, when the table is opened
+    except aws.BotoCoreError:  # a broken set-up: it is told, with its reason, when the table is opened
         endpoint, region = settings.endpoint, settings.region
     if endpoint is not None and not is_amazon(endpoint):
         server = server_of(endpoint)
     return settings.table, region, server
 
 
-_LOCAL_KEY: Final = "local"
+class Session(AIOHTTPSession):  # type: ignore[misc]
+    """aiobotocore's, for DynamoDB and for whoever gives the credentials. It follows no redirect, for the session token
+    would go along."""
 
-Verify: TypeAlias = bool | str
-"""True, or the file with the certificates to trust."""
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._used = inf
+
+    async def send(self, request: Any) -> Any:
+        try:
+            return await self._send_carefully(request)
+        except aws.BotoCoreError as error:
+            if "X-Amz-Target" not in request.headers:  # which DynamoDB's all have
+                error.kwargs[ISSUER] = without_userinfo(request.url.partition("?")[0])
+            raise
+
+    async def _send_carefully(self, request: Any) -> Any:
+        idle = elapsed() - self._used
+        if idle >= CLOSE_LOOK_S:
+            # Two turns of the loop: one to hear of what has ended meanwhile, one to let go of it.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        try:
+            return await super().send(request)
+        except (aws.ConnectionClosedError, aws.EndpointConnectionError) as error:
+            if idle < STALE_S or isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError):
+                raise
+        finally:
+            self._used = elapsed()
+        return await super().send(request)
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        return SimpleNamespace(request=partial(session.request, allow_redirects=False))
 
 
 class Client:
     """A client that is open, where it leads, and what it signs and verifies with. Made by `connect`."""
 
-    __slots__ = ("_exits", "client", "clock", "credentials", "place", "verify")
+    __slots__ = ("_exits", "api", "clock", "credentials", "place", "verify")
 
     def __init__(
         self,
-        client: Any,
+        api: Any,
         place: Place,
         exits: AsyncExitStack,
         *,
@@ -165,7 +210,8 @@ class Client:
         verify: Verify,
         clock: ServerClock,
     ) -> None:
-        self.client = client
+        self.api = api
+        """aiobotocore's client."""
         self.place = place
         self.credentials = credentials
         """aiobotocore's, which refresh themselves; None where there are none."""
@@ -175,7 +221,7 @@ class Client:
         self._exits = exits
 
     async def close(self) -> None:
-        """Let go of the pool; harmless when closed."""
+        """Let go of the connections; harmless when closed."""
         await self._exits.aclose()
 
     async def __aenter__(self) -> Self:
@@ -186,10 +232,10 @@ class Client:
 
 
 async def connect(settings: Settings, clock: ServerClock | None = None) -> Client:
-    """A client for the settings; sends nothing to DynamoDB yet. Raises `StoreUnavailable`'s subclasses.
+    """Make a client for the settings; send nothing to DynamoDB yet. Raise `StoreUnavailable`'s subclasses.
 
     An engine on this machine needs no set-up: where nothing is configured, it gets a region and credentials that mean
-    nothing. `clock` is that of another connection to the same place.
+    nothing. `clock` is that of another client of the same place.
     """
     session = get_session()
     session.set_default_client_config(AioConfig(http_session_cls=Session))
@@ -213,22 +259,18 @@ async def connect(settings: Settings, clock: ServerClock | None = None) -> Clien
             config=_config(settings, endpoint),
         )
         try:
-            client = await exits.enter_async_context(context)
+            api = await exits.enter_async_context(context)
         except ValueError:  # botocore's way to say so
             raise StoreMisconfigured("the endpoint is not a URL; look at AWS_ENDPOINT_URL_DYNAMODB") from None
-    client.meta.events.register("before-parse.dynamodb", _check_answer)
-    place = _place(settings.table, client)
-    return Client(client, place, exits, credentials=credentials, verify=verify, clock=clock)
+    api.meta.events.register("before-parse.dynamodb", _check_answer)
+    place = Place(settings.table, api.meta.region_name, without_userinfo(api.meta.endpoint_url))
+    return Client(api, place, exits, credentials=credentials, verify=verify, clock=clock)
 
 
 @cache
 def _loader(data_path: str | None) -> Loader:
     """One for all clients: it keeps the service's model, whose reading takes more than the rest of `connect`."""
     return create_loader(data_path)
-
-
-def _place(table: str, client: Any) -> Place:
-    return Place(table, client.meta.region_name, without_userinfo(client.meta.endpoint_url))
 
 
 async def _find_certificates(session: AioSession, place: Place) -> Verify:
@@ -264,7 +306,7 @@ async def _find_credentials(session: AioSession, endpoint: str | None, place: Pl
 
 
 def are_sendable(access_key: str, secret_key: str, token: str | None) -> bool:
-    """Whether these credentials survive the way into a header, and are what AWS gave: keys have no spaces."""
+    """Return whether credentials survive the way into a header, and are what AWS gave: keys have no spaces."""
     sent = (access_key, token or "-")
     return (
         bool(secret_key)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias, TypeVar, cast
 from uuid import uuid4
 
-from botocore.exceptions import ClientError
-
 from ratelimit.clock import SECOND
-from ratelimit.dynamodb.client import Client
-from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
-from ratelimit.dynamodb.retries import HARMLESS, Retries
+from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
 from ratelimit.dynamodb.schema import (
     ALL_PLANS,
     CREATED,
@@ -36,8 +32,6 @@ from ratelimit.dynamodb.schema import (
     plan_pk,
     user_pk,
 )
-from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.stats import Stats
 from ratelimit.errors import StoreMisconfigured, StoreThrottled
 from ratelimit.quota import Quotas, QuotasLike
 from ratelimit.store.directory import (
@@ -56,8 +50,6 @@ from ratelimit.store.directory import (
     next_version,
 )
 
-# Users, plans and identities as items, and back: in wire form.
-
 T = TypeVar("T", bound=Entry)
 
 _PLAN: Final = "plan"
@@ -69,18 +61,18 @@ _UNLIMITED: Final = "-1"
 
 
 def entry_key(kind: type[Any], name: str) -> dict[str, Attribute]:
-    """The primary key of a user or a plan."""
+    """Return the primary key of a user or a plan."""
     return {PK: {"S": user_pk(name) if kind is User else plan_pk(name)}, SK: {"S": META}}
 
 
 def entry_values(entry: Entry, *, now: int, version: int) -> dict[str, Attribute]:
-    """Every attribute of a user or a plan but its key and `crt`."""
+    """Return every attribute of a user or a plan but its key and `crt`."""
     own = _user_values(entry) if isinstance(entry, User) else _plan_values(entry)
     return {**own, UPDATED: {"N": str(now // SECOND)}, VERSION: {"N": str(version)}}
 
 
 def entry_of(kind: type[T], item: Item) -> T:
-    """The user or plan that an item holds. Raises `UnreadableEntry`."""
+    """Return the user or plan that an item holds. Raise `UnreadableEntry`."""
     name = parse_name(item[PK]["S"])
     try:
         version = int(item[VERSION]["N"]) if VERSION in item else 0
@@ -92,12 +84,12 @@ def entry_of(kind: type[T], item: Item) -> T:
 
 
 def identity_key(identity: Identity) -> dict[str, Attribute]:
-    """The primary key of an identity."""
+    """Return the primary key of an identity."""
     return {PK: {"S": identity_pk(identity)}, SK: {"S": META}}
 
 
 def identity_item(identity: Identity, user: str, *, now: int) -> dict[str, Attribute]:
-    """Whose it is."""
+    """Return the item that tells whose it is."""
     return {
         **identity_key(identity),
         TYPE: {"S": IDENTITY_TYPE},
@@ -160,7 +152,6 @@ def _quotas(data: Mapping[str, Any]) -> dict[str, QuotasLike]:
 Change: TypeAlias = dict[str, dict[str, Any]]
 """One part of a transaction."""
 
-_CANCELLED: Final = "TransactionCanceledException"
 _REFUSED: Final = "ConditionalCheckFailed"
 _NOT_NOW: Final = ("TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded", "None")
 _PLACE: Final = (PK, SK, GSI1PK, GSI1SK)
@@ -173,29 +164,22 @@ class DynamoDBDirectoryStore:
     comes or goes.
     """
 
-    def __init__(
-        self, connection: Callable[[], Awaitable[Client]], settings: Settings, stats: Stats, retries: Retries
-    ) -> None:
-        self._connection = connection
-        self._stats = stats
-        self._retries = retries
-        self._table = {"TableName": settings.table}
-        self._constant: dict[str, str] = {"ReturnConsumedCapacity": "TOTAL"} if settings.consumed else {}
+    def __init__(self, calls: TableCalls) -> None:
+        self._calls = calls
+        self._table = {"TableName": calls.table}
 
     async def read(self, kind: type[T], name: str) -> T | None:
-        """See `DirectoryStore.read`."""
         item = await self._get(entry_key(kind, name))
         return entry_of(kind, item) if item else None
 
     async def find(self, identity: Identity) -> str | None:
-        """See `DirectoryStore.find`."""
         item = await self._get(identity_key(identity))
         return str(item[OWNER]["S"]) if OWNER in item else None
 
     async def page(
         self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
     ) -> Page[T]:
-        """See `DirectoryStore.page`. All users are a scan of the index, which holds no counters and no events."""
+        """List a page. All users are a scan of the index, which holds no counters and no events."""
         check_limit(limit)
         listing = f"{kind.__name__}:{plan or ''}"
         start: Item | None = None
@@ -212,7 +196,6 @@ class DynamoDBDirectoryStore:
         return Page(tuple(found), rest)
 
     async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
-        """See `DirectoryStore.replace`."""
         entry = check_pair(old, new)
         before = old.identities if isinstance(old, User) else ()
         after = new.identities if isinstance(new, User) else ()
@@ -251,28 +234,25 @@ class DynamoDBDirectoryStore:
 
         async def send() -> bool:
             try:
-                await self._call("transact_write_items", request)
-            except _Cancelled as cancelled:
-                return _verdict(cancelled, come)
+                await self._calls.send("TransactWriteItems", **request)
+            except ConditionFailed as failed:
+                return _verdict(
+                    [reason.get("Code", "None") for reason in failed.response.get("CancellationReasons") or ()], come
+                )
             return True
 
-        return await self._retries.run("TransactWriteItems", send, on=HARMLESS)
+        return await self._calls.retry("TransactWriteItems", send, on=HARMLESS)
 
     async def _get(self, key: Item) -> Item:
-        request = {**self._table, "Key": key, "ConsistentRead": True}
-
-        async def send() -> Item:
-            answer: Item = (await self._call("get_item", request)).get("Item", {})
-            return answer
-
-        return await self._retries.run("GetItem", send, on=HARMLESS)
+        answer = await self._calls.run("GetItem", Key=key, ConsistentRead=True)
+        return dict(answer.get("Item", {}))
 
     async def _list(
         self, kind: type[Any], plan: str | None, start: Item | None, limit: int
     ) -> tuple[list[Item], Item | None]:
         everybody = kind is User and plan is None
         paging = {"Limit": limit} | ({} if start is None else {"ExclusiveStartKey": start})
-        request: dict[str, Any] = {**self._table, "IndexName": GSI1, **paging}
+        request: dict[str, Any] = {"IndexName": GSI1, **paging}
         if everybody:
             request |= {"FilterExpression": f"{TYPE} = :type", "ExpressionAttributeValues": {":type": {"S": USER_TYPE}}}
         else:
@@ -282,48 +262,13 @@ class DynamoDBDirectoryStore:
                 "ExpressionAttributeValues": {":place": {"S": place}},
             }
 
-        async def send() -> dict[str, Any]:
-            answer = await self._call("scan" if everybody else "query", request)
-            if "Items" not in answer:
-                raise AnswerLost(f"table {self._table['TableName']!r} answered a query without items")
-            return answer
-
-        answer = await self._retries.run("Scan" if everybody else "Query", send, on=HARMLESS)
-        return answer["Items"], answer.get("LastEvaluatedKey") or None
-
-    async def _call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        connection = await self._connection()
-        method: Callable[..., Awaitable[dict[str, Any]]] = getattr(connection.client, operation)
-        with explained(connection.place):
-            try:
-                answer = await method(**request, **self._constant)
-            except ClientError as error:
-                if code_of(error) != _CANCELLED:
-                    raise
-                raise _Cancelled(error.response.get("CancellationReasons") or ()) from None
-        self._count_units(operation, answer)
-        return answer
-
-    def _count_units(self, operation: str, answer: Mapping[str, Any]) -> None:
-        consumed = answer.get("ConsumedCapacity") or ()
-        units = sum(part.get("CapacityUnits", 0.0) for part in ([consumed] if isinstance(consumed, dict) else consumed))
-        if operation == "transact_write_items":
-            self._stats.write_units += units
-        else:
-            self._stats.read_units += units
+        return await self._calls.page("Scan" if everybody else "Query", **request)
 
 
-class _Cancelled(Exception):
-    """A transaction was not executed; `codes` say why, one for each part of it."""
-
-    def __init__(self, reasons: Sequence[Mapping[str, Any]]) -> None:
-        self.codes = [reason.get("Code", "None") for reason in reasons]
-        super().__init__(", ".join(self.codes))
-
-
-def _verdict(cancelled: _Cancelled, come: Sequence[Identity]) -> bool:
-    """Somebody was faster, somebody else has the identity, or others were at work on the same items just now."""
-    entry, *identities = cancelled.codes or ("None",)
+def _verdict(codes: Sequence[str], come: Sequence[Identity]) -> bool:
+    """Tell why a transaction was not executed: somebody was faster, somebody else has the identity, or others were at
+    work on the same items just now. One code for each part."""
+    entry, *identities = codes or ("None",)
     if entry == _REFUSED:
         return False
     for identity, code in zip(come, identities, strict=False):
@@ -331,12 +276,12 @@ def _verdict(cancelled: _Cancelled, come: Sequence[Identity]) -> bool:
             raise IdentityTaken(identity) from None
     if _REFUSED in identities:  # one to be released is not ours: what was read is out of date
         return False
-    error = StoreThrottled if all(code in _NOT_NOW for code in cancelled.codes) else StoreMisconfigured
-    raise error(f"the change was not made ({cancelled}); nothing was written") from None
+    error = StoreThrottled if all(code in _NOT_NOW for code in codes) else StoreMisconfigured
+    raise error(f"the change was not made ({', '.join(codes)}); nothing was written") from None
 
 
 def _still(old: Entry | None) -> tuple[str, dict[str, Attribute]]:
-    """The condition that what is there is what was read."""
+    """Return the condition that what is there is what was read."""
     if old is None:
         return f"attribute_not_exists({PK})", {}
     if old.version == 0:  # written by another program, without one

@@ -48,6 +48,10 @@ class UnusableAnswer(Exception):
     """What came back is not DynamoDB's protocol. Raised by the client's own parser, never seen by callers."""
 
 
+class ConnectionStale(aws.ConnectionClosedError):  # type: ignore[misc]
+    """The connection had been idle for long, and ended without a word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a call went, for messages."""
@@ -70,6 +74,9 @@ BOTO_ERRORS: Final = (
     OSError,
 )
 """Everything that a call may raise when the service, the network or the set-up is at fault."""
+
+CONDITION_FAILED: Final = "ConditionalCheckFailedException"
+"""DynamoDB's name for a conditional write that it refuses."""
 
 ISSUER: Final = "issuer"
 """Of an error's details: who was asked, where that was not the table's server, but one that gives credentials."""

@@ -8,11 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from datetime import date
 from typing import Any, Final
 
-from botocore.exceptions import ClientError
-
-from ratelimit.dynamodb.client import Client
-from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
-from ratelimit.dynamodb.retries import HARMLESS, Retries
+from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
 from ratelimit.dynamodb.schema import (
     ACTION,
     AT,
@@ -34,14 +30,10 @@ from ratelimit.dynamodb.schema import (
     id_sk,
     parse_event_sk,
 )
-from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import Transport, units
+from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.errors import StoreMisconfigured, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, placed, position_of
-
-# Usage events as items, and back: in wire form, with short names, most of what is usual left out.
 
 _COST: Final = "cst"
 _ALLOWED: Final = "ok"
@@ -53,7 +45,7 @@ _METADATA: Final = "met"
 
 
 def event_item(event: UsageEvent) -> dict[str, Attribute]:
-    """The item of an event; its key is a function of the event, so that a repeated write changes nothing."""
+    """Return the item of an event; its key is a function of the event, so that a repeated write changes nothing."""
     data: dict[str, Attribute] = {
         ACTION: {"S": event.action},
         _COST: {"N": str(event.cost)},
@@ -81,7 +73,7 @@ def event_item(event: UsageEvent) -> dict[str, Attribute]:
 
 
 def event_of(user: str, item: Item) -> UsageEvent | None:
-    """The event that an item holds; None where it is another project's. Raises `ValueError`, `KeyError`, ..."""
+    """Return the event that an item holds; None where it is another project's. Raise `ValueError`, `KeyError`, ..."""
     position = parse_event_sk(item[SK]["S"])
     if position is None:
         return None
@@ -106,7 +98,7 @@ def _number(data: Item, name: str, kind: type[Any]) -> Any:
 
 
 def id_item(event: UsageEvent) -> dict[str, Attribute]:
-    """The note of where an id was first seen."""
+    """Return the note of where an id was first seen."""
     return {
         **id_key(event),
         TYPE: {"S": ID_TYPE},
@@ -117,17 +109,16 @@ def id_item(event: UsageEvent) -> dict[str, Attribute]:
 
 
 def id_key(event: UsageEvent) -> dict[str, Attribute]:
-    """The key of that note."""
+    """Return the key of that note."""
     return {PK: {"S": id_pk(event.user)}, SK: {"S": id_sk(event.id)}}
 
 
 def noted_position(event_id: str, item: Item) -> Position:
-    """Where the id was first seen."""
+    """Return where the id was first seen."""
     return Position(int(item[AT]["N"]), item[ACTION]["S"], event_id)
 
 
 _NOT_THERE: Final = {"ConditionExpression": "attribute_not_exists(PK)"}
-_REFUSED: Final = "ConditionalCheckFailedException"
 _KEYS_AT_ONCE: Final = 1000
 
 
@@ -138,23 +129,12 @@ class DynamoDBEventStore:
     calls and two units: a note of where the id was first seen, and the event, unless it is there.
     """
 
-    def __init__(
-        self,
-        connection: Callable[[], Awaitable[Client]],
-        lane: Callable[[], Awaitable[Transport]],
-        settings: Settings,
-        stats: Stats,
-        retries: Retries,
-    ) -> None:
-        self._connection = connection
-        self._lane = lane
-        self._stats = stats
-        self._retries = retries
-        self._table = settings.table
-        self._constant: dict[str, str] = {"ReturnConsumedCapacity": "TOTAL"} if settings.consumed else {}
+    def __init__(self, calls: TableCalls, transport: Callable[[], Awaitable[Transport]]) -> None:
+        self._calls = calls
+        self._transport = transport
 
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
-        """See `EventStore.put`. Tries once: who calls knows how long it can wait."""
+        """Write events, and return those that were not. Try once: who calls knows how long it can wait."""
         direct = [event for event in events if event.placed_by_id]
         parts = [direct] if direct else []
         parts += [[event] for event in events if not event.placed_by_id]
@@ -175,7 +155,7 @@ class DynamoDBEventStore:
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:
-        """See `EventStore.page`."""
+        """Return a user's events of a day, the latest first, from the one after `after` on."""
         pk = event_pk(user, day)
         request: dict[str, Any] = {
             "KeyConditionExpression": "PK = :pk AND SK BETWEEN :since AND :until",
@@ -195,15 +175,15 @@ class DynamoDBEventStore:
                 return found
 
     async def actions(self, user: str, day: date) -> Set[str]:
-        """See `EventStore.actions`. By their keys: what cannot be read otherwise is found all the same."""
+        """Return the actions of a day, by their keys: what cannot be read otherwise is found all the same."""
         return {action_of_event_sk(key[SK]["S"]) async for keys in self._keys(event_pk(user, day)) for key in keys}
 
     async def erase(self, user: str, day: date) -> int:
-        """See `EventStore.erase`."""
+        """Delete a user's events of a day. Return how many there were."""
         return await self._delete_partition(event_pk(user, day))
 
     async def forget(self, user: str) -> int:
-        """See `EventStore.forget`."""
+        """Delete what is remembered of a user's event ids."""
         return await self._delete_partition(id_pk(user))
 
     async def delete(self, keys: Sequence[Item]) -> None:
@@ -214,9 +194,9 @@ class DynamoDBEventStore:
             nonlocal left
             left = await self._write_batch(left)
             if left:
-                raise StoreThrottled(f"table {self._table!r} is throttled: {len(left)} items were not deleted")
+                raise StoreThrottled(f"table {self._calls.table!r} is throttled: {len(left)} items were not deleted")
 
-        await self._retries.run("BatchWriteItem", send, on=HARMLESS)
+        await self._calls.retry("BatchWriteItem", send, on=HARMLESS)
 
     async def _put_part(self, part: Sequence[UsageEvent]) -> list[UsageEvent]:
         """What was not written of it."""
@@ -229,7 +209,7 @@ class DynamoDBEventStore:
             item = event_item(event)
             by_key.setdefault(item[PK]["S"] + item[SK]["S"], (event, item))
         requests = [{"PutRequest": {"Item": item}} for _, item in by_key.values()]
-        self._stats.count_call("BatchWriteItem")
+        self._calls.stats.calls["BatchWriteItem"] += 1
         left = await self._write_batch(requests)
         keys = (request["PutRequest"]["Item"] for request in left)
         return [by_key[key[PK]["S"] + key[SK]["S"]][0] for key in keys]
@@ -239,7 +219,7 @@ class DynamoDBEventStore:
         try:
             noted, first = await self._put_if(_not_seen_before(event), id_item(event)), event
             if noted is not None:
-                first = placed(event, noted_position(event.id, noted or await self._get(id_key(event))))
+                first = placed(event, noted_position(event.id, noted or await self._first_seen(event)))
             await self._put_if(_NOT_THERE, event_item(first))
         except (KeyError, ValueError) as error:
             raise self._unreadable(error) from error
@@ -247,41 +227,25 @@ class DynamoDBEventStore:
 
     async def _put_if(self, condition: Mapping[str, Any], item: Item) -> Item | None:
         """None when written; else what is there, or an empty item where the engine does not tell."""
-        self._stats.count_call("PutItem")
         try:
-            await self._call(
-                "put_item",
-                TableName=self._table,
-                Item=item,
-                ReturnValuesOnConditionCheckFailure="ALL_OLD",
-                **condition,
-            )
-        except _AlreadyThere as there:
-            return there.item
+            await self._calls.once("PutItem", Item=item, ReturnValuesOnConditionCheckFailure="ALL_OLD", **condition)
+        except ConditionFailed as failed:
+            return failed.response.get("Item") or {}
         return None
 
-    async def _get(self, key: Item) -> Item:
-        self._stats.count_call("GetItem")
-        answer = await self._call("get_item", TableName=self._table, Key=key, ConsistentRead=True)
+    async def _first_seen(self, event: UsageEvent) -> Item:
+        answer = await self._calls.once("GetItem", Key=id_key(event), ConsistentRead=True)
         return dict(answer.get("Item", {}))
 
     async def _query(
         self, request: Mapping[str, Any], start: Item | None, limit: int
     ) -> tuple[list[Item], Item | None]:
-        """A page of a partition, and where the next one begins."""
-        paging = {"Limit": limit} | ({} if start is None else {"ExclusiveStartKey": start})
-
-        async def send() -> dict[str, Any]:
-            answer = await self._call("query", TableName=self._table, ConsistentRead=True, **request, **paging)
-            if "Items" not in answer:
-                raise AnswerLost(f"table {self._table!r} answered a query without items")
-            return answer
-
-        answer = await self._retries.run("Query", send, on=HARMLESS)
-        return answer["Items"], answer.get("LastEvaluatedKey") or None
+        """Return a page of a partition, and where the next one begins."""
+        paging: dict[str, Any] = {"Limit": limit} | ({} if start is None else {"ExclusiveStartKey": start})
+        return await self._calls.page("Query", ConsistentRead=True, **request, **paging)
 
     async def _delete_partition(self, pk: str) -> int:
-        """Delete all that is in a partition; how much it was."""
+        """Delete all that is in a partition. Return how much it was."""
         count = 0
         async for keys in self._keys(pk, MAX_EVENTS_PER_PUT):
             await self.delete(keys)
@@ -289,7 +253,7 @@ class DynamoDBEventStore:
         return count
 
     async def _keys(self, pk: str, at_once: int = _KEYS_AT_ONCE) -> AsyncIterator[list[Item]]:
-        """The keys of all that is in a partition, so many at a time."""
+        """Yield the keys of all that is in a partition, so many at a time."""
         request = {
             "KeyConditionExpression": "PK = :pk",
             "ExpressionAttributeValues": {":pk": {"S": pk}},
@@ -304,29 +268,10 @@ class DynamoDBEventStore:
                 return
 
     async def _write_batch(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The requests that were not processed."""
-        answer = await (await self._lane()).write_batch(requests)
-        self._stats.write_units += answer.write_units
-        return list(answer.left)
-
-    async def _call(self, operation: str, **request: Any) -> dict[str, Any]:
-        connection = await self._connection()
-        method: Callable[..., Awaitable[dict[str, Any]]] = getattr(connection.client, operation)
-        with explained(connection.place):
-            try:
-                answer = await method(**request, **self._constant)
-            except ClientError as error:
-                if code_of(error) == _REFUSED:
-                    raise _AlreadyThere(error.response.get("Item") or {}) from None
-                raise
-        self._count_units(operation, answer)
-        return answer
-
-    def _count_units(self, operation: str, answer: Mapping[str, Any]) -> None:
-        if operation in ("query", "get_item"):
-            self._stats.read_units += units(answer)
-        else:
-            self._stats.write_units += units(answer)
+        """Return the requests that were not processed."""
+        result = await (await self._transport()).write_batch(requests)
+        self._calls.stats.write_units += result.write_units
+        return list(result.left)
 
     def _event(self, user: str, item: Item) -> UsageEvent | None:
         try:
@@ -335,7 +280,7 @@ class DynamoDBEventStore:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> StoreMisconfigured:
-        return StoreMisconfigured(f"table {self._table!r} holds an event that cannot be read: {error!r}")
+        return StoreMisconfigured(f"table {self._calls.table!r} holds an event that cannot be read: {error!r}")
 
 
 def _not_seen_before(event: UsageEvent) -> dict[str, Any]:
@@ -345,11 +290,3 @@ def _not_seen_before(event: UsageEvent) -> dict[str, Any]:
         "ExpressionAttributeNames": {"#ttl": TTL},
         "ExpressionAttributeValues": {":at": {"N": str(event.at_ms // 1000)}},
     }
-
-
-class _AlreadyThere(Exception):
-    """The condition failed; `item` is what is there."""
-
-    def __init__(self, item: Item) -> None:
-        self.item = item
-        super().__init__("already there")

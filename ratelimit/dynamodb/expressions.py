@@ -11,45 +11,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-from ratelimit.dynamodb.schema import LIMIT_TYPE, NOT_FIELDS, TTL, TYPE, Attribute, Item
-from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record, Write
+from ratelimit.dynamodb.schema import LIMIT_TYPE, NOT_FIELDS, TTL, TYPE, Attribute
+from ratelimit.store.base import Add, Drop, Expect, Op, Put, Write
 
 Update: TypeAlias = Mapping[str, Any]
 """The parameters of an `UpdateItem` that do not depend on the key."""
 
-_KEPT: Final = 512
-
-
-class Expressions:
-    """Updates prepared before, kept as long as their `Write` is used: a warm check is one `Write` for every user."""
-
-    __slots__ = ("_kept", "_limit")
-
-    def __init__(self, *, limit: int = _KEPT) -> None:
-        self._kept: OrderedDict[Write, Update] = OrderedDict()
-        self._limit = limit
-
-    def update(self, write: Write) -> Update:
-        """What `encode` says. Must not be changed by the caller."""
-        kept = self._kept.get(write)
-        if kept is not None:
-            self._kept.move_to_end(write)
-            return kept
-        update = self._kept[write] = encode(write)
-        if len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
-        return update
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
 
 def encode(write: Write) -> Update:
-    """The parameters of one `UpdateItem`, all but the table and the key."""
+    """Return the parameters of one `UpdateItem`, all but the table and the key."""
     draft = _Draft()
     draft.set(TYPE, {"S": LIMIT_TYPE})
     draft.set(TTL, number(write.expires_at))
@@ -59,13 +32,8 @@ def encode(write: Write) -> Update:
 
 
 def number(value: int) -> Attribute:
-    """An integer in wire form."""
+    """Return an integer in wire form."""
     return {"N": str(value)}
-
-
-def record_of(item: Item) -> Record:
-    """The fields among an item's attributes. Raises `ValueError` for a number that is not whole."""
-    return {name: int(value["N"]) for name, value in item.items() if name not in NOT_FIELDS and "N" in value}
 
 
 class _Draft:

@@ -8,31 +8,58 @@ that of a check. Given up early, it would be asked for again while the first req
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.cursor import decode_cursor, encode_cursor
+from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
 from ratelimit.dynamodb.client import Client, connect
-from ratelimit.dynamodb.errors import AnswerLost, explained
-from ratelimit.dynamodb.events import event_of
-from ratelimit.dynamodb.expressions import record_of
-from ratelimit.dynamodb.retries import HARMLESS, Retries
-from ratelimit.dynamodb.schema import EVENT_TYPE, LIMIT_TYPE, PK, SK, Item, parse_event_pk, parse_limit_pk
+from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
+from ratelimit.dynamodb.events import DynamoDBEventStore, event_of
+from ratelimit.dynamodb.schema import (
+    EVENT_TYPE,
+    IDENTITY_TYPE,
+    LIMIT_TYPE,
+    META,
+    OWNER,
+    PK,
+    SK,
+    TYPE,
+    Item,
+    escape,
+    parse_event_pk,
+    parse_limit_pk,
+    record_of,
+)
 from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import units
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store.base import SCAN_PAGE, WHOLE, Part, Record, ScanPage
+from ratelimit.store.base import (
+    MAX_EVENTS_PER_PUT,
+    SCAN_PAGE,
+    WHOLE,
+    Part,
+    Record,
+    ScanPage,
+    Trace,
+    each_page,
+    first_cursors,
+)
+from ratelimit.store.directory import User
 
 T = TypeVar("T")
 
 _EVENTS: Final = "tp = :type AND crt BETWEEN :since AND :until"
 _RECORDS: Final = "tp = :type"
-_READ_TIMEOUT: Final = 60.0
+_READ_TIMEOUT_S: Final = 60.0
 _SEARCH_ATTEMPTS: Final = 10
+_PARTS: Final = 4
+_USER: Final = "USR#"
+_EMAIL: Final = "EMAIL#"
 
 
 class DynamoDBScans:
@@ -42,26 +69,20 @@ class DynamoDBScans:
         self, opened: Callable[[], Awaitable[Client]], settings: Settings, stats: Stats, retries: Retries
     ) -> None:
         self._opened = opened
-        self._settings = replace(settings, read_timeout=max(settings.read_timeout, _READ_TIMEOUT))
-        self._stats = stats
-        self._retries = retries
-        self._table = settings.table
-        self._constant: dict[str, Any] = {"TableName": settings.table, "ConsistentRead": True}
-        if settings.consumed:
-            self._constant["ReturnConsumedCapacity"] = "TOTAL"
-        self._connection: tuple[asyncio.AbstractEventLoop, Client] | None = None
+        self._settings = replace(settings, read_timeout=max(settings.read_timeout, _READ_TIMEOUT_S))
+        self._calls = TableCalls(self._connect, settings, stats, retries)
+        self._client: tuple[asyncio.AbstractEventLoop, Client] | None = None
         self._connecting = asyncio.Lock()
 
     async def close(self) -> None:
-        """Let go of the connection; harmless when there is none."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection[1].close()
+        """Let go of the connections; harmless when there are none."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client[1].close()
 
     async def events(
         self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
     ) -> ScanPage[UsageEvent]:
-        """See `Scans.events`."""
         values = {
             ":type": {"S": EVENT_TYPE},
             ":since": {"N": str(since // 1000)},
@@ -74,7 +95,6 @@ class DynamoDBScans:
     async def records(
         self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
     ) -> ScanPage[tuple[Key, Record]]:
-        """See `Scans.records`."""
         request: dict[str, Any] = {
             "FilterExpression": _RECORDS,
             "ExpressionAttributeValues": {":type": {"S": LIMIT_TYPE}},
@@ -88,16 +108,16 @@ class DynamoDBScans:
     async def search(
         self, request: Mapping[str, Any], read: Callable[[Item], T | None], *, cursor: str | None, part: Part
     ) -> ScanPage[T]:
-        """A page of whatever a filter lets through. Outlasts a throttle, as what is under way takes its time."""
+        """Return a page of what a filter lets through. Outlast a throttle, as what is under way takes its time."""
         return await self._scan(request, cursor, part, read, attempts=_SEARCH_ATTEMPTS)
 
     async def _connect(self) -> Client:
         opened = await self._opened()  # which makes the table, where the settings say so
         loop = asyncio.get_running_loop()
         async with self._connecting:
-            if self._connection is None or self._connection[0] is not loop:
-                self._connection = loop, await connect(self._settings, opened.clock)
-            return self._connection[1]
+            if self._client is None or self._client[0] is not loop:
+                self._client = loop, await connect(self._settings, opened.clock)
+            return self._client[1]
 
     async def _scan(
         self,
@@ -113,19 +133,9 @@ class DynamoDBScans:
             pk, sk = decode_cursor(cursor, tuple[str, str])
             where["ExclusiveStartKey"] = {PK: {"S": pk}, SK: {"S": sk}}
 
-        async def send() -> dict[str, Any]:
-            connection = await self._connect()
-            with explained(connection.place):
-                answer: dict[str, Any] = await connection.client.scan(**self._constant, **request, **where)
-            if "Items" not in answer:
-                raise AnswerLost(f"table {self._table!r} answered a scan without items")
-            return answer
-
-        answer = await self._retries.run("Scan", send, on=HARMLESS, attempts=attempts)
-        self._stats.read_units += units(answer)
-        last = answer.get("LastEvaluatedKey")
+        items, last = await self._calls.page("Scan", attempts=attempts, ConsistentRead=True, **request, **where)
         rest = encode_cursor((last[PK]["S"], last[SK]["S"])) if last else None
-        entries = (self._read(item, read) for item in answer["Items"])
+        entries = (self._read(item, read) for item in items)
         return ScanPage(tuple(entry for entry in entries if entry is not None), rest)
 
     def _read(self, item: Item, read: Callable[[Item], T | None]) -> T | None:
@@ -134,7 +144,7 @@ class DynamoDBScans:
         except (KeyError, ValueError, TypeError) as error:
             where = item.get(PK, {}).get("S")
             raise StoreMisconfigured(
-                f"table {self._table!r} holds an item that cannot be read, under {where!r}: {error!r}"
+                f"table {self._calls.table!r} holds an item that cannot be read, under {where!r}: {error!r}"
             ) from error
 
 
@@ -146,3 +156,104 @@ def _event(item: Item) -> UsageEvent | None:
 def _record(item: Item) -> tuple[Key, Record] | None:
     key = parse_limit_pk(item[PK]["S"])
     return None if key is None else (key, record_of(item))
+
+
+class _Found(NamedTuple):
+    trace: Trace
+    key: Item
+
+
+async def erase(
+    users: Collection[str], directory: DynamoDBDirectoryStore, events: DynamoDBEventStore, scans: DynamoDBScans
+) -> Counter[Trace]:
+    """Delete everything that the table holds of these users, and return how much it was.
+
+    Nothing in the table leads from a user to all of their items: an action that no policy names has a partition of its
+    own, and so has every day. So all of it is read, filtered where it lies, and only the keys of what is theirs come
+    back. The entry goes last, with what it is found by: it is what tells a user's e-mails.
+    """
+    names = _Names(users, [mail for user in users async for mail in _emails(directory, user)])
+    request = names.request()
+
+    async def ask(part: Part, cursor: str | None) -> ScanPage[_Found]:
+        return await scans.search(request, names.found, cursor=cursor, part=part)
+
+    erased: Counter[Trace] = Counter()
+    last: list[_Found] = []
+    async with aclosing(each_page(ask, first_cursors(_PARTS), of=_PARTS)) as pages:
+        async for _, page in pages:
+            last += (one for one in page.entries if one.trace in ("entries", "identities"))
+            await _delete(events, [one for one in page.entries if one.trace not in ("entries", "identities")], erased)
+    await _delete(events, last, erased)
+    return erased
+
+
+async def _delete(events: DynamoDBEventStore, found: Sequence[_Found], erased: Counter[Trace]) -> None:
+    for start in range(0, len(found), MAX_EVENTS_PER_PUT):
+        group = found[start : start + MAX_EVENTS_PER_PUT]
+        await events.delete([one.key for one in group])
+        erased.update(one.trace for one in group)
+
+
+async def _emails(directory: DynamoDBDirectoryStore, user: str) -> AsyncIterator[str]:
+    with suppress(StoreMisconfigured):  # an entry that cannot be read goes all the same
+        entry = await directory.read(User, user)
+        for identity in () if entry is None else entry.identities:
+            if identity.kind == "email":
+                yield identity.value
+
+
+class _Names:
+    """What a user's keys begin with, also in earlier layouts: those escaped nothing, and kept events by e-mail."""
+
+    def __init__(self, users: Collection[str], emails: Collection[str]) -> None:
+        self._owners = users
+        self._begin = {
+            _USER: {form for user in users for form in (escape(user), user)},
+            _EMAIL: {form for name in (*users, *emails) for form in (escape(name), name)},
+        }
+
+    def request(self) -> dict[str, Any]:
+        """Return the filter of a scan."""
+        texts = list(self._texts())
+        tests = [test.format(f":v{number}") for number, (test, _) in enumerate(texts)]
+        return {
+            "FilterExpression": " OR ".join(tests),
+            "ExpressionAttributeValues": {f":v{number}": {"S": text} for number, (_, text) in enumerate(texts)},
+            "ProjectionExpression": f"{PK}, {SK}, {TYPE}, {OWNER}",
+        }
+
+    def found(self, item: Item) -> _Found | None:
+        """Return what an item is; None where it is not the user's, or of another project in the same table."""
+        trace = self._trace(item)
+        return None if trace is None else _Found(trace, {PK: item[PK], SK: item[SK]})
+
+    def _texts(self) -> Iterator[tuple[str, str]]:
+        for prefix, forms in self._begin.items():
+            for form in sorted(forms):
+                if prefix == _USER:
+                    yield f"{PK} = {{}}", prefix + form
+                yield f"begins_with({PK}, {{}})", f"{prefix}{form}#"
+        for user in self._owners:
+            yield f"{OWNER} = {{}}", user
+
+    def _trace(self, item: Item) -> Trace | None:
+        pk, sk = item[PK]["S"], item[SK]["S"]
+        if item.get(TYPE) == {"S": IDENTITY_TYPE} and item.get(OWNER, {}).get("S") in self._owners:
+            return "identities"
+        for prefix, forms in self._begin.items():
+            for form in forms:
+                if pk == prefix + form and prefix == _USER and sk == META:
+                    return "entries"
+                if pk.startswith(f"{prefix}{form}#") and (trace := _trace_of(pk.removeprefix(f"{prefix}{form}#"))):
+                    return trace
+        return None
+
+
+def _trace_of(rest: str) -> Trace | None:
+    """Tell by what follows the user in a partition key."""
+    kind, _, name = rest.partition("#")
+    if "#" in name:
+        return None
+    traces: dict[str, Trace] = {"LIM": "counters", "ULOG": "events", "UID": "event_ids"}
+    return traces.get(kind)

@@ -34,7 +34,7 @@ from datetime import date
 from typing import Any, Final, TypeAlias
 
 from ratelimit.names import Key
-from ratelimit.store.base import Position
+from ratelimit.store.base import Position, Record
 from ratelimit.store.directory import Identity, IdentityKind
 
 Attribute: TypeAlias = Mapping[str, Any]
@@ -105,6 +105,11 @@ def limit_pk(key: Key) -> str:
 def limit_key(key: Key) -> dict[str, Attribute]:
     """The primary key of one user and action, in wire form."""
     return {PK: {"S": limit_pk(key)}, SK: {"S": STATE}}
+
+
+def record_of(item: Item) -> Record:
+    """Return the fields among an item's attributes. Raise `ValueError` for a number that is not whole."""
+    return {name: int(value["N"]) for name, value in item.items() if name not in NOT_FIELDS and "N" in value}
 
 
 def parse_limit_pk(pk: str) -> Key | None:

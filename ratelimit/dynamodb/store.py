@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import random as _random
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
+from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
 from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
-from ratelimit.dynamodb.erasing import erase
-from ratelimit.dynamodb.errors import explained
 from ratelimit.dynamodb.events import DynamoDBEventStore
-from ratelimit.dynamodb.retries import HARMLESS, Random, Retries, Sleep
-from ratelimit.dynamodb.scans import DynamoDBScans
+from ratelimit.dynamodb.scans import DynamoDBScans, erase
 from ratelimit.dynamodb.schema import limit_key
 from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
-from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.table import ensure_on, verify_on
-from ratelimit.dynamodb.transport.base import Transport, constant, units
+from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.dynamodb.transport.select import open_transport
 from ratelimit.dynamodb.writer import ConditionalWriter, record_in
 from ratelimit.errors import StoreUnavailable
@@ -36,30 +32,23 @@ class DynamoDBStore:
     or else the end of the loop; a forked process has, too. `stats` counts what was asked of DynamoDB.
     """
 
-    def __init__(
-        self,
-        settings: Settings | None = None,
-        *,
-        sleep: Sleep = asyncio.sleep,
-        random: Random = _random.random,
-        **options: Unpack[StoreOptions],
-    ) -> None:
+    def __init__(self, settings: Settings | None = None, **options: Unpack[StoreOptions]) -> None:
         self.settings = replace(settings, **options) if settings else Settings(**options)
         self.stats = Stats()
-        self._retries = Retries(self.settings.attempts, self.stats, sleep=sleep, random=random)
-        self._constant = constant(self.settings)
-        self.events = DynamoDBEventStore(self._connection, self._lane, self.settings, self.stats, self._retries)
-        self.directory = DynamoDBDirectoryStore(self._connection, self.settings, self.stats, self._retries)
-        self.scans = DynamoDBScans(self._connection, self.settings, self.stats, self._retries)
+        self._retries = Retries(self.settings.attempts, self.stats)
+        self._calls = TableCalls(self._client, self.settings, self.stats, self._retries)
+        self.events = DynamoDBEventStore(self._calls, self._transport)
+        self.directory = DynamoDBDirectoryStore(self._calls)
+        self.scans = DynamoDBScans(self._client, self.settings, self.stats, self._retries)
         self._opened: dict[asyncio.AbstractEventLoop, _Opened] = {}
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[_Opened]] = {}
 
     async def open(self) -> None:
-        """See `Store.open`. Creates the table first, where the settings say `create`."""
+        """Connect, and verify the table; create it first, where the settings say `create`."""
         await self._ready()
 
     async def close(self) -> None:
-        """See `Store.close`."""
+        """Let go of what belongs to this event loop; harmless when closed."""
         loop = asyncio.get_running_loop()
         if (opening := self._opening.get(loop)) is not None:
             opening.cancel()
@@ -69,27 +58,21 @@ class DynamoDBStore:
             await opened.life.aclose()
 
     def apply(self, key: Key, write: Write, *, now: int) -> Coroutine[Any, Any, Outcome]:
-        """See `Store.apply`."""
+        """Write in one `UpdateItem`, if the conditions hold."""
         opened = self._opened.get(asyncio._get_running_loop())  # type: ignore[arg-type]
         return self._apply_first(key, write) if opened is None else opened.writer.apply(key, write)
 
     async def read(self, key: Key) -> Record:
-        """See `Store.read`."""
-        opened = await self._ready()
-        request = {"Key": limit_key(key), **self._constant, "ConsistentRead": True}
-        answer = await self._ask("GetItem", opened, lambda: opened.connection.client.get_item(**request))
-        self.stats.read_units += units(answer)
+        """Read the record, strongly consistent."""
+        answer = await self._calls.run("GetItem", Key=limit_key(key), ConsistentRead=True)
         return record_in(answer.get("Item", {}), self.settings.table)
 
     async def delete(self, key: Key) -> None:
-        """See `Store.delete`."""
-        opened = await self._ready()
-        request = {"Key": limit_key(key), **self._constant}
-        answer = await self._ask("DeleteItem", opened, lambda: opened.connection.client.delete_item(**request))
-        self.stats.write_units += units(answer)
+        """Delete the record."""
+        await self._calls.run("DeleteItem", Key=limit_key(key))
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
-        """See `TableStore.erase`. Reads the whole table, one read unit for 4 KB of it."""
+        """Delete all that there is of these users. Reads the whole table, one read unit for 4 KB of it."""
         return await erase(users, self.directory, self.events, self.scans)
 
     async def __aenter__(self) -> Self:
@@ -99,28 +82,17 @@ class DynamoDBStore:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _ask(
-        self, operation: str, opened: _Opened, call: Callable[[], Awaitable[dict[str, Any]]]
-    ) -> dict[str, Any]:
-        """A call that may safely happen twice."""
-
-        async def send() -> dict[str, Any]:
-            with explained(opened.connection.place):
-                return await call()
-
-        return await self._retries.run(operation, send, on=HARMLESS)
-
     async def _apply_first(self, key: Key, write: Write) -> Outcome:
         return await (await self._ready()).writer.apply(key, write)
 
-    async def _connection(self) -> Client:
-        return (await self._ready()).connection
+    async def _client(self) -> Client:
+        return (await self._ready()).client
 
-    async def _lane(self) -> Transport:
-        return (await self._ready()).lane
+    async def _transport(self) -> Transport:
+        return (await self._ready()).transport
 
     async def _ready(self) -> _Opened:
-        """Opening is one task however many ask for it, and it goes on where one of them gives up waiting."""
+        """Open, in one task however many ask for it, which goes on where one of them gives up waiting."""
         loop = asyncio.get_running_loop()
         if (opened := self._opened.get(loop)) is not None:
             return opened
@@ -134,21 +106,21 @@ class DynamoDBStore:
         return opening.result()
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> _Opened:
-        connection = await connect(self.settings)
+        client = await connect(self.settings)
         try:
-            await (ensure_on if self.settings.create else verify_on)(connection, self._retries)
-            lane = await open_transport(connection, self.settings, self.stats)
+            await (ensure_on if self.settings.create else verify_on)(client, self._retries)
+            transport = await open_transport(client, self.settings, self.stats)
         except BaseException:
-            await connection.close()
+            await client.close()
             raise
-        tells = is_amazon(connection.place.endpoint)
-        writer = ConditionalWriter(lane, self._retries, self.stats, self.settings.table, self.read, tells=tells)
-        opened = _Opened(connection, lane, writer, self._live(loop, lane, connection))
+        tells = is_amazon(client.place.endpoint)
+        writer = ConditionalWriter(transport, self._retries, self.stats, self.settings.table, self.read, tells=tells)
+        opened = _Opened(client, transport, writer, self._live(loop, transport, client))
         await anext(opened.life)
         return opened
 
     async def _live(
-        self, loop: asyncio.AbstractEventLoop, lane: Transport, connection: Client
+        self, loop: asyncio.AbstractEventLoop, transport: Transport, client: Client
     ) -> AsyncGenerator[None, None]:
         """A loop that ends, as by `asyncio.run`, closes its generators: so this lets go of what is bound to it, where
         nobody did before."""
@@ -156,8 +128,8 @@ class DynamoDBStore:
             yield
         finally:
             self._opened.pop(loop, None)
-            await lane.close()
-            await connection.close()
+            await transport.close()
+            await client.close()
 
     def _opening_done(self, loop: asyncio.AbstractEventLoop, opening: asyncio.Task[_Opened]) -> None:
         self._opening.pop(loop, None)
@@ -172,15 +144,10 @@ class DynamoDBStore:
                 known.pop(loop)
 
 
-class _Opened:
-    """An open store: its connection, the lane that checks take, and who sends them there, for one event loop."""
+class _Opened(NamedTuple):
+    """What an open store has for one event loop."""
 
-    __slots__ = ("connection", "lane", "life", "writer")
-
-    def __init__(
-        self, connection: Client, lane: Transport, writer: ConditionalWriter, life: AsyncGenerator[None, None]
-    ) -> None:
-        self.connection = connection
-        self.lane = lane
-        self.writer = writer
-        self.life = life
+    client: Client
+    transport: Transport
+    writer: ConditionalWriter
+    life: AsyncGenerator[None, None]

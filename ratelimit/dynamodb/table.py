@@ -8,35 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ratelimit.dynamodb import schema
+from ratelimit.dynamodb.calls import Retries, Stats
 from ratelimit.dynamodb.client import Client, connect
-from ratelimit.dynamodb.control import Control, Unknown, WaitedInVain, billing_of, is_settled, look
-from ratelimit.dynamodb.retries import Retries
-from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.table_spec import MODES, TableSpec
-from ratelimit.dynamodb.table_verify import (
+from ratelimit.dynamodb.control import Control, WaitedInVain, billing_of, is_settled
+from ratelimit.dynamodb.settings import Settings, is_amazon
+from ratelimit.dynamodb.table_diff import (
+    MODES,
     RECOVERY_FEATURE,
     TTL_FEATURE,
     TableDiff,
     TablePart,
+    TableSnapshot,
+    TableSpec,
     TableStatus,
+    Unknown,
     compare,
     to_status,
 )
-from ratelimit.errors import AccessDenied, ConfigError, StoreMisconfigured, StoreThrottled, TableNotFound
+from ratelimit.errors import (
+    AccessDenied,
+    ConfigError,
+    StoreMisconfigured,
+    StoreThrottled,
+    TableMismatch,
+    TableNotFound,
+)
 
-# Mends what a running table lacks, one part after the other, and tells how it goes.
-
+T = TypeVar("T")
 Tell: TypeAlias = Callable[[str], object]
 """Takes a line of progress, for a person."""
 
 UPGRADE_TIMEOUT_S: Final = 600.0
-"""Seconds that each change is waited for, unless the caller says otherwise. A large index takes hours to fill."""
+"""That each change is waited for, unless the caller says otherwise. A large index takes hours to fill."""
 
-_SILENCE: Final = 10.0
+_MAX_SILENCE_S: Final = 10.0
 # What one part's trouble may be, without the others having to wait for it.
 _TROUBLE: Final = (StoreMisconfigured, StoreThrottled, WaitedInVain)
 
@@ -159,7 +167,7 @@ class Upgrade:
             if is_settled(table):
                 return
             state = _state(table)
-            if state != said or waited - told_at >= _SILENCE:
+            if state != said or waited - told_at >= _MAX_SILENCE_S:
                 self._tell(f"{line.name}: {state}, {waited:.0f} s so far")
                 said, told_at = state, waited
 
@@ -174,17 +182,17 @@ def _state(table: Mapping[str, Any]) -> str:
     return ", ".join(states) or f"encryption {(table.get('SSEDescription') or {}).get('Status')}"
 
 
-_CONNECT_TIMEOUT: Final = 5.0
-_READ_TIMEOUT: Final = 15.0
+_CONNECT_TIMEOUT_S: Final = 5.0
+_READ_TIMEOUT_S: Final = 15.0
 _ATTEMPTS: Final = 5
-_USUAL: Final = TableSpec()
+_DEFAULT_SPEC: Final = TableSpec()
 
 
 class TableProtected(StoreMisconfigured):
     """The table is protected against deletion."""
 
 
-async def create_table(settings: Settings, spec: TableSpec = _USUAL) -> TableStatus:
+async def create_table(settings: Settings, spec: TableSpec = _DEFAULT_SPEC) -> TableStatus:
     """Create the table, or complete one that exists and has our keys. Raises `TableMismatch`, `AccessDenied`, ...
 
     A table that exists keeps its data, billing, encryption and tags (`upgrade_table` changes those); expiry is turned
@@ -192,28 +200,32 @@ async def create_table(settings: Settings, spec: TableSpec = _USUAL) -> TableSta
     """
     if spec.billing == "provisioned" and spec.throughput is None:
         raise ConfigError("read", "is missing: a table that is created provisioned needs its read and write units")
-    async with await _connect(settings) as connection:
-        return await create_on(connection, _retries(settings), spec)
+    async with await _connect(settings) as client:
+        return await create_on(client, _retries(settings), spec)
 
 
 async def table_status(settings: Settings) -> TableStatus:
-    """How the table stands. Raises `TableNotFound`."""
-    async with await _connect(settings) as connection:
-        return await _status(Control(connection, _retries(settings)))
+    """Tell how the table stands. Raise `TableNotFound`."""
+    async with await _connect(settings) as client:
+        return await _status(Control(client, _retries(settings)))
 
 
-async def verify_table(settings: Settings, spec: TableSpec = _USUAL) -> tuple[TableDiff, ...]:
-    """What is, against what should be, line by line; what permissions hide is a line too. Raises `TableNotFound`."""
-    async with await _connect(settings) as connection:
-        return compare(await look(Control(connection, _retries(settings))), spec)
+async def verify_table(settings: Settings, spec: TableSpec = _DEFAULT_SPEC) -> tuple[TableDiff, ...]:
+    """Compare what is with what should be, part by part; what permissions hide is told, too. Raise `TableNotFound`."""
+    async with await _connect(settings) as client:
+        return compare(await look(Control(client, _retries(settings))), spec)
 
 
 async def upgrade_table(
-    settings: Settings, spec: TableSpec = _USUAL, *, tell: Tell = lambda _: None, within: float = UPGRADE_TIMEOUT_S
+    settings: Settings,
+    spec: TableSpec = _DEFAULT_SPEC,
+    *,
+    tell: Tell = lambda _: None,
+    within: float = UPGRADE_TIMEOUT_S,
 ) -> Upgraded:
     """Mend what can be mended in place, waiting up to `within` seconds for each change. Raises `TableNotFound`."""
-    async with await _connect(settings) as connection:
-        return await Upgrade(Control(connection, _retries(settings)), spec, tell=tell, within=within).run()
+    async with await _connect(settings) as client:
+        return await Upgrade(Control(client, _retries(settings)), spec, tell=tell, within=within).run()
 
 
 async def delete_table(settings: Settings) -> bool:
@@ -221,8 +233,8 @@ async def delete_table(settings: Settings) -> bool:
 
     Raises `TableProtected`.
     """
-    async with await _connect(settings) as connection:
-        control = Control(connection, _retries(settings))
+    async with await _connect(settings) as client:
+        control = Control(client, _retries(settings))
         try:
             table = await control.describe()
         except TableNotFound:
@@ -236,13 +248,13 @@ async def delete_table(settings: Settings) -> bool:
 
 
 async def count_items(settings: Settings) -> tuple[int, bool]:
-    """How many items there are at least, and whether that is all of them. Raises `TableNotFound`.
+    """Return how many items there are at least, and whether that is all of them. Raise `TableNotFound`.
 
     The first MB is counted now (128 read units at most); of more than that DynamoDB's own count tells, which is hours
     old.
     """
-    async with await _connect(settings) as connection:
-        control = Control(connection, _retries(settings))
+    async with await _connect(settings) as client:
+        control = Control(client, _retries(settings))
         counted = int((await control.describe()).get("ItemCount", 0))
         try:
             page = await control.call("scan", Select="COUNT")
@@ -253,9 +265,9 @@ async def count_items(settings: Settings) -> tuple[int, bool]:
         return int(page["Count"]), True
 
 
-async def create_on(connection: Client, retries: Retries, spec: TableSpec = _USUAL) -> TableStatus:
-    """As `create_table`, on a connection that is open."""
-    control = Control(connection, retries)
+async def create_on(client: Client, retries: Retries, spec: TableSpec = _DEFAULT_SPEC) -> TableStatus:
+    """Do as `create_table` does, on a client that is open."""
+    control = Control(client, retries)
     created = False
     try:
         await control.verify()
@@ -269,20 +281,20 @@ async def create_on(connection: Client, retries: Retries, spec: TableSpec = _USU
     return replace(status, created=created, missing=tuple(dict.fromkeys((*missing, *status.missing))))
 
 
-async def ensure_on(connection: Client, retries: Retries) -> None:
+async def ensure_on(client: Client, retries: Retries) -> None:
     """Create the table where there is none; one that exists is verified, and not touched."""
     try:
-        await verify_on(connection, retries)
+        await verify_on(client, retries)
     except TableNotFound:
-        await create_on(connection, retries)
+        await create_on(client, retries)
 
 
-async def verify_on(connection: Client, retries: Retries) -> None:
-    """Raises `TableNotFound`, `TableMismatch` or `AccessDenied` where the store could not work on the table.
+async def verify_on(client: Client, retries: Retries) -> None:
+    """Raise `TableNotFound`, `TableMismatch` or `AccessDenied` where the store could not work on the table.
 
-    One that is being created is waited for.
+    Wait for one that is being created.
     """
-    await Control(connection, retries).verify()
+    await Control(client, retries).verify()
 
 
 async def _status(control: Control) -> TableStatus:
@@ -315,8 +327,42 @@ def _extras(spec: TableSpec) -> Mapping[str, Any]:
 
 async def _connect(settings: Settings) -> Client:
     """The control plane takes its time, which a check could not afford."""
-    return await connect(replace(settings, connect_timeout=_CONNECT_TIMEOUT, read_timeout=_READ_TIMEOUT))
+    return await connect(replace(settings, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S))
 
 
 def _retries(settings: Settings) -> Retries:
     return Retries(max(settings.attempts, _ATTEMPTS), Stats())
+
+
+async def look(control: Control) -> TableSnapshot:
+    """Look at each part, in four calls; leave out what is forbidden or not known here. Raise what else goes wrong."""
+    table = await _known(control, control.describe)
+    arn = None if isinstance(table, Unknown) else table.get("TableArn")
+    return TableSnapshot(
+        place=control.place,
+        table=table,
+        ttl=await _known(control, control.expiry),
+        recovery=await _known(control, control.recovery),
+        tags=await _known(control, lambda: control.tags(arn)) if arn else _no_arn(table),
+    )
+
+
+async def _known(control: Control, ask: Callable[[], Awaitable[T]]) -> T | Unknown:
+    try:
+        return await ask()
+    except AccessDenied as error:
+        if error.permission is None:
+            raise
+        return Unknown(f"needs the permission {error.permission}", error.permission)
+    except (TableNotFound, TableMismatch):
+        raise
+    except StoreMisconfigured:
+        if is_amazon(control.place.endpoint):
+            raise
+        return Unknown("cannot be checked here: this engine does not know it")
+
+
+def _no_arn(table: Mapping[str, Any] | Unknown) -> Unknown:
+    if isinstance(table, Unknown):
+        return table
+    return Unknown("cannot be checked here: this engine gives its tables no name for that")

@@ -1,4 +1,4 @@
-"""`ConditionalWriter`: a check's write, by the lane, and again where that cannot count twice."""
+"""`ConditionalWriter`: a check's write, sent, and sent again where that cannot count twice."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from ratelimit.dynamodb.expressions import record_of
-from ratelimit.dynamodb.retries import Retries
-from ratelimit.dynamodb.schema import Item
-from ratelimit.dynamodb.stats import Stats
+from ratelimit.dynamodb.calls import NOT_EXECUTED, Retries, Stats
+from ratelimit.dynamodb.schema import Item, record_of
 from ratelimit.dynamodb.transport.base import Transport, UpdateResult
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
@@ -19,7 +17,7 @@ logger = logging.getLogger("ratelimit")
 
 
 class ConditionalWriter:
-    """On one table, which is named where it holds what it should not.
+    """Writes to one table, which is named where it holds what it should not.
 
     DynamoDB answers a refused write with the item. Some engines for development do not: until one has been seen to,
     what it does not tell is read with `read`.
@@ -27,7 +25,7 @@ class ConditionalWriter:
 
     def __init__(
         self,
-        lane: Transport,
+        transport: Transport,
         retries: Retries,
         stats: Stats,
         table: str,
@@ -35,7 +33,7 @@ class ConditionalWriter:
         *,
         tells: bool,
     ) -> None:
-        self._lane = lane
+        self._transport = transport
         self._retries = retries
         self._stats = stats
         self._table = table
@@ -44,15 +42,15 @@ class ConditionalWriter:
         self._warned = False
 
     async def apply(self, key: Key, write: Write) -> Outcome:
-        """See `Store.apply`."""
-        self._stats.count_call("UpdateItem")
+        self._stats.calls["UpdateItem"] += 1
         result: UpdateResult | StoreUnavailable
         try:
-            result = await self._lane.apply(key, write)
+            result = await self._transport.apply(key, write)
         except StoreUnavailable as error:
             result = error
         if isinstance(result, StoreUnavailable):
-            answer = await self._retries.after(result, "UpdateItem", partial(self._lane.apply, key, write))
+            again = partial(self._transport.apply, key, write)
+            answer = await self._retries.after(result, "UpdateItem", again, on=NOT_EXECUTED)
         else:
             answer = result
         self._stats.write_units += answer.write_units
@@ -63,7 +61,7 @@ class ConditionalWriter:
         return Outcome(answer.applied, record_in(answer.item, self._table))
 
     async def _untold(self, key: Key) -> Record:
-        """The record with which a write was refused, or a later one: what it says decides either way."""
+        """Read the record with which a write was refused, or a later one: what it says decides either way."""
         record = await self._read(key)
         if record and not self._warned:
             self._warned = True
@@ -76,7 +74,7 @@ class ConditionalWriter:
 
 
 def record_in(item: Item, table: str) -> Record:
-    """The fields of an item. Raises `StoreMisconfigured`."""
+    """Return the fields of an item. Raise `StoreMisconfigured`."""
     try:
         return record_of(item)
     except (ValueError, TypeError) as error:

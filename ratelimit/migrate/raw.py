@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
 from ratelimit.cursor import decode_cursor, encode_cursor
+from ratelimit.dynamodb.calls import HARMLESS, Retries, Stats
 from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
-from ratelimit.dynamodb.retries import HARMLESS, Retries
 from ratelimit.dynamodb.schema import Item
 from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.stats import Stats
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 
 _KEYS_AT_ONCE: Final = 100
@@ -128,5 +127,5 @@ class RawTable:
     async def _send(self, operation: str, **request: Any) -> dict[str, Any]:
         assert self._connection is not None
         with explained(self._connection.place):
-            answer: dict[str, Any] = await getattr(self._connection.client, operation)(**request)
+            answer: dict[str, Any] = await getattr(self._connection.api, operation)(**request)
         return answer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+
 from prometheus_client.core import CounterMetricFamily as Counter
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import Metric
@@ -22,7 +24,7 @@ def worker(
     started: float = STARTED,
 ) -> list[Metric]:
     """One worker's: each admitted check is a call, and each refused one that the cache did not know."""
-    stats = Stats(calls={"UpdateItem": allowed + denied - cached, "GetItem": 30}, write_units=write_units)
+    stats = Stats(calls=collections.Counter(UpdateItem=allowed + denied - cached, GetItem=30), write_units=write_units)
     decisions = Counter("ratelimit_decisions", "Checks.", labels=["policy", "outcome", "reason"])
     decisions.add_metric(["hint", "allowed", "none"], allowed)
     decisions.add_metric(["hint", "denied", "quota"], denied)

@@ -23,7 +23,7 @@ _TABLE: Final = "limits"
 
 
 class Recorder:
-    """Calls that no policy has. The fast transport has none: it sends what `Transport` names."""
+    """Calls that no policy has. The fast transport, which has no client of AWS, sends only what `Transport` names."""
 
     def __init__(self, granted: Set[Call]) -> None:
         self._granted = granted

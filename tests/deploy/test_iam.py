@@ -143,7 +143,7 @@ async def test_the_net_below_hears_what_the_code_asks_for(table: Settings, monke
     recording.listen(recorder, monkeypatch)
     async with DynamoDBStore(table, fast=False) as store:
         await store.read(Key.of("alice", "hint"))
-        connection = await store._connection()
-        await connection.client.scan(TableName=table.table)  # the test's own, which nobody has to grant
+        connection = await store._client()
+        await connection.api.scan(TableName=table.table)  # the test's own, which nobody has to grant
     where = f"on table/{table.table}"
     assert recorder.ungranted == {f"dynamodb:DescribeTable {where}", f"dynamodb:GetItem {where}"}

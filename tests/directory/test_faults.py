@@ -29,10 +29,8 @@ async def server() -> AsyncIterator[FaultServer]:
 
 
 @pytest.fixture
-async def table(server: FaultServer) -> AsyncIterator[DynamoDBStore]:
-    async def at_once(_: float) -> None: ...
-
-    async with DynamoDBStore(table="people", endpoint=server.endpoint, sleep=at_once, read_timeout=0.2) as table:
+async def table(server: FaultServer, pauses: list[float]) -> AsyncIterator[DynamoDBStore]:
+    async with DynamoDBStore(table="people", endpoint=server.endpoint, read_timeout=0.2) as table:
         yield table
 
 

@@ -18,7 +18,7 @@ async def make(settings: Settings, **changes: Any) -> None:
         "KeySchema": keys("PK", "SK"),
     }
     async with await connect(settings) as connection:
-        await connection.client.create_table(**(definition | changes))
+        await connection.api.create_table(**(definition | changes))
 
 
 def strings(*names: str) -> list[dict[str, str]]:
@@ -47,6 +47,6 @@ async def remove(settings: Settings) -> None:
 
 async def expire_by(settings: Settings, attribute: str) -> None:
     async with await connect(settings) as connection:
-        await connection.client.update_time_to_live(
+        await connection.api.update_time_to_live(
             TableName=settings.table, TimeToLiveSpecification={"Enabled": True, "AttributeName": attribute}
         )

@@ -26,7 +26,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def credentials_of(settings: Settings) -> tuple[str, str]:
     async with await connect(settings) as connection:
-        credentials = await connection.client._request_signer._credentials.get_frozen_credentials()
+        credentials = await connection.api._request_signer._credentials.get_frozen_credentials()
         return credentials.access_key, connection.place.region
 
 
@@ -60,8 +60,7 @@ async def test_amazon_itself_by_default() -> None:
 
 
 async def _describe(connection: object) -> None:
-    from ratelimit.dynamodb.retries import Retries
-    from ratelimit.dynamodb.stats import Stats
+    from ratelimit.dynamodb.calls import Retries, Stats
     from ratelimit.dynamodb.table import verify_on
 
     await verify_on(connection, Retries(1, Stats()))  # type: ignore[arg-type]
@@ -88,7 +87,7 @@ async def test_an_endpoint_variable_that_is_no_url(monkeypatch: pytest.MonkeyPat
 async def test_the_client_is_set_for_checks() -> None:
     """One attempt: botocore's own retries would send an addition again after its answer was lost."""
     async with await connect(Settings(table="limits", endpoint=LOCAL, pool=7)) as connection:
-        config = connection.client.meta.config
+        config = connection.api.meta.config
         assert config.retries["total_max_attempts"] == 1
         assert config.max_pool_connections == 7
         assert (config.connect_timeout, config.read_timeout) == (1.0, 2.0)
@@ -99,4 +98,4 @@ async def test_variables_do_not_bring_botocores_retries_back(monkeypatch: pytest
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "9")
     monkeypatch.setenv("AWS_RETRY_MODE", "legacy")
     async with await connect(Settings(table="limits", endpoint=LOCAL)) as connection:
-        assert connection.client.meta.config.retries == {"total_max_attempts": 1, "mode": "standard"}
+        assert connection.api.meta.config.retries == {"total_max_attempts": 1, "mode": "standard"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ratelimit.dynamodb.expressions import Expressions, encode, record_of
+from ratelimit.dynamodb.expressions import encode
 from ratelimit.store import Add, Drop, Expect, Op, Put, Write
 
 
@@ -96,28 +96,3 @@ def test_a_field_is_changed_once() -> None:
 def test_keys_and_bookkeeping_are_no_fields(name: str) -> None:
     with pytest.raises(ValueError, match="not a field"):
         encode(Write((Put(name, 1),), 9))
-
-
-def test_an_item_read_back() -> None:
-    item = {"PK": {"S": "x"}, "SK": {"S": "STATE"}, "tp": {"S": "lim"}, "ttl": {"N": "9"}, "d1": {"N": "-4"}}
-    assert record_of({**item, "note": {"S": "by hand"}}) == {"d1": -4}
-    with pytest.raises(ValueError, match=r"1\.5"):
-        record_of({"d1": {"N": "1.5"}})
-
-
-def test_a_write_that_is_used_again_is_prepared_once() -> None:
-    expressions = Expressions(limit=2)
-    warm, twin = Write((Add("d1", 1),), 9), Write((Add("d1", 1),), 9)
-    first = expressions.update(warm)
-    assert expressions.update(warm) is first
-    assert expressions.update(twin) is not first
-
-
-def test_what_is_kept_is_bounded_and_the_warm_stay() -> None:
-    expressions = Expressions(limit=2)
-    warm = Write((Add("d1", 1),), 9)
-    first = expressions.update(warm)
-    for n in range(10):
-        expressions.update(Write((Add("d1", n),), 9))
-        assert expressions.update(warm) is first
-    assert len(expressions) == 2

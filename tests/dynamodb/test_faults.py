@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -48,33 +49,15 @@ async def server() -> AsyncIterator[FaultServer]:
         yield server
 
 
-class Pauses:
-    """Takes the place of sleeping and of chance."""
-
-    def __init__(self) -> None:
-        self.taken: list[float] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.taken.append(seconds)
-
-    def random(self) -> float:
-        return 1.0
-
-
-@pytest.fixture
-def pauses() -> Pauses:
-    return Pauses()
-
-
 @pytest.fixture(params=[True, False], ids=["fast", "slow"])
-async def store(request: pytest.FixtureRequest, server: FaultServer, pauses: Pauses) -> AsyncIterator[DynamoDBStore]:
+async def store(
+    request: pytest.FixtureRequest, server: FaultServer, pauses: list[float]
+) -> AsyncIterator[DynamoDBStore]:
     store = DynamoDBStore(
         table="limits",
         endpoint=server.endpoint,
         read_timeout=0.3,
         fast=request.param,
-        sleep=pauses.sleep,
-        random=pauses.random,
     )
     async with store:
         yield store
@@ -182,18 +165,17 @@ async def test_what_waiting_does_not_help_is_not_tried_again(
     assert server.received["UpdateItem"] == 1 + sum(store.stats.fallbacks.values()) <= 2
 
 
-async def test_pauses_grow_and_are_random_from_zero_up(server: FaultServer, pauses: Pauses) -> None:
-    async with DynamoDBStore(
-        table="limits", endpoint=server.endpoint, attempts=6, sleep=pauses.sleep, random=pauses.random
-    ) as store:
+async def test_pauses_grow_and_are_random_from_zero_up(
+    server: FaultServer, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with DynamoDBStore(table="limits", endpoint=server.endpoint, attempts=6) as store:
         server.then(*[throttled()] * 5)
         assert (await apply(store)).applied
-        assert pauses.taken == pytest.approx([0.04, 0.08, 0.16, 0.2, 0.2])
-        pauses.random = lambda: 0.0  # type: ignore[method-assign]
-        store._retries._random = pauses.random
+        assert pauses == pytest.approx([0.04, 0.08, 0.16, 0.2, 0.2])
+        monkeypatch.setattr(random, "random", lambda: 0.0)
         server.then(throttled())
         assert (await apply(store)).applied
-        assert pauses.taken[-1] == 0.0
+        assert pauses[-1] == 0.0
 
 
 async def test_a_crash_and_a_comeback(server: FaultServer, store: DynamoDBStore) -> None:

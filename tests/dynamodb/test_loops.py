@@ -24,7 +24,7 @@ from starlette.routing import Route
 from ratelimit import RateLimitMiddleware
 from ratelimit.clock import DAY, SystemClock
 from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.dynamodb.transport import boto
+from ratelimit.dynamodb.transport import connection
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import Policy
@@ -161,7 +161,7 @@ def test_a_forked_process_has_connections_of_its_own(apart: Apart, fast: bool) -
 
 def in_the_child(store: DynamoDBStore) -> bool:
     try:
-        for inherited in list(boto._sockets):  # as a TLS connection does that is collected: it says goodbye
+        for inherited in list(connection._sockets):  # as a TLS connection does that is collected: it says goodbye
             with suppress(OSError):
                 inherited.shutdown(socket.SHUT_RDWR)
         return [asyncio.run(count(store)) for _ in range(2)] == [2, 3]

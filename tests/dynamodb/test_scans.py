@@ -176,15 +176,9 @@ async def test_what_a_page_costs(engine: Engine) -> None:
         assert 0 < store.stats.read_units - before < 1001
 
 
-async def test_throttles_and_lost_answers_are_retried() -> None:
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
+async def test_throttles_and_lost_answers_are_retried(pauses: list[float]) -> None:
     async with FaultServer() as server:
-        options: Any = {"table": "limits", "endpoint": server.endpoint, "sleep": sleep}
-        async with DynamoDBStore(**options) as store:
+        async with DynamoDBStore(table="limits", endpoint=server.endpoint) as store:
             server.always(throttled())
             with pytest.raises(StoreThrottled):
                 await store.scans.events(**ALL)

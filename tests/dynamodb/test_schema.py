@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.dynamodb.schema import escape, limit_key, limit_pk, parse_limit_pk, table_definition, unescape
+from ratelimit.dynamodb.schema import escape, limit_key, limit_pk, parse_limit_pk, record_of, table_definition, unescape
 from ratelimit.names import Key
 
 parts = st.text(st.sampled_from("a#%23LIMUSR5é/🦊"), min_size=1, max_size=12) | st.text(min_size=1)
@@ -47,3 +48,10 @@ def test_the_index_covers_no_attribute_of_a_counter() -> None:
     """An index on what a check changes would double the price of every check."""
     (index,) = table_definition("limits")["GlobalSecondaryIndexes"]
     assert [key["AttributeName"] for key in index["KeySchema"]] == ["GSI1PK", "GSI1SK"]
+
+
+def test_an_item_read_back() -> None:
+    item = {"PK": {"S": "x"}, "SK": {"S": "STATE"}, "tp": {"S": "lim"}, "ttl": {"N": "9"}, "d1": {"N": "-4"}}
+    assert record_of({**item, "note": {"S": "by hand"}}) == {"d1": -4}
+    with pytest.raises(ValueError, match=r"1\.5"):
+        record_of({"d1": {"N": "1.5"}})

@@ -53,7 +53,7 @@ async def test_what_an_item_looks_like(engine: Engine) -> None:
         await store.apply(Key.of(user, "hint"), Write((Add("d20758", 2, 5),), 1_795_000_000), now=0)
     async with await connect(Settings(table=TABLE, endpoint=engine.endpoint)) as connection:
         key = {"PK": {"S": f"USR#{user.replace('#', '%23')}#LIM#hint"}, "SK": {"S": "STATE"}}
-        answer = await connection.client.get_item(TableName=TABLE, Key=key)
+        answer = await connection.api.get_item(TableName=TABLE, Key=key)
     assert answer["Item"] == {**key, "tp": {"S": "lim"}, "ttl": {"N": "1795000000"}, "d20758": {"N": "2"}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from ratelimit.dynamodb import (
     Settings,
     TableProtected,
     TableSpec,
+    control,
     count_items,
     create_table,
     delete_table,
@@ -19,10 +21,9 @@ from ratelimit.dynamodb import (
     upgrade_table,
     verify_table,
 )
+from ratelimit.dynamodb.calls import Retries, Stats
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.control import Control
-from ratelimit.dynamodb.retries import Retries
-from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.table import Upgrade
 from tests.dynamodb.tables import expire_by, index, keys, make, remove, strings
 from tests.engines import Engine
@@ -54,7 +55,7 @@ async def test_a_table_made_by_hand_becomes_ours_with_its_items(settings: Settin
     await make(settings)
     async with await connect(settings) as connection:
         item = {"PK": {"S": "USR#a"}, "SK": {"S": "META"}, "GSI1PK": {"S": "PLAN#"}, "GSI1SK": {"S": "USR#a"}}
-        await connection.client.put_item(TableName=settings.table, Item=item)
+        await connection.api.put_item(TableName=settings.table, Item=item)
     told: list[str] = []
     upgraded = await upgrade_table(settings, EVERYTHING, tell=told.append)
     assert upgraded.failed == {}
@@ -67,7 +68,7 @@ async def test_a_table_made_by_hand_becomes_ours_with_its_items(settings: Settin
     status = await table_status(settings)
     assert (status.billing, status.read_units, status.write_units) == ("PROVISIONED", 3, 4)
     async with await connect(settings) as connection:
-        found = await connection.client.query(
+        found = await connection.api.query(
             TableName=settings.table,
             IndexName="GSI1",
             KeyConditionExpression="GSI1PK = :plan",
@@ -145,7 +146,7 @@ async def test_items_are_counted_now(settings: Settings) -> None:
     async with await connect(settings) as connection:
         for n in range(24):
             item = {"PK": {"S": f"USR#{n}"}, "SK": {"S": "META"}, "x": {"S": "x" * 50_000}}
-            await connection.client.put_item(TableName=settings.table, Item=item)
+            await connection.api.put_item(TableName=settings.table, Item=item)
     count, is_all = await count_items(settings)
     assert not is_all
     assert 20 <= count <= 24
@@ -195,9 +196,11 @@ async def run_on(table: TinyTable, *, within: float, spec: TableSpec = USUAL) ->
 
     async with FaultServer() as server:
         server.table = table
-        async with await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
-            control = Control(connection, Retries(1, Stats()), sleep=sleep)
-            return await Upgrade(control, spec, tell=told.append, within=within).run(), told, slept
+        async with await connect(Settings(table="limits", endpoint=server.endpoint)) as client:
+            upgrade = Upgrade(Control(client, Retries(1, Stats())), spec, tell=told.append, within=within)
+            with pytest.MonkeyPatch.context() as patches:
+                patches.setattr(control, "asyncio", SimpleNamespace(sleep=sleep))
+                return await upgrade.run(), told, slept
 
 
 async def test_an_index_that_fills_is_waited_for_and_told_of() -> None:

@@ -9,9 +9,8 @@ from uuid import uuid4
 import pytest
 
 from ratelimit.dynamodb import Settings, TableDiff, TableSpec, create_table, delete_table, upgrade_table, verify_table
-from ratelimit.dynamodb.control import TableSnapshot, Unknown
 from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.table_verify import UPGRADE, compare
+from ratelimit.dynamodb.table_diff import UPGRADE, TableSnapshot, Unknown, compare
 from ratelimit.errors import AccessDenied, TableNotFound
 from tests.dynamodb.tables import expire_by, index, keys, make, remove, strings
 from tests.engines import Engine

@@ -25,7 +25,7 @@ async def fill(url: str, items: Iterable[dict[str, Any]]) -> str:
             left: dict[str, Any] = {settings.table: [{"PutRequest": {"Item": item}} for item in several]}
             async with turns:
                 while left:
-                    left = (await connection.client.batch_write_item(RequestItems=left))["UnprocessedItems"]
+                    left = (await connection.api.batch_write_item(RequestItems=left))["UnprocessedItems"]
 
         for many in chunks(items, 2000):
             await asyncio.gather(*map(put, chunks(many, 25)))

@@ -66,7 +66,7 @@ async def test_no_name_is_in_the_table(engine: Engine) -> None:
             await usage.record(user, "hint", id="order-2")
             await usage.record(user, "hint")
         await store.directory.replace(None, User(user), now=1)
-        client = (await table._connection()).client
+        client = (await table._client()).api
         found = str([page async for page in client.get_paginator("scan").paginate(TableName=table.settings.table)])
     assert user not in found
     assert found.count(UserHash(SECRET).of(user)) >= 4, "a counter, two events and the user"

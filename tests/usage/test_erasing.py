@@ -152,13 +152,13 @@ async def test_rows_of_earlier_layouts_go_and_those_of_other_projects_stay(engin
     connection = await connect(store.settings)
     for pk, sk in theirs + others:
         item = {"PK": {"S": pk}, "SK": {"S": sk}, "tp": {"S": "x"}, "dat": {"M": {"em": {"S": "a@example.com"}}}}
-        await connection.client.put_item(TableName=TABLE, Item=item)
+        await connection.api.put_item(TableName=TABLE, Item=item)
     erased = await Reports(store, [], at_noon()).erase(f"{user}#1")
     # The row that cannot be read as an entry, and the one of ours, whose name is escaped.
     assert erased.found == {"events": 3, "entries": 2, "identities": 1}
     for pk, sk in theirs + others:
         key = {"PK": {"S": pk}, "SK": {"S": sk}}
-        answer = await connection.client.get_item(TableName=TABLE, Key=key, ConsistentRead=True)
+        answer = await connection.api.get_item(TableName=TABLE, Key=key, ConsistentRead=True)
         assert ("Item" in answer) == ((pk, sk) in others), pk
     await connection.close()
     await store.close()

@@ -1,23 +1,25 @@
-"""The way of what is written all the time: a check's `UpdateItem`, the usage log's `BatchWriteItem`.
-
-The seam between the stores and the two lanes.
-"""
+"""How a check's `UpdateItem` and the usage log's `BatchWriteItem` are sent: the contract, and aiobotocore's way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 from botocore.exceptions import ClientError
 
+from ratelimit.cache import LRUCache
+from ratelimit.dynamodb.calls import Stats, capacity, consumed_units
 from ratelimit.dynamodb.client import Client
-from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
-from ratelimit.dynamodb.expressions import Expressions
+from ratelimit.dynamodb.errors import CONDITION_FAILED, AnswerLost, code_of, explained
+from ratelimit.dynamodb.expressions import Update, encode
 from ratelimit.dynamodb.schema import Item, limit_key
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.names import Key
 from ratelimit.store.base import Write
+
+MAX_KNOWN_WRITES: Final = 512
+"""A warm check is one `Write` for every user: its expression is kept."""
 
 
 class UpdateResult(msgspec.Struct, frozen=True, gc=False):
@@ -40,68 +42,97 @@ class BatchResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class Transport(Protocol):
-    """Sends one request, once. Raises what `faults` lists, so that the type says whether it may be sent again."""
+    """Sends one request, once. Raises what `errors` lists, so that the type says whether it may be sent again."""
 
     async def apply(self, key: Key, write: Write) -> UpdateResult:
-        """The write, on this key's item."""
+        """Send the write for this key's item."""
         ...
 
     async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
-        """Up to 25 put or delete requests in wire form, on as many different items."""
+        """Send up to 25 put or delete requests in wire form, on as many different items."""
         ...
 
     async def close(self) -> None:
-        """Let go of what is the lane's own; harmless when closed."""
+        """Let go of what is the transport's own; harmless when closed."""
         ...
 
 
 class BotoTransport:
-    """The lane that can do everything: aiobotocore's client."""
+    """The one that can do everything: aiobotocore's client. `fallback` is why it is used, where it was not wanted."""
 
-    __slots__ = ("_capacity", "_client", "_constant", "_expressions", "_place", "_table")
+    __slots__ = ("_api", "_capacity", "_place", "_stats", "_table", "_updates", "fallback")
 
-    def __init__(self, connection: Client, settings: Settings) -> None:
-        self._client = connection.client
-        self._place = connection.place
+    def __init__(self, client: Client, settings: Settings, stats: Stats, *, fallback: str = "") -> None:
+        self.fallback = fallback
+        self._api = client.api
+        self._place = client.place
+        self._stats = stats
         self._table = settings.table
-        self._constant = constant(settings)
-        self._capacity = {name: value for name, value in self._constant.items() if name != "TableName"}
-        self._expressions = Expressions()
+        self._capacity = capacity(settings)
+        self._updates: LRUCache[Write, Update] = LRUCache(MAX_KNOWN_WRITES)
 
     async def apply(self, key: Key, write: Write) -> UpdateResult:
-        """See `Transport.apply`."""
-        request = {"Key": limit_key(key), **self._constant, **self._expressions.update(write)}
+        self._count_fallback()
+        update = self._updates.get_or_make(write, lambda: encode(write))
         with explained(self._place):
             try:
-                answer = await self._client.update_item(**request)
+                answer = await self._api.update_item(
+                    TableName=self._table, Key=limit_key(key), **self._capacity, **update
+                )
             except ClientError as error:
-                if code_of(error) != "ConditionalCheckFailedException":
+                if code_of(error) != CONDITION_FAILED:
                     raise
                 return UpdateResult(applied=False, item=error.response.get("Item"))
         if "Attributes" not in answer:
             raise AnswerLost(f"{self._place} gave an answer without attributes")
-        return UpdateResult(applied=True, item=answer["Attributes"], write_units=units(answer))
+        return UpdateResult(applied=True, item=answer["Attributes"], write_units=consumed_units(answer))
 
     async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
-        """See `Transport.write_batch`."""
+        self._count_fallback()
         with explained(self._place):
-            answer = await self._client.batch_write_item(RequestItems={self._table: requests}, **self._capacity)
+            answer = await self._api.batch_write_item(RequestItems={self._table: requests}, **self._capacity)
         if "UnprocessedItems" not in answer:
             raise AnswerLost(f"{self._place} answered a batch without saying what was not processed")
-        consumed = sum(part.get("CapacityUnits", 0.0) for part in answer.get("ConsumedCapacity") or ())
-        return BatchResult(answer["UnprocessedItems"].get(self._table, ()), consumed)
+        return BatchResult(answer["UnprocessedItems"].get(self._table, ()), consumed_units(answer))
 
     async def close(self) -> None:
-        """Nothing of its own: the connection is the store's."""
+        """Do nothing: the client is the store's."""
+
+    def _count_fallback(self) -> None:
+        if self.fallback:
+            self._stats.fallbacks[self.fallback] += 1
 
 
-def constant(settings: Settings) -> dict[str, str]:
-    """The parameters that every request on one key carries."""
-    table = {"TableName": settings.table}
-    return {**table, "ReturnConsumedCapacity": "TOTAL"} if settings.consumed else table
+# As much of an answer as is read: msgspec decodes into these, and passes over the rest.
 
 
-def units(answer: Mapping[str, Any]) -> float:
-    """The consumed capacity in an answer; 0 where it was not asked for."""
-    consumed = answer.get("ConsumedCapacity")
-    return float(consumed.get("CapacityUnits", 0.0)) if isinstance(consumed, dict) else 0.0
+class Consumed(msgspec.Struct):
+    CapacityUnits: float = 0.0
+
+
+class UpdateBody(msgspec.Struct):
+    """Of an `UpdateItem` whose condition held."""
+
+    Attributes: dict[str, dict[str, Any]]
+    ConsumedCapacity: Consumed | None = None
+
+
+class ErrorBody(msgspec.Struct):
+    """Of whatever was not a success."""
+
+    type: str = msgspec.field(default="", name="__type")
+    message: str | None = None
+    Message: str | None = None
+    Item: dict[str, dict[str, Any]] | None = None
+
+
+class BatchBody(msgspec.Struct):
+    """Of a `BatchWriteItem`."""
+
+    UnprocessedItems: dict[str, list[dict[str, Any]]]
+    ConsumedCapacity: list[Consumed] = []
+
+
+decode_update: Final = msgspec.json.Decoder(UpdateBody).decode
+decode_error: Final = msgspec.json.Decoder(ErrorBody).decode
+decode_batch: Final = msgspec.json.Decoder(BatchBody).decode

@@ -1,29 +1,107 @@
-"""`Connection`: one kept-alive connection, one request at a time. Whatever is not plain HTTP/1.1 in order ends it.
+"""`Connection`: one that is kept alive, with one request at a time. Whatever is not plain HTTP/1.1 in order ends it.
 
+A connection may die while this process stands still (blocking code, a frozen container, a suspended machine): the loop
+has not been told, and whatever is sent there is lost. So one that was idle is looked at before it is used.
 Errors are botocore's own, so that `errors.explain` says the same of both transports.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import socket
+import ssl
+import time
 from collections.abc import Callable
-from typing import Final, Literal, TypeAlias, cast
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
+from weakref import WeakSet
 from zlib import crc32
 
+import aiohappyeyeballs
 import httptools
 from botocore import exceptions as aws
 
-from ratelimit.dynamodb.errors import UnusableAnswer
-from ratelimit.dynamodb.transport.boto import STALE_S, Stale, Watch
+from ratelimit.dynamodb.errors import ConnectionStale, Place, UnusableAnswer, explain
 
-MAX_ANSWER: Final = 1 << 20
-"""Bytes of one answer, headers included: an item may have 400 KB, and ours has less than one."""
+PORTS: Final = {"http": 80, "https": 443}
+# After so many seconds without an answer from one of a name's addresses the next is tried as well (RFC 8305, 8).
+_NEXT_ADDRESS_S: Final = 0.25
+
+MAX_ANSWER_BYTES: Final = 1 << 20
+"""Of one answer, headers included: an item may have 400 KB, and ours has less than one."""
 
 Ending: TypeAlias = Literal["closed", "timeout", "cancelled", "too_large", "garbage", "idle", "shutdown"]
 """Why a connection ended: counted in `Stats.dropped`."""
 
-_INFORMATIONAL: Final = 200
-_LENGTHS: Final = frozenset(map(len, ("date", "x-amz-crc32", "content-encoding")))
+_HEADER_LENGTHS: Final = frozenset(map(len, ("date", "x-amz-crc32", "content-encoding")))
+
+STALE_S: Final = 1.0
+"""A connection that was idle for so long and then ends without a word has most likely been closed before the request
+came. It is sent once more: at worst it is counted twice, and usage reads too high, never too low."""
+
+CLOSE_LOOK_S: Final = 0.001
+"""A connection that was idle for less is used without a look."""
+_BOOT_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", None)
+
+elapsed: Final[Callable[[], float]] = (
+    time.monotonic if _BOOT_CLOCK is None else partial(time.clock_gettime, _BOOT_CLOCK)
+)
+"""Seconds, with those in which the machine was suspended. (A loop's own time may be as old as its present turn.)"""
+
+_sockets: Final[WeakSet[socket.socket]] = WeakSet()
+
+
+def new_socket(address: Any) -> socket.socket:
+    """Make a socket for one of `getaddrinfo`'s answers, which a forked child does not share."""
+    family, kind, protocol = address[:3]
+    made = socket.socket(family, kind, protocol)
+    _sockets.add(made)
+    return made
+
+
+def _cut_off() -> None:
+    """In a forked child, put a dead socket in the place of each: nothing the child does, not even to close it or to
+    end, reaches the parent's connections."""
+    inherited = [one for one in _sockets if one.fileno() >= 0]
+    if not inherited:
+        return
+    dead, other = socket.socketpair()
+    other.close()
+    for one in inherited:
+        os.dup2(dead.fileno(), one.fileno(), inheritable=False)
+    dead.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_cut_off)
+
+
+def _poll_of(watched: socket.socket) -> Callable[[int], list[tuple[int, int]]] | None:
+    """Return what tells whether anything has come on a connection on which nothing should: its end, most likely."""
+    if not hasattr(select, "poll"):
+        return None
+    poll = select.poll()
+    poll.register(watched, select.POLLIN)
+    return poll.poll
+
+
+class Endpoint(NamedTuple):
+    """Where requests go, and how they are signed."""
+
+    url: str
+    host: str
+    port: int
+    region: str
+    tls: ssl.SSLContext | None
+
+    @property
+    def host_header(self) -> str:
+        """The `Host` header, with the port only where it is not the scheme's own."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        own = PORTS["https" if self.tls else "http"]
+        return host if self.port == own else f"{host}:{self.port}"
 
 
 class Response:
@@ -41,14 +119,14 @@ class Response:
 class Connection(asyncio.Protocol):
     """A connection. `usable` while it may take a request; `ended` is called once, when it never will again."""
 
-    def __init__(self, endpoint: str, ended: Callable[[Connection, Ending], None], watch: Watch) -> None:
+    def __init__(self, url: str, ended: Callable[[Connection, Ending], None], watched: socket.socket) -> None:
         self.usable = False
         self.since = 0.0
         """When it was last written to or let go, as `elapsed` has it."""
         self.busy = False
-        self._endpoint = endpoint
+        self._url = url
         self._ended = ended
-        self._watch = watch
+        self._poll = _poll_of(watched)
         self._stale = False
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
@@ -74,12 +152,12 @@ class Connection(asyncio.Protocol):
         return answer
 
     def is_alive(self, now: float) -> bool:
-        """Whether an idle one may take a request, as far as anybody knows here: the loop may not have heard yet."""
-        return self.usable and self._watch.is_quiet(now - self.since)
+        """Return whether an idle one may take a request; it is looked at, for the loop may not have heard yet."""
+        return self.usable and (now - self.since < CLOSE_LOOK_S or self._poll is None or not self._poll(0))
 
     def expire(self) -> None:
         """The answer is overdue."""
-        self.end("timeout", aws.ReadTimeoutError(endpoint_url=self._endpoint))
+        self.end("timeout", aws.ReadTimeoutError(endpoint_url=self._url))
 
     def end(self, ending: Ending, error: Exception | None = None) -> None:
         """Close for good; whoever waits for an answer gets the error."""
@@ -91,15 +169,13 @@ class Connection(asyncio.Protocol):
         self._fail(error or self._closed(ConnectionResetError()))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
         self._size += len(data)
-        if self._size > MAX_ANSWER:
-            self.end("too_large", UnusableAnswer(f"an answer of more than {MAX_ANSWER} bytes"))
+        if self._size > MAX_ANSWER_BYTES:
+            self.end("too_large", UnusableAnswer(f"an answer of more than {MAX_ANSWER_BYTES} bytes"))
             return
         try:
             self._parser.feed_data(data)
@@ -107,25 +183,23 @@ class Connection(asyncio.Protocol):
             self._spoiled("no HTTP answer")
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
         self.end("closed", self._closed(error or EOFError()))
         if not self.gone.done():
             self.gone.set_result(None)
 
     def eof_received(self) -> None:
-        """See `asyncio.Protocol`. A turn of the loop before `connection_lost`, in which a request would go nowhere."""
+        """End it now, a turn of the loop before `connection_lost`, in which a request would go nowhere."""
         self.end("closed", self._closed(EOFError()))
 
     def on_message_begin(self) -> None:
-        """See `httptools`. An answer nobody asked for: whatever comes next could be taken for another's."""
+        # An answer nobody asked for: whatever comes next could be taken for another's.
         if not self.busy:
             self._spoiled("an answer without a question")
         self._body = self._date = self._encoding = b""
         self._crc = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See `httptools`."""
-        if len(name) not in _LENGTHS:
+        if len(name) not in _HEADER_LENGTHS:
             return
         match name.lower():
             case b"date":
@@ -136,11 +210,9 @@ class Connection(asyncio.Protocol):
                 self._encoding = value.lower()
 
     def on_body(self, body: bytes) -> None:
-        """See `httptools`."""
         self._body = self._body + body if self._body else body
 
     def on_message_complete(self) -> None:
-        """See `httptools`."""
         answer = self._answer
         if not self.usable or answer is None:
             return
@@ -155,12 +227,12 @@ class Connection(asyncio.Protocol):
             answer.set_result(Response(status, self._body, self._date))
 
     def _closed(self, error: Exception) -> Exception:
-        kind = Stale if self._stale and not self._size else aws.ConnectionClosedError
-        return cast(Exception, kind(endpoint_url=self._endpoint, error=error))
+        kind = ConnectionStale if self._stale and not self._size else aws.ConnectionClosedError
+        return cast(Exception, kind(endpoint_url=self._url, error=error))
 
     def _problem(self) -> str:
         status = self._parser.get_status_code()
-        if status < _INFORMATIONAL:
+        if status < 200:
             return f"status {status}"
         if self._encoding not in (b"", b"identity"):
             return f"content encoding {self._encoding.decode('latin-1')!r}, which nobody asked for"
@@ -175,3 +247,27 @@ class Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None and not answer.done():
             answer.set_exception(error)
+
+
+async def open_connection(
+    endpoint: Endpoint, place: Place, seconds: float, ended: Callable[[Connection, Ending], None]
+) -> Connection:
+    """Connect to the first of the host's addresses that takes it. Raise `StoreUnreachable`."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(seconds):
+            addresses = await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+            connected = await aiohappyeyeballs.start_connection(
+                addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, socket_factory=new_socket
+            )
+            _, connection = await loop.create_connection(
+                lambda: Connection(endpoint.url, ended, connected),
+                sock=connected,
+                ssl=endpoint.tls,
+                server_hostname=endpoint.host if endpoint.tls else None,
+            )
+    except ssl.SSLError as error:
+        raise explain(aws.SSLError(endpoint_url=endpoint.url, error=error), place) from error
+    except OSError as error:  # also TimeoutError, and that of the name's resolution
+        raise explain(aws.ConnectTimeoutError(endpoint_url=endpoint.url, error=error), place) from error
+    return connection

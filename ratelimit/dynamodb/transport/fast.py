@@ -1,7 +1,7 @@
-"""`FastTransport`: what is written all the time, without the general machinery, for a tenth of its price and less.
+"""`FastTransport`: what is written all the time, without aiobotocore's machinery.
 
 It does the ordinary only. Whatever is unusual, and certainly not executed, goes to aiobotocore for that one request
-and is counted (`Stats.fallbacks`): so this lane never has to be complete.
+and is counted (`Stats.fallbacks`): so this transport never has to be complete.
 """
 
 from __future__ import annotations
@@ -16,30 +16,42 @@ from botocore.exceptions import ClientError
 from msgspec.json import encode as to_json
 
 from ratelimit.clock import SECOND
+from ratelimit.dynamodb.calls import Stats, capacity
 from ratelimit.dynamodb.client import Client
-from ratelimit.dynamodb.errors import BOTO_ERRORS, UnusableAnswer, explain, is_bare, unsignable
+from ratelimit.dynamodb.errors import (
+    BOTO_ERRORS,
+    CONDITION_FAILED,
+    ConnectionStale,
+    UnusableAnswer,
+    explain,
+    is_bare,
+    unsignable,
+)
 from ratelimit.dynamodb.expressions import encode
 from ratelimit.dynamodb.schema import PK, SK, STATE, limit_pk
 from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import BatchResult, Transport, UpdateResult, constant
-from ratelimit.dynamodb.transport.boto import Stale, elapsed
-from ratelimit.dynamodb.transport.connection import Response
-from ratelimit.dynamodb.transport.endpoint import Endpoint, open_connection
+from ratelimit.dynamodb.transport.base import (
+    MAX_KNOWN_WRITES,
+    BatchResult,
+    ErrorBody,
+    Transport,
+    UpdateResult,
+    decode_batch,
+    decode_error,
+    decode_update,
+)
+from ratelimit.dynamodb.transport.connection import Endpoint, Response, elapsed, open_connection
 from ratelimit.dynamodb.transport.pool import Pool
-from ratelimit.dynamodb.transport.shapes import ErrorBody, read_applied, read_batch, read_refused
 from ratelimit.dynamodb.transport.signing import CredentialsCache, Signer, Unsignable
 from ratelimit.errors import AccessDenied, StoreMisconfigured, TableMismatch, TableNotFound
 from ratelimit.names import Key
 from ratelimit.store.base import Add, Drop, Expect, Put, Write
 
-# What came back, read without building what is not needed.
 
-
-def applied(response: Response) -> UpdateResult:
-    """The answer in a success. Raises `UnusableAnswer`."""
+def read_update(response: Response) -> UpdateResult:
+    """Return the answer in a success. Raise `UnusableAnswer`."""
     try:
-        answer = read_applied(response.body)
+        answer = decode_update(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a success without attributes") from None
     consumed = answer.ConsumedCapacity
@@ -50,27 +62,27 @@ def applied(response: Response) -> UpdateResult:
     )
 
 
-def written(response: Response) -> BatchResult:
-    """What a batch left. Raises `UnusableAnswer`."""
+def read_batch(response: Response) -> BatchResult:
+    """Return what a batch left. Raise `UnusableAnswer`."""
     try:
-        answer = read_batch(response.body)
+        answer = decode_batch(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a batch without what was not processed") from None
     left = [request for requests in answer.UnprocessedItems.values() for request in requests]
     return BatchResult(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
 
 
-def refused(response: Response, operation: str) -> UpdateResult | ClientError:
-    """The answer where a condition failed, else the error as botocore would have raised it. Raises `UnusableAnswer`."""
+def read_error(response: Response, operation: str) -> UpdateResult | ClientError:
+    """Return the answer where a condition failed, else the error that botocore would raise. Raise `UnusableAnswer`."""
     try:
-        answer = read_refused(response.body)
+        answer = decode_error(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         if not is_bare(response.status):
             raise UnusableAnswer(f"status {response.status} without a JSON answer") from None
         answer = ErrorBody()
     # "com.amazonaws.dynamodb.v20120810#Name", and from some servers "Name:http://..." after it
     code = answer.type.rpartition("#")[2].partition(":")[0]
-    if code == "ConditionalCheckFailedException":
+    if code == CONDITION_FAILED:
         return UpdateResult(applied=False, item=answer.Item)
     error = {"Code": code or str(response.status), "Message": answer.message or answer.Message or ""}
     details: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": response.status}}
@@ -84,7 +96,6 @@ def refused(response: Response, operation: str) -> UpdateResult | ClientError:
 Shape: TypeAlias = tuple[object, ...]
 """All of a write that decides what its expressions look like: everything but the numbers."""
 
-_KEPT: Final = 512
 _VALUES: Final = "ExpressionAttributeValues"
 _KEY: Final = f',"Key":{{"{SK}":{{"S":"{STATE}"}},"{PK}":{{"S":'.encode()
 _END: Final = b"}}}"
@@ -95,7 +106,7 @@ class RequestBodies:
 
     __slots__ = ("_constant", "_known", "_limit", "_templates")
 
-    def __init__(self, constant: Mapping[str, str], *, limit: int = _KEPT) -> None:
+    def __init__(self, constant: Mapping[str, str], *, limit: int = MAX_KNOWN_WRITES) -> None:
         """`constant` are the parameters that every request carries: the table, and whether to report capacity."""
         self._constant = constant
         self._limit = limit
@@ -103,7 +114,7 @@ class RequestBodies:
         self._templates: dict[Shape, bytes] = {}
 
     def body(self, pk: str, write: Write) -> bytes:
-        """The body of one request."""
+        """Return the body of one request."""
         known = self._known.get(write)
         if known is None:
             known = self._remember(write)
@@ -134,7 +145,7 @@ class RequestBodies:
 
 
 def shape_of(write: Write) -> tuple[Shape, list[int]]:
-    """The shape, and the numbers in the order in which `expressions` hands out placeholders for them."""
+    """Return the shape, and the numbers in the order in which `expressions` hands out placeholders for them."""
     shape: list[object] = [write.whole]
     numbers = [write.expires_at]
     for op in write.ops:
@@ -169,7 +180,6 @@ def _bounds(op: Expect, numbers: list[int]) -> tuple[str, bool]:
     return kind, op.or_missing
 
 
-_API: Final = "DynamoDB_20120810"
 _UNSIGNED: Final = {"accept-encoding": "identity", "user-agent": "ratelimit-dynamodb (fast lane)"}
 
 
@@ -178,98 +188,99 @@ class _Operation:
 
     __slots__ = ("name", "read", "signer")
 
-    def __init__(self, name: str, route: Endpoint, read: Callable[[Response], UpdateResult | BatchResult]) -> None:
+    def __init__(self, name: str, endpoint: Endpoint, read: Callable[[Response], UpdateResult | BatchResult]) -> None:
         self.name = name
         self.read = read
-        target = f"{_API}.{name}"
-        self.signer = Signer(host=route.host_header, region=route.region, target=target, unsigned=_UNSIGNED)
+        self.signer = Signer(
+            host=endpoint.host_header,
+            region=endpoint.region,
+            target=f"DynamoDB_20120810.{name}",
+            unsigned=_UNSIGNED,
+        )
 
 
 class FastTransport:
-    """See `Transport`. `slow` takes what this one does not."""
+    """The one for a tenth of the CPU. `slow` takes what this one does not."""
 
-    def __init__(self, connection: Client, route: Endpoint, slow: Transport, settings: Settings, stats: Stats) -> None:
-        self._place = connection.place
+    def __init__(self, client: Client, endpoint: Endpoint, slow: Transport, settings: Settings, stats: Stats) -> None:
+        self._place = client.place
         self._slow = slow
         self._stats = stats
-        self._server_clock = connection.clock
-        self._clock = connection.clock.clock
-        self._wallet = CredentialsCache(connection.credentials)
-        self._bodies = RequestBodies(constant(settings))
+        self._server_clock = client.clock
+        self._clock = client.clock.clock
+        self._credentials = CredentialsCache(client.credentials)
         self._table = settings.table
-        self._capacity = {name: value for name, value in constant(settings).items() if name != "TableName"}
-        self._update = _Operation("UpdateItem", route, applied)
-        self._batch = _Operation("BatchWriteItem", route, written)
+        self._capacity = capacity(settings)
+        self._bodies = RequestBodies({"TableName": settings.table, **self._capacity})
+        self._update = _Operation("UpdateItem", endpoint, read_update)
+        self._batch = _Operation("BatchWriteItem", endpoint, read_batch)
         self.pool = Pool(
-            partial(open_connection, route, connection.place, settings.connect_timeout),
+            partial(open_connection, endpoint, client.place, settings.connect_timeout),
             stats,
             size=settings.pool,
-            patience=settings.connect_timeout,
-            overdue=settings.read_timeout,
+            wait_timeout=settings.connect_timeout,
+            answer_timeout=settings.read_timeout,
         )
 
     async def apply(self, key: Key, write: Write) -> UpdateResult:
-        """See `Transport.apply`."""
-        answer = await self._ask(self._update, self._bodies.body(limit_pk(key), write))
-        if type(answer) is UpdateResult:
-            return answer
-        self._stats.fall_back(str(answer))
+        result = await self._send(self._update, self._bodies.body(limit_pk(key), write))
+        if type(result) is UpdateResult:
+            return result
+        self._stats.fallbacks[str(result)] += 1
         return await self._slow.apply(key, write)
 
     async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
-        """See `Transport.write_batch`."""
-        answer = await self._ask(self._batch, to_json({"RequestItems": {self._table: requests}, **self._capacity}))
-        if type(answer) is BatchResult:
-            return answer
-        self._stats.fall_back(str(answer))
+        result = await self._send(self._batch, to_json({"RequestItems": {self._table: requests}, **self._capacity}))
+        if type(result) is BatchResult:
+            return result
+        self._stats.fallbacks[str(result)] += 1
         return await self._slow.write_batch(requests)
 
     async def close(self) -> None:
-        """See `Transport.close`."""
-        await self._wallet.close()
+        await self._credentials.close()
         await self.pool.close()
 
-    async def _ask(self, operation: _Operation, body: bytes, after: str = "") -> UpdateResult | BatchResult | str:
-        """The answer, or the reason to ask aiobotocore. `after` says why it is asked once more."""
+    async def _send(self, operation: _Operation, body: bytes, after: str = "") -> UpdateResult | BatchResult | str:
+        """Return the answer, or the reason to ask aiobotocore. `after` says why it is asked once more."""
         skew = self._server_clock.skew
         try:
-            secrets = self._wallet.at_hand or await self._wallet.secrets()
+            secrets = self._credentials.at_hand or await self._credentials.secrets()
             now = elapsed()
-            wire = self.pool.take(now)
-            if wire is None:
-                wire = await self.pool.wait()
+            connection = self.pool.take(now)
+            if connection is None:
+                connection = await self.pool.wait()
                 now = elapsed()
             try:
                 request = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
-                response = await wire.ask(request, now)
+                response = await connection.ask(request, now)
             except BaseException:
-                # Out of patience, or worse: an answer that still comes must not be the next one's.
-                wire.end("cancelled")
+                # Out of time, or worse: an answer that still comes must not be the next one's.
+                connection.end("cancelled")
                 raise
-            self.pool.release(wire, now)
+            self.pool.release(connection, now)
             if response.status == 200:
                 return operation.read(response)
             unusual = self._unusual(operation, response, skew, after)
         except Unsignable:
             raise unsignable(self._place) from None
         except BOTO_ERRORS as error:
-            if after or not isinstance(error, Stale):
+            if after or not isinstance(error, ConnectionStale):
                 explanation = explain(error, self._place)
                 raise explanation from (None if isinstance(explanation, AccessDenied) else error)
             unusual = "stale"
         if unusual == "stale":
             self._stats.retries += 1
-            self._stats.count_call(operation.name)
+            self._stats.calls[operation.name] += 1
             self.pool.end_idle()
         elif unusual == "clock":
-            self._stats.fall_back("clock")
+            self._stats.fallbacks["clock"] += 1
         else:
             return unusual
-        return await self._ask(operation, body, unusual)
+        return await self._send(operation, body, unusual)
 
     def _unusual(self, operation: _Operation, response: Response, skew: int, after: str) -> UpdateResult | str:
-        """An answer after all, or the reason to ask in another way. Raises what aiobotocore would for all else."""
-        outcome = refused(response, operation.name)
+        """Return an answer after all, or the reason to ask in another way. Raise what aiobotocore would otherwise."""
+        outcome = read_error(response, operation.name)
         if isinstance(outcome, UpdateResult):
             return outcome
         if after == "clock":

@@ -1,6 +1,6 @@
-"""`Pool`: a bounded number of wires. The one used last goes first, so that those too many fall idle and are closed.
+"""`Pool`: a bounded number of connections. The one used last goes first, so that those too many fall idle and end.
 
-A wire is connected by a task of the pool, never by the caller who needed it: a check that is out of patience leaves the
+A connection is made by a task of the pool, never by the caller who needed it: a check that is out of time leaves the
 handshake going, and the next one finds it done.
 """
 
@@ -11,73 +11,79 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
+from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.errors import StoreUnreachable
-from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.boto import elapsed
-from ratelimit.dynamodb.transport.connection import Connection, Ending
+from ratelimit.dynamodb.transport.connection import Connection, Ending, elapsed
 from ratelimit.errors import StoreUnavailable
 
 Connect: TypeAlias = Callable[[Callable[[Connection, Ending], None]], Awaitable[Connection]]
 
-MAX_IDLE: Final = 10.0
-"""Seconds. aiobotocore gives its connections 12, since Amazon's servers close theirs after 20 and more; whoever closes
+MAX_IDLE_S: Final = 10.0
+"""aiobotocore gives its connections 12, since Amazon's servers close theirs after 20 and more; whoever closes
 first must be the client, or a request meets a connection that has just gone."""
 
-_LONGEST_TICK: Final = 1.0
-_FAREWELL: Final = 1.0
-_TRIES: Final = 3
+_MAX_TICK_S: Final = 1.0
+_CLOSE_TIMEOUT_S: Final = 1.0
+_MAX_TAKES: Final = 3
 
 
 class Pool:
-    """At most `size` wires. Belongs to one event loop.
+    """At most `size` connections. Belongs to one event loop.
 
-    `patience`  seconds that a caller waits for a wire.
-    `overdue`   seconds until an answer is given up (and up to a quarter more: one timer serves all wires).
+    `wait_timeout`    seconds that a caller waits for a connection.
+    `answer_timeout`  seconds until an answer is given up (and up to a quarter more: one timer serves all connections).
     """
 
     def __init__(
-        self, connect: Connect, stats: Stats, *, size: int, patience: float, overdue: float, max_idle: float = MAX_IDLE
+        self,
+        connect: Connect,
+        stats: Stats,
+        *,
+        size: int,
+        wait_timeout: float,
+        answer_timeout: float,
+        max_idle: float = MAX_IDLE_S,
     ) -> None:
         self._connect = connect
         self._stats = stats
         self._size = size
-        self._patience = patience
-        self._overdue = overdue
+        self._wait_timeout = wait_timeout
+        self._answer_timeout = answer_timeout
         self._max_idle = max_idle
         self._loop = asyncio.get_running_loop()
-        self._wires: set[Connection] = set()
+        self._connections: set[Connection] = set()
         self._idle: list[Connection] = []
         self._waiting: deque[asyncio.Future[Connection]] = deque()
         self._connecting: set[asyncio.Task[Connection]] = set()
         self._closed = False
-        self._every = min(overdue / 4, max_idle / 4, _LONGEST_TICK)
+        self._every = min(answer_timeout / 4, max_idle / 4, _MAX_TICK_S)
         self._tick: asyncio.TimerHandle | None = None
         self._ticked = 0.0
 
     def take(self, now: float) -> Connection | None:
-        """The idle wire used last; None where there is none, and `wait` is needed. What died, or was idle for too
+        """The idle connection used last; None where there is none, and `wait` is needed. What died, or was idle for too
         long, while nobody looked is let go of."""
         while self._idle:
-            wire = self._idle.pop()
-            if now - wire.since >= self._max_idle:
-                wire.end("idle")
-            elif wire.is_alive(now):
-                return wire
+            connection = self._idle.pop()
+            if now - connection.since >= self._max_idle:
+                connection.end("idle")
+            elif connection.is_alive(now):
+                return connection
             else:
-                wire.end("closed")
+                connection.end("closed")
         return None
 
     def end_idle(self) -> None:
-        """End every wire that is idle: one of them turned out to be dead."""
+        """End every connection that is idle: one of them turned out to be dead."""
         while self._idle:
             self._idle.pop().end("closed")
 
     async def wait(self) -> Connection:
-        """A wire, as soon as one is connected or let go. Raises `StoreUnreachable`; nothing was sent."""
-        for _ in range(_TRIES):
-            wire = await self._queue()
-            if wire.usable:  # and did not end between being handed over and being taken
-                return wire
+        """A connection, as soon as one is connected or let go. Raises `StoreUnreachable`; nothing was sent."""
+        for _ in range(_MAX_TAKES):
+            connection = await self._queue()
+            if connection.usable:  # and did not end between being handed over and being taken
+                return connection
         raise StoreUnreachable("connections end as soon as they are made")
 
     async def _queue(self) -> Connection:
@@ -86,7 +92,7 @@ class Pool:
         place: asyncio.Future[Connection] = self._loop.create_future()
         self._waiting.append(place)
         self._fill()
-        timer = self._loop.call_later(self._patience, self._give_up, place)
+        timer = self._loop.call_later(self._wait_timeout, self._give_up, place)
         try:
             return await place
         except BaseException:
@@ -95,56 +101,56 @@ class Pool:
         finally:
             timer.cancel()
 
-    def release(self, wire: Connection, now: float) -> None:
-        """Give back a wire that has no request under way."""
-        if not wire.usable:
+    def release(self, connection: Connection, now: float) -> None:
+        """Give back a connection that has no request under way."""
+        if not connection.usable:
             return
-        wire.since = now
+        connection.since = now
         while self._waiting:
             place = self._waiting.popleft()
             if not place.done():
-                place.set_result(wire)
+                place.set_result(connection)
                 return
-        self._idle.append(wire)
+        self._idle.append(connection)
 
     async def warm(self, number: int) -> None:
-        """Connect so many wires in advance, as far as that works out."""
-        while len(self._wires) + len(self._connecting) < min(number, self._size):
+        """Connect so many connections in advance, as far as that works out."""
+        while len(self._connections) + len(self._connecting) < min(number, self._size):
             self._start()
         if self._connecting:
             await asyncio.wait(set(self._connecting))
 
     async def close(self) -> None:
-        """End every wire and every wait; those with a request under way fail."""
+        """End every connection and every wait; those with a request under way fail."""
         self._closed = True
         if self._tick is not None:
             self._tick.cancel()
-        connecting, wires = set(self._connecting), set(self._wires)
+        connecting, connections = set(self._connecting), set(self._connections)
         for task in connecting:
             task.cancel()
-        for wire in wires:
-            wire.end("shutdown")
+        for connection in connections:
+            connection.end("shutdown")
         self._fail_all(StoreUnreachable("the store was closed"))
         if connecting:
             await asyncio.wait(connecting)
-        if wires:
-            await asyncio.wait([wire.gone for wire in wires], timeout=_FAREWELL)
+        if connections:
+            await asyncio.wait([connection.gone for connection in connections], timeout=_CLOSE_TIMEOUT_S)
 
     def __len__(self) -> int:
-        return len(self._wires)
+        return len(self._connections)
 
     def sweep(self, now: float) -> None:
         """End what is overdue or has been idle for too long."""
-        for wire in list(self._wires):
-            if wire.busy and now - wire.since >= self._overdue:
-                wire.expire()
+        for connection in list(self._connections):
+            if connection.busy and now - connection.since >= self._answer_timeout:
+                connection.expire()
         # The longest idle stand first.
         while self._idle and now - self._idle[0].since >= self._max_idle:
             self._idle.pop(0).end("idle")
 
     def _fill(self) -> None:
-        """Whoever waits has a wire on its way, as long as there may be more of them."""
-        room = self._size - len(self._wires) - len(self._connecting)
+        """Whoever waits has a connection on its way, as long as there may be more of them."""
+        room = self._size - len(self._connections) - len(self._connecting)
         for _ in range(min(room, len(self._waiting) - len(self._connecting))):
             self._start()
 
@@ -164,33 +170,33 @@ class Pool:
         if task.cancelled():
             return
         if (error := task.exception()) is not None:
-            self._stats.drop("unreachable")
+            self._stats.dropped["unreachable"] += 1
             self._fail_one(error)
             self._fill()
             return
-        wire = task.result()
+        connection = task.result()
         if self._closed:
-            wire.end("shutdown")
+            connection.end("shutdown")
             return
-        if not wire.usable:
+        if not connection.usable:
             self._fail_one(StoreUnreachable("the connection was closed as soon as it was made"))
             self._fill()
             return
-        self._wires.add(wire)
+        self._connections.add(connection)
         self._stats.connections += 1
-        self.release(wire, elapsed())
+        self.release(connection, elapsed())
 
-    def _lost(self, wire: Connection, ending: Ending) -> None:
-        self._stats.drop(ending)
-        self._wires.discard(wire)
-        if wire in self._idle:
-            self._idle.remove(wire)
+    def _lost(self, connection: Connection, ending: Ending) -> None:
+        self._stats.dropped[ending] += 1
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
         if not self._closed:
             self._fill()
 
     def _give_up(self, place: asyncio.Future[Connection]) -> None:
         if not place.done():
-            self._stats.drop("no_connection")
+            self._stats.dropped["no_connection"] += 1
             place.set_exception(
                 StoreUnreachable(f"waited in vain for one of {self._size} connections; raise pool, or ask for less")
             )

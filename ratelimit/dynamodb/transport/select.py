@@ -1,66 +1,90 @@
-"""Which lane a store gets, decided once when it opens."""
+"""Which transport a store gets, decided once when it opens."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping, Sequence
+import ssl
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
+from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
+
+from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import explained
 from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.base import BatchResult, BotoTransport, Transport, UpdateResult
-from ratelimit.dynamodb.transport.endpoint import NotHere, find_endpoint
+from ratelimit.dynamodb.transport.base import BotoTransport, Transport
+from ratelimit.dynamodb.transport.connection import PORTS, Endpoint
 from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.names import Key
-from ratelimit.store.base import Write
 
 SWITCH: Final = "RATELIMIT_FAST_LANE"
-"""The variable that turns the lane off, whatever the settings say."""
+"""The variable that turns the fast transport off, whatever the settings say."""
 
 _OFF: Final = ("off", "false", "no", "0")
-_WARM: Final = 4
-"""Connections made in advance: the first checks after a start find the handshakes done."""
+_WARM_CONNECTIONS: Final = 4
+"""Made in advance: the first checks after a start find the handshakes done."""
 
 
-async def open_transport(connection: Client, settings: Settings, stats: Stats) -> Transport:
-    """The lane that the settings, the environment and the way to the endpoint allow. Raises `StoreUnavailable`."""
-    boto = BotoTransport(connection, settings)
+class NoFastTransport(Exception):
+    """The fast transport cannot go this way; the text is the reason, as it is counted in `Stats.fallbacks`."""
+
+
+async def open_transport(client: Client, settings: Settings, stats: Stats) -> Transport:
+    """Open what the settings, the environment and the way to the endpoint allow. Raise `StoreUnavailable`."""
+    boto = BotoTransport(client, settings, stats)
     if not settings.fast or os.environ.get(SWITCH, "").lower() in _OFF:
         return boto
     try:
-        with explained(connection.place):
-            route = await find_endpoint(connection)
-    except NotHere as reason:
-        return CountedTransport(boto, str(reason), stats)
-    lane = FastTransport(connection, route, boto, settings, stats)
+        with explained(client.place):
+            endpoint = await find_endpoint(client)
+    except NoFastTransport as reason:
+        return BotoTransport(client, settings, stats, fallback=str(reason))
+    fast = FastTransport(client, endpoint, boto, settings, stats)
     try:
-        await lane.pool.warm(_WARM)
+        await fast.pool.warm(_WARM_CONNECTIONS)
     except BaseException:  # cancelled: the store is closed while it opens
-        await lane.close()
+        await fast.close()
         raise
-    return lane
+    return fast
 
 
-class CountedTransport:
-    """aiobotocore's lane where the fast one was wanted and cannot go; counts that it was taken."""
+async def find_endpoint(client: Client) -> Endpoint:
+    """Return where botocore would send an `UpdateItem`, as its public methods tell. Raise `NoFastTransport`.
 
-    def __init__(self, lane: Transport, reason: str, stats: Stats) -> None:
-        self.reason = reason
-        self._lane = lane
-        self._stats = stats
+    A presigned URL, made without asking anybody, tells what botocore resolves for this very operation: the endpoint
+    (which may be the account's own) and the region in the signature (`local` counts as another).
+    """
+    key = {"PK": {"S": "-"}, "SK": {"S": "-"}}
+    presigned = urlsplit(
+        await client.api.generate_presigned_url("update_item", Params={"TableName": client.place.table, "Key": key})
+    )
+    url = f"{presigned.scheme}://{presigned.netloc}"
+    _check_config(client.api.meta.config, url, presigned.scheme)
+    query = parse_qs(presigned.query)
+    if query.get("X-Amz-Algorithm") != ["AWS4-HMAC-SHA256"]:
+        raise NoFastTransport("signature")
+    host = presigned.hostname or ""
+    if presigned.path not in ("", "/") or presigned.username or not host.isascii():
+        raise NoFastTransport("endpoint")
+    return Endpoint(
+        url=url,
+        host=host,
+        port=presigned.port or PORTS[presigned.scheme],
+        region=query["X-Amz-Credential"][0].split("/")[2],
+        tls=await _tls(client.verify) if presigned.scheme == "https" else None,
+    )
 
-    async def apply(self, key: Key, write: Write) -> UpdateResult:
-        """See `Transport.apply`."""
-        self._stats.fall_back(self.reason)
-        return await self._lane.apply(key, write)
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
-        """See `Transport.write_batch`."""
-        self._stats.fall_back(self.reason)
-        return await self._lane.write_batch(requests)
+def _check_config(config: Any, url: str, scheme: str) -> None:
+    proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
+    if proxies.get(scheme):
+        raise NoFastTransport("proxy")
+    if config.client_cert:
+        raise NoFastTransport("client_certificate")
 
-    async def close(self) -> None:
-        """See `Transport.close`."""
-        await self._lane.close()
+
+async def _tls(verify: bool | str) -> ssl.SSLContext:
+    """Verify in full, against the certificates that botocore trusts. Read in a thread, for that takes its time."""
+    return await asyncio.to_thread(ssl.create_default_context, cafile=get_cert_path(verify))

@@ -63,7 +63,7 @@ class Signer:
         sign but its last line."""
 
     def request(self, body: bytes, secrets: Secrets, second: int) -> bytes:
-        """The whole request as it goes on the wire, signed for this moment (epoch seconds)."""
+        """Return the whole request as it is sent, signed for this moment (epoch seconds)."""
         if second != self._second or secrets != self._secrets:
             self._turn_to(secrets, second)
         canonical = self._canonical.copy()
@@ -112,17 +112,15 @@ def _day_key(secret: str, day: str, region: str) -> bytes:
     return key
 
 
-# `CredentialsCache`: the credentials that botocore found, as they are now. A refresh is its own task's business only.
-# botocore lets the first request within a quarter of an hour of expiry fetch the next credentials, which may take
-# longer than a check has. Here requests go on with those in hand, and wait only for what they cannot do without.
-
-
 class Unsignable(Exception):
     """The credentials hold what no header can."""
 
 
 class CredentialsCache:
     """What `session.get_credentials()` gave, asked for each request: static ones may be replaced at any time.
+
+    botocore lets the first request within a quarter of an hour of expiry fetch the next credentials, which may take
+    longer than a check has. Here requests go on with those in hand, and wait only for what they cannot do without.
 
     `pause` is how many seconds after a refresh that failed it is tried again.
     """
@@ -138,7 +136,7 @@ class CredentialsCache:
 
     @property
     def at_hand(self) -> Secrets | None:
-        """The credentials to sign with now, where that can be told without asking botocore: static ones."""
+        """Return the credentials to sign with now, where that can be told without asking botocore: static ones."""
         secrets, now = self._secrets, self._credentials
         if self._refreshable or secrets is None:
             return None
@@ -146,7 +144,7 @@ class CredentialsCache:
         return secrets if same and (now.token or None) == secrets.token else None
 
     async def secrets(self) -> Secrets:
-        """The credentials to sign with now. Raises `Unsignable`, or what botocore raises where it finds none."""
+        """Return the credentials to sign with now. Raise `Unsignable`, or what botocore raises where it finds none."""
         if self._credentials is None:
             raise NoCredentialsError
         if self._refreshable and (self._secrets is None or self._credentials.refresh_needed()):

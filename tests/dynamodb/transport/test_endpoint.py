@@ -11,12 +11,12 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
 from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url
+from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.client import connect
-from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.transport.base import BotoTransport
-from ratelimit.dynamodb.transport.endpoint import Endpoint, NotHere, find_endpoint
+from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.dynamodb.transport.select import SWITCH, open_transport
+from ratelimit.dynamodb.transport.select import SWITCH, NoFastTransport, find_endpoint, open_transport
 from ratelimit.names import Key
 from ratelimit.store import Add, Write
 from tests.faults import FaultServer
@@ -70,13 +70,13 @@ async def test_the_region_called_local_signs_as_botocore_does() -> None:
 
 @pytest.mark.parametrize("endpoint", ["http://localhost:8000/dynamodb", "http://localhost:8000/a/b/"])
 async def test_an_endpoint_with_a_path_is_not_for_us(endpoint: str) -> None:
-    with pytest.raises(NotHere, match="endpoint"):
+    with pytest.raises(NoFastTransport, match="endpoint"):
         await route(region="eu-west-1", endpoint=endpoint)
 
 
 async def test_a_proxy_is_not_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
-    with pytest.raises(NotHere, match="proxy"):
+    with pytest.raises(NoFastTransport, match="proxy"):
         await route(region="eu-west-1")
     assert await route(region="eu-west-1", endpoint="https://localhost:8000")
     assert await route(region="eu-west-1", endpoint="http://10.0.0.1:8000")
@@ -88,10 +88,10 @@ async def test_a_client_certificate_is_not_for_us() -> None:
     async with await connect(Settings(table="limits", region="eu-west-1")) as plain:
         config = AioConfig(client_cert="/some/certificate.pem")
         async with get_session().create_client("dynamodb", region_name="eu-west-1", config=config) as client:
-            plain.client, ours = client, plain.client
-            with pytest.raises(NotHere, match="client_certificate"):
+            plain.api, ours = client, plain.api
+            with pytest.raises(NoFastTransport, match="client_certificate"):
                 await find_endpoint(plain)
-            plain.client = ours
+            plain.api = ours
 
 
 @pytest.mark.parametrize("value", ["off", "OFF", "0", "false"])

@@ -10,12 +10,13 @@ import pytest
 
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore, Settings, StoreUnreachable
+from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.stats import Stats
 from ratelimit.dynamodb.transport.base import BotoTransport
-from ratelimit.dynamodb.transport.endpoint import Endpoint, find_endpoint, open_connection
+from ratelimit.dynamodb.transport.connection import Endpoint, open_connection
 from ratelimit.dynamodb.transport.fast import FastTransport
+from ratelimit.dynamodb.transport.select import find_endpoint
 from ratelimit.errors import AccessDenied, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store import Add, Outcome, Write
@@ -65,7 +66,7 @@ def new_lane(connection: Client, route: Endpoint, stats: Stats, clock: FakeClock
     settings = Settings(table="limits", read_timeout=10)
     if clock is not None:
         connection.clock.clock = clock
-    return FastTransport(connection, route, BotoTransport(connection, settings), settings, stats)
+    return FastTransport(connection, route, BotoTransport(connection, settings, stats), settings, stats)
 
 
 @pytest.mark.parametrize("behaviour", [chunked(), chunked(size=1), checksum(), twice()])

@@ -8,12 +8,10 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from ratelimit.dynamodb import StoreUnreachable
+from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.stats import Stats
-from ratelimit.dynamodb.transport.boto import elapsed
-from ratelimit.dynamodb.transport.connection import Connection, Ending
-from ratelimit.dynamodb.transport.endpoint import Endpoint, open_connection
-from ratelimit.dynamodb.transport.pool import MAX_IDLE, Pool
+from ratelimit.dynamodb.transport.connection import Connection, Ending, Endpoint, elapsed, open_connection
+from ratelimit.dynamodb.transport.pool import MAX_IDLE_S, Pool
 from tests.faults import FaultServer
 
 
@@ -37,7 +35,7 @@ async def pool(server: FaultServer, stats: Stats) -> AsyncIterator[Pool]:
     async def connect(ended: Callable[[Connection, Ending], None]) -> Connection:
         return await open_connection(route, Place("limits", "x", route.url), 1, ended)
 
-    pool = Pool(connect, stats, size=3, patience=0.1, overdue=1000)
+    pool = Pool(connect, stats, size=3, wait_timeout=0.1, answer_timeout=1000)
     yield pool
     await pool.close()
 
@@ -50,10 +48,10 @@ async def test_the_last_used_goes_first_and_the_others_fall_idle(pool: Pool, sta
         wire = pool.take(began + later)
         assert wire is not None
         pool.release(wire, began + later)
-    pool.sweep(began + MAX_IDLE + 1)
+    pool.sweep(began + MAX_IDLE_S + 1)
     assert len(pool) == 1
     assert stats.dropped == {"idle": 2}
-    assert pool.take(began + MAX_IDLE + 1) is wire
+    assert pool.take(began + MAX_IDLE_S + 1) is wire
 
 
 async def test_a_connection_that_the_server_has_closed_takes_no_request(pool: Pool, stats: Stats) -> None:

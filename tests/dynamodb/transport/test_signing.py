@@ -12,7 +12,7 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ratelimit.dynamodb.transport.endpoint import Endpoint
+from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.signing import CONTENT_TYPE, Secrets, Signer
 
 TARGET = "DynamoDB_20120810.UpdateItem"

@@ -1,18 +1,146 @@
-"""What is, against what should be: a table compared with its `TableSpec`, line by line."""
+"""`TableSpec`: the table as somebody wants it; `TableDiff`: what is, against what should be, part by part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.control import TableSnapshot, Unknown, billing_of, keys_of
-from ratelimit.dynamodb.table_spec import MODES, TableSpec
-
-# `TableStatus`: how a table stands, in one record.
+from ratelimit.dynamodb.control import billing_of, keys_of
+from ratelimit.dynamodb.errors import Place
+from ratelimit.errors import ConfigError
 
 T = TypeVar("T")
+
+Billing: TypeAlias = Literal["on-demand", "provisioned"]
+
+MODES: Final[Mapping[str, str]] = {"on-demand": "PAY_PER_REQUEST", "provisioned": "PROVISIONED"}
+"""What DynamoDB calls them."""
+
+_DIRECTORY_UNITS: Final = 5
+_MAX_KEY: Final = 128
+_MAX_VALUE: Final = 256
+_MAX_TAGS: Final = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSpec:
+    """What to create, to compare with, or to mend towards. Raises `ConfigError` naming the bad part.
+
+    `gsi2`       also the index of an action's timeline.
+    `recovery`   point-in-time recovery; False asks for nothing, and turns nothing off.
+    `protected`  against deletion; None asks for nothing.
+    `kms_key`    the ARN, id or alias of a key in KMS (`alias/aws/dynamodb` is AWS's own in the account); None asks for
+                 nothing: DynamoDB then encrypts with a key of its own.
+    `tags`       those that have to be there; others may be.
+    `billing`    None is on demand for a new table, and leaves a table that is there as it is. `provisioned` goes with
+                 `read` and `write`, in units a second; without them, `verify` leaves the units to auto scaling.
+    """
+
+    gsi2: bool = False
+    recovery: bool = True
+    protected: bool | None = None
+    kms_key: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    billing: Billing | None = None
+    read: int | None = None
+    write: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.billing is not None and self.billing not in get_args(Billing):
+            raise ConfigError("billing", f"{self.billing!r} is unknown; there are on-demand and provisioned")
+        _check_units(self)
+        _check_tags(self.tags)
+        if self.kms_key is not None and not self.kms_key.strip():
+            raise ConfigError("kms_key", "is empty; give the key's ARN, or leave it out")
+
+    @property
+    def indexes(self) -> tuple[str, ...]:
+        """Return the names of the indexes."""
+        return (schema.GSI1, schema.GSI2) if self.gsi2 else (schema.GSI1,)
+
+    @property
+    def throughput(self) -> dict[str, int] | None:
+        """Return the table's, in wire form; None where it is not fixed."""
+        if self.read is None or self.write is None:
+            return None
+        return _throughput(self.read, self.write)
+
+    def index_throughput(self, index: str) -> dict[str, int] | None:
+        """Return an index's. `GSI1` holds users and plans, which few writes touch; `GSI2` would hold every event."""
+        if self.read is None or self.write is None:
+            return None
+        if index == schema.GSI1:
+            return _throughput(min(self.read, _DIRECTORY_UNITS), min(self.write, _DIRECTORY_UNITS))
+        return _throughput(self.read, self.write)
+
+    def encryption(self) -> dict[str, Any]:
+        """Return the `SSESpecification`."""
+        return {"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": self.kms_key}
+
+
+def _throughput(read: int, write: int) -> dict[str, int]:
+    return {"ReadCapacityUnits": read, "WriteCapacityUnits": write}
+
+
+def _check_units(spec: TableSpec) -> None:
+    units = {"read": spec.read, "write": spec.write}
+    for name, value in units.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ConfigError(name, f"must be a whole number of units of at least 1, not {value!r}")
+    given = [name for name, value in units.items() if value is not None]
+    if given and spec.billing != "provisioned":
+        raise ConfigError(given[0], "units are for provisioned billing; leave them out, or choose that")
+    if len(given) == 1:
+        raise ConfigError("write" if given == ["read"] else "read", "is missing: provisioned billing needs both")
+
+
+def _check_tags(tags: Mapping[str, str]) -> None:
+    if len(tags) > _MAX_TAGS:
+        raise ConfigError("tags", f"{len(tags)} are too many; a table has {_MAX_TAGS} at most")
+    for name, value in tags.items():
+        if not 0 < len(name) <= _MAX_KEY or name.startswith("aws:"):
+            raise ConfigError(
+                "tags", f"{name!r} is no name for a tag: 1 to {_MAX_KEY} characters, not starting with 'aws:'"
+            )
+        if len(value) > _MAX_VALUE:
+            raise ConfigError(f"tags.{name}", f"has {len(value)} characters; {_MAX_VALUE} is the most")
+
+
+# DynamoDB Local puts this where the region belongs. It takes any encryption and any tags, and forgets them.
+_LOCAL: Final = ":ddblocal:"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A part that could not be looked at."""
+
+    why: str
+    permission: str | None = None
+    """The IAM action that would let it be looked at; None where this engine does not know the part at all."""
+
+
+Tags: TypeAlias = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSnapshot:
+    """Every part is what was said, or `Unknown`."""
+
+    place: Place
+    table: Mapping[str, Any] | Unknown
+    """The answer to `DescribeTable`."""
+    ttl: str | Unknown | None
+    """The attribute that items expire by."""
+    recovery: bool | Unknown
+    tags: Tags | Unknown
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is DynamoDB Local that answered."""
+        return not isinstance(self.table, Unknown) and _LOCAL in str(self.table.get("TableArn", ""))
+
 
 TTL_FEATURE: Final = "expiry (ttl)"
 RECOVERY_FEATURE: Final = "point-in-time recovery"
@@ -56,7 +184,7 @@ class TableStatus:
 
 
 def to_status(description: Mapping[str, Any], snapshot: TableSnapshot) -> TableStatus:
-    """A snapshot, and its description, which has to be known."""
+    """Put a snapshot in one record; its description has to be known."""
     parts: dict[str, object] = {"expiry": snapshot.ttl, "recovery": snapshot.recovery, "tags": snapshot.tags}
     indexes = tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
     throughput = description.get("ProvisionedThroughput") or {}
@@ -128,12 +256,12 @@ class TableDiff:
 
     @property
     def mendable(self) -> bool:
-        """Whether `upgrade` can do something about it."""
+        """Return whether `upgrade` can do something about it."""
         return self.verdict == "differs" and self.remedy == UPGRADE
 
 
 def compare(snapshot: TableSnapshot, spec: TableSpec) -> tuple[TableDiff, ...]:
-    """Every part that a specification can name, in a fixed order."""
+    """Compare every part that a specification can name, in a fixed order."""
     return (*_described(snapshot, spec), _expiry(snapshot), _recovery(snapshot, spec), *_tags(snapshot, spec))
 
 

@@ -1,0 +1,172 @@
+"""Calls about one table: what they came to in `Stats`, and sent again where that cannot count twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar
+
+from botocore import xform_name
+from botocore.exceptions import ClientError
+
+from ratelimit.dynamodb.client import Client
+from ratelimit.dynamodb.errors import CONDITION_FAILED, AnswerLost, StoreUnreachable, code_of, explained
+from ratelimit.dynamodb.settings import Settings
+from ratelimit.errors import StoreThrottled, StoreUnavailable
+from ratelimit.retry import Backoff
+
+T = TypeVar("T")
+Errors: TypeAlias = tuple[type[StoreUnavailable], ...]
+
+NOT_EXECUTED: Final[Errors] = (StoreThrottled, StoreUnreachable)
+"""Nothing was written: safe to send again, whatever it was."""
+HARMLESS: Final[Errors] = (*NOT_EXECUTED, AnswerLost)
+"""For reads, and for whatever else may happen twice."""
+
+BACKOFF: Final = Backoff(first_s=0.02, max_s=0.2)
+
+_READS: Final = ("GetItem", "Query", "Scan")
+_EXPECTED: Final = (CONDITION_FAILED, "TransactionCanceledException")
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a store has asked of DynamoDB since it was made, for metrics and for tests that count the calls."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    """Requests sent or tried, retries included, by operation (`UpdateItem`)."""
+    write_units: float = 0.0
+    """Only with `consumed=True`, and without refused writes, for which DynamoDB does not report any."""
+    read_units: float = 0.0
+    retries: int = 0
+    throttles: int = 0
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    """Writes that the fast transport left to aiobotocore, by reason (`proxy`, `denied`); `clock` it settled itself."""
+    connections: int = 0
+    """Made by the fast transport."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Connections of the fast transport that ended, or never came about, by reason (`timeout`, `unreachable`)."""
+
+
+class Retries:
+    """Tries a call up to `attempts` times in all. `pause` waits, so many attempts having failed."""
+
+    __slots__ = ("_attempts", "_pause", "_stats")
+
+    def __init__(
+        self, attempts: int, stats: Stats, *, pause: Callable[[int], Awaitable[object]] = BACKOFF.pause
+    ) -> None:
+        self._attempts = attempts
+        self._stats = stats
+        self._pause = pause
+
+    async def run(
+        self, operation: str, call: Callable[[], Awaitable[T]], *, on: Errors, attempts: int | None = None
+    ) -> T:
+        """Return the result of `call`, sent again after an error of the kinds `on`. Raise the last one."""
+        self._stats.calls[operation] += 1
+        try:
+            return await call()
+        except StoreUnavailable as error:
+            failed = error
+        return await self.after(failed, operation, call, on=on, attempts=attempts)
+
+    async def after(
+        self,
+        error: StoreUnavailable,
+        operation: str,
+        call: Callable[[], Awaitable[T]],
+        *,
+        on: Errors,
+        attempts: int | None = None,
+    ) -> T:
+        """Do as `run` does, where the first attempt has been made and ended with this error."""
+        max_attempts = attempts or self._attempts
+        for attempt in range(1, max_attempts + 1):
+            if isinstance(error, StoreThrottled):
+                self._stats.throttles += 1
+            if attempt == max_attempts or not isinstance(error, on):
+                break
+            self._stats.retries += 1
+            await self._pause(attempt)
+            self._stats.calls[operation] += 1
+            try:
+                return await call()
+            except StoreUnavailable as again:
+                error = again
+        raise error
+
+
+class ConditionFailed(Exception):
+    """Nothing was written, for a condition did not hold; `response` is DynamoDB's answer."""
+
+    def __init__(self, response: Mapping[str, Any]) -> None:
+        self.response = response
+        super().__init__(str(response.get("Error", {}).get("Code")))
+
+
+class TableCalls:
+    """The calls of one store on the client that `client` opens. All raise `StoreUnavailable`'s subclasses."""
+
+    def __init__(
+        self, client: Callable[[], Awaitable[Client]], settings: Settings, stats: Stats, retries: Retries
+    ) -> None:
+        self.client = client
+        self.table = settings.table
+        self.stats = stats
+        self.retry = retries.run
+        self._capacity = capacity(settings)
+
+    async def run(self, operation: str, *, attempts: int | None = None, **request: Any) -> dict[str, Any]:
+        """Return the answer to what may happen twice."""
+        return await self.retry(operation, lambda: self.send(operation, **request), on=HARMLESS, attempts=attempts)
+
+    async def page(
+        self, operation: str, *, attempts: int | None = None, **request: Any
+    ) -> tuple[list[Any], dict[str, Any] | None]:
+        """Return the items of a `Query` or a `Scan`, and the key that the next page begins after."""
+
+        async def send() -> dict[str, Any]:
+            answer = await self.send(operation, **request)
+            if "Items" not in answer:
+                raise AnswerLost(f"table {self.table!r} answered a {operation.lower()} without items")
+            return answer
+
+        answer = await self.retry(operation, send, on=HARMLESS, attempts=attempts)
+        return answer["Items"], answer.get("LastEvaluatedKey") or None
+
+    async def once(self, operation: str, **request: Any) -> dict[str, Any]:
+        """Return the answer of the one attempt."""
+        self.stats.calls[operation] += 1
+        return await self.send(operation, **request)
+
+    async def send(self, operation: str, **request: Any) -> dict[str, Any]:
+        """Send what `retry` counts. Raise `ConditionFailed` as well."""
+        client = await self.client()
+        if operation != "TransactWriteItems":  # whose parts name it
+            request["TableName"] = self.table
+        with explained(client.place):
+            try:
+                answer: dict[str, Any] = await getattr(client.api, xform_name(operation))(**request, **self._capacity)
+            except ClientError as error:
+                if code_of(error) not in _EXPECTED:
+                    raise
+                raise ConditionFailed(error.response) from None
+        if operation in _READS:
+            self.stats.read_units += consumed_units(answer)
+        else:
+            self.stats.write_units += consumed_units(answer)
+        return answer
+
+
+def capacity(settings: Settings) -> dict[str, str]:
+    """Return the parameter that asks for the consumed capacity, where the settings do."""
+    return {"ReturnConsumedCapacity": "TOTAL"} if settings.consumed else {}
+
+
+def consumed_units(answer: Mapping[str, Any]) -> float:
+    """Return the consumed capacity in an answer; 0 where it was not asked for."""
+    consumed = answer.get("ConsumedCapacity") or ()
+    parts = [consumed] if isinstance(consumed, dict) else consumed
+    return float(sum(part.get("CapacityUnits", 0.0) for part in parts))
