@@ -44,7 +44,7 @@ class HeaderWriter:
             raise ConfigError("headers", f"unknown style {style!r}; use 'draft', 'legacy', 'both' or 'none'")
         self._draft = style in ("draft", "both")
         self._legacy = style in ("legacy", "both")
-        self._prepared: dict[str, _Prepared] = {}
+        self._prepared: dict[str, Prepared] = {}
 
     def fields(self, decisions: Sequence[Decision]) -> Headers:
         """The fields for a response on which these decisions were made; none where nothing is limited."""
@@ -75,37 +75,43 @@ class HeaderWriter:
         return [(b"ratelimit-policy", policy), (b"ratelimit", limit)]
 
     def _draft_items(self, decision: Decision) -> tuple[bytes, bytes]:
-        prepared = self._prepared_for(decision)
-        number = _tightest(decision)
+        prepared = self.prepared(decision)
+        number = tightest(decision)
         state = decision.quotas[number]
         return prepared.policy, b"%b%d;t=%d" % (prepared.limits[number], state.remaining, _whole(_span(state)))
 
-    def _prepared_for(self, decision: Decision) -> _Prepared:
+    def prepared(self, decision: Decision) -> Prepared:
+        """Return what is the same in every answer on the decision's policy."""
         prepared = self._prepared.get(decision.policy)
         if prepared is None or not prepared.is_for(decision.quotas):
             if len(self._prepared) >= _KEPT:
                 self._prepared.clear()
             quotas = tuple(state.quota for state in decision.quotas)
-            prepared = self._prepared[decision.policy] = _Prepared(decision.policy, quotas)
+            prepared = self._prepared[decision.policy] = Prepared(decision.policy, quotas)
         return prepared
 
 
-class _Prepared:
-    """What is the same in every response on one policy: the whole of one field, and the beginning of the other."""
+class Prepared:
+    """What is the same in every response on one policy: the whole of one field, and the beginning of the other; how
+    its quotas are called, and what they allow."""
 
-    __slots__ = ("_quotas", "limits", "policy")
+    __slots__ = ("_quotas", "allowances", "limits", "names", "policy")
 
     def __init__(self, policy: str, quotas: tuple[Quota, ...]) -> None:
         self._quotas = quotas
-        names = [_string(name) for name in item_names(policy, quotas)]
+        self.names = item_names(policy, quotas)
+        self.allowances = [_allowance(quota) for quota in quotas]
+        names = [_string(name) for name in self.names]
         items = [b"%b;q=%d;w=%d" % (name, _amount(q), _refill_s(q)) for name, q in zip(names, quotas, strict=True)]
         self.policy = b", ".join(items)
         self.limits = [b"%b;r=" % name for name in names]
 
     def is_for(self, states: tuple[QuotaState, ...]) -> bool:
-        """The same quota objects: those of a policy live as long as it does."""
+        """Return whether these are the same quota objects: those of a policy live as long as it does."""
         if len(states) != len(self._quotas):
             return False
+        if len(states) == 1:
+            return states[0].quota is self._quotas[0]
         return all(map(is_, [state.quota for state in states], self._quotas))
 
 
@@ -123,7 +129,7 @@ def item_names(policy: str, quotas: Iterable[Quota]) -> list[str]:
 
 
 def _legacy_fields(decision: Decision) -> Headers:
-    state = decision.quotas[_tightest(decision)]
+    state = decision.quotas[tightest(decision)]
     reset_at = -(-(decision.at_us + round(_span(state) * SECOND)) // SECOND)
     return [
         (b"x-ratelimit-limit", b"%d" % _amount(state.quota)),
@@ -134,14 +140,15 @@ def _legacy_fields(decision: Decision) -> Headers:
 
 def _room(decision: Decision) -> tuple[bool, int]:
     """Sorts a refusal first, then what has least left."""
-    return decision.allowed, decision.quotas[_tightest(decision)].remaining
+    return decision.allowed, decision.quotas[tightest(decision)].remaining
 
 
-def _tightest(decision: Decision) -> int:
+def tightest(decision: Decision) -> int:
+    """Return the index of the quota that has least room; 0 where there is one."""
     if len(decision.quotas) == 1:
         return 0
-    tightest = decision.tightest
-    return next(number for number, state in enumerate(decision.quotas) if state is tightest)
+    least = decision.tightest
+    return next(number for number, state in enumerate(decision.quotas) if state is least)
 
 
 def _span(state: QuotaState) -> float:
@@ -154,6 +161,11 @@ def _whole(seconds: float) -> int:
 
 def _amount(quota: Quota) -> int:
     return quota.limit if quota.burst is None or not quota.limit else quota.burst
+
+
+def _allowance(quota: Quota) -> str:
+    amount = str(quota.limit) if quota.burst is None else f"{quota.limit} (at most {quota.burst} at once)"
+    return f"{amount} per {quota.window}"
 
 
 def _refill_s(quota: Quota) -> int:

@@ -7,10 +7,13 @@ known; afterwards the app's messages pass through untouched, but for the headers
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Self, Unpack
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ratelimit.config import SettingArgs
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
 from ratelimit.http.charges import Recorder
@@ -21,6 +24,7 @@ from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.http.refusal import OnRefused, Refusals, stack
 from ratelimit.http.request_handler import MiddlewareState, RequestHandler
 from ratelimit.limiter import Limiter
+from ratelimit.limiter.alerts import AlertHook
 from ratelimit.policy import Exempt, UserFrom
 from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog
@@ -76,6 +80,24 @@ class RateLimitMiddleware:
             limiter, options, routes, self.refunds, refusals, recorder, inner
         )
         self._lifespan = LimiterLifespan(limiter, self.refunds, usage)
+
+    @classmethod
+    def from_config(
+        cls,
+        app: ASGIApp,
+        path: str | Path | None = None,
+        *,
+        on_refused: OnRefused | None = None,
+        on_alert: AlertHook | None = None,
+        **settings: Unpack[SettingArgs],
+    ) -> Self:
+        """Make one of a configuration: `app.add_middleware(RateLimitMiddleware.from_config, path="ratelimit.toml")`.
+
+        `path`, `on_alert` and `settings` as in `configure`. Raises `ConfigError` with all that is wrong.
+        """
+        from ratelimit.factory import configure  # which makes everything, and so knows the middleware
+
+        return cls(app, on_refused=on_refused, **configure(path, on_alert=on_alert, **settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the app's lifespan."""

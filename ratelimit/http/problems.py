@@ -13,8 +13,8 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ratelimit.decision import Decision, QuotaState
-from ratelimit.http.headers import item_name, item_names
+from ratelimit.decision import Decision
+from ratelimit.http.headers import HeaderWriter, item_name, tightest
 
 CONTENT_TYPE: Final = b"application/problem+json"
 QUOTA_EXCEEDED: Final = "https://iana.org/assignments/http-problem-types#quota-exceeded"
@@ -71,21 +71,21 @@ async def respond(response: Response, scope: Scope, receive: Receive, send: Send
         await send(close)
 
 
-def problem_of(decision: Decision) -> QuotaProblem:
+def problem_of(decision: Decision, writer: HeaderWriter) -> QuotaProblem:
     """Return what a refused decision is for the client."""
     if decision.reason == "unavailable":
         return _reduced_capacity(decision)
     if decision.reason == "inactive":
         detail = f"This user may not use {decision.policy!r} at present."
         return QuotaProblem(title="Forbidden", status=403, detail=detail)
-    names = item_names(decision.policy, [state.quota for state in decision.quotas])
-    violated = [(name, state) for name, state in zip(names, decision.quotas, strict=True) if state.retry_after != 0.0]
+    prepared = writer.prepared(decision)
+    violated = [name for name, state in zip(prepared.names, decision.quotas, strict=True) if state.retry_after != 0.0]
     return QuotaProblem(
         type=QUOTA_EXCEEDED,
         title="The quota is used up" if decision.reason != "too_large" else "The request is larger than its quota",
         status=429,
-        detail=_detail(decision),
-        violated_policies=[name for name, _ in violated],
+        detail=_detail(decision, prepared.allowances),
+        violated_policies=violated,
     )
 
 
@@ -100,20 +100,15 @@ def _reduced_capacity(decision: Decision) -> QuotaProblem:
     )
 
 
-def _detail(decision: Decision) -> str:
-    state = decision.tightest
-    if state is None:
+def _detail(decision: Decision, allowances: list[str]) -> str:
+    if not decision.quotas:
         return f"The quota of {decision.policy!r} has no room."
-    per = f"{_amount(state)} per {state.quota.window}"
+    number = tightest(decision)
+    per = allowances[number]
     if decision.retry_after is None:
         return f"A cost of {decision.cost} can never pass: {decision.policy!r} allows {per}."
-    wait = _seconds(ceil(decision.retry_after))
-    return f"{decision.policy!r} allows {per}, and {state.remaining} are left. Try again in {wait}."
-
-
-def _amount(state: QuotaState) -> str:
-    quota = state.quota
-    return str(quota.limit) if quota.burst is None else f"{quota.limit} (at most {quota.burst} at once)"
+    wait, left = _seconds(ceil(decision.retry_after)), decision.quotas[number].remaining
+    return f"{decision.policy!r} allows {per}, and {left} are left. Try again in {wait}."
 
 
 def _seconds(number: int) -> str:

@@ -54,9 +54,10 @@ class Refusals:
         return {b"origin", b"access-control-request-method"} <= names and self._find() is not None
 
     async def of(self, scope: Scope, decision: Decision) -> tuple[Response, Headers]:
-        """The answer to a request that was refused so, and what fields to add. Raises what the app's function does."""
+        """Return the answer to a request that was refused so, and what fields to add. Raises what the app's function
+        does."""
         if self._on_refused is None:
-            return ProblemResponse(problem_of(decision), self._writer.refusal(decision)), []
+            return refusal(decision, self._writer), []
         answer = self._on_refused(connection_of(scope), decision)
         response: Response = await answer if isawaitable(answer) else answer
         taken = {name.lower() for name, _ in response.raw_headers}
@@ -90,7 +91,7 @@ async def _send_with(fields: Headers, send: Send, message: Message) -> None:
 
 def refusal(decision: Decision, writer: HeaderWriter) -> Response:
     """The problem that a refused decision is."""
-    return ProblemResponse(problem_of(decision), writer.refusal(decision))
+    return ProblemResponse(problem_of(decision, writer), writer.refusal(decision))
 
 
 def rejection(error: HTTPException) -> Response:

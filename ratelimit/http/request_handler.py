@@ -182,7 +182,8 @@ class RequestHandler:
         self._headers = [*response.raw_headers, *fields]
         if returned := self._charges.refuse(decision, self._status, self._headers):
             await give_back_all(shared.refunds, returned)
-        await self._record()
+        if shared.recorder is not None:
+            await self._record()
         send, self._send = self._send, _drop
         await shared.refusals.send(response, fields, self._scope, self._receive, send)
         return True

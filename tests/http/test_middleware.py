@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,19 +15,20 @@ from starlette.authentication import AuthCredentials, AuthenticationBackend, Sim
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError, InvalidCost, InvalidUser, StoreUnavailable
-from ratelimit.http import RateLimitMiddleware, RateLimitState
+from ratelimit.errors import ConfigError, InvalidCost, InvalidUser, QuotaExceeded, StoreUnavailable
+from ratelimit.http import RateLimitMiddleware, RateLimitState, limited
 from ratelimit.limiter import Limiter
+from ratelimit.limiter.alerts import Alert
 from ratelimit.names import UserId
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
-from tests.http.apps import HINT, call, client_of, headers_of, hello, limiter_of, scope_of, settled, used
+from tests.http.apps import HINT, call, client_of, headers_of, hello, limiter_of, scope_of, settled, unread, used
 from tests.limiter.stores import FailingStore
 
 
@@ -233,6 +235,32 @@ async def test_headers_may_be_pairs_of_any_kind() -> None:
     assert await used(middleware.limiter, "alice") == 1
 
 
+async def test_checks_go_through_the_limiter_that_is_given() -> None:
+    seen: list[UserId] = []
+
+    class Counting(Limiter):
+        async def check(self, user: UserId, action: str, **options: Any) -> Decision:
+            seen.append(user)
+            return await super().check(user, action, **options)
+
+    class Inherited(Counting):
+        pass
+
+    wrapped = limiter_of()
+    check = wrapped.check
+
+    async def counted(user: UserId, action: str, **options: Any) -> Decision:
+        seen.append(user)
+        return await check(user, action, **options)
+
+    wrapped.check = counted  # type: ignore[method-assign]
+    for limiter in (Counting(MemoryStore(), [HINT]), Inherited(MemoryStore(), [HINT]), wrapped):
+        seen.clear()
+        app = RateLimitMiddleware(hello, limiter=limiter)
+        assert [(await call(app, scope_of()))[0]["status"] for _ in range(6)] == [200] * 5 + [429]
+        assert seen == ["ip:203.0.113.7"] * 6
+
+
 async def test_a_limiter_with_checks_of_its_own_is_asked() -> None:
     class Generous(Limiter):
         async def check(self, user: UserId, action: str, **options: Any) -> Decision:
@@ -243,6 +271,60 @@ async def test_a_limiter_with_checks_of_its_own_is_asked() -> None:
     for _ in range(7):
         start, _ = await call(app, scope_of())
         assert start["status"] == 200
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("was_refused", [False, True])
+async def test_no_message_waits_for_the_one_that_follows(status: int, was_refused: bool) -> None:
+    """Also where an app answers by itself after a refusal that it has caught: an endless answer is not held back."""
+    bodies = [b"one", b"two", b"three", b"four"]
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if was_refused:
+            with pytest.raises(QuotaExceeded):
+                await limited("closed")(HTTPConnection(scope))
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        assert len(sent) == 1
+        for number, body in enumerate(bodies, start=2):
+            await send({"type": "http.response.body", "body": body, "more_body": number <= len(bodies)})
+            assert len(sent) == number
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    middleware = RateLimitMiddleware(app, limiter=limiter_of(HINT, Policy("closed", "0/day")))
+    await middleware(scope_of(), unread, send)
+    assert [message.get("body") for message in sent] == [None, *bodies]
+
+
+async def test_made_of_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "ratelimit.toml"
+    path.write_text('headers = "legacy"\n[policies.hint]\nquotas = "1/day"\nmatch = "POST /hints"', encoding="utf-8")
+    alerts: list[Alert] = []
+
+    async def teapot(request: HTTPConnection, decision: Decision) -> Response:
+        return Response(status_code=418)
+
+    app = Starlette(routes=[Route("/hints", lambda request: Response(), methods=["POST"])])
+    app.add_middleware(
+        RateLimitMiddleware.from_config,
+        path=path,
+        user_from="header:x-api-key",
+        policies={"hint": {"alert_at": [1.0]}},
+        on_refused=teapot,
+        on_alert=alerts.append,
+    )
+    async with client_of(app) as client:
+        answers = [await client.post("/hints", headers={"x-api-key": "alice"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 418]
+    assert answers[0].headers["x-ratelimit-remaining"] == "0"
+    assert [alert.user for alert in alerts] == ["alice"]
+
+
+def test_a_configuration_that_makes_no_sense_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"user_from\[0\]: unknown source 'heder:x'"):
+        RateLimitMiddleware.from_config(hello, user_from="heder:x")
 
 
 async def test_a_start_without_headers() -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ratelimit.decision import Decision
+from ratelimit.http.headers import HeaderWriter
 from ratelimit.http.problems import problem_of
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
@@ -16,7 +17,7 @@ async def refused(quotas: str, *, cost: int = 1, name: str = "hint") -> dict[str
     for _ in range(20):
         decision = await limiter.check("alice", name, cost=cost)
         if not decision.allowed:
-            body: dict[str, Any] = json.loads(problem_of(decision).encode())
+            body: dict[str, Any] = json.loads(problem_of(decision, HeaderWriter()).encode())
             return body
     raise AssertionError("never refused")
 
@@ -44,7 +45,7 @@ async def test_a_cost_that_can_never_pass() -> None:
 
 
 def test_a_store_that_cannot_be_asked() -> None:
-    problem = problem_of(Decision(False, "hint", 1, (), 0.7, "unavailable"))
+    problem = problem_of(Decision(False, "hint", 1, (), 0.7, "unavailable"), HeaderWriter())
     assert json.loads(problem.encode()) == {
         "type": "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
         "title": "Quotas cannot be checked at the moment",
@@ -56,5 +57,5 @@ def test_a_store_that_cannot_be_asked() -> None:
 
 def test_a_user_who_is_not_active_is_forbidden() -> None:
     decision = Decision(allowed=False, policy="hint", cost=1, quotas=(), retry_after=None, reason="inactive")
-    problem = problem_of(decision)
+    problem = problem_of(decision, HeaderWriter())
     assert (problem.status, problem.title, problem.violated_policies) == (403, "Forbidden", [])
