@@ -215,7 +215,7 @@ _MIRROR: Final = {
 
 def limiter_metrics(limiter: Limiter) -> list[Metric]:
     """Return a limiter's metrics."""
-    lost = {loss: limiter.background.lost[loss] for loss in get_args(Loss)}
+    lost = {loss: limiter.stats.lost[loss] for loss in get_args(Loss)}
     breaker = Gauge("ratelimit_breaker_state", "1 for the state that the circuit breaker is in.", labels=["state"])
     for each in BREAKER_STATES:
         breaker.add_metric([each], float(each == limiter.breaker.state))
@@ -225,7 +225,9 @@ def limiter_metrics(limiter: Limiter) -> list[Metric]:
         Counter("ratelimit_checks_leased", "Checks granted from units taken ahead.", stats.leased),
         Counter("ratelimit_checks_coalesced", "Checks that shared the write of another.", stats.coalesced),
         by_label("ratelimit_units_lost", "Units that the store did not take in the background.", "kind", lost),
-        Counter("ratelimit_alerts_dropped", "Alerts not raised: too many were being handled.", limiter.alerts.dropped),
+        Counter(
+            "ratelimit_alerts_dropped", "Alerts not raised: too many were being handled.", limiter.stats.alerts_dropped
+        ),
         breaker,
     ]
 

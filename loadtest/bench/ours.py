@@ -32,7 +32,7 @@ class Uncoalesced(Limiter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.checks.coalescer = None
+        self._checker.coalescer = None
 
 
 @asynccontextmanager
@@ -124,7 +124,7 @@ async def on_dynamodb(
 async def applying(endpoint: str, quotas: str = ROOMY) -> AsyncIterator[Contender]:
     """The store by itself: the write that a warm check sends, and nothing around it."""
     compiled, now, belief = CompiledPolicy(Policy(ACTION, quotas)), SystemClock().now(), CachedRecord()
-    belief.know({}, now)
+    belief.learn({}, now)
     write = compiled.spend(now, 1, belief)
     assert write is not None
     users = itertools.cycle([f"user-{number}" for number in range(USERS)])

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Any, Final
 
-from ratelimit.algorithms.totals import days_of
+from ratelimit.algorithms.totals import totals_of
 from ratelimit.clock import DAY
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.limiter import Limiter
@@ -96,7 +96,7 @@ async def _add_totals(store: TableStore, prefix: str, totals: Sums) -> None:
     async for page in _pages(lambda part, cursor: store.scans.records(cursor=cursor, part=part)):
         for key, record in page:
             if key.user.startswith(prefix):
-                totals[key.action][key.user] += sum(days_of(record).values())
+                totals[key.action][key.user] += sum(totals_of(record).values())
 
 
 async def _events(store: TableStore, prefix: str) -> Sums:

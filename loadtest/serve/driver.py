@@ -79,5 +79,5 @@ async def serve(url: str, host: str) -> None:
     finally:
         server.close()
         for limiter in limiters.values():
-            await limiter.background.finish()
+            await limiter._checker.background.drain()
         await books.close()

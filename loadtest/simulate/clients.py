@@ -10,7 +10,6 @@ from ratelimit.clock import Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, StoreUnavailable
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.alerts import Alerts
 from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.limiter.counters import Counters
 from ratelimit.limiter.deadline import CircuitBreaker
@@ -68,7 +67,7 @@ class Plain:
     `Limiter`; no coalescer, no denial cache, no lease."""
 
     def __init__(self, store: Store, policy: Policy, clock: Clock) -> None:
-        self._counters = Counters(store, max_beliefs=10_000, denial_cache=0, alerts=Alerts(None))
+        self._counters = Counters(store, max_records=10_000, denial_cache=0)
         self._circuit = CircuitBreaker(clock, DEFAULT_DEADLINE, BreakerState())
         self._compiled = CompiledPolicy(policy)
         self._clock = clock

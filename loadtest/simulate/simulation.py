@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from ratelimit.algorithms.totals import days_of
+from ratelimit.algorithms.totals import totals_of
 from ratelimit.errors import ConfigError
 from ratelimit.quota import Quota
 from ratelimit.testing import virtual_time
@@ -169,4 +169,4 @@ def _result(mode: Mode, table: Table, tally: Tally, duration: float, held: int) 
 
 def _counted(table: Table) -> int:
     """Units that the records say were used."""
-    return sum(sum(days_of(at_once(table.memory.read(key))).values()) for key in table.taken)
+    return sum(sum(totals_of(at_once(table.memory.read(key))).values()) for key in table.taken)

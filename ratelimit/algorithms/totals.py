@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Final
 
@@ -58,26 +57,17 @@ class Totals:
             self._ops.clear()
 
 
-def days_of(record: Record) -> Mapping[date, int]:
-    """Units used per UTC day, oldest first."""
-    return {day: record[field] for field, day, month in sorted(total_fields(record)) if not month}
-
-
-def months_of(record: Record) -> Mapping[date, int]:
-    """Units used per calendar month (its first day), oldest first."""
-    return {day: record[field] for field, day, month in sorted(total_fields(record)) if month}
-
-
 def totals_of(
     record: Record, per: Per = "day", *, since: date | None = None, until: date | None = None
 ) -> dict[date, int]:
-    """Units used per UTC day, or per calendar month (by its first day), oldest first; those that `since` and `until`
-    lie in included."""
-    found = days_of(record) if per == "day" else months_of(record)
-    if per == "month" and since is not None:
-        since = since.replace(day=1)
+    """Return the units used per UTC day, or per calendar month (by its first day), oldest first.
+
+    `since` and `until` are the first and the last day, or first days of months.
+    """
     return {
-        day: used for day, used in found.items() if (since is None or since <= day) and (until is None or day <= until)
+        day: record[field]
+        for field, day, month in sorted(total_fields(record))
+        if month == (per == "month") and (since is None or since <= day) and (until is None or day <= until)
     }
 
 
@@ -91,6 +81,8 @@ def kept_range(now: int, since: object, until: object, per: Per = "day") -> tupl
     today = utc_day(now)
     oldest = first_kept(today, per)
     first = oldest if since is None else utc_date("since", since)
+    if per == "month":
+        first = first.replace(day=1)
     last = today if until is None else utc_date("until", until)
     if first > last:
         raise InvalidInput(f"since ({first}) must not be later than until ({last})")

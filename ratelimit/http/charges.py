@@ -227,7 +227,7 @@ async def give_back(charge: Charge, units: int) -> None:
         await charge.give_back(units)
     except StoreUnavailable as error:
         name = charge.policy.name
-        charge.limiter.background.lost["unreturned"] += units
+        charge.limiter.stats.lost["unreturned"] += units
         logger.warning("%d units of %r were not given back: %s", units, name, error)
 
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
-from ratelimit.limiter.checks import Observer
+from ratelimit.limiter.checker import Observer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

@@ -1,4 +1,4 @@
-"""`Limiter`, and what it is made of: plans, beliefs, the counters that runs them, the circuit around the store."""
+"""`Limiter`, and what it is made of: compiled policies, counters, and a circuit breaker around the store."""
 
 from ratelimit.limiter.alerts import Alert
 from ratelimit.limiter.limiter import Limiter

@@ -19,12 +19,14 @@ import msgspec
 
 from ratelimit.clock import instant
 from ratelimit.decision import QuotaState
+from ratelimit.limiter.background import LimiterStats
 from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.names import Key
 from ratelimit.quota import Quota
+from ratelimit.tasks import Tasks
 
-MAX_WAITING: Final = 1000
-_FINISH_S: Final = 10.0
+MAX_PENDING_ALERTS: Final = 1000
+_DRAIN_TIMEOUT_S: Final = 10.0
 
 logger = logging.getLogger("ratelimit")
 
@@ -47,48 +49,38 @@ AlertHook: TypeAlias = Callable[[Alert], Awaitable[None] | None]
 class Alerts:
     """Calls the hook, sync or async, out of the way of the check; what it raises is logged and goes no further."""
 
-    def __init__(self, hook: AlertHook | None) -> None:
-        self.dropped = 0
-        """Alerts not raised because `MAX_WAITING` others were still being handled."""
+    def __init__(self, hook: AlertHook, stats: LimiterStats) -> None:
         self._hook = hook
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._stats = stats
+        self._tasks = Tasks("an alert", limit=MAX_PENDING_ALERTS)
 
-    def spent(self, compiled: CompiledPolicy, key: Key, now: int, amount: int, states: tuple[QuotaState, ...]) -> None:
-        """A write has just spent `amount` and left the quotas in these states."""
-        if self._hook is None:
-            return
+    def observe(
+        self, compiled: CompiledPolicy, key: Key, now: int, amount: int, states: tuple[QuotaState, ...]
+    ) -> None:
+        """Raise the alerts of a write that has just spent `amount` and left the quotas in these states."""
         for place, threshold, least in compiled.alert_points:
             state = states[place]
             if state.used - amount < least <= state.used:
                 self._raise(Alert(key.user, key.action, threshold, state.quota, state.used, instant(now)))
 
-    async def finish(self) -> None:
-        """Returns when every hook has, or after 10 s; those still at it then are cancelled, and count as dropped."""
-        self.forget(asyncio.get_running_loop())
-        if not self._tasks:
-            return
-        _, late = await asyncio.wait(set(self._tasks), timeout=_FINISH_S)
+    async def drain(self) -> None:
+        """Return when every hook has, or after 10 s; those still at it then are cancelled, and count as dropped."""
+        late = await self._tasks.drain(_DRAIN_TIMEOUT_S, cancel=True)
         if late:
-            self.dropped += len(late)
-            logger.warning("%d alerts were still being handled at the end; they are dropped", len(late))
-            for task in late:
-                task.cancel()
-            await asyncio.wait(late)
+            self._stats.alerts_dropped += late
+            logger.warning("%d alerts were still being handled at the end; they are dropped", late)
 
     def forget(self, loop: asyncio.AbstractEventLoop | None) -> None:
         """Forget what was under way in other loops: it does not end any more."""
-        self._tasks.difference_update([task for task in self._tasks if task.get_loop() is not loop])
+        self._tasks.forget(loop)
 
     def _raise(self, alert: Alert) -> None:
-        if len(self._tasks) >= MAX_WAITING:
-            self.dropped += 1
-            return
-        task = asyncio.create_task(self._call(alert))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if self._tasks.is_full:
+            self._stats.alerts_dropped += 1
+        else:
+            self._tasks.start(self._call(alert))
 
     async def _call(self, alert: Alert) -> None:
-        assert self._hook is not None
         try:
             answer = self._hook(alert)
             if isawaitable(answer):

@@ -6,52 +6,65 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from ratelimit.errors import StoreUnavailable
+from ratelimit.tasks import Tasks
 
-MAX_TASKS: Final = 10_000
+MAX_BACKGROUND_WRITES: Final = 10_000
 
 Loss: TypeAlias = Literal["uncounted", "unreturned"]
 
 logger = logging.getLogger("ratelimit")
 
 
-class Background:
-    """Writes under way, at most `MAX_TASKS`. Each is bounded by the circuit's deadline."""
+@dataclass(slots=True)
+class LimiterStats:
+    """What a limiter has spared the store since it was made, and what it has lost."""
 
-    def __init__(self) -> None:
-        self.lost: Counter[Loss] = Counter()
-        """Units that the store did not take: `uncounted` are missing from the totals of users without a limit,
-        `unreturned` were taken ahead, or for an answer that does not count, and stay spent."""
-        self._tasks: set[asyncio.Task[None]] = set()
+    denials_cached: int = 0
+    """Checks refused by what the store had said a moment before."""
+    leased: int = 0
+    """Checks granted from units taken ahead."""
+    coalesced: int = 0
+    """Checks that went out together with others."""
+    alerts_dropped: int = 0
+    """Alerts not raised because too many others were still being handled."""
+    lost: Counter[Loss] = field(default_factory=Counter)
+    """Units that the store did not take: `uncounted` are missing from the totals of users without a limit,
+    `unreturned` were taken ahead, or for an answer that does not count, and stay spent."""
+
+
+class BackgroundWrites:
+    """Writes under way, at most `MAX_BACKGROUND_WRITES`. Each is bounded by the limiter's deadline."""
+
+    def __init__(self, stats: LimiterStats) -> None:
+        self._stats = stats
+        self._tasks = Tasks("a background write", limit=MAX_BACKGROUND_WRITES)
 
     @property
     def is_full(self) -> bool:
-        """Whether the next write should rather be waited for."""
-        return len(self._tasks) >= MAX_TASKS
+        """Return whether the next write should rather be waited for."""
+        return self._tasks.is_full
 
-    def start(self, write: Awaitable[object], *, units: int, or_else: Loss) -> None:
-        """See it through, whoever asked for it having gone on."""
-        task = asyncio.create_task(self.see_through(write, units, or_else))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def start(self, write: Awaitable[object], *, units: int, loss: Loss) -> None:
+        """See the write through, whoever asked for it having gone on."""
+        self._tasks.start(self.see_through(write, units, loss))
 
-    async def finish(self) -> None:
-        """Returns when all that was started by now has ended, whatever is started meanwhile."""
-        self.forget(asyncio.get_running_loop())
-        if self._tasks:
-            await asyncio.wait(set(self._tasks))
-
-    def forget(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        """Forget what was under way in other loops: it does not end any more."""
-        self._tasks.difference_update([task for task in self._tasks if task.get_loop() is not loop])
-
-    async def see_through(self, write: Awaitable[object], units: int, or_else: Loss) -> None:
-        """See it through, waiting for it."""
+    async def see_through(self, write: Awaitable[object], units: int, loss: Loss) -> None:
+        """Wait for the write, and count what is lost by it."""
         try:
             await write
         except StoreUnavailable as error:
-            if not self.lost[or_else]:
-                logger.warning("units are %s: %s", or_else, error)
-            self.lost[or_else] += units
+            if not self._stats.lost[loss]:
+                logger.warning("units are %s: %s", loss, error)
+            self._stats.lost[loss] += units
+
+    async def drain(self) -> None:
+        """Return when all that was started by now has ended, whatever is started meanwhile."""
+        await self._tasks.drain()
+
+    def forget(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Forget what was under way in other loops: it does not end any more."""
+        self._tasks.forget(loop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
@@ -17,8 +17,10 @@ from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.limiter.deadline import SharedTimer
 from ratelimit.names import Key
+from ratelimit.tasks import Tasks
 
-MAX_WAITING: Final = 10_000
+MAX_QUEUED_CHECKS: Final = 10_000
+"""Of one record."""
 
 BatchKey: TypeAlias = tuple[Key, CompiledPolicy]
 _Waiter: TypeAlias = tuple[int, asyncio.Future[Decision]]
@@ -28,47 +30,45 @@ SpendMany: TypeAlias = Callable[[CompiledPolicy, Key, int, Sequence[int]], Await
 
 
 class Coalescer:
-    """One write at a time for a user, an action and its quotas. `many` sends several costs at once, in order.
+    """One write at a time for a user, an action and its quotas. `spend_many` sends several costs at once, in order.
 
-    Whoever finds its batch_key free takes off, writes, and lands; who finds it taken, joins. First come, first served:
-    what fits of a batch is admitted in the order of arrival. A check waits at most `deadline` seconds; one that gives
-    up, or is cancelled, before its batch left has spent nothing and holds up nobody.
+    Whoever finds nobody writing begins, writes, and ends; others enqueue. First come, first served: what fits of a
+    batch is admitted in the order of arrival. A check waits at most `deadline` seconds; one that gives up, or is
+    cancelled, before its batch left has spent nothing and holds up nobody.
     """
 
-    def __init__(self, many: SpendMany, clock: Clock, deadline: float) -> None:
-        self._spend_many = many
+    def __init__(self, spend_many: SpendMany, clock: Clock, deadline: float) -> None:
+        self._spend_many = spend_many
         self._clock = clock
         self._timer: SharedTimer[asyncio.Future[Decision]] = SharedTimer(deadline, _give_up)
         self._queues: dict[BatchKey, _Queue | None] = {}
-        """Those on which a write is under way, and who waits for its return, if anybody does."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        """What a write is under way for, and who waits for its end, if anybody does."""
+        self._tasks = Tasks("a batch of checks")
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def is_writing(self, batch_key: BatchKey) -> bool:
-        """Whether a write is under way there."""
+        """Return whether a write is under way there."""
         return batch_key in self._queues
 
     def begin(self, batch_key: BatchKey) -> None:
-        """A write is under way from now on, until it lands."""
+        """Note that a write is under way, until it ends."""
         self._queues[batch_key] = None
 
     def end(self, batch_key: BatchKey) -> None:
-        """It is back; those who joined are next."""
+        """Note that it has ended; those who wait are next."""
         queue = self._queues.get(batch_key)
         if not queue:
             self._queues.pop(batch_key, None)
             return
-        task = asyncio.create_task(self._send_queue(batch_key, queue))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._send_queue(batch_key, queue))
 
     def enqueue(self, batch_key: BatchKey, cost: int) -> asyncio.Future[Decision]:
-        """The decision on `cost`, by a write that leaves when the one under way has landed; or `StoreUnavailable`."""
+        """Return the decision on `cost`, by a write that leaves when the present one ends; or `StoreUnavailable`."""
         queue = self._queues[batch_key]
         if queue is None:
             queue = self._queues[batch_key] = deque()
-        if len(queue) >= MAX_WAITING:
-            raise StoreThrottled(f"{MAX_WAITING} checks wait for one record already")
+        if len(queue) >= MAX_QUEUED_CHECKS:
+            raise StoreThrottled(f"{MAX_QUEUED_CHECKS} checks wait for one record already")
         loop = asyncio.get_running_loop()
         decision: asyncio.Future[Decision] = loop.create_future()
         queue.append((cost, decision))
@@ -76,32 +76,32 @@ class Coalescer:
         return decision
 
     async def finish(self) -> None:
-        """Returns when those who wait by now have their answers, or when they would have given up."""
+        """Return when those who wait by now have their answers, or when they would have given up."""
         self.forget(asyncio.get_running_loop())
-        under_way: set[asyncio.Future[Any]] = set(self._tasks)
-        under_way.update(decision for queue in self._queues.values() if queue for _, decision in queue)
-        if under_way:
-            await asyncio.wait(under_way, timeout=self._timer.deadline)
+        waiting = [decision for queue in self._queues.values() if queue for _, decision in queue]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._timer.deadline)
+        await self._tasks.drain(self._timer.deadline)
 
     def forget(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Forget the writes that were under way in another loop: they do not land any more."""
+        """Forget the writes that were under way in another loop: they do not end any more."""
         if self._loop is not loop:
             self._loop = loop
             self._queues.clear()
-            self._tasks.clear()
+            self._tasks.forget(loop)
 
     def __len__(self) -> int:
         return len(self._queues)
 
     async def _send_queue(self, batch_key: BatchKey, queue: _Queue) -> None:
-        """Take off with whoever waits, until nobody does."""
+        """Send whoever waits, until nobody does."""
         key, compiled = batch_key
         try:
             while batch := _next_batch(queue):
                 await self._flush(batch, compiled, key)
                 # Those who were answered just now may ask again at once: a turn of the loop later they leave with the
                 # rest, and a write carries twice as many. But what else they do in that turn, many do not wait for,
-                # and a single one finds the batch_key free.
+                # and a single one finds nobody writing.
                 if len(batch) > max(1, len(queue)):
                     await asyncio.sleep(0)
         finally:
@@ -131,7 +131,7 @@ def _give_up(decision: asyncio.Future[Decision]) -> None:
 
 
 def _next_batch(queue: _Queue) -> list[_Waiter]:
-    """The next batch, in order of arrival. Those who gave up stay behind."""
+    """Return the next batch, in order of arrival, without those who gave up."""
     batch = [waiter for waiter in queue if not waiter[1].done()]
     queue.clear()
     return batch

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
 from ratelimit.algorithms.fields import bucket_field, stale
+from ratelimit.cache import LRUCache
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, UnknownAction
@@ -26,7 +27,8 @@ _DAY_S: Final = DAY // SECOND
 KEPT_DAYS: Final = 400
 # Bounds the size of one expression; what is left over goes with the next write.
 _DROPS_AT_ONCE: Final = 25
-_KEPT_WRITES: Final = 64
+MAX_KEPT_WRITES: Final = 64
+MAX_RESOLVED_POLICIES: Final = 1024
 _NANOSECONDS_A_SECOND: Final = 10**9
 
 
@@ -63,7 +65,7 @@ class CompiledPolicy:
         """Which quota, which threshold of it, and the units that reach that."""
 
     def spend(self, now: int, cost: int, cached: CachedRecord, contended: bool = False) -> Write | None:
-        """Take `cost` from every quota or from none, and count it; None where, by this cached, it does not fit."""
+        """Take `cost` from every quota or from none, and count it; None where, as far as is known, it does not fit."""
         parts: list[Ops] = []
         for one in self._rules:
             ops = one.spend(now, cost, cached.record, contended)
@@ -74,25 +76,25 @@ class CompiledPolicy:
         return self._write(now, cost, parts, cached)
 
     def fits(self, now: int, cost: int, record: Record) -> bool:
-        """Whether a record, if true, has room for `cost`."""
+        """Return whether a record, if true, has room for `cost`."""
         return cost <= 0 or None not in [one.spend(now, cost, record) for one in self._rules]
 
     def ahead(self, now: int, cost: int, wanted: int, share: int, record: Record) -> int:
-        """How many of the units wanted ahead to take with `cost`: at most one in `share` of what is left."""
+        """Return how many of the units wanted ahead to take with `cost`: at most one in `share` of what is left."""
         if not wanted:
             return 0
         room = min([state.remaining for state in self.states(now, cost, record)]) - max(0, cost)
         return max(0, min(wanted, room // share))
 
-    def less(self, now: int, held: int, record: Record) -> Record:
-        """The record as it would be without the units that are held."""
+    def without(self, now: int, held: int, record: Record) -> Record:
+        """Return the record as it would be without the units that are held."""
         if not held:
             return record
         counters = [op.field for one in self._rules for op in one.charge(now, 1, record) if type(op) is Add]
         return {**record, **{field: max(0, record.get(field, 0) - held) for field in counters}}
 
     def epoch(self, now: int) -> tuple[int, int]:
-        """From when to when (microseconds) no window and no UTC day ends around `now`."""
+        """Return from when to when (microseconds) no window and no UTC day ends around `now`."""
         self._turn_to(now)
         return self._epoch_start, self._epoch_end
 
@@ -125,7 +127,7 @@ class CompiledPolicy:
         return Write(ops, self._kept_until(ops, cached)) if ops else None
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
-        """How every quota stands by a true record."""
+        """Return how every quota stands by a true record."""
         return tuple([one.state(now, cost, record) for one in self._rules])
 
     def _write(self, now: int, cost: int, parts: list[Ops], cached: CachedRecord) -> Write:
@@ -140,14 +142,14 @@ class CompiledPolicy:
         ops = tuple([op for part in parts for op in part])
         if self._buckets:  # never the same again
             return Write(ops, self._expires_at, False, self._counts_until)
-        if len(self._writes) >= _KEPT_WRITES:
+        if len(self._writes) >= MAX_KEPT_WRITES:
             self._writes.clear()
         write = Write(ops, self._expires_at, counts_until=self._counts_until)
         self._writes[cost] = (parts, write)
         return write
 
     def _with_drops(self, now: int, parts: list[Ops], cached: CachedRecord) -> Write:
-        """A write that also drops what is known to be stale, and once a day asks to see the whole record.
+        """Return a write that also drops what is known to be stale, and once a day asks to see the whole record.
 
         Asked again what is stale, because a clock that was set back has made yesterday's field today's.
         """
@@ -158,7 +160,7 @@ class CompiledPolicy:
         return Write(tuple(ops), expires_at, cached.day != self._today, self._counts_until)
 
     def _kept_until(self, ops: Sequence[Op], cached: CachedRecord) -> int:
-        """As long as totals are, and as long as a bucket may be in debt after this."""
+        """Return the epoch second until which totals are kept, or a bucket may be in debt after this."""
         latest = max(self._expires_at, cached.until)
         for op in ops:
             if op.field in self._buckets:
@@ -170,7 +172,7 @@ class CompiledPolicy:
         return latest
 
     def _turn_to(self, now: int) -> None:
-        """An epoch is the time in which no window and no UTC day ends: what is planned in it looks the same."""
+        """Enter the epoch of `now`: the time in which no window and no UTC day ends, and writes look the same."""
         if self._epoch_start <= now < self._epoch_end:
             return
         spans = [window.span(now) for window in self._windows]
@@ -188,12 +190,12 @@ def _identical(kept: list[Ops], parts: list[Ops]) -> bool:
 
 
 def drops(now: int, fields: list[str]) -> Write:
-    """Nothing but dropping these fields."""
+    """Return a write that drops these fields and does nothing else."""
     return Write(tuple(map(Drop, fields)), (now // DAY + KEPT_DAYS) * _DAY_S)
 
 
 def _alert_points(policy: Policy) -> tuple[tuple[int, float, int], ...]:
-    """Exact, of the thresholds as they were written: 0.55 of 100 are 55 units, and not a tiny bit more."""
+    """Return the points, exact: 0.55 of 100 are 55 units, and not a tiny bit more."""
     return tuple(
         (place, threshold, ceil(Fraction(str(threshold)) * quota.limit))
         for place, quota in enumerate(policy.quotas)
@@ -201,24 +203,22 @@ def _alert_points(policy: Policy) -> tuple[tuple[int, float, int], ...]:
     )
 
 
-# `PolicyResolver`: which policy a check goes by, compiled once: a named one, one with the call's quotas, or a plan's.
-
-MAX_RESOLVED_POLICIES: Final = 1024
-
-
 class PolicyResolver:
-    """The resolver of the named policies, and the most used of those that came with a call or from the directory."""
+    """Which policy a check goes by, compiled once: a named one, one with the quotas of the call, or of the user's plan.
+
+    Of the latter two the most recently used ones are kept.
+    """
 
     def __init__(self, policies: Iterable[Policy], directory: QuotaSource | None) -> None:
         self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
         self._directory = directory
         self._named = {name: CompiledPolicy(policy) for name, policy in self.policies.items()}
         self.named: Mapping[str, CompiledPolicy] = self._named if directory is None else {}
-        """The resolver that hold for everybody, by action; none where each user may have quotas of their own."""
-        self._made: dict[tuple[object, ...], CompiledPolicy] = {}
+        """Those that hold for everybody, by action; none where each user may have quotas of their own."""
+        self._made: LRUCache[tuple[object, ...], CompiledPolicy] = LRUCache(MAX_RESOLVED_POLICIES)
 
     async def of(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> CompiledPolicy:
-        """By the quotas of the call, else those of the user's plan, else the policy's own.
+        """Return the policy: by the quotas of the call, else those of the user's plan, else the policy's own.
 
         Raises `UnknownAction` where there are none of them, and `InvalidQuota`.
         """
@@ -237,16 +237,19 @@ class PolicyResolver:
         return compiled if algorithm is None else self._with(key.action, compiled.policy.quotas, algorithm)
 
     def of_decision(self, decision: Decision) -> CompiledPolicy:
-        """Return the compiled of what a decision took from, whatever holds for its user by now."""
+        """Return the policy of what a decision took from, whatever holds for its user by now."""
         quotas = tuple([state.quota for state in decision.quotas]) or UNLIMITED
         # Windows are given back to alike, be they fixed or sliding; a bucket says so by its position.
         algorithm: AlgorithmName = "gcra" if any(state.position for state in decision.quotas) else "fixed_window"
         key = (decision.policy, quotas, algorithm)
         compiled = self._made.get(key)
-        return compiled or self._keep(key, CompiledPolicy(Policy(decision.policy, quotas, algorithm=algorithm)))
+        if compiled is None:
+            compiled = CompiledPolicy(Policy(decision.policy, quotas, algorithm=algorithm))
+            self._made.put(key, compiled)
+        return compiled
 
     def _with(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> CompiledPolicy:
-        """The action's policy with these quotas, or a new one."""
+        """Return the action's policy with these quotas, or a new one."""
         key = (action, quotas, quotas is UNLIMITED, quotas is INACTIVE, algorithm)
         compiled = self._made.get(key)
         if compiled is None:
@@ -255,17 +258,12 @@ class PolicyResolver:
                 changes["algorithm"] = algorithm
             policy = self.policies.get(action)
             made = Policy(action, **changes) if policy is None else replace(policy, **changes)
-            compiled = self._keep(key, CompiledPolicy(made, inactive=quotas is INACTIVE))
-        return compiled
-
-    def _keep(self, key: tuple[object, ...], compiled: CompiledPolicy) -> CompiledPolicy:
-        if len(self._made) >= MAX_RESOLVED_POLICIES:
-            self._made.clear()
-        self._made[key] = compiled
+            compiled = CompiledPolicy(made, inactive=quotas is INACTIVE)
+            self._made.put(key, compiled)
         return compiled
 
     def _usable(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> Quotas:
-        """A plan does not know the algorithms of the policies it is used with: a burst is for GCRA only."""
+        """Return a plan's quotas as its policy can use them: a plan knows no algorithm, a burst is for GCRA only."""
         policy = self.policies.get(action)
         named = algorithm or ("fixed_window" if policy is None else policy.algorithm)
         if named == "gcra" or all(quota.burst is None for quota in quotas):

@@ -24,8 +24,8 @@ from ratelimit.store.memory import MemoryStore
 _ATTEMPTS: Final = 8
 # From here on, only what others may do at the same time.
 _CONTENDED: Final = 2
-# So many fields past their use on a record seen for the first time are worth a write of their own.
-_WORTH_CLEANING: Final = 8
+# So many stale fields on a record seen for the first time are worth a write of their own.
+_MIN_STALE: Final = 8
 
 
 class Prefetch:
@@ -46,27 +46,27 @@ class Counters:
     `denial_cache` is for how many microseconds a refusal may be repeated without asking again.
     """
 
-    def __init__(self, store: Store, max_beliefs: int, denial_cache: int, alerts: Alerts) -> None:
+    def __init__(self, store: Store, max_records: int, denial_cache: int, alerts: Alerts | None = None) -> None:
         self.store = store
         self._records = store.records if type(store) is MemoryStore else None
         """Those of the embedded store, which nobody has to wait for."""
         self._alerts = alerts
-        self._cache = RecordCache(max_beliefs)
+        self._cache = RecordCache(max_records)
         self._denial_cache = denial_cache
 
     def known_refusal(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
-        """The refusal that the store would surely give: what was spent when it last answered can only have grown.
+        """Return the refusal that the store would surely give: what was spent when it last answered only grows.
 
         It may be up to `denial_cache` late in seeing what another process gave back; it never admits.
         """
-        cached = self._cache.get(key)
+        cached = self._cache.peek(key)
         if cached is None or not self._is_fresh(compiled, cached, now) or compiled.fits(now, cost, cached.record):
             return None
         return decide(compiled, key, now, cost, cached.record)
 
     async def spend_one(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """Spend `cost` if it fits: one round trip, and at most one more where the cached was stale."""
-        cached = self._cache.of(key)
+        """Spend `cost` if it fits: one round trip, and at most one more where the cached record was out of date."""
+        cached = self._cache.get_or_make(key, CachedRecord)
         for attempt in range(_ATTEMPTS):
             if await self._write(compiled, key, now, cost, cached, attempt >= _CONTENDED):
                 return _admit(compiled, key, now, cost, cached.record)
@@ -80,10 +80,10 @@ class Counters:
     ) -> list[Decision]:
         """Spend each of `costs` that fits, in this order: all of them as one conditional write of their sum.
 
-        Round trips as in `spend_one`, and one more where not all of them fit. With an `prefetch`, units that are held
+        Round trips as in `spend_one`, and one more where not all of them fit. With a `prefetch`, units that are held
         already pay first, and some more are taken ahead; `prefetch.held` is then what is left to hold.
         """
-        cached = self._cache.of(key)
+        cached = self._cache.get_or_make(key, CachedRecord)
         prefetch = prefetch or Prefetch()
         fitting, total = costs, sum(costs)
         for attempt in range(_ATTEMPTS):
@@ -96,7 +96,7 @@ class Counters:
             if await self._write(compiled, key, now, amount, cached, attempt >= _CONTENDED):
                 prefetch.held += amount - total
                 decisions = _answers(compiled, key, now, costs, fitting, cached.record, held=prefetch.held)
-                return await self._not_unpaid(compiled, key, now, costs, fitting, decisions, prefetch)
+                return await self._spend_late(compiled, key, now, costs, fitting, decisions, prefetch)
             fitting = _fitting(compiled, now, costs, cached.record, held=prefetch.held)
             total = sum(fitting)
             if not total:
@@ -104,7 +104,7 @@ class Counters:
                 return _answers(compiled, key, now, costs, fitting, cached.record, held=prefetch.held)
         raise _changing(key)
 
-    async def _not_unpaid(
+    async def _spend_late(
         self,
         compiled: CompiledPolicy,
         key: Key,
@@ -114,8 +114,11 @@ class Counters:
         decisions: list[Decision],
         prefetch: Prefetch,
     ) -> list[Decision]:
-        """The decisions, none of them a yes to what was not spent: where somebody has given back while the others were
-        written, a cost that was left out fits by now, and is spent in another write."""
+        """Return the decisions, none of them a yes to what was not spent.
+
+        Where somebody has given back while the others were written, a cost that was left out fits by now, and is spent
+        in another write.
+        """
         late = [place for place, spent in enumerate(fitting) if not spent and decisions[place].allowed]
         if late:
             again = await self.spend(compiled, key, now, [costs[place] for place in late], prefetch)
@@ -124,16 +127,16 @@ class Counters:
         return decisions
 
     def granted(self, compiled: CompiledPolicy, key: Key, now: int, cost: int, *, held: int) -> Decision:
-        """The decision on a cost that was paid from units taken ahead, of which `held` are left."""
-        return _admit(compiled, key, now, cost, compiled.less(now, held, self._cache.of(key).record))
+        """Return the decision on a cost that was paid from units taken ahead, of which `held` are left."""
+        return _admit(compiled, key, now, cost, compiled.without(now, held, self._cached(key).record))
 
     def counted(self, key: Key, now: int) -> int:
-        """Units that all processes together had spent on this UTC day when this one last heard of it."""
-        return self._cache.of(key).record.get(current_totals(now)[0], 0)
+        """Return the units that all processes together had spent on this UTC day when this one last heard of it."""
+        return self._cached(key).record.get(current_totals(now)[0], 0)
 
     async def charge(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
         """Spend without asking whether it fits."""
-        cached = self._cache.of(key)
+        cached = self._cached(key)
         for attempt in range(_ATTEMPTS):
             write = compiled.charge(now, cost, cached, attempt >= _CONTENDED)
             outcome = await self.store.apply(key, write, now=now)
@@ -142,14 +145,14 @@ class Counters:
                 cached.until = buckets_end(cached.record)
                 self._announce(compiled, key, now, cost, cached.record)
                 return _admit(compiled, key, now, cost, cached.record)
-            cached.know(outcome.record, now)
+            cached.learn(outcome.record, now)
         raise _changing(key)
 
     async def refund(
         self, compiled: CompiledPolicy, key: Key, now: int, cost: int, taken: Taken, positions: Sequence[int] = ()
     ) -> None:
-        """Give back what was spent, as far as anything is left of it. See `CompiledPolicy.refund`."""
-        cached = self._cache.of(key)
+        """Give back what was spent, as far as anything is left of it."""
+        cached = self._cached(key)
         record: Record | None = None
         taken.cached = cached.record
         for attempt in range(_ATTEMPTS):
@@ -162,33 +165,38 @@ class Counters:
                 cached.refused_at = NEVER  # there is room again, though an older answer may still come and say no
                 return
             record = outcome.record
-            cached.know(record, now)
+            cached.learn(record, now)
         raise _changing(key)
 
     async def peek(self, compiled: CompiledPolicy, key: Key, now: int, cost: int, held: int = 0) -> Decision:
-        """What a check would answer now, to somebody who holds so many units taken ahead."""
+        """Return what a check would answer now, to somebody who holds so many units taken ahead."""
         record = await self.store.read(key)
-        self._cache.of(key).know(record, now)
-        return _inactive(compiled, decide(compiled, key, now, cost, compiled.less(now, held, record)))
+        self._cached(key).learn(record, now)
+        return _inactive(compiled, decide(compiled, key, now, cost, compiled.without(now, held, record)))
 
     async def reset(self, key: Key, now: int) -> None:
         """Forget what was spent; the totals, which are history, stay."""
         record = await self.store.read(key)
         if fields := [field for field in record if not is_total(field)]:
             await self.store.apply(key, drops(now, fields), now=now)
-        self._cache.of(key).know({field: value for field, value in record.items() if is_total(field)}, now)
+        self._cached(key).learn({field: value for field, value in record.items() if is_total(field)}, now)
 
     async def record(self, key: Key) -> Record:
-        """Everything that is kept of this user and action."""
+        """Return everything that is kept of this user and action."""
         return await self.store.read(key)
 
     def too_large(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """The refusal of a cost that can never pass; the quotas as this process last saw them: nobody is asked."""
-        return _inactive(compiled, decide(compiled, key, now, cost, self._cache.of(key).record))
+        """Return the refusal of a cost that can never pass, by the record as this process last saw it."""
+        return _inactive(compiled, decide(compiled, key, now, cost, self._cached(key).record))
+
+    def _cached(self, key: Key) -> CachedRecord:
+        return self._cache.get_or_make(key, CachedRecord)
 
     async def _renew(self, compiled: CompiledPolicy, key: Key, now: int, cached: CachedRecord) -> None:
-        """Nothing fits, by what is the truth now; what has changed about the quotas takes effect all the same. If the
-        record has changed meanwhile, the next check sees to it."""
+        """Let what has changed about the quotas take effect though nothing fits.
+
+        If the record has changed meanwhile, the next check sees to it.
+        """
         if write := compiled.renew(now, cached):
             outcome = await self.store.apply(key, write, now=now)
             if outcome.applied:
@@ -197,17 +205,19 @@ class Counters:
     async def _write(
         self, compiled: CompiledPolicy, key: Key, now: int, amount: int, cached: CachedRecord, contended: bool = False
     ) -> bool:
-        """Whether `amount` was spent. Where it was not, the cached is now the truth that speaks against it, or that
-        makes it worth another attempt."""
+        """Return whether `amount` was spent.
+
+        Where it was not, the cached record is now the truth that speaks against it, or makes it worth another attempt.
+        """
         write = compiled.spend(now, amount, cached, contended)
         if write is None:
             if not self._is_fresh(compiled, cached, now):
-                cached.refuse(await self.store.read(key), now)
+                cached.learn_refusal(await self.store.read(key), now)
             return False
         records = self._records
         outcome = await self.store.apply(key, write, now=now) if records is None else records.apply(key, write, now)
         if not outcome.applied:
-            cached.refuse(outcome.record, now)
+            cached.learn_refusal(outcome.record, now)
             return False
         if write.whole or cached.stale:
             await self._learn(key, cached, write, outcome.record, now)
@@ -217,8 +227,8 @@ class Counters:
         return True
 
     def _announce(self, compiled: CompiledPolicy, key: Key, now: int, amount: int, record: Record) -> None:
-        if compiled.policy.alert_at:
-            self._alerts.spent(compiled, key, now, amount, compiled.states(now, amount, record))
+        if self._alerts is not None and compiled.policy.alert_at:
+            self._alerts.observe(compiled, key, now, amount, compiled.states(now, amount, record))
 
     def _is_fresh(self, compiled: CompiledPolicy, cached: CachedRecord, now: int) -> bool:
         return compiled.final and 0 <= now - cached.refused_at < self._denial_cache
@@ -233,8 +243,8 @@ class Counters:
             cached.record.update(record)
             cached.dropped(write, now)
             return
-        cached.know(record, now)
-        if len(fields := cached.stale) >= _WORTH_CLEANING:
+        cached.learn(record, now)
+        if len(fields := cached.stale) >= _MIN_STALE:
             clean = drops(now, fields)
             with suppress(StoreUnavailable):
                 await self.store.apply(key, clean, now=now)
@@ -242,7 +252,7 @@ class Counters:
 
 
 def _fitting(compiled: CompiledPolicy, now: int, costs: Sequence[int], record: Record, *, held: int) -> list[int]:
-    """Of costs in order of arrival those that a true record has room for, 0 in the place of one that it has not."""
+    """Return the costs, in order of arrival, that a true record has room for, and 0 in the place of the others."""
     fitting, total = [], 0
     for cost in costs:
         if compiled.fits(now, total + cost - held, record):
@@ -263,9 +273,11 @@ def _answers(
     *,
     held: int,
 ) -> list[Decision]:
-    """A decision for each cost; those that spent together share the state that their write left behind, but each is a
-    decision of its own, which can be refunded."""
-    record = compiled.less(now, held, record)
+    """Return a decision for each cost, which can be refunded on its own.
+
+    Those that spent together share the state that their write left behind.
+    """
+    record = compiled.without(now, held, record)
     made: dict[tuple[int, int], Decision] = {}
     for cost, spent in zip(costs, fitting, strict=True):
         if (cost, spent) in made:
@@ -292,7 +304,7 @@ def _changing(key: Key) -> StoreThrottled:
 
 
 def decide(compiled: CompiledPolicy, key: Key, now: int, cost: int, record: Record) -> Decision:
-    """The answer that a true record gives, nothing being spent."""
+    """Return the answer that a true record gives, nothing being spent."""
     states = compiled.states(now, cost, record)
     waits = [state.retry_after for state in states]
     never = None in waits

@@ -28,7 +28,7 @@ class Waiting(Protocol):
     """What may run out of time."""
 
     def done(self) -> bool:
-        """Whether it needs no more watching."""
+        """Return whether it needs no more watching."""
         ...
 
 
@@ -36,7 +36,7 @@ W = TypeVar("W", bound=Waiting)
 
 
 class SharedTimer(Generic[W]):
-    """Calls `expire` with what is not done `deadline` seconds after it was watched.
+    """Call `expire` with what is not done `deadline` seconds after it was watched.
 
     All wait equally long, so the first to come is the first to be due.
     """
@@ -47,11 +47,11 @@ class SharedTimer(Generic[W]):
         self.deadline = deadline
         self._expire = expire
         self._loop: asyncio.AbstractEventLoop | None = None
-        """The loop that has a timer for the first of them; None while there is none."""
+        """The loop that has a timer set for the first of them; None while there is none."""
         self._watched: deque[tuple[float, W]] = deque()
 
     def watch(self, waiting: W, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on, on the loop that runs. (To ask for it is a system call: a check does that once.)"""
+        """Watch it from now on, on the loop that runs. (To ask for it is a system call: a check does that once.)"""
         watched = self._watched
         while watched and watched[0][1].done():  # keeps what is kept to those who do wait, by and large
             watched.popleft()
@@ -67,7 +67,7 @@ class SharedTimer(Generic[W]):
         return [one for _, one in self._watched if not one.done()]
 
     def _end(self, loop: asyncio.AbstractEventLoop, planned: float) -> None:
-        """Those whose time has come; those who need none any more are forgotten."""
+        """Expire those whose time has come; forget those who need none any more."""
         if self._loop is not loop:
             return
         now = loop.time()
@@ -101,11 +101,11 @@ class Deadline:
         """Done when the block is left, for whoever waits for that."""
 
     def done(self) -> bool:
-        """See `Waiting`."""
+        """Return whether the block was left."""
         return self._task is None
 
     def expire(self) -> None:
-        """The time is over."""
+        """End the block: the time is over."""
         if self._task is not None:
             self._expired = True
             self._task.cancel()
@@ -124,12 +124,10 @@ class Deadline:
             raise TimeoutError from error
 
 
-# `CircuitBreaker`: a deadline and a circuit breaker around everything that is asked of a store that can fail.
-
-
 class CircuitBreaker:
-    """`with circuit.call(): await ...` gives the store `deadline` seconds to answer.
+    """A deadline and a circuit breaker around everything that is asked of a store that can fail.
 
+    `with circuit.call(): await ...` gives the store `deadline` seconds to answer.
     Raises `StoreUnavailable` when they are over, and at once while the breaker is open; every other error passes as it
     is. A throttled call does not count as a failure of the store: one hot record must not shut out all others.
     """
@@ -143,7 +141,7 @@ class CircuitBreaker:
         self._clock = clock
 
     def call(self) -> StoreCall:
-        """A call that begins now. Raises `StoreUnavailable`."""
+        """Begin a call. Raises `StoreUnavailable`, and `LimiterClosed`."""
         if self.closed:
             raise closed()
         now = self._clock.now()
@@ -166,7 +164,7 @@ class CircuitBreaker:
             await asyncio.wait(ended, timeout=2 * self.deadline)
 
     def settle(self, error: BaseException | None) -> None:
-        """A call has ended so."""
+        """Count a call that has ended so."""
         if error is None or isinstance(error, StoreThrottled):
             if self.breaker.succeeded():
                 logger.warning("the store answers again")
@@ -177,12 +175,12 @@ class CircuitBreaker:
 
 
 def closed() -> LimiterClosed:
-    """What becomes of a check that comes too late."""
+    """Return the error for a check that comes too late."""
     return LimiterClosed("the limiter is closed, and decides nothing any more; `await limiter.open()` opens it again")
 
 
 class StoreCall(Deadline):
-    """A call under way. Made by `CircuitBreaker.call`."""
+    """A call of the store under way. Made by `CircuitBreaker.call`."""
 
     __slots__ = ("_circuit",)
 
@@ -193,7 +191,6 @@ class StoreCall(Deadline):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """See `CircuitBreaker`."""
         try:
             super().__exit__(kind, error, trace)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""`Fallback`: the answers while the store gives none, as the policy's `on_unavailable` says."""
+"""The answers while the store gives none, as the policy's `on_unavailable` says."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Answer: TypeAlias = Callable[[CompiledPolicy, Key, int, int], Awaitable[Decision
 
 
 class Fallback:
-    """The verbs that decide, without the store. `counters` counts in this process's memory, for `"local"`."""
+    """The verbs that decide, without the store. `counters` count in this process's memory, for `"local"`."""
 
     def __init__(self, counters: Counters, breaker: BreakerState) -> None:
         self._counters = counters
         self._breaker = breaker
 
     async def check(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """See `Limiter.check`."""
+        """Answer a check."""
         return await self._answer(self._counters.spend_one, compiled, key, now, cost)
 
     async def peek(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """See `Limiter.peek`."""
+        """Answer a peek."""
         return await self._answer(self._counters.peek, compiled, key, now, cost)
 
     async def charge(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """See `Limiter.charge`."""
+        """Answer a charge."""
         return await self._answer(self._counters.charge, compiled, key, now, cost)
 
     async def refund(
@@ -47,7 +47,6 @@ class Fallback:
         await self._counters.refund(compiled, key, now, cost, taken, positions)
 
     async def _answer(self, locally: Answer, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """Where there is no limit there is nothing to refuse."""
         policy = compiled.policy
         if policy.on_unavailable == "local" and policy.quotas:
             decision = await locally(compiled, key, now, cost)

@@ -16,12 +16,10 @@ from typing import Final, TypeAlias
 from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled
-from ratelimit.limiter.background import Background
+from ratelimit.limiter.background import BackgroundWrites
 from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.limiter.counters import Counters, Prefetch
 from ratelimit.names import Key
-
-# `Lease`: the units that a process holds of one key, and how many it is wise to take ahead.
 
 # "auto" takes at least what it expects to be asked for in this long; a throttled write doubles it, up to the most.
 MIN_AHEAD_US: Final = SECOND // 10
@@ -68,8 +66,8 @@ class Lease:
         self._counted_at = now
 
     def prefetch(self, lease: int | str | None, now: int) -> Prefetch:
-        """Everything that is held, so that nobody else grants it while it is being accounted for, and what to take:
-        as much as the policy says, or by what is asked for and by what everybody takes.
+        """Return everything that is held, so that nobody else grants it while it is being accounted for, and what to
+        take: as much as the policy says, or by what is asked for and by what everybody takes.
 
         If each write takes what all processes use in 1/`MAX_WRITES_PER_S` of a second, they write so many times a
         second, however many they are and however uneven their shares.
@@ -84,7 +82,7 @@ class Lease:
         return Prefetch(held, min(ahead, rate * MAX_AHEAD_US // SECOND), MAX_SHARE)
 
     def observe_total(self, counted: int, now: int) -> None:
-        """So many units were `counted` today by everybody; the same number as before tells of no write."""
+        """Learn that everybody has counted so many units today; the same number as before tells of no write."""
         if counted == self._counted:
             return
         self._ahead = max(MIN_AHEAD_US, self._ahead * 9 // 10)
@@ -95,11 +93,11 @@ class Lease:
             self._counted, self._counted_at = counted, now
 
     def throttled(self) -> None:
-        """Write more seldom."""
+        """Take more ahead, to write more seldom."""
         self._ahead = min(2 * self._ahead, MAX_AHEAD_US)
 
     def _rate(self, now: int) -> int:
-        """Units a second that this process is asked for."""
+        """Return the units a second that this process is asked for."""
         elapsed = now - self._since
         if 0 <= elapsed < MIN_AHEAD_US:
             return max(self._own, _a_second(self.requested, MIN_AHEAD_US))
@@ -130,7 +128,9 @@ Refund: TypeAlias = Callable[[CompiledPolicy, Key, int, int], Awaitable[None]]
 class Leases:
     """Who holds how many units. `spend` and `refund` reach the store, and may raise `StoreUnavailable`."""
 
-    def __init__(self, counters: Counters, spend: Spend, refund: Refund, background: Background, clock: Clock) -> None:
+    def __init__(
+        self, counters: Counters, spend: Spend, refund: Refund, background: BackgroundWrites, clock: Clock
+    ) -> None:
         self._counters = counters
         self._spend = spend
         self._refund = refund
@@ -141,7 +141,7 @@ class Leases:
         """The loop that has a timer for those that nobody asks for; None while there is none."""
 
     def grant(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
-        """A decision from units already held; None where there are not enough of them."""
+        """Return a decision from units already held; None where there are not enough of them."""
         lease = self._leases.get((key, compiled))
         if lease is None or lease.units < cost or not lease.start <= now < lease.end:
             return None
@@ -151,7 +151,7 @@ class Leases:
         return self._counters.granted(compiled, key, now, cost, held=lease.units)
 
     def held(self, compiled: CompiledPolicy, key: Key, now: int) -> int:
-        """Units at hand, which the store counts as spent: what it refused for them is no refusal here."""
+        """Return the units at hand, which the store counts as spent: what it refused for them is no refusal here."""
         lease = self._leases.get((key, compiled))
         return 0 if lease is None or not lease.start <= now < lease.end else lease.units
 
@@ -176,7 +176,7 @@ class Leases:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is held, nor was a moment ago."""
+        """Return whether nothing is held, nor was a moment ago."""
         return not self._leases
 
     def forget(self) -> None:
@@ -214,7 +214,7 @@ class Leases:
         return lease
 
     def _return_idle(self, now: int, looks: int) -> None:
-        """Unused leases end."""
+        """End leases that are not used."""
         for _ in range(min(looks, len(self._leases))):
             (key, compiled), lease = next(iter(self._leases.items()))
             if now - lease.used_at < IDLE_US:
@@ -240,4 +240,4 @@ class Leases:
         units, lease.units = lease.units, 0
         if units:
             returning = self._refund(compiled, key, units, lease.taken_at)
-            self._background.start(returning, units=units, or_else="unreturned")
+            self._background.start(returning, units=units, loss="unreturned")

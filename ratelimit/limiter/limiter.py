@@ -14,14 +14,15 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from ratelimit.algorithms import Taken
-from ratelimit.algorithms.fields import Per, check_per
-from ratelimit.algorithms.totals import totals_of
+from ratelimit.algorithms.fields import Per
+from ratelimit.algorithms.totals import kept_range, totals_of
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND, Clock, SystemClock, since_epoch
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import AlertHook, Alerts
-from ratelimit.limiter.checks import Checks, Observer, in_mode
+from ratelimit.limiter.background import LimiterStats
+from ratelimit.limiter.checker import Checker, Observer, in_mode
 from ratelimit.limiter.compiled_policy import PolicyResolver
 from ratelimit.limiter.counters import Counters
 from ratelimit.limiter.deadline import CircuitBreaker
@@ -50,6 +51,8 @@ class Limiter:
                    for what another process refunds or resets in the meantime.
     `on_alert`     called with an `Alert` when usage passes a part of a limit that the policy's `alert_at` names.
     `max_beliefs`  users' states remembered to plan the next write by: a bound on memory, about 1 KB each.
+
+    `breaker` is the state of the circuit breaker around the store, `stats` what was spared and lost.
     """
 
     def __init__(
@@ -75,16 +78,16 @@ class Limiter:
         self.clock: Clock = clock or SystemClock()
         self.directory = directory
         self.breaker = BreakerState()
-        remembered = round(denial_cache * SECOND)
-        self.alerts = Alerts(on_alert)
-        self._counters = Counters(store, max_beliefs, remembered, self.alerts)
-        self._fallback = Fallback(Counters(MemoryStore(), max_beliefs, remembered, Alerts(None)), self.breaker)
+        self.stats = LimiterStats()
+        denial_cache_us = round(denial_cache * SECOND)
+        self._alerts = None if on_alert is None else Alerts(on_alert, self.stats)
+        self._counters = Counters(store, max_beliefs, denial_cache_us, self._alerts)
+        self._fallback = Fallback(Counters(MemoryStore(), max_beliefs, denial_cache_us), self.breaker)
         circuit = None if isinstance(store, MemoryStore) else CircuitBreaker(self.clock, deadline, self.breaker)
         self._resolver = PolicyResolver(policies, directory)
-        self.checks = Checks(self._resolver, self._counters, self._fallback, circuit, self.clock, deadline)
-        self._guarded = self.checks.entered
-        self.background = self.checks.background
-        self.stats = self.checks.stats
+        self._checker = Checker(
+            self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, self.stats
+        )
         _limiters.add(self)
 
     @property
@@ -94,16 +97,16 @@ class Limiter:
 
     @property
     def observer(self) -> Observer | None:
-        """What metrics and traces hang on; called in the middle of a check, it has to be quick and must not raise."""
-        return self.checks.observer
+        """Told of each decision of a check, and its seconds, before it is returned: has to be quick, must not raise."""
+        return self._checker.observer
 
     @observer.setter
     def observer(self, observer: Observer | None) -> None:
-        self.checks.observer = observer
+        self._checker.observer = observer
 
     async def open(self) -> None:
         """Open the store. Raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help."""
-        self.checks.reopen()
+        self._checker.open()
         await self.store.open()
 
     async def close(self) -> None:
@@ -111,12 +114,9 @@ class Limiter:
 
         A check after that raises `LimiterClosed`, until `open` is called again. To close twice is harmless.
         """
-        self.checks.closed = True
-        await self.checks.finish()
-        await self.checks.leases.close()
-        await self.background.finish()
-        await self.alerts.finish()
-        self.checks.leave_alone()
+        await self._checker.close()
+        if self._alerts is not None:
+            await self._alerts.drain()
         await self.store.close()
 
     async def __aenter__(self) -> Self:
@@ -146,8 +146,8 @@ class Limiter:
         if type(cost) is not int or not 0 < cost <= MAX_LIMIT:
             raise _bad_cost(cost)
         if quotas is None and algorithm is None:
-            return await self.checks.check(key, cost)
-        return await self.checks.check(key, cost, await self._resolver.of(key, quotas, algorithm))
+            return await self._checker.check(key, cost)
+        return await self._checker.check(key, cost, await self._resolver.of(key, quotas, algorithm))
 
     async def peek(
         self,
@@ -158,15 +158,15 @@ class Limiter:
         quotas: QuotasLike | None = None,
         algorithm: AlgorithmName | None = None,
     ) -> Decision:
-        """What `check` would answer now, spending nothing. Raises as `check` does."""
+        """Return what `check` would answer now, spending nothing. Raises as `check` does."""
         key = Key.of(user, action)
         compiled = await self._resolver.of(key, quotas, algorithm)
         _whole_cost(cost)
         now = self.clock.now()
         try:
-            with self._guarded():
+            with self._checker.call():
                 decision = await self._counters.peek(
-                    compiled, key, now, cost, self.checks.leases.held(compiled, key, now)
+                    compiled, key, now, cost, self._checker.leases.held(compiled, key, now)
                 )
         except StoreUnavailable:
             decision = await self._fallback.peek(compiled, key, now, cost)
@@ -190,7 +190,7 @@ class Limiter:
         _whole_cost(cost)
         now = self.clock.now()
         try:
-            with self._guarded():
+            with self._checker.call():
                 decision = await self._counters.charge(compiled, key, now, cost)
         except StoreUnavailable:
             decision = await self._fallback.charge(compiled, key, now, cost)
@@ -239,7 +239,7 @@ class Limiter:
         units = _whole_cost(1 if cost is None else cost)
         now = self.clock.now()
         taken = Taken(now if at is None else _moment(at), units)
-        with self._guarded():
+        with self._checker.call():
             await self._counters.refund(compiled, key, now, units, taken)
 
     async def _refund(self, decision: Decision, cost: int | None) -> None:
@@ -248,7 +248,7 @@ class Limiter:
         if units <= 0:
             return
         if not decision.quotas:
-            await self.background.finish()  # which may not have counted it yet
+            await self._checker.background.drain()  # which may not have counted it yet
         compiled, key = self._resolver.of_decision(decision), Key(decision.user, decision.policy)
         now, taken = self.clock.now(), Taken(decision.at_us, held)
         positions = [state.position for state in decision.quotas]
@@ -256,7 +256,7 @@ class Limiter:
             force_setattr(decision, "refunded", decision.refunded + units)
             await self._fallback.refund(compiled, key, now, units, taken, positions)
             return
-        with self._guarded():
+        with self._checker.call():
             force_setattr(decision, "refunded", decision.refunded + units)
             try:
                 await self._counters.refund(compiled, key, now, units, taken, positions)
@@ -270,32 +270,33 @@ class Limiter:
         What other processes hold by a lease they still grant.
         """
         key = Key.of(user, action)
-        await self.checks.leases.release(key)
-        with self._guarded():
+        await self._checker.leases.release(key)
+        with self._checker.call():
             await self._counters.reset(key, self.clock.now())
 
     async def totals(
         self,
         user: UserId,
-        *,
-        per: Per = "day",
         since: date | None = None,
         until: date | None = None,
+        *,
+        per: Per = "day",
         actions: Iterable[str] | None = None,
     ) -> dict[str, dict[date, int]]:
-        """Units used per action and UTC day, exact, oldest first, `since` and `until` included. One read an action.
+        """Return the units used per action and UTC day, `since` and `until` included, exact, oldest first.
 
-        With `per="month"`, per calendar month, by its first day. The actions are those that the policies name, unless
-        given. Days are kept 35 and months 13, the present one included. Raises `StoreUnavailable`.
+        With `per="month"`, per calendar month, by its first day. By default of all that are kept: 35 days, 13 months.
+        The actions are those that the policies name, unless given: one read each. Raises `OutOfRetention`, and
+        `StoreUnavailable`.
         """
-        check_per(per)
-        await self.background.finish()
+        first, last = kept_range(self.clock.now(), since, until, per)
+        await self._checker.background.drain()
         found: dict[str, dict[date, int]] = {}
         for action in self.policies if actions is None else actions:
             key = Key.of(user, action)
-            with self._guarded():
+            with self._checker.call():
                 record = await self._counters.record(key)
-            found[action] = totals_of(record, per, since=since, until=until)
+            found[action] = totals_of(record, per, since=first, until=last)
         return found
 
 
@@ -314,8 +315,9 @@ _limiters: Final[WeakSet[Limiter]] = WeakSet()
 def _after_fork() -> None:
     for limiter in list(_limiters):
         counted = isinstance(limiter.store, MemoryStore) and len(limiter.store) > 0
-        if limiter.checks.forked() or counted:
-            limiter.alerts.forget(None)
+        if limiter._checker.fork() or counted:
+            if limiter._alerts is not None:
+                limiter._alerts.forget(None)
             logger.warning(
                 "process %d was forked from one that uses this limiter: what is counted in memory, held by a lease or"
                 " under way there is not shared; make the limiter after the fork",

@@ -1,15 +1,15 @@
-"""What this process believes of the records it has seen: a small bounded memory that makes most checks one round trip.
+"""What this process has seen of the records: a small bounded cache that makes most checks one round trip.
 
-A cached may be wrong. It only shapes the conditions of a write, and a write whose conditions do not hold is refused
-with the truth; so a wrong cached costs one more round trip and never a wrong answer.
+A cached record may be out of date. It only shapes the conditions of a write, and a write whose conditions do not hold
+is refused with the truth; so a wrong one costs one more round trip and never a wrong answer.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Final
+from typing import Final, TypeAlias
 
 from ratelimit.algorithms.fields import buckets_end, current_totals, is_total, stale
+from ratelimit.cache import LRUCache
 from ratelimit.clock import DAY
 from ratelimit.names import Key
 from ratelimit.store.base import Drop, Record, Write
@@ -36,7 +36,7 @@ class CachedRecord:
         self.until = 0
         """Epoch seconds: a bucket is full again only then, so the record has to be kept as long."""
 
-    def know(self, record: Record, now: int) -> None:
+    def learn(self, record: Record, now: int) -> None:
         """Take over the whole true record, less the totals that neither a refund nor a clean-up will need."""
         self.stale = stale(record, now)
         passed = set(self.stale)
@@ -50,13 +50,13 @@ class CachedRecord:
         self.day = now // DAY
         self.until = buckets_end(self.record)
 
-    def refuse(self, record: Record, now: int) -> None:
+    def learn_refusal(self, record: Record, now: int) -> None:
         """Take over the whole true record, with which the store refused something."""
-        self.know(record, now)
+        self.learn(record, now)
         self.refused_at = now
 
     def is_clean(self, epoch_start: int, now: int) -> bool:
-        """Whether nothing has to be dropped: looked up once in an epoch, in which no window and no day ends."""
+        """Return whether nothing has to be dropped: looked up once in an epoch, in which no window and no day ends."""
         if self.cleaned_at >= epoch_start:
             return True
         found = stale(self.record, now)
@@ -68,36 +68,11 @@ class CachedRecord:
         return not self.stale
 
     def dropped(self, write: Write, now: int) -> None:
-        """A write with these drops was applied."""
+        """Note that a write with these drops was applied."""
         gone = {op.field for op in write.ops if type(op) is Drop}
         self.stale = [field for field in self.stale if field not in gone]
         if not self.stale:
             self.cleaned_at = now
 
 
-class RecordCache:
-    """The most recently used beliefs, at most `most` of them."""
-
-    __slots__ = ("_cache", "_most")
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._cache: OrderedDict[Key, CachedRecord] = OrderedDict()
-
-    def of(self, key: Key) -> CachedRecord:
-        """The cached about this key; an empty one if there was none."""
-        cached = self._cache.get(key)
-        if cached is not None:
-            self._cache.move_to_end(key)
-            return cached
-        if len(self._cache) >= self._most:
-            self._cache.popitem(last=False)
-        cached = self._cache[key] = CachedRecord()
-        return cached
-
-    def get(self, key: Key) -> CachedRecord | None:
-        """The cached about this key, if there is one; to look at it is no use of it."""
-        return self._cache.get(key)
-
-    def __len__(self) -> int:
-        return len(self._cache)
+RecordCache: TypeAlias = LRUCache[Key, CachedRecord]

@@ -19,7 +19,7 @@ from ratelimit.config import Config
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.http.lifespan import LifespanRunner, join_lifespan, no_lifespan
-from ratelimit.limiter.checks import Observer
+from ratelimit.limiter.checker import Observer
 from ratelimit.metrics import DecisionMetrics, Registry, by_label
 from ratelimit.server.http_protocol import OnRefused, ignore_refusal
 from ratelimit.server.runtime import Runtime

@@ -25,7 +25,7 @@ def test_days_and_months_are_told_apart() -> None:
 
 def test_the_bounds_are_included_and_so_is_the_month_that_one_lies_in() -> None:
     assert totals_of(RECORD, since=DECEMBER, until=JANUARY) == {DECEMBER: 5, JANUARY: 2}
-    assert totals_of(RECORD, "month", since=DECEMBER, until=DECEMBER) == {date(2026, 12, 1): 12}
+    assert totals_of(RECORD, "month", since=date(2026, 12, 1), until=DECEMBER) == {date(2026, 12, 1): 12}
 
 
 def test_a_unit_is_counted_into_the_utc_day_and_its_month() -> None:

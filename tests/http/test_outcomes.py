@@ -158,7 +158,7 @@ async def test_a_refund_that_fails_is_counted_and_never_in_the_way(caplog: pytes
     assert (start["status"], body["body"]) == (500, b"hello")
     assert headers_of(start)["ratelimit"] == '"hint";r=3;t=43200'
     assert "2 units of 'hint' were not given back: nobody is there" in caplog.text
-    assert limiter.background.lost["unreturned"] == 2
+    assert limiter.stats.lost["unreturned"] == 2
 
 
 async def test_an_answer_waits_for_its_refund_no_longer_than_for_the_store() -> None:

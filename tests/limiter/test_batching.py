@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.batching import MAX_WAITING
+from ratelimit.limiter.batching import MAX_QUEUED_CHECKS
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.testing import FakeClock, virtual_time
@@ -124,7 +124,7 @@ async def test_many_who_wait_do_not_wait_for_what_those_before_them_do_with_thei
 
 async def test_who_waited_alone_has_its_answer_and_a_free_course_at_once() -> None:
     one, store = gated("1000/day")
-    coalescer = one.checks.coalescer
+    coalescer = one._checker.coalescer
     assert coalescer is not None
     taken: list[int] = []
 
@@ -255,11 +255,11 @@ async def test_a_check_that_was_given_up_under_way_harms_nobody_who_left_with_it
 
 async def test_too_many_do_not_wait_for_one_record() -> None:
     one, store = gated("20000/day")
-    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(MAX_WAITING + 2)]
+    checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(MAX_QUEUED_CHECKS + 2)]
     await turn()
-    assert [check.done() for check in checks] == [False] * (MAX_WAITING + 1) + [True]
+    assert [check.done() for check in checks] == [False] * (MAX_QUEUED_CHECKS + 1) + [True]
     store.gate.set()
-    assert [(await check).reason for check in checks] == [None] * (MAX_WAITING + 1) + ["unavailable"]
+    assert [(await check).reason for check in checks] == [None] * (MAX_QUEUED_CHECKS + 1) + ["unavailable"]
 
 
 async def test_a_crowd_takes_one_write_however_small_the_quota() -> None:
@@ -339,8 +339,8 @@ async def test_nothing_is_left_behind() -> None:
     await asyncio.gather(*checks, return_exceptions=True)
     await turn()
     assert len(asyncio.all_tasks()) == 1
-    assert one.checks.coalescer is not None
-    assert len(one.checks.coalescer) == 0
+    assert one._checker.coalescer is not None
+    assert len(one._checker.coalescer) == 0
 
 
 async def test_usage_without_a_limit_is_answered_at_once_and_counted_all_the_same() -> None:
@@ -377,4 +377,4 @@ async def test_usage_without_a_limit_that_could_not_be_counted_is_known() -> Non
     for _ in range(3):
         assert (await one.check("alice", "hint", cost=2)).allowed
     await one.close()
-    assert one.background.lost == {"uncounted": 6}
+    assert one.stats.lost == {"uncounted": 6}

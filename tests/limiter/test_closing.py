@@ -173,13 +173,13 @@ def test_a_loop_that_ended_in_the_middle_of_checks_holds_up_no_other() -> None:
 def test_a_forked_process_grants_nothing_that_the_other_one_holds(caplog: pytest.LogCaptureFixture) -> None:
     one = Limiter(CountingStore(), [Policy("hint", "100/day", lease=50)], clock=SystemClock())
     asyncio.run(_spend(one, 1))
-    held = one.checks.leases.held(one._resolver.named["hint"], Key("alice", "hint"), one.clock.now())
+    held = one._checker.leases.held(one._resolver.named["hint"], Key("alice", "hint"), one.clock.now())
     assert held > 0
     read, write = os.pipe()
     with caplog.at_level(logging.WARNING, "ratelimit"):
         child = os.fork()
         if child == 0:
-            left = one.checks.leases.held(one._resolver.named["hint"], Key("alice", "hint"), one.clock.now())
+            left = one._checker.leases.held(one._resolver.named["hint"], Key("alice", "hint"), one.clock.now())
             os.write(write, f"{left} {[record.getMessage() for record in caplog.records]}".encode())
             os._exit(0)
     os.waitpid(child, 0)

@@ -149,4 +149,4 @@ async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> N
             store.let_go.set()
             answer = await request
     assert answer.headers["ratelimit"].startswith('"api";r=40;')
-    assert limiter.background.lost["unreturned"] == 7
+    assert limiter.stats.lost["unreturned"] == 7

@@ -1,4 +1,4 @@
-"""`Checks`: how one check is answered. At once where that is possible, else by the store, else by the fallback."""
+"""`Checker`: how one check is answered. At once where that is possible, else by the store, else by the fallback."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from ratelimit.algorithms import Taken
 from ratelimit.clock import Clock, seconds
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
-from ratelimit.limiter.background import Background
+from ratelimit.limiter.background import BackgroundWrites, LimiterStats
 from ratelimit.limiter.batching import Coalescer
 from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
 from ratelimit.limiter.counters import Counters, Prefetch
 from ratelimit.limiter.deadline import CircuitBreaker, closed
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.leasing import Leases
-from ratelimit.limiter.stats import LimiterStats
 from ratelimit.names import Key
 
 Observer: TypeAlias = Callable[[Decision, float], None]
 """Told of each decision of a check, and of the seconds it took."""
 
 
-class Checks:
-    """On a store that can fail, behind a `circuit`; on the embedded one, where there is none, straight on the counters:
-    that one answers at once, so there is nothing to circuit and nothing to coalesce."""
+class Checker:
+    """A limiter's checks, and all that they leave under way.
+
+    On a store that can fail they go through a `circuit`. On the embedded one there is none: it answers at once, so
+    there is nothing to wait for and nothing to coalesce.
+    """
 
     def __init__(
         self,
@@ -39,39 +41,49 @@ class Checks:
         circuit: CircuitBreaker | None,
         clock: Clock,
         deadline: float,
+        stats: LimiterStats,
     ) -> None:
-        self.closed = False
         self.observer: Observer | None = None
-        self.stats = LimiterStats()
-        self.background = Background()
+        self.stats = stats
+        self.background = BackgroundWrites(self.stats)
         self.leases = Leases(counters, self._take, self._give_back, self.background, clock)
+        self.coalescer = None if circuit is None else Coalescer(self._spend_many, clock, deadline)
+        self._closed = False
         self._resolver = resolver
         self._counters = counters
         self._fallback = fallback
         self._clock = clock
         self._circuit = circuit
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.coalescer = None if circuit is None else Coalescer(self._spend_many, clock, deadline)
 
-    def entered(self) -> AbstractContextManager[object]:
-        """Return `guarded()` for a verb that somebody asks for. Raises `LimiterClosed`."""
-        if self.closed:
-            raise closed()
-        return self.guarded()
-
-    def reopen(self) -> None:
-        """Take checks again."""
-        self.closed = False
+    def open(self) -> None:
+        """Take checks, again where it was closed."""
+        self._closed = False
         if self._circuit is not None:
             self._circuit.closed = False
 
-    def leave_alone(self) -> None:
-        """Nothing reaches the store any more."""
+    async def close(self) -> None:
+        """Let the checks under way have their answers, return what was taken ahead, and leave the store alone."""
+        self._closed = True
+        if self.coalescer is not None and self._circuit is not None:
+            await self.coalescer.finish()
+            await self._circuit.finish()
+        await self.leases.close()
+        await self.background.drain()
         if self._circuit is not None:
             self._circuit.closed = True
 
-    def forked(self) -> bool:
-        """This process is a copy: what is under way and what is held belong to the other. Whether anything was."""
+    def call(self) -> AbstractContextManager[object]:
+        """Return a context for a call of the store that somebody asks for.
+
+        Raises `LimiterClosed` and `StoreUnavailable`, as the context does.
+        """
+        if self._closed:
+            raise closed()
+        return self._call()
+
+    def fork(self) -> bool:
+        """Leave what is under way and held to the process that this one is a copy of. Return whether anything was."""
         used = bool(self._loop) or not self.leases.is_empty
         self._loop = None
         self.leases.forget()
@@ -80,27 +92,19 @@ class Checks:
             self._circuit.breaker.abandoned()
         return used
 
-    def guarded(self) -> AbstractContextManager[object]:
-        """A context for one call of the store. May raise `StoreUnavailable`."""
-        return nullcontext() if self._circuit is None else self._circuit.call()
-
-    async def finish(self) -> None:
-        """Return when the checks under way by now have their answers, which the deadline sees to."""
-        if self.coalescer is not None and self._circuit is not None:
-            await self.coalescer.finish()
-            await self._circuit.finish()
-
     async def check(self, key: Key, cost: int, compiled: CompiledPolicy | None = None) -> Decision:
-        """See `Limiter.check`, whose arguments are known to be good ones here. Without a `compiled`, by the quotas that
-        the action has for this user. Raises `UnknownAction`."""
-        if self.closed:
+        """Decide; the arguments are known to be good ones. By default by the quotas that the action has for this user.
+
+        Raises `UnknownAction`.
+        """
+        if self._closed:
             raise closed()
         if compiled is None:
             compiled = self._resolver.named.get(key.action)
         if compiled is None:
             compiled = await self._resolver.of(key, None, None)
         now = self._clock.now()
-        decision = self._at_once(compiled, key, now, cost)
+        decision = self._answer_locally(compiled, key, now, cost)
         if decision is None:
             try:
                 decision = await self._spend(compiled, key, now, cost)
@@ -114,12 +118,12 @@ class Checks:
             self.observer(decision, seconds(max(0, self._clock.now() - now)))
         return decision
 
-    def _at_once(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
-        """The decision that does not have to wait for the store, if there is one."""
-        most = compiled.max_cost
-        if most is None:
-            return self._count_behind(compiled, key, now, cost)
-        if cost > most:
+    def _answer_locally(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
+        """Return the decision that does not have to wait for the store, if there is one."""
+        max_cost = compiled.max_cost
+        if max_cost is None:
+            return self._count_in_background(compiled, key, now, cost)
+        if cost > max_cost:
             return self._counters.too_large(compiled, key, now, cost)
         if compiled.lease is not None:
             granted = self.leases.grant(compiled, key, now, cost)
@@ -133,11 +137,11 @@ class Checks:
             self.stats.denials_cached += 1
         return refusal
 
-    def _count_behind(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
+    def _count_in_background(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
         """Where there is no limit the answer is known, and is counted behind it."""
         if self._circuit is None or self.background.is_full:
             return None
-        self.background.start(self._spend(compiled, key, now, cost), units=cost, or_else="uncounted")
+        self.background.start(self._spend(compiled, key, now, cost), units=cost, loss="uncounted")
         return Decision(
             allowed=True, policy=compiled.policy.name, cost=cost, quotas=(), at_us=now, user=key.user, spent=cost
         )
@@ -159,7 +163,7 @@ class Checks:
             coalescer.end(batch_key)
 
     def _enter(self, loop: asyncio.AbstractEventLoop, coalescer: Coalescer) -> None:
-        """From another loop than before, which is over: nothing that was under way there will come back."""
+        """Begin in another loop than before, which is over: nothing that was under way there will come back."""
         self._loop = loop
         coalescer.forget(loop)
         self.background.forget(loop)
@@ -178,19 +182,22 @@ class Checks:
             return await self.leases.spend(compiled, key, now, costs)
         return await self._take(compiled, key, now, costs)
 
+    def _call(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._circuit is None else self._circuit.call()
+
     async def _take(
         self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int], prefetch: Prefetch | None = None
     ) -> list[Decision]:
-        with self.guarded():
+        with self._call():
             return await self._counters.spend(compiled, key, now, costs, prefetch)
 
     async def _give_back(self, compiled: CompiledPolicy, key: Key, units: int, at: int) -> None:
-        with self.guarded():
+        with self._call():
             await self._counters.refund(compiled, key, self._clock.now(), units, Taken(at, units))
 
 
 def in_mode(compiled: CompiledPolicy, refusal: Decision) -> Decision:
-    """A refusal as its policy means it: in shadow mode it is only noted."""
+    """Return a refusal as its policy means it: in shadow mode it is only noted."""
     if compiled.policy.mode == "enforce":
         return refusal
     return msgspec.structs.replace(refusal, allowed=True, retry_after=0.0, shadow_denied=True)
