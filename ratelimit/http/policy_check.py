@@ -19,7 +19,7 @@ from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProx
 from ratelimit.http.charges import Charge, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
 from ratelimit.http.identity import DEFAULT_USER_FROM, UserResolver
-from ratelimit.http.routing import Patterns, RequestTarget, app_method
+from ratelimit.http.routing import Patterns, RequestTarget
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost, Exempt, Policy, UserFrom
 
@@ -225,11 +225,12 @@ class Routes:
 
     def __init__(self, policy_checks: Sequence[PolicyCheck]) -> None:
         self._policy_checks = tuple(one for one in policy_checks if one.match)
-        self._known: dict[tuple[str, str, str, Any], tuple[PolicyCheck, ...]] = {}
+        self._known: dict[tuple[str, str | None, str, str, Any], tuple[PolicyCheck, ...]] = {}
 
     def find(self, scope: Scope) -> tuple[PolicyCheck, ...]:
         """Return the checks that a request has to pass."""
-        request = (app_method(scope), scope["path"], scope.get("root_path", ""), scope.get("raw_path"))
+        get = scope.get
+        request = (scope["type"], get("method"), scope["path"], get("root_path", ""), get("raw_path"))
         found = self._known.get(request)
         if found is None:
             target = RequestTarget(scope)

@@ -15,22 +15,23 @@ from starlette.types import Receive, Scope, Send
 
 from ratelimit.directory import Directory
 from ratelimit.errors import RateLimitError
-from ratelimit.http.api.bodies import ApiProblem, to_json
 from ratelimit.http.api.directory import DirectoryRoutes
 from ratelimit.http.api.idempotency import Answer, IdempotencyCache
 from ratelimit.http.api.limiter import LimiterRoutes
-from ratelimit.http.api.openapi import openapi
 from ratelimit.http.api.operation import (
     RETRY_AFTER,
+    ApiProblem,
     Operation,
     RouteMatch,
     Router,
     arguments,
     bad_input,
     invalid,
+    openapi,
     operation,
     problem_of_error,
     refused,
+    to_json,
 )
 from ratelimit.http.api.usage import UsageRoutes
 from ratelimit.http.auth import Token

@@ -9,8 +9,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError, InvalidInput
-from ratelimit.http.api.bodies import Name, QuotasText, UserName
-from ratelimit.http.api.operation import Operation, operation
+from ratelimit.http.api.operation import Name, Operation, QuotasText, UserName, operation
 from ratelimit.names import check_user
 from ratelimit.quota import Quotas, QuotasLike
 from ratelimit.store.directory import Identity, Plan, Role, User, check_plan

@@ -1,34 +1,186 @@
-"""`LimiterRoutes`: the limiter's verbs."""
+"""The limiter's verbs: check, peek, charge, refund, reset, and a batch of checks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from typing import Final
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from datetime import datetime
+from secrets import token_bytes
+from typing import Annotated, Any, Final
 
-from ratelimit.decision import Decision
+import msgspec
+from msgspec import Meta, Struct
+
+from ratelimit.cache import LRUCache
+from ratelimit.decision import Decision, QuotaState, Reason
 from ratelimit.errors import ConfigError, InvalidInput, RateLimitError
 from ratelimit.event import encode_metadata
-from ratelimit.http.api.bodies import (
-    BatchAnswer,
-    BatchBody,
-    BatchResult,
-    ChargeBody,
-    CheckBody,
-    DecisionAnswer,
-    RefundBody,
-    ResetBody,
-    decision_of,
+from ratelimit.http.api.operation import (
+    ApiProblem,
+    Cost,
+    GivenUser,
+    Name,
+    Operation,
+    QuotasText,
+    operation,
+    problem_of_error,
 )
-from ratelimit.http.api.operation import Operation, operation, problem_of_error
 from ratelimit.http.charges import wants_event
 from ratelimit.limiter import Limiter
-from ratelimit.names import check_action, check_user
-from ratelimit.quota import to_quotas
+from ratelimit.names import Key, check_action, check_user
+from ratelimit.policy import AlgorithmName
+from ratelimit.quota import MAX_LIMIT, Quota, to_quotas
 from ratelimit.usage import UsageLog
 
+MAX_CHECKS: Final = 100
+"""In one batch."""
 MAX_REFUNDED: Final = 10_000
 """Decisions remembered that something was given back of."""
+
+
+class CheckBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """May this user do this action?"""
+
+    user: GivenUser
+    action: Name
+    cost: Cost = 1
+    quotas: QuotasText | None = None
+    """In the place of those of the policy or plan."""
+    algorithm: AlgorithmName | None = None
+    resource: Annotated[str, Meta(max_length=200)] | None = None
+    """For the usage log: what it is done to."""
+    metadata: dict[str, Any] | None = None
+    """For the usage log: whatever else is worth keeping."""
+
+
+class ChargeBody(CheckBody, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is owed afterwards."""
+
+    cost: Cost
+
+
+class RefundBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Units to give back."""
+
+    decision: (
+        Annotated[str, Meta(min_length=1, max_length=8192, description="The `id` of what is given back.")] | None
+    ) = None
+    """What a check or a charge took is given back once, and nothing where it took nothing. All else but `cost` is left
+    out then."""
+    user: GivenUser | None = None
+    """With `action`, where there is no decision: no more is given back than is left at that moment, whoever took it."""
+    action: Name | None = None
+    cost: Cost | None = None
+    """By default all that the decision took; without a decision, 1."""
+    at: Annotated[datetime, Meta(tz=True, description="By default now.")] | None = None
+    quotas: QuotasText | None = None
+    algorithm: AlgorithmName | None = None
+
+
+class ResetBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose quotas start afresh."""
+
+    user: GivenUser
+    action: Name
+
+
+class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """Checks that are decided one by one: some may pass, and others not."""
+
+    checks: Annotated[list[CheckBody], Meta(min_length=1, max_length=MAX_CHECKS)]
+
+
+class QuotaAnswer(Struct, frozen=True):
+    """How one quota stands after the decision."""
+
+    quota: str
+    limit: int
+    used: int
+    remaining: int
+    reset_after: float
+    retry_after: float | None
+
+
+class DecisionAnswer(Struct, frozen=True):
+    """The answer to a check; limit, used, remaining and reset_after are those of the tightest quota."""
+
+    allowed: bool
+    policy: str
+    cost: int
+    limit: int | None
+    used: int
+    remaining: int | None
+    reset_after: float
+    """Seconds."""
+    retry_after: float | None
+    """Seconds; 0 when allowed, null where it can never pass."""
+    reason: Reason | None
+    shadow_denied: bool
+    at: datetime
+    quotas: list[QuotaAnswer]
+    id: str
+    """What a refund takes as its `decision`."""
+
+    @classmethod
+    def of(cls, decision: Decision) -> DecisionAnswer:
+        """As JSON can say it."""
+        quotas = [
+            QuotaAnswer(str(s.quota), s.quota.limit, s.used, s.remaining, s.reset_after, s.retry_after)
+            for s in decision.quotas
+        ]
+        return cls(
+            decision.allowed, decision.policy, decision.cost, decision.limit, decision.used, decision.remaining,
+            decision.reset_after, decision.retry_after, decision.reason, decision.shadow_denied, decision.at, quotas,
+            _Taken.id_of(decision),
+        )  # fmt: skip
+
+
+class _Taken(Struct, frozen=True, array_like=True):
+    """What is needed to give a decision's units back: all that its `id` says, in no need of being kept anywhere."""
+
+    user: str
+    action: str
+    spent: Annotated[int, Meta(ge=0, le=MAX_LIMIT)]
+    at_us: Annotated[int, Meta(ge=0, le=2**53)]
+    quotas: list[tuple[str, int]]
+    nonce: bytes
+    """Tells apart what is otherwise the same."""
+
+    @classmethod
+    def id_of(cls, decision: Decision) -> str:
+        """What this process has counted by itself, it alone could give back: to the others, nothing was taken."""
+        spent = 0 if decision.reason == "unavailable" else decision.spent
+        quotas = [(str(state.quota), state.position) for state in decision.quotas] if spent else []
+        taken = cls(decision.user, decision.policy, spent, decision.at_us, quotas, token_bytes(8))
+        return urlsafe_b64encode(_pack(taken)).rstrip(b"=").decode()
+
+
+def decision_of(text: str) -> Decision:
+    """Return what a refund needs of the decision with this `id`. Raises `ConfigError`."""
+    try:
+        taken = _unpack(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        key = Key.of(taken.user, taken.action) if taken.spent else Key(taken.user, taken.action)
+        states = [QuotaState(Quota.parse(quota), 0, 0, 0.0, 0.0, position) for quota, position in taken.quotas]
+    except (ValueError, msgspec.DecodeError):  # of which an `InvalidInput` is one
+        raise ConfigError("decision", "is not the id of a decision; pass it on as a check answered it") from None
+    return Decision(True, key.action, taken.spent, tuple(states), 0.0, None, False, taken.at_us, key.user, taken.spent)
+
+
+class BatchResult(Struct, frozen=True, omit_defaults=True):
+    """One of the two."""
+
+    decision: DecisionAnswer | None = None
+    problem: ApiProblem | None = None
+
+
+class BatchAnswer(Struct, frozen=True):
+    """In the order of the checks."""
+
+    results: list[BatchResult]
+
+
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(_Taken).decode
 
 
 class LimiterRoutes:
@@ -37,7 +189,7 @@ class LimiterRoutes:
     def __init__(self, limiter: Limiter, usage: UsageLog | None) -> None:
         self._limiter = limiter
         self._usage = usage
-        self._refunded: OrderedDict[str, Decision] = OrderedDict()
+        self._refunded: LRUCache[str, Decision] = LRUCache(MAX_REFUNDED)
 
     def operations(self) -> list[Operation]:
         """All of them."""
@@ -93,12 +245,7 @@ class LimiterRoutes:
 
     def _decision(self, decision_id: str) -> Decision:
         """The same object for the same id: it knows what has been given back of it."""
-        decision = self._refunded.get(decision_id)
-        if decision is None:
-            decision = self._refunded[decision_id] = decision_of(decision_id)
-            if len(self._refunded) > MAX_REFUNDED:
-                self._refunded.popitem(last=False)
-        return decision
+        return self._refunded.get_or_make(decision_id, lambda: decision_of(decision_id))
 
     async def reset(self, body: ResetBody) -> None:
         """Forget what was spent of an action's quotas; the totals stay."""

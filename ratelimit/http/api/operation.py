@@ -13,15 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_type_hints
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, get_type_hints
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from ratelimit.directory import Contended
 from ratelimit.errors import ConfigError, InvalidInput, RateLimitError, StoreUnavailable
-from ratelimit.http.api.bodies import ApiProblem, FieldError
-from ratelimit.http.problems import TEMPORARY_REDUCED_CAPACITY, ProblemError
+from ratelimit.http.problems import TEMPORARY_REDUCED_CAPACITY, Problem, ProblemError
+from ratelimit.quota import MAX_LIMIT
 from ratelimit.store.directory import IdentityTaken
 
 Method: TypeAlias = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -136,10 +137,69 @@ def arguments(one: Operation, part: str | None, query: Any, body: Any) -> dict[s
     return given
 
 
+# What several operations take.
+
+# For the document only: what holds the text to it says better what is wrong (`ratelimit.names`, `ratelimit.quota`).
+_PRINTABLE: Final = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"}
+_UNIT: Final = r"(s|sec|seconds?|m|min|minutes?|h|hr|hours?|d|days?|w|weeks?|mo|months?|y|yr|years?)"
+_QUOTA: Final = rf"\s*\+?[0-9]{{1,12}}\s*(/|per\s)\s*[0-9]{{0,6}}\s*{_UNIT}\s*(\sburst\s+[0-9]{{1,12}}\s*)?"
+_QUOTAS: Final = {
+    "pattern": rf"^(\s*(unlimited|-1)\s*|{_QUOTA}([;,|]{_QUOTA})*)$",
+    "examples": ["5/day", "100/hour; 1000/day", "10 per 5 minutes", "unlimited"],
+}
+
+UserName: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=256,
+        description="Without control characters; at most 256 bytes, of which `#` and `%` take three.",
+        extra_json_schema=_PRINTABLE,
+    ),
+]
+GivenUser: TypeAlias = UserName | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""As callers may give it in a body: 12345 is the user "12345"."""
+Name: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        description="Without control characters; at most 64 bytes, of which `#` and `%` take three.",
+        extra_json_schema=_PRINTABLE,
+    ),
+]
+"""Of an action or a plan."""
+Cost: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="Units; by default 1.")]
+QuotasText: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=1024,
+        description="Several are one decision.",
+        extra_json_schema=_QUOTAS,
+    ),
+]
+
+
 # What is wrong with a request, as a problem body that names the path of each bad value; never a traceback.
 
+to_json: Final = msgspec.json.Encoder().encode
 RETRY_AFTER: Final = b"1"
 _PLACE = re.compile(r"(?P<problem>.*) - at `\$(?P<path>[^`]*)`(?P<rest>.*)", re.DOTALL)
+
+
+class FieldError(Struct, frozen=True):
+    """One thing that is wrong."""
+
+    path: str
+    """`checks[1].cost`; empty for the whole."""
+    problem: str
+
+
+class ApiProblem(Problem, frozen=True, kw_only=True):
+    """RFC 9457, as `application/problem+json`."""
+
+    errors: list[FieldError] = msgspec.field(default_factory=list)
 
 
 def refused(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> ProblemError:
@@ -176,3 +236,100 @@ def invalid(error: msgspec.DecodeError) -> ProblemError:
         return ProblemError(bad_input("", str(error).replace("`", "'")))
     path = found["path"].lstrip(".")
     return ProblemError(bad_input(path, (found["problem"] + found["rest"]).replace("`", "'")))
+
+
+# The OpenAPI document, made of the operations and of the very types that decode and encode their bodies.
+
+_REF: Final = "#/components/schemas/{name}"
+_BEARER: Final = {"type": "http", "scheme": "bearer"}
+_DESCRIPTIONS: Final = {
+    400: "Something in it cannot be used; `errors` says what.",
+    401: "A valid token is needed.",
+    403: "Asked by a page of another site, where no token is configured.",
+    404: "There is no such thing, or no policy names the action.",
+    408: "The body did not arrive in time.",
+    409: "In conflict with others: an identity is taken, or others changed the same thing at the same time.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    422: "The `Idempotency-Key` was used for another request.",
+    503: "The store gives no answer; it is not known whether anything was written.",
+}
+_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "A repeat with the same key is carried out once, and answered the same for 10 minutes.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+}
+
+
+def openapi(operations: Iterable[Operation], *, token: bool) -> dict[str, Any]:
+    """OpenAPI 3.1. `token`: whether one is asked for."""
+    every = list(operations)
+    bodies = [kind for one in every for kind in (one.body, one.answer) if kind is not None]
+    kinds: list[type[Struct]] = list(dict.fromkeys([*bodies, ApiProblem]))
+    refs, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
+    ref_of: dict[type[Struct], dict[str, Any]] = dict(zip(kinds, refs, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for one in every:
+        paths.setdefault(one.path, {})[one.method.lower()] = _operation_object(one, ref_of, token=token)
+    components: dict[str, Any] = {"schemas": schemas}
+    if token:
+        components["securitySchemes"] = {"bearer": _BEARER}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "ratelimit", "version": _version(), "description": "The limiter, as JSON over HTTP."},
+        "paths": paths,
+        "components": components,
+    }
+
+
+def _operation_object(one: Operation, ref_of: dict[type[Struct], dict[str, Any]], *, token: bool) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "operationId": one.name,
+        "summary": one.summary,
+        "parameters": [*_path_parameter(one), *_query_parameters(one.query), *([_KEY] if one.repeatable else [])],
+        "responses": _responses(one, ref_of, token=token),
+    }
+    if one.body is not None:
+        document["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref_of[one.body]}}}
+    if token:
+        document["security"] = [] if one.open else [{"bearer": []}]
+    return document
+
+
+def _responses(one: Operation, ref_of: dict[type[Struct], dict[str, Any]], *, token: bool) -> dict[str, Any]:
+    done: dict[str, Any] = {"description": "Done."}
+    if one.answer is not None:
+        done = {
+            "description": (one.answer.__doc__ or "").partition("\n")[0],
+            "content": {"application/json": {"schema": ref_of[one.answer]}},
+        }
+    if one.repeatable:
+        done["headers"] = {"Idempotency-Replayed": {"schema": {"const": "true"}}}
+    responses = {"204" if one.answer is None else "200": done}
+    problem = {"application/problem+json": {"schema": ref_of[ApiProblem]}}
+    closed = () if one.open else (401,) if token else (403,)
+    may_fail = {400, *one.problems, *closed, *((408, 413, 415) if one.body else ())}
+    for status in sorted(may_fail | ({422} if one.repeatable else set())):
+        responses[str(status)] = {"description": _DESCRIPTIONS[status], "content": problem}
+    return responses
+
+
+def _path_parameter(one: Operation) -> list[dict[str, Any]]:
+    if one.part is None:
+        return []
+    (schema,), _ = msgspec.json.schema_components([one.part_type], ref_template=_REF)
+    return [{"name": one.part, "in": "path", "required": True, "schema": schema}]
+
+
+def _query_parameters(query: type[Struct]) -> list[dict[str, Any]]:
+    _, schemas = msgspec.json.schema_components([query], ref_template=_REF)
+    properties: dict[str, dict[str, Any]] = schemas[query.__name__]["properties"]
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
+
+
+def _version() -> str:
+    try:
+        return version("ratelimit-dynamodb")
+    except PackageNotFoundError:
+        return "0"

@@ -13,9 +13,8 @@ from ratelimit.algorithms.fields import DAYS_KEPT, Per
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent, encode_metadata
-from ratelimit.http.api.bodies import Name, UserName
 from ratelimit.http.api.directory import Cursor, Limit
-from ratelimit.http.api.operation import Operation, operation
+from ratelimit.http.api.operation import Name, Operation, UserName, operation
 from ratelimit.usage import EventPage
 from ratelimit.usage.formats import text_of_time
 from ratelimit.usage.reports import DATE_RANGE, Reports
