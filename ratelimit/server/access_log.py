@@ -1,4 +1,4 @@
-"""`AccessLog`: a line for each request when it is over. No query strings, no fields, no users: those may be secrets.
+"""`AccessLog`: write a line for each request when it is over. No query strings, headers, users: those may be secrets.
 
 The id is the one that the request went on with: its own, or the one that `RequestIdMiddleware` gave it.
 """
@@ -27,7 +27,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class AccessLog:
-    """The outermost of all. Writes to the logger `ratelimit.access`, at INFO.
+    """The outermost middleware. It writes to the logger `ratelimit.access`, at INFO.
 
     `shown` is how a path is written; where `client` says no, no address is, which may be what a user is known by.
     """
@@ -69,12 +69,12 @@ class AccessLog:
             self._write(scope, status, sent, time.perf_counter() - since)
 
     def refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
-        """A request that its server has answered itself, as no app could have read it; the scope has what is known."""
+        """Log a request that the server has answered itself, as no app could have read it."""
         if self._form != "off":
             self._write(scope, status, sent, span)
 
     def _write(self, scope: Scope, status: int, sent: int, span: float) -> None:
-        """Status 0: the client left, or was cut off, before there was one."""
+        # Status 0: the client left, or was cut off, before there was one.
         state = RateLimitState.of(scope)
         decisions = [] if state is None else state.decisions
         entry: dict[str, Any] = {

@@ -41,7 +41,7 @@ class Address:
     option: str = "--port"
 
     def bind(self) -> Listening:
-        """A socket that listens. Raises `ConfigError` naming the option that is to blame."""
+        """Return a socket that listens. Raises `ConfigError` naming the option that is to blame."""
         try:
             return Listening(self._unix(self.uds) if self.uds else self._tcp(), self.uds)
         except OSError as error:
@@ -57,7 +57,7 @@ class Address:
 
     def _unix(self, path: str) -> socket.socket:
         if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
-            _take_away(path)
+            _remove_stale(path)
         listening = socket.socket(socket.AF_UNIX)
         try:
             listening.bind(path)
@@ -78,7 +78,7 @@ class Listening:
         self._path = path
 
     def close(self) -> None:
-        """From now on nobody joins the queue; who is in it, or about to be, is served as long as there are copies.
+        """Let nobody join the queue any more; who is in it, or about to be, is served as long as there are copies.
 
         A client that comes now tries again by itself a second later: it then finds nobody, or whoever listens next.
         """
@@ -97,7 +97,7 @@ def _url(listening: socket.socket) -> str:
 
 
 def _drop_newcomers(listening: socket.socket) -> None:
-    """Otherwise a client might get in between the last `accept` and `close`, send its request, and be reset.
+    """Drop connections not yet begun: a client might get in between the last `accept` and `close`, and be reset.
 
     Connections made of handshakes under way inherit the filter, and never see a SYN.
     """
@@ -107,8 +107,8 @@ def _drop_newcomers(listening: socket.socket) -> None:
     listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, attached)
 
 
-def _take_away(path: str) -> None:
-    """A socket that nobody listens on any more. Raises `OSError` where somebody does."""
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on any more. Raises `OSError` where somebody does."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)

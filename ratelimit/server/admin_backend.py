@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 
 from ratelimit.clock import SECOND, Clock, seconds
 from ratelimit.config import document
+from ratelimit.directory import Directory
 from ratelimit.errors import (
     AccessDenied,
     ConfigError,
@@ -29,22 +30,24 @@ from ratelimit.errors import (
 from ratelimit.http.auth import Token
 from ratelimit.metrics import decode, encode, exposition
 from ratelimit.names import Key
-from ratelimit.server.runtime import Runtime
 from ratelimit.server.sidecar import Sidecar
 from ratelimit.server.worker_bus import WorkerBus
 from ratelimit.store import TableStore
+from ratelimit.usage import UsageLog
 
 logger = logging.getLogger("ratelimit")
 
-
-# `Readiness`: whether the store answers, asked of it for real, and at most once a second however many want to know.
 
 StoreState: TypeAlias = Literal[
     "ok", "unavailable", "late", "misconfigured", "access_denied", "table_not_found", "table_mismatch"
 ]
 
-KNOWN_FOR: Final = 1 * SECOND
+KNOWN_FOR_US: Final = 1 * SECOND
 DEADLINE_S: Final = 1.0
+_ASK_TIMEOUT_S: Final = 2.0
+_RELOAD_TIMEOUT_S: Final = 30.0
+_DONE: Final = b"done"
+_UP: Final = "1 where the worker answers, 0 where it is there and does not."
 # Nobody is called so, and reading it writes nothing.
 _KEY: Final = Key.of("health", "health")
 _STATES: Final[dict[type[StoreMisconfigured], StoreState]] = {
@@ -55,7 +58,10 @@ _STATES: Final[dict[type[StoreMisconfigured], StoreState]] = {
 
 
 class Readiness:
-    """`store` is asked each time which one it is. What exactly is wrong is in the log: it names tables and hosts."""
+    """Tell whether the store answers, asking it for real, and at most once a second however many want to know.
+
+    `store` returns which one it is now. What exactly is wrong is in the log: it names tables and hosts.
+    """
 
     def __init__(self, store: Callable[[], TableStore], clock: Clock) -> None:
         self._store = store
@@ -65,9 +71,9 @@ class Readiness:
         self._said = ""
 
     async def state(self) -> StoreState:
-        """As of a second ago at most."""
+        """Return the state as of a second ago at most."""
         now, store = self._clock.now(), self._store()
-        if self._known is not None and 0 <= now - self._known[0] < KNOWN_FOR and self._known[1] is store:
+        if self._known is not None and 0 <= now - self._known[0] < KNOWN_FOR_US and self._known[1] is store:
             return self._known[2]
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask(store, now))
@@ -100,14 +106,11 @@ class Readiness:
         return "ok"
 
     def _say(self, state: StoreState, why: str) -> StoreState:
-        """Once, until it changes."""
+        """Log it once, until it changes."""
         if self._said != state:
             logger.warning("not ready, the store cannot be used: %s", why)
             self._said = state
         return state
-
-
-# `WorkerHealth`: how one worker is, in words that name no user, no table and no host.
 
 
 class UsageHealth(Struct, frozen=True):
@@ -119,6 +122,11 @@ class UsageHealth(Struct, frozen=True):
     dropped: int
     journal_bytes: int
 
+    @classmethod
+    def of(cls, log: UsageLog) -> UsageHealth:
+        stats = log.stats
+        return cls(log.settings.durability, stats.depth, stats.in_flight, stats.dropped, stats.journal_bytes)
+
 
 class DirectoryHealth(Struct, frozen=True):
     """The cache of users and plans."""
@@ -126,9 +134,13 @@ class DirectoryHealth(Struct, frozen=True):
     failures: int
     stale: int
 
+    @classmethod
+    def of(cls, directory: Directory) -> DirectoryHealth:
+        return cls(directory.stats.failures, directory.stats.stale)
+
 
 class WorkerHealth(Struct, frozen=True):
-    """All of it."""
+    """How one worker is, in words that name no user, no table and no host."""
 
     status: Literal["ok", "degraded", "leaving"]
     uptime: float
@@ -144,33 +156,6 @@ class WorkerHealth(Struct, frozen=True):
     configuration: Literal["as read", "last good"]
     """`last good` where the last reload was refused."""
 
-    @classmethod
-    def of(
-        cls,
-        runtime: Runtime,
-        *,
-        kind: str,
-        state: StoreState,
-        leaving: bool,
-        uptime: float,
-        requests: int,
-        rejected: bool,
-    ) -> WorkerHealth:
-        """Of what holds now."""
-        breaker = runtime.limiter.breaker.state
-        well = state == "ok" and breaker == "closed"
-        return cls(
-            status="leaving" if leaving else "ok" if well else "degraded",
-            uptime=round(uptime, 1),
-            store=kind,
-            store_state=state,
-            breaker=breaker,
-            usage=_usage(runtime),
-            directory=_directory(runtime),
-            requests=requests,
-            configuration="last good" if rejected else "as read",
-        )
-
 
 class Silent(Struct, frozen=True):
     """One that is there and does not answer."""
@@ -178,31 +163,12 @@ class Silent(Struct, frozen=True):
     status: Literal["silent"] = "silent"
 
 
-def _usage(runtime: Runtime) -> UsageHealth | None:
-    if runtime.usage is None:
-        return None
-    stats = runtime.usage.stats
-    return UsageHealth(
-        runtime.usage.settings.durability, stats.depth, stats.in_flight, stats.dropped, stats.journal_bytes
-    )
-
-
-def _directory(runtime: Runtime) -> DirectoryHealth | None:
-    if runtime.directory is None:
-        return None
-    return DirectoryHealth(runtime.directory.stats.failures, runtime.directory.stats.stale)
-
-
-SINGLE: Final = "0"
-_ASK_S: Final = 2.0
-_RELOAD_S: Final = 30.0
-
-_encode = msgspec.json.Encoder().encode
-_worker = msgspec.json.Decoder(WorkerHealth)
+_encode: Final = msgspec.json.Encoder().encode
+_health_decoder: Final = msgspec.json.Decoder(WorkerHealth)
 
 
 class ServerBackend:
-    """A `AdminBackend`. `folder`: where the workers of this service meet; None where there is one."""
+    """An `AdminBackend`. `folder`: where the workers of this service meet; None where there is one."""
 
     def __init__(self, sidecar: Sidecar, folder: Path | None) -> None:
         self._sidecar = sidecar
@@ -217,7 +183,7 @@ class ServerBackend:
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
-        """In which the others can ask this worker."""
+        """Let the others ask this worker meanwhile."""
         if self._bus is not None:
             await self._bus.start()
         try:
@@ -227,23 +193,21 @@ class ServerBackend:
                 await self._bus.end()
 
     def token(self) -> Token:
-        """As configured now."""
+        """Return the one that is configured now."""
         text = self._sidecar.current.runtime.config.admin_token
         if self._token[0] != text:
             self._token = text, Token(text)
         return self._token[1]
 
     async def health(self) -> Mapping[str, object]:
-        """See `AdminBackend`."""
         workers: dict[str, WorkerHealth | Silent] = {self._number: await self._health()}
-        for number, said in (await self._ask("health", within=_ASK_S)).items():
-            workers[number] = Silent() if said is None else _worker.decode(said)
+        for number, said in (await self._ask("health", within=_ASK_TIMEOUT_S)).items():
+            workers[number] = Silent() if said is None else _health_decoder.decode(said)
         well = all(worker.status == "ok" for worker in workers.values())
         status = "leaving" if self._sidecar.stopping else "ok" if well else "degraded"
         return {"status": status, "version": version("ratelimit-dynamodb"), "workers": workers}
 
     async def unready(self) -> str | None:
-        """See `AdminBackend`."""
         if self._sidecar.stopping:
             return "The service is about to end."
         if not self._sidecar.running:
@@ -252,21 +216,19 @@ class ServerBackend:
         return None if state == "ok" else f"The store cannot be used: {state}."
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        """See `AdminBackend`."""
         workers = {self._number: [Gauge("ratelimit_up", _UP, 1), *self._sidecar.registry.collect()]}
-        for number, said in (await self._ask("metrics", within=_ASK_S)).items():
+        for number, said in (await self._ask("metrics", within=_ASK_TIMEOUT_S)).items():
             metrics = [] if said is None else decode(said)
             workers[number] = [Gauge("ratelimit_up", _UP, float(said is not None)), *metrics]
         return exposition(workers, accept)
 
     def config(self) -> Mapping[str, object]:
-        """See `AdminBackend`."""
         return document(self._sidecar.current.runtime.config)
 
     async def reload(self) -> Mapping[str, object]:
-        """See `AdminBackend`. The others are asked when it has worked here; what they could not do is an error too."""
+        """Reload here, then elsewhere; what the others could not do is an error too."""
         reloaded = await self._sidecar.reload()
-        others = await self._ask("reload", within=_RELOAD_S)
+        others = await self._ask("reload", within=_RELOAD_TIMEOUT_S)
         failed = {number: (said or b"no answer").decode() for number, said in others.items() if said != _DONE}
         if failed:
             told = "; ".join(f"worker {number}: {why}" for number, why in failed.items())
@@ -275,21 +237,25 @@ class ServerBackend:
 
     @property
     def _number(self) -> str:
-        return SINGLE if self._bus is None else self._bus.number
+        return "0" if self._bus is None else self._bus.number
 
     async def _ask(self, question: str, *, within: float) -> dict[str, bytes | None]:
         return {} if self._bus is None else await self._bus.ask(question, within=within)
 
     async def _health(self) -> WorkerHealth:
-        sidecar = self._sidecar
-        return WorkerHealth.of(
-            sidecar.current.runtime,
-            kind=sidecar.current.runtime.config.store.partition("://")[0],
-            state=await self._readiness.state(),
-            leaving=sidecar.stopping,
-            uptime=seconds(self._clock.now() - self._since),
+        sidecar, runtime = self._sidecar, self._sidecar.current.runtime
+        state, breaker = await self._readiness.state(), runtime.limiter.breaker.state
+        well = state == "ok" and breaker == "closed"
+        return WorkerHealth(
+            status="leaving" if sidecar.stopping else "ok" if well else "degraded",
+            uptime=round(seconds(self._clock.now() - self._since), 1),
+            store=runtime.config.store.partition("://")[0],
+            store_state=state,
+            breaker=breaker,
+            usage=None if runtime.usage is None else UsageHealth.of(runtime.usage),
+            directory=None if runtime.directory is None else DirectoryHealth.of(runtime.directory),
             requests=sidecar.requests,
-            rejected=sidecar.rejected,
+            configuration="last good" if sidecar.rejected else "as read",
         )
 
     async def _own_metrics(self) -> bytes:
@@ -304,7 +270,3 @@ class ServerBackend:
         except RateLimitError as error:
             return str(error).encode()
         return _DONE
-
-
-_DONE: Final = b"done"
-_UP: Final = "1 where the worker answers, 0 where it is there and does not."

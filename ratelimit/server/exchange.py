@@ -21,33 +21,24 @@ from ratelimit.server.upstream import ProxySettings
 
 logger = logging.getLogger("ratelimit.proxy")
 
-OnAnswer: TypeAlias = "Callable[[list[RawHeader], int], Awaitable[None]]"
-
 _ERRORS: Final = (aiohttp.ClientError, OSError, ValueError)
 _AGAIN_S: Final = 0.1
 # An upstream that knows `Expect` says so by then; one that does not is waiting for the body.
 _CONTINUE_S: Final = 1.0
-Phase: TypeAlias = Literal["connection", "first byte", "upstream", "client", "gone"]
-Timeouts: TypeAlias = Mapping[Phase, float]
-
 # A quick answer is through before anybody needs to look whether the client is still there.
 _SLOW_S: Final = 0.05
 
+Phase: TypeAlias = Literal["connection", "first byte", "upstream", "client", "gone"]
+"""What is waited for. `gone`: the client has left."""
+Timeouts: TypeAlias = Mapping[Phase, float]
+OnAnswer: TypeAlias = "Callable[[list[RawHeader], int], Awaitable[None]]"
+
 
 class Exchange:
-    """Serves one request. `on_answer` is awaited with the answer's own fields and status before anything is sent."""
+    """Serve one request. `on_answer` is awaited with the answer's own headers and status before anything is sent."""
 
     __slots__ = (
-        "_headers",
-        "_on_answer",
-        "_receive",
-        "_scope",
-        "_send",
-        "_session",
-        "_started",
-        "_timeout",
-        "_upload",
-        "_url",
+        "_body", "_headers", "_on_answer", "_receive", "_scope", "_send", "_session", "_started", "_timeout", "_url",
         "_watch",
     )  # fmt: skip
 
@@ -64,11 +55,11 @@ class Exchange:
         self._on_answer = on_answer
         self._watch: asyncio.Task[None] | None = None
         self._timeout = ExchangeTimeout(timeouts, self._start_watch)
-        self._upload = RequestBody(receive, self._timeout) if has_body(scope) else None
+        self._body = RequestBody(receive, self._timeout) if has_body(scope) else None
         self._started = False
 
     async def run(self) -> None:
-        """An answer that breaks off is left incomplete: the server then closes the connection, and the client knows."""
+        """Leave an answer that breaks off incomplete: the server then closes the connection, and the client knows."""
         try:
             async with self._timeout:
                 await self._exchange()
@@ -96,7 +87,7 @@ class Exchange:
             answer.release()
 
     async def _ask(self) -> aiohttp.ClientResponse:
-        """A refused connection is tried once more, as nothing was sent. Beyond that aiohttp repeats idempotent
+        """Try once more where the connection is refused, as nothing was sent. Beyond that aiohttp repeats idempotent
         requests, of which no part of a body was sent, where a kept connection was lost before the answer."""
         try:
             return await self._request()
@@ -107,15 +98,15 @@ class Exchange:
         return await self._request()
 
     async def _request(self) -> aiohttp.ClientResponse:
-        if self._upload is None:
+        if self._body is None:
             self._timeout.wait_for("first byte")
         return await self._session.request(
             self._scope["method"],
             self._url,
             headers=self._headers,
-            data=self._upload,
+            data=self._body,
             allow_redirects=False,
-            expect100=self._upload is not None and expects_continue(self._scope),
+            expect100=self._body is not None and expects_continue(self._scope),
         )
 
     async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
@@ -136,20 +127,20 @@ class Exchange:
 
     async def _fail(self, error: Exception, problem: ServerProblem) -> None:
         if self._started:
-            logger.warning("an answer broke off: %s", said(error))
+            logger.warning("an answer broke off: %s", describe(error))
             return
-        logger.warning("%d %s: %s", problem.status, problem.title, said(error))
+        logger.warning("%d %s: %s", problem.status, problem.title, describe(error))
         await problem.send(self._scope, self._receive, self._send)
 
     def _start_watch(self) -> None:
         self._watch = asyncio.get_running_loop().create_task(self._watch_client())
 
     async def _watch_client(self) -> None:
-        """Looks out for the client's leaving while something else is waited for, and ends the exchange then."""
-        if self._upload is not None:
+        """End the exchange when the client leaves while something else is waited for."""
+        if self._body is not None:
             # An upstream may answer and never read the rest of the request; meanwhile nobody else may `receive`.
-            lost = self._scope.get(DISCONNECT_KEY, self._upload.finished)
-            await asyncio.wait({self._upload.finished, lost}, return_when=asyncio.FIRST_COMPLETED)
+            lost = self._scope.get(DISCONNECT_KEY, self._body.finished)
+            await asyncio.wait({self._body.finished, lost}, return_when=asyncio.FIRST_COMPLETED)
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._timeout.wait_for("gone")
@@ -170,7 +161,7 @@ class RequestBody:
         return self
 
     async def __anext__(self) -> bytes:
-        """The server has seen to it that there is no more than the fields say. Raises `ConnectionResetError`."""
+        """Raises `ConnectionResetError`. The server has seen to it that there is no more than the headers say."""
         while self._more:
             self._timeout.wait_for("client")
             message = await self._receive()
@@ -191,7 +182,6 @@ class UpstreamRequest(aiohttp.ClientRequest):
     """Does not wait for ever for the `100 Continue` of a server that sends none (RFC 9110, 10.1.1)."""
 
     def update_expect_continue(self, expect: bool = False) -> None:
-        """As ever, and the body goes out after a second at the latest."""
         super().update_expect_continue(expect)
         waiting: asyncio.Future[Any] | None = self._continue
         if waiting is not None:
@@ -204,7 +194,7 @@ def _go_on(waiting: asyncio.Future[Any]) -> None:
 
 
 def timeouts(settings: ProxySettings) -> Timeouts:
-    """How long each of them is waited for, in seconds."""
+    """Return how long each phase may take, in seconds."""
     return {
         "connection": settings.connect + settings.first_byte,
         "first byte": settings.first_byte,
@@ -217,7 +207,7 @@ def timeouts(settings: ProxySettings) -> Timeouts:
 class ExchangeTimeout:
     """`async with ExchangeTimeout(…) as timeout:` raises `TimeoutError`; `timeout.phase` says who was too slow.
 
-    `on_slow` is called once, if the exchange takes longer than most. To wait for somebody else costs two assignments:
+    `on_slow` is called once, if the exchange takes longer than most. To begin another phase costs two assignments:
     the timer, when it goes off too soon, is set anew.
     """
 
@@ -233,7 +223,7 @@ class ExchangeTimeout:
         self.phase: Phase = "connection"
 
     def wait_for(self, phase: Phase) -> None:
-        """From now on, afresh. After `gone` nothing else is waited for."""
+        """Begin a phase, with its whole time. After `gone` there is no other."""
         if self.phase == "gone":
             return
         self.phase = phase
@@ -262,7 +252,6 @@ class ExchangeTimeout:
         self._look()
 
     def _look(self) -> None:
-        """Whether it is over, or when to look again."""
         if self._due <= self._loop.time():
             self._timer = None
             self._timeout.reschedule(self._due)
@@ -277,21 +266,17 @@ def upstream_problem(error: Exception, phase: Phase) -> ServerProblem:
     if isinstance(error, aiohttp.ClientConnectorError):
         return NO_CONNECTION
     if isinstance(error, TimeoutError):
-        return _of_timeout(phase)
+        if phase == "client":
+            return SLOW
+        return UNREACHED if phase == "connection" else LATE
     if isinstance(error, aiohttp.ClientResponseError | ValueError):
         return UNREADABLE
     return BROKEN
 
 
-def _of_timeout(phase: Phase) -> ServerProblem:
-    if phase == "client":
-        return SLOW
-    return UNREACHED if phase == "connection" else LATE
-
-
-def said(error: Exception) -> str:
-    """For the log: what kind of error it is and where it happened. What aiohttp adds may be the URL with its query, or
-    a piece of the answer."""
+def describe(error: Exception) -> str:
+    """Return what kind of error it is and where it happened, for the log. What aiohttp adds may be the URL with its
+    query, or a piece of the answer."""
     name = type(error).__name__
     if isinstance(error, aiohttp.ClientConnectorError | Unreadable):
         return f"{name}: {error}"

@@ -1,16 +1,4 @@
-"""`sidecar`: what a worker serves. For the runner (`server.serve`), which owns sockets, signals and processes.
-
-In the parent, before any worker: `admin_address(config)` says where to bind the admin socket, None where it is off.
-In each worker, inside of its event loop or before it: `one = sidecar(source, …)`; then serve `one.app` on the public
-socket and `one.admin` (None where it is off) on the admin socket, both with their lifespans.
-
-    SIGHUP     `await one.reload()` in each worker; it raises `ConfigError` or `StoreUnavailable` and then nothing has
-               changed. It logs either way.
-    SIGTERM    `one.stopping = True` first: `/health/ready` answers 503 from then on, and everything else goes on.
-
-Several workers: all serve the one admin socket, inherited like the public one, and are given the same empty directory
-(0700, made by the parent and removed at its end) as `bus_dir`. Whichever worker is asked collects from all of them.
-"""
+"""`sidecar`: build what a worker serves: the middleware in front of an upstream, or the decision endpoint and API."""
 
 from __future__ import annotations
 
@@ -49,23 +37,24 @@ def sidecar(
     host: str | None = None,
     bus_dir: Path | None = None,
 ) -> Sidecar:
-    """In front of an upstream; without one, the decision endpoint and the native API. Raises `ConfigError`.
+    """Build it in front of an upstream, or without one. Raises `ConfigError`.
 
-    `host` is where `app` will be listened for, None for a unix socket. What the source gives now is served first.
+    What the source gives now is served first. `host` is where the public socket listens, None for a unix one. Serve
+    `app` there, and `admin` on the admin socket, both with their lifespans. Several workers inherit both sockets, and
+    are given the same empty directory (0700) as `bus_dir`: whichever of them is asked collects from all.
     """
-    proxying = upstream is not None
-    one = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings))
+    served = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings))
     log = AccessLog(
-        one,
+        served,
         access_log,
-        shown=str if proxying else _without_user,
-        client=lambda: one.current.runtime.config.user_hash_key is None,
+        shown=_without_user if upstream is None else str,
+        client=lambda: served.current.runtime.config.user_hash_key is None,
     )
-    one.app, one.refused = TraceMiddleware.around(log), log.refused
-    if admin_address(one.current.runtime.config) is not None:
-        board = ServerBackend(one, bus_dir)
-        one.admin = admin_app(board, board.token, board.lifespan)
-    return one
+    served.app, served.refused = TraceMiddleware.around(log), log.refused
+    if admin_address(served.current.runtime.config) is not None:
+        backend = ServerBackend(served, bus_dir)
+        served.admin = admin_app(backend, backend.token, backend.lifespan)
+    return served
 
 
 def _in_front_of(upstream: str, settings: ProxySettings | None) -> AppFactory:
@@ -90,7 +79,7 @@ def _decisions(host: str | None) -> AppFactory:
 
 
 def _without_user(path: str) -> str:
-    """The API's own paths say whom they are about."""
+    # The API's own paths say whom they are about.
     return _USER.sub("*", path)
 
 
@@ -99,13 +88,11 @@ def proxy_app(
     upstream: str,
     settings: ProxySettings | None = None,
     *,
-    access_log: AccessFormat = "off",
     args: MiddlewareArgs | None = None,
 ) -> ASGIApp:
-    """The sidecar in front of an upstream, as an ASGI app. Raises `ConfigError`; needs the extra `sidecar`.
+    """Build the middleware in front of an upstream. Raises `ConfigError`.
 
     `args` are the middleware's, where its parts are there already.
     """
     proxy = Proxy(upstream, settings, trusted_proxies=config.trusted_proxies)
-    app = RequestIdMiddleware(RateLimitMiddleware(proxy, **(args or middleware_args(config))))
-    return AccessLog(app, access_log, client=lambda: config.user_hash_key is None)
+    return RequestIdMiddleware(RateLimitMiddleware(proxy, **(args or middleware_args(config))))

@@ -47,23 +47,27 @@ class Unreadable(ValueError):
 
 
 class RequestHeaders:
-    """Turns a request's headers into those that the upstream gets."""
+    """Turn a request's headers into those that the upstream gets.
 
-    __slots__ = ("_disguised", "_forwarding", "_gone", "_settings", "_upstream")
+    What a peer claims about the way a request came is kept, and added to, only where that peer is one of the trusted
+    proxies; from anyone else it is replaced by what was seen here.
+    """
 
-    def __init__(self, settings: ProxySettings, upstream: Upstream, forwarding: Forwarding) -> None:
+    __slots__ = ("_disguised", "_gone", "_settings", "_trusts", "_upstream")
+
+    def __init__(self, settings: ProxySettings, upstream: Upstream, trusted_proxies: TrustedProxies) -> None:
         self._settings = settings
         self._upstream = upstream
-        self._forwarding = forwarding
+        self._trusts = Addresses(trusted_proxies).trusts_peer
         ours = [*settings.strip, settings.identify_as]
         stripped = frozenset(name.lower().encode() for name in ours if name)
         self._disguised = stripped | HOP_BY_HOP | {b"content-length", b"host"}
         self._gone = stripped | HOP_BY_HOP | HANDSHAKE | {b"expect"}
 
     def of(self, scope: Scope, user: str | None) -> CIMultiDict[str]:
-        """Duplicates are kept in order. `Expect` is left out: it is part of how a body is sent, not of the message."""
+        """Keep duplicates in order. `Expect` is left out: it is part of how a body is sent, not of the message."""
         raw: list[RawHeader] = scope["headers"]
-        trusted = self._forwarding.trusts(scope)
+        trusted = self._trusts(scope)
         headers: CIMultiDict[str] = CIMultiDict()
         claims: dict[bytes, str] = {}
         host = ""
@@ -78,7 +82,7 @@ class RequestHeaders:
             elif name not in self._gone:
                 headers.add(name.decode("latin-1"), text(value))
         headers["host"] = host if host and self._settings.host == "client" else self._upstream.authority
-        headers.extend(self._forwarding.headers(scope, claims, host))
+        headers.extend(_forwarded(scope, claims, host))
         headers.add("via", f"{scope.get('http_version', '1.1')} {VIA}")
         if user is not None and self._settings.identify_as:
             headers[self._settings.identify_as] = user
@@ -94,7 +98,7 @@ class RequestHeaders:
 
 
 def response_headers(raw: Iterable[RawHeader], status: int, version: str = "1.1") -> list[RawHeader]:
-    """The fields of an answer that its client gets. Raises `Unreadable` for one that cannot be written."""
+    """Return those of an answer that its client gets. Raises `Unreadable` for one that cannot be written."""
     lowered = [(name.lower(), value) for name, value in raw]
     gone = _NOT_ANSWERED
     if named := named_by_connection(lowered):
@@ -114,39 +118,24 @@ def response_headers(raw: Iterable[RawHeader], status: int, version: str = "1.1"
     return found
 
 
-class Forwarding:
-    """`trusted_proxies` as in the middleware."""
-
-    __slots__ = ("trusts",)
-
-    def __init__(self, trusted_proxies: TrustedProxies) -> None:
-        self.trusts = Addresses(trusted_proxies).trusts_peer
-
-    def headers(self, scope: Scope, claims: dict[bytes, str], host: str) -> list[tuple[str, str]]:
-        """Return what to send. `claims` are those of a trusted peer; `host` is the `Host` that the client asked for."""
-        peer, proto = _peer(scope) or "unknown", _SECURE.get(scope["scheme"], scope["scheme"])
-        found: list[tuple[str, str]] = [
-            ("x-forwarded-for", _joined(claims.get(b"x-forwarded-for"), peer)),
-            ("x-forwarded-proto", str(claims.get(b"x-forwarded-proto", proto))),
-            ("forwarded", _joined(claims.get(b"forwarded"), f"for={_node(peer)};host={_quoted(host)};proto={proto}")),
-        ]
-        if host or b"x-forwarded-host" in claims:
-            found.append(("x-forwarded-host", claims.get(b"x-forwarded-host", host)))
-        kept = {"x-forwarded-for", "x-forwarded-proto", "forwarded", "x-forwarded-host"}
-        return found + [(name.decode(), value) for name, value in claims.items() if name.decode() not in kept]
-
-
-def _peer(scope: Scope) -> str:
-    client = scope.get("client")
-    return client[0] if client else ""
+def _forwarded(scope: Scope, claims: dict[bytes, str], host: str) -> list[tuple[str, str]]:
+    """Return what to tell of the way that the request came. `claims` are those of a trusted peer."""
+    peer = (scope.get("client") or ("unknown",))[0] or "unknown"
+    proto = _SECURE.get(scope["scheme"], scope["scheme"])
+    node = f'"[{peer}]"' if ":" in peer else peer
+    found: list[tuple[str, str]] = [
+        ("x-forwarded-for", _joined(claims.get(b"x-forwarded-for"), peer)),
+        ("x-forwarded-proto", str(claims.get(b"x-forwarded-proto", proto))),
+        ("forwarded", _joined(claims.get(b"forwarded"), f"for={node};host={_quoted(host)};proto={proto}")),
+    ]
+    if host or b"x-forwarded-host" in claims:
+        found.append(("x-forwarded-host", claims.get(b"x-forwarded-host", host)))
+    told = {"x-forwarded-for", "x-forwarded-proto", "forwarded", "x-forwarded-host"}
+    return found + [(name.decode(), value) for name, value in claims.items() if name.decode() not in told]
 
 
 def _joined(earlier: str | None, now: str) -> str:
     return f"{earlier}, {now}" if earlier else now
-
-
-def _node(peer: str) -> str:
-    return f'"[{peer}]"' if ":" in peer else peer
 
 
 def _quoted(text: str) -> str:
@@ -155,7 +144,7 @@ def _quoted(text: str) -> str:
 
 
 def has_body(scope: Scope) -> bool:
-    """Whether the request is framed as one with a body (RFC 9112, 6)."""
+    """Return whether the request is framed as one with a body (RFC 9112, 6)."""
     for name, value in scope["headers"]:
         if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
             return True
@@ -163,7 +152,7 @@ def has_body(scope: Scope) -> bool:
 
 
 def expects_continue(scope: Scope) -> bool:
-    """Whether the client waits for a `100 Continue` before it sends the body. One of HTTP/1.0 does not know it."""
+    """Return whether the client waits for a `100 Continue` to send the body. One of HTTP/1.0 does not know it."""
     return scope["http_version"] != "1.0" and any(
         name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
     )

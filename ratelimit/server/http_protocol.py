@@ -41,7 +41,6 @@ from ratelimit.server.upstream import TARGET_KEY
 DISCONNECT_KEY: Final = "ratelimit.lost"
 """In a scope: a future that is done when the connection is lost, for whoever must not `receive` to find out."""
 
-
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's target and fields."""
 MAX_HEAD_S: Final = 30.0
@@ -65,11 +64,11 @@ _RESET, _LINGERING = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
 def ignore_refusal(scope: Scope, status: int, sent: int, span: float) -> None:
-    """Where nobody wants to know."""
+    """Tell nobody."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """For uvicorn's `http=HttpProtocol`."""
+    """One connection."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -86,21 +85,20 @@ class HttpProtocol(HttpToolsProtocol):
         self._disconnected: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Somebody who never says anything is as idle as somebody who says nothing more."""
+        """Wait: somebody who never says anything is as idle as somebody who says nothing more."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self._wait_for_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
         self._in_time()
         self._disconnected.set_result(None)
         super().connection_lost(exc)
 
     def on_refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
-        """For whoever writes a log; see `OnRefused`."""
+        """Tell whoever writes a log, as `OnRefused`."""
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Who asks and then closes its side of the connection waits for the answer. Whether the connection stays."""
+        """Return whether the connection stays: who asks and then closes its side waits for the answer."""
         cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
             return False
@@ -119,7 +117,6 @@ class HttpProtocol(HttpToolsProtocol):
         return True
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
         # What is read at once is bounded, and may begin with the end of another request's body.
         added = len(data) if self._reading else 0
         self._read(data)
@@ -131,7 +128,6 @@ class HttpProtocol(HttpToolsProtocol):
                 self._overdue = self.loop.call_later(MAX_HEAD_S, self._refuse, SLOW)
 
     def on_message_begin(self) -> None:
-        """See `httptools`."""
         self._reading = True
         self._size = self._unread = 0
         self._begun += 1
@@ -141,18 +137,16 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope[DISCONNECT_KEY] = self._disconnected  # type: ignore[typeddict-unknown-key]
 
     def on_url(self, url: bytes) -> None:
-        """See `httptools`."""
         super().on_url(url)
         self._measure(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """See `httptools`. What comes after the header section is a trailer, and goes no further."""
+        # What comes after the header section is a trailer, and goes no further.
         self._measure(len(name) + len(value))
         if self._reading:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """See `httptools`."""
         self._reading = False
         self._asked = True
         self._in_time()
@@ -172,7 +166,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _read(self, data: bytes) -> None:
-        """Unlike uvicorn's, the rest of a body whose request is answered does not stop the timer of what is idle."""
+        """Feed the parser. Unlike with uvicorn, the rest of a body whose request is answered stops no idle timer."""
         pieces: list[bytes | memoryview] = [data]
         while pieces:
             piece = pieces.pop()
@@ -193,11 +187,11 @@ class HttpProtocol(HttpToolsProtocol):
                 return
 
     def _should_upgrade(self) -> bool:
-        """uvicorn leaves alone what offers an upgrade: `_read` goes into it when the parser has stopped."""
+        """Keep uvicorn from what offers an upgrade: `_read` goes into it when the parser has stopped."""
         return True
 
     def _opens_websocket(self) -> bool:
-        """Not while an answer is on its way: who writes it would not be told any more to wait for the client."""
+        """Return False while an answer is on its way: who writes it would not be told to wait for the client."""
         cycle: Any = self.cycle
         answered = cycle is None or (cycle.response_complete and not self.flow.write_paused)
         is_plain = self.scope["method"] == "GET" and not has_body(dict(self.scope))
@@ -205,7 +199,6 @@ class HttpProtocol(HttpToolsProtocol):
         return is_plain and answered and self._get_upgrade() == b"websocket" and self._should_upgrade_to_ws()
 
     def _parse_anew(self) -> None:
-        """As uvicorn begins."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
@@ -226,7 +219,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise RequestRefused(LARGE)
 
     def _take_origin_form(self) -> None:
-        """RFC 9112, 3.2: of a URL the authority goes over the `Host` field; `*` stays as it is."""
+        """Take path and query of a URL; its authority goes over the `Host` field (RFC 9112, 3.2)."""
         if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
             return
         if b"#" in self.url:
@@ -245,7 +238,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.headers.append((b"host", host))
 
     def _answer_plainly(self) -> None:
-        """No `100 Continue` to who does not wait for it, and to HTTP/1.0 no chunks either."""
+        """Send no `100 Continue` to who does not wait for it, and to HTTP/1.0 no chunks either."""
         cycle: Any = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             return
@@ -256,8 +249,8 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.waiting_for_100_continue = False
 
     def _probe(self, cycle: RequestResponseCycle) -> None:
-        """A client that has left for good answers a byte with a reset, and one that reads is owed this one anyway: the
-        beginning of its answer, or a leading zero of the next chunk's size."""
+        """Send a byte, which a client that has left for good answers with a reset. One that reads is owed it anyway: it
+        is the beginning of its answer, or a leading zero of the next chunk's size."""
         if not cycle.response_started and not self.pipeline:
             self.transport.write(_BEGINNING)
             cycle.transport = Begun(cycle)  # type: ignore[assignment]
@@ -265,7 +258,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write(b"0")
 
     def _look_for_reset(self) -> None:
-        """Once there is nothing more to read, event loops do not look themselves."""
+        """Do what event loops do not once there is nothing more to read."""
         if self.transport.is_closing():
             return
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -289,7 +282,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _tell(self, problem: ServerProblem, last: RequestResponseCycle | None) -> None:
-        """Where an app was asked already, there is a line for that request, and this is its status."""
+        """Log it. Where an app was asked already, there is a line for that request, and this is its status."""
         answered = problem.status, problem.length
         if last is not None and not last.response_complete:
             last.scope[REFUSED_KEY] = answered  # type: ignore[typeddict-unknown-key]
@@ -307,8 +300,8 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class UntilClose:
-    """How an HTTP/1.0 client is answered: what has no length ends with the connection (RFC 9112, 6.3), and where it
-    breaks off, with a reset."""
+    """Answer an HTTP/1.0 client: what has no length ends with the connection (RFC 9112, 6.3), and with a reset where it
+    breaks off."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
@@ -316,7 +309,7 @@ class UntilClose:
         self._counts = True
 
     async def send(self, message: Message) -> None:
-        """See uvicorn: it sends in chunks what has no length, so it is told one for each piece."""
+        """Tell uvicorn a length for each piece, as it sends in chunks what has none."""
         cycle = self._cycle
         if message["type"] == "http.response.start":
             self._counts = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
@@ -343,7 +336,6 @@ class Begun:
         self._transport: Transport = cycle.transport
 
     def write(self, data: bytes) -> None:
-        """The rest of it."""
         self._cycle.transport = self._transport
         self._transport.write(data[len(_BEGINNING) :])
 

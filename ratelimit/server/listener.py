@@ -1,4 +1,5 @@
-"""`Listener`: serves one app on one socket, on uvicorn's protocols, and leaves in steps."""
+"""`Listener`: serve one app on one socket, on uvicorn's protocols. Draining it cuts no request that had arrived
+when its connection closes."""
 
 from __future__ import annotations
 
@@ -30,9 +31,13 @@ from ratelimit.server.upstream import TARGET_KEY
 logger = logging.getLogger("ratelimit.serving")
 
 
-# uvicorn's connections, which know how to leave: no request is cut that had arrived when its connection closes.
-
 SERVICE_RESTART: Final = 1012
+KEEP_ALIVE_S: Final = 75
+_MAX_MESSAGE: Final = 16 * 2**20
+_LOOK_AGAIN_S: Final = 0.02
+_CANCELLED_S: Final = 1.0
+STALLED_S: Final = 60.0
+"""So long nothing of what is left is read, and a connection that closes is given up."""
 
 # A handshake is measured as any other request is, before `websockets` reads it: 8 KB a line, which is not much for
 # cookies, and 128 fields are no limits here.
@@ -49,32 +54,30 @@ class ListenerState(ServerState):
         self.refused = refused
 
     def all(self) -> list[HttpConnection | WebSocketConnection]:
-        """As they are now."""
+        """Return them as they are now."""
         return cast("list[HttpConnection | WebSocketConnection]", list(self.connections))
 
 
 class HttpConnection(HttpProtocol):
-    """While leaving, each answer says that it is the last, and a connection that stays idle closes."""
+    """While draining, each answer says `Connection: close`, and a connection that stays idle closes."""
 
     server_state: ListenerState
     scope: HTTPScope | None  # type: ignore[assignment]
     cycle: RequestResponseCycle | None  # type: ignore[assignment]
 
     _idle_since: float | None = None
-    """As `leave` has seen it."""
+    """As `drain` has seen it."""
 
     def data_received(self, data: bytes) -> None:
-        """A request that arrives while leaving is answered as any other, with `Connection: close`."""
         super().data_received(data)
         if self.server_state.draining:
             self._announce()
 
     def on_refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
-        """See `HttpProtocol`."""
         self.server_state.refused(scope, status, sent, span)
 
     def drain(self, now: float, linger: float) -> None:
-        """To be called again and again: closes after `linger` idle seconds."""
+        """Close after `linger` idle seconds. To be called again and again."""
         if not self._idle():
             self._idle_since = None
             self._announce()
@@ -84,8 +87,8 @@ class HttpConnection(HttpProtocol):
             self._close()
 
     def timeout_keep_alive_handler(self) -> None:
-        """As when leaving: a request that arrives in the last moment is answered. An answer that was not read in all
-        this time is the last."""
+        """Close as when draining: a request that arrives in the last moment is answered. An answer that was not read in
+        all this time is the last."""
         if self.transport.get_write_buffer_size():
             self.transport.close()
         elif self._idle():
@@ -94,8 +97,11 @@ class HttpConnection(HttpProtocol):
                 self._wait_for_request()
 
     def _announce(self) -> None:
-        """Of requests sent ahead, with the last. Not where a body is still on its way: closing upon unread data resets
-        the connection, and the client might never see its answer."""
+        """Tell the client to go, of requests sent ahead with the last.
+
+        Not where a body is still on its way: closing upon unread data resets the connection, and the client might never
+        see its answer.
+        """
         cycle = self.cycle
         if cycle is not None and not cycle.more_body and not cycle.response_started:
             cycle.keep_alive = False
@@ -109,7 +115,7 @@ class HttpConnection(HttpProtocol):
         return self.cycle.response_complete and self.cycle.scope is self.scope
 
     def _close(self) -> None:
-        """Unless a request has arrived that the event loop only has not read yet."""
+        """Close, unless a request has arrived that the event loop only has not read yet."""
         if not self.transport.is_closing() and _shut(self.transport):
             self.transport.close()
 
@@ -122,7 +128,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
         self._refused = server_state.refused
 
     def data_received(self, data: bytes) -> None:
-        """The handshake comes first, and whole. To one that `websockets` cannot read uvicorn never says anything."""
+        """Answer a handshake that `websockets` cannot read, to which uvicorn never says anything. It comes whole."""
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
             self.transport.write(MALFORMED.raw())
@@ -130,7 +136,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
             self._refused({"client": self.client, "headers": [], "raw_path": b"-"}, MALFORMED.status, 0, 0.0)
 
     def handle_connect(self, event: Request) -> None:
-        """One that `websockets` itself refuses, for want of a key or so, no app hears of."""
+        """Log a handshake that `websockets` itself refuses, for want of a key or so: no app hears of it."""
         super().handle_connect(event)
         target = event.path.encode("latin-1")
         if self.response.status_code == 101:
@@ -151,7 +157,7 @@ class WebSocketConnection(WebSocketsSansIOProtocol):
 
 
 def _shut(transport: Transport) -> bool:
-    """Whether nothing had arrived: then it is shut, in the very next system call."""
+    """Shut it in the very next system call, and return True, where nothing had arrived."""
     with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as peer:
         try:
             return not peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -160,14 +166,6 @@ def _shut(transport: Transport) -> bool:
         except OSError:
             pass
     return True
-
-
-KEEP_ALIVE_S: Final = 75
-_MAX_MESSAGE: Final = 16 * 2**20
-_LOOK_AGAIN_S: Final = 0.02
-_CANCELLED_S: Final = 1.0
-STALLED_S: Final = 60.0
-"""So long nothing of what is left is read, and a connection that closes is given up."""
 
 
 class StartFailed(RateLimitError):
@@ -209,8 +207,8 @@ class Listener:
         self._watch = loop.create_task(self._give_up_stalled())
 
     async def drain(self, *, linger: float, grace: float) -> None:
-        """Clients are told to leave by what they are answered; connections that are idle for `linger` seconds close;
-        what runs is cut off after `grace` seconds.
+        """Tell clients to leave by what they are answered. Connections that are idle for `linger` seconds close; what
+        runs is cut off after `grace` seconds.
 
         It accepts for half as long again as newcomers are let in, as there may be a queue, or handshakes on their way.
         """
@@ -239,7 +237,7 @@ class Listener:
         return HttpConnection(config=self._config, server_state=self._shared, app_state=self._lifespan.state)
 
     async def _stop_accepting(self) -> None:
-        """asyncio's server would lose, unclosed, what it accepted a turn of its loop before (python/cpython#109564)."""
+        # asyncio's server would lose, unclosed, what it accepted a turn of its loop before (python/cpython#109564).
         if self._server is not None:
             with suppress(NotImplementedError):  # of the loop on Windows, which loses nothing
                 asyncio.get_running_loop().remove_reader(self._listening)
@@ -251,7 +249,6 @@ class Listener:
         return bool(self._shared.connections or self._shared.tasks)
 
     async def _cut_off(self) -> None:
-        """What is still there after the grace."""
         if tasks := set(self._shared.tasks):
             logger.warning("%d requests were not finished in time and are cut off", len(tasks))
             for task in tasks:
@@ -261,8 +258,8 @@ class Listener:
             connection.transport.abort()
 
     async def _give_up_stalled(self) -> None:
-        """Closing waits until everything is read, and who reads nothing would keep the connection, and whatever is
-        behind it, for ever."""
+        """Abort connections that close while nothing of what is left is read: closing waits until everything is, and
+        would keep the connection, and whatever is behind it, for ever."""
         before: dict[asyncio.Transport, int] = {}
         while True:
             await asyncio.sleep(STALLED_S)

@@ -1,4 +1,4 @@
-"""`Proxy`: an ASGI app that passes every request on to one upstream."""
+"""`Proxy`: an ASGI app that passes every request on to one upstream, and settles what each has really cost."""
 
 from __future__ import annotations
 
@@ -20,78 +20,21 @@ from ratelimit.http.lifespan import join_lifespan, no_lifespan
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.quota import MAX_LIMIT
 from ratelimit.server.exchange import Exchange, UpstreamRequest, timeouts
-from ratelimit.server.headers import COST, Forwarding, RawHeader, RequestHeaders
+from ratelimit.server.headers import COST, RawHeader, RequestHeaders
 from ratelimit.server.upstream import ProxySettings, Upstream, target_of
 from ratelimit.server.websocket import UpstreamSocket, forward_websocket, not_elsewhere
 
 logger = logging.getLogger("ratelimit.proxy")
 
-
-# `X-RateLimit-Cost: 17`: what a request has really cost, as only the upstream knows it.
-
-_DIGITS: Final = len(str(MAX_LIMIT))
-
-
-async def settle_cost(scope: Scope, raw: list[RawHeader], status: int) -> None:
-    """Charge what the upstream states beyond what was taken, or give back what is less; it may exceed the quota.
-
-    What the policy does not count with this status stays as it is, and is given back as ever. Never raises for a store.
-    """
-    stated = _stated(raw)
-    state = RateLimitState.of(scope)
-    if stated is None or state is None:
-        return
-    owing = [
-        one for one in state.charges.spent if stated != one.decision.cost and one.counts(status < 400, status, raw)
-    ]
-    if owing:
-        settling = asyncio.ensure_future(_settle(owing, stated))
-        try:
-            await asyncio.shield(settling)
-        finally:
-            # The client may leave meanwhile: what the request has spent is known before its end is settled.
-            await asyncio.wait({settling})
-
-
-async def _settle(owing: list[Charge], stated: int) -> None:
-    for charge in owing:
-        owed = stated - charge.decision.cost
-        if owed > 0:
-            await _charge(charge, owed, stated)
-        else:
-            await give_back(charge, -owed)
-
-
-async def _charge(charge: Charge, owed: int, stated: int) -> None:
-    name = charge.policy.name
-    charged = await charge.limiter.charge(charge.user, name, owed)
-    if charged.reason == "unavailable":
-        logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
-        return
-    at_us = charge.decision.at_us
-    charge.decision = msgspec.structs.replace(charged, cost=stated, spent=stated, refunded=0, at_us=at_us)
-
-
-def _stated(raw: list[RawHeader]) -> int | None:
-    """Where it is stated more than once, the last counts. What is no whole number is said so, and charged as taken."""
-    values = [value for name, value in raw if name.lower() == COST]
-    if not values:
-        return None
-    text = values[-1].strip()
-    if text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) <= MAX_LIMIT:
-        return int(text)
-    logger.warning("the upstream states a cost of %r, which is not a whole number up to %d", text[:40], MAX_LIMIT)
-    return None
-
-
 # aiohttp would add these where the client has not sent them.
 _NOT_OURS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-_LONGEST_FIELD: Final = 64 * 1024
-_MOST_FIELDS: Final = 1000
+_MAX_HEADER_BYTES: Final = 64 * 1024
+_MAX_HEADERS: Final = 1000
 # An answer that has no content, whatever its fields say (RFC 9110, 6.4.1); interim ones are aiohttp's to skip.
 _EMPTY: Final = re.compile(rb"HTTP/1\.[01] (?:204|304)\b")
 _FINAL: Final = re.compile(rb"HTTP/1\.[01] [2-5]")
 _FRAMED: Final = re.compile(rb"\r\n(?:content-length:[ \t]*[1-9]|transfer-encoding:)", re.IGNORECASE)
+_DIGITS: Final = len(str(MAX_LIMIT))
 
 
 class Proxy:
@@ -106,7 +49,7 @@ class Proxy:
     ) -> None:
         self.upstream = Upstream.parse(upstream) if isinstance(upstream, str) else upstream
         self.settings = settings or ProxySettings()
-        self._headers = RequestHeaders(self.settings, self.upstream, Forwarding(trusted_proxies))
+        self._headers = RequestHeaders(self.settings, self.upstream, trusted_proxies)
         self._timeouts = timeouts(self.settings)
         self._session: aiohttp.ClientSession | None = None
 
@@ -149,9 +92,9 @@ class Proxy:
                 trust_env=False,
                 skip_auto_headers=_NOT_OURS,
                 timeout=aiohttp.ClientTimeout(total=None, connect=self.settings.connect),
-                max_line_size=_LONGEST_FIELD,
-                max_field_size=_LONGEST_FIELD,
-                max_headers=_MOST_FIELDS,
+                max_line_size=_MAX_HEADER_BYTES,
+                max_field_size=_MAX_HEADER_BYTES,
+                max_headers=_MAX_HEADERS,
             )
         return self._session
 
@@ -167,18 +110,18 @@ class Proxy:
 
 
 class UpstreamConnection(ResponseHandler):
-    """aiohttp's own, for upstreams that send content where there is none: it is dropped with the connection, which
-    must not be used again. A body may end with the connection in whatever it answers, a refused handshake included."""
+    """Drop content that an upstream sends where there is none, with the connection, which must not be used again.
+
+    A body may end with the connection in whatever it answers, a refused handshake included.
+    """
 
     _is_first = _is_head = False
 
     def set_response_params(self, *, skip_payload: bool = False, **options: Any) -> None:
-        """See aiohttp; called before each request."""
         self._is_first, self._is_head = True, skip_payload
         super().set_response_params(skip_payload=skip_payload, **{**options, "read_until_eof": True})
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
         if self._is_first:
             self._is_first = False
             if _EMPTY.match(data) or (self._is_head and _FINAL.match(data)):
@@ -193,6 +136,59 @@ class UpstreamConnection(ResponseHandler):
 
 
 async def _user_of(scope: Scope) -> str | None:
-    """As the middleware's surface sees it; None where there is no middleware."""
+    """Return who it is to the middleware; None where there is no middleware."""
     state = RateLimitState.of(scope)
     return None if state is None else await state.identity.user_of(HTTPConnection(scope))
+
+
+async def settle_cost(scope: Scope, raw: list[RawHeader], status: int) -> None:
+    """Charge what the upstream states (`X-RateLimit-Cost: 17`) beyond what was taken, or give back what is less.
+
+    It may exceed the quota. What the policy does not count with this status stays as it is, and is given back as ever.
+    Never raises for a store.
+    """
+    stated = _stated(raw)
+    state = RateLimitState.of(scope)
+    if stated is None or state is None:
+        return
+    owing = [
+        one for one in state.charges.spent if stated != one.decision.cost and one.counts(status < 400, status, raw)
+    ]
+    if owing:
+        settling = asyncio.ensure_future(_settle(owing, stated))
+        try:
+            await asyncio.shield(settling)
+        finally:
+            # The client may leave meanwhile: what the request has spent is known before its end is settled.
+            await asyncio.wait({settling})
+
+
+async def _settle(owing: list[Charge], stated: int) -> None:
+    for charge in owing:
+        owed = stated - charge.decision.cost
+        if owed > 0:
+            await _charge(charge, owed, stated)
+        else:
+            await give_back(charge, -owed)
+
+
+async def _charge(charge: Charge, owed: int, stated: int) -> None:
+    name = charge.policy.name
+    charged = await charge.limiter.charge(charge.user, name, owed)
+    if charged.reason == "unavailable":
+        logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
+        return
+    at_us = charge.decision.at_us
+    charge.decision = msgspec.structs.replace(charged, cost=stated, spent=stated, refunded=0, at_us=at_us)
+
+
+def _stated(raw: list[RawHeader]) -> int | None:
+    """Return the last cost that is stated. What is no whole number is logged, and charged as taken."""
+    values = [value for name, value in raw if name.lower() == COST]
+    if not values:
+        return None
+    text = values[-1].strip()
+    if text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) <= MAX_LIMIT:
+        return int(text)
+    logger.warning("the upstream states a cost of %r, which is not a whole number up to %d", text[:40], MAX_LIMIT)
+    return None

@@ -26,14 +26,15 @@ from ratelimit.server.problems import (
     problem,
 )
 
-# Requests that are refused whatever the upstream is, since two readers may take them for different ones.
-
 # A name, an address or an IPv6 address in brackets, and a port (RFC 3986, 3.2.2).
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 
 def reject_ambiguous(scope: Scope) -> ServerProblem | None:
-    """Why not; None where all is well. Lengths, chunks and the syntax of fields are the server's to judge."""
+    """Return what to say of a request that two readers may take for different ones; None where it is clear.
+
+    Lengths, chunks and the syntax of headers are the server's to judge.
+    """
     if scope.get("method") == "CONNECT":
         return NO_TUNNEL
     if not scope["raw_path"].startswith(b"/"):
@@ -50,7 +51,7 @@ def reject_ambiguous(scope: Scope) -> ServerProblem | None:
 
 
 def _framed(version: str, hosts: Sequence[bytes], codings: Sequence[bytes]) -> ServerProblem | None:
-    """RFC 9112: 3.2 for the host, 6.1 for the codings."""
+    # RFC 9112: 3.2 for the host, 6.1 for the codings.
     if version not in ("1.1", "1.0"):
         return TOO_OLD
     if len(hosts) != 1 and (hosts or version == "1.1"):
@@ -70,8 +71,8 @@ _STARTS: Final = frozenset({"http.response.start", "websocket.accept", "websocke
 
 
 class RequestIdMiddleware:
-    """Stands outside of `RateLimitMiddleware`. A request id that comes with the request is passed on, if it is plain
-    text of at most 128 characters; otherwise there is a new one."""
+    """Stand outside of `RateLimitMiddleware`. Pass on the id that comes with a request, if it is plain text of at most
+    128 characters; otherwise make one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -96,13 +97,13 @@ class RequestIdMiddleware:
 
 
 def request_id(scope: Scope) -> bytes | None:
-    """The one that came with the request, if it is usable."""
+    """Return the one that came with the request, if it is usable."""
     given = [value for name, value in scope["headers"] if name == REQUEST_ID]
     return bytes(given[0]) if len(given) == 1 and _ID.fullmatch(given[0]) else None
 
 
 def _identified(scope: Scope) -> bytes:
-    """The request's id, which from here on its fields say once."""
+    """Return the request's id, which from here on its headers say once."""
     if (given := request_id(scope)) is not None:
         return given
     number = b"%032x" % getrandbits(128)
@@ -111,7 +112,7 @@ def _identified(scope: Scope) -> bytes:
 
 
 def _complete(message: Message, number: bytes) -> Message:
-    """With the id, and with a date where the upstream gave none (RFC 9110, 6.6.1)."""
+    """Add the id, and a date where the upstream gave none (RFC 9110, 6.6.1)."""
     headers = list(message.get("headers") or ())
     names = {name for name, _ in headers}
     if REQUEST_ID not in names:

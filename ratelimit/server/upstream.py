@@ -1,4 +1,4 @@
-"""`ProxySettings`: what may be set of the proxy, checked once. Timeouts are seconds."""
+"""Where requests go to (`Upstream`), and what may be set of the way there (`ProxySettings`), in seconds."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ProxySettings:
         self.tls()
 
     def tls(self) -> ssl.SSLContext | bool:
-        """As aiohttp takes it. Raises `ConfigError` for a file that holds no certificates."""
+        """Return it as aiohttp takes it. Raises `ConfigError` for a file that holds no certificates."""
         if not self.ca_file or not self.verify:
             return self.verify
         try:
@@ -63,8 +63,6 @@ class ProxySettings:
         except OSError as error:
             raise ConfigError("ca_file", f"cannot use {self.ca_file}: {error.strerror or error}") from None
 
-
-# `Upstream`: where requests go to, read from its URL.
 
 _EXAMPLES: Final = "http://127.0.0.1:8000, https://app.internal or unix:/run/app.sock"
 # What may stand in a path or query on the wire (RFC 3986), `%` included: the client's own encoding is left alone.
@@ -85,7 +83,7 @@ class Upstream:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From `http://HOST:PORT/PREFIX`, `https://…` or `unix:/PATH`. Raises `ConfigError`."""
+        """Read `http://HOST:PORT/PREFIX`, `https://…` or `unix:/PATH`. Raises `ConfigError`."""
         kind, _, rest = text.strip().partition(":")
         if kind == "unix":
             return cls._unix(rest)
@@ -110,7 +108,7 @@ class Upstream:
         return cls("http", "localhost", "", path)
 
     def url(self, target: bytes) -> URL:
-        """Of a request's target as the client wrote it: nothing is decoded, encoded anew, made canonical or left out.
+        """Return that of a request's target as the client wrote it: nothing is decoded, encoded anew or left out.
 
         All of it is the URL's path, since an empty query would be none.
         """
@@ -123,7 +121,7 @@ class Upstream:
 
 
 def target_of(scope: Scope) -> bytes:
-    """As the client wrote it, where the server tells."""
+    """Return it as the client wrote it, where the server tells."""
     if (target := scope.get(TARGET_KEY)) is not None:
         return bytes(target)
     path: bytes = scope["raw_path"]

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from ratelimit.server.exchange import said, upstream_problem
+from ratelimit.server.exchange import describe, upstream_problem
 from ratelimit.server.headers import RawHeader, Unreadable, response_headers
 from ratelimit.server.problems import NO_WEBSOCKET
 from ratelimit.server.upstream import ProxySettings
@@ -103,7 +103,7 @@ async def _connect(
         problem = NO_WEBSOCKET
     except (aiohttp.ClientError, OSError, ValueError) as error:
         problem = upstream_problem(error, "first byte")
-        logger.warning("websocket: %d %s: %s", problem.status, problem.title, said(error))
+        logger.warning("websocket: %d %s: %s", problem.status, problem.title, describe(error))
     await problem.send(scope, receive, send)
     return None
 
@@ -120,7 +120,7 @@ async def _hand_on(
             body = await _read(answer, settings.max_message)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         problem = upstream_problem(error, "upstream")
-        logger.warning("websocket: %d %s: %s", problem.status, problem.title, said(error))
+        logger.warning("websocket: %d %s: %s", problem.status, problem.title, describe(error))
         await problem.send(scope, receive, send)
         return
     finally:
