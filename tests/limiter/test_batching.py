@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit.errors import StoreUnavailable
-from ratelimit.limiter import Limiter
+from ratelimit.limiter import Limiter, background
 from ratelimit.limiter.batching import MAX_QUEUED_CHECKS
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
@@ -353,6 +353,17 @@ async def test_usage_without_a_limit_is_answered_at_once_and_counted_all_the_sam
     await one.close()
     record = await store.memory.read(Key("alice", "hint"))
     assert set(record.values()) == {50}
+
+
+async def test_when_too_many_counts_are_under_way_the_next_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "MAX_BACKGROUND_WRITES", 2)
+    one, store = gated("unlimited")
+    checks = [asyncio.create_task(one.check(user, "hint")) for user in ("alice", "bob", "carol")]
+    await turn()
+    assert [check.done() for check in checks] == [True, True, False]
+    store.gate.set()
+    assert (await checks[2]).allowed
+    await one.close()
 
 
 async def test_totals_do_not_wait_for_what_comes_after_them() -> None:

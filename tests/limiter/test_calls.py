@@ -173,3 +173,15 @@ async def test_beliefs_are_bounded() -> None:
     for number in range(50):
         await one.check(f"user-{number}", "hint")
     assert len(one._counters._cache) == 10
+
+
+async def test_the_records_used_last_are_the_ones_remembered() -> None:
+    store = CountingStore()
+    one = Limiter(store, [Policy("hint", "5/day")], clock=FakeClock(), max_beliefs=2)
+    for user in ("alice", "bob", "alice", "carol"):  # carol takes the place of bob
+        await one.check(user, "hint")
+    seen_whole = []
+    for user in ("alice", "bob"):
+        await one.check(user, "hint")
+        seen_whole.append(store.writes[-1].whole)
+    assert seen_whole == [False, True]

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratelimit.clock import Clock
+from ratelimit.clock import SECOND, Clock
 from ratelimit.errors import ConfigError, StoreThrottled
 from ratelimit.limiter import Limiter
+from ratelimit.limiter import leasing as leases
 from ratelimit.policy import Lease, Policy
 from ratelimit.store import MemoryStore, Store
 from ratelimit.testing import FakeClock, virtual_time
@@ -253,6 +254,20 @@ async def test_auto_writes_more_seldom_when_throttled() -> None:
     await writes(500)
     store.fault = None
     assert await writes(1000) < before
+
+
+def test_a_lease_shrinks_again_once_writes_go_through() -> None:
+    lease, now, counted = leases.Lease(0), 0, 0
+    for _ in range(4):
+        lease.throttled()
+    taken = []
+    for _ in range(40):
+        now, counted, lease.requested = now + SECOND, counted + 1000, 1000
+        lease.observe_total(counted, now)
+        taken.append(lease.prefetch("auto", now).ahead)
+    assert taken[1] > 1000  # more than a second's, after four throttles
+    assert taken[1:] == sorted(taken[1:], reverse=True)
+    assert taken[-1] == 100  # a tenth of a second's, as before
 
 
 async def test_what_is_held_is_not_topped_up_by_checks_that_waited_for_it() -> None:
