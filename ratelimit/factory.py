@@ -28,7 +28,7 @@ from ratelimit.store import MemoryStore, MirrorStore, Store, TableStore
 from ratelimit.store.delegating import layers
 from ratelimit.store.hashed import HashedUserStore
 from ratelimit.usage import UsageLog
-from ratelimit.usage.options import Options
+from ratelimit.usage.settings import UsageOptions
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -208,7 +208,7 @@ def build_usage_log(kind: type[L], config: Config, limiter: Limiter, store: Tabl
     if config.usage == "off":
         return None
     durability, _, directory = config.usage.partition(":")
-    options: Options = {"durability": "journal", "journal_dir": directory} if durability == "journal" else {}
+    options: UsageOptions = {"durability": "journal", "journal_dir": directory} if durability == "journal" else {}
     return kind(store, actions=limiter.policies, clock=limiter.clock, **options)
 
 

@@ -25,7 +25,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.limiter.background import Loss
 from ratelimit.store import MemoryStore
 from ratelimit.store.mirror import MirrorStats
-from ratelimit.usage.options import UsageStats
+from ratelimit.usage.settings import UsageStats
 
 if TYPE_CHECKING:
     from ratelimit.dynamodb.calls import Stats

@@ -160,7 +160,7 @@ def test_a_usage_log_is_made_on_the_limiters_store(tmp_path: Path) -> None:
     args = configure(usage=f"journal:{tmp_path}", policies=[Policy("hint", "5/day")])
     usage = args["usage"]
     assert usage is not None
-    assert usage.store is args["limiter"].store
+    assert usage._store is args["limiter"].store
     assert (usage.settings.durability, usage.settings.directory) == ("journal", tmp_path)
     memory = configure(usage="memory")["usage"]
     assert memory is not None

@@ -42,7 +42,7 @@ from ratelimit.server.factory import sidecar
 from ratelimit.store import MemoryStore, MirrorStore
 from ratelimit.store.hashed import HashedUserStore
 from ratelimit.store.mirror import MirrorStats
-from ratelimit.usage.options import UsageStats
+from ratelimit.usage.settings import UsageStats
 
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 

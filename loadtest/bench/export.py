@@ -26,9 +26,8 @@ from ratelimit.dynamodb.events import event_item
 from ratelimit.dynamodb.schema import table_definition
 from ratelimit.event import UsageEvent
 from ratelimit.store.base import SCAN_PAGE
-from ratelimit.usage.export import export_events
+from ratelimit.usage.export import ExportQuery, File, Sink, export_events
 from ratelimit.usage.formats import Csv, Jsonl
-from ratelimit.usage.sinks import Asked, File, Sink
 
 _MB: Final = 1024 * 1024
 _MOST: Final = 50
@@ -58,7 +57,7 @@ async def _run(endpoint: str, path: Path, format: str, *, parts: int) -> float:
             nonlocal peak
             peak = max(peak, _rss())
 
-        done = await export_events(store, Asked(store="bench", format=format, parts=parts), sink, progress=watch)
+        done = await export_events(store, ExportQuery(store="bench", format=format, parts=parts), sink, progress=watch)
         took = time.monotonic() - began
     high = _high_water()
     Console(soft_wrap=True).print(

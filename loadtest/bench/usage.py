@@ -74,7 +74,7 @@ async def _accept_us(usage: UsageLog, count: int) -> float:
     costs = []
     for number in range(count):
         start = time.thread_time_ns()
-        usage.accept("alice", "hint", status=200, duration=1.5, resource="/hints", request_id="r-1")
+        usage._accept("alice", "hint", status=200, duration=1.5, resource="/hints", request_id="r-1")
         costs.append(time.thread_time_ns() - start)
         if number % 20 == 0:
             await asyncio.sleep(0)
@@ -104,9 +104,7 @@ async def _turn(limiter: Limiter, usage: UsageLog | None, seconds: float, rate: 
         user = f"user-{number % _USERS}"
         decision = await limiter.check(user, "hint")
         if usage is not None:
-            usage.accept(
-                user, "hint", allowed=decision.allowed, at=decision.at_us // 1000, status=200, resource="/hints"
-            )
+            usage._accept(user, "hint", allowed=decision.allowed, at_us=decision.at_us, status=200, resource="/hints")
         latencies.append((time.perf_counter() - due) * 1000)
 
     start = time.perf_counter() + 0.05

@@ -61,7 +61,7 @@ class _Orders(asyncio.Protocol):
             self._transport.write(f"f {took} unavailable\n".encode())
             return
         self._transport.write(f"{'a' if decision.allowed else 'r'} {took} \n".encode())
-        if (waiting := self._usage.accept(user, action, allowed=decision.allowed)) is not None:
+        if (waiting := self._usage._accept(user, action, allowed=decision.allowed)) is not None:
             await waiting
 
 

@@ -24,12 +24,10 @@ from ratelimit.names import check_user
 from ratelimit.store import TableStore
 from ratelimit.usage import EventPage, UsageLog
 from ratelimit.usage.erasing import Erased
-from ratelimit.usage.export import export_events
+from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, Sink, Stream, export_events
 from ratelimit.usage.formats import FORMATS, Csv, FormatName, Jsonl, document, text_of_time
 from ratelimit.usage.importing import OnError, import_events
-from ratelimit.usage.lines import LineFormat
 from ratelimit.usage.reports import DATE_RANGE, Reports
-from ratelimit.usage.sinks import Asked, Checkpoint, File, Sink, Stream
 
 app: Final = typer.Typer(
     help="The usage log: events and exact totals, read, exported, imported, erased.",
@@ -260,7 +258,7 @@ def export(
         ratelimit usage export --user alice | jq .resource
     """
     chosen = _format(format, out)
-    asked = Asked(
+    asked = ExportQuery(
         store=masked(at.load().store),
         format=chosen,
         user=user,
@@ -286,7 +284,7 @@ def export(
 def import_(
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, CSV or Parquet.", show_default=False)],
-    format: Annotated[LineFormat | None, typer.Option(help="By default as FILE ends.")] = None,
+    format: Annotated[FormatName | None, typer.Option(help="By default as FILE ends.")] = None,
     on_error: Annotated[
         OnError,
         typer.Option(help="stop: a bad line, and nothing is written. skip: bad lines go to FILE.rejected."),
@@ -309,7 +307,9 @@ def import_(
         ratelimit usage import old-log.csv --on-error skip
     """
     with _explained(file), progress_bar("importing", size=_size(file)) as heard:
-        done = at.run(lambda table, _: import_events(table.events, file, format=format, on_error=on_error, heard=heard))
+        done = at.run(
+            lambda table, _: import_events(table.events, file, format=format, on_error=on_error, progress=heard)
+        )
     if as_json:
         rejects = None if done.rejects is None else str(done.rejects)
         say_json({"events": done.events, "rejected": done.rejected, "rejects": rejects})
@@ -499,7 +499,7 @@ def _ms(moment: datetime | None) -> int | None:
     return None if moment is None else round(moment.timestamp() * 1000)
 
 
-def _report_export(done: Checkpoint, out: Path, *, as_json: bool) -> None:
+def _report_export(done: ExportCheckpoint, out: Path, *, as_json: bool) -> None:
     if out == _STDOUT:
         return
     if as_json:

@@ -249,10 +249,10 @@ class Recorder:
             decision = charge.decision
             if not charge.user or not wants_event(charge.policy, allowed=decision.allowed):
                 continue
-            pending = self._usage.accept(
+            pending = self._usage._accept(
                 charge.user,
                 charge.policy.name,
-                at=decision.at_us // 1000,
+                at_us=decision.at_us,
                 cost=decision.cost,
                 allowed=decision.allowed,
                 status=status,

@@ -30,7 +30,6 @@ from ratelimit.store import Record, Write
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, position_of
 from ratelimit.store.directory import IdentityTaken, Plan, User, name_of
 from ratelimit.store.retry import BACKOFF, retry
-from ratelimit.usage.writer import Sleep
 
 # `Pace`: so many write units a second, and no more.
 
@@ -41,7 +40,13 @@ _CATCH_UP: Final = SECOND // 2
 class Pace:
     """Units are due one after the other, `rate` of them a second; None does not wait at all."""
 
-    def __init__(self, rate: float | None, *, clock: Clock | None = None, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        rate: float | None,
+        *,
+        clock: Clock | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
         if rate is not None and not 0 < rate <= 1_000_000:
             raise InvalidInput(f"--rate must be write units a second, above 0, not {rate!r}")
         self.rate = rate

@@ -79,7 +79,7 @@ class Runtime:
             usage = build_usage_log(UnclosableLog, config, limiter, store)
         else:
             for action in limiter.policies:
-                usage.seen(action)
+                usage.add_action(action)
         return cls(
             config=config,
             store=store,

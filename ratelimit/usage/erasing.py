@@ -1,32 +1,24 @@
-"""Erasing a user: what there was of them, under which names they may stand, and what is found by key alone."""
+"""Erasing a user: the names under which they may stand, what is found by key alone, and what there was."""
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from hashlib import blake2b
-from pathlib import Path
-from secrets import token_hex
-from typing import Any, BinaryIO, Final, Self
-
-import msgspec
+from typing import Any, Final, Self
 
 from ratelimit.algorithms.fields import utc_day
-from ratelimit.clock import DAY
 from ratelimit.errors import InvalidUser, StoreThrottled
-from ratelimit.event import RETENTION_DAYS, UsageEvent
+from ratelimit.event import RETENTION_DAYS
 from ratelimit.names import Key, UserId, check_user
 from ratelimit.store.base import TableStore
 from ratelimit.store.directory import DirectoryStore, Plan, User
-from ratelimit.usage.segments import DAMAGED
 
 # Items that have expired may stay in the table for some days.
-_DAYS: Final = RETENTION_DAYS + 7
-_ATTEMPTS: Final = 10
+_DAYS_LOOKED_AT: Final = RETENTION_DAYS + 7
+_MAX_ATTEMPTS: Final = 10
 
 
 class Erased(int):
@@ -41,7 +33,7 @@ class Erased(int):
 
     @classmethod
     def of(cls, found: Mapping[Any, int], left: Sequence[str] = ()) -> Self:
-        """Raises nothing; what was not found is left out."""
+        """Return the sum; `found` leaves out what there was none of."""
         erased = cls(sum(found.values()))
         erased.found = {what: count for what, count in found.items() if count}
         erased.left = tuple(left)
@@ -49,10 +41,10 @@ class Erased(int):
 
 
 def spellings(user: UserId) -> list[str]:
-    """The names under which the same user may have been counted, the given one first.
+    """Return the names under which the same user may have been counted, the given one first.
 
     The same text in another of Unicode's forms; and UTF-8 that somebody on the way took for Latin-1, or the other way
-    round, as it happens to what stands in a header. Raises `InvalidUser`.
+    round, as it happens to what stands in a header. Raise `InvalidUser`.
     """
     name = check_user(user)
     texts = {name: None}
@@ -66,15 +58,15 @@ def spellings(user: UserId) -> list[str]:
 
 
 async def erase_by_key(store: TableStore, users: Iterable[str], actions: Iterable[str], *, now: int) -> Counter[str]:
-    """What is found without reading the whole table; how many of what.
+    """Erase what is found without reading the whole table, and return how many of what.
 
-    Events of the days that are kept, the ids that are remembered, the entry, and the counters of the actions that are
-    given, that a plan names or that the events name. `now` is in microseconds.
+    That is the events of the days that are kept, the ids that are remembered, the entry, and the counters of the
+    actions that are given, that a plan names or that the events name. `now` is in microseconds.
     """
     named = {*actions, *await _planned(store.directory)}
     found: Counter[str] = Counter()
     today = utc_day(now)
-    days = [today - timedelta(days=age) for age in range(-1, _DAYS + 1)]
+    days = [today - timedelta(days=age) for age in range(-1, _DAYS_LOOKED_AT + 1)]
     for user in users:
         theirs = set(named)
         for day in days:
@@ -105,11 +97,11 @@ async def _planned(directory: DirectoryStore) -> set[str]:
 
 
 async def _remove_entry(directory: DirectoryStore, user: str, *, now: int) -> User | None:
-    for _ in range(_ATTEMPTS):
+    for _ in range(_MAX_ATTEMPTS):
         entry = await directory.read(User, user)
         if entry is None or await directory.replace(entry, None, now=now):
             return entry
-    raise StoreThrottled(f"the entry of user {user!r} was changed by others {_ATTEMPTS} times over; try again")
+    raise StoreThrottled(f"the entry of user {user!r} was changed by others {_MAX_ATTEMPTS} times over; try again")
 
 
 def _is_user(name: str) -> bool:
@@ -117,95 +109,3 @@ def _is_user(name: str) -> bool:
         return bool(check_user(name))
     except InvalidUser:
         return False
-
-
-# `Erasures`: who was erased, for those who read a journal. What waited in it then is not to come back. DIR/erased a
-# line each, in JSON: a salt, the user's digest under it, and when it was A segment is kept until all that is in it is
-# in the table, so that a crash repeats some of what was written: that must not bring back what was erased meanwhile,
-# by whomever.
-
-ERASED: Final = "erased"
-_KEPT_MS: Final = (RETENTION_DAYS + 1) * DAY // 1000
-
-
-class _Line(msgspec.Struct, frozen=True):
-    salt: str
-    digest: str
-    at: int
-    """Milliseconds."""
-
-
-class Erasures:
-    """Of one journal's directory. `add` and `load` touch the disk; `covers` does not."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / ERASED
-        self._seen: tuple[int, int] | None = None
-        self._lines: list[_Line] = []
-        self._erased: dict[str, int] = {}
-
-    def add(self, users: Iterable[str], *, at: int) -> None:
-        """Events of these users that happened until then are not to be written any more. Raises `OSError`."""
-        lines = [_Line(salt := token_hex(8), _digest(salt, user), at) for user in users]
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
-            _lock(file)
-            # What is older than any event that is still written need not be known.
-            kept = [line for line in _read(file) if line.at > at - _KEPT_MS]
-            file.seek(0)
-            file.truncate()
-            file.write(msgspec.json.Encoder().encode_lines([*kept, *lines]))
-            file.flush()
-            os.fsync(file.fileno())
-
-    def load(self) -> None:
-        """Look whether somebody has added to it. Raises `OSError`."""
-        try:
-            stat = self._path.stat()
-        except FileNotFoundError:
-            return
-        if (seen := (stat.st_mtime_ns, stat.st_size)) == self._seen:
-            return
-        with self._path.open("rb") as file:
-            _lock(file, shared=True)
-            self._lines = list(_read(file))
-        self._seen = seen
-        self._erased.clear()
-
-    def covers(self, event: UsageEvent) -> bool:
-        """Whether it is of somebody who was erased after it."""
-        if not self._lines:
-            return False
-        until = self._erased.get(event.user)
-        if until is None:
-            mine = [line.at for line in self._lines if line.digest == _digest(line.salt, event.user)]
-            until = self._erased[event.user] = max(mine, default=-1)
-        return event.at_ms <= until
-
-
-def damaged_files_of(directory: Path, users: Iterable[str]) -> list[str]:
-    """The damaged segments, which nobody reads again, in which one of these users stands."""
-    needles = [msgspec.json.encode(user) for user in users]
-    return [
-        str(path)
-        for path in sorted(directory.glob(f"*{DAMAGED}"))
-        if any(needle in path.read_bytes() for needle in needles)
-    ]
-
-
-def _read(file: BinaryIO) -> Iterator[_Line]:
-    for line in file:
-        try:
-            yield msgspec.json.decode(line, type=_Line)
-        except msgspec.DecodeError:  # cut short by a crash: whoever wrote it was not told that it is done
-            continue
-
-
-def _digest(salt: str, user: str) -> str:
-    return blake2b(user.encode(), salt=bytes.fromhex(salt), digest_size=16).hexdigest()
-
-
-def _lock(file: BinaryIO, *, shared: bool = False) -> None:
-    import fcntl  # as in `segments`: only where there is a journal
-
-    fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)

@@ -1,39 +1,49 @@
-"""`export_events`: all events, or a user's, into a sink. Memory does not grow with their number."""
+"""`export_events`: all events, or a user's, into a sink. Memory does not grow with their number.
+
+A sink is a file that appears when it is complete and can be gone on with, or a stream. An unfinished `events.csv` is
+`events.csv.part`, and beside it `events.csv.checkpoint` says how far it got: where to read on, and how many bytes were
+written by then. Whatever was written after that is cut off before going on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol, TypeAlias
 
-from ratelimit.clock import Clock, SystemClock
+import msgspec
+
+from ratelimit.clock import Clock, SystemClock, instant
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import check_action, check_user
 from ratelimit.store.base import MAX_PARTS, Ask, Part, ScanPage, TableStore, each_page, first_cursors
 from ratelimit.store.retry import retry
+from ratelimit.usage.formats import Encoder
 from ratelimit.usage.queries import MAX_PAGE, EventQuery, page_of, range_of
-from ratelimit.usage.sinks import Asked, Checkpoint, Sink
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""Hears the events and the bytes so far."""
+"""Called with the events and the bytes so far."""
 
-_SAVE_EVERY: Final = 20
+_SAVE_EVERY: Final = 20  # pages
+_VERSION: Final = 1
 
 
 async def export_events(
     store: TableStore,
-    asked: Asked,
+    asked: ExportQuery,
     sink: Sink,
     *,
     clock: Clock | None = None,
     progress: Progress = lambda events, size: None,
-) -> Checkpoint:
-    """Every event that is asked for, once; what the sink holds at the end.
+) -> ExportCheckpoint:
+    """Export every event that is asked for, once, and return what the sink holds at the end.
 
     A user's events come newest first, everybody's in no order. Those that come while it runs may be in it, or not.
-    Encoding and writing a page of 1,000 events blocks the event loop, for some 10 ms. Raises `StoreUnavailable`,
+    Encoding and writing a page of 1,000 events blocks the event loop, for some 10 ms. Raise `StoreUnavailable`,
     `InvalidInput`, `OutOfRetention`, and `OSError` for the sink; a `File` can be gone on with afterwards.
     """
     reached = sink.begin(_beginning(asked, clock or SystemClock()))
@@ -60,7 +70,7 @@ async def export_events(
     return reached
 
 
-def _beginning(asked: Asked, clock: Clock) -> Checkpoint:
+def _beginning(asked: ExportQuery, clock: Clock) -> ExportCheckpoint:
     if asked.action is not None:
         check_action(asked.action)
     if type(asked.parts) is not int or not 1 <= asked.parts <= MAX_PARTS:
@@ -68,10 +78,10 @@ def _beginning(asked: Asked, clock: Clock) -> Checkpoint:
     if asked.user is not None and check_user(asked.user) and asked.parts > 1:
         raise InvalidInput("a user's events are read in their order: leave parts at 1")
     since, until = range_of(_aware(asked.since), _aware(asked.until), now=clock.now())
-    return Checkpoint(asked=asked, since=since, until=until, cursors=first_cursors(asked.parts))
+    return ExportCheckpoint(asked=asked, since=since, until=until, cursors=first_cursors(asked.parts))
 
 
-def _take(sink: Sink, reached: Checkpoint, part: int, page: ScanPage[UsageEvent]) -> None:
+def _take(sink: Sink, reached: ExportCheckpoint, part: int, page: ScanPage[UsageEvent]) -> None:
     asked = reached.asked
     events = [
         event
@@ -87,7 +97,7 @@ def _take(sink: Sink, reached: Checkpoint, part: int, page: ScanPage[UsageEvent]
         reached.cursors[part] = page.cursor
 
 
-def _source(store: TableStore, reached: Checkpoint, clock: Clock) -> Ask[UsageEvent]:
+def _source(store: TableStore, reached: ExportCheckpoint, clock: Clock) -> Ask[UsageEvent]:
     user = reached.asked.user
     since, until = reached.since, reached.until
 
@@ -107,4 +117,193 @@ def _source(store: TableStore, reached: Checkpoint, clock: Clock) -> Ask[UsageEv
 
 
 def _aware(ms: int | None) -> datetime | None:
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+    return None if ms is None else instant(ms * 1000)
+
+
+class ExportQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What an export is to hold, as it was asked for: a checkpoint is good for the same question only."""
+
+    store: str
+    """A name for the store, without secrets."""
+    format: str
+    user: str | None = None
+    since: int | None = None
+    """Milliseconds, as `until`."""
+    until: int | None = None
+    action: str | None = None
+    allowed: bool | None = None
+    parts: int = 1
+
+
+class ExportCheckpoint(msgspec.Struct, kw_only=True):
+    """How far an export has come."""
+
+    asked: ExportQuery
+    since: int
+    """What the question's range came to when it was asked first; so does `until`."""
+    until: int
+    cursors: dict[int, str | None]
+    """Where the parts that are left go on."""
+    events: int = 0
+    bytes: int = 0
+    version: int = _VERSION
+
+
+class Sink(Protocol):
+    """Where events go. Every method may raise `OSError`."""
+
+    def begin(self, checkpoint: ExportCheckpoint) -> ExportCheckpoint:
+        """Make ready, and return where to begin: elsewhere than asked where there is something to go on with."""
+        ...
+
+    def write(self, events: Sequence[UsageEvent]) -> int:
+        """Write the events, and return the bytes that they took."""
+        ...
+
+    def save(self, checkpoint: ExportCheckpoint) -> None:
+        """Make sure of what was written so far."""
+        ...
+
+    def finish(self) -> int:
+        """End it, as all is written, and return the size of it."""
+        ...
+
+    def abandon(self) -> None:
+        """Let go of it: there will be no more for now."""
+        ...
+
+
+class File:
+    """A sink that is a file of lines. Raise `InvalidInput` where it cannot begin as told."""
+
+    def __init__(self, path: Path, encoder: Encoder, *, resume: bool) -> None:
+        self._path = path
+        self._encoder = encoder
+        self._resume = resume
+        self._part = beside(path, ".part")
+        self._saved = beside(path, ".checkpoint")
+        self._file: BinaryIO | None = None
+
+    def begin(self, checkpoint: ExportCheckpoint) -> ExportCheckpoint:
+        """Begin the file, or go on with it where told to resume."""
+        if self._resume:
+            return self._go_on(checkpoint.asked)
+        if self._saved.exists():
+            raise InvalidInput(
+                f"{self._saved} is of an export that was not finished; add --resume to go on with it, or delete it"
+            )
+        self._file = open(self._part, "wb", buffering=0)  # noqa: SIM115 - `abandon` closes it
+        checkpoint.bytes += _write_all(self._file, self._encoder.head)
+        self.save(checkpoint)
+        return checkpoint
+
+    def write(self, events: Sequence[UsageEvent]) -> int:
+        """Write the events, and return the bytes that they took."""
+        assert self._file is not None
+        return _write_all(self._file, self._encoder.encode(events))
+
+    def save(self, checkpoint: ExportCheckpoint) -> None:
+        """Put the bytes on the disk, and only then the checkpoint that counts them."""
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        fresh = beside(self._saved, ".new")
+        fresh.write_bytes(msgspec.json.encode(checkpoint))
+        os.replace(fresh, self._saved)
+
+    def finish(self) -> int:
+        """Give the file its name, and return its size."""
+        assert self._file is not None
+        size = self._file.tell()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._part, self._path)
+        self._saved.unlink(missing_ok=True)
+        return size
+
+    def abandon(self) -> None:
+        """Close the file: what there is stays, to be gone on with."""
+        if self._file is not None:
+            self._file.close()
+
+    def _go_on(self, asked: ExportQuery) -> ExportCheckpoint:
+        checkpoint = self._read()
+        if checkpoint.asked != asked:
+            raise InvalidInput(
+                f"{self._saved} is of another export: {_difference(checkpoint.asked, asked)}; "
+                "repeat its options to go on with it, or name another file"
+            )
+        size = self._part.stat().st_size if self._part.exists() else -1
+        if size < checkpoint.bytes:
+            state = "is missing" if size < 0 else f"is shorter than the {checkpoint.bytes} bytes of its checkpoint"
+            raise InvalidInput(f"{self._part} {state}; delete {self._saved} and begin anew, without --resume")
+        self._file = open(self._part, "r+b", buffering=0)  # noqa: SIM115 - `abandon` closes it
+        self._file.truncate(checkpoint.bytes)
+        self._file.seek(checkpoint.bytes)
+        return checkpoint
+
+    def _read(self) -> ExportCheckpoint:
+        try:
+            checkpoint = msgspec.json.decode(self._saved.read_bytes(), type=ExportCheckpoint)
+        except FileNotFoundError:
+            raise InvalidInput(f"there is no {self._saved}, so nothing to go on with; leave out --resume") from None
+        except msgspec.DecodeError:
+            raise InvalidInput(f"{self._saved} is damaged; delete it and begin anew, without --resume") from None
+        if checkpoint.version != _VERSION:
+            raise InvalidInput(f"{self._saved} is of another version; delete it and begin anew, without --resume")
+        return checkpoint
+
+
+class Stream:
+    """A sink that is a stream, standard output for one: nothing to go on with."""
+
+    def __init__(self, stream: BinaryIO, encoder: Encoder) -> None:
+        self._stream = stream
+        self._encoder = encoder
+        self._size = 0
+
+    def begin(self, checkpoint: ExportCheckpoint) -> ExportCheckpoint:
+        """Write what stands before the first event."""
+        self._write(self._encoder.head)
+        return checkpoint
+
+    def write(self, events: Sequence[UsageEvent]) -> int:
+        """Write the events, and return the bytes that they took."""
+        return self._write(self._encoder.encode(events))
+
+    def save(self, checkpoint: ExportCheckpoint) -> None:
+        """Send on what is buffered."""
+        self._stream.flush()
+
+    def finish(self) -> int:
+        """Send on what is buffered, and return the size of it all."""
+        self._stream.flush()
+        return self._size
+
+    def abandon(self) -> None:
+        """Leave the stream as it is."""
+
+    def _write(self, lines: bytes) -> int:
+        self._stream.write(lines)
+        self._size += len(lines)
+        return len(lines)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Return the path of `events.csv.part`."""
+    return path.with_name(path.name + suffix)
+
+
+def _write_all(file: BinaryIO, lines: bytes) -> int:
+    """Write all: an unbuffered file may take less than it is given."""
+    left = memoryview(lines)
+    while left:
+        left = left[file.write(left) :]
+    return len(lines)
+
+
+def _difference(before: ExportQuery, now: ExportQuery) -> str:
+    return ", ".join(
+        f"{name} was {getattr(before, name)!r} and is {getattr(now, name)!r}"
+        for name in ExportQuery.__struct_fields__
+        if getattr(before, name) != getattr(now, name)
+    )

@@ -4,20 +4,27 @@
 
 `time` is UTC, to the millisecond (`2026-01-05T12:00:00.000Z`), `duration` milliseconds. In JSONL every line has every
 column, `null` where there is nothing. In CSV nothing is an empty cell, `allowed` is `true` or `false`, and `metadata`
-is JSON in a cell. A text that a spreadsheet would run as a formula has a `'` before it, which `import` takes off again;
+is JSON in a cell. A text that a spreadsheet would run as a formula has a `'` before it, which reading takes off again;
 so has an empty text, which is not nothing.
+
+A line that is read is either fields or a reason why not. A file that holds something else altogether is refused as a
+whole, by `InvalidInput`.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
-from typing import Any, Final, Literal, Protocol, TypeAlias, get_args
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 import msgspec
 
+from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent, encode_metadata
+from ratelimit.numerals import to_float, to_int
 
 FormatName: TypeAlias = Literal["jsonl", "csv", "parquet"]
 FORMATS: Final[tuple[FormatName, ...]] = get_args(FormatName)
@@ -33,80 +40,81 @@ _MARK: Final = "'"
 # Besides being the standard, it makes the writer quote a cell that holds either of them.
 _END: Final = "\r\n"
 
+MAX_LINE_BYTES: Final = 64 * 1024
+FIELDS: Final = (*COLUMNS, "at")
+"""What a line may say: an event's columns, and its time in milliseconds instead of `time`."""
+
+_SUFFIXES: Final[dict[str, FormatName]] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+_MAGIC: Final = {
+    b"PAR1": "a Parquet file; say --format parquet, or end its name in .parquet",
+    b"\x1f\x8b": "compressed; unpack it first",
+    b"PK\x03\x04": "a ZIP archive (or a spreadsheet); save it as CSV in UTF-8",
+    b"\xff\xfe": "text in UTF-16; save it in UTF-8",
+}
+_TRUNCATED: Final = "; the file ends in the middle of it, so it was cut short"
+
 
 class Encoder(Protocol):
     """How a format is written."""
 
-    def head(self) -> bytes:
-        """What comes before the first event."""
-        ...
+    head: bytes
+    """What stands before the first event."""
 
     def encode(self, events: Sequence[UsageEvent]) -> bytes:
-        """Whole lines."""
+        """Return the events as whole lines."""
         ...
 
 
 class Jsonl:
     """One JSON object a line."""
 
-    def __init__(self) -> None:
-        self._encode = msgspec.json.Encoder().encode_lines
-
-    def head(self) -> bytes:
-        """Nothing."""
-        return b""
+    head = b""
+    _encode = staticmethod(msgspec.json.Encoder().encode_lines)
 
     def encode(self, events: Sequence[UsageEvent]) -> bytes:
-        """See `Encoder.encode`."""
+        """Return the events as whole lines."""
         return self._encode([{**_plain(event), "metadata": _raw(event)} for event in events])
 
 
 class Csv:
-    """RFC 4180, in UTF-8."""
+    """RFC 4180, in UTF-8; the names of the columns first."""
 
-    def head(self) -> bytes:
-        """The names of the columns."""
-        return (",".join(COLUMNS) + _END).encode()
+    head = (",".join(COLUMNS) + _END).encode()
 
     def encode(self, events: Sequence[UsageEvent]) -> bytes:
-        """See `Encoder.encode`."""
+        """Return the events as whole lines."""
         lines = StringIO(newline="")
         csv.writer(lines, lineterminator=_END).writerows(map(_row, events))
         return lines.getvalue().encode()
 
 
 def document(event: UsageEvent) -> dict[str, Any]:
-    """An event for programs: all columns."""
+    """Return all columns of an event, for programs."""
     return {**_plain(event), "metadata": event.metadata}
 
 
 def text_of_time(event: UsageEvent) -> str:
-    """UTC, to the millisecond."""
+    """Return the time of an event in UTC, to the millisecond."""
     return event.at.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def without_mark(cell: str) -> str:
-    """A cell that is not empty, as it was before `'` kept a spreadsheet from running it."""
+    """Return a cell that is not empty as it was before `'` kept a spreadsheet from running it."""
     return cell[1:] if cell[0] == _MARK and (len(cell) == 1 or cell[1] in _FORMULA) else cell
 
 
 def _plain(event: UsageEvent) -> dict[str, Any]:
-    return {
-        "id": event.id,
-        "user": event.user,
-        "action": event.action,
-        "time": text_of_time(event),
-        "cost": event.cost,
-        "allowed": event.allowed,
-        "status": event.status,
-        "duration": event.duration,
-        "resource": event.resource,
-        "request_id": event.request_id,
-    }
+    return {name: text_of_time(event) if name == "time" else getattr(event, name) for name in COLUMNS[:-1]}
 
 
 def _raw(event: UsageEvent) -> msgspec.Raw:
-    """As it is stored, to the letter: `msgspec` spells some numbers otherwise."""
+    """Return it as it is stored, to the letter: `msgspec` spells some numbers otherwise."""
     return msgspec.Raw(encode_metadata(event.metadata))
 
 
@@ -128,3 +136,186 @@ def _row(event: UsageEvent) -> tuple[object, ...]:
 
 def _marked(text: str | None) -> str | None:
     return _MARK + text if text is not None and (not text or text[0] in _FORMULA) else text
+
+
+class FileLine(NamedTuple):
+    """One record of a file."""
+
+    number: int
+    """Of its first line in the file, from 1."""
+    text: str
+    fields: dict[str, Any]
+    """What it says; empty where there is a `problem`."""
+    problem: str = ""
+    end: int = 0
+    """Bytes of the file up to and including it."""
+
+
+def format_of(path: Path) -> FormatName:
+    """Return the format that the file's suffix says. Raise `InvalidInput`."""
+    try:
+        return _SUFFIXES[path.suffix.lower()]
+    except KeyError:
+        raise InvalidInput(f"{path} could be anything; say --format jsonl or --format csv (or parquet)") from None
+
+
+def read_lines(path: Path, format: Literal["jsonl", "csv"]) -> Iterator[FileLine]:
+    """Yield every record of a file, empty lines left out. Raise `OSError`, and `InvalidInput` for a foreign file.
+
+    A line of more than `MAX_LINE_BYTES` is a sign of one.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+        for magic, what in _MAGIC.items():
+            if start.startswith(magic):
+                raise InvalidInput(f"{path} is {what}")
+        file.seek(0)
+        yield from _read_csv(path, file) if format == "csv" else _read_jsonl(path, file)
+
+
+def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[FileLine]:
+    for number, raw, end in _raw_lines(path, file):
+        text = raw.decode(errors="backslashreplace")
+        if number == 1 and text.startswith("["):
+            raise InvalidInput(f"{path} is one JSON list; write one object a line, as `jq -c '.[]'` does")
+        if not text.strip():
+            continue
+        try:
+            fields = json.loads(raw.decode(), object_pairs_hook=_fields_once)
+            problem = "" if isinstance(fields, dict) else "is no JSON object"
+        except UnicodeDecodeError as error:
+            fields, problem = {}, _no_utf8(error)
+        except (ValueError, RecursionError) as error:
+            fields, problem = {}, f"is not JSON: {error}" + ("" if raw.endswith(b"\n") else _TRUNCATED)
+        yield FileLine(number, text, {} if problem else fields, problem, end)
+
+
+def _read_csv(path: Path, file: BinaryIO) -> Iterator[FileLine]:
+    """The reader takes the lines that it needs; `taken` is what it took for the record that it is at."""
+    taken: list[bytes] = []
+    number, end = 1, 0
+
+    def supply() -> Iterator[str]:
+        nonlocal end
+        for _, raw, end in _raw_lines(path, file):  # noqa: B007 - `end` is for the one outside
+            taken.append(raw)
+            yield raw.decode(errors="surrogateescape")
+
+    reader = csv.reader(supply(), strict=True)
+    header: list[str] | None = None
+    while True:
+        number += len(taken)
+        taken.clear()
+        cells: list[str] = []
+        problem = ""
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = f"is not CSV: {error}" + (_TRUNCATED if "unexpected end" in str(error) else "")
+        whole = b"".join(taken)
+        text = whole.decode(errors="backslashreplace")
+        if not cells and not problem:
+            continue
+        if header is None:
+            header = _header(path, cells, problem)
+            continue
+        problem = problem or _bad_cells(cells, header, whole)
+        yield FileLine(number, text, {} if problem else _fields(header, cells), problem, end)
+
+
+def _raw_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+    """Yield the number, the bytes (without a byte order mark), and where it ends in the file, of each line."""
+    number, end = 0, 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        end += len(raw)
+        if len(raw) > MAX_LINE_BYTES:
+            raise InvalidInput(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes; this is no file of events")
+        if number == 1 and b"\0" in raw:  # later on it may stand in a cell: a path can have one
+            raise InvalidInput(f"{path}, line 1: holds NUL bytes; this is no text")
+        yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, end
+
+
+def _header(path: Path, cells: list[str], problem: str) -> list[str]:
+    if problem:
+        raise InvalidInput(f"{path}, line 1: {problem}")
+    return check_columns(f"{path}, line 1", [cell.strip().lower() for cell in cells])
+
+
+def check_columns(where: str, names: list[str]) -> list[str]:
+    """Return the columns of a file, if its rows can be events. Raise `InvalidInput`."""
+    missing = [name for name in ("user", "action") if name not in names]
+    if not {"time", "at", "id"} & set(names):
+        missing.append("time")
+    if missing:
+        found = ", ".join(names)[:100]
+        raise InvalidInput(f"{where}: the header lacks {', '.join(missing)} (it has: {found}); {_KNOWN}")
+    if unknown := [name for name in names if name not in FIELDS]:
+        raise InvalidInput(f"{where}: unknown columns {', '.join(unknown)}; {_KNOWN}")
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"{where}: a column is named twice")
+    return names
+
+
+def _bad_cells(cells: list[str], header: list[str], raw: bytes) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return _no_utf8(error)
+    ended = raw.endswith(b"\n")
+    if len(cells) != len(header):
+        cut = "" if ended or len(cells) > len(header) else _TRUNCATED
+        return f"has {len(cells)} cells, and the header {len(header)}{cut}"
+    # A number that lost its last digits, or a text its end, would still be a whole line.
+    return "" if ended else "has no line feed at its end, so it may be cut short; if it is whole, add one"
+
+
+def _fields(header: list[str], cells: list[str]) -> dict[str, Any]:
+    return {name: _VALUES.get(name, without_mark)(cell) for name, cell in zip(header, cells, strict=True) if cell}
+
+
+def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return fields
+
+
+def to_json(cell: str) -> object:
+    """Return what the text says; itself where it is no JSON: the event says what would be right."""
+    return _or_text(json.loads, cell)
+
+
+def _or_text(parse: Callable[[str], object], cell: str) -> object:
+    try:
+        return parse(cell)
+    except (ValueError, RecursionError):
+        return cell
+
+
+def _number(cell: str) -> object:
+    return _or_text(lambda text: to_int(text.strip()), cell)
+
+
+def _decimal(cell: str) -> object:
+    return _or_text(lambda text: to_float(text.strip()), cell)
+
+
+def _no_utf8(error: UnicodeDecodeError) -> str:
+    return f"is not UTF-8 at byte {error.start + 1}"
+
+
+_KNOWN: Final = f"there are: {', '.join(FIELDS)}"
+_TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
+_VALUES: Final[dict[str, Callable[[str], object]]] = {
+    "cost": _number,
+    "status": _number,
+    "at": _number,
+    "duration": _decimal,
+    "allowed": lambda cell: _TRUTH.get(cell.lower(), cell),
+    "metadata": to_json,
+}

@@ -20,101 +20,17 @@ from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
 from ratelimit.event import UsageEvent, id_from, time_of
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
 from ratelimit.store.retry import BACKOFF, retry
-from ratelimit.usage.lines import FIELDS, Line, LineFormat, format_of, read_lines
-from ratelimit.usage.sinks import beside
-
-# `Parser`: from what a line says to the event that it is.
-
-_REMEMBERED: Final = 100_000
-_CONTENT: Final = tuple(name for name in UsageEvent.__struct_fields__ if name != "id")
-
-
-class Parser:
-    """Reads the lines of one file, in their order.
-
-    A line without an id gets one made of what it says, and so the same one in another run. Where lines say the same,
-    the second of them is another event, the third yet another. An id that comes again is the same event again, and has
-    to say the same. Both holds for lines up to 100,000 apart.
-    """
-
-    def __init__(self, now: int) -> None:
-        self._now = now
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
-        self._given: OrderedDict[tuple[str, str], tuple[bytes, int]] = OrderedDict()
-
-    def event(self, fields: dict[str, Any], number: int) -> UsageEvent:
-        """What the line of this number says. Raises `InvalidEvent`, `InvalidUser`, `InvalidAction`."""
-        given = {name: value for name, value in fields.items() if value is not None}
-        for name in given:
-            if name not in FIELDS:
-                raise InvalidEvent(_unknown(name))
-        for name in ("user", "action"):
-            if name not in given:
-                raise InvalidEvent(f"{name} is missing")
-        user, action = given.pop("user"), given.pop("action")
-        time = given.pop("time", None)
-        if time is not None:
-            moment = since_epoch(_time(time)) // 1000
-            if given.setdefault("at", moment) != moment:
-                raise InvalidEvent(f"time {time!r} and at {given['at']!r} are two moments; leave one of them out")
-        event_id, at = given.get("id"), given.pop("at", None)
-        event = UsageEvent.of(user, action, now=self._now, at_ms=at, **given)
-        if event_id is None:
-            if at is None:
-                raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z")
-            return msgspec.structs.replace(event, id=self._id(event))
-        if at is None and time_of(event_id) is None:
-            raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z; only the id of a UUIDv7 carries it")
-        self._check_again(event, number)
-        return event
-
-    def _check_again(self, event: UsageEvent, number: int) -> None:
-        key, digest = (event.user, event.id), _digest(event)
-        before, first = self._given.pop(key, (digest, number))
-        self._given[key] = before, first
-        if len(self._given) > _REMEMBERED:
-            self._given.popitem(last=False)
-        if digest != before:
-            raise InvalidEvent(f"id {event.id!r} is in line {first} already, which says something else of it")
-
-    def _id(self, event: UsageEvent) -> str:
-        digest = _digest(event)
-        nth = self._seen.pop(digest, 0) + 1
-        self._seen[digest] = nth
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
-        return id_from(event.at_ms, digest + nth.to_bytes(4))
-
-
-def _digest(event: UsageEvent) -> bytes:
-    said = json.dumps([getattr(event, name) for name in _CONTENT], ensure_ascii=False).encode()
-    return blake2b(said, digest_size=16).digest()
-
-
-def _time(text: object) -> datetime:
-    example = "write it like 2026-01-05T12:00:00Z, or give at, in milliseconds"
-    if type(text) is not str:
-        raise InvalidEvent(f"time must be text, not {text!r}; {example}")
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidEvent(f"time {text!r} cannot be read; {example}") from None
-    if time.tzinfo is None:
-        raise InvalidEvent(f"time {text!r} has no time zone; add Z for UTC")
-    return time
-
-
-def _unknown(name: str) -> str:
-    near = get_close_matches(name, FIELDS, n=1)
-    return f"unknown field {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FIELDS)}")
-
+from ratelimit.usage.export import beside
+from ratelimit.usage.formats import FIELDS, FileLine, FormatName, format_of, read_lines
+from ratelimit.usage.parquet import read_rows
 
 OnError: TypeAlias = Literal["stop", "skip"]
-Heard: TypeAlias = Callable[[int, int], object]
-"""Hears the events that are written by now, and the bytes of the file that are behind them."""
+Progress: TypeAlias = Callable[[int, int], object]
+"""Called with the events that are written by now, and the bytes of the file that are behind them."""
 
-_IN_FLIGHT: Final = 8
-_AT_ONCE: Final = _IN_FLIGHT * MAX_EVENTS_PER_PUT
+_BATCHES_IN_FLIGHT: Final = 8
+_MAX_REMEMBERED: Final = 100_000
+_CONTENT: Final = tuple(name for name in UsageEvent.__struct_fields__ if name != "id")
 
 
 class Imported(msgspec.Struct, kw_only=True):
@@ -130,7 +46,7 @@ class Imported(msgspec.Struct, kw_only=True):
 class BadLines(InvalidInput):
     """A file with lines that are no events, of which nothing was written; `first` is the first of them."""
 
-    def __init__(self, path: Path, first: Line, count: int) -> None:
+    def __init__(self, path: Path, first: FileLine, count: int) -> None:
         self.first = first
         self.count = count
         more = "" if count == 1 else f" (and {count - 1} more lines are bad)"
@@ -143,15 +59,15 @@ async def import_events(
     store: EventStore,
     path: Path,
     *,
-    format: LineFormat | None = None,
+    format: FormatName | None = None,
     on_error: OnError = "stop",
     clock: Clock | None = None,
-    heard: Heard = lambda events, size: None,
+    progress: Progress = lambda events, size: None,
 ) -> Imported:
     """Put the events of a JSONL, CSV or Parquet file into the store; the counters are not touched.
 
     With `on_error="stop"` the whole file is looked at first, and one bad line raises `BadLines` before anything is
-    written. With `"skip"` bad lines go to `FILE.rejected`. Raises `InvalidInput` for a foreign file, `OSError`, and
+    written. With `"skip"` bad lines go to `FILE.rejected`. Raise `InvalidInput` for a foreign file, `OSError`, and
     `StoreUnavailable`, after which it may simply be repeated.
     """
     chosen = format or format_of(path)
@@ -163,14 +79,14 @@ async def import_events(
         for batch, end in _batches(path, chosen, now, rejects):
             await _put(store, batch)
             done.events += len(batch)
-            heard(done.events, end)
+            progress(done.events, end)
     done.rejected, done.rejects = rejects.count, rejects.path if rejects.count else None
     return done
 
 
-def _parsed(path: Path, format: LineFormat, now: int) -> Iterator[tuple[Line, UsageEvent | None]]:
-    parser = Parser(now)
-    for line in read_lines(path, format):
+def _parsed(path: Path, format: FormatName, now: int) -> Iterator[tuple[FileLine, UsageEvent | None]]:
+    parser = EventParser(now)
+    for line in read_rows(path) if format == "parquet" else read_lines(path, format):
         if line.problem:
             yield line, None
             continue
@@ -180,8 +96,8 @@ def _parsed(path: Path, format: LineFormat, now: int) -> Iterator[tuple[Line, Us
             yield line._replace(problem=str(error)), None
 
 
-def _check(path: Path, format: LineFormat, now: int) -> None:
-    first: Line | None = None
+def _check(path: Path, format: FormatName, now: int) -> None:
+    first: FileLine | None = None
     count = 0
     for line, event in _parsed(path, format, now):
         if event is None:
@@ -191,8 +107,8 @@ def _check(path: Path, format: LineFormat, now: int) -> None:
         raise BadLines(path, first, count)
 
 
-def _batches(path: Path, format: LineFormat, now: int, rejects: _Rejects) -> Iterator[tuple[list[UsageEvent], int]]:
-    """So many events as go out at once, and where in the file the last of them ends."""
+def _batches(path: Path, format: FormatName, now: int, rejects: _Rejects) -> Iterator[tuple[list[UsageEvent], int]]:
+    """Yield so many events as go out at once, and where in the file the last of them ends."""
     batch: list[UsageEvent] = []
     end = 0
     for line, event in _parsed(path, format, now):
@@ -201,22 +117,22 @@ def _batches(path: Path, format: LineFormat, now: int, rejects: _Rejects) -> Ite
             rejects.add(line)
             continue
         batch.append(event)
-        if len(batch) == _AT_ONCE:
+        if len(batch) == _BATCHES_IN_FLIGHT * MAX_EVENTS_PER_PUT:
             yield batch, end
             batch = []
     yield batch, end
 
 
 async def _put(store: EventStore, events: Sequence[UsageEvent]) -> None:
-    """Raises `StoreUnavailable` where an event is not known to be in the table."""
-    flights = [events[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(events), MAX_EVENTS_PER_PUT)]
-    results = await asyncio.gather(*(_fly(store, flight) for flight in flights), return_exceptions=True)
+    """Write the events, side by side. Raise `StoreUnavailable` where one is not known to be in the table."""
+    batches = [events[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(events), MAX_EVENTS_PER_PUT)]
+    results = await asyncio.gather(*(_put_batch(store, batch) for batch in batches), return_exceptions=True)
     for result in results:  # none of them is left running behind the error of another
         if result is not None:
             raise result
 
 
-async def _fly(store: EventStore, events: Sequence[UsageEvent]) -> None:
+async def _put_batch(store: EventStore, events: Sequence[UsageEvent]) -> None:
     async def put() -> Sequence[UsageEvent]:
         left = await store.put(events)
         if len(left) == len(events):
@@ -248,8 +164,8 @@ class _Rejects:
         if self._file is not None:
             self._file.close()
 
-    def add(self, line: Line) -> None:
-        """Raises `InvalidInput` where bad lines are not kept: the file was looked at before, so it has changed."""
+    def add(self, line: FileLine) -> None:
+        """Keep a bad line, or raise `InvalidInput`: the file was looked at before, so it has changed."""
         if not self._kept:
             raise InvalidInput(
                 f"{self._source} has changed while it was read (line {line.number}: {line.problem}); import it again"
@@ -259,3 +175,83 @@ class _Rejects:
         reject = {"line": line.number, "reason": line.problem, "text": line.text}
         self._file.write(msgspec.json.encode(reject) + b"\n")
         self.count += 1
+
+
+class EventParser:
+    """Makes events of the lines of one file, in their order.
+
+    A line without an id gets one made of what it says, and so the same one in another run. Where lines say the same,
+    the second of them is another event, the third yet another. An id that comes again is the same event again, and has
+    to say the same. Both holds for lines up to 100,000 apart.
+    """
+
+    def __init__(self, now: int) -> None:
+        self._now = now
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._given: OrderedDict[tuple[str, str], tuple[bytes, int]] = OrderedDict()
+
+    def event(self, fields: dict[str, Any], number: int) -> UsageEvent:
+        """Return what the line of this number says. Raise `InvalidEvent`, `InvalidUser`, `InvalidAction`."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        for name in given:
+            if name not in FIELDS:
+                raise InvalidEvent(_unknown(name))
+        for name in ("user", "action"):
+            if name not in given:
+                raise InvalidEvent(f"{name} is missing")
+        user, action = given.pop("user"), given.pop("action")
+        time = given.pop("time", None)
+        if time is not None:
+            moment = since_epoch(_time(time)) // 1000
+            if given.setdefault("at", moment) != moment:
+                raise InvalidEvent(f"time {time!r} and at {given['at']!r} are two moments; leave one of them out")
+        event_id, at = given.get("id"), given.pop("at", None)
+        event = UsageEvent.of(user, action, now=self._now, at_ms=at, **given)
+        if event_id is None:
+            if at is None:
+                raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z")
+            return msgspec.structs.replace(event, id=self._id(event))
+        if at is None and time_of(event_id) is None:
+            raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z; only the id of a UUIDv7 carries it")
+        self._check_again(event, number)
+        return event
+
+    def _check_again(self, event: UsageEvent, number: int) -> None:
+        key, digest = (event.user, event.id), _digest(event)
+        before, first = self._given.pop(key, (digest, number))
+        self._given[key] = before, first
+        if len(self._given) > _MAX_REMEMBERED:
+            self._given.popitem(last=False)
+        if digest != before:
+            raise InvalidEvent(f"id {event.id!r} is in line {first} already, which says something else of it")
+
+    def _id(self, event: UsageEvent) -> str:
+        digest = _digest(event)
+        nth = self._seen.pop(digest, 0) + 1
+        self._seen[digest] = nth
+        if len(self._seen) > _MAX_REMEMBERED:
+            self._seen.popitem(last=False)
+        return id_from(event.at_ms, digest + nth.to_bytes(4))
+
+
+def _digest(event: UsageEvent) -> bytes:
+    said = json.dumps([getattr(event, name) for name in _CONTENT], ensure_ascii=False).encode()
+    return blake2b(said, digest_size=16).digest()
+
+
+def _time(text: object) -> datetime:
+    example = "write it like 2026-01-05T12:00:00Z, or give at, in milliseconds"
+    if type(text) is not str:
+        raise InvalidEvent(f"time must be text, not {text!r}; {example}")
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidEvent(f"time {text!r} cannot be read; {example}") from None
+    if time.tzinfo is None:
+        raise InvalidEvent(f"time {text!r} has no time zone; add Z for UTC")
+    return time
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name, FIELDS, n=1)
+    return f"unknown field {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FIELDS)}")

@@ -13,207 +13,36 @@ import asyncio
 import errno
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from ratelimit.event import UsageEvent
-from ratelimit.usage.erasing import Erasures, damaged_files_of
-from ratelimit.usage.options import UsageStats
-from ratelimit.usage.segments import DAMAGED, Disk, Found, Lane, Segment, dead_lanes, frame
-from ratelimit.usage.writer import Writer
+from ratelimit.usage.segments import (
+    DAMAGED,
+    Erasures,
+    JournalLock,
+    Segment,
+    SegmentRead,
+    adopt_dead,
+    damaged_files_of,
+    frame,
+)
+from ratelimit.usage.settings import UsageSettings, UsageStats
+
+if TYPE_CHECKING:
+    from ratelimit.usage.pipeline import EventWriter
+
+T = TypeVar("T")
 
 logger = logging.getLogger("ratelimit")
 
-
-# `Holdings`: which segment holds which event, so that a segment goes when the table has all that is in it.
-
-
-class Holdings:
-    """Belongs to the event loop; deletes in the journal's thread."""
-
-    def __init__(self, thread: Executor) -> None:
-        self._thread = thread
-        self.bytes = 0
-        """Of all segments that are not done with."""
-        # By identity: the same event may be in two segments, when a replay was cut short.
-        self._segment_of: dict[int, Segment] = {}
-
-    def hold(self, event: UsageEvent, segment: Segment, *, counted: bool = False) -> None:
-        """The event is in memory now, and in this segment, where it may have been `counted` already."""
-        self._segment_of[id(event)] = segment
-        if not counted:
-            segment.unwritten += 1
-
-    def holds(self, event: UsageEvent) -> bool:
-        """Whether the next start would find it."""
-        return id(event) in self._segment_of
-
-    def over(self, events: Sequence[UsageEvent]) -> None:
-        """The table has them, or will never take them."""
-        for event in events:
-            segment = self._segment_of.pop(id(event), None)
-            if segment is not None:
-                segment.unwritten -= 1
-                self._delete_if_done(segment)
-
-    def done(self, segment: Segment) -> None:
-        """No more will be appended to it, nor read from it."""
-        segment.done = True
-        self._delete_if_done(segment)
-
-    def _delete_if_done(self, segment: Segment) -> None:
-        if segment.done and not segment.unwritten:
-            self.bytes -= segment.size
-            self._thread.submit(_delete, segment)
-
-
-def _delete(segment: Segment) -> None:
-    try:
-        segment.delete()
-    except OSError as error:
-        logger.warning("cannot delete %s, it will be replayed at the next start: %s", segment.path.name, error)
-
-
-# `Backlog`: what only the disk holds, in line to be read back: what was spilled, and what dead processes left.
-
-
-@dataclass(slots=True)
-class _Stretch:
-    """Bytes of a segment. Those of a dead process are a whole segment."""
-
-    segment: Segment
-    start: int
-    end: int
-    adopted: bool
-    failed: bool = False
-
-
-class Backlog:
-    """Belongs to the event loop; reads in the journal's thread."""
-
-    def __init__(self, thread: Executor, holdings: Holdings, stats: UsageStats, erasures: Erasures) -> None:
-        self.erasures = erasures
-        """As they were when the last events were read."""
-        self._thread = thread
-        self._holdings = holdings
-        self._stats = stats
-        self._line: deque[_Stretch] = deque()
-        self._aside: list[_Stretch] = []
-        self._lanes: list[Lane] = []
-        self._failures: dict[str, OSError] = {}
-        self.queued = 0
-        """Bytes that ever were in line."""
-        self.passed = 0
-        """Of these, those that were read, or skipped."""
-        self.arrived = asyncio.Event()
-
-    def __bool__(self) -> bool:
-        return bool(self._line)
-
-    def spilled(self, segment: Segment, start: int, end: int) -> None:
-        """An event that is only there."""
-        last = self._line[-1] if self._line else None
-        if last is not None and last.segment is segment and last.end == start:
-            last.end = end
-            self.queued += end - start
-        else:
-            self._enqueue(_Stretch(segment, start, end, adopted=False))
-
-    async def adopt(self, directory: Path, disk: Disk) -> None:
-        """Put in line what dead processes left, and once more what could not be read."""
-        loop = asyncio.get_running_loop()
-        lanes, failures = await loop.run_in_executor(self._thread, self._take_over, directory, disk)
-        for name in failures.keys() - self._failures:
-            logger.warning("cannot look into %s/%s, it is tried again: %s", directory, name, failures[name])
-        self._failures = failures
-        aside, self._aside = self._aside, []
-        for stretch in aside:
-            self._enqueue(stretch)
-        for lane in lanes:
-            for segment in list(lane.segments):
-                self._holdings.bytes += segment.size
-                self._enqueue(_Stretch(segment, 0, segment.size, adopted=True))
-
-    async def read(self, most: int) -> list[UsageEvent]:
-        """Up to `most` of the events that are next in line."""
-        stretch = self._line[0]
-        segment, start, end = stretch.segment, stretch.start, stretch.end
-
-        def read_on() -> Found:
-            self.erasures.load()
-            return segment.read(start, end, most=most)
-
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.run_in_executor(self._thread, read_on)
-        except OSError as error:
-            self._put_aside(stretch, end, error)
-            return []
-        for event in found.events:
-            self._holdings.hold(event, segment, counted=not stretch.adopted)
-        if stretch.adopted:
-            self._stats.replayed += len(found.events)
-        if not found.events and start < end:
-            self._skip(stretch, found)
-        self._pass(stretch, found.end)
-        if stretch.adopted and stretch.start == stretch.end:
-            self._holdings.done(segment)
-        return found.events
-
-    def release(self) -> None:
-        """Let others adopt what is still in line. Blocks: for the journal's thread."""
-        for lane in self._lanes:
-            lane.release()
-
-    def _take_over(self, directory: Path, disk: Disk) -> tuple[list[Lane], dict[str, OSError]]:
-        """In the thread: so `release` knows every lane that is ours, even if nobody waits for this answer any more."""
-        lanes, failures = dead_lanes(directory, disk)
-        for lane in lanes:
-            lane.release_when_empty()
-        self._lanes = [*(former for former in self._lanes if former.segments), *lanes]
-        return lanes, failures
-
-    def _enqueue(self, stretch: _Stretch) -> None:
-        self._line.append(stretch)
-        self.queued += stretch.end - stretch.start
-        self.arrived.set()
-
-    def _skip(self, stretch: _Stretch, found: Found) -> None:
-        """What comes next is no record: the end of a segment whose writer has died, or damage."""
-        segment, start = stretch.segment, stretch.start
-        if found.torn and stretch.adopted:
-            self._stats.torn += 1
-            logger.warning("%s is torn: its last %d bytes are no record", segment.path.name, found.end - start)
-        elif not segment.damaged:
-            segment.damaged = True
-            self._stats.damaged += 1
-            logger.error(
-                "%s is damaged at byte %d, records may be lost: what is sound is read, and the file kept as %s",
-                segment.path.name, start, segment.path.name + DAMAGED,
-            )  # fmt: skip
-
-    def _put_aside(self, stretch: _Stretch, end: int, error: OSError) -> None:
-        """Until the next look for what dead processes left: it is not to hold up the others."""
-        name = stretch.segment.path.name
-        if not stretch.failed:
-            logger.warning("cannot read %s, it is tried again: %s", name, error)
-        self._aside.append(_Stretch(stretch.segment, stretch.start, end, stretch.adopted, failed=True))
-        self._pass(stretch, end)
-
-    def _pass(self, stretch: _Stretch, to: int) -> None:
-        self.passed += to - stretch.start
-        stretch.start = to
-        if stretch.start >= stretch.end:
-            self._line.popleft()
-
-
-_MOST_WAITING: Final = 8 * 1024 * 1024
-# Seconds that a disk may take for its last group, at the end.
-_PATIENCE: Final = 5.0
+_MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
+# What a disk may take for its last group, at the end.
+_DISK_TIMEOUT_S: Final = 5.0
 
 
 class Journal:
@@ -222,26 +51,21 @@ class Journal:
     def __init__(
         self,
         directory: Path,
+        settings: UsageSettings,
         stats: UsageStats,
-        writer: Writer,
-        *,
-        segment_bytes: int,
-        journal_bytes: int,
-        disk: Disk,
+        writer: EventWriter,
     ) -> None:
         self._directory = directory
+        self._settings = settings
         self._stats = stats
         self._writer = writer
-        self._segment_bytes = segment_bytes
-        self._journal_bytes = journal_bytes
-        self._disk = disk
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ratelimit-journal")
-        self.holdings = Holdings(self._thread)
-        self.backlog = Backlog(self._thread, self.holdings, stats, Erasures(directory))
-        self._lane: Lane | None = None
+        self.refs = SegmentRefs(self._thread)
+        self.replay = ReplayQueue(self._thread, self.refs, stats, Erasures(directory))
+        self._lock: JournalLock | None = None
         self._active: Segment | None = None
-        self._gathering: _Group | None = None
-        self._committing: _Group | None = None
+        self._gathering: _CommitGroup | None = None
+        self._committing: _CommitGroup | None = None
         self._waiting_bytes = 0
         self._failing = False
         self._hangs = False
@@ -250,37 +74,37 @@ class Journal:
         """Events on their way to the disk, or back from it, that will need room in memory."""
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether the disk is so far behind that no more should be appended."""
-        return self._waiting_bytes >= _MOST_WAITING
+        return self._waiting_bytes >= _MAX_WAITING_BYTES
 
     def append(self, event: UsageEvent, *, spill: bool) -> asyncio.Future[bool]:
-        """Done when the event is on the disk or, as the second best, in memory; False where it is lost.
+        """Keep an event: done when it is on the disk or, as the second best, in memory; False where it is lost.
 
-        With `spill` the disk has the only copy, which waits in the `backlog`.
+        With `spill` the disk has the only copy, which waits to be replayed.
         """
         loop = asyncio.get_running_loop()
         if self._gathering is None:
-            self._gathering = _Group(loop.create_future())
+            self._gathering = _CommitGroup(loop.create_future())
             if self._committing is None:
                 loop.call_soon(self._commit)
-        self._gathering.appends.append(one := _Append(event, data := frame(event), spill, loop.create_future()))
+        self._gathering.appends.append(one := _PendingAppend(event, data := frame(event), spill, loop.create_future()))
         self._waiting_bytes += len(data)
         self.waiting += not spill
         return one.done
 
     async def settled(self) -> None:
-        """Returns when nothing that was appended before is on its way to the disk."""
+        """Return when nothing that was appended before is on its way to the disk."""
         last = self._gathering or self._committing
         if last is not None:
             await asyncio.wait([last.over])
 
     async def finish(self) -> None:
-        """The same, at the end: a disk that hangs is not waited for, and what is on its way there is given up."""
+        """Do the same at the end: a disk that hangs is not waited for, and what is on its way there is given up."""
         last = self._gathering or self._committing
         if last is None:
             return
-        await asyncio.wait([last.over], timeout=_PATIENCE)
+        await asyncio.wait([last.over], timeout=_DISK_TIMEOUT_S)
         groups = [group for group in (self._committing, self._gathering) if group is not None]
         self._committing = self._gathering = None
         given_up = [one for group in groups for one in group.appends]
@@ -293,47 +117,46 @@ class Journal:
             logger.error("the disk of the journal in %s hangs: %d events are lost", self._directory, len(given_up))
 
     async def open(self) -> None:
-        """Make the directory, and this process's lane in it. Raises `OSError`."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._own_lane)
+        """Make the directory, and this process's lock in it. Raise `OSError`."""
+        await self._in_thread(self._own_lock)
 
     async def adopt(self) -> None:
-        """Put what dead processes left into the backlog."""
-        await self.backlog.adopt(self._directory, self._disk)
+        """Put what dead processes left in line to be replayed."""
+        await self.replay.adopt(self._directory)
 
     async def roll(self) -> None:
         """Append elsewhere from now on, so that what the table has goes from the disk."""
         if (segment := self._active) is None:
             return
-        await asyncio.get_running_loop().run_in_executor(self._thread, segment.close)
+        await self._in_thread(segment.close)
         if self._active is segment:  # what was appended until then is counted by now
             self._active = None
-            self.holdings.done(segment)
+            self.refs.finish(segment)
 
     async def damaged_files_of(self, users: Iterable[str]) -> list[str]:
-        """The damaged segments in which one of these users stands, of those too that are just being put aside."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, damaged_files_of, self._directory, users)
+        """Return the damaged segments that name one of these users, those that are just being put aside as well."""
+        return await self._in_thread(damaged_files_of, self._directory, users)
 
     async def close(self) -> None:
         """Delete what the table has, and leave everything else to the next start. A thread that hangs is left alone."""
         if self._released is None:
             if self._active is not None:
-                self.holdings.done(self._active)
+                self.refs.finish(self._active)
             self._released = self._thread.submit(self._release)
             self._thread.shutdown(wait=False)
-        await asyncio.wait([asyncio.wrap_future(self._released)], timeout=0 if self._hangs else _PATIENCE)
+        await asyncio.wait([asyncio.wrap_future(self._released)], timeout=0 if self._hangs else _DISK_TIMEOUT_S)
 
     def abandon(self) -> list[UsageEvent]:
-        """Let others adopt what is there, when the event loop is gone; what was on its way to the disk. Blocks."""
-        self._thread.submit(self._release).result(_PATIENCE)
+        """Let others adopt what is there, as the event loop is gone, and return what was on its way there. Blocks."""
+        self._thread.submit(self._release).result(_DISK_TIMEOUT_S)
         self._thread.shutdown(wait=False)
         groups = [group for group in (self._committing, self._gathering) if group is not None]
         return [one.event for group in groups for one in group.appends]
 
     def _release(self) -> None:
-        self.backlog.release()
-        if self._lane is not None:
-            self._lane.release()
+        self.replay.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def _commit(self) -> None:
         """Send the next group to the disk, if there is one. No task: a program that cancels all of its own goes on."""
@@ -342,10 +165,10 @@ class Journal:
             return
         self._gathering = None
         data = b"".join([one.data for one in group.appends])
-        appending = asyncio.get_running_loop().run_in_executor(self._thread, self._append, data)
+        appending = self._in_thread(self._append, data)
         appending.add_done_callback(partial(self._committed, group, len(data)))
 
-    def _committed(self, group: _Group, size: int, appending: asyncio.Future[tuple[Segment, int]]) -> None:
+    def _committed(self, group: _CommitGroup, size: int, appending: asyncio.Future[tuple[Segment, int]]) -> None:
         error = appending.exception()
         self._waiting_bytes -= size
         if group is not self._committing:  # it was given up
@@ -361,16 +184,19 @@ class Journal:
 
     def _append(self, data: bytes) -> tuple[Segment, int]:
         """In the thread."""
-        if self.holdings.bytes + len(data) > self._journal_bytes:
-            raise OSError(errno.EDQUOT, f"the journal may take {self._journal_bytes} bytes, and does")
-        return self._own_lane().append(data, segment_bytes=self._segment_bytes)
+        if self.refs.bytes + len(data) > (most := self._settings.journal_bytes):
+            raise OSError(errno.EDQUOT, f"the journal may take {most} bytes, and does")
+        return self._own_lock().append(data, segment_bytes=self._settings.segment_bytes)
 
-    def _own_lane(self) -> Lane:
-        if self._lane is None:
-            self._lane = Lane.create(self._directory, self._disk)
-        return self._lane
+    def _own_lock(self) -> JournalLock:
+        if self._lock is None:
+            self._lock = JournalLock.create(self._directory)
+        return self._lock
 
-    def _succeeded(self, group: list[_Append], segment: Segment, start: int) -> None:
+    def _in_thread(self, work: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+
+    def _succeeded(self, group: list[_PendingAppend], segment: Segment, start: int) -> None:
         if self._failing:
             self._failing = False
             logger.warning("the journal takes usage events again")
@@ -379,19 +205,19 @@ class Journal:
             end = start + len(one.data)
             if one.spill:
                 segment.unwritten += 1
-                self.backlog.spilled(segment, start, end)
+                self.replay.add_spilled(segment, start, end)
             else:
-                self.holdings.hold(one.event, segment)
+                self.refs.hold(one.event, segment)
                 self.waiting -= 1
                 self._writer.add(one.event)
             self._stats.spilled += one.spill
-            self.holdings.bytes += len(one.data)
+            self.refs.bytes += len(one.data)
             one.resolve(kept=True)
             start = end
         if former is not None and former is not segment:
-            self.holdings.done(former)
+            self.refs.finish(former)
 
-    def _failed(self, group: list[_Append], error: BaseException) -> None:
+    def _failed(self, group: list[_PendingAppend], error: BaseException) -> None:
         """Memory is the second best, as far as there is room for those that the disk was to hold alone."""
         if not self._failing:
             self._failing = True
@@ -408,24 +234,24 @@ class Journal:
             self._stats.unjournaled += 1
             one.resolve(kept=True)
 
-    def _lose(self, one: _Append) -> None:
+    def _lose(self, one: _PendingAppend) -> None:
         self.waiting -= not one.spill
         self._stats.accepted -= 1
         self._stats.dropped += 1
         one.resolve(kept=False)
 
 
-class _Group:
+class _CommitGroup:
     """Events that share a sync."""
 
     __slots__ = ("appends", "over")
 
     def __init__(self, over: asyncio.Future[None]) -> None:
-        self.appends: list[_Append] = []
+        self.appends: list[_PendingAppend] = []
         self.over = over
 
 
-class _Append(NamedTuple):
+class _PendingAppend(NamedTuple):
     """One event on its way to the disk."""
 
     event: UsageEvent
@@ -437,3 +263,191 @@ class _Append(NamedTuple):
         """Tell whoever waits, if they still do."""
         if not self.done.done():
             self.done.set_result(kept)
+
+
+class SegmentRefs:
+    """Which segment holds which event, so that a segment goes when the table has all that is in it.
+
+    Belongs to the event loop; deletes in the journal's thread.
+    """
+
+    def __init__(self, thread: Executor) -> None:
+        self._thread = thread
+        self.bytes = 0
+        """Of all segments that are not deleted."""
+        # By identity: the same event may be in two segments, when a replay was cut short.
+        self._segment_of: dict[int, Segment] = {}
+
+    def hold(self, event: UsageEvent, segment: Segment, *, counted: bool = False) -> None:
+        """Note that the event is in memory, and in this segment, where it may have been `counted` already."""
+        self._segment_of[id(event)] = segment
+        if not counted:
+            segment.unwritten += 1
+
+    def holds(self, event: UsageEvent) -> bool:
+        """Whether the next start would find it."""
+        return id(event) in self._segment_of
+
+    def release(self, events: Sequence[UsageEvent]) -> None:
+        """Let go of events that the table has, or will never take."""
+        for event in events:
+            segment = self._segment_of.pop(id(event), None)
+            if segment is not None:
+                segment.unwritten -= 1
+                self._delete_if_done(segment)
+
+    def finish(self, segment: Segment) -> None:
+        """Note that no more will be appended to the segment, nor read from it."""
+        segment.done = True
+        self._delete_if_done(segment)
+
+    def _delete_if_done(self, segment: Segment) -> None:
+        if segment.done and not segment.unwritten:
+            self.bytes -= segment.size
+            self._thread.submit(_delete, segment)
+
+
+def _delete(segment: Segment) -> None:
+    try:
+        segment.delete()
+    except OSError as error:
+        logger.warning("cannot delete %s, it will be replayed at the next start: %s", segment.path.name, error)
+
+
+class ReplayQueue:
+    """What only the disk holds, in line to be read back: what was spilled, and what dead processes left.
+
+    Belongs to the event loop; reads in the journal's thread.
+    """
+
+    def __init__(self, thread: Executor, refs: SegmentRefs, stats: UsageStats, erasures: Erasures) -> None:
+        self.erasures = erasures
+        """As they were when the last events were read."""
+        self._thread = thread
+        self._refs = refs
+        self._stats = stats
+        self._queue: deque[_ByteRange] = deque()
+        self._unreadable: list[_ByteRange] = []
+        self._locks: list[JournalLock] = []
+        self._failures: dict[str, OSError] = {}
+        self._filled = asyncio.Event()
+        self.queued_bytes = 0
+        """All that ever were in line."""
+        self.passed_bytes = 0
+        """Of these, those that were read, or skipped."""
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    async def filled(self) -> None:
+        """Return when something is in line."""
+        while not self._queue:
+            self._filled.clear()
+            await self._filled.wait()
+
+    def add_spilled(self, segment: Segment, start: int, end: int) -> None:
+        """Put in line an event that is only there."""
+        last = self._queue[-1] if self._queue else None
+        if last is not None and last.segment is segment and last.end == start:
+            last.end = end
+            self.queued_bytes += end - start
+        else:
+            self._enqueue(_ByteRange(segment, start, end, adopted=False))
+
+    async def adopt(self, directory: Path) -> None:
+        """Put in line what dead processes left, and once more what could not be read."""
+        loop = asyncio.get_running_loop()
+        locks, failures = await loop.run_in_executor(self._thread, self._adopt_dead, directory)
+        for name in failures.keys() - self._failures:
+            logger.warning("cannot look into %s/%s, it is tried again: %s", directory, name, failures[name])
+        self._failures = failures
+        again, self._unreadable = self._unreadable, []
+        for part in again:
+            self._enqueue(part)
+        for lock in locks:
+            for segment in list(lock.segments):
+                self._refs.bytes += segment.size
+                self._enqueue(_ByteRange(segment, 0, segment.size, adopted=True))
+
+    async def read(self, most: int) -> list[UsageEvent]:
+        """Return up to `most` of the events that are next in line."""
+        part = self._queue[0]
+        segment, start, end = part.segment, part.start, part.end
+
+        def read_on() -> SegmentRead:
+            self.erasures.load()
+            return segment.read(start, end, most=most)
+
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._thread, read_on)
+        except OSError as error:
+            self._put_aside(part, end, error)
+            return []
+        for event in found.events:
+            self._refs.hold(event, segment, counted=not part.adopted)
+        if part.adopted:
+            self._stats.replayed += len(found.events)
+        if not found.events and start < end:
+            self._skip(part, found)
+        self._pass(part, found.end)
+        if part.adopted and part.start == part.end:
+            self._refs.finish(segment)
+        return found.events
+
+    def release(self) -> None:
+        """Let others adopt what is still in line. Blocks: for the journal's thread."""
+        for lock in self._locks:
+            lock.release()
+
+    def _adopt_dead(self, directory: Path) -> tuple[list[JournalLock], dict[str, OSError]]:
+        """In the thread: so `release` knows every lock that is ours, even if nobody waits for this answer any more."""
+        locks, failures = adopt_dead(directory)
+        for lock in locks:
+            lock.release_when_empty()
+        self._locks = [*(former for former in self._locks if former.segments), *locks]
+        return locks, failures
+
+    def _enqueue(self, part: _ByteRange) -> None:
+        self._queue.append(part)
+        self.queued_bytes += part.end - part.start
+        self._filled.set()
+
+    def _skip(self, part: _ByteRange, found: SegmentRead) -> None:
+        """What comes next is no record: the end of a segment whose writer has died, or damage."""
+        segment, start = part.segment, part.start
+        if found.torn and part.adopted:
+            self._stats.torn += 1
+            logger.warning("%s is torn: its last %d bytes are no record", segment.path.name, found.end - start)
+        elif not segment.damaged:
+            segment.damaged = True
+            self._stats.damaged += 1
+            logger.error(
+                "%s is damaged at byte %d, records may be lost: what is sound is read, and the file kept as %s",
+                segment.path.name, start, segment.path.name + DAMAGED,
+            )  # fmt: skip
+
+    def _put_aside(self, part: _ByteRange, end: int, error: OSError) -> None:
+        """Until the next look for what dead processes left: it is not to hold up the others."""
+        name = part.segment.path.name
+        if not part.failed:
+            logger.warning("cannot read %s, it is tried again: %s", name, error)
+        self._unreadable.append(_ByteRange(part.segment, part.start, end, part.adopted, failed=True))
+        self._pass(part, end)
+
+    def _pass(self, part: _ByteRange, to: int) -> None:
+        self.passed_bytes += to - part.start
+        part.start = to
+        if part.start >= part.end:
+            self._queue.popleft()
+
+
+@dataclass(slots=True)
+class _ByteRange:
+    """Bytes of a segment. Those of a dead process are a whole segment."""
+
+    segment: Segment
+    start: int
+    end: int
+    adopted: bool
+    failed: bool = False

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from ratelimit.clock import instant
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.event import UsageEvent, encode_metadata
-from ratelimit.usage.lines import Line, check_columns, to_json
-from ratelimit.usage.sinks import Checkpoint, beside
+from ratelimit.usage.export import ExportCheckpoint, beside
+from ratelimit.usage.formats import FileLine, check_columns, to_json
 
 ROW_GROUP: Final = 10_000
 """Events in memory at most, and rows in a group."""
@@ -32,23 +32,23 @@ class ParquetFile:
         self._writer: Any = None
         self._waiting: list[UsageEvent] = []
 
-    def begin(self, checkpoint: Checkpoint) -> Checkpoint:
-        """See `Sink.begin`."""
+    def begin(self, checkpoint: ExportCheckpoint) -> ExportCheckpoint:
+        """Begin the file anew."""
         self._writer = self._arrow.parquet.ParquetWriter(self._part, self._schema)
         return checkpoint
 
     def write(self, events: Sequence[UsageEvent]) -> int:
-        """See `Sink.write`."""
+        """Keep the events until a group is full, and return the bytes that it took."""
         self._waiting += events
         if len(self._waiting) < ROW_GROUP:
             return 0
         return self._write_group()
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Nothing could go on from there."""
+    def save(self, checkpoint: ExportCheckpoint) -> None:
+        """Do nothing: no export could go on from there."""
 
     def finish(self) -> int:
-        """See `Sink.finish`."""
+        """Write the directory, give the file its name, and return its size."""
         if self._waiting:
             self._write_group()
         self._writer.close()
@@ -57,13 +57,12 @@ class ParquetFile:
         return size
 
     def abandon(self) -> None:
-        """See `Sink.abandon`."""
+        """Delete what there is: it is worth nothing."""
         if self._writer is not None:
             self._writer.close()
         self._part.unlink(missing_ok=True)
 
     def _write_group(self) -> int:
-        """Bytes that the group took."""
         before = self._part.stat().st_size
         columns = {name: [_cell(event, name) for event in self._waiting] for name in self._schema.names}
         self._writer.write_table(self._arrow.table(columns, schema=self._schema), row_group_size=ROW_GROUP * 2)
@@ -71,8 +70,8 @@ class ParquetFile:
         return max(0, self._part.stat().st_size - before)
 
 
-def read_rows(path: Path) -> Iterator[Line]:
-    """Every row of a file, numbered from 1. Raises `OSError`, and `InvalidInput` for a file that is something else."""
+def read_rows(path: Path) -> Iterator[FileLine]:
+    """Yield every row of a file, numbered from 1. Raise `OSError`, and `InvalidInput` for a file of another kind."""
     arrow = _pyarrow()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -85,13 +84,13 @@ def read_rows(path: Path) -> Iterator[Line]:
                 for values in zip(*columns, strict=True):
                     number += 1
                     fields = dict(zip(names, values, strict=True))
-                    yield Line(number, str(fields), _as_line(fields), end=size * number // total)
+                    yield FileLine(number, str(fields), _as_line(fields), end=size * number // total)
         except arrow.ArrowException as error:
             raise InvalidInput(f"{path} is no Parquet file that can be read: {error}") from None
 
 
 def _values(arrow: Any, path: Path, name: str, column: Any) -> list[Any]:
-    """A time as milliseconds."""
+    """Return the values of a column, a time as milliseconds."""
     if name == "time" and arrow.types.is_timestamp(column.type):
         if column.type.tz is None:
             raise InvalidInput(f"{path}: the column time has no time zone; make it a timestamp in UTC")
@@ -100,13 +99,13 @@ def _values(arrow: Any, path: Path, name: str, column: Any) -> list[Any]:
 
 
 def _as_line(fields: dict[str, Any]) -> dict[str, Any]:
-    """With the time of a timestamp as `at`, and metadata that is text as the JSON it is."""
+    """Return what a line of JSONL would say: a timestamp as `at`, and metadata that is text as the JSON it is."""
     if type(fields.get("time")) is int:
         moment = fields.pop("time")
         if fields.setdefault("at", moment) is None:
             fields["at"] = moment
         elif fields["at"] != moment:
-            fields["time"] = datetime.fromtimestamp(moment / 1000, UTC).isoformat()
+            fields["time"] = instant(moment * 1000).isoformat()
     if type(fields.get("metadata")) is str:
         fields["metadata"] = to_json(fields["metadata"])
     return fields

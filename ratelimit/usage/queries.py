@@ -6,13 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from hashlib import blake2b
 from typing import Final
 
 import msgspec
 
-from ratelimit.clock import DAY
+from ratelimit.clock import DAY, since_epoch
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention
 from ratelimit.event import MAX_FUTURE_MS, MAX_ID_BYTES, RETENTION_DAYS, UsageEvent
@@ -20,11 +20,10 @@ from ratelimit.names import MAX_ACTION_BYTES, UserId, check_action, check_user
 from ratelimit.store.base import EventStore, Position, day_of, position_of
 
 MAX_PAGE: Final = 1000
-MOST_READ: Final = 10_000
+MAX_READ: Final = 10_000
 """Events that are looked at for one page: 10 MB, of which the filters may leave nothing."""
-_AT_LEAST_READ: Final = 50
+_MIN_READ: Final = 50
 _DAYS_AT_ONCE: Final = 32
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_MS: Final = DAY // 1000
 
 
@@ -70,7 +69,7 @@ class EventQuery:
         allowed: bool | None,
         cursor: str | None,
     ) -> EventQuery:
-        """`now` is in microseconds. Raises `InvalidInput`, `OutOfRetention`, `InvalidCursor`."""
+        """Check a query; `now` is in microseconds. Raise `InvalidInput`, `OutOfRetention`, `InvalidCursor`."""
         user = check_user(user)
         if action is not None:
             check_action(action)
@@ -88,15 +87,15 @@ class EventQuery:
         return cls(user, first, last, action, allowed, Position(at.at, at.action, at.id), digest)
 
     def cursor(self, last: UsageEvent) -> str:
-        """Where the page after this event begins."""
+        """Return where the page after this event begins."""
         return encode_cursor(_Cursor(self.digest, last.at_ms, last.action, last.id))
 
     def wants(self, event: UsageEvent) -> bool:
-        """Whether an event of the range is asked for."""
+        """Return whether an event of the range is asked for."""
         return (self.action is None or event.action == self.action) and self.allowed in (None, event.allowed)
 
     def days(self) -> Iterator[date]:
-        """The UTC days to look at, the last one first."""
+        """Yield the UTC days to look at, the last one first."""
         newest = self.until - 1 if self.after is None else self.after.at
         day, first = day_of(newest), day_of(self.since)
         while day >= first and newest >= self.since:
@@ -105,7 +104,7 @@ class EventQuery:
 
 
 async def page_of(store: EventStore, query: EventQuery, limit: int) -> EventPage:
-    """Up to `limit` events, of the `MOST_READ` that come next, or a few more. Raises `StoreUnavailable`."""
+    """Return up to `limit` of the `MAX_READ` events that come next, or a few more. Raise `StoreUnavailable`."""
     if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
         raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
     found: list[UsageEvent] = []
@@ -116,25 +115,25 @@ async def page_of(store: EventStore, query: EventQuery, limit: int) -> EventPage
                 return EventPage(tuple(found), query.cursor(found[-1]))
             found.append(event)
         read += len(events)
-        if read >= MOST_READ and events:
+        if read >= MAX_READ and events:
             return EventPage(tuple(found), query.cursor(events[-1]))
     return EventPage(tuple(found), None)
 
 
 async def walk(store: EventStore, query: EventQuery) -> AsyncIterator[UsageEvent]:
-    """Every event of a query, newest first."""
+    """Yield every event of a query, newest first."""
     async for events in _pages(store, query, MAX_PAGE):
         for event in filter(query.wants, events):
             yield event
 
 
 async def _pages(store: EventStore, query: EventQuery, at_once: int) -> AsyncIterator[Sequence[UsageEvent]]:
-    """All events of the range, wanted or not, newest first, read `at_once` at a time.
+    """Yield all events of the range, wanted or not, newest first, read `at_once` at a time.
 
     As long as days hold little, more of them are read side by side, twice as many each time: somebody who was last here
     three months ago costs seven round trips, and not ninety.
     """
-    at_once = max(at_once, _AT_LEAST_READ)
+    at_once = max(at_once, _MIN_READ)
 
     async def read(day: date, after: Position | None) -> Sequence[UsageEvent]:
         return await store.page(query.user, day, since=query.since, until=query.until, limit=at_once, after=after)
@@ -155,9 +154,9 @@ async def _pages(store: EventStore, query: EventQuery, at_once: int) -> AsyncIte
 
 
 def range_of(since: datetime | None, until: datetime | None, *, now: int) -> tuple[int, int]:
-    """What is asked for, in milliseconds, `until` excluded; by default all that is kept. `now` is in microseconds.
+    """Return what is asked for in milliseconds, `until` excluded; by default all that is kept.
 
-    Raises `InvalidInput`, `OutOfRetention`.
+    `now` is in microseconds. Raise `InvalidInput`, `OutOfRetention`.
     """
     now //= 1000
     # One day of grace, for "the last 90 days" asked a moment ago.
@@ -175,9 +174,9 @@ def range_of(since: datetime | None, until: datetime | None, *, now: int) -> tup
 
 
 def _ms(name: str, time: object) -> int:
-    if not isinstance(time, datetime) or time.tzinfo is None:
+    if not isinstance(time, datetime) or time.utcoffset() is None:
         raise InvalidInput(f"{name} must be an aware datetime, as in datetime(2026, 1, 5, tzinfo=UTC), not {time!r}")
-    return -((_EPOCH - time) // timedelta(milliseconds=1))
+    return -(-since_epoch(time) // 1000)
 
 
 def _read_cursor(text: str, digest: str) -> _Cursor:

@@ -23,9 +23,25 @@ from ratelimit.store.retry import retry
 from ratelimit.usage.erasing import Erased, erase_by_key, spellings
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
 
-# `top_of`: who used an action most on a day, from the exact counters. Reads the whole table, and keeps a few names.
+MAX_TOP: Final = 1000
+DATE_RANGE: Final = RESERVED_ACTION
+_MAX_ACTIONS: Final = 1000
+_FLUSH_TIMEOUT_S: Final = 10.0
+"""Seconds that an answer waits for events to be written, without seeing any written."""
 
-MOST_TOP: Final = 1000
+
+class Reconciliation(msgspec.Struct, frozen=True):
+    """One action's day, counted twice."""
+
+    events: int
+    """The cost of the events that were allowed, summed up."""
+    total: int
+    """The limiter's exact total."""
+
+    @property
+    def difference(self) -> int:
+        """Units that were counted and not logged; below zero, logged and not counted (refunded, never checked)."""
+        return self.total - self.events
 
 
 class TopUser(NamedTuple):
@@ -35,13 +51,176 @@ class TopUser(NamedTuple):
     total: int
 
 
-async def top_of(scans: Scans, day: date, action: str, *, count: int, parts: int = 1) -> list[TopUser]:
-    """The `count` users with the highest totals, the highest first; those with the same one by name.
+class Reports:
+    """Every method may raise `StoreUnavailable`; those that take a user, `InvalidUser`."""
 
-    `parts` are read side by side: quicker, for the same price. Raises `StoreUnavailable`.
+    def __init__(self, store: TableStore, actions: Iterable[str], clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._actions = dict.fromkeys(check_action(action) for action in actions)
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """The actions that totals are read for: those named at the start, and those that this log has kept since."""
+        return tuple(self._actions)
+
+    def add_action(self, action: str) -> None:
+        """Have the totals read for this action too."""
+        if action not in self._actions and len(self._actions) < _MAX_ACTIONS:
+            self._actions[action] = None
+
+    async def flush(self) -> None:
+        """Return when everything that this process has taken over is in the table."""
+
+    async def events(
+        self,
+        user: UserId,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        action: str | None = None,
+        allowed: bool | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """Return a user's events at `since` <= time < `until`, newest first; by default all that are kept.
+
+        The next page is the same query with the page's `cursor`. Raise `OutOfRetention`, `InvalidCursor`, and
+        `InvalidInput` for a datetime without a time zone. One read a day of the range, until the page is full.
+        """
+        query = EventQuery.of(
+            user, now=self._clock.now(), since=since, until=until, action=action, allowed=allowed, cursor=cursor
+        )
+        return await page_of(self._store.events, query, limit)
+
+    async def totals(
+        self,
+        user: UserId,
+        since: date | None = None,
+        until: date | None = None,
+        *,
+        per: Per = "day",
+        actions: Iterable[str] | None = None,
+    ) -> dict[str, dict[date, int]]:
+        """Return the units used per action and UTC day, `since` and `until` included, oldest first: exact.
+
+        With `per="month"`, per calendar month, by its first day. By default of all that are kept: 35 days, 13 months.
+        It takes one read an action. The actions are those of `self.actions`, unless given; where there is none, those
+        of the user's events of these days, or of the last 35. Raise `OutOfRetention`.
+        """
+        first, last = self._range(since, until, per)
+        records = await self._counted(user, actions, *(self._range() if per == "month" else (first, last)))
+        return {action: totals_of(record, per, since=first, until=last) for action, record in records.items()}
+
+    async def summary(self, user: UserId, days: int = 7, *, actions: Iterable[str] | None = None) -> dict[str, Any]:
+        """Return, per action, `{"total": 35, "daily_avg": 5.0}` of the last `days` UTC days, today included.
+
+        `"date_range"` holds the first and the last of them, as ISO text. Raise `OutOfRetention`.
+        """
+        if type(days) is not int or days < 1:
+            raise InvalidInput(f"days must be a whole number of at least 1, not {days!r}")
+        if days > DAYS_KEPT:
+            raise OutOfRetention(f"{days} days are out of reach: totals are kept for {DAYS_KEPT} days")
+        last = utc_day(self._clock.now())
+        first = last - timedelta(days=days - 1)
+        report: dict[str, Any] = {}
+        for action, used in (await self.totals(user, first, last, actions=actions)).items():
+            total = sum(used.values())
+            report[action] = {"total": total, "daily_avg": round(total / days, 2)}
+        return {**report, DATE_RANGE: [first.isoformat(), last.isoformat()]}
+
+    async def reconcile(self, user: UserId, day: date) -> dict[str, Reconciliation]:
+        """Compare a user's events of a UTC day with the totals, by action. What waits here is written first.
+
+        Raise `StoreUnavailable` also where the table does not take it in time.
+        """
+        first, last = self._range(day, day)
+        await self._flush_soon()
+        logged: Counter[str] = Counter()
+        async for event in walk(self._store.events, self._query(user, first, last, allowed=True)):
+            logged[event.action] += event.cost
+        actions = dict.fromkeys((*self.actions, *logged))
+        totals = await self.totals(user, first, last, actions=actions)
+        return {
+            action: Reconciliation(logged[action], sum(totals[action].values()))
+            for action in actions
+            if logged[action] or totals[action]
+        }
+
+    async def top(self, day: date, action: str, *, count: int = 10, parts: int = 1) -> list[TopUser]:
+        """Return who used an action most on a UTC day, the highest total first: exact.
+
+        There is no index for it, so it reads the whole table, one read unit for 4 KB of it; `parts` are read side by
+        side. Raise `OutOfRetention`.
+        """
+        check_action(action)
+        self._range(day, day)
+        return await top_of(self._store.scans, utc_date("day", day), action, count=count, parts=parts)
+
+    async def erase(self, user: UserId, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
+        """Delete every trace of a user, whatever the action and however old. Return how many items of what there were.
+
+        It READS THE WHOLE TABLE: there is no index for it. With `quick` it does not, and may leave counters of actions
+        that neither `self.actions`, `actions`, a plan nor an event names, and events outside of the days that are kept.
+        What waits here is written first, as for `reconcile`. Where it fails in the middle, repeat it: it goes on.
+        """
+        names = spellings(user)
+        named = {*self.actions, *map(check_action, actions)}
+        await self._flush_soon()
+        if quick:
+            return Erased.of(await erase_by_key(self._store, names, named, now=self._clock.now()))
+        return Erased.of(await self._store.erase(names))
+
+    async def _flush_soon(self) -> None:
+        """Flush, as long as it gets on."""
+        flushing = asyncio.ensure_future(self.flush())
+        try:
+            while True:
+                before = self._progress()
+                done, _ = await asyncio.wait({flushing}, timeout=_FLUSH_TIMEOUT_S)
+                if done:
+                    return flushing.result()
+                if self._progress() == before:
+                    raise StoreUnavailable(
+                        f"the usage events that wait here could not be written in {_FLUSH_TIMEOUT_S:g} s"
+                    )
+        finally:
+            flushing.cancel()
+
+    def _progress(self) -> int:
+        """Return what grows as a flush gets on."""
+        return 0
+
+    async def _counted(self, user: UserId, actions: Iterable[str] | None, first: date, last: date) -> dict[str, Record]:
+        """Read the records of these actions, or of all that this log knows; else of those in these days' events."""
+        user = check_user(user)
+        chosen = self.actions if actions is None else [check_action(action) for action in actions]
+        named = chosen or await self._actions_of(user, first, last)
+        return {action: await self._store.read(Key(user, action)) for action in named}
+
+    def _range(self, since: date | None = None, until: date | None = None, per: Per = "day") -> tuple[date, date]:
+        return kept_range(self._clock.now(), since, until, per)
+
+    async def _actions_of(self, user: str, first: date, last: date) -> list[str]:
+        query = self._query(user, first, last)
+        return list(dict.fromkeys([event.action async for event in walk(self._store.events, query)]))
+
+    def _query(self, user: UserId, first: date, last: date, *, allowed: bool | None = None) -> EventQuery:
+        since = datetime.combine(first, time(), UTC)
+        until = datetime.combine(last + timedelta(days=1), time(), UTC)
+        return EventQuery.of(
+            user, now=self._clock.now(), since=since, until=until, action=None, allowed=allowed, cursor=None
+        )
+
+
+async def top_of(scans: Scans, day: date, action: str, *, count: int, parts: int = 1) -> list[TopUser]:
+    """Return the `count` users with the highest totals, the highest first; those with the same one by name.
+
+    It reads the whole table, and keeps a few names. `parts` are read side by side: quicker, for the same price. Raise
+    `StoreUnavailable`.
     """
-    _check("count", count, MOST_TOP)
-    _check("parts", parts, MAX_PARTS)
+    _check_most("count", count, MAX_TOP)
+    _check_most("parts", parts, MAX_PARTS)
     field = day_field(day)
 
     async def ask(part: Part, cursor: str | None) -> ScanPage[tuple[Key, Record]]:
@@ -60,186 +239,6 @@ async def top_of(scans: Scans, day: date, action: str, *, count: int, parts: int
     return best
 
 
-def _check(name: str, value: int, most: int) -> None:
+def _check_most(name: str, value: int, most: int) -> None:
     if type(value) is not int or not 1 <= value <= most:
         raise InvalidInput(f"{name} must be a whole number from 1 to {most}, not {value!r}")
-
-
-DATE_RANGE: Final = RESERVED_ACTION
-_MAX_SEEN: Final = 1000
-FLUSH_S: Final = 10.0
-"""Seconds that an answer waits for events to be written, without seeing any written."""
-
-
-class Reconciliation(msgspec.Struct, frozen=True):
-    """One action's day, counted twice."""
-
-    events: int
-    """The cost of the events that were allowed, summed up."""
-    total: int
-    """The limiter's exact total."""
-
-    @property
-    def difference(self) -> int:
-        """Units that were counted and not logged; below zero, logged and not counted (refunded, never checked)."""
-        return self.total - self.events
-
-
-class Reports:
-    """Every method may raise `StoreUnavailable`; those that take a user, `InvalidUser`."""
-
-    def __init__(self, store: TableStore, actions: Iterable[str], clock: Clock) -> None:
-        self.store = store
-        self.clock = clock
-        self._actions = dict.fromkeys(check_action(action) for action in actions)
-
-    @property
-    def actions(self) -> tuple[str, ...]:
-        """The actions that totals are read for: those named at the start, and those that this log has kept since."""
-        return tuple(self._actions)
-
-    def seen(self, action: str) -> None:
-        """An event of this action was kept."""
-        if action not in self._actions and len(self._actions) < _MAX_SEEN:
-            self._actions[action] = None
-
-    async def flush(self) -> None:
-        """Returns when everything that this process has taken over is in the table."""
-
-    async def events(
-        self,
-        user: UserId,
-        *,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        action: str | None = None,
-        allowed: bool | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> EventPage:
-        """A user's events at `since` <= time < `until`, newest first; by default all that are kept.
-
-        The next page is the same query with the page's `cursor`. Raises `OutOfRetention`, `InvalidCursor`, and
-        `InvalidInput` for a datetime without a time zone. One read a day of the range, until the page is full.
-        """
-        query = EventQuery.of(
-            user, now=self.clock.now(), since=since, until=until, action=action, allowed=allowed, cursor=cursor
-        )
-        return await page_of(self.store.events, query, limit)
-
-    async def totals(
-        self,
-        user: UserId,
-        since: date | None = None,
-        until: date | None = None,
-        *,
-        per: Per = "day",
-        actions: Iterable[str] | None = None,
-    ) -> dict[str, dict[date, int]]:
-        """Units used per action and UTC day, `since` and `until` included, oldest first: exact, one read an action.
-
-        With `per="month"`, per calendar month, by its first day. By default of all that are kept: 35 days, 13 months.
-        The actions are those of `self.actions`, unless given; where there is none, those of the user's events of these
-        days, or of the last 35. Raises `OutOfRetention`.
-        """
-        first, last = self._range(since, until, per)
-        records = await self._counted(user, actions, *(self._range() if per == "month" else (first, last)))
-        return {action: totals_of(record, per, since=first, until=last) for action, record in records.items()}
-
-    async def summary(self, user: UserId, days: int = 7, *, actions: Iterable[str] | None = None) -> dict[str, Any]:
-        """Per action `{"total": 35, "daily_avg": 5.0}` of the last `days` UTC days, today included.
-
-        `"date_range"` holds the first and the last of them, as ISO text. Raises `OutOfRetention`.
-        """
-        if type(days) is not int or days < 1:
-            raise InvalidInput(f"days must be a whole number of at least 1, not {days!r}")
-        if days > DAYS_KEPT:
-            raise OutOfRetention(f"{days} days are out of reach: totals are kept for {DAYS_KEPT} days")
-        last = utc_day(self.clock.now())
-        first = last - timedelta(days=days - 1)
-        report: dict[str, Any] = {}
-        for action, used in (await self.totals(user, first, last, actions=actions)).items():
-            total = sum(used.values())
-            report[action] = {"total": total, "daily_avg": round(total / days, 2)}
-        return {**report, DATE_RANGE: [first.isoformat(), last.isoformat()]}
-
-    async def reconcile(self, user: UserId, day: date) -> dict[str, Reconciliation]:
-        """A user's events of a UTC day against the totals, by action. What waits here is written first.
-
-        Raises `StoreUnavailable` also where the table does not take it in time.
-        """
-        first, last = self._range(day, day)
-        await self._flush_soon()
-        logged: Counter[str] = Counter()
-        async for event in walk(self.store.events, self._query(user, first, last, allowed=True)):
-            logged[event.action] += event.cost
-        actions = dict.fromkeys((*self.actions, *logged))
-        totals = await self.totals(user, first, last, actions=actions)
-        return {
-            action: Reconciliation(logged[action], sum(totals[action].values()))
-            for action in actions
-            if logged[action] or totals[action]
-        }
-
-    async def top(self, day: date, action: str, *, count: int = 10, parts: int = 1) -> list[TopUser]:
-        """Who used an action most on a UTC day, the highest total first: exact.
-
-        There is no index for it, so it reads the whole table, one read unit for 4 KB of it; `parts` are read side by
-        side. Raises `OutOfRetention`.
-        """
-        check_action(action)
-        self._range(day, day)
-        return await top_of(self.store.scans, utc_date("day", day), action, count=count, parts=parts)
-
-    async def erase(self, user: UserId, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
-        """Delete every trace of a user, whatever the action and however old; how many items there were, and of what.
-
-        It READS THE WHOLE TABLE: there is no index for it. With `quick` it does not, and may leave counters of actions
-        that neither `self.actions`, `actions`, a plan nor an event names, and events outside of the days that are kept.
-        What waits here is written first, as for `reconcile`. Where it fails in the middle, repeat it: it goes on.
-        """
-        names = spellings(user)
-        named = {*self.actions, *map(check_action, actions)}
-        await self._flush_soon()
-        if quick:
-            return Erased.of(await erase_by_key(self.store, names, named, now=self.clock.now()))
-        return Erased.of(await self.store.erase(names))
-
-    async def _flush_soon(self) -> None:
-        """As `flush`, as long as it gets on."""
-        flushing = asyncio.ensure_future(self.flush())
-        try:
-            while True:
-                before = self._progress()
-                done, _ = await asyncio.wait({flushing}, timeout=FLUSH_S)
-                if done:
-                    return flushing.result()
-                if self._progress() == before:
-                    raise StoreUnavailable(f"the usage events that wait here could not be written in {FLUSH_S:g} s")
-        finally:
-            flushing.cancel()
-
-    def _progress(self) -> int:
-        """Grows as a flush gets on."""
-        return 0
-
-    async def _counted(self, user: UserId, actions: Iterable[str] | None, first: date, last: date) -> dict[str, Record]:
-        """The records of these actions, or of all that this log knows; else of those in the events of these days."""
-        user = check_user(user)
-        chosen = self.actions if actions is None else [check_action(action) for action in actions]
-        named = chosen or await self._actions_of(user, first, last)
-        return {action: await self.store.read(Key(user, action)) for action in named}
-
-    def _range(self, since: date | None = None, until: date | None = None, per: Per = "day") -> tuple[date, date]:
-        return kept_range(self.clock.now(), since, until, per)
-
-    async def _actions_of(self, user: str, first: date, last: date) -> list[str]:
-        query = self._query(user, first, last)
-        return list(dict.fromkeys([event.action async for event in walk(self.store.events, query)]))
-
-    def _query(self, user: UserId, first: date, last: date, *, allowed: bool | None = None) -> EventQuery:
-        since = datetime.combine(first, time(), UTC)
-        until = datetime.combine(last + timedelta(days=1), time(), UTC)
-        return EventQuery.of(
-            user, now=self.clock.now(), since=since, until=until, action=None, allowed=allowed, cursor=None
-        )

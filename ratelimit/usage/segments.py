@@ -1,11 +1,16 @@
-"""The journal's files. Each process has a lane of its own: a lock that dies with it, and numbered segments.
+"""The journal's files. Each process has a lock of its own, that dies with it, and numbered segments under it.
 
-    <lane>.lock              held with `flock` as long as the process lives
-    <lane>-000001.journal    frames, appended only
+    <name>.lock              held with `flock` as long as the process lives
+    <name>-000001.journal    frames, appended only
     ….journal.damaged        one that was not sound in the middle: nobody reads it again, and nobody deletes it
+    erased                   which users were erased: what still waits of them is not to be written any more
 
-Whoever gets the lock of another lane may adopt its segments: the process that wrote them is dead. The directory has
+Whoever gets the lock of another process may adopt its segments: the process that wrote them is dead. The directory has
 to be on a local file system. Everything here blocks, and runs in the journal's thread.
+
+A segment is frames of 4 bytes length, 4 bytes CRC-32 of the payload (both little-endian), and the payload. A crash can
+tear the end of a segment only: what failed to be written is cut off again, and a record counts as kept only after
+everything before it is on the disk. Any other bad frame is damage, and what is sound behind it is read.
 """
 
 from __future__ import annotations
@@ -15,24 +20,22 @@ import logging
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 from weakref import WeakSet
 from zlib import crc32
 
 import msgspec
 
-from ratelimit.event import UsageEvent
+from ratelimit.clock import DAY
+from ratelimit.event import RETENTION_DAYS, UsageEvent
 
 logger = logging.getLogger("ratelimit")
 
-
-# A journal's bytes: frames of 4 bytes length, 4 bytes CRC-32 of the payload (both little-endian), and the payload. A
-# crash can tear the end of a segment only: what failed to be written is cut off again, and a record counts as kept
-# only after everything before it is on the disk. Any other bad frame is damage, and what is sound behind it is read.
 
 _HEAD: Final = struct.Struct("<II")
 HEAD_BYTES: Final = _HEAD.size
@@ -47,13 +50,13 @@ _BEGINNING: Final = b'{"id":'
 
 
 def frame(event: UsageEvent) -> bytes:
-    """The event as one frame."""
+    """Return the event as one frame."""
     payload = _encode(event)
     return _HEAD.pack(len(payload), crc32(payload)) + payload
 
 
 def unframe(data: bytes) -> Iterator[tuple[UsageEvent, int]]:
-    """The events of the whole and sound frames at the start of `data`, each with the offset at which it ends."""
+    """Yield the events of the whole and sound frames at the start of `data`, each with the offset at which it ends."""
     end = 0
     while (found := _frame_at(data, end)) is not None:
         yield found
@@ -61,7 +64,7 @@ def unframe(data: bytes) -> Iterator[tuple[UsageEvent, int]]:
 
 
 def find_frame(data: bytes) -> int:
-    """Where the first whole and sound frame begins; -1 where there is none.
+    """Return where the first whole and sound frame begins; -1 where there is none.
 
     Nobody can plant one inside of an event: a length has a zero byte, and JSON has none.
     """
@@ -72,7 +75,7 @@ def find_frame(data: bytes) -> int:
 
 
 def is_cut_short(data: bytes) -> bool:
-    """Whether a crash leaves such an end: a frame that goes on behind it, or zeros that were never written over."""
+    """Return whether a crash leaves such an end: a frame that goes on behind it, or zeros never written over."""
     if len(data) < HEAD_BYTES or not data.strip(b"\0"):
         return True
     length, _ = _HEAD.unpack_from(data)
@@ -80,7 +83,6 @@ def is_cut_short(data: bytes) -> bool:
 
 
 def _frame_at(data: bytes, at: int) -> tuple[UsageEvent, int] | None:
-    """The event of the frame there, and the offset at which it ends."""
     if at + HEAD_BYTES > len(data):
         return None
     length, checksum = _HEAD.unpack_from(data, at)
@@ -98,21 +100,10 @@ SEGMENT: Final = ".journal"
 DAMAGED: Final = ".damaged"
 _LOCK_ATTEMPTS: Final = 10
 _READ_BYTES: Final = 128 * 1024
+_ERASURES_KEPT_MS: Final = (RETENTION_DAYS + 1) * DAY // 1000
 
 
-class Disk:
-    """What is asked of the operating system. Tests put a full or a broken one in its place."""
-
-    def write(self, fd: int, data: bytes) -> int:
-        """Write some of the data; how much."""
-        return os.write(fd, data)
-
-    def sync(self, fd: int) -> None:
-        """Return when everything written is on the disk."""
-        os.fsync(fd)
-
-
-class Found(NamedTuple):
+class SegmentRead(NamedTuple):
     """What was read of a segment."""
 
     events: list[UsageEvent]
@@ -123,13 +114,13 @@ class Found(NamedTuple):
 
 
 class Segment:
-    """One file. `unwritten`, `done` and `damaged` belong to the event loop; everything else to the journal's thread."""
+    """One file of frames. `unwritten`, `done`, `damaged` are the event loop's, all else the journal's thread's."""
 
-    __slots__ = ("damaged", "done", "fd", "lane", "path", "size", "unwritten")
+    __slots__ = ("damaged", "done", "fd", "lock", "path", "size", "unwritten")
 
-    def __init__(self, path: Path, lane: Lane, *, fd: int = -1, size: int = 0) -> None:
+    def __init__(self, path: Path, lock: JournalLock, *, fd: int = -1, size: int = 0) -> None:
         self.path = path
-        self.lane = lane
+        self.lock = lock
         self.fd = fd
         self.size = size
         self.unwritten = 0
@@ -139,24 +130,24 @@ class Segment:
         self.damaged = False
         """There are bytes in it that are no record, and may have been some."""
 
-    def read(self, start: int, end: int, *, most: int) -> Found:
-        """Up to `most` of the events between two offsets; none where what is at the first one is no record."""
+    def read(self, start: int, end: int, *, most: int) -> SegmentRead:
+        """Return up to `most` of the events between two offsets; none where what is at the first one is no record."""
         with self.path.open("rb") as file:
             data = _piece(file, start, end)
             found = list(islice(unframe(data), most))
             if found or start >= end:
-                return Found([event for event, _ in found], start + found[-1][1] if found else end)
+                return SegmentRead([event for event, _ in found], start + found[-1][1] if found else end)
             sound = _next_frame(file, start + 1, end)
-            return Found([], sound, torn=sound == end and is_cut_short(data))
+            return SegmentRead([], sound, torn=sound == end and is_cut_short(data))
 
     def delete(self) -> None:
-        """Remove the file, unless it is damaged, and with the last one of a dead lane its lock."""
+        """Remove the file, unless it is damaged, and with the last one of a dead process its lock."""
         self.close()
         if self.damaged:
             self.path.rename(self.path.with_name(self.path.name + DAMAGED))
         else:
             self.path.unlink(missing_ok=True)
-        self.lane.forget(self)
+        self.lock.forget(self)
 
     def close(self) -> None:
         """Append no more."""
@@ -165,47 +156,46 @@ class Segment:
             self.fd = -1
 
 
-class Lane:
-    """A lock, and the segments under it."""
+class JournalLock:
+    """A lock that dies with its process, and the segments under it."""
 
-    def __init__(self, directory: Path, name: str, fd: int, disk: Disk) -> None:
+    def __init__(self, directory: Path, name: str, fd: int) -> None:
         self.directory = directory
         self.name = name
         self.segments: list[Segment] = []
         self._fd = fd
-        self._disk = disk
         self._made = 0
         self._releasing = False
         _locked.add(self)
 
     @classmethod
-    def create(cls, directory: Path, disk: Disk) -> Lane:
-        """A new lane for this process. Raises `OSError`."""
+    def create(cls, directory: Path) -> JournalLock:
+        """Lock a new name for this process. Raise `OSError`."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for _ in range(_LOCK_ATTEMPTS):
             name = f"{os.getpid()}-{token_hex(8)}"
-            fd = _lock(directory / (name + LOCK))
+            fd = _try_lock(directory / (name + LOCK))
             if fd is not None:
-                return cls(directory, name, fd, disk)
+                return cls(directory, name, fd)
         raise OSError(errno.EAGAIN, f"could not lock a file in {directory}")
 
     @classmethod
-    def adopt(cls, directory: Path, name: str, disk: Disk) -> Lane | None:
-        """The lane of a process that has ended; None where it lives. Raises `OSError`."""
-        fd = _lock(directory / (name + LOCK))
+    def adopt(cls, directory: Path, name: str) -> JournalLock | None:
+        """Take over from a process that has ended; return None where it lives. Raise `OSError`."""
+        fd = _try_lock(directory / (name + LOCK))
         if fd is None:
             return None
-        lane = cls(directory, name, fd, disk)
+        lock = cls(directory, name, fd)
         try:
             for path in sorted(directory.glob(f"{name}-*{SEGMENT}")):
-                lane.segments.append(Segment(path, lane, size=path.stat().st_size))
+                lock.segments.append(Segment(path, lock, size=path.stat().st_size))
         except OSError:
-            lane.unlock()
+            lock.unlock()
             raise
-        return lane
+        return lock
 
     def append(self, data: bytes, *, segment_bytes: int) -> tuple[Segment, int]:
-        """Write and sync frames; the segment they went to, and their offset.
+        """Write and sync frames; return the segment they went to, and their offset.
 
         All or none: after `OSError` the segment is as it was before.
         """
@@ -216,8 +206,8 @@ class Lane:
         try:
             written = 0
             while written < len(data):
-                written += self._disk.write(segment.fd, data[written:])
-            self._disk.sync(segment.fd)
+                written += os.write(segment.fd, data[written:])
+            os.fsync(segment.fd)
         except OSError:
             self._cut(segment)
             raise
@@ -225,7 +215,7 @@ class Lane:
         return segment, start
 
     def forget(self, segment: Segment) -> None:
-        """A segment was deleted."""
+        """Note that a segment was deleted, and release the lock with the last one."""
         self.segments.remove(segment)
         if self._releasing and not self.segments:
             self.release()
@@ -249,7 +239,7 @@ class Lane:
             self._fd = -1
 
     def release_when_empty(self) -> None:
-        """The same, once every segment is deleted."""
+        """Release it once every segment is deleted."""
         self._releasing = True
         if not self.segments:
             self.release()
@@ -264,7 +254,7 @@ class Lane:
         self.segments.append(segment)
         directory = os.open(self.directory, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._disk.sync(directory)  # or the file itself may be missing after a power cut
+            os.fsync(directory)  # or the file itself may be missing after a power cut
         except OSError:
             segment.delete()
             raise
@@ -283,9 +273,9 @@ class Lane:
             segment.close()
 
 
-def dead_lanes(directory: Path, disk: Disk) -> tuple[list[Lane], dict[str, OSError]]:
-    """Adopts the lanes whose processes have ended; also, by name, those that could not be, and why."""
-    lanes: list[Lane] = []
+def adopt_dead(directory: Path) -> tuple[list[JournalLock], dict[str, OSError]]:
+    """Take over from all processes that have ended; return also, by name, what could not be taken over, and why."""
+    locks: list[JournalLock] = []
     failures: dict[str, OSError] = {}
     try:
         names = {path.name.removesuffix(LOCK) for path in directory.glob(f"*{LOCK}")}
@@ -294,22 +284,21 @@ def dead_lanes(directory: Path, disk: Disk) -> tuple[list[Lane], dict[str, OSErr
         return [], {"*": error}
     for name in sorted(names):
         try:
-            lane = Lane.adopt(directory, name, disk)
+            lock = JournalLock.adopt(directory, name)
         except OSError as error:
             failures[name] = error
         else:
-            lanes += [] if lane is None else [lane]
-    return lanes, failures
+            locks += [] if lock is None else [lock]
+    return locks, failures
 
 
 def _piece(file: BinaryIO, start: int, end: int) -> bytes:
-    """As much of a file as is read at once: any frame that begins there is whole in it, unless `end` cuts it."""
+    """Read so much that any frame that begins there is whole in it, unless `end` cuts it."""
     file.seek(start)
     return file.read(min(end - start, _READ_BYTES))
 
 
 def _next_frame(file: BinaryIO, start: int, end: int) -> int:
-    """Where the next sound frame begins; `end` where none does."""
     while start < end:
         found = find_frame(_piece(file, start, end))
         if found >= 0:
@@ -318,12 +307,9 @@ def _next_frame(file: BinaryIO, start: int, end: int) -> int:
     return end
 
 
-def _lock(path: Path) -> int | None:
-    """The descriptor of a lock that is ours now; None where somebody else holds it, or has just removed it."""
-    try:
-        import fcntl  # only where there is a journal: Windows has neither
-    except ImportError as error:
-        raise OSError(errno.ENOTSUP, "the journal needs flock, which this system lacks") from error
+def _try_lock(path: Path) -> int | None:
+    """Return the descriptor of a lock that is ours; None where somebody else holds it, or has just removed it."""
+    fcntl = _fcntl()
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -338,14 +324,106 @@ def _lock(path: Path) -> int | None:
     return None
 
 
+def _fcntl() -> Any:
+    try:
+        import fcntl  # only where there is a journal: Windows lacks it
+    except ImportError as error:
+        raise OSError(errno.ENOTSUP, "the journal needs flock, which this system lacks") from error
+    return fcntl
+
+
 # A lock lives until every process that has inherited it is gone: a forked child, which does not write, lets go at once.
-_locked: Final[WeakSet[Lane]] = WeakSet()
+_locked: Final[WeakSet[JournalLock]] = WeakSet()
 
 
 def _unlock_in_child() -> None:
-    for lane in list(_locked):
-        lane.unlock()
+    for lock in list(_locked):
+        lock.unlock()
 
 
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_unlock_in_child)
+
+
+class Erasures:
+    """Who was erased, by any process that shares the journal's directory. `add` and `load` touch the disk.
+
+    A segment is kept until all that is in it is in the table, so that a crash repeats some of what was written: that
+    must not bring back what was erased meanwhile.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "erased"
+        self._seen: tuple[int, int] | None = None
+        self._lines: list[_Erasure] = []
+        self._erased: dict[str, int] = {}
+
+    def add(self, users: Iterable[str], *, at: int) -> None:
+        """Have no event of these users written any more that happened until then. Raise `OSError`."""
+        fcntl = _fcntl()
+        lines = [_Erasure(salt := token_hex(8), _digest(salt, user), at) for user in users]
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # What is older than any event that is still written need not be known.
+            kept = [line for line in _erasures_in(file) if line.at > at - _ERASURES_KEPT_MS]
+            file.seek(0)
+            file.truncate()
+            file.write(msgspec.json.Encoder().encode_lines([*kept, *lines]))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load(self) -> None:
+        """Look whether somebody has added to it. Raise `OSError`."""
+        fcntl = _fcntl()
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return
+        if (seen := (stat.st_mtime_ns, stat.st_size)) == self._seen:
+            return
+        with self._path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            self._lines = list(_erasures_in(file))
+        self._seen = seen
+        self._erased.clear()
+
+    def covers(self, event: UsageEvent) -> bool:
+        """Return whether it is of somebody who was erased after it."""
+        if not self._lines:
+            return False
+        until = self._erased.get(event.user)
+        if until is None:
+            mine = [line.at for line in self._lines if line.digest == _digest(line.salt, event.user)]
+            until = self._erased[event.user] = max(mine, default=-1)
+        return event.at_ms <= until
+
+
+class _Erasure(msgspec.Struct, frozen=True):
+    """A line of the file `erased`: a user's digest under a salt, and when they were erased."""
+
+    salt: str
+    digest: str
+    at: int  # milliseconds
+
+
+def damaged_files_of(directory: Path, users: Iterable[str]) -> list[str]:
+    """Return the damaged segments, which nobody reads again, that name one of these users."""
+    needles = [msgspec.json.encode(user) for user in users]
+    return [
+        str(path)
+        for path in sorted(directory.glob(f"*{DAMAGED}"))
+        if any(needle in path.read_bytes() for needle in needles)
+    ]
+
+
+def _erasures_in(file: BinaryIO) -> Iterator[_Erasure]:
+    for line in file:
+        try:
+            yield msgspec.json.decode(line, type=_Erasure)
+        except msgspec.DecodeError:  # cut short by a crash: whoever wrote it was not told that it is done
+            continue
+
+
+def _digest(salt: str, user: str) -> str:
+    return blake2b(user.encode(), salt=bytes.fromhex(salt), digest_size=16).hexdigest()

@@ -16,9 +16,8 @@ import pytest
 from ratelimit import Limiter, Policy, open_store
 from ratelimit.config import masked
 from ratelimit.usage import UsageLog
-from ratelimit.usage.export import export_events
+from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import Csv
-from ratelimit.usage.sinks import Asked, File
 from tests.cli.command import Command
 from tests.engines import Engine
 from tests.usage.files import Interrupted, InterruptedStore
@@ -155,7 +154,7 @@ def test_an_export_that_was_interrupted(ratelimit: Command, url: str, tmp_path: 
     store = InterruptedStore()
     store.scanner.pages = 0
     with pytest.raises(Interrupted):
-        asyncio.run(export_events(store, Asked(store=masked(url), format="csv"), File(file, Csv(), resume=False)))
+        asyncio.run(export_events(store, ExportQuery(store=masked(url), format="csv"), File(file, Csv(), resume=False)))
     for options, told in (((), "was not finished; add --resume"), (("--resume", "--denied"), "is of another export")):
         status, out, err = ratelimit(*line, *options)
         assert (status, out) == (2, "")

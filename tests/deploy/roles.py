@@ -25,11 +25,10 @@ from ratelimit.migrate import Order, dry_run, read_mapping, run, verify
 from ratelimit.policy import Policy
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.usage import UsageLog
-from ratelimit.usage.export import export_events
+from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import Jsonl
 from ratelimit.usage.importing import import_events
 from ratelimit.usage.reports import Reports
-from ratelimit.usage.sinks import Asked, File
 
 ALICE = (Identity.email("alice@example.com"), Identity.api_key("the-api-key-of-alice"))
 
@@ -55,7 +54,7 @@ async def read(settings: Settings, folder: Path) -> None:
         await reports.top(today, "hint", parts=2)
         await _limiter(store).peek("alice", "hint")
         sink = File(folder / "export.jsonl", Jsonl(), resume=False)
-        await export_events(store, Asked(store="here", format="jsonl"), sink)
+        await export_events(store, ExportQuery(store="here", format="jsonl"), sink)
         await _look_at_people(store)
     await table_status(settings)
     await verify_table(settings)

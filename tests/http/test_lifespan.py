@@ -25,7 +25,7 @@ from ratelimit.testing import FakeClock
 from tests.engines import Engine
 from tests.http.apps import call, hello, lifespan_of, limiter_of, scope_of, settled
 from tests.limiter.stores import CountingStore
-from tests.usage.stores import Pauses, down, scripted
+from tests.usage.stores import down, scripted
 
 
 class OpeningStore(CountingStore):
@@ -220,11 +220,13 @@ async def test_no_event_is_lost_where_no_lifespan_tells_that_the_process_ends(en
     assert said.count(b"no lifespan reaches") <= 1
 
 
-async def test_where_nobody_says_that_the_process_ends_an_outage_does_not_hold_up_answers() -> None:
+async def test_where_nobody_says_that_the_process_ends_an_outage_does_not_hold_up_answers(
+    pauses: list[float],
+) -> None:
     store, events = scripted()
     events.always = down
     limiter = limiter_of(store=store)
-    usage = UsageLog(store, clock=limiter.clock, sleep=Pauses(), max_wait=60)
+    usage = UsageLog(store, clock=limiter.clock, max_wait=60)
     app = RateLimitMiddleware(hello, limiter=limiter, usage=usage)
     for _ in range(3):
         await asyncio.wait_for(call(app, scope_of()), 30)

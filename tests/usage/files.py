@@ -13,9 +13,8 @@ from ratelimit.event import UsageEvent
 from ratelimit.store import EventStore, MemoryStore, Part, ScanPage, TableStore
 from ratelimit.store.memory import MemoryScans
 from ratelimit.testing import FakeClock
-from ratelimit.usage.export import export_events
+from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, export_events
 from ratelimit.usage.formats import Csv, Jsonl
-from ratelimit.usage.sinks import Asked, Checkpoint, File
 
 # An engine may delete what has expired, so it is today; at noon, so that no test crosses midnight.
 NOON = time.time_ns() // 1000 // DAY * DAY + DAY // 2
@@ -50,9 +49,9 @@ async def fill(events: EventStore, made: Sequence[UsageEvent]) -> None:
 
 async def to_file(
     store: TableStore, path: Path, format: str = "jsonl", *, resume: bool = False, **asked: Any
-) -> Checkpoint:
+) -> ExportCheckpoint:
     sink = File(path, ENCODERS[format](), resume=resume)
-    return await export_events(store, Asked(store="s", format=format, **asked), sink, clock=CLOCK)
+    return await export_events(store, ExportQuery(store="s", format=format, **asked), sink, clock=CLOCK)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

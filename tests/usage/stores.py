@@ -80,14 +80,3 @@ async def never(_: ScriptedEvents, events: Sequence[UsageEvent]) -> Sequence[Usa
     """Does not answer."""
     await asyncio.Event().wait()
     return ()
-
-
-class Pauses:
-    """A sleep that takes no time, and remembers how long it was to be."""
-
-    def __init__(self) -> None:
-        self.asked: list[float] = []
-
-    async def __call__(self, seconds: float) -> None:
-        self.asked.append(seconds)
-        await asyncio.sleep(0)

@@ -22,8 +22,8 @@ from ratelimit.store import Add, MemoryStore, MirrorStore, TableStore, Write
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.store.hashed import HashedUserStore
 from ratelimit.usage import UsageLog
-from ratelimit.usage.erasing import Erasures
 from ratelimit.usage.reports import Reports
+from ratelimit.usage.segments import Erasures
 from tests.engines import Engine
 from tests.usage.conftest import TABLE, on_engine
 from tests.usage.noon import at_noon, days_ago
@@ -378,10 +378,10 @@ class BreaksOff:
 
 def abandon(log: UsageLog) -> None:
     """As a crash would: its lock is let go, and what it had in its files stays."""
-    pump = log._pump
-    assert pump is not None
-    assert pump.journal is not None
-    assert pump.journal._lane is not None
-    pump.journal._lane.unlock()
-    for task in pump._tasks:
+    pipeline = log._pipeline
+    assert pipeline is not None
+    assert pipeline.journal is not None
+    assert pipeline.journal._lock is not None
+    pipeline.journal._lock.unlock()
+    for task in list(pipeline._tasks._tasks):
         task.cancel()

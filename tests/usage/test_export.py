@@ -16,10 +16,9 @@ from ratelimit.errors import ConfigError, InvalidInput, InvalidUser, OutOfRetent
 from ratelimit.event import UsageEvent
 from ratelimit.store import MemoryStore, ScanPage, TableStore
 from ratelimit.store.memory import MemoryScans
-from ratelimit.usage.export import export_events
+from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import COLUMNS, Jsonl
 from ratelimit.usage.parquet import ParquetFile
-from ratelimit.usage.sinks import Asked, File
 from tests.usage.files import (
     CLOCK,
     NOON,
@@ -226,7 +225,7 @@ async def test_a_store_that_is_away_for_a_while_is_asked_again(tmp_path: Path, p
     store, path = _Faltering(failures=5), tmp_path / "events.jsonl"
     await fill(store.events, many(100))
     sink = File(path, Jsonl(), resume=False)
-    asked = Asked(store="s", format="jsonl")
+    asked = ExportQuery(store="s", format="jsonl")
     await export_events(store, asked, sink, clock=CLOCK)
     assert (len(lines_of(path)), pauses) == (100, [0.2, 0.4, 0.8, 1.6, 3.2])
 
@@ -235,7 +234,7 @@ async def test_one_that_stays_away_leaves_a_checkpoint(tmp_path: Path, pauses: l
     store, path = _Faltering(failures=99), tmp_path / "events.jsonl"
     sink = File(path, Jsonl(), resume=False)
     with pytest.raises(StoreUnavailable, match="away"):
-        await export_events(store, Asked(store="s", format="jsonl"), sink, clock=CLOCK)
+        await export_events(store, ExportQuery(store="s", format="jsonl"), sink, clock=CLOCK)
     assert len(pauses) == 9
     assert rest_of(path) == ["events.jsonl.checkpoint", "events.jsonl.part"]
 
@@ -245,7 +244,7 @@ async def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, path = MemoryStore(), tmp_path / "events.parquet"
     made = many(2500)
     await fill(store.events, made)
-    done = await export_events(store, Asked(store="s", format="parquet"), ParquetFile(path), clock=CLOCK)
+    done = await export_events(store, ExportQuery(store="s", format="parquet"), ParquetFile(path), clock=CLOCK)
     table = pyarrow.parquet.read_table(path)
     assert tuple(table.column_names) == COLUMNS
     assert (table.num_rows, done.events, done.bytes) == (2500, 2500, path.stat().st_size)
@@ -269,7 +268,7 @@ async def test_parquet_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     store.scanner.pages = 1
     with pytest.raises(Interrupted):
         await export_events(
-            store, Asked(store="s", format="parquet"), ParquetFile(tmp_path / "events.parquet"), clock=CLOCK
+            store, ExportQuery(store="s", format="parquet"), ParquetFile(tmp_path / "events.parquet"), clock=CLOCK
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ from hypothesis import strategies as st
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
 from ratelimit.usage import UsageLog
-from ratelimit.usage.segments import Disk, Lane, dead_lanes, frame, unframe
+from ratelimit.usage.segments import JournalLock, adopt_dead, frame, unframe
+from tests.test_event import event
+from tests.usage.disks import BrokenDisk, CountingDisk, FullDisk
 from tests.usage.stores import ScriptedEvents, never, scripted
-from tests.usage.test_event import event
 
 events_made = st.builds(
     event,
@@ -28,30 +27,6 @@ events_made = st.builds(
     resource=st.none() | st.text(st.characters(exclude_categories=["Cs"])),
     metadata=st.dictionaries(st.text("abc"), st.integers() | st.text("xyz")),
 )
-
-
-class FullDisk(Disk):
-    """Takes `room` bytes, and then no more; half of a write may go through."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-
-    def write(self, fd: int, data: bytes) -> int:
-        if not self.room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        written = os.write(fd, data[: self.room])
-        self.room -= written
-        return written
-
-
-class BrokenDisk(Disk):
-    """Does not sync."""
-
-    broken = True
-
-    def sync(self, fd: int) -> None:
-        if self.broken:
-            raise OSError(errno.EIO, "Input/output error")
 
 
 def journaled(directory: Path, **options: Any) -> tuple[UsageLog, ScriptedEvents]:
@@ -106,18 +81,13 @@ async def test_a_record_is_on_the_disk_when_record_returns(tmp_path: Path) -> No
         assert usage.stats.journal_bytes == len(data)
 
 
-async def test_many_share_one_sync(tmp_path: Path) -> None:
-    syncs: list[int] = []
-
-    class CountingDisk(Disk):
-        def sync(self, fd: int) -> None:
-            syncs.append(fd)
-            super().sync(fd)
-
-    usage, _ = journaled(tmp_path, disk=CountingDisk())
+async def test_many_share_one_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = CountingDisk()
+    disk.install(monkeypatch)
+    usage, _ = journaled(tmp_path)
     async with usage:
         await asyncio.gather(*(usage.record("alice", "hint") for _ in range(500)))
-        assert len(syncs) <= 4, "one for the directory, one for the first event, one for all that came meanwhile"
+        assert disk.syncs <= 4, "one for the directory, one for the first event, one for all that came meanwhile"
 
 
 async def test_nothing_is_left_of_what_is_in_the_table(tmp_path: Path) -> None:
@@ -196,23 +166,26 @@ async def test_the_segments_of_one_that_dies_later_are_adopted(tmp_path: Path) -
         assert {one.id for one in (await usage.events("alice")).events} == ids
 
 
-def test_only_one_adopts_a_lane(tmp_path: Path) -> None:
-    lane = Lane.create(tmp_path, Disk())
-    lane.append(frame(event()), segment_bytes=1000)
-    assert dead_lanes(tmp_path, Disk()) == ([], {})
-    lane.release()
-    ((adopted,), failures) = dead_lanes(tmp_path, Disk())
+def test_only_one_adopts_a_lock(tmp_path: Path) -> None:
+    lock = JournalLock.create(tmp_path)
+    lock.append(frame(event()), segment_bytes=1000)
+    assert adopt_dead(tmp_path) == ([], {})
+    lock.release()
+    ((adopted,), failures) = adopt_dead(tmp_path)
     assert [segment.size for segment in adopted.segments] == [len(frame(event()))]
     assert failures == {}
-    assert dead_lanes(tmp_path, Disk()) == ([], {})
+    assert adopt_dead(tmp_path) == ([], {})
     adopted.release()
-    assert len(dead_lanes(tmp_path, Disk())[0]) == 1
+    assert len(adopt_dead(tmp_path)[0]) == 1
 
 
 @pytest.mark.slow
-async def test_a_full_disk_is_a_decision(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_disk_is_a_decision(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     disk = FullDisk(room=250)
-    usage, events = journaled(tmp_path, disk=disk)
+    disk.install(monkeypatch)
+    usage, events = journaled(tmp_path)
     events.always = never
     with caplog.at_level(logging.WARNING, logger="ratelimit"):
         async with usage:
@@ -229,8 +202,12 @@ async def test_a_full_disk_is_a_decision(tmp_path: Path, caplog: pytest.LogCaptu
             assert sorted(one.id for one in (await usage.events("alice")).events) == sorted(ids)
 
 
-async def test_what_was_kept_before_the_disk_was_full_is_there_after_a_crash(tmp_path: Path) -> None:
-    ids = await left_behind(tmp_path, 5, disk=FullDisk(room=250))
+async def test_what_was_kept_before_the_disk_was_full_is_there_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as for_now:
+        FullDisk(room=250).install(for_now)
+        ids = await left_behind(tmp_path, 5)
     usage, _ = journaled(tmp_path)
     async with usage:
         await usage.flush()
@@ -240,9 +217,10 @@ async def test_what_was_kept_before_the_disk_was_full_is_there_after_a_crash(tmp
         assert usage.stats.torn == 0, "what was half written has been cut off"
 
 
-async def test_a_disk_that_does_not_sync_is_a_full_disk(tmp_path: Path) -> None:
+async def test_a_disk_that_does_not_sync_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = BrokenDisk()
-    usage, events = journaled(tmp_path, disk=disk)
+    disk.install(monkeypatch)
+    usage, events = journaled(tmp_path)
     async with usage:
         await usage.record("alice", "hint")
         assert usage.stats.unjournaled == 1
@@ -285,12 +263,15 @@ async def test_when_full_it_spills_to_the_journal_and_reads_it_back(tmp_path: Pa
     assert files(tmp_path) == []
 
 
-async def test_where_memory_and_disk_are_full_it_drops_and_counts(tmp_path: Path) -> None:
-    usage, events = journaled(tmp_path, durability="memory", max_queue=30, in_flight=1, disk=FullDisk(room=0))
+async def test_where_memory_and_disk_are_full_it_drops_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FullDisk(room=0).install(monkeypatch)
+    usage, events = journaled(tmp_path, durability="memory", max_queue=30, in_flight=1)
     events.always = never
     async with usage:
         for _ in range(60):
-            waiting = usage.accept("alice", "hint")
+            waiting = usage._accept("alice", "hint")
             assert waiting is None or not await waiting
         assert (usage.stats.accepted, usage.stats.dropped, usage.stats.spilled) == (55, 5, 0)
 

@@ -12,19 +12,20 @@ from typing import Any
 
 import pytest
 
-from ratelimit.errors import ConfigError, InvalidEvent, StoreUnavailable
+from ratelimit import Limiter, Policy
+from ratelimit.errors import ConfigError, InvalidEvent, InvalidInput, StoreUnavailable
 from ratelimit.store import MemoryStore, TableStore
+from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
-from tests.usage.stores import Pauses, ScriptedEvents, answer_lost, down, half, healthy, never, scripted
+from tests.usage.stores import ScriptedEvents, answer_lost, down, half, healthy, never, scripted
 
 
 @asynccontextmanager
-async def opened(**options: Any) -> AsyncIterator[tuple[UsageLog, ScriptedEvents, Pauses]]:
+async def opened(**options: Any) -> AsyncIterator[tuple[UsageLog, ScriptedEvents]]:
     store, events = scripted()
-    pauses = Pauses()
-    options = {"flush_interval": 0.01, "grace": 0.0, "sleep": pauses, "random": lambda: 1.0, **options}
+    options = {"flush_interval": 0.01, "grace": 0.0, **options}
     async with UsageLog(store, **options) as usage:
-        yield usage, events, pauses
+        yield usage, events
 
 
 async def test_record_and_read_back(store: TableStore, user: str) -> None:
@@ -48,7 +49,7 @@ async def test_the_same_id_twice_is_one_event(store: TableStore, user: str) -> N
 
 
 async def test_batches_are_full_and_several_at_once() -> None:
-    async with opened(in_flight=3) as (usage, events, _):
+    async with opened(in_flight=3) as (usage, events):
         for _ in range(110):
             await usage.record("alice", "hint")
         await usage.flush()
@@ -59,7 +60,7 @@ async def test_batches_are_full_and_several_at_once() -> None:
 
 
 async def test_few_events_go_out_after_the_flush_interval() -> None:
-    async with opened() as (usage, events, _):
+    async with opened() as (usage, events):
         for _ in range(3):
             await usage.record("alice", "hint")
         assert not events.batches
@@ -69,7 +70,7 @@ async def test_few_events_go_out_after_the_flush_interval() -> None:
 
 
 async def test_flush_waits_for_what_came_before_and_not_for_what_came_after() -> None:
-    async with opened(in_flight=3) as (usage, events, _):
+    async with opened(in_flight=3) as (usage, events):
         events.line.extend([healthy, healthy])
         events.always = never
         for _ in range(30):
@@ -84,39 +85,39 @@ async def test_flush_waits_for_what_came_before_and_not_for_what_came_after() ->
 
 
 async def test_flush_of_nothing_returns() -> None:
-    async with opened() as (usage, _, _):
+    async with opened() as (usage, _):
         await usage.flush()
     await usage.flush()
 
 
-async def test_unprocessed_events_are_sent_again() -> None:
-    async with opened(in_flight=1) as (usage, events, pauses):
+async def test_unprocessed_events_are_sent_again(pauses: list[float]) -> None:
+    async with opened(in_flight=1) as (usage, events):
         events.line.extend([half, half, half])
         ids = {await usage.record("alice", "hint") for _ in range(25)}
         await usage.flush()
         assert events.batches == [25, 12, 6, 3]
         assert {event.id for event in (await usage.events("alice")).events} == ids
         assert (usage.stats.written, usage.stats.retried) == (25, 12 + 6 + 3)
-        assert len(pauses.asked) == 3
+        assert len(pauses) == 3
 
 
-async def test_a_lost_answer_doubles_nothing() -> None:
-    async with opened() as (usage, events, _):
+async def test_a_lost_answer_doubles_nothing(pauses: list[float]) -> None:
+    async with opened() as (usage, events):
         events.line.extend([answer_lost, answer_lost])
         ids = {await usage.record("alice", "hint", id=f"order-{n}" if n % 2 else None) for n in range(20)}
         await usage.flush()
         assert sorted(event.id for event in (await usage.events("alice")).events) == sorted(ids)
 
 
-async def test_a_store_that_is_down_is_waited_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_store_that_is_down_is_waited_out(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="ratelimit"):
-        async with opened(in_flight=1) as (usage, events, pauses):
+        async with opened(in_flight=1) as (usage, events):
             events.line.extend([down] * 20)
             await usage.record("alice", "hint")
             await usage.flush()
             assert len(events) == 1
-    assert pauses.asked[:8] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    assert max(pauses.asked) == 5.0
+    assert pauses[:8] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert max(pauses) == 5.0
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "usage events wait, the store does not take them",
         "the store takes usage events again",
@@ -124,7 +125,7 @@ async def test_a_store_that_is_down_is_waited_out(caplog: pytest.LogCaptureFixtu
 
 
 async def test_when_full_it_drops_and_counts() -> None:
-    async with opened(when_full="drop", max_queue=30, in_flight=1) as (usage, events, _):
+    async with opened(when_full="drop", max_queue=30, in_flight=1) as (usage, events):
         events.always = never
         for _ in range(100):
             await usage.record("alice", "hint")
@@ -133,7 +134,7 @@ async def test_when_full_it_drops_and_counts() -> None:
 
 
 async def test_when_full_it_waits_for_room() -> None:
-    async with opened(when_full="wait", max_queue=30, in_flight=1, max_wait=30.0) as (usage, events, _):
+    async with opened(when_full="wait", max_queue=30, in_flight=1, max_wait=30.0) as (usage, events):
         await asyncio.gather(*(usage.record("alice", "hint") for _ in range(500)))
         await usage.flush()
         assert len(events) == 500
@@ -141,30 +142,30 @@ async def test_when_full_it_waits_for_room() -> None:
 
 
 async def test_it_does_not_wait_for_ever() -> None:
-    async with opened(when_full="wait", max_queue=1, flush_interval=60, max_wait=0.02) as (usage, events, _):
+    async with opened(when_full="wait", max_queue=1, flush_interval=60, max_wait=0.02) as (usage, events):
         events.always = never
         await usage.record("alice", "hint")
         with pytest.raises(StoreUnavailable, match="full for too long"):
             await usage.record("alice", "hint")
-        waiting = usage.accept("alice", "hint")
+        waiting = usage._accept("alice", "hint")
         assert waiting is not None
         assert not await waiting
         assert (usage.stats.accepted, usage.stats.dropped) == (1, 2)
 
 
 async def test_close_writes_what_waits() -> None:
-    async with opened(flush_interval=60, grace=10) as (usage, events, _):
+    async with opened(flush_interval=60, grace=10) as (usage, events):
         for _ in range(60):
-            usage.accept("alice", "hint")
+            usage._accept("alice", "hint")
     assert len(events) == 60
     assert usage.stats.written == 60
 
 
 async def test_close_ends_within_its_grace_and_counts_what_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    async with opened(grace=0.02) as (usage, events, _):
+    async with opened(grace=0.02) as (usage, events):
         events.always = never
         for _ in range(60):
-            usage.accept("alice", "hint")
+            usage._accept("alice", "hint")
         flushing = asyncio.create_task(usage.flush())
         await asyncio.sleep(0)
     assert usage.stats.dropped == 60
@@ -174,7 +175,7 @@ async def test_close_ends_within_its_grace_and_counts_what_is_lost(caplog: pytes
 
 
 async def test_a_closed_log_keeps_nothing_and_says_so() -> None:
-    async with opened() as (usage, _, _):
+    async with opened() as (usage, _):
         pass
     with pytest.raises(StoreUnavailable, match="closed"):
         await usage.record("alice", "hint")
@@ -186,20 +187,42 @@ async def test_a_closed_log_keeps_nothing_and_says_so() -> None:
 async def test_it_begins_with_the_first_event_where_nobody_opens_it() -> None:
     store, events = scripted()
     usage = UsageLog(store)
-    assert usage.accept("alice", "hint") is None
+    assert usage._accept("alice", "hint") is None
     await usage.flush()
     assert len(events) == 1
     await usage.close()
 
 
 async def test_bad_events_are_refused_and_lose_nothing() -> None:
-    async with opened() as (usage, events, _):
+    async with opened() as (usage, events):
         await usage.record("alice", "hint")
-        for bad in ({"metadata": {"a": object()}}, {"at": 5}, {"cost": -1}):
+        for bad in ({"metadata": {"a": object()}}, {"at": 1767614400000}, {"cost": -1}):
             with pytest.raises(InvalidEvent):
                 await usage.record("alice", "hint", **bad)
         await usage.flush()
         assert len(events) == 1
+
+
+async def test_milliseconds_are_no_time_of_an_event() -> None:
+    async with opened() as (usage, _):
+        with pytest.raises(InvalidEvent, match="at must be an aware datetime, not 1767614400000; make one with"):
+            await usage.record("alice", "hint", at=1767614400000)  # type: ignore[arg-type]
+
+
+async def test_a_refund_goes_back_to_the_time_of_an_event() -> None:
+    clock, store = FakeClock(), MemoryStore()
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock)
+    async with UsageLog(store, clock=clock) as usage:
+        await limiter.check("alice", "hint", cost=3)
+        await usage.record("alice", "hint", cost=3)
+        await usage.flush()
+        clock.advance(86_400)
+        await limiter.check("alice", "hint")
+        (event,) = (await usage.events("alice")).events
+        await limiter.refund("alice", "hint", 3, at=event.at)
+        assert list((await usage.totals("alice"))["hint"].values()) == [0, 1]
+        with pytest.raises(InvalidInput, match="at must be an aware datetime, not"):
+            await limiter.refund("alice", "hint", 3, at=event.at_ms)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
@@ -222,11 +245,11 @@ def test_bad_settings_name_their_path(options: dict[str, Any], path: str) -> Non
 
 async def test_accepting_costs_at_most_15_microseconds_of_cpu() -> None:
     """The promise on a quiet machine, with room for a noisy one; `accept` measured 4 µs."""
-    async with opened(flush_interval=60, max_queue=100_000, in_flight=1) as (usage, events, _):
+    async with opened(flush_interval=60, max_queue=100_000, in_flight=1) as (usage, events):
         events.always = never
         costs = []
         for _ in range(2000):
             start = time.thread_time_ns()
-            usage.accept("alice", "hint", status=200, duration=1.5, resource="/hints", request_id="r-1")
+            usage._accept("alice", "hint", status=200, duration=1.5, resource="/hints", request_id="r-1")
             costs.append(time.thread_time_ns() - start)
         assert statistics.median(costs) / 1000 < 15

@@ -112,7 +112,7 @@ def test_a_loop_in_another_thread_is_said(caplog: pytest.LogCaptureFixture) -> N
             await usage.flush()
         with pytest.raises(StoreUnavailable):
             await usage.record("alice", "hint")
-        assert await (usage.accept("alice", "hint") or asyncio.sleep(0, True)) is False
+        assert await (usage._accept("alice", "hint") or asyncio.sleep(0, True)) is False
 
     asyncio.run(second())
     end.set()

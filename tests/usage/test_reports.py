@@ -126,7 +126,7 @@ async def test_a_forged_cursor_makes_no_more_reads_than_the_query_does(
 
 
 async def test_a_filter_that_leaves_little_takes_several_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ratelimit.usage.queries.MOST_READ", 200)
+    monkeypatch.setattr("ratelimit.usage.queries.MAX_READ", 200)
     store = MemoryStore()
     async with UsageLog(store, clock=at_noon()) as usage:
         wanted = [await usage.record("alice", "solve", at=days_ago(age)) for age in (0.1, 20)]
@@ -280,9 +280,9 @@ async def test_reconcile_shows_what_was_counted_and_not_logged(store: TableStore
     async with UsageLog(store, actions=limiter.policies, clock=clock, flush_interval=60) as usage:
         for _ in range(8):
             decision = await limiter.check(user, "hint")
-            usage.accept(user, "hint", allowed=decision.allowed, at=decision.at_us // 1000)
+            usage._accept(user, "hint", allowed=decision.allowed, at_us=decision.at_us)
         await limiter.check(user, "solve", cost=2)
-        usage.accept(user, "other", cost=4)
+        usage._accept(user, "other", cost=4)
         found = await usage.reconcile(user, TODAY)
     assert {action: (one.events, one.total, one.difference) for action, one in found.items()} == {
         "hint": (5, 5, 0),
@@ -295,7 +295,7 @@ async def test_reconcile_shows_what_was_counted_and_not_logged(store: TableStore
 async def test_a_table_that_takes_no_events_is_an_error_and_no_endless_wait(
     asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ratelimit.usage.reports.FLUSH_S", 0.05)
+    monkeypatch.setattr("ratelimit.usage.reports._FLUSH_TIMEOUT_S", 0.05)
     store, events = scripted()
     events.always = down
     async with UsageLog(store, clock=at_noon(), grace=0) as usage:

@@ -269,10 +269,10 @@ class LimiterRoutes:
         # An action without a policy is always written.
         if self._usage is None or (policy is not None and not wants_event(policy, allowed=decision.allowed)):
             return
-        waiting = self._usage.accept(
+        waiting = self._usage._accept(
             asked.user,
             asked.action,
-            at=decision.at_us // 1000,
+            at_us=decision.at_us,
             cost=asked.cost,
             allowed=decision.allowed,
             resource=asked.resource,

@@ -1,4 +1,7 @@
-"""However a log is put down, what it had accepted is in the table, in the journal, or counted; and nothing stays."""
+"""However a log is put down, what it had accepted is in the table, in the journal, or counted; and nothing stays.
+
+An event that the store calls invalid holds up no other one, and is only given up where the store takes others.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from ratelimit.errors import StoreUnavailable
+from ratelimit.dynamodb import DynamoDBStore
+from ratelimit.errors import AccessDenied, StoreRefused, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.usage import UsageLog, journal
-from ratelimit.usage.journal import Backlog
-from ratelimit.usage.segments import Disk, Lane, Segment, dead_lanes, frame
-from tests.usage.stores import ScriptedEvents, never, scripted
-from tests.usage.test_event import event
+from ratelimit.usage.journal import ReplayQueue
+from ratelimit.usage.segments import JournalLock, Segment, adopt_dead, frame
+from tests.engines import Engine
+from tests.test_event import event
+from tests.usage.conftest import on_engine
+from tests.usage.disks import HungDisk, SlowDisk
+from tests.usage.stores import Fault, ScriptedEvents, never, scripted
 from tests.usage.test_journal import files, journaled, left_behind
-
-
-class SlowDisk(Disk):
-    """Takes three milliseconds."""
-
-    def sync(self, fd: int) -> None:
-        time.sleep(0.003)
-        super().sync(fd)
-
-
-class HungDisk(Disk):
-    """Does not come back until it is told to."""
-
-    def __init__(self) -> None:
-        self.hangs = threading.Event()
-        self.goes_on = threading.Event()
-
-    def sync(self, fd: int) -> None:
-        self.hangs.set()
-        self.goes_on.wait(60)
-        super().sync(fd)
 
 
 def made(directory: Path | None, **options: Any) -> tuple[UsageLog, ScriptedEvents]:
@@ -98,12 +85,15 @@ async def test_a_second_close_returns_when_the_first_has_ended(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("journals", [False, True])
-async def test_who_cancels_all_tasks_and_closes_loses_nothing(tmp_path: Path, journals: bool) -> None:
-    usage, events = made(tmp_path if journals else None, grace=30.0, **({"disk": SlowDisk()} if journals else {}))
+async def test_who_cancels_all_tasks_and_closes_loses_nothing(
+    tmp_path: Path, journals: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SlowDisk().install(monkeypatch)
+    usage, events = made(tmp_path if journals else None, grace=30.0)
     events.line.extend([] if journals else [never, never])
     before = tasks()
     await usage.open()
-    waiting = [usage.accept("alice", "hint") for _ in range(60)]
+    waiting = [usage._accept("alice", "hint") for _ in range(60)]
     await asyncio.sleep(0)
     while events.line:
         await asyncio.sleep(0)
@@ -119,9 +109,10 @@ async def test_who_cancels_all_tasks_and_closes_loses_nothing(tmp_path: Path, jo
 async def test_a_disk_that_hangs_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(journal, "_PATIENCE", 0.02)
+    monkeypatch.setattr(journal, "_DISK_TIMEOUT_S", 0.02)
     disk = HungDisk()
-    usage, _ = journaled(tmp_path, disk=disk)
+    disk.install(monkeypatch)
+    usage, _ = journaled(tmp_path)
     await usage.open()
     recording = asyncio.create_task(usage.record("alice", "hint"))
     await asyncio.to_thread(disk.hangs.wait, 30)
@@ -133,18 +124,19 @@ async def test_a_disk_that_hangs_is_left_behind(
     assert "hangs: 1 events are lost" in caplog.text
     disk.goes_on.set()
     async with asyncio.timeout(30):
-        while not dead_lanes(tmp_path, Disk())[0]:
+        while not adopt_dead(tmp_path)[0]:
             await asyncio.sleep(0.01)
 
 
-async def test_flush_does_not_wait_for_what_came_after_it(tmp_path: Path) -> None:
-    usage, events = journaled(tmp_path, disk=SlowDisk(), grace=30.0)
+async def test_flush_does_not_wait_for_what_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SlowDisk().install(monkeypatch)
+    usage, events = journaled(tmp_path, grace=30.0)
     async with usage:
         stop = False
 
         async def more() -> None:
             while not stop:
-                usage.accept("alice", "hint")
+                usage._accept("alice", "hint")
                 await asyncio.sleep(0.0005)
 
         coming = asyncio.create_task(more())
@@ -160,11 +152,11 @@ async def test_flush_does_not_wait_for_what_came_after_it(tmp_path: Path) -> Non
 async def test_a_task_that_dies_is_heard_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def read(self: Backlog, most: int) -> list[UsageEvent]:
+    async def read(self: ReplayQueue, most: int) -> list[UsageEvent]:
         raise ZeroDivisionError("a bug")
 
     await left_behind(tmp_path, 10)
-    monkeypatch.setattr(Backlog, "read", read)
+    monkeypatch.setattr(ReplayQueue, "read", read)
     usage, events = journaled(tmp_path)
     async with usage:
         await usage.record("alice", "hint")
@@ -172,7 +164,8 @@ async def test_a_task_that_dies_is_heard_of(
             with pytest.raises(StoreUnavailable, match="failed"):
                 await usage.flush()
         assert len(events) == 1
-    assert "a bug stopped a part of the usage log: ZeroDivisionError('a bug')" in caplog.text
+    assert "a part of the usage log failed" in caplog.text
+    assert "ZeroDivisionError: a bug" in caplog.text
 
 
 async def test_the_bytes_of_a_journal_are_counted_once(tmp_path: Path) -> None:
@@ -193,8 +186,8 @@ async def test_the_bytes_of_a_journal_are_counted_once(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
-    lane = Lane.create(tmp_path, Disk())
-    lane.append(frame(event()), segment_bytes=1000)
+    lock = JournalLock.create(tmp_path)
+    lock.append(frame(event()), segment_bytes=1000)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -203,12 +196,12 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
         os._exit(0)
     os.close(reading)
     try:
-        assert dead_lanes(tmp_path, Disk())[0] == [], "the parent has it still"
-        lane.release()
+        assert adopt_dead(tmp_path)[0] == [], "the parent has it still"
+        lock.release()
         until = time.monotonic() + 30
-        while not (lanes := dead_lanes(tmp_path, Disk())[0]) and time.monotonic() < until:
+        while not (locks := adopt_dead(tmp_path)[0]) and time.monotonic() < until:
             time.sleep(0.001)
-        assert len(lanes) == 1
+        assert len(locks) == 1
     finally:
         os.close(writing)
         os.waitpid(child, 0)
@@ -229,7 +222,7 @@ async def test_events_on_their_way_back_have_their_room_kept(tmp_path: Path, mon
     async with usage:
         await asyncio.to_thread(reads.wait, 30)
         for _ in range(500):
-            usage.accept("alice", "hint")
+            usage._accept("alice", "hint")
         goes_on.set()
         async with asyncio.timeout(30):
             while not usage.stats.spilled:
@@ -255,7 +248,7 @@ async def test_what_waits_on_the_disk_gets_its_turn_however_much_comes(tmp_path:
         async def more_than_it_takes() -> None:
             while not stop:
                 for _ in range(20):
-                    usage.accept("bob", "hint")
+                    usage._accept("bob", "hint")
                 await asyncio.sleep(0)
 
         coming = asyncio.create_task(more_than_it_takes())
@@ -266,3 +259,126 @@ async def test_what_waits_on_the_disk_gets_its_turn_however_much_comes(tmp_path:
         stop = True
         await coming
         assert usage.stats.dropped == 0
+
+
+# What the store refuses.
+
+
+def refusing(*ids: str) -> Fault:
+    """As DynamoDB does: one bad item, and the whole batch is refused."""
+
+    async def fault(store: ScriptedEvents, batch: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        if any(one.id in ids for one in batch):
+            raise StoreRefused("refused the request: number overflow")
+        return await store.take(batch)
+
+    return fault
+
+
+def opened() -> tuple[UsageLog, ScriptedEvents]:
+    store, events = scripted()
+    return UsageLog(store, flush_interval=0.01, grace=0.0), events
+
+
+async def test_bad_events_hold_up_no_others(pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    usage, events = opened()
+    async with usage:
+        bad = {f"bad-{n}" for n in range(8)}
+        events.always = refusing(*bad)
+        good = set()
+        for n in range(200):
+            good.add(await usage.record("alice", "hint"))
+            if n % 25 == 0:
+                await usage.record("alice", "hint", id=f"bad-{n // 25}")
+        async with asyncio.timeout(30):
+            await usage.flush()
+        assert {one.id for one in events} == good
+        assert (usage.stats.written, usage.stats.dropped) == (200, 8)
+        assert (usage.stats.depth, usage.stats.in_flight) == (0, 0)
+    for one in bad:
+        assert caplog.text.count(f"refuses the usage event '{one}', and it is lost: refused the request: number") == 1
+
+
+async def test_a_refused_event_is_not_kept_in_the_journal(tmp_path: Path) -> None:
+    usage, events = journaled(tmp_path, grace=30.0)
+    events.always = refusing("bad")
+    async with usage:
+        await asyncio.gather(*(usage.record("alice", "hint", id="bad" if n == 7 else None) for n in range(30)))
+    assert (usage.stats.written, usage.stats.dropped) == (29, 1)
+    assert files(tmp_path) == []
+
+
+async def test_while_all_are_refused_none_is_lost(pauses: list[float]) -> None:
+    """That is the table's fault, and may be mended."""
+    usage, events = opened()
+    async with usage:
+        ids = {await usage.record("alice", "hint") for _ in range(60)}
+        events.always = refusing(*ids)
+        flushing = asyncio.create_task(usage.flush())
+        while usage.stats.retried < 200:
+            await asyncio.sleep(0)
+        assert usage.stats.dropped == 0
+        events.always = None
+        async with asyncio.timeout(30):
+            await flushing
+        assert {one.id for one in events} == ids
+
+
+async def test_one_that_is_refused_alone_goes_when_others_are_taken(
+    pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    usage, events = opened()
+    async with usage:
+        await usage.record("alice", "hint", id="bad")
+        events.always = refusing("bad")
+        flushing = asyncio.create_task(usage.flush())
+        while usage.stats.retried < 5:
+            await asyncio.sleep(0)
+        await usage.record("alice", "hint")
+        async with asyncio.timeout(30):
+            await flushing
+            await usage.flush()
+        assert (usage.stats.written, usage.stats.dropped) == (1, 1)
+    assert [line.split(":")[0] for line in caplog.messages if "store take" in line or "does not" in line] == [
+        "usage events wait, the store does not take them",
+        "the store takes usage events again",
+    ]
+
+
+async def test_events_that_are_held_up_are_heard_of_while_others_get_through(
+    pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where `PutItem` is denied, and `BatchWriteItem` is not."""
+
+    async def no_put_item(store: ScriptedEvents, batch: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+        left = [one for one in batch if not one.placed_by_id]
+        if len(left) == len(batch):
+            raise AccessDenied("it lacks the permission dynamodb:PutItem")
+        await store.take([one for one in batch if one.placed_by_id])
+        return left
+
+    usage, events = opened()
+    events.always = no_put_item
+    async with usage:
+        await usage.record("alice", "hint", id="order-17")
+        for n in range(20):
+            await usage.record("alice", "hint")
+            async with asyncio.timeout(30):
+                await events.hold(n + 1)
+        async with asyncio.timeout(30):
+            while "usage events wait" not in caplog.text:
+                await asyncio.sleep(0.001)
+        assert "the store does not take them: it lacks the permission dynamodb:PutItem" in caplog.text
+        assert "takes usage events again" not in caplog.text
+        events.always = None
+        async with asyncio.timeout(30):
+            await usage.flush()
+    assert caplog.text.count("the store takes usage events again") == 1
+    assert usage.stats.dropped == 0
+
+
+async def test_dynamodb_says_which_request_is_invalid(engine: Engine) -> None:
+    async with on_engine(engine) as store:
+        assert isinstance(store, DynamoDBStore)
+        with pytest.raises(StoreRefused):
+            await store.events.put([msgspec.structs.replace(event(), duration=float("nan"))])

@@ -1,20 +1,19 @@
-"""The log's settings, checked once."""
+"""The log's settings, checked once, and how it stands."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict, get_args
 
 from ratelimit.errors import ConfigError
-from ratelimit.usage.segments import Disk
 
 Durability: TypeAlias = Literal["memory", "journal"]
 WhenFull: TypeAlias = Literal["wait", "spill", "drop"]
 
 
-class Options(TypedDict, total=False):
+class UsageOptions(TypedDict, total=False):
     """The settings by name, for those who write them as keyword arguments."""
 
     durability: Durability
@@ -28,12 +27,11 @@ class Options(TypedDict, total=False):
     adopt_interval: float
     segment_bytes: int
     journal_bytes: int
-    disk: Disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How the log keeps what it accepted. Raises `ConfigError` naming the bad setting.
+class UsageSettings:
+    """How the log keeps what it accepted. Raise `ConfigError` naming the bad setting.
 
     `durability`      `"memory"`: what is not in the table yet goes with the process. `"journal"`: it is on the local
                       disk before `record` returns, and written by the next process that opens the same journal.
@@ -61,7 +59,6 @@ class Settings:
     adopt_interval: float = 30.0
     segment_bytes: int = 1024 * 1024
     journal_bytes: int = 1024 * 1024 * 1024
-    disk: Disk = field(default_factory=Disk)
 
     def __post_init__(self) -> None:
         _one_of("durability", self.durability, get_args(Durability))
@@ -78,12 +75,12 @@ class Settings:
 
     @property
     def directory(self) -> Path | None:
-        """Where the journal is."""
+        """Where the journal is; None where there is none."""
         return None if self.journal_dir is None else Path(self.journal_dir)
 
     @property
     def full(self) -> WhenFull:
-        """What happens when the queue is full."""
+        """What happens when the queue is full, where nothing was said as well."""
         return self.when_full or ("wait" if self.journal_dir is None else "spill")
 
 
@@ -92,12 +89,9 @@ def _one_of(path: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(path, f"unknown value {value!r}; use one of {', '.join(map(repr, choices))}")
 
 
-# `UsageStats`: how the log stands. Each bound that may be hit has a counter that shows it was.
-
-
 @dataclass(slots=True)
 class UsageStats:
-    """Numbers of events, since the log was made."""
+    """Numbers of events since the log was made. Each bound that may be hit has a counter that shows it was."""
 
     accepted: int = 0
     """Taken over: they will be written, unless the process ends before (without a journal), or `dropped` says so."""

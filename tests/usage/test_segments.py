@@ -1,4 +1,4 @@
-"""A journal that is not as it was left: damaged bytes, lanes and files that cannot be opened. The rest is read."""
+"""A journal that is not as it was left: damaged bytes, locks and files that cannot be opened. The rest is read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.event import UsageEvent
-from ratelimit.usage.segments import Disk, Found, Lane, Segment, dead_lanes, find_frame, frame
-from tests.usage.test_event import event
+from ratelimit.usage.segments import JournalLock, Segment, SegmentRead, adopt_dead, find_frame, frame
+from tests.test_event import event
 from tests.usage.test_journal import events_made, files, journaled, left_behind, segment_of
 
 
 def segment_with(directory: Path, data: bytes) -> Segment:
-    lane = Lane.create(directory, Disk())
-    path = directory / f"{lane.name}-000001.journal"
+    lock = JournalLock.create(directory)
+    path = directory / f"{lock.name}-000001.journal"
     path.write_bytes(data)
-    return Segment(path, lane, size=len(data))
+    return Segment(path, lock, size=len(data))
 
 
-def read_all(segment: Segment) -> tuple[list[UsageEvent], list[Found]]:
+def read_all(segment: Segment) -> tuple[list[UsageEvent], list[SegmentRead]]:
     """Every event, and every place where there was none."""
     start, events, gaps = 0, [], []
     while start < segment.size:
@@ -75,7 +75,7 @@ def test_what_is_sound_behind_a_damaged_byte_is_read(
     events, gaps = read_all(segment)
     assert events == made[:hit] + made[hit + 1 :]
     assert [gap.torn for gap in gaps] == [False]
-    segment.lane.release()
+    segment.lock.release()
 
 
 def test_damage_may_be_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ async def test_a_whole_frame_that_is_no_event_is_damage(tmp_path: Path, payload:
     assert files(tmp_path) == ["000001.journal.damaged"]
 
 
-async def test_a_lane_that_cannot_be_opened_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lock_that_cannot_be_opened_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ids = [await left_behind(tmp_path, 10) for _ in range(4)]
     names = sorted(path.stem for path in tmp_path.glob("*.lock"))
     (tmp_path / f"{names[1]}.lock").unlink()
@@ -134,17 +134,17 @@ async def test_a_lane_that_cannot_be_opened_stops_no_other(tmp_path: Path, caplo
     assert files(tmp_path) == []
 
 
-def test_a_lane_whose_files_cannot_be_seen_is_let_go(tmp_path: Path) -> None:
-    lane = Lane.create(tmp_path, Disk())
-    lane.append(frame(event()), segment_bytes=1000)
-    lane.release()
-    gone = tmp_path / f"{lane.name}-000002.journal"
+def test_a_lock_whose_files_cannot_be_seen_is_let_go(tmp_path: Path) -> None:
+    lock = JournalLock.create(tmp_path)
+    lock.append(frame(event()), segment_bytes=1000)
+    lock.release()
+    gone = tmp_path / f"{lock.name}-000002.journal"
     gone.symlink_to("nowhere")
-    lanes, failures = dead_lanes(tmp_path, Disk())
-    assert lanes == []
-    assert failures.keys() == {lane.name}
+    locks, failures = adopt_dead(tmp_path)
+    assert locks == []
+    assert failures.keys() == {lock.name}
     gone.unlink()
-    assert len(dead_lanes(tmp_path, Disk())[0]) == 1, "its lock was not kept"
+    assert len(adopt_dead(tmp_path)[0]) == 1, "its lock was not kept"
 
 
 async def test_a_segment_that_cannot_be_read_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ async def test_a_segment_that_cannot_be_read_is_read_later(tmp_path: Path, monke
     await left_behind(tmp_path, 10, segment_bytes=1)
     whole, failures = Segment.read, iter(range(3))
 
-    def read(self: Segment, start: int, end: int, *, most: int) -> Found:
+    def read(self: Segment, start: int, end: int, *, most: int) -> SegmentRead:
         if next(failures, None) is not None:
             raise OSError(errno.EMFILE, "Too many open files")
         return whole(self, start, end, most=most)

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from ratelimit.errors import InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.store import MemoryStore, TableStore
-from ratelimit.usage.export import export_events
+from ratelimit.usage.export import ExportQuery, export_events
+from ratelimit.usage.formats import MAX_LINE_BYTES
 from ratelimit.usage.importing import BadLines, Imported, import_events
-from ratelimit.usage.lines import MAX_LINE
 from ratelimit.usage.parquet import ParquetFile
-from ratelimit.usage.sinks import Asked
 from tests.usage.files import CLOCK, NOON, event, fill, lines_of, many, to_file
 from tests.usage.stores import answer_lost, down, half, scripted
 
@@ -77,7 +76,7 @@ async def test_what_was_exported_comes_back_as_it_was(
     path = tmp_path_factory.mktemp("round") / f"events.{format}"
     await fill(store.events, made)
     if format == "parquet":
-        await export_events(store, Asked(store="s", format="parquet"), ParquetFile(path), clock=CLOCK)
+        await export_events(store, ExportQuery(store="s", format="parquet"), ParquetFile(path), clock=CLOCK)
     else:
         await to_file(store, path, format)
     assert (await bring(other, path)).events == len(made)
@@ -200,7 +199,7 @@ async def test_a_file_that_was_cut_short(tmp_path: Path, format: str) -> None:
         ("e.csv", "user,action".encode("utf-16"), "UTF-16"),
         ("e.jsonl", b'[{"user": 1}]', "one JSON list; write one object a line"),
         ("e.jsonl", b"a\0b\n", "line 1: holds NUL bytes"),
-        ("e.jsonl", b"x" * (MAX_LINE + 1), "line 1: longer than"),
+        ("e.jsonl", b"x" * (MAX_LINE_BYTES + 1), "line 1: longer than"),
         ("e.csv", b"name,price\nshoe,3\n", "line 1: the header lacks user, action, time (it has: name, price)"),
         ("e.csv", b"user,action,time,color\n", "line 1: unknown columns color; there are: id, user"),
         ("e.csv", b"user,action,time,time\n", "line 1: a column is named twice"),
@@ -334,7 +333,7 @@ async def test_every_event_arrives_through_a_store_that_falters(tmp_path: Path, 
     path = write(tmp_path / "e.jsonl", *(row(user=one.user, at=one.at_ms, id=one.id) for one in many(1000)))
     events.line.extend([down, half, answer_lost, half, down, answer_lost, half] * 5)
     heard: list[tuple[int, int]] = []
-    done = await bring(store, path, heard=lambda count, size: heard.append((count, size)))
+    done = await bring(store, path, progress=lambda count, size: heard.append((count, size)))
     assert (done.events, len(events)) == (1000, 1000)
     assert heard[-1] == (1000, path.stat().st_size)
     assert events.most_at_once == 8
