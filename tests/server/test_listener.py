@@ -15,7 +15,7 @@ from ratelimit.server.address import Address
 from ratelimit.server.listener import HttpConnection, Listener
 from ratelimit.server.upstream import target_of
 from tests.server.processes import LONG_S
-from tests.server.test_upgrades import HANDSHAKE
+from tests.server.test_http_protocol_upgrades import HANDSHAKE
 
 GET = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
 LINGER_S = 0.4

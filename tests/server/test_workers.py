@@ -16,7 +16,7 @@ from tests.engines import Engine
 from tests.server.clients import Clients
 from tests.server.processes import COMMAND, LONG_S, QUICK, Served, command_of, served, until
 from tests.server.sockets import scripted
-from tests.server.test_leaving import quick
+from tests.server.test_shutdown import quick
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from ratelimit.server.address import Address
 from ratelimit.server.listener import Listener
 from tests.server.processes import LONG_S, until
 from tests.server.sockets import until_gone
+from tests.server.test_http_protocol_upgrades import HANDSHAKE
 from tests.server.test_listener import GET, App, Running, answer, closed, on_both_loops
-from tests.server.test_upgrades import HANDSHAKE
 
 SMUGGLED = GET % b"smuggled"
 

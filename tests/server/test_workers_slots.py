@@ -1,4 +1,4 @@
-"""The places of several workers: each has one that the supervisor knows of, whatever happens at once."""
+"""The slots of several workers: each has a worker that the supervisor knows of, whatever happens at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Started:
             self.ended.set_result(DONE)
 
 
-async def test_a_place_that_was_taken_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slot_that_was_taken_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its worker would go on with the configuration of its day, and nobody could tell it to leave."""
     pause_is_over = asyncio.Event()
     Started.every = []
