@@ -21,6 +21,7 @@ from ratelimit.http.headers import HeaderStyle, HeaderWriter
 from ratelimit.http.identity import DEFAULT_USER_FROM, UserResolver
 from ratelimit.http.routing import Patterns, RequestTarget
 from ratelimit.limiter import Limiter
+from ratelimit.names import Key
 from ratelimit.policy import Cost, Exempt, Policy, UserFrom
 
 MAX_REMEMBERED: Final = 1024
@@ -33,7 +34,7 @@ _SOON_S: Final = 1.0
 class PolicyCheck:
     """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
 
-    __slots__ = ("_exempt", "_is_plain", "_pending", "limiter", "match", "policy", "user_resolver")
+    __slots__ = ("_checker", "_exempt", "_is_plain", "_pending", "limiter", "match", "policy", "user_resolver")
 
     def __init__(self, limiter: Limiter, policy: Policy, user_resolver: UserResolver) -> None:
         self.limiter = limiter
@@ -46,7 +47,11 @@ class PolicyCheck:
             raise error.under(f"policies.{policy.name}") from error
         self._pending: dict[str, int] | None = None if policy.count == "all" else {}
         """Of each user the units of requests that are not answered yet, which may turn out not to count."""
-        self._is_plain = user_resolver.is_plain and not self._exempt and self._pending is None
+        # What is asked once it is known that the user is well-formed; but a limiter of the app's own class, or one that
+        # the app has wrapped, sees to its checks itself.
+        self._checker = limiter._checker
+        own = type(limiter).check is not Limiter.check or "check" in vars(limiter)
+        self._is_plain = user_resolver.is_plain and not self._exempt and not own and self._pending is None
 
     async def check(
         self, scope: Scope, *, cost: Cost | None = None, connection: HTTPConnection | None = None
@@ -60,7 +65,7 @@ class PolicyCheck:
         units: Any = policy.cost if cost is None else cost
         if self._is_plain and units is policy.cost and type(units) is int:
             user = self.user_resolver.read(scope)
-            decision = await self.limiter.check(user, policy.name, cost=units)
+            decision = await self._checker.check(Key(user, policy.name), units)
             return Charge(self.limiter, policy, user, decision)
         if connection is None:
             connection = connection_of(scope)
