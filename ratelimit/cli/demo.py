@@ -68,11 +68,11 @@ def seed(
         )
     with TemporaryDirectory(prefix="ratelimit-demo-") as folder, progress() as tell:
         _write(Path(folder), users, days, datetime.fromtimestamp(SystemClock().now() // SECOND, UTC))
-        order = migrate.Order(
+        plan = migrate.MigrationPlan(
             source=folder, target=target, config=settings, mapping=migrate.Mapping(), any_action=True, backup=False,
             work_dir=Path(folder),
         )  # fmt: skip
-        counts = asyncio.run(migrate.run(order, listener=tell)).checkpoint.counts
+        counts = asyncio.run(migrate.run(plan, listener=tell)).checkpoint.counts
     if as_json:
         found = {entity: {"written": each.written, "there": each.there + each.kept} for entity, each in counts.items()}
         say_json(found)

@@ -21,7 +21,7 @@ from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 from ratelimit.factory import table_settings
 
 if TYPE_CHECKING:
-    from ratelimit.migrate import Counts, Done, Entity, Forecast, Order, Undone, Verdict
+    from ratelimit.migrate import Counts, Done, Entity, Forecast, MigrationPlan, Undone, Verdict
 
 
 class _RunByDefault(TyperGroup):
@@ -124,31 +124,31 @@ def run(
 
         ratelimit migrate 'earlier://old_main?region=eu-west-1' --store 'dynamodb://limits?region=eu-west-1'
     """
-    order = _order(
+    plan = _plan(
         source, at, mapping=mapping, entities=entity, any_action=any_action,
         batch_size=batch_size, rate=rate, on_error=on_error, backup=backup, restart=restart, foreign=foreign,
         mirrored=mirrored, leave_rejected=leave_rejected, replace=tuple(replace or ()), encoding=encoding,
         work_dir=work_dir,
     )  # fmt: skip
     with _explained(source, resumable=not dry_run):
-        counts = (_would_be if dry_run else _brought)(order, as_json=as_json)
+        counts = (_would_be if dry_run else _brought)(plan, as_json=as_json)
     return REFUSED if any(each.rejected for each in counts.values()) else 0
 
 
-def _would_be(order: "Order", *, as_json: bool) -> "dict[Entity, Counts]":
+def _would_be(plan: "MigrationPlan", *, as_json: bool) -> "dict[Entity, Counts]":
     from ratelimit import migrate
 
     with progress() as tell:
-        forecast = asyncio.run(migrate.dry_run(order, listener=tell))
-    _say_forecast(order, forecast, as_json=as_json)
+        forecast = asyncio.run(migrate.dry_run(plan, listener=tell))
+    _say_forecast(plan, forecast, as_json=as_json)
     return forecast.counts
 
 
-def _brought(order: "Order", *, as_json: bool) -> "dict[Entity, Counts]":
+def _brought(plan: "MigrationPlan", *, as_json: bool) -> "dict[Entity, Counts]":
     from ratelimit import migrate
 
     with progress() as tell:
-        done = asyncio.run(migrate.run(order, listener=tell))
+        done = asyncio.run(migrate.run(plan, listener=tell))
     _say_done(done, as_json=as_json)
     return done.checkpoint.counts
 
@@ -181,14 +181,14 @@ def verify(
 
         ratelimit migrate verify usage.jsonl --entity events --more-is-fine
     """
-    order = _order(
+    plan = _plan(
         source, at, mapping=mapping, entities=entity, any_action=any_action,
         batch_size=batch_size, encoding=encoding, work_dir=work_dir,
     )  # fmt: skip
     from ratelimit import migrate
 
     with _explained(source, resumable=False), progress() as tell:
-        verdict = asyncio.run(migrate.verify(order, listener=tell, more_is_fine=more_is_fine))
+        verdict = asyncio.run(migrate.verify(plan, listener=tell, more_is_fine=more_is_fine))
     _say_verdict(verdict, as_json=as_json)
     return 0 if verdict.same else REFUSED
 
@@ -218,9 +218,9 @@ def undo(
     from ratelimit import migrate
 
     target = table_settings(at.load().store)
-    order = migrate.UndoOrder(runs=runs, target=target, rate=rate, dry_run=dry_run, work_dir=work_dir)
+    plan = migrate.UndoPlan(runs=runs, target=target, rate=rate, dry_run=dry_run, work_dir=work_dir)
     with _explained(str(work_dir), resumable=not dry_run), progress() as tell:
-        undone = asyncio.run(migrate.undo(order, listener=tell))
+        undone = asyncio.run(migrate.undo(plan, listener=tell))
     _say_undone(undone, as_json=as_json)
     return REFUSED if undone.kept else 0
 
@@ -259,20 +259,20 @@ def mapping(
 # The way from a command line to a source and a target.
 
 
-def _order(
+def _plan(
     source: str,
     at: Configured,
     *,
     mapping: Path | None,
     entities: list[str] | None,
     **options: Any,
-) -> Order:
+) -> MigrationPlan:
     """Return what a command line asks for. Raises `ConfigError`."""
     # Imported here: AWS's client and SQLAlchemy take their time, and `--help` does not need them.
-    from ratelimit.migrate import Order, read_mapping
+    from ratelimit.migrate import MigrationPlan, read_mapping
 
     settings = at.load()
-    return Order(
+    return MigrationPlan(
         source=source,
         target=table_settings(settings.store),
         config=settings,
@@ -303,7 +303,7 @@ def _explained(spec: str, *, resumable: bool) -> Iterator[None]:
 _COLUMNS = ("", "read", "written", "already there", "kept as they are", "too old", "rejected")
 
 
-def _say_forecast(order: Order, forecast: Forecast, *, as_json: bool) -> None:
+def _say_forecast(plan: MigrationPlan, forecast: Forecast, *, as_json: bool) -> None:
     """Of a dry run."""
     if as_json:
         say_json(msgspec.to_builtins(forecast))
@@ -325,7 +325,7 @@ def _say_forecast(order: Order, forecast: Forecast, *, as_json: bool) -> None:
     for samples in forecast.rejected.values():
         for sample in samples:
             say(f"    {sample}")
-    at = f"at {order.rate:g} units a second" if order.rate else "at the usual speed, without --rate"
+    at = f"at {plan.rate:g} units a second" if plan.rate else "at the usual speed, without --rate"
     say(
         f"\nestimate: {forecast.write_units:,} write units, {forecast.dollars:.2f} USD on demand, "
         f"{in_words(forecast.seconds)} {at}"

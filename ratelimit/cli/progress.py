@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from ratelimit.cli.output import in_words
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.migrate.checkpoint import Counts
-from ratelimit.migrate.reader import Listener
+from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import Entity
 
 _LINE_EVERY: Final = 10 * SECOND
@@ -44,12 +44,12 @@ class Speed:
 
 
 @contextmanager
-def progress(*, clock: Clock | None = None) -> Iterator[Listener]:
+def progress(*, clock: Clock | None = None) -> Iterator[ProgressListener]:
     """What to tell it to."""
     yield from _bar(clock or SystemClock()) if sys.stderr.isatty() else _lines(clock or SystemClock())
 
 
-def _lines(clock: Clock) -> Iterator[Listener]:
+def _lines(clock: Clock) -> Iterator[ProgressListener]:
     speed, last, entity_before = Speed(clock), 0, ""
 
     def tell(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
@@ -61,12 +61,12 @@ def _lines(clock: Clock) -> Iterator[Listener]:
         last, entity_before = now, entity
         part = f" ({100 * min(done, size) // size} %)" if size else ""
         more = "".join(f", {text}" for text in (rate, f"{left} left" if left else "") if text)
-        typer.echo(f"{entity}: {counts.read:,} read{part}, {_fates(counts)}{more}", err=True)
+        typer.echo(f"{entity}: {counts.read:,} read{part}, {_outcomes(counts)}{more}", err=True)
 
     yield tell
 
 
-def _bar(clock: Clock) -> Iterator[Listener]:
+def _bar(clock: Clock) -> Iterator[ProgressListener]:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<8}"),
@@ -82,13 +82,13 @@ def _bar(clock: Clock) -> Iterator[Listener]:
             rate, left = speed.hear(entity, counts.read, done, size)
             if entity not in tasks:
                 tasks[entity] = shown.add_task(entity, total=size, told="")
-            parts = (f"{counts.read:,} read", _fates(counts), rate, f"{left} left" if left else "")
+            parts = (f"{counts.read:,} read", _outcomes(counts), rate, f"{left} left" if left else "")
             shown.update(tasks[entity], total=size, completed=done, told=", ".join(part for part in parts if part))
 
         yield tell
 
 
-def _fates(counts: Counts) -> str:
+def _outcomes(counts: Counts) -> str:
     rejected = f", {counts.rejected:,} rejected" if counts.rejected else ""
     return f"{counts.written:,} written{rejected}"
 

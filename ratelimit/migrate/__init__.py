@@ -4,16 +4,15 @@ Read rows → convert them → write what is not there yet, at a given rate, wit
 """
 
 from ratelimit.migrate.checkpoint import Checkpoint, Counts
-from ratelimit.migrate.diff import Difference, Verdict
 from ratelimit.migrate.forecast import Forecast
 from ratelimit.migrate.mapping import Mapping, read_mapping
-from ratelimit.migrate.migration import Done, Order, dry_run, run
-from ratelimit.migrate.reader import Listener
+from ratelimit.migrate.migration import Done, MigrationPlan, dry_run, run
+from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused, SourceUnavailable
 from ratelimit.migrate.runner import BadRow
-from ratelimit.migrate.sources import patient
-from ratelimit.migrate.undo import Undone, UndoOrder, undo
-from ratelimit.migrate.verify import verify
+from ratelimit.migrate.sources import migration_settings
+from ratelimit.migrate.undo import Undone, UndoPlan, undo
+from ratelimit.migrate.verify import Difference, Verdict, verify
 
 __all__ = [
     "ENTITIES",
@@ -24,17 +23,17 @@ __all__ = [
     "Done",
     "Entity",
     "Forecast",
-    "Listener",
     "Mapping",
-    "Order",
+    "MigrationPlan",
+    "ProgressListener",
     "Source",
     "SourceRefused",
     "SourceUnavailable",
-    "UndoOrder",
+    "UndoPlan",
     "Undone",
     "Verdict",
     "dry_run",
-    "patient",
+    "migration_settings",
     "read_mapping",
     "run",
     "undo",

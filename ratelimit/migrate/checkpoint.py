@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final, Literal, Self
 import msgspec
 
 from ratelimit.errors import InvalidInput
-from ratelimit.migrate.rows import Entity, Read, readable
+from ratelimit.migrate.rows import Entity, SourceRow, readable
 
 _VERSION: Final = 2
 _MOST_REASONS: Final = 50
@@ -39,10 +39,10 @@ class Counts(msgspec.Struct):
     rejected: int = 0
     reasons: dict[str, int] = {}
 
-    def note(self, fates: Iterable[Literal["written", "there", "kept"]]) -> None:
+    def note(self, outcomes: Iterable[Literal["written", "there", "kept"]]) -> None:
         """What became of some of them."""
-        for fate in fates:
-            setattr(self, fate, getattr(self, fate) + 1)
+        for outcome in outcomes:
+            setattr(self, outcome, getattr(self, outcome) + 1)
 
     def reject(self, reason: str) -> None:
         """One more. What differs from row to row is left out of the reason, so that equal ones add up; an unknown
@@ -92,7 +92,7 @@ def forget_run(folder: Path, run: str) -> None:
                 path.unlink()
 
 
-class Desk:
+class Workspace:
     """The files of one migration, known by what it is about: the checkpoint, and the rejected rows."""
 
     def __init__(self, folder: Path, about: Iterable[object]) -> None:
@@ -125,7 +125,7 @@ class Desk:
         checkpoint.rejects_bytes = self._file.tell()
         self.save(checkpoint)
 
-    def reject(self, entity: Entity, row: Read) -> None:
+    def reject(self, entity: Entity, row: SourceRow) -> None:
         """Keep a row that cannot be used, with the reason."""
         assert self._file is not None
         said = {"entity": entity, "row": row.where, "reason": row.problem, "text": row.text}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -17,7 +18,7 @@ from ratelimit.clock import DAY, Clock
 from ratelimit.errors import InvalidInput, UnknownAction
 from ratelimit.event import MARK, RETENTION_DAYS, UsageEvent, id_from
 from ratelimit.migrate import mapping as names
-from ratelimit.migrate.rows import Entity, Entry, Expired, Read
+from ratelimit.migrate.rows import Entity, Entry, Expired, SourceRow
 from ratelimit.names import check_action, check_user
 from ratelimit.quota import MAX_LIMIT
 from ratelimit.store.directory import Identity, Plan, User
@@ -241,13 +242,13 @@ class Converter:
         self._costs = costs or {}
         self._zone = Zone(mapping.events.timezone)
 
-    def read(self, entity: Entity, where: str, row: Mapping[str, Any], *, nth: int = 0) -> Read:
+    def read(self, entity: Entity, where: str, row: Mapping[str, Any], *, nth: int = 0) -> SourceRow:
         """What the row is, or why it is nothing. `nth`: rows that said the same came before it."""
         try:
-            return Read(where, self._entry(entity, row, nth))
+            return SourceRow(where, self._entry(entity, row, nth))
         # Whatever is wrong with a row, it is set aside: it would stop every run at the same place.
         except (UnknownAction, ValueError, ArithmeticError, RecursionError) as error:
-            return Read(where, None, str(error), shown(row))
+            return SourceRow(where, None, str(error), shown(row))
 
     def notes(self) -> list[str]:
         """What a reader of the report should know of the rows that were read."""
@@ -371,3 +372,22 @@ def _quotas(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str
             raise InvalidInput(f"{column} must be from -1 (no limit) to {MAX_LIMIT}, not {number}")
         found[action] = "unlimited" if number == -1 else f"{number}/{window}"
     return found
+
+
+_REMEMBERED: Final = 100_000
+
+
+class DuplicateCounter:
+    """Holds for rows up to 100,000 apart, read in the same order in every run."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+
+    def of(self, row: Mapping[str, Any]) -> int:
+        """How many that say the same came before."""
+        digest = blake2b(shown(row).encode(errors="surrogatepass"), digest_size=16).digest()
+        nth = self._seen.pop(digest, -1) + 1
+        self._seen[digest] = nth
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return nth

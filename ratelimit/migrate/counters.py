@@ -12,7 +12,7 @@ from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.ledger import Ledger
 from ratelimit.migrate.rows import Counted
 from ratelimit.migrate.tally import MARK, Sum, Tallied, is_bucket
-from ratelimit.migrate.target import Fate, Target
+from ratelimit.migrate.target import Outcome, Target
 from ratelimit.names import Key
 from ratelimit.quota import Quota
 from ratelimit.store import Add, Expect, Op, Put, Record, Write
@@ -22,7 +22,7 @@ _KEPT_DAYS: Final = 400
 _ATTEMPTS: Final = 10
 
 
-class Counters:
+class CounterWriter:
     """Adds what was counted elsewhere to the target's records. `now` is in microseconds."""
 
     def __init__(self, target: Target, *, now: int, ledger: Ledger | None = None) -> None:
@@ -31,7 +31,7 @@ class Counters:
         self._now = now
         self._expires_at = (now // DAY + _KEPT_DAYS) * (DAY // SECOND)
 
-    async def add(self, found: Tallied) -> Fate | int:
+    async def add(self, found: Tallied) -> Outcome | int:
         """Where a run has been that came less far, nothing is written, and the mark that is there comes back.
 
         Raises `StoreUnavailable` where the record keeps changing.
@@ -55,11 +55,11 @@ class Counters:
                 self._ledger.forget_counter(found.key)
         raise StoreUnavailable(f"the counters of {found.key.user!r} kept changing; run it again")
 
-    async def copy(self, found: Counted) -> Fate:
+    async def copy(self, found: Counted) -> Outcome:
         """All fields of a record of another table, once: a record that carries a mark has them."""
         return await self._copy(found.key, found.record, {})
 
-    async def follow(self, found: Counted) -> Fate:
+    async def follow(self, found: Counted) -> Outcome:
         """As `copy`, where a mirror of the other table writes to the target already: what that has written is in both.
 
         The target is read first, so that what comes in between is at most counted twice, and never lost.
@@ -67,15 +67,15 @@ class Counters:
         mirrored = await self._target.record(found.key)
         return await self._copy(found.key, await found.fresh(), mirrored)
 
-    async def _copy(self, key: Key, record: Record, mirrored: Record) -> Fate:
+    async def _copy(self, key: Key, record: Record, mirrored: Record) -> Outcome:
         sums = {
             field: Sum(value, 0) if is_bucket(field) else Sum(0, max(0, value - mirrored.get(field, 0)))
             for field, value in live(record, self._now).items()
         }
         if not sums or MARK in (mirrored or await self._target.record(key)):
             return "there"
-        fate = await self.add(Tallied(key, sums, None, self._now // 1000))
-        return "there" if isinstance(fate, int) else fate
+        outcome = await self.add(Tallied(key, sums, None, self._now // 1000))
+        return "there" if isinstance(outcome, int) else outcome
 
     async def _write(self, found: Tallied, ops: Sequence[Op]) -> bool | None:
         """None where nobody knows whether it was executed."""

@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NamedTuple, TextIO, TypeAlias, cast
 
 from ratelimit.errors import InvalidInput
-from ratelimit.migrate.convert import Converter
-from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, Unreadable
-from ratelimit.migrate.mapping import absent, unmapped
-from ratelimit.migrate.recognising import HELD, Nth, Seen, recognised, sketch, unknown_table
-from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused, readable
+from ratelimit.migrate.convert import Converter, DuplicateCounter
+from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, UnreadableJson
+from ratelimit.migrate.mapping import HELD, Seen, absent, recognised, sketch, unknown_table, unmapped
+from ratelimit.migrate.rows import Batch, Entity, SourceRefused, SourceRow, readable
 
 # Opening a file of rows as text: unpacked where it is gzip, and refused by what it is where it is no such file.
 
@@ -147,7 +146,7 @@ _SHOWN_FIELDS: Final = 100
 _CUT: Final = "; the file ends in the middle of it, so it was cut short"
 
 
-class _Place(NamedTuple):
+class _FilePosition(NamedTuple):
     """Where an entity is: the file, and the section in it; None for all of it."""
 
     path: Path
@@ -184,7 +183,7 @@ class FileSource:
         self._only = only
         self._wanted = wanted
         self._encoding = encoding
-        self._places: dict[Entity, list[_Place]] = {}
+        self._places: dict[Entity, list[_FilePosition]] = {}
         self._seen: Seen = {}
         self._fields: dict[Entity, dict[str, None]] = {}
         """Names that rows have had, of those that were read."""
@@ -215,7 +214,7 @@ class FileSource:
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         """See `Source.batches`."""
         rows = self._rows(entity)
-        count, nth = int(after or 0), Nth()
+        count, nth = int(after or 0), DuplicateCounter()
         try:
             await asyncio.to_thread(self._pass, entity, islice(rows, count), nth)
             while page := await asyncio.to_thread(lambda: list(islice(rows, size))):
@@ -248,22 +247,22 @@ class FileSource:
         found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         return json.dumps(found)
 
-    def _read(self, entity: Entity, row: _Row, nth: Nth) -> Read:
+    def _read(self, entity: Entity, row: _Row, nth: DuplicateCounter) -> SourceRow:
         if row.problem:
-            return Read(row.where, None, row.problem, row.text)
+            return SourceRow(row.where, None, row.problem, row.text)
         if len(seen := self._fields.setdefault("events" if entity == "counters" else entity, {})) < _SHOWN_FIELDS:
             seen.update(dict.fromkeys(row.fields))
         return self._converter.read(entity, row.where, row.fields, nth=self._nth(entity, row, nth))
 
-    def _pass(self, entity: Entity, rows: Iterable[_Row], nth: Nth) -> None:
+    def _pass(self, entity: Entity, rows: Iterable[_Row], nth: DuplicateCounter) -> None:
         for row in rows:
             self._nth(entity, row, nth)
 
-    def _nth(self, entity: Entity, row: _Row, nth: Nth) -> int:
+    def _nth(self, entity: Entity, row: _Row, nth: DuplicateCounter) -> int:
         is_counted = entity in ("events", "counters") and self._converter.key(row.fields) is None
         return nth.of(row.fields) if is_counted else 0
 
-    def _places_of(self, entity: Entity) -> Sequence[_Place]:
+    def _places_of(self, entity: Entity) -> Sequence[_FilePosition]:
         """Counters are counted from the events."""
         entity = "events" if entity == "counters" else entity
         if entity not in self._places:
@@ -286,11 +285,11 @@ class FileSource:
         check_whole(path)
         if not _is_lines(path, self._encoding) and (sections := self._sections(path)):
             for section, count in sections.items():
-                self._put(_Place(path, section), self._kind_of(section), count)
+                self._put(_FilePosition(path, section), self._kind_of(section), count)
         else:
-            self._put(_Place(path, None), kind, None)
+            self._put(_FilePosition(path, None), kind, None)
 
-    def _put(self, place: _Place, kind: Entity | None, count: int | None) -> None:
+    def _put(self, place: _FilePosition, kind: Entity | None, count: int | None) -> None:
         self._seen[place.section or place.path.name] = ((), count)
         if kind is not None:
             self._places.setdefault(kind, []).append(place)
@@ -328,12 +327,12 @@ class FileSource:
                 yield row._replace(done=before + row.done)
             before += place.path.stat().st_size
 
-    def _rows_in(self, place: _Place) -> Iterator[_Row]:
+    def _rows_in(self, place: _FilePosition) -> Iterator[_Row]:
         if split_name(place.path)[1] == "csv":
             return _cells(place.path, self._encoding)
         return _lines(place.path, self._encoding) if _is_lines(place.path, self._encoding) else self._elements(place)
 
-    def _elements(self, place: _Place) -> Generator[_Row, None, None]:
+    def _elements(self, place: _FilePosition) -> Generator[_Row, None, None]:
         with opened(place.path, self._encoding) as file:
             try:
                 yield from _in_section(place, JsonStream(file.text), file)
@@ -442,7 +441,7 @@ def _bad_text(text: str, encoding: str) -> str:
     return ""
 
 
-def _in_section(place: _Place, stream: JsonStream, file: Opened) -> Generator[_Row, None, None]:
+def _in_section(place: _FilePosition, stream: JsonStream, file: Opened) -> Generator[_Row, None, None]:
     if place.section is None:
         yield from _records(place.path.name, stream, file.raw.tell)
         stream.end()
@@ -460,7 +459,7 @@ def _records(where: str, stream: JsonStream, tell: Callable[[], int]) -> Generat
         here = f"{where} [{number}]" if key is None else f"{where} {key!r}"
         try:
             value = stream.value()
-        except Unreadable as error:
+        except UnreadableJson as error:
             yield _Row(here, {}, str(error), "", tell())
             continue
         if not isinstance(value, dict):

@@ -14,8 +14,8 @@ import msgspec
 from ratelimit.cost import load_prices
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.checkpoint import Counts, Scratch
-from ratelimit.migrate.reader import Listener, ahead, uses_of, waiting
-from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Read, Source
+from ratelimit.migrate.reader import ProgressListener, ahead, uses_of, waiting
+from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Source, SourceRow
 from ratelimit.migrate.runner import Choices
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, entry_units
@@ -47,7 +47,7 @@ class DryRun:
     """Reads a source as a run would."""
 
     def __init__(
-        self, source: Source, choices: Choices, *, rules: Rules, now: int, listener: Listener, owner: FindOwner
+        self, source: Source, choices: Choices, *, rules: Rules, now: int, listener: ProgressListener, owner: FindOwner
     ) -> None:
         self._source = source
         self._choices = choices
@@ -84,7 +84,7 @@ class DryRun:
                 self._count(entity, rows, counts)
                 self._tell(entity, counts, batch.done, size)
 
-    async def _owned(self, row: Read, scratch: Scratch) -> Read:
+    async def _owned(self, row: SourceRow, scratch: Scratch) -> SourceRow:
         """With the problem that a run would have: another user, before it or in the table, has its e-mail."""
         if not isinstance(row.entry, User):
             return row
@@ -105,7 +105,7 @@ class DryRun:
         counts.setdefault("counters", Counts(read=uses.read)).written = counters
         self.forecast.write_units += counters * COUNTER_UNITS
 
-    def _count(self, entity: Entity, rows: Sequence[Read], counts: Counts) -> None:
+    def _count(self, entity: Entity, rows: Sequence[SourceRow], counts: Counts) -> None:
         counts.read += len(rows)
         for row in rows:
             if row.entry is None:

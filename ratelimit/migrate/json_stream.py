@@ -17,7 +17,7 @@ _SPACE: Final = " \t\r\n"
 _MARKS = re.compile(r'\\.|["\[\]{},]', re.DOTALL)
 
 
-class Unreadable(InvalidInput):
+class UnreadableJson(InvalidInput):
     """An element that is too much to read. The stream is behind it, and the next one may be fine."""
 
 
@@ -63,7 +63,7 @@ class JsonStream:
                 return
 
     def value(self) -> Any:
-        """The next value, whole. Raises `Unreadable`."""
+        """The next value, whole. Raises `UnreadableJson`."""
         self.peek()
         while True:
             try:
@@ -72,14 +72,14 @@ class JsonStream:
                 value, end = None, None
             except (ValueError, RecursionError) as error:  # a number of 5,000 digits; nested 1,000 times
                 self._pass()
-                raise Unreadable(f"cannot be read: {error}") from None
+                raise UnreadableJson(f"cannot be read: {error}") from None
             # A number may go on behind the end of what was read: `2`, `2.`, `2.0e`.
             if end is not None and (self._ended or self._text[end : end + 1] not in _NUMBER_GOES_ON):
                 self._at = end
                 return value
             if len(self._text) - self._at > MAX_ELEMENT:
                 self._pass()
-                raise Unreadable(f"is longer than {MAX_ELEMENT} characters")
+                raise UnreadableJson(f"is longer than {MAX_ELEMENT} characters")
             if not self._more() and end is None:
                 raise self._bad("a value")
 
@@ -90,7 +90,7 @@ class JsonStream:
             return 0
         count = 0
         for count, _ in enumerate(self.elements(), 1):  # noqa: B007
-            with suppress(Unreadable):
+            with suppress(UnreadableJson):
                 self.value()
         return count
 

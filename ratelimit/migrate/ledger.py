@@ -36,7 +36,7 @@ _SCHEMA: Final = """
 """
 
 
-class About(msgspec.Struct, kw_only=True):
+class RunInfo(msgspec.Struct, kw_only=True):
     """What a run was about."""
 
     run: str
@@ -49,7 +49,7 @@ class About(msgspec.Struct, kw_only=True):
     undone: bool = False
 
 
-class Planted(NamedTuple):
+class FieldChange(NamedTuple):
     """What a run has done to a field: it added `amount`; to a bucket, which stood at `before`, after `floor`."""
 
     floor: int
@@ -57,13 +57,13 @@ class Planted(NamedTuple):
     before: int | None
 
 
-class Plant(NamedTuple):
+class RecordChange(NamedTuple):
     """What a run has done to a record, whose mark it moved."""
 
     key: Key
     since: int | None
     until: int
-    fields: dict[str, Planted]
+    fields: dict[str, FieldChange]
 
 
 def new_run(began: int) -> str:
@@ -83,7 +83,7 @@ class Ledger:
         self._database.executescript(_SCHEMA)
 
     @classmethod
-    def begin(cls, folder: Path, about: About) -> Self:
+    def begin(cls, folder: Path, about: RunInfo) -> Self:
         """A new one, or the one that there is."""
         ledger = cls(folder, about.run)
         ledger.say(about)
@@ -100,15 +100,15 @@ class Ledger:
             )
         return cls(folder, run)
 
-    def about(self) -> About:
+    def about(self) -> RunInfo:
         """What it was about. Raises `InvalidInput` for a damaged file."""
         try:
             (said,) = self._database.execute("SELECT said FROM about").fetchone() or (b"",)
-            return msgspec.json.decode(said, type=About)
+            return msgspec.json.decode(said, type=RunInfo)
         except (sqlite3.DatabaseError, msgspec.DecodeError):
             raise InvalidInput(f"{self.path} is damaged, or no run's ledger") from None
 
-    def say(self, about: About) -> None:
+    def say(self, about: RunInfo) -> None:
         """What it is about."""
         with self._database:
             self._database.execute("BEGIN")
@@ -131,7 +131,7 @@ class Ledger:
     def note_counter(self, found: Tallied, record: Record) -> None:
         """Before it is written onto the record."""
         fields = {
-            field: Planted(each.floor, each.amount, record.get(field) if is_bucket(field) else None)
+            field: FieldChange(each.floor, each.amount, record.get(field) if is_bucket(field) else None)
             for field, each in found.sums.items()
         }
         said = msgspec.json.encode({field: tuple(planted) for field, planted in fields.items()})
@@ -156,12 +156,12 @@ class Ledger:
         """The names and versions of its users or plans."""
         return self._database.execute("SELECT name, version FROM entries WHERE kind = ?", (kind,)).fetchall()
 
-    def counters(self) -> list[Plant]:
+    def counters(self) -> list[RecordChange]:
         """All that it has planted."""
         rows = self._database.execute("SELECT * FROM counters").fetchall()
         kind = dict[str, tuple[int, int, int | None]]
         return [
-            Plant(Key(user, action), since, until, {name: Planted(*each) for name, each in fields.items()})
+            RecordChange(Key(user, action), since, until, {name: FieldChange(*each) for name, each in fields.items()})
             for user, action, since, until, said in rows
             for fields in (msgspec.json.decode(said, type=kind),)
         ]
@@ -198,7 +198,7 @@ class Ledger:
                 self._database.executemany(statement, rows)
 
 
-def runs(folder: Path) -> list[About]:
+def runs(folder: Path) -> list[RunInfo]:
     """All that have left a ledger here, the oldest first."""
     found = []
     for path in sorted(folder.glob("ratelimit-migrate-*.run")):
@@ -209,7 +209,7 @@ def runs(folder: Path) -> list[About]:
     return found
 
 
-def conflicts(folder: Path, about: About, *, replaced: Iterable[str] = ()) -> str:
+def conflicts(folder: Path, about: RunInfo, *, replaced: Iterable[str] = ()) -> str:
     """What an earlier run has made of the same rows by other settings; empty where nothing is in the way."""
     for earlier in runs(folder):
         if earlier.undone or earlier.run in (about.run, *replaced):
@@ -227,7 +227,7 @@ def conflicts(folder: Path, about: About, *, replaced: Iterable[str] = ()) -> st
     return ""
 
 
-def _changed(before: About, now: About, actions: set[str]) -> list[str]:
+def _changed(before: RunInfo, now: RunInfo, actions: set[str]) -> list[str]:
     """A setting that concerns none of the actions that were brought is no matter."""
     pairs = [(name, before.settings.get(name), value) for name, value in now.settings.items()]
     pairs += [

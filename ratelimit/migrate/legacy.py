@@ -1,4 +1,4 @@
-"""`EarlierSource`: the single-table layout that came before this project, in both variants of its usage keys.
+"""`LegacySource`: the single-table layout that came before this project, in both variants of its usage keys.
 
     PK = USR#<user>#ULOG#<yyyymmdd>      SK = ULOG#<epoch seconds>#<action>   dat = {act, pid?, plat?, pnum?, met?}
     PK = EMAIL#<e-mail>#ULOG#<yyyymmdd>  the same, where a user was known by e-mail
@@ -27,10 +27,8 @@ from ratelimit.errors import InvalidInput, TableMismatch, UnknownAction
 from ratelimit.event import UsageEvent
 from ratelimit.migrate import convert
 from ratelimit.migrate.convert import Converter, derived_id, shown
-from ratelimit.migrate.raw import RawTable
-from ratelimit.migrate.recognising import Bursts
-from ratelimit.migrate.rows import Batch, Entity, Entry, Expired, Read
-from ratelimit.migrate.target import kind_of
+from ratelimit.migrate.rows import Batch, Entity, Entry, Expired, SourceRow
+from ratelimit.migrate.target import RawTable, kind_of
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.store.retry import retry
 
@@ -84,11 +82,42 @@ _EXECUTIONS_A_DAY: Final = 10
 _MOST_KINDS: Final = 20
 
 
-class _Place(NamedTuple):
+class _LegacyPosition(NamedTuple):
     kind: Entity | None
     """None for what holds no usage."""
     name: str
     """The user or plan."""
+
+
+class CollisionCounter(msgspec.Struct):
+    """Counts the seconds in which events may have overwritten each other.
+
+    Suspicious is a second beside another one of the same user and action, or with events of several actions. Items of a
+    partition come in the order of time. All that it knows can be saved, as a pass may be broken off within a partition.
+    """
+
+    seconds: int = 0
+    partition: str = ""
+    last: dict[str, int] = {}
+    """The last second of each action."""
+    counted: list[int] = []
+    """Of the last two seconds, those that are."""
+
+    def saw(self, partition: str, action: str, second: int) -> None:
+        """One more event."""
+        if partition != self.partition:
+            self.partition, self.last, self.counted = partition, {}, []
+        self.counted = [each for each in self.counted if each >= second - 1]
+        for other, before in self.last.items():
+            if before == second or (other == action and before == second - 1):
+                self._count(before)
+                self._count(second)
+        self.last[action] = second
+
+    def _count(self, second: int) -> None:
+        if second not in self.counted:
+            self.counted.append(second)
+            self.seconds += 1
 
 
 class Stand(msgspec.Struct):
@@ -98,10 +127,10 @@ class Stand(msgspec.Struct):
     cursor: str | None = None
     others: dict[str, int] = {}
     """Items that hold no usage, by their kind."""
-    bursts: Bursts = msgspec.field(default_factory=Bursts)
+    collisions: CollisionCounter = msgspec.field(default_factory=CollisionCounter)
 
 
-class EarlierSource:
+class LegacySource:
     """Reads the whole table once for each entity: one read unit for 4 KB of it."""
 
     # One user may be there under both kinds of keys, with the same use.
@@ -158,12 +187,12 @@ class EarlierSource:
 
     async def notes(self) -> Sequence[str]:
         """See `Source.notes`."""
-        others, bursts = self._events.others, self._events.bursts
+        others, collisions = self._events.others, self._events.collisions
         notes = self._converter.notes()
         notes += [f"left alone, as they hold no usage: {count:,} items {kind}" for kind, count in others.items()]
-        if bursts.seconds:
+        if collisions.seconds:
             notes.append(
-                f"{bursts.seconds:,} seconds are suspicious: the user was so busy that a second event may have "
+                f"{collisions.seconds:,} seconds are suspicious: the user was so busy that a second event may have "
                 "overwritten the first (one a second and action was kept there); such events cannot be restored"
             )
         return notes
@@ -172,7 +201,7 @@ class EarlierSource:
         """See `Source.close`."""
         await self._raw.close()
 
-    def _read(self, entity: Entity, item: Mapping[str, Any]) -> Read | None:
+    def _read(self, entity: Entity, item: Mapping[str, Any]) -> SourceRow | None:
         pk, sk = str(item.get("PK")), str(item.get("SK"))
         kind, name = _place_of(pk, sk)
         if kind is None and entity == "events":
@@ -183,10 +212,10 @@ class EarlierSource:
         try:
             entry = self._entry(kind, name, item)
         except (InvalidInput, UnknownAction) as error:
-            return Read(where, None, str(error), shown(item))
+            return SourceRow(where, None, str(error), shown(item))
         if entity == "events" and isinstance(entry, UsageEvent | Expired):
-            self._events.bursts.saw(pk, entry.action, entry.at_ms // 1000)
-        return Read(where, entry)
+            self._events.collisions.saw(pk, entry.action, entry.at_ms // 1000)
+        return SourceRow(where, entry)
 
     def _entry(self, kind: Entity, name: str, item: Mapping[str, Any]) -> Entry:
         data = item.get("dat")
@@ -279,16 +308,16 @@ class EarlierSource:
         others[kind] = others.get(kind, 0) + 1
 
 
-def _place_of(pk: str, sk: str) -> _Place:
+def _place_of(pk: str, sk: str) -> _LegacyPosition:
     for prefix in (_USER, _EMAIL):
         if pk.startswith(prefix) and _USAGE in pk and sk.startswith("ULOG#"):
-            return _Place("events", pk.removeprefix(prefix).rpartition(_USAGE)[0])
+            return _LegacyPosition("events", pk.removeprefix(prefix).rpartition(_USAGE)[0])
     if pk.startswith(_FLAT_USER) and sk.startswith(_FLAT_USAGE):
-        return _Place("events", pk.removeprefix(_FLAT_USER))
+        return _LegacyPosition("events", pk.removeprefix(_FLAT_USER))
     if pk.startswith(_FLAT_USER) and sk in (*_FLAT_META, pk):
-        return _Place("users", pk.removeprefix(_FLAT_USER))
+        return _LegacyPosition("users", pk.removeprefix(_FLAT_USER))
     if pk.startswith(_PLAN) and sk in (*_FLAT_META, pk):
-        return _Place("plans", pk.removeprefix(_PLAN))
+        return _LegacyPosition("plans", pk.removeprefix(_PLAN))
     if sk == _META and pk.startswith(_USER) and _USAGE not in pk:
-        return _Place("users", pk.removeprefix(_USER))
-    return _Place(None, "")
+        return _LegacyPosition("users", pk.removeprefix(_USER))
+    return _LegacyPosition(None, "")

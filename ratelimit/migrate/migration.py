@@ -1,4 +1,4 @@
-"""`Order`, and what is done with it: a dry run, a run, a verification."""
+"""`MigrationPlan`, and what is done with it: a dry run, a run, a verification."""
 
 from __future__ import annotations
 
@@ -15,28 +15,26 @@ from ratelimit.clock import Clock, SystemClock
 from ratelimit.config import Config, masked
 from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, TableNotFound
-from ratelimit.migrate.checkpoint import Checkpoint, Desk
+from ratelimit.migrate.checkpoint import Checkpoint, Workspace
 from ratelimit.migrate.files import UTF_8
 from ratelimit.migrate.forecast import DryRun, Forecast
-from ratelimit.migrate.hashed import HashedSource
-from ratelimit.migrate.ledger import About, Ledger, conflicts, new_run
+from ratelimit.migrate.ledger import Ledger, RunInfo, conflicts, new_run
 from ratelimit.migrate.mapping import Mapping
-from ratelimit.migrate.raw import RawTable
-from ratelimit.migrate.reader import Listener
+from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused
 from ratelimit.migrate.runner import DEFAULT_BATCH, Choices, OnError, Run
-from ratelimit.migrate.sources import Terms, known_actions, patient, source_of
+from ratelimit.migrate.sources import HashedSource, ReadOptions, known_actions, migration_settings, source_of
 from ratelimit.migrate.tally import Rules
-from ratelimit.migrate.target import Look, Pace, Target
-from ratelimit.migrate.undo import UndoOrder, place_of_table, undo
+from ratelimit.migrate.target import Pace, RawTable, TableProbe, Target
+from ratelimit.migrate.undo import UndoPlan, place_of_table, undo
 from ratelimit.store.directory import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class MigrationPlan:
     """What is to be brought from where to where.
 
-    `source`      a URL or a path, see `opening.source_of`.
+    `source`      a URL or a path, see `sources.source_of`.
     `target`      the table; it has to exist.
     `config`      the policies: their names are the actions that are known, their quotas say which counters there are.
     `entities`    none for all that the source has.
@@ -72,7 +70,7 @@ class Order:
     def open(self, clock: Clock) -> Source:
         """The source, not yet open. Raises `ConfigError`, `InvalidInput`."""
         actions = None if self.any_action else known_actions(self.config, self.mapping)
-        terms = Terms(
+        terms = ReadOptions(
             mapping=self.mapping, clock=clock, actions=actions, costs=self._costs(), only=self._only,
             wanted=self.entities, encoding=self.encoding,
         )  # fmt: skip
@@ -95,14 +93,16 @@ class Order:
             leave_rejected=self.leave_rejected,
         )
 
-    def desk(self) -> Desk:
+    def workspace(self) -> Workspace:
         """The files of this migration: of this source, target and mapping."""
         target = (self.target.table, self.target.region, self.target.endpoint)
         actions = None if self.any_action else known_actions(self.config, self.mapping)
         known = None if actions is None else tuple(sorted(actions))
-        return Desk(self.work_dir, (masked(self.source), target, tuple(sorted(self.entities)), self.mapping, known))
+        return Workspace(
+            self.work_dir, (masked(self.source), target, tuple(sorted(self.entities)), self.mapping, known)
+        )
 
-    def about(self, run: str) -> About:
+    def about(self, run: str) -> RunInfo:
         """What a run of this is about, for its ledger."""
         events = self.mapping.events
         settings = {
@@ -111,7 +111,7 @@ class Order:
         }
         secret = self.config.user_hash_key
         hashed = "" if secret is None else blake2b(secret.encode(), digest_size=8).hexdigest()
-        return About(
+        return RunInfo(
             run=run, source=masked(self.source), target=place_of_table(self.target),
             settings={**settings, "user_hash_key": hashed}, actions=dict(self.mapping.actions),
             costs={name: cost for name, cost in self._costs().items() if cost != 1},
@@ -141,25 +141,25 @@ class Done(msgspec.Struct, kw_only=True):
     """The file with the rejected rows."""
 
 
-async def dry_run(order: Order, *, listener: Listener, clock: Clock | None = None) -> Forecast:
+async def dry_run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock | None = None) -> Forecast:
     """What a run would do. Raises as `run`."""
-    Pace(order.rate)  # says what is wrong with it
+    Pace(plan.rate)  # says what is wrong with it
     clock = clock or SystemClock()
-    settings = patient(order.target)
+    settings = migration_settings(plan.target)
     store = DynamoDBStore(settings)  # opened by its first use: a dry run needs no table
-    async with opened(order.open(clock)) as source, RawTable(settings) as raw, aclosing_store(store):
-        choices = order.choices(await source.entities())
-        remarks, is_there = await _remarked(order, raw)
-        rules = Rules(order.config.policies)
+    async with opened(plan.open(clock)) as source, RawTable(settings) as raw, aclosing_store(store):
+        choices = plan.choices(await source.entities())
+        remarks, is_there = await _remarked(plan, raw)
+        rules = Rules(plan.config.policies)
 
         async def owner(identity: Identity) -> str | None:
             return await store.directory.find(identity) if is_there else None
 
         reading = DryRun(source, choices, rules=rules, now=clock.now(), listener=listener, owner=owner)
-        forecast = await reading.all(rate=order.rate)
+        forecast = await reading.all(rate=plan.rate)
         notes = await source.notes()
         check_found(source, {name: each.read for name, each in forecast.counts.items()}, notes)
-        forecast.notes += [*notes, *remarks, *_conflicting(order)]
+        forecast.notes += [*notes, *remarks, *_conflicting(plan)]
     return forecast
 
 
@@ -172,64 +172,64 @@ async def aclosing_store(store: DynamoDBStore) -> AsyncIterator[None]:
         await store.close()
 
 
-def _conflicting(order: Order) -> list[str]:
+def _conflicting(plan: MigrationPlan) -> list[str]:
     """Raises `InvalidInput` for a run to replace that is not known."""
     taken = []
-    for run in order.replace:
-        with Ledger.of(order.work_dir, run) as ledger:
+    for run in plan.replace:
+        with Ledger.of(plan.work_dir, run) as ledger:
             counts = ", ".join(f"{count:,} {entity}" for entity, count in ledger.counts().items())
         taken.append(f"of run {run} would be taken back first: {counts}")
-    conflict = conflicts(order.work_dir, order.about(""), replaced=order.replace)
+    conflict = conflicts(plan.work_dir, plan.about(""), replaced=plan.replace)
     return [*taken, *([f"a run would be refused: {conflict}"] if conflict else [])]
 
 
-async def _remarked(order: Order, raw: RawTable) -> tuple[list[str], bool]:
+async def _remarked(plan: MigrationPlan, raw: RawTable) -> tuple[list[str], bool]:
     """What is to be said of the table, and whether it is there."""
     try:
-        look = await Look.at(raw)
+        look = await TableProbe.at(raw)
     except TableNotFound as error:
         return [str(error)], False
-    if look.foreign and not order.foreign:
-        return [f"a run would be refused: {_refusal(order, look)}"], True
+    if look.foreign and not plan.foreign:
+        return [f"a run would be refused: {_refusal(plan, look)}"], True
     return _remarks(look), True
 
 
-async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -> Done:
+async def run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock | None = None) -> Done:
     """Bring everything over, or go on with that.
 
     Raises `InvalidInput` (`ConfigError`, `SourceRefused`, `BadRow` too), `StoreUnavailable` (`SourceUnavailable` too),
     `OSError` for a file. After any of the last two, and after a crash, the same order goes on where it stopped.
     """
     clock = clock or SystemClock()
-    desk = order.desk()
-    if order.restart:
-        desk.forget()
-    settings = patient(order.target)
-    pace = Pace(order.rate)
+    workspace = plan.workspace()
+    if plan.restart:
+        workspace.forget()
+    settings = migration_settings(plan.target)
+    pace = Pace(plan.rate)
     started = clock.now()
     async with (
-        opened(order.open(clock)) as source,
+        opened(plan.open(clock)) as source,
         DynamoDBStore(settings) as store,
         RawTable(settings) as raw,
     ):
-        choices = order.choices(await source.entities())
-        look = await Look.at(raw)
-        if look.foreign and not order.foreign:
-            raise InvalidInput(_refusal(order, look))
-        desk.folder.mkdir(parents=True, exist_ok=True)
-        if order.replace:  # nothing of the new run is in the table by then
-            back = UndoOrder(runs=order.replace, target=order.target, rate=order.rate, work_dir=order.work_dir)
+        choices = plan.choices(await source.entities())
+        look = await TableProbe.at(raw)
+        if look.foreign and not plan.foreign:
+            raise InvalidInput(_refusal(plan, look))
+        workspace.folder.mkdir(parents=True, exist_ok=True)
+        if plan.replace:  # nothing of the new run is in the table by then
+            back = UndoPlan(runs=plan.replace, target=plan.target, rate=plan.rate, work_dir=plan.work_dir)
             await undo(back, listener=listener, clock=clock)
-        checkpoint = desk.load() or Checkpoint(began=clock.now())
+        checkpoint = workspace.load() or Checkpoint(began=clock.now())
         checkpoint.run = checkpoint.run or new_run(checkpoint.began)
-        about = order.about(checkpoint.run)
-        if conflict := conflicts(desk.folder, about):
+        about = plan.about(checkpoint.run)
+        if conflict := conflicts(workspace.folder, about):
             raise InvalidInput(conflict)
         resumed = checkpoint.entity is not None or bool(checkpoint.done)
-        with Ledger.begin(desk.folder, about) as ledger:
+        with Ledger.begin(workspace.folder, about) as ledger:
             going = Run(
-                source, Target(store, raw, pace, ledger=ledger), choices, desk=desk, checkpoint=checkpoint,
-                rules=Rules(order.config.policies), ledger=ledger, clock=clock, listener=listener,
+                source, Target(store, raw, pace, ledger=ledger), choices, workspace=workspace, checkpoint=checkpoint,
+                rules=Rules(plan.config.policies), ledger=ledger, clock=clock, listener=listener,
             )  # fmt: skip
             await going.all()
         check_found(source, {name: each.read for name, each in checkpoint.counts.items()}, checkpoint.notes)
@@ -240,7 +240,7 @@ async def run(order: Order, *, listener: Listener, clock: Clock | None = None) -
         checkpoint=checkpoint,
         seconds=(clock.now() - started) / 1_000_000,
         notes=notes,
-        rejects=str(desk.rejects) if checkpoint.rejects_bytes else None,
+        rejects=str(workspace.rejects) if checkpoint.rejects_bytes else None,
     )
 
 
@@ -264,14 +264,14 @@ def check_found(source: Source, found: AnyMapping[Entity, int], notes: Sequence[
         )
 
 
-def _refusal(order: Order, look: Look) -> str:
+def _refusal(plan: MigrationPlan, look: TableProbe) -> str:
     return (
-        f"table {order.target.table!r} holds what is not this project's ({look.foreign}); name another table, "
+        f"table {plan.target.table!r} holds what is not this project's ({look.foreign}); name another table, "
         "or add --into-foreign to write beside it"
     )
 
 
-def _remarks(look: Look) -> list[str]:
+def _remarks(look: TableProbe) -> list[str]:
     if look.foreign:
         return [f"the table holds what is not this project's: {look.foreign}"]
     return [] if look.empty else ["the table is not empty: what is there already is left as it is"]

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _SOME: Final = 200
 
 
-class Listener(Protocol):
+class ProgressListener(Protocol):
     """Hears how it goes."""
 
     def __call__(self, entity: Entity, counts: Counts, done: int, size: int | None) -> None:
@@ -26,7 +26,7 @@ class Listener(Protocol):
         ...
 
 
-def several(items: Iterable[T]) -> Iterator[list[T]]:
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
     """A few at a time."""
     iterator = iter(items)
     while some := list(islice(iterator, _SOME)):

@@ -48,7 +48,7 @@ class Counted(NamedTuple):
 Entry: TypeAlias = Plan | User | UsageEvent | Expired | Counted
 
 
-class Read(NamedTuple):
+class SourceRow(NamedTuple):
     """One row: what it is, or what is wrong with it."""
 
     where: str
@@ -62,7 +62,7 @@ class Read(NamedTuple):
 class Batch(NamedTuple):
     """Some rows of a source, and where the rest begins."""
 
-    rows: Sequence[Read]
+    rows: Sequence[SourceRow]
     place: str | None
     """To go on after them; None where that cannot be: the entity is begun anew, with its counts."""
     done: int

@@ -15,13 +15,13 @@ from typing import Final, Literal, TypeAlias
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
-from ratelimit.migrate.checkpoint import Checkpoint, Counts, Desk, Scratch
-from ratelimit.migrate.counters import Counters
+from ratelimit.migrate.checkpoint import Checkpoint, Counts, Scratch, Workspace
+from ratelimit.migrate.counters import CounterWriter
 from ratelimit.migrate.ledger import Ledger
-from ratelimit.migrate.reader import Listener, ahead, learn_rules, several, uses_of, waiting
-from ratelimit.migrate.rows import Counted, Entity, Expired, Read, Source
+from ratelimit.migrate.reader import ProgressListener, ahead, chunks, learn_rules, uses_of, waiting
+from ratelimit.migrate.rows import Counted, Entity, Expired, Source, SourceRow
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
-from ratelimit.migrate.target import Taken, Target
+from ratelimit.migrate.target import IdentityConflict, Target
 from ratelimit.names import Key
 from ratelimit.store.directory import Plan, User
 
@@ -95,18 +95,18 @@ class Run:
         target: Target,
         choices: Choices,
         *,
-        desk: Desk,
+        workspace: Workspace,
         checkpoint: Checkpoint,
         rules: Rules,
         ledger: Ledger | None = None,
         clock: Clock | None = None,
-        listener: Listener,
+        listener: ProgressListener,
     ) -> None:
         self.checkpoint = checkpoint
         self._source = source
         self._target = target
         self._choices = choices
-        self._desk = desk
+        self._desk = workspace
         self._rules = rules
         self._ledger = ledger
         self._clock = clock or SystemClock()
@@ -161,7 +161,7 @@ class Run:
                     self._save()
                 self._tell(entity, counts, batch.done, size)
 
-    async def _take(self, entity: Entity, rows: Sequence[Read], counts: Counts) -> None:
+    async def _take(self, entity: Entity, rows: Sequence[SourceRow], counts: Counts) -> None:
         counts.read += len(rows)
         good = [row for row in rows if row.entry is not None]
         for row in rows:
@@ -174,26 +174,26 @@ class Run:
         else:
             await self._take_entries(entity, good, counts)
 
-    async def _take_events(self, rows: Sequence[Read], counts: Counts) -> None:
+    async def _take_events(self, rows: Sequence[SourceRow], counts: Counts) -> None:
         events = [row.entry for row in rows if isinstance(row.entry, UsageEvent)]
         counts.expired += sum(isinstance(row.entry, Expired) for row in rows)
         written = await self._target.put_events(events)
         counts.written += written
         counts.there += len(events) - written
 
-    async def _take_entries(self, entity: Entity, rows: Sequence[Read], counts: Counts) -> None:
+    async def _take_entries(self, entity: Entity, rows: Sequence[SourceRow], counts: Counts) -> None:
         entries = [row.entry for row in rows if isinstance(row.entry, User | Plan)]
         for entry in entries:
             self._rules.learn(entry.quotas)
-        fates = await self._target.put_entries(entries, now=self._clock.now())
-        for row, fate in zip(rows, fates, strict=True):
-            if isinstance(fate, Taken):
-                self._reject(entity, row._replace(problem=fate.reason, text=repr(row.entry)), counts)
+        outcomes = await self._target.put_entries(entries, now=self._clock.now())
+        for row, outcome in zip(rows, outcomes, strict=True):
+            if isinstance(outcome, IdentityConflict):
+                self._reject(entity, row._replace(problem=outcome.reason, text=repr(row.entry)), counts)
             else:
-                counts.note([fate])
+                counts.note([outcome])
 
-    async def _take_counters(self, rows: Sequence[Read], counts: Counts) -> None:
-        counters = Counters(self._target, now=self._clock.now(), ledger=self._ledger)
+    async def _take_counters(self, rows: Sequence[SourceRow], counts: Counts) -> None:
+        counters = CounterWriter(self._target, now=self._clock.now(), ledger=self._ledger)
         found = [row.entry for row in rows if isinstance(row.entry, Counted)]
         counts.note(await self._target.each(found, counters.follow if self._choices.mirrored else counters.copy))
 
@@ -206,7 +206,7 @@ class Run:
         counts = self.checkpoint.counts["counters"] = Counts()
         await learn_rules(self._target.store.directory, self._rules)
         now = self._clock.now()
-        counters = Counters(self._target, now=now, ledger=self._ledger)
+        counters = CounterWriter(self._target, now=now, ledger=self._ledger)
         with Scratch(self._desk.folder, SCHEMA) as scratch:
             tally = Tally(scratch, self._rules, now=now, keyed=self._source.keyed)
             rejected = await self._read_uses(tally, counts, self._keep_rejects)
@@ -220,7 +220,7 @@ class Run:
                 if await self._write_counters(counters, tally, counts):
                     raise StoreUnavailable("another migration is at work on the same counters; run this one again")
 
-    async def _read_uses(self, tally: Tally, counts: Counts, keep: Callable[[Sequence[Read]], None]) -> int:
+    async def _read_uses(self, tally: Tally, counts: Counts, keep: Callable[[Sequence[SourceRow]], None]) -> int:
         """How many rows cannot be used; `keep` is told of them."""
         size, rejected = await self._source.size("counters"), 0
         batches = self._source.batches("counters", after=None, size=self._choices.batch_size)
@@ -234,23 +234,23 @@ class Run:
                 self._tell("counters", counts, batch.done, size)
         return rejected
 
-    def _keep_rejects(self, rows: Sequence[Read]) -> None:
+    def _keep_rejects(self, rows: Sequence[SourceRow]) -> None:
         """Where the events come over as well, they are kept by then."""
         if "events" not in self._choices.entities:
             for row in rows:
                 self._reject("counters", row, self.checkpoint.counts["counters"])
 
-    async def _write_counters(self, counters: Counters, tally: Tally, counts: Counts) -> dict[Key, int]:
+    async def _write_counters(self, counters: CounterWriter, tally: Tally, counts: Counts) -> dict[Key, int]:
         """The marks of those that earlier runs have brought over."""
         size, done = tally.count(), 0
         marks: dict[Key, int] = {}
-        for some in several(tally.counters()):
-            fates = await self._target.each(some, counters.add)
-            for one, fate in zip(some, fates, strict=True):
-                if isinstance(fate, int):
-                    marks[one.key] = fate
+        for some in chunks(tally.counters()):
+            outcomes = await self._target.each(some, counters.add)
+            for one, outcome in zip(some, outcomes, strict=True):
+                if isinstance(outcome, int):
+                    marks[one.key] = outcome
                 else:
-                    counts.note([fate])
+                    counts.note([outcome])
             done += len(some)
             self._tell("counters", counts, done, size)
         return marks
@@ -259,7 +259,7 @@ class Run:
         self.checkpoint.units = self._units_before + self._target.store.stats.write_units
         self._desk.save(self.checkpoint)
 
-    def _reject(self, entity: Entity, row: Read, counts: Counts) -> None:
+    def _reject(self, entity: Entity, row: SourceRow, counts: Counts) -> None:
         if self._choices.on_error == "stop":
             raise BadRow(f"{row.where}: {row.problem}; without --on-error stop it is set aside, and the rest goes on")
         counts.reject(row.problem)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from collections.abc import Mapping as AnyMapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from ratelimit.clock import Clock
 from ratelimit.config import Config, masked
 from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url, same_table
 from ratelimit.errors import ConfigError, InvalidInput
+from ratelimit.event import UsageEvent
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.files import SQLITE, UTF_8, FileSource, check_encoding
-from ratelimit.migrate.legacy import EarlierSource
+from ratelimit.migrate.legacy import LegacySource
 from ratelimit.migrate.mapping import Mapping
-from ratelimit.migrate.raw import RawTable
-from ratelimit.migrate.rows import Entity, Source
+from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Source
 from ratelimit.migrate.sql import SqlSource
 from ratelimit.migrate.table import TableSource
+from ratelimit.migrate.target import RawTable
+from ratelimit.names import Key
+from ratelimit.store.directory import User
+from ratelimit.store.hashed import UserHash
 
 _EARLIER: Final = "earlier://"
 _TABLE: Final = "dynamodb://"
@@ -30,7 +37,7 @@ _ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class ReadOptions:
     """How a source is to be read.
 
     `clock`    says what is too old, and what lies in the future.
@@ -50,13 +57,13 @@ class Terms:
     encoding: str = UTF_8
 
 
-def source_of(spec: str, terms: Terms, target: Settings) -> Source:
+def source_of(spec: str, terms: ReadOptions, target: Settings) -> Source:
     """The source that a URL or a path names, not yet open. Raises `ConfigError`, `InvalidInput`."""
     converter = Converter(terms.mapping, clock=terms.clock, actions=terms.actions, costs=terms.costs)
     if spec.startswith((_EARLIER, _TABLE)):
         settings = _other_table(spec, target)
         if spec.startswith(_EARLIER):
-            return EarlierSource(RawTable(settings), converter)
+            return LegacySource(RawTable(settings), converter)
         return TableSource(DynamoDBStore(settings), RawTable(settings), clock=terms.clock)
     if "://" in spec:
         return SqlSource(spec, converter, wanted=terms.wanted)
@@ -70,7 +77,7 @@ def source_of(spec: str, terms: Terms, target: Settings) -> Source:
     return FileSource(path, converter, only=terms.only, wanted=terms.wanted, encoding=check_encoding(terms.encoding))
 
 
-def patient(settings: Settings) -> Settings:
+def migration_settings(settings: Settings) -> Settings:
     """The same table, with the patience of a migration, and the consumed units counted."""
     return replace(
         settings, consumed=True, read_timeout=_READ_TIMEOUT, connect_timeout=_CONNECT_TIMEOUT, attempts=_ATTEMPTS
@@ -100,4 +107,65 @@ def _other_table(spec: str, target: Settings) -> Settings:
         raise error.under("the source") from None
     if same_table(settings, target):
         raise InvalidInput("source and target are the same table; the source is never changed, so name another target")
-    return patient(settings)
+    return migration_settings(settings)
+
+
+class HashedSource:
+    """What another source gives, each user exchanged for the hash under this secret. Rejected rows stay as they are."""
+
+    def __init__(self, source: Source, secret: str) -> None:
+        self._inner = source
+        self.name = source.name
+        self.totals = source.totals
+        self._hash = UserHash(secret)
+
+    @property
+    def keyed(self) -> bool:
+        """See `Source.keyed`."""
+        return self._inner.keyed
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `Source.files`."""
+        return self._inner.files
+
+    async def open(self) -> None:
+        """See `Source.open`."""
+        await self._inner.open()
+
+    async def entities(self) -> Sequence[Entity]:
+        """See `Source.entities`."""
+        return await self._inner.entities()
+
+    async def size(self, entity: Entity) -> int | None:
+        """See `Source.size`."""
+        return await self._inner.size(entity)
+
+    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+        """See `Source.batches`."""
+        async with aclosing(self._inner.batches(entity, after=after, size=size)) as batches:
+            async for batch in batches:
+                yield batch._replace(rows=[row._replace(entry=self._hashed(row.entry)) for row in batch.rows])
+
+    def stamp(self) -> str:
+        """See `Source.stamp`."""
+        return self._inner.stamp()
+
+    async def notes(self) -> Sequence[str]:
+        """See `Source.notes`."""
+        return await self._inner.notes()
+
+    async def close(self) -> None:
+        """See `Source.close`."""
+        await self._inner.close()
+
+    def _hashed(self, entry: Entry | None) -> Entry | None:
+        if isinstance(entry, UsageEvent):
+            return msgspec.structs.replace(entry, user=self._hash.of(entry.user))
+        if isinstance(entry, Expired):
+            return entry._replace(user=self._hash.of(entry.user))
+        if isinstance(entry, User):
+            return replace(entry, id=self._hash.of(entry.id))
+        if isinstance(entry, Counted):
+            return entry._replace(key=Key(self._hash.of(entry.key.user), entry.key.action))
+        return entry

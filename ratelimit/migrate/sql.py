@@ -17,11 +17,10 @@ import msgspec
 
 from ratelimit.config import masked, redacted
 from ratelimit.errors import ConfigError, InvalidInput
-from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.convert import Converter, DuplicateCounter
+from ratelimit.migrate.mapping import HELD, Seen, absent, first_of, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.mapping import Mapping as Columns
-from ratelimit.migrate.mapping import absent, first_of, unmapped
-from ratelimit.migrate.recognising import HELD, Nth, Seen, recognised, sketch, unknown_table
-from ratelimit.migrate.rows import Batch, Entity, Read, SourceRefused, SourceUnavailable
+from ratelimit.migrate.rows import Batch, Entity, SourceRefused, SourceRow, SourceUnavailable
 from ratelimit.store.retry import retry
 
 # A database by its URL, opened so that nothing can be changed in it, and that odd values concern their row only.
@@ -295,7 +294,7 @@ class SqlSource:
 
     async def _unkeyed(self, entity: Entity, table: Any, size: int) -> AsyncGenerator[Batch, None]:
         """Rows that say the same are told apart by counting them."""
-        done, nth = 0, Nth()
+        done, nth = 0, DuplicateCounter()
         order = [table.c[name] for name in sorted(table.c.keys())]
         where, opened = f"the rows of {table.name}", ExitStack()
         try:
@@ -315,7 +314,7 @@ class SqlSource:
         finally:
             await asyncio.to_thread(opened.close)
 
-    def _read(self, entity: Entity, where: str, row: Mapping[str, Any], nth: int = 0) -> Read:
+    def _read(self, entity: Entity, where: str, row: Mapping[str, Any], nth: int = 0) -> SourceRow:
         for name in self._tables[self._table(entity) or ""].in_utc:
             if isinstance(row[name], datetime):
                 row = {**row, name: row[name].replace(tzinfo=UTC)}

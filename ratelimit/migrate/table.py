@@ -12,9 +12,8 @@ from ratelimit.clock import DAY, Clock
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.errors import InvalidCursor, InvalidInput, TableMismatch
 from ratelimit.event import MAX_FUTURE_MS, RETENTION_DAYS
-from ratelimit.migrate.raw import RawTable
-from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, Read
-from ratelimit.migrate.target import LOOKED_AT, is_foreign, kind_of
+from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, SourceRow
+from ratelimit.migrate.target import LOOKED_AT, RawTable, is_foreign, kind_of
 from ratelimit.names import Key
 from ratelimit.store import Record
 from ratelimit.store.directory import Plan, User, name_of
@@ -63,7 +62,7 @@ class TableSource:
         while True:
             entries, cursor = await self._page(entity, cursor)
             done += len(entries)
-            rows = [Read(_where(entry), entry) for entry in entries]
+            rows = [SourceRow(_where(entry), entry) for entry in entries]
             yield Batch(rows, f"{done}:{cursor or ''}", done)
             if cursor is None:
                 return

@@ -19,17 +19,16 @@ from ratelimit.clock import DAY, SECOND, Clock, SystemClock
 from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.checkpoint import Counts, forget_run
-from ratelimit.migrate.ledger import Ledger, Plant, Planted, later_on_top
-from ratelimit.migrate.raw import RawTable
-from ratelimit.migrate.reader import Listener
+from ratelimit.migrate.ledger import FieldChange, Ledger, RecordChange, later_on_top
+from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import ENTITIES
-from ratelimit.migrate.sources import patient
+from ratelimit.migrate.sources import migration_settings
 from ratelimit.migrate.tally import MARK, is_bucket
-from ratelimit.migrate.target import Pace, Target
+from ratelimit.migrate.target import Pace, RawTable, Target
 from ratelimit.store import Add, Drop, Expect, Op, Put, Record, Write
 from ratelimit.store.directory import Plan, User
 
-Fate: TypeAlias = Literal["taken back", "gone", "kept"]
+UndoOutcome: TypeAlias = Literal["taken back", "gone", "kept"]
 
 _ATTEMPTS: Final = 20
 _SOME: Final = 200
@@ -47,7 +46,7 @@ class Undone(msgspec.Struct, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UndoOrder:
+class UndoPlan:
     """Which runs, in what table. `work_dir` is where they left their ledgers."""
 
     runs: Sequence[str]
@@ -57,28 +56,28 @@ class UndoOrder:
     work_dir: Path = field(default_factory=Path)
 
 
-async def undo(order: UndoOrder, *, listener: Listener, clock: Clock | None = None) -> Undone:
+async def undo(plan: UndoPlan, *, listener: ProgressListener, clock: Clock | None = None) -> Undone:
     """Take all of them back, the newest first. Raises `InvalidInput`, `StoreUnavailable`, `OSError`: after the last
     two the same again goes on."""
-    clock, folder = clock or SystemClock(), order.work_dir
-    chosen = sorted(set(order.runs), reverse=True)
-    done = Undone(runs=chosen, dry_run=order.dry_run)
+    clock, folder = clock or SystemClock(), plan.work_dir
+    chosen = sorted(set(plan.runs), reverse=True)
+    done = Undone(runs=chosen, dry_run=plan.dry_run)
     for run in chosen:
         with Ledger.of(folder, run) as ledger:
             about = ledger.about()
-        if about.target != place_of_table(order.target):
+        if about.target != place_of_table(plan.target):
             where = f"table {about.target[0]!r} ({_where(about.target)})"
             raise InvalidInput(f"run {run} wrote to {where}, and not to the one that --store or RATELIMIT_STORE names")
     for below, above in later_on_top(folder, dict.fromkeys(chosen)).items():
         raise InvalidInput(f"run {above} came later and counts on run {below}: name both, as in: {below} {above}")
-    settings = patient(order.target)
+    settings = migration_settings(plan.target)
     async with DynamoDBStore(settings) as store, RawTable(settings) as raw:
-        target = Target(store, raw, Pace(order.rate))
+        target = Target(store, raw, Pace(plan.rate))
         for run in chosen:
             with Ledger.of(folder, run) as ledger:
                 work = _Undo(ledger, target, done, clock.now(), listener)
-                await (work.look() if order.dry_run else work.all())
-            if not order.dry_run:
+                await (work.look() if plan.dry_run else work.all())
+            if not plan.dry_run:
                 forget_run(folder, run)
     return done
 
@@ -95,7 +94,7 @@ def _where(target: Sequence[str | None]) -> str:
 class _Undo:
     """One run's."""
 
-    def __init__(self, ledger: Ledger, target: Target, done: Undone, now: int, listener: Listener) -> None:
+    def __init__(self, ledger: Ledger, target: Target, done: Undone, now: int, listener: ProgressListener) -> None:
         self._ledger = ledger
         self._target = target
         self._done = done
@@ -124,17 +123,17 @@ class _Undo:
         plants, counts = self._ledger.counters(), Counts()
         for start in range(0, len(plants), _SOME):
             some = plants[start : start + _SOME]
-            fates = await self._target.each(some, self._take_back)
-            for plant, fate in zip(some, fates, strict=True):
+            outcomes = await self._target.each(some, self._take_back)
+            for plant, outcome in zip(some, outcomes, strict=True):
                 self._ledger.forget_counter(plant.key)
-                self._done.taken_back["counters"] += fate == "taken back"
-                if fate == "kept":
+                self._done.taken_back["counters"] += outcome == "taken back"
+                if outcome == "kept":
                     who = f"{plant.key.user} {plant.key.action}"
                     self._done.kept.append(f"counters of {who}: a later run counts on them")
             counts.read += len(some)
             self._tell("counters", counts, counts.read, len(plants))
 
-    async def _take_back(self, plant: Plant) -> Fate:
+    async def _take_back(self, plant: RecordChange) -> UndoOutcome:
         for attempt in range(1, _ATTEMPTS + 1):
             record = await self._target.record(plant.key)
             mark = record.get(MARK)
@@ -150,7 +149,7 @@ class _Undo:
             await self._target.pause(attempt)
         raise StoreUnavailable(f"the counters of {plant.key.user!r} kept changing; undo it again")
 
-    async def _write(self, plant: Plant, record: Record) -> bool:
+    async def _write(self, plant: RecordChange, record: Record) -> bool:
         after = fields_after(plant.fields, record, self._now)
         changed = {name: value for name, value in after.items() if value != record[name]}
         left = {name: value for name, value in ({**record, **changed}).items() if value is not None and name != MARK}
@@ -183,7 +182,7 @@ class _Undo:
             self._ledger.forget_entry(kind.__name__, name)
 
 
-def fields_after(planted: Mapping[str, Planted], record: Record, now: int) -> dict[str, int | None]:
+def fields_after(planted: Mapping[str, FieldChange], record: Record, now: int) -> dict[str, int | None]:
     """What is left of the fields. A bucket that counts by another limit since stays: its units flow back anyhow."""
     after: dict[str, int | None] = {}
     for name, each in planted.items():
@@ -202,7 +201,7 @@ def fields_after(planted: Mapping[str, Planted], record: Record, now: int) -> di
     return after
 
 
-def remaining(name: str, planted: Planted, record: Mapping[str, int], now: int) -> int | None:
+def remaining(name: str, planted: FieldChange, record: Mapping[str, int], now: int) -> int | None:
     """What is left of a field without what was planted there; None for nothing."""
     value = record[name]
     if is_bucket(name):
@@ -212,7 +211,7 @@ def remaining(name: str, planted: Planted, record: Mapping[str, int], now: int) 
     return left or None
 
 
-def _bucket(planted: Planted, value: int, now: int) -> int | None:
+def _bucket(planted: FieldChange, value: int, now: int) -> int | None:
     """Of the moment (ns) at which a bucket is full again."""
     full = max(planted.before or 0, planted.floor) + planted.amount
     if value == full:  # nothing was used since

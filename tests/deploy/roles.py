@@ -21,7 +21,7 @@ from ratelimit.dynamodb import (
     verify_table,
 )
 from ratelimit.limiter import Limiter
-from ratelimit.migrate import Order, dry_run, read_mapping, run, verify
+from ratelimit.migrate import MigrationPlan, dry_run, read_mapping, run, verify
 from ratelimit.policy import Policy
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.usage import UsageLog
@@ -67,7 +67,7 @@ async def migrate(settings: Settings, folder: Path, *, source: Settings) -> None
     events.write_text(json.dumps({"user_id": "bob", "action": "hint", "created_at": now}) + "\n", encoding="utf-8")
     place = f"{source.table}?region={source.region}&endpoint={source.endpoint}"
     for number, spec in enumerate((f"dynamodb://{place}", f"earlier://{place}", str(events))):
-        order = Order(
+        plan = MigrationPlan(
             source=spec,
             target=settings,
             config=Config(policies=(Policy("hint", "5/day"),)),
@@ -75,9 +75,9 @@ async def migrate(settings: Settings, folder: Path, *, source: Settings) -> None
             foreign=True,
             work_dir=folder / str(number),
         )
-        await dry_run(order, listener=lambda *_: None)
-        await run(order, listener=lambda *_: None)
-        await verify(order, listener=lambda *_: None, more_is_fine=True)
+        await dry_run(plan, listener=lambda *_: None)
+        await run(plan, listener=lambda *_: None)
+        await verify(plan, listener=lambda *_: None, more_is_fine=True)
 
 
 async def operate(settings: Settings) -> None:

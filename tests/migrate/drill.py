@@ -25,9 +25,9 @@ from typing import Any
 from uuid import uuid4
 
 from ratelimit.dynamodb import DynamoDBStore, create_table, parse_url
-from ratelimit.migrate import patient
+from ratelimit.migrate import migration_settings
 from tests.engines import Engine, choose, isolate, start
-from tests.migrate.earlier_table import fill
+from tests.migrate.legacy_table import fill
 from tests.migrate.servers import new_database, running
 from tests.migrate.sources import earlier_items, to_json, to_jsonl, to_sql, to_sqlite
 from tests.migrate.world import World
@@ -137,7 +137,7 @@ class Drill:
     async def _holds(self) -> None:
         """All rows once, and of every user and action the count since midnight, and each day's before."""
         ids: Counter[str] = Counter()
-        async with DynamoDBStore(patient(parse_url(self.store))) as store:
+        async with DynamoDBStore(migration_settings(parse_url(self.store))) as store:
             cursor: str | None = None
             while True:
                 page = await store.scans.events(since=0, until=10**13, cursor=cursor)

@@ -21,8 +21,8 @@ from ratelimit.migrate.sql import with_driver
 from ratelimit.policy import Policy
 from ratelimit.store.directory import User
 from tests.engines import Engine
-from tests.migrate.earlier_table import fill
-from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
+from tests.migrate.legacy_table import fill
+from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 from tests.migrate.sources import to_sql
 from tests.migrate.world import World
 
@@ -55,7 +55,7 @@ async def test_each_bad_row_is_named_and_the_rest_is_there(table: str, tmp_path:
     ]
     good = [row(), row(metadata="no JSON"), row(user_id="a#b%c"), row(problem_id=None, cost=3)]
     path = dump(tmp_path, usage_log=[*(one for one, _ in bad), "text", *good])
-    asked = order(path, table, tmp_path, policies=HINT, leave_rejected=True)
+    asked = plan_of(path, table, tmp_path, policies=HINT, leave_rejected=True)
     done = await bring(asked)
     counts = done.checkpoint.of("events")
     assert (counts.read, counts.written, counts.rejected) == (15, 4, 11)
@@ -76,13 +76,13 @@ async def test_each_bad_row_is_named_and_the_rest_is_there(table: str, tmp_path:
 async def test_unknown_actions_may_be_taken_and_old_names_changed(table: str, tmp_path: Path) -> None:
     path = dump(tmp_path, usage_log=[row(action="fly"), row(action="execute")])
     mapping = {"actions": {"execute": "execution"}}
-    done = await bring(order(path, table, tmp_path, policies=HINT, any_action=True, mapping=mapping))
+    done = await bring(plan_of(path, table, tmp_path, policies=HINT, any_action=True, mapping=mapping))
     assert done.checkpoint.of("events").written == 2
     assert sorted(event.action for event in await events_in(table)) == ["execution", "fly"]
 
 
 async def test_the_first_bad_row_may_end_it(table: str, tmp_path: Path) -> None:
-    asked = order(dump(tmp_path, usage_log=[row(user_id=None)]), table, tmp_path, on_error="stop")
+    asked = plan_of(dump(tmp_path, usage_log=[row(user_id=None)]), table, tmp_path, on_error="stop")
     with pytest.raises(BadRow, match=r"dump.json usage_log \[1\]: user is missing"):
         await bring(asked)
 
@@ -92,10 +92,10 @@ async def test_rows_that_come_twice_are_once(table: str, tmp_path: Path) -> None
     twice, anonymous = row(), {key: value for key, value in row().items() if key != "id"}
     path = dump(tmp_path, usage_log=[twice, twice, anonymous, anonymous, {**anonymous, "problem_id": 5}])
     for written in (4, 0):
-        done = await bring(order(path, table, tmp_path, batch_size=1))
+        done = await bring(plan_of(path, table, tmp_path, batch_size=1))
         assert done.checkpoint.of("events").written == written
     assert len(await events_in(table)) == 4
-    assert (await check(order(path, table, tmp_path))).same
+    assert (await check(plan_of(path, table, tmp_path))).same
 
 
 async def test_three_formats_and_zones_of_time_are_one_moment(table: str, tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ async def test_three_formats_and_zones_of_time_are_one_moment(table: str, tmp_pa
     times = [NOW.isoformat(), east, int(NOW.timestamp()), local]
     path = dump(tmp_path, usage_log=[row(created_at=time, user_id=n) for n, time in enumerate(times)])
     mapping = {"events": {"timezone": "Etc/GMT-1"}}
-    await bring(order(path, table, tmp_path, mapping=mapping))
+    await bring(plan_of(path, table, tmp_path, mapping=mapping))
     assert {event.at for event in await events_in(table)} == {NOW}
 
 
 async def test_events_that_are_too_old_are_counted_and_left_out(table: str, tmp_path: Path) -> None:
     old = NOW - timedelta(days=120)
     path = dump(tmp_path, usage_log=[row(created_at=old.isoformat()), row()])
-    done = await bring(order(path, table, tmp_path))
+    done = await bring(plan_of(path, table, tmp_path))
     assert (done.checkpoint.of("events").written, done.checkpoint.of("events").expired) == (1, 1)
     record = await record_in(table, "7", "hint")
     assert record[f"u{old:%y%m}"] == 1  # a month's total is kept for thirteen months
@@ -119,7 +119,7 @@ async def test_events_that_are_too_old_are_counted_and_left_out(table: str, tmp_
 
 async def test_two_users_with_one_email(table: str, tmp_path: Path) -> None:
     users = [{"id": n, "email": "same@example.com"} for n in (1, 2)] + [{"id": 3, "email": "nonsense"}, {"id": None}]
-    done = await bring(order(dump(tmp_path, users=users), table, tmp_path))
+    done = await bring(plan_of(dump(tmp_path, users=users), table, tmp_path))
     counts = done.checkpoint.of("users")
     assert (counts.written, counts.rejected) == (1, 3)
 
@@ -127,7 +127,7 @@ async def test_two_users_with_one_email(table: str, tmp_path: Path) -> None:
 async def test_users_that_are_there_already_are_left_as_they_are(table: str, tmp_path: Path) -> None:
     async with DynamoDBStore(parse_url(table)) as store:
         await store.directory.replace(None, User("1", plan="mine"), now=1)
-    done = await bring(order(dump(tmp_path, users=[{"id": 1}, {"id": 2}]), table, tmp_path))
+    done = await bring(plan_of(dump(tmp_path, users=[{"id": 1}, {"id": 2}]), table, tmp_path))
     assert (done.checkpoint.of("users").kept, done.checkpoint.of("users").written) == (1, 1)
     assert "the table is not empty: what is there already is left as it is" in done.notes
     async with DynamoDBStore(parse_url(table)) as store:
@@ -139,18 +139,18 @@ async def test_a_table_that_belongs_to_something_else(engine: Engine, tmp_path: 
     await fill(url, [{"PK": {"S": "USER#1"}, "SK": {"S": "CONV#1"}}])
     path = dump(tmp_path, usage_log=[row()])
     with pytest.raises(InvalidInput, match=r"not this project's \(USER#1 / CONV#1\)"):
-        await bring(order(path, url, tmp_path))
+        await bring(plan_of(path, url, tmp_path))
     for foreign in (False, True):
-        notes = (await dry_run(order(path, url, tmp_path, foreign=foreign), listener=unheard)).notes
+        notes = (await dry_run(plan_of(path, url, tmp_path, foreign=foreign), listener=unheard)).notes
         assert any("would be refused" in note and "--into-foreign" in note for note in notes) is not foreign, notes
-    assert (await bring(order(path, url, tmp_path, foreign=True))).checkpoint.of("events").written == 1
+    assert (await bring(plan_of(path, url, tmp_path, foreign=True))).checkpoint.of("events").written == 1
 
 
 async def test_a_table_that_is_not_there_or_the_source_itself(engine: Engine, table: str, tmp_path: Path) -> None:
     with pytest.raises(TableNotFound):
-        await bring(order(dump(tmp_path, usage_log=[row()]), engine.store_url("never-made"), tmp_path))
+        await bring(plan_of(dump(tmp_path, usage_log=[row()]), engine.store_url("never-made"), tmp_path))
     with pytest.raises(InvalidInput, match="the same table"):
-        await bring(order(table.replace("dynamodb://", "earlier://"), table, tmp_path))
+        await bring(plan_of(table.replace("dynamodb://", "earlier://"), table, tmp_path))
 
 
 async def test_a_session_table_as_a_source(engine: Engine, table: str, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_a_session_table_as_a_source(engine: Engine, table: str, tmp_path:
     })  # fmt: skip
     source = engine.store_url(name).replace("dynamodb://", "earlier://")
     with pytest.raises(TableMismatch, match="keyed by sessionId; a session table holds no usage"):
-        await bring(order(source, table, tmp_path))
+        await bring(plan_of(source, table, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -177,28 +177,28 @@ async def test_a_session_table_as_a_source(engine: Engine, table: str, tmp_path:
 async def test_files_that_are_no_source(name: str, text: str, told: str, table: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(InvalidInput, match=told):
-        await bring(order(tmp_path / name, table, tmp_path))
+        await bring(plan_of(tmp_path / name, table, tmp_path))
 
 
 async def test_a_source_that_is_not_there(table: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="there is no"):
-        await bring(order(tmp_path / "gone.json", table, tmp_path))
+        await bring(plan_of(tmp_path / "gone.json", table, tmp_path))
     with pytest.raises(SourceRefused, match="unable to open"):
-        await bring(order(f"sqlite:///{tmp_path}/gone.db", table, tmp_path))
+        await bring(plan_of(f"sqlite:///{tmp_path}/gone.db", table, tmp_path))
     assert not (tmp_path / "gone.db").exists()
     with pytest.raises(ConfigError, match="cannot use nonsense://"):
-        await bring(order("nonsense://user:secret@host/db", table, tmp_path))
+        await bring(plan_of("nonsense://user:secret@host/db", table, tmp_path))
 
 
 async def test_a_file_that_changed_is_read_anew(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = order(dump(tmp_path, usage_log=[row(id=1), row(id=2)]), table, tmp_path, batch_size=1)
-    desk = asked.desk()
+    asked = plan_of(dump(tmp_path, usage_log=[row(id=1), row(id=2)]), table, tmp_path, batch_size=1)
+    workspace = asked.workspace()
     from ratelimit.migrate.checkpoint import Checkpoint
 
     left = Checkpoint(began=int(NOW.timestamp() * 1_000_000) + 1, stamp="of another", entity="events", place="2")
-    desk.folder.mkdir()
-    desk.begin(left)
-    desk.close()
+    workspace.folder.mkdir()
+    workspace.begin(left)
+    workspace.close()
     assert (await bring(asked)).checkpoint.of("events").written == 2
 
 
@@ -209,10 +209,10 @@ async def test_the_files_are_backed_up_first(table: str, tmp_path: Path) -> None
         connection.execute("CREATE TABLE usage_log (id INTEGER, user_id TEXT, action TEXT, created_at TEXT)")
         connection.execute("INSERT INTO usage_log VALUES (1, 'u', 'hint', '2026-01-05T00:00:00Z')")
     for source in (path, database):
-        await bring(order(source, table, tmp_path))
+        await bring(plan_of(source, table, tmp_path))
         (copy,) = tmp_path.glob(f"{source.name}.backup-*")
         assert copy.read_bytes()[:6] == source.read_bytes()[:6]
-        await bring(order(source, table, tmp_path, backup=False))
+        await bring(plan_of(source, table, tmp_path, backup=False))
         assert len(list(tmp_path.glob(f"{source.name}.backup-*"))) == 1
 
 
@@ -230,7 +230,7 @@ async def test_a_database_that_says_no(kind: str, table: str, tmp_path: Path, da
         connection.exec_driver_sql(f"GRANT SELECT ON {what} TO {user}{at}")
     engine.dispose()
     scheme, _, rest = url.partition("://")
-    asked = order(f"{scheme}://{user}@{rest.partition('@')[2]}", table, tmp_path, entities=("users", "events"))
+    asked = plan_of(f"{scheme}://{user}@{rest.partition('@')[2]}", table, tmp_path, entities=("users", "events"))
     with pytest.raises(InvalidInput, match=r"refused|no events|denied"):
         await bring(asked)
 
@@ -254,10 +254,10 @@ async def test_a_table_without_a_key_and_times_in_every_zone(
             connection.execute(sa.text("INSERT INTO usage_log VALUES (:u, 'hint', :t)"), {"u": user, "t": at})
     engine.dispose()
     for written in (3, 0):
-        done = await bring(order(url, table, tmp_path, batch_size=2))
+        done = await bring(plan_of(url, table, tmp_path, batch_size=2))
         assert done.checkpoint.of("events").written == written
     assert sorted((event.user, event.at) for event in await events_in(table)) == [("a", NOW), ("a", NOW), ("b", NOW)]
-    assert (await check(order(url, table, tmp_path))).same
+    assert (await check(plan_of(url, table, tmp_path))).same
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "mariadb", "postgresql"])
@@ -274,10 +274,10 @@ async def test_an_id_that_is_not_unique_loses_nothing(
             values = {"u": user, "t": NOW.isoformat()}
             connection.execute(sa.text("INSERT INTO usage_log VALUES (7, :u, 'hint', :t)"), values)
     engine.dispose()
-    done = await bring(order(url, table, tmp_path, batch_size=1))
+    done = await bring(plan_of(url, table, tmp_path, batch_size=1))
     assert (done.checkpoint.of("events").written, done.checkpoint.of("events").there) == (3, 1)
     assert done.checkpoint.of("counters").written == 3
-    assert (await check(order(url, table, tmp_path))).same
+    assert (await check(plan_of(url, table, tmp_path))).same
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,14 @@ from ratelimit import MemoryStore, StoreUnavailable
 from ratelimit.algorithms import Rule, rule
 from ratelimit.clock import DAY
 from ratelimit.errors import AccessDenied
-from ratelimit.migrate import diff
 from ratelimit.migrate.checkpoint import Scratch
-from ratelimit.migrate.counters import Counters
-from ratelimit.migrate.diff import SIDES, SOURCE, TARGET, Compared, Verdict
-from ratelimit.migrate.ledger import Planted
+from ratelimit.migrate.counters import CounterWriter
+from ratelimit.migrate.ledger import FieldChange
 from ratelimit.migrate.rows import Counted
 from ratelimit.migrate.tally import MARK, Sum, Tallied
 from ratelimit.migrate.target import Target
 from ratelimit.migrate.undo import fields_after
+from ratelimit.migrate.verify import SIDES, SOURCE, TARGET, Compared, CounterDiff, Verdict
 from ratelimit.names import Key
 from ratelimit.quota import Quota, Window
 from ratelimit.store import Add, Put, Record, Write
@@ -58,8 +57,8 @@ class Memory(Target):
         """At once."""
 
 
-def counters(target: Memory) -> Counters:
-    return Counters(target, now=NOW)
+def counters(target: Memory) -> CounterWriter:
+    return CounterWriter(target, now=NOW)
 
 
 def counted(record: Record, *, by_then: Record | None = None) -> Counted:
@@ -95,8 +94,8 @@ async def test_a_later_run_is_told_the_mark_and_adds_on_it_only_once() -> None:
     mark = await counters(target).add(all_of_it)
     assert mark == UNTIL
     assert (await target.record(KEY))[TODAY] == 3
-    for fate in ("written", "there"):
-        assert await counters(target).add(Tallied(KEY, {TODAY: Sum(0, 1)}, UNTIL, UNTIL + 5)) == fate
+    for outcome in ("written", "there"):
+        assert await counters(target).add(Tallied(KEY, {TODAY: Sum(0, 1)}, UNTIL, UNTIL + 5)) == outcome
     assert await target.record(KEY) == {TODAY: 4, MARK: UNTIL + 5}
 
 
@@ -124,8 +123,8 @@ async def test_a_record_that_keeps_failing_is_given_up() -> None:
 async def test_a_copy_is_made_once_and_leaves_out_what_is_stale() -> None:
     target = Memory()
     record = {TODAY: 3, "d1": 9, "gh": NOW * 1000 + 7, MARK: 5, "u2601": 3}
-    for fate in ("written", "there"):
-        assert await counters(target).copy(counted(record)) == fate
+    for outcome in ("written", "there"):
+        assert await counters(target).copy(counted(record)) == outcome
     assert await target.record(KEY) == {TODAY: 3, "gh": NOW * 1000 + 7, "u2601": 3, MARK: NOW // 1000}
 
 
@@ -203,13 +202,13 @@ async def test_a_copied_bucket_keeps_its_units_and_what_was_given_back() -> None
     ],
 )
 def test_an_undo_leaves_the_limit_by_which_a_bucket_counts(since: Record, left: Record) -> None:
-    planted = {"gh": Planted(900, 500, 1_200), "ghl": Planted(60, 0, 60), "ghr": Planted(4, 0, 2)}
+    planted = {"gh": FieldChange(900, 500, 1_200), "ghl": FieldChange(60, 0, 60), "ghr": FieldChange(4, 0, 2)}
     record = {"gh": 1_700, "ghl": 60, "ghr": 4, **since}
     assert {**record, **fields_after(planted, record, 1)} == left
 
 
 def test_an_undone_bucket_that_was_not_there_leaves_nothing() -> None:
-    planted = {"gh": Planted(900, 500, None), "ghl": Planted(60, 0, 60), "ghr": Planted(4, 0, None)}
+    planted = {"gh": FieldChange(900, 500, None), "ghl": FieldChange(60, 0, 60), "ghr": FieldChange(4, 0, None)}
     assert fields_after(planted, {"gh": 1_400, "ghl": 60, "ghr": 4}, 1) == {"gh": None, "ghl": None, "ghr": None}
     assert fields_after(planted, {"gh": 1_600, "ghl": 60, "ghr": 4}, 1) == {"gh": 1_200}
 
@@ -228,7 +227,7 @@ def test_only_buckets_that_count_by_the_same_limit_are_compared(
 ) -> None:
     compared, verdict = Compared(), Verdict()
     with Scratch(tmp_path, SIDES) as scratch:
-        both = diff.Counters(scratch, now=0, marked=True)
+        both = CounterDiff(scratch, now=0, marked=True)
         both.note(SOURCE, [(KEY, source)])
         both.note(TARGET, [(KEY, {**target, MARK: 1})])
         both.judge(verdict, compared)

@@ -16,12 +16,12 @@ import pytest
 from ratelimit import Limiter, Policy
 from ratelimit.clock import Clock
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.migrate import Counts, Done, Entity, Order, dry_run, run
+from ratelimit.migrate import Counts, Done, Entity, MigrationPlan, dry_run, run
 from ratelimit.names import Key
 from ratelimit.store.hashed import UserHash
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
-from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
+from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,7 @@ async def total(table: str, user: str = "7", action: str = "hint") -> int:
     return sum(value for field, value in (await record_in(table, user, action)).items() if len(field) == len("u261121"))
 
 
-async def at(clock: Clock, asked: Order) -> Done:
+async def at(clock: Clock, asked: MigrationPlan) -> Done:
     return await run(asked, listener=unheard, clock=clock)
 
 
@@ -54,7 +54,7 @@ async def at(clock: Clock, asked: Order) -> Done:
 async def test_a_dump_is_older_than_the_run(policy: Policy, table: str, tmp_path: Path) -> None:
     """The old system goes on between the dump and the run: what it did comes with the second dump."""
     rows = uses(70, 65, 55, 50, 45, 30, 20)
-    asked = order(tmp_path / "usage_log.jsonl", table, tmp_path, policies=[policy])
+    asked = plan_of(tmp_path / "usage_log.jsonl", table, tmp_path, policies=[policy])
     lines(tmp_path / "usage_log.jsonl", rows[:2])
     await at(FakeClock(NOW - timedelta(minutes=40)), asked)
     lines(tmp_path / "usage_log.jsonl", rows)
@@ -69,7 +69,7 @@ async def test_a_dump_is_older_than_the_run(policy: Policy, table: str, tmp_path
 async def test_a_row_that_is_committed_late(table: str, tmp_path: Path) -> None:
     """Marks are those of a user and action: what others did meanwhile does not hide it."""
     path = lines(tmp_path / "usage_log.jsonl", [*uses(9, 8), *uses(9, 1, user="8")])
-    asked = order(path, table, tmp_path)
+    asked = plan_of(path, table, tmp_path)
     await bring(asked)
     lines(path, [*uses(9, 8, 5), *uses(9, 1, user="8")])
     await bring(asked)
@@ -81,12 +81,12 @@ async def test_counters_wait_until_no_use_is_rejected(table: str, tmp_path: Path
     rows = [*uses(5, 6), *uses(3, 4, 7, action="tip")]
     path, policies = lines(tmp_path / "usage_log.jsonl", rows), [Policy("hint", "5/day")]
     for _ in range(2):
-        done = await bring(order(path, table, tmp_path, policies=policies))
+        done = await bring(plan_of(path, table, tmp_path, policies=policies))
         counts = done.checkpoint.counts
         assert (counts["events"].rejected, counts["counters"].written) == (3, 0)
         assert any("3 by now" in note and str(done.rejects) in note for note in done.notes), done.notes
         assert await record_in(table, "7", "hint") == {}
-    mended = order(path, table, tmp_path, policies=policies, mapping={"actions": {"tip": "hint"}})
+    mended = plan_of(path, table, tmp_path, policies=policies, mapping={"actions": {"tip": "hint"}})
     assert "--leave-rejected" not in str((await bring(mended)).notes)
     assert await total(table) == 5
     assert (await check(mended)).same
@@ -94,7 +94,7 @@ async def test_counters_wait_until_no_use_is_rejected(table: str, tmp_path: Path
 
 async def test_rejected_uses_may_be_left_out_for_good(table: str, tmp_path: Path) -> None:
     path = lines(tmp_path / "usage_log.jsonl", [*uses(5, 6), *uses(3, action="tip")])
-    asked = order(path, table, tmp_path, policies=[Policy("hint", "5/day")])
+    asked = plan_of(path, table, tmp_path, policies=[Policy("hint", "5/day")])
     await bring(asked)
     for written in (1, 0):
         done = await bring(replace(asked, leave_rejected=True))
@@ -106,7 +106,7 @@ async def test_rejected_uses_may_be_left_out_for_good(table: str, tmp_path: Path
 
 async def test_counters_alone_list_what_is_rejected(table: str, tmp_path: Path) -> None:
     path = lines(tmp_path / "usage_log.jsonl", [*uses(5), *uses(3, action="tip")])
-    asked = order(path, table, tmp_path, policies=[Policy("hint", "5/day")], entities=("counters",))
+    asked = plan_of(path, table, tmp_path, policies=[Policy("hint", "5/day")], entities=("counters",))
     forecast = await dry_run(asked, listener=unheard)
     done = await bring(asked)
     assert done.checkpoint.of("counters").rejected == forecast.counts["counters"].rejected == 1
@@ -132,7 +132,7 @@ async def test_what_came_while_a_run_was_broken_off_is_no_future(table: str, tmp
         if counts.read >= 4:
             raise BrokenOff
 
-    asked = order(f"sqlite:///{tmp_path}/app.db", table, tmp_path, batch_size=4)
+    asked = plan_of(f"sqlite:///{tmp_path}/app.db", table, tmp_path, batch_size=4)
     add(0, hours=5)
     with pytest.raises(BrokenOff):
         await run(asked, listener=break_off, clock=FakeClock(NOW - timedelta(hours=3)))
@@ -147,7 +147,7 @@ async def test_what_came_while_a_run_was_broken_off_is_no_future(table: str, tmp
 async def test_a_use_costs_what_its_policy_says_unless_its_row_does(table: str, tmp_path: Path) -> None:
     rows = [*uses(1, 2), {**uses(3)[0], "cost": 2}]
     policies = [Policy("hint", "50/week", cost=5)]
-    asked = order(lines(tmp_path / "usage_log.jsonl", rows), table, tmp_path, policies=policies)
+    asked = plan_of(lines(tmp_path / "usage_log.jsonl", rows), table, tmp_path, policies=policies)
     await bring(asked)
     assert await total(table) == 12
     assert sorted(event.cost for event in await events_in(table)) == [2, 5, 5]
@@ -158,7 +158,7 @@ async def test_hashed_users_of_a_table_that_is_mirrored(engine: Engine, table: s
     old, secret = engine.store_url(f"old-{uuid4().hex[:8]}", create="true"), "a secret of some length"
     async with Limiter(DynamoDBStore(parse_url(old)), [Policy("hint", "9/day")], deadline=30) as limiter:
         await limiter.check("alice", "hint", cost=6)
-    asked = order(old, table, tmp_path, mirrored=True, entities=("counters",))
+    asked = plan_of(old, table, tmp_path, mirrored=True, entities=("counters",))
     asked = replace(asked, config=replace(asked.config, user_hash_key=secret))
     assert (await bring(asked)).checkpoint.of("counters").written == 1
     assert await total(table, UserHash(secret).of("alice")) == 6

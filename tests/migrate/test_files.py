@@ -11,7 +11,7 @@ import pytest
 
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate import dry_run, files, json_stream
-from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
+from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 
 NOW = datetime.now(UTC)
 
@@ -31,7 +31,7 @@ async def test_all_files_of_a_folder_that_are_about_the_same_are_read(table: str
     (folder / "history.jsonl").write_text(lines([row(1)]))
     (folder / "usage_log.jsonl").write_text(lines([row(n) for n in range(2, 20)]))
     (folder / "usage_logs.json").write_text(json.dumps([row(n) for n in range(20, 30)]))
-    asked = order(folder, table, tmp_path, batch_size=5)
+    asked = plan_of(folder, table, tmp_path, batch_size=5)
     behind: list[tuple[int, int | None]] = []
     await dry_run(asked, listener=lambda entity, counts, done, size: behind.append((done, size)))
     assert behind == sorted(behind, key=lambda each: each[0])
@@ -45,7 +45,7 @@ async def test_all_files_of_a_folder_that_are_about_the_same_are_read(table: str
 async def test_all_sections_that_are_about_the_same_are_read(table: str, tmp_path: Path) -> None:
     path = tmp_path / "dump.json"
     path.write_text(json.dumps({"history": [row(1)], "usage_log": {"2": row(2), "3": row(3)}, "other": [1]}))
-    done = await bring(order(path, table, tmp_path))
+    done = await bring(plan_of(path, table, tmp_path))
     assert done.checkpoint.of("events").written == 3
     assert done.notes == ["left alone, as they hold no usage: other"]
 
@@ -56,7 +56,7 @@ async def test_text_behind_the_document_is_refused(document: Any, behind: str, t
     path = tmp_path / "usage_log.json"
     path.write_text(json.dumps(document, indent=1) + behind)
     with pytest.raises(InvalidInput, match=r"usage_log.json: not JSON at character \d+: the end was expected"):
-        await bring(order(path, table, tmp_path))
+        await bring(plan_of(path, table, tmp_path))
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
@@ -64,7 +64,7 @@ async def test_rows_whose_id_is_null_are_several_uses(nothing: Any, table: str, 
     path = tmp_path / "usage_log.jsonl"
     path.write_text(lines([row(None, id=nothing)] * 3))
     for written in (3, 0):
-        assert (await bring(order(path, table, tmp_path))).checkpoint.of("events").written == written
+        assert (await bring(plan_of(path, table, tmp_path))).checkpoint.of("events").written == written
     assert len(await events_in(table)) == 3
 
 
@@ -77,7 +77,7 @@ async def test_a_row_that_is_too_long_is_set_aside(
     rows = [row(n, metadata={"code": "x" * size}) for n, size in enumerate((5, 70_000, 900_000, 5))]
     path = tmp_path / name
     path.write_text(lines(rows) if name.endswith("l") else json.dumps(rows))
-    done = await bring(order(path, table, tmp_path))
+    done = await bring(plan_of(path, table, tmp_path))
     counts = done.checkpoint.of("events")
     assert (counts.written, counts.rejected) == (3, 1)
     assert done.rejects is not None
@@ -93,7 +93,7 @@ async def test_a_row_that_python_cannot_read_is_set_aside(name: str, table: str,
     rows = [json.dumps(row(1)), deep, long, json.dumps(row(2))]
     path = tmp_path / name
     path.write_text("\n".join(rows) if name.endswith("l") else "[" + ",".join(rows) + "]")
-    asked = order(path, table, tmp_path)
+    asked = plan_of(path, table, tmp_path)
     forecast = await dry_run(asked, listener=unheard)
     for counts in (forecast.counts["events"], (await bring(asked)).checkpoint.of("events")):
         assert (counts.written, counts.rejected) == (2, 2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate import json_stream
-from ratelimit.migrate.json_stream import JsonStream, Unreadable
+from ratelimit.migrate.json_stream import JsonStream, UnreadableJson
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(
@@ -49,7 +49,7 @@ def test_an_element_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "MAX_ELEMENT", 100)
     monkeypatch.setattr(json_stream, "_CHUNK", 10)
     stream = JsonStream(io.StringIO(json.dumps(["x" * 1000])))
-    with pytest.raises(Unreadable, match="longer than 100 characters"):
+    with pytest.raises(UnreadableJson, match="longer than 100 characters"):
         all_of(stream)
 
 
@@ -64,7 +64,7 @@ def test_an_element_that_is_too_much_is_passed(document: list[Any], at: int, is_
     stream = JsonStream(Drops("{" + ",".join(keyed) + "}" if is_object else "[" + ",".join(elements) + "]"))
     for number, _ in enumerate(stream.elements()):
         if number == at:
-            with pytest.raises(Unreadable, match="cannot be read"):
+            with pytest.raises(UnreadableJson, match="cannot be read"):
                 stream.value()
         else:
             assert stream.value() == document[number]

@@ -21,7 +21,7 @@ from ratelimit.errors import InvalidInput
 from ratelimit.migrate import Counts, Entity, dry_run, run
 from ratelimit.migrate.rows import SourceRefused
 from ratelimit.migrate.sql import place_of, placed, with_driver
-from tests.migrate.orders import bring, check, events_in, order, unheard
+from tests.migrate.plans import bring, check, events_in, plan_of, unheard
 
 ROWS = 30
 DICE = random.Random(4711)
@@ -91,7 +91,7 @@ async def test_an_interrupted_run_goes_on_behind_the_last_key(
     ]
     fill(url, f"id {column} NOT NULL PRIMARY KEY, user_id VARCHAR(9), action VARCHAR(9), created_at {of_time}", rows)
     size = len(keys) // 3
-    asked = order(url, table, tmp_path, batch_size=size)
+    asked = plan_of(url, table, tmp_path, batch_size=size)
     await interrupted(asked, 1)
     done = await bring(asked)
     counts = done.checkpoint.of("events")
@@ -128,7 +128,7 @@ async def test_keys_that_are_null_do_not_go_round(
         for n in range(12)
     ]
     fill(url, "id TEXT PRIMARY KEY, user_id TEXT, action TEXT, created_at TEXT", rows)
-    asked = order(url, table, tmp_path, batch_size=5)
+    asked = plan_of(url, table, tmp_path, batch_size=5)
     forecast = await dry_run(asked, listener=unheard)
     for counts in (forecast.counts["events"], (await bring(asked)).checkpoint.of("events")):
         assert (counts.read, counts.written) == (12, 12)
@@ -148,7 +148,7 @@ async def test_a_key_that_is_unique_among_some_rows_only(
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE UNIQUE INDEX undeleted ON usage_log (id) WHERE deleted = 0")
     engine.dispose()
-    assert (await bring(order(url, table, tmp_path, batch_size=5))).checkpoint.of("events").written == 20
+    assert (await bring(plan_of(url, table, tmp_path, batch_size=5))).checkpoint.of("events").written == 20
 
 
 async def test_without_a_key_an_interrupted_run_begins_anew(
@@ -158,7 +158,7 @@ async def test_without_a_key_an_interrupted_run_begins_anew(
     url = database("sqlite")
     rows = [{"user_id": f"u{n % 5}" if n % 6 else "", "action": "hint", "created_at": str(at(n))} for n in range(60)]
     fill(url, "user_id TEXT, action TEXT, created_at TEXT", rows)
-    asked = order(url, table, tmp_path, batch_size=20, entities=("events",))
+    asked = plan_of(url, table, tmp_path, batch_size=20, entities=("events",))
     await interrupted(asked, 2)
     engine = sa.create_engine(url)
     with engine.begin() as connection:
@@ -182,7 +182,7 @@ async def test_the_name_of_a_file_is_just_a_name(name: str, is_url: bool, table:
         columns = "id INTEGER PRIMARY KEY, user_id TEXT, action TEXT, created_at TEXT"
         connection.execute(f"CREATE TABLE usage_log ({columns})")
         connection.execute("INSERT INTO usage_log VALUES (1, 'u', 'hint', ?)", (str(at(1)),))
-    asked = order(f"sqlite:///{folder}/{quote(name)}" if is_url else folder / name, table, tmp_path)
+    asked = plan_of(f"sqlite:///{folder}/{quote(name)}" if is_url else folder / name, table, tmp_path)
     assert (await dry_run(asked, listener=unheard)).counts["events"].written == 1
     assert os.listdir(folder) == [name]
     assert (await bring(asked)).checkpoint.of("events").written == 1

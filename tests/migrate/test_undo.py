@@ -17,14 +17,13 @@ from ratelimit import Limiter, Policy
 from ratelimit.clock import SystemClock
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.errors import InvalidInput, StoreUnavailable
-from ratelimit.migrate import Order, Undone, UndoOrder, patient, undo
-from ratelimit.migrate.ledger import Planted
-from ratelimit.migrate.raw import RawTable
+from ratelimit.migrate import MigrationPlan, Undone, UndoPlan, migration_settings, undo
+from ratelimit.migrate.ledger import FieldChange
 from ratelimit.migrate.runner import Run
-from ratelimit.migrate.target import Target
+from ratelimit.migrate.target import RawTable, Target
 from ratelimit.migrate.undo import remaining
 from ratelimit.store.directory import User
-from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
+from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 from tests.migrate.sources import to_sqlite
 from tests.migrate.world import World
 
@@ -54,13 +53,13 @@ class BrokenOff(Exception):
 
 
 async def items(table: str) -> list[Any]:
-    async with RawTable(patient(parse_url(table))) as raw:
+    async with RawTable(migration_settings(parse_url(table))) as raw:
         found, _ = await raw.scan(limit=1000)
         return sorted(found, key=lambda item: (item["PK"]["S"], item["SK"]["S"]))
 
 
-async def take_back(asked: Order, *runs: str, dry_run: bool = False) -> Undone:
-    back = UndoOrder(runs=runs, target=asked.target, work_dir=asked.work_dir, dry_run=dry_run)
+async def take_back(asked: MigrationPlan, *runs: str, dry_run: bool = False) -> Undone:
+    back = UndoPlan(runs=runs, target=asked.target, work_dir=asked.work_dir, dry_run=dry_run)
     return await undo(back, listener=unheard)
 
 
@@ -71,7 +70,7 @@ async def totals(table: str, user: str = "7", action: str = "hint") -> int:
 
 async def test_a_table_is_as_it_was_before(table: str, tmp_path: Path) -> None:
     source = to_sqlite(World(users=6, rows=60), tmp_path / "app.db")
-    asked = order(source, table, tmp_path, policies=POLICIES, any_action=True)
+    asked = plan_of(source, table, tmp_path, policies=POLICIES, any_action=True)
     done = await bring(asked)
     assert len(await items(table)) > 70
     forecast = await take_back(asked, done.run, dry_run=True)
@@ -89,7 +88,7 @@ async def test_what_was_used_since_stays(table: str, tmp_path: Path) -> None:
     async with Limiter(DynamoDBStore(parse_url(table)), POLICIES, deadline=30) as limiter:
         await limiter.check("7", "hint", cost=2)
         before = await record_in(table, "7", "hint")
-        asked = order(dump(tmp_path, rows, users=[{"id": 7}, {"id": 8}]), table, tmp_path, policies=POLICIES)
+        asked = plan_of(dump(tmp_path, rows, users=[{"id": 7}, {"id": 8}]), table, tmp_path, policies=POLICIES)
         done = await bring(asked)
         await limiter.check("7", "hint", cost=4)
         await limiter.check("7", "search", cost=10)
@@ -118,9 +117,9 @@ async def test_a_corrected_mapping_replaces_the_run(
     was: dict[str, Any], now: dict[str, Any], table: str, tmp_path: Path
 ) -> None:
     path = dump(tmp_path, uses(6, hours=30, units=5, seen_at=(NOW - timedelta(hours=1)).isoformat()))
-    first = order(path, table, tmp_path, mapping=was)
+    first = plan_of(path, table, tmp_path, mapping=was)
     run = (await bring(first)).run
-    corrected = order(path, table, tmp_path, mapping=now)
+    corrected = plan_of(path, table, tmp_path, mapping=now)
     with pytest.raises(InvalidInput, match=rf"other settings .*--replace {run}"):
         await bring(corrected)
     assert len(await events_in(table)) == 6
@@ -136,8 +135,8 @@ async def test_a_corrected_mapping_replaces_the_run(
 
 async def test_a_corrected_cost_of_a_policy(table: str, tmp_path: Path) -> None:
     path = dump(tmp_path, uses(3))
-    run = (await bring(order(path, table, tmp_path, policies=[Policy("hint", "50/day")]))).run
-    corrected = order(path, table, tmp_path, policies=[Policy("hint", "50/day", cost=5)])
+    run = (await bring(plan_of(path, table, tmp_path, policies=[Policy("hint", "50/day")]))).run
+    corrected = plan_of(path, table, tmp_path, policies=[Policy("hint", "50/day", cost=5)])
     with pytest.raises(InvalidInput, match=r"policies.hint.cost: 1 before, 5 now"):
         await bring(corrected)
     await bring(replace(corrected, replace=[run]))
@@ -147,13 +146,13 @@ async def test_a_corrected_cost_of_a_policy(table: str, tmp_path: Path) -> None:
 async def test_a_setting_that_concerns_nothing_that_was_brought_is_no_matter(table: str, tmp_path: Path) -> None:
     path = dump(tmp_path, [*uses(2), *uses(2, action="old")])
     policies = [Policy("hint", "9/day"), Policy("tip", "9/day", cost=3)]
-    await bring(order(path, table, tmp_path, policies=policies[:1]))
-    await bring(order(path, table, tmp_path, policies=policies, mapping={"actions": {"old": "hint"}}))
+    await bring(plan_of(path, table, tmp_path, policies=policies[:1]))
+    await bring(plan_of(path, table, tmp_path, policies=policies, mapping={"actions": {"old": "hint"}}))
     assert await totals(table) == 4
 
 
 async def test_runs_on_top_of_each_other_are_taken_back_together(table: str, tmp_path: Path) -> None:
-    asked = order(dump(tmp_path, uses(4)), table, tmp_path)
+    asked = plan_of(dump(tmp_path, uses(4)), table, tmp_path)
     first = (await bring(asked)).run
     dump(tmp_path, [*uses(4), *uses(3, hours=1)])
     second = (await bring(asked)).run
@@ -168,7 +167,7 @@ async def test_runs_on_top_of_each_other_are_taken_back_together(table: str, tmp
 
 
 async def test_a_second_run_that_wrote_nothing_takes_nothing_back(table: str, tmp_path: Path) -> None:
-    asked = order(dump(tmp_path, uses(4)), table, tmp_path)
+    asked = plan_of(dump(tmp_path, uses(4)), table, tmp_path)
     await bring(asked)
     before = await items(table)
     undone = await take_back(asked, (await bring(asked)).run)
@@ -179,7 +178,7 @@ async def test_a_second_run_that_wrote_nothing_takes_nothing_back(table: str, tm
 async def test_a_run_that_was_broken_off_is_taken_back_too(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = order(dump(tmp_path, uses(40)), table, tmp_path, batch_size=7)
+    asked = plan_of(dump(tmp_path, uses(40)), table, tmp_path, batch_size=7)
     take = Run._take
 
     async def broken_off(self: Run, entity: Any, rows: Any, counts: Any) -> None:
@@ -209,7 +208,7 @@ async def test_an_undo_that_was_broken_off_goes_on(
     rows = [row for user in "123" for row in uses(20, user=user)]
     for number, row in enumerate(rows):
         row["id"] = number
-    asked = order(dump(tmp_path, rows), table, tmp_path)
+    asked = plan_of(dump(tmp_path, rows), table, tmp_path)
     run, calls = (await bring(asked)).run, 0
     work = getattr(Target, method)
 
@@ -236,12 +235,12 @@ async def test_an_undo_that_was_broken_off_goes_on(
 
 
 async def test_what_cannot_be_undone(table: str, tmp_path: Path) -> None:
-    asked = order(dump(tmp_path, uses(1)), table, tmp_path)
+    asked = plan_of(dump(tmp_path, uses(1)), table, tmp_path)
     run = (await bring(asked)).run
     for wrong in ("20260105-120000-a1b2", "../../x", ""):
         with pytest.raises(InvalidInput, match=rf"there are: {run}.*--work-dir"):
             await take_back(asked, wrong)
-    elsewhere = UndoOrder(runs=[run], target=replace(asked.target, table="other"), work_dir=asked.work_dir)
+    elsewhere = UndoPlan(runs=[run], target=replace(asked.target, table="other"), work_dir=asked.work_dir)
     with pytest.raises(InvalidInput, match="wrote to table"):
         await undo(elsewhere, listener=unheard)
     (ledger,) = asked.work_dir.glob("*.run")
@@ -254,15 +253,15 @@ async def test_what_cannot_be_undone(table: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "planted", "value", "left"),
     [
-        ("d1", Planted(0, 5, None), 5, None),
-        ("d1", Planted(0, 5, None), 8, 3),
-        ("d1", Planted(0, 5, None), 2, 2),  # it was reset, and used twice
-        ("gh", Planted(900_000, 500_000, None), 1_400_000, None),
-        ("gh", Planted(900_000, 500_000, 1_200_000), 1_700_000, 1_200_000),
-        ("gh", Planted(900_000, 500_000, None), 1_600_000, 1_200_000),  # 200,000 from now on
-        ("gh", Planted(900_000, 500_000, 1_200_000), 1_900_000, 1_400_000),
-        ("gh", Planted(100_000, 500_000, None), 1_300_000, 1_300_000),  # it was full in between
+        ("d1", FieldChange(0, 5, None), 5, None),
+        ("d1", FieldChange(0, 5, None), 8, 3),
+        ("d1", FieldChange(0, 5, None), 2, 2),  # it was reset, and used twice
+        ("gh", FieldChange(900_000, 500_000, None), 1_400_000, None),
+        ("gh", FieldChange(900_000, 500_000, 1_200_000), 1_700_000, 1_200_000),
+        ("gh", FieldChange(900_000, 500_000, None), 1_600_000, 1_200_000),  # 200,000 from now on
+        ("gh", FieldChange(900_000, 500_000, 1_200_000), 1_900_000, 1_400_000),
+        ("gh", FieldChange(100_000, 500_000, None), 1_300_000, 1_300_000),  # it was full in between
     ],
 )
-def test_what_is_left_of_a_field(field: str, planted: Planted, value: int, left: int | None) -> None:
+def test_what_is_left_of_a_field(field: str, planted: FieldChange, value: int, left: int | None) -> None:
     assert remaining(field, planted, {field: value}, 1_000) == left

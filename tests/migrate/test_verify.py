@@ -14,12 +14,12 @@ import pytest
 
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.event import UsageEvent
-from ratelimit.migrate import Entity, Order, Verdict
-from ratelimit.migrate.diff import Sample
+from ratelimit.migrate import Entity, MigrationPlan, Verdict
+from ratelimit.migrate.verify import Sample
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Write
 from ratelimit.store.directory import User
-from tests.migrate.orders import bring, check, events_in, order
+from tests.migrate.plans import bring, check, events_in, plan_of
 from tests.migrate.sources import to_sqlite
 from tests.migrate.world import World
 
@@ -104,8 +104,8 @@ async def _change(store: DynamoDBStore, event: UsageEvent, by: int) -> str:
 
 
 @pytest.fixture
-async def brought(table: str, tmp_path: Path) -> Order:
-    asked = order(to_sqlite(World(users=5, rows=40), tmp_path / "app.db"), table, tmp_path)
+async def brought(table: str, tmp_path: Path) -> MigrationPlan:
+    asked = plan_of(to_sqlite(World(users=5, rows=40), tmp_path / "app.db"), table, tmp_path)
     await bring(asked)
     verdict = await check(asked)
     assert verdict.same
@@ -132,7 +132,7 @@ async def brought(table: str, tmp_path: Path) -> Order:
         (_record_more, "counters", "more"),
     ],
 )
-async def test_what_is_not_the_same_is_named(damage: Damage, entity: Entity, kind: str, brought: Order) -> None:
+async def test_what_is_not_the_same_is_named(damage: Damage, entity: Entity, kind: str, brought: MigrationPlan) -> None:
     table = brought.config.store
     event = min(await events_in(table), key=lambda one: one.at_ms)
     async with DynamoDBStore(parse_url(table)) as store:
@@ -146,7 +146,7 @@ async def test_what_is_not_the_same_is_named(damage: Damage, entity: Entity, kin
     assert (await check(brought, more_is_fine=True)).same is (kind == "more")
 
 
-async def test_what_the_source_got_since_is_missing(tmp_path: Path, brought: Order) -> None:
+async def test_what_the_source_got_since_is_missing(tmp_path: Path, brought: MigrationPlan) -> None:
     with sqlite3.connect(tmp_path / "app.db") as connection:
         now = datetime.now(UTC).replace(tzinfo=None).isoformat(sep=" ")
         connection.execute("INSERT INTO usage_log VALUES (999, 1, 'swim', NULL, NULL, ?)", (now,))
@@ -158,7 +158,7 @@ async def test_what_the_source_got_since_is_missing(tmp_path: Path, brought: Ord
     assert (await check(brought)).same
 
 
-async def test_what_came_after_the_mark_is_missing_too(tmp_path: Path, brought: Order) -> None:
+async def test_what_came_after_the_mark_is_missing_too(tmp_path: Path, brought: MigrationPlan) -> None:
     """Of a user and action that were brought over already."""
     with sqlite3.connect(tmp_path / "app.db") as connection:
         now = datetime.now(UTC).replace(tzinfo=None).isoformat(sep=" ")
@@ -175,7 +175,7 @@ async def test_one_altered_event_of_a_file_is_found(table: str, tmp_path: Path) 
     path = tmp_path / "usage_log.jsonl"
     row = {"user_id": 7, "action": "hint", "created_at": datetime.now(UTC).isoformat(), "metadata": {"text": "x" * 400}}
     path.write_text("".join(json.dumps({"id": number, **row}) + "\n" for number in range(100)))
-    asked = order(path, table, tmp_path, entities=("events",))
+    asked = plan_of(path, table, tmp_path, entities=("events",))
     await bring(asked)
     async with DynamoDBStore(parse_url(table)) as store:
         event = (await events_in(table))[50]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ratelimit.migrate import dry_run
 from ratelimit.migrate.sql import with_driver
-from tests.migrate.orders import bring, check, events_in, order, unheard
+from tests.migrate.plans import bring, check, events_in, plan_of, unheard
 
 NOW = datetime.now(UTC) - timedelta(minutes=1)
 LONG_AGO = (NOW - timedelta(days=100)).isoformat()
@@ -58,12 +58,12 @@ async def test_every_row_is_an_entry_or_a_reject(table: str, tmp_path: Path, doc
     folder.mkdir()
     path = folder / "dump.json"
     path.write_text(json.dumps(document))
-    asked = order(path, table, folder)
+    asked = plan_of(path, table, folder)
     for counts in ((await dry_run(asked, listener=unheard)).counts, (await bring(asked)).checkpoint.counts):
         for entity, section in (("plans", "plans"), ("users", "users"), ("events", "usage_log")):
             one = counts[entity]  # type: ignore[index]
-            fates = one.written + one.there + one.kept + one.expired + one.rejected
-            assert one.read == fates == len(document[section])
+            outcomes = one.written + one.there + one.kept + one.expired + one.rejected
+            assert one.read == outcomes == len(document[section])
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -88,8 +88,8 @@ async def test_an_odd_row_is_set_aside_with_its_reason(
 ) -> None:
     path = tmp_path / "usage_log.jsonl"
     path.write_text("\n".join(map(json.dumps, [row(id=1), row(**changes)])))
-    forecast = await dry_run(order(path, table, tmp_path), listener=unheard)
-    done = await bring(order(path, table, tmp_path))
+    forecast = await dry_run(plan_of(path, table, tmp_path), listener=unheard)
+    done = await bring(plan_of(path, table, tmp_path))
     for counts in (forecast.counts["events"], done.checkpoint.of("events")):
         assert (counts.written, counts.rejected) == (1, 1)
     assert done.rejects is not None
@@ -101,7 +101,7 @@ async def test_an_odd_row_is_set_aside_with_its_reason(
 async def test_odd_names_of_fields_and_sections_are_told_all_the_same(table: str, tmp_path: Path) -> None:
     path = tmp_path / "dump.json"
     path.write_text(json.dumps({"usage_log": [row(**{"\ud83d": 1})], "\ud83c": [{"a": 1}]}))
-    told = (await bring(order(path, table, tmp_path))).checkpoint.notes
+    told = (await bring(plan_of(path, table, tmp_path))).checkpoint.notes
     assert any("\\ud83d" in note for note in told)
     assert any("\\ud83c" in note for note in told)
 
@@ -111,13 +111,13 @@ async def test_odd_metadata_is_kept_as_far_as_it_can_be_stored(table: str, tmp_p
     rows = [row(id=1, metadata={"text": "\ud83d"}), row(id=2, metadata=deep), row(id=3, metadata={"n": 10**400})]
     path = tmp_path / "usage_log.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    await bring(order(path, table, tmp_path))
+    await bring(plan_of(path, table, tmp_path))
     kept = sorted(json.dumps(event.metadata) for event in await events_in(table))
     assert json.dumps({"text": "\\ud83d"}) in kept
     assert json.dumps({"n": 10**400}) in kept
     assert kept[0].startswith('{"a": {"a": ')
     assert "trimmed" in kept[0]
-    assert (await check(order(path, table, tmp_path))).same
+    assert (await check(plan_of(path, table, tmp_path))).same
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ async def test_postgresql_has_times_and_numbers_that_python_has_not(
                 {"n": number, "t": time, "c": Decimal(cost), "m": Decimal(more), "d": day},
             )
     engine.dispose()
-    counts = (await bring(order(url, table, tmp_path))).checkpoint.of("events")
+    counts = (await bring(plan_of(url, table, tmp_path))).checkpoint.of("events")
     assert (counts.read, counts.written, counts.rejected) == (6, 1, 5)
 
 
@@ -161,5 +161,5 @@ async def test_text_in_sqlite_that_is_no_text(table: str, tmp_path: Path, databa
                 f"INSERT INTO usage_log (user_id, action, created_at, note) VALUES ({user}, 'hint', '{at}', {note})"
             )
     engine.dispose()
-    counts = (await bring(order(url, table, tmp_path))).checkpoint.of("events")
+    counts = (await bring(plan_of(url, table, tmp_path))).checkpoint.of("events")
     assert (counts.written, counts.rejected) == (1, 1)

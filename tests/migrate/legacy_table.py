@@ -8,7 +8,7 @@ from typing import Any
 
 from ratelimit.dynamodb import create_table, parse_url
 from ratelimit.dynamodb.client import connect
-from ratelimit.migrate import patient
+from ratelimit.migrate import migration_settings
 from tests.migrate.sources import chunks
 
 _AT_ONCE = 8
@@ -16,7 +16,7 @@ _AT_ONCE = 8
 
 async def fill(url: str, items: Iterable[dict[str, Any]]) -> str:
     """`url` is a store's; what comes back is a source's."""
-    settings = patient(parse_url(url))
+    settings = migration_settings(parse_url(url))
     await create_table(settings)
     turns = asyncio.Semaphore(_AT_ONCE)
     async with await connect(settings) as connection:

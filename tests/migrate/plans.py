@@ -9,18 +9,18 @@ from typing import Any
 from ratelimit.config import Config
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.event import UsageEvent
-from ratelimit.migrate import Counts, Done, Entity, Order, Verdict, patient, run, verify
+from ratelimit.migrate import Counts, Done, Entity, MigrationPlan, Verdict, migration_settings, run, verify
 from ratelimit.migrate.mapping import mapping_of
 from ratelimit.names import Key
 from ratelimit.policy import Policy
 from ratelimit.store import Record
 
 
-def order(
+def plan_of(
     source: str | Path, table: str, folder: Path, *, mapping: dict[str, Any] | None = None, **options: Any
-) -> Order:
+) -> MigrationPlan:
     policies: Sequence[Policy] = options.pop("policies", ())
-    return Order(
+    return MigrationPlan(
         source=str(source),
         target=parse_url(table),
         config=Config(store=table, policies=tuple(policies)),
@@ -34,17 +34,17 @@ def unheard(entity: Entity, counts: Counts, done: int, size: int | None) -> None
     """A listener who does not listen."""
 
 
-async def bring(asked: Order) -> Done:
+async def bring(asked: MigrationPlan) -> Done:
     return await run(asked, listener=unheard)
 
 
-async def check(asked: Order, *, more_is_fine: bool = False) -> Verdict:
+async def check(asked: MigrationPlan, *, more_is_fine: bool = False) -> Verdict:
     return await verify(asked, listener=unheard, more_is_fine=more_is_fine)
 
 
 async def events_in(table: str) -> list[UsageEvent]:
     found: list[UsageEvent] = []
-    async with DynamoDBStore(patient(parse_url(table))) as store:
+    async with DynamoDBStore(migration_settings(parse_url(table))) as store:
         cursor: str | None = None
         while True:
             page = await store.scans.events(since=0, until=10**13, cursor=cursor)

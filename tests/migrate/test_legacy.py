@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.migrate import Counts, Entity, Order, dry_run, run
-from ratelimit.migrate.recognising import Bursts
+from ratelimit.migrate import Counts, Entity, MigrationPlan, dry_run, run
+from ratelimit.migrate.legacy import CollisionCounter
 from tests.engines import Engine
-from tests.migrate.earlier_table import fill
-from tests.migrate.orders import bring, check, events_in, order, unheard
+from tests.migrate.legacy_table import fill
+from tests.migrate.plans import bring, check, events_in, plan_of, unheard
 
 NOON = int(datetime.now(UTC).timestamp()) // 86_400 * 86_400 - 43_200
 
@@ -35,7 +35,7 @@ async def source(engine: Engine, *items: dict[str, Any]) -> str:
 async def test_one_user_under_both_kinds_of_keys(engine: Engine, table: str, tmp_path: Path) -> None:
     """The same use is there once, and so it counts once."""
     both = [use(f"{kind}#a@example.com", NOON) for kind in ("USR", "EMAIL")]
-    asked = order(await source(engine, *both), table, tmp_path)
+    asked = plan_of(await source(engine, *both), table, tmp_path)
     await bring(asked)
     assert len(await events_in(table)) == 1
     assert (await check(asked)).same
@@ -47,7 +47,7 @@ async def test_suspicious_seconds_are_counted_once_also_when_broken_off(
 ) -> None:
     busy = [use(f"USR#user-{user}", NOON + second) for user in range(4) for second in (0, 1, 5)]
     others = [{"PK": {"S": "CHAT#1"}, "SK": {"S": f"LINE#{number}"}} for number in range(5)]
-    asked = order(await source(engine, *busy, *others), table, tmp_path, batch_size=4)
+    asked = plan_of(await source(engine, *busy, *others), table, tmp_path, batch_size=4)
     expected = ["left alone, as they hold no usage: 5 items CHAT#… / LINE", "8 seconds are suspicious"]
     assert _starts((await dry_run(asked, listener=unheard)).notes) == expected
     await _break_off(asked, "events")
@@ -58,18 +58,18 @@ async def test_suspicious_seconds_are_counted_once_also_when_broken_off(
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from("abc")), unique=True))
 def test_a_second_is_suspicious_beside_another(found: list[tuple[int, str]]) -> None:
-    bursts = Bursts()
+    collisions = CollisionCounter()
     for second, action in sorted(found):
-        bursts.saw("one", action, second)
+        collisions.saw("one", action, second)
     busy = {
         second
         for second, action in found
         if any((other != action and at == second) or (other == action and abs(at - second) == 1) for at, other in found)
     }
-    assert bursts.seconds == len(busy)
+    assert collisions.seconds == len(busy)
 
 
-async def _break_off(asked: Order, within: Entity) -> None:
+async def _break_off(asked: MigrationPlan, within: Entity) -> None:
     """After the second batch of these."""
     heard = 0
 

@@ -15,8 +15,8 @@ import pytest
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate import dry_run
 from tests.engines import Engine
-from tests.migrate.earlier_table import fill
-from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
+from tests.migrate.legacy_table import fill
+from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 AT = (NOW - timedelta(hours=1)).replace(tzinfo=None).isoformat(" ")
@@ -41,7 +41,7 @@ def database(folder: Path, **tables: str) -> str:
 
 async def refused(source: object, table: str, folder: Path, *told: str, **options: Any) -> None:
     """By a dry run, a run and a verification alike."""
-    asked = order(str(source), table, folder, **options)
+    asked = plan_of(str(source), table, folder, **options)
     for work in (lambda: dry_run(asked, listener=unheard), lambda: bring(asked), lambda: check(asked)):
         with pytest.raises(InvalidInput) as caught:
             await work()
@@ -101,18 +101,18 @@ def tables(kind: str, folder: Path) -> str:
 
 async def test_the_printed_mapping_asks_for_nothing_that_is_optional(table: str, tmp_path: Path) -> None:
     mapping = {"events": {"cost": ["cost"], "table": ["usage_log", "usage_logs", "usage", "events", "history"]}}
-    asked = order(database(tmp_path, usage_log=USES), table, tmp_path, mapping=mapping)
+    asked = plan_of(database(tmp_path, usage_log=USES), table, tmp_path, mapping=mapping)
     assert (await bring(asked)).checkpoint.of("events").written == 2
 
 
 async def test_columns_that_nobody_mapped_are_named(table: str, tmp_path: Path) -> None:
-    done = await bring(order(tables("sqlite", tmp_path), table, tmp_path))
+    done = await bring(plan_of(tables("sqlite", tmp_path), table, tmp_path))
     assert "usage_log: nothing is read from the columns units, agent" in done.notes
     assert "user: nothing is read from the columns plan_code" in done.notes
 
 
 async def test_fields_that_nobody_mapped_are_named(table: str, tmp_path: Path) -> None:
-    done = await bring(order(tables("json", tmp_path), table, tmp_path))
+    done = await bring(plan_of(tables("json", tmp_path), table, tmp_path))
     assert "usage_log: nothing is read from the fields units, agent" in done.notes
 
 
@@ -122,7 +122,7 @@ async def test_djangos_names(table: str, tmp_path: Path) -> None:
         tmp_path, api_usagelog=USES, api_user="id INTEGER PRIMARY KEY, subscription_plan_id INTEGER",
         api_subscriptionplan=plan, django_session="id TEXT", api_user_groups="id INTEGER PRIMARY KEY, user_id TEXT",
     )  # fmt: skip
-    asked = order(source, table, tmp_path)
+    asked = plan_of(source, table, tmp_path)
     counts = (await bring(asked)).checkpoint.counts
     assert {name: each.written for name, each in counts.items()} == {"plans": 2, "users": 2, "events": 2, "counters": 2}
     assert (await check(asked)).same
@@ -132,13 +132,13 @@ async def test_several_tables_may_be_meant(table: str, tmp_path: Path) -> None:
     users = "id INTEGER PRIMARY KEY, name TEXT"
     source = database(tmp_path, api_usagelog=USES, auth_user=users, api_user=users)
     await refused(source, table, tmp_path, "several tables may hold the users: api_user, auth_user", "[users] table =")
-    assert (await bring(order(source, table, tmp_path, entities=("events",)))).checkpoint.of("events").written == 2
+    assert (await bring(plan_of(source, table, tmp_path, entities=("events",)))).checkpoint.of("events").written == 2
     mapping = {"users": {"table": "auth_user"}}
-    assert (await bring(order(source, table, tmp_path, mapping=mapping))).checkpoint.of("users").written == 2
+    assert (await bring(plan_of(source, table, tmp_path, mapping=mapping))).checkpoint.of("users").written == 2
 
 
 async def test_a_table_of_another_schema(table: str, tmp_path: Path) -> None:
-    asked = order(
+    asked = plan_of(
         database(tmp_path, calls=USES), table, tmp_path, mapping={"events": {"table": "main.calls"}}, batch_size=1
     )
     assert (await bring(asked)).checkpoint.of("events").written == 2
@@ -164,7 +164,7 @@ async def test_items_of_users_and_their_usage(engine: Engine, table: str, tmp_pa
         item("PLAN#pro", "META", max_hints_per_day=50),
     ]
     source = await fill(engine.store_url(f"flat-{uuid4().hex[:8]}"), items)
-    asked = order(source, table, tmp_path)
+    asked = plan_of(source, table, tmp_path)
     done = await bring(asked)
     counts = {name: (each.written, each.rejected) for name, each in done.checkpoint.counts.items()}
     assert counts == {"plans": (1, 0), "users": (1, 0), "events": (4, 0), "counters": (3, 0)}
@@ -172,7 +172,7 @@ async def test_items_of_users_and_their_usage(engine: Engine, table: str, tmp_pa
     assert sorted((event.user, event.action, event.cost) for event in await events_in(table)) == [
         ("1", "execution", 1), ("1", "hint", 1), ("2", "hint", 1), ("2", "hint", 4),
     ]  # fmt: skip
-    asked = order(source.replace("earlier://", "dynamodb://"), table, tmp_path)
+    asked = plan_of(source.replace("earlier://", "dynamodb://"), table, tmp_path)
     with pytest.raises(InvalidInput, match=r"USER#… / USAGE.*write earlier://") as caught:
         await refused_store(asked)
     assert "1 items PLAN#… / META" in str(caught.value)
@@ -232,7 +232,7 @@ async def test_folders_that_are_no_source(table: str, tmp_path: Path) -> None:
     await refused(folder, table, tmp_path, "it has: dump.sql")
     (folder / "usage_log.json").write_text(json.dumps([USE]))
     await refused(folder, table, tmp_path, "has no users (it has: events, counters)", entities=("users",))
-    assert (await bring(order(folder, table, tmp_path))).notes[0] == "left alone, as they hold no usage: dump.sql"
+    assert (await bring(plan_of(folder, table, tmp_path))).notes[0] == "left alone, as they hold no usage: dump.sql"
 
 
 @pytest.mark.parametrize("name", ["usage_log.json", "usage_log.jsonl", "usage_log.csv", "api_usagelog.tsv"])
@@ -252,7 +252,7 @@ async def test_what_is_read(name: str, encoding: str, packed: bool, table: str, 
     path = tmp_path / (name + ".gz" if packed else name)
     path.write_bytes(gzip.compress(raw) if packed else raw)
     options: dict[str, Any] = {} if encoding.startswith("utf-8") else {"encoding": encoding}
-    asked = order(path, table, tmp_path, batch_size=2, entities=("events",), **options)
+    asked = plan_of(path, table, tmp_path, batch_size=2, entities=("events",), **options)
     assert (await bring(asked)).checkpoint.of("events").written == 3
     assert (await check(asked)).same
     found = sorted((event.user, event.cost, event.metadata) for event in await events_in(table))
@@ -267,7 +267,7 @@ async def test_a_line_in_another_encoding_is_set_aside(name: str, table: str, tm
     else:
         lines = [json.dumps({**USE, "id": n, "user_id": user}, ensure_ascii=False) for n, user in enumerate(users)]
     (tmp_path / name).write_bytes(("\n".join(lines) + "\n").encode("latin-1"))
-    counts = (await bring(order(tmp_path / name, table, tmp_path))).checkpoint.of("events")
+    counts = (await bring(plan_of(tmp_path / name, table, tmp_path))).checkpoint.of("events")
     assert (counts.written, counts.rejected) == (2, 1)
     assert "--encoding latin-1" in next(iter(counts.reasons))
 
@@ -285,23 +285,25 @@ async def test_times_without_a_zone_are_pointed_out(source: str, table: str, tmp
         (tmp_path / "usage_log.json").write_text(json.dumps([{**USE, "created_at": AT}]))
         spec = str(tmp_path / "usage_log.json")
     for mapping, is_told in (({}, True), ({"events": {"timezone": "UTC"}}, False)):
-        asked = order(spec, table, tmp_path, mapping=mapping)
+        asked = plan_of(spec, table, tmp_path, mapping=mapping)
         for notes in ((await dry_run(asked, listener=unheard)).notes, (await bring(asked)).notes):
             assert any("timezone = 'Europe/Berlin'" in note for note in notes) is is_told, notes
 
 
 async def test_times_with_a_zone_are_not(table: str, tmp_path: Path) -> None:
     (tmp_path / "usage_log.json").write_text(json.dumps([USE, {**USE, "id": 2, "created_at": NOW.timestamp() - 60}]))
-    assert not any("zone" in note for note in (await bring(order(tmp_path / "usage_log.json", table, tmp_path))).notes)
+    assert not any(
+        "zone" in note for note in (await bring(plan_of(tmp_path / "usage_log.json", table, tmp_path))).notes
+    )
 
 
 async def test_a_user_whose_email_is_taken(table: str, tmp_path: Path) -> None:
     """Foreseen, rejected, and not missing ever after; also where it was taken in the table before."""
     users = [{"id": n, "email": email} for n, email in enumerate(["a@x.org", "A@x.org", "b@x.org", "c@x.org"], 1)]
     (tmp_path / "users.json").write_text(json.dumps(users[2:3]))
-    await bring(order(tmp_path / "users.json", table, tmp_path))
+    await bring(plan_of(tmp_path / "users.json", table, tmp_path))
     (tmp_path / "users.json").write_text(json.dumps([*users[:2], {"id": 9, "email": "B@x.org"}, users[3]]))
-    asked = order(tmp_path / "users.json", table, tmp_path)
+    asked = plan_of(tmp_path / "users.json", table, tmp_path)
     forecast = (await dry_run(asked, listener=unheard)).counts["users"]
     counts = (await bring(asked)).checkpoint.of("users")
     assert (forecast.written, forecast.rejected) == (counts.written, counts.rejected) == (2, 2)
@@ -318,7 +320,7 @@ async def test_reasons_are_whole(table: str, tmp_path: Path) -> None:
     rows = [{**USE, "id": n, "created_at": time} for n, time in enumerate(["soon", "5 o'clock", "1_000", "٣"])]
     rows += [{**USE, "id": n, "cost": cost} for n, cost in enumerate(["1_000", "٣", "1e3"], 10)]
     (tmp_path / "usage_log.json").write_text(json.dumps(rows))
-    reasons = (await bring(order(tmp_path / "usage_log.json", table, tmp_path))).checkpoint.of("events").reasons
+    reasons = (await bring(plan_of(tmp_path / "usage_log.json", table, tmp_path))).checkpoint.of("events").reasons
     assert reasons == {
         "time '…' cannot be read; name its format in the mapping (events.time_format)": 4,
         "cost must be a whole number, not '…'": 3,

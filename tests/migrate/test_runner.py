@@ -30,8 +30,8 @@ from ratelimit.store import MirrorStore
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.store.hashed import UserHash
 from tests.engines import Engine
-from tests.migrate.earlier_table import fill
-from tests.migrate.orders import bring, check, events_in, order, record_in, unheard
+from tests.migrate.legacy_table import fill
+from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 from tests.migrate.sources import earlier_items, to_json, to_jsonl, to_sql, to_sqlite
 from tests.migrate.world import World
 
@@ -55,13 +55,13 @@ KINDS = ["sqlite", "mariadb", "postgresql", "json", "jsonl", "earlier"]
 
 @pytest.mark.parametrize("source", KINDS, indirect=True)
 async def test_all_of_it_is_there_once_and_stays_so(source: str, table: str, tmp_path: Path) -> None:
-    asked = order(source, table, tmp_path, batch_size=7)
+    asked = plan_of(source, table, tmp_path, batch_size=7)
     first = await bring(asked)
-    assert _fates(first, "written") == {"plans": 3, "users": 12, "events": 60, "counters": len(_used())}
+    assert _outcomes(first, "written") == {"plans": 3, "users": 12, "events": 60, "counters": len(_used())}
     assert (await check(asked)).same
     again = await bring(asked)
-    assert _fates(again, "written") == {"plans": 0, "users": 0, "events": 0, "counters": 0}
-    assert _fates(again, "there") == _fates(first, "written")
+    assert _outcomes(again, "written") == {"plans": 0, "users": 0, "events": 0, "counters": 0}
+    assert _outcomes(again, "there") == _outcomes(first, "written")
     assert again.checkpoint.units == 0
     assert (await check(asked)).same
     assert len(await events_in(table)) == 60
@@ -73,7 +73,7 @@ async def test_nobodys_quota_starts_afresh(table: str, tmp_path: Path) -> None:
         {"id": n, "user_id": 7, "action": "hint", "created_at": (now - timedelta(seconds=1 + n)).isoformat()}
         for n in range(4)
     ]
-    asked = order(_json(tmp_path, usage_log=rows), table, tmp_path)
+    asked = plan_of(_json(tmp_path, usage_log=rows), table, tmp_path)
     await bring(asked)
     since_midnight = sum(1 for row in rows if datetime.fromisoformat(str(row["created_at"])).date() == now.date())
     async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "4/day")], deadline=30) as limiter:
@@ -91,13 +91,13 @@ def before_any_run_from_now() -> str:
 async def test_a_later_run_adds_what_came_since(table: str, tmp_path: Path) -> None:
     rows = [{"id": 1, "user_id": 7, "action": "hint", "created_at": before_any_run_from_now()}]
     path = _json(tmp_path, usage_log=rows)
-    await bring(order(path, table, tmp_path))
+    await bring(plan_of(path, table, tmp_path))
     async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "9/day")], deadline=30) as limiter:
         await limiter.check("7", "hint")  # the table is in use meanwhile
     later = before_any_run_from_now()
     rows += [{"id": n, "user_id": 7, "action": "hint", "created_at": later} for n in (2, 3)]
     for _ in range(2):
-        await bring(order(_json(tmp_path, usage_log=rows), table, tmp_path))
+        await bring(plan_of(_json(tmp_path, usage_log=rows), table, tmp_path))
         record = await record_in(table, "7", "hint")
         days = {field: value for field, value in record.items() if field[0] == "d"}
         assert sum(days.values()) == 4, record
@@ -107,7 +107,7 @@ async def test_a_later_run_adds_what_came_since(table: str, tmp_path: Path) -> N
 async def test_an_interrupted_run_goes_on_where_it_stopped(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = order(to_sqlite(WORLD, tmp_path / "app.db"), table, tmp_path, batch_size=7)
+    asked = plan_of(to_sqlite(WORLD, tmp_path / "app.db"), table, tmp_path, batch_size=7)
     taken = 0
     take = Run._take
 
@@ -136,7 +136,7 @@ async def test_a_database_that_goes_away(
 ) -> None:
     """Its connections are cut between two pages: the run does not even notice. A server that is gone ends it."""
     url = to_sql(WORLD, database(kind))
-    source = order(url, table, tmp_path).open(SystemClock())
+    source = plan_of(url, table, tmp_path).open(SystemClock())
     assert isinstance(source, SqlSource)
     await source.open()
     pages = source.batches("users", after=None, size=5)
@@ -162,10 +162,10 @@ async def test_from_another_table_of_this_project(engine: Engine, table: str, tm
         for _ in range(3):
             await limiter.check("alice", "hint")
             await limiter.check("alice", "search")
-    asked = order(old, table, tmp_path)
+    asked = plan_of(old, table, tmp_path)
     for written in (1, 0):
         done = await bring(asked)
-        assert _fates(done, "written") == {"plans": written, "users": written, "events": 0, "counters": 2 * written}
+        assert _outcomes(done, "written") == {"plans": written, "users": written, "events": 0, "counters": 2 * written}
     assert (await check(asked)).same
     for action in ("hint", "search"):
         before, after = await record_in(old, "alice", action), await record_in(table, "alice", action)
@@ -185,7 +185,7 @@ async def test_counters_of_a_table_that_is_mirrored_are_not_counted_twice(
     async with Limiter(both, [policy], deadline=30) as limiter:
         await limiter.check("alice", "hint")
         await both.settle()
-        await bring(order(old, table, tmp_path, entities=("counters",), mirrored=True))
+        await bring(plan_of(old, table, tmp_path, entities=("counters",), mirrored=True))
         await limiter.check("alice", "hint")
         differences = [one for one in await both.compare(Key("alice", "hint")) if one.field != MARK]
     assert differences == []
@@ -197,7 +197,7 @@ async def test_the_earlier_layout_says_what_it_cannot_know(engine: Engine, table
     world = World(users=1, rows=0)
     items = [*earlier_items(world), *(_use("a#b", midnight - 90 + second) for second in (0, 1, 5, 7))]
     source = await fill(engine.store_url(f"earlier-{uuid4().hex[:8]}"), items)
-    done = await bring(order(source, table, tmp_path))
+    done = await bring(plan_of(source, table, tmp_path))
     assert any(note.startswith("2 seconds are suspicious") for note in done.notes), done.notes
     assert any("1 items USER#… / CONV" in note for note in done.notes), done.notes
     assert Counter(event.user for event in await events_in(table)) == {"a#b": 4}
@@ -215,7 +215,7 @@ async def test_the_earlier_layouts_users_and_plans(engine: Engine, table: str, t
         meta("USR#bad", em={"S": "nonsense"}),
     ]
     source = await fill(engine.store_url(f"earlier-{uuid4().hex[:8]}"), items)
-    asked = order(source, table, tmp_path, mapping={"actions": {"execution": "run"}})
+    asked = plan_of(source, table, tmp_path, mapping={"actions": {"execution": "run"}})
     assert (await bring(asked)).checkpoint.of("users").rejected == 1
     async with DynamoDBStore(parse_url(table)) as store:
         read = store.directory.read
@@ -228,7 +228,7 @@ async def test_the_earlier_layouts_users_and_plans(engine: Engine, table: str, t
 
 async def test_a_table_of_hashed_users_gets_nobodys_name(table: str, tmp_path: Path) -> None:
     secret = "a secret of some length"
-    asked = order(to_sqlite(World(users=2, rows=5), tmp_path / "app.db"), table, tmp_path)
+    asked = plan_of(to_sqlite(World(users=2, rows=5), tmp_path / "app.db"), table, tmp_path)
     asked = replace(asked, config=replace(asked.config, user_hash_key=secret))
     for written in (5, 0):
         assert (await bring(asked)).checkpoint.of("events").written == written
@@ -241,16 +241,16 @@ async def test_a_table_of_hashed_users_gets_nobodys_name(table: str, tmp_path: P
 async def test_a_dry_run_leaves_no_trace(table: str, tmp_path: Path) -> None:
     source = to_sqlite(WORLD, tmp_path / "app.db")
     before = {path.name for path in tmp_path.rglob("*")}
-    forecast = await dry_run(order(source, table, tmp_path), listener=unheard)
+    forecast = await dry_run(plan_of(source, table, tmp_path), listener=unheard)
     assert {path.name for path in tmp_path.rglob("*")} == before
     assert await events_in(table) == []
-    done = await bring(order(source, table, tmp_path))
+    done = await bring(plan_of(source, table, tmp_path))
     assert forecast.write_units == done.checkpoint.units
-    assert {name: each.written for name, each in forecast.counts.items()} == _fates(done, "written")
+    assert {name: each.written for name, each in forecast.counts.items()} == _outcomes(done, "written")
 
 
 async def test_a_dry_run_of_counters_alone_says_what_they_take(table: str, tmp_path: Path) -> None:
-    asked = order(to_sqlite(WORLD, tmp_path / "app.db"), table, tmp_path, entities=("counters",))
+    asked = plan_of(to_sqlite(WORLD, tmp_path / "app.db"), table, tmp_path, entities=("counters",))
     forecast = await dry_run(asked, listener=unheard)
     done = await bring(asked)
     assert forecast.write_units == done.checkpoint.units == len(_used())
@@ -258,7 +258,7 @@ async def test_a_dry_run_of_counters_alone_says_what_they_take(table: str, tmp_p
     assert forecast.samples == {}
 
 
-def _fates(done: Done, name: str) -> dict[str, int]:
+def _outcomes(done: Done, name: str) -> dict[str, int]:
     return {entity: getattr(counts, name) for entity, counts in done.checkpoint.counts.items()}
 
 
