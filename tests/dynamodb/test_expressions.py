@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, date, datetime, timedelta
+
 import pytest
 
+from ratelimit.algorithms.fields import day_field
 from ratelimit.dynamodb.expressions import encode
-from ratelimit.store import Add, Drop, Expect, Op, Put, Write
+from ratelimit.errors import StoreThrottled
+from ratelimit.limiter import Limiter
+from ratelimit.names import Key
+from ratelimit.policy import Policy
+from ratelimit.store import Add, Drop, Expect, MemoryStore, Op, Outcome, Put, Write
+from ratelimit.store.delegating import DelegatingStore
+from ratelimit.testing import FakeClock
 
 
 def condition(*ops: Op) -> str | None:
@@ -96,3 +105,31 @@ def test_a_field_is_changed_once() -> None:
 def test_keys_and_bookkeeping_are_no_fields(name: str) -> None:
     with pytest.raises(ValueError, match="not a field"):
         encode(Write((Put(name, 1),), 9))
+
+
+class Uncleaned(DelegatingStore):
+    """Keeps the writes that it is asked for, and has no room for those that only clean up."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore())
+        self.writes: list[Write] = []
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        if all(type(op) is Drop for op in write.ops):
+            raise StoreThrottled("no room")
+        self.writes.append(write)
+        return await super().apply(key, write, now=now)
+
+
+async def test_a_check_drops_25_fields_at_most() -> None:
+    """However much has gathered, its expression stays far below DynamoDB's 4 KB."""
+    clock, store, alice = FakeClock(datetime(2026, 6, 1, tzinfo=UTC)), Uncleaned(), Key.of("alice", "hint")
+    old = tuple(Put(day_field(date(2020, 1, 1) + timedelta(days=n)), 1) for n in range(60))
+    await store.apply(alice, Write(old, 9_999_999_999), now=clock.now())
+    store.writes.clear()
+    async with Limiter(store, [Policy("hint", "1000/day")], clock=clock) as limiter:
+        for _ in range(5):
+            assert (await limiter.check("alice", "hint")).allowed
+            clock.advance(1)
+    assert [sum(type(op) is Drop for op in write.ops) for write in store.writes] == [0, 25, 25, 10, 0]
+    assert max(len(encode(write)["UpdateExpression"]) for write in store.writes) < 300

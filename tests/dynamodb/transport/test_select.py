@@ -1,4 +1,4 @@
-"""Which way requests go: as botocore would send them, or not down this lane at all, and then it is counted."""
+"""Which way requests go: as botocore would send them, or not by the fast transport at all, and then it is counted."""
 
 from __future__ import annotations
 

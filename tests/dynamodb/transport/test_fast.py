@@ -1,4 +1,4 @@
-"""The fast lane on bad days, from real sockets: no hang, no leak, nothing sent twice that may have been executed."""
+"""The fast transport on bad days: no hang, no leak, nothing sent twice that may have been executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An AWS set-up that cannot work is told as what it is, at opening, by both lanes; and is not taken for an outage."""
+"""An AWS set-up that cannot work is told as what it is, at opening, by both transports, and not taken for an outage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The usage log's batches take the fast lane as well, and on bad days it says what both lanes would."""
+"""The usage log's batches take the fast transport as well, and on bad days it says what both transports would."""
 
 from __future__ import annotations
 
