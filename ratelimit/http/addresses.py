@@ -63,7 +63,7 @@ class Addresses:
             self._networks = _networks(trusted_proxies)
 
     def of(self, scope: Scope) -> str:
-        """`ip:203.0.113.7`, `ip:2001:db8::/64`, or `ip:unknown` where there is none (a unix socket) or garbage."""
+        """Return `ip:203.0.113.7`, `ip:2001:db8::/64`, or `ip:unknown` where there is none (a socket) or garbage."""
         client = scope.get("client")
         peer: str = client[0] if client else ""
         if not self._hops and not self._networks:
@@ -71,7 +71,7 @@ class Addresses:
         return _as_user(self._through_proxies(_parse(peer), scope), self._prefix)
 
     def trusts_peer(self, scope: Scope) -> bool:
-        """Whether what the peer says about the way so far is to be believed."""
+        """Return whether what the peer says about the way so far is to be believed."""
         client = scope.get("client")
         return self._trusts(_parse(client[0] if client else ""), 0)
 
@@ -97,8 +97,8 @@ class Addresses:
 
 @lru_cache(maxsize=4096)
 def as_user(text: str, ipv6_prefix: int = DEFAULT_IPV6_PREFIX) -> str:
-    """An address as a user. IPv6 goes by its prefix, which is what one subscriber holds; but where it stands for an
-    IPv4 address (mapped, NAT64, 6to4, Teredo), by that one."""
+    """Name a user by an address. IPv6 goes by its prefix, which is what one subscriber holds; but where it stands for
+    an IPv4 address (mapped, NAT64, 6to4, Teredo), by that one."""
     return _as_user(_parse(text), ipv6_prefix)
 
 
@@ -109,7 +109,7 @@ def warn_once(message: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Return whether only this machine can reach what listens there."""
     if host == "localhost":
         return True
     try:
@@ -151,7 +151,7 @@ def _parse(text: str) -> Address | None:
 
 
 def _entry(text: str) -> Address | None:
-    """One entry of the header: an address, perhaps with a port, in brackets if it is an IPv6 one that has a port."""
+    """Read one entry of the header: an address, perhaps with a port, in brackets if it is an IPv6 one that has one."""
     text = text.strip(" \t")
     if len(text) > _LONGEST:
         return None

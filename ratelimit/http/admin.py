@@ -25,30 +25,30 @@ class AdminBackend(Protocol):
     """Everything there is to see and to do."""
 
     async def health(self) -> Mapping[str, object]:
-        """What is known, without secrets and without names: anybody may ask."""
+        """Say what is known, without secrets and without names: anybody may ask."""
         ...
 
     async def unready(self) -> str | None:
-        """Why requests should go elsewhere; None where they should come."""
+        """Say why requests should go elsewhere; None where they should come."""
         ...
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        """A body and its content type."""
+        """Return a body and its content type."""
         ...
 
     def config(self) -> Mapping[str, object]:
-        """The configuration in effect, secrets masked."""
+        """Return the configuration in effect, secrets masked."""
         ...
 
     async def reload(self) -> Mapping[str, object]:
-        """What has changed. Raises `ConfigError`, `StoreUnavailable`; then nothing has."""
+        """Return what has changed. Raises `ConfigError`, `StoreUnavailable`; then nothing has."""
         ...
 
 
 def admin_app(
     backend: AdminBackend, token: Callable[[], Token], lifespan: Lifespan[Starlette] | None = None
 ) -> ASGIApp:
-    """An ASGI app. `token` is asked with each request which one holds now; `lifespan` is what the backend needs."""
+    """Make the app. `token` is asked with each request which one holds now; `lifespan` is what the backend needs."""
     routes = _Routes(backend)
     app = Starlette(
         routes=[

@@ -55,7 +55,7 @@ class Token:
         return self._expected is not None
 
     def failure(self, headers: Iterable[tuple[bytes, bytes]]) -> AuthFailure | None:
-        """Why a request is not let in; None where it is. In a time that says nothing about the token."""
+        """Return why a request is not let in; None where it is. The time that takes says nothing about the token."""
         if self._expected is None:
             return FOREIGN if _is_foreign(headers) else None
         given = [value for name, value in headers if name == b"authorization"]
@@ -99,7 +99,6 @@ class BearerAuth:
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the lifespan."""
         guarded = scope["type"] == "http" and scope["path"] not in OPEN
         failure = self._token().failure(scope["headers"]) if guarded else None
         app = self._app if failure is None else ProblemResponse(failure, (NO_STORE, *failure.headers))

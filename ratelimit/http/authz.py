@@ -15,23 +15,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final, Literal, TypeAlias, cast, get_args
+from typing import Final, Literal, TypeAlias, Unpack, cast, get_args
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.errors import InvalidInput
-from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
-from ratelimit.http.headers import HeaderStyle
-from ratelimit.http.identity import DEFAULT_USER_FROM, named_by_connection
+from ratelimit.http.identity import named_by_connection
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.middleware import RateLimitMiddleware
+from ratelimit.http.policy_check import SurfaceArgs
 from ratelimit.http.problems import Problem, ProblemResponse
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.http.routing import WEBSOCKET, ambiguity
 from ratelimit.limiter import Limiter
-from ratelimit.policy import Exempt, UserFrom
 from ratelimit.usage import UsageLog
 
 # The request that a gateway asks about, rebuilt from what the gateway says of it. path suffix Envoy appends the
@@ -57,7 +55,7 @@ class GatewayQuestion(msgspec.Struct, frozen=True):
 
 
 def asked(scope: Scope, prefix: str) -> GatewayQuestion:
-    """The question in a request to `prefix`. Raises `InvalidInput` where it is unclear: no limit is off by accident."""
+    """Read the question in a request. Raises `InvalidInput` where it is unclear: no limit is off by accident."""
     headers = _Fields(scope)
     suffix = _suffix(scope, prefix)
     if suffix:
@@ -82,7 +80,7 @@ def asked(scope: Scope, prefix: str) -> GatewayQuestion:
 
 
 def dialect_of(scope: Scope) -> Dialect:
-    """What the address says. Raises `InvalidInput` for one that is not known."""
+    """Read the dialect off the address. Raises `InvalidInput` for one that is not known."""
     pairs = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
     dialect = pairs.get("dialect", "plain")
     if dialect not in _DIALECTS:
@@ -160,30 +158,16 @@ class Authz:
         self,
         *,
         limiter: Limiter,
-        user_from: UserFrom | Iterable[UserFrom] = DEFAULT_USER_FROM,
-        trusted_proxies: TrustedProxies = 0,
-        ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
-        headers: HeaderStyle = "draft",
-        exempt: Exempt | Iterable[Exempt] = (),
         usage: UsageLog | None = None,
         prefix: str = PREFIX,
         fallback: ASGIApp | None = None,
+        **options: Unpack[SurfaceArgs],
     ) -> None:
         self.prefix = prefix
-        self.middleware = RateLimitMiddleware(
-            _Allowed(fallback),
-            limiter=limiter,
-            user_from=user_from,
-            trusted_proxies=trusted_proxies,
-            ipv6_prefix=ipv6_prefix,
-            headers=headers,
-            exempt=exempt,
-            usage=usage,
-        )
+        self.middleware = RateLimitMiddleware(_Allowed(fallback), limiter=limiter, usage=usage, **options)
         self._fallback = fallback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a question, or run the lifespan."""
         if scope["type"] == "lifespan":
             await self.middleware(scope, receive, send)
         elif not self.covers(scope):
@@ -192,7 +176,6 @@ class Authz:
             await self._answer(scope, receive, send)
 
     def covers(self, scope: Scope) -> bool:
-        """Whether a request is for this endpoint."""
         path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         return path == self.prefix or path.startswith(f"{self.prefix}/")
 
@@ -240,7 +223,6 @@ class _Answer:
         self._reduced = False
 
     async def send(self, message: Message) -> None:
-        """The middleware's `send`."""
         if message["type"] == "http.response.start":
             await self._start(message["status"], message["headers"])
         else:

@@ -164,26 +164,26 @@ class Charges:
             self.refused = charge.decision
 
     def settle(self, success: bool, status: int, headers: Any) -> list[Charge]:
-        """The answer is known. Return what does not count with it, and so has to be given back."""
+        """Take note of the answer. Return what does not count with it, and so has to be given back."""
         returned = _uncounted(self._all[self._settled :], success, status, headers)
         self._settled = len(self._all)
         return returned
 
     def cancel(self) -> list[Charge]:
-        """It was no request of its own after all. Return all that it spent, whatever counts."""
+        """Undo what was no request of its own after all. Return all that it spent, whatever counts."""
         spent = self.spent
         self._settled = len(self._all)
         return spent
 
     def settle_unanswered(self) -> None:
-        """How the request ends will not be known: what is spent stays spent."""
+        """Leave spent what is, as it will not be known how the request ends."""
         for charge in self.spent:
             charge.settle()
         self._settled = len(self._all)
 
     def refuse(self, refused: Decision, status: int, headers: Any) -> list[Charge]:
-        """The request is refused. Return what was taken for that same decision; what the app has acted on counts as it
-        does with such an answer. The answer's headers speak of the refusal only."""
+        """Take note of the refusal, of which alone the headers speak from now on. Return what was taken for that same
+        decision; what the app has acted on counts as it does with such an answer."""
         self.refused = refused
         self._is_refused = True
         taken = [charge for charge in self._all[max(self._settled, self._acted_on) :] if charge.spent]

@@ -34,7 +34,7 @@ _actions: Final[WeakKeyDictionary[Dependency, str]] = WeakKeyDictionary()
 
 
 def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = None) -> Dependency:
-    """A function of a request or websocket that checks it against one policy, and returns the decision.
+    """Return a function of a request or websocket that checks it against one policy, and returns the decision.
 
     `cost` takes the place of the policy's own; a function of it may read the body, as it is called with the view's own
     request. The limiter, and where the user comes from, are those of the middleware; without it, pass `limiter=` and
@@ -68,8 +68,8 @@ def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = 
 
 
 def unknown_action(app: object, known: Iterable[str]) -> str | None:
-    """What is wrong with the first route of a FastAPI app that depends on an action of no name known; what is mounted
-    in it may have a middleware of its own."""
+    """Say what is wrong with the first route of a FastAPI app that depends on an unknown action. What is mounted in it
+    may have a middleware of its own."""
     names = sorted(known)
     for path, dependency in _dependencies(getattr(app, "routes", None) or ()):
         action = _actions.get(dependency)
@@ -110,7 +110,7 @@ async def _check_alone(
 
 
 async def quota_exceeded_handler(connection: Request | WebSocket, error: Exception) -> Response | None:
-    """For `app.add_exception_handler(QuotaExceeded, quota_exceeded_handler)`, in an app without the middleware."""
+    """Answer a refusal in an app without the middleware: `app.add_exception_handler(QuotaExceeded, …)`."""
     assert isinstance(error, QuotaExceeded)
     state = RateLimitState.of(connection.scope)
     if state is not None:

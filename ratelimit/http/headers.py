@@ -47,7 +47,7 @@ class HeaderWriter:
         self._prepared: dict[str, Prepared] = {}
 
     def fields(self, decisions: Sequence[Decision]) -> Headers:
-        """The fields for a response on which these decisions were made; none where nothing is limited."""
+        """Return the fields for a response on which these decisions were made; none where nothing is limited."""
         if len(decisions) != 1 or not decisions[0].quotas:
             decisions = list({decision.policy: decision for decision in decisions if decision.quotas}.values())
         if not decisions:
@@ -60,7 +60,7 @@ class HeaderWriter:
         return headers
 
     def refusal(self, decision: Decision) -> Headers:
-        """The fields of a refusal, with `Retry-After` if waiting can help."""
+        """Return the fields of a refusal, with `Retry-After` if waiting can help."""
         headers = self.fields((decision,))
         if decision.retry_after is not None:
             headers.append((b"retry-after", b"%d" % max(1, _whole(decision.retry_after))))
@@ -117,12 +117,12 @@ class Prepared:
 
 @lru_cache(_KEPT)
 def item_name(policy: str) -> str:
-    """A policy's name in printable ASCII."""
+    """Return a policy's name in printable ASCII."""
     return quote(policy, safe=_PRINTABLE)
 
 
 def item_names(policy: str, quotas: Iterable[Quota]) -> list[str]:
-    """What a policy's quotas are called in fields and bodies: `hint`; of several `hint-hour`, `hint-10minutes`."""
+    """Name a policy's quotas in fields and bodies: `hint`; of several `hint-hour`, `hint-10minutes`."""
     name = item_name(policy)
     windows = [str(quota.window).replace(" ", "") for quota in quotas]
     return [name] if len(windows) == 1 else [f"{name}-{window}" for window in windows]
@@ -139,7 +139,7 @@ def _legacy_fields(decision: Decision) -> Headers:
 
 
 def _room(decision: Decision) -> tuple[bool, int]:
-    """Sorts a refusal first, then what has least left."""
+    """Sort a refusal first, then what has least left."""
     return decision.allowed, decision.quotas[tightest(decision)].remaining
 
 
@@ -175,6 +175,6 @@ def _refill_s(quota: Quota) -> int:
 
 
 def _string(text: str) -> bytes:
-    """A String of RFC 9651; `text` is printable ASCII."""
+    """Return a String of RFC 9651; `text` is printable ASCII."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'.encode("ascii")

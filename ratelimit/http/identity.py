@@ -86,14 +86,14 @@ class UserResolver:
         """Whether no function has to be asked, so that `read` knows it all."""
 
     def read(self, scope: Scope) -> str:
-        """The user of a request, one that can be stored, where this `is_plain`."""
+        """Return the user of a request, one that can be stored, where this `is_plain`."""
         for read in self._readers:
             if (user := read(scope)) is not None and (name := _usable(user)) is not None:
                 return name
         return self._addresses.of(scope)
 
     async def user_of(self, connection: HTTPConnection) -> str:
-        """A user that can be stored. Raises `InvalidUser` where a function of the app returned one that cannot."""
+        """Return a user that can be stored. Raises `InvalidUser` where a function of the app returned another one."""
         for read, function in self._sources:
             if read is not None:
                 user = read(connection.scope)
@@ -132,7 +132,7 @@ def _reader(source: object, path: str) -> _Reader:
 
 
 def text(value: bytes) -> str:
-    """What a field says, in UTF-8 as clients and the rest of the world write it; else in Latin-1, as HTTP once did."""
+    """Decode a field, in UTF-8 as clients and the rest of the world write it; else in Latin-1, as HTTP once did."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -140,8 +140,8 @@ def text(value: bytes) -> str:
 
 
 def named_by_connection(fields: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    """What `Connection` names is for this hop only (RFC 9110, 7.6.1), and so no word of who is asking: whoever is
-    behind does not see it."""
+    """Return the names of fields that are for this hop only (RFC 9110, 7.6.1), and so no word of who is asking:
+    whoever is behind does not see them."""
     values = [value for name, value in fields if name == b"connection"]
     if not values:
         return frozenset()
@@ -167,8 +167,8 @@ def _header(name: str) -> _Reader:
 
 
 def _credentials(value: str) -> str | None:
-    """`Bearer TOKEN`, however it is spelled. None for what has parameters (Digest, AWS4-HMAC-SHA256): these are a
-    signature of one request, not a name."""
+    """Return `Bearer TOKEN`, however it is spelled. None for what has parameters (Digest, AWS4-HMAC-SHA256): these are
+    a signature of one request, not a name."""
     if _BEARER.fullmatch(value):
         return value
     words = value.split()
@@ -190,7 +190,7 @@ def _credentials(value: str) -> str | None:
 
 
 def _bytes_of(base64: str) -> bytes:
-    """As those decode it who take least care. Raises `ValueError`."""
+    """Decode as those do who take least care. Raises `ValueError`."""
     return b64decode(base64.translate({ord("-"): "+", ord("_"): "/"}).rstrip("=") + "==")
 
 
@@ -247,7 +247,7 @@ def _authenticated(scope: Scope) -> str | None:
 
 
 def _name(value: Any) -> str | None:
-    """None for what would be another text in each process or request: a method, an object with its address."""
+    """Return a text; None for what is another one in each process or request: a method, an object with its address."""
     if type(value) is str:
         return value or None
     if type(value) is int:
@@ -257,7 +257,7 @@ def _name(value: Any) -> str | None:
 
 
 def _usable(user: str) -> str | None:
-    """Under its one name; None where it cannot be a user."""
+    """Return its one name; None where it cannot be a user."""
     try:
         user = check_user(user)
     except InvalidUser:

@@ -47,7 +47,7 @@ class Refusals:
         self._looked = False
 
     def is_preflight(self, scope: Scope) -> bool:
-        """Whether the app's `CORSMiddleware` will answer this request, and nobody behind it will see it."""
+        """Return whether the app's `CORSMiddleware` will answer this request, and nobody behind it will see it."""
         if scope["type"] != "http" or scope["method"] != "OPTIONS":
             return False
         names = {name.lower() for name, _ in scope["headers"]}
@@ -90,12 +90,12 @@ async def _send_with(fields: Headers, send: Send, message: Message) -> None:
 
 
 def refusal(decision: Decision, writer: HeaderWriter) -> Response:
-    """The problem that a refused decision is."""
+    """Return the problem that a refused decision is."""
     return ProblemResponse(problem_of(decision, writer), writer.refusal(decision))
 
 
 def rejection(error: HTTPException) -> Response:
-    """What a function of the app has raised about a request, as a problem."""
+    """Return as a problem what a function of the app has raised about a request."""
     status = error.status_code
     title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "The request was rejected"
     fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
@@ -103,7 +103,7 @@ def rejection(error: HTTPException) -> Response:
 
 
 def closing(scope: Scope) -> Message:
-    """The message that closes a websocket for a refusal."""
+    """Return the message that closes a websocket for a refusal."""
     asgi: dict[str, Any] | None = scope.get("asgi")
     # Who names no version of the specification goes by that of 2018, as Daphne does, which refuses to send others.
     code = POLICY_VIOLATION if asgi is None or "spec_version" in asgi else TOO_MANY_REQUESTS
@@ -111,14 +111,14 @@ def closing(scope: Scope) -> Message:
 
 
 def stack(app: object) -> Iterator[object]:
-    """An app, and what stands directly further in, as far as each of them tells by its `app`."""
+    """Yield an app, and what stands directly further in, as far as each of them tells by its `app`."""
     for _ in range(_DEEPEST):
         yield app
         app = getattr(app, "app", None)
 
 
 def _cors_of(app: ASGIApp) -> CORSMiddleware | None:
-    """The first one further in: as Starlette has built its stack, or is going to."""
+    """Return the first one further in: as Starlette has built its stack, or is going to."""
     for one in stack(app):
         if isinstance(one, CORSMiddleware):
             return one

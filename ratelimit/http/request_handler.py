@@ -209,7 +209,7 @@ class RequestHandler:
         return self._shared.recorder is None and self._charges.is_settled
 
     async def end(self) -> None:
-        """The app is through with the request. One that was not answered is a failure."""
+        """Settle when the app is through with the request. One that was not answered is a failure."""
         if returned := self._charges.settle(self._succeeded, self._status, self._headers):
             await give_back_all(self._shared.refunds, returned)
         await self._record()
@@ -223,7 +223,7 @@ class RequestHandler:
             await self._outer.handler.record(charges, duration)
 
     def _start(self, message: Message) -> list[Charge]:
-        """The status is known now, and with it what counts. Return what has to be given back first."""
+        """Note the status, with which it is known what counts. Return what has to be given back first."""
         self.has_begun = True
         kind = message["type"]
         self._status = status = 101 if kind == "websocket.accept" else message["status"]
@@ -234,12 +234,12 @@ class RequestHandler:
         return self._charges.settle(self._succeeded, status, self._headers)
 
     async def _give_back_first(self, returned: Sequence[Charge], message: Message) -> None:
-        """Whoever has the answer may ask again at once, and finds the units there."""
+        """Refund, then send: whoever has the answer may ask again at once, and finds the units there."""
         await give_back_all(self._shared.refunds, returned)
         await self._pass(self._with_headers(message))
 
     async def _close_handshake(self, message: Message) -> None:
-        """The app closes a handshake that it has not accepted, of which servers make a 403."""
+        """Pass on that the app closes a handshake that it has not accepted, of which servers make a 403."""
         self.has_begun = self._closed = True
         self._status = 403
         if returned := self._charges.settle(False, 403, ()):
@@ -248,7 +248,7 @@ class RequestHandler:
         await self._send(message)
 
     def _escaped(self) -> bool:
-        """Whether the refusal that a view was told of has got out of it: whoever answers 500 now does not know it."""
+        """Return whether the refusal that a view was told of got out of it: who answers 500 now does not know it."""
         error = self._charges.raised
         trace: Any = None if error is None else error.__traceback__
         while trace is not None:
@@ -275,7 +275,7 @@ class RequestHandler:
             await self.record(charges, max(0, shared.clock.now() - self._since) / 1000)
 
     def _with_headers(self, message: Message) -> Message:
-        """The fields the app has not set itself; the app's message is left as it is, in case it sends it again."""
+        """Add the fields the app has not set itself. Its message is left as it is, in case it sends it again."""
         ours = self._shared.options.writer.fields(self._charges.shown)
         if not ours:
             return message
@@ -285,11 +285,11 @@ class RequestHandler:
 
 
 async def _drop(message: Message) -> None:
-    """Of an answer in the place of which a refusal was sent."""
+    """Drop a message of an answer in whose place a refusal was sent."""
 
 
 def _only_a_slash(scope: Scope, headers: Any) -> bool:
-    """Whether an answer asks for the same request with a slash more at its end, or one less: of the same host."""
+    """Return whether an answer asks the same host for the same with a slash more at its end, or one less."""
     asked = {name.lower(): value for name, value in scope["headers"]}
     location = {name.lower(): value for name, value in headers}.get(b"location", b"")
     try:

@@ -59,8 +59,8 @@ class RequestTarget:
 
 
 def forms(scope: Scope) -> tuple[str, ...] | None:
-    """Every path that some router reads the request's as, without `root_path` and slashes at the end; None where it
-    could be any.
+    """Return every path that some router reads the request's as, without `root_path` and slashes at the end; None where
+    it could be any.
 
     That is one where `..` goes up: a server of files may come down again into its own folder, by a name that only the
     disk knows (`/files/../static/secret`).
@@ -109,7 +109,7 @@ _READINGS: Final[tuple[Callable[[str], str], ...]] = (
 
 
 def ambiguity(path: str) -> str | None:
-    """Why nobody can tell what a decoded path asks for, to tell whom it is refused; None for one that may pass, and is
+    """Say why nobody can tell what a decoded path asks for, to who is refused it; None for one that may pass, and is
     read in every form nonetheless."""
     if _DOTS.search(path):
         return "has dot segments (. or ..): resolve them first"
@@ -123,17 +123,17 @@ def ambiguity(path: str) -> str | None:
 
 
 def app_method(scope: Scope) -> str:
-    """The method as it was sent; `WEBSOCKET` for a handshake."""
+    """Return the method as it was sent; `WEBSOCKET` for a handshake."""
     return WEBSOCKET if scope["type"] == "websocket" else scope["method"]
 
 
 def app_path(scope: Scope) -> str:
-    """The path to tell people of: less `root_path`, as Starlette takes it off, and tidied."""
+    """Return the path to tell people of: less `root_path`, as Starlette takes it off, and tidied."""
     return tidy(_without(scope.get("root_path", ""), scope["path"]))
 
 
 def tidy(path: str) -> str:
-    """Slashes single, none at the end; the root is `/`."""
+    """Make slashes single, and leave none at the end; the root is `/`."""
     if "//" in path:
         path = _SLASHES.sub("/", path)
     if len(path) > 1 and path[-1] == "/":
@@ -189,7 +189,7 @@ class Pattern:
             logger.warning("%r fits one segment that ends in %r; for all the rest, write %r", text, splat[1], better)
 
     def matches(self, method: str, path: str) -> bool:
-        """Whether it fits a method (`WEBSOCKET` for a handshake) and one form of a path."""
+        """Return whether it fits a method (`WEBSOCKET` for a handshake) and one form of a path."""
         if self._methods is not None and method not in self._methods:
             return False
         if self._exact is not None:
@@ -197,8 +197,8 @@ class Pattern:
         return self._regex.fullmatch(path) is not None
 
     def fits(self, target: RequestTarget) -> bool:
-        """Whether one form does, or would if the pattern were not written with the prefix that the app is mounted
-        under."""
+        """Return whether one form does, or would if the pattern were not written with the prefix that the app is
+        mounted under."""
         if target.paths is None:
             return self._methods is None or target.method in self._methods
         prefix = tidy(target.root) if target.root and self.repeats(target.root) else None
@@ -210,7 +210,7 @@ class Pattern:
         return False
 
     def repeats(self, root: str) -> bool:
-        """Whether it begins with the prefix that the app is mounted under, of which the log is warned once."""
+        """Return whether it begins with the prefix that the app is mounted under; warn of it once."""
         root = tidy(root)
         if root == "/" or not f"{self._path}/".startswith(f"{root}/"):
             return False
@@ -244,11 +244,11 @@ class Patterns:
         """The prefix that `warn` has looked for last."""
 
     def fit(self, target: RequestTarget) -> bool:
-        """Whether one of them fits the request in one of its forms: a policy counts it."""
+        """Return whether one of them fits the request in one of its forms: a policy counts it."""
         return any(pattern.fits(target) for pattern in self._patterns)
 
     def cover(self, scope: Scope) -> bool:
-        """Whether the request is fitted in all of its forms, with its method as it was sent: an exemption holds."""
+        """Return whether they fit it in all of its forms, with its method as it was sent: an exemption holds."""
         paths = forms(scope)
         if paths is None:
             return False
@@ -274,7 +274,6 @@ class Patterns:
 
 
 def _split_text(text: str) -> tuple[str, str]:
-    """The methods, and what should be a path."""
     methods, slash, rest = text.strip().partition("/")
     if slash and (not methods or methods[-1].isspace()):
         return methods, slash + rest
@@ -306,7 +305,7 @@ def _check_path(path: str, text: str) -> None:
 
 
 def _flaw(path: str) -> tuple[str, str] | None:
-    """What is wrong with it, and what may have been meant."""
+    """Return what is wrong with it, and what may have been meant."""
     if _FOREIGN.search(path):
         what = "written as for another router, or as a regular expression; {name} or * is one segment, ** all the rest"
         return what, _translated(path)
@@ -358,7 +357,7 @@ def _segment(segment: str, text: str) -> str:
 
 
 def _split(segment: str) -> Iterator[str]:
-    """What stands before, between and behind its placeholders."""
+    """Yield what stands before, between and behind its placeholders."""
     at = 0
     for found in _PLACEHOLDER.finditer(segment):
         yield segment[at : found.start()]

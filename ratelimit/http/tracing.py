@@ -22,7 +22,7 @@ NAME: Final = "ratelimit.check"
 
 
 def spans(clock: Clock) -> Observer | None:
-    """What makes a span of each decision, below the one that is current; None where nobody collects them."""
+    """Return what makes a span of each decision, below the current one; None where nobody collects them."""
     tracer = _tracer()
     if tracer is None:
         return None
@@ -48,11 +48,10 @@ class TraceMiddleware:
 
     @classmethod
     def around(cls, app: ASGIApp) -> ASGIApp:
-        """The app itself where nobody collects spans."""
+        """Wrap an app; return the app itself where nobody collects spans."""
         return app if _tracer() is None else cls(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the lifespan."""
         if scope["type"] == "lifespan" or self._trace.get_current_span().get_span_context().is_valid:
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""`Api`: the native API as an ASGI app. What there is to ask is in `verbs`, `directory` and `usage`.
+"""`Api`: the native API as an ASGI app. What there is to ask is in `limiter`, `directory` and `usage`.
 
 A decision is data here: a refused check is a 200 with `"allowed": false`. Bodies have to be declared as JSON, which
 also keeps forms of foreign web pages out.
@@ -48,14 +48,14 @@ T = TypeVar("T")
 
 JSON: Final = b"application/json"
 _CLOSE: Final = (b"connection", b"close")
-MOST_BODY_S: Final = 30.0
+MAX_BODY_S: Final = 30.0
 """Seconds for a body to arrive."""
 # A query string longer than what our longest cursors and names come to is not ours.
-_MOST_QUERY: Final = 16 * 1024
+_MAX_QUERY: Final = 16 * 1024
 
 
 def field(scope: Scope, name: bytes) -> bytes | None:
-    """The first header field of this name."""
+    """Return the first header field of this name."""
     for each, value in scope["headers"]:
         if each == name:
             found: bytes = value
@@ -64,24 +64,24 @@ def field(scope: Scope, name: bytes) -> bytes | None:
 
 
 async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes:
-    """The whole body, declared as JSON, of at most so many bytes, in at most `MOST_BODY_S`."""
+    """Read the whole body, declared as JSON, of at most so many bytes, in at most `MAX_BODY_S`."""
     kind = (field(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
     if kind != JSON:
         raise refused(415, "Unsupported media type", "Send JSON, with Content-Type: application/json")
     length = field(scope, b"content-length") or b"0"
     announced = int(length) if length.isdigit() and len(length) < 20 else 0
     try:
-        async with asyncio.timeout(MOST_BODY_S):
+        async with asyncio.timeout(MAX_BODY_S):
             body = b"" if announced > most else await _received(receive, most)
     except TimeoutError:
-        raise refused(408, "Request timeout", f"A body has {MOST_BODY_S:g} s to arrive", _CLOSE) from None
+        raise refused(408, "Request timeout", f"A body has {MAX_BODY_S:g} s to arrive", _CLOSE) from None
     if max(len(body), announced) > most:
         raise refused(413, "Too large", f"A body may have {most} bytes", _CLOSE)
     return body
 
 
 async def _received(receive: Receive, most: int) -> bytes:
-    """All of it, or as soon as it is more than so many bytes, what there is by then."""
+    """Return all of it, or as soon as it is more than so many bytes, what there is by then."""
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -95,7 +95,7 @@ async def _received(receive: Receive, most: int) -> bytes:
 
 
 def decode_body(kind: type[T], body: bytes) -> T:
-    """JSON, of the right shape."""
+    """Decode JSON of the right shape."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
@@ -107,12 +107,12 @@ def decode_body(kind: type[T], body: bytes) -> T:
 
 
 def decode_query(kind: type[T], scope: Scope) -> T:
-    """The query string as a struct of texts and numbers."""
+    """Decode the query string as a struct of texts and numbers."""
     raw: bytes = scope["query_string"]
     if not raw:
         return _query(kind, {})
-    if len(raw) > _MOST_QUERY:
-        raise ProblemError(bad_input("", f"the query string has more than {_MOST_QUERY} bytes"))
+    if len(raw) > _MAX_QUERY:
+        raise ProblemError(bad_input("", f"the query string has more than {_MAX_QUERY} bytes"))
     try:
         pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
     except ValueError:
@@ -126,7 +126,7 @@ def decode_query(kind: type[T], scope: Scope) -> T:
 
 
 def decode_part(one: Operation, raw: str) -> str:
-    """What stands in the path."""
+    """Decode what stands in the path."""
     assert one.part is not None
     try:
         part: str = msgspec.convert(unquote_to_bytes(raw).decode(), one.part_type)
@@ -144,7 +144,7 @@ def _query(kind: type[T], values: dict[str, Any]) -> T:
         raise invalid(error) from None
 
 
-MOST_BODY: Final = 256 * 1024
+MAX_BODY: Final = 256 * 1024
 _UNEXPECTED: Final = ApiProblem(title="Internal error", status=500, detail="A fault of the server; it is logged.")
 
 
@@ -177,7 +177,7 @@ class Api:
         usage: UsageLog | None = None,
         directory: Directory | None = None,
         token: str | None = None,
-        max_body: int = MOST_BODY,
+        max_body: int = MAX_BODY,
         idempotency: IdempotencyCache | None = None,
     ) -> None:
         self.idempotency = IdempotencyCache(limiter.clock) if idempotency is None else idempotency
@@ -199,7 +199,6 @@ class Api:
         return self._document
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or run the lifespan, in which there is nothing to do."""
         if scope["type"] == "lifespan":
             await no_lifespan(scope, receive, send)
             return

@@ -53,7 +53,6 @@ class PlanAnswer(Struct, frozen=True):
 
     @classmethod
     def of(cls, plan: Plan) -> PlanAnswer:
-        """As JSON says it."""
         return cls(plan.name, texts(plan.quotas))
 
 
@@ -98,7 +97,6 @@ class UserAnswer(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, user: User) -> UserAnswer:
-        """As JSON says it."""
         return cls(
             id=user.id,
             plan=user.plan,
@@ -134,7 +132,7 @@ class UsersAnswer(Struct, frozen=True):
 
 
 def texts(quotas: Mapping[str, Quotas]) -> dict[str, str]:
-    """As they may be written."""
+    """Write quotas as they may be given."""
     return {action: "; ".join(map(str, several)) or "unlimited" for action, several in quotas.items()}
 
 
@@ -152,7 +150,6 @@ class DirectoryRoutes:
         self._store = directory.store
 
     def operations(self) -> list[Operation]:
-        """All of them."""
         return [
             operation("GET", "/v1/users", self.users, problems=[503]),
             operation("GET", _USER, self.user, problems=[404, 503]),
@@ -266,7 +263,7 @@ def _patched(old: User, body: UserPatch) -> User:
 
 
 def _missing(what: Literal["user", "plan"], name: str) -> NoReturn:
-    """Raises `UnknownUser` or `UnknownPlan`."""
+    """Raise `UnknownUser` or `UnknownPlan`."""
     error = UnknownUser if what == "user" else UnknownPlan
     raise error(f"there is no {what} {name!r}")
 

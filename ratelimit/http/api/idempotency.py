@@ -18,9 +18,9 @@ from ratelimit.clock import MINUTE, Clock
 from ratelimit.http.api.operation import refused
 
 KEPT_FOR: Final = 10 * MINUTE
-MOST_KEPT: Final = 10_000
-MOST_BYTES: Final = 32 * 1024 * 1024
-MOST_KEY: Final = 255
+MAX_ANSWERS: Final = 10_000
+MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_KEY: Final = 255
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -44,7 +44,7 @@ class IdempotencyCache:
     counted in `evicted`."""
 
     def __init__(
-        self, clock: Clock, *, most: int = MOST_KEPT, most_bytes: int = MOST_BYTES, kept_for: int = KEPT_FOR
+        self, clock: Clock, *, most: int = MAX_ANSWERS, most_bytes: int = MAX_BYTES, kept_for: int = KEPT_FOR
     ) -> None:
         self.evicted = 0
         self.replayed = 0
@@ -60,8 +60,8 @@ class IdempotencyCache:
 
         A repeat that comes while the first is under way waits for it. The first goes on if its client gives up.
         """
-        if not 0 < len(key) <= MOST_KEY or not key.isascii() or not key.isprintable():
-            raise refused(400, "Bad input", f"Idempotency-Key: expected 1 to {MOST_KEY} printable ASCII characters")
+        if not 0 < len(key) <= MAX_KEY or not key.isascii() or not key.isprintable():
+            raise refused(400, "Bad input", f"Idempotency-Key: expected 1 to {MAX_KEY} printable ASCII characters")
         self._expire()
         digest = blake2b(body, digest_size=16).digest()
         kept = self._kept.get((path, key))

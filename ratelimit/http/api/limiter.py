@@ -123,7 +123,6 @@ class DecisionAnswer(Struct, frozen=True):
 
     @classmethod
     def of(cls, decision: Decision) -> DecisionAnswer:
-        """As JSON can say it."""
         quotas = [
             QuotaAnswer(str(s.quota), s.quota.limit, s.used, s.remaining, s.reset_after, s.retry_after)
             for s in decision.quotas
@@ -148,7 +147,7 @@ class _Taken(Struct, frozen=True, array_like=True):
 
     @classmethod
     def id_of(cls, decision: Decision) -> str:
-        """What this process has counted by itself, it alone could give back: to the others, nothing was taken."""
+        """Write what a refund needs: nothing where this process counted by itself, as it alone could give that back."""
         spent = 0 if decision.reason == "unavailable" else decision.spent
         quotas = [(str(state.quota), state.position) for state in decision.quotas] if spent else []
         taken = cls(decision.user, decision.policy, spent, decision.at_us, quotas, token_bytes(8))
@@ -192,7 +191,6 @@ class LimiterRoutes:
         self._refunded: LRUCache[str, Decision] = LRUCache(MAX_REFUNDED)
 
     def operations(self) -> list[Operation]:
-        """All of them."""
         return [
             operation("POST", "/v1/check", self.check, problems=[404], repeatable=True),
             operation("POST", "/v1/check/batch", self.check_batch, repeatable=True),
@@ -244,7 +242,7 @@ class LimiterRoutes:
         )
 
     def _decision(self, decision_id: str) -> Decision:
-        """The same object for the same id: it knows what has been given back of it."""
+        """Return the same object for the same id: it knows what has been given back of it."""
         return self._refunded.get_or_make(decision_id, lambda: decision_of(decision_id))
 
     async def reset(self, body: ResetBody) -> None:
@@ -289,7 +287,7 @@ def _check_alone(body: RefundBody) -> None:
 
 
 def _check_input(body: CheckBody, *, at: str = "") -> None:
-    """Before anything is spent: what cannot be used, and where it stands."""
+    """Raise `ConfigError` for what cannot be used, with where it stands, before anything is spent."""
     name = "user"
     try:
         check_user(body.user)

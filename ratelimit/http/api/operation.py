@@ -56,12 +56,10 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """Of the function: unique among all."""
         return str(self.act.__name__)
 
     @property
     def summary(self) -> str:
-        """The first line of what the function says of itself."""
         return (self.act.__doc__ or "").partition("\n")[0]
 
 
@@ -74,7 +72,7 @@ def operation(
     repeatable: bool = False,
     open: bool = False,
 ) -> Operation:
-    """`act` at this place, by its own annotations."""
+    """Make an operation of `act`, by its own annotations."""
     hints = get_type_hints(act, include_extras=True)
     answer = hints["return"]
     part = next((part[1:-1] for part in path.split("/") if part.startswith(_OPEN)), None)
@@ -112,7 +110,6 @@ class Router:
         self._split = [(template.split("/"), template) for template in self.templates if _OPEN in template]
 
     def find(self, raw_path: str) -> RouteMatch | None:
-        """None where there is nothing."""
         if (there := self.templates.get(raw_path)) is not None and _OPEN not in raw_path:
             return RouteMatch(raw_path, there, None)
         given = raw_path.split("/")
@@ -128,7 +125,7 @@ def _same(part: str, given: str) -> bool:
 
 
 def arguments(one: Operation, part: str | None, query: Any, body: Any) -> dict[str, Any]:
-    """What `act` is called with."""
+    """Return what `act` is called with."""
     given: dict[str, Any] = {} if one.part is None else {one.part: part}
     if one.query is not NoQuery:
         given["query"] = query
@@ -203,12 +200,12 @@ class ApiProblem(Problem, frozen=True, kw_only=True):
 
 
 def refused(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> ProblemError:
-    """One without a path."""
+    """Return what to raise where no field is at fault."""
     return ProblemError(ApiProblem(title=title, status=status, detail=detail), headers)
 
 
 def problem_of_error(error: RateLimitError) -> ApiProblem:
-    """What this package's own errors are for a client."""
+    """Return what this package's own errors are for a client."""
     if isinstance(error, StoreUnavailable):
         # Not the message: it names tables and hosts.
         detail = "The store gives no answer at the moment; it is not known whether anything was written."
@@ -222,13 +219,13 @@ def problem_of_error(error: RateLimitError) -> ApiProblem:
 
 
 def bad_input(path: str, text: str) -> ApiProblem:
-    """A value that cannot be used."""
+    """Return the problem of a value that cannot be used."""
     detail = f"{path}: {text}" if path else text
     return ApiProblem(title="Bad input", status=400, detail=detail, errors=[FieldError(path, text)])
 
 
 def invalid(error: msgspec.DecodeError) -> ProblemError:
-    """What msgspec found: no JSON, or not of the right shape."""
+    """Return what to raise for what msgspec found: no JSON, or not of the right shape."""
     if not isinstance(error, msgspec.ValidationError):
         return ProblemError(bad_input("", f"not valid JSON: {error}"))
     found = _PLACE.fullmatch(str(error))
@@ -263,7 +260,7 @@ _KEY: Final = {
 
 
 def openapi(operations: Iterable[Operation], *, token: bool) -> dict[str, Any]:
-    """OpenAPI 3.1. `token`: whether one is asked for."""
+    """Write OpenAPI 3.1. `token`: whether one is asked for."""
     every = list(operations)
     bodies = [kind for one in every for kind in (one.body, one.answer) if kind is not None]
     kinds: list[type[Struct]] = list(dict.fromkeys([*bodies, ApiProblem]))

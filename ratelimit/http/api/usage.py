@@ -67,7 +67,6 @@ class SummaryAnswer(Struct, frozen=True):
 
     @classmethod
     def of(cls, user: str, report: dict[str, Any]) -> SummaryAnswer:
-        """From `Reports.summary`."""
         first, last = map(date.fromisoformat, report[DATE_RANGE])
         actions = {action: ActionSummary(**sums) for action, sums in report.items() if action != DATE_RANGE}
         return cls(user, first, last, actions)
@@ -121,7 +120,6 @@ class EventAnswer(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, event: UsageEvent) -> EventAnswer:
-        """As JSON says it."""
         return cls(
             id=event.id,
             user=event.user,
@@ -146,7 +144,6 @@ class EventsAnswer(Struct, frozen=True):
 
     @classmethod
     def of(cls, page: EventPage) -> EventsAnswer:
-        """As JSON says it."""
         return cls(list(map(EventAnswer.of, page.events)), page.cursor)
 
 
@@ -186,7 +183,6 @@ class UsageRoutes:
         self._directory = directory
 
     def operations(self) -> list[Operation]:
-        """All of them."""
         return [
             operation("GET", f"{_USER}/usage", self.summary, problems=[503]),
             operation("GET", f"{_USER}/usage/events", self.events, problems=[503]),
@@ -238,7 +234,7 @@ def _day(path: str, text: str | UnsetType) -> date | None:
 
 
 def _moment(path: str, text: str | UnsetType, *, end: bool = False) -> datetime | None:
-    """A day begins at midnight, and at its `end` is over."""
+    """Read a day or a time. A day begins at midnight, and at its `end` is over."""
     if text is UNSET:
         return None
     try:

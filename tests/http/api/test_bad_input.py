@@ -171,7 +171,7 @@ async def test_a_body_that_ends_early_spends_nothing() -> None:
 
 @pytest.mark.parametrize("begun", [b"", b"{"])
 async def test_a_body_that_does_not_arrive_is_given_up(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MOST_BODY_S", 0.05)
+    monkeypatch.setattr(app, "MAX_BODY_S", 0.05)
     head = b"POST /v1/check HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
     async with served(api()) as address:
         host, _, port = address.rpartition(":")
