@@ -1,22 +1,10 @@
 """What it costs: a month's workload, or what a running service consumes, in AWS's prices. Pure: nothing here does I/O
 but reading the price file."""
 
-from ratelimit.cost.estimate import (
-    Estimate,
-    Line,
-    Provisioned,
-    Saving,
-    Throughput,
-    amount,
-    dollars,
-    estimate,
-    in_short,
-    number,
-    share,
-)
+from ratelimit.cost.estimate import Estimate, Line, Provisioned, Saving, Throughput, dollars, estimate
 from ratelimit.cost.metrics import SHORTEST, Consumption, read_metrics
 from ratelimit.cost.prices import DEFAULT_REGION, Prices, load_prices
-from ratelimit.cost.units import LogMode, Units, Workload, units_of
+from ratelimit.cost.units import LogMode, Units, Workload, amount, in_short, number, share, units_of
 
 __all__ = [
     "DEFAULT_REGION",

@@ -48,9 +48,9 @@ class Consumption:
 
 
 def read_metrics(text: str, now: float, workload: Workload) -> Consumption:
-    """`text` in Prometheus' format, `now` in seconds since the epoch; `workload` says what is stored.
+    """Read `text` in Prometheus' format, at `now`, in seconds since the epoch; `workload` says what is stored.
 
-    Needs the extra `sidecar`. Raises `ConfigError` where the text does not hold what is needed.
+    Needs the extra `sidecar`. Raise `ConfigError` where the text does not hold what is needed.
     """
     samples = list(_samples(text))
     ages = {_worker(s): now - _value(s) for s in samples if s.name == _STARTED}
@@ -70,7 +70,7 @@ class _Month:
         self._ages = ages
 
     def sum(self, name: str, **labels: str | tuple[str, ...]) -> Fraction:
-        """Of all samples of this name whose labels are (one of) these."""
+        """Sum up all samples of this name whose labels are (one of) these."""
         found = Fraction(0)
         for sample in self._samples:
             if sample.name == name and all(_is(sample.labels.get(label), value) for label, value in labels.items()):

@@ -15,8 +15,6 @@ from ratelimit.errors import ConfigError
 
 DEFAULT_REGION: Final = "us-east-1"
 
-_NAMED: Final = ("region", "as_of")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
@@ -41,7 +39,7 @@ class Prices:
 
 
 def load_prices(region: str = DEFAULT_REGION, path: Path | None = None) -> Prices:
-    """Those of a region, from the file that comes with the package or from one's own. Raises `ConfigError`."""
+    """Return those of a region, from the file that comes along or from one's own. Raise `ConfigError`."""
     document = _document(path)
     regions = document.get("regions")
     if not isinstance(regions, dict) or not isinstance(document.get("as_of"), date):
@@ -65,7 +63,7 @@ def _document(path: Path | None) -> dict[str, Any]:
 
 
 def _numbers(region: str, table: object) -> dict[str, Fraction]:
-    wanted = {field.name for field in fields(Prices)} - set(_NAMED)
+    wanted = {field.name for field in fields(Prices)} - {"region", "as_of"}
     given = table if isinstance(table, dict) else {}
     for name in sorted(wanted ^ set(given)):
         problem = "is missing" if name in wanted else "is unknown"

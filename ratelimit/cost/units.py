@@ -1,7 +1,8 @@
-"""`Units`: what DynamoDB bills in a month, and what was spared; from a `Workload`, or from what was really consumed."""
+"""`Workload`: what a month brings, in numbers that somebody can know or guess; `Units`: what DynamoDB bills for it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -9,17 +10,31 @@ from typing import Final, Literal, TypeAlias, get_args
 
 from ratelimit.errors import ConfigError
 
-# `Workload`: what a month brings, in numbers that somebody can know or guess.
-
 LogMode: TypeAlias = Literal["all", "allowed", "denied", "none"]
 
+_AMOUNT: Final = re.compile(r"([0-9]+(?:[_,][0-9]{3})*|[0-9]*)(\.[0-9]+)?\s*([kKmMgGbB]?)")
+_NUMBER: Final = r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
+_SHARE: Final = re.compile(rf"({_NUMBER})\s*(%?)")
+_SCALES: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
+_MOST: Final = 10**15
+HOURS: Final = 730
+"""Of a month, as AWS counts."""
+
+_DAYS: Final = Fraction(HOURS, 24)
+_WRITE_UNIT: Final = 1024
+_GB: Final = 2**30
+# What DynamoDB adds to an item for its own books, and bills as storage.
+_OVERHEAD: Final = 100
+# Keys and the totals of 35 days and 13 months, of a user who comes every day; two fields for each window.
+_STATE_BYTES: Final = 700
+_WINDOW_BYTES: Final = 20
 _SHARES: Final = ("denied", "repeated", "coalesced", "leased", "second", "log_sample")
 _AT_LEAST_ONE: Final = ("lease", "actions", "event_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A month. Shares are parts of 1. Raises `ConfigError` naming the bad number.
+    """A month. Shares are parts of 1. Raise `ConfigError` naming the bad number.
 
     `checks`       asked for, the refused ones included.
     `denied`       of them.
@@ -76,19 +91,6 @@ class Workload:
         return kept.get(self.log, Fraction(0))
 
 
-HOURS: Final = 730
-"""Of a month, as AWS counts."""
-
-_DAYS: Final = Fraction(HOURS, 24)
-_WRITE_UNIT: Final = 1024
-_GB: Final = 2**30
-# What DynamoDB adds to an item for its own books, and bills as storage.
-_OVERHEAD: Final = 100
-# Keys and the totals of 35 days and 13 months, of a user who comes every day; two fields for each window.
-_STATE_BYTES: Final = 700
-_WINDOW_BYTES: Final = 20
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Units:
     """Write and read units of a month; and bytes, as they are once the log has run for as long as it keeps."""
@@ -111,7 +113,7 @@ class Units:
 
 
 def units_of(workload: Workload) -> Units:
-    """What a workload comes to."""
+    """Return what a workload comes to."""
     denied = workload.checks * workload.denied
     admitted = workload.checks - denied
     leased = workload.leased * (1 - Fraction(1, workload.lease))
@@ -133,11 +135,52 @@ def units_of(workload: Workload) -> Units:
 
 
 def state_gb(workload: Workload) -> Fraction:
-    """One item for each user and action."""
+    """Return the storage of the counters: one item for each user and action."""
     item = _STATE_BYTES + _WINDOW_BYTES * workload.windows + _OVERHEAD
     return Fraction(workload.users * workload.actions * item, _GB)
 
 
 def event_gb(events: Fraction, workload: Workload) -> Fraction:
-    """All that is kept at a time."""
+    """Return the storage of all events that are kept at a time."""
     return events / _DAYS * workload.days_kept * (workload.event_bytes + _OVERHEAD) / _GB
+
+
+def amount(name: str, text: str) -> int:
+    """Read a whole number of at least 0: `1500`, `1_500`, `1.5k`, `50M`, `2G`. Raise `ConfigError` on `name`."""
+    match = _AMOUNT.fullmatch(text.strip())
+    if match is None or not (match[1] or match[2]):
+        raise ConfigError(name, f"{text!r} is no amount; write it like 1500, 1.5k, 50M or 2G")
+    number = Fraction(re.sub("[_,]", "", match[1]) + (match[2] or "")) * _SCALES[match[3].lower()]
+    if number.denominator != 1:
+        raise ConfigError(name, f"{text!r} is not a whole number; write it like 1500, 1.5k, 50M or 2G")
+    if number > _MOST:
+        raise ConfigError(name, f"{text!r} is more than a month can hold")
+    return int(number)
+
+
+def share(name: str, text: str) -> Fraction:
+    """Read a part of the whole, 0 to 1: `20%`, `0.2`. Raise `ConfigError` on `name`."""
+    match = _SHARE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(name, f"{text!r} is no share; write it like 20% or 0.2")
+    found = Fraction(match[1]) / (100 if match[2] else 1)
+    if found > 1:
+        hint = f"; did you mean {text.strip()}%?" if not match[2] and found <= 100 else ""
+        raise ConfigError(name, f"{text!r} is more than the whole, 100%{hint}")
+    return found
+
+
+def number(name: str, text: str) -> Fraction:
+    """Read a number of at least 0: `2`, `0.25`. Raise `ConfigError` on `name`."""
+    if re.fullmatch(_NUMBER, text.strip()) is None:
+        raise ConfigError(name, f"{text!r} is no number; write it like 2 or 0.5")
+    return Fraction(text.strip())
+
+
+def in_short(number: Fraction | int) -> str:
+    """Write `50M`, `1.5k`, `12`: three digits, and more only beyond 999G."""
+    for letter, scale in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= scale:
+            whole = f"{round(number / scale):,}"
+            return (f"{float(number / scale):.3g}" if number < 999 * scale else whole) + letter
+    return f"{float(number):.3g}"
