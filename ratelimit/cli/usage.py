@@ -262,8 +262,8 @@ def export(
         store=masked(at.load().store),
         format=chosen,
         user=user,
-        since=_ms(to_moment("--since", since)),
-        until=_ms(to_moment("--until", until, end=True)),
+        since=to_moment("--since", since),
+        until=to_moment("--until", until, end=True),
         action=action,
         allowed=allowed,
         parts=parts,
@@ -493,10 +493,6 @@ def _size(file: Path) -> int | None:
         return file.stat().st_size
     except OSError:
         return None
-
-
-def _ms(moment: datetime | None) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1000)
 
 
 def _report_export(done: ExportCheckpoint, out: Path, *, as_json: bool) -> None:

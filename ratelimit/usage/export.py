@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, Protocol, TypeAlias
 
 import msgspec
 
-from ratelimit.clock import Clock, SystemClock, instant
+from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import check_action, check_user
@@ -29,7 +29,7 @@ Progress: TypeAlias = Callable[[int, int], object]
 """Called with the events and the bytes so far."""
 
 _SAVE_EVERY: Final = 20  # pages
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 async def export_events(
@@ -77,7 +77,7 @@ def _beginning(asked: ExportQuery, clock: Clock) -> ExportCheckpoint:
         raise InvalidInput(f"parts must be a whole number from 1 to {MAX_PARTS}, not {asked.parts!r}")
     if asked.user is not None and check_user(asked.user) and asked.parts > 1:
         raise InvalidInput("a user's events are read in their order: leave parts at 1")
-    since, until = range_of(_aware(asked.since), _aware(asked.until), now=clock.now())
+    since, until = range_of(asked.since, asked.until, now=clock.now())
     return ExportCheckpoint(asked=asked, since=since, until=until, cursors=first_cursors(asked.parts))
 
 
@@ -107,17 +107,13 @@ def _source(store: TableStore, reached: ExportCheckpoint, clock: Clock) -> Ask[U
     async def of_user(_: Part, cursor: str | None) -> ScanPage[UsageEvent]:
         assert user is not None
         query = EventQuery.of(
-            user, now=clock.now(), since=_aware(reached.asked.since), until=_aware(reached.asked.until),
+            user, now=clock.now(), since=reached.asked.since, until=reached.asked.until,
             action=None, allowed=None, cursor=cursor,
         )  # fmt: skip
         page = await retry(lambda: page_of(store.events, query, MAX_PAGE))
         return ScanPage(page.events, page.cursor)
 
     return of_all if user is None else of_user
-
-
-def _aware(ms: int | None) -> datetime | None:
-    return None if ms is None else instant(ms * 1000)
 
 
 class ExportQuery(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,9 +123,9 @@ class ExportQuery(msgspec.Struct, frozen=True, kw_only=True):
     """A name for the store, without secrets."""
     format: str
     user: str | None = None
-    since: int | None = None
-    """Milliseconds, as `until`."""
-    until: int | None = None
+    since: datetime | None = None
+    """An aware one, as `until`, which is not included."""
+    until: datetime | None = None
     action: str | None = None
     allowed: bool | None = None
     parts: int = 1
@@ -140,7 +136,7 @@ class ExportCheckpoint(msgspec.Struct, kw_only=True):
 
     asked: ExportQuery
     since: int
-    """What the question's range came to when it was asked first; so does `until`."""
+    """Milliseconds, as `until`: what the question's range came to when it was asked first."""
     until: int
     cursors: dict[int, str | None]
     """Where the parts that are left go on."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime
 from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Final, Literal, Self, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 import msgspec
 
+from ratelimit.cache import LRUCache
 from ratelimit.clock import Clock, SystemClock, since_epoch
 from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
 from ratelimit.event import UsageEvent, id_from, time_of
@@ -75,7 +75,7 @@ async def import_events(
     if on_error == "stop":
         await asyncio.to_thread(_check, path, chosen, now)
     done = Imported()
-    with _Rejects(path, kept=on_error == "skip") as rejects:
+    with closing(_Rejects(path, kept=on_error == "skip")) as rejects:
         for batch, end in _batches(path, chosen, now, rejects):
             await _put(store, batch)
             done.events += len(batch)
@@ -97,14 +97,9 @@ def _parsed(path: Path, format: FormatName, now: int) -> Iterator[tuple[FileLine
 
 
 def _check(path: Path, format: FormatName, now: int) -> None:
-    first: FileLine | None = None
-    count = 0
-    for line, event in _parsed(path, format, now):
-        if event is None:
-            first = first or line
-            count += 1
-    if first is not None:
-        raise BadLines(path, first, count)
+    bad = (line for line, event in _parsed(path, format, now) if event is None)
+    if (first := next(bad, None)) is not None:
+        raise BadLines(path, first, 1 + sum(1 for _ in bad))
 
 
 def _batches(path: Path, format: FormatName, now: int, rejects: _Rejects) -> Iterator[tuple[list[UsageEvent], int]]:
@@ -152,15 +147,11 @@ class _Rejects:
         self._source = source
         self._kept = kept
         self._file: BinaryIO | None = None
-
-    def __enter__(self) -> Self:
-        if self._kept:  # what an earlier run left is not about this one
+        if kept:  # what an earlier run left is not about this one
             self.path.unlink(missing_ok=True)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file, if there is one."""
         if self._file is not None:
             self._file.close()
 
@@ -187,8 +178,8 @@ class EventParser:
 
     def __init__(self, now: int) -> None:
         self._now = now
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
-        self._given: OrderedDict[tuple[str, str], tuple[bytes, int]] = OrderedDict()
+        self._seen: LRUCache[bytes, int] = LRUCache(_MAX_REMEMBERED)
+        self._given: LRUCache[tuple[str, str], tuple[bytes, int]] = LRUCache(_MAX_REMEMBERED)
 
     def event(self, fields: dict[str, Any], number: int) -> UsageEvent:
         """Return what the line of this number says. Raise `InvalidEvent`, `InvalidUser`, `InvalidAction`."""
@@ -200,43 +191,39 @@ class EventParser:
             if name not in given:
                 raise InvalidEvent(f"{name} is missing")
         user, action = given.pop("user"), given.pop("action")
-        time = given.pop("time", None)
-        if time is not None:
-            moment = since_epoch(_time(time)) // 1000
-            if given.setdefault("at", moment) != moment:
-                raise InvalidEvent(f"time {time!r} and at {given['at']!r} are two moments; leave one of them out")
-        event_id, at = given.get("id"), given.pop("at", None)
+        event_id, at = given.get("id"), _milliseconds(given.pop("time", None), given.pop("at", None))
         event = UsageEvent.of(user, action, now=self._now, at_ms=at, **given)
+        if at is None and (event_id is None or time_of(event_id) is None):
+            carries = "" if event_id is None else "; only the id of a UUIDv7 carries it"
+            raise InvalidEvent(f"time is missing, as in 2026-01-05T12:00:00Z{carries}")
+        digest = _digest(event)
         if event_id is None:
-            if at is None:
-                raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z")
-            return msgspec.structs.replace(event, id=self._id(event))
-        if at is None and time_of(event_id) is None:
-            raise InvalidEvent("time is missing, as in 2026-01-05T12:00:00Z; only the id of a UUIDv7 carries it")
-        self._check_again(event, number)
-        return event
-
-    def _check_again(self, event: UsageEvent, number: int) -> None:
-        key, digest = (event.user, event.id), _digest(event)
-        before, first = self._given.pop(key, (digest, number))
-        self._given[key] = before, first
-        if len(self._given) > _MAX_REMEMBERED:
-            self._given.popitem(last=False)
+            return msgspec.structs.replace(event, id=self._id(event, digest))
+        before, first = self._given.get((event.user, event.id)) or (digest, number)
+        self._given.put((event.user, event.id), (before, first))
         if digest != before:
             raise InvalidEvent(f"id {event.id!r} is in line {first} already, which says something else of it")
+        return event
 
-    def _id(self, event: UsageEvent) -> str:
-        digest = _digest(event)
-        nth = self._seen.pop(digest, 0) + 1
-        self._seen[digest] = nth
-        if len(self._seen) > _MAX_REMEMBERED:
-            self._seen.popitem(last=False)
+    def _id(self, event: UsageEvent, digest: bytes) -> str:
+        nth = (self._seen.get(digest) or 0) + 1
+        self._seen.put(digest, nth)
         return id_from(event.at_ms, digest + nth.to_bytes(4))
 
 
 def _digest(event: UsageEvent) -> bytes:
     said = json.dumps([getattr(event, name) for name in _CONTENT], ensure_ascii=False).encode()
     return blake2b(said, digest_size=16).digest()
+
+
+def _milliseconds(time: object, at: object) -> Any:
+    """Return the one moment that a line tells, in either way; None where it tells none."""
+    if time is None:
+        return at
+    moment = since_epoch(_time(time)) // 1000
+    if at not in (None, moment):
+        raise InvalidEvent(f"time {time!r} and at {at!r} are two moments; leave one of them out")
+    return moment if at is None else at
 
 
 def _time(text: object) -> datetime:
