@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from ratelimit.breaker import BreakerState
+from ratelimit.cache import LRUCache
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.errors import ConfigError, RateLimitError, StoreThrottled, StoreUnavailable
 from ratelimit.names import UserId, check_user
@@ -29,10 +29,15 @@ from ratelimit.store.directory import (
 logger = logging.getLogger("ratelimit")
 
 
-# Changing users and plans: read, change, replace if nobody was faster, else once more. So no change is lost.
-
 T = TypeVar("T", bound=Entry)
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
+DEFAULT_CACHE_FOR: Final = 30.0
+DEFAULT_MAX_USERS: Final = 10_000
+DEFAULT_DEADLINE: Final = 0.1
+MAX_CACHED_PLANS: Final = 1_000
+MAX_FAILURES: Final = 3
 _ATTEMPTS: Final = 10
 
 
@@ -48,54 +53,9 @@ class Contended(RateLimitError):
     """Others kept changing the same user or plan; nothing was written."""
 
 
-class Register:
-    """Writes to a `DirectoryStore`. Every method raises `StoreUnavailable`; after it, the change may have been made."""
-
-    __slots__ = ("_clock", "_store")
-
-    def __init__(self, store: DirectoryStore, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
-
-    async def change(self, kind: type[T], name: str, change: Callable[[T | None], T | None]) -> T | None:
-        """What is there under this name becomes `change` of it, which may be asked again; None is for nothing.
-
-        Raises `Contended`, `IdentityTaken`, and what `change` raises.
-        """
-        for _ in range(_ATTEMPTS):
-            old = await self._store.read(kind, name)
-            new = change(old)
-            if old == new or await self._store.replace(old, new, now=self._clock.now()):
-                return new
-        raise Contended(f"{kind.__name__.lower()} {name!r} was changed by others {_ATTEMPTS} times over; try again")
-
-    async def users(self, *, plan: str | None = None) -> AsyncIterator[User]:
-        """All users, or those of a plan, as they are read page by page."""
-        cursor = None
-        while True:
-            page = await self._store.page(User, plan=plan, cursor=cursor)
-            for user in page.entries:
-                yield user
-            if (cursor := page.cursor) is None:
-                return
-
-    async def plans(self) -> AsyncIterator[Plan]:
-        """All plans."""
-        cursor = None
-        while True:
-            page = await self._store.page(Plan, cursor=cursor)
-            for plan in page.entries:
-                yield plan
-            if (cursor := page.cursor) is None:
-                return
-
-
-# `DirectoryStats`: how the cache does. Each bound that may be hit has a counter that shows it was.
-
-
 @dataclass(slots=True)
 class DirectoryStats:
-    """Sums since the directory was made."""
+    """Sums since the directory was made. Each bound that may be hit has one that shows it was."""
 
     hits: int = 0
     """Answered from the cache."""
@@ -119,15 +79,7 @@ class DirectoryStats:
     """Gave way to others before their time was up: `max_users` is small for this traffic."""
 
 
-# `Cache`: answers read once and kept for a short life, also that there is nothing; one flight per key. A read is a
-# task of its own. Whoever needs its answer waits for it, for as long as the caller can, and may be cancelled without
-# harm to the others; the task ends by its own deadline.
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class Terms(NamedTuple):
+class CacheOptions(NamedTuple):
     """What the caches of one directory have in common."""
 
     clock: Clock
@@ -139,117 +91,113 @@ class Terms(NamedTuple):
     stats: DirectoryStats
 
 
-class Cache(Generic[K, V]):
-    """At most `most` answers of `read`, the most recently used ones."""
+class ReadThroughCache(Generic[K, V]):
+    """The most recently used answers of `read`, also that there is nothing, kept for a short life; one read per key.
 
-    __slots__ = ("_answers", "_flights", "_most", "_read", "_terms")
+    A read is a task of its own. Whoever needs its answer waits for it, for as long as the caller can, and may be
+    cancelled without harm to the others; the task ends by its own deadline.
+    """
 
-    def __init__(self, read: Callable[[K], Awaitable[V]], terms: Terms, *, most: int) -> None:
+    __slots__ = ("_answers", "_options", "_read", "_reads")
+
+    def __init__(self, read: Callable[[K], Awaitable[V]], options: CacheOptions, *, max_entries: int) -> None:
         self._read = read
-        self._terms = terms
-        self._most = most
-        self._answers: OrderedDict[K, tuple[int, V]] = OrderedDict()
-        self._flights: dict[K, asyncio.Task[V]] = {}
+        self._options = options
+        self._answers: LRUCache[K, tuple[int, V]] = LRUCache(max_entries)
+        """By key, when it was asked for, and the answer."""
+        self._reads: dict[K, asyncio.Task[V]] = {}
 
     async def get(self, key: K, *, by: float | None = None) -> V:
-        """The answer for this key; an old one where the store gives none before `by`, a time of the event loop.
+        """Return the answer for this key; an old one where the store gives none before `by`, a time of the event loop.
 
         Raises `StoreUnavailable` where there is no old one either.
         """
-        now = self._terms.clock.now()
-        found = self._answers.get(key)
-        if found is not None and 0 <= now - found[0] < self._terms.life:
-            self._answers.move_to_end(key)
-            self._terms.stats.hits += 1
+        now = self._options.clock.now()
+        found = self._answers.peek(key)
+        if found is not None and 0 <= now - found[0] < self._options.life:
+            self._answers.get(key)
+            self._options.stats.hits += 1
             return found[1]
         try:
-            return await self._wait(self._flight(key, now), by)
+            return await self._wait(self._start(key, now), by)
         except StoreUnavailable:
             if found is None:
                 raise
-            self._terms.stats.stale += 1
+            self._options.stats.stale += 1
             return found[1]
 
     def forget(self, key: K) -> None:
-        """What is known is known no more, and what a read under way will bring is not kept."""
-        self._answers.pop(key, None)
-        self._flights.pop(key, None)
+        """Forget what is known, and do not keep what a read under way will bring."""
+        self._answers.pop(key)
+        self._reads.pop(key, None)
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def _flight(self, key: K, now: int) -> asyncio.Task[V]:
-        stats = self._terms.stats
-        flight = self._flights.get(key)
-        if flight is not None:
+    def _start(self, key: K, now: int) -> asyncio.Task[V]:
+        """Return the read under way, or a new one."""
+        stats = self._options.stats
+        read = self._reads.get(key)
+        if read is not None:
             stats.shared += 1
-            return flight
-        if not self._terms.breaker.admits(now):
+            return read
+        if not self._options.breaker.admits(now):
             stats.spared += 1
             raise StoreUnavailable("users and plans could not be read repeatedly; it will be tried again in a while")
-        flight = self._flights[key] = asyncio.create_task(self._fly(key, now))
-        flight.add_done_callback(partial(self._landed, key, now))
-        return flight
+        read = self._reads[key] = asyncio.create_task(self._ask(key, now))
+        read.add_done_callback(partial(self._ended, key, now))
+        return read
 
-    async def _wait(self, flight: asyncio.Task[V], by: float | None) -> V:
-        """Not `wait_for`, which would end the flight for all."""
+    async def _wait(self, read: asyncio.Task[V], by: float | None) -> V:
+        """Not `wait_for`, which would end the read for all."""
         left = None if by is None else max(0.0, by - asyncio.get_running_loop().time())
-        await asyncio.wait((flight,), timeout=left)
-        if not flight.done():
-            self._terms.stats.late += 1
+        await asyncio.wait((read,), timeout=left)
+        if not read.done():
+            self._options.stats.late += 1
             raise StoreUnavailable("users and plans could not be read in time")
-        if flight.cancelled():
+        if read.cancelled():
             raise StoreUnavailable("users and plans could not be read: the event loop is closing")
-        return flight.result()
+        return read.result()
 
-    async def _fly(self, key: K, now: int) -> V:
-        terms = self._terms
-        terms.stats.reads += 1
+    async def _ask(self, key: K, now: int) -> V:
+        options = self._options
+        options.stats.reads += 1
         try:
-            async with asyncio.timeout(terms.deadline):
+            async with asyncio.timeout(options.deadline):
                 value = await self._read(key)
         except TimeoutError as error:
-            late = StoreUnavailable(f"users and plans could not be read within {terms.deadline} s")
+            late = StoreUnavailable(f"users and plans could not be read within {options.deadline} s")
             self._failed(late, now)
             raise late from error
         except (StoreThrottled, UnreadableEntry):  # one key's trouble
-            terms.stats.failures += 1
-            terms.breaker.succeeded()
+            options.stats.failures += 1
+            options.breaker.succeeded()
             raise
         except StoreUnavailable as error:
             self._failed(error, now)
             raise
         except BaseException:
-            terms.breaker.abandoned()
+            options.breaker.abandoned()
             raise
-        if terms.breaker.succeeded():
+        if options.breaker.succeeded():
             logger.warning("users and plans can be read again")
         return value
 
     def _failed(self, error: StoreUnavailable, now: int) -> None:
-        self._terms.stats.failures += 1
-        if self._terms.breaker.failed(now):
+        self._options.stats.failures += 1
+        if self._options.breaker.failed(now):
             logger.warning("users and plans cannot be read, what was known before holds: %s", error)
 
-    def _landed(self, key: K, asked_at: int, flight: asyncio.Task[V]) -> None:
-        wanted = self._flights.get(key) is flight
+    def _ended(self, key: K, asked_at: int, read: asyncio.Task[V]) -> None:
+        wanted = self._reads.get(key) is read
         if wanted:
-            del self._flights[key]
+            del self._reads[key]
         # Asking for the exception also tells asyncio that nobody needs to hear of it, should all have gone.
-        if flight.cancelled() or flight.exception() is not None or not wanted:
+        if read.cancelled() or read.exception() is not None or not wanted:
             return
-        self._answers[key] = (asked_at, flight.result())
-        self._answers.move_to_end(key)
-        if len(self._answers) > self._most:
-            _, (read_at, _) = self._answers.popitem(last=False)
-            self._terms.stats.evicted += asked_at - read_at < self._terms.life
-
-
-DEFAULT_CACHE_FOR: Final = 30.0
-DEFAULT_MAX_USERS: Final = 10_000
-DEFAULT_DEADLINE: Final = 0.1
-_FAILURES: Final = 3
-_MAX_PLANS: Final = 1_000
+        evicted = self._answers.put(key, (asked_at, read.result()))
+        if evicted is not None:
+            self._options.stats.evicted += asked_at - evicted[1][0] < self._options.life
 
 
 class Directory:
@@ -280,14 +228,17 @@ class Directory:
         self.clock: Clock = clock or SystemClock()
         self.stats = DirectoryStats()
         self._deadline = deadline
-        self._register = Register(store, self.clock)
-        terms = Terms(self.clock, round(cache_for * SECOND), deadline, BreakerState(failures=_FAILURES), self.stats)
-        self._users: Cache[str, User | None] = Cache(partial(store.read, User), terms, most=max_users)
-        self._plans: Cache[str, Plan | None] = Cache(partial(store.read, Plan), terms, most=_MAX_PLANS)
-        self._ids: Cache[Identity, str | None] = Cache(store.find, terms, most=max_users)
+        breaker = BreakerState(failures=MAX_FAILURES)
+        options = CacheOptions(self.clock, round(cache_for * SECOND), deadline, breaker, self.stats)
+        self._users: ReadThroughCache[str, User | None]
+        self._users = ReadThroughCache(partial(store.read, User), options, max_entries=max_users)
+        self._plans: ReadThroughCache[str, Plan | None]
+        self._plans = ReadThroughCache(partial(store.read, Plan), options, max_entries=MAX_CACHED_PLANS)
+        self._ids: ReadThroughCache[Identity, str | None]
+        self._ids = ReadThroughCache(store.find, options, max_entries=max_users)
 
     async def quotas_for(self, user: UserId, action: str) -> Quotas | None:
-        """The quotas to check with; None where the action's policy decides by its own.
+        """Return the quotas to check with; None where the action's policy decides by its own.
 
         In this order: nothing for who is inactive, the user's own, no limit for an admin, the plan's, None. Never
         raises for a store that fails: what was known before holds, or else None. Raises `InvalidUser`.
@@ -297,7 +248,7 @@ class Directory:
             found = await self._users.get(check_user(user), by=by)
             if found is None:
                 return None
-            if (own := own_quotas(found, action)) is not None or found.plan is None:
+            if (own := _own_quotas(found, action)) is not None or found.plan is None:
                 return own
             plan = await self._plans.get(found.plan, by=by)
         except StoreUnavailable:
@@ -309,15 +260,15 @@ class Directory:
         return plan.quotas.get(action)
 
     async def user(self, user: UserId) -> User | None:
-        """None where there is no such user. Raises `StoreUnavailable` where not even an old answer is known."""
+        """Return the user, or None. Raises `StoreUnavailable` where not even an old answer is known."""
         return await self._users.get(check_user(user), by=self._by())
 
     async def plan(self, name: str) -> Plan | None:
-        """None where there is no such plan. Raises as `user` does, and `ConfigError` for what is no name of a plan."""
+        """Return the plan, or None. Raises as `user` does, and `ConfigError` for what is no name of a plan."""
         return await self._plans.get(check_plan("plan", name), by=self._by())
 
     async def find(self, identity: Identity) -> User | None:
-        """The user who has this e-mail or API key: `find(Identity.api_key(key))`. Raises as `user` does."""
+        """Return the user who has this e-mail or API key: `find(Identity.api_key(key))`. Raises as `user` does."""
         by = self._by()
         user = await self._ids.get(identity, by=by)
         found = None if user is None else await self._users.get(user, by=by)
@@ -325,53 +276,52 @@ class Directory:
         return found if found is not None and identity in found.identities else None
 
     async def put_user(self, user: User) -> None:
-        """Whatever was there under this id, it is this now. Raises `IdentityTaken`, `StoreUnavailable`."""
+        """Make the user this one, whatever was there under this id. Raises `IdentityTaken`, `StoreUnavailable`."""
         await self.change_user(user.id, lambda _: user)
 
     async def change_user(self, user: UserId, change: Callable[[User | None], User]) -> User:
-        """The user becomes `change` of it; of None where there is none yet. No change is lost to a simultaneous one.
+        """Make the user `change` of it; of None where there is none yet. No change is lost to a simultaneous one.
 
-        Raises as `put_user` does, and what `change` raises.
+        `change` may be asked again. Raises as `put_user` does, `Contended`, and what `change` raises.
         """
         return cast(User, await self._replace_user(user, change))
 
     async def remove_user(self, user: UserId) -> bool:
-        """The user and all identities, not what was counted; False where there was none."""
-        was_there = False
-
-        def gone(old: User | None) -> None:
-            nonlocal was_there
-            was_there = was_there or old is not None
-
-        await self._replace_user(user, gone)
-        return was_there
+        """Remove the user and all identities, not what was counted; return False where there was none."""
+        found: list[User] = []
+        await self._replace_user(user, partial(_remove, found))
+        return bool(found)
 
     async def put_plan(self, plan: Plan) -> None:
-        """Whatever was there under this name, it is this now."""
+        """Make the plan this one, whatever was there under this name. Raises `StoreUnavailable`."""
         await self.change_plan(plan.name, lambda _: plan)
 
     async def change_plan(self, name: str, change: Callable[[Plan | None], Plan]) -> Plan:
-        """As `change_user`."""
+        """Make the plan `change` of it, as `change_user` does."""
         return cast(Plan, await self._replace_plan(name, change))
 
     async def remove_plan(self, name: str) -> bool:
-        """False where there was none. For users who still have it, the policies' own quotas hold."""
-        was_there = False
-
-        def gone(old: Plan | None) -> None:
-            nonlocal was_there
-            was_there = was_there or old is not None
-
-        await self._replace_plan(name, gone)
-        return was_there
+        """Remove the plan; return False where there was none. For its users, the policies' own quotas hold then."""
+        found: list[Plan] = []
+        await self._replace_plan(name, partial(_remove, found))
+        return bool(found)
 
     def users(self, *, plan: str | None = None) -> AsyncIterator[User]:
-        """All users, or a plan's, straight from the store; what changed a few seconds ago may not show yet."""
-        return self._register.users(plan=plan)
+        """Return all users, or a plan's, straight from the store; what changed a few seconds ago may not show yet."""
+        return self._every(User, plan)
 
     def plans(self) -> AsyncIterator[Plan]:
-        """All plans, likewise."""
-        return self._register.plans()
+        """Return all plans, likewise."""
+        return self._every(Plan)
+
+    async def _every(self, kind: type[T], plan: str | None = None) -> AsyncIterator[T]:
+        cursor = None
+        while True:
+            page = await self.store.page(kind, plan=plan, cursor=cursor)
+            for entry in page.entries:
+                yield entry
+            if (cursor := page.cursor) is None:
+                return
 
     async def _replace_user(self, user: UserId, change: Callable[[User | None], User | None]) -> User | None:
         user = check_user(user)
@@ -384,7 +334,7 @@ class Directory:
             return new
 
         try:
-            return await self._register.change(User, user, noting)
+            return await self._replace(User, user, noting)
         finally:  # also after a failure, when nobody knows what was written
             self._users.forget(user)
             for identity in touched:
@@ -392,17 +342,33 @@ class Directory:
 
     async def _replace_plan(self, name: str, change: Callable[[Plan | None], Plan | None]) -> Plan | None:
         try:
-            return await self._register.change(Plan, check_plan("plan", name), change)
+            return await self._replace(Plan, check_plan("plan", name), change)
         finally:
             self._plans.forget(name)
 
+    async def _replace(self, kind: type[T], name: str, change: Callable[[T | None], T | None]) -> T | None:
+        """Read, change, and replace if nobody was faster, else once more: so no change is lost."""
+        for _ in range(_ATTEMPTS):
+            old = await self.store.read(kind, name)
+            new = change(old)
+            if old == new or await self.store.replace(old, new, now=self.clock.now()):
+                return new
+        raise Contended(f"{kind.__name__.lower()} {name!r} was changed by others {_ATTEMPTS} times over; try again")
+
     def _by(self) -> float:
-        """When, by the event loop's time, the caller will have waited long enough."""
+        """Return the event loop's time at which the caller will have waited long enough."""
         return asyncio.get_running_loop().time() + self._deadline
 
 
-def own_quotas(user: User, action: str) -> Quotas | None:
-    """What holds for this user whatever the plan; None where the plan decides."""
+def _remove(found: list[T], old: T | None) -> T | None:
+    """Change an entry to nothing, and note in `found` that it was there."""
+    if old is not None:
+        found.append(old)
+    return None
+
+
+def _own_quotas(user: User, action: str) -> Quotas | None:
+    """Return what holds for this user whatever the plan; None where the plan decides."""
     if not user.active:
         return INACTIVE
     if (own := user.quotas.get(action)) is not None:
