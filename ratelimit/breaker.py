@@ -1,4 +1,4 @@
-"""A circuit breaker: a store that keeps failing is left alone for a while, and costs microseconds, not a deadline."""
+"""The state of a circuit breaker: what keeps failing is left alone for a while, and costs microseconds, no deadline."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from typing import Final, Literal
 
 from ratelimit.clock import SECOND
 
-FAILURES: Final = 5
-COOLDOWN: Final = 1 * SECOND
-MAX_COOLDOWN: Final = 30 * SECOND
+MAX_FAILURES: Final = 5
+COOLDOWN_US: Final = 1 * SECOND
+MAX_COOLDOWN_US: Final = 30 * SECOND
 
 
 class BreakerState:
     """Closed: every call goes out. After `failures` in a row it opens: none does, for `cooldown` microseconds. Then one
-    call tries; a success closes it, a failure doubles the cooldown, up to `MAX_COOLDOWN`.
+    call tries; a success closes it, a failure doubles the cooldown, up to `MAX_COOLDOWN_US`.
 
     Time is an argument. A clock that steps back past the opening counts as time passed, so that it cannot stay open.
     """
 
-    __slots__ = ("_cooldown", "_failed", "_first_cooldown", "_most_failures", "_opened_at", "_trying")
+    __slots__ = ("_cooldown", "_failed", "_first_cooldown", "_max_failures", "_opened_at", "_trying")
 
-    def __init__(self, *, failures: int = FAILURES, cooldown: int = COOLDOWN) -> None:
-        self._most_failures = failures
+    def __init__(self, *, failures: int = MAX_FAILURES, cooldown: int = COOLDOWN_US) -> None:
+        self._max_failures = failures
         self._first_cooldown = self._cooldown = cooldown
         self._failed = 0
         self._opened_at: int | None = None
@@ -35,7 +35,7 @@ class BreakerState:
         return "half_open" if self._trying else "open"
 
     def admits(self, now: int) -> bool:
-        """Whether a call may go out now; a True must be followed by `succeeded`, `failed` or `abandoned`."""
+        """Return whether a call may go out now; a True must be followed by `succeeded`, `failed` or `abandoned`."""
         if self._opened_at is None:
             return True
         if self._trying or self.wait(now) > 0:
@@ -44,13 +44,13 @@ class BreakerState:
         return True
 
     def wait(self, now: int) -> int:
-        """Microseconds until a call may try again; 0 when it may now."""
+        """Return the microseconds until a call may try again; 0 when it may now."""
         if self._opened_at is None or now < self._opened_at:
             return 0
         return max(0, self._opened_at + self._cooldown - now)
 
     def succeeded(self) -> bool:
-        """The store answered. True where this closed the breaker."""
+        """Note that the store answered. Return whether this closed the breaker."""
         closed = self._opened_at is not None
         self._failed = 0
         self._cooldown = self._first_cooldown
@@ -59,19 +59,19 @@ class BreakerState:
         return closed
 
     def failed(self, now: int) -> bool:
-        """The store did not answer. True where this opened the breaker."""
+        """Note that the store did not answer. Return whether this opened the breaker."""
         self._failed += 1
         if self._opened_at is not None:
             if self._trying:
                 self._trying = False
                 self._opened_at = now
-                self._cooldown = min(2 * self._cooldown, MAX_COOLDOWN)
+                self._cooldown = min(2 * self._cooldown, MAX_COOLDOWN_US)
             return False
-        if self._failed < self._most_failures:
+        if self._failed < self._max_failures:
             return False
         self._opened_at = now
         return True
 
     def abandoned(self) -> None:
-        """The call was cancelled before it could tell: another may try."""
+        """Note that the call was cancelled before it could tell: another may try."""
         self._trying = False

@@ -18,7 +18,7 @@ class Clock(Protocol):
     """Anything that tells the time."""
 
     def now(self) -> int:
-        """Microseconds since the Unix epoch, UTC."""
+        """Return microseconds since the Unix epoch, UTC."""
         ...
 
 
@@ -26,7 +26,7 @@ class SystemClock:
     """The machine's wall clock: quotas follow the calendar, so a monotonic clock would not do."""
 
     def now(self) -> int:
-        """See `Clock.now`."""
+        """Return microseconds since the Unix epoch, UTC."""
         return time.time_ns() // 1000
 
 
@@ -41,5 +41,5 @@ def since_epoch(moment: datetime) -> int:
 
 
 def seconds(microseconds: int) -> float:
-    """A span of time for people and programs: seconds, exact to the microsecond below 285 years."""
+    """Return a span of time for people and programs: seconds, exact to the microsecond below 285 years."""
     return microseconds / SECOND

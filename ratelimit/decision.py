@@ -64,7 +64,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def tightest(self) -> QuotaState | None:
-        """The quota to mind: when refused the one to wait longest for, else the one with least left."""
+        """Return the quota to mind: when refused the one to wait longest for, else the one with least left."""
         if not self.quotas:
             return None
         if self.retry_after == 0.0:

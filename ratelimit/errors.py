@@ -63,7 +63,7 @@ class ConfigError(InvalidInput):
         super().__init__(f"{path}: {problem}" if path else problem)
 
     def under(self, parent: str) -> ConfigError:
-        """The same error, seen from one level further out."""
+        """Return the same error, seen from one level further out."""
         if not self.path:
             return ConfigError(parent, self.problem)
         joint = "" if self.path.startswith("[") else "."

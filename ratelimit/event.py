@@ -45,7 +45,7 @@ class EventIds:
         self._random = 0
 
     def new(self, at: int) -> str:
-        """An id that carries the time `at`, in milliseconds."""
+        """Return an id that carries the time `at`, in milliseconds."""
         if at != self._at:
             self._at = at
             self._random = int.from_bytes(os.urandom(10)) & _RANDOM_MASK >> 1
@@ -55,7 +55,7 @@ class EventIds:
 
 
 def id_from(at: int, content: bytes) -> str:
-    """The one id that an event of this time and content has: the same whenever it is asked for."""
+    """Return the one id that an event of this time and content has: the same whenever it is asked for."""
     return _text_of_id(at, int.from_bytes(blake2b(content, digest_size=10).digest()) & _RANDOM_MASK)
 
 
@@ -67,14 +67,14 @@ def _text_of_id(at: int, random: int) -> str:
 
 
 def time_of(event_id: str) -> int | None:
-    """The milliseconds since the epoch that a UUIDv7 carries; None for any other id."""
+    """Return the milliseconds since the epoch that a UUIDv7 carries; None for any other id."""
     if len(event_id) == 36 and _UUID7.fullmatch(event_id):
         return int(event_id[:8] + event_id[9:13], 16)
     return None
 
 
 def made_at(event_id: str) -> int | None:
-    """As `time_of`, but None also for a UUIDv7 that was not made here (save one in 16 million)."""
+    """Return what `time_of` does, but None also for a UUIDv7 that was not made here (save one in 16 million)."""
     at = time_of(event_id)
     if at is None:
         return None
@@ -181,7 +181,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def placed_by_id(self) -> bool:
-        """Whether the id was made for this event, so that nothing else can have it, and it is stored where that says.
+        """Return whether the id was made for this event: nothing else can have it, and it is stored where that says.
 
         An id that was given is none of these, a UUIDv7 neither: it may have come before, with another time and action.
         """
@@ -189,7 +189,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def expires_at(self) -> int:
-        """Epoch seconds after which it is no longer kept."""
+        """Return the epoch seconds after which it is no longer kept."""
         return (self.at_ms + _RETENTION_MS) // 1000
 
 
@@ -236,7 +236,7 @@ def _duration(duration: float) -> float:
 
 
 def _shown(value: object) -> str:
-    """For a message: Python refuses to spell out a number of thousands of digits."""
+    """Return a value as a message shows it: Python refuses to spell out a number of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a number of {value.bit_length()} bits"
     return repr(value)
@@ -264,7 +264,7 @@ def _trimmed(encoded: bytes, text: str, most: int) -> str:
 
 
 def _room(user: str, action: str, *others: str | None) -> int:
-    """Bytes left for the metadata; at least 100, whatever the rest takes."""
+    """Return the bytes left for the metadata; at least 100, whatever the rest takes."""
     taken = len(user.encode()) + 2 * len(action.encode())
     return MAX_TEXT_BYTES - taken - sum(len(other.encode()) for other in others if other is not None)
 
@@ -281,7 +281,7 @@ def _metadata(metadata: object, room: int) -> dict[str, Any]:
 
 
 def _trimmed_metadata(metadata: dict[str, Any], size: int, room: int) -> dict[str, Any]:
-    """The entries that fit, in their order; a text that does not is cut, anything else left out."""
+    """Return the entries that fit, in their order; a text that does not is cut, anything else left out."""
     metadata.pop(MARK, None)
     kept: dict[str, Any] = {}
     for key, value in metadata.items():
@@ -294,7 +294,7 @@ def _trimmed_metadata(metadata: dict[str, Any], size: int, room: int) -> dict[st
 
 
 def _cut(value: str, left: int) -> str:
-    """So much of a text that its JSON, without quotes, takes at most `left` bytes, the mark included."""
+    """Return so much of a text that its JSON, without quotes, takes at most `left` bytes, the mark included."""
     most = left
     while len(_json(cut := _trimmed(value.encode(), value, most))) - 2 > left:
         most -= max(1, most // 8)
@@ -302,7 +302,7 @@ def _cut(value: str, left: int) -> str:
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
-    """As compact JSON. Raises `InvalidEvent` for what JSON cannot say."""
+    """Return it as compact JSON. Raises `InvalidEvent` for what JSON cannot say."""
     try:
         return _json(dict(metadata))
     except (TypeError, ValueError, RecursionError) as error:

@@ -42,14 +42,17 @@ class Key(NamedTuple):
 
     @classmethod
     def of(cls, user: object, action: object) -> Key:
-        """Raises `InvalidUser` or `InvalidAction`."""
+        """Return the pair, checked. Raises `InvalidUser` or `InvalidAction`."""
         # Straight to the tuple: what a `NamedTuple` puts before it takes longer than both checks.
         return tuple.__new__(cls, (check_user(user), check_action(action)))
 
 
 def check_user(user: object) -> str:
-    """The one name that a user is stored by: an integer as text, and text in Unicode's composed form (NFC), so that
-    what is written alike is one user wherever it comes from. Raises `InvalidUser`."""
+    """Return the one name that a user is stored by. Raises `InvalidUser`.
+
+    That is an integer as text, and text in Unicode's composed form (NFC), so that what is written alike is one user
+    wherever it comes from.
+    """
     if type(user) is str and 0 < len(user) <= _SHORT_USER and user.isascii() and user.isprintable():
         return user
     if type(user) is int and user.bit_length() <= _MAX_USER_BITS:
@@ -60,7 +63,7 @@ def check_user(user: object) -> str:
 
 
 def check_action(action: object) -> str:
-    """The action itself, if it can be stored. Raises `InvalidAction`."""
+    """Return the action itself, if it can be stored. Raises `InvalidAction`."""
     if type(action) is str and 0 < len(action) <= _SHORT_ACTION and action.isascii() and action.isprintable():
         if action == RESERVED_ACTION:
             raise InvalidAction(f"no action can be called {RESERVED_ACTION!r}: a usage summary has its dates there")
@@ -69,7 +72,7 @@ def check_action(action: object) -> str:
 
 
 def is_hash(user: str) -> bool:
-    """Whether it stands for a user whose name is not stored."""
+    """Return whether it stands for a user whose name is not stored."""
     return user.startswith(HASH_PREFIX) and _HASH.fullmatch(user) is not None
 
 

@@ -16,14 +16,14 @@ _DECIMAL = re.compile(rf"[+-]?(?:[0-9]{{1,{MAX_DIGITS}}}(?:\.[0-9]*)?|\.[0-9]+)(
 
 
 def to_int(text: str) -> int:
-    """Raises `ValueError`."""
+    """Return a whole number. Raises `ValueError`."""
     if not _WHOLE.fullmatch(text):
         raise ValueError(f"{text[: 2 * MAX_DIGITS]!r} is not a whole number")
     return int(text)
 
 
 def to_float(text: str) -> float:
-    """Raises `ValueError`."""
+    """Return a number. Raises `ValueError`."""
     if not _DECIMAL.fullmatch(text):
         raise ValueError(f"{text[: 2 * MAX_DIGITS]!r} is not a number")
     return float(text)

@@ -65,18 +65,18 @@ class Window:
 
     @property
     def longest(self) -> int:
-        """The most microseconds it can last: a month counts 31 days, a year 366."""
+        """Return the most microseconds it can last: a month counts 31 days, a year 366."""
         if self.unit in _FIXED:
             return self.count * _FIXED[self.unit]
         return self.count * (31 if self.unit == "month" else 366) * DAY
 
     @property
     def seconds(self) -> int:
-        """Whole seconds it lasts at most, as headers show it."""
+        """Return the whole seconds that it lasts at most, as headers show it."""
         return self.longest // SECOND
 
     def span(self, now: int) -> Span:
-        """The window that `now` lies in."""
+        """Return the window that `now` lies in."""
         if self.unit in _FIXED:
             shift = _MONDAY if self.unit == "week" else 0
             length = self.count * _FIXED[self.unit]
@@ -142,7 +142,7 @@ _QUOTA = re.compile(
 
 
 def to_quotas(value: QuotasLike) -> Quotas:
-    """Quotas from whatever a caller finds handy: text, one `Quota`, a list of either, or -1 for no limit.
+    """Return quotas from whatever a caller finds handy: text, one `Quota`, a list of either, or -1 for no limit.
 
     `UNLIMITED` is an empty tuple of its own; any other empty one is refused, so that nothing is unlimited by accident.
     Raises `InvalidQuota`, or `ConfigError` with the index when one of a list is wrong.
@@ -202,7 +202,7 @@ def _parse_one(text: str) -> Quota:
 
 
 def _distinct(quotas: list[Quota]) -> Quotas:
-    """Two quotas on one window would write one field twice; which of them is meant is the author's to say."""
+    """Refuse two quotas on one window, which would write one field twice: which is meant is the author's to say."""
     seen: set[Window] = set()
     for quota in quotas:
         if quota.window in seen:
@@ -212,7 +212,7 @@ def _distinct(quotas: list[Quota]) -> Quotas:
 
 
 def _whole(digits: str) -> int:
-    """The number that the text says. Of thousands of digits Python reads none, and that is no error for a caller."""
+    """Return the number that the text says, or refuse it: of thousands of digits Python reads none, in its own way."""
     if len(digits) > _MOST_DIGITS:
         raise InvalidQuota(f"a number of {len(digits)} digits is too large; {MAX_LIMIT} is the most")
     return int(digits)
@@ -253,7 +253,7 @@ def _unknown_unit(word: str) -> str:
 
 
 def _start_of_month(months: int) -> int:
-    """The first microsecond of a month counted from the year 0."""
+    """Return the first microsecond of a month counted from the year 0."""
     year, month = divmod(months, 12)
     return (date(year, month + 1, 1).toordinal() - _EPOCH_ORDINAL) * DAY
 

@@ -1,4 +1,4 @@
-"""The algorithms: pure functions from (what is believed, now, cost) to operations, and from the truth to an answer."""
+"""The algorithms: pure functions from (a record, now, cost) to operations, and from the truth to an answer."""
 
 from typing import Final
 
@@ -18,7 +18,7 @@ _ALGORITHMS: Final[dict[AlgorithmName, type[FixedWindow] | type[SlidingWindow] |
 
 
 def rule(algorithm: AlgorithmName, quota: Quota) -> Rule:
-    """The rule of one quota under the named algorithm."""
+    """Return the rule of one quota under the named algorithm."""
     return _ALGORITHMS[algorithm](quota)
 
 

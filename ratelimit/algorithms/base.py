@@ -12,8 +12,8 @@ Ops: TypeAlias = tuple[Op, ...]
 
 
 class Rule(Protocol):
-    """One quota under one algorithm. Values in, values out: `now` in microseconds, what is believed of the record, and
-    out come operations for a `Write` whose conditions make a wrong record harmless: it is refused, with the truth.
+    """One quota under one algorithm. Values in, values out: `now` in microseconds, what is known of the record, and
+    out come operations for a `Write` whose conditions make an outdated record harmless: it is refused, with the truth.
 
     An instance may remember what it computed for the current window, never anything about a user.
     """
@@ -47,13 +47,15 @@ class Rule(Protocol):
         ...
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
-        """How the quota stands by a record that is true, and when `cost` more would pass."""
+        """Return how the quota stands by a record that is true, and when `cost` more would pass."""
         ...
 
 
 class Taken:
-    """What a refund gives back of: `held` units, taken at the moment `at` and not given back yet; and the `record` to
-    plan by as long as the record is not known."""
+    """What a refund gives back of: `held` units, taken at the moment `at` and not given back yet.
+
+    `cached` is the record to plan by as long as the true one is not known.
+    """
 
     __slots__ = ("at", "cached", "held")
 

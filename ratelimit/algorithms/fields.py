@@ -38,30 +38,30 @@ _TOTAL_FIELD = re.compile(r"u(\d{2})(\d{2})(\d{2})?", re.ASCII)
 
 
 def window_field(window: Window, index: int) -> str:
-    """The counter of one window."""
+    """Return the counter of one window."""
     if window.count == 1:
         return f"{_LETTERS[window.unit]}{index}"
     return f"{_LETTERS[window.unit]}{window.count}_{index}"
 
 
 def bucket_field(window: Window) -> str:
-    """The arrival time of a GCRA bucket."""
+    """Return the arrival time of a GCRA bucket."""
     return f"g{_LETTERS[window.unit]}{window.count if window.count > 1 else ''}"
 
 
 def bucket_window(field: str) -> Window | None:
-    """The window of the bucket whose arrival time the field is; None for any other field."""
+    """Return the window of the bucket whose arrival time the field is; None for any other field."""
     match = _BUCKET_FIELD.fullmatch(field)
     return Window(int(match[2] or 1), _UNITS[match[1]]) if match else None
 
 
 def bucket_limit_field(window: Window) -> str:
-    """The limit that a bucket's arrival time counts by."""
+    """Return the limit that a bucket's arrival time counts by."""
     return bucket_field(window) + "l"
 
 
 def bucket_returned_field(window: Window) -> str:
-    """All that was ever given back to a bucket."""
+    """Return the field of all that was ever given back to a bucket."""
     return bucket_field(window) + "r"
 
 
@@ -73,28 +73,28 @@ def buckets_end(record: Mapping[str, int]) -> int:
 
 
 def day_field(day: date) -> str:
-    """The total of one UTC day."""
+    """Return the total of one UTC day."""
     return f"u{day:%y%m%d}"
 
 
 def month_field(day: date) -> str:
-    """The total of the calendar month that the day lies in."""
+    """Return the total of the calendar month that the day lies in."""
     return f"u{day:%y%m}"
 
 
 def is_total(field: str) -> bool:
-    """Whether the field is a day's or a month's total, and so outlives a reset of the quotas."""
+    """Return whether the field is a day's or a month's total, and so outlives a reset of the quotas."""
     return field[0] == "u"
 
 
 def current_totals(now: int) -> tuple[str, str]:
-    """The totals that a spending at this moment counts into: the day's and the month's."""
+    """Return the totals that a spending at this moment counts into: the day's and the month's."""
     day = utc_day(now)
     return day_field(day), month_field(day)
 
 
 def total_fields(record: Iterable[str]) -> Iterator[tuple[str, date, bool]]:
-    """The totals among a record's fields: the name, the (first) day, and whether it is a whole month's."""
+    """Yield the totals among a record's fields: the name, the (first) day, and whether it is a whole month's."""
     for field in record:
         if match := _TOTAL_FIELD.fullmatch(field):
             year, month, day = match.groups()
@@ -102,7 +102,7 @@ def total_fields(record: Iterable[str]) -> Iterator[tuple[str, date, bool]]:
 
 
 def utc_day(now: int) -> date:
-    """The UTC day of a moment in microseconds."""
+    """Return the UTC day of a moment in microseconds."""
     return datetime.fromtimestamp(now // SECOND, UTC).date()
 
 
@@ -113,7 +113,7 @@ def check_per(per: object) -> None:
 
 
 def first_kept(today: date, per: Per) -> date:
-    """The first of the days, or of the months (its first day), whose totals are kept; `today` is the last."""
+    """Return the first of the days, or of the months (its first day), whose totals are kept; `today` is the last."""
     if per == "day":
         return today - timedelta(days=DAYS_KEPT - 1)
     year, month = divmod(today.year * 12 + today.month - MONTHS_KEPT, 12)
@@ -121,7 +121,7 @@ def first_kept(today: date, per: Per) -> date:
 
 
 def stale(record: Iterable[str], now: int) -> list[str]:
-    """Fields that no decision and no report will read again.
+    """Return the fields that no decision and no report will read again.
 
     Of windows, the current one and the two before it stay: sliding windows read two, and a process whose clock is
     slightly behind still counts in the previous one.

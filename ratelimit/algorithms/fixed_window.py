@@ -10,11 +10,11 @@ from ratelimit.quota import Quota, Span
 from ratelimit.store.base import Add, Record
 
 _NO_SPAN = Span(0, 0, 0)
-_KEPT_COSTS = 64
+_MAX_KEPT_COSTS = 64
 
 
 class FixedWindow:
-    """See `Rule`. Adds commute, so any number of racers on one counter never get in each other's way."""
+    """A quota by fixed windows. Adds commute, so that racers on one counter never get in each other's way."""
 
     __slots__ = ("_field", "_ops", "_span", "lasts", "max_cost", "quota")
 
@@ -27,33 +27,29 @@ class FixedWindow:
         self._ops: dict[int, Ops] = {}
 
     def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
-        """See `Rule.spend`."""
         self._turn_to(now)
         if record.get(self._field, 0) + cost > self.max_cost:
             return None
         ops = self._ops.get(cost)
         if ops is None:
-            if len(self._ops) >= _KEPT_COSTS:
+            if len(self._ops) >= _MAX_KEPT_COSTS:
                 self._ops.clear()
             ops = self._ops[cost] = (Add(self._field, cost, self.max_cost),)
         return ops
 
     def charge(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops:
-        """See `Rule.charge`."""
         self._turn_to(now)
         return (Add(self._field, cost),)
 
     def renew(self, now: int, record: Record) -> Ops:
-        """See `Rule.renew`: a counter knows of no limit."""
+        """A counter knows of no limit."""
         return ()
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
-        """See `Rule.refund`."""
         self._turn_to(taken.at)
         return give_back(self._field, cost, record)
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
-        """See `Rule.state`."""
         self._turn_to(now)
         used = record.get(self._field, 0)
         left = self.max_cost - used

@@ -25,12 +25,12 @@ from ratelimit.quota import Quota
 from ratelimit.store.base import Add, Expect, Op, Put, Record
 
 _NANOSECONDS = 1000
-# How much further than believed a debt may lie by what others charge meanwhile.
+# How much further than cached a debt may lie by what others charge meanwhile.
 _SLACK = 366 * DAY * _NANOSECONDS
 
 
 class Gcra:
-    """See `Rule`."""
+    """A quota as a bucket."""
 
     __slots__ = (
         "_emission_interval",
@@ -56,7 +56,6 @@ class Gcra:
         self.lasts = self.max_cost * self._emission_interval // _NANOSECONDS
 
     def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
-        """See `Rule.spend`."""
         now *= _NANOSECONDS
         tat = record.get(self._field)
         if tat is None or tat < now:
@@ -71,7 +70,7 @@ class Gcra:
         return self._counted_by(limit, record), Expect(self._field, low=now), Add(self._field, cost * interval, full)
 
     def charge(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops:
-        """See `Rule.charge`. Bounded, far beyond what is believed: the write has to know how long the debt may last."""
+        """Bounded, far beyond what is known: the write has to know how long the debt may last."""
         now *= _NANOSECONDS
         tat = record.get(self._field)
         if tat is None or tat < now:
@@ -84,13 +83,12 @@ class Gcra:
         return self._counted_by(limit, record), Expect(self._field, low=now), add
 
     def renew(self, now: int, record: Record) -> Ops:
-        """See `Rule.renew`. Only to a limit that refills faster: until then, a slower one loses nothing by waiting."""
+        """Only to a limit that refills faster: until then, a slower one loses nothing by waiting."""
         now *= _NANOSECONDS
         tat, limit = record.get(self._field, 0), record.get(self._limit_field, self._limit)
         return self._convert(now, tat, limit, 0) if tat >= now and limit < self._limit else ()
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
-        """See `Rule.refund`."""
         known = taken.cached if record is None else record
         limit, returned = known.get(self._limit_field, self._limit), known.get(self._returned_field, 0)
         interval = self._interval(limit)
@@ -116,7 +114,7 @@ class Gcra:
         )
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
-        """See `Rule.state`. At the pace of the limit that the record has: a refusal changes nothing of it."""
+        """At the pace of the limit that the record has: a refusal changes nothing of it."""
         tat = record.get(self._field, 0)
         interval = self._interval(record.get(self._limit_field, self._limit))
         capacity = self.max_cost * interval
@@ -137,7 +135,7 @@ class Gcra:
         )
 
     def _convert(self, now: int, tat: int, limit: int, cost: int) -> Ops:
-        """Count by this quota's limit from now on, if the bucket is just as it is believed to be. What is ahead now
+        """Count by this quota's limit from now on, if the bucket is just as it was last seen. What is ahead now
         counts as given back: no position of before means anything after."""
         ahead = -(-(tat - now) * self._emission_interval // self._interval(limit))
         return (

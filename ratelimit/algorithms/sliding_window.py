@@ -1,7 +1,7 @@
 """Sliding window: the current window's count, and of the previous one the share that the sliding window still covers.
 
 With windows of length `w` ending at `end`, `current + ceil(previous * (end - now) / w)` stays at or below `limit`. The
-previous window no longer changes, so it is expected to be what it is believed to be, and the current one is added to.
+previous window no longer changes, so it is expected to be what it was last seen to be, and the current one is added to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NO_SPAN = Span(0, 0, 0)
 
 
 class SlidingWindow:
-    """See `Rule`."""
+    """A quota by sliding windows."""
 
     __slots__ = ("_current", "_previous", "_span", "lasts", "max_cost", "quota")
 
@@ -29,7 +29,6 @@ class SlidingWindow:
         self._current = self._previous = ""
 
     def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
-        """See `Rule.spend`."""
         self._turn_to(now)
         previous = record.get(self._previous, 0)
         at_most = self.max_cost - self._weighted(previous, now)
@@ -39,21 +38,18 @@ class SlidingWindow:
         return expected, Add(self._current, cost, at_most)
 
     def charge(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops:
-        """See `Rule.charge`."""
         self._turn_to(now)
         return (Add(self._current, cost),)
 
     def renew(self, now: int, record: Record) -> Ops:
-        """See `Rule.renew`: a counter knows of no limit."""
+        """A counter knows of no limit."""
         return ()
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
-        """See `Rule.refund`."""
         self._turn_to(taken.at)
         return give_back(self._current, cost, record)
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
-        """See `Rule.state`."""
         self._turn_to(now)
         previous, current = record.get(self._previous, 0), record.get(self._current, 0)
         used = current + self._weighted(previous, now)
@@ -73,7 +69,7 @@ class SlidingWindow:
         return -(-previous * (end - now) // (end - start))
 
     def _fits_at(self, cost: int, previous: int, current: int) -> int:
-        """The first microsecond at which `cost` fits, if nothing more is spent until then."""
+        """Return the first microsecond at which `cost` fits, if nothing more is spent until then."""
         room = self.max_cost - cost - current
         if room >= 0:
             return _faded_at(self._span, previous, room)
@@ -91,7 +87,7 @@ class SlidingWindow:
 
 
 def _faded_at(span: Span, previous: int, room: int) -> int:
-    """When in `span` the previous window's share has sunk to `room`: `previous * (end - t) <= room * length`."""
+    """Return when in `span` the previous window's share has sunk to `room`: `previous * (end - t) <= room * length`."""
     if previous <= room:
         return span.start
     return span.end - room * (span.end - span.start) // previous

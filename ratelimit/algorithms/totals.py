@@ -20,7 +20,7 @@ from ratelimit.clock import DAY
 from ratelimit.errors import InvalidInput, OutOfRetention
 from ratelimit.store.base import Add, Record
 
-_KEPT_COSTS: Final = 64
+_MAX_KEPT_COSTS: Final = 64
 _KEPT: Final[dict[Per, str]] = {"day": f"{DAYS_KEPT} days", "month": f"{MONTHS_KEPT} months"}
 
 
@@ -39,7 +39,7 @@ class Totals:
         self._turn_to(now)
         ops = self._ops.get(amount)
         if ops is None:
-            if len(self._ops) >= _KEPT_COSTS:
+            if len(self._ops) >= _MAX_KEPT_COSTS:
                 self._ops.clear()
             ops = self._ops[amount] = tuple(Add(field, amount) for field in self._fields)
         return ops

@@ -66,6 +66,13 @@ class FailingStore(CountingStore):
         return await self.memory.read(key)
 
 
+class YieldingStore(FailingStore):
+    """A memory store that others get ahead of: each call lets them run first."""
+
+    async def fault(self) -> None:
+        await asyncio.sleep(0)
+
+
 async def hang() -> None:
     """Never answers; only a deadline ends it."""
     await asyncio.Event().wait()
