@@ -33,7 +33,7 @@ class UpdateResult(msgspec.Struct, frozen=True, gc=False):
     """Consumed capacity, where it was asked for; DynamoDB does not say it for a failed condition."""
 
 
-class BatchResult(msgspec.Struct, frozen=True, gc=False):
+class BatchWriteResult(msgspec.Struct, frozen=True, gc=False):
     """What a `BatchWriteItem` came to."""
 
     left: Sequence[dict[str, Any]]
@@ -48,7 +48,7 @@ class Transport(Protocol):
         """Send the write for this key's item."""
         ...
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchWriteResult:
         """Send up to 25 put or delete requests in wire form, on as many different items."""
         ...
 
@@ -87,13 +87,13 @@ class BotoTransport:
             raise AnswerLost(f"{self._place} gave an answer without attributes")
         return UpdateResult(applied=True, item=answer["Attributes"], write_units=consumed_units(answer))
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchWriteResult:
         self._count_fallback()
         with explained(self._place):
             answer = await self._api.batch_write_item(RequestItems={self._table: requests}, **self._capacity)
         if "UnprocessedItems" not in answer:
             raise AnswerLost(f"{self._place} answered a batch without saying what was not processed")
-        return BatchResult(answer["UnprocessedItems"].get(self._table, ()), consumed_units(answer))
+        return BatchWriteResult(answer["UnprocessedItems"].get(self._table, ()), consumed_units(answer))
 
     async def close(self) -> None:
         """Do nothing: the client is the store's."""
@@ -126,7 +126,7 @@ class ErrorBody(msgspec.Struct):
     Item: dict[str, dict[str, Any]] | None = None
 
 
-class BatchBody(msgspec.Struct):
+class BatchWriteAnswer(msgspec.Struct):
     """Of a `BatchWriteItem`."""
 
     UnprocessedItems: dict[str, list[dict[str, Any]]]
@@ -135,4 +135,4 @@ class BatchBody(msgspec.Struct):
 
 decode_update: Final = msgspec.json.Decoder(UpdateBody).decode
 decode_error: Final = msgspec.json.Decoder(ErrorBody).decode
-decode_batch: Final = msgspec.json.Decoder(BatchBody).decode
+decode_batch: Final = msgspec.json.Decoder(BatchWriteAnswer).decode

@@ -32,7 +32,7 @@ from ratelimit.dynamodb.schema import PK, SK, STATE, limit_pk
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,
-    BatchResult,
+    BatchWriteResult,
     ErrorBody,
     Transport,
     UpdateResult,
@@ -62,14 +62,14 @@ def read_update(response: Response) -> UpdateResult:
     )
 
 
-def read_batch(response: Response) -> BatchResult:
+def read_batch(response: Response) -> BatchWriteResult:
     """Return what a batch left. Raise `UnusableAnswer`."""
     try:
         answer = decode_batch(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a batch without what was not processed") from None
     left = [request for requests in answer.UnprocessedItems.values() for request in requests]
-    return BatchResult(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
+    return BatchWriteResult(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
 
 
 def read_error(response: Response, operation: str) -> UpdateResult | ClientError:
@@ -188,7 +188,9 @@ class _Operation:
 
     __slots__ = ("name", "read", "signer")
 
-    def __init__(self, name: str, endpoint: Endpoint, read: Callable[[Response], UpdateResult | BatchResult]) -> None:
+    def __init__(
+        self, name: str, endpoint: Endpoint, read: Callable[[Response], UpdateResult | BatchWriteResult]
+    ) -> None:
         self.name = name
         self.read = read
         self.signer = Signer(
@@ -229,9 +231,9 @@ class FastTransport:
         self._stats.fallbacks[str(result)] += 1
         return await self._slow.apply(key, write)
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchResult:
+    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchWriteResult:
         result = await self._send(self._batch, to_json({"RequestItems": {self._table: requests}, **self._capacity}))
-        if type(result) is BatchResult:
+        if type(result) is BatchWriteResult:
             return result
         self._stats.fallbacks[str(result)] += 1
         return await self._slow.write_batch(requests)
@@ -240,7 +242,7 @@ class FastTransport:
         await self._credentials.close()
         await self.pool.close()
 
-    async def _send(self, operation: _Operation, body: bytes, after: str = "") -> UpdateResult | BatchResult | str:
+    async def _send(self, operation: _Operation, body: bytes, after: str = "") -> UpdateResult | BatchWriteResult | str:
         """Return the answer, or the reason to ask aiobotocore. `after` says why it is asked once more."""
         skew = self._server_clock.skew
         try:
