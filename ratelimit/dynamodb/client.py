@@ -86,7 +86,7 @@ class ServerClock:
         return _SIGNATURE
 
     def _on_answer(self, response: Any, attempts: int, request_dict: dict[str, Any], **_: object) -> int | None:
-        """0, to try again at once, where a first attempt was refused because of the clock."""
+        """Return 0, to try again at once, where a first attempt was refused because of the clock."""
         signed_with = request_dict["context"].get(_SKEW)
         if response is None or attempts > 1 or signed_with is None:
             return None
@@ -96,8 +96,6 @@ class ServerClock:
 
 
 class _ServerTime(SigV4Auth):  # type: ignore[misc]
-    """botocore's own signature, as of the moment that was chosen."""
-
     def _modify_request_before_signing(self, request: Any) -> None:
         request.context["timestamp"] = request.context[_MOMENT]
         super()._modify_request_before_signing(request)
@@ -269,12 +267,11 @@ async def connect(settings: Settings, clock: ServerClock | None = None) -> Clien
 
 @cache
 def _loader(data_path: str | None) -> Loader:
-    """One for all clients: it keeps the service's model, whose reading takes more than the rest of `connect`."""
+    """Return the one of all clients: it keeps the service's model, which takes long to read."""
     return create_loader(data_path)
 
 
 async def _find_certificates(session: AioSession, place: Place) -> Verify:
-    """As botocore has it: a file with the certificates to trust, or its own."""
     named = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE")
     if not named:
         return True

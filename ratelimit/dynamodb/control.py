@@ -210,6 +210,6 @@ class Control:
         return True
 
     def _raise_unless_optional(self, error: StoreMisconfigured) -> None:
-        """What an engine for development does not know may be left out there, and only there."""
+        """Raise, unless it is an engine for development, which need not know it."""
         if is_amazon(self.place.endpoint) or isinstance(error, _NOT_OPTIONAL):
             raise error

@@ -61,7 +61,6 @@ _UNLIMITED: Final = "-1"
 
 
 def entry_key(kind: type[Any], name: str) -> dict[str, Attribute]:
-    """Return the primary key of a user or a plan."""
     return {PK: {"S": user_pk(name) if kind is User else plan_pk(name)}, SK: {"S": META}}
 
 
@@ -84,12 +83,10 @@ def entry_of(kind: type[T], item: Item) -> T:
 
 
 def identity_key(identity: Identity) -> dict[str, Attribute]:
-    """Return the primary key of an identity."""
     return {PK: {"S": identity_pk(identity)}, SK: {"S": META}}
 
 
 def identity_item(identity: Identity, user: str, *, now: int) -> dict[str, Attribute]:
-    """Return the item that tells whose it is."""
     return {
         **identity_key(identity),
         TYPE: {"S": IDENTITY_TYPE},
@@ -158,7 +155,7 @@ _PLACE: Final = (PK, SK, GSI1PK, GSI1SK)
 
 
 class DynamoDBDirectoryStore:
-    """A `DirectoryStore` on the table of a `DynamoDBStore`, and on its connection: it opens and closes with that.
+    """A `DirectoryStore` on the table of a `DynamoDBStore`: it opens and closes with that.
 
     One read finds a user by id, two by an identity. A change is one transaction: the user, and every identity that
     comes or goes.

@@ -135,7 +135,7 @@ _CREDENTIALS_FROM: Final = {
     "CreateToken": "IAM Identity Center",
     "CreateOAuth2Token": "AWS Sign-In",
 }
-_LONGEST: Final = 300
+_MAX_QUOTED: Final = 300
 # botocore's word for credentials that were expired as they came.
 _STILL_EXPIRED: Final = "refreshed credentials are still expired"
 
@@ -157,22 +157,21 @@ def explained(place: Place) -> Iterator[None]:
 
 
 def code_of(error: BaseException) -> str:
-    """DynamoDB's name for an error; empty where it did not come from there."""
+    """Return DynamoDB's name for an error; empty where it did not come from there."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, aws.ClientError) else ""
 
 
 def is_bare(status: int) -> bool:
-    """Whether the status alone says all, whatever the body: a redirect, a proxy's own page."""
+    """Return whether the status alone says all, whatever the body: a redirect, a proxy's own page."""
     return status >= 500 or 300 <= status < 400
 
 
 def is_denied(code: str) -> bool:
-    """Whether DynamoDB or STS says by this name that it does not accept who asks."""
+    """Return whether DynamoDB or STS says by this name that it does not accept who asks."""
     return code in _STRANGERS or code in _EXPIRED or code in _DENIED
 
 
 def unsignable(place: Place) -> AccessDenied:
-    """The credentials hold what no header can."""
     return AccessDenied(
         f"the AWS credentials for {place} cannot be sent: a key or the token is empty, or holds a line break, a space "
         "or another character that none has; look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and "
@@ -181,7 +180,7 @@ def unsignable(place: Place) -> AccessDenied:
 
 
 def explain(error: BaseException, place: Place) -> StoreUnavailable:
-    """The error to raise for one that came from botocore, aiohttp or the network."""
+    """Return the error to raise for one that came from botocore, aiohttp or the network."""
     if isinstance(error, aws.ClientError):
         return _no_credentials(error, place) if error.operation_name in _CREDENTIALS_FROM else _answered(error, place)
     cause = error.kwargs.get("error") if isinstance(error, aws.HTTPClientError) else error
@@ -197,22 +196,20 @@ def explain(error: BaseException, place: Place) -> StoreUnavailable:
         return no_region(place.table)
     if isinstance(error, _NO_CREDENTIALS):
         return AccessDenied(
-            f"no AWS credentials for {place}: {_clip(error)}; set the standard AWS variables or a profile"
+            f"no AWS credentials for {place}: {_short(error)}; set the standard AWS variables or a profile"
         )
     if isinstance(error, aws.BotoCoreError) and not isinstance(error, _TRANSPORT):
-        return StoreMisconfigured(f"the AWS set-up does not work for {place}: {_clip(error)}")
+        return StoreMisconfigured(f"the AWS set-up does not work for {place}: {_short(error)}")
     return _transport(error, place)
 
 
 def no_region(table: str) -> StoreMisconfigured:
-    """Nobody said where the table is."""
     return StoreMisconfigured(
         f"the region of table {table!r} is unknown; add ?region=eu-west-1 to the store URL, or set AWS_REGION"
     )
 
 
 def _no_credentials(error: aws.ClientError, place: Place) -> StoreUnavailable:
-    """Nothing was sent to the table."""
     code, issuer = code_of(error), _CREDENTIALS_FROM[error.operation_name]
     told = f"no AWS credentials for {place}: {issuer} answered {error.operation_name} with {_short(code)}"
     if code in _THROTTLES or code == "IDPCommunicationError" or _status(error) >= 500:
@@ -222,10 +219,10 @@ def _no_credentials(error: aws.ClientError, place: Place) -> StoreUnavailable:
 
 def _transport(error: BaseException, place: Place) -> StoreUnavailable:
     if (issuer := getattr(error, "kwargs", {}).get(ISSUER)) is not None:
-        return StoreUnreachable(f"no AWS credentials for {place}: {issuer} gives no answer ({_clip(error)})")
+        return StoreUnreachable(f"no AWS credentials for {place}: {issuer} gives no answer ({_short(error)})")
     if isinstance(error, aws.SSLError | aiohttp.ClientSSLError):
         return StoreUnreachable(
-            f"no trusted connection to {place}: {_clip(error)}; "
+            f"no trusted connection to {place}: {_short(error)}; "
             "check AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and the endpoint"
         )
     if _never_sent(error):
@@ -283,7 +280,6 @@ def _invalid(error: aws.ClientError, place: Place) -> StoreUnavailable:
 
 
 def key_mismatch(place: Place, found: str = "") -> TableMismatch:
-    """The table is there, but it is somebody else's."""
     has = f"; it has {found}" if found else ""
     return TableMismatch(
         f"{place} lacks the keys of this project, PK and SK, both strings{has}; "
@@ -324,10 +320,6 @@ def _message(error: aws.ClientError) -> str:
     return _short(str(error.response.get("Error", {}).get("Message", "")))
 
 
-def _clip(error: BaseException) -> str:
-    return _short(str(error))
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+def _short(text: object) -> str:
+    text = " ".join(str(text).split())
+    return text if len(text) <= _MAX_QUOTED else text[: _MAX_QUOTED - 1] + "…"

@@ -109,12 +109,10 @@ def id_item(event: UsageEvent) -> dict[str, Attribute]:
 
 
 def id_key(event: UsageEvent) -> dict[str, Attribute]:
-    """Return the key of that note."""
     return {PK: {"S": id_pk(event.user)}, SK: {"S": id_sk(event.id)}}
 
 
 def noted_position(event_id: str, item: Item) -> Position:
-    """Return where the id was first seen."""
     return Position(int(item[AT]["N"]), item[ACTION]["S"], event_id)
 
 
@@ -199,11 +197,11 @@ class DynamoDBEventStore:
         await self._calls.retry("BatchWriteItem", send, on=HARMLESS)
 
     async def _put_part(self, part: Sequence[UsageEvent]) -> list[UsageEvent]:
-        """What was not written of it."""
+        """Return what was not written of it."""
         return await (self._put_batch(part) if part[0].placed_by_id else self._put_first(part[0]))
 
     async def _put_batch(self, events: Sequence[UsageEvent]) -> list[UsageEvent]:
-        """All of them in one request, which must not name a key twice."""
+        """Write all of them in one request, which must not name a key twice."""
         by_key: dict[str, tuple[UsageEvent, Item]] = {}
         for event in events:
             item = event_item(event)
@@ -215,7 +213,7 @@ class DynamoDBEventStore:
         return [by_key[key[PK]["S"] + key[SK]["S"]][0] for key in keys]
 
     async def _put_first(self, event: UsageEvent) -> list[UsageEvent]:
-        """An event whose id was given: where that id was first seen, unless it is there already."""
+        """Write an event whose id was given where that id was first seen, unless it is there already."""
         try:
             noted, first = await self._put_if(_not_seen_before(event), id_item(event)), event
             if noted is not None:
@@ -226,7 +224,7 @@ class DynamoDBEventStore:
         return []
 
     async def _put_if(self, condition: Mapping[str, Any], item: Item) -> Item | None:
-        """None when written; else what is there, or an empty item where the engine does not tell."""
+        """Return None when written; else what is there, or an empty item where the engine does not tell."""
         try:
             await self._calls.once("PutItem", Item=item, ReturnValuesOnConditionCheckFailure="ALL_OLD", **condition)
         except ConditionFailed as failed:
@@ -240,12 +238,10 @@ class DynamoDBEventStore:
     async def _query(
         self, request: Mapping[str, Any], start: Item | None, limit: int
     ) -> tuple[list[Item], Item | None]:
-        """Return a page of a partition, and where the next one begins."""
         paging: dict[str, Any] = {"Limit": limit} | ({} if start is None else {"ExclusiveStartKey": start})
         return await self._calls.page("Query", ConsistentRead=True, **request, **paging)
 
     async def _delete_partition(self, pk: str) -> int:
-        """Delete all that is in a partition. Return how much it was."""
         count = 0
         async for keys in self._keys(pk, MAX_EVENTS_PER_PUT):
             await self.delete(keys)
@@ -284,7 +280,7 @@ class DynamoDBEventStore:
 
 
 def _not_seen_before(event: UsageEvent) -> dict[str, Any]:
-    """No note of its id, or one that has expired and was not taken away yet."""
+    """Return the condition that there is no note of its id, or one that has expired and was not taken away yet."""
     return {
         "ConditionExpression": f"{_NOT_THERE['ConditionExpression']} OR #ttl < :at",
         "ExpressionAttributeNames": {"#ttl": TTL},

@@ -32,13 +32,10 @@ def encode(write: Write) -> Update:
 
 
 def number(value: int) -> Attribute:
-    """Return an integer in wire form."""
     return {"N": str(value)}
 
 
 class _Draft:
-    """An update in the making."""
-
     __slots__ = ("_changed", "_conditions", "_names", "_values", "adds", "removes", "sets")
 
     def __init__(self) -> None:

@@ -63,8 +63,6 @@ _EMAIL: Final = "EMAIL#"
 
 
 class DynamoDBScans:
-    """The `scans` of a `DynamoDBStore`."""
-
     def __init__(
         self, opened: Callable[[], Awaitable[Client]], settings: Settings, stats: Stats, retries: Retries
     ) -> None:
@@ -75,7 +73,6 @@ class DynamoDBScans:
         self._connecting = asyncio.Lock()
 
     async def close(self) -> None:
-        """Let go of the connections; harmless when there are none."""
         client, self._client = self._client, None
         if client is not None:
             await client[1].close()
@@ -214,7 +211,6 @@ class _Names:
         }
 
     def request(self) -> dict[str, Any]:
-        """Return the filter of a scan."""
         texts = list(self._texts())
         tests = [test.format(f":v{number}") for number, (test, _) in enumerate(texts)]
         return {
@@ -251,7 +247,6 @@ class _Names:
 
 
 def _trace_of(rest: str) -> Trace | None:
-    """Tell by what follows the user in a partition key."""
     kind, _, name = rest.partition("#")
     if "#" in name:
         return None

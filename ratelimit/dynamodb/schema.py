@@ -86,24 +86,21 @@ PROJECTION: Final = "ALL"
 
 
 def escape(part: str) -> str:
-    """A user or an action as a part of a key: `#` separates parts there, so it is written `%23`, and `%` is `%25`."""
+    """Return a part of a key: `#` separates parts there, so it is written `%23`, and `%` is `%25`."""
     if "%" in part:
         part = part.replace("%", "%25")
     return part.replace("#", "%23") if "#" in part else part
 
 
 def unescape(part: str) -> str:
-    """The inverse of `escape`."""
     return part.replace("%23", "#").replace("%25", "%")
 
 
 def limit_pk(key: Key) -> str:
-    """The partition key of one user and action."""
     return f"USR#{escape(key.user)}#LIM#{escape(key.action)}"
 
 
 def limit_key(key: Key) -> dict[str, Attribute]:
-    """The primary key of one user and action, in wire form."""
     return {PK: {"S": limit_pk(key)}, SK: {"S": STATE}}
 
 
@@ -113,7 +110,6 @@ def record_of(item: Item) -> Record:
 
 
 def parse_limit_pk(pk: str) -> Key | None:
-    """The user and action of a partition key; None where it is not a limiter item's."""
     match pk.split("#"):
         case ["USR", user, "LIM", action]:
             return Key(unescape(user), unescape(action))
@@ -121,12 +117,11 @@ def parse_limit_pk(pk: str) -> Key | None:
 
 
 def event_pk(user: str, day: date) -> str:
-    """The partition of a user's events of one UTC day."""
     return f"USR#{escape(user)}#ULOG#{day:%Y%m%d}"
 
 
 def parse_event_pk(pk: str) -> str | None:
-    """The user of a partition of events; None where it is another project's."""
+    """Return the user of a partition of events; None where it is another project's."""
     match pk.split("#"):
         case ["USR", user, "ULOG", _]:
             return unescape(user)
@@ -134,17 +129,16 @@ def parse_event_pk(pk: str) -> str | None:
 
 
 def event_sk(position: Position) -> str:
-    """The sort key of an event: by time."""
     return f"{event_sk_bound(position.at)}#{escape(position.action)}#{escape(position.id)}"
 
 
 def event_sk_bound(at: int) -> str:
-    """What sorts before every event of this millisecond, and after all earlier ones."""
+    """Return what sorts before every event of this millisecond, and after all earlier ones."""
     return f"ULOG#{at:013}"
 
 
 def parse_event_sk(sk: str) -> Position | None:
-    """The inverse of `event_sk`; None where it is another project's."""
+    """Return the position of an event; None where it is another project's."""
     match sk.split("#"):
         case ["ULOG", at, action, event_id] if at.isascii() and at.isdecimal():
             return Position(int(at), unescape(action), unescape(event_id))
@@ -152,42 +146,37 @@ def parse_event_sk(sk: str) -> Position | None:
 
 
 def action_of_event_sk(sk: str) -> str:
-    """The action in a sort key, also in one of an earlier layout."""
+    """Return the action in a sort key, also in one of an earlier layout."""
     return unescape([*sk.split("#"), "", ""][2])
 
 
 def id_pk(user: str) -> str:
-    """The partition of what is remembered of a user's event ids."""
     return f"USR#{escape(user)}#UID"
 
 
 def id_sk(event_id: str) -> str:
-    """The sort key of one id."""
     return f"UID#{escape(event_id)}"
 
 
 def user_pk(user: str) -> str:
-    """The partition key of a user."""
     return f"USR#{escape(user)}"
 
 
 def plan_pk(plan: str | None) -> str:
-    """The partition key of a plan; in the index, where its users are, and for None those without a plan."""
+    """Return the partition key of a plan; in the index, where its users are, and for None those without a plan."""
     return f"PLAN#{escape(plan or '')}"
 
 
 def identity_pk(identity: Identity) -> str:
-    """The partition key of an e-mail or the digest of an API key."""
     return _IDENTITY_PREFIXES[identity.kind] + escape(identity.value)
 
 
 def parse_name(pk: str) -> str:
-    """The user's id or the plan's name in a partition key."""
     return unescape(pk.partition("#")[2])
 
 
 def table_definition(table: str, indexes: Sequence[str] = (GSI1,)) -> dict[str, Any]:
-    """The `CreateTable` request: on-demand billing, and the sparse indexes; `GSI1` lists plans and their users."""
+    """Return the `CreateTable` request: on-demand billing, sparse indexes; `GSI1` lists plans and their users."""
     return {
         "TableName": table,
         "BillingMode": "PAY_PER_REQUEST",
@@ -198,7 +187,7 @@ def table_definition(table: str, indexes: Sequence[str] = (GSI1,)) -> dict[str, 
 
 
 def index_definition(name: str) -> dict[str, Any]:
-    """An index, as `CreateTable` and `UpdateTable` want it on a table that is billed on demand."""
+    """Return an index as `CreateTable` and `UpdateTable` want it on a table that is billed on demand."""
     return {
         "IndexName": name,
         "KeySchema": _keys(INDEX_SCHEMAS[name]),
@@ -207,7 +196,6 @@ def index_definition(name: str) -> dict[str, Any]:
 
 
 def attribute_definitions(indexes: Sequence[str]) -> list[dict[str, str]]:
-    """The keys of the table and of these indexes, with their types."""
     schemas = (KEY_SCHEMA, *(INDEX_SCHEMAS[name] for name in indexes))
     return [{"AttributeName": name, "AttributeType": "S"} for schema in schemas for name, _ in schema]
 

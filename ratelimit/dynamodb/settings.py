@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Any, Final, TypeAlias, TypedDict
@@ -48,7 +48,7 @@ class Settings:
                        `AWS_ENDPOINT_URL` or the AWS profile says, and else Amazon's own.
     `create`           create the table at `open`, if there is none.
     `consumed`         ask for the consumed capacity of every call, and add it up in the store's `stats`.
-    `fast`             send checks down the fast lane; off, through aiobotocore like everything else (tenfold the CPU).
+    `fast`             send checks by the fast lane; off, through aiobotocore like everything else (tenfold the CPU).
                        `RATELIMIT_FAST_LANE=off` turns it off for a whole process.
     `pool`             connections at most; more calls than that at once wait for one another.
     `attempts`         tries per call, where a retry cannot count twice.
@@ -73,25 +73,23 @@ class Settings:
             raise ConfigError("region", f"{self.region!r} is not a region; write it like 'eu-west-1'")
         if self.endpoint is not None:
             _check_endpoint(self.endpoint)
-        for name in ("create", "consumed", "fast"):
-            if type(value := getattr(self, name)) is not bool:
-                raise ConfigError(name, f"must be true or false, not {value!r}")
-        for name in ("pool", "attempts"):
-            if type(value := getattr(self, name)) is not int or value < 1:
-                raise ConfigError(name, f"must be a whole number of at least 1, not {value!r}")
-        for name in ("connect_timeout", "read_timeout"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0 < value < math.inf:
-                raise ConfigError(name, f"must be a number of seconds above 0, not {value!r}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" and type(value) is not bool:
+                raise ConfigError(field.name, f"must be true or false, not {value!r}")
+            if field.type == "int" and (type(value) is not int or value < 1):
+                raise ConfigError(field.name, f"must be a whole number of at least 1, not {value!r}")
+            if field.type == "float" and (type(value) not in (int, float) or not 0 < value < math.inf):
+                raise ConfigError(field.name, f"must be a number of seconds above 0, not {value!r}")
 
 
 def is_region(name: str) -> bool:
-    """Whether it may be the name of a region, `eu-west-1` or one to come."""
+    """Return whether it may be the name of a region, `eu-west-1` or one to come."""
     return _REGION.fullmatch(name) is not None
 
 
 def is_loopback(endpoint: str | None) -> bool:
-    """Whether the endpoint is on this machine, where an engine for development listens."""
+    """Return whether the endpoint is on this machine, where an engine for development listens."""
     parts = _split(endpoint or "")
     host = (parts and parts.hostname) or ""
     if host == "localhost" or host.endswith(".localhost"):
@@ -103,13 +101,13 @@ def is_loopback(endpoint: str | None) -> bool:
 
 
 def is_amazon(endpoint: str) -> bool:
-    """Whether the endpoint is Amazon's own, with every feature of the service."""
+    """Return whether the endpoint is Amazon's own, with every feature of the service."""
     parts = _split(endpoint)
     return ((parts and parts.hostname) or "").endswith(_AMAZON)
 
 
 def server_of(endpoint: str) -> Server | None:
-    """Whom the endpoint leads to, with one name for all names of this machine; None where it is no URL."""
+    """Return whom the endpoint leads to, with one name for all names of this machine; None where it is no URL."""
     parts = _split(endpoint)
     if parts is None or not parts.hostname:
         return None
@@ -118,7 +116,7 @@ def server_of(endpoint: str) -> Server | None:
 
 
 def without_userinfo(endpoint: str) -> str:
-    """The endpoint as it may be shown."""
+    """Return the endpoint as it may be shown."""
     return re.sub(r"//.*@", "//", endpoint, flags=re.DOTALL)
 
 
@@ -138,8 +136,6 @@ def _split(url: str) -> SplitResult | None:
         return None
 
 
-# `dynamodb://TABLE?region=...&endpoint=...&create=true`: the settings as one line.
-
 SCHEME: Final = "dynamodb"
 
 _TRUE: Final = ("true", "1", "yes", "on")
@@ -148,7 +144,7 @@ _UNENCODED: Final = "an & within it has to be written as %26, a ? as %3F and a #
 
 
 def parse_url(url: str) -> Settings:
-    """The settings that a store URL names; parameters are the fields of `Settings`. Raises `ConfigError`."""
+    """Return the settings that a store URL names, `dynamodb://TABLE?region=...&create=true`. Raise `ConfigError`."""
     try:
         parts = urlsplit(url)
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
@@ -210,14 +206,10 @@ def _seconds(name: str, text: str) -> float:
 
 
 _HOW: Final = "write dynamodb://my-table?region=eu-west-1"
-_READERS: Final[dict[str, Callable[[str, str], Any]]] = {
-    "region": _text,
-    "endpoint": _text,
-    "create": _boolean,
-    "consumed": _boolean,
-    "fast": _boolean,
-    "pool": _whole,
-    "attempts": _whole,
-    "connect_timeout": _seconds,
-    "read_timeout": _seconds,
+_BY_TYPE: Final[dict[str, Callable[[str, str], Any]]] = {
+    "str | None": _text,
+    "bool": _boolean,
+    "int": _whole,
+    "float": _seconds,
 }
+_READERS: Final = {field.name: _BY_TYPE[str(field.type)] for field in fields(Settings) if field.name != "table"}

@@ -15,7 +15,7 @@ from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.scans import DynamoDBScans, erase
 from ratelimit.dynamodb.schema import limit_key
 from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
-from ratelimit.dynamodb.table import ensure_on, verify_on
+from ratelimit.dynamodb.table import prepare
 from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.dynamodb.transport.select import open_transport
 from ratelimit.dynamodb.writer import ConditionalWriter, record_in
@@ -68,7 +68,6 @@ class DynamoDBStore:
         return record_in(answer.get("Item", {}), self.settings.table)
 
     async def delete(self, key: Key) -> None:
-        """Delete the record."""
         await self._calls.run("DeleteItem", Key=limit_key(key))
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
@@ -108,7 +107,7 @@ class DynamoDBStore:
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> _Opened:
         client = await connect(self.settings)
         try:
-            await (ensure_on if self.settings.create else verify_on)(client, self._retries)
+            await prepare(client, self._retries, create=self.settings.create)
             transport = await open_transport(client, self.settings, self.stats)
         except BaseException:
             await client.close()
@@ -138,15 +137,13 @@ class DynamoDBStore:
             self._opened[loop] = opening.result()
 
     def _forget_closed_loops(self) -> None:
-        """Those that were closed without a word to what ran on them."""
+        """Forget those that were closed without a word to what ran on them."""
         for known in (self._opened, self._opening):
             for loop in [loop for loop in known if loop.is_closed()]:
                 known.pop(loop)
 
 
 class _Opened(NamedTuple):
-    """What an open store has for one event loop."""
-
     client: Client
     transport: Transport
     writer: ConditionalWriter

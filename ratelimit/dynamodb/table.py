@@ -112,7 +112,7 @@ class Upgrade:
         self._check(await self._control.turn_on_recovery())
 
     def _check(self, is_on: bool) -> None:
-        """An engine for development that has told how a thing stands may still not let it be changed."""
+        """Raise where an engine for development told how a thing stands, and does not let it be changed."""
         if not is_on:
             raise StoreMisconfigured(f"{self._control.place} does not let it be turned on")
 
@@ -140,7 +140,7 @@ class Upgrade:
         await self._update(line, SSESpecification=self._spec.encryption())
 
     async def _index(self, line: TableDiff) -> None:
-        """DynamoDB makes one index at a time."""
+        """Make one index, as DynamoDB makes one at a time."""
         name = line.name.removeprefix("index ")
         table = await self._control.describe()
         index = schema.index_definition(name)
@@ -155,7 +155,7 @@ class Upgrade:
         )
 
     async def _update(self, line: TableDiff, **changes: Any) -> None:
-        """DynamoDB takes one change of this kind at a time, and it may have been at another when we came."""
+        """Change the table. DynamoDB takes one change at a time, and it may have been at another when we came."""
         await self._settle(line, "is done with an earlier change")
         await self._control.call("update_table", **changes)
         await self._settle(line, f"has changed ({line.name})")
@@ -173,7 +173,7 @@ class Upgrade:
 
 
 def _state(table: Mapping[str, Any]) -> str:
-    """`table UPDATING, index GSI1 CREATING (filling)`: what is still going on."""
+    """Tell what is still going on: `table UPDATING, index GSI1 CREATING (filling)`."""
     states = [] if table["TableStatus"] == "ACTIVE" else [f"table {table['TableStatus']}"]
     for index in table.get("GlobalSecondaryIndexes") or ():
         if index.get("IndexStatus", "ACTIVE") != "ACTIVE":
@@ -281,20 +281,17 @@ async def create_on(client: Client, retries: Retries, spec: TableSpec = _DEFAULT
     return replace(status, created=created, missing=tuple(dict.fromkeys((*missing, *status.missing))))
 
 
-async def ensure_on(client: Client, retries: Retries) -> None:
-    """Create the table where there is none; one that exists is verified, and not touched."""
-    try:
-        await verify_on(client, retries)
-    except TableNotFound:
-        await create_on(client, retries)
+async def prepare(client: Client, retries: Retries, *, create: bool) -> None:
+    """Verify the table, and wait for one that is being created; create it where there is none, if `create`.
 
-
-async def verify_on(client: Client, retries: Retries) -> None:
-    """Raise `TableNotFound`, `TableMismatch` or `AccessDenied` where the store could not work on the table.
-
-    Wait for one that is being created.
+    Raise `TableNotFound`, `TableMismatch` or `AccessDenied` where a store could not work on it.
     """
-    await Control(client, retries).verify()
+    try:
+        await Control(client, retries).verify()
+    except TableNotFound:
+        if not create:
+            raise
+        await create_on(client, retries)
 
 
 async def _status(control: Control) -> TableStatus:
@@ -304,7 +301,7 @@ async def _status(control: Control) -> TableStatus:
 
 
 def _definition(table: str, spec: TableSpec) -> dict[str, Any]:
-    """The `CreateTable` request, as every engine takes it."""
+    """Return the `CreateTable` request, as every engine takes it."""
     definition = schema.table_definition(table, spec.indexes)
     if spec.throughput is not None:
         definition |= {"BillingMode": MODES["provisioned"], "ProvisionedThroughput": spec.throughput}
@@ -314,7 +311,7 @@ def _definition(table: str, spec: TableSpec) -> dict[str, Any]:
 
 
 def _extras(spec: TableSpec) -> Mapping[str, Any]:
-    """What an engine for development may not know."""
+    """Return what an engine for development may not know."""
     extras: dict[str, Any] = {}
     if spec.protected is not None:
         extras["DeletionProtectionEnabled"] = spec.protected

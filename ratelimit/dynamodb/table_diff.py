@@ -138,7 +138,7 @@ class TableSnapshot:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is DynamoDB Local that answered."""
+        """Return whether it is DynamoDB Local that answered."""
         return not isinstance(self.table, Unknown) and _LOCAL in str(self.table.get("TableArn", ""))
 
 

@@ -61,9 +61,9 @@ async def test_amazon_itself_by_default() -> None:
 
 async def _describe(connection: object) -> None:
     from ratelimit.dynamodb.calls import Retries, Stats
-    from ratelimit.dynamodb.table import verify_on
+    from ratelimit.dynamodb.table import prepare
 
-    await verify_on(connection, Retries(1, Stats()))  # type: ignore[arg-type]
+    await prepare(connection, Retries(1, Stats()), create=False)  # type: ignore[arg-type]
 
 
 async def test_no_region() -> None:

@@ -98,7 +98,7 @@ class Endpoint(NamedTuple):
 
     @property
     def host_header(self) -> str:
-        """The `Host` header, with the port only where it is not the scheme's own."""
+        """Return the `Host` header, with the port only where it is not the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         own = PORTS["https" if self.tls else "http"]
         return host if self.port == own else f"{host}:{self.port}"
@@ -156,7 +156,7 @@ class Connection(asyncio.Protocol):
         return self.usable and (now - self.since < CLOSE_LOOK_S or self._poll is None or not self._poll(0))
 
     def expire(self) -> None:
-        """The answer is overdue."""
+        """End it, for the answer is overdue."""
         self.end("timeout", aws.ReadTimeoutError(endpoint_url=self._url))
 
     def end(self, ending: Ending, error: Exception | None = None) -> None:

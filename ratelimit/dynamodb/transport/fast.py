@@ -121,7 +121,7 @@ class RequestBodies:
         return known + to_json(pk) + _END
 
     def _remember(self, write: Write) -> bytes:
-        """First in, first out: a write in constant use that has to go costs one more look at its template."""
+        """Keep it, first in, first out: a write in constant use that has to go costs one more look at its template."""
         shape, numbers = shape_of(write)
         template = self._templates.get(shape)
         if template is None:

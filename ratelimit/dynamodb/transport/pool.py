@@ -61,8 +61,8 @@ class Pool:
         self._ticked = 0.0
 
     def take(self, now: float) -> Connection | None:
-        """The idle connection used last; None where there is none, and `wait` is needed. What died, or was idle for too
-        long, while nobody looked is let go of."""
+        """Return the idle connection used last; None where there is none, and `wait` is needed. Let go of what died, or
+        was idle for too long, while nobody looked."""
         while self._idle:
             connection = self._idle.pop()
             if now - connection.since >= self._max_idle:
@@ -79,7 +79,7 @@ class Pool:
             self._idle.pop().end("closed")
 
     async def wait(self) -> Connection:
-        """A connection, as soon as one is connected or let go. Raises `StoreUnreachable`; nothing was sent."""
+        """Return a connection as soon as one is made or given back. Raise `StoreUnreachable`; nothing was sent."""
         for _ in range(_MAX_TAKES):
             connection = await self._queue()
             if connection.usable:  # and did not end between being handed over and being taken
@@ -149,7 +149,7 @@ class Pool:
             self._idle.pop(0).end("idle")
 
     def _fill(self) -> None:
-        """Whoever waits has a connection on its way, as long as there may be more of them."""
+        """See that whoever waits has a connection on its way, as long as there may be more of them."""
         room = self._size - len(self._connections) - len(self._connecting)
         for _ in range(min(room, len(self._waiting) - len(self._connecting))):
             self._start()
