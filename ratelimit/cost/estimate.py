@@ -94,7 +94,7 @@ class Estimate:
 
     @property
     def total(self) -> Decimal:
-        """The sum of the lines."""
+        """Return the sum of the lines."""
         return sum((line.dollars for line in self.lines), Decimal(0))
 
 

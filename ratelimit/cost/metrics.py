@@ -120,7 +120,7 @@ def _samples(text: str) -> Iterator[Sample]:
 
 
 def _value(sample: Sample) -> float:
-    """Prometheus has room for NaN and infinities; a count or a time that is one says nothing."""
+    """Return a count or a time: Prometheus has room for NaN and infinities, which say nothing."""
     if not 0 <= sample.value <= _MOST:
         raise ConfigError("from-metrics", f"{sample.name} is {sample.value:g}: neither a count nor a time")
     return sample.value

@@ -82,7 +82,7 @@ class Workload:
 
     @property
     def events(self) -> Fraction:
-        """Of the usage log."""
+        """Return the events of the usage log."""
         if self.logged is not None:
             return Fraction(self.logged)
         denied = self.checks * self.denied
@@ -108,7 +108,7 @@ class Units:
 
     @property
     def writes(self) -> Fraction:
-        """All of them."""
+        """Return all of them."""
         return self.checks + self.refused + self.events
 
 

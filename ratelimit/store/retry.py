@@ -1,4 +1,4 @@
-"""Patience of work that takes minutes with a store that is away for some seconds."""
+"""Another attempt of work that takes minutes, where the store is away for some seconds."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[FileLine]:
 
 
 def _read_csv(path: Path, file: BinaryIO) -> Iterator[FileLine]:
-    """The reader takes the lines that it needs; `taken` is what it took for the record that it is at."""
+    """Let the reader take the lines that it needs; `taken` is what it took for the record that it is at."""
     taken: list[bytes] = []
     number, end = 1, 0
 

@@ -75,7 +75,7 @@ class Journal:
 
     @property
     def is_full(self) -> bool:
-        """Whether the disk is so far behind that no more should be appended."""
+        """Return whether the disk is so far behind that no more should be appended."""
         return self._waiting_bytes >= _MAX_WAITING_BYTES
 
     def append(self, event: UsageEvent, *, spill: bool) -> asyncio.Future[bool]:
@@ -183,7 +183,6 @@ class Journal:
             self._commit()
 
     def _append(self, data: bytes) -> tuple[Segment, int]:
-        """In the thread."""
         if self.refs.bytes + len(data) > (most := self._settings.journal_bytes):
             raise OSError(errno.EDQUOT, f"the journal may take {most} bytes, and does")
         return self._own_lock().append(data, segment_bytes=self._settings.segment_bytes)
@@ -218,7 +217,7 @@ class Journal:
             self.refs.finish(former)
 
     def _failed(self, group: list[_PendingAppend], error: BaseException) -> None:
-        """Memory is the second best, as far as there is room for those that the disk was to hold alone."""
+        """Keep them in memory, as far as there is room for those that the disk was to hold alone."""
         if not self._failing:
             self._failing = True
             bug = None if isinstance(error, OSError) else error
@@ -285,7 +284,7 @@ class SegmentRefs:
             segment.unwritten += 1
 
     def holds(self, event: UsageEvent) -> bool:
-        """Whether the next start would find it."""
+        """Return whether the next start would find it."""
         return id(event) in self._segment_of
 
     def release(self, events: Sequence[UsageEvent]) -> None:
@@ -401,7 +400,7 @@ class ReplayQueue:
             lock.release()
 
     def _adopt_dead(self, directory: Path) -> tuple[list[JournalLock], dict[str, OSError]]:
-        """In the thread: so `release` knows every lock that is ours, even if nobody waits for this answer any more."""
+        """Adopt in the thread: so `release` knows every lock, even if nobody waits for this answer any more."""
         locks, failures = adopt_dead(directory)
         for lock in locks:
             lock.release_when_empty()
@@ -414,7 +413,7 @@ class ReplayQueue:
         self._filled.set()
 
     def _skip(self, part: _ByteRange, found: SegmentRead) -> None:
-        """What comes next is no record: the end of a segment whose writer has died, or damage."""
+        """Count what is no record: the end of a segment whose writer has died, or damage."""
         segment, start = part.segment, part.start
         if found.torn and part.adopted:
             self._stats.torn += 1
@@ -428,7 +427,7 @@ class ReplayQueue:
             )  # fmt: skip
 
     def _put_aside(self, part: _ByteRange, end: int, error: OSError) -> None:
-        """Until the next look for what dead processes left: it is not to hold up the others."""
+        """Leave it until the next look for what dead processes left: it is not to hold up the others."""
         name = part.segment.path.name
         if not part.failed:
             logger.warning("cannot read %s, it is tried again: %s", name, error)

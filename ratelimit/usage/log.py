@@ -56,7 +56,7 @@ class UsageLog(Reports):
 
     @property
     def stats(self) -> UsageStats:
-        """How the log stands now; a copy."""
+        """Return how the log stands now; a copy."""
         pipeline = self._pipeline
         if pipeline is None:
             return replace(self._stats)
@@ -69,7 +69,7 @@ class UsageLog(Reports):
 
     @property
     def attended(self) -> bool:
-        """Whether somebody is expected to close it; False only where that was said when it was opened."""
+        """Return whether somebody is expected to close it; False only where that was said when it was opened."""
         return self._attended is not False
 
     async def open(self, *, attended: bool = True) -> None:

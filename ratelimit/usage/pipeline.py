@@ -54,7 +54,7 @@ class Pipeline:
 
     @property
     def room(self) -> int:
-        """How many more events the queue can take, those counted that are still on their way to the disk.
+        """Return how many more events the queue can take, those counted that are still on their way to the disk.
 
         Where events may spill, at most half of it, as long as others wait on the disk: else these might wait for ever.
         """
@@ -195,22 +195,22 @@ class EventWriter:
 
     @property
     def depth(self) -> int:
-        """Events that wait."""
+        """Return how many events wait."""
         return len(self._queue)
 
     @property
     def in_flight(self) -> int:
-        """Events on their way."""
+        """Return how many events are on their way."""
         return sum(len(batch.left) for batch in self._batches)
 
     @property
     def is_failing(self) -> bool:
-        """Whether the store has not taken anything for a while."""
+        """Return whether the store has not taken anything for a while."""
         return self._failing is not None
 
     @property
     def room(self) -> int:
-        """How many more may be added."""
+        """Return how many more may be added."""
         return self._settings.max_queue - len(self._queue)
 
     def add(self, event: UsageEvent) -> None:
@@ -278,7 +278,7 @@ class EventWriter:
         await asyncio.gather(*filter(None, self._batches.values()), return_exceptions=True)
 
     def _oldest(self) -> int:
-        """The number of the oldest event that is not in the table yet, the first one ever being 1."""
+        """Return the number of the oldest event that is not in the table yet, the first one ever being 1."""
         waiting = self._added - len(self._queue) + 1
         return min((batch.first for batch in self._batches), default=waiting)
 

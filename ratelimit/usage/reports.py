@@ -40,7 +40,7 @@ class Reconciliation(msgspec.Struct, frozen=True):
 
     @property
     def difference(self) -> int:
-        """Units that were counted and not logged; below zero, logged and not counted (refunded, never checked)."""
+        """Return the units counted and not logged; below zero, logged and not counted (refunded, never checked)."""
         return self.total - self.events
 
 
@@ -61,7 +61,7 @@ class Reports:
 
     @property
     def actions(self) -> tuple[str, ...]:
-        """The actions that totals are read for: those named at the start, and those that this log has kept since."""
+        """Return the actions that totals are read for: those named at the start, and those that were kept since."""
         return tuple(self._actions)
 
     def add_action(self, action: str) -> None:

@@ -75,12 +75,12 @@ class UsageSettings:
 
     @property
     def directory(self) -> Path | None:
-        """Where the journal is; None where there is none."""
+        """Return where the journal is; None where there is none."""
         return None if self.journal_dir is None else Path(self.journal_dir)
 
     @property
     def full(self) -> WhenFull:
-        """What happens when the queue is full, where nothing was said as well."""
+        """Return what happens when the queue is full, by default too."""
         return self.when_full or ("wait" if self.journal_dir is None else "spill")
 
 

@@ -9,16 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow.parquet
 import pytest
 
-from ratelimit.errors import ConfigError, InvalidInput, InvalidUser, OutOfRetention, StoreUnavailable
+from ratelimit.errors import InvalidInput, InvalidUser, OutOfRetention, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.store import MemoryStore, ScanPage, TableStore
 from ratelimit.store.memory import MemoryScans
 from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import COLUMNS, Jsonl
-from ratelimit.usage.parquet import ParquetFile
 from tests.usage.files import (
     CLOCK,
     NOON,
@@ -237,46 +235,6 @@ async def test_one_that_stays_away_leaves_a_checkpoint(tmp_path: Path, pauses: l
         await export_events(store, ExportQuery(store="s", format="jsonl"), sink, clock=CLOCK)
     assert len(pauses) == 9
     assert rest_of(path) == ["events.jsonl.checkpoint", "events.jsonl.part"]
-
-
-async def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ratelimit.usage.parquet.ROW_GROUP", 1000)
-    store, path = MemoryStore(), tmp_path / "events.parquet"
-    made = many(2500)
-    await fill(store.events, made)
-    done = await export_events(store, ExportQuery(store="s", format="parquet"), ParquetFile(path), clock=CLOCK)
-    table = pyarrow.parquet.read_table(path)
-    assert tuple(table.column_names) == COLUMNS
-    assert (table.num_rows, done.events, done.bytes) == (2500, 2500, path.stat().st_size)
-    rows = {row["id"]: row for row in table.to_pylist()}
-    for one in made:
-        row = rows[one.id]
-        assert (row["user"], row["cost"], row["allowed"], row["status"]) == (
-            one.user,
-            one.cost,
-            one.allowed,
-            one.status,
-        )
-        assert row["time"] == one.at
-    assert pyarrow.parquet.ParquetFile(path).num_row_groups == 3
-    assert rest_of(path) == []
-
-
-async def test_parquet_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    store = InterruptedStore()
-    await fill(store.events, many(1500))
-    store.scanner.pages = 1
-    with pytest.raises(Interrupted):
-        await export_events(
-            store, ExportQuery(store="s", format="parquet"), ParquetFile(tmp_path / "events.parquet"), clock=CLOCK
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match="pip install 'ratelimit-dynamodb\\[parquet\\]'"):
-        ParquetFile(tmp_path / "events.parquet")
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv"])

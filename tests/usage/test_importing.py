@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -267,49 +264,6 @@ async def test_an_empty_text_is_not_nothing(tmp_path: Path) -> None:
     await to_file(store, path, "csv")
     await bring(other, path)
     assert [one.resource for one in reversed(held(other))] == ["", None, "'", "''", "'="]
-
-
-PARQUET_ROW = {"user": ["alice"], "action": ["hint"]}
-
-
-@pytest.mark.parametrize(
-    ("columns", "told"),
-    [
-        ({"user": ["alice"], "when": [1]}, "the header lacks action, time (it has: user, when)"),
-        ({**PARQUET_ROW, "time": [datetime(2026, 1, 5)]}, "the column time has no time zone"),
-        ({**PARQUET_ROW, "time": [TIME], "color": ["red"]}, "unknown columns color"),
-        ({**PARQUET_ROW, "time": [RECENT], "cost": [2.5]}, "line 1: cost must be a whole number"),
-        ({**PARQUET_ROW, "time": [event().at], "at": [5]}, "line 1: time "),
-        ({**PARQUET_ROW, "time": [RECENT], "metadata": ["x"]}, "line 1: metadata must be a JSON object"),
-    ],
-)
-async def test_parquet_of_somebody_elses(tmp_path: Path, columns: dict[str, list[Any]], told: str) -> None:
-    path = tmp_path / "e.parquet"
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    with pytest.raises(InvalidInput) as raised:
-        await bring(MemoryStore(), path)
-    assert told in str(raised.value)
-
-
-async def test_parquet_in_other_types(tmp_path: Path) -> None:
-    """Times of nanoseconds, as pandas has them, or as text; metadata as a structure."""
-    store, path = MemoryStore(), tmp_path / "e.parquet"
-    columns = {
-        "user": pyarrow.array(["alice", "alice"]).dictionary_encode(),
-        "action": ["hint", "hint"],
-        "time": pyarrow.array([NOON * 1000 + 1, NOON * 1000 + 999_999], pyarrow.timestamp("ns", tz="Europe/Berlin")),
-        "metadata": [{"a": 1}, {"a": 2}],
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    assert (await bring(store, path)).events == 2
-    assert [(one.at_ms, one.metadata) for one in store.events] == [(NOON // 1000, {"a": 1}), (NOON // 1000, {"a": 2})]
-
-
-@pytest.mark.parametrize("content", [b"PAR1 and no end", b"", b"user,action\n"])
-async def test_a_file_that_is_no_parquet(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "e.parquet").write_bytes(content)
-    with pytest.raises(InvalidInput, match="is no Parquet file that can be read"):
-        await bring(MemoryStore(), tmp_path / "e.parquet")
 
 
 async def test_text_that_is_not_utf8(tmp_path: Path) -> None:
