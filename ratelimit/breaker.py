@@ -12,17 +12,17 @@ MAX_COOLDOWN_US: Final = 30 * SECOND
 
 
 class BreakerState:
-    """Closed: every call goes out. After `failures` in a row it opens: none does, for `cooldown` microseconds. Then one
+    """Closed: every call goes out. After `failures` in a row it opens: none does, for `COOLDOWN_US`. Then one
     call tries; a success closes it, a failure doubles the cooldown, up to `MAX_COOLDOWN_US`.
 
     Time is an argument. A clock that steps back past the opening counts as time passed, so that it cannot stay open.
     """
 
-    __slots__ = ("_cooldown", "_failed", "_first_cooldown", "_max_failures", "_opened_at", "_trying")
+    __slots__ = ("_cooldown", "_failed", "_max_failures", "_opened_at", "_trying")
 
-    def __init__(self, *, failures: int = MAX_FAILURES, cooldown: int = COOLDOWN_US) -> None:
+    def __init__(self, *, failures: int = MAX_FAILURES) -> None:
         self._max_failures = failures
-        self._first_cooldown = self._cooldown = cooldown
+        self._cooldown = COOLDOWN_US
         self._failed = 0
         self._opened_at: int | None = None
         self._trying = False
@@ -53,7 +53,7 @@ class BreakerState:
         """Note that the store answered. Return whether this closed the breaker."""
         closed = self._opened_at is not None
         self._failed = 0
-        self._cooldown = self._first_cooldown
+        self._cooldown = COOLDOWN_US
         self._opened_at = None
         self._trying = False
         return closed

@@ -181,10 +181,6 @@ class Counters:
             await self.store.apply(key, drops(now, fields), now=now)
         self._cached(key).learn({field: value for field, value in record.items() if is_total(field)}, now)
 
-    async def record(self, key: Key) -> Record:
-        """Return everything that is kept of this user and action."""
-        return await self.store.read(key)
-
     def too_large(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
         """Return the refusal of a cost that can never pass, by the record as this process last saw it."""
         return _inactive(compiled, decide(compiled, key, now, cost, self._cached(key).record))

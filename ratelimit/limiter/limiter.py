@@ -295,7 +295,7 @@ class Limiter:
         for action in self.policies if actions is None else actions:
             key = Key.of(user, action)
             with self._checker.call():
-                record = await self._counters.record(key)
+                record = await self.store.read(key)
             found[action] = totals_of(record, per, since=first, until=last)
         return found
 

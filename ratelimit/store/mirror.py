@@ -17,7 +17,7 @@ from datetime import date
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from ratelimit.cache import LRUCache
-from ratelimit.errors import InvalidInput, RateLimitError, StoreThrottled, StoreUnavailable
+from ratelimit.errors import RateLimitError, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
 from ratelimit.store.base import Add, Drop, EventStore, Expect, Op, Outcome, Put, Record, TableStore, Trace, Write
@@ -84,15 +84,8 @@ class MirrorQueue:
     What has the same name is done one after the other, in the order in which it came.
     """
 
-    def __init__(
-        self, *, max_waiting: int = MAX_WAITING, deadline: float = _DEADLINE_S, drain_timeout: float = _DRAIN_TIMEOUT_S
-    ) -> None:
-        if max_waiting < 1:
-            raise InvalidInput(f"max_waiting must be at least 1, not {max_waiting!r}")
+    def __init__(self) -> None:
         self.stats = MirrorStats()
-        self._max_waiting = max_waiting
-        self._deadline = deadline
-        self._drain_timeout = drain_timeout
         self._queues: list[deque[_Entry]] = [deque() for _ in range(_QUEUES)]
         self._workers = Tasks("a worker of the mirror")
 
@@ -115,9 +108,9 @@ class MirrorQueue:
             await asyncio.wait(last)
 
     async def stop(self) -> None:
-        """Drain for `drain_timeout` seconds at most; what is left then is counted as dropped."""
+        """Drain for some seconds at most; what is left then is counted as dropped."""
         try:
-            async with asyncio.timeout(self._drain_timeout):
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
                 while len(self._workers):
                     await self._workers.drain()
         except TimeoutError:
@@ -132,7 +125,7 @@ class MirrorQueue:
 
     def _enqueue(self, name: Hashable, work: Work) -> _Entry | None:
         """Return the work's place; None where too much waits already."""
-        if self.stats.waiting >= self._max_waiting:
+        if self.stats.waiting >= MAX_WAITING:
             self._drop(1)
             return None
         entry = _Entry(work, asyncio.get_running_loop().create_future())
@@ -151,7 +144,7 @@ class MirrorQueue:
 
     async def _do(self, work: Work) -> Failure:
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(_DEADLINE_S):
                 await work()
         except (RateLimitError, TimeoutError) as error:
             self.stats.failed += 1
@@ -176,10 +169,10 @@ class MirrorQueue:
 class MirrorStore(DelegatingStore):
     """A store that answers as `primary` does, and keeps `mirror` up to date. It opens and closes both."""
 
-    def __init__(self, primary: TableStore, mirror: TableStore, *, queue: MirrorQueue | None = None) -> None:
+    def __init__(self, primary: TableStore, mirror: TableStore) -> None:
         super().__init__(primary)
         self.mirror = mirror
-        self._queue = queue or MirrorQueue()
+        self._queue = MirrorQueue()
         self.events = _MirroredEvents(primary.events, mirror.events, self._queue)
         self.directory = _MirroredDirectory(primary.directory, mirror.directory, self._queue)
         self._unconditional: LRUCache[Write, Write] = LRUCache(MAX_CACHED_WRITES)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import os
-import pickle
 from typing import Any
 
 import pytest
 
-import ratelimit.errors
-from ratelimit import open_store
-from ratelimit.algorithms.fields import DAYS_KEPT
 from ratelimit.clock import SystemClock
-from ratelimit.errors import AccessDenied, ConfigError, InvalidInput, LimiterClosed, QuotaExceeded, RateLimitError
+from ratelimit.errors import LimiterClosed
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
-from ratelimit.usage import UsageLog
 from tests.limiter.stores import CountingStore, FailingStore, hang
 
 HINT = Policy("hint", "100/day")
@@ -192,49 +186,3 @@ def test_a_forked_process_grants_nothing_that_the_other_one_holds(caplog: pytest
 
 async def _spend(one: Limiter, cost: int) -> None:
     await one.check("alice", "hint", cost=cost)
-
-
-# --- what is passed to it -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("store", ["memory://", "dynamodb://limits?region=eu-west-1", None, object()])
-def test_what_is_no_store_is_told_how_to_open_one(store: Any) -> None:
-    with pytest.raises(ConfigError, match=r"store: expected a store, not .*open_store\('"):
-        Limiter(store)
-
-
-async def test_a_store_that_nobody_waited_for() -> None:
-    with pytest.raises(ConfigError, match="await it"):
-        Limiter(open_store("memory://"))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("per", ["week", "", None, "days", DAYS_KEPT])
-async def test_totals_are_per_day_or_per_month(per: Any) -> None:
-    one = Limiter(MemoryStore(), [HINT])
-    await one.check("alice", "hint")
-    for totals in (one.totals, UsageLog(MemoryStore(), actions=["hint"]).totals):
-        with pytest.raises(InvalidInput, match="per must be one of 'day', 'month'"):
-            await totals("alice", per=per)
-
-
-# --- errors travel ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
-@pytest.mark.parametrize(
-    "error",
-    [
-        ConfigError("policies.hint.quotas[1]", "is none"),
-        AccessDenied("no", permission="dynamodb:UpdateItem"),
-        LimiterClosed("closed"),
-        *(
-            kind("what happened")
-            for kind in vars(ratelimit.errors).values()
-            if isinstance(kind, type) and issubclass(kind, RateLimitError) and kind not in (ConfigError, QuotaExceeded)
-        ),
-    ],
-)  # fmt: skip
-def test_an_error_survives_pickling(error: RateLimitError, again: Any) -> None:
-    error.add_note("seen in a worker")
-    copied = again(error)
-    assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from ratelimit import open_store
+from ratelimit.algorithms.fields import DAYS_KEPT
 from ratelimit.errors import (
     ConfigError,
     InvalidAction,
@@ -21,6 +23,7 @@ from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import Quota
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
+from ratelimit.usage import UsageLog
 from tests.limiter.histories import ALGORITHMS
 
 
@@ -295,3 +298,23 @@ async def test_days_between_checks_leave_nothing_behind() -> None:
         await one.check("alice", "hint")
         clock.advance(timedelta(hours=1).total_seconds())
     assert len(await store.read(("alice", "hint"))) < 30  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("store", ["memory://", "dynamodb://limits?region=eu-west-1", None, object()])
+def test_what_is_no_store_is_told_how_to_open_one(store: Any) -> None:
+    with pytest.raises(ConfigError, match=r"store: expected a store, not .*open_store\('"):
+        Limiter(store)
+
+
+async def test_a_store_that_nobody_waited_for() -> None:
+    with pytest.raises(ConfigError, match="await it"):
+        Limiter(open_store("memory://"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("per", ["week", "", None, "days", DAYS_KEPT])
+async def test_totals_are_per_day_or_per_month(per: Any) -> None:
+    one = Limiter(MemoryStore(), [Policy("hint", "100/day")])
+    await one.check("alice", "hint")
+    for totals in (one.totals, UsageLog(MemoryStore(), actions=["hint"]).totals):
+        with pytest.raises(InvalidInput, match="per must be one of 'day', 'month'"):
+            await totals("alice", per=per)

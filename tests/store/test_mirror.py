@@ -104,9 +104,11 @@ async def test_a_mirror_that_is_down_is_not_felt() -> None:
     assert store.stats.waiting == 0
 
 
-async def test_a_mirror_that_never_answers_keeps_nobody_waiting() -> None:
-    stuck = Stuck()
-    store = MirrorStore(MemoryStore(), stuck, queue=MirrorQueue(max_waiting=3, deadline=60, drain_timeout=0))
+async def test_a_mirror_that_never_answers_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ratelimit.store.mirror.MAX_WAITING", 3)
+    monkeypatch.setattr("ratelimit.store.mirror._DEADLINE_S", 60)
+    monkeypatch.setattr("ratelimit.store.mirror._DRAIN_TIMEOUT_S", 0)
+    store = MirrorStore(MemoryStore(), Stuck())
     async with Limiter(store, [Policy("hint", "100/day")]) as limiter:
         for _ in range(10):
             assert (await limiter.check("alice", "hint")).allowed
@@ -209,8 +211,9 @@ async def test_an_entry_that_somebody_has_changed_stays_in_both() -> None:
     assert await mirror.directory.read(User, "alice") == await primary.directory.read(User, "alice") != before
 
 
-async def test_draining_does_not_wait_for_what_comes_after_it() -> None:
-    queue, done = MirrorQueue(drain_timeout=0), []
+async def test_draining_does_not_wait_for_what_comes_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ratelimit.store.mirror._DRAIN_TIMEOUT_S", 0)
+    queue, done = MirrorQueue(), []
 
     async def step(name: str) -> None:
         queue.follow(name, partial(step, name))  # and so there is always more

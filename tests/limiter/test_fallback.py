@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from ratelimit.breaker import BreakerState
-from ratelimit.clock import SECOND
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.policy import OnUnavailable, Policy
@@ -153,22 +151,3 @@ async def test_a_throttled_record_does_not_shut_out_the_others() -> None:
     assert one.breaker.state == "closed"
     store.fault = None
     assert (await one.check("bob", "hint")).reason is None
-
-
-def test_breaker_doubles_its_cooldown_up_to_the_most() -> None:
-    breaker, now = BreakerState(failures=1), 0
-    assert breaker.failed(now)
-    waits = []
-    for _ in range(8):
-        waits.append(breaker.wait(now) // SECOND)
-        now += breaker.wait(now)
-        assert not breaker.admits(now - 1)
-        assert breaker.admits(now)
-        breaker.failed(now)
-    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
-
-
-def test_breaker_is_not_held_open_by_a_clock_that_steps_back() -> None:
-    breaker = BreakerState(failures=1)
-    breaker.failed(100 * SECOND)
-    assert breaker.admits(10 * SECOND)
