@@ -7,14 +7,17 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
+from secrets import token_hex
 from tempfile import mkstemp
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Literal, Self
 
 import msgspec
 
+from ratelimit.clock import SECOND
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate.rows import Entity, SourceRow, readable
 
@@ -33,7 +36,7 @@ class Counts(msgspec.Struct):
     there: int = 0
     """In the table before: from an earlier run, or the same row twice in the source."""
     kept: int = 0
-    """Users and plans that are in the table already, and say something else there: left as they are."""
+    """In the table already, where they say something else: left as they are."""
     expired: int = 0
     """Events older than the table keeps them."""
     rejected: int = 0
@@ -84,6 +87,11 @@ class Checkpoint(msgspec.Struct, kw_only=True):
         self.notes = list(dict.fromkeys([*self.notes, *notes]))
 
 
+def new_run(began: int) -> str:
+    """An id for a run that began then (µs)."""
+    return f"{datetime.fromtimestamp(began // SECOND, UTC):%Y%m%d-%H%M%S}-{token_hex(2)}"
+
+
 def forget_run(folder: Path, run: str) -> None:
     """A run that was taken back is not gone on with."""
     for path in folder.glob("ratelimit-migrate-*.checkpoint"):
@@ -115,6 +123,12 @@ class Workspace:
         if found.version != _VERSION:
             raise InvalidInput(f"{self.saved} is of another version; begin anew with --restart")
         return found
+
+    def begun(self, now: int) -> Checkpoint:
+        """Return the checkpoint to go on from, or that of a new run which begins now (µs). Raises `InvalidInput`."""
+        checkpoint = self.load() or Checkpoint(began=now)
+        checkpoint.run = checkpoint.run or new_run(checkpoint.began)
+        return checkpoint
 
     def begin(self, checkpoint: Checkpoint) -> None:
         """Rejects that were written after the checkpoint will come again, so they are cut off."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from secrets import token_hex
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeAlias
 
 import msgspec
 
-from ratelimit.clock import SECOND
+from ratelimit.dynamodb import Settings, same_table
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.tally import Tallied, is_bucket
@@ -36,12 +34,16 @@ _SCHEMA: Final = """
 """
 
 
+Place: TypeAlias = tuple[str | None, ...]
+"""A table, its region and its endpoint; None for those of the AWS set-up."""
+
+
 class RunInfo(msgspec.Struct, kw_only=True):
     """What a run was about."""
 
     run: str
     source: str
-    target: tuple[str | None, ...]
+    target: Place
     settings: dict[str, str]
     """What interprets rows, by its name: another value makes other events and counters of the same rows."""
     actions: dict[str, str] = {}
@@ -64,11 +66,6 @@ class RecordChange(NamedTuple):
     since: int | None
     until: int
     fields: dict[str, FieldChange]
-
-
-def new_run(began: int) -> str:
-    """An id for a run that began then (µs)."""
-    return f"{datetime.fromtimestamp(began // SECOND, UTC):%Y%m%d-%H%M%S}-{token_hex(2)}"
 
 
 class Ledger:
@@ -209,12 +206,34 @@ def runs(folder: Path) -> list[RunInfo]:
     return found
 
 
+def place_of_table(settings: Settings) -> Place:
+    """Return what a ledger says of the table that it is about."""
+    return settings.table, settings.region, settings.endpoint
+
+
+def is_same_place(one: Place, other: Place) -> bool:
+    """Return whether both are one table, whether or not its region and endpoint are those of the AWS set-up."""
+    return one == other or same_table(_settings_of(one), _settings_of(other))
+
+
+def _settings_of(place: Place) -> Settings:
+    table, region, endpoint = place
+    return Settings(table=table or "", region=region, endpoint=endpoint)
+
+
+def earlier_runs(folder: Path, about: RunInfo) -> list[RunInfo]:
+    """Return the runs from the same source to the same table that have left a ledger here and are not undone."""
+    found = (each for each in runs(folder) if not each.undone and each.source == about.source)
+    return [each for each in found if is_same_place(each.target, about.target)]
+
+
 def conflicts(folder: Path, about: RunInfo, *, replaced: Iterable[str] = ()) -> str:
-    """What an earlier run has made of the same rows by other settings; empty where nothing is in the way."""
-    for earlier in runs(folder):
-        if earlier.undone or earlier.run in (about.run, *replaced):
-            continue
-        if (earlier.source, earlier.target) != (about.source, about.target):
+    """Return what a run has made of the same rows by other settings; empty where nothing is in the way.
+
+    A run that was broken off is no exception: what it has written stands there by the settings that it began with.
+    """
+    for earlier in earlier_runs(folder, about):
+        if earlier.run in replaced:
             continue
         with Ledger(folder, earlier.run) as ledger:
             actions = ledger.actions()
@@ -249,7 +268,7 @@ def _path(folder: Path, run: str) -> Path:
 def later_on_top(folder: Path, chosen: Mapping[str, object]) -> dict[str, str]:
     """Of the chosen runs, those on whose marks a later one counts that is not chosen: with that one's id."""
     found: dict[str, str] = {}
-    marks: dict[tuple[tuple[str | None, ...], Key, int], str] = {}
+    marks: dict[tuple[Place, Key, int], str] = {}
     for about in runs(folder):
         with Ledger(folder, about.run) as ledger:
             for plant in [] if about.undone else ledger.counters():

@@ -18,7 +18,7 @@ from ratelimit.errors import InvalidInput, TableNotFound
 from ratelimit.migrate.checkpoint import Checkpoint, Workspace
 from ratelimit.migrate.files import UTF_8
 from ratelimit.migrate.forecast import DryRun, Forecast
-from ratelimit.migrate.ledger import Ledger, RunInfo, conflicts, new_run
+from ratelimit.migrate.ledger import Ledger, RunInfo, conflicts, earlier_runs, place_of_table
 from ratelimit.migrate.mapping import Mapping
 from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused
@@ -26,7 +26,7 @@ from ratelimit.migrate.runner import DEFAULT_BATCH, Choices, OnError, Run
 from ratelimit.migrate.sources import HashedSource, ReadOptions, known_actions, migration_settings, source_of
 from ratelimit.migrate.tally import Rules
 from ratelimit.migrate.target import Pace, RawTable, TableProbe, Target
-from ratelimit.migrate.undo import UndoPlan, place_of_table, undo
+from ratelimit.migrate.undo import UndoPlan, undo
 from ratelimit.store.directory import Identity
 
 
@@ -186,54 +186,41 @@ def _conflicting(plan: MigrationPlan) -> list[str]:
 async def _remarked(plan: MigrationPlan, raw: RawTable) -> tuple[list[str], bool]:
     """What is to be said of the table, and whether it is there."""
     try:
-        look = await TableProbe.at(raw)
+        probe = await TableProbe.at(raw)
     except TableNotFound as error:
         return [str(error)], False
-    if look.foreign and not plan.foreign:
-        return [f"a run would be refused: {_refusal(plan, look)}"], True
-    return _remarks(look), True
+    if probe.foreign and not plan.foreign:
+        return [f"a run would be refused: {_refusal(plan, probe)}"], True
+    return _remarks(probe), True
 
 
 async def run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock | None = None) -> Done:
     """Bring everything over, or go on with that.
 
     Raises `InvalidInput` (`ConfigError`, `SourceRefused`, `BadRow` too), `StoreUnavailable` (`SourceUnavailable` too),
-    `OSError` for a file. After any of the last two, and after a crash, the same order goes on where it stopped.
+    `OSError` for a file. After any of the last two, and after a crash, the same plan goes on where it stopped.
     """
     clock = clock or SystemClock()
-    workspace = plan.workspace()
+    workspace, pace, started = plan.workspace(), Pace(plan.rate), clock.now()
     if plan.restart:
         workspace.forget()
     settings = migration_settings(plan.target)
-    pace = Pace(plan.rate)
-    started = clock.now()
-    async with (
-        opened(plan.open(clock)) as source,
-        DynamoDBStore(settings) as store,
-        RawTable(settings) as raw,
-    ):
+    async with opened(plan.open(clock)) as source, DynamoDBStore(settings) as store, RawTable(settings) as raw:
         choices = plan.choices(await source.entities())
-        look = await TableProbe.at(raw)
-        if look.foreign and not plan.foreign:
-            raise InvalidInput(_refusal(plan, look))
-        workspace.folder.mkdir(parents=True, exist_ok=True)
+        probe = await _admitted(plan, raw)
         if plan.replace:  # nothing of the new run is in the table by then
             back = UndoPlan(runs=plan.replace, target=plan.target, rate=plan.rate, work_dir=plan.work_dir)
             await undo(back, listener=listener, clock=clock)
-        checkpoint = workspace.load() or Checkpoint(began=clock.now())
-        checkpoint.run = checkpoint.run or new_run(checkpoint.began)
-        about = plan.about(checkpoint.run)
-        if conflict := conflicts(workspace.folder, about):
-            raise InvalidInput(conflict)
+        checkpoint = workspace.begun(clock.now())
         resumed = checkpoint.entity is not None or bool(checkpoint.done)
-        with Ledger.begin(workspace.folder, about) as ledger:
-            going = Run(
+        with Ledger.begin(workspace.folder, plan.about(checkpoint.run)) as ledger:
+            migration = Run(
                 source, Target(store, raw, pace, ledger=ledger), choices, workspace=workspace, checkpoint=checkpoint,
                 rules=Rules(plan.config.policies), ledger=ledger, clock=clock, listener=listener,
             )  # fmt: skip
-            await going.all()
+            await migration.all()
         check_found(source, {name: each.read for name, each in checkpoint.counts.items()}, checkpoint.notes)
-        notes = [*checkpoint.notes, *([] if resumed else _remarks(look))]
+        notes = [*checkpoint.notes, *([] if resumed else [*_remarks(probe), *_unknown_runs(plan, checkpoint)])]
     return Done(
         source=source.name,
         run=checkpoint.run,
@@ -242,6 +229,29 @@ async def run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock |
         notes=notes,
         rejects=str(workspace.rejects) if checkpoint.rejects_bytes else None,
     )
+
+
+async def _admitted(plan: MigrationPlan, raw: RawTable) -> TableProbe:
+    """Return what the table holds, before anything is written. Raises `InvalidInput` where the plan may not run."""
+    probe = await TableProbe.at(raw)
+    if probe.foreign and not plan.foreign:
+        raise InvalidInput(_refusal(plan, probe))
+    plan.work_dir.mkdir(parents=True, exist_ok=True)
+    if conflict := conflicts(plan.work_dir, plan.about(""), replaced=plan.replace):
+        raise InvalidInput(conflict)
+    return probe
+
+
+def _unknown_runs(plan: MigrationPlan, checkpoint: Checkpoint) -> list[str]:
+    """Return what is to be said of counters that were there, and of which no run has left a ledger here."""
+    about = plan.about(checkpoint.run)
+    counters = checkpoint.counts.get("counters")
+    if counters is None or not counters.there or len(earlier_runs(plan.work_dir, about)) > 1:
+        return []
+    return [
+        "earlier runs have marked counters of this table, and none from this source has left a ledger in "
+        f"{plan.work_dir.absolute()}: whether they had these settings is not known; give the --work-dir that they had"
+    ]
 
 
 @asynccontextmanager
@@ -264,14 +274,14 @@ def check_found(source: Source, found: AnyMapping[Entity, int], notes: Sequence[
         )
 
 
-def _refusal(plan: MigrationPlan, look: TableProbe) -> str:
+def _refusal(plan: MigrationPlan, probe: TableProbe) -> str:
     return (
-        f"table {plan.target.table!r} holds what is not this project's ({look.foreign}); name another table, "
+        f"table {plan.target.table!r} holds what is not this project's ({probe.foreign}); name another table, "
         "or add --into-foreign to write beside it"
     )
 
 
-def _remarks(look: TableProbe) -> list[str]:
-    if look.foreign:
-        return [f"the table holds what is not this project's: {look.foreign}"]
-    return [] if look.empty else ["the table is not empty: what is there already is left as it is"]
+def _remarks(probe: TableProbe) -> list[str]:
+    if probe.foreign:
+        return [f"the table holds what is not this project's: {probe.foreign}"]
+    return [] if probe.empty else ["the table is not empty: what is there already is left as it is"]

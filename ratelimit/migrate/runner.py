@@ -177,9 +177,9 @@ class Run:
     async def _take_events(self, rows: Sequence[SourceRow], counts: Counts) -> None:
         events = [row.entry for row in rows if isinstance(row.entry, UsageEvent)]
         counts.expired += sum(isinstance(row.entry, Expired) for row in rows)
-        written = await self._target.put_events(events)
-        counts.written += written
-        counts.there += len(events) - written
+        outcomes = await self._target.put_events(events)
+        counts.note(outcomes)
+        counts.there += len(events) - len(outcomes)  # the same one twice in the source
 
     async def _take_entries(self, entity: Entity, rows: Sequence[SourceRow], counts: Counts) -> None:
         entries = [row.entry for row in rows if isinstance(row.entry, User | Plan)]

@@ -12,6 +12,7 @@ from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.dynamodb.calls import HARMLESS, Retries, Stats
 from ratelimit.dynamodb.client import Client, connect
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
+from ratelimit.dynamodb.events import event_of
 from ratelimit.dynamodb.schema import (
     EVENT_TYPE,
     ID_TYPE,
@@ -121,16 +122,19 @@ class Target:
         self._ledger = ledger
         self._turns = asyncio.Semaphore(_IN_FLIGHT)
 
-    async def put_events(self, events: Iterable[UsageEvent]) -> int:
-        """Those that are not there yet; how many they were."""
+    async def put_events(self, events: Iterable[UsageEvent]) -> list[Outcome]:
+        """Put those that are not there yet, each once, and return what became of them.
+
+        One that is there is never changed: `kept` where it says something else than the source does.
+        """
         by_key = {(event_pk(one.user, day_of(one.at_ms)), event_sk(position_of(one))): one for one in events}
-        there = await retry(lambda: self._raw.present(list(by_key)))
+        there = await retry(lambda: self._raw.items(list(by_key)))
         fresh = [event for key, event in by_key.items() if key not in there]
         if self._ledger is not None:
             self._ledger.note_events(fresh)
         flights = [fresh[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(fresh), MAX_EVENTS_PER_PUT)]
         await self._all(flights, self._fly)
-        return len(fresh)
+        return [_outcome_of(event, there.get(key)) for key, event in by_key.items()]
 
     async def put_entries(self, entries: Sequence[User | Plan], *, now: int) -> list[Outcome | IdentityConflict]:
         """What became of each: one that is there is never changed."""
@@ -224,6 +228,16 @@ class Target:
         return [result for result in results if not isinstance(result, BaseException)]
 
 
+def _outcome_of(event: UsageEvent, item: Item | None) -> Outcome:
+    if item is None:
+        return "written"
+    try:
+        found = event_of(event.user, item)
+    except (LookupError, TypeError, ValueError, ArithmeticError):  # damaged, or nobody's: it is not this event
+        return "kept"
+    return "there" if found == event else "kept"
+
+
 def entry_units(entry: User | Plan) -> int:
     """Write units that a new one takes."""
     return ENTRY_UNITS + IDENTITY_UNITS * (len(entry.identities) if isinstance(entry, User) else 0)
@@ -290,11 +304,11 @@ class RawTable:
         last = answer.get("LastEvaluatedKey")
         return answer["Items"], encode_cursor((last["PK"]["S"], last["SK"]["S"])) if last else None
 
-    async def present(self, keys: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Which of these primary keys have an item: half a read unit each, or one where it is larger than 4 KB."""
+    async def items(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Item]:
+        """Return the items of these primary keys that there are: half a read unit each, or one above 4 KB."""
         parts = [keys[start : start + _KEYS_AT_ONCE] for start in range(0, len(keys), _KEYS_AT_ONCE)]
-        found: set[tuple[str, str]] = set()
-        for each in await asyncio.gather(*map(self._present, parts)):
+        found: dict[tuple[str, str], Item] = {}
+        for each in await asyncio.gather(*map(self._items, parts)):
             found |= each
         return found
 
@@ -331,18 +345,17 @@ class RawTable:
             return False
         return True
 
-    async def _present(self, keys: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    async def _items(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Item]:
         left: list[Any] = [{"PK": {"S": pk}, "SK": {"S": sk}} for pk, sk in keys]
-        found: set[tuple[str, str]] = set()
+        found: dict[tuple[str, str], Item] = {}
         table = self.settings.table
 
         async def send() -> None:
             nonlocal left
-            asked = {table: {"Keys": left, "ProjectionExpression": "PK, SK"}}
-            answer = await self._send("batch_get_item", RequestItems=asked)
+            answer = await self._send("batch_get_item", RequestItems={table: {"Keys": left}})
             if "Responses" not in answer:
                 raise AnswerLost(f"table {table!r} answered a batch without responses")
-            found.update((item["PK"]["S"], item["SK"]["S"]) for item in answer["Responses"].get(table, ()))
+            found.update({(item["PK"]["S"], item["SK"]["S"]): item for item in answer["Responses"].get(table, ())})
             left = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
             if left:
                 raise StoreThrottled(f"table {table!r} is throttled: {len(left)} items were not read")

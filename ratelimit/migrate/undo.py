@@ -14,12 +14,18 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-from ratelimit.algorithms.fields import bucket_limit_field, bucket_returned_field, bucket_window, current_totals
+from ratelimit.algorithms.fields import (
+    bucket_limit_field,
+    bucket_returned_field,
+    bucket_window,
+    current_totals,
+    total_fields,
+)
 from ratelimit.clock import DAY, SECOND, Clock, SystemClock
 from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.checkpoint import Counts, forget_run
-from ratelimit.migrate.ledger import FieldChange, Ledger, RecordChange, later_on_top
+from ratelimit.migrate.ledger import FieldChange, Ledger, RecordChange, is_same_place, later_on_top, place_of_table
 from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import ENTITIES
 from ratelimit.migrate.sources import migration_settings
@@ -65,7 +71,7 @@ async def undo(plan: UndoPlan, *, listener: ProgressListener, clock: Clock | Non
     for run in chosen:
         with Ledger.of(folder, run) as ledger:
             about = ledger.about()
-        if about.target != place_of_table(plan.target):
+        if not is_same_place(about.target, place_of_table(plan.target)):
             where = f"table {about.target[0]!r} ({_where(about.target)})"
             raise InvalidInput(f"run {run} wrote to {where}, and not to the one that --store or RATELIMIT_STORE names")
     for below, above in later_on_top(folder, dict.fromkeys(chosen)).items():
@@ -80,11 +86,6 @@ async def undo(plan: UndoPlan, *, listener: ProgressListener, clock: Clock | Non
             if not plan.dry_run:
                 forget_run(folder, run)
     return done
-
-
-def place_of_table(settings: Settings) -> tuple[str | None, ...]:
-    """By what a table is known to be the same one."""
-    return settings.table, settings.region, settings.endpoint
 
 
 def _where(target: Sequence[str | None]) -> str:
@@ -182,45 +183,61 @@ class _Undo:
             self._ledger.forget_entry(kind.__name__, name)
 
 
-def fields_after(planted: Mapping[str, FieldChange], record: Record, now: int) -> dict[str, int | None]:
-    """What is left of the fields. A bucket that counts by another limit since stays: its units flow back anyhow."""
+def fields_after(changes: Mapping[str, FieldChange], record: Record, now: int) -> dict[str, int | None]:
+    """Return what is left of the fields without what a run has done to them; None for nothing.
+
+    A bucket that counts by another limit since stays: its units flow back anyhow.
+    """
+    refunded = has_refunds(changes, record)
     after: dict[str, int | None] = {}
-    for name, each in planted.items():
+    for name, each in changes.items():
         window = bucket_window(name)
         if name not in record or (window is None and is_bucket(name)):
             continue
         if window is None:
-            after[name] = remaining(name, each, record, now)
+            after[name] = remaining(name, each, record, now, refunded=refunded)
             continue
         limit, returned = bucket_limit_field(window), bucket_returned_field(window)
-        if limit in planted and record.get(limit) != planted[limit].floor:
+        if limit in changes and record.get(limit) != changes[limit].floor:
             continue
-        after[name] = remaining(name, each, record, now)
+        after[name] = remaining(name, each, record, now, refunded=refunded)
         if after[name] is None:  # what is beside it has come with it
-            after |= {other: None for other in (limit, returned) if other in planted and other in record}
+            after |= {other: None for other in (limit, returned) if other in changes and other in record}
     return after
 
 
-def remaining(name: str, planted: FieldChange, record: Mapping[str, int], now: int) -> int | None:
-    """What is left of a field without what was planted there; None for nothing."""
+def has_refunds(changes: Mapping[str, FieldChange], record: Record) -> bool:
+    """Return whether units were given back since: a total outlives a reset, so only a refund brings it below."""
+    return any(record.get(name, 0) < changes[name].amount for name, _, _ in total_fields(changes) if name in record)
+
+
+def remaining(
+    name: str, change: FieldChange, record: Mapping[str, int], now: int, *, refunded: bool = False
+) -> int | None:
+    """Return what is left of a field without what a run has done to it; None for nothing.
+
+    A field that is below what the run has added was reset since, and what is there was used afterwards; or else units
+    were given back (`refunded`), those of the run among them.
+    """
     value = record[name]
     if is_bucket(name):
-        return _bucket(planted, value, now * 1000)
-    # A reset took it away meanwhile: what is there has been used since.
-    left = value - planted.amount if value >= planted.amount else value
-    return left or None
+        return _bucket(change, value, now * 1000, refunded=refunded)
+    if value >= change.amount:
+        return value - change.amount or None
+    return None if refunded else value
 
 
-def _bucket(planted: FieldChange, value: int, now: int) -> int | None:
-    """Of the moment (ns) at which a bucket is full again."""
-    full = max(planted.before or 0, planted.floor) + planted.amount
+def _bucket(change: FieldChange, value: int, now: int, *, refunded: bool) -> int | None:
+    """Return the moment (ns) at which a bucket is full again."""
+    full = max(change.before or 0, change.floor) + change.amount
     if value == full:  # nothing was used since
-        return planted.before
-    if value < full:  # a reset has taken it away meanwhile
+        return change.before
+    if value < full and not refunded:  # a reset has taken it away meanwhile
         return value
     if full <= now:  # it was full again meanwhile, so that nothing of it is in there
         return value
-    return min(value, max(planted.before or 0, now) + value - full)
+    left = min(value, max(change.before or 0, now) + value - full)
+    return left if left > now else None
 
 
 def _change(name: str, value: int, left: int | None) -> tuple[Op, ...]:

@@ -18,10 +18,10 @@ from ratelimit.clock import SystemClock
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.migrate import MigrationPlan, Undone, UndoPlan, migration_settings, undo
-from ratelimit.migrate.ledger import FieldChange
+from ratelimit.migrate.ledger import FieldChange, is_same_place
 from ratelimit.migrate.runner import Run
 from ratelimit.migrate.target import RawTable, Target
-from ratelimit.migrate.undo import remaining
+from ratelimit.migrate.undo import fields_after, remaining
 from ratelimit.store.directory import User
 from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 from tests.migrate.sources import to_sqlite
@@ -234,6 +234,74 @@ async def test_an_undo_that_was_broken_off_goes_on(
     assert await totals(table, "1") == 2
 
 
+async def test_units_that_were_given_back_since_are_not_kept(table: str, tmp_path: Path) -> None:
+    rows = [*uses(5), *uses(30, action="search", hours=0.001)]
+    async with Limiter(DynamoDBStore(parse_url(table)), POLICIES, deadline=30) as limiter:
+        run = (await bring(plan_of(dump(tmp_path, rows), table, tmp_path, policies=POLICIES))).run
+        for action in ("hint", "search"):
+            await limiter.check("7", action)
+            await limiter.refund("7", action, cost=3)
+        await take_back(plan_of("", table, tmp_path), run)
+        assert [(await limiter.peek("7", action)).quotas[0].used for action in ("hint", "search")] == [0, 0]
+        assert await totals(table) == await totals(table, action="search") == 0
+
+
+async def test_a_run_that_was_broken_off_is_not_gone_on_with_by_other_settings(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = plan_of(dump(tmp_path, uses(9)), table, tmp_path, batch_size=3, policies=[Policy("hint", "50/day")])
+    put = Target.put_events
+
+    async def broken_off(self: Target, events: Any) -> Any:
+        await put(self, events)
+        raise BrokenOff
+
+    monkeypatch.setattr(Target, "put_events", broken_off)
+    with pytest.raises(BrokenOff):
+        await bring(asked)
+    monkeypatch.undo()
+    with pytest.raises(InvalidInput, match=r"policies.hint.cost: 1 before, 5 now"):
+        await bring(replace(asked, config=replace(asked.config, policies=(Policy("hint", "50/day", cost=5),))))
+    assert len((await bring(asked)).checkpoint.done) == 2
+
+
+async def test_a_run_that_is_refused_takes_nothing_back(table: str, tmp_path: Path) -> None:
+    asked = plan_of(dump(tmp_path, uses(4)), table, tmp_path, entities=["events"])
+    first = (await bring(asked)).run
+    dump(tmp_path, [*uses(4), *uses(3, hours=1)])
+    second = (await bring(asked)).run
+    other = plan_of(asked.source, table, tmp_path, entities=["events"], mapping={"events": {"timezone": "Asia/Tokyo"}})
+    with pytest.raises(InvalidInput, match=f"run {second} has brought this source with other settings"):
+        await bring(replace(other, replace=[first]))
+    assert len(await events_in(table)) == 7
+
+
+async def test_runs_of_another_folder_are_told_of(table: str, tmp_path: Path) -> None:
+    asked = plan_of(dump(tmp_path, uses(4)), table, tmp_path)
+    assert not any("ledger" in note for note in (await bring(asked)).notes)
+    assert not any("ledger" in note for note in (await bring(asked)).notes)
+    elsewhere = replace(asked, work_dir=tmp_path / "elsewhere")
+    assert any("none from this source has left a ledger in" in note for note in (await bring(elsewhere)).notes)
+
+
+async def test_an_event_that_is_there_with_other_content_is_counted_apart(table: str, tmp_path: Path) -> None:
+    rows = uses(3, problem_id=1)
+    asked = plan_of(dump(tmp_path, rows), table, tmp_path, entities=["events"])
+    await bring(asked)
+    dump(tmp_path, [{**rows[0], "problem_id": 2}, *rows[1:]])
+    counts = (await bring(asked)).checkpoint.counts["events"]
+    assert (counts.written, counts.there, counts.kept) == (0, 2, 1)
+    assert {event.resource for event in await events_in(table)} == {"1"}
+
+
+def test_a_table_is_the_same_one_by_its_url_and_by_the_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    assert is_same_place(("limits", "eu-west-1", None), ("limits", None, None))
+    assert not is_same_place(("limits", "eu-west-2", None), ("limits", None, None))
+    assert not is_same_place(("limits", "eu-west-1", None), ("other", "eu-west-1", None))
+
+
 async def test_what_cannot_be_undone(table: str, tmp_path: Path) -> None:
     asked = plan_of(dump(tmp_path, uses(1)), table, tmp_path)
     run = (await bring(asked)).run
@@ -265,3 +333,13 @@ async def test_what_cannot_be_undone(table: str, tmp_path: Path) -> None:
 )
 def test_what_is_left_of_a_field(field: str, planted: FieldChange, value: int, left: int | None) -> None:
     assert remaining(field, planted, {field: value}, 1_000) == left
+
+
+def test_what_was_given_back_of_a_field_was_the_runs() -> None:
+    changes = {"d1": FieldChange(0, 5, None), "u261121": FieldChange(0, 5, None)}
+    assert fields_after(changes, {"d1": 3, "u261121": 4}, 1_000) == {"d1": None, "u261121": None}
+    assert fields_after(changes, {"d1": 3, "u261121": 8}, 1_000) == {"d1": 3, "u261121": 3}  # it was reset
+    bucket = FieldChange(900_000_000, 500_000, None)
+    changes = {"gh": bucket, "u261121": FieldChange(0, 5, None)}
+    assert fields_after(changes, {"gh": 900_300_000, "u261121": 4}, 900_000)["gh"] is None
+    assert fields_after(changes, {"gh": 900_300_000, "u261121": 5}, 900_000)["gh"] == 900_300_000  # it was reset
