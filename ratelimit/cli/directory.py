@@ -47,7 +47,7 @@ def run(at: Configured, work: Callable[[Directory], Awaitable[T]]) -> T:
 
 
 def read_quotas(pairs: list[str] | None) -> dict[str, QuotasLike]:
-    """`hint=5/day` and so on, by action; what the quotas mean is found out later. Raises `ConfigError`."""
+    """Read `hint=5/day` and so on, by action; what the quotas mean is found out later. Raises `ConfigError`."""
     found: dict[str, QuotasLike] = {}
     for pair in pairs or ():
         action, equals, quotas = pair.partition("=")
@@ -60,7 +60,7 @@ def read_quotas(pairs: list[str] | None) -> dict[str, QuotasLike]:
 def merged(
     old: Mapping[str, Quotas], given: Mapping[str, QuotasLike], without: list[str] | None
 ) -> dict[str, QuotasLike]:
-    """The quotas there were, with those given over them. Raises `ConfigError` for taking back what was never said."""
+    """Lay the given quotas over the old ones. Raises `ConfigError` for taking back what was never said."""
     left: dict[str, QuotasLike] = {**old, **given}
     for action in without or ():
         if action not in left:
@@ -71,7 +71,7 @@ def merged(
 
 @contextmanager
 def as_options() -> Iterator[None]:
-    """A `ConfigError` in here names the option that it is about: `quotas.hint` is `--quota hint`."""
+    """Make a `ConfigError` in here name the option that it is about: `quotas.hint` is `--quota hint`."""
     try:
         yield
     except ConfigError as error:
@@ -88,17 +88,17 @@ def _of_option(error: ConfigError) -> ConfigError:
 
 
 def show_quotas(quotas: Quotas) -> str:
-    """As they may be typed."""
+    """Return quotas as they may be typed."""
     return "; ".join(map(str, quotas)) or "unlimited"
 
 
 def quotas_document(quotas: Mapping[str, Quotas]) -> dict[str, str]:
-    """For `--json`."""
+    """Return quotas as `--json` shows them."""
     return {action: show_quotas(several) for action, several in quotas.items()}
 
 
 def read_key(key: str, pepper: Path | None) -> Identity:
-    """An API key's digest; `-` reads the key from stdin, so that it stays out of the shell's history."""
+    """Return an API key's digest; `-` reads the key from stdin, so that it stays out of the shell's history."""
     secret = sys.stdin.readline().strip() if key == "-" else key
     return Identity.api_key(secret, pepper=_secret_in(pepper))
 
@@ -116,7 +116,7 @@ def _secret_in(file: Path | None) -> bytes:
 
 
 async def known_plan(directory: Directory, name: str) -> Plan:
-    """Raises `UnknownPlan`, naming the nearest there is."""
+    """Return a plan that has to be there. Raises `UnknownPlan`, naming the nearest there is."""
     if (plan := await directory.store.read(Plan, name)) is not None:
         return plan
     names = [plan.name async for plan in directory.plans()]

@@ -34,7 +34,7 @@ YesOption: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do not ask.")
 
 
 def whole(text: str | int) -> int:
-    """Read an option: `typer.Option(parser=whole, metavar="INTEGER")`. A default comes as it is."""
+    """Read the text of an option: `typer.Option(parser=whole, metavar="INTEGER")`; a default comes as it is."""
     try:
         return to_int(text) if isinstance(text, str) else text
     except ValueError as error:

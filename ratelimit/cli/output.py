@@ -24,23 +24,23 @@ _SPANS: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
 
 
 def say(text: str, *, style: str = "") -> None:
-    """A line on stdout. The text is shown as it is: what a user typed is no markup."""
+    """Print a line on stdout as it is: what a user typed is no markup."""
     _console().print(text, style=style, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """What a reader should know, out of a program's way: on stderr."""
+    """Print what a reader should know on stderr, out of a program's way."""
     typer.echo(f"note: {text}", err=True)
 
 
 def complain(problem: object, status: int) -> int:
-    """An error, on stderr; gives back the exit status to leave with."""
+    """Print an error on stderr, and return the exit status to leave with."""
     typer.echo(f"error: {problem}", err=True)
     return status
 
 
 def say_json(document: object) -> None:
-    """One document, indented."""
+    """Print one document, indented."""
     typer.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
@@ -50,7 +50,7 @@ def toml_value(value: object) -> str:
 
 
 def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows under their columns. On a narrow terminal a cell goes on in the next line; in a pipe no line is too long."""
+    """Print rows under their columns: a narrow terminal breaks cells, and in a pipe no line is too long."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, min_width=len(column), overflow="fold")
@@ -60,14 +60,14 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def say_fields(fields: dict[str, Any]) -> None:
-    """Names and values, one pair a line."""
+    """Print names and values, one pair a line."""
     width = max(map(len, fields))
     for name, value in fields.items():
         say(f"  {name:<{width}}  {value}")
 
 
 def in_words(seconds: float) -> str:
-    """`7 h 12 min`, `41 s`, `0.25 s`: the two largest units, rounded up in the last."""
+    """Return `7 h 12 min`, `41 s`, `0.25 s`: the two largest units, rounded up in the last."""
     if seconds < 1:
         return f"{seconds:.3g} s" if seconds else "now"
     whole = -(-round(seconds * 1000) // 1000)
@@ -80,6 +80,6 @@ def in_words(seconds: float) -> str:
 
 
 def _console() -> Console:
-    """Made anew each time: stdout may have been replaced since."""
+    # Made anew each time: stdout may have been replaced since.
     width = None if sys.stdout.isatty() else MAX_PIPE_WIDTH
     return Console(markup=False, highlight=False, emoji=False, width=width)

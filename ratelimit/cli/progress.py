@@ -31,7 +31,7 @@ class Speed:
         self._start = (0, 0, 0)
 
     def hear(self, entity: Entity, rows: int, done: int, size: int | None) -> tuple[str, str]:
-        """The rate and the time left, for people."""
+        """Return the rate and the time left, for people."""
         now = self._clock.now()
         # A run that goes on did not begin at 0; and counters are counted first, then written.
         if entity != self._entity or rows < self._start[1] or done < self._start[2]:
@@ -45,7 +45,7 @@ class Speed:
 
 @contextmanager
 def progress(*, clock: Clock | None = None) -> Iterator[ProgressListener]:
-    """What to tell it to."""
+    """Show how a migration goes; what is given is told of it."""
     yield from _bar(clock or SystemClock()) if sys.stderr.isatty() else _lines(clock or SystemClock())
 
 

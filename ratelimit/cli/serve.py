@@ -132,11 +132,11 @@ JsonLine: TypeAlias = Annotated[
 ]
 
 
-# `Source`: the configuration that `ratelimit serve` works by: the file's, and what the command line adds to it.
+# `ServeConfig`: the configuration that `ratelimit serve` works by: the file's, and what the command line adds to it.
 
 
 @dataclass(kw_only=True)
-class Source:
+class ServeConfig:
     """Call it to read the configuration afresh; raises `ConfigError` for one that would not do.
 
     A process that is given a copy has the last good configuration in it. Its first reading falls back on that: a worker
@@ -270,7 +270,7 @@ def serve(
     from ratelimit.server.factory import sidecar
     from ratelimit.server.upstream import ProxySettings
 
-    source = Source(
+    source = ServeConfig(
         path=config,
         store=store,
         admin=admin,

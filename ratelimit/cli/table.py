@@ -23,7 +23,7 @@ app: Final = typer.Typer(help="Create, look at, verify, upgrade or delete the Dy
 
 
 @dataclass(frozen=True)
-class Target:
+class TableTarget:
     """Which table."""
 
     table: Annotated[
@@ -96,7 +96,7 @@ def _tag(text: str) -> tuple[str, str]:
 @spread
 def create(
     *,
-    target: Target,
+    target: TableTarget,
     wanted: Wanted,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,7 +127,7 @@ def create(
 
 @app.command()
 @spread
-def status(*, target: Target, as_json: JsonOption = False) -> None:
+def status(*, target: TableTarget, as_json: JsonOption = False) -> None:
     """How the table stands. Exit status 3 where it does not exist or cannot be reached.
 
     Example:
@@ -147,7 +147,7 @@ def status(*, target: Target, as_json: JsonOption = False) -> None:
 @spread
 def verify(
     *,
-    target: Target,
+    target: TableTarget,
     wanted: Wanted,
     as_json: JsonOption = False,
 ) -> int:
@@ -182,7 +182,7 @@ def verify(
 @spread
 def upgrade(
     *,
-    target: Target,
+    target: TableTarget,
     wanted: Wanted,
     wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each change, at most.")] = 600,
     as_json: JsonOption = False,
@@ -217,7 +217,7 @@ def upgrade(
 @spread
 def delete(
     *,
-    target: Target,
+    target: TableTarget,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -266,7 +266,7 @@ _STYLES: Final = {"ok": "green", "differs": "bold red", "unknown": "yellow", "no
 
 
 def report_status(status: TableStatus, verdict: str) -> None:
-    """All of it, and below what it lacks."""
+    """Print all of it, and below what it lacks."""
     unknown = status.unknown
     recovery = {True: "on", False: "off", None: unknown.get("recovery", "not known")}
     units = f", {status.read_units} read and {status.write_units} write units a second" if status.read_units else ""
@@ -292,7 +292,7 @@ def report_status(status: TableStatus, verdict: str) -> None:
 
 
 def report_lines(lines: Sequence[TableDiff]) -> None:
-    """One line each: the verdict, the part, what is, what should be, what to do."""
+    """Print a line each: the verdict, the part, what is, what should be, what to do."""
     width = max(len(line.name) for line in lines)
     for line in lines:
         text = line.found if line.verdict in ("ok", "not asked for") else f"{line.found}; should be {line.wanted}"
@@ -301,19 +301,19 @@ def report_lines(lines: Sequence[TableDiff]) -> None:
 
 
 def differences(lines: Sequence[TableDiff]) -> list[TableDiff]:
-    """Those that are not as they should be."""
+    """Return those that are not as they should be."""
     return [line for line in lines if line.verdict == "differs"]
 
 
 def in_short(lines: Sequence[TableDiff]) -> str:
-    """`as it should be`, `2 differences, 1 not known`."""
+    """Return `as it should be`, or `2 differences, 1 not known`."""
     found, unknown = len(differences(lines)), sum(line.verdict == "unknown" for line in lines)
     text = f"{found} difference{'s' * (found != 1)}" if found else "as it should be"
     return f"{text}, {unknown} not known" if unknown else text
 
 
 def status_of(lines: Sequence[TableDiff]) -> int:
-    """The exit status: 1 for a difference, 3 where a missing permission hides whether there is one."""
+    """Return the exit status: 1 for a difference, 3 where a missing permission hides whether there is one."""
     if differences(lines):
         return REFUSED
     return UNAVAILABLE if any(line.permission for line in lines) else ALLOWED

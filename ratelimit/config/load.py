@@ -35,7 +35,7 @@ class Layer:
     origin: str = ""
 
     def origin_of(self, path: str) -> str:
-        """Of the setting itself, or of what it is part of (`policies.hint.quotas[1]` → `policies.hint.quotas` → …)."""
+        """Return where a setting, or what it is part of, was set (`policies.hint.quotas[1]` → `policies.hint` → …)."""
         while path:
             if path in self.origins:
                 return self.origins[path]
@@ -78,7 +78,7 @@ def from_file(path: str | Path, *, named_by: str = "") -> Layer:
 
 
 def from_table(table: Mapping[str, Any], *, origin: str = "") -> Layer:
-    """A file's content, or keyword arguments. Raises `ConfigError` where `policies` are not policies at all."""
+    """Read a file's content, or keyword arguments. Raises `ConfigError` where `policies` are not policies at all."""
     settings = dict(table)
     policies = settings.pop("policies", {})
     layer = Layer(settings, origin=origin)
@@ -103,7 +103,7 @@ def _by_name(policies: Iterable[object]) -> dict[str, object]:
 
 
 def _as_table(policy: object) -> object:
-    """A `Policy` as the table it could have been, so that the environment may change one setting of it."""
+    """Return a `Policy` as the table it could have been, so that the environment may change one setting of it."""
     if not isinstance(policy, Policy):
         return dict(policy) if isinstance(policy, Mapping) else policy
     return {each.name: getattr(policy, each.name) for each in fields(policy) if each.name != "name"}
@@ -132,7 +132,7 @@ _OTHERS: Final = frozenset({
 
 
 def from_environment(env: Mapping[str, str], policies: Iterable[str], errors: list[ConfigError]) -> Layer:
-    """What the variables set; an empty one counts as not set. `policies` are the names known from elsewhere: case does
+    """Read what the variables set; an empty one is not set. `policies` are the names known from elsewhere: case does
     not matter, nor `-` or `_`. A policy that nothing else names is made, its name in lower case.
 
     A variable that is neither ours nor known to be another's is warned of, with the nearest that is ours: whoever
@@ -183,7 +183,7 @@ def _read(variable: str, text: str, names: list[str], layer: Layer) -> None:
 
 @cache
 def _warn(message: str) -> None:
-    """Once in each process, however often the configuration is read."""
+    # Once in each process, however often the configuration is read.
     logger.warning("%s", message)
 
 
@@ -211,12 +211,12 @@ class Problems:
         self._origin_of = origin_of
 
     def add(self, error: ConfigError) -> None:
-        """One more, its path seen from the top."""
+        """Add one, its path seen from the top."""
         origin = self._origin_of(error.path)
         self._found.append(ConfigError(error.path, f"{error.problem} ({origin})") if origin else error)
 
     def raise_any(self) -> None:
-        """Raises the one error there is, or one that lists them all."""
+        """Raise the one error there is, or one that lists them all."""
         if len(self._found) == 1:
             raise self._found[0]
         if self._found:
@@ -227,7 +227,7 @@ class Problems:
 def load_config(
     path: str | Path | None = None, *, env: Mapping[str, str] = os.environ, **settings: Unpack[SettingArgs]
 ) -> Config:
-    """The configuration that holds: environment variables over `settings` over the file over the defaults.
+    """Return the configuration that holds: environment variables over `settings` over the file over the defaults.
 
     The file is `path`, or else the one that `RATELIMIT_CONFIG` names, if it does. Raises `ConfigError` with the path to
     every bad value, and where it was set.
@@ -240,7 +240,7 @@ def load_config(
 def read_config(
     path: str | Path | None = None, *, env: Mapping[str, str] = os.environ, **settings: Unpack[SettingArgs]
 ) -> tuple[Config, Problems]:
-    """As `load_config`, but what is wrong is left out and handed over: for those who look for more of it."""
+    """Load as `load_config` does, but leave out what is wrong and hand it over: for those who look for more of it."""
     merged = _file(path, env)
     merged.lay(from_table(settings))
     variables: list[ConfigError] = []
@@ -285,7 +285,7 @@ def _policies(merged: Layer, problems: Problems) -> tuple[Policy, ...]:
 
 
 def _policy(name: str, table: object, errors: list[ConfigError]) -> Policy | None:
-    """The policy of a table, or what is wrong with it: a setting found bad is left out, and the rest is tried again."""
+    """Return the policy of a table; a setting found bad is told in `errors` and left out, and the rest tried again."""
     if not isinstance(table, dict):
         errors.append(ConfigError("", f"expected a table: [policies.{name}] with quotas = '5/day', not {table!r}"))
         return None

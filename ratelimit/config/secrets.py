@@ -29,7 +29,7 @@ _FRAGMENT: Final = 3
 
 
 def masked(url: str) -> str:
-    """The URL with every credential in it replaced, fit for a terminal or a log. Also one that cannot be parsed."""
+    """Return the URL with every credential in it replaced, fit for a terminal or a log; parsed or not."""
     if table := _TABLE.fullmatch(url):
         parameters = _ENCODED.sub(f"{MASK}@", _IN_PARAMETER.sub(f"{MASK}@", table["parameters"]))
         url = table["table"] + parameters
@@ -44,7 +44,7 @@ def hidden(secret: str | None) -> str | None:
 
 
 def masked_path(url: str) -> str:
-    """Scheme and host, for a URL that lets in whoever has it; what is none (`off`) stays as it is."""
+    """Return scheme and host of a URL that lets in whoever has it; what is none (`off`) stays as it is."""
 
     def shown(found: re.Match[str]) -> str:
         if "@" in found["rest"] and ":" in found["authority"]:  # a password may go on there: which part is the host?
@@ -56,7 +56,7 @@ def masked_path(url: str) -> str:
 
 
 def redacted(text: object, url: str) -> str:
-    """What a library says about a URL, without the credentials: neither the URL, nor the password, nor parts of it."""
+    """Return what a library says about a URL without its credentials: not the URL, the password, or parts of it."""
     shown = str(text).replace(url, masked(url))
     credentials = url.rpartition("@")[0]
     if _HAS_SCHEME.match(url):
@@ -72,7 +72,7 @@ def redacted(text: object, url: str) -> str:
 
 
 def check_token(value: object) -> str | None:
-    """A bearer token that is worth the name; empty for none. Raises `ConfigError`, which does not quote it."""
+    """Check that a bearer token is worth the name; empty is none. Raises `ConfigError`, which does not quote it."""
     if value is None or value == "":
         return None
     # Visible ASCII: what a field of HTTP carries unchanged.

@@ -189,7 +189,7 @@ class FileSource:
         """Names that rows have had, of those that were read."""
 
     async def open(self) -> None:
-        """See `Source.open`. Raises `InvalidInput` where nothing in it is known."""
+        """Raise `InvalidInput` where nothing in it is known."""
         await asyncio.to_thread(self._look)
         mapping = self._converter.mapping
         if unknown := unknown_table(mapping, self._wanted, self._places, self._names()):
@@ -203,16 +203,14 @@ class FileSource:
         await asyncio.to_thread(self._check_fields)
 
     async def entities(self) -> Sequence[Entity]:
-        """See `Source.entities`."""
         found = [kind for kind in HELD if kind in self._places]
         return [*found, "counters"] if "events" in found else found
 
     async def size(self, entity: Entity) -> int | None:
-        """See `Source.size`: bytes."""
+        """Return a number of bytes."""
         return sum(place.path.stat().st_size for place in self._places_of(entity))
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
-        """See `Source.batches`."""
         rows = self._rows(entity)
         count, nth = int(after or 0), DuplicateCounter()
         try:
@@ -224,7 +222,6 @@ class FileSource:
             rows.close()
 
     async def notes(self) -> Sequence[str]:
-        """See `Source.notes`."""
         notes = self._converter.notes()
         for kind, fields in self._fields.items():
             if left := unmapped(self._converter.mapping, kind, fields):
@@ -235,15 +232,13 @@ class FileSource:
         return [readable(note) for note in notes]
 
     async def close(self) -> None:
-        """See `Source.close`."""
+        pass
 
     @property
     def files(self) -> Sequence[Path]:
-        """See `Source.files`."""
         return tuple(dict.fromkeys(place.path for places in self._places.values() for place in places))
 
     def stamp(self) -> str:
-        """See `Source.stamp`."""
         found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         return json.dumps(found)
 

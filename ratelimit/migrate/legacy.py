@@ -145,7 +145,7 @@ class LegacySource:
         self._items: int | None = None
 
     async def open(self) -> None:
-        """See `Source.open`. Raises `TableMismatch` for a table that is keyed otherwise."""
+        """Raise `TableMismatch` for a table that is keyed otherwise."""
         await self._raw.open()
         description = await retry(self._raw.description)
         keys = [key["AttributeName"] for key in description.get("KeySchema", ())]
@@ -155,15 +155,13 @@ class LegacySource:
         self._items = description.get("ItemCount") or None
 
     async def entities(self) -> Sequence[Entity]:
-        """See `Source.entities`."""
         return ("plans", "users", "events", "counters")
 
     async def size(self, entity: Entity) -> int | None:
-        """See `Source.size`: items of the whole table, as DynamoDB counted them some hours ago."""
+        """Return the items of the whole table, as DynamoDB counted them some hours ago."""
         return self._items
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
-        """See `Source.batches`."""
         stand = Stand() if after is None else msgspec.json.decode(after, type=Stand)
         if entity == "events":  # what is noted is noted in one pass only: the others read the same items
             self._events = stand
@@ -178,15 +176,12 @@ class LegacySource:
 
     @property
     def files(self) -> Sequence[Path]:
-        """See `Source.files`."""
         return ()
 
     def stamp(self) -> str:
-        """See `Source.stamp`."""
         return ""
 
     async def notes(self) -> Sequence[str]:
-        """See `Source.notes`."""
         others, collisions = self._events.others, self._events.collisions
         notes = self._converter.notes()
         notes += [f"left alone, as they hold no usage: {count:,} items {kind}" for kind, count in others.items()]
@@ -198,7 +193,6 @@ class LegacySource:
         return notes
 
     async def close(self) -> None:
-        """See `Source.close`."""
         await self._raw.close()
 
     def _read(self, entity: Entity, item: Mapping[str, Any]) -> SourceRow | None:

@@ -121,42 +121,33 @@ class HashedSource:
 
     @property
     def keyed(self) -> bool:
-        """See `Source.keyed`."""
         return self._inner.keyed
 
     @property
     def files(self) -> Sequence[Path]:
-        """See `Source.files`."""
         return self._inner.files
 
     async def open(self) -> None:
-        """See `Source.open`."""
         await self._inner.open()
 
     async def entities(self) -> Sequence[Entity]:
-        """See `Source.entities`."""
         return await self._inner.entities()
 
     async def size(self, entity: Entity) -> int | None:
-        """See `Source.size`."""
         return await self._inner.size(entity)
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
-        """See `Source.batches`."""
         async with aclosing(self._inner.batches(entity, after=after, size=size)) as batches:
             async for batch in batches:
                 yield batch._replace(rows=[row._replace(entry=self._hashed(row.entry)) for row in batch.rows])
 
     def stamp(self) -> str:
-        """See `Source.stamp`."""
         return self._inner.stamp()
 
     async def notes(self) -> Sequence[str]:
-        """See `Source.notes`."""
         return await self._inner.notes()
 
     async def close(self) -> None:
-        """See `Source.close`."""
         await self._inner.close()
 
     def _hashed(self, entry: Entry | None) -> Entry | None:

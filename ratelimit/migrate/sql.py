@@ -205,11 +205,9 @@ class SqlSource:
 
     @property
     def keyed(self) -> bool:
-        """See `Source.keyed`."""
         return self._key("events") is not None
 
     async def open(self) -> None:
-        """See `Source.open`."""
         self._tables = await self._run(self._look)
         seen = list(self._tables)
         for kind in HELD:
@@ -232,18 +230,16 @@ class SqlSource:
                 raise SourceRefused(f"{self.name}: {problem}")
 
     async def entities(self) -> Sequence[Entity]:
-        """See `Source.entities`."""
         found = list(self._places)
         return [*found, "counters"] if "events" in found else found
 
     async def size(self, entity: Entity) -> int | None:
-        """See `Source.size`: rows."""
+        """Return a number of rows."""
         table = self._selectable(entity)
         query = self._sa.select(self._sa.func.count()).select_from(table)
         return int(await self._run(lambda: self._fetch(query)[0][0]))
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
-        """See `Source.batches`."""
         table = self._selectable(entity)
         key = self._key(entity)
         pages = self._unkeyed(entity, table, size) if key is None else self._keyed(entity, table, key, after, size)
@@ -253,17 +249,16 @@ class SqlSource:
 
     @property
     def files(self) -> Sequence[Path]:
-        """See `Source.files`: SQLite's."""
+        """Return SQLite's."""
         if self._engine.dialect.name != "sqlite":
             return ()
         return (Path(unquote(str(self._engine.url.database).removeprefix("file://"))),)
 
     def stamp(self) -> str:
-        """See `Source.stamp`. Keys stay what they are."""
+        """Return nothing: keys stay what they are."""
         return ""
 
     async def notes(self) -> Sequence[str]:
-        """See `Source.notes`."""
         notes = self._converter.notes()
         for kind, table in self._places.items():
             if self._asks(kind) and (left := unmapped(self._mapping, kind, self._tables[table].columns)):
@@ -272,7 +267,6 @@ class SqlSource:
         return [*notes, f"left alone, as they hold no usage: {', '.join(others)}"] if others else notes
 
     async def close(self) -> None:
-        """See `Source.close`."""
         await asyncio.to_thread(self._engine.dispose)
 
     async def _keyed(

@@ -36,7 +36,7 @@ class TableSource:
         self._clock = clock
 
     async def open(self) -> None:
-        """See `Source.open`. Raises `TableMismatch` for a table in which nothing is this project's."""
+        """Raise `TableMismatch` for a table in which nothing is this project's."""
         await self._store.open()
         await self._raw.open()
         items, _ = await retry(lambda: self._raw.scan(limit=LOOKED_AT))
@@ -49,15 +49,13 @@ class TableSource:
             )
 
     async def entities(self) -> Sequence[Entity]:
-        """See `Source.entities`."""
         return ENTITIES
 
     async def size(self, entity: Entity) -> int | None:
-        """See `Source.size`: nobody counts what is in a table."""
+        """Return None: nobody counts what is in a table."""
         return None
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
-        """See `Source.batches`."""
         done, cursor = _place(after)
         while True:
             entries, cursor = await self._page(entity, cursor)
@@ -69,19 +67,15 @@ class TableSource:
 
     @property
     def files(self) -> Sequence[Path]:
-        """See `Source.files`."""
         return ()
 
     def stamp(self) -> str:
-        """See `Source.stamp`."""
         return ""
 
     async def notes(self) -> Sequence[str]:
-        """See `Source.notes`."""
         return ["counters are brought over once: what the other table counts afterwards takes a mirror"]
 
     async def close(self) -> None:
-        """See `Source.close`."""
         await self._raw.close()
         await self._store.close()
 
