@@ -8,7 +8,15 @@
     403 + X-RL-Status      with `?dialect=nginx` in the place of every refusal: `auth_request` knows no other
 
 It is the middleware around an app that says yes. What the upstream will answer is not known here, so whatever is
-allowed counts, also for policies with `count = "success"` or `"failure"`.
+allowed counts, also for policies with `count = "success"` or `"failure"`. The request is rebuilt from what the gateway
+says of it:
+
+    path suffix          Envoy appends the original path, and keeps the method: `POST /v1/authz/hints?a=1`
+    X-Forwarded-Uri      Traefik, Caddy; with X-Forwarded-Method, -Host, -Proto
+    X-Original-URI       nginx, HAProxy; with X-Original-Method, -Host
+
+A client may send any of these fields itself. So one of them is believed only where the gateway overwrites it: the
+suffix is looked at first, with `?dialect=nginx` or `haproxy` only `X-Original-*`, and else only `X-Forwarded-*`.
 """
 
 from __future__ import annotations
@@ -32,11 +40,9 @@ from ratelimit.http.routing import WEBSOCKET, ambiguity
 from ratelimit.limiter import Limiter
 from ratelimit.usage import UsageLog
 
-# The request that a gateway asks about, rebuilt from what the gateway says of it. path suffix Envoy appends the
-# original path, and keeps the method: `POST /v1/authz/hints?a=1` X-Forwarded-Uri Traefik, Caddy; with X-Forwarded-
-# Method, -Host, -Proto X-Original-URI nginx, HAProxy; with X-Original-Method, -Host A client may send any of these
-# fields itself. So one of them is believed only where the gateway overwrites it: the suffix is looked at first, with
-# `?dialect=nginx` or `haproxy` only `X-Original-*`, and else only `X-Forwarded-*`.
+PREFIX: Final = "/v1/authz"
+STATUS: Final = b"x-rl-status"
+"""Carries the real status where the gateway does not understand it."""
 
 Dialect: TypeAlias = Literal["plain", "nginx", "haproxy"]
 
@@ -140,11 +146,6 @@ def _original(scope: Scope, headers: _Fields, method: str, raw_path: str, query:
         "query_string": query,
         "headers": fields,
     }
-
-
-PREFIX: Final = "/v1/authz"
-STATUS: Final = b"x-rl-status"
-"""Carries the real status where the gateway does not understand it."""
 
 
 class Authz:

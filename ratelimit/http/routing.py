@@ -26,13 +26,6 @@ from ratelimit.errors import ConfigError
 
 logger = logging.getLogger("ratelimit.http")
 
-
-# `RequestTarget`: what a request asks for, as patterns see it: the method, and every path that a router could read it
-# as. What a client can vary without changing what it gets must not get it past a pattern, and routers differ in what
-# they make of a dot, a doubled slash, a line feed at the end, a semicolon, a backslash. So a policy matches a request
-# of which one form fits, an exemption one of which all do, and who may refuse a request refuses those that `ambiguity`
-# tells of.
-
 WEBSOCKET: Final = "WEBSOCKET"
 MAX_FORMS: Final = 16
 """Paths that one is read as. One that is odd in more ways is nobody's: it could be any."""
@@ -48,7 +41,14 @@ _LEFT_ENCODED = re.compile(rb"%(?=2[DEFdef]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9
 
 
 class RequestTarget:
-    """The method is in capitals, as Django and Flask take it. `paths` as `forms` gives them."""
+    """What a request asks for, as patterns see it: the method, in capitals as Django and Flask take it, and every path
+    that a router could read it as, by `forms`.
+
+    What a client can vary without changing what it gets must not get it past a pattern, and routers differ in what they
+    make of a dot, a doubled slash, a line feed at the end, a semicolon, a backslash. So a policy matches a request of
+    which one form fits, an exemption one of which all do, and who may refuse a request refuses those that `ambiguity`
+    tells of.
+    """
 
     __slots__ = ("method", "paths", "root")
 

@@ -42,12 +42,11 @@ from ratelimit.store import TableStore
 from ratelimit.usage import UsageLog
 from ratelimit.usage.reports import Reports
 
-# What comes in: bodies and query strings, read within bounds and checked. Raises `ProblemError` for all that is wrong.
-
 T = TypeVar("T")
 
 JSON: Final = b"application/json"
 _CLOSE: Final = (b"connection", b"close")
+MAX_BODY: Final = 256 * 1024
 MAX_BODY_S: Final = 30.0
 """Seconds for a body to arrive."""
 # A query string longer than what our longest cursors and names come to is not ours.
@@ -63,8 +62,8 @@ def field(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes:
-    """Read the whole body, declared as JSON, of at most so many bytes, in at most `MAX_BODY_S`."""
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """Read the whole body, declared as JSON, of at most `MAX_BODY` bytes, in at most `MAX_BODY_S`."""
     kind = (field(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
     if kind != JSON:
         raise refused(415, "Unsupported media type", "Send JSON, with Content-Type: application/json")
@@ -72,16 +71,16 @@ async def read_body(scope: Scope, receive: Receive, *, most: int) -> bytes:
     announced = int(length) if length.isdigit() and len(length) < 20 else 0
     try:
         async with asyncio.timeout(MAX_BODY_S):
-            body = b"" if announced > most else await _received(receive, most)
+            body = b"" if announced > MAX_BODY else await _received(receive)
     except TimeoutError:
         raise refused(408, "Request timeout", f"A body has {MAX_BODY_S:g} s to arrive", _CLOSE) from None
-    if max(len(body), announced) > most:
-        raise refused(413, "Too large", f"A body may have {most} bytes", _CLOSE)
+    if max(len(body), announced) > MAX_BODY:
+        raise refused(413, "Too large", f"A body may have {MAX_BODY} bytes", _CLOSE)
     return body
 
 
-async def _received(receive: Receive, most: int) -> bytes:
-    """Return all of it, or as soon as it is more than so many bytes, what there is by then."""
+async def _received(receive: Receive) -> bytes:
+    """Return all of it, or as soon as it is more than `MAX_BODY`, what there is by then."""
     parts: list[bytes] = []
     size, more = 0, True
     while more:
@@ -90,7 +89,7 @@ async def _received(receive: Receive, most: int) -> bytes:
             raise refused(400, "Bad input", "the body ended early")
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        more = message.get("more_body", False) and size <= most
+        more = message.get("more_body", False) and size <= MAX_BODY
     return b"".join(parts)
 
 
@@ -109,8 +108,6 @@ def decode_body(kind: type[T], body: bytes) -> T:
 def decode_query(kind: type[T], scope: Scope) -> T:
     """Decode the query string as a struct of texts and numbers."""
     raw: bytes = scope["query_string"]
-    if not raw:
-        return _query(kind, {})
     if len(raw) > _MAX_QUERY:
         raise ProblemError(bad_input("", f"the query string has more than {_MAX_QUERY} bytes"))
     try:
@@ -122,7 +119,10 @@ def decode_query(kind: type[T], scope: Scope) -> T:
         if name in values:
             raise ProblemError(bad_input(name, "is given twice"))
         values[name] = value
-    return _query(kind, values)
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from None
 
 
 def decode_part(one: Operation, raw: str) -> str:
@@ -137,14 +137,6 @@ def decode_part(one: Operation, raw: str) -> str:
     return part
 
 
-def _query(kind: type[T], values: dict[str, Any]) -> T:
-    try:
-        return msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise invalid(error) from None
-
-
-MAX_BODY: Final = 256 * 1024
 _UNEXPECTED: Final = ApiProblem(title="Internal error", status=500, detail="A fault of the server; it is logged.")
 
 
@@ -165,8 +157,7 @@ class Api:
     `directory`  the limiter's, so that a change made here is seen by it at once.
     `token`      asked of every caller, as `Authorization: Bearer …`; None admits all who can reach the listener, but
                  for pages of other sites (see `ratelimit.http.auth`).
-    `max_body`   bytes of a body at most.
-    `idempotency`    what was answered to keyed requests before, where another `Api` was in this one's place.
+    `idempotency`  what was answered to keyed requests before, where another `Api` was in this one's place.
     """
 
     def __init__(
@@ -177,14 +168,12 @@ class Api:
         usage: UsageLog | None = None,
         directory: Directory | None = None,
         token: str | None = None,
-        max_body: int = MAX_BODY,
         idempotency: IdempotencyCache | None = None,
     ) -> None:
         self.idempotency = IdempotencyCache(limiter.clock) if idempotency is None else idempotency
         directory = Directory(store.directory, clock=limiter.clock) if directory is None else directory
         reports = Reports(store, limiter.policies, limiter.clock) if usage is None else usage
         self._token = Token(token)
-        self._max_body = max_body
         self.operations: tuple[Operation, ...] = (
             *LimiterRoutes(limiter, usage).operations(),
             *UsageRoutes(reports, directory).operations(),
@@ -233,7 +222,7 @@ class Api:
     async def _carry_out(self, one: Operation, raw_part: str | None, scope: Scope, receive: Receive) -> Answer:
         part = None if raw_part is None else decode_part(one, raw_part)
         query = decode_query(one.query, scope)
-        raw = b"" if one.body is None else await read_body(scope, receive, most=self._max_body)
+        raw = b"" if one.body is None else await read_body(scope, receive)
         body = None if one.body is None else decode_body(one.body, raw)
 
         async def act() -> Answer:

@@ -14,10 +14,12 @@ from ratelimit.names import check_user
 from ratelimit.quota import Quotas, QuotasLike
 from ratelimit.store.directory import Identity, Plan, Role, User, check_plan
 
-# Users and plans, as the API takes and gives them.
+T = TypeVar("T")
 
-MOST_ON_A_PAGE: Final = 1000
+MAX_PAGE: Final = 1000
 
+_USER: Final = "/v1/users/{user}"
+_PLAN: Final = "/v1/plans/{plan}"
 _WORD: Final = r"[^\s\u0000-\u001f\u007f-\u009f@]"
 
 QuotasByAction: TypeAlias = dict[Name, QuotasText]
@@ -29,7 +31,7 @@ IdentityText: TypeAlias = Annotated[
         extra_json_schema={"pattern": rf"^(email:{_WORD}{{1,60}}@{_WORD}{{1,180}}|api_key:[0-9a-f]{{64}})$"},
     ),
 ]
-Limit: TypeAlias = Annotated[int, Meta(ge=1, le=MOST_ON_A_PAGE, description="At most so many.")]
+Limit: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_PAGE, description="At most so many.")]
 Cursor: TypeAlias = Annotated[str, Meta(description="Of the page before.", max_length=4096)]
 
 
@@ -134,12 +136,6 @@ class UsersAnswer(Struct, frozen=True):
 def texts(quotas: Mapping[str, Quotas]) -> dict[str, str]:
     """Write quotas as they may be given."""
     return {action: "; ".join(map(str, several)) or "unlimited" for action, several in quotas.items()}
-
-
-T = TypeVar("T")
-
-_USER = "/v1/users/{user}"
-_PLAN = "/v1/plans/{plan}"
 
 
 class DirectoryRoutes:

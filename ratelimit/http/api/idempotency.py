@@ -40,17 +40,17 @@ class _Kept(msgspec.Struct):
 
 
 class IdempotencyCache:
-    """At most `most` answers of `most_bytes` in all, each for `kept_for` microseconds; of more, the oldest give way,
+    """At most `max_answers` of `max_bytes` in all, each for `kept_for` microseconds; of more, the oldest give way,
     counted in `evicted`."""
 
     def __init__(
-        self, clock: Clock, *, most: int = MAX_ANSWERS, most_bytes: int = MAX_BYTES, kept_for: int = KEPT_FOR
+        self, clock: Clock, *, max_answers: int = MAX_ANSWERS, max_bytes: int = MAX_BYTES, kept_for: int = KEPT_FOR
     ) -> None:
         self.evicted = 0
         self.replayed = 0
         self._clock = clock
-        self._most = most
-        self._most_bytes = most_bytes
+        self._max_answers = max_answers
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._kept_for = kept_for
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
@@ -95,7 +95,7 @@ class IdempotencyCache:
         self._make_room()
 
     def _make_room(self) -> None:
-        while len(self._kept) > self._most or self._bytes > self._most_bytes:
+        while len(self._kept) > self._max_answers or self._bytes > self._max_bytes:
             self._forget(next(iter(self._kept)))
             self.evicted += 1
 

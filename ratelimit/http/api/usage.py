@@ -19,8 +19,7 @@ from ratelimit.usage import EventPage
 from ratelimit.usage.formats import text_of_time
 from ratelimit.usage.reports import DATE_RANGE, Reports
 
-# What was used, as the API gives it.
-
+_USER: Final = "/v1/users/{user}"
 _DAY_PATTERN: Final = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _TIME: Final = r"T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?"
 
@@ -169,7 +168,6 @@ class EraseAnswer(Struct, frozen=True):
     """Damaged files of the journal that name the user, for a person to look at."""
 
 
-_USER: Final = "/v1/users/{user}"
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _HINT: Final = "write 2026-01-05"
 _HINT_OR_TIME: Final = "write 2026-01-05, or 2026-01-05T12:00:00Z"

@@ -26,7 +26,7 @@ class Service:
 
 
 async def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
-    service = Service(IdempotencyCache(FakeClock(), most_bytes=1000))
+    service = Service(IdempotencyCache(FakeClock(), max_bytes=1000))
     for number in range(50):
         await service.ask(str(number), size=100)
         assert len(service.cache) <= 10
@@ -39,7 +39,7 @@ async def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
 
 
 async def test_an_answer_that_is_too_large_on_its_own_is_not_kept() -> None:
-    service = Service(IdempotencyCache(FakeClock(), most_bytes=1000))
+    service = Service(IdempotencyCache(FakeClock(), max_bytes=1000))
     assert len((await service.ask("one", size=1001)).body) == 1001
     assert len(service.cache) == 0
     await service.ask("two", size=1000)
@@ -48,7 +48,7 @@ async def test_an_answer_that_is_too_large_on_its_own_is_not_kept() -> None:
 
 async def test_room_comes_back_with_what_expires_and_what_failed() -> None:
     clock = FakeClock()
-    service = Service(IdempotencyCache(clock, most_bytes=1000, kept_for=10_000_000))
+    service = Service(IdempotencyCache(clock, max_bytes=1000, kept_for=10_000_000))
     for number in range(10):
         await service.ask(f"failed {number}", size=1000, status=503)
     for round_ in range(5):
@@ -59,7 +59,7 @@ async def test_room_comes_back_with_what_expires_and_what_failed() -> None:
 
 
 async def test_one_that_gave_way_while_it_ran_takes_no_room() -> None:
-    cache, go = IdempotencyCache(FakeClock(), most=1, most_bytes=1000), asyncio.Event()
+    cache, go = IdempotencyCache(FakeClock(), max_answers=1, max_bytes=1000), asyncio.Event()
 
     async def slow() -> Answer:
         await go.wait()

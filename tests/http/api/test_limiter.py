@@ -9,6 +9,7 @@ import pytest
 
 from ratelimit.errors import StoreUnavailable
 from ratelimit.http.api import Api
+from ratelimit.http.api.app import MAX_BODY
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, Store
 from ratelimit.testing import FakeClock
@@ -128,10 +129,10 @@ async def test_bad_bodies_name_the_path(body: Any, path: str) -> None:
 
 
 async def test_what_is_no_request_of_ours() -> None:
-    async with api(max_body=100) as client:
+    async with api() as client:
         json = {"content-type": "application/json"}
         assert (await client.post("/v1/check", content=b"{", headers=json)).status_code == 400
-        assert (await client.post("/v1/check", content=b" " * 101, headers=json)).status_code == 413
+        assert (await client.post("/v1/check", content=b" " * (MAX_BODY + 1), headers=json)).status_code == 413
         assert (await client.post("/v1/check", content=b"{}")).status_code == 415
         assert (await client.get("/v1/check")).headers["allow"] == "POST"
         assert (await client.post("/v1/chek", json=ALICE)).status_code == 404
