@@ -43,7 +43,7 @@ test: $(INSTALLED)  ## what a change has to pass, on ministack, some minutes (AR
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-quick: $(INSTALLED)  ## the part of it that needs no engine and starts no program, for the inner loop
-	$(PYTEST) -m "not slow and not engine and not process" $(ARGS)
+	$(PYTEST) -m "not slow and not engine and not process" --hypothesis-profile=quick $(ARGS)
 
 test-all: $(INSTALLED)  ## all there is: also many processes, long histories, load tests and whatever else is slow
 	$(PYTEST) $(ARGS)

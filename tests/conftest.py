@@ -7,9 +7,11 @@ import os
 import random
 import subprocess
 from collections.abc import Generator, Iterator
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
+from botocore.hooks import EventAliaser, HierarchicalEmitter
 from hypothesis import settings
 
 from ratelimit import retry
@@ -22,7 +24,12 @@ _LOG_START = pytest.StashKey[int]()
 
 # A shared machine is slow at times: time limits are pytest-timeout's. The blob repeats here what failed elsewhere.
 settings.register_profile("ratelimit", deadline=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("ratelimit"), max_examples=20)
 settings.load_profile("ratelimit")
+
+# botocore works out anew for every session what the events of its 120 handlers are called: a third of connecting.
+_event_name = cache(EventAliaser(HierarchicalEmitter())._alias_event_name)
+EventAliaser._alias_event_name = lambda self, name: _event_name(name)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -277,7 +277,7 @@ steps = st.lists(
 
 
 @given(steps, st.sampled_from(["10/second", "10/second burst 25", "3/second; 20/minute"]), st.booleans())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_refund_never_lets_more_pass_than_the_bucket_holds(
     history: list[tuple[str, float, int]], quotas: str, two: bool
 ) -> None:

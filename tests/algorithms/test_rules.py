@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import NamedTuple
 
 import pytest
@@ -68,7 +67,11 @@ def write(truth: Record, ops: Ops, now: int) -> tuple[bool, Record]:
         applied = (await store.apply(ALICE, Write(ops, LATER), now=now)).applied
         return applied, dict(await store.read(ALICE))
 
-    return asyncio.run(run())
+    try:
+        run().send(None)  # nothing in it waits, and an event loop for each would take longer than the rest
+    except StopIteration as done:
+        written: tuple[bool, Record] = done.value
+    return written
 
 
 def fits(one: Rule, case: Case) -> bool:
@@ -77,7 +80,7 @@ def fits(one: Rule, case: Case) -> bool:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(cases())
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_no_belief_admits_what_the_truth_refuses(algorithm: AlgorithmName, case: Case) -> None:
     one = rule(algorithm, case.quota)
     ops = one.spend(case.now, case.cost, case.belief)

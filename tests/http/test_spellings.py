@@ -108,6 +108,15 @@ def site(request: pytest.FixtureRequest, folder: Path) -> Iterator[ASGIApp]:
         yield SITES[request.param](folder)
 
 
+# What stands in front of an app is tried before the most literal of routers and the most lenient one; before all: slow.
+BOTH_ENDS: Final = ("starlette", "node")
+in_front = pytest.mark.parametrize(
+    "site",
+    [pytest.param(name, marks=() if name in BOTH_ENDS else pytest.mark.slow) for name in SITES],
+    indirect=True,
+)
+
+
 def scope_as_sent(method: str, target: str, **more: Any) -> Scope:
     """As the most lenient of servers would show it."""
     raw, _, query = target.partition("?")
@@ -282,6 +291,7 @@ async def test_whatever_is_served_over_a_real_server_was_counted(name: str, serv
         assert await try_all(limiter, over(address)) >= EASY
 
 
+@in_front
 async def test_whatever_is_served_behind_the_sidecar_was_counted(site: ASGIApp) -> None:
     limiter = limiter_of(*POLICIES)
     async with (
@@ -291,6 +301,7 @@ async def test_whatever_is_served_behind_the_sidecar_was_counted(site: ASGIApp) 
         assert await try_all(limiter, over(address)) >= EASY
 
 
+@in_front
 @pytest.mark.parametrize("way", ["forwarded", "original", "suffix"])
 async def test_whatever_the_decision_endpoint_allows_was_counted(site: ASGIApp, way: str) -> None:
     limiter = limiter_of(*POLICIES)

@@ -17,47 +17,40 @@ from tests.engines import Engine
 PROCESSES, TASKS = 8, 50
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
-RACER = """
-import asyncio, json, sys
+RACE = """
+import asyncio, json, multiprocessing, sys
 from ratelimit import Limiter, Policy, open_store
 from ratelimit.testing import FakeClock
 
-url, user, quotas, algorithm, tasks = sys.argv[1:]
+url, user, quotas, algorithm, processes, tasks = sys.argv[1:]
 
-async def main():
+async def admitted():
     async with open_store(url) as store:
         policy = Policy("hint", quotas, algorithm=algorithm, on_unavailable="deny")
         limiter = Limiter(store, [policy], clock=FakeClock(), deadline=60)
         await limiter.peek("somebody-else", "hint")
-        print("ready", flush=True)
-        sys.stdin.readline()
+        start.wait(60)
         decisions = await asyncio.gather(*(limiter.check(user, "hint") for _ in range(int(tasks))))
         assert not any(decision.reason == "unavailable" for decision in decisions)
-        print(json.dumps(sum(decision.allowed for decision in decisions)), flush=True)
+        return sum(decision.allowed for decision in decisions)
 
-asyncio.run(main())
+def racer(_):
+    return asyncio.run(admitted())
+
+fork = multiprocessing.get_context("fork")  # so that they import what they need once for all
+start = fork.Barrier(int(processes))
+with fork.Pool(int(processes)) as pool:
+    print(json.dumps(pool.map(racer, range(int(processes)), chunksize=1)))
 """
 
 
 def race(url: str, user: str, quotas: str, algorithm: str) -> list[int]:
-    """Units admitted by each process; all of them start on one word, when all are ready."""
-    command = [sys.executable, "-c", RACER, url, user, quotas, algorithm, str(TASKS)]
-    racers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)
-    ]
-    try:
-        for racer in racers:
-            assert racer.stdout is not None
-            assert racer.stdout.readline() == "ready\n"
-        for racer in racers:
-            assert racer.stdin is not None
-            racer.stdin.write("go\n")
-            racer.stdin.flush()
-        return [int(json.loads(racer.communicate(timeout=90)[0])) for racer in racers]
-    finally:
-        for racer in racers:
-            racer.kill()
-            racer.communicate()
+    """Units admitted by each process; all of them start at once, when all are ready."""
+    command = [sys.executable, "-c", RACE, url, user, quotas, algorithm, str(PROCESSES), str(TASKS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    admitted: list[int] = json.loads(done.stdout)
+    return admitted
 
 
 @pytest.mark.parametrize(
@@ -84,5 +77,6 @@ def test_racing_processes_admit_exactly_the_limit(
 
     asyncio.run(used())  # creates the table
     admitted = race(url, "alice", quotas, algorithm)
+    assert len(admitted) == PROCESSES
     assert sum(admitted) == limit
     assert asyncio.run(used()) == limit, "the totals are counted in the same write"

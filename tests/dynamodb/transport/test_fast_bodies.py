@@ -38,7 +38,7 @@ def said(body: bytes) -> object:
     return json.loads(body)
 
 
-@settings(max_examples=500)
+@settings(max_examples=150)
 @given(st.lists(writes(), min_size=1, max_size=8), st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_a_body_is_the_encoded_update(some: list[Write], user: str) -> None:
     bodies = RequestBodies(CONSTANT, limit=3)

@@ -51,7 +51,7 @@ def headers_of(request: bytes) -> tuple[dict[str, str], bytes]:
     return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, body
 
 
-@settings(max_examples=1000)
+@settings(max_examples=200)
 @given(
     route=routes,
     region=st.sampled_from(REGIONS),
