@@ -20,6 +20,7 @@ NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 RACE = """
 import asyncio, json, multiprocessing, sys
 from ratelimit import Limiter, Policy, open_store
+from ratelimit.dynamodb import DynamoDBStore  # once, before the processes part
 from ratelimit.testing import FakeClock
 
 url, user, quotas, algorithm, processes, tasks = sys.argv[1:]
@@ -37,7 +38,7 @@ async def admitted():
 def racer(_):
     return asyncio.run(admitted())
 
-fork = multiprocessing.get_context("fork")  # so that they import what they need once for all
+fork = multiprocessing.get_context("fork")
 start = fork.Barrier(int(processes))
 with fork.Pool(int(processes)) as pool:
     print(json.dumps(pool.map(racer, range(int(processes)), chunksize=1)))
