@@ -207,12 +207,12 @@ async def test_a_body_that_is_still_on_its_way_is_not_reset(running: Running) ->
 
 @on_both_loops
 async def test_who_comes_while_it_leaves_is_answered(running: Running) -> None:
-    leaving = running.drain(linger=2)
+    leaving = running.drain(linger=LONG_S)
     await asyncio.sleep(0)
     reader, writer = await running.connect()
     writer.write(GET % b"late")
     assert b"connection: close" in await answer(reader)
-    await leaving
+    leaving.cancel()
 
 
 @on_both_loops
@@ -240,7 +240,7 @@ async def test_at_the_end_of_its_time_a_connection_is_closed_but_not_upon_a_requ
         assert b"/after" in await asyncio.wait_for(loop.sock_recv(client, 1000), LONG_S)
         connection.timeout_keep_alive_handler()
         assert await asyncio.wait_for(loop.sock_recv(client, 1000), LONG_S) == b""
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -256,7 +256,7 @@ async def test_who_closes_only_its_own_side_is_answered(running: Running) -> Non
     assert said.startswith(b"http/1.1 200 ")
     assert (said.count(b"http/1.1"), b"connection: close" in said) == (1, True)
     assert await closed(reader)
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -270,7 +270,7 @@ async def test_of_who_leaves_for_good_the_app_is_told(running: Running) -> None:
         writer.close()
         await asyncio.wait_for(running.app.later.wait(), LONG_S)
         running.app.later.clear()
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -282,4 +282,4 @@ async def test_the_target_of_a_handshake_byte_by_byte(running: Running) -> None:
             await asyncio.sleep(0)
         assert target_of(running.app.sockets.pop()) == target
         writer.close()
-    await running.drain()
+    await running.drain(linger=0)

@@ -46,7 +46,7 @@ async def test_a_body_stays_a_body_whatever_is_offered(running: Running) -> None
     assert (await answer(reader)).endswith(b"/body")
     assert running.app.asked == ["/body"]
     assert running.app.bodies == [SMUGGLED]
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -54,7 +54,7 @@ async def test_an_answer_that_is_not_read(running: Running) -> None:
     with reads_nothing(running, GET % b"big"), reads_nothing(running, b"GET /big HTTP/1.0\r\n\r\n"):
         await until(lambda: running.app.asked == ["/big", "/big"])
         await all_gone(running)
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -64,7 +64,7 @@ async def test_a_websocket_that_is_not_read(running: Running) -> None:
     with reads_nothing(running, HANDSHAKE):
         await until(lambda: bool(running.app.sockets))
         await all_gone(running)
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -84,7 +84,7 @@ async def test_a_body_that_nobody_waits_for_any_more(running: Running) -> None:
     assert (await answer(reader)).endswith(b"/early")
     writer.write(b"x")
     assert await closed(reader)
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -95,7 +95,7 @@ async def test_a_handshake_may_be_as_large_as_any_request(running: Running) -> N
         with reads_nothing(running, HANDSHAKE[:-2] + fields + b"\r\n"):
             await until(lambda: bool(running.app.sockets))
         assert len(running.app.sockets.pop()["headers"]) == 5 + fields.count(b"\r\n")
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -107,7 +107,7 @@ async def test_a_handshake_that_cannot_be_read_is_refused(running: Running) -> N
         writer.write(HANDSHAKE)
         assert (await answer(reader)).startswith(b"http/1.1 400 ")
         assert await closed(reader)
-    await running.drain()
+    await running.drain(linger=0)
 
 
 @on_both_loops
@@ -118,7 +118,7 @@ async def test_a_handshake_before_the_last_answer_is_read_is_a_request(running: 
         client.sendall(HANDSHAKE)
         await until(lambda: running.app.asked == ["/big", "/chat"])
     assert running.app.sockets == []
-    await running.drain()
+    await running.drain(linger=0)
 
 
 def test_a_connection_accepted_just_before_is_not_lost() -> None:
