@@ -57,7 +57,9 @@ def test_the_make_targets_call_the_commands(
     ):  # fmt: skip
         more = "--more-is-fine" if target == "migrate-verify" else ""
         words = [f"dynamodb-{target}", f"SOURCE={source}", f"TABLE={table}", f"ENDPOINT={endpoint}", f"ARGS={more}"]
-        planned = subprocess.run(["make", "-n", "-C", ROOT, "PYTHON=python3", *words], capture_output=True, text=True, check=True).stdout
+        planned = subprocess.run(
+            ["make", "-n", "-C", ROOT, "PYTHON=python3", *words], capture_output=True, text=True, check=True
+        ).stdout
         lines = [line for line in planned.splitlines() if "bin/ratelimit" in line and "pip" not in line]
         assert lines, planned
         for line in lines:

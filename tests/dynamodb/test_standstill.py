@@ -63,6 +63,7 @@ def test_connections_that_died_meanwhile_take_no_request(apart: Apart, run: Run,
                 apart.drop_connections()
                 if number % 2:
                     assert await store.read(ALICE) == {"d1": number}
+                    stand_still(0.005)  # for longer than a connection is trusted unseen
                     apart.drop_connections()
             assert store.stats.retries == 0
         assert apart.server.received["UpdateItem"] == 5

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from ratelimit import Limiter, Policy, open_store
+from ratelimit.testing import FakeClock
 from tests.engines import Engine
 
 PROCESSES, TASKS = 8, 50
@@ -73,7 +74,7 @@ def test_racing_processes_admit_exactly_the_limit(
 
     async def used() -> int:
         async with open_store(url) as store:
-            totals = await Limiter(store, [Policy("hint", quotas)], deadline=60).totals("alice")
+            totals = await Limiter(store, [Policy("hint", quotas)], clock=FakeClock(), deadline=60).totals("alice")
         return totals["hint"].get(NOON.date(), 0)
 
     asyncio.run(used())  # creates the table

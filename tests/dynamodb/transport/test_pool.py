@@ -35,7 +35,7 @@ async def pool(server: FaultServer, stats: Stats) -> AsyncIterator[Pool]:
     async def connect(ended: Callable[[Connection, Ending], None]) -> Connection:
         return await open_connection(route, Place("limits", "x", route.url), 1, ended)
 
-    pool = Pool(connect, stats, size=3, wait_timeout=0.1, answer_timeout=1000)
+    pool = Pool(connect, stats, size=3, wait_timeout=30, answer_timeout=1000)
     yield pool
     await pool.close()
 
