@@ -20,7 +20,6 @@ from ratelimit.server.request_id import request_id
 
 logger = logging.getLogger("ratelimit.access")
 
-
 AccessFormat: TypeAlias = Literal["text", "json", "off"]
 
 _encoder = msgspec.json.Encoder()
@@ -46,7 +45,6 @@ class AccessLog:
         self._shown = shown
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the lifespan."""
         if self._form == "off" or scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -36,7 +37,6 @@ from ratelimit.store import TableStore
 from ratelimit.usage import UsageLog
 
 logger = logging.getLogger("ratelimit")
-
 
 StoreState: TypeAlias = Literal[
     "ok", "unavailable", "late", "misconfigured", "access_denied", "table_not_found", "table_mismatch"
@@ -175,7 +175,7 @@ class ServerBackend:
         self._clock = sidecar.current.runtime.limiter.clock
         self._since = self._clock.now()
         self._readiness = Readiness(lambda: sidecar.current.runtime.store, self._clock)
-        self._token: tuple[str | None, Token] = (None, Token(None))
+        self._token = lru_cache(maxsize=1)(Token)
         self._bus: WorkerBus | None = None
         if folder is not None:
             answers = {"metrics": self._own_metrics, "health": self._own_health, "reload": self._own_reload}
@@ -194,10 +194,7 @@ class ServerBackend:
 
     def token(self) -> Token:
         """Return the one that is configured now."""
-        text = self._sidecar.current.runtime.config.admin_token
-        if self._token[0] != text:
-            self._token = text, Token(text)
-        return self._token[1]
+        return self._token(self._sidecar.current.runtime.config.admin_token)
 
     async def health(self) -> Mapping[str, object]:
         workers: dict[str, WorkerHealth | Silent] = {self._number: await self._health()}

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from ratelimit.server.headers import RawHeader, Unreadable, expects_continue, has_body, response_headers
+from ratelimit.server.headers import InvalidResponse, RawHeader, expects_continue, has_body, response_headers
 from ratelimit.server.http_protocol import DISCONNECT_KEY
 from ratelimit.server.problems import BROKEN, LATE, NO_CONNECTION, SLOW, UNREACHED, UNREADABLE, ServerProblem
 from ratelimit.server.upstream import ProxySettings
@@ -74,7 +74,7 @@ class Exchange:
         answer = await self._ask()
         try:
             if not 100 <= answer.status < 600 or answer.status == 101:
-                raise Unreadable(f"the upstream answered with status {answer.status}")
+                raise InvalidResponse(f"the upstream answered with status {answer.status}")
             await self._pass_on(answer)
         except BaseException:
             # Closed, not kept: what is left of this answer must not be read as the next one. And not when what is left
@@ -278,7 +278,7 @@ def describe(error: Exception) -> str:
     """Return what kind of error it is and where it happened, for the log. What aiohttp adds may be the URL with its
     query, or a piece of the answer."""
     name = type(error).__name__
-    if isinstance(error, aiohttp.ClientConnectorError | Unreadable):
+    if isinstance(error, aiohttp.ClientConnectorError | InvalidResponse):
         return f"{name}: {error}"
     reason = error.strerror if isinstance(error, OSError) else None
     if isinstance(error, aiohttp.ClientResponseError):

@@ -42,7 +42,7 @@ _UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
 
 
-class Unreadable(ValueError):
+class InvalidResponse(ValueError):
     """An answer that is no valid HTTP, or none that may be passed on. It quotes nothing that may be a secret."""
 
 
@@ -98,7 +98,7 @@ class RequestHeaders:
 
 
 def response_headers(raw: Iterable[RawHeader], status: int, version: str = "1.1") -> list[RawHeader]:
-    """Return those of an answer that its client gets. Raises `Unreadable` for one that cannot be written."""
+    """Return those of an answer that its client gets. Raises `InvalidResponse` for one that cannot be written."""
     lowered = [(name.lower(), value) for name, value in raw]
     gone = _NOT_ANSWERED
     if named := named_by_connection(lowered):
@@ -109,11 +109,11 @@ def response_headers(raw: Iterable[RawHeader], status: int, version: str = "1.1"
     found = []
     for name, value in lowered:
         if _UNWRITABLE.search(value):
-            raise Unreadable(f"the field {name.decode('latin-1')!r} holds control characters")
+            raise InvalidResponse(f"the field {name.decode('latin-1')!r} holds control characters")
         if name not in gone:
             found.append((name, value))
         elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            raise Unreadable("its transfer coding is not understood")
+            raise InvalidResponse("its transfer coding is not understood")
     found.append((b"via", f"{version} {VIA}".encode()))
     return found
 

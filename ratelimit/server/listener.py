@@ -30,7 +30,6 @@ from ratelimit.server.upstream import TARGET_KEY
 
 logger = logging.getLogger("ratelimit.serving")
 
-
 SERVICE_RESTART: Final = 1012
 KEEP_ALIVE_S: Final = 75
 _MAX_MESSAGE: Final = 16 * 2**20

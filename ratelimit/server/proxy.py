@@ -54,7 +54,6 @@ class Proxy:
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the lifespan."""
         kind = scope["type"]
         if kind == "lifespan":
             await join_lifespan(no_lifespan, scope, receive, send, end=self.close)

@@ -78,7 +78,6 @@ class RequestIdMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the lifespan."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return

@@ -27,7 +27,6 @@ from ratelimit.tasks import Tasks
 
 logger = logging.getLogger("ratelimit")
 
-
 ConfigSource: TypeAlias = Callable[[], Config]
 """Reads the configuration afresh, and checks it whole. Has to pickle where there are several workers."""
 AppFactory: TypeAlias = Callable[[Runtime], ASGIApp]
@@ -59,7 +58,6 @@ class AppVersion:
         self._is_cut_off = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
         self.requests += 1
         try:
             await self._app(scope, receive, send)
@@ -118,7 +116,6 @@ class Sidecar:
         self._enter(self.current)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, or the lifespan."""
         if scope["type"] == "lifespan":
             await join_lifespan(no_lifespan, scope, receive, send, start=self._start, end=self._end)
         else:

@@ -15,12 +15,11 @@ from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from ratelimit.server.exchange import describe, upstream_problem
-from ratelimit.server.headers import RawHeader, Unreadable, response_headers
+from ratelimit.server.headers import InvalidResponse, RawHeader, response_headers
 from ratelimit.server.problems import NO_WEBSOCKET
 from ratelimit.server.upstream import ProxySettings
 
 logger = logging.getLogger("ratelimit.proxy")
-
 
 _GONE: Final = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR})
 _SENT_AS: Final = {WSMsgType.TEXT: "text", WSMsgType.BINARY: "bytes"}
@@ -115,7 +114,7 @@ async def _hand_on(
     try:
         headers = response_headers(answer.raw_headers, answer.status)
         if not 200 <= answer.status < 600:
-            raise Unreadable(f"the upstream answered a handshake with status {answer.status}")
+            raise InvalidResponse(f"the upstream answered a handshake with status {answer.status}")
         async with asyncio.timeout(settings.idle):
             body = await _read(answer, settings.max_message)
     except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -139,7 +138,7 @@ async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
     while not answer.content.at_eof():
         body += await answer.content.readany()
         if len(body) > most:
-            raise Unreadable(f"the upstream answered a handshake with more than {most} bytes")
+            raise InvalidResponse(f"the upstream answered a handshake with more than {most} bytes")
     return bytes(body)
 
 
