@@ -1,0 +1,113 @@
+"""What the package leans on inside its dependencies, beyond what they document: a list, and a cap for each."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiobotocore.httpsession import AIOHTTPSession
+from aiohttp.client_proto import ResponseHandler
+from botocore import auth
+from packaging.requirements import Requirement
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn import Config
+from uvicorn.lifespan.on import LifespanOn
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets import http11
+from websockets.server import ServerProtocol
+
+from ratelimit.dynamodb.client import _ServerTime
+from ratelimit.dynamodb.transport.boto import Session
+from ratelimit.server.http_protocol import UpstreamRequest
+from ratelimit.server.listener import HttpConnection, ListenerState, WebSocketConnection
+from ratelimit.server.proxy import UpstreamConnection
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS: list[list[str]] = list(PROJECT["optional-dependencies"].values())
+
+LEANED_ON: dict[Any, str] = {
+    AIOHTTPSession: "_get_session send",
+    aiohttp.BaseConnector: "_factory",
+    aiohttp.ClientRequest: "_continue loop update_expect_continue",
+    ResponseHandler: "data_received force_close set_response_params",
+    auth: "AUTH_TYPE_MAPS SIGV4_TIMESTAMP",
+    auth.SigV4Auth: "_modify_request_before_signing",
+    CORSMiddleware: "app send",
+    Starlette: "router user_middleware",
+    Config: "lifespan_class load",
+    FlowControl: "pause_reading write_paused",
+    HttpToolsProtocol: (
+        "_get_upgrade _should_upgrade _should_upgrade_to_ws _unset_keepalive_if_required client connection_lost "
+        "connection_made cycle data_received eof_received expect_100_continue flow handle_websocket_upgrade headers "
+        "loop on_header on_headers_complete on_message_begin on_url parser pipeline scope server_state "
+        "timeout_keep_alive timeout_keep_alive_handler timeout_keep_alive_task transport url"
+    ),
+    LifespanOn: "should_exit shutdown startup state",
+    RequestResponseCycle: (
+        "chunked_encoding expected_content_length keep_alive more_body response_complete response_started scope send "
+        "transport waiting_for_100_continue"
+    ),
+    ServerState: "connections tasks",
+    WebSocketsSansIOProtocol: (
+        "client close_timeout close_timer conn data_received handle_connect handshake_complete handshake_initiated "
+        "loop queue response scope stop_keepalive transport"
+    ),
+    http11: "MAX_LINE_LENGTH MAX_NUM_HEADERS",
+    ServerProtocol: "data_to_send send_close state",
+}
+OURS = [HttpConnection, ListenerState, Session, UpstreamConnection, UpstreamRequest, WebSocketConnection, _ServerTime]
+CAPPED = {"aiobotocore", "aiohttp", "starlette", "uvicorn", "websockets"}  # aiobotocore pins its botocore
+
+
+def has(owner: Any, name: str) -> bool:
+    """Also where only its instances have it."""
+    return hasattr(owner, name) or f"self.{name}" in "".join(map(inspect.getsource, bases(owner)))
+
+
+def bases(owner: Any) -> list[type]:
+    """Those classes of other people's that a class is made of."""
+    known = getattr(owner, "__mro__", ())
+    return [each for each in known if each.__module__.partition(".")[0] in CAPPED | {"botocore"}]
+
+
+@pytest.mark.parametrize("owner", LEANED_ON, ids=lambda owner: owner.__name__)
+def test_what_is_leaned_on_is_there(owner: Any) -> None:
+    distribution = (owner.__name__ if inspect.ismodule(owner) else owner.__module__).partition(".")[0]
+    missing = [name for name in LEANED_ON[owner].split() if not has(owner, name)]
+    assert missing == [], f"{distribution} {version(distribution)} has none of it any more"
+
+
+@pytest.mark.parametrize("ours", OURS, ids=lambda ours: ours.__name__)
+def test_what_our_subclasses_use_of_theirs_is_listed(ours: type) -> None:
+    listed = {name for base in bases(ours) for name in LEANED_ON.get(base, "").split()}
+    used = {name for each in ours.__mro__ if each.__module__.startswith("ratelimit.") for name in uses(each)}
+    assert {name for name in used if any(has(base, name) for base in bases(ours))} <= listed
+
+
+def uses(each: type) -> set[str]:
+    """What a class takes from itself or from what it extends, and what it overrides."""
+    nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(each)))))
+    taken = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "super()")
+    }
+    return {name for name in taken | vars(each).keys() if not name.startswith("__")}
+
+
+@pytest.mark.parametrize("name", sorted(CAPPED))
+def test_it_is_capped(name: str) -> None:
+    (found,) = [each for line in sum(EXTRAS, PROJECT["dependencies"]) if (each := Requirement(line)).name == name]
+    assert any(bound.operator == "<" for bound in found.specifier), f"{found}: nobody has seen it with a later one"
+    assert found.specifier.contains(version(name))
