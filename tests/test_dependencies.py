@@ -88,7 +88,8 @@ def test_what_is_leaned_on_is_there(owner: Any) -> None:
 
 def subclasses(owner: type) -> set[type]:
     """Ours of a class, in the rooms that know its package, and those of these."""
-    found = {each for each in owner.__subclasses__() if each.__module__.startswith("ratelimit.")}
+    known: list[type] = type.__subclasses__(owner)
+    found = {each for each in known if each.__module__.startswith("ratelimit.")}
     return found.union(*map(subclasses, found))
 
 
