@@ -54,8 +54,8 @@ test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local
 	RATELIMIT_TEST_ENGINE=dynamodb-local $(PYTEST) -m "engine and not slow" $(STORE_SUITE) $(ARGS)
 
 # Tracing costs twice the CPU, until Python 3.14: so it is not the whole suite, but the part that runs in its own process.
-coverage: $(INSTALLED)  ## branch coverage of the tests that need no engine, with the floor that pyproject.toml sets
-	$(PYTEST) -m "not slow and not engine" --cov --cov-report=term:skip-covered $(ARGS)
+coverage: $(INSTALLED)  ## branch coverage of `make test-quick`, with the floor that pyproject.toml sets
+	$(PYTEST) -m "not slow and not engine and not process" --cov --cov-report=term:skip-covered $(ARGS)
 
 # Everything that a request runs through; the rest of the suite concerns what is the same in both builds.
 test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C compiler)
