@@ -1,4 +1,4 @@
-"""`ratelimit cost`: its options, made into a workload."""
+"""`ratelimit cost`: what a month costs, by a workload in numbers or by a running service's metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from fractions import Fraction
 from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, cast
+from typing import Annotated, Any, Final, cast
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -38,76 +38,126 @@ from ratelimit.cost import (
 )
 from ratelimit.errors import ConfigError, StoreUnavailable
 
-# The options of `ratelimit cost`.
-
 _WORKLOAD: Final = "The month"
 _SPARED: Final = "What is spared"
 _SERVICE: Final = "The sidecar"
-_PRICES: Final = "PriceFile"
+_PRICES: Final = "Prices"
 
-Checks: TypeAlias = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="Checks, the refused included: 50M, 1.5k.", rich_help_panel=_WORKLOAD),
-]
-Denied: TypeAlias = Annotated[str, typer.Option(metavar="SHARE", help="Of them: 20%.", rich_help_panel=_WORKLOAD)]
-Users: TypeAlias = Annotated[str, typer.Option(metavar="N", help="That come.", rich_help_panel=_WORKLOAD)]
-Actions: TypeAlias = Annotated[str, typer.Option(metavar="N", help="Of each user.", rich_help_panel=_WORKLOAD)]
-Windows: TypeAlias = Annotated[
-    str, typer.Option(metavar="N", help="In a policy: more cost storage, no writes.", rich_help_panel=_WORKLOAD)
-]
-Events: TypeAlias = Annotated[
-    str | None,
-    typer.Option(metavar="N", help="Of the usage log; by default as --log says.", rich_help_panel=_WORKLOAD),
-]
-Log: TypeAlias = Annotated[
-    str, typer.Option(metavar="MODE", help="all, allowed, denied or none.", rich_help_panel=_WORKLOAD)
-]
-LogSample: TypeAlias = Annotated[
-    str, typer.Option(metavar="SHARE", help="Of the refused, those logged.", rich_help_panel=_WORKLOAD)
-]
-Days: TypeAlias = Annotated[str, typer.Option(metavar="N", help="That an event is kept.", rich_help_panel=_WORKLOAD)]
-EventBytes: TypeAlias = Annotated[str, typer.Option(metavar="N", help="Of an event.", rich_help_panel=_WORKLOAD)]
-Reads: TypeAlias = Annotated[
-    str, typer.Option(metavar="N", help="Peeks, users and plans, queries.", rich_help_panel=_WORKLOAD)
-]
-Cached: TypeAlias = Annotated[
-    str,
-    typer.Option(metavar="SHARE", help="Of the refused, those the denial cache knew.", rich_help_panel=_SPARED),
-]
-Coalesced: TypeAlias = Annotated[
-    str, typer.Option(metavar="SHARE", help="Of the admitted, those in another's write.", rich_help_panel=_SPARED)
-]
-Leased: TypeAlias = Annotated[
-    str, typer.Option(metavar="SHARE", help="Of the admitted, those of leases.", rich_help_panel=_SPARED)
-]
-Lease: TypeAlias = Annotated[str, typer.Option(metavar="N", help="Units of a lease.", rich_help_panel=_SPARED)]
-Tasks: TypeAlias = Annotated[
-    str, typer.Option(metavar="N", help="On Fargate, behind a load balancer.", rich_help_panel=_SERVICE)
-]
-Vcpu: TypeAlias = Annotated[str, typer.Option(metavar="N", help="Of a task.", rich_help_panel=_SERVICE)]
-Memory: TypeAlias = Annotated[str, typer.Option(metavar="GB", help="Of a task.", rich_help_panel=_SERVICE)]
-Region: TypeAlias = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=_PRICES)]
-PriceFile: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Instead of the file that comes along.", rich_help_panel=_PRICES),
-]
-Peak: TypeAlias = Annotated[
-    str, typer.Option(metavar="TIMES", help="The busiest minutes, by the average.", rich_help_panel=_PRICES)
-]
-Utilisation: TypeAlias = Annotated[
-    str, typer.Option(metavar="SHARE", help="That auto scaling aims at.", rich_help_panel=_PRICES)
-]
-FromMetrics: TypeAlias = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Of a running sidecar's admin listener, instead of --checks and its like."),
-]
+
+def cost(
+    checks: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Checks, the refused included: 50M, 1.5k.", rich_help_panel=_WORKLOAD),
+    ] = None,
+    denied: Annotated[str, typer.Option(metavar="SHARE", help="Of them: 20%.", rich_help_panel=_WORKLOAD)] = "0%",
+    users: Annotated[str, typer.Option(metavar="N", help="That come.", rich_help_panel=_WORKLOAD)] = "0",
+    actions: Annotated[str, typer.Option(metavar="N", help="Of each user.", rich_help_panel=_WORKLOAD)] = "1",
+    windows: Annotated[
+        str, typer.Option(metavar="N", help="In a policy: more cost storage, no writes.", rich_help_panel=_WORKLOAD)
+    ] = "1",
+    events: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Of the usage log; by default as --log says.", rich_help_panel=_WORKLOAD),
+    ] = None,
+    log: Annotated[
+        str, typer.Option(metavar="MODE", help="all, allowed, denied or none.", rich_help_panel=_WORKLOAD)
+    ] = "none",
+    log_sample: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of the refused, those logged.", rich_help_panel=_WORKLOAD)
+    ] = "100%",
+    days: Annotated[str, typer.Option(metavar="N", help="That an event is kept.", rich_help_panel=_WORKLOAD)] = "90",
+    event_bytes: Annotated[str, typer.Option(metavar="N", help="Of an event.", rich_help_panel=_WORKLOAD)] = "300",
+    reads: Annotated[
+        str, typer.Option(metavar="N", help="Peeks, users and plans, queries.", rich_help_panel=_WORKLOAD)
+    ] = "0",
+    cached: Annotated[
+        str,
+        typer.Option(metavar="SHARE", help="Of the refused, those the denial cache knew.", rich_help_panel=_SPARED),
+    ] = "50%",
+    coalesced: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of the admitted, those in another's write.", rich_help_panel=_SPARED)
+    ] = "0%",
+    leased: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of the admitted, those of leases.", rich_help_panel=_SPARED)
+    ] = "0%",
+    lease: Annotated[str, typer.Option(metavar="N", help="Units of a lease.", rich_help_panel=_SPARED)] = "10",
+    tasks: Annotated[
+        str, typer.Option(metavar="N", help="On Fargate, behind a load balancer.", rich_help_panel=_SERVICE)
+    ] = "0",
+    vcpu: Annotated[str, typer.Option(metavar="N", help="Of a task.", rich_help_panel=_SERVICE)] = "0.5",
+    memory: Annotated[str, typer.Option(metavar="GB", help="Of a task.", rich_help_panel=_SERVICE)] = "1",
+    region: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=_PRICES)] = DEFAULT_REGION,
+    prices: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Instead of the file that comes along.", rich_help_panel=_PRICES),
+    ] = None,
+    peak: Annotated[
+        str, typer.Option(metavar="TIMES", help="The busiest minutes, by the average.", rich_help_panel=_PRICES)
+    ] = "3",
+    utilisation: Annotated[
+        str, typer.Option(metavar="SHARE", help="That auto scaling aims at.", rich_help_panel=_PRICES)
+    ] = "70%",
+    from_metrics: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of a running sidecar's admin listener, instead of --checks and its like."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a month costs on AWS: writes, reads, storage, recovery, and the sidecar if there is one.
+
+    By a workload in numbers, or by what a running service has consumed since it started. The prices are dated, and not
+    fetched: check them before you rely on it.
+
+    Examples:
+
+        ratelimit cost --checks 50M --denied 20% --users 100k --log all --log-sample 10%
+
+        ratelimit cost --checks 2G --tasks 4 --region eu-west-1 --json
+
+        ratelimit cost --from-metrics http://127.0.0.1:8081/metrics --users 100k
+    """
+    if (checks is None) == (from_metrics is None):
+        raise ConfigError("--checks", "say how many a month, as in 50M, or read them with --from-metrics URL")
+    workload = Workload(
+        checks=amount("--checks", checks or "0"),
+        denied=share("--denied", denied),
+        users=amount("--users", users),
+        actions=amount("--actions", actions),
+        windows=amount("--windows", windows),
+        logged=None if events is None else amount("--events", events),
+        log=cast(LogMode, log),
+        log_sample=share("--log-sample", log_sample),
+        days_kept=amount("--days", days),
+        event_bytes=amount("--event-bytes", event_bytes),
+        reads=amount("--reads", reads),
+        repeated=share("--cached", cached),
+        coalesced=share("--coalesced", coalesced),
+        leased=share("--leased", leased),
+        lease=amount("--lease", lease),
+        tasks=amount("--tasks", tasks),
+        vcpu=number("--vcpu", vcpu),
+        memory=number("--memory", memory),
+    )
+    rates = load_prices(region, prices)
+    consumption = None if from_metrics is None else _consumption(from_metrics, workload)
+    units: Units = units_of(workload) if consumption is None else consumption.units
+    times, aim = number("--peak", peak), share("--utilisation", utilisation)
+    found = estimate(units, workload, rates, peak=times, utilisation=aim)
+    report(found, units, rates, consumption, as_json=as_json)
+
+
+def _consumption(url: str, workload: Workload) -> Consumption:
+    consumption = read_metrics(scrape(url), SystemClock().now() / SECOND, workload)
+    if consumption.seconds < SHORTEST:
+        note(f"it has run for {consumption.seconds:.0f} s only: the month may look quite different")
+    return consumption
 
 
 # How an estimate is shown.
 
 
 def report(found: Estimate, units: Units, prices: Prices, consumption: Consumption | None, *, as_json: bool) -> None:
-    """As text, or as one document."""
+    """Print an estimate as text, or as one document."""
     if as_json:
         say_json(_document(found, units, prices, consumption))
         return
@@ -180,8 +230,6 @@ def _provisioned(units: Provisioned) -> dict[str, Any]:
     return {"write": units.write, "read": units.read, "dollars": dollars(units.dollars)}
 
 
-# One look at a running service's metrics.
-
 TOKEN: Final = "RATELIMIT_ADMIN_TOKEN"
 
 _TIMEOUT: Final = 10.0
@@ -189,14 +237,14 @@ _LARGEST: Final = 16 * 2**20
 
 
 class _NotElsewhere(HTTPRedirectHandler):
-    """A redirect may lead to any host, and the token would go with it."""
+    """Follow nothing: a redirect may lead to any host, and the token would go with it."""
 
     def redirect_request(self, *_: object) -> None:
         """Never."""
 
 
 def scrape(url: str) -> str:
-    """The text at this URL; without a path, at its `/metrics`. The token is that of `RATELIMIT_ADMIN_TOKEN`.
+    """Return the text at this URL; without a path, at its `/metrics`. The token is that of `RATELIMIT_ADMIN_TOKEN`.
 
     Raises `ConfigError` for the URL, `StoreUnavailable` where no metrics come from it.
     """
@@ -219,79 +267,3 @@ def scrape(url: str) -> str:
         raise StoreUnavailable(f"{address} answered {error.code}{hint}") from None
     except (OSError, HTTPException, ValueError) as error:
         raise StoreUnavailable(f"no metrics from {address}: {error}") from None
-
-
-def cost(
-    checks: Checks = None,
-    denied: Denied = "0%",
-    users: Users = "0",
-    actions: Actions = "1",
-    windows: Windows = "1",
-    events: Events = None,
-    log: Log = "none",
-    log_sample: LogSample = "100%",
-    days: Days = "90",
-    event_bytes: EventBytes = "300",
-    reads: Reads = "0",
-    cached: Cached = "50%",
-    coalesced: Coalesced = "0%",
-    leased: Leased = "0%",
-    lease: Lease = "10",
-    tasks: Tasks = "0",
-    vcpu: Vcpu = "0.5",
-    memory: Memory = "1",
-    region: Region = DEFAULT_REGION,
-    prices: PriceFile = None,
-    peak: Peak = "3",
-    utilisation: Utilisation = "70%",
-    from_metrics: FromMetrics = None,
-    as_json: JsonOption = False,
-) -> None:
-    """What a month costs on AWS: writes, reads, storage, recovery, and the sidecar if there is one.
-
-    By a workload in numbers, or by what a running service has consumed since it started. The prices are dated, and not
-    fetched: check them before you rely on it.
-
-    Examples:
-
-        ratelimit cost --checks 50M --denied 20% --users 100k --log all --log-sample 10%
-
-        ratelimit cost --checks 2G --tasks 4 --region eu-west-1 --json
-
-        ratelimit cost --from-metrics http://127.0.0.1:8081/metrics --users 100k
-    """
-    if (checks is None) == (from_metrics is None):
-        raise ConfigError("--checks", "say how many a month, as in 50M, or read them with --from-metrics URL")
-    workload = Workload(
-        checks=amount("--checks", checks or "0"),
-        denied=share("--denied", denied),
-        users=amount("--users", users),
-        actions=amount("--actions", actions),
-        windows=amount("--windows", windows),
-        logged=None if events is None else amount("--events", events),
-        log=cast(LogMode, log),
-        log_sample=share("--log-sample", log_sample),
-        days_kept=amount("--days", days),
-        event_bytes=amount("--event-bytes", event_bytes),
-        reads=amount("--reads", reads),
-        repeated=share("--cached", cached),
-        coalesced=share("--coalesced", coalesced),
-        leased=share("--leased", leased),
-        lease=amount("--lease", lease),
-        tasks=amount("--tasks", tasks),
-        vcpu=number("--vcpu", vcpu),
-        memory=number("--memory", memory),
-    )
-    rates = load_prices(region, prices)
-    consumption = None if from_metrics is None else _consumption(from_metrics, workload)
-    units: Units = units_of(workload) if consumption is None else consumption.units
-    times, aim = number("--peak", peak), share("--utilisation", utilisation)
-    found = estimate(units, workload, rates, peak=times, utilisation=aim)
-    report(found, units, rates, consumption, as_json=as_json)
-
-
-def _consumption(url: str, workload: Workload) -> Consumption:
-    consumption = read_metrics(scrape(url), SystemClock().now() / SECOND, workload)
-    if consumption.seconds < SHORTEST:
-        note(f"it has run for {consumption.seconds:.0f} s only: the month may look quite different")
-    return consumption

@@ -1,4 +1,4 @@
-"""The command: from its options to a process that serves."""
+"""`ratelimit serve`: its options, the configuration that they make with the file, and the start-up line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -25,114 +25,111 @@ from ratelimit.server.serve import Server, missing_packages
 from ratelimit.server.shutdown import ShutdownTimeouts
 
 logger = logging.getLogger("ratelimit.serving")
-
-
-# The start-up line: what is served, for whom, and where it counts.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Banner:
-    """Call it with where the app and the admin listener are, once they are."""
-
-    config: Config
-    upstream: str | None
-    workers: int
-    json: bool
-
-    def __call__(self, where: str, admin: str | None) -> None:
-        """Say it: readable on stderr, or for a program on stdout."""
-        if self.json:
-            typer.echo(msgspec.json.encode(self._document(where, admin)).decode())
-        else:
-            typer.echo(self._line(where, admin), err=True)
-        if self.config.store.startswith("memory://"):
-            note("memory:// is forgotten when this process ends")
-
-    def _line(self, where: str, admin: str | None) -> str:
-        rules = "; ".join(f"{policy.name} ({', '.join(_quotas(policy))})" for policy in self.config.policies)
-        what = (
-            f"in front of {masked(self.upstream)}" if self.upstream else "decisions at /v1/authz and the API beside it"
-        )
-        return (
-            f"ratelimit serves {where} {what}: {rules}; users from {', '.join(self._users())}, else their address; "
-            f"counting in {masked(self.config.store)}; {'admin at ' + admin if admin else 'no admin listener'}; "
-            f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'}"
-        )
-
-    def _document(self, where: str, admin: str | None) -> dict[str, object]:
-        return {
-            "listening": where,
-            "upstream": None if self.upstream is None else masked(self.upstream),
-            "policies": {policy.name: _quotas(policy) for policy in self.config.policies},
-            "user_from": self._users(),
-            "store": masked(self.config.store),
-            "admin": admin,
-            "workers": self.workers,
-            "pid": os.getpid(),
-        }
-
-    def _users(self) -> list[str]:
-        return [str(source) for source in self.config.user_from]
-
-
-def _quotas(policy: Policy) -> list[str]:
-    return [str(quota) for quota in policy.quotas] or ["unlimited"]
-
-
-# The options of `ratelimit serve`.
-
 FORMATS: Final = ("text", "json", "off")
 
-# What is served, and for whom.
-Upstream: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="http://HOST:PORT, https://…, or unix:/PATH of a socket. Without one: the decision endpoint and the API.",
-    ),
-]
-Action: TypeAlias = Annotated[str | None, typer.Option(help="With --quota: the name of a policy for every request.")]
-Quotas: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--quota", metavar="QUOTA", help="As in 5/day; may be repeated.")
-]
-UserFrom: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(metavar="SOURCE", help="header:x-api-key, cookie:session, address; in order, may be repeated."),
-]
 
-# Where it listens.
-Host: TypeAlias = Annotated[str, typer.Option(help="The address to listen on.")]
-Port: TypeAlias = Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")]
-Uds: TypeAlias = Annotated[str | None, typer.Option(metavar="PATH", help="Listen on a unix socket instead.")]
-Admin: TypeAlias = Annotated[
-    str | None,
-    typer.Option(metavar="HOST:PORT", help="Where health, metrics and reload are; off for nowhere. As configured."),
-]
-Workers: TypeAlias = Annotated[int, typer.Option(min=1, max=256, help="Processes on the one port.")]
+def serve(
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="http://HOST:PORT, https://…, or unix:/PATH of a socket. "
+            "Without one: the decision endpoint and the API.",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    store: StoreOption = None,
+    action: Annotated[str | None, typer.Option(help="With --quota: the name of a policy for every request.")] = None,
+    quota: Annotated[
+        list[str] | None, typer.Option("--quota", metavar="QUOTA", help="As in 5/day; may be repeated.")
+    ] = None,
+    user_from: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="header:x-api-key, cookie:session, address; in order, may be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8080,
+    uds: Annotated[str | None, typer.Option(metavar="PATH", help="Listen on a unix socket instead.")] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Where health, metrics and reload are; off for nowhere. As configured."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes on the one port.")] = 1,
+    upstream_host: Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")] = False,
+    upstream_ca: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="The certificates that an https upstream is trusted by; else the system's."),
+    ] = "",
+    connect_timeout: Annotated[float, typer.Option(help="Seconds for a connection to the upstream.")] = 5.0,
+    first_byte_timeout: Annotated[float, typer.Option(help="Seconds for the upstream to begin its answer.")] = 60.0,
+    idle_timeout: Annotated[float, typer.Option(help="Seconds without a byte before an exchange is given up.")] = 300.0,
+    linger: Annotated[
+        float, typer.Option(min=0, max=3600, help="Seconds at the end in which clients are told to leave.")
+    ] = 2.0,
+    grace: Annotated[
+        float, typer.Option(min=0, max=3600, help="Seconds at the end for requests that run, --linger included.")
+    ] = 15.0,
+    access_log: Annotated[str, typer.Option(metavar="FORMAT", help="text, json or off; on stdout.")] = "text",
+    json: Annotated[
+        bool, typer.Option("--json", help="The start-up line as one JSON document, the first line on stdout.")
+    ] = False,
+) -> int:
+    """Stand in front of a service in any language and check every request before it gets there; or, without
+    `--upstream`, answer gateways and callers that ask.
 
-# The proxy.
-UpstreamHost: TypeAlias = Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")]
-UpstreamCa: TypeAlias = Annotated[
-    str, typer.Option(metavar="FILE", help="The certificates that an https upstream is trusted by; else the system's.")
-]
-ConnectTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds for a connection to the upstream.")]
-FirstByteTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds for the upstream to begin its answer.")]
-IdleTimeout: TypeAlias = Annotated[float, typer.Option(help="Seconds without a byte before an exchange is given up.")]
+    SIGTERM or SIGINT: leaves when what runs is finished and the usage log written; a second one, at once. SIGHUP: reads
+    the configuration again. SIGUSR2: replaces the workers, one after the other.
 
-# The end, and what is said.
-Linger: TypeAlias = Annotated[
-    float, typer.Option(min=0, max=3600, help="Seconds at the end in which clients are told to leave.")
-]
-Grace: TypeAlias = Annotated[
-    float, typer.Option(min=0, max=3600, help="Seconds at the end for requests that run, --linger included.")
-]
-AccessLog: TypeAlias = Annotated[str, typer.Option(metavar="FORMAT", help="text, json or off; on stdout.")]
-JsonLine: TypeAlias = Annotated[
-    bool, typer.Option("--json", help="The start-up line as one JSON document, the first line on stdout.")
-]
+    Examples:
 
+        ratelimit serve --upstream http://127.0.0.1:8000 --config ratelimit.toml
 
-# `ServeConfig`: the configuration that `ratelimit serve` works by: the file's, and what the command line adds to it.
+        ratelimit serve --upstream http://127.0.0.1:8000 --action api --quota 5/day --user-from header:x-api-key
+    """
+    if lacking := missing_packages():
+        return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[sidecar]'", INVALID)
+    if access_log not in FORMATS:
+        return complain(f"--access-log: unknown value {access_log!r}; use text, json or off", INVALID)
+    from ratelimit.factory import admin_address
+    from ratelimit.server.factory import sidecar
+    from ratelimit.server.upstream import ProxySettings
+
+    source = ServeConfig(
+        path=config,
+        store=store,
+        admin=admin,
+        action=action,
+        quota=tuple(quota or ()),
+        user_from=tuple(user_from or ()),
+        proxying=upstream is not None,
+        workers=workers,
+        uds=uds,
+    )
+    settings = source()
+    proxy = ProxySettings(
+        connect=connect_timeout,
+        first_byte=first_byte_timeout,
+        idle=idle_timeout,
+        host="upstream" if upstream_host else "client",
+        ca_file=upstream_ca,
+    )
+    make = partial(
+        sidecar,
+        source,
+        upstream=upstream,
+        settings=proxy,
+        access_log=access_log,  # type: ignore[arg-type]
+        host=None if uds else host,
+    )
+    make()  # What cannot be is said here, and not by every worker.
+    place = admin_address(settings)
+    serving = Server(
+        address=Address(host=host, port=port, uds=uds),
+        admin=None if place is None else Address(host=place[0], port=place[1], option="admin"),
+        workers=workers,
+        shutdown=ShutdownTimeouts(linger=linger, grace=grace),
+    )
+    return serving.run(make, source, Banner(config=settings, upstream=upstream, workers=workers, json=json))
 
 
 @dataclass(kw_only=True)
@@ -228,81 +225,50 @@ class ServeConfig:
             )
 
 
-def serve(
-    upstream: Upstream = None,
-    config: ConfigOption = None,
-    store: StoreOption = None,
-    action: Action = None,
-    quota: Quotas = None,
-    user_from: UserFrom = None,
-    host: Host = "127.0.0.1",
-    port: Port = 8080,
-    uds: Uds = None,
-    admin: Admin = None,
-    workers: Workers = 1,
-    upstream_host: UpstreamHost = False,
-    upstream_ca: UpstreamCa = "",
-    connect_timeout: ConnectTimeout = 5.0,
-    first_byte_timeout: FirstByteTimeout = 60.0,
-    idle_timeout: IdleTimeout = 300.0,
-    linger: Linger = 2.0,
-    grace: Grace = 15.0,
-    access_log: AccessLog = "text",
-    json: JsonLine = False,
-) -> int:
-    """Stand in front of a service in any language and check every request before it gets there; or, without
-    `--upstream`, answer gateways and callers that ask.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Banner:
+    """Call it with where the app and the admin listener are, once they are."""
 
-    SIGTERM or SIGINT: leaves when what runs is finished and the usage log written; a second one, at once. SIGHUP: reads
-    the configuration again. SIGUSR2: replaces the workers, one after the other.
+    config: Config
+    upstream: str | None
+    workers: int
+    json: bool
 
-    Examples:
+    def __call__(self, where: str, admin: str | None) -> None:
+        """Say it: readable on stderr, or for a program on stdout."""
+        if self.json:
+            typer.echo(msgspec.json.encode(self._document(where, admin)).decode())
+        else:
+            typer.echo(self._line(where, admin), err=True)
+        if self.config.store.startswith("memory://"):
+            note("memory:// is forgotten when this process ends")
 
-        ratelimit serve --upstream http://127.0.0.1:8000 --config ratelimit.toml
+    def _line(self, where: str, admin: str | None) -> str:
+        rules = "; ".join(f"{policy.name} ({', '.join(_quotas(policy))})" for policy in self.config.policies)
+        what = (
+            f"in front of {masked(self.upstream)}" if self.upstream else "decisions at /v1/authz and the API beside it"
+        )
+        return (
+            f"ratelimit serves {where} {what}: {rules}; users from {', '.join(self._users())}, else their address; "
+            f"counting in {masked(self.config.store)}; {'admin at ' + admin if admin else 'no admin listener'}; "
+            f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'}"
+        )
 
-        ratelimit serve --upstream http://127.0.0.1:8000 --action api --quota 5/day --user-from header:x-api-key
-    """
-    if lacking := missing_packages():
-        return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[sidecar]'", INVALID)
-    if access_log not in FORMATS:
-        return complain(f"--access-log: unknown value {access_log!r}; use text, json or off", INVALID)
-    from ratelimit.factory import admin_address
-    from ratelimit.server.factory import sidecar
-    from ratelimit.server.upstream import ProxySettings
+    def _document(self, where: str, admin: str | None) -> dict[str, object]:
+        return {
+            "listening": where,
+            "upstream": None if self.upstream is None else masked(self.upstream),
+            "policies": {policy.name: _quotas(policy) for policy in self.config.policies},
+            "user_from": self._users(),
+            "store": masked(self.config.store),
+            "admin": admin,
+            "workers": self.workers,
+            "pid": os.getpid(),
+        }
 
-    source = ServeConfig(
-        path=config,
-        store=store,
-        admin=admin,
-        action=action,
-        quota=tuple(quota or ()),
-        user_from=tuple(user_from or ()),
-        proxying=upstream is not None,
-        workers=workers,
-        uds=uds,
-    )
-    settings = source()
-    proxy = ProxySettings(
-        connect=connect_timeout,
-        first_byte=first_byte_timeout,
-        idle=idle_timeout,
-        host="upstream" if upstream_host else "client",
-        ca_file=upstream_ca,
-    )
-    make = partial(
-        sidecar,
-        source,
-        upstream=upstream,
-        settings=proxy,
-        access_log=access_log,  # type: ignore[arg-type]
-        host=None if uds else host,
-    )
-    make()  # What cannot be is said here, and not by every worker.
-    place = admin_address(settings)
-    serving = Server(
-        address=Address(host=host, port=port, uds=uds),
-        admin=None if place is None else Address(host=place[0], port=place[1], option="admin"),
-        workers=workers,
-        shutdown=ShutdownTimeouts(linger=linger, grace=grace),
-    )
-    return serving.run(make, source, Banner(config=settings, upstream=upstream, workers=workers, json=json))
+    def _users(self) -> list[str]:
+        return [str(source) for source in self.config.user_from]
+
+
+def _quotas(policy: Policy) -> list[str]:
+    return [str(quota) for quota in policy.quotas] or ["unlimited"]
