@@ -161,7 +161,7 @@ async def test_what_waiting_does_not_help_is_not_tried_again(
         await apply(store)
     assert type(caught.value) is expected
     assert store.stats.retries == 0
-    # The fast lane asks the slow one about what it does not expect, once.
+    # The fast transport asks the slow one about what it does not expect, once.
     assert server.received["UpdateItem"] == 1 + sum(store.stats.fallbacks.values()) <= 2
 
 

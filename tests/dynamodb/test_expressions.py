@@ -1,4 +1,4 @@
-"""A `Write` as data on the wire."""
+"""A `Write` as data in wire form."""
 
 from __future__ import annotations
 

@@ -152,9 +152,9 @@ asyncio.run(main(*sys.argv[1:]))
 
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows stops no process")
-@pytest.mark.parametrize("lane", ["fast", "slow"])
-def test_a_process_that_was_stopped(apart: Apart, lane: str) -> None:
-    command = [sys.executable, "-c", FROZEN, apart.server.endpoint, lane]
+@pytest.mark.parametrize("transport", ["fast", "slow"])
+def test_a_process_that_was_stopped(apart: Apart, transport: str) -> None:
+    command = [sys.executable, "-c", FROZEN, apart.server.endpoint, transport]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -193,9 +193,9 @@ asyncio.run(main())
 
 @pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
-@pytest.mark.parametrize("lane", ["fast", "slow"])
-def test_processes_forked_from_a_running_loop(apart: Apart, lane: str) -> None:
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, apart.server.endpoint, lane]
+@pytest.mark.parametrize("transport", ["fast", "slow"])
+def test_processes_forked_from_a_running_loop(apart: Apart, transport: str) -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, apart.server.endpoint, transport]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["parent None", "child None"] * 3
     assert [line for line in done.stderr.splitlines() if "was forked from one that uses this limiter" not in line] == []

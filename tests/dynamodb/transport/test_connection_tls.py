@@ -54,9 +54,9 @@ async def test_over_tls(server: FaultServer) -> None:
     assert server.received["UpdateItem"] == 3
 
 
-async def refused(route: Endpoint) -> str:
+async def refused(endpoint: Endpoint) -> str:
     with pytest.raises(StoreUnreachable, match="no trusted connection") as caught:
-        await open_connection(route, Place("limits", "eu-west-1", route.url), 5, lambda wire, ending: None)
+        await open_connection(endpoint, Place("limits", "eu-west-1", endpoint.url), 5, lambda connection, ending: None)
     return str(caught.value)
 
 
@@ -78,6 +78,6 @@ async def test_an_authority_that_nobody_trusts(server: FaultServer) -> None:
 async def test_tls_where_there_is_none() -> None:
     async with FaultServer() as server:
         endpoint = server.endpoint.replace("http://127.0.0.1", "https://localhost")
-        async with await connect(Settings(table="limits", endpoint=endpoint)) as connection:
+        async with await connect(Settings(table="limits", endpoint=endpoint)) as client:
             with pytest.raises(StoreUnreachable):
-                await open_connection(await find_endpoint(connection), connection.place, 0.2, lambda wire, ending: None)
+                await open_connection(await find_endpoint(client), client.place, 0.2, lambda connection, ending: None)

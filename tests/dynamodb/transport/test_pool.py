@@ -28,12 +28,12 @@ def stats() -> Stats:
 
 @pytest.fixture
 async def pool(server: FaultServer, stats: Stats) -> AsyncIterator[Pool]:
-    route = Endpoint(
+    endpoint = Endpoint(
         url=server.endpoint, host="127.0.0.1", port=int(server.endpoint.split(":")[2]), region="x", tls=None
     )
 
     async def connect(ended: Callable[[Connection, Ending], None]) -> Connection:
-        return await open_connection(route, Place("limits", "x", route.url), 1, ended)
+        return await open_connection(endpoint, Place("limits", "x", endpoint.url), 1, ended)
 
     pool = Pool(connect, stats, size=3, wait_timeout=30, answer_timeout=1000)
     yield pool
@@ -45,29 +45,29 @@ async def test_the_last_used_goes_first_and_the_others_fall_idle(pool: Pool, sta
     assert len(pool) == 3
     began = elapsed()
     for later in range(20):
-        wire = pool.take(began + later)
-        assert wire is not None
-        pool.release(wire, began + later)
+        connection = pool.take(began + later)
+        assert connection is not None
+        pool.release(connection, began + later)
     pool.sweep(began + MAX_IDLE_S + 1)
     assert len(pool) == 1
     assert stats.dropped == {"idle": 2}
-    assert pool.take(began + MAX_IDLE_S + 1) is wire
+    assert pool.take(began + MAX_IDLE_S + 1) is connection
 
 
 async def test_a_connection_that_the_server_has_closed_takes_no_request(pool: Pool, stats: Stats) -> None:
     """From the moment it is known: the transport says so a turn of the loop later, and takes what goes nowhere."""
     await pool.warm(1)
-    wire = pool.take(elapsed())
-    assert wire is not None
-    pool.release(wire, elapsed())
-    wire.eof_received()
+    connection = pool.take(elapsed())
+    assert connection is not None
+    pool.release(connection, elapsed())
+    connection.eof_received()
     assert pool.take(elapsed()) is None
     assert stats.dropped == {"closed": 1}
 
 
 async def test_an_overdue_answer_ends_the_connection(pool: Pool, server: FaultServer) -> None:
-    wire = await pool.wait()
-    answer = wire.ask(b"POST / HTTP/1.1\r\n", elapsed())
+    connection = await pool.wait()
+    answer = connection.ask(b"POST / HTTP/1.1\r\n", elapsed())
     pool.sweep(elapsed() + 999)
     assert not answer.done()
     pool.sweep(elapsed() + 1001)
@@ -76,39 +76,39 @@ async def test_an_overdue_answer_ends_the_connection(pool: Pool, server: FaultSe
 
 
 async def test_who_came_first_is_served_first(pool: Pool) -> None:
-    wires = [await pool.wait() for _ in range(3)]
+    connections = [await pool.wait() for _ in range(3)]
     order: list[int] = []
 
     async def wait(number: int) -> None:
-        wire = await pool.wait()
+        connection = await pool.wait()
         order.append(number)
-        pool.release(wire, elapsed())
+        pool.release(connection, elapsed())
 
     waiting = [asyncio.create_task(wait(number)) for number in range(5)]
     await asyncio.sleep(0)
-    pool.release(wires[0], elapsed())
+    pool.release(connections[0], elapsed())
     await asyncio.gather(*waiting)
     assert order == [0, 1, 2, 3, 4]
 
 
 async def test_who_leaves_the_queue_takes_no_connection_along(pool: Pool) -> None:
-    wires = [await pool.wait() for _ in range(3)]
+    connections = [await pool.wait() for _ in range(3)]
     leaving = asyncio.create_task(pool.wait())
     staying = asyncio.create_task(pool.wait())
     await asyncio.sleep(0)
-    pool.release(wires[0], elapsed())
+    pool.release(connections[0], elapsed())
     leaving.cancel()  # its connection is already on the way
-    assert await staying is wires[0]
+    assert await staying is connections[0]
     with pytest.raises(asyncio.CancelledError):
         await leaving
 
 
 async def test_a_connection_that_ends_makes_room(pool: Pool) -> None:
-    wires = [await pool.wait() for _ in range(3)]
+    connections = [await pool.wait() for _ in range(3)]
     waiting = asyncio.create_task(pool.wait())
     await asyncio.sleep(0)
-    wires[1].end("closed")
-    assert await waiting not in wires
+    connections[1].end("closed")
+    assert await waiting not in connections
 
 
 async def test_a_handshake_outlives_the_impatient(pool: Pool) -> None:

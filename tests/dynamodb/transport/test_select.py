@@ -30,13 +30,13 @@ def amazon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
 
 
-async def route(**options: str) -> Endpoint:
+async def resolved(**options: str) -> Endpoint:
     async with await connect(Settings(table="limits", **options)) as connection:  # type: ignore[arg-type]
         return await find_endpoint(connection)
 
 
 async def test_amazon_itself() -> None:
-    found = await route(region="eu-west-1")
+    found = await resolved(region="eu-west-1")
     assert (found.host, found.port, found.region) == ("dynamodb.eu-west-1.amazonaws.com", 443, "eu-west-1")
     assert found.host_header == "dynamodb.eu-west-1.amazonaws.com"
     assert found.tls is not None
@@ -45,7 +45,7 @@ async def test_amazon_itself() -> None:
 
 async def test_the_accounts_own_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCOUNT_ID", "123456789012")
-    assert (await route(region="eu-west-1")).host == "123456789012.ddb.eu-west-1.amazonaws.com"
+    assert (await resolved(region="eu-west-1")).host == "123456789012.ddb.eu-west-1.amazonaws.com"
 
 
 @pytest.mark.parametrize(
@@ -58,30 +58,30 @@ async def test_the_accounts_own_endpoint(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 async def test_an_endpoint_of_ones_own(endpoint: str, header: str) -> None:
-    found = await route(region="eu-west-1", endpoint=endpoint)
+    found = await resolved(region="eu-west-1", endpoint=endpoint)
     assert found.host_header == header
     assert (found.tls is not None) is endpoint.startswith("https")
 
 
 async def test_the_region_called_local_signs_as_botocore_does() -> None:
-    assert (await route(region="local")).region == "us-east-1"
-    assert (await route(region="local", endpoint="http://localhost:8000")).region == "local"
+    assert (await resolved(region="local")).region == "us-east-1"
+    assert (await resolved(region="local", endpoint="http://localhost:8000")).region == "local"
 
 
 @pytest.mark.parametrize("endpoint", ["http://localhost:8000/dynamodb", "http://localhost:8000/a/b/"])
 async def test_an_endpoint_with_a_path_is_not_for_us(endpoint: str) -> None:
     with pytest.raises(NoFastTransport, match="endpoint"):
-        await route(region="eu-west-1", endpoint=endpoint)
+        await resolved(region="eu-west-1", endpoint=endpoint)
 
 
 async def test_a_proxy_is_not_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
     with pytest.raises(NoFastTransport, match="proxy"):
-        await route(region="eu-west-1")
-    assert await route(region="eu-west-1", endpoint="https://localhost:8000")
-    assert await route(region="eu-west-1", endpoint="http://10.0.0.1:8000")
+        await resolved(region="eu-west-1")
+    assert await resolved(region="eu-west-1", endpoint="https://localhost:8000")
+    assert await resolved(region="eu-west-1", endpoint="http://10.0.0.1:8000")
     monkeypatch.setenv("NO_PROXY", ".amazonaws.com")
-    assert await route(region="eu-west-1")
+    assert await resolved(region="eu-west-1")
 
 
 async def test_a_client_certificate_is_not_for_us() -> None:
@@ -98,19 +98,19 @@ async def test_a_client_certificate_is_not_for_us() -> None:
 async def test_the_switches(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     async with FaultServer() as server, await connect(Settings(table="limits", endpoint=server.endpoint)) as connection:
 
-        async def lane(*, fast: bool) -> object:
+        async def chosen(*, fast: bool) -> object:
             settings = Settings(table="limits", endpoint=server.endpoint, fast=fast)
             opened = await open_transport(connection, settings, Stats())
             await opened.close()
             return type(opened)
 
-        assert await lane(fast=True) is FastTransport
-        assert await lane(fast=False) is BotoTransport
-        assert await lane(fast=parse_url("dynamodb://limits?fast=off").fast) is BotoTransport
+        assert await chosen(fast=True) is FastTransport
+        assert await chosen(fast=False) is BotoTransport
+        assert await chosen(fast=parse_url("dynamodb://limits?fast=off").fast) is BotoTransport
         monkeypatch.setenv(SWITCH, value)
-        assert await lane(fast=True) is BotoTransport
+        assert await chosen(fast=True) is BotoTransport
         monkeypatch.setenv(SWITCH, "on")
-        assert await lane(fast=True) is FastTransport
+        assert await chosen(fast=True) is FastTransport
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
