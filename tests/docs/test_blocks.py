@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 import yaml
+from _pytest.mark import ParameterSet
 
 from docs.hooks.commands import commands, program
 from ratelimit.factory import load_checked
@@ -40,7 +41,12 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def _marked(block: Block) -> Block | ParameterSet:
+    """What starts an engine starts a program."""
+    return pytest.param(block, marks=pytest.mark.process) if "testing.engines" in block.text else block
+
+
+@pytest.mark.parametrize("block", [_marked(block) for block in blocks("python")], ids=str)
 async def test_python_runs(block: Block, tmp_path: Path) -> None:
     lay_out(block.page, tmp_path)
     await run(block)
