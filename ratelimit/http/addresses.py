@@ -32,7 +32,7 @@ _MAX_HOPS: Final = 32
 _NAT64: Final = 0x0064_FF9B << 64
 _LOCAL_NAT64: Final = IPv6Network("64:ff9b:1::/48")
 # The longest address is 45 characters; a zone, brackets and a port may come with it.
-_LONGEST: Final = 80
+_MAX_ENTRY_LENGTH: Final = 80
 _WITH_PORT = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<bare>[^:\[\]]*))(?::\d{1,5})?")
 
 logger = logging.getLogger("ratelimit")
@@ -153,7 +153,7 @@ def _parse(text: str) -> Address | None:
 def _entry(text: str) -> Address | None:
     """Read one entry of the header: an address, perhaps with a port, in brackets if it is an IPv6 one that has one."""
     text = text.strip(" \t")
-    if len(text) > _LONGEST:
+    if len(text) > _MAX_ENTRY_LENGTH:
         return None
     if found := _WITH_PORT.fullmatch(text):
         text = found["bracketed"] if found["bare"] is None else found["bare"]

@@ -45,15 +45,15 @@ def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = 
     if cost is not None and not callable(cost) and (type(cost) is not int or not 0 <= cost <= MAX_LIMIT):
         how = f"a whole number from 0 to {MAX_LIMIT}, or a function of the request, is expected"
         raise InvalidCost(f"limited({action!r}): cost is {cost!r}; {how}")
-    alone = SurfaceOptions()
+    options = SurfaceOptions()
     if limiter is not None:
-        alone.policy_check(limiter, action)
+        options.policy_check(limiter, action)
 
     # FastAPI resolves this annotation in the module's globals: `HTTPConnection` has to be imported at run time.
     async def check(connection: HTTPConnection) -> Decision:
         state = RateLimitState.of(connection.scope)
         if state is None:
-            return await _check_alone(alone, limiter, action, connection, cost)
+            return await _check_without_middleware(options, limiter, action, connection, cost)
         policy_check = state.options.policy_check(limiter or state.limiter, action)
         if state.exempt:
             charge = policy_check.free()
@@ -93,7 +93,7 @@ def _dependencies(routes: Iterable[Any]) -> Iterator[tuple[str, Any]]:
                     yield route.path, dependant.call
 
 
-async def _check_alone(
+async def _check_without_middleware(
     options: SurfaceOptions, limiter: Limiter | None, action: str, connection: HTTPConnection, cost: Cost | None
 ) -> Decision:
     if limiter is None:

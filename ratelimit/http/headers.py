@@ -27,8 +27,8 @@ HeaderStyle: TypeAlias = Literal["draft", "legacy", "both", "none"]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 # Structured fields hold integers of up to 15 digits (RFC 9651, 3.3.1).
-_MOST: Final = 10**15 - 1
-_KEPT: Final = 1024
+_MAX_INTEGER: Final = 10**15 - 1
+_MAX_PREPARED: Final = 1024
 # A structured field's string is printable ASCII; the rest, and the escape itself, is percent-encoded.
 _PRINTABLE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
@@ -84,7 +84,7 @@ class HeaderWriter:
         """Return what is the same in every answer on the decision's policy."""
         prepared = self._prepared.get(decision.policy)
         if prepared is None or not prepared.is_for(decision.quotas):
-            if len(self._prepared) >= _KEPT:
+            if len(self._prepared) >= _MAX_PREPARED:
                 self._prepared.clear()
             quotas = tuple(state.quota for state in decision.quotas)
             prepared = self._prepared[decision.policy] = Prepared(decision.policy, quotas)
@@ -115,7 +115,7 @@ class Prepared:
         return all(map(is_, [state.quota for state in states], self._quotas))
 
 
-@lru_cache(_KEPT)
+@lru_cache(_MAX_PREPARED)
 def item_name(policy: str) -> str:
     """Return a policy's name in printable ASCII."""
     return quote(policy, safe=_PRINTABLE)
@@ -156,7 +156,7 @@ def _span(state: QuotaState) -> float:
 
 
 def _whole(seconds: float) -> int:
-    return min(ceil(seconds), _MOST)
+    return min(ceil(seconds), _MAX_INTEGER)
 
 
 def _amount(quota: Quota) -> int:
@@ -171,7 +171,7 @@ def _allowance(quota: Quota) -> str:
 def _refill_s(quota: Quota) -> int:
     if quota.burst is None or not quota.limit:
         return quota.window.seconds
-    return min(-(-quota.burst * quota.window.seconds // quota.limit), _MOST)
+    return min(-(-quota.burst * quota.window.seconds // quota.limit), _MAX_INTEGER)
 
 
 def _string(text: str) -> bytes:

@@ -49,7 +49,7 @@ _CREDENTIALS: Final = ("authorization", "proxy-authorization")
 # What identifies somebody and stays comes before what they may change.
 _NAMED_BY: Final = ("identity", "pk", "id", "sub", "user_id", "username", "email", "display_name", "name")
 # A session that is kept in the cookie itself, signed with the time or encrypted anew with each answer.
-_SHORTEST_ROLLING: Final = 36
+_MIN_ROLLING_LENGTH: Final = 36
 _ROLLING = re.compile(
     r"(?:eyJpdiI6|gAAAAA|Fe26\.2\*)"  # Laravel, Fernet, iron
     r"|.*[.:][\w-]{6,7}[.:][\w-]{27,86}\Z"  # itsdangerous (Starlette, Flask), Django
@@ -209,7 +209,7 @@ def _cookie(name: str) -> _Reader:
             return None
         if "%" in found or not found.isascii():
             found = text(unquote_to_bytes(found.encode("latin-1")))
-        if len(found) > _SHORTEST_ROLLING and _ROLLING.match(found):
+        if len(found) > _MIN_ROLLING_LENGTH and _ROLLING.match(found):
             warn_once(
                 f"the cookie {name!r} is a session that changes from answer to answer, and no name: its clients are "
                 "counted by the next source of user_from, in the end by their address; use 'user', or a function "

@@ -31,27 +31,27 @@ POLICY_VIOLATION: Final = 1008
 """The websocket close code (RFC 6455, 7.4.1) of a refusal."""
 TOO_MANY_REQUESTS: Final = 4429
 """The same for servers that let an app close with 1000 and 3000 to 4999 only."""
-_DEEPEST: Final = 100
+_MAX_DEPTH: Final = 100
 
 
 class Refusals:
     """How one middleware answers what it refuses. `app` is what stands further in."""
 
-    __slots__ = ("_app", "_cors", "_looked", "_on_refused", "_writer")
+    __slots__ = ("_app", "_cors", "_has_looked", "_on_refused", "_writer")
 
     def __init__(self, writer: HeaderWriter, app: ASGIApp, on_refused: OnRefused | None) -> None:
         self._writer = writer
         self._app = app
         self._on_refused = on_refused
         self._cors: CORSMiddleware | None = None
-        self._looked = False
+        self._has_looked = False
 
     def is_preflight(self, scope: Scope) -> bool:
         """Return whether the app's `CORSMiddleware` will answer this request, and nobody behind it will see it."""
         if scope["type"] != "http" or scope["method"] != "OPTIONS":
             return False
         names = {name.lower() for name, _ in scope["headers"]}
-        return {b"origin", b"access-control-request-method"} <= names and self._find() is not None
+        return {b"origin", b"access-control-request-method"} <= names and self._find_cors() is not None
 
     async def of(self, scope: Scope, decision: Decision) -> tuple[Response, Headers]:
         """Return the answer to a request that was refused so, and what fields to add. Raises what the app's function
@@ -65,7 +65,7 @@ class Refusals:
 
     async def send(self, response: Response, fields: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or a handshake that was not accepted yet, without reading anything of it."""
-        cors = self._cors if self._looked else self._find()
+        cors = self._cors if self._has_looked else self._find_cors()
         if cors is not None and scope["type"] == "http":
             send = partial(cors.send, send=send, request_headers=RequestHeaders(scope=scope))
         if fields:
@@ -75,9 +75,9 @@ class Refusals:
         else:
             await respond(response, scope, receive, send, close=closing(scope))
 
-    def _find(self) -> CORSMiddleware | None:
-        if not self._looked:
-            self._looked = True
+    def _find_cors(self) -> CORSMiddleware | None:
+        if not self._has_looked:
+            self._has_looked = True
             self._cors = _cors_of(self._app)
         return self._cors
 
@@ -112,7 +112,7 @@ def closing(scope: Scope) -> Message:
 
 def stack(app: object) -> Iterator[object]:
     """Yield an app, and what stands directly further in, as far as each of them tells by its `app`."""
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         yield app
         app = getattr(app, "app", None)
 

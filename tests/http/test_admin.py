@@ -1,4 +1,4 @@
-"""The admin listener's doors and answers, whatever the board shows."""
+"""The admin listener: who may ask, and what it answers, whatever the backend shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN = "a-secret-of-enough-letters"
 GUARDED = [("GET", "/metrics"), ("GET", "/config"), ("POST", "/reload"), ("GET", "/nowhere")]
 
 
-class Board:
+class FakeBackend:
     """One that shows what the test wants."""
 
     def __init__(self) -> None:
@@ -45,24 +45,24 @@ class Board:
 
 @asynccontextmanager
 async def asking(
-    board: Board | None = None, *, token: str | None = None, host: str = "127.0.0.1:8081", **headers: str
+    backend: FakeBackend | None = None, *, token: str | None = None, host: str = "127.0.0.1:8081", **headers: str
 ) -> AsyncIterator[httpx.AsyncClient]:
-    app = admin_app(board or Board(), lambda: Token(token))
+    app = admin_app(backend or FakeBackend(), lambda: Token(token))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers) as client:
         yield client
 
 
 async def test_health_is_for_everybody() -> None:
-    board = Board()
-    async with asking(board, token=TOKEN, host="a.name.of.mine") as client:
+    backend = FakeBackend()
+    async with asking(backend, token=TOKEN, host="a.name.of.mine") as client:
         assert (await client.get("/health")).json() == {"status": "ok"}
         assert (await client.get("/health/live")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 200
-        board.reason = "The store cannot be used: late."
+        backend.reason = "The store cannot be used: late."
         answer = await client.get("/health/ready")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert answer.json()["detail"] == board.reason
+        assert answer.json()["detail"] == backend.reason
         assert (await client.get("/health")).status_code == 200
 
 
@@ -80,14 +80,14 @@ async def test_health_is_for_everybody() -> None:
     ],
 )
 async def test_the_rest_takes_the_token(method: str, path: str, headers: list[tuple[str, str]]) -> None:
-    board = Board()
-    async with asking(board, token=TOKEN) as client:
+    backend = FakeBackend()
+    async with asking(backend, token=TOKEN) as client:
         answer = await client.request(method, path, headers=headers)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["content-type"] == "application/problem+json"
         assert TOKEN not in answer.text
-        assert board.reloads == 0
+        assert backend.reloads == 0
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
@@ -117,10 +117,10 @@ async def test_without_a_token_it_is_asked_by_address(host: str) -> None:
 )
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 async def test_and_not_by_pages_of_others(method: str, path: str, host: str, headers: dict[str, str]) -> None:
-    board = Board()
-    async with asking(board, host=host) as client:
+    backend = FakeBackend()
+    async with asking(backend, host=host) as client:
         answer = await client.request(method, path, headers=headers)
-        assert (answer.status_code, board.reloads) == (403, 0)
+        assert (answer.status_code, backend.reloads) == (403, 0)
         assert answer.json()["title"] == "Forbidden"
 
 
@@ -146,9 +146,9 @@ async def test_what_is_not_there(method: str, path: str, status: int, detail: st
     [(ConfigError("policies.hint", "is bad"), 422), (StoreUnavailable("is away"), 503), (RuntimeError("s3cret"), 500)],
 )
 async def test_a_reload_that_fails(error: Exception, status: int) -> None:
-    board = Board()
-    board.error = error
-    async with asking(board) as client:
+    backend = FakeBackend()
+    backend.error = error
+    async with asking(backend) as client:
         answer = await client.post("/reload")
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
         assert ("s3cret" not in answer.text) if status == 500 else (str(error) in answer.json()["detail"])
