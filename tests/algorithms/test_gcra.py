@@ -65,6 +65,14 @@ async def test_units_used_stay_units_used(before: str, after: str, left: int) ->
     assert (await new.peek("alice", "hint")).quotas[0].used == used + left
 
 
+async def test_a_process_that_has_not_heard_of_another_limit_counts_no_units_by_its_own() -> None:
+    store, clock = MemoryStore(), FakeClock()
+    small, large = limiter("10/day", store, clock), limiter("1000/day", store, clock)
+    for one in (small, large, small):  # at last, its cached record is of the time before the other one
+        assert await one.check("alice", "hint")
+    assert [(await one.peek("alice", "hint")).used for one in (small, large)] == [3, 3]
+
+
 @pytest.mark.parametrize(("before", "after"), [("10/day burst 5", "100/day burst 5"), ("10/day", "20/day")])
 async def test_a_faster_refill_is_in_force_from_the_first_refusal(before: str, after: str) -> None:
     store, clock = CountingStore(), FakeClock()
