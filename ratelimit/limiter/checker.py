@@ -111,7 +111,7 @@ class Checker:
             except StoreUnavailable:
                 decision = None
         if decision is None:
-            decision = await self._fallback.check(compiled, key, now, cost)
+            decision = await self._fallback.answer(self._fallback.counters.spend_one, compiled, key, now, cost)
         if not decision.allowed:
             decision = in_mode(compiled, decision)
         if self.observer is not None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 import msgspec
 
-from ratelimit.algorithms import Taken
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import seconds
 from ratelimit.decision import Decision
@@ -18,38 +17,21 @@ from ratelimit.names import Key
 # Seconds after which a client may ask again when the store failed just now and nothing says when it will be back.
 _RETRY_AFTER_S: Final = 1.0
 
-Answer: TypeAlias = Callable[[CompiledPolicy, Key, int, int], Awaitable[Decision]]
+Verb: TypeAlias = Callable[[CompiledPolicy, Key, int, int], Awaitable[Decision]]
 
 
 class Fallback:
-    """The verbs that decide, without the store. `counters` count in this process's memory, for `"local"`."""
+    """Answers without the store. `counters` count in this process's memory, for `"local"`."""
 
     def __init__(self, counters: Counters, breaker: BreakerState) -> None:
-        self._counters = counters
+        self.counters = counters
         self._breaker = breaker
 
-    async def check(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """Answer a check."""
-        return await self._answer(self._counters.spend_one, compiled, key, now, cost)
-
-    async def peek(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """Answer a peek."""
-        return await self._answer(self._counters.peek, compiled, key, now, cost)
-
-    async def charge(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        """Answer a charge."""
-        return await self._answer(self._counters.charge, compiled, key, now, cost)
-
-    async def refund(
-        self, compiled: CompiledPolicy, key: Key, now: int, cost: int, taken: Taken, positions: Sequence[int]
-    ) -> None:
-        """Give back what was counted here while the store could not be asked."""
-        await self._counters.refund(compiled, key, now, cost, taken, positions)
-
-    async def _answer(self, locally: Answer, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
+    async def answer(self, verb: Verb, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
+        """Decide, as the policy has it; `verb` is the method of `counters` that does so for `"local"`."""
         policy = compiled.policy
         if policy.on_unavailable == "local" and policy.quotas:
-            decision = await locally(compiled, key, now, cost)
+            decision = await verb(compiled, key, now, cost)
             return msgspec.structs.replace(decision, reason="unavailable") if decision.allowed else decision
         denied = policy.on_unavailable == "deny" and bool(policy.quotas)
         return Decision(

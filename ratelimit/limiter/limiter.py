@@ -169,7 +169,7 @@ class Limiter:
                     compiled, key, now, cost, self._checker.leases.held(compiled, key, now)
                 )
         except StoreUnavailable:
-            decision = await self._fallback.peek(compiled, key, now, cost)
+            decision = await self._fallback.answer(self._fallback.counters.peek, compiled, key, now, cost)
         return decision if decision.allowed else in_mode(compiled, decision)
 
     async def charge(
@@ -193,7 +193,7 @@ class Limiter:
             with self._checker.call():
                 decision = await self._counters.charge(compiled, key, now, cost)
         except StoreUnavailable:
-            decision = await self._fallback.charge(compiled, key, now, cost)
+            decision = await self._fallback.answer(self._fallback.counters.charge, compiled, key, now, cost)
         return decision if decision.allowed else msgspec.structs.replace(decision, allowed=True, retry_after=0.0)
 
     @overload
@@ -254,7 +254,7 @@ class Limiter:
         positions = [state.position for state in decision.quotas]
         if decision.reason == "unavailable":
             force_setattr(decision, "refunded", decision.refunded + units)
-            await self._fallback.refund(compiled, key, now, units, taken, positions)
+            await self._fallback.counters.refund(compiled, key, now, units, taken, positions)
             return
         with self._checker.call():
             force_setattr(decision, "refunded", decision.refunded + units)
