@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
@@ -23,6 +22,7 @@ from ratelimit.errors import (
 )
 from ratelimit.names import UserId, check_action, check_user
 from ratelimit.quota import Quotas, QuotasLike, to_quotas
+from ratelimit.settings import one_of
 
 # `Identity`: how a user is known to the outside world, in the form in which it may be stored. An e-mail is stored as
 # it is, lower-cased. An API key is stored as HMAC-SHA-256 under a pepper, which is a secret of the application and
@@ -201,12 +201,11 @@ def _quotas(value: Mapping[str, QuotasLike]) -> Mapping[str, Quotas]:
     return MappingProxyType(found)
 
 
-def _role(role: Role) -> Role:
-    if role in (roles := get_args(Role)):
-        return role
-    near = get_close_matches(str(role), roles, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, roles))}"
-    raise ConfigError("role", f"unknown value {role!r}; {hint}")
+def _role(role: Role) -> str:
+    try:
+        return one_of(Role)(role)
+    except ConfigError as error:
+        raise error.under("role") from None
 
 
 def _boolean(path: str, value: bool) -> bool:
