@@ -217,18 +217,27 @@ async def test_what_was_kept_before_the_disk_was_full_is_there_after_a_crash(
         assert usage.stats.torn == 0, "what was half written has been cut off"
 
 
+async def test_every_record_waits_for_its_own_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = CountingDisk()
+    disk.install(monkeypatch)
+    usage, _ = journaled(tmp_path)
+    async with usage:
+        for syncs in (2, 3, 4):  # one for the directory, before the first
+            await usage.record("alice", "hint")
+            assert disk.syncs == syncs
+
+
 async def test_a_disk_that_does_not_sync_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = BrokenDisk()
     disk.install(monkeypatch)
     usage, events = journaled(tmp_path)
     async with usage:
-        await usage.record("alice", "hint")
-        assert usage.stats.unjournaled == 1
-        disk.broken = False
-        await usage.record("alice", "hint")
-        assert usage.stats.unjournaled == 1
+        for broken, unjournaled in ((True, 1), (False, 1), (True, 2), (False, 2)):
+            disk.broken = broken
+            await usage.record("alice", "hint")
+            assert usage.stats.unjournaled == unjournaled
         await usage.flush()
-        assert len(events) == 2
+        assert len(events) == 4
 
 
 async def test_the_journal_is_bounded(tmp_path: Path) -> None:
