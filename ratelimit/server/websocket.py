@@ -110,7 +110,7 @@ async def _connect(
 async def _hand_on(
     answer: aiohttp.ClientResponse, settings: ProxySettings, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """The answer that a handshake got, whole: a server collects it anyway."""
+    """Send the answer that a handshake got, whole: a server collects it anyway."""
     try:
         headers = response_headers(answer.raw_headers, answer.status)
         if not 200 <= answer.status < 600:
