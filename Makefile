@@ -17,7 +17,10 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 INSTALLED := $(VENV)/.installed
 STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/directory tests/usage tests/cli/test_table.py
-HOT_SUITE := tests/test_build.py tests/algorithms tests/store tests/limiter tests/dynamodb tests/http tests/server
+# What a request runs through. What makes and reads whole tables, and what people ask for, is Python in both builds.
+HOT_SUITE := tests/test_build.py tests/test_cache.py tests/test_names.py tests/test_tasks.py tests/algorithms tests/store tests/limiter \
+	tests/dynamodb tests/http tests/server --ignore-glob='tests/dynamodb/test_table*' --ignore-glob='tests/dynamodb/test_directory*' \
+	--ignore=tests/dynamodb/test_scans.py --ignore=tests/http/test_admin.py --ignore=tests/http/api
 GATEWAYS := .cache/gateways
 DEPLOY_TOOLS := .cache/deploy-tools
 
@@ -57,7 +60,6 @@ test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local
 coverage: $(INSTALLED)  ## branch coverage of `make test-quick`, with the floor that pyproject.toml sets
 	$(PYTEST) -m "not slow and not engine and not process" --cov --cov-report=term:skip-covered $(ARGS)
 
-# Everything that a request runs through; the rest of the suite concerns what is the same in both builds.
 test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C compiler)
 	$(PY) -m loadtest.bench.builds
 	RATELIMIT_TEST_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH="$$PWD/.cache/compiled:$$PWD" $(PYTEST) -o pythonpath=".cache/compiled ." \

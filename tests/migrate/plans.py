@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.event import UsageEvent
@@ -34,8 +35,8 @@ def unheard(entity: Entity, counts: Counts, done: int, size: int | None) -> None
     """A listener who does not listen."""
 
 
-async def bring(asked: MigrationPlan) -> Done:
-    return await run(asked, listener=unheard)
+async def bring(asked: MigrationPlan, clock: Clock | None = None) -> Done:
+    return await run(asked, listener=unheard, clock=clock)
 
 
 async def check(asked: MigrationPlan, *, more_is_fine: bool = False) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import sqlite3
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from ratelimit.dynamodb import create_table, parse_url
 from ratelimit.errors import InvalidInput
 from ratelimit.migrate import dry_run
 from tests.engines import Engine
@@ -37,6 +39,14 @@ def database(folder: Path, **tables: str) -> str:
                 connection.execute(f'INSERT INTO "{name}" VALUES ({", ".join("?" * len(values))})', values)
     connection.close()
     return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="module")
+def empty(engine: Engine) -> str:
+    """The store URL of a table for those that are refused, and write nothing: it stays empty."""
+    url = engine.store_url(f"empty-{uuid4().hex[:8]}")
+    asyncio.run(create_table(parse_url(url)))
+    return url
 
 
 async def refused(source: object, table: str, folder: Path, *told: str, **options: Any) -> None:
@@ -71,13 +81,13 @@ async def test_a_database_in_which_nothing_is_recognised(table: str, tmp_path: P
 )
 @pytest.mark.parametrize("kind", ["sqlite", "json", "csv"])
 async def test_a_mapping_names_what_is_not_there(
-    kind: str, mapping: dict[str, Any], told: str, table: str, tmp_path: Path
+    kind: str, mapping: dict[str, Any], told: str, empty: str, tmp_path: Path
 ) -> None:
     source = tables(kind, tmp_path)
     told = told if kind == "sqlite" else told.replace("column", "field")
     told = told.replace(" has no field", ".csv has no field") if kind == "csv" else told
-    await refused(source, table, tmp_path, told, mapping=mapping)
-    assert await events_in(table) == []
+    await refused(source, empty, tmp_path, told, mapping=mapping)
+    assert await events_in(empty) == []
 
 
 def tables(kind: str, folder: Path) -> str:
@@ -219,9 +229,9 @@ async def test_a_table_of_other_things(engine: Engine, table: str, tmp_path: Pat
         ("pg.dump", b"PGDMP...", "pg_restore"),
     ],
 )  # fmt: skip
-async def test_files_that_are_no_source(name: str, text: bytes, told: str, table: str, tmp_path: Path) -> None:
+async def test_files_that_are_no_source(name: str, text: bytes, told: str, empty: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(text)
-    await refused(tmp_path / name, table, tmp_path, told)
+    await refused(tmp_path / name, empty, tmp_path, told)
 
 
 async def test_folders_that_are_no_source(table: str, tmp_path: Path) -> None:
@@ -235,7 +245,15 @@ async def test_folders_that_are_no_source(table: str, tmp_path: Path) -> None:
     assert (await bring(plan_of(folder, table, tmp_path))).notes[0] == "left alone, as they hold no usage: dump.sql"
 
 
-@pytest.mark.parametrize("name", ["usage_log.json", "usage_log.jsonl", "usage_log.csv", "api_usagelog.tsv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "usage_log.json",
+        "usage_log.csv",
+        pytest.param("usage_log.jsonl", marks=pytest.mark.slow),
+        pytest.param("api_usagelog.tsv", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("encoding", "packed"), [("utf-8", True), ("utf-8-sig", False), ("latin-1", True), ("utf-16", False)]
 )

@@ -23,6 +23,7 @@ from ratelimit.migrate.runner import Run
 from ratelimit.migrate.target import RawTable, Target
 from ratelimit.migrate.undo import fields_after, remaining
 from ratelimit.store.directory import User
+from ratelimit.testing import FakeClock
 from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 from tests.migrate.sources import to_sqlite
 from tests.migrate.world import World
@@ -152,16 +153,18 @@ async def test_a_setting_that_concerns_nothing_that_was_brought_is_no_matter(tab
 
 
 async def test_runs_on_top_of_each_other_are_taken_back_together(table: str, tmp_path: Path) -> None:
-    asked = plan_of(dump(tmp_path, uses(4)), table, tmp_path)
-    first = (await bring(asked)).run
+    asked, clock = plan_of(dump(tmp_path, uses(4)), table, tmp_path), FakeClock(NOW)
+    first = (await bring(asked, clock)).run
     dump(tmp_path, [*uses(4), *uses(3, hours=1)])
-    second = (await bring(asked)).run
+    clock.advance(1)  # of two that begin within a second, the names do not say which was first
+    second = (await bring(asked, clock)).run
     assert await totals(table) == 7
     with pytest.raises(InvalidInput, match=f"run {second} came later and counts on run {first}"):
         await take_back(asked, first)
     await take_back(asked, second)
     assert await totals(table) == 4
-    second = (await bring(asked)).run
+    clock.advance(1)
+    second = (await bring(asked, clock)).run
     await take_back(asked, first, second)
     assert await items(table) == []
 
