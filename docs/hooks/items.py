@@ -18,8 +18,8 @@ from ratelimit.dynamodb.schema import CREATED, LIMIT_TYPE, TTL, TYPE, Item, limi
 from ratelimit.event import id_from
 from ratelimit.names import Key
 from ratelimit.store import Store
-from ratelimit.store.directory import Entry, name_of, next_version
 from ratelimit.store.base import Outcome, Write
+from ratelimit.store.directory import Entry, name_of, next_version
 from ratelimit.testing import FakeClock
 
 NAMES: Final = ("windows", "bucket", "event", "note", "plan", "user", "email", "key")
