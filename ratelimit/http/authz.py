@@ -23,21 +23,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final, Literal, TypeAlias, Unpack, cast, get_args
+from typing import Final, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.errors import InvalidInput
+from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import named_by_connection
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.middleware import RateLimitMiddleware
-from ratelimit.http.policy_check import SurfaceArgs
 from ratelimit.http.problems import Problem, ProblemResponse
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.http.routing import WEBSOCKET, ambiguity
 from ratelimit.limiter import Limiter
+from ratelimit.policy import Exempt, UserFrom
 from ratelimit.usage import UsageLog
 
 PREFIX: Final = "/v1/authz"
@@ -146,6 +148,16 @@ def _original(scope: Scope, headers: _Fields, method: str, raw_path: str, query:
         "query_string": query,
         "headers": fields,
     }
+
+
+class SurfaceArgs(TypedDict, total=False):
+    """What `SurfaceOptions` is made of."""
+
+    user_from: UserFrom | Iterable[UserFrom]
+    trusted_proxies: TrustedProxies
+    ipv6_prefix: int
+    headers: HeaderStyle
+    exempt: Exempt | Iterable[Exempt]
 
 
 class Authz:

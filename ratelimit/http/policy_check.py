@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from inspect import isawaitable
-from typing import Any, Final, NoReturn, TypedDict
+from typing import Any, Final, NoReturn
 
 import msgspec
 from starlette.requests import HTTPConnection, Request
@@ -166,16 +166,6 @@ def _patterns(path: str, texts: Iterable[str]) -> Patterns:
         return Patterns(texts)
     except ConfigError as error:
         raise error.under(path) from error
-
-
-class SurfaceArgs(TypedDict, total=False):
-    """What `SurfaceOptions` is made of."""
-
-    user_from: UserFrom | Iterable[UserFrom]
-    trusted_proxies: TrustedProxies
-    ipv6_prefix: int
-    headers: HeaderStyle
-    exempt: Exempt | Iterable[Exempt]
 
 
 class SurfaceOptions:
