@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from typing import Final
+from typing import Any, Final
 
 from ratelimit.algorithms.base import Ops, give_back
 from ratelimit.algorithms.fields import (
@@ -71,11 +71,11 @@ def totals_of(
     }
 
 
-def kept_range(now: int, since: object, until: object, per: Per = "day") -> tuple[date, date]:
+def kept_range(now: int, since: object, until: object, per: Any = "day") -> tuple[date, date]:
     """Return the first and the last day that are asked for, by default of all that are kept. `now` is in microseconds.
 
-    Both are a `date`, or an aware `datetime`, which stands for its UTC day. Raise `InvalidInput`, and `OutOfRetention`
-    for what is no longer kept and for what has not come yet.
+    `since` and `until` are a `date`, or an aware `datetime`, which stands for its UTC day. Raise `InvalidInput`
+    (of another `per` too), and `OutOfRetention` for what is no longer kept and for what has not come yet.
     """
     check_per(per)
     today = utc_day(now)
