@@ -53,27 +53,29 @@ async def test_erase_leaves_no_trace_and_can_be_repeated(store: TableStore, user
 
 async def test_what_no_key_leads_to_is_erased_and_said(store: TableStore, user: str) -> None:
     """An action of an ad-hoc check or of another plan, months of totals from elsewhere, the event of a clock ahead."""
-    clock = at_noon()
+    clock, ahead, past = at_noon(), at_noon(), at_noon()
+    ahead.advance(5 * 86_400)
+    past.advance(-150 * 86_400)
+    # What is past its time may be gone at any moment where a table lets it expire.
+    clocks = (ahead, past) if isinstance(store, MemoryStore) else (ahead,)
     limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
     for someone in (user, user + "2", f"{user}#LIM#x", f"{user}#"):
         await limiter.check(someone, "export once", quotas="5/day")
         await limiter.check(someone, "of another#plan", quotas="7/month")
         month = Write((Add("u202501", 7),), expires_at=clock.now() // 1_000_000 + 400 * 86_400)
         await store.apply(Key(someone, "migrated"), month, now=clock.now())
-        ahead, past = at_noon(), at_noon()
-        ahead.advance(5 * 86_400)
-        past.advance(-150 * 86_400)
-        for events_clock in (ahead, past):
+        for events_clock in clocks:
             async with UsageLog(store, clock=events_clock) as log:
                 await log.record(someone, "hint", id=f"order-{events_clock.now()}")
     reports = Reports(store, ["hint"], clock)
     erased = await reports.erase(user)
-    assert erased.found == {"counters": 3, "events": 2, "event_ids": 2}
-    assert (erased, erased.left) == (7, ())
+    found = {"counters": 3, "events": len(clocks), "event_ids": len(clocks)}
+    assert erased.found == found
+    assert (erased, erased.left) == (3 + 2 * len(clocks), ())
     assert await store.erase([user]) == dict.fromkeys(await store.erase([user]), 0)
     assert await reports.erase(user) == 0
     for neighbour in (user + "2", f"{user}#LIM#x", f"{user}#"):
-        assert (await reports.erase(neighbour)).found == {"counters": 3, "events": 2, "event_ids": 2}
+        assert (await reports.erase(neighbour)).found == found
 
 
 async def test_without_reading_the_whole_table_plans_are_looked_at(store: TableStore, user: str) -> None:
