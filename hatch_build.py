@@ -46,7 +46,9 @@ def _compiled(root: Path, modules: list[str], place: Path) -> list[Path]:
         # Whether the types are right is for `make types` to say.
         options = ["--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
         extensions = mypycify(
-            [*options, f"--cache-dir={place / 'cache'}", *modules], target_dir=str(place / "c"), group_name="ratelimit"
+            [*options, f"--cache-dir={place / 'cache'}", *modules],
+            target_dir=str(place / "c"),
+            group_name="ratelimit.compiled",
         )
         command = Distribution({"name": "ratelimit", "ext_modules": extensions}).get_command_obj("build_ext")
         command.build_lib, command.build_temp = str(place / "lib"), str(place / "tmp")

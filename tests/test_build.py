@@ -34,6 +34,13 @@ def test_it_is_the_build_that_was_asked_for() -> None:
     assert os.environ.get("RATELIMIT_TEST_BUILD") == ("compiled" if COMPILED else None)
 
 
+def test_all_of_it_is_in_the_package() -> None:
+    """mypyc's library as well, which it puts beside the package by default, where another one's would lie too."""
+    package = Path(ratelimit.__file__).parent
+    assert list(package.parent.glob("*__mypyc*")) == []
+    assert bool(list(package.glob("*__mypyc*"))) is COMPILED
+
+
 @pytest.mark.parametrize("path", MODULES)
 def test_nothing_is_awaited_where_an_exception_is_held(path: str) -> None:
     """mypyc 2.4 keeps the exception of a `finally` with an `await` in it, and raises it in the next call as well."""
