@@ -33,6 +33,7 @@ class Gcra:
     """A quota as a bucket."""
 
     __slots__ = (
+        "_counted_by_limit",
         "_emission_interval",
         "_field",
         "_limit",
@@ -54,6 +55,7 @@ class Gcra:
         self._longest = quota.window.longest * _NANOSECONDS
         self._emission_interval = -(-self._longest // self._limit)
         self.lasts = self.max_cost * self._emission_interval // _NANOSECONDS
+        self._counted_by_limit = Expect(self._limit_field, low=self._limit, high=self._limit)
 
     def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
         now *= _NANOSECONDS
@@ -150,7 +152,10 @@ class Gcra:
         )
 
     def _counted_by(self, limit: int, record: Record) -> Op:
-        return Expect(self._limit_field, low=limit, high=limit, or_missing=self._limit_field not in record)
+        known = self._limit_field in record
+        if known and limit == self._limit:
+            return self._counted_by_limit
+        return Expect(self._limit_field, low=limit, high=limit, or_missing=not known)
 
     def _interval(self, limit: int) -> int:
         return self._emission_interval if limit == self._limit else -(-self._longest // limit)
