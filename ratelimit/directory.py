@@ -272,7 +272,7 @@ class Directory:
         by = self._by()
         user = await self._ids.get(identity, by=by)
         found = None if user is None else await self._users.get(user, by=by)
-        # Two answers of different age: an identity that was taken away meanwhile does not open the door.
+        # Two answers of different age: an identity that was taken away meanwhile finds nobody.
         return found if found is not None and identity in found.identities else None
 
     async def put_user(self, user: User) -> None:

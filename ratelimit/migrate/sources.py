@@ -78,7 +78,7 @@ def source_of(spec: str, terms: ReadOptions, target: Settings) -> Source:
 
 
 def migration_settings(settings: Settings) -> Settings:
-    """The same table, with the patience of a migration, and the consumed units counted."""
+    """Return the same table with a migration's timeouts and attempts, and the consumed units counted."""
     return replace(
         settings, consumed=True, read_timeout=_READ_TIMEOUT, connect_timeout=_CONNECT_TIMEOUT, attempts=_ATTEMPTS
     )

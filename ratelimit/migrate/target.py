@@ -161,13 +161,13 @@ class Target:
     async def delete_events(self, some: Sequence[tuple[str, Position]]) -> None:
         """Harmless when repeated."""
         keys = [(event_pk(user, day_of(position.at)), event_sk(position)) for user, position in some]
-        flights = [keys[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(keys), MAX_EVENTS_PER_PUT)]
+        batches = [keys[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(keys), MAX_EVENTS_PER_PUT)]
 
-        async def fly(flight: Sequence[tuple[str, str]]) -> None:
-            await self._pace.take(EVENT_UNITS * len(flight))
-            await retry(lambda: self._raw.delete(flight))
+        async def delete(batch: Sequence[tuple[str, str]]) -> None:
+            await self._pace.take(EVENT_UNITS * len(batch))
+            await retry(lambda: self._raw.delete(batch))
 
-        await self._all(flights, fly)
+        await self._all(batches, delete)
 
     async def delete_entry(self, kind: type[User | Plan], name: str, *, version: int, now: int) -> bool:
         """False where it was changed since it had this version; True also where it is gone already."""

@@ -174,60 +174,56 @@ async def test_an_answer_waits_for_its_refund_no_longer_than_for_the_store() -> 
     assert start["status"] == 500
 
 
-async def test_nothing_of_an_answer_goes_out_before_the_refund_has_arrived() -> None:
-    store = FailingStore()
-    limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success"), store=store)
-    asked, go = asyncio.Event(), asyncio.Event()
+class HeldRefund:
+    """A middleware whose app fails, so that a unit is given back; the store takes it when `release` is called."""
 
-    async def waiting() -> None:
-        asked.set()
-        await go.wait()
+    def __init__(self) -> None:
+        self.store = FailingStore()
+        self.limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success"), store=self.store)
+        self.middleware = RateLimitMiddleware(self._app, limiter=self.limiter)
+        self.asked, self._go = asyncio.Event(), asyncio.Event()
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        store.fault = waiting
+    def release(self) -> None:
+        self.store.fault = None
+        self._go.set()
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.store.fault = self._held
         await hello(scope, receive, send)
 
+    async def _held(self) -> None:
+        self.asked.set()
+        await self._go.wait()
+
+
+async def test_nothing_of_an_answer_goes_out_before_the_refund_has_arrived() -> None:
+    held = HeldRefund()
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    middleware = RateLimitMiddleware(app, limiter=limiter)
-    request = asyncio.create_task(middleware(scope_of(headers=[(b"x-status", b"500")]), unread, send))
-    await asked.wait()
+    request = asyncio.create_task(held.middleware(scope_of(headers=[(b"x-status", b"500")]), unread, send))
+    await held.asked.wait()
     await settled()
     assert sent == []
-    store.fault = None
-    go.set()
+    held.release()
     await request
     assert len(sent) == 2
-    assert await used(limiter) == 0
+    assert await used(held.limiter) == 0
 
 
 async def test_a_client_that_goes_away_meanwhile_leaves_the_refund_on_its_way() -> None:
-    store = FailingStore()
-    limiter = limiter_of(Policy("hint", "5/day", match="/**", count="success"), store=store)
-    asked, go = asyncio.Event(), asyncio.Event()
-
-    async def waiting() -> None:
-        asked.set()
-        await go.wait()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        store.fault = waiting
-        await hello(scope, receive, send)
-
-    middleware = RateLimitMiddleware(app, limiter=limiter)
-    request = asyncio.create_task(call(middleware, scope_of(headers=[(b"x-status", b"500")])))
-    await asked.wait()
+    held = HeldRefund()
+    request = asyncio.create_task(call(held.middleware, scope_of(headers=[(b"x-status", b"500")])))
+    await held.asked.wait()
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
-    assert len(middleware.refunds) == 1
-    store.fault = None
-    go.set()
-    await middleware.refunds.drain()
-    assert await used(limiter) == 0
+    assert len(held.middleware.refunds) == 1
+    held.release()
+    await held.middleware.refunds.drain()
+    assert await used(held.limiter) == 0
 
 
 async def test_a_bug_in_a_refund_is_logged_as_one(caplog: pytest.LogCaptureFixture) -> None:
