@@ -1,4 +1,4 @@
-"""Writes that no answer waits for: counting where there is no limit, returning what was taken ahead."""
+"""Writes that no answer waits for: counting where there is no limit, returning what was taken ahead, cleaning up."""
 
 from __future__ import annotations
 
@@ -48,15 +48,17 @@ class BackgroundWrites:
         """Return whether the next write should rather be waited for."""
         return self._tasks.is_full
 
-    def start(self, write: Awaitable[object], *, units: int, loss: Loss) -> None:
-        """See the write through, whoever asked for it having gone on."""
+    def start(self, write: Awaitable[object], *, units: int = 0, loss: Loss | None = None) -> None:
+        """See the write through, whoever asked for it having gone on. Without a `loss`, nobody misses what fails."""
         self._tasks.start(self.see_through(write, units, loss))
 
-    async def see_through(self, write: Awaitable[object], units: int, loss: Loss) -> None:
+    async def see_through(self, write: Awaitable[object], units: int, loss: Loss | None) -> None:
         """Wait for the write, and count what is lost by it."""
         try:
             await write
         except StoreUnavailable as error:
+            if loss is None:
+                return
             if not self._stats.lost[loss]:
                 logger.warning("units are %s: %s", loss, error)
             self._stats.lost[loss] += units

@@ -20,6 +20,7 @@ from ratelimit.limiter.counters import Counters, Prefetch
 from ratelimit.limiter.deadline import CircuitBreaker, closed
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.leasing import Leases
+from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 
 Observer: TypeAlias = Callable[[Decision, float], None]
@@ -54,6 +55,7 @@ class Checker:
         self._fallback = fallback
         self._clock = clock
         self._circuit = circuit
+        counters.on_stale = self._clean_in_background
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
@@ -181,6 +183,14 @@ class Checker:
         if compiled.lease is not None:
             return await self.leases.spend(compiled, key, now, costs)
         return await self._take(compiled, key, now, costs)
+
+    def _clean_in_background(self, key: Key, cached: CachedRecord, now: int) -> None:
+        if not self.background.is_full:
+            self.background.start(self._clean(key, cached, now))
+
+    async def _clean(self, key: Key, cached: CachedRecord, now: int) -> None:
+        with self._call():
+            await self._counters.clean(key, cached, now)
 
     def _call(self) -> AbstractContextManager[object]:
         return nullcontext() if self._circuit is None else self._circuit.call()

@@ -26,7 +26,7 @@ _DAY_S: Final = DAY // SECOND
 # Thirteen months of totals have to outlive the last write.
 KEPT_DAYS: Final = 400
 # Bounds the size of one expression; what is left over goes with the next write.
-_DROPS_AT_ONCE: Final = 25
+DROPS_AT_ONCE: Final = 25
 MAX_KEPT_WRITES: Final = 64
 MAX_RESOLVED_POLICIES: Final = 1024
 _NANOSECONDS_A_SECOND: Final = 10**9
@@ -156,7 +156,7 @@ class CompiledPolicy:
         ops = [op for part in parts for op in part]
         expires_at = self._kept_until(ops, cached)
         if cached.stale:
-            ops += map(Drop, stale(cached.stale, now)[:_DROPS_AT_ONCE])
+            ops += map(Drop, stale(cached.stale, now)[:DROPS_AT_ONCE])
         return Write(tuple(ops), expires_at, cached.day != self._today, self._counts_until)
 
     def _kept_until(self, ops: Sequence[Op], cached: CachedRecord) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Final
 
@@ -12,9 +11,9 @@ import msgspec
 from ratelimit.algorithms import Taken
 from ratelimit.algorithms.fields import buckets_end, current_totals, is_total
 from ratelimit.decision import Decision, Reason
-from ratelimit.errors import StoreThrottled, StoreUnavailable
+from ratelimit.errors import StoreThrottled
 from ratelimit.limiter.alerts import Alerts
-from ratelimit.limiter.compiled_policy import CompiledPolicy, drops
+from ratelimit.limiter.compiled_policy import DROPS_AT_ONCE, CompiledPolicy, drops
 from ratelimit.limiter.record_cache import NEVER, CachedRecord, RecordCache
 from ratelimit.names import Key
 from ratelimit.store.base import Record, Store, Write
@@ -53,6 +52,8 @@ class Counters:
         self._alerts = alerts
         self._cache = RecordCache(max_records)
         self._denial_cache = denial_cache
+        self.on_stale: Callable[[Key, CachedRecord, int], None] | None = None
+        """Told of a record in need of a clean-up: to call `clean` behind the answer."""
 
     def known_refusal(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
         """Return the refusal that the store would surely give: what was spent when it last answered only grows.
@@ -141,7 +142,7 @@ class Counters:
             write = compiled.charge(now, cost, cached, attempt >= _CONTENDED)
             outcome = await self.store.apply(key, write, now=now)
             if outcome.applied:
-                await self._learn(key, cached, write, outcome.record, now)
+                self._learn(key, cached, write, outcome.record, now)
                 cached.until = buckets_end(cached.record)
                 self._announce(compiled, key, now, cost, cached.record)
                 return _admit(compiled, key, now, cost, cached.record)
@@ -181,6 +182,13 @@ class Counters:
             await self.store.apply(key, drops(now, fields), now=now)
         self._cached(key).learn({field: value for field, value in record.items() if is_total(field)}, now)
 
+    async def clean(self, key: Key, cached: CachedRecord, now: int) -> None:
+        """Drop what is past its use from a record, as much as one write may."""
+        write = drops(now, cached.stale[:DROPS_AT_ONCE])
+        if write.ops:
+            await self.store.apply(key, write, now=now)
+            cached.dropped(write, now)
+
     def too_large(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
         """Return the refusal of a cost that can never pass, by the record as this process last saw it."""
         return _inactive(compiled, decide(compiled, key, now, cost, self._cached(key).record))
@@ -216,7 +224,7 @@ class Counters:
             cached.learn_refusal(outcome.record, now)
             return False
         if write.whole or cached.stale:
-            await self._learn(key, cached, write, outcome.record, now)
+            self._learn(key, cached, write, outcome.record, now)
         else:
             cached.record.update(outcome.record)
         self._announce(compiled, key, now, amount, cached.record)
@@ -229,7 +237,7 @@ class Counters:
     def _is_fresh(self, compiled: CompiledPolicy, cached: CachedRecord, now: int) -> bool:
         return compiled.final and 0 <= now - cached.refused_at < self._denial_cache
 
-    async def _learn(self, key: Key, cached: CachedRecord, write: Write, record: Record, now: int) -> None:
+    def _learn(self, key: Key, cached: CachedRecord, write: Write, record: Record, now: int) -> None:
         """Take over what an applied write returned.
 
         A record seen whole for the first time may hold much that is past its use, left by processes that never came
@@ -240,11 +248,13 @@ class Counters:
             cached.dropped(write, now)
             return
         cached.learn(record, now)
-        if len(fields := cached.stale) >= _MIN_STALE:
-            clean = drops(now, fields)
-            with suppress(StoreUnavailable):
-                await self.store.apply(key, clean, now=now)
+        if len(cached.stale) >= _MIN_STALE:
+            if self._records is not None:
+                clean = drops(now, cached.stale)
+                self._records.apply(key, clean, now)
                 cached.dropped(clean, now)
+            elif self.on_stale is not None:
+                self.on_stale(key, cached, now)
 
 
 def _fitting(compiled: CompiledPolicy, now: int, costs: Sequence[int], record: Record, *, held: int) -> list[int]:

@@ -6,10 +6,13 @@ import asyncio
 
 import pytest
 
-from ratelimit.limiter import Limiter
+from ratelimit.algorithms.fields import window_field
+from ratelimit.limiter import Limiter, background
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.quota import UNITS, Window
 from ratelimit.store import Outcome, Write
+from ratelimit.store.base import Drop, Put
 from ratelimit.testing import FakeClock
 from tests.limiter.histories import ALGORITHMS
 from tests.limiter.stores import CountingStore
@@ -185,3 +188,58 @@ async def test_the_records_used_last_are_the_ones_remembered() -> None:
         await one.check(user, "hint")
         seen_whole.append(store.writes[-1].whole)
     assert seen_whole == [False, True]
+
+
+class HeldCleanUps(CountingStore):
+    """Holds the writes that do nothing but drop fields, until `clean` is set."""
+
+    def __init__(self, users: int, stale: int) -> None:
+        super().__init__()
+        self.clean = asyncio.Event()
+        self.clean_ups: list[int] = []
+        ops = tuple(Put(window_field(Window(1, UNITS[0]), number), 1) for number in range(stale))
+        for number in range(users):
+            self.memory.records.apply(Key(f"user-{number}", "hint"), Write(ops, 2**40), FakeClock().now())
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        if all(type(op) is Drop for op in write.ops):
+            self.clean_ups.append(len(write.ops))
+            await self.clean.wait()
+        return await super().apply(key, write, now=now)
+
+    async def stale_fields(self, user: str) -> int:
+        return len([field for field in await self.memory.read(Key(user, "hint")) if field[0] != "u"]) - 1
+
+
+async def test_a_record_full_of_what_is_past_its_use_is_cleaned_behind_the_answer() -> None:
+    """The check that found it neither waits for that nor fails by it; one write drops no more than a check's may."""
+    store = HeldCleanUps(users=1, stale=60)
+    one = Limiter(store, [Policy("hint", "9/day", on_unavailable="deny")], clock=FakeClock(), deadline=0.05)
+    assert (await one.check("user-0", "hint")).reason is None
+    await asyncio.sleep(0)
+    assert store.clean_ups == [25]
+    store.clean.set()
+    await one.close()
+    assert await store.stale_fields("user-0") == 35
+
+
+async def test_a_clean_up_that_fails_is_nobodys_loss() -> None:
+    store = HeldCleanUps(users=1, stale=60)
+    one = Limiter(store, [Policy("hint", "9/day")], clock=FakeClock(), deadline=0.02)
+    assert (await one.check("user-0", "hint")).allowed
+    await one.close()  # the deadline ends it
+    assert await store.stale_fields("user-0") == 60
+    assert not one.stats.lost
+
+
+async def test_clean_ups_under_way_are_bounded_as_all_background_writes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "MAX_BACKGROUND_WRITES", 2)
+    store = HeldCleanUps(users=5, stale=20)
+    one = Limiter(store, [Policy("hint", "9/day")], clock=FakeClock(), deadline=5)
+    for number in range(5):
+        assert (await one.check(f"user-{number}", "hint")).reason is None
+    await asyncio.sleep(0)
+    assert store.clean_ups == [20, 20]
+    store.clean.set()
+    await one.close()
+    assert [await store.stale_fields(f"user-{number}") for number in range(5)] == [0, 0, 20, 20, 20]
