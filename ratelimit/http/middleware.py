@@ -16,13 +16,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ratelimit.config import SettingArgs
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
+from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.charges import Recorder
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import DEFAULT_USER_FROM
 from ratelimit.http.lifespan import LimiterLifespan
 from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.http.refusal import OnRefused, Refusals, stack
-from ratelimit.http.request_handler import MiddlewareState, RequestHandler
+from ratelimit.http.request_handler import RequestHandler
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.policy import Exempt, UserFrom
@@ -119,9 +120,9 @@ class RateLimitMiddleware:
             elif isinstance(refused, HTTPException):
                 await handler.reject(refused)
             else:
-                await handler.refuse(refused)
+                await handler.send_refusal(refused)
         except QuotaExceeded as error:
-            if not await handler.refuse(error.decision, by_app=True):
+            if not await handler.send_refusal(error.decision, by_app=True):
                 raise
         finally:
             if not handler.is_over:

@@ -1,0 +1,167 @@
+"""`Admission`: one request's checks, and what becomes of the units they took when its answer is known.
+
+It does not know how requests and answers travel: that is for ASGI's `RequestHandler`, and the sidecar's connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from ratelimit.decision import Decision
+from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all
+from ratelimit.http.headers import Headers
+from ratelimit.http.policy_check import Routes, SurfaceOptions, connection_of
+from ratelimit.http.refusal import Refusals
+from ratelimit.limiter import Limiter
+from ratelimit.tasks import Tasks
+
+# Those that tell a client to send the same request again, elsewhere; after 302 and 303 it sends another one.
+_SAME_AGAIN: Final = frozenset({301, 307, 308})
+
+
+class MiddlewareState:
+    """What all requests through one middleware share."""
+
+    __slots__ = ("clock", "exemption", "inner", "limiter", "options", "recorder", "refunds", "refusals", "routes")
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        options: SurfaceOptions,
+        routes: Routes,
+        refunds: Tasks,
+        refusals: Refusals,
+        recorder: Recorder | None,
+        inner: Sequence[MiddlewareState],
+    ) -> None:
+        self.limiter = limiter
+        self.clock = limiter.clock
+        self.options = options
+        self.exemption = options.exempt if options.exempt else None
+        self.routes = routes
+        self.refunds = refunds
+        self.refusals = refusals
+        self.recorder = recorder
+        self.inner = inner
+        """Those of the middlewares that stand next to it, further in."""
+
+
+class Admission:
+    """Checks a request, adds the fields to its answer, settles and records what it spent.
+
+    Within another one's (`outer`) it goes on with that one's charges, so that each unit is accounted for once.
+    """
+
+    __slots__ = ("_outer", "_shared", "_since", "charges", "exempt", "headers", "scope", "status", "succeeded")
+
+    def __init__(self, shared: MiddlewareState, scope: Scope, outer: Admission | None = None) -> None:
+        self._outer = outer
+        self._shared = shared
+        self._since = 0 if shared.recorder is None else shared.clock.now()
+        self.scope = scope
+        self.charges = Charges() if outer is None else outer.charges
+        self.exempt = False
+        """Whether no policy is to check this request."""
+        self.status = 500
+        self.headers: Any = ()
+        """The answer's own fields."""
+        self.succeeded = False
+
+    async def check(self) -> Decision | HTTPException | None:
+        """Return the decision of the first policy that refuses, or what a function of the app has raised."""
+        scope, shared = self.scope, self._shared
+        try:
+            if shared.exemption is not None and await shared.exemption.covers(connection_of(scope)):
+                self.exempt = True
+                return None
+            policy_checks = shared.routes.find(scope)
+            if policy_checks and scope.get("method") == "OPTIONS" and shared.refusals.is_preflight(scope):
+                return None
+            for policy_check in policy_checks:
+                charge = await policy_check.check(scope)
+                self.charges.add(charge)
+                if not charge.decision.allowed:
+                    return charge.decision
+        except HTTPException as error:
+            return error
+        return None
+
+    def answer(self, status: int, headers: Any, *, success: bool) -> list[Charge]:
+        """Note how the answer begins, with which it is known what counts. Return what has to be given back first."""
+        self.status = status
+        self.succeeded = success
+        self.headers = headers
+        if status in _SAME_AGAIN and not self.charges.is_acted_on and _only_a_slash(self.scope, headers):
+            return self.charges.cancel()
+        return self.charges.settle(success, status, headers)
+
+    async def give_back(self, charges: Sequence[Charge]) -> None:
+        """Return when their units are back, or lost."""
+        await give_back_all(self._shared.refunds, charges)
+
+    async def refuse(self, decision: Decision) -> tuple[Response, Headers]:
+        """Return the answer to a refusal, and fields to add to it, when what was taken for it is back and recorded."""
+        shared = self._shared
+        response, fields = await shared.refusals.of(self.scope, decision)
+        self.status = response.status_code
+        self.headers = [*response.raw_headers, *fields]
+        if returned := self.charges.refuse(decision, self.status, self.headers):
+            await give_back_all(shared.refunds, returned)
+        if shared.recorder is not None:
+            await self.record()
+        return response, fields
+
+    def fields(self, theirs: Sequence[tuple[bytes, bytes]]) -> Headers:
+        """Return the RateLimit fields that an answer with these fields has not set itself."""
+        ours = self._shared.options.writer.fields(self.charges.shown)
+        if not ours:
+            return ours
+        taken = {name.lower() for name, _ in theirs}
+        return [field for field in ours if field[0] not in taken]
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether nothing is left for `end` to do."""
+        return self._shared.recorder is None and self.charges.is_settled
+
+    async def end(self) -> None:
+        """Settle when the request is over. One that was not answered is a failure."""
+        if returned := self.charges.settle(self.succeeded, self.status, self.headers):
+            await give_back_all(self._shared.refunds, returned)
+        await self.record()
+
+    async def record(self) -> None:
+        """Write down what was checked and is not yet."""
+        shared = self._shared
+        if shared.recorder is not None and (charges := self.charges.to_record()):
+            await self.write_down(charges, max(0, shared.clock.now() - self._since) / 1000)
+
+    async def write_down(self, charges: Sequence[Charge], duration: float | None) -> None:
+        """Write these down, with this middleware's log or that of one further out."""
+        recorder = self._shared.recorder
+        if recorder is not None:
+            await recorder.record(self.scope, charges, status=self.status, duration=duration)
+        elif self._outer is not None:
+            await self._outer.write_down(charges, duration)
+
+
+def _only_a_slash(scope: Scope, headers: Any) -> bool:
+    """Return whether an answer asks the same host for the same with a slash more at its end, or one less."""
+    asked = {name.lower(): value for name, value in scope["headers"]}
+    location = {name.lower(): value for name, value in headers}.get(b"location", b"")
+    try:
+        target = urlsplit(location.decode("latin-1"))
+    except ValueError:
+        return False
+    if target.netloc and target.netloc.lower().encode("latin-1") != asked.get(b"host", b"").lower():
+        return False
+    path, there = scope["path"], unquote(target.path)
+    paths = (path, scope.get("root_path", "") + path)
+    same = there and there.removesuffix("/") in [one.removesuffix("/") for one in paths] and there not in paths
+    return bool(same and target.query.encode("latin-1") == scope.get("query_string", b""))
