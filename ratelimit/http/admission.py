@@ -65,7 +65,7 @@ class Admission:
         self._shared = shared
         self._since = 0 if shared.recorder is None else shared.clock.now()
         self.scope = scope
-        self.charges = Charges() if outer is None else outer.charges
+        self.charges: Charges = Charges() if outer is None else outer.charges
         self.exempt = False
         """Whether no policy is to check this request."""
         self.status = 500
