@@ -211,9 +211,9 @@ def undo(
 
     Examples:
 
-        ratelimit migrate undo 20260105-120000-a1b2 --dry-run
+        ratelimit migrate undo 20260105-120000-123456-a1b2 --dry-run
 
-        ratelimit migrate undo 20260105-120000-a1b2 20260106-080000-c3d4
+        ratelimit migrate undo 20260105-120000-123456-a1b2 20260106-080000-654321-c3d4
     """
     from ratelimit import migrate
 

@@ -23,7 +23,7 @@ from ratelimit.store import Record
 from ratelimit.store.base import Position, position_of
 from ratelimit.store.directory import Plan, User, name_of
 
-_RUN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+_RUN = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{4}")
 _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS about (said BLOB);
     CREATE TABLE IF NOT EXISTS events (user TEXT, at INTEGER, action TEXT, id TEXT,

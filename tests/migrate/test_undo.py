@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from ratelimit import Limiter, Policy
-from ratelimit.clock import SystemClock
+from ratelimit.clock import SystemClock, since_epoch
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.migrate import MigrationPlan, Undone, UndoPlan, migration_settings, undo
+from ratelimit.migrate.checkpoint import new_run
 from ratelimit.migrate.ledger import FieldChange, is_same_place
 from ratelimit.migrate.runner import Run
 from ratelimit.migrate.target import RawTable, Target
@@ -156,17 +157,23 @@ async def test_runs_on_top_of_each_other_are_taken_back_together(table: str, tmp
     asked, clock = plan_of(dump(tmp_path, uses(4)), table, tmp_path), FakeClock(NOW)
     first = (await bring(asked, clock)).run
     dump(tmp_path, [*uses(4), *uses(3, hours=1)])
-    clock.advance(1)  # of two that begin within a second, the names do not say which was first
+    clock.advance(0.001)
     second = (await bring(asked, clock)).run
     assert await totals(table) == 7
     with pytest.raises(InvalidInput, match=f"run {second} came later and counts on run {first}"):
         await take_back(asked, first)
     await take_back(asked, second)
     assert await totals(table) == 4
-    clock.advance(1)
+    clock.advance(0.001)
     second = (await bring(asked, clock)).run
     await take_back(asked, first, second)
     assert await items(table) == []
+
+
+def test_runs_that_begin_within_a_second_sort_as_they_began() -> None:
+    """That order is the one in which they are taken back."""
+    ids = [new_run(since_epoch(NOW) + number) for number in range(50)]
+    assert ids == sorted(ids)
 
 
 async def test_a_second_run_that_wrote_nothing_takes_nothing_back(table: str, tmp_path: Path) -> None:
@@ -308,7 +315,7 @@ def test_a_table_is_the_same_one_by_its_url_and_by_the_set_up(monkeypatch: pytes
 async def test_what_cannot_be_undone(table: str, tmp_path: Path) -> None:
     asked = plan_of(dump(tmp_path, uses(1)), table, tmp_path)
     run = (await bring(asked)).run
-    for wrong in ("20260105-120000-a1b2", "../../x", ""):
+    for wrong in ("20260105-120000-123456-a1b2", "../../x", ""):
         with pytest.raises(InvalidInput, match=rf"there are: {run}.*--work-dir"):
             await take_back(asked, wrong)
     elsewhere = UndoPlan(runs=[run], target=replace(asked.target, table="other"), work_dir=asked.work_dir)
