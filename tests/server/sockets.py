@@ -45,7 +45,7 @@ async def scripted(script: Script, context: ssl.SSLContext | None = None) -> Asy
         finally:
             await close(writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context, limit=1 << 20)
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:

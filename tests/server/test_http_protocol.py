@@ -1,9 +1,11 @@
-"""Requests that two readers could take for different ones are refused, and the upstream never hears of them."""
+"""What one connection takes: bounds of a head and of its time, requests sent ahead, nonsense behind them.
+
+What two readers could take for different requests is in `test_smuggling`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from asyncio import StreamReader, StreamWriter
 
 import pytest
@@ -13,72 +15,12 @@ from ratelimit.policy import Policy
 from ratelimit.server import http_protocol
 from tests.http.apps import limiter_of
 from tests.http.serving import served
-from tests.http.spellings import DOTTED, PLAIN, UNCLEAR
+from tests.http.spellings import PLAIN
 from tests.server.sockets import GET, OK, answering, ask, connected, in_front_of, scripted, until_gone
 
 _POST = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
 _CHUNKED = _POST + b"transfer-encoding: chunked\r\n\r\n"
 _HEAD = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
-
-REFUSED = {
-    "two lengths": _POST + b"content-length: 3\r\ncontent-length: 4\r\n\r\nabc",
-    "a length twice": _POST + b"content-length: 3\r\ncontent-length: 3\r\n\r\nabc",
-    "a list of lengths": _POST + b"content-length: 3, 3\r\n\r\nabc",
-    "a signed length": _POST + b"content-length: +3\r\n\r\nabc",
-    "a negative length": _POST + b"content-length: -3\r\n\r\nabc",
-    "a hexadecimal length": _POST + b"content-length: 0x3\r\n\r\nabc",
-    "no length": _POST + b"content-length: \r\n\r\nabc",
-    "a length that overflows": _POST + b"content-length: 99999999999999999999\r\n\r\nabc",
-    "a length, then chunked": _POST + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunked, then a length": _POST + b"transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
-    "two codings": _POST + b"transfer-encoding: chunked\r\ntransfer-encoding: identity\r\n\r\n0\r\n\r\n",
-    "chunked twice": _POST + b"transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
-    "nearly chunked": _POST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "chunked behind a tab": _POST + b"transfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
-    "chunked by HTTP/1.0": b"POST / HTTP/1.0\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    "a folded field": _HEAD + b"x-a: 1\r\n folded\r\n\r\n",
-    "a folded coding": _POST + b"transfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-    "a space before the colon": _HEAD + b"x-a : 1\r\n\r\n",
-    "bare LF throughout": b"GET / HTTP/1.1\nhost: a\nconnection: close\n\n",
-    "one bare LF": b"GET / HTTP/1.1\r\nhost: a\nconnection: close\r\n\r\n",
-    "a bare CR": _HEAD + b"x-a: 1\rx-b: 2\r\n\r\n",
-    "NUL in a value": _HEAD + b"x-a: 1\x002\r\n\r\n",
-    "NUL in a name": _HEAD + b"x\x00a: 1\r\n\r\n",
-    "a pseudo field": _HEAD + b":path: /x\r\n\r\n",
-    "no host": b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n",
-    "two hosts": _HEAD + b"host: b\r\n\r\n",
-    "a host with a path": b"GET / HTTP/1.1\r\nhost: a/b\r\nconnection: close\r\n\r\n",
-    "a host with a user": b"GET / HTTP/1.1\r\nhost: b@a\r\nconnection: close\r\n\r\n",
-    "a target of no path": b"GET * HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
-    **{path: _HEAD.replace(b" / ", b" %b " % path.encode()) + b"\r\n" for path in (*DOTTED, *UNCLEAR)},
-    "bytes in a target": b"GET /\xff HTTP/1.1\r\nhost: a\r\n\r\n",
-    "a space in a target": b"GET /a b HTTP/1.1\r\nhost: a\r\n\r\n",
-    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03aaaaaaaaaaaaa",
-}
-
-
-BROKEN = {
-    "no chunk size": _CHUNKED + b"zz\r\nabc\r\n0\r\n\r\n",
-    "a prefixed chunk size": _CHUNKED + b"0x3\r\nabc\r\n0\r\n\r\n",
-    "a chunk size that overflows": _CHUNKED + b"fffffffffffffffff\r\nabc\r\n0\r\n\r\n",
-    "chunks with bare LF": _CHUNKED + b"3\nabc\n0\n\n",
-    "an extension with a bare LF": _CHUNKED + b"3;a\nb\r\nabc\r\n0\r\n\r\n",
-    "a chunk longer than it says": _CHUNKED + b"3\r\nabcX0\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED)
-async def test_refused_and_never_forwarded(request_: bytes) -> None:
-    limiter = limiter_of(Policy("all", "10/day", match="/**"))
-    async with answering(OK) as (upstream, heads), in_front_of(upstream, limiter=limiter) as address:
-        head, _, body = (await ask(address, request_)).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert b"content-type: application/problem+json" in head
-    assert json.loads(body)["status"] == 400
-    assert heads == []
-    await limiter.open()
-    assert (await limiter.peek("ip:127.0.0.1", "all")).used == 0
 
 
 async def test_however_a_path_is_spelled_it_is_counted() -> None:
@@ -89,33 +31,6 @@ async def test_however_a_path_is_spelled_it_is_counted() -> None:
             assert (await ask(address, request)).startswith(b"HTTP/1.1 200 ")
     await limiter.open()
     assert (await limiter.peek("ip:127.0.0.1", "hint")).used == len(heads) == len(PLAIN)
-
-
-@pytest.mark.parametrize("request_", BROKEN.values(), ids=BROKEN)
-async def test_a_body_that_is_no_body_is_refused_and_never_forwarded(request_: bytes) -> None:
-    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
-        answer = await ask(address, request_)
-    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-    assert heads == []
-
-
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        (b"GET /\r\n\r\n", b"505"),
-        (_POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"501"),
-        (_HEAD + b"x-big: " + b"a" * 100_000 + b"\r\n\r\n", b"431"),
-        (_HEAD + b"x-some: b\r\n" * 10_000 + b"\r\n", b"431"),
-        (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n", b"431"),
-    ],
-    ids=["HTTP/0.9", "another coding", "a field of 100 KB", "10,000 fields", "a target of 100 KB"],
-)
-async def test_refused_by_another_status(request_: bytes, status: bytes) -> None:
-    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
-        answer = await ask(address, request_)
-    assert answer.startswith(b"HTTP/1.1 " + status)
-    assert b"application/problem+json" in answer
-    assert heads == []
 
 
 async def test_fields_of_60_kb_are_passed_on() -> None:

@@ -1,6 +1,6 @@
 """Odd shapes of requests and answers over raw sockets, bytes in and bytes out: what passes, what is refused and why.
 
-What two readers could take for different requests is in `test_intake`.
+What two readers could take for different requests is in `test_smuggling`.
 """
 
 from __future__ import annotations
@@ -203,47 +203,6 @@ async def test_a_handshake_of_http_1_0_is_an_ordinary_request() -> None:
         answer = await ask(address, b"GET /chat HTTP/1.0\r\nhost: a\r\n" + WEBSOCKET + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert not [name for name in (b"\r\nupgrade:", b"sec-websocket-key") if name in upstream.asked[0].head]
-
-
-EMPTY = {
-    "204 with a length": (b"GET", b"204 No Content", b"content-length: 5\r\n", b"hello", True),
-    "204 in chunks": (b"GET", b"204 No Content", b"transfer-encoding: chunked\r\n", b"5\r\nhello\r\n0\r\n\r\n", True),
-    "204 with the last chunk": (b"GET", b"204 No Content", b"transfer-encoding: chunked\r\n", b"0\r\n\r\n", True),
-    "204 without any framing": (b"GET", b"204 No Content", b"", b"hello", False),
-    "304": (b"GET", b"304 Not Modified", b"content-length: 5\r\n", b"hello", False),
-    "HEAD with a length": (b"HEAD", b"200 OK", b"content-length: 5\r\n", b"hello", False),
-    "HEAD in chunks": (b"HEAD", b"200 OK", b"transfer-encoding: chunked\r\n", b"5\r\nhello\r\n0\r\n\r\n", False),
-    "a smuggled answer": (b"GET", b"204 No Content", b"content-length: 38\r\n", OK, True),
-}
-
-
-@pytest.mark.parametrize(
-    ("case", "apart"),
-    # Where no field tells of it, it can only be seen with its head.
-    [(case, False) for case in EMPTY] + [(case, True) for case, (*_, is_told) in EMPTY.items() if is_told],
-)
-async def test_content_where_there_is_none_is_dropped(case: str, apart: bool) -> None:
-    """It is nobody's answer, above all not that of the next request."""
-    method, status, fields, content, _ = EMPTY[case]
-    asked = 0
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        nonlocal asked
-        while await reader.readuntil(b"\r\n\r\n"):
-            asked += 1
-            if asked > 1:
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecond")
-                continue
-            writer.write(b"HTTP/1.1 " + status + b"\r\n" + fields + b"\r\n" + (b"" if apart else content))
-            await asyncio.sleep(0.05 * apart)
-            writer.write(content if apart else b"")
-
-    async with scripted(script) as upstream, in_front_of(upstream) as address:
-        first = await ask(address, GET.replace(b"GET", method))
-        second = await ask(address, GET)
-    assert first.startswith(b"HTTP/1.1 " + status)
-    assert first.endswith(b"\r\n\r\n")
-    assert second.endswith(b"\r\n\r\nsecond")
 
 
 _ONE = b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\n"

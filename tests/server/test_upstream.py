@@ -89,34 +89,6 @@ async def test_a_unix_socket_that_nobody_listens_on(tmp_path: Path) -> None:
         assert problem(await ask(address, GET)) == 502
 
 
-@pytest.mark.parametrize(
-    "says",
-    [
-        b"",
-        b"HTTP/1.1 2",
-        b"HTTP/1.1 200 OK\r\ncontent-le",
-        b"nonsense\r\n\r\n",
-        b"HTTP/1.1 999 X\r\n\r\n",
-        b"HTTP/1.1 099 X\r\ncontent-length: 0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
-        b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\nok",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nx-a: 1\x00\r\ncontent-length: 2\r\n\r\nok",
-        b"HTTP/1.1 200 OK\r\nx-big: " + b"a" * 200_000 + b"\r\ncontent-length: 2\r\n\r\nok",
-    ],
-    ids=[
-        "nothing", "half a status", "half a field", "nonsense", "no such status", "nor this one", "another coding",
-        "another protocol", "two lengths",
-        "no length", "a length and chunked", "NUL in a value", "200 KB of a field",
-    ],
-)  # fmt: skip
-async def test_no_valid_answer_is_a_502(says: bytes) -> None:
-    async with answering(says) as (upstream, _), in_front_of(upstream) as address:
-        assert problem(await ask(address, GET)) == 502
-
-
 async def test_a_reset_before_the_answer_is_a_502() -> None:
     async def resets(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
