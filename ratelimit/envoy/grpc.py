@@ -1,0 +1,334 @@
+"""gRPC over HTTP/2: unary calls, answered by a function of bytes at once or when what it returns is awaited.
+
+By gRPC's own document, "gRPC over HTTP2" (PROTOCOL-HTTP2.md). Messages are never compressed: a compressed one is
+refused with what is accepted, as it says there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from enum import IntEnum
+from functools import lru_cache, partial
+from typing import Final, TypeAlias
+from urllib.parse import quote
+
+from ratelimit.envoy.http2 import PER_TICK, Headers, Http2Protocol, Stream, header_block
+from ratelimit.limiter.deadline import SharedTimer
+
+logger: Final = logging.getLogger("ratelimit.grpc")
+
+MAX_MESSAGE: Final = 65_530
+"""With its prefix, what the window of a stream lets in."""
+MAX_CALL_S: Final = 60.0
+"""The deadline of a call whose caller says none, or a later one."""
+_MIN_CALL_S: Final = 0.001
+_STEPS: Final = 8
+"""Deadlines are told apart by eighths of a doubling, so that few timers do for all: one comes by up to 9 % early, which
+is left for the way back."""
+_TICK_S: Final = 1.0
+_LOOK_AGAIN_S: Final = 0.02
+_BACKLOG: Final = 2048
+
+_TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_CONTENT_TYPE: Final = re.compile(rb"application/grpc(\+[^;]*)?(;.*)?")
+_PLAIN: Final = "".join(chr(code) for code in range(0x20, 0x7F) if code != ord("%"))
+"""What a grpc-message has as it is."""
+_MAX_TEXT: Final = 1024
+
+HEALTH_CHECK: Final = b"/grpc.health.v1.Health/Check"
+_SERVING: Final = b"\x08\x01"
+_NOT_SERVING: Final = b"\x08\x02"
+
+_COMMON: Final = ((":status", "200"), ("content-type", "application/grpc"))
+_HEAD: Final = header_block(*_COMMON)
+_TRAILERS: Final = header_block(("grpc-status", "0"))
+
+
+class Status(IntEnum):
+    """How a call ended. (gRPC's statuscodes.md)"""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class GrpcError(Exception):
+    """What a method raises to answer with a status."""
+
+    def __init__(self, status: Status, message: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Call:
+    """What a method is told of a call beside the message."""
+
+    __slots__ = ("deadline", "metadata", "peer")
+
+    def __init__(self, peer: str, deadline: float | None, metadata: Headers) -> None:
+        self.peer = peer
+        self.deadline = deadline
+        """When the caller gives up, as the loop's time has it; None where it does not say."""
+        self.metadata = metadata
+
+
+Method: TypeAlias = Callable[[bytes, Call], "bytes | Awaitable[bytes]"]
+
+
+class Running:
+    """A call that is awaited, which its deadline ends."""
+
+    __slots__ = ("answer", "connection", "stream")
+
+    def __init__(self, connection: GrpcProtocol, stream: Stream[Target], answer: asyncio.Future[bytes]) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.answer = answer
+
+    def done(self) -> bool:
+        """Return whether it has ended."""
+        return self.answer.done()
+
+    def expire(self) -> None:
+        """Answer that it is too late."""
+        self.connection.fail(self.stream, GrpcError(Status.DEADLINE_EXCEEDED, "no answer in time"))
+        self.connection.flush_soon()
+        self.answer.cancel()
+
+
+class Target:
+    """What the headers of a call stand for: a method, or a refusal, which is a header block."""
+
+    __slots__ = ("metadata", "method", "refusal", "timeout")
+
+    def __init__(self, method: Method, metadata: Headers, timeout: float | None, refusal: bytes = b"") -> None:
+        self.method = method
+        self.metadata = metadata
+        self.timeout = timeout
+        self.refusal = refusal
+
+
+class ServerState:
+    """What the connections of a listener share."""
+
+    def __init__(self, methods: Mapping[bytes, Method]) -> None:
+        self.methods: dict[bytes, Method] = {HEALTH_CHECK: self._check_health, **methods}
+        self.connections: set[Http2Protocol[Target]] = set()
+        self.draining = False
+        self._services = {b"", *(path.split(b"/")[1] for path in methods)}
+        self._timers: dict[int, SharedTimer[Running]] = {}
+
+    def timer(self, timeout: float) -> SharedTimer[Running]:
+        """Return the timer for calls with this timeout, or a little less."""
+        step = math.floor(math.log2(min(max(timeout, _MIN_CALL_S), MAX_CALL_S)) * _STEPS)
+        if step not in self._timers:
+            self._timers[step] = SharedTimer(2 ** (step / _STEPS), Running.expire)
+        return self._timers[step]
+
+    def _check_health(self, message: bytes, call: Call) -> bytes:
+        """Answer `grpc.health.v1.Health/Check`: field 1 of the request is a service's name, of the answer its state."""
+        if message and (message[0] != 0x0A or message[1:2] != bytes((len(message) - 2,))):
+            raise GrpcError(Status.INVALID_ARGUMENT, "not a HealthCheckRequest")
+        if message[2:] not in self._services:
+            raise GrpcError(Status.NOT_FOUND, "unknown service")
+        return _NOT_SERVING if self.draining else _SERVING
+
+
+class GrpcProtocol(Http2Protocol[Target]):
+    """A connection of a gRPC client."""
+
+    def __init__(self, state: ServerState) -> None:
+        super().__init__(state.connections)
+        self._state = state
+        self._running: dict[int, asyncio.Future[bytes]] = {}
+
+    def resolve(self, headers: Headers) -> Target:
+        """Find the method and the timeout; or what is wrong, in HTTP's words where it is no call of gRPC's."""
+        known = dict(headers)
+        metadata = [header for header in headers if header[0][:1] != b":"]
+        timeout = _TIMEOUT.fullmatch(known.get(b"grpc-timeout", b""))
+        seconds = int(timeout[1]) * _UNITS[timeout[2]] if timeout else None
+        method = self._state.methods.get(known[b":path"])
+        if known[b":method"] != b"POST":
+            refusal = header_block((":status", "405"), ("allow", "POST"))
+        elif not _CONTENT_TYPE.fullmatch(known.get(b"content-type", b"")):
+            refusal = header_block((":status", "415"))
+        elif method is None:
+            refusal = status_block(Status.UNIMPLEMENTED, "unknown method")
+        elif seconds is None and b"grpc-timeout" in known:
+            refusal = status_block(Status.INTERNAL, "malformed grpc-timeout")
+        elif seconds == 0:
+            refusal = status_block(Status.DEADLINE_EXCEEDED, "no time is left")
+        else:
+            refusal = b""
+        return Target(method or _unknown, metadata, seconds, refusal)
+
+    def on_part(self, stream: Stream[Target]) -> None:
+        """Refuse what no more data makes right, without waiting for it."""
+        if refusal := stream.target.refusal or _misframed(stream.body, ended=False):
+            self.answer(stream, refusal)
+
+    def on_request(self, stream: Stream[Target]) -> None:
+        """Call the method, unless something is wrong with the request."""
+        target, body = stream.target, stream.body
+        if target.refusal or body[:1] != b"\0" or len(body) - 5 != int.from_bytes(body[1:5], "big"):
+            self.answer(stream, target.refusal or _misframed(body, ended=True))
+            return
+        deadline = None if target.timeout is None else stream.opened + target.timeout
+        try:
+            answer = target.method(body[5:], Call(self.peer, deadline, target.metadata))
+        except Exception as error:  # noqa: BLE001 (the caller is told, and the log; other calls go on)
+            self.fail(stream, error)
+            return
+        if isinstance(answer, bytes):
+            self._succeed(stream, answer)
+        else:
+            self._wait(stream, answer, deadline)
+
+    def on_reset(self, stream: Stream[Target]) -> None:
+        """Cancel what is awaited."""
+        if answer := self._running.pop(stream.id, None):
+            answer.cancel()
+
+    def fail(self, stream: Stream[Target], error: BaseException) -> None:
+        """Answer with the status that an error stands for."""
+        if not isinstance(error, GrpcError):
+            logger.error("a call of %s failed", self.peer, exc_info=error)
+            error = GrpcError(Status.INTERNAL, "internal error")
+        if not stream.answered:
+            self.answer(stream, status_block(error.status, error.message))
+
+    def _succeed(self, stream: Stream[Target], message: bytes) -> None:
+        self.answer(stream, _HEAD, len(message).to_bytes(5, "big") + message, _TRAILERS)
+
+    def _wait(self, stream: Stream[Target], awaitable: Awaitable[bytes], deadline: float | None) -> None:
+        answer = asyncio.ensure_future(awaitable)
+        self._running[stream.id] = answer
+        answer.add_done_callback(partial(self._done, stream))
+        left = MAX_CALL_S if deadline is None else deadline - self.loop.time()
+        self._state.timer(left).watch(Running(self, stream, answer), self.loop)
+
+    def _done(self, stream: Stream[Target], answer: asyncio.Future[bytes]) -> None:
+        """Answer with what was awaited. A call that nobody waits for any more was cancelled."""
+        self._running.pop(stream.id, None)
+        if answer.cancelled():
+            self.fail(stream, GrpcError(Status.CANCELLED, "cancelled"))
+        elif error := answer.exception():
+            self.fail(stream, error)
+        elif not stream.answered:
+            self._succeed(stream, answer.result())
+        self.flush_soon()
+
+
+class GrpcListener:
+    """Serve methods, by path, and `grpc.health.v1.Health/Check`. The socket, which listens, stays its owner's."""
+
+    def __init__(self, methods: Mapping[bytes, Method], sock: socket.socket) -> None:
+        self._state = ServerState(methods)
+        self._socket = sock
+        self._server: asyncio.Server | None = None
+        self._ticking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Serve."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: GrpcProtocol(self._state), sock=self._socket, backlog=_BACKLOG)
+        self._ticking = loop.create_task(self._tick())
+
+    async def drain(self, *, linger: float, grace: float) -> None:
+        """Tell clients to leave. Calls that come within `linger` seconds are answered, newcomers' as well; what still
+        runs after `grace` seconds is cut off."""
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        self._state.draining = True
+        while (now := loop.time()) < since + grace:
+            for connection in list(self._state.connections):
+                connection.leave(min(linger, since + linger - now))
+                connection.tick(now)
+            if now >= since + linger:
+                await self._stop_accepting()
+            if self._server is None and not self._state.connections:
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        await self._stop_accepting()
+        if calls := sum(len(each.streams) for each in self._state.connections):
+            logger.warning("%d calls were not finished in time and are cut off", calls)
+        for connection in list(self._state.connections):
+            connection.cut_off()
+
+    async def stop(self) -> None:
+        """Stop at once what `drain` has left."""
+        await self._stop_accepting()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for connection in list(self._state.connections):
+            connection.cut_off()
+
+    async def _stop_accepting(self) -> None:
+        # asyncio's server would lose, unclosed, what it accepted a turn of its loop before (python/cpython#109564).
+        if self._server is not None:
+            with suppress(NotImplementedError):  # of the loop on Windows, which loses nothing
+                asyncio.get_running_loop().remove_reader(self._socket)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            self._server.close()
+            self._server = None
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_TICK_S)
+            for connection in list(self._state.connections):
+                connection.tick(loop.time(), PER_TICK)
+
+
+@lru_cache(256)
+def status_block(status: Status, message: str = "", *more: tuple[str, str]) -> bytes:
+    """Return an answer that is a status alone."""
+    text = quote(message[:_MAX_TEXT], safe=_PLAIN)
+    return header_block(*_COMMON, ("grpc-status", str(int(status))), ("grpc-message", text), *more)
+
+
+def _misframed(body: bytes, *, ended: bool) -> bytes:
+    """Return a status for what is wrong with the request so far: it is to be one message, with its prefix."""
+    prefixed = len(body) >= 5
+    size = int.from_bytes(body[1:5], "big")
+    if body[:1] > b"\0":
+        return _COMPRESSED
+    if prefixed and size > MAX_MESSAGE:
+        return status_block(Status.RESOURCE_EXHAUSTED, f"a message of {size} bytes, where {MAX_MESSAGE} are the most")
+    if prefixed and len(body) > size + 5:
+        return status_block(Status.UNIMPLEMENTED, "more than one message")
+    if ended and (not prefixed or len(body) < size + 5):
+        return status_block(Status.INTERNAL, "the request ends before its message")
+    return b""
+
+
+_COMPRESSED: Final = status_block(
+    Status.UNIMPLEMENTED, "compressed messages are not accepted", ("grpc-accept-encoding", "identity")
+)
+
+
+def _unknown(message: bytes, call: Call) -> bytes:
+    raise GrpcError(Status.UNIMPLEMENTED, "unknown method")
