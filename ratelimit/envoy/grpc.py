@@ -25,7 +25,7 @@ logger: Final = logging.getLogger("ratelimit.grpc")
 
 MAX_MESSAGE: Final = 65_530
 """With its prefix, what the window of a stream lets in."""
-MAX_CALL_S: Final = 60.0
+MAX_CALL_S: Final = 10.0
 """The deadline of a call whose caller says none, or a later one."""
 _MIN_CALL_S: Final = 0.001
 _STEPS: Final = 8
@@ -149,9 +149,10 @@ class ServerState:
 
     def _check_health(self, message: bytes, call: Call) -> bytes:
         """Answer `grpc.health.v1.Health/Check`: field 1 of the request is a service's name, of the answer its state."""
-        if message and (message[0] != 0x0A or message[1:2] != bytes((len(message) - 2,))):
+        name = message[2:]
+        if message and message[:2] != bytes((0x0A, len(name) % 128)):
             raise GrpcError(Status.INVALID_ARGUMENT, "not a HealthCheckRequest")
-        if message[2:] not in self._services:
+        if name not in self._services:
             raise GrpcError(Status.NOT_FOUND, "unknown service")
         return _NOT_SERVING if self.draining else _SERVING
 
@@ -262,12 +263,13 @@ class GrpcListener:
         runs after `grace` seconds is cut off."""
         loop = asyncio.get_running_loop()
         since = loop.time()
+        leave_at = since + min(linger, grace / 2)
         self._state.draining = True
         while (now := loop.time()) < since + grace:
             for connection in list(self._state.connections):
-                connection.leave(min(linger, since + linger - now))
+                connection.leave(leave_at)
                 connection.tick(now)
-            if now >= since + linger:
+            if now >= leave_at:
                 await self._stop_accepting()
             if self._server is None and not self._state.connections:
                 return

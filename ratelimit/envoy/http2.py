@@ -65,6 +65,8 @@ _REQUIRED: Final = {b":method", b":scheme", b":path"}
 _PSEUDO: Final = _REQUIRED | {b":authority"}
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE: Final = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
+_RESIZES: Final = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){1,2}([\x20-\x3f])?")
+"""The sizes of the table that a header block may begin with, of which there are at most two (RFC 7541, 4.2)."""
 _OF_CONNECTION: Final = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
 
 
@@ -181,8 +183,8 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         self._paused = False
         self._stalled_since = 0.0
         self._leave_at: float | None = None
-        self._last_called = False
-        """Whether the final GOAWAY was sent, or the client's received: no stream is to follow."""
+        self._left = False
+        """Whether the last GOAWAY was sent: no stream is to follow."""
         self._closing: float | None = None
 
     # --- for subclasses -----------------------------------------------------------------------------------------------
@@ -235,10 +237,10 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
 
     # --- for the listener ---------------------------------------------------------------------------------------------
 
-    def leave(self, linger: float) -> None:
-        """Tell the client to send no more requests, answer those that come within `linger` seconds, then close."""
+    def leave(self, at: float) -> None:
+        """Tell the client to send no more requests. Answer those that come by then, of the loop's time, and close."""
         if self._leave_at is None and self._closing is None:
-            self._leave_at = self.loop.time() + linger
+            self._leave_at = at
             self._go_away(ErrorCode.NO_ERROR, _MAX_INT)
             self._flush()
 
@@ -268,13 +270,13 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
             if not stream.ended and not stream.answered and now - stream.opened > REQUEST_TIMEOUT_S:
                 self._reset(stream.id, ErrorCode.CANCEL)
         if not self.streams and now - self._read_at > IDLE_S:
-            self.leave(CLOSING_S)
+            self.leave(now + CLOSING_S)
 
     def _tick_leaving(self, now: float) -> None:
-        if self._leave_at is not None and now >= self._leave_at and not self._last_called:
-            self._last_called = True
+        if self._leave_at is not None and now >= self._leave_at and not self._left:
+            self._left = True
             self._go_away(ErrorCode.NO_ERROR, self._last_stream)
-        if self._last_called and not self.streams:
+        if self._left and not self.streams:
             self._end()
 
     # --- asyncio's ----------------------------------------------------------------------------------------------------
@@ -283,7 +285,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         """Say first what is accepted."""
         self._transport = cast("asyncio.Transport", transport)
         name = transport.get_extra_info("peername")
-        self.peer = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unix"
+        self.peer = "{}:{}".format(*name) if isinstance(name, tuple) else "unix"
         self._connections.add(self)
         settings = _SETTING.pack(0x3, MAX_STREAMS) + _SETTING.pack(0x6, MAX_HEADERS)
         credit = _WORD.pack(WINDOW - 65_535)
@@ -292,6 +294,11 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what is under way."""
         self._connections.discard(self)
+        self._closing = self.loop.time()
+        self._drop_streams()
+
+    def eof_received(self) -> None:
+        """Give up what is under way, and have the connection closed."""
         self._closing = self.loop.time()
         self._drop_streams()
 
@@ -316,7 +323,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         if self._buffer:
             data = self._buffer + data
         try:
-            position = self._frames(data, 0 if self._prefaced else self._preface(data))
+            position = self._frames(data, 0) if self._prefaced else self._preface(data)
         except Http2Error as error:
             self._fail(error)
             return
@@ -325,14 +332,17 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         if partial and (not self._partial or (position and self._block is None)):
             self._partial_since = self._read_at
         self._partial = partial
+        if self._credit > WINDOW // 2:
+            self._out.append(frame(WINDOW_UPDATE, 0, 0, _WORD.pack(self._credit)))
+            self._credit = 0
         self._flush()
 
     def _preface(self, data: bytes) -> int:
-        """Return where the first frame begins, which has to be a SETTINGS. (Section 3.4)"""
+        """Take frames after the preface, of which the first has to be a SETTINGS. (Section 3.4)"""
         if data[:24] != PREFACE[: len(data)] or (len(data) > 28 and (data[27] != SETTINGS or data[28] & ACK)):
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "it does not begin as HTTP/2 with prior knowledge does")
         self._prefaced = len(data) > 28
-        return 24 if self._prefaced else 0
+        return self._frames(data, 24) if self._prefaced else 0
 
     def _frames(self, data: bytes, position: int) -> int:
         """Take the frames from a position on; return where the first one begins that is not whole."""
@@ -419,7 +429,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         if stream_id > self._last_stream:
             self._last_stream = stream_id
             target, length = self._heads.get(block) or self._head(block)
-            if len(self.streams) >= MAX_STREAMS or self._last_called:
+            if len(self.streams) >= MAX_STREAMS or self._left:
                 raise StreamError(ErrorCode.REFUSED_STREAM, "too many streams")
             stream = Stream(stream_id, target, length, self._stream_window, self._read_at)
             self.streams[stream_id] = stream
@@ -454,7 +464,10 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         self._part(stream, flags)
 
     def _decode(self, block: bytes) -> Headers:
-        self._table.changed = block[:1] >= b"\x20" and block[:1] < b"\x40"  # a new size
+        resizes = _RESIZES.match(block)
+        if resizes and resizes[1]:
+            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "headers that resize the table more than twice")
+        self._table.changed = resizes is not None
         try:
             headers = cast(Headers, self._decoder.decode(block, raw=True))
         except OversizedHeaderListError:
@@ -514,20 +527,18 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         settings: dict[int, int] = dict(_SETTING.iter_unpack(payload))
         if settings.get(0x2, 0) > 1 or not 16_384 <= settings.get(0x5, 16_384) < 2**24:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a setting has a value that it cannot have")
-        self._out.append(frame(SETTINGS, ACK, 0))
         self._resize(settings.get(0x4, self._stream_window))
+        self._out.append(frame(SETTINGS, ACK, 0))
+        self._send_all_queued()
 
     def _resize(self, stream_window: int) -> None:
         """Open or close the window of every stream by what a new one gets more or less. (Section 6.9.2)"""
         change = stream_window - self._stream_window
-        if not change:
-            return
         if stream_window > _MAX_INT or any(each.window + change > _MAX_INT for each in self.streams.values()):
             raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
         self._stream_window = stream_window
         for stream in self.streams.values():
             stream.window += change
-        self._send_all_queued()
 
     def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> NoReturn:
         raise Http2Error(ErrorCode.PROTOCOL_ERROR, "clients do not push")
@@ -546,7 +557,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         if len(payload) < 8:
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a frame of another size than its type has")
         self._spend(1)
-        self._last_called = True
+        self.leave(self._read_at + CLOSING_S)
 
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._check_size(payload, 4)
@@ -611,8 +622,8 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
             stream.answered = True
-            if stream.queued:
-                del self._queued[stream_id]
+            if self._queued:
+                self._queued.pop(stream_id, None)
         return stream
 
     def _reset(self, stream_id: int, code: ErrorCode) -> None:
@@ -632,11 +643,8 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
 
     def _flush(self) -> None:
         self._flushing = False
-        if self._credit > WINDOW // 2:
-            self._out.append(frame(WINDOW_UPDATE, 0, 0, _WORD.pack(self._credit)))
-            self._credit = 0
         if self._out:
-            if not self._transport.is_closing():
+            if self._closing is None and not self._transport.is_closing():
                 self._transport.write(b"".join(self._out))
             self._out.clear()
 
@@ -653,6 +661,8 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         self._closing = self.loop.time()
         self._buffer = b""
         self._drop_streams()
+        if self._transport.is_closing():
+            return
         if self._paused:
             self._transport.resume_reading()
         if self._transport.can_write_eof():

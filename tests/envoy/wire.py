@@ -124,9 +124,16 @@ class Client:
 
     def call(self, stream: int, message: bytes = b"hello", *more: tuple[bytes, bytes], **changed: bytes) -> bytes:
         """A whole call."""
-        return self.head(stream, *more, flags=END_HEADERS, **changed) + frame(
-            http2.DATA, END_STREAM, stream, prefixed(message)
-        )
+        data = prefixed(message)
+        ends = range(16_384, len(data), 16_384)
+        parts = [frame(http2.DATA, 0, stream, data[end - 16_384 : end]) for end in ends]
+        last = frame(http2.DATA, END_STREAM, stream, data[16_384 * len(parts) :])
+        return b"".join((self.head(stream, *more, flags=END_HEADERS, **changed), *parts, last))
+
+    async def lose(self) -> None:
+        """As when the client is gone."""
+        self.protocol.connection_lost(None)
+        await asyncio.sleep(0)
 
     def answers(self) -> dict[int, Answer]:
         """What has come since the last time, by stream."""
