@@ -18,7 +18,8 @@ from functools import lru_cache, partial
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
-from ratelimit.envoy.http2 import PER_TICK, Headers, Http2Protocol, Stream, header_block
+from ratelimit.envoy.header_block import header_block
+from ratelimit.envoy.http2 import PER_TICK, Headers, Http2Protocol, Stream
 from ratelimit.limiter.deadline import SharedTimer
 
 logger: Final = logging.getLogger("ratelimit.grpc")

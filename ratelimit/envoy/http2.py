@@ -13,16 +13,14 @@ import logging
 import re
 from enum import IntEnum
 from struct import Struct
-from typing import Final, Generic, NoReturn, TypeAlias, TypeVar, cast
+from typing import Final, Generic, TypeAlias, TypeVar, cast
 
-from hpack import Decoder, Encoder
-from hpack.exceptions import HPACKError, OversizedHeaderListError
-from hpack.table import HeaderTable
+from ratelimit.envoy.header_block import BlockDecoder, BlockError, BlockTooLarge, Header
 
 logger: Final = logging.getLogger("ratelimit.grpc")
 
 T = TypeVar("T")
-Headers: TypeAlias = "list[tuple[bytes, bytes]]"
+Headers: TypeAlias = "list[Header]"
 
 MAX_STREAMS: Final = 256
 MAX_HEADERS: Final = 16_384
@@ -53,6 +51,9 @@ END_HEADERS: Final = 0x4
 PADDED: Final = 0x8
 WITH_PRIORITY: Final = 0x20
 
+_OF_CONNECTION: Final = (SETTINGS, PING, GOAWAY)
+_OF_STREAMS: Final = (PRIORITY, RST_STREAM, CONTINUATION)
+_SIZES: Final = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
 _MAX_FRAME: Final = 16_384
 _MAX_INT: Final = 2**31 - 1
 _CACHED_HEADS: Final = 64
@@ -65,9 +66,7 @@ _REQUIRED: Final = {b":method", b":scheme", b":path"}
 _PSEUDO: Final = _REQUIRED | {b":authority"}
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE: Final = re.compile(rb"(?![ \t])[^\0\r\n]*(?<![ \t])")
-_RESIZES: Final = re.compile(rb"(?:[\x20-\x3e]|\x3f[\x80-\xff]*[\x00-\x7f]){1,2}([\x20-\x3f])?")
-"""The sizes of the table that a header block may begin with, of which there are at most two (RFC 7541, 4.2)."""
-_OF_CONNECTION: Final = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
+_HOP_BY_HOP: Final = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
 
 
 class ErrorCode(IntEnum):
@@ -106,24 +105,6 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return _FRAME.pack(len(payload) << 8 | kind, flags, stream) + payload
 
 
-def header_block(*headers: tuple[str, str]) -> bytes:
-    """Return headers encoded without the dynamic table: they mean the same at any time, on every connection."""
-    encoder = Encoder()
-    encoder.header_table_size = 0
-    return encoder.encode(headers)
-
-
-class DynamicTable(HeaderTable):
-    """One that knows whether it has changed."""
-
-    changed = False
-
-    def add(self, name: bytes, value: bytes) -> None:
-        """Put an entry before the others, which have other numbers from then on."""
-        self.changed = True
-        super().add(name, value)
-
-
 class Stream(Generic[T]):
     """A request, and the part of its answer that waits for a window."""
 
@@ -160,8 +141,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         self._out: list[bytes] = []
         self._flushing = False
         self._prefaced = False
-        self._decoder = Decoder(MAX_HEADERS)
-        self._decoder.header_table = self._table = DynamicTable()
+        self._decoder = BlockDecoder(MAX_HEADERS)
         self._heads: dict[bytes, tuple[T, int]] = {}
         """What header blocks stand for as long as the table is as it is, which they do not change."""
         self._block: bytes | None = None
@@ -282,7 +262,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
     # --- asyncio's ----------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say first what is accepted."""
         self._transport = cast("asyncio.Transport", transport)
         name = transport.get_extra_info("peername")
         self.peer = "{}:{}".format(*name) if isinstance(name, tuple) else "unix"
@@ -292,13 +271,12 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         self._transport.write(frame(SETTINGS, 0, 0, settings) + frame(WINDOW_UPDATE, 0, 0, credit))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give up what is under way."""
         self._connections.discard(self)
         self._closing = self.loop.time()
         self._drop_streams()
 
     def eof_received(self) -> None:
-        """Give up what is under way, and have the connection closed."""
+        """Have the connection closed: a client that has closed its side waits for nothing any more."""
         self._closing = self.loop.time()
         self._drop_streams()
 
@@ -310,7 +288,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Go on."""
         self._paused = False
         self._stalled_since = self.loop.time()
         self._transport.resume_reading()
@@ -366,10 +343,9 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
                 self._on_data(flags, stream_id, payload)
             elif kind == HEADERS:
                 self._on_headers(flags, stream_id, payload)
-            elif kind <= CONTINUATION:
-                _HANDLERS[kind](self, flags, stream_id, payload)
-            else:  # to be ignored (section 5.5)
+            else:
                 self._spend(1)
+                self._on_control(kind, flags, stream_id, payload)
         except StreamError as error:
             if error.code not in (ErrorCode.REFUSED_STREAM, ErrorCode.STREAM_CLOSED):
                 logger.warning("a request of %s is refused: %s (%s)", self.peer, error, error.code.name)
@@ -417,7 +393,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if self._block is None or stream_id != self._block_stream:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a continuation of nothing")
-        self._spend(1)
         self._block += payload
         if len(self._block) > MAX_HEADERS:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "headers are too large")
@@ -443,12 +418,13 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         head = (self.resolve(headers), length)
         if len(self._heads) >= _CACHED_HEADS:
             self._heads.clear()
-        if not self._table.changed and len(block) <= _CACHED_BLOCK:
+        if not self._decoder.changed and len(block) <= _CACHED_BLOCK:
             self._heads[block] = head
         return head
 
     def _trailers(self, flags: int, stream_id: int, block: bytes) -> None:
         headers = self._decode(block)
+        self._spend(1)
         stream = self.streams.get(stream_id)
         if stream is None and stream_id not in self._discarded:
             if stream_id < self._last_stream:
@@ -464,17 +440,13 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         self._part(stream, flags)
 
     def _decode(self, block: bytes) -> Headers:
-        resizes = _RESIZES.match(block)
-        if resizes and resizes[1]:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "headers that resize the table more than twice")
-        self._table.changed = resizes is not None
         try:
-            headers = cast(Headers, self._decoder.decode(block, raw=True))
-        except OversizedHeaderListError:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "headers are too large") from None
-        except HPACKError as error:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "headers that cannot be decoded") from error
-        if self._table.changed:
+            headers = self._decoder.decode(block)
+        except BlockTooLarge as error:
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, str(error)) from error
+        except BlockError as error:
+            raise Http2Error(ErrorCode.COMPRESSION_ERROR, str(error)) from error
+        if self._decoder.changed:
             self._heads.clear()
         return headers
 
@@ -492,6 +464,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
     def _not_open(self, stream_id: int) -> None:
         """Answer what came on a stream that is not open, or open no more for the client."""
         self._check_begun(stream_id)
+        self._spend(1)
         if stream_id not in self._discarded:
             raise StreamError(ErrorCode.STREAM_CLOSED, "data after the end")
 
@@ -501,27 +474,32 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
 
     # --- what frames say of streams and of the connection -------------------------------------------------------------
 
-    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
-        """Priorities are read, and mean nothing (section 5.3.2)."""
-        self._spend(1)
-        if not stream_id:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a priority of no stream")
-        if len(payload) != 5:
-            raise StreamError(ErrorCode.FRAME_SIZE_ERROR, "a priority that has not 5 bytes")
+    def _on_control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a frame of another type than DATA and HEADERS; ignore an unknown one (section 5.5), and priorities."""
+        _check_shape(kind, stream_id, len(payload))
+        if kind == WINDOW_UPDATE:
+            self._on_window_update(stream_id, _WORD.unpack(payload)[0] & _MAX_INT)
+        elif kind == CONTINUATION:
+            self._on_continuation(flags, stream_id, payload)
+        elif kind == RST_STREAM:
+            self._on_rst_stream(stream_id)
+        elif kind == SETTINGS:
+            self._on_settings(flags, payload)
+        elif kind == PING and not flags & ACK:
+            self._out.append(frame(PING, ACK, 0, payload))
+        elif kind == GOAWAY:
+            self.leave(self._read_at + CLOSING_S)
+        elif kind == PUSH_PROMISE:
+            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "clients do not push")
 
-    def _on_rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._check_size(payload, 4)
+    def _on_rst_stream(self, stream_id: int) -> None:
         self._check_begun(stream_id)
-        self._spend(1)
         if (stream := self._drop(stream_id)) is not None:
             self.on_reset(stream)
 
-    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "settings of a stream")
+    def _on_settings(self, flags: int, payload: bytes) -> None:
         if len(payload) % 6 or (flags & ACK and payload):
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "settings that have not 6 bytes each")
-        self._spend(1)
         if flags & ACK:
             return
         settings: dict[int, int] = dict(_SETTING.iter_unpack(payload))
@@ -540,51 +518,16 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         for stream in self.streams.values():
             stream.window += change
 
-    def _on_push_promise(self, flags: int, stream_id: int, payload: bytes) -> NoReturn:
-        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "clients do not push")
-
-    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._check_size(payload, 8)
-        if stream_id:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a ping of a stream")
-        self._spend(1)
-        if not flags & ACK:
-            self._out.append(frame(PING, ACK, 0, payload))
-
-    def _on_go_away(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a farewell of a stream")
-        if len(payload) < 8:
-            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a frame of another size than its type has")
-        self._spend(1)
-        self.leave(self._read_at + CLOSING_S)
-
-    def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._check_size(payload, 4)
-        self._spend(1)
-        more = _WORD.unpack(payload)[0] & _MAX_INT
+    def _on_window_update(self, stream_id: int, more: int) -> None:
         if not stream_id:
-            self._window += more
-            if not more:
-                raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a window opened by nothing")
-            if self._window > _MAX_INT:
-                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
+            self._window = _opened(self._window, more, Http2Error)
             self._send_all_queued()
             return
         self._check_begun(stream_id)
-        if (stream := self.streams.get(stream_id)) is None:
-            return
-        stream.window += more
-        if not more:
-            raise StreamError(ErrorCode.PROTOCOL_ERROR, "a window opened by nothing")
-        if stream.window > _MAX_INT:
-            raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
-        if stream.queued:
-            self._send_queued(stream)
-
-    def _check_size(self, payload: bytes, size: int) -> None:
-        if len(payload) != size:
-            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a frame of another size than its type has")
+        if (stream := self.streams.get(stream_id)) is not None:
+            stream.window = _opened(stream.window, more, StreamError)
+            if stream.queued:
+                self._send_queued(stream)
 
     def _spend(self, units: int) -> None:
         self._allowance -= units
@@ -676,18 +619,21 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
             self.on_reset(stream)
 
 
-_HANDLERS: Final = (
-    Http2Protocol._on_data,
-    Http2Protocol._on_headers,
-    Http2Protocol._on_priority,
-    Http2Protocol._on_rst_stream,
-    Http2Protocol._on_settings,
-    Http2Protocol._on_push_promise,
-    Http2Protocol._on_ping,
-    Http2Protocol._on_go_away,
-    Http2Protocol._on_window_update,
-    Http2Protocol._on_continuation,
-)
+def _opened(window: int, more: int, fault: type[Http2Error]) -> int:
+    if not more:
+        raise fault(ErrorCode.PROTOCOL_ERROR, "a window opened by nothing")
+    if window + more > _MAX_INT:
+        raise fault(ErrorCode.FLOW_CONTROL_ERROR, "a window is too large")
+    return window + more
+
+
+def _check_shape(kind: int, stream_id: int, size: int) -> None:
+    if stream_id and kind in _OF_CONNECTION:
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a frame of the connection on a stream")
+    if not stream_id and kind in _OF_STREAMS:
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a frame of a stream on none")
+    if size != _SIZES.get(kind, size) or (kind == GOAWAY and size < 8):
+        raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a frame of another size than its type has")
 
 
 def _unpadded(payload: bytes) -> bytes:
@@ -710,7 +656,7 @@ def _check_fields(headers: Headers) -> int:
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise StreamError(ErrorCode.PROTOCOL_ERROR, "a header with a character that it cannot have")
-        if name in _OF_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
+        if name in _HOP_BY_HOP or (name == b"te" and value.lower() != b"trailers"):
             raise StreamError(ErrorCode.PROTOCOL_ERROR, "a header of HTTP/1's connections")
         if name == b"content-length":
             if length >= 0 or not value.isdigit() or len(value) > 10:
