@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
+from ratelimit.blocking import is_blocking, loop_time, timeout
 from ratelimit.breaker import BreakerState
 from ratelimit.cache import LRUCache
 from ratelimit.clock import SECOND, Clock, SystemClock
@@ -98,7 +99,7 @@ class ReadThroughCache(Generic[K, V]):
     cancelled without harm to the others; the task ends by its own deadline.
     """
 
-    __slots__ = ("_answers", "_options", "_read", "_reads")
+    __slots__ = ("_answers", "_forgotten", "_options", "_read", "_reads")
 
     def __init__(self, read: Callable[[K], Awaitable[V]], options: CacheOptions, *, max_entries: int) -> None:
         self._read = read
@@ -106,9 +107,11 @@ class ReadThroughCache(Generic[K, V]):
         self._answers: LRUCache[K, tuple[int, V]] = LRUCache(max_entries)
         """By key, when it was asked for, and the answer."""
         self._reads: dict[K, asyncio.Task[V]] = {}
+        self._forgotten = 0
+        """How often anything was, so that a read in a thread notices."""
 
     async def get(self, key: K, *, by: float | None = None) -> V:
-        """Return the answer for this key; an old one where the store gives none before `by`, a time of the event loop.
+        """Return the answer for this key; an old one where the store gives none before `by`, as `loop_time` has it.
 
         Raises `StoreUnavailable` where there is no old one either.
         """
@@ -119,6 +122,8 @@ class ReadThroughCache(Generic[K, V]):
             self._options.stats.hits += 1
             return found[1]
         try:
+            if is_blocking():
+                return await self._ask_here(key, now, by)
             return await self._wait(self._start(key, now), by)
         except StoreUnavailable:
             if found is None:
@@ -130,6 +135,7 @@ class ReadThroughCache(Generic[K, V]):
         """Forget what is known, and do not keep what a read under way will bring."""
         self._answers.pop(key)
         self._reads.pop(key, None)
+        self._forgotten += 1
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -141,16 +147,28 @@ class ReadThroughCache(Generic[K, V]):
         if read is not None:
             stats.shared += 1
             return read
-        if not self._options.breaker.admits(now):
-            stats.spared += 1
-            raise StoreUnavailable("users and plans could not be read repeatedly; it will be tried again in a while")
+        self._admit(now)
         read = self._reads[key] = asyncio.create_task(self._ask(key, now))
         read.add_done_callback(partial(self._ended, key, now))
         return read
 
+    def _admit(self, now: int) -> None:
+        if not self._options.breaker.admits(now):
+            self._options.stats.spared += 1
+            raise StoreUnavailable("users and plans could not be read repeatedly; it will be tried again in a while")
+
+    async def _ask_here(self, key: K, now: int, by: float | None) -> V:
+        """Without an event loop, whoever needs the answer reads, for as long as the caller can wait."""
+        self._admit(now)
+        forgotten = self._forgotten
+        value = await self._ask(key, now, by)
+        if forgotten == self._forgotten:
+            self._keep(key, now, value)
+        return value
+
     async def _wait(self, read: asyncio.Task[V], by: float | None) -> V:
         """Not `wait_for`, which would end the read for all."""
-        left = None if by is None else max(0.0, by - asyncio.get_running_loop().time())
+        left = None if by is None else max(0.0, by - loop_time())
         await asyncio.wait((read,), timeout=left)
         if not read.done():
             self._options.stats.late += 1
@@ -159,11 +177,12 @@ class ReadThroughCache(Generic[K, V]):
             raise StoreUnavailable("users and plans could not be read: the event loop is closing")
         return read.result()
 
-    async def _ask(self, key: K, now: int) -> V:
+    async def _ask(self, key: K, now: int, by: float | None = None) -> V:
         options = self._options
         options.stats.reads += 1
         try:
-            async with asyncio.timeout(options.deadline):
+            left = options.deadline if by is None else min(options.deadline, by - loop_time())
+            async with timeout(left):
                 value = await self._read(key)
         except TimeoutError as error:
             late = StoreUnavailable(f"users and plans could not be read within {options.deadline} s")
@@ -195,7 +214,10 @@ class ReadThroughCache(Generic[K, V]):
         # Asking for the exception also tells asyncio that nobody needs to hear of it, should all have gone.
         if read.cancelled() or read.exception() is not None or not wanted:
             return
-        evicted = self._answers.put(key, (asked_at, read.result()))
+        self._keep(key, asked_at, read.result())
+
+    def _keep(self, key: K, asked_at: int, value: V) -> None:
+        evicted = self._answers.put(key, (asked_at, value))
         if evicted is not None:
             self._options.stats.evicted += asked_at - evicted[1][0] < self._options.life
 
@@ -356,8 +378,8 @@ class Directory:
         raise Contended(f"{kind.__name__.lower()} {name!r} was changed by others {_ATTEMPTS} times over; try again")
 
     def _by(self) -> float:
-        """Return the event loop's time at which the caller will have waited long enough."""
-        return asyncio.get_running_loop().time() + self._deadline
+        """Return the time at which the caller will have waited long enough, as `loop_time` has it."""
+        return loop_time() + self._deadline
 
 
 def _remove(found: list[T], old: T | None) -> T | None:

@@ -5,11 +5,12 @@ The shape is the AWS Architecture Blog's "Exponential Backoff And Jitter".
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
+
+from ratelimit.blocking import sleep
 
 T = TypeVar("T")
 Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...]
@@ -31,7 +32,7 @@ class Backoff:
 
     async def pause(self, attempt: int) -> None:
         """Wait, so many attempts having failed."""
-        await asyncio.sleep(random.random() * self.bound_s(attempt))
+        await sleep(random.random() * self.bound_s(attempt))
 
     async def retry(self, call: Callable[[], Awaitable[T]], *, attempts: int, on: Errors, but: Errors = ()) -> T:
         """Return what `call` does, tried again after the errors `on`, except for `but`. Raise the last one."""

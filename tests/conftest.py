@@ -8,7 +8,6 @@ import random
 import subprocess
 from collections.abc import Generator, Iterator
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 from botocore.hooks import EventAliaser, HierarchicalEmitter
@@ -140,6 +139,6 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def note(seconds: float) -> None:
         made.append(seconds)
 
-    monkeypatch.setattr(retry, "asyncio", SimpleNamespace(sleep=note))
+    monkeypatch.setattr(retry, "sleep", note)
     monkeypatch.setattr(random, "random", lambda: 1.0)
     return made

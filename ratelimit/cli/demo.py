@@ -55,7 +55,7 @@ def seed(
         ratelimit demo seed --users 500 --days 30
     """
     from ratelimit import migrate
-    from ratelimit.dynamodb.client import endpoint_of
+    from ratelimit.dynamodb.session import endpoint_of
     from ratelimit.dynamodb.settings import is_amazon
 
     settings = at.load()

@@ -1,8 +1,8 @@
 """DynamoDB: the only room that knows botocore, keys and expressions."""
 
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.dynamodb.client import same_table
 from ratelimit.dynamodb.errors import AnswerLost, StoreUnreachable
+from ratelimit.dynamodb.session import same_table
 from ratelimit.dynamodb.settings import Settings, parse_url
 from ratelimit.dynamodb.store import DynamoDBStore
 from ratelimit.dynamodb.table import (

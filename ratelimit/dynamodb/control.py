@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
+from ratelimit.blocking import sleep
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.calls import HARMLESS, Retries
-from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import Place, code_of, explained, key_mismatch
+from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import is_amazon
 from ratelimit.errors import (
     AccessDenied,
@@ -194,7 +194,7 @@ class Control:
         pause, waited = _MIN_PAUSE_S, 0.0
         while waited <= within:
             yield waited
-            await asyncio.sleep(pause)
+            await sleep(pause)
             waited += pause
             pause = min(_MAX_PAUSE_S, pause * 1.5)
         raise WaitedInVain(f"waited in vain until {self.place} {until}; look at it again in a few minutes")

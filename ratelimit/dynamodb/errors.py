@@ -18,10 +18,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from socket import gaierror
 from typing import Final
 
 import aiohttp
 from botocore import exceptions as aws
+from botocore.httpsession import NewConnectionError
 from botocore.parsers import ResponseParserError
 
 from ratelimit.dynamodb.settings import is_amazon
@@ -123,6 +125,7 @@ _NO_CREDENTIALS: Final = (
 )
 # botocore's words for what happens on the way; all others that it has are about the set-up.
 _TRANSPORT: Final = (aws.HTTPClientError, aws.ConnectionError)
+_NEVER_CONNECTED: Final = (aiohttp.ClientConnectorError, NewConnectionError, gaierror)
 _TRANSACTION: Final = "TransactWriteItems"
 # What IAM calls the parts of a transaction: it has no word for the whole.
 _OF_A_TRANSACTION: Final = "dynamodb:PutItem, dynamodb:UpdateItem or dynamodb:DeleteItem"
@@ -238,7 +241,7 @@ def _never_sent(error: BaseException) -> bool:
     if isinstance(error, aws.ConnectTimeoutError | aws.ProxyConnectionError | aiohttp.ClientConnectorError):
         return True
     if isinstance(error, aws.EndpointConnectionError):
-        return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
+        return isinstance(error.kwargs.get("error"), _NEVER_CONNECTED)
     return False
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
-from ratelimit.dynamodb.client import Client, connect
+from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore, event_of
 from ratelimit.dynamodb.schema import (
@@ -34,6 +34,7 @@ from ratelimit.dynamodb.schema import (
     parse_limit_pk,
     record_of,
 )
+from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.event import UsageEvent

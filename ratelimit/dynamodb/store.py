@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any, NamedTuple, Self, Unpack
 
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
-from ratelimit.dynamodb.client import Client, connect
+from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.scans import DynamoDBScans, erase
 from ratelimit.dynamodb.schema import limit_key
+from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
 from ratelimit.dynamodb.table import prepare
 from ratelimit.dynamodb.transport.base import Transport
@@ -40,8 +41,8 @@ class DynamoDBStore:
         self.events = DynamoDBEventStore(self._calls, self._transport)
         self.directory = DynamoDBDirectoryStore(self._calls)
         self.scans = DynamoDBScans(self._client, self.settings, self.stats, self._retries)
-        self._opened: dict[asyncio.AbstractEventLoop, _Opened] = {}
-        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[_Opened]] = {}
+        self._opened: dict[asyncio.AbstractEventLoop, Opened] = {}
+        self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Opened]] = {}
 
     async def open(self) -> None:
         """Connect, and verify the table; create it first, where the settings say `create`."""
@@ -55,6 +56,7 @@ class DynamoDBStore:
             await asyncio.wait([opening])
         await self.scans.close()
         if (opened := self._opened.pop(loop, None)) is not None:
+            assert opened.life is not None
             await opened.life.aclose()
 
     def apply(self, key: Key, write: Write, *, now: int) -> Coroutine[Any, Any, Outcome]:
@@ -90,7 +92,7 @@ class DynamoDBStore:
     async def _transport(self) -> Transport:
         return (await self._ready()).transport
 
-    async def _ready(self) -> _Opened:
+    async def _ready(self) -> Opened:
         """Open, in one task however many ask for it, which goes on where one of them gives up waiting."""
         loop = asyncio.get_running_loop()
         if (opened := self._opened.get(loop)) is not None:
@@ -104,7 +106,7 @@ class DynamoDBStore:
             raise StoreUnavailable(f"the store on table {self.settings.table!r} was closed while it opened")
         return opening.result()
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop) -> _Opened:
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> Opened:
         client = await connect(self.settings)
         try:
             await prepare(client, self._retries, create=self.settings.create)
@@ -114,9 +116,9 @@ class DynamoDBStore:
             raise
         tells = is_amazon(client.place.endpoint)
         writer = ConditionalWriter(transport, self._retries, self.stats, self.settings.table, self.read, tells=tells)
-        opened = _Opened(client, transport, writer, self._live(loop, transport, client))
-        await anext(opened.life)
-        return opened
+        life = self._live(loop, transport, client)
+        await anext(life)
+        return Opened(client, transport, writer, life)
 
     async def _live(
         self, loop: asyncio.AbstractEventLoop, transport: Transport, client: Client
@@ -130,7 +132,7 @@ class DynamoDBStore:
             await transport.close()
             await client.close()
 
-    def _opening_done(self, loop: asyncio.AbstractEventLoop, opening: asyncio.Task[_Opened]) -> None:
+    def _opening_done(self, loop: asyncio.AbstractEventLoop, opening: asyncio.Task[Opened]) -> None:
         self._opening.pop(loop, None)
         # Asking for the exception also tells asyncio that nobody needs to hear of it, should all have gone.
         if not opening.cancelled() and opening.exception() is None:
@@ -143,8 +145,8 @@ class DynamoDBStore:
                 known.pop(loop)
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     client: Client
     transport: Transport
     writer: ConditionalWriter
-    life: AsyncGenerator[None, None]
+    life: AsyncGenerator[None, None] | None = None

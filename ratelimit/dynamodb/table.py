@@ -12,8 +12,9 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.calls import Retries, Stats
-from ratelimit.dynamodb.client import Client, connect
+from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.control import Control, WaitedInVain, billing_of, is_settled
+from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings, is_amazon
 from ratelimit.dynamodb.table_diff import (
     MODES,

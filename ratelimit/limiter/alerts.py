@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from ratelimit.blocking import Deferred
 from ratelimit.clock import instant
 from ratelimit.decision import QuotaState
 from ratelimit.limiter.background import LimiterStats
@@ -49,10 +50,10 @@ AlertHook: TypeAlias = Callable[[Alert], Awaitable[None] | None]
 class Alerts:
     """Calls the hook, sync or async, out of the way of the check; what it raises is logged and goes no further."""
 
-    def __init__(self, hook: AlertHook, stats: LimiterStats) -> None:
+    def __init__(self, hook: AlertHook, stats: LimiterStats, tasks: Tasks | Deferred) -> None:
         self._hook = hook
         self._stats = stats
-        self._tasks = Tasks("an alert", limit=MAX_PENDING_ALERTS)
+        self._tasks = tasks
 
     def observe(
         self, compiled: CompiledPolicy, key: Key, now: int, amount: int, states: tuple[QuotaState, ...]

@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
+from ratelimit.blocking import Deferred
 from ratelimit.errors import StoreUnavailable
 from ratelimit.tasks import Tasks
 
@@ -39,9 +40,9 @@ class LimiterStats:
 class BackgroundWrites:
     """Writes under way, at most `MAX_BACKGROUND_WRITES`. Each is bounded by the limiter's deadline."""
 
-    def __init__(self, stats: LimiterStats) -> None:
-        self._stats = stats
-        self._tasks = Tasks("a background write", limit=MAX_BACKGROUND_WRITES)
+    def __init__(self, stats: LimiterStats, tasks: Tasks | Deferred) -> None:
+        self.stats = stats
+        self._tasks = tasks
 
     @property
     def is_full(self) -> bool:
@@ -59,9 +60,9 @@ class BackgroundWrites:
         except StoreUnavailable as error:
             if loss is None:
                 return
-            if not self._stats.lost[loss]:
+            if not self.stats.lost[loss]:
                 logger.warning("units are %s: %s", loss, error)
-            self._stats.lost[loss] += units
+            self.stats.lost[loss] += units
 
     async def drain(self) -> None:
         """Return when all that was started by now has ended, whatever is started meanwhile."""

@@ -13,11 +13,11 @@ from ratelimit.algorithms import Taken
 from ratelimit.clock import Clock, seconds
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
-from ratelimit.limiter.background import BackgroundWrites, LimiterStats
+from ratelimit.limiter.background import BackgroundWrites
 from ratelimit.limiter.batching import Coalescer
 from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
 from ratelimit.limiter.counters import Counters, Prefetch
-from ratelimit.limiter.deadline import CircuitBreaker, closed
+from ratelimit.limiter.deadline import BlockingCircuit, CircuitBreaker, closed
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.leasing import Leases
 from ratelimit.limiter.record_cache import CachedRecord
@@ -31,7 +31,7 @@ class Checker:
     """A limiter's checks, and all that they leave under way.
 
     On a store that can fail they go through a `circuit`. On the embedded one there is none: it answers at once, so
-    there is nothing to wait for and nothing to coalesce.
+    there is nothing to wait for and nothing to coalesce. Nor do threads coalesce: see `BlockingCircuit`.
     """
 
     def __init__(
@@ -42,13 +42,15 @@ class Checker:
         circuit: CircuitBreaker | None,
         clock: Clock,
         deadline: float,
-        stats: LimiterStats,
+        background: BackgroundWrites,
     ) -> None:
         self.observer: Observer | None = None
-        self.stats = stats
-        self.background = BackgroundWrites(self.stats)
+        self.stats = background.stats
+        self.background = background
         self.leases = Leases(counters, self._take, self._give_back, self.background, clock)
-        self.coalescer = None if circuit is None else Coalescer(self._spend_many, clock, deadline)
+        self.coalescer: Coalescer | None = None
+        if circuit is not None and not isinstance(circuit, BlockingCircuit):
+            self.coalescer = Coalescer(self._spend_many, clock, deadline)
         self._closed = False
         self._resolver = resolver
         self._counters = counters
@@ -67,8 +69,9 @@ class Checker:
     async def close(self) -> None:
         """Let the checks under way have their answers, return what was taken ahead, and leave the store alone."""
         self._closed = True
-        if self.coalescer is not None and self._circuit is not None:
+        if self.coalescer is not None:
             await self.coalescer.finish()
+        if self._circuit is not None:
             await self._circuit.finish()
         await self.leases.close()
         await self.background.drain()
@@ -91,7 +94,7 @@ class Checker:
         self.leases.forget()
         self.background.forget(None)
         if self._circuit is not None:
-            self._circuit.breaker.abandoned()
+            self._circuit.forget()
         return used
 
     async def check(self, key: Key, cost: int, compiled: CompiledPolicy | None = None) -> Decision:

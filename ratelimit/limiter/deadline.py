@@ -9,9 +9,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
 
+from ratelimit import blocking
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock, seconds
 from ratelimit.errors import LimiterClosed, StoreThrottled, StoreUnavailable
@@ -142,12 +144,7 @@ class CircuitBreaker:
 
     def call(self) -> StoreCall:
         """Begin a call. Raises `StoreUnavailable`, and `LimiterClosed`."""
-        if self.closed:
-            raise closed()
-        now = self._clock.now()
-        if not self.breaker.admits(now):
-            wait = seconds(self.breaker.wait(now))
-            raise StoreUnavailable(f"the store has failed repeatedly; it will be tried again in {wait:.1f} s")
+        self._admit()
         loop = asyncio.get_running_loop()
         call = StoreCall(self, loop)
         self._timer.watch(call, loop)
@@ -163,6 +160,24 @@ class CircuitBreaker:
         if ended:
             await asyncio.wait(ended, timeout=2 * self.deadline)
 
+    def _admit(self) -> None:
+        if self.closed:
+            raise closed()
+        now = self._clock.now()
+        if not self.breaker.admits(now):
+            wait = seconds(self.breaker.wait(now))
+            raise StoreUnavailable(f"the store has failed repeatedly; it will be tried again in {wait:.1f} s")
+
+    def forget(self) -> None:
+        """Leave what is under way to the process that this one was forked from."""
+        self.breaker.abandoned()
+
+    def too_late(self) -> StoreUnavailable:
+        """Count a call whose time is over, and return what to raise."""
+        late = StoreUnavailable(f"no answer from the store within {self.deadline} s")
+        self.settle(late)
+        return late
+
     def settle(self, error: BaseException | None) -> None:
         """Count a call that has ended so."""
         if error is None or isinstance(error, StoreThrottled):
@@ -176,7 +191,7 @@ class CircuitBreaker:
 
 def closed() -> LimiterClosed:
     """Return the error for a check that comes too late."""
-    return LimiterClosed("the limiter is closed, and decides nothing any more; `await limiter.open()` opens it again")
+    return LimiterClosed("the limiter is closed, and decides nothing any more; `limiter.open()` makes it ready again")
 
 
 class StoreCall(Deadline):
@@ -194,7 +209,58 @@ class StoreCall(Deadline):
         try:
             super().__exit__(kind, error, trace)
         except TimeoutError:
-            late = StoreUnavailable(f"no answer from the store within {self._circuit.deadline} s")
-            self._circuit.settle(late)
-            raise late from error
+            raise self._circuit.too_late() from error
         self._circuit.settle(error)
+
+
+# Seconds between looks for calls that other threads have under way.
+_LOOK_S: Final = 0.005
+
+
+class BlockingCircuit(CircuitBreaker):
+    """The same without an event loop: whoever waits looks at the time."""
+
+    def __init__(self, clock: Clock, deadline: float, breaker: BreakerState) -> None:
+        super().__init__(clock, deadline, breaker)
+        self.under_way = 0
+
+    def call(self) -> BlockingStoreCall:
+        """Begin a call, as `CircuitBreaker` does."""
+        self._admit()
+        self.under_way += 1
+        return BlockingStoreCall(self)
+
+    def forget(self) -> None:
+        """Leave to the parent what its other threads are at, as well."""
+        super().forget()
+        self.under_way = 0
+
+    async def finish(self) -> None:
+        """Return when the calls under way have ended, in whatever thread."""
+        latest = monotonic() + 2 * self.deadline
+        while self.under_way and monotonic() < latest:
+            await blocking.sleep(_LOOK_S)
+
+
+class BlockingStoreCall(StoreCall):
+    """A call that this thread makes. Its time is over where it waits; nobody else ends it."""
+
+    __slots__ = ("_deadline", "_of")
+
+    def __init__(self, circuit: BlockingCircuit) -> None:
+        self._of = circuit
+        self._deadline = blocking.Deadline(circuit.deadline)
+
+    def __enter__(self) -> Self:
+        self._deadline.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._of.under_way -= 1
+        try:
+            self._deadline.__exit__(kind, error, trace)
+        except TimeoutError:
+            raise self._of.too_late() from error
+        self._of.settle(error)

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, TypeAlias
 
+from ratelimit.blocking import is_blocking
 from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled
@@ -192,7 +193,10 @@ class Leases:
         """Give back everything."""
         leases, self._leases = self._leases, OrderedDict()
         left = iter(leases.items())
-        await asyncio.gather(*(self._return_all(left) for _ in range(MAX_RETURNS_AT_ONCE)))
+        if is_blocking():
+            await self._return_all(left)
+        else:
+            await asyncio.gather(*(self._return_all(left) for _ in range(MAX_RETURNS_AT_ONCE)))
 
     async def _return_all(self, left: Iterator[tuple[_Held, Lease]]) -> None:
         for (key, compiled), lease in left:
@@ -224,8 +228,9 @@ class Leases:
             self._give_back(compiled, key, lease)
 
     def _look_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._leases and self._loop is not loop:
+        """Set a timer. Without an event loop there is none: the next spending looks, and `close`."""
+        loop = asyncio._get_running_loop()
+        if loop is not None and self._leases and self._loop is not loop:
             self._loop = loop
             loop.call_later(_LOOK_INTERVAL_S, self._look, loop)
 

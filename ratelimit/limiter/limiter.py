@@ -16,12 +16,13 @@ from msgspec.structs import force_setattr
 from ratelimit.algorithms import Taken
 from ratelimit.algorithms.fields import Per
 from ratelimit.algorithms.totals import kept_range, totals_of
+from ratelimit.blocking import Deferred
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND, Clock, SystemClock, since_epoch
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, StoreThrottled, StoreUnavailable
-from ratelimit.limiter.alerts import AlertHook, Alerts
-from ratelimit.limiter.background import LimiterStats
+from ratelimit.limiter.alerts import MAX_PENDING_ALERTS, AlertHook, Alerts
+from ratelimit.limiter.background import MAX_BACKGROUND_WRITES, BackgroundWrites, LimiterStats
 from ratelimit.limiter.checker import Checker, Observer, in_mode
 from ratelimit.limiter.compiled_policy import PolicyResolver
 from ratelimit.limiter.counters import Counters
@@ -32,6 +33,7 @@ from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
 from ratelimit.store.base import Store
 from ratelimit.store.memory import MemoryStore
+from ratelimit.tasks import Tasks
 
 DEFAULT_DEADLINE: Final = 0.25
 DEFAULT_DENIAL_CACHE: Final = 1.0
@@ -80,15 +82,26 @@ class Limiter:
         self.breaker = BreakerState()
         self.stats = LimiterStats()
         denial_cache_us = round(denial_cache * SECOND)
-        self._alerts = None if on_alert is None else Alerts(on_alert, self.stats)
+        self._alerts = (
+            None if on_alert is None else Alerts(on_alert, self.stats, self._tasks("an alert", MAX_PENDING_ALERTS))
+        )
         self._counters = Counters(store, max_beliefs, denial_cache_us, self._alerts)
         self._fallback = Fallback(Counters(MemoryStore(), max_beliefs, denial_cache_us), self.breaker)
-        circuit = None if isinstance(store, MemoryStore) else CircuitBreaker(self.clock, deadline, self.breaker)
+        circuit = None if isinstance(store, MemoryStore) else self._circuit(deadline)
+        background = BackgroundWrites(self.stats, self._tasks("a background write", MAX_BACKGROUND_WRITES))
         self._resolver = PolicyResolver(policies, directory)
         self._checker = Checker(
-            self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, self.stats
+            self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, background
         )
         _limiters.add(self)
+
+    # What `ratelimit.sync` does without an event loop.
+
+    def _circuit(self, deadline: float) -> CircuitBreaker:
+        return CircuitBreaker(self.clock, deadline, self.breaker)
+
+    def _tasks(self, what: str, limit: int) -> Tasks | Deferred:
+        return Tasks(what, limit=limit)
 
     @property
     def policies(self) -> Mapping[str, Policy]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -199,7 +198,7 @@ async def run_on(table: TinyTable, *, within: float, spec: TableSpec = USUAL) ->
         async with await connect(Settings(table="limits", endpoint=server.endpoint)) as client:
             upgrade = Upgrade(Control(client, Retries(1, Stats())), spec, tell=told.append, within=within)
             with pytest.MonkeyPatch.context() as patches:
-                patches.setattr(control, "asyncio", SimpleNamespace(sleep=sleep))
+                patches.setattr(control, "sleep", sleep)
                 return await upgrade.run(), told, slept
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit.errors import StoreUnavailable
-from ratelimit.limiter import Limiter, background
+from ratelimit.limiter import Limiter
 from ratelimit.limiter.batching import MAX_QUEUED_CHECKS
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
@@ -356,7 +356,7 @@ async def test_usage_without_a_limit_is_answered_at_once_and_counted_all_the_sam
 
 
 async def test_when_too_many_counts_are_under_way_the_next_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "MAX_BACKGROUND_WRITES", 2)
+    monkeypatch.setattr("ratelimit.limiter.limiter.MAX_BACKGROUND_WRITES", 2)
     one, store = gated("unlimited")
     checks = [asyncio.create_task(one.check(user, "hint")) for user in ("alice", "bob", "carol")]
     await turn()

@@ -13,7 +13,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from weakref import WeakSet
@@ -56,7 +56,11 @@ _sockets: Final[WeakSet[socket.socket]] = WeakSet()
 def new_socket(address: Any) -> socket.socket:
     """Make a socket for one of `getaddrinfo`'s answers, which a forked child does not share."""
     family, kind, protocol = address[:3]
-    made = socket.socket(family, kind, protocol)
+    return unshared(socket.socket(family, kind, protocol))
+
+
+def unshared(made: socket.socket) -> socket.socket:
+    """Return the socket, which a forked child is not to share."""
     _sockets.add(made)
     return made
 
@@ -119,7 +123,13 @@ class Response:
 class Connection(asyncio.Protocol):
     """A connection. `usable` while it may take a request; `ended` is called once, when it never will again."""
 
-    def __init__(self, url: str, ended: Callable[[Connection, Ending], None], watched: socket.socket) -> None:
+    def __init__(
+        self,
+        url: str,
+        ended: Callable[[Connection, Ending], None],
+        watched: socket.socket,
+        new_future: Callable[[], Any],
+    ) -> None:
         self.usable = False
         self.since = 0.0
         """When it was last written to or let go, as `elapsed` has it."""
@@ -129,8 +139,8 @@ class Connection(asyncio.Protocol):
         self._poll = _poll_of(watched)
         self._stale = False
         self._transport: asyncio.Transport | None = None
-        self._loop = asyncio.get_running_loop()
-        self.gone = self._loop.create_future()
+        self._new_future: Callable[[], asyncio.Future[Any]] = new_future
+        self.gone = new_future()
         """Done when the socket is closed."""
         self._answer: asyncio.Future[Response] | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -139,16 +149,20 @@ class Connection(asyncio.Protocol):
         self._crc: bytes | None = None
         self._encoding = self._date = b""
 
-    def ask(self, request: bytes, now: float) -> asyncio.Future[Response]:
+    def ask(self, request: bytes, now: float) -> Awaitable[Response]:
         """Send a request; only while `usable`. The future ends with an answer or with one of `BOTO_ERRORS`, as long as
         somebody calls `expire` in time."""
-        assert self.usable
+        answer = self._begin(now)
         assert self._transport is not None
-        self._answer = answer = self._loop.create_future()
+        self._transport.write(request)
+        return answer
+
+    def _begin(self, now: float) -> asyncio.Future[Response]:
+        assert self.usable
+        self._answer = answer = self._new_future()
         self.busy = True
         self._stale = now - self.since >= STALE_S
         self.since = now
-        self._transport.write(request)
         return answer
 
     def is_alive(self, now: float) -> bool:
@@ -261,7 +275,7 @@ async def open_connection(
                 addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S, socket_factory=new_socket
             )
             _, connection = await loop.create_connection(
-                lambda: Connection(endpoint.url, ended, connected),
+                lambda: Connection(endpoint.url, ended, connected, loop.create_future),
                 sock=connected,
                 ssl=endpoint.tls,
                 server_hostname=endpoint.host if endpoint.tls else None,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -17,7 +16,6 @@ from msgspec.json import encode as to_json
 
 from ratelimit.clock import SECOND
 from ratelimit.dynamodb.calls import Stats, capacity
-from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import (
     BOTO_ERRORS,
     CONDITION_FAILED,
@@ -29,6 +27,7 @@ from ratelimit.dynamodb.errors import (
 )
 from ratelimit.dynamodb.expressions import encode
 from ratelimit.dynamodb.schema import PK, SK, STATE, limit_pk
+from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,
@@ -40,8 +39,8 @@ from ratelimit.dynamodb.transport.base import (
     decode_error,
     decode_update,
 )
-from ratelimit.dynamodb.transport.connection import Endpoint, Response, elapsed, open_connection
-from ratelimit.dynamodb.transport.pool import Pool
+from ratelimit.dynamodb.transport.connection import Endpoint, Response, elapsed
+from ratelimit.dynamodb.transport.pool import IdleConnections
 from ratelimit.dynamodb.transport.signing import CredentialsCache, Signer, Unsignable
 from ratelimit.errors import AccessDenied, StoreMisconfigured, TableMismatch, TableNotFound
 from ratelimit.names import Key
@@ -204,25 +203,29 @@ class _Operation:
 class FastTransport:
     """The one for a tenth of the CPU. `slow` takes what this one does not."""
 
-    def __init__(self, client: Client, endpoint: Endpoint, slow: Transport, settings: Settings, stats: Stats) -> None:
+    def __init__(
+        self,
+        client: Client,
+        endpoint: Endpoint,
+        slow: Transport,
+        settings: Settings,
+        stats: Stats,
+        *,
+        pool: IdleConnections,
+        credentials: CredentialsCache,
+    ) -> None:
         self._place = client.place
         self._slow = slow
         self._stats = stats
         self._server_clock = client.clock
         self._clock = client.clock.clock
-        self._credentials = CredentialsCache(client.credentials)
+        self._credentials = credentials
         self._table = settings.table
         self._capacity = capacity(settings)
         self._bodies = RequestBodies({"TableName": settings.table, **self._capacity})
         self._update = _Operation("UpdateItem", endpoint, read_update)
         self._batch = _Operation("BatchWriteItem", endpoint, read_batch)
-        self.pool = Pool(
-            partial(open_connection, endpoint, client.place, settings.connect_timeout),
-            stats,
-            size=settings.pool,
-            wait_timeout=settings.connect_timeout,
-            answer_timeout=settings.read_timeout,
-        )
+        self.pool = pool
 
     async def apply(self, key: Key, write: Write) -> UpdateResult:
         result = await self._send(self._update, self._bodies.body(limit_pk(key), write))

@@ -27,38 +27,14 @@ _CLOSE_TIMEOUT_S: Final = 1.0
 _MAX_TAKES: Final = 3
 
 
-class Pool:
-    """At most `size` connections. Belongs to one event loop.
+class IdleConnections:
+    """Those that take the next requests, whoever waits for their answers: an event loop, or a thread."""
 
-    `wait_timeout`    seconds that a caller waits for a connection.
-    `answer_timeout`  seconds until an answer is given up (and up to a quarter more: one timer serves all connections).
-    """
+    __slots__ = ("_idle", "_max_idle")
 
-    def __init__(
-        self,
-        connect: Connect,
-        stats: Stats,
-        *,
-        size: int,
-        wait_timeout: float,
-        answer_timeout: float,
-        max_idle: float = MAX_IDLE_S,
-    ) -> None:
-        self._connect = connect
-        self._stats = stats
-        self._size = size
-        self._wait_timeout = wait_timeout
-        self._answer_timeout = answer_timeout
-        self._max_idle = max_idle
-        self._loop = asyncio.get_running_loop()
-        self._connections: set[Connection] = set()
+    def __init__(self, max_idle: float) -> None:
         self._idle: list[Connection] = []
-        self._waiting: deque[asyncio.Future[Connection]] = deque()
-        self._connecting: set[asyncio.Task[Connection]] = set()
-        self._closed = False
-        self._every = min(answer_timeout / 4, max_idle / 4, _MAX_TICK_S)
-        self._tick: asyncio.TimerHandle | None = None
-        self._ticked = 0.0
+        self._max_idle = max_idle
 
     def take(self, now: float) -> Connection | None:
         """Return the idle connection used last; None where there is none, and `wait` is needed. Let go of what died, or
@@ -80,6 +56,54 @@ class Pool:
 
     async def wait(self) -> Connection:
         """Return a connection as soon as one is made or given back. Raise `StoreUnreachable`; nothing was sent."""
+        raise NotImplementedError
+
+    def release(self, connection: Connection, now: float) -> None:
+        """Give back a connection that has no request under way."""
+        raise NotImplementedError
+
+    async def warm(self, number: int) -> None:
+        """Connect so many connections in advance, as far as that works out."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """End every connection and every wait; those with a request under way fail."""
+        raise NotImplementedError
+
+
+class Pool(IdleConnections):
+    """At most `size` connections. Belongs to one event loop.
+
+    `wait_timeout`    seconds that a caller waits for a connection.
+    `answer_timeout`  seconds until an answer is given up (and up to a quarter more: one timer serves all connections).
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        stats: Stats,
+        *,
+        size: int,
+        wait_timeout: float,
+        answer_timeout: float,
+        max_idle: float = MAX_IDLE_S,
+    ) -> None:
+        super().__init__(max_idle)
+        self._connect = connect
+        self._stats = stats
+        self._size = size
+        self._wait_timeout = wait_timeout
+        self._answer_timeout = answer_timeout
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[Connection] = set()
+        self._waiting: deque[asyncio.Future[Connection]] = deque()
+        self._connecting: set[asyncio.Task[Connection]] = set()
+        self._closed = False
+        self._every = min(answer_timeout / 4, max_idle / 4, _MAX_TICK_S)
+        self._tick: asyncio.TimerHandle | None = None
+        self._ticked = 0.0
+
+    async def wait(self) -> Connection:
         for _ in range(_MAX_TAKES):
             connection = await self._queue()
             if connection.usable:  # and did not end between being handed over and being taken
@@ -102,7 +126,6 @@ class Pool:
             timer.cancel()
 
     def release(self, connection: Connection, now: float) -> None:
-        """Give back a connection that has no request under way."""
         if not connection.usable:
             return
         connection.since = now
@@ -114,14 +137,12 @@ class Pool:
         self._idle.append(connection)
 
     async def warm(self, number: int) -> None:
-        """Connect so many connections in advance, as far as that works out."""
         while len(self._connections) + len(self._connecting) < min(number, self._size):
             self._start()
         if self._connecting:
             await asyncio.wait(set(self._connecting))
 
     async def close(self) -> None:
-        """End every connection and every wait; those with a request under way fail."""
         self._closed = True
         if self._tick is not None:
             self._tick.cancel()

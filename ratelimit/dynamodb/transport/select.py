@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
+from ratelimit.blocking import aside
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.dynamodb.client import Client
 from ratelimit.dynamodb.errors import explained
+from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import BotoTransport, Transport
-from ratelimit.dynamodb.transport.connection import PORTS, Endpoint
+from ratelimit.dynamodb.transport.connection import PORTS, Endpoint, open_connection
 from ratelimit.dynamodb.transport.fast import FastTransport
+from ratelimit.dynamodb.transport.pool import Pool
+from ratelimit.dynamodb.transport.signing import CredentialsCache
 
 SWITCH: Final = "RATELIMIT_FAST_LANE"
 """The variable that turns the fast transport off, whatever the settings say."""
@@ -27,11 +31,16 @@ _WARM_CONNECTIONS: Final = 4
 """Made in advance: the first checks after a start find the handshakes done."""
 
 
+NewFastTransport: TypeAlias = Callable[[Client, Endpoint, Transport, Settings, Stats], FastTransport]
+
+
 class NoFastTransport(Exception):
     """The fast transport cannot go this way; the text is the reason, as it is counted in `Stats.fallbacks`."""
 
 
-async def open_transport(client: Client, settings: Settings, stats: Stats) -> Transport:
+async def open_transport(
+    client: Client, settings: Settings, stats: Stats, new_fast: NewFastTransport | None = None
+) -> Transport:
     """Open what the settings, the environment and the way to the endpoint allow. Raise `StoreUnavailable`."""
     boto = BotoTransport(client, settings, stats)
     if not settings.fast or os.environ.get(SWITCH, "").lower() in _OFF:
@@ -41,13 +50,28 @@ async def open_transport(client: Client, settings: Settings, stats: Stats) -> Tr
             endpoint = await find_endpoint(client)
     except NoFastTransport as reason:
         return BotoTransport(client, settings, stats, fallback=str(reason))
-    fast = FastTransport(client, endpoint, boto, settings, stats)
+    fast = (new_fast or new_fast_transport)(client, endpoint, boto, settings, stats)
     try:
         await fast.pool.warm(_WARM_CONNECTIONS)
     except BaseException:  # cancelled: the store is closed while it opens
         await fast.close()
         raise
     return fast
+
+
+def new_fast_transport(
+    client: Client, endpoint: Endpoint, slow: Transport, settings: Settings, stats: Stats
+) -> FastTransport:
+    """Return one for the event loop that runs."""
+    pool = Pool(
+        partial(open_connection, endpoint, client.place, settings.connect_timeout),
+        stats,
+        size=settings.pool,
+        wait_timeout=settings.connect_timeout,
+        answer_timeout=settings.read_timeout,
+    )
+    credentials = CredentialsCache(client.credentials)
+    return FastTransport(client, endpoint, slow, settings, stats, pool=pool, credentials=credentials)
 
 
 async def find_endpoint(client: Client) -> Endpoint:
@@ -87,4 +111,4 @@ def _check_config(config: Any, url: str, scheme: str) -> None:
 
 async def _tls(verify: bool | str) -> ssl.SSLContext:
     """Verify in full, against the certificates that botocore trusts. Read in a thread, for that takes its time."""
-    return await asyncio.to_thread(ssl.create_default_context, cafile=get_cert_path(verify))
+    return await aside(partial(ssl.create_default_context, cafile=get_cert_path(verify)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
-from ratelimit.dynamodb.client import are_sendable
+from ratelimit.blocking import loop_time
+from ratelimit.dynamodb.session import are_sendable
 from ratelimit.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ class CredentialsCache:
         self._refreshable = isinstance(credentials, RefreshableCredentials)
         self._raw: object = None
         self._secrets: Secrets | None = None
-        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshing: Any = None
+        """The task that refreshes them; None while there is none."""
         self._not_before = 0.0
 
     @property
@@ -165,16 +167,24 @@ class CredentialsCache:
 
     async def _refresh(self) -> None:
         """See that a refresh is under way; wait for it only where those in hand have expired, or there are none."""
-        loop = asyncio.get_running_loop()
-        if self._refreshing is None and loop.time() >= self._not_before:
-            self._refreshing = loop.create_task(self._renew())
+        if self._refreshing is None and loop_time() >= self._not_before:
+            self._refreshing = self._start(self._renew())
             self._refreshing.add_done_callback(self._renewed)
         task = self._refreshing
         if task is not None and (self._secrets is None or self._credentials.refresh_needed(0)):
-            await asyncio.wait([task])
+            await self._wait(task)
             if task.cancelled():
                 raise StoreUnavailable("the store was closed")
             task.result()
+
+    def _start(self, refresh: Coroutine[Any, Any, None]) -> Any:
+        return asyncio.get_running_loop().create_task(refresh)
+
+    async def _wait(self, refreshing: Any) -> None:
+        await asyncio.wait([refreshing])
+
+    async def _ask(self) -> Any:
+        return await self._credentials.get_frozen_credentials()
 
     async def _renew(self) -> None:
         raw = await self._frozen()
@@ -182,17 +192,17 @@ class CredentialsCache:
 
     async def _frozen(self) -> Any:
         try:
-            return await self._credentials.get_frozen_credentials()
+            return await self._ask()
         except RuntimeError as error:  # botocore's word for: refreshed, and expired all the same
             raise CredentialRetrievalError(provider="refresh", error_msg=str(error)) from error
 
-    def _renewed(self, task: asyncio.Task[None]) -> None:
+    def _renewed(self, task: Any) -> None:
         self._refreshing = None
         if task.cancelled():
             return
         # While they are still good, aiobotocore itself keeps quiet about a refresh that failed.
         if task.exception() is not None or self._credentials.refresh_needed():
-            self._not_before = asyncio.get_running_loop().time() + self._pause
+            self._not_before = loop_time() + self._pause
             logger.warning("the AWS credentials are due, but were not refreshed; next try in %.0f s", self._pause)
 
 

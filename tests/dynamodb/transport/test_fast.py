@@ -11,12 +11,13 @@ import pytest
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore, Settings, StoreUnreachable
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.dynamodb.client import Client, connect
+from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.transport.base import BotoTransport
 from ratelimit.dynamodb.transport.connection import Endpoint, open_connection
 from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.dynamodb.transport.select import find_endpoint
+from ratelimit.dynamodb.transport.select import find_endpoint, new_fast_transport
 from ratelimit.errors import AccessDenied, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store import Add, Outcome, Write
@@ -66,7 +67,7 @@ def new_transport(client: Client, endpoint: Endpoint, stats: Stats, clock: FakeC
     settings = Settings(table="limits", read_timeout=10)
     if clock is not None:
         client.clock.clock = clock
-    return FastTransport(client, endpoint, BotoTransport(client, settings, stats), settings, stats)
+    return new_fast_transport(client, endpoint, BotoTransport(client, settings, stats), settings, stats)
 
 
 @pytest.mark.parametrize("behaviour", [chunked(), chunked(size=1), checksum(), twice()])

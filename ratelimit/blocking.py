@@ -1,0 +1,237 @@
+"""Coroutines run to their end by the thread that asks, without an event loop.
+
+What an event loop gives to the code that runs on it, `Runner` gives here. Between two waits nobody else runs: a lock
+sees to that. A wait is a blocking call, `await wait_for(call)`, made without the lock. Where time runs out while one
+waits, `CancelledError` is raised there, as a loop does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from math import inf
+from time import monotonic
+from types import TracebackType, coroutine
+from typing import Any, Final, Self, TypeAlias, TypeVar
+from weakref import WeakSet
+
+T = TypeVar("T")
+
+BlockingCall: TypeAlias = Callable[[float], T]
+"""Takes the seconds that it may block at most, and raises `TimeoutError` when they are over."""
+
+logger: Final = logging.getLogger("ratelimit")
+
+
+class InsideEventLoop(RuntimeError):
+    """A blocking call in a thread that runs an event loop, which it would hold up."""
+
+
+@coroutine
+def wait_for(call: BlockingCall[T]) -> Generator[BlockingCall[T], T, T]:
+    """Return what the call returns. Only in a coroutine that a `Runner` runs."""
+    return (yield call)
+
+
+def is_blocking() -> bool:
+    """Return whether this coroutine is run without an event loop."""
+    return asyncio._get_running_loop() is None
+
+
+def loop_time() -> float:
+    """Return the event loop's time, or `monotonic` without one."""
+    loop = asyncio._get_running_loop()
+    return monotonic() if loop is None else loop.time()
+
+
+def timeout(seconds: float) -> AbstractAsyncContextManager[object]:
+    """Return what raises `TimeoutError` where its block has not ended by then, as `asyncio.timeout` does."""
+    return Deadline(seconds) if is_blocking() else asyncio.timeout(seconds)
+
+
+async def sleep(seconds: float) -> None:
+    """Wait, with an event loop or without."""
+    if is_blocking():
+        await wait_for(partial(_sleep, seconds))
+    else:
+        await asyncio.sleep(seconds)
+
+
+async def aside(work: Callable[[], T]) -> T:
+    """Return what the work does, which takes its time: in another thread, where an event loop would have to wait."""
+    if is_blocking():
+        return await wait_for(lambda left: work())
+    return await asyncio.to_thread(work)
+
+
+def seconds_left() -> float:
+    """Return how long this thread may take for what it does."""
+    return _thread.deadline - monotonic()
+
+
+def _sleep(seconds: float, left: float) -> None:
+    time.sleep(min(seconds, left))
+    if left < seconds:
+        raise TimeoutError
+
+
+class _Thread(threading.local):
+    deadline: float = inf
+    """When what this thread runs has to be over, as `monotonic` has it."""
+
+
+_thread: Final = _Thread()
+
+
+class Deadline:
+    """`with Deadline(seconds):` ends the waits in it when the time is over. One inside of another cannot outlast it."""
+
+    __slots__ = ("_before", "due")
+
+    def __init__(self, seconds: float) -> None:
+        self._before = _thread.deadline
+        self.due = min(self._before, monotonic() + seconds)
+
+    def __enter__(self) -> Self:
+        _thread.deadline = self.due
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _thread.deadline = self._before
+        if kind is asyncio.CancelledError and self.due < self._before:
+            raise TimeoutError from error
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+
+class Runner:
+    """Runs coroutines that share state, from any number of threads, as if they were tasks of one event loop."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        """Held while one of them runs, not while it waits."""
+        self.later: deque[Coroutine[Any, Any, object]] = deque()
+        """What is run besides, once what runs now has its result."""
+        _runners.add(self)
+
+    def run(self, work: Coroutine[Any, Any, T], name: str = "") -> T:
+        """Return what the coroutine does. Raise `InsideEventLoop`, which says that `name` of `ratelimit` is wanted."""
+        if asyncio._get_running_loop() is not None:
+            work.close()
+            raise InsideEventLoop(_HINT.format(name=name or "the class of the same name"))
+        result = self._drive(work)
+        while self.later:
+            self._drive(self.drain())
+        return result
+
+    async def drain(self) -> None:
+        """Run what was left for later."""
+        while self.later:
+            try:
+                await self.later.popleft()
+            except Exception:
+                logger.exception("what was left to do after an answer failed")
+
+    def start(self, work: Coroutine[Any, Any, T], what: str) -> Future[T]:
+        """Run it in a thread of its own, which nobody waits for at the end of the program."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self.run(work))
+            except BaseException as error:  # noqa: BLE001 (of whoever asks for the result)
+                future.set_exception(error)
+
+        threading.Thread(target=run, name=f"ratelimit: {what}", daemon=True).start()
+        return future
+
+    def _drive(self, work: Coroutine[Any, Any, T]) -> T:
+        resume: Callable[[], BlockingCall[Any]] = partial(work.send, None)
+        while True:
+            try:
+                with self.lock:
+                    call = resume()
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            resume = self._waited(work, call)
+
+    def _waited(self, work: Coroutine[Any, Any, Any], call: BlockingCall[Any]) -> Callable[[], BlockingCall[Any]]:
+        """Make the call; return what goes on with its outcome."""
+        try:
+            left = _thread.deadline - monotonic()
+            if left <= 0:
+                raise TimeoutError
+            return partial(work.send, call(left))
+        except BaseException as error:  # noqa: BLE001 (of the coroutine, all of them)
+            late = isinstance(error, TimeoutError) and monotonic() >= _thread.deadline
+            return partial(work.throw, asyncio.CancelledError() if late else error)
+
+    def _forked(self) -> None:
+        self.lock = threading.RLock()
+        while self.later:
+            self.later.popleft().close()
+
+
+class Deferred:
+    """What `Tasks` is on an event loop: work that is run by the thread that started it, once that has its answer.
+    """
+
+    is_full = False
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def start(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run the coroutine later."""
+        self._runner.later.append(work)
+
+    async def drain(self, timeout_s: float | None = None, *, cancel: bool = False) -> int:
+        """Run now what was started by any thread. Return how much of it is late, which is none."""
+        await self._runner.drain()
+        return 0
+
+    def forget(self, loop: object) -> None:
+        """Do nothing: it belongs to no event loop."""
+
+
+_HINT: Final = "this thread runs an event loop, which a blocking call would hold up; use `from ratelimit import {name}`"
+_runners: Final[WeakSet[Runner]] = WeakSet()
+_held: Final[list[Runner]] = []
+
+
+def _before_fork() -> None:
+    """Wait until no other thread is in the middle of anything, for it would never end in the child."""
+    _held[:] = list(_runners)
+    for runner in _held:
+        runner.lock.acquire()
+
+
+def _in_parent() -> None:
+    while _held:
+        _held.pop().lock.release()
+
+
+def _in_child() -> None:
+    while _held:
+        _held.pop()._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -1,0 +1,306 @@
+"""The way to a table, whichever of botocore's clients goes it: region, endpoint, credentials, the server's time."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any, Final, Self, TypeAlias
+
+import msgspec
+from botocore import exceptions as aws
+from botocore.auth import AUTH_TYPE_MAPS, SIGV4_TIMESTAMP, SigV4Auth
+from botocore.credentials import RefreshableCredentials
+from botocore.httpsession import get_cert_path
+from botocore.loaders import Loader, create_loader
+from botocore.session import Session, get_session
+
+from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.dynamodb.errors import Place, UnusableAnswer, explained, is_bare, is_denied, no_region, unsignable
+from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, is_region, server_of, without_userinfo
+from ratelimit.errors import StoreMisconfigured
+
+_MIN_SKEW: Final = 60
+"""Seconds. Amazon forgives some minutes; a second or two is the answer's own way."""
+_SIGNATURE: Final = "ratelimit-v4"
+_SKEW: Final = "ratelimit_skew"
+_MOMENT: Final = "ratelimit_moment"
+_SIGNED: Final = ("dynamodb", "sts")
+
+
+class ServerClock:
+    """This machine's clock, and how far it is off: the time by which requests are signed, whichever way they are sent.
+
+    AWS refuses what was signed more than minutes before or after its own time, and says in the refusal what that is.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or SystemClock()
+        self.skew = 0
+        """Seconds that the server is ahead of us."""
+
+    def learn(self, date: str, skew: int) -> bool:
+        """Return whether the refusal of a request signed with this `skew` may be due to our clock, which is then taken
+        to be as far off as the answer's `date` says."""
+        try:
+            theirs = int(parsedate_to_datetime(date).timestamp())
+        except ValueError:
+            return False
+        found = theirs - self.clock.now() // SECOND
+        if abs(found - skew) < _MIN_SKEW:
+            return False
+        self.skew = found
+        return True
+
+    def attach(self, events: Any) -> None:
+        """Have all clients of a session of botocore's sign by this clock; these are the session's events."""
+        for service in _SIGNED:
+            events.register_first(f"choose-signer.{service}", self._on_signing)
+            events.register_first(f"needs-retry.{service}", self._on_answer)
+
+    def _on_signing(self, signature_version: object, context: dict[str, Any], **_: object) -> str | None:
+        if signature_version != "v4":
+            return None
+        moment = datetime.fromtimestamp(self.clock.now() // SECOND + self.skew, UTC)
+        context[_SKEW], context[_MOMENT] = self.skew, moment.strftime(SIGV4_TIMESTAMP)
+        return _SIGNATURE
+
+    def _on_answer(self, response: Any, attempts: int, request_dict: dict[str, Any], **_: object) -> int | None:
+        """Return 0, to try again at once, where a first attempt was refused because of the clock."""
+        signed_with = request_dict["context"].get(_SKEW)
+        if response is None or attempts > 1 or signed_with is None:
+            return None
+        http, parsed = response
+        denied = is_denied(str(parsed.get("Error", {}).get("Code", "")))
+        return 0 if denied and self.learn(http.headers.get("date", ""), signed_with) else None
+
+
+class _ServerTime(SigV4Auth):  # type: ignore[misc]
+    def _modify_request_before_signing(self, request: Any) -> None:
+        request.context["timestamp"] = request.context[_MOMENT]
+        super()._modify_request_before_signing(request)
+
+
+AUTH_TYPE_MAPS[_SIGNATURE] = _ServerTime
+
+
+_LOCAL_REGION: Final = "us-east-1"
+_LOCAL_KEY: Final = "local"
+
+Verify: TypeAlias = bool | str
+"""True, or the file with the certificates to trust."""
+
+_Location: TypeAlias = tuple[str, str | None, Server | None]
+
+
+def endpoint_of(settings: Settings, session: Session | None = None) -> str | None:
+    """Return what botocore is going to use, as far as the settings, the variables and the AWS profile say it. Raise
+    what botocore does."""
+    session = session or get_session()
+    if settings.endpoint or session.get_config_variable("ignore_configured_endpoint_urls"):
+        return settings.endpoint
+    named = os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or os.environ.get("AWS_ENDPOINT_URL")
+    if named:
+        return named
+    profile: Mapping[str, Any] = session.get_scoped_config()
+    services = session.full_config.get("services", {}).get(profile.get("services"), {})
+    endpoint = services.get("dynamodb", {}).get("endpoint_url") or profile.get("endpoint_url")
+    return None if endpoint is None else str(endpoint)
+
+
+def region_of(settings: Settings, session: Session) -> str | None:
+    """Return None where nobody says it, and the table is not on this machine. Raise what botocore does."""
+    # botocore itself does not know AWS_REGION, which Lambda and ECS set and every other SDK reads.
+    region = settings.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    if region:
+        if not is_region(str(region)):
+            raise aws.InvalidRegionError(region_name=region)
+        return str(region)
+    return _LOCAL_REGION if is_loopback(endpoint_of(settings, session)) else None
+
+
+def same_table(one: Settings, other: Settings) -> bool:
+    """Return whether both lead to one table, however they are written. Ask nobody, and raise nothing."""
+    session = get_session()
+    return _location_of(one, session) == _location_of(other, session)
+
+
+def _location_of(settings: Settings, session: Session) -> _Location:
+    # Amazon has many names for a region's endpoint (dual-stack, FIPS, a VPC's own), and behind each the same tables.
+    server = None
+    try:
+        endpoint, region = endpoint_of(settings, session), region_of(settings, session)
+    except aws.BotoCoreError:  # a broken set-up: it is told, with its reason, when the table is opened
+        endpoint, region = settings.endpoint, settings.region
+    if endpoint is not None and not is_amazon(endpoint):
+        server = server_of(endpoint)
+    return settings.table, region, server
+
+
+class Client:
+    """A client that is open, where it leads, and what it signs and verifies with. Made by `client.connect`, or without
+    an event loop by `blocking.connect`."""
+
+    __slots__ = ("_exits", "api", "clock", "credentials", "place", "verify")
+
+    def __init__(
+        self,
+        api: Any,
+        place: Place,
+        exits: AsyncExitStack,
+        *,
+        credentials: Any,
+        verify: Verify,
+        clock: ServerClock,
+    ) -> None:
+        self.api = api
+        """aiobotocore's client, or what is awaited like it."""
+        self.place = place
+        self.credentials = credentials
+        """botocore's, which refresh themselves; None where there are none."""
+        self.verify = verify
+        """True for the certificates that botocore trusts, or the file that the AWS set-up names (`AWS_CA_BUNDLE`)."""
+        self.clock = clock
+        self._exits = exits
+
+    async def close(self) -> None:
+        """Let go of the connections; harmless when closed."""
+        await self._exits.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def locate(session: Session, settings: Settings, clock: ServerClock) -> tuple[str | None, Place]:
+    """Return the endpoint, as far as it is named, and the place. Have the session's clients sign by the clock.
+
+    An engine on this machine needs no set-up: where nothing is configured, it gets a region, and by
+    `find_credentials` some that mean nothing. Raise `StoreMisconfigured`.
+    """
+    clock.attach(session.get_component("event_emitter"))
+    with explained(Place(settings.table, settings.region or "an unknown region", settings.endpoint or "")):
+        endpoint, region = endpoint_of(settings, session), region_of(settings, session)
+        session.register_component("data_loader", _loader(session.get_config_variable("data_path")))
+    if region is None:
+        raise no_region(settings.table)
+    if is_loopback(endpoint):
+        # The instance metadata service is the last in the chain, and seconds away where there is none.
+        session.get_component("credential_provider").remove("iam-role")
+    return endpoint, Place(settings.table, region, without_userinfo(endpoint or ""))
+
+
+@cache
+def _loader(data_path: str | None) -> Loader:
+    """Return the one of all clients: it keeps the service's model, which takes long to read."""
+    return create_loader(data_path)
+
+
+def certificates_of(session: Session) -> Verify:
+    """Return the certificates that the AWS set-up names. They are yet to be read, by `check_certificates`."""
+    return session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True
+
+
+def check_certificates(verify: Verify, place: Place) -> None:
+    """Raise `StoreMisconfigured` where a file that is named cannot be read. Blocks."""
+    if verify is True:
+        return
+    try:
+        ssl.create_default_context(cafile=get_cert_path(verify))
+    except OSError as error:
+        raise StoreMisconfigured(
+            f"the certificates for {place} cannot be read from {verify!r}: {error.strerror or error}; "
+            "look at AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and the profile's ca_bundle"
+        ) from None
+
+
+def local_credentials(session: Session, endpoint: str | None) -> bool:
+    """Give an engine on this machine credentials, where there are none; return whether that is so."""
+    if is_loopback(endpoint):
+        session.set_credentials(_LOCAL_KEY, _LOCAL_KEY)
+        return True
+    return False
+
+
+def check_credentials(found: Any, place: Place) -> None:
+    """Raise `AccessDenied` for those that cannot be sent."""
+    static = found is not None and not isinstance(found, RefreshableCredentials)
+    if static and not are_sendable(found.access_key, found.secret_key, found.token):
+        raise unsignable(place)
+
+
+def unusable_credentials(error: ValueError, place: Place) -> StoreMisconfigured:
+    """Return the error for an address or a token of the container's that botocore does not take."""
+    return StoreMisconfigured(f"no AWS credentials for {place}: {error}")
+
+
+def client_options(settings: Settings, endpoint: str | None) -> dict[str, Any]:
+    """Return what a client's configuration says, whichever it is."""
+    return {
+        "connect_timeout": settings.connect_timeout,
+        "read_timeout": settings.read_timeout,
+        "max_pool_connections": settings.pool,
+        # botocore would send an addition up to ten times, also after an answer was lost.
+        "retries": {"total_max_attempts": 1, "mode": "standard"},
+        "parameter_validation": False,
+        "proxies": {} if is_loopback(endpoint) else None,
+    }
+
+
+def no_url() -> StoreMisconfigured:
+    """Return the error for an endpoint that botocore cannot read."""
+    return StoreMisconfigured("the endpoint is not a URL; look at AWS_ENDPOINT_URL_DYNAMODB")
+
+
+def check_answers(api: Any) -> None:
+    """Have a client of botocore's raise `UnusableAnswer` for what it would take for an empty answer."""
+    api.meta.events.register("before-parse.dynamodb", _check_answer)
+
+
+def opened(
+    api: Any, settings: Settings, exits: AsyncExitStack, *, credentials: Any, verify: Verify, clock: ServerClock
+) -> Client:
+    """Return the client around one of botocore's that was just made."""
+    place = Place(settings.table, api.meta.region_name, without_userinfo(api.meta.endpoint_url))
+    return Client(api, place, exits, credentials=credentials, verify=verify, clock=clock)
+
+
+def are_sendable(access_key: str, secret_key: str, token: str | None) -> bool:
+    """Return whether credentials survive the way into a header, and are what AWS gave: keys have no spaces."""
+    sent = (access_key, token or "-")
+    return (
+        bool(secret_key)
+        and all(text and text.isascii() for text in sent)
+        and all(text.isprintable() and " " not in text for text in (*sent, secret_key))
+    )
+
+
+class _Shape(msgspec.Struct):
+    """As much of an answer as botocore's parser takes for granted."""
+
+    Attributes: dict[str, dict[str, Any]] | None = None
+    Item: dict[str, dict[str, Any]] | None = None
+    ConsumedCapacity: dict[str, Any] | list[Any] | None = None
+    message: str | None = None
+    Message: str | None = None
+
+
+_decode_shape = msgspec.json.Decoder(_Shape).decode
+
+
+def _check_answer(response_dict: dict[str, Any], **_: object) -> None:
+    """botocore takes a body that is no JSON for an empty answer, which would be a record with nothing spent."""
+    status = response_dict["status_code"]
+    try:
+        _decode_shape(response_dict["body"])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        if is_bare(status):  # botocore makes an error of it
+            response_dict["body"] = b"{}"
+            return
+        raise UnusableAnswer(f"status {status} without a JSON answer") from None

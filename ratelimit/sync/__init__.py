@@ -1,0 +1,17 @@
+"""The limiter for code without an event loop: the same names, arguments and results, and each call blocks.
+
+    from ratelimit import Policy
+    from ratelimit.sync import Limiter, open_store
+
+    with Limiter(open_store("memory://"), [Policy("hint", quotas="5/day")]) as limiter:
+        decision = limiter.check("alice", "hint")
+
+One for all threads. A process that is forked may go on with what its parent has made.
+"""
+
+from ratelimit.blocking import InsideEventLoop
+from ratelimit.sync.directory import Directory
+from ratelimit.sync.limiter import Limiter
+from ratelimit.sync.store import Store, open_store
+
+__all__ = ["Directory", "InsideEventLoop", "Limiter", "Store", "open_store"]

@@ -1,0 +1,231 @@
+"""`Limiter`: the one of `ratelimit`, run without an event loop by the threads that ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable, Mapping
+from datetime import date, datetime
+from inspect import isawaitable, iscoroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from ratelimit.algorithms.fields import Per
+from ratelimit.blocking import Deferred, Runner, wait_for
+from ratelimit.breaker import BreakerState
+from ratelimit.clock import Clock
+from ratelimit.decision import Decision
+from ratelimit.errors import ConfigError
+from ratelimit.limiter import limiter
+from ratelimit.limiter.alerts import Alert, AlertHook
+from ratelimit.limiter.background import LimiterStats
+from ratelimit.limiter.checker import Observer
+from ratelimit.limiter.deadline import BlockingCircuit
+from ratelimit.limiter.limiter import DEFAULT_DEADLINE, DEFAULT_DENIAL_CACHE, DEFAULT_MAX_BELIEFS
+from ratelimit.names import UserId
+from ratelimit.policy import AlgorithmName, Policy, QuotaSource
+from ratelimit.quota import QuotasLike
+from ratelimit.store import MemoryStore
+from ratelimit.sync.directory import Directory
+from ratelimit.sync.store import Store, store_of
+
+T = TypeVar("T")
+
+
+class _Core(limiter.Limiter):
+    """What decides, without an event loop."""
+
+    def __init__(self, store: Store, *args: Any, on_alert: AlertHook | None, **options: Any) -> None:
+        self._runner = store.runner
+        super().__init__(store.inner, *args, on_alert=None if on_alert is None else _aside(on_alert), **options)
+
+    def _circuit(self, deadline: float) -> BlockingCircuit:
+        return BlockingCircuit(self.clock, deadline, self.breaker)
+
+    def _tasks(self, what: str, limit: int) -> Deferred:
+        return Deferred(self._runner)
+
+
+def _aside(hook: AlertHook) -> AlertHook:
+    """Return the hook, called while other threads may go on."""
+
+    async def call(alert: Alert) -> None:
+        answer = await wait_for(lambda left: hook(alert))
+        if isawaitable(answer):
+            if iscoroutine(answer):
+                answer.close()
+            raise TypeError("on_alert is async: nobody awaits it here; use `from ratelimit import Limiter`")
+
+    return call
+
+
+class Limiter:
+    """Checks users' actions against policies, as `ratelimit.Limiter` does, whose arguments and methods it has.
+
+    One per process, for all of its threads: nobody else is held up while one of them waits for the store. Where there
+    is no limit, a check waits until it is counted. `on_alert` is called by the thread whose check was the reason,
+    before that returns.
+    """
+
+    def __init__(
+        self,
+        store: Store | MemoryStore,
+        policies: Iterable[Policy] = (),
+        *,
+        clock: Clock | None = None,
+        deadline: float = DEFAULT_DEADLINE,
+        denial_cache: float = DEFAULT_DENIAL_CACHE,
+        max_beliefs: int = DEFAULT_MAX_BELIEFS,
+        directory: Directory | None = None,
+        on_alert: AlertHook | None = None,
+    ) -> None:
+        self.store = store_of(store)
+        self.directory = directory
+        self._run_core = self.store.runner.run
+        self._core = _Core(
+            self.store,
+            policies,
+            clock=clock,
+            deadline=deadline,
+            denial_cache=denial_cache,
+            max_beliefs=max_beliefs,
+            directory=_source(directory, self.store.runner),
+            on_alert=on_alert,
+        )
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """The named rules, by name."""
+        return self._core.policies
+
+    @property
+    def clock(self) -> Clock:
+        """What tells the time."""
+        return self._core.clock
+
+    @property
+    def breaker(self) -> BreakerState:
+        """The state of the circuit breaker around the store."""
+        return self._core.breaker
+
+    @property
+    def stats(self) -> LimiterStats:
+        """What was spared and lost."""
+        return self._core.stats
+
+    @property
+    def observer(self) -> Observer | None:
+        """Told of each decision of a check, and its seconds, before it is returned: has to be quick, must not raise."""
+        return self._core.observer
+
+    @observer.setter
+    def observer(self, observer: Observer | None) -> None:
+        self._core.observer = observer
+
+    def open(self) -> None:
+        """Open the store. Raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help."""
+        self._run(self._core.open())
+
+    def close(self) -> None:
+        """Let the checks under way have their answers, return what was taken ahead, and close the store.
+
+        A check after that raises `LimiterClosed`, in whatever thread, until `open` is called again.
+        """
+        self._run(self._core.close())
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(
+        self,
+        user: UserId,
+        action: str,
+        *,
+        cost: int = 1,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Decision:
+        """Spend `cost` units if every quota has room, or nothing at all. Where there is no limit, allowed.
+
+        Raises what the async one does, and `InsideEventLoop` in a thread that runs an event loop.
+        """
+        return self._run_core(self._core.check(user, action, cost=cost, quotas=quotas, algorithm=algorithm), "Limiter")
+
+    def peek(
+        self,
+        user: UserId,
+        action: str,
+        *,
+        cost: int = 1,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Decision:
+        """Return what `check` would answer now, spending nothing. Raises as `check` does."""
+        return self._run(self._core.peek(user, action, cost=cost, quotas=quotas, algorithm=algorithm))
+
+    def charge(
+        self,
+        user: UserId,
+        action: str,
+        cost: int,
+        *,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Decision:
+        """Spend what is owed afterwards: always allowed, and a quota may go over its limit. Raises as `check` does."""
+        return self._run(self._core.charge(user, action, cost, quotas=quotas, algorithm=algorithm))
+
+    @overload
+    def refund(self, user: Decision, *, cost: int | None = None) -> None: ...
+
+    @overload
+    def refund(
+        self,
+        user: UserId,
+        action: str,
+        cost: int = 1,
+        *,
+        at: datetime | None = None,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> None: ...
+
+    def refund(self, user: Decision | UserId, *args: Any, **options: Any) -> None:
+        """Give back what a decision took, or `cost` units of it: once, and nothing where it took nothing.
+
+        Raises what the async one does.
+        """
+        self._run(self._core.refund(user, *args, **options))
+
+    def reset(self, user: UserId, action: str) -> None:
+        """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`."""
+        self._run(self._core.reset(user, action))
+
+    def totals(
+        self,
+        user: UserId,
+        since: date | None = None,
+        until: date | None = None,
+        *,
+        per: Per = "day",
+        actions: Iterable[str] | None = None,
+    ) -> dict[str, dict[date, int]]:
+        """Return the units used per action and UTC day, or month. Raises `OutOfRetention`, and `StoreUnavailable`."""
+        return self._run(self._core.totals(user, since, until, per=per, actions=actions))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._run_core(work, "Limiter")
+
+
+def _source(directory: Directory | None, runner: Runner) -> QuotaSource | None:
+    if directory is None:
+        return None
+    if not isinstance(directory, Directory):
+        raise ConfigError("directory", f"expected a Directory of ratelimit.sync, not {directory!r}")
+    if directory.runner is not runner:
+        raise ConfigError("directory", "is on another store; make it on this one: Directory(store.directory)")
+    return directory.core

@@ -1,0 +1,1 @@
+"""The limiter without an event loop: as the asynchronous one, from threads and forked processes."""

@@ -1,0 +1,110 @@
+"""A limiter that was made, opened and used before a fork works in the child, and the parent's goes on undisturbed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from ratelimit.policy import Policy
+from ratelimit.store import MemoryStore
+from ratelimit.sync import Limiter, open_store
+from ratelimit.sync.store import store_from
+from ratelimit.testing import FakeClock
+from tests.faults.apart import Apart
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+
+HINT = Policy("hint", "100/day", on_unavailable="deny")
+
+
+def forked(work: Callable[[], bool]) -> bool:
+    """What the work is in a child."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if work() else 1)
+        except BaseException:  # noqa: BLE001 (the child must not go on with the tests)
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("fast", ["on", "off"])
+@pytest.mark.parametrize("used", [False, True], ids=["made", "used"])
+def test_a_forked_worker_has_connections_of_its_own(
+    apart: Apart, url: str, clock: FakeClock, used: bool, fast: str
+) -> None:
+    limiter = Limiter(store_from(f"{url}&fast={fast}"), [HINT], clock=clock, deadline=20)
+    if used:
+        assert limiter.check("alice", "hint").used == 1
+    before = limiter.check("alice", "hint").used
+    assert forked(lambda: [limiter.check("alice", "hint").used for _ in range(3)] == [before + n for n in (1, 2, 3)])
+    connections = limiter.store.inner.stats.connections  # type: ignore[attr-defined]
+    assert limiter.check("alice", "hint").used == before + 4
+    assert limiter.store.inner.stats.connections == connections  # type: ignore[attr-defined]
+    limiter.close()
+
+
+def test_a_fork_while_other_threads_are_in_the_middle_of_checks(url: str, clock: FakeClock) -> None:
+    """What they hold is held for ever in a child where they do not exist."""
+    limiter, done = Limiter(open_store(url), [HINT], clock=clock, deadline=20), threading.Event()
+
+    def check() -> None:
+        while not done.is_set():
+            limiter.check(f"user-{threading.get_ident()}", "hint")
+
+    threads = [threading.Thread(target=check) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert all(forked(lambda: limiter.check("bob", "hint").reason is None) for _ in range(10))
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(20)
+    assert limiter.check("bob", "hint").used == 11
+    limiter.close()
+
+
+def test_what_is_counted_in_memory_is_not_shared_and_that_is_said(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    limiter = Limiter(MemoryStore(), [HINT], clock=clock)
+    limiter.check("alice", "hint")
+
+    def count() -> bool:
+        told = "make the limiter after the fork" in caplog.text
+        return told and limiter.check("alice", "hint").used == 2
+
+    with caplog.at_level(logging.WARNING):
+        assert forked(count)
+    assert limiter.check("alice", "hint").used == 2
+
+
+@pytest.mark.process
+def test_multiprocessing_forks_and_spawns(url: str) -> None:
+    program = """
+import multiprocessing, sys
+from ratelimit import Policy
+from ratelimit.sync import Limiter, open_store
+
+def work(url):
+    global limiter
+    if "limiter" not in globals():
+        limiter = Limiter(open_store(url), [Policy("hint", "100/day")])
+    return limiter.check("alice", "hint").reason
+
+if __name__ == "__main__":
+    limiter = Limiter(open_store(sys.argv[1]), [Policy("hint", "100/day")])
+    limiter.check("alice", "hint")
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        print(set(pool.map(work, [sys.argv[1]] * 20)))
+    limiter.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("{None}\n", "")
