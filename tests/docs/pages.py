@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 import shlex
@@ -73,19 +74,23 @@ def _blocks(page: str) -> Iterator[Block]:
 
 
 async def run(block: Block | str) -> dict[str, Any]:
-    """Python as a module of its own, in which `await` may stand at the top; and its tests. Gives its names."""
+    """Python as a module of its own, in which `await` may stand at the top; and its tests. Gives its names.
+
+    What awaits nothing is run by a thread without an event loop, as it would be by a reader.
+    """
     text, place = (block, "page") if isinstance(block, str) else (block.text, str(block))
     code = compile(text, place, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     assert isinstance(code, CodeType)
     # In its place among the modules, where frameworks look up the annotations of what it defines.
     module = sys.modules["page"] = ModuleType("page")
     names = vars(module)
-    result = eval(code, names)
-    if inspect.isawaitable(result):
-        await result
+    if code.co_flags & inspect.CO_COROUTINE:
+        await eval(code, names)
+    else:
+        await asyncio.to_thread(eval, code, names)
     for name, value in list(names.items()):
-        if name.startswith("test_") and inspect.isawaitable(outcome := value()):
-            await outcome
+        if name.startswith("test_"):
+            await (value() if inspect.iscoroutinefunction(value) else asyncio.to_thread(value))
     return names
 
 
