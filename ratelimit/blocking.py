@@ -190,8 +190,7 @@ class Runner:
 
 
 class Deferred:
-    """What `Tasks` is on an event loop: work that is run by the thread that started it, once that has its answer.
-    """
+    """What `Tasks` is on an event loop: work that is run by the thread that started it, once that has its answer."""
 
     is_full = False
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from ratelimit.algorithms.fields import window_field
-from ratelimit.limiter import Limiter, background
+from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import UNITS, Window
@@ -233,7 +233,7 @@ async def test_a_clean_up_that_fails_is_nobodys_loss() -> None:
 
 
 async def test_clean_ups_under_way_are_bounded_as_all_background_writes_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "MAX_BACKGROUND_WRITES", 2)
+    monkeypatch.setattr("ratelimit.limiter.limiter.MAX_BACKGROUND_WRITES", 2)
     store = HeldCleanUps(users=5, stale=20)
     one = Limiter(store, [Policy("hint", "9/day")], clock=FakeClock(), deadline=5)
     for number in range(5):
