@@ -8,8 +8,7 @@ import sys
 import typer
 
 from loadtest.bench import app as app_bench
-from loadtest.bench import embedded, export, hotkey, lane, outage, peers, proxy_bodies, proxy_crowd
-from loadtest.bench import proxy as proxy_bench
+from loadtest.bench import embedded, export, hotkey, lane, outage, peers, proxy_bodies, proxy_crowd, sidecar
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -24,7 +23,7 @@ app.command("embedded")(embedded.command)
 app.command("hotkey")(hotkey.command)
 app.command("peers")(peers.command)
 app.command("app")(app_bench.command)
-app.command("proxy")(proxy_bench.command)
+app.command("sidecar")(sidecar.command)
 app.command("proxy-bodies")(proxy_bodies.command)
 app.command("proxy-crowd")(proxy_crowd.command)
 app.command("outage")(outage.command)
@@ -34,7 +33,7 @@ app.command("export")(export.command)
 @app.command("all")
 def every() -> None:
     """All of them, one after the other, as they come: some minutes."""
-    for name in ("lane", "embedded", "hotkey", "outage", "app", "proxy", "proxy-bodies", "proxy-crowd", "peers"):
+    for name in ("lane", "embedded", "hotkey", "outage", "app", "sidecar", "proxy-bodies", "proxy-crowd", "peers"):
         if done := subprocess.run([sys.executable, "-m", "loadtest.bench", name], check=False).returncode:
             raise typer.Exit(done)
 

@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-PINNED: Final = ("limits==5.8.0", "zae-limiter==0.17.0", "redis==7.4.1", "coredis==5.7.0", "uvloop==0.23.0")
+PINNED: Final = (
+    "limits==5.8.0", "zae-limiter==0.17.0", "redis==7.4.1", "coredis==5.7.0", "uvloop==0.23.0", "grpcio==1.85.3",
+)  # fmt: skip
 HOME: Final = Path(__file__).parents[2] / ".cache" / "bench-peers"
 
 _WITHIN: Final = 600.0

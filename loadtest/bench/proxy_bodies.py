@@ -11,7 +11,7 @@ from typing import Annotated, Final, NamedTuple, TypeAlias
 
 import typer
 
-from loadtest.bench.proxy import Process, running
+from loadtest.bench.servers import Server, sidecar
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
 
 MB: Final = 1 << 20
@@ -55,19 +55,19 @@ async def transfer(size: int) -> dict[str, Passed]:
     server = await asyncio.start_server(_upstream, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server:
-        with running("limited", f"http://127.0.0.1:{port}") as sidecar:
-            await _pass(sidecar, 1, _download)
-            start = _resident(sidecar.pid)
-            passed = {name: await _pass(sidecar, size, way, start) for name, way in _WAYS.items()}
+        with sidecar("--upstream", f"http://127.0.0.1:{port}") as ours:
+            await _pass(ours, 1, _download)
+            start = _resident(ours.pid)
+            passed = {name: await _pass(ours, size, way, start) for name, way in _WAYS.items()}
         # The sidecar is gone, and with it the upstream's connections: let those that serve them come to their end.
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
     return passed
 
 
-async def _pass(sidecar: Process, size: int, way: Way, start: float = 0.0) -> Passed:
+async def _pass(server: Server, size: int, way: Way, start: float = 0.0) -> Passed:
     since = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         async with asyncio.timeout(_PATIENCE_S):
             arrived = await way(reader, writer, size)
@@ -75,7 +75,7 @@ async def _pass(sidecar: Process, size: int, way: Way, start: float = 0.0) -> Pa
         writer.close()
     if arrived != size:
         raise RuntimeError(f"of {size} bytes {arrived} arrived")
-    return Passed(size, time.perf_counter() - since, _peak(sidecar.pid) - start)
+    return Passed(size, time.perf_counter() - since, _peak(server.pid) - start)
 
 
 async def _upload(reader: StreamReader, writer: StreamWriter, size: int) -> int:

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 
 import typer
 
-from loadtest.bench.proxy import running
+from loadtest.bench.servers import CLIENT_CORE, Server, module, on_client_core, sidecar
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
 from loadtest.bench.turns import Turn, take_turn
 
@@ -37,12 +37,12 @@ def run(*, rounds: int, seconds: float, at_once: int, uploads: int, sockets: int
     """Turns alone and with the crowd, by turns."""
     alone: list[Turn] = []
     crowded: list[Turn] = []
-    with running("app") as upstream, running("limited", f"http://127.0.0.1:{upstream.port}") as sidecar:
-        asyncio.run(_turn(sidecar.port, seconds / 4, at_once))
+    with in_front_of_app() as server:
+        asyncio.run(_turn(server.port, seconds / 4, at_once))
         for _ in range(rounds):
-            alone.append(asyncio.run(_turn(sidecar.port, seconds, at_once)))
-            with _crowd(sidecar.port, uploads, sockets):
-                crowded.append(asyncio.run(_turn(sidecar.port, seconds, at_once)))
+            alone.append(asyncio.run(_turn(server.port, seconds, at_once)))
+            with _crowd(server.port, uploads, sockets):
+                crowded.append(asyncio.run(_turn(server.port, seconds, at_once)))
     rows = [
         Row("nobody else", _figures(alone)),
         Row(f"{uploads} slow uploads, {sockets} websockets", _figures(crowded)),
@@ -52,6 +52,16 @@ def run(*, rounds: int, seconds: float, at_once: int, uploads: int, sockets: int
     notes = ["the sidecar limits; the upstream is a uvicorn of its own; all share this machine's cores"]
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once} --uploads {uploads} --sockets {sockets}"
     return sheet("proxy-crowd", rows, targets, notes, arguments=options)
+
+
+@contextmanager
+def in_front_of_app() -> Iterator[Server]:
+    """The sidecar, and behind it an app that takes bodies and websockets."""
+    with (
+        module("loadtest.bench.asgi_server", "app", core=CLIENT_CORE) as upstream,
+        sidecar("--upstream", f"http://127.0.0.1:{upstream.port}") as server,
+    ):
+        yield server
 
 
 def _figures(turns: list[Turn]) -> dict[str, float | None]:
@@ -89,7 +99,7 @@ async def _get(reader: StreamReader, writer: StreamWriter) -> None:
 @contextmanager
 def _crowd(port: int, uploads: int, sockets: int) -> Iterator[None]:
     command = [sys.executable, "-m", "loadtest.bench.crowd", str(port), str(uploads), str(sockets)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(on_client_core(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         if process.stdout.readline() != "ready\n":

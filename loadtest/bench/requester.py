@@ -11,7 +11,12 @@ import sys
 import time
 from math import ceil
 from pathlib import Path
+from typing import Literal, TypeAlias
 from urllib.request import ProxyHandler, build_opener
+
+from loadtest.bench.servers import on_client_core
+
+Shape: TypeAlias = Literal["get", "authz", "check"]
 
 _SCRIPT = Path(__file__).with_name("requests.lua")
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
@@ -25,16 +30,19 @@ def has_wrk() -> bool:
     return shutil.which("wrk") is not None
 
 
-def request_many(port: int, *, seconds: float, at_once: int) -> tuple[float, int]:
+def request_many(port: int, *, seconds: float, at_once: int, shape: Shape = "get") -> tuple[float, int]:
     """Requests a second, and how many; every one of them answered with 200. Raises `RuntimeError` where one was not.
 
     `wrk` rounds the seconds up to whole ones.
     """
     if has_wrk():
         command = ["wrk", "-t1", f"-c{at_once}", f"-d{ceil(seconds)}s", "-s", str(_SCRIPT), f"http://127.0.0.1:{port}/"]
+        command += ["--", shape]
     else:
-        command = [sys.executable, "-m", "loadtest.bench.requester", str(port), str(seconds), str(at_once)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
+        command = [sys.executable, "-m", "loadtest.bench.requester", str(port), str(seconds), str(at_once), shape]
+    said = subprocess.run(
+        on_client_core(command), capture_output=True, text=True, check=True, timeout=seconds + 60
+    ).stdout
     rate, made, bad = _RATE.search(said), _MADE.search(said), _BAD.search(said)
     if rate is None or made is None or bad is not None:
         raise RuntimeError(said if bad is None else bad.group())
@@ -48,8 +56,17 @@ def read(port: int, path: str) -> str:
         return body.decode()
 
 
-async def _main(port: int, seconds: float, at_once: int) -> None:
-    users = itertools.cycle([f"GET / HTTP/1.1\r\nHost: x\r\nx-user: user-{n}\r\n\r\n".encode() for n in range(256)])
+def _request(user: str, shape: str) -> bytes:
+    if shape == "check":
+        body = f'{{"user":"{user}","action":"api"}}'
+        fields = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        return f"POST /v1/check HTTP/1.1\r\n{fields}".encode()
+    path = "/v1/authz/" if shape == "authz" else "/"
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nx-user: {user}\r\n\r\n".encode()
+
+
+async def _main(port: int, seconds: float, at_once: int, shape: str) -> None:
+    users = itertools.cycle([_request(f"user-{n}", shape) for n in range(256)])
     until = time.perf_counter() + seconds
     done = bad = 0
 
@@ -69,4 +86,4 @@ async def _main(port: int, seconds: float, at_once: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(_main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

@@ -1,4 +1,4 @@
-"""The proxy's benchmarks run, with few and short turns, and without a promise of speed; and what they show of it."""
+"""The sidecar's benchmarks run, with few and short turns, and without a promise of speed; and what they show of it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from loadtest.bench import crowd, proxy, proxy_bodies, proxy_crowd, requester
-from loadtest.bench.proxy_server import VARIANTS
+from loadtest.bench import builds, crowd, pace, peers_home, proxy_bodies, proxy_crowd, requester, sidecar
+from loadtest.bench.servers import module
 from tests.server.sockets import GET, ask, close
 
 
@@ -22,25 +22,34 @@ async def test_bodies_of_200_mb_each_way_pass_in_bounded_memory() -> None:
 @pytest.mark.process
 async def test_clients_that_take_their_time_keep_nobody_waiting() -> None:
     """How much longer others wait is measured by `python -m loadtest.bench proxy-crowd`."""
-    with (
-        proxy.running("app") as upstream,
-        proxy.running("limited", f"http://127.0.0.1:{upstream.port}") as sidecar,
-    ):
-        writers = await crowd.gather(sidecar.port, uploads=200, sockets=200)
+    with proxy_crowd.in_front_of_app() as server:
+        writers = await crowd.gather(server.port, uploads=200, sockets=200)
         for writer in writers[:200]:
             writer.write(b"x")
-        answers = await asyncio.gather(*(ask(f"127.0.0.1:{sidecar.port}", GET) for _ in range(50)))
+        answers = await asyncio.gather(*(ask(f"127.0.0.1:{server.port}", GET) for _ in range(50)))
         await asyncio.gather(*(close(writer) for writer in writers))
     assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
 
 
 @pytest.mark.slow
-def test_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sidecar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builds, "compiled", lambda: "not in a test")
+    monkeypatch.setattr(peers_home, "python", lambda: (None, "not in a test"))
     monkeypatch.setattr(requester, "has_wrk", lambda: False)  # which counts in whole seconds
-    done = proxy.run(rounds=1, seconds=0.1, at_once=2)
-    assert len(done.rows) == len(VARIANTS)
-    assert all(row.figures["requests/s"] and row.figures["CPU µs per request"] for row in done.rows)
-    assert len(done.targets) == 3
+    done = sidecar.run(rounds=1, seconds=0.1, at_once=2, rate=100)
+    rows = {row.name: row.figures for row in done.rows}
+    assert {sidecar.FLOOR, sidecar.MEMORY, sidecar.LOGGED, sidecar.DYNAMODB, sidecar.AUTHZ, sidecar.CHECK} <= set(rows)
+    assert all(figures["requests/s"] and figures["CPU µs per request"] for figures in rows.values())
+    assert rows[sidecar.MEMORY]["p99 added, ms"] is not None
+    missing = {note.removeprefix("not measured: ").partition(":")[0] for note in done.notes[1:]}
+    assert {sidecar.GRPC_AIO, "the compiled build"} <= missing
+
+
+@pytest.mark.process
+def test_a_steady_rate_is_asked_for() -> None:
+    with module("loadtest.bench.asgi_server", "app") as upstream:
+        found = pace.latencies(upstream.port, rate=200, seconds=0.5)
+    assert 0 < found["p50"] <= found["p99"]
 
 
 @pytest.mark.slow
