@@ -8,8 +8,8 @@
 
 A value that cannot be a user, or that poses as an address (`ip:…`) or as the hash of a user (`h:…`), does not count,
 nor do values that differ under one name, of which an app may take another one than is counted here; the next source is
-asked then, so nobody is unlimited. A function's value is the app's own and is not second-guessed: what cannot be a user
-raises `InvalidUser`.
+asked then, so nobody is unlimited, and the log says once which source has a value that cannot be a user. A function's
+value is the app's own and is not second-guessed: what cannot be a user raises `InvalidUser`.
 
 What an app takes for one value is one name here: credentials in whatever case and spacing of their scheme (RFC 9110,
 11.4), a cookie quoted or percent-encoded, text in UTF-8 or Latin-1, composed or not (`check_user`).
@@ -34,7 +34,7 @@ from starlette.types import Scope
 
 from ratelimit.errors import ConfigError, InvalidUser
 from ratelimit.http.addresses import PREFIX, Addresses, warn_once
-from ratelimit.names import HASH_PREFIX, check_user, is_hash
+from ratelimit.names import HASH_PREFIX, MAX_USER_BYTES, check_user, is_hash
 from ratelimit.policy import UserFrom
 
 DEFAULT_USER_FROM: Final[tuple[UserFrom, ...]] = ("user", "address")
@@ -61,11 +61,12 @@ _ROLLING = re.compile(
 class UserResolver:
     """Says who a request is from. Raises `ConfigError` with the path to a source that makes no sense."""
 
-    __slots__ = ("_addresses", "_readers", "_sources", "headers", "is_plain")
+    __slots__ = ("_addresses", "_names", "_readers", "_sources", "headers", "is_plain")
 
     def __init__(self, user_from: UserFrom | Iterable[UserFrom], addresses: Addresses) -> None:
         self._addresses = addresses
         self._sources: list[tuple[_Reader | None, Callable[..., object] | None]] = []
+        self._names: dict[_Reader, object] = {}
         listed = _listed(user_from)
         for number, source in enumerate(listed):
             if source == "address":
@@ -74,7 +75,9 @@ class UserResolver:
             if callable(source):
                 self._sources.append((None, source))
             else:
-                self._sources.append((_reader(source, f"user_from[{number}]"), None))
+                reader = _reader(source, f"user_from[{number}]")
+                self._sources.append((reader, None))
+                self._names[reader] = source
         self.headers = frozenset(
             source.removeprefix("header:").lower().encode()
             for source in listed
@@ -88,7 +91,7 @@ class UserResolver:
     def read(self, scope: Scope) -> str:
         """Return the user of a request, one that can be stored, where this `is_plain`."""
         for read in self._readers:
-            if (user := read(scope)) is not None and (name := _usable(user)) is not None:
+            if (user := read(scope)) is not None and (name := self._usable(user, read)) is not None:
                 return name
         return self._addresses.of(scope)
 
@@ -97,7 +100,7 @@ class UserResolver:
         for read, function in self._sources:
             if read is not None:
                 user = read(connection.scope)
-                if user is not None and (name := _usable(user)) is not None:
+                if user is not None and (name := self._usable(user, read)) is not None:
                     return name
             elif function is not None:
                 answer = function(connection)
@@ -106,6 +109,22 @@ class UserResolver:
                 if answer is not None:
                     return check_user(answer)
         return self._addresses.of(connection.scope)
+
+    def _usable(self, user: str, read: _Reader) -> str | None:
+        """Return its one name; None where it cannot be a user."""
+        try:
+            name = check_user(user)
+        except InvalidUser:
+            if user:
+                warn_once(
+                    f"a value of {self._names[read]!r} cannot be a user, who has at most {MAX_USER_BYTES} bytes and no "
+                    "control characters: its clients are counted by the next source of user_from, in the end by their "
+                    "address; use a function that makes a shorter name of it"
+                )
+            return None
+        if name.startswith(_POSING) and (name.startswith(PREFIX) or is_hash(name)):
+            return None
+        return name
 
 
 def _listed(user_from: object) -> list[object]:
@@ -254,14 +273,3 @@ def _name(value: Any) -> str | None:
         return str(value)
     kind: Any = type(value)
     return None if kind.__str__ is object.__str__ else str(value)
-
-
-def _usable(user: str) -> str | None:
-    """Return its one name; None where it cannot be a user."""
-    try:
-        user = check_user(user)
-    except InvalidUser:
-        return None
-    if user.startswith(_POSING) and (user.startswith(PREFIX) or is_hash(user)):
-        return None
-    return user

@@ -153,6 +153,27 @@ async def test_the_same_value_twice_does(source: str, headers: list[tuple[str, s
     assert UserResolver([source], Addresses()).read(scope_of(headers=raw)) == "real"
 
 
+@pytest.mark.parametrize("value", ["Bearer " + "x" * 250, "#" * 90, "a\tb"], ids=["long", "long as stored", "control"])
+async def test_a_value_that_cannot_be_a_user_is_told_of_once_with_its_source(
+    value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its clients are counted, all the same: by the next source, and by their address in the end."""
+    warn_once.cache_clear()
+    for _ in range(2):
+        assert await user_of("header:x-api-key", "address", headers={"x-api-key": value}) == ADDRESS
+    (record,) = caplog.records
+    assert "'header:x-api-key' cannot be a user, who has at most 256 bytes" in record.message
+    assert value not in record.message
+    named = await user_of("header:x-api-key", "cookie:id", headers={"x-api-key": value, "cookie": "id=alice"})
+    assert named == "alice"
+
+
+async def test_an_empty_value_is_no_value(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    assert await user_of("header:x-api-key", "address", headers={"x-api-key": " "}) == ADDRESS
+    assert not caplog.records
+
+
 async def test_the_address_is_the_last_resort_of_every_order() -> None:
     assert await user_of() == ADDRESS
     assert await user_of("user") == ADDRESS
