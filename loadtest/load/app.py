@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from locust import FastHttpUser, constant_throughput, task
 
+from ratelimit.numerals import to_int
+
 from ..plan import MARK
 
 _REFUSED: Final = 429
@@ -28,7 +30,7 @@ class AppUser(FastHttpUser):
         parser.add_argument(
             "--user-header", default="", help="The header that names the user, such as x-api-key; none by default."
         )
-        parser.add_argument("--distinct-users", type=int, default=10, help="How many users there are to draw from.")
+        parser.add_argument("--distinct-users", type=to_int, default=10, help="How many users there are to draw from.")
 
     def on_start(self) -> None:
         """Read the options, which the web page may have changed."""

@@ -52,7 +52,7 @@ class Mode:
         amount = text.removeprefix("lease=")
         if amount == "auto":
             return cls("lease=auto", lease="auto")
-        if amount.isdecimal() and int(amount) > 0:
+        if amount.isascii() and amount.isdecimal() and int(amount) > 0:
             return cls(f"lease={int(amount)}", lease=int(amount))
         raise ConfigError("modes", f"unknown mode {text!r}; use plain, coalesced, lease=50 or lease=auto")
 

@@ -37,7 +37,7 @@ def check(
         ),
     ] = None,
     algorithm: Annotated[str | None, typer.Option(help="fixed_window, sliding_window or gcra.")] = None,
-    cost: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="Units to take.")] = 1,
+    cost: Annotated[int, typer.Option(**whole(), help="Units to take.")] = 1,
     peek: Annotated[bool, typer.Option("--peek", help="Look, and spend nothing.")] = False,
     at: Configured,
     as_json: JsonOption = False,

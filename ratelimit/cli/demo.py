@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ratelimit.cli.options import Configured, JsonOption, spread
+from ratelimit.cli.options import Configured, JsonOption, spread, whole
 from ratelimit.cli.output import say, say_json, say_table
 from ratelimit.cli.progress import progress
 from ratelimit.clock import SECOND, SystemClock
@@ -39,8 +39,8 @@ def _root() -> None:
 @spread
 def seed(
     *,
-    users: Annotated[int, typer.Option(min=1, max=10_000, help="How many.")] = 12,
-    days: Annotated[int, typer.Option(min=1, max=90, help="Of usage, up to now.")] = 7,
+    users: Annotated[int, typer.Option(**whole(1, 10_000), help="How many.")] = 12,
+    days: Annotated[int, typer.Option(**whole(1, 90), help="Of usage, up to now.")] = 7,
     on_aws: Annotated[bool, typer.Option("--on-aws", help="Also where the table is Amazon's.")] = False,
     at: Configured,
     as_json: JsonOption = False,

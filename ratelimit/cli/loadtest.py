@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from ratelimit.cli.options import decimal, whole
 from ratelimit.cli.output import INVALID, complain
 
 if TYPE_CHECKING:
@@ -31,19 +32,19 @@ def run(
     foreign: Annotated[
         bool, typer.Option("--foreign", help="Write to that table even if it holds what no load test has written.")
     ] = False,
-    users: Annotated[int, typer.Option(min=1, max=100_000, help="Requests under way at once, at most.")] = 64,
+    users: Annotated[int, typer.Option(**whole(1, 100_000), help="Requests under way at once, at most.")] = 64,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="Requests a second; by default what the engine keeps up with.")
+        float | None, typer.Option(**decimal(0.1), help="Requests a second; by default what the engine keeps up with.")
     ] = None,
-    duration: Annotated[float, typer.Option(min=1, help="Seconds that each group is measured.")] = 60.0,
-    warm_up: Annotated[float, typer.Option(min=0, help="Seconds before that.")] = 5.0,
-    processes: Annotated[int, typer.Option(min=1, max=64, help="Processes of Locust on this machine.")] = 1,
+    duration: Annotated[float, typer.Option(**decimal(1), help="Seconds that each group is measured.")] = 60.0,
+    warm_up: Annotated[float, typer.Option(**decimal(0), help="Seconds before that.")] = 5.0,
+    processes: Annotated[int, typer.Option(**whole(1, 64), help="Processes of Locust on this machine.")] = 1,
     expect_workers: Annotated[
-        int, typer.Option(min=0, help="Wait for so many Locust workers, which you start on other machines.")
+        int, typer.Option(**whole(0), help="Wait for so many Locust workers, which you start on other machines.")
     ] = 0,
-    master_port: Annotated[int, typer.Option(min=1, max=65535, help="Where they find this one.")] = 5557,
+    master_port: Annotated[int, typer.Option(**whole(1, 65535), help="Where they find this one.")] = 5557,
     host: Annotated[str, typer.Option(help="Where the servers under load and the master listen.")] = "127.0.0.1",
-    seed: Annotated[int, typer.Option(help="The same users in the same order.")] = 1,
+    seed: Annotated[int, typer.Option(**whole(), help="The same users in the same order.")] = 1,
     report: Annotated[Path | None, typer.Option(metavar="DIR", help="By default loadtest/report.")] = None,
     budgets: Annotated[Path | None, typer.Option(metavar="FILE", help="By default those that come with it.")] = None,
     smoke: Annotated[

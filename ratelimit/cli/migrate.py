@@ -13,7 +13,7 @@ import msgspec
 import typer
 from typer.core import TyperGroup
 
-from ratelimit.cli.options import Configured, JsonOption, spread
+from ratelimit.cli.options import Configured, JsonOption, decimal, spread, whole
 from ratelimit.cli.output import REFUSED, in_words, note, say, say_json, say_table, toml_value
 from ratelimit.cli.progress import progress
 from ratelimit.config import masked
@@ -78,8 +78,10 @@ def run(
         bool, typer.Option("--dry-run", help="Count, convert and estimate; write nothing at all.")
     ] = False,
     entity: EntityOption = None,
-    batch_size: Annotated[int, typer.Option(help="Rows between two checkpoints.")] = 1000,
-    rate: Annotated[float | None, typer.Option(help="Write units a second at most; by default as many as go.")] = None,
+    batch_size: Annotated[int, typer.Option(**whole(), help="Rows between two checkpoints.")] = 1000,
+    rate: Annotated[
+        float | None, typer.Option(**decimal(), help="Write units a second at most; by default as many as go.")
+    ] = None,
     mapping: MappingOption = None,
     on_error: Annotated[
         Literal["skip", "stop"], typer.Option(help="skip: bad rows are set aside. stop: the first one ends the run.")
@@ -159,7 +161,7 @@ def verify(
     *,
     source: SourceArgument,
     entity: EntityOption = None,
-    batch_size: Annotated[int, typer.Option(help="Rows read at a time.")] = 1000,
+    batch_size: Annotated[int, typer.Option(**whole(), help="Rows read at a time.")] = 1000,
     more_is_fine: Annotated[
         bool, typer.Option("--more-is-fine", help="The table is in use already: what it has besides is no difference.")
     ] = False,
@@ -199,7 +201,9 @@ def undo(
     *,
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="As the run's report says.", show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be taken back.")] = False,
-    rate: Annotated[float | None, typer.Option(help="Write units a second at most; by default as many as go.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(**decimal(), help="Write units a second at most; by default as many as go.")
+    ] = None,
     work_dir: WorkDirOption = Path("."),
     at: Configured,
     as_json: JsonOption = False,

@@ -15,11 +15,12 @@ import typer
 
 from ratelimit.config import Config
 from ratelimit.factory import build_store, load_checked, table_settings
-from ratelimit.numerals import to_int
+from ratelimit.numerals import to_float, to_int
 from ratelimit.store import TableStore
 
 R = TypeVar("R")
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 StoreOption: TypeAlias = Annotated[
     str | None,
@@ -33,12 +34,30 @@ JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON do
 YesOption: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
-def whole(text: str | int) -> int:
-    """Read the text of an option: `typer.Option(parser=whole, metavar="INTEGER")`; a default comes as it is."""
-    try:
-        return to_int(text) if isinstance(text, str) else text
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+def whole(least: int | None = None, most: int | None = None) -> dict[str, Any]:
+    """Return what makes an option of a whole number, in ASCII digits: `typer.Option(**whole(1, 64), help=…)`."""
+    return _number(to_int, "INTEGER", least, most)
+
+
+def decimal(least: float | None = None, most: float | None = None) -> dict[str, Any]:
+    """Return what makes an option of a number."""
+    return _number(to_float, "NUMBER", least, most)
+
+
+def _number(read: Callable[[str], N], name: str, least: N | None, most: N | None) -> dict[str, Any]:
+    low, high = ("" if bound is None else f"{bound:,}" for bound in (least, most))
+    bounds = f"between {low} and {high}" if low and high else f"{low} at least" if low else f"{high} at most"
+
+    def parse(text: str | N) -> N:
+        try:
+            value = read(text) if isinstance(text, str) else text  # a default comes as it is
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if (least is not None and value < least) or (most is not None and value > most):
+            raise typer.BadParameter(f"{value} is not {bounds}")
+        return value
+
+    return {"parser": parse, "metavar": f"{name} {low}-{high}" if low and high else name}
 
 
 def spread(command: Callable[..., R]) -> Callable[..., R]:

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from ratelimit.cli.options import ConfigOption, StoreOption
+from ratelimit.cli.options import ConfigOption, StoreOption, decimal, whole
 from ratelimit.cli.output import INVALID, complain, note
 from ratelimit.config import Config, masked
 from ratelimit.errors import ConfigError
@@ -48,26 +48,32 @@ def serve(
         typer.Option(metavar="SOURCE", help="header:x-api-key, cookie:session, address; in order, may be repeated."),
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8080,
+    port: Annotated[int, typer.Option(**whole(0, 65535), help="0 takes any that is free.")] = 8080,
     uds: Annotated[str | None, typer.Option(metavar="PATH", help="Listen on a unix socket instead.")] = None,
     admin: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where health, metrics and reload are; off for nowhere. As configured."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes on the one port.")] = 1,
+    workers: Annotated[int, typer.Option(**whole(1, 256), help="Processes on the one port.")] = 1,
     upstream_host: Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")] = False,
     upstream_ca: Annotated[
         str,
         typer.Option(metavar="FILE", help="The certificates that an https upstream is trusted by; else the system's."),
     ] = "",
-    connect_timeout: Annotated[float, typer.Option(help="Seconds for a connection to the upstream.")] = 5.0,
-    first_byte_timeout: Annotated[float, typer.Option(help="Seconds for the upstream to begin its answer.")] = 60.0,
-    idle_timeout: Annotated[float, typer.Option(help="Seconds without a byte before an exchange is given up.")] = 300.0,
+    connect_timeout: Annotated[
+        float, typer.Option(**decimal(), help="Seconds for a connection to the upstream.")
+    ] = 5.0,
+    first_byte_timeout: Annotated[
+        float, typer.Option(**decimal(), help="Seconds for the upstream to begin its answer.")
+    ] = 60.0,
+    idle_timeout: Annotated[
+        float, typer.Option(**decimal(), help="Seconds without a byte before an exchange is given up.")
+    ] = 300.0,
     linger: Annotated[
-        float, typer.Option(min=0, max=3600, help="Seconds at the end in which clients are told to leave.")
+        float, typer.Option(**decimal(0, 3600), help="Seconds at the end in which clients are told to leave.")
     ] = 2.0,
     grace: Annotated[
-        float, typer.Option(min=0, max=3600, help="Seconds at the end for requests that run, --linger included.")
+        float, typer.Option(**decimal(0, 3600), help="Seconds at the end for requests that run, --linger included.")
     ] = 15.0,
     access_log: Annotated[str, typer.Option(metavar="FORMAT", help="text, json or off; on stdout.")] = "text",
     json: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, Configured, JsonOption, StoreOption, spread
+from ratelimit.cli.options import ConfigOption, Configured, JsonOption, StoreOption, decimal, spread, whole
 from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, complain, note, say, say_fields, say_json
 from ratelimit.errors import ConfigError, TableNotFound
 from ratelimit.factory import table_settings
@@ -63,10 +63,8 @@ class Wanted:
     billing: Annotated[
         str | None, typer.Option("--billing", metavar="MODE", help="on-demand (default) or provisioned.")
     ] = None
-    read: Annotated[int | None, typer.Option("--read", metavar="UNITS", help="Provisioned read units a second.")] = None
-    write: Annotated[int | None, typer.Option("--write", metavar="UNITS", help="Provisioned write units a second.")] = (
-        None
-    )
+    read: Annotated[int | None, typer.Option("--read", **whole(), help="Provisioned read units a second.")] = None
+    write: Annotated[int | None, typer.Option("--write", **whole(), help="Provisioned write units a second.")] = None
 
     def spec(self) -> TableSpec:
         """Return the options as a specification; units alone mean provisioned billing. Raises `ConfigError`."""
@@ -184,7 +182,7 @@ def upgrade(
     *,
     target: TableTarget,
     wanted: Wanted,
-    wait: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for each change, at most.")] = 600,
+    wait: Annotated[float, typer.Option(**decimal(), help="How long to wait for each change, at most.")] = 600,
     as_json: JsonOption = False,
 ) -> int:
     """Mend what `verify` finds, as far as it can be mended in place; says what cannot. Takes the options of `create`.

@@ -50,9 +50,7 @@ ActionOption: TypeAlias = Annotated[str | None, typer.Option("--action", help="O
 AllowedOption: TypeAlias = Annotated[
     bool | None, typer.Option("--allowed/--denied", help="Of this answer only.", show_default=False)
 ]
-PartsOption: TypeAlias = Annotated[
-    int, typer.Option(parser=whole, metavar="INTEGER", help="Parts of the table read side by side, up to 64.")
-]
+PartsOption: TypeAlias = Annotated[int, typer.Option(**whole(), help="Parts of the table read side by side, up to 64.")]
 DayOption: TypeAlias = Annotated[
     str, typer.Option("--day", metavar="DAY", help="2026-01-05, today or yesterday.", show_default=False)
 ]
@@ -69,7 +67,7 @@ def events(
     until: UntilOption = None,
     action: ActionOption = None,
     allowed: AllowedOption = None,
-    limit: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="Events at most, up to 1000.")] = 100,
+    limit: Annotated[int, typer.Option(**whole(), help="Events at most, up to 1000.")] = 100,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended, as it was printed there.")] = None,
     at: Configured,
     as_json: JsonOption = False,
@@ -100,9 +98,7 @@ def events(
 def summary(
     *,
     user: UserArgument,
-    days: Annotated[
-        int, typer.Option(parser=whole, metavar="INTEGER", help="So many days, today included; up to 35.")
-    ] = 7,
+    days: Annotated[int, typer.Option(**whole(), help="So many days, today included; up to 35.")] = 7,
     at: Configured,
     as_json: JsonOption = False,
 ) -> None:
@@ -167,7 +163,7 @@ def top(
     *,
     day: DayOption,
     action: Annotated[str, typer.Option("--action", help="Of this action.", show_default=False)],
-    count: Annotated[int, typer.Option(parser=whole, metavar="INTEGER", help="So many users, up to 1000.")] = 10,
+    count: Annotated[int, typer.Option(**whole(), help="So many users, up to 1000.")] = 10,
     parts: PartsOption = 4,
     at: Configured,
     as_json: JsonOption = False,

@@ -76,7 +76,7 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 _FORMS: Final = {
     "table": (r"[A-Za-z0-9_.-]{3,255}", "3 to 255 of letters, digits, '_', '-', '.'"),
     "region": (r"[a-z0-9]+(-[a-z0-9]+)+|\*", "as in eu-west-1"),
-    "account": (r"\d{12}|\*", "the twelve digits of an AWS account"),
+    "account": (r"[0-9]{12}|\*", "the twelve digits of an AWS account"),
     "partition": (r"aws(-[a-z]+)*", "aws, aws-cn or aws-us-gov"),
 }
 

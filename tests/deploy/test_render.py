@@ -92,6 +92,7 @@ def test_the_region_is_that_of_the_environment(ratelimit: Command, monkeypatch: 
         (("sidecar", "--name", "Shop"), "ServiceName: 'Shop' does not match"),
         (("sidecar", "--set", "UserFrom=a\nb"), "UserFrom: expected one line of text"),
         (("iam", "--region", "eu*"), "--region: expected"),
+        (("iam", "--account", "\u0661" * 12), "--account: expected the twelve digits of an AWS account"),
         (("iam", "--account", "12"), "--account: expected the twelve digits of an AWS account, not '12'"),
         (("iam", *ACCOUNT, "--role", "root"), "--role: unknown role 'root'; there are serve, read, migrate, operate"),
         (("iam", *ACCOUNT, "--name", "a*"), "--name: expected 3 to 255"),
