@@ -156,12 +156,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             at_ms = _milliseconds(at)
         at_ms = _time(at_ms, id, now)
         event_id = _ids.new(at_ms) if id is None else _id(id)
-        if type(cost) is not int or not 0 <= cost <= MAX_LIMIT:
-            raise InvalidEvent(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {_shown(cost)}")
-        if type(allowed) is not bool:
-            raise InvalidEvent(f"allowed must be True or False, not {allowed!r}")
-        if status is not None and (type(status) is not int or not 100 <= status <= 599):
-            raise InvalidEvent(f"status must be an HTTP status, not {_shown(status)}")
+        _check_outcome(cost, allowed, status)
         if duration is not None:
             duration = _duration(duration)
         if resource is not None:
@@ -233,6 +228,15 @@ def _duration(duration: float) -> float:
     if type(duration) not in (int, float) or not 0 <= duration <= MAX_DURATION:
         raise InvalidEvent(f"duration must be milliseconds from 0 to {MAX_DURATION}, not {_shown(duration)}")
     return round(float(duration), 3)
+
+
+def _check_outcome(cost: object, allowed: object, status: object) -> None:
+    if type(cost) is not int or not 0 <= cost <= MAX_LIMIT:
+        raise InvalidEvent(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {_shown(cost)}")
+    if type(allowed) is not bool:
+        raise InvalidEvent(f"allowed must be True or False, not {allowed!r}")
+    if status is not None and (type(status) is not int or not 100 <= status <= 599):
+        raise InvalidEvent(f"status must be an HTTP status, not {_shown(status)}")
 
 
 def _shown(value: object) -> str:

@@ -110,27 +110,43 @@ async def join_lifespan(
     except (StoreMisconfigured, ConfigError) as error:
         await send({"type": "lifespan.startup.failed", "message": f"{name}{error}"})
         return
-    has_ended = False
 
     async def replay() -> Message:
         return first.pop() if first else await receive()
 
-    async def pass_on(message: Message) -> None:
-        nonlocal has_ended
-        problem = check() if check is not None and message["type"] == "lifespan.startup.complete" else None
-        if problem is not None:
-            message = {"type": "lifespan.startup.failed", "message": f"{name}{problem}"}
-        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
-            # Before the server hears of it: it may stop the event loop at once.
-            has_ended = True
-            await end()
-        await send(message)
-
+    said = _LifespanSend(send, end, check, name)
     try:
-        await app(scope, replay, pass_on)
+        await app(scope, replay, said.pass_on)
     finally:
-        if not has_ended:
-            await end()
+        await said.finish()
+
+
+class _LifespanSend:
+    """What an app says of its lifespan, on its way to the server."""
+
+    def __init__(
+        self, send: Send, end: Callable[[], Awaitable[None]], check: Callable[[], str | None] | None, name: str
+    ) -> None:
+        self._send = send
+        self._end = end
+        self._check = check
+        self._name = name
+        self._has_ended = False
+
+    async def pass_on(self, message: Message) -> None:
+        if message["type"] == "lifespan.startup.complete" and self._check is not None:
+            problem = self._check()
+            if problem is not None:
+                message = {"type": "lifespan.startup.failed", "message": f"{self._name}{problem}"}
+        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
+            await self.finish()  # before the server hears of it: it may stop the event loop at once
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """End, unless that has been done."""
+        if not self._has_ended:
+            self._has_ended = True
+            await self._end()
 
 
 class LimiterLifespan:
