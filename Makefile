@@ -15,6 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)))
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
+QUICK := "not slow and not engine and not process and not heavy"
 INSTALLED := $(VENV)/.installed
 STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/directory tests/usage tests/cli/test_table.py
 # What a request runs through. What makes and reads whole tables, and what people ask for, is Python in both builds.
@@ -46,8 +47,9 @@ demo: $(INSTALLED)  ## a small app with the middleware, and a client that shows 
 test: $(INSTALLED)  ## what a change has to pass, on ministack, some minutes (ARGS="-k quota" narrows it)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-quick: $(INSTALLED)  ## the part of it that needs no engine and starts no program, for the inner loop
-	$(PYTEST) -m "not slow and not engine and not process" --hypothesis-profile=quick $(ARGS)
+test-quick: WORKERS = 3  # these wait little
+test-quick: $(INSTALLED)  ## the part of it that is quick and needs no engine and no program, for the inner loop
+	$(PYTEST) -m $(QUICK) --hypothesis-profile=quick $(ARGS)
 
 test-all: $(INSTALLED)  ## all there is: also many processes, long histories, load tests and whatever else is slow
 	$(PYTEST) $(ARGS)
@@ -56,9 +58,10 @@ test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local
 	$(PY) -m ratelimit.testing.engines
 	RATELIMIT_TEST_ENGINE=dynamodb-local $(PYTEST) -m "engine and not slow" $(STORE_SUITE) $(ARGS)
 
-# Tracing costs twice the CPU, until Python 3.14: so it is not the whole suite, but the part that runs in its own process.
-coverage: $(INSTALLED)  ## branch coverage of `make test-quick`, with the floor that pyproject.toml sets
-	$(PYTEST) -m "not slow and not engine and not process" --cov --cov-report=term:skip-covered $(ARGS)
+# Tracing costs twice the CPU, until Python 3.14: so it is not the whole suite, but the part that runs in its own process,
+# with fewer examples of Hypothesis.
+coverage: $(INSTALLED)  ## branch coverage of what needs no engine and no program, with the floor that pyproject.toml sets
+	$(PYTEST) -m "not slow and not engine and not process" --hypothesis-profile=quick --cov --cov-report=term:skip-covered $(ARGS)
 
 test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C compiler)
 	$(PY) -m loadtest.bench.builds

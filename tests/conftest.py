@@ -10,10 +10,11 @@ from collections.abc import Generator, Iterator
 from functools import cache
 
 import pytest
+from botocore import hooks
 from botocore.hooks import EventAliaser, HierarchicalEmitter
-from hypothesis import settings
 
 from ratelimit import retry
+from tests import profiles as profiles
 from tests.deploy.recording import every_call_is_granted as every_call_is_granted
 from tests.engines import Choice, Engine, EngineError, choose, isolate, start
 
@@ -21,14 +22,12 @@ _CHOICE = pytest.StashKey[Choice]()
 _ENGINE = pytest.StashKey[Engine | None]()
 _LOG_START = pytest.StashKey[int]()
 
-# A shared machine is slow at times: time limits are pytest-timeout's. The blob repeats here what failed elsewhere.
-settings.register_profile("ratelimit", deadline=None, print_blob=True)
-settings.register_profile("quick", settings.get_profile("ratelimit"), max_examples=20)
-settings.load_profile("ratelimit")
-
-# botocore works out anew for every session what the events of its 120 handlers are called: a third of connecting.
+# botocore works out anew for every session what the events of its 120 handlers are called, and which of them take any
+# keyword: half of connecting.
 _event_name = cache(EventAliaser(HierarchicalEmitter())._alias_event_name)
 EventAliaser._alias_event_name = lambda self, name: _event_name(name)
+_accepts_kwargs = cache(hooks.accepts_kwargs)
+hooks.accepts_kwargs = lambda handler: _accepts_kwargs(getattr(handler, "__func__", handler))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,7 +73,7 @@ def _has_parameter(item: pytest.Item, *values: str) -> bool:
 
 @pytest.fixture(autouse=True)
 def no_program_where_it_is_not_said(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make test-quick` stays quick: it runs what has none of these marks."""
+    """`make test-quick` stays quick: of these marks it runs none."""
     if not any(request.node.get_closest_marker(name) for name in ("engine", "process", "slow")):
         monkeypatch.setattr(subprocess.Popen, "__init__", _mark_it)
 

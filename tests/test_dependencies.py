@@ -97,6 +97,7 @@ def subclasses(owner: type) -> set[type]:
     return found.union(*map(subclasses, found))
 
 
+@pytest.mark.heavy
 def test_what_our_subclasses_use_of_theirs_is_listed() -> None:
     for room in (ratelimit.dynamodb, ratelimit.server):
         for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):

@@ -23,6 +23,7 @@ from ratelimit.store import Add, Expect, MemoryStore, Store
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
 from tests.limiter.stores import CountingStore, YieldingStore
+from tests.profiles import examples
 
 ALICE = Key("alice", "hint")
 DAY = 86_400
@@ -109,7 +110,7 @@ async def test_a_slower_refill_loses_nothing_to_those_who_wait() -> None:
         st.tuples(st.sampled_from([0.0, 0.0, 0.1, 1.0, 30.0, 400.0]), st.integers(0, 2), st.integers(1, 4)), max_size=40
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_old_and_new_limits_together_never_admit_more_than_the_larger(steps: list[tuple[float, int, int]]) -> None:
     """Processes with different configurations, as while one takes the place of the other."""
     quotas = [Quota(5, "minute"), Quota(40, "minute", burst=9), Quota(20, "minute", burst=3)]
@@ -285,7 +286,7 @@ steps = st.lists(
 
 
 @given(steps, st.sampled_from(["10/second", "10/second burst 25", "3/second; 20/minute"]), st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_refund_never_lets_more_pass_than_the_bucket_holds(
     history: list[tuple[str, float, int]], quotas: str, two: bool
 ) -> None:

@@ -12,11 +12,12 @@ from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import Quota
 from ratelimit.store import MemoryStore
 from tests.limiter.histories import ALGORITHMS, MICROSECOND, QUOTAS, History, steps
+from tests.profiles import examples
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(quotas=st.sampled_from(QUOTAS), history=steps)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_random_histories(algorithm: AlgorithmName, quotas: str, history: list[tuple[float, int]]) -> None:
     async def run() -> None:
         one = History(MemoryStore(), Policy("hint", quotas, algorithm=algorithm))
@@ -35,7 +36,7 @@ async def test_a_clock_slightly_behind_still_finds_the_window_before_its_own() -
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(quotas=st.sampled_from(QUOTAS), history=steps)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_whoever_comes_back_as_told_gets_in(
     algorithm: AlgorithmName, quotas: str, history: list[tuple[float, int]]
 ) -> None:
@@ -53,7 +54,7 @@ def test_whoever_comes_back_as_told_gets_in(
 
 
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(1, 30), steps)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_buckets_of_any_burst(limit: int, window: int, burst: int, history: list[tuple[float, int]]) -> None:
     async def run() -> None:
         quota = Quota(limit, f"{window} seconds", burst=burst)

@@ -16,6 +16,7 @@ from ratelimit.policy import AlgorithmName
 from ratelimit.quota import UNITS, Quota, Window
 from ratelimit.store import MemoryStore, Put, Record, Write
 from tests.limiter.histories import ALGORITHMS
+from tests.profiles import examples
 
 ALICE = Key("alice", "hint")
 LATER = 2_000_000_000
@@ -80,7 +81,7 @@ def fits(one: Rule, case: Case) -> bool:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(cases())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_no_belief_admits_what_the_truth_refuses(algorithm: AlgorithmName, case: Case) -> None:
     one = rule(algorithm, case.quota)
     ops = one.spend(case.now, case.cost, case.belief)

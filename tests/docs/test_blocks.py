@@ -65,6 +65,7 @@ def test_data_can_be_read(block: Block) -> None:
     assert json.loads(block.text) if block.language == "json" else yaml.safe_load(block.text)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("line", [line for page in PAGES for line in command_lines(page)], ids=str)
 def test_the_program_reads_the_command(line: Line) -> None:
     found: list[str] = []

@@ -18,6 +18,8 @@ from tests.engines import Engine
 from tests.faults import Behaviour, FaultServer, garbage, hang_up, internal_error, slow, throttled
 from tests.faults.behaviours import Exchange
 
+pytestmark = pytest.mark.heavy
+
 OLD = User("alice", identities=[Identity.email("old@example.com")], version=5)
 NEW = User("alice", identities=[Identity.email("new@example.com")])
 

@@ -39,6 +39,8 @@ from tests.faults import (
 )
 from tests.faults.oddities import redirect
 
+pytestmark = pytest.mark.heavy
+
 ALICE = Key.of("alice", "hint")
 ADD = Write((Add("d1", 1, 5),), 1_999_999_999)
 

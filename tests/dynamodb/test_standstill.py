@@ -22,6 +22,8 @@ from ratelimit.store import Add, Write
 from tests.faults import hang_up, ok, slow
 from tests.faults.apart import Apart
 
+pytestmark = pytest.mark.heavy
+
 ALICE = Key.of("alice", "hint")
 ADD = Write((Add("d1", 1),), 1_999_999_999)
 Run = Callable[[Coroutine[Any, Any, None]], None]

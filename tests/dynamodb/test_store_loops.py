@@ -31,6 +31,8 @@ from ratelimit.policy import Policy
 from ratelimit.store import Add, Write
 from tests.faults.apart import Apart
 
+pytestmark = pytest.mark.heavy
+
 ALICE = Key.of("alice", "hint")
 ADD = Write((Add("d1", 1),), 1_999_999_999)
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]

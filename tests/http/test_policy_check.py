@@ -133,6 +133,7 @@ async def test_a_root_path_that_is_known_at_the_start_is_told_then(caplog: pytes
             assert f"{pattern!r} begins with '/api'" in caplog.text
 
 
+@pytest.mark.heavy
 def test_long_paths_are_not_remembered_however_short_they_are_when_tidied() -> None:
     routes = routes_of(Policy("hint", "1/day", match="POST /hints"))
     tracemalloc.start()

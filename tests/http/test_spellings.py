@@ -175,6 +175,7 @@ async def test_whatever_a_router_serves_was_counted(site: ASGIApp) -> None:
     assert await try_all(limiter, lambda method, target: body_of(app, scope_as_sent(method, target))) >= EASY
 
 
+@pytest.mark.heavy
 async def test_whatever_a_router_serves_under_a_root_path_was_counted(site: ASGIApp) -> None:
     limiter = limiter_of(*POLICIES)
     app = RateLimitMiddleware(site, limiter=limiter)
@@ -191,6 +192,7 @@ async def test_whatever_a_router_serves_under_a_root_path_was_counted(site: ASGI
     assert await try_all(limiter, fetch, tricks)
 
 
+@pytest.mark.heavy
 async def test_whatever_a_mounted_app_serves_was_counted(site: ASGIApp) -> None:
     limiter = limiter_of(*POLICIES)
     outer = Starlette(routes=[Mount("/api", RateLimitMiddleware(site, limiter=limiter))])
@@ -284,6 +286,7 @@ def over(address: str) -> Callable[[str, str], Any]:
     return fetch
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "server"), [*(("starlette", server) for server in SERVERS), ("flask", "uvicorn h11")])
 async def test_whatever_is_served_over_a_real_server_was_counted(name: str, server: str, folder: Path) -> None:
     limiter = limiter_of(*POLICIES)
@@ -291,6 +294,7 @@ async def test_whatever_is_served_over_a_real_server_was_counted(name: str, serv
         assert await try_all(limiter, over(address)) >= EASY
 
 
+@pytest.mark.heavy
 @in_front
 async def test_whatever_is_served_behind_the_sidecar_was_counted(site: ASGIApp) -> None:
     limiter = limiter_of(*POLICIES)

@@ -13,6 +13,8 @@ from ratelimit.testing import FakeClock
 from tests.faults import Behaviour, FaultServer, garbage, half, hang_up, internal_error, slow, throttled
 from tests.http.apps import client_of, hello
 
+pytestmark = pytest.mark.heavy
+
 EXPECTED: dict[OnUnavailable, list[int]] = {"allow": [200] * 4, "deny": [503] * 4, "local": [200, 200, 429, 429]}
 BAD_DAYS = {
     "2 s an answer": slow(2),

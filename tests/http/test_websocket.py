@@ -188,6 +188,7 @@ async def test_each_message_is_written_down_as_it_comes(inside: bool) -> None:
     assert found == [(True, 101), (True, 101), (False, 101)]
 
 
+@pytest.mark.heavy
 async def test_a_long_connection_holds_no_more_than_a_short_one() -> None:
     store = MemoryStore()
     limiter = limiter_of(Policy("message", "10/minute", log="allowed"), store=store)

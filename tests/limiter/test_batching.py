@@ -18,6 +18,7 @@ from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.testing import FakeClock, virtual_time
 from tests.limiter.histories import ALGORITHMS
 from tests.limiter.stores import CountingStore, FailingStore, failing
+from tests.profiles import examples
 
 
 class GatedStore(FailingStore):
@@ -158,7 +159,7 @@ async def test_a_dear_check_that_does_not_fit_lets_cheaper_ones_behind_it_pass()
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.integers(1, 40), st.sampled_from(ALGORITHMS))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 def test_what_was_granted_is_what_was_written(costs: list[int], limit: int, algorithm: AlgorithmName) -> None:
     async def run() -> None:
         one, store = gated(f"{limit}/day", algorithm)

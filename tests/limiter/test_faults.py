@@ -13,6 +13,8 @@ from ratelimit.policy import OnUnavailable, Policy
 from ratelimit.testing import FakeClock
 from tests.faults import Behaviour, FaultServer, garbage, half, hang_up, internal_error, slow, throttled
 
+pytestmark = pytest.mark.heavy
+
 DEADLINE = 0.5
 ANSWERS: list[OnUnavailable] = ["allow", "deny", "local"]
 BAD_DAYS = [

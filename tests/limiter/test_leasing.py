@@ -18,6 +18,7 @@ from ratelimit.policy import Lease, Policy
 from ratelimit.store import MemoryStore, Store
 from ratelimit.testing import FakeClock, virtual_time
 from tests.limiter.stores import CountingStore, FailingStore, failing
+from tests.profiles import examples
 
 TODAY = date(2026, 1, 5)
 
@@ -198,7 +199,7 @@ async def test_the_last_units_are_not_all_held_by_who_came_first() -> None:
         st.tuples(st.integers(0, 3), st.integers(1, 4), st.sampled_from([0.0, 0.01, 1.0, 7.0])), max_size=60
     ),
 )
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_processes_with_leases_never_over_admit(limit: int, lease: Lease, steps: list[tuple[int, int, float]]) -> None:
     async def run() -> None:
         store, clock = CountingStore(), FakeClock()

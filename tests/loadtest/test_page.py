@@ -134,6 +134,7 @@ OVERLAPS = """
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_plot_is_drawn(tab: Page, tmp_path: Path, scheme: str) -> None:
     write(every_group(failing=3), tmp_path)
@@ -173,6 +174,7 @@ LINES = """
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_screenshot_shows_the_lines(tab: Page, tmp_path: Path, scheme: str) -> None:
     """Every line's colour is among the pixels, and the paper is light, or dark."""

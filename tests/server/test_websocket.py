@@ -237,6 +237,7 @@ async def test_a_handshake_beyond_the_limit_never_reaches_the_upstream() -> None
     assert heads == []
 
 
+@pytest.mark.heavy
 async def test_a_client_that_reads_nothing_does_not_keep_its_upstream() -> None:
     left = asyncio.Event()
 

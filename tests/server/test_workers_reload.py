@@ -57,6 +57,7 @@ async def test_one_worker_alone_is_not_replaced() -> None:
         assert await service.ended() == 0
 
 
+@pytest.mark.heavy
 async def test_a_second_reload_during_the_first_is_not_lost() -> None:
     """The file may have been read already, by then."""
     sidecar = SlowToReload()

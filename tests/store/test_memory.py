@@ -30,6 +30,7 @@ async def test_the_longest_unwritten_gives_way() -> None:
     assert not await store.read(Key("bob", "hint"))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("quotas", ["5/day", "5/day; 100/month", "5/second; 5/week"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("spent", [5, 4])

@@ -108,6 +108,7 @@ async def test_nothing_there_is_an_empty_file(tmp_path: Path) -> None:
     assert path.read_bytes() == ",".join(COLUMNS).encode() + b"\r\n"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
 @pytest.mark.parametrize("pages", [0, 1, 2, 4])
 async def test_it_goes_on_where_it_was_interrupted(tmp_path: Path, format: str, pages: int) -> None:
@@ -237,6 +238,7 @@ async def test_one_that_stays_away_leaves_a_checkpoint(tmp_path: Path, pauses: l
     assert rest_of(path) == ["events.jsonl.checkpoint", "events.jsonl.part"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
 async def test_memory_does_not_grow_with_the_events(tmp_path: Path, format: str) -> None:
     peaks = []

@@ -168,6 +168,7 @@ async def test_rejects_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["e.jsonl"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("format", ["jsonl", "csv"])
 async def test_a_file_that_was_cut_short(tmp_path: Path, format: str) -> None:
     store, path = MemoryStore(), tmp_path / f"e.{format}"

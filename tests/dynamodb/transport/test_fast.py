@@ -78,6 +78,7 @@ async def test_odd_but_good(server: FaultServer, store: DynamoDBStore, behaviour
     assert store.stats.fallbacks == {}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [

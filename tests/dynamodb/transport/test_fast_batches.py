@@ -63,6 +63,7 @@ async def test_what_was_not_processed_is_said(server: FaultServer, store: Dynamo
     assert len(server.table.items) == 7
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("behaviour", "expected"),
     [

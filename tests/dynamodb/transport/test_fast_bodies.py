@@ -12,6 +12,7 @@ from ratelimit.dynamodb.schema import limit_key, limit_pk
 from ratelimit.dynamodb.transport.fast import RequestBodies
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Expect, Op, Put, Write
+from tests.profiles import examples
 
 CONSTANT = {"TableName": "li%mits"}
 numbers = st.integers(-3, 3) | st.integers(-(10**19), 10**19)
@@ -38,7 +39,7 @@ def said(body: bytes) -> object:
     return json.loads(body)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.lists(writes(), min_size=1, max_size=8), st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_a_body_is_the_encoded_update(some: list[Write], user: str) -> None:
     bodies = RequestBodies(CONSTANT, limit=3)

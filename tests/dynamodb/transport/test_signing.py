@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.signing import CONTENT_TYPE, Secrets, Signer
+from tests.profiles import examples
 
 TARGET = "DynamoDB_20120810.UpdateItem"
 ANY_CONTEXT = ssl.create_default_context()
@@ -51,7 +52,7 @@ def headers_of(request: bytes) -> tuple[dict[str, str], bytes]:
     return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}, body
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(
     route=routes,
     region=st.sampled_from(REGIONS),
