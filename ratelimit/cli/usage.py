@@ -291,7 +291,7 @@ def import_(
     """Put the events of a file into the table. May be repeated: the same event is there once.
 
     Every line needs user, action, and time (or at, in milliseconds). One without an id gets one made of what it says.
-    Lines that contradict themselves or one another (one id with two costs) are bad.
+    Lines that contradict themselves, one another, or the table (one id with two costs) are bad.
     Only events are written; the counters, and so totals and summaries, stay as they are.
 
     Exit status: 0 all lines are in the table, 1 some were rejected (with skip), 2 nothing was written.
@@ -308,11 +308,15 @@ def import_(
         )
     if as_json:
         rejects = None if done.rejects is None else str(done.rejects)
-        say_json({"events": done.events, "rejected": done.rejected, "rejects": rejects})
+        rejected = {"rejected": done.rejected, "conflicting": done.conflicting, "rejects": rejects}
+        say_json({"events": done.events, **rejected})
     else:
         say(f"{done.events:,} events of {file} are in the table" if done.events else f"{file} held no events")
     if done.rejected:
-        note(f"{done.rejected:,} lines were rejected; they are in {done.rejects}, with the reasons")
+        conflicts = f" ({done.conflicting:,} conflict with what is in the table)" if done.conflicting else ""
+        note(f"{done.rejected:,} lines were rejected{conflicts}; they are in {done.rejects}, with the reasons")
+        for line in done.first_rejected:
+            note(line)
     return REFUSED if done.rejected else 0
 
 

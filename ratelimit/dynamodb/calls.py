@@ -26,7 +26,8 @@ HARMLESS: Final[Errors] = (*NOT_EXECUTED, AnswerLost)
 
 BACKOFF: Final = Backoff(first_s=0.02, max_s=0.2)
 
-_READS: Final = ("GetItem", "Query", "Scan")
+_READS: Final = ("GetItem", "BatchGetItem", "Query", "Scan")
+_NAME_THE_TABLE_INSIDE: Final = ("BatchGetItem", "TransactWriteItems")
 _EXPECTED: Final = (CONDITION_FAILED, "TransactionCanceledException")
 
 
@@ -144,7 +145,7 @@ class TableCalls:
     async def send(self, operation: str, **request: Any) -> dict[str, Any]:
         """Send what `retry` counts. Raise `ConditionFailed` as well."""
         client = await self.client()
-        if operation != "TransactWriteItems":  # whose parts name it
+        if operation not in _NAME_THE_TABLE_INSIDE:
             request["TableName"] = self.table
         with explained(client.place):
             try:

@@ -9,6 +9,7 @@ from datetime import date
 from typing import Any, Final
 
 from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
+from ratelimit.dynamodb.errors import AnswerLost
 from ratelimit.dynamodb.schema import (
     ACTION,
     AT,
@@ -33,7 +34,7 @@ from ratelimit.dynamodb.schema import (
 from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.errors import StoreMisconfigured, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent, encode_metadata
-from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, placed, position_of
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, placed, places_of, position_of
 
 _COST: Final = "cst"
 _ALLOWED: Final = "ok"
@@ -112,6 +113,14 @@ def id_key(event: UsageEvent) -> dict[str, Attribute]:
     return {PK: {"S": id_pk(event.user)}, SK: {"S": id_sk(event.id)}}
 
 
+def _key(user: str, position: Position) -> dict[str, Attribute]:
+    return {PK: {"S": event_pk(user, day_of(position.at))}, SK: {"S": event_sk(position)}}
+
+
+def _name(item: Item) -> tuple[str, str]:
+    return item[PK]["S"], item[SK]["S"]
+
+
 def noted_position(event_id: str, item: Item) -> Position:
     return Position(int(item[AT]["N"]), item[ACTION]["S"], event_id)
 
@@ -149,6 +158,19 @@ class DynamoDBEventStore:
         if bugs or (failures and len(failures) == len(parts)):
             raise (bugs or failures)[0]
         return unwritten
+
+    async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
+        """Return what is kept under the id of each, by one or two `BatchGetItem` of a read unit each."""
+        notes = await self._items([id_key(event) for event in events if not event.placed_by_id])
+        places = [self._places(event, notes) for event in events]
+        keys = [_key(event.user, one) for event, some in zip(events, places, strict=True) for one in some]
+        items = await self._items(keys)
+        found: list[UsageEvent | None] = []
+        for event, some in zip(events, places, strict=True):
+            there = (items.get(_name(_key(event.user, one))) for one in some)
+            first = next((item for item in there if item is not None), None)
+            found.append(None if first is None else self._event(event.user, first))
+        return found
 
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
@@ -234,6 +256,37 @@ class DynamoDBEventStore:
     async def _first_seen(self, event: UsageEvent) -> Item:
         answer = await self._calls.once("GetItem", Key=id_key(event), ConsistentRead=True)
         return dict(answer.get("Item", {}))
+
+    def _places(self, event: UsageEvent, notes: Mapping[tuple[str, str], Item]) -> list[Position]:
+        """Return where an event may lie. A note that has expired says nothing, as when an event is put."""
+        note = notes.get(_name(id_key(event)))
+        if note is None or int(note[TTL]["N"]) < event.at_ms // 1000:
+            return places_of(event)
+        try:
+            return [noted_position(event.id, note)]
+        except (KeyError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    async def _items(self, keys: Sequence[Item]) -> dict[tuple[str, str], Item]:
+        """Return those of the items that there are."""
+        table = self._calls.table
+        left: list[Item] = list({_name(key): key for key in keys}.values())
+        found: dict[tuple[str, str], Item] = {}
+
+        async def send() -> None:
+            nonlocal left
+            wanted = {"Keys": left, "ConsistentRead": True}
+            answer = await self._calls.send("BatchGetItem", RequestItems={table: wanted})
+            if "Responses" not in answer:
+                raise AnswerLost(f"table {table!r} answered a batch without responses")
+            found.update({_name(item): item for item in answer["Responses"].get(table, ())})
+            left = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
+            if left:
+                raise StoreThrottled(f"table {table!r} is throttled: {len(left)} items were not read")
+
+        if left:
+            await self._calls.retry("BatchGetItem", send, on=HARMLESS)
+        return found
 
     async def _query(
         self, request: Mapping[str, Any], start: Item | None, limit: int

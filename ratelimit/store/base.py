@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol,
 
 import msgspec
 
-from ratelimit.event import UsageEvent
+from ratelimit.event import UsageEvent, made_at
 from ratelimit.names import Key
 
 if TYPE_CHECKING:
@@ -143,6 +143,13 @@ class EventStore(Protocol):
         """
         ...
 
+    async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
+        """Return, of up to `MAX_EVENTS_PER_PUT`, what is kept under the id of each already; None where nothing is.
+
+        An id that was made for its event is looked for at its own time and with the action that the event has.
+        """
+        ...
+
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:
@@ -168,6 +175,13 @@ class EventStore(Protocol):
 def position_of(event: UsageEvent) -> Position:
     """Return where the event belongs."""
     return Position(event.at_ms, event.action, event.id)
+
+
+def places_of(event: UsageEvent) -> list[Position]:
+    """Return where an event lies whose id nobody has noted: at its own time, or at the one that the id was made for."""
+    made = made_at(event.id)
+    moments = [event.at_ms] if made is None or made == event.at_ms else [made, event.at_ms]
+    return [Position(at, event.action, event.id) for at in moments]
 
 
 def placed(event: UsageEvent, position: Position) -> UsageEvent:

@@ -54,6 +54,9 @@ class DelegatingEventStore:
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
         return await self.inner.put(events)
 
+    async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
+        return await self.inner.find(events)
+
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:

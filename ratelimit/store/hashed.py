@@ -86,6 +86,10 @@ class _HashedEvents(DelegatingEventStore):
         given = {id(one): event for one, event in zip(hidden, events, strict=True)}
         return [given[id(one)] for one in await self.inner.put(hidden)]
 
+    async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
+        found = await self.inner.find([_as(event, self._hash.of(event.user)) for event in events])
+        return [None if one is None else _as(one, event.user) for event, one in zip(events, found, strict=True)]
+
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:

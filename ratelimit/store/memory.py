@@ -27,6 +27,7 @@ from ratelimit.store.base import (
     Write,
     day_of,
     placed,
+    places_of,
     position_of,
 )
 from ratelimit.store.directory import (
@@ -130,6 +131,9 @@ class MemoryEventStore:
                 self._add(first)
         return ()
 
+    async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
+        return [self._found(event) for event in events]
+
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:
@@ -165,6 +169,14 @@ class MemoryEventStore:
 
     def __iter__(self) -> Iterator[UsageEvent]:
         return iter(self._events.values())
+
+    def _found(self, event: UsageEvent) -> UsageEvent | None:
+        seen = self._seen.get(event.user, {}).get(event.id)
+        for position in places_of(event) if seen is None else (seen,):
+            found = self._events.get((event.user, position))
+            if found is not None and found.expires_at >= event.at_ms // 1000:
+                return found
+        return None
 
     def _first(self, event: UsageEvent) -> UsageEvent:
         """Return the event at the position where its id was first seen."""

@@ -1,16 +1,20 @@
-"""`import_events`: a file of events into the table. However often it is repeated, every event is there once."""
+"""`import_events`: a file of events into the table. However often it is repeated, every event is there once.
+
+A line whose id is in the table already, where it says something else, is a bad line: what is in the table stays.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from difflib import get_close_matches
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -30,7 +34,11 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 _BATCHES_IN_FLIGHT: Final = 8
 _MAX_REMEMBERED: Final = 100_000
+_NAMED_LINES: Final = 5
 _CONTENT: Final = tuple(name for name in UsageEvent.__struct_fields__ if name != "id")
+_SAID: Final = {"at_ms": "time"}
+
+T = TypeVar("T")
 
 
 class Imported(msgspec.Struct, kw_only=True):
@@ -39,17 +47,25 @@ class Imported(msgspec.Struct, kw_only=True):
     events: int = 0
     """In the table now, those that were there before included."""
     rejected: int = 0
+    conflicting: int = 0
+    """Of the rejected ones, those whose id is in the table already with other content."""
+    first_rejected: list[str] = []
+    """The first few, with their numbers and reasons."""
     rejects: Path | None = None
     """Where the bad lines are, each with its number and the reason, as JSONL."""
 
 
 class BadLines(InvalidInput):
-    """A file with lines that are no events, of which nothing was written; `first` is the first of them."""
+    """A file with lines that cannot be taken, of which nothing was written; `first` is the first of them, and so many
+    of the `count` are `conflicting`: their ids are in the table already with other content."""
 
-    def __init__(self, path: Path, first: FileLine, count: int) -> None:
-        self.first = first
+    def __init__(self, path: Path, few: Sequence[FileLine], count: int, conflicting: int = 0) -> None:
+        self.first = first = few[0]
         self.count = count
-        more = "" if count == 1 else f" (and {count - 1} more lines are bad)"
+        self.conflicting = conflicting
+        others = ", ".join(str(line.number) for line in few[1:]) + (", …" if count > len(few) else "")
+        said = f", {conflicting} of all conflict with the table" if conflicting else ""
+        more = "" if count == 1 else f" (and {count - 1} more lines are bad{said}: {others})"
         super().__init__(
             f"{path}, line {first.number}: {first.problem}{more}; nothing was written, --on-error skip takes the others"
         )
@@ -67,62 +83,106 @@ async def import_events(
     """Put the events of a JSONL, CSV or Parquet file into the store; the counters are not touched.
 
     With `on_error="stop"` the whole file is looked at first, and one bad line raises `BadLines` before anything is
-    written. With `"skip"` bad lines go to `FILE.rejected`. Raise `InvalidInput` for a foreign file, `OSError`, and
-    `StoreUnavailable`, after which it may simply be repeated.
+    written. With `"skip"` bad lines go to `FILE.rejected`. A line that has an id costs a read of the table. Raise
+    `InvalidInput` for a foreign file, `OSError`, and `StoreUnavailable`, after which it may simply be repeated.
     """
     chosen = format or format_of(path)
     now = (clock or SystemClock()).now()
     if on_error == "stop":
-        await asyncio.to_thread(_check, path, chosen, now)
+        await _check(store, path, chosen, now)
     done = Imported()
     with closing(_Rejects(path, kept=on_error == "skip")) as rejects:
-        for batch, end in _batches(path, chosen, now, rejects):
-            await _put(store, batch)
-            done.events += len(batch)
-            progress(done.events, end)
-    done.rejected, done.rejects = rejects.count, rejects.path if rejects.count else None
+        for lines in _batches(path, chosen, now):
+            if on_error == "skip":
+                lines = await _compared(store, lines)
+            for line in lines:
+                if line.event is None:
+                    rejects.add(line.line)
+                    done.conflicting += line.conflicts
+            events = [line.event for line in lines if line.event is not None]
+            await _put(store, events)
+            done.events += len(events)
+            progress(done.events, lines[-1].line.end)
+    done.rejected, done.first_rejected = rejects.count, rejects.first
+    done.rejects = rejects.path if rejects.count else None
     return done
 
 
-def _parsed(path: Path, format: FormatName, now: int) -> Iterator[tuple[FileLine, UsageEvent | None]]:
+class _Read(NamedTuple):
+    """A line, and the event in it; None where it is a bad one."""
+
+    line: FileLine
+    event: UsageEvent | None
+    conflicts: bool = False
+
+
+def _parsed(path: Path, format: FormatName, now: int) -> Iterator[_Read]:
     parser = EventParser(now)
     for line in read_rows(path) if format == "parquet" else read_lines(path, format):
         if line.problem:
-            yield line, None
+            yield _Read(line, None)
             continue
         try:
-            yield line, parser.event(line.fields, line.number)
+            yield _Read(line, parser.event(line.fields, line.number))
         except InvalidInput as error:
-            yield line._replace(problem=str(error)), None
+            yield _Read(line._replace(problem=str(error)), None)
 
 
-def _check(path: Path, format: FormatName, now: int) -> None:
-    bad = (line for line, event in _parsed(path, format, now) if event is None)
-    if (first := next(bad, None)) is not None:
-        raise BadLines(path, first, 1 + sum(1 for _ in bad))
+async def _check(store: EventStore, path: Path, format: FormatName, now: int) -> None:
+    """Raise `BadLines` where there are any."""
+    few: list[FileLine] = []
+    count = conflicting = 0
+    batches = _batches(path, format, now)
+    while lines := await asyncio.to_thread(next, batches, None):
+        for line in await _compared(store, lines):
+            if line.event is None:
+                few += [line.line] if len(few) < _NAMED_LINES else []
+                count, conflicting = count + 1, conflicting + line.conflicts
+    if few:
+        raise BadLines(path, few, count, conflicting)
 
 
-def _batches(path: Path, format: FormatName, now: int, rejects: _Rejects) -> Iterator[tuple[list[UsageEvent], int]]:
-    """Yield so many events as go out at once, and where in the file the last of them ends."""
-    batch: list[UsageEvent] = []
-    end = 0
-    for line, event in _parsed(path, format, now):
-        end = line.end
-        if event is None:
-            rejects.add(line)
-            continue
-        batch.append(event)
-        if len(batch) == _BATCHES_IN_FLIGHT * MAX_EVENTS_PER_PUT:
-            yield batch, end
-            batch = []
-    yield batch, end
+def _batches(path: Path, format: FormatName, now: int) -> Iterator[list[_Read]]:
+    """Yield so many lines as go out at once."""
+    lines = _parsed(path, format, now)
+    while batch := list(islice(lines, _BATCHES_IN_FLIGHT * MAX_EVENTS_PER_PUT)):
+        yield batch
+
+
+async def _compared(store: EventStore, lines: list[_Read]) -> list[_Read]:
+    """Return the lines, as bad ones those whose id is in the table with other content.
+
+    An id that was made of what a line says is not looked for: it says the same.
+    """
+    asked = [line for line in lines if line.event is not None and line.line.fields.get("id") is not None]
+    there: dict[int, UsageEvent] = {}
+
+    async def find(some: Sequence[_Read]) -> None:
+        events = [line.event for line in some if line.event is not None]
+        found = await retry(lambda: store.find(events))
+        there.update({id(event): one for event, one in zip(events, found, strict=True) if one is not None})
+
+    await _side_by_side(find, asked)
+    return [_against(line, there.get(id(line.event))) for line in lines]
+
+
+def _against(line: _Read, there: UsageEvent | None) -> _Read:
+    if there is None or line.event is None or there == line.event:
+        return line
+    differ = [_SAID.get(name, name) for name in _CONTENT if getattr(there, name) != getattr(line.event, name)]
+    problem = f"id {line.event.id!r} is in the table already, with another {', '.join(differ)}; that one stays"
+    return _Read(line.line._replace(problem=problem), None, conflicts=True)
 
 
 async def _put(store: EventStore, events: Sequence[UsageEvent]) -> None:
-    """Write the events, side by side. Raise `StoreUnavailable` where one is not known to be in the table."""
-    batches = [events[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(events), MAX_EVENTS_PER_PUT)]
-    results = await asyncio.gather(*(_put_batch(store, batch) for batch in batches), return_exceptions=True)
-    for result in results:  # none of them is left running behind the error of another
+    """Write the events. Raise `StoreUnavailable` where one is not known to be in the table."""
+    await _side_by_side(lambda batch: _put_batch(store, batch), events)
+
+
+async def _side_by_side(work: Callable[[Sequence[T]], Awaitable[None]], items: Sequence[T]) -> None:
+    """Do it to all of them, so many at a time as a store takes. Raise what one of them raised, when all have ended."""
+    batches = [items[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(items), MAX_EVENTS_PER_PUT)]
+    for result in await asyncio.gather(*map(work, batches), return_exceptions=True):
         if result is not None:
             raise result
 
@@ -144,6 +204,7 @@ class _Rejects:
     def __init__(self, source: Path, *, kept: bool) -> None:
         self.path = beside(source, ".rejected")
         self.count = 0
+        self.first: list[str] = []
         self._source = source
         self._kept = kept
         self._file: BinaryIO | None = None
@@ -166,6 +227,8 @@ class _Rejects:
         reject = {"line": line.number, "reason": line.problem, "text": line.text}
         self._file.write(msgspec.json.encode(reject) + b"\n")
         self.count += 1
+        if len(self.first) < _NAMED_LINES:
+            self.first.append(f"line {line.number}: {line.problem}")
 
 
 class EventParser:

@@ -174,8 +174,28 @@ def test_import_with_bad_lines(ratelimit: Command, url: str, tmp_path: Path) -> 
     assert err.count("\n") == 1
     status, out, err = ratelimit("usage", "import", str(file), "--on-error", "skip")
     assert (status, out) == (1, f"1 events of {file} are in the table\n")
-    assert err == f"note: 1 lines were rejected; they are in {file}.rejected, with the reasons\n"
+    assert err.startswith(
+        f"note: 1 lines were rejected; they are in {file}.rejected, with the reasons\nnote: line 2: is not"
+    )
     assert len(ratelimit("usage", "events", "carol", "--json").json["events"]) == 1
+
+
+def test_import_of_what_the_table_has_with_other_content(ratelimit: Command, url: str, tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    line = {"user": "dora", "action": "hint", "time": NOW.isoformat(), "id": "order-17"}
+    file.write_text(json.dumps(line), encoding="utf-8")
+    assert ratelimit("usage", "import", str(file)).status == 0
+    file.write_text(json.dumps({**line, "cost": 5}), encoding="utf-8")
+    told = "line 1: id 'order-17' is in the table already, with another cost; that one stays"
+    status, _, err = ratelimit("usage", "import", str(file))
+    assert (status, err) == (2, f"error: {file}, {told}; nothing was written, --on-error skip takes the others\n")
+    status, _, err = ratelimit("usage", "import", str(file), "--on-error", "skip")
+    assert status == 1
+    assert "1 lines were rejected (1 conflict with what is in the table)" in err
+    assert f"note: {told}\n" in err
+    done = ratelimit("usage", "import", str(file), "--on-error", "skip", "--json").json
+    assert (done["events"], done["rejected"], done["conflicting"]) == (0, 1, 1)
+    assert [event["cost"] for event in ratelimit("usage", "events", "dora", "--json").json["events"]] == [1]
 
 
 def test_erase(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

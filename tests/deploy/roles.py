@@ -135,7 +135,9 @@ async def _log(store: DynamoDBStore, folder: Path) -> None:
         await log.summary("alice")
         lines = folder / "import.jsonl"
         at = int(datetime.now(UTC).timestamp() * 1000)
-        lines.write_text(json.dumps({"user": "alice", "action": "hint", "at": at}) + "\n", encoding="utf-8")
+        lines.write_text(
+            json.dumps({"user": "alice", "action": "hint", "at": at, "id": "order-1"}) + "\n", encoding="utf-8"
+        )
         await import_events(store.events, lines)
         await log.erase("alice")
 

@@ -22,6 +22,7 @@ class ScriptedEvents(MemoryEventStore):
         self.line: deque[Fault] = deque()
         self.always: Fault | None = None
         self.batches: list[int] = []
+        self.looked_for = 0
         self.at_once = 0
         self.most_at_once = 0
         self._taken = asyncio.Event()
@@ -36,6 +37,10 @@ class ScriptedEvents(MemoryEventStore):
             return await (self.take(events) if fault is None else fault(self, events))
         finally:
             self.at_once -= 1
+
+    async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
+        self.looked_for += len(events)
+        return await super().find(events)
 
     async def take(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
         self._taken.set()

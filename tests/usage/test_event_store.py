@@ -166,3 +166,26 @@ async def test_what_gave_way_is_not_remembered_either() -> None:
 def test_the_bound_must_be_a_number(bad: Any) -> None:
     with pytest.raises(ValueError, match="max_events"):
         MemoryEventStore(max_events=bad)
+
+
+async def test_what_is_kept_under_an_id_is_found(store: TableStore, user: str) -> None:
+    """Whatever else it says there: that is what its finder wants to know."""
+    made, given = event(user, cost=2), event(user, id="order-17", at_ms=NOW // 1000 - 5)
+    await store.events.put([made, given])
+    later = event(user, id="order-17", action="solve", at_ms=NOW // 1000)
+    moved = event(user, id=made.id, at_ms=made.at_ms + 60_000)
+    for asked, found in (
+        ([made, given], [made, given]),
+        ([event(user, id=made.id, cost=9, at_ms=made.at_ms), later, moved, made], [made, given, made, made]),
+        ([event(user, id="order-18"), event(user), event(f"{user}x", id="order-17")], [None, None, None]),
+        ([], []),
+    ):
+        assert list(await store.events.find(asked)) == found
+
+
+async def test_an_id_whose_event_has_expired_is_free(store: TableStore, user: str) -> None:
+    old = event(user, id="order-17", at_ms=NOW // 1000 - 80 * DAY // 1000)
+    await store.events.put([old])
+    assert list(await store.events.find([event(user, id="order-17", at_ms=NOW // 1000)])) == [old]
+    after = event(user, id="order-17", now=(old.expires_at + 1) * 1_000_000)
+    assert list(await store.events.find([after])) == [None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def row(**fields: Any) -> dict[str, Any]:
 
 def held(store: MemoryStore) -> list[UsageEvent]:
     return sorted(store.events, key=lambda one: (one.user, one.at_ms, one.id))
+
+
+async def kept(store: TableStore, user: str) -> list[UsageEvent]:
+    return list(await store.events.page(user, event().at.date(), since=0, until=10**13 - 1, limit=100))
 
 
 TEXTS = st.text(
@@ -149,7 +154,7 @@ async def test_a_bad_line_is_named_and_nothing_is_written(tmp_path: Path, bad: d
         await bring(store, path)
     assert str(raised.value).startswith(f"{path}, line 3: ")
     assert told in str(raised.value)
-    assert "(and 1 more lines are bad); nothing was written" in str(raised.value)
+    assert re.search(r"\(and 1 more lines are bad: \d\); nothing was written", str(raised.value))
     assert held(store) == []
     done = await bring(store, path, on_error="skip")
     assert (done.events, done.rejected, done.rejects) == (2, 2, tmp_path / "e.jsonl.rejected")
@@ -249,6 +254,56 @@ async def test_one_id_that_says_two_things_is_bad(tmp_path: Path, own: dict[str,
     done = await bring(store, path, on_error="skip")
     assert (done.events, done.rejected) == (3, 1)
     assert [(one.user, one.cost) for one in held(store)] == [("alice", 1), ("bob", other.get("cost", 1))]
+
+
+@pytest.mark.parametrize("own", [{"id": "order-17"}, {"id": event().id}], ids=["given", "made"])
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"cost": 5}, "cost"),
+        ({"allowed": False, "status": 429}, "allowed, status"),
+        ({"at": NOON // 1000 - 1}, "time"),
+        ({"metadata": {"a": 1}}, "metadata"),
+    ],
+)
+async def test_an_id_that_the_table_has_with_other_content_is_bad(
+    tmp_path: Path, store: TableStore, user: str, own: dict[str, Any], other: dict[str, Any], differs: str
+) -> None:
+    """What is in the table stays as it is, in either way; the same line again is the same event."""
+    path = tmp_path / "e.jsonl"
+    await bring(store, write(path, row(user=user, **own)))
+    before = await kept(store, user)
+    write(path, row(user=user, **own), row(user=user, **{**own, **other}), row(user=user, id="order-18"))
+    path.write_text(path.read_text().split("\n", 1)[1])  # the line that says the same would be told of before the table
+    told = f"line 1: id '{own['id']}' is in the table already, with another {differs}; that one stays"
+    with pytest.raises(BadLines, match=re.escape(told)) as caught:
+        await bring(store, path)
+    assert (caught.value.count, caught.value.conflicting) == (1, 1)
+    assert await kept(store, user) == before
+    done = await bring(store, path, on_error="skip")
+    assert (done.events, done.rejected, done.conflicting, done.first_rejected) == (1, 1, 1, [told])
+    (line,) = lines_of(tmp_path / "e.jsonl.rejected")
+    assert told == f"line {line['line']}: {line['reason']}"
+    assert [one for one in await kept(store, user) if one.id != "order-18"] == before
+
+
+async def test_the_first_few_bad_lines_are_named(tmp_path: Path) -> None:
+    store, path = MemoryStore(), tmp_path / "e.jsonl"
+    await bring(store, write(path, *(row(id=f"order-{number}") for number in range(7))))
+    write(path, "{", *(row(id=f"order-{number}", cost=3) for number in range(7)))
+    told = "line 1: is not JSON.* \\(and 7 more lines are bad, 7 of all conflict with the table: 2, 3, 4, 5, …\\)"
+    with pytest.raises(BadLines, match=told):
+        await bring(store, path)
+    done = await bring(store, path, on_error="skip")
+    assert (done.events, done.rejected, done.conflicting, len(done.first_rejected)) == (0, 8, 7, 5)
+
+
+async def test_only_lines_that_have_an_id_are_looked_for(tmp_path: Path) -> None:
+    store, events = scripted()
+    await bring(store, write(tmp_path / "e.jsonl", *(row(at=NOON // 1000 - number) for number in range(30))))
+    assert events.looked_for == 0
+    await bring(store, write(tmp_path / "e.jsonl", *(row(id=f"order-{number}") for number in range(30))))
+    assert events.looked_for == 30
 
 
 async def test_a_time_in_two_forms_that_agree_is_one(tmp_path: Path) -> None:
