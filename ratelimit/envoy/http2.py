@@ -442,10 +442,10 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
     def _decode(self, block: bytes) -> Headers:
         try:
             headers = self._decoder.decode(block)
-        except BlockTooLarge as error:
-            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, str(error)) from error
         except BlockError as error:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, str(error)) from error
+            large = isinstance(error, BlockTooLarge)
+            code = ErrorCode.ENHANCE_YOUR_CALM if large else ErrorCode.COMPRESSION_ERROR
+            raise Http2Error(code, str(error)) from error
         if self._decoder.changed:
             self._heads.clear()
         return headers

@@ -12,7 +12,7 @@ import pytest
 from hpack import Encoder
 
 from ratelimit.envoy import http2
-from ratelimit.envoy.grpc import Call, GrpcProtocol, Target
+from ratelimit.envoy.grpc import Call
 from ratelimit.envoy.http2 import ACK, END_HEADERS, END_STREAM, PADDED, PREFACE, WITH_PRIORITY, frame
 from tests.envoy.fuzz import fuzz
 from tests.envoy.wire import ECHO, HEAD, Client, prefixed, unprefixed
@@ -261,18 +261,16 @@ async def test_the_preface_may_come_in_pieces() -> None:
 
 
 async def test_repeated_headers_are_looked_up() -> None:
-    client = listening()
-    client.send(client.call(1), client.call(3))
-    calls = 0
+    calls: list[Call] = []
 
-    def resolve(headers: http2.Headers) -> Target:
-        nonlocal calls
-        calls += 1
-        return GrpcProtocol.resolve(client.protocol, headers)
+    def method(message: bytes, call: Call) -> bytes:
+        calls.append(call)
+        return b""
 
-    client.protocol.resolve = resolve  # type: ignore[method-assign]
-    client.send(*[client.call(stream) for stream in range(5, 105, 2)])
-    assert (calls, len(client.answers())) == (0, 52)
+    client = Client({ECHO: method})
+    client.send(*[client.call(stream) for stream in range(1, 101, 2)])
+    assert len({id(call.metadata) for call in calls}) == 2, "the first are put into the table"
+    assert len(client.answers()) == 50
 
 
 async def test_the_same_bytes_mean_something_else_once_the_table_has_changed() -> None:
