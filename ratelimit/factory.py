@@ -189,7 +189,7 @@ def build_limiter(
         directory = Directory(store.directory, clock=clock)
     limiter = Limiter(
         store,
-        config.policies,
+        (*config.policies, *config.envoy_config.policies),
         clock=clock,
         deadline=config.deadline,
         denial_cache=config.denial_cache,
@@ -328,6 +328,7 @@ def load_checked(
     _try(problems, lambda: SurfaceOptions(trusted_proxies=config.trusted_proxies))
     _try(problems, lambda: SurfaceOptions(exempt=config.exempt))
     limiter = Limiter(MemoryStore(), config.policies)
+    _try(problems, lambda: Limiter(MemoryStore(), (*config.policies, *config.envoy_config.policies)))
     for name in limiter.policies:
         _try(problems, lambda name=name: SurfaceOptions().policy_check(limiter, name))  # type: ignore[misc]
     problems.raise_any()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from textwrap import dedent
@@ -20,6 +20,7 @@ from docs.hooks.text import cell, table
 from ratelimit.config import SETTINGS, Config
 from ratelimit.dynamodb import Settings
 from ratelimit.policy import POLICY_SETTINGS, Policy
+from ratelimit.settings import Setting
 
 ROOT: Final = Path(__file__).parents[2]
 _HEAD: Final = ["setting", "default", "meaning"]
@@ -35,9 +36,13 @@ def policy_reference() -> str:
     return _reference(Policy, POLICY_SETTINGS)
 
 
-def _reference(kind: type[Any], names: Iterable[str]) -> str:
+def _reference(kind: type[Any], settings: Mapping[str, Setting]) -> str:
     meanings, defaults = field_docstrings(kind), {field.name: field.default for field in fields(kind)}
-    return table(_HEAD, [_row(name, defaults[name], meanings[name]) for name in names])
+    rows = []
+    for name, each in settings.items():
+        default = defaults[name]
+        rows.append(_row(name, default if default is MISSING else each.shown(default), meanings[name]))
+    return table(_HEAD, rows)
 
 
 def store_reference() -> str:

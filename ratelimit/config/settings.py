@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
+from ratelimit.config.envoy import NO_RULES, EnvoyRules, read_envoy_rules
 from ratelimit.config.secrets import check_token, hidden, masked, masked_path
 from ratelimit.errors import ConfigError
 from ratelimit.limiter.limiter import DEFAULT_DEADLINE, DEFAULT_DENIAL_CACHE
@@ -147,6 +149,11 @@ class Config:
     """Where `ratelimit serve` posts alerts (`alert_at`): a URL, or `off`."""
     alert_secret: str | None = setting(None, check_token, shown=hidden)
     """What those requests are signed with."""
+    envoy_config: EnvoyRules = setting(NO_RULES, read_envoy_rules, shown=str)
+    """Of `ratelimit serve --grpc`: the directory of envoyproxy/ratelimit's YAML files, whose limits hold beside the
+    policies; or `off`."""
+    envoy_all_or_nothing: bool = setting(False, _truth, boolean)
+    """Whether a call of Envoy's service that is refused counts nowhere; else its other descriptors are counted."""
     policies: tuple[Policy, ...] = ()
     """The named rules, in the order in which they are checked."""
 
@@ -175,6 +182,8 @@ class SettingArgs(TypedDict, total=False):
     user_hash_key: str
     alert_webhook: str
     alert_secret: str
+    envoy_config: str | Path
+    envoy_all_or_nothing: bool
     policies: Iterable[Policy] | Mapping[str, Mapping[str, Any]]
 
 

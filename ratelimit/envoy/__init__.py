@@ -1,1 +1,1 @@
-"""Envoy's rate limit service: HTTP/2 and gRPC, written here."""
+"""Envoy's rate limit service, version 3, in place of envoyproxy/ratelimit; HTTP/2 and gRPC are written here."""

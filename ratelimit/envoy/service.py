@@ -1,0 +1,338 @@
+"""`RateLimitService`: Envoy's question about a request's descriptors, answered by a limiter.
+
+As envoyproxy/ratelimit answers, with three differences that make limits exact:
+
+- A refused hit is not counted, as it does not fit. Several that only part of would fit are: what is left goes with
+  them, for callers that count afterwards (`apply_on_stream_done`) and have had what they count already.
+- `hits_addend: 0` looks without counting, and says OVER_LIMIT as soon as nothing is left.
+- With `all_or_nothing` a request that is refused counts nowhere: its descriptors are all taken, and given back together
+  where one refuses. On the embedded store nobody sees that; on a shared one others may be refused meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Coroutine, Iterable
+from math import ceil
+from typing import Any, Final, NamedTuple, TypeVar
+
+from msgspec.structs import replace
+
+from ratelimit.cache import LRUCache
+from ratelimit.clock import SECOND
+from ratelimit.config.envoy import MAX_UINT32, UNIT_NAMES, UNITS, EnvoyRules, Rule, policy_name, quota, user_of
+from ratelimit.decision import Decision
+from ratelimit.envoy.grpc import Call, GrpcError, Status
+from ratelimit.envoy.messages import (
+    OK,
+    OVER_LIMIT,
+    CurrentLimit,
+    Descriptor,
+    DescriptorStatus,
+    RateLimitRequest,
+    RateLimitResponse,
+    read_request,
+    write_response,
+)
+from ratelimit.errors import InvalidInput, StoreUnavailable
+from ratelimit.http.headers import HeaderStyle, HeaderWriter
+from ratelimit.limiter import Limiter
+from ratelimit.quota import MAX_LIMIT, Quota
+from ratelimit.store import MemoryStore
+from ratelimit.usage import UsageLog
+
+logger: Final = logging.getLogger("ratelimit")
+
+SERVICE: Final = "envoy.service.ratelimit.v3.RateLimitService"
+MAX_DESCRIPTORS: Final = 64
+MAX_ENTRIES: Final = 32
+_MAX_PLANS: Final = 4096
+_MAX_PLANNED_BYTES: Final = 1024
+UNKNOWN_DOMAIN: Final = "other"
+"""What domains are called in metrics that have no rules."""
+
+T = TypeVar("T")
+
+
+class Check(NamedTuple):
+    """A descriptor that has a limit: what to ask the limiter, and how to say what it is."""
+
+    user: str
+    action: str
+    cost: int
+    """0 to look only."""
+    negative: bool
+    quota: Quota | None
+    """The one that the request brings with it."""
+    window: int
+    """In microseconds."""
+    limit: CurrentLimit
+    quota_mode: bool
+
+
+class Outcome(NamedTuple):
+    """What came of a check. Without a decision, a refund."""
+
+    status: DescriptorStatus
+    decision: Decision | None
+    over: bool
+
+
+class Plan(NamedTuple):
+    """What a request means by the rules; in the place of a descriptor without a limit is its status."""
+
+    domain: str
+    parts: tuple[Check | DescriptorStatus, ...]
+
+
+class Answer(NamedTuple):
+    """A response, and what has to be awaited before it may leave: events of the usage log on their way to the disk."""
+
+    response: RateLimitResponse
+    events: list[Awaitable[bool]]
+
+
+_FREE: Final = DescriptorStatus(OK)
+_UNLIMITED: Final = DescriptorStatus(OK, None, MAX_UINT32)
+
+
+class RateLimitService:
+    """The service for one set of rules. `calls` counts by domain and answer (`ok`, `over_limit`, `error`).
+
+    `limiter` has the rules' policies among its own, and waits `deadline` seconds for the store: a caller who waits less
+    is warned of. `headers` is what Envoy is to add to responses.
+    """
+
+    def __init__(
+        self,
+        rules: EnvoyRules,
+        limiter: Limiter,
+        *,
+        headers: HeaderStyle = "none",
+        all_or_nothing: bool = False,
+        usage: UsageLog | None = None,
+        deadline: float = 0.0,
+    ) -> None:
+        self.calls: dict[tuple[str, str], int] = {}
+        self._rules = rules
+        self._limiter = limiter
+        self._headers = None if headers == "none" else HeaderWriter(headers)
+        self._all_or_nothing = all_or_nothing
+        self._usage = usage
+        self._deadline = deadline
+        # There nothing ever waits, and no task is needed. (A directory may have to be read first.)
+        self._at_once = isinstance(limiter.store, MemoryStore) and limiter.directory is None
+        self._plans: LRUCache[bytes, Plan] = LRUCache(_MAX_PLANS)
+        self._limits: dict[Rule, CurrentLimit] = {}
+
+    def should_rate_limit(self, message: bytes, call: Call) -> bytes | Awaitable[bytes]:
+        """Answer a call. Raises `GrpcError` for what is no question, as what it returns does."""
+        plan = self._plans.get(message)
+        if plan is None:
+            try:
+                plan = self.plan(read_request(message))
+            except InvalidInput as error:
+                self._count(UNKNOWN_DOMAIN, "error")
+                raise GrpcError(Status.INVALID_ARGUMENT, str(error)) from error
+            if len(message) <= _MAX_PLANNED_BYTES:
+                self._plans.put(message, plan)
+        if not self._at_once:
+            self._compare_deadlines(call)
+            return self._answer(plan)
+        answer = run_at_once(self.decide(plan))
+        return self._when_kept(answer) if answer.events else write_response(answer.response)
+
+    def _compare_deadlines(self, call: Call) -> None:
+        """Say once that the caller is gone before the limiter answers by itself: Envoy then lets the request pass."""
+        if self._deadline and call.deadline is not None:
+            left = call.deadline - asyncio.get_running_loop().time()
+            if left < self._deadline:
+                told = "%s waits %.0f ms, and the limiter %.0f for its store: raise Envoy's timeout, or lower deadline"
+                logger.warning(told, call.peer, left * 1000, self._deadline * 1000)
+                self._deadline = 0.0
+
+    async def _answer(self, plan: Plan) -> bytes:
+        return await self._when_kept(await self.decide(plan))
+
+    async def _when_kept(self, answer: Answer) -> bytes:
+        for event in answer.events:
+            await event
+        return write_response(answer.response)
+
+    def plan(self, request: RateLimitRequest) -> Plan:
+        """Find the limits of a request. Raises `InvalidInput`."""
+        if not request.domain:
+            raise InvalidInput("the domain is empty; Envoy's filter has it as `domain`")
+        if not 0 < len(request.descriptors) <= MAX_DESCRIPTORS:
+            raise InvalidInput(f"expected 1 to {MAX_DESCRIPTORS} descriptors, not {len(request.descriptors)}")
+        found = [self._find(request.domain, descriptor) for descriptor in request.descriptors]
+        replaced = {name for rule in found if isinstance(rule, Rule) for name in rule.replaces}
+        parts = tuple(
+            self._part(request, descriptor, rule, replaced)
+            for descriptor, rule in zip(request.descriptors, found, strict=True)
+        )
+        return Plan(request.domain if request.domain in self._rules.domains else UNKNOWN_DOMAIN, parts)
+
+    def _find(self, domain: str, descriptor: Descriptor) -> Rule | None:
+        if not 0 < len(descriptor.entries) <= MAX_ENTRIES:
+            raise InvalidInput(f"expected 1 to {MAX_ENTRIES} entries in a descriptor, not {len(descriptor.entries)}")
+        root = self._rules.domains.get(domain)
+        return None if root is None or descriptor.limit is not None else root.find(descriptor.entries)
+
+    def _part(
+        self, request: RateLimitRequest, descriptor: Descriptor, rule: Rule | None, replaced: set[str]
+    ) -> Check | DescriptorStatus:
+        hits = descriptor.hits if descriptor.hits is not None else max(1, request.hits)
+        cost = min(hits, MAX_LIMIT)
+        if descriptor.limit is not None and request.domain in self._rules.domains:
+            return _overridden(request.domain, descriptor, cost)
+        if rule is None or (rule.name and rule.name in replaced):
+            return _FREE
+        if rule.policy is None:
+            return _UNLIMITED
+        limit = self._limits.get(rule)
+        if limit is None:
+            number = UNITS[rule.unit][0]
+            limit = CurrentLimit(rule.requests_per_unit, number, rule.multiplier, rule.name)
+            self._limits[rule] = limit
+        window = rule.policy.quotas[0].window.longest
+        user, action = rule.user(descriptor.entries), rule.policy.name
+        return Check(user, action, cost, descriptor.negative, None, window, limit, rule.quota_mode)
+
+    async def decide(self, plan: Plan) -> Answer:
+        """Check what has to be checked, and count the call."""
+        checks = [part for part in plan.parts if type(part) is Check]
+        outcomes = await self._all(map(self._check, checks))
+        over = _is_over(checks, outcomes)
+        self._count(plan.domain, "over_limit" if over else "ok")
+        if over and self._all_or_nothing:
+            outcomes = await self._all(map(self._give_back, outcomes))
+        found = iter(outcomes)
+        statuses = tuple([next(found).status if isinstance(part, Check) else part for part in plan.parts])
+        events = [] if self._usage is None else self._record(self._usage, outcomes)
+        return Answer(RateLimitResponse(OVER_LIMIT if over else OK, statuses, self._fields(outcomes, over)), events)
+
+    async def _all(self, works: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
+        """Do all of it, at once where it has to wait for the store."""
+        if self._at_once:
+            return [await work for work in works]
+        return await asyncio.gather(*works)
+
+    async def _check(self, check: Check) -> Outcome:
+        limiter, quotas = self._limiter, check.quota
+        if check.negative:
+            return await self._refund(check)
+        if not check.cost:
+            decision = await limiter.peek(check.user, check.action, quotas=quotas)
+            return _outcome(check, decision)
+        decision = await limiter.check(check.user, check.action, cost=check.cost, quotas=quotas)
+        if check.cost > 1 and not decision.spent and _left(decision) and not self._all_or_nothing:
+            charged = await limiter.charge(check.user, check.action, check.cost, quotas=quotas)
+            decision = replace(decision, quotas=charged.quotas)
+        return _outcome(check, decision)
+
+    async def _refund(self, check: Check) -> Outcome:
+        """Give hits back, as far as there are any. That is OK however much is left then."""
+        limiter, quotas = self._limiter, check.quota
+        try:
+            if check.cost:
+                await limiter.refund(check.user, check.action, check.cost, quotas=quotas)
+        except StoreUnavailable as error:
+            raise GrpcError(Status.UNAVAILABLE, "the store did not take the refund") from error
+        decision = await limiter.peek(check.user, check.action, quotas=quotas)
+        return Outcome(_status(check, decision, OK), None, False)
+
+    async def _give_back(self, outcome: Outcome) -> Outcome:
+        decision = outcome.decision
+        if decision is None or not decision.spent:
+            return outcome
+        try:
+            await self._limiter.refund(decision)
+        except StoreUnavailable as error:
+            self._limiter.stats.lost["unreturned"] += decision.cost
+            logger.warning("%d units of %r were not given back: %s", decision.cost, decision.policy, error)
+            return outcome
+        status = outcome.status
+        return outcome._replace(status=status._replace(remaining=status.remaining + decision.cost))
+
+    def _fields(self, outcomes: Iterable[Outcome], over: bool) -> tuple[tuple[bytes, bytes], ...]:
+        if self._headers is None:
+            return ()
+        decisions = [outcome.decision for outcome in outcomes if outcome.decision is not None]
+        fields = self._headers.fields(decisions)
+        waits = [decision.retry_after for decision in decisions if not decision.allowed]
+        if over and waits and None not in waits:
+            fields.append((b"retry-after", b"%d" % max(1, ceil(max(wait or 0.0 for wait in waits)))))
+        return tuple(fields)
+
+    def _record(self, usage: UsageLog, outcomes: Iterable[Outcome]) -> list[Awaitable[bool]]:
+        """Keep an event of each decision; of what was only looked at there is none."""
+        waiting = []
+        for decision in (outcome.decision for outcome in outcomes):
+            if decision is None or not decision.cost:
+                continue
+            pending = usage._accept(
+                decision.user,
+                decision.policy,
+                at_us=decision.at_us,
+                cost=decision.cost,
+                allowed=decision.allowed,
+                status=200 if decision.allowed else 429,
+                metadata={"mode": "shadow"} if decision.shadow_denied else None,
+            )
+            if pending is not None:
+                waiting.append(pending)
+        return waiting
+
+    def _count(self, domain: str, code: str) -> None:
+        self.calls[domain, code] = self.calls.get((domain, code), 0) + 1
+
+
+def _overridden(domain: str, descriptor: Descriptor, cost: int) -> Check:
+    """Return the check of a descriptor by the limit that it brings: counted apart from the rules, never in shadow."""
+    assert descriptor.limit is not None
+    requests, number, multiplier = descriptor.limit
+    if number not in UNIT_NAMES or not multiplier:
+        raise InvalidInput(f"a limit of the request has the unit {number}, of which there are {multiplier}")
+    limit = quota(requests, UNIT_NAMES[number], multiplier)
+    user = user_of([text for entry in descriptor.entries for text in entry])
+    action = policy_name((domain, "override"))
+    wire = CurrentLimit(requests, number, multiplier)
+    return Check(user, action, cost, descriptor.negative, limit, limit.window.longest, wire, False)
+
+
+def _is_over(checks: list[Check], outcomes: list[Outcome]) -> bool:
+    """Return whether the request is refused: by any limit, or by all of those in quota mode."""
+    over = [outcome.over for outcome in outcomes]
+    if True not in over:
+        return False
+    modes = [check.quota_mode for check in checks]
+    hard = any(is_over and not mode for is_over, mode in zip(over, modes, strict=True))
+    return hard or (True in modes and all(is_over for is_over, mode in zip(over, modes, strict=True) if mode))
+
+
+def _left(decision: Decision) -> int:
+    return decision.quotas[0].remaining if decision.quotas else 0
+
+
+def _outcome(check: Check, decision: Decision) -> Outcome:
+    over = not decision.allowed
+    return Outcome(_status(check, decision, OVER_LIMIT if over else OK), decision, over)
+
+
+def _status(check: Check, decision: Decision, code: int) -> DescriptorStatus:
+    remaining = 0 if code == OVER_LIMIT else min(_left(decision), MAX_UINT32)
+    reset = -(-(check.window - decision.at_us % check.window) // SECOND)
+    return DescriptorStatus(code, check.limit, remaining, reset)
+
+
+def run_at_once(work: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns that never waits."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise RuntimeError("the embedded store had to be waited for")
