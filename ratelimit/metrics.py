@@ -238,6 +238,14 @@ def webhook_metrics(sent: int, failed: int) -> list[Metric]:
     return [by_label("ratelimit_alerts", "Alerts posted to the webhook, by how it ended.", "result", results)]
 
 
+def envoy_metrics(calls: Mapping[tuple[str, str], int]) -> list[Metric]:
+    """Return those of Envoy's rate limit service: domains without rules are one."""
+    counter = Counter("ratelimit_envoy_calls", "Calls of Envoy's rate limit service.", labels=["domain", "answer"])
+    for labels, count in calls.items():
+        counter.add_metric(labels, count)
+    return [counter]
+
+
 def store_metrics(stats: Stats) -> list[Metric]:
     """Return DynamoDB's. Its units are known only where the store's URL says `consumed=true`."""
     found: list[Metric] = [

@@ -29,6 +29,7 @@ from ratelimit.metrics import (
     decode,
     directory_metrics,
     encode,
+    envoy_metrics,
     exposition,
     limiter_metrics,
     memory_metrics,
@@ -71,7 +72,7 @@ def every_metric() -> list[Metric]:
     return [
         *metrics.collect(), *limiter_metrics(limiter), *memory_metrics(MemoryStore()), *store_metrics(stats),
         *usage_metrics(UsageStats()), *mirror_metrics(MirrorStats()), *directory_metrics(DirectoryStats()),
-        *webhook_metrics(3, 1), *ProcessCollector(registry=None).collect(),
+        *webhook_metrics(3, 1), *envoy_metrics({("edge", "ok"): 2}), *ProcessCollector(registry=None).collect(),
     ]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import typer
 from ratelimit.cli.options import ConfigOption, StoreOption, decimal, whole
 from ratelimit.cli.output import INVALID, complain, note
 from ratelimit.config import Config, masked
+from ratelimit.config.settings import MAX_PORT
 from ratelimit.errors import ConfigError
 from ratelimit.factory import load_checked
 from ratelimit.http.addresses import NO_ADDRESS, warn_once
@@ -26,6 +27,8 @@ from ratelimit.server.shutdown import ShutdownTimeouts
 
 logger = logging.getLogger("ratelimit.serving")
 FORMATS: Final = ("text", "json", "off")
+FOR_GRPC: Final = ("hpack", "yaml")
+ADMIN_PORT: Final = 8081
 
 
 def serve(
@@ -53,6 +56,17 @@ def serve(
     admin: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where health, metrics and reload are; off for nowhere. As configured."),
+    ] = None,
+    grpc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Serve Envoy's rate limit service there, or at unix:/PATH; by --envoy-config.",
+        ),
+    ] = None,
+    envoy_config: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="The YAML files of envoyproxy/ratelimit: limits beside the policies."),
     ] = None,
     workers: Annotated[int, typer.Option(**whole(1, 256), help="Processes on the one port.")] = 1,
     upstream_host: Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")] = False,
@@ -91,9 +105,13 @@ def serve(
         ratelimit serve --upstream http://127.0.0.1:8000 --config ratelimit.toml
 
         ratelimit serve --upstream http://127.0.0.1:8000 --action api --quota 5/day --user-from header:x-api-key
+
+        ratelimit serve --grpc 127.0.0.1:8081 --envoy-config /etc/ratelimit/config
     """
     if lacking := missing_packages():
         return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[sidecar]'", INVALID)
+    if (grpc or envoy_config) and (lacking := missing_packages(FOR_GRPC)):
+        return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[envoy]'", INVALID)
     if access_log not in FORMATS:
         return complain(f"--access-log: unknown value {access_log!r}; use text, json or off", INVALID)
     from ratelimit.factory import admin_address
@@ -110,6 +128,8 @@ def serve(
         proxying=upstream is not None,
         workers=workers,
         uds=uds,
+        grpc=grpc,
+        envoy_config=envoy_config,
     )
     settings = source()
     proxy = ProxySettings(
@@ -132,6 +152,7 @@ def serve(
     serving = Server(
         address=Address(host=host, port=port, uds=uds),
         admin=None if place is None else Address(host=place[0], port=place[1], option="admin"),
+        grpc=None if grpc is None else grpc_address(grpc),
         workers=workers,
         shutdown=ShutdownTimeouts(linger=linger, grace=grace),
     )
@@ -156,6 +177,8 @@ class ServeConfig:
     """Requests are limited as they come; without an upstream callers may also ask for a policy by its name."""
     workers: int = 1
     uds: str | None = None
+    grpc: str | None = None
+    envoy_config: str | None = None
     _good: Config | None = field(default=None, init=False)
     _first: bool = field(default=False, init=False)
 
@@ -174,8 +197,10 @@ class ServeConfig:
         self.__dict__.update(state, _first=True)
 
     def _read(self) -> Config:
-        config = self._with_user_from(self._with_policy(self._load()))
-        if not any(policy.match or not self.proxying for policy in config.policies):
+        config = self._with_admin(self._with_user_from(self._with_policy(self._load())))
+        if self.grpc is not None and not config.envoy_config:
+            raise ConfigError("--grpc", "no limit is known: add --envoy-config DIR, with envoyproxy/ratelimit's YAML")
+        if not config.envoy_config and not any(policy.match or not self.proxying for policy in config.policies):
             problem = "no policy has a match" if config.policies else "there is no policy"
             how = "add --action api --quota 5/day, or --config; if that is meant, with quotas = 'unlimited'"
             raise ConfigError("", f"nothing is limited: {problem}; {how}")
@@ -185,7 +210,8 @@ class ServeConfig:
 
     def _load(self) -> Config:
         """What the command line names goes over the environment too."""
-        given = {name: value for name in ("store", "admin") if (value := getattr(self, name)) is not None}
+        names = ("store", "admin", "envoy_config")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
         hidden = {f"RATELIMIT_{name.upper()}" for name in given}
         env = {name: value for name, value in os.environ.items() if name not in hidden}
         return load_checked(self.path, env=env, **given)
@@ -201,6 +227,12 @@ class ServeConfig:
             raise ConfigError("--action" if error.path == "name" else "--quota", error.problem) from None
         kept = tuple(each for each in config.policies if each.name != self.action)
         return replace(config, policies=(*kept, policy))
+
+    def _with_admin(self, config: Config) -> Config:
+        """Envoy's service has the port that envoyproxy/ratelimit has: the admin listener's own, by default."""
+        if self.grpc is None or config.admin != Config().admin or grpc_address(self.grpc).port != ADMIN_PORT:
+            return config
+        return replace(config, admin=f"127.0.0.1:{ADMIN_PORT + 1}")
 
     def _with_user_from(self, config: Config) -> Config:
         if not self.user_from:
@@ -231,36 +263,55 @@ class ServeConfig:
             )
 
 
+def grpc_address(text: str) -> Address:
+    """Read where gRPC is to be served. Raises `ConfigError`."""
+    if text.startswith("unix:") and text[5:]:
+        return Address(uds=text[5:], port=0, option="--grpc")
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not port.isascii() or len(port) > 5 or int(port) > MAX_PORT:
+        raise ConfigError("--grpc", f"expected an address as in 127.0.0.1:8081, or unix:/PATH, not {text!r}")
+    return Address(host=host.strip("[]"), port=int(port), option="--grpc")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Banner:
-    """Call it with where the app and the admin listener are, once they are."""
+    """Call it with where the app, the admin listener and gRPC are, once they are."""
 
     config: Config
     upstream: str | None
     workers: int
     json: bool
 
-    def __call__(self, where: str, admin: str | None) -> None:
+    def __call__(self, where: str, admin: str | None, grpc: str | None = None) -> None:
         """Say it: readable on stderr, or for a program on stdout."""
+        grpc = None if grpc is None else grpc.removeprefix("http://")
         if self.json:
-            typer.echo(msgspec.json.encode(self._document(where, admin)).decode())
+            typer.echo(msgspec.json.encode(self._document(where, admin, grpc)).decode())
         else:
-            typer.echo(self._line(where, admin), err=True)
+            typer.echo(self._line(where, admin, grpc), err=True)
         if self.config.store.startswith("memory://"):
             note("memory:// is forgotten when this process ends")
 
-    def _line(self, where: str, admin: str | None) -> str:
+    def _line(self, where: str, admin: str | None, grpc: str | None) -> str:
         rules = "; ".join(f"{policy.name} ({', '.join(_quotas(policy))})" for policy in self.config.policies)
         what = (
             f"in front of {masked(self.upstream)}" if self.upstream else "decisions at /v1/authz and the API beside it"
         )
+        if self.config.envoy_config:
+            where_grpc = f" at {grpc}" if grpc else ""
+            limits = f"Envoy's rate limit service{where_grpc}: {self._limits()} of {self.config.envoy_config}"
+            rules = f"{rules}; {limits}" if rules else limits
         return (
             f"ratelimit serves {where} {what}: {rules}; users from {', '.join(self._users())}, else their address; "
             f"counting in {masked(self.config.store)}; {'admin at ' + admin if admin else 'no admin listener'}; "
             f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'}"
         )
 
-    def _document(self, where: str, admin: str | None) -> dict[str, object]:
+    def _limits(self) -> str:
+        count = len(self.config.envoy_config.policies)
+        return "1 limit" if count == 1 else f"{count} limits"
+
+    def _document(self, where: str, admin: str | None, grpc: str | None) -> dict[str, object]:
         return {
             "listening": where,
             "upstream": None if self.upstream is None else masked(self.upstream),
@@ -268,6 +319,7 @@ class Banner:
             "user_from": self._users(),
             "store": masked(self.config.store),
             "admin": admin,
+            "grpc": grpc,
             "workers": self.workers,
             "pid": os.getpid(),
         }

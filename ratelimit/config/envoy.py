@@ -41,7 +41,7 @@ UNITS: Final[dict[str, tuple[int, int, Unit]]] = {
 """Envoy's number of a unit, and how long envoyproxy/ratelimit makes it: from 1970 on, so weeks begin on Thursdays."""
 UNIT_NAMES: Final = {number: name for name, (number, _, _) in UNITS.items()}
 MAX_UINT32: Final = 2**32 - 1
-MAX_RULES: Final = 10_000
+MAX_DESCRIPTORS: Final = 20_000
 MAX_DEPTH: Final = 32
 _MAX_ERRORS: Final = 20
 
@@ -172,6 +172,8 @@ class EnvoyRules:
     domains: dict[str, RuleNode] = field(default_factory=dict, compare=False)
     policies: tuple[Policy, ...] = field(default=(), compare=False)
     """One for each limit."""
+    fingerprint: object = field(default=None, compare=False)
+    """What `fingerprint` returned just before they were read."""
 
     def __bool__(self) -> bool:
         return bool(self.files)
@@ -191,6 +193,7 @@ def read_envoy_rules(place: object) -> EnvoyRules:
         raise ConfigError("", f"expected the directory of envoyproxy/ratelimit's YAML files, or 'off', not {place!r}")
     if str(place) == "off":
         return NO_RULES
+    before = fingerprint(place)
     try:
         files = tuple((str(path), path.read_text(encoding="utf-8")) for path in rule_files(place))
     except OSError as error:
@@ -203,7 +206,7 @@ def read_envoy_rules(place: object) -> EnvoyRules:
     for name, text in files:
         reader.read(name, text)
     reader.raise_any()
-    return EnvoyRules(str(place), files, reader.domains, tuple(reader.policies.values()))
+    return EnvoyRules(str(place), files, reader.domains, tuple(reader.policies.values()), before)
 
 
 def rule_files(place: str | Path) -> list[Path]:
@@ -215,6 +218,15 @@ def rule_files(place: str | Path) -> list[Path]:
     return sorted(each for each in found if each.is_file())
 
 
+def fingerprint(place: str | Path) -> object:
+    """Return what differs as soon as a file does, or is exchanged for another as Kubernetes does it; quick to find."""
+    try:
+        found = [(str(path), path.stat()) for path in rule_files(place)]
+    except OSError:
+        return None
+    return [(name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in found]
+
+
 class _Reader:
     """Reads files into one tree, and collects what is wrong with them: `FILE:LINE: problem`."""
 
@@ -224,7 +236,7 @@ class _Reader:
         self._file = ""
         self._errors: list[str] = []
         self._loader: Any = None
-        self._rules = 0
+        self._descriptors_read = 0
 
     def read(self, name: str, text: str) -> None:
         # Imported here: it comes with the extra `envoy`, and nobody else needs it.
@@ -241,7 +253,8 @@ class _Reader:
             self._domain(root)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            self._bad(1 if mark is None else mark.line + 1, f"not YAML: {error.problem or error.context}")
+            problem = f"not YAML: {error.problem or error.context}; is it indented as it should be?"
+            self._bad(1 if mark is None else mark.line + 1, problem)
         except yaml.YAMLError as error:
             self._bad(1, f"not YAML: {error}")
         except _Mistake as error:
@@ -281,6 +294,9 @@ class _Reader:
                 self._bad(error.line, error.problem)
 
     def _descriptor(self, node: Node, parent: RuleNode, path: tuple[str, ...], is_open: tuple[bool, ...]) -> None:
+        self._descriptors_read += 1
+        if self._descriptors_read > MAX_DESCRIPTORS:  # as aliases can make them of a few lines
+            raise ConfigError("", f"{self._file}:{_line(node)}: more than {MAX_DESCRIPTORS} descriptors")
         table = self._table(node, _DESCRIPTOR, "a descriptor")
         key, value = self._text(table.get("key")), self._text(table.get("value"))
         flags = {name: self._flag(table.get(name)) for name in _DESCRIPTOR[4:]}
@@ -303,9 +319,6 @@ class _Reader:
         self._descriptors(table.get("descriptors"), here, path, is_open)
 
     def _rule(self, node: Node, path: tuple[str, ...], open_at: tuple[int, ...], flags: dict[str, bool]) -> Rule:
-        self._rules += 1
-        if self._rules > MAX_RULES:
-            raise _Mistake(_line(node), f"more than {MAX_RULES} limits")
         table = self._table(node, _RATE_LIMIT, "a rate_limit")
         make = partial(
             Rule,
@@ -359,15 +372,19 @@ class _Reader:
             raise _Mistake(_line(node), f"expected {what}, such as {{{', '.join(known)}}}")
         self._loader.flatten_mapping(node)
         found: dict[str, Node] = {}
+        own: set[str] = set()
         for name_node, value in node.value:
             name = name_node.value if name_node.id == "scalar" else "?"
             if name not in known:
                 near = get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}?" if near else f"{what} has {', '.join(known)}"
                 raise _Mistake(_line(name_node), f"unknown key {name!r}; {hint}")
-            if name in found:
-                raise _Mistake(_line(name_node), f"{name} is there twice; keep one of them")
             found[name] = value
+            # What comes before it by a merge (`<<`) stands elsewhere in the file.
+            if node.start_mark.index <= name_node.start_mark.index < node.end_mark.index:
+                if name in own:
+                    raise _Mistake(_line(name_node), f"{name} is there twice; keep one of them")
+                own.add(name)
         return found
 
     def _list(self, node: Node | None, what: str) -> list[Node]:

@@ -112,7 +112,7 @@ def _descriptor(data: bytes) -> Descriptor:
     return Descriptor(
         tuple(entries),
         None if limit is None else _override(limit),
-        None if hits is None else _wrapped(hits, 0),
+        None if hits is None else _wrapped(hits),
         negative,
     )
 
@@ -128,23 +128,25 @@ def _entry(data: bytes) -> tuple[str, str]:
 
 
 def _override(data: bytes) -> Override:
-    requests, unit, multiplier = 0, 0, b""
+    requests = unit = 0
+    multiplier: bytes | None = None
     for number, value in _fields(data):
         if number == 1:
             requests = _int(value) & _UINT32
         elif number == 2:
             unit = _int(value) & _UINT32
         elif number == 3:
-            multiplier += _bytes(value)
-    return Override(requests, unit, _wrapped(multiplier, 1) & _UINT32)
+            multiplier = (multiplier or b"") + _bytes(value)
+    return Override(requests, unit, 1 if multiplier is None else _wrapped(multiplier) & _UINT32)
 
 
-def _wrapped(data: bytes, default: int) -> int:
+def _wrapped(data: bytes) -> int:
     """Read a `UInt32Value` or `UInt64Value`."""
+    found = 0
     for number, value in _fields(data):
         if number == 1:
-            default = _int(value) & _UINT64
-    return default
+            found = _int(value)
+    return found
 
 
 def _fields(data: bytes) -> Fields:

@@ -210,7 +210,7 @@ class RateLimitService:
             outcomes = await self._all(map(self._give_back, outcomes))
         found = iter(outcomes)
         statuses = tuple([next(found).status if isinstance(part, Check) else part for part in plan.parts])
-        events = [] if self._usage is None else self._record(self._usage, outcomes)
+        events = [] if self._usage is None else self._record(self._usage, checks, outcomes)
         return Answer(RateLimitResponse(OVER_LIMIT if over else OK, statuses, self._fields(outcomes, over)), events)
 
     async def _all(self, works: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
@@ -266,11 +266,12 @@ class RateLimitService:
             fields.append((b"retry-after", b"%d" % max(1, ceil(max(wait or 0.0 for wait in waits)))))
         return tuple(fields)
 
-    def _record(self, usage: UsageLog, outcomes: Iterable[Outcome]) -> list[Awaitable[bool]]:
+    def _record(self, usage: UsageLog, checks: Iterable[Check], outcomes: Iterable[Outcome]) -> list[Awaitable[bool]]:
         """Keep an event of each decision; of what was only looked at there is none."""
         waiting = []
-        for decision in (outcome.decision for outcome in outcomes):
-            if decision is None or not decision.cost:
+        for check, outcome in zip(checks, outcomes, strict=True):
+            decision = outcome.decision
+            if decision is None or not check.cost:
                 continue
             pending = usage._accept(
                 decision.user,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import Metric
 
@@ -16,6 +17,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.metrics import (
     Source,
     directory_metrics,
+    envoy_metrics,
     limiter_metrics,
     memory_metrics,
     mirror_metrics,
@@ -27,6 +29,9 @@ from ratelimit.server.webhook import Webhook
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
 from ratelimit.store.delegating import DelegatingStore, layers
 from ratelimit.usage import UsageLog
+
+if TYPE_CHECKING:
+    from ratelimit.envoy.service import RateLimitService
 
 
 class UnclosableStore(DelegatingStore):
@@ -62,6 +67,8 @@ class Runtime:
     usage: UnclosableLog | None
     limiter: Limiter
     webhook: Webhook | None
+    envoy: RateLimitService | None
+    """Envoy's rate limit service, where there are rules for it."""
 
     @classmethod
     def of(cls, config: Config, before: Runtime | None = None, *, clock: Clock | None = None) -> Runtime:
@@ -88,6 +95,7 @@ class Runtime:
             usage=usage,
             limiter=limiter,
             webhook=webhook,
+            envoy=_envoy_service(config, limiter, usage),
         )
 
     async def open(self) -> None:
@@ -114,9 +122,27 @@ class Runtime:
             found[usage] = lambda: usage_metrics(usage.stats)
         if (directory := self.directory) is not None:
             found[directory] = lambda: directory_metrics(directory.stats)
+        if (envoy := self.envoy) is not None:
+            found[envoy] = lambda: envoy_metrics(envoy.calls)
         if (webhook := self.webhook) is not None:
             found[webhook] = lambda: webhook_metrics(webhook.sent, webhook.failed)
         return found
+
+
+def _envoy_service(config: Config, limiter: Limiter, usage: UsageLog | None) -> RateLimitService | None:
+    if not config.envoy_config:
+        return None
+    # Imported here: it needs the extra `envoy`.
+    from ratelimit.envoy.service import RateLimitService
+
+    return RateLimitService(
+        config.envoy_config,
+        limiter,
+        headers=config.headers,
+        all_or_nothing=config.envoy_all_or_nothing,
+        usage=usage,
+        deadline=config.deadline,
+    )
 
 
 def _place(config: Config) -> tuple[str, str, str | None]:

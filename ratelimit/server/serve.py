@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import logging.config
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,21 +54,22 @@ LOGGING: Final[dict[str, Any]] = {
 
 _NEEDED: Final = ("aiohttp", "httptools", "prometheus_client", "uvicorn", "websockets")
 
-Announce: TypeAlias = Callable[[str, str | None], None]
-"""Told where it listens, and where the admin listener does, once all workers serve."""
+Announce: TypeAlias = Callable[[str, str | None, str | None], None]
+"""Told where it listens, where the admin listener does, and where gRPC is served, once all workers serve."""
 
 
-def missing_packages() -> list[str]:
+def missing_packages(names: Iterable[str] = _NEEDED) -> list[str]:
     """Return what has to be installed first."""
-    return [name for name in _NEEDED if find_spec(name) is None]
+    return [name for name in names if find_spec(name) is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """How to serve. `admin`: where the admin listener is, None for none."""
+    """How to serve. `admin`: where the admin listener is, `grpc`: where Envoy's service is; None for nowhere."""
 
     address: Address
     admin: Address | None = None
+    grpc: Address | None = None
     workers: int = 1
     shutdown: ShutdownTimeouts = field(default_factory=ShutdownTimeouts)
 
@@ -84,10 +85,15 @@ class Server:
         logging.config.dictConfig(LOGGING)
         with ExitStack() as stack:
             public = stack.enter_context(closing(self.address.bind()))
-            admin = None if self.admin is None else stack.enter_context(closing(self.admin.bind()))
-            say = partial(announce, public.where, None if admin is None else admin.where)
+            admin, grpc = (
+                None if address is None else stack.enter_context(closing(address.bind()))
+                for address in (self.admin, self.grpc)
+            )
+            say = partial(announce, public.where, *(None if each is None else each.where for each in (admin, grpc)))
             if self.workers == 1:
-                return run_on_loop(serve_single(make, public, admin, self.shutdown, say))
+                return run_on_loop(serve_single(make, public, admin, self.shutdown, say, grpc))
             bus_dir = Path(stack.enter_context(TemporaryDirectory(prefix="ratelimit-")))
-            spec = WorkerSpec(make, public.socket, None if admin is None else admin.socket, bus_dir, self.shutdown)
-            return run_on_loop(Supervisor(spec, self.workers, public, refresh).run(say))
+            sockets = [None if each is None else each.socket for each in (admin, grpc)]
+            spec = WorkerSpec(make, public.socket, sockets[0], bus_dir, self.shutdown, sockets[1])
+            listening = [public] if grpc is None else [public, grpc]
+            return run_on_loop(Supervisor(spec, self.workers, listening, refresh).run(say))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import fields, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from msgspec import Struct
 from prometheus_client import ProcessCollector
@@ -26,6 +26,8 @@ from ratelimit.server.runtime import Runtime
 from ratelimit.tasks import Tasks
 
 logger = logging.getLogger("ratelimit")
+
+T = TypeVar("T")
 
 ConfigSource: TypeAlias = Callable[[], Config]
 """Reads the configuration afresh, and checks it whole. Has to pickle where there are several workers."""
@@ -58,9 +60,13 @@ class AppVersion:
         self._is_cut_off = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.finish(self._app(scope, receive, send))
+
+    async def finish(self, answer: Awaitable[T]) -> T:
+        """Await the answer to a request of this version, which does not end before."""
         self.requests += 1
         try:
-            await self._app(scope, receive, send)
+            return await answer
         finally:
             self.requests -= 1
             if not self.requests:

@@ -17,14 +17,18 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from ratelimit.config.envoy import fingerprint
 from ratelimit.errors import ConfigError, RateLimitError
 from ratelimit.server.address import Listening
 from ratelimit.server.listener import Listener, StartFailed
 from ratelimit.server.serve import LOGGING
 from ratelimit.server.shutdown import ShutdownTimeouts, on_signals
 from ratelimit.server.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from ratelimit.envoy.grpc import GrpcListener
 
 logger = logging.getLogger("ratelimit.serving")
 
@@ -43,6 +47,7 @@ _RESTART_PAUSES_S: Final = (0.0, 1.0, 5.0, 30.0)
 _KILL_AFTER_S: Final = 60.0
 """So long beyond its grace a worker may take to leave."""
 _ADMIN_GRACE_S: Final = 1.0
+_WATCH_INTERVAL_S: Final = 0.5
 
 # Not forked: a fork would inherit the supervisor's loop, and a new worker is to find new code.
 _processes = multiprocessing.get_context("spawn")
@@ -58,14 +63,20 @@ class SidecarFactory(Protocol):
 
 
 class Worker:
-    """Serve the app and the admin listener on one event loop. `stop`, `hand_over` and `reload` are for signal handlers:
-    they return at once."""
+    """Serve the app, gRPC and the admin listener on one event loop. `stop`, `hand_over` and `reload` are for signal
+    handlers: they return at once."""
 
     def __init__(
-        self, sidecar: Sidecar, public: socket.socket, admin: socket.socket | None, shutdown: ShutdownTimeouts
+        self,
+        sidecar: Sidecar,
+        public: socket.socket,
+        admin: socket.socket | None,
+        shutdown: ShutdownTimeouts,
+        grpc: socket.socket | None = None,
     ) -> None:
         self._sidecar = sidecar
         self._public = Listener(sidecar.app, public, refused=sidecar.refused)
+        self._grpc = None if grpc is None else _grpc_listener(sidecar, grpc)
         self._admin = None if admin is None or sidecar.admin is None else Listener(sidecar.admin, admin)
         self._shutdown = shutdown
         self._stopping = asyncio.Event()
@@ -76,13 +87,17 @@ class Worker:
         """Serve until told to stop, and return the exit status."""
         try:
             await self._public.start()
+            if self._grpc is not None:
+                await self._grpc.start()
             if self._admin is not None:
                 await self._admin.start()
         except StartFailed:
             return NOT_STARTED
         _freeze()
         started()
+        watching = asyncio.create_task(self._watch())
         await self._stopping.wait()
+        watching.cancel()
         await self._end()
         return DONE
 
@@ -102,12 +117,27 @@ class Worker:
             self._reloading = asyncio.create_task(self._reload())
 
     async def _end(self) -> None:
-        # The admin listener last: it tells how the end goes.
-        await self._public.drain(linger=self._shutdown.linger, grace=self._shutdown.grace)
-        await self._public.stop()
+        # The admin listener last: it tells how the end goes. With the public one the app ends, which gRPC needs.
+        listeners: list[Listener | GrpcListener] = [self._public] if self._grpc is None else [self._grpc, self._public]
+        times = self._shutdown
+        await asyncio.gather(*(each.drain(linger=times.linger, grace=times.grace) for each in listeners))
+        for listener in listeners:
+            await listener.stop()
         if self._admin is not None:
             await self._admin.drain(linger=0, grace=_ADMIN_GRACE_S)
             await self._admin.stop()
+
+    async def _watch(self) -> None:
+        """Reload when the files of Envoy's rules have changed, and stayed so for a moment: nobody is in the middle."""
+        tried = before = self._sidecar.current.runtime.config.envoy_config.fingerprint
+        while True:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            rules = self._sidecar.current.runtime.config.envoy_config
+            now = fingerprint(rules.place) if rules else None
+            if now == before and now not in (tried, rules.fingerprint):
+                tried = now
+                self.reload()
+            before = now
 
     async def _reload(self) -> None:
         while self._reload_again:
@@ -118,6 +148,14 @@ class Worker:
                 continue
             gc.unfreeze()
             _freeze()
+
+
+def _grpc_listener(sidecar: Sidecar, sock: socket.socket) -> GrpcListener:
+    # Imported here: it needs the extra `envoy`.
+    from ratelimit.envoy.grpc import GrpcListener
+    from ratelimit.server.envoy import grpc_methods
+
+    return GrpcListener(grpc_methods(sidecar), sock)
 
 
 def _freeze() -> None:
@@ -145,14 +183,17 @@ async def serve_single(
     admin: Listening | None,
     shutdown: ShutdownTimeouts,
     announce: Callable[[], None],
+    grpc: Listening | None = None,
 ) -> int:
     """Serve from this process alone, which takes the signals itself. Return the exit status."""
     # A loop closes what it serves from, and the address is its owner's to take down.
-    sockets = public.socket.dup(), None if admin is None else admin.socket.dup()
-    worker = Worker(make(), *sockets, shutdown)
+    sockets = [None if each is None else each.socket.dup() for each in (admin, grpc)]
+    worker = Worker(make(), public.socket.dup(), sockets[0], shutdown, sockets[1])
 
     def stop() -> None:
-        asyncio.get_running_loop().call_later(shutdown.accepts, public.close)
+        for listening in (public, grpc):
+            if listening is not None:
+                asyncio.get_running_loop().call_later(shutdown.accepts, listening.close)
         worker.stop()
 
     def replace() -> None:
@@ -171,6 +212,7 @@ class WorkerSpec:
     admin: socket.socket | None
     bus_dir: Path
     shutdown: ShutdownTimeouts
+    grpc: socket.socket | None = None
 
 
 class WorkerProcess:
@@ -236,7 +278,7 @@ async def _serve(spec: WorkerSpec, orders: Connection) -> int:
     except RateLimitError as error:
         logger.error("a worker cannot start: %s", error)
         return NOT_STARTED
-    worker = Worker(sidecar, spec.public, spec.admin, spec.shutdown)
+    worker = Worker(sidecar, spec.public, spec.admin, spec.shutdown, spec.grpc)
     actions: dict[bytes, Callable[[], None]] = {
         STOP: worker.stop,
         HAND_OVER: worker.hand_over,
@@ -262,10 +304,12 @@ async def _serve(spec: WorkerSpec, orders: Connection) -> int:
 class Supervisor:
     """`refresh` reads the configuration, and raises `ConfigError` where it is bad: then no worker hears of it."""
 
-    def __init__(self, spec: WorkerSpec, count: int, public: Listening, refresh: Callable[[], object]) -> None:
+    def __init__(
+        self, spec: WorkerSpec, count: int, listening: Iterable[Listening], refresh: Callable[[], object]
+    ) -> None:
         self._spec = spec
         self._count = count
-        self._public = public
+        self._listening = list(listening)
         self._refresh = refresh
         self._workers: dict[int, WorkerProcess] = {}
         """By their slots."""
@@ -294,7 +338,8 @@ class Supervisor:
         return await self._end(DONE)
 
     def _stop(self) -> None:
-        asyncio.get_running_loop().call_later(self._spec.shutdown.accepts, self._public.close)
+        for listening in self._listening:
+            asyncio.get_running_loop().call_later(self._spec.shutdown.accepts, listening.close)
         self._stopping.set()
 
     def _reload(self) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from ratelimit.cli.serve import ServeConfig
 from tests.cli.command import Command
 from tests.docs.pages import titled
 from tests.server.processes import served
@@ -31,6 +32,8 @@ QUICK = ("--action", "api", "--quota", "2/day", "--user-from", "header:x-api-key
         ((*QUICK, "--host", "0.0.0.0"), "api_token: the native API would be open to all who reach 0.0.0.0"),
         ((*QUICK, "--admin", "0.0.0.0:8081"), "admin_token: metrics and reloads would be open to all who reach"),
         ((*QUICK, "--admin", "nowhere"), "admin: expected"),
+        ((*QUICK, "--grpc", "127.0.0.1:0"), "--grpc: no limit is known: add --envoy-config DIR"),
+        (("--grpc", "127.0.0.1:0", "--envoy-config", "nowhere"), "envoy_config: nowhere: no such file or directory"),
     ],
 )
 def test_bad_input(ratelimit: Command, options: tuple[str, ...], told: str) -> None:
@@ -66,6 +69,25 @@ def test_a_policy_that_matches_nothing_limits_nothing_in_front_of_an_upstream(
     assert (status, "nothing is limited: no policy has a match" in err) == (2, True), err
 
 
+RULES = "domain: edge\ndescriptors: [{key: user, rate_limit: {unit: day, requests_per_unit: 2}}]"
+
+
+@pytest.mark.parametrize("place", ["8081", "host:x", "host:99999", ":8081", "unix:", ""])
+def test_a_place_for_grpc_that_is_none(ratelimit: Command, tmp_path: Path, place: str) -> None:
+    (tmp_path / "edge.yaml").write_text(RULES)
+    status, _, err = ratelimit("serve", "--envoy-config", str(tmp_path), "--grpc", place)
+    assert status == 2
+    assert f"--grpc: expected an address as in 127.0.0.1:8081, or unix:/PATH, not {place!r}" in err
+
+
+def test_envoys_service_has_the_port_of_the_admin_listener_and_that_the_next(tmp_path: Path) -> None:
+    (tmp_path / "edge.yaml").write_text(RULES)
+    rules = str(tmp_path)
+    assert ServeConfig(envoy_config=rules, grpc="0.0.0.0:8081")().admin == "127.0.0.1:8082"
+    assert ServeConfig(envoy_config=rules, grpc="0.0.0.0:8091")().admin == "127.0.0.1:8081"
+    assert ServeConfig(envoy_config=rules, grpc="0.0.0.0:8081", admin="127.0.0.1:9")().admin == "127.0.0.1:9"
+
+
 @pytest.mark.parametrize("option", ["--port", "--admin"])
 def test_a_port_in_use(ratelimit: Command, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -88,6 +110,7 @@ async def test_with_no_file_and_no_upstream() -> None:
             "user_from": ["header:x-api-key"],
             "store": "memory://",
             "admin": service.banner["admin"],
+            "grpc": None,
             "workers": 1,
             "pid": pid,
         }
