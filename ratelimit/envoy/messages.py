@@ -158,18 +158,21 @@ def _fields(data: bytes) -> Fields:
         kind = tag & 7
         if kind == _BYTES:
             size, at = _varint(data, at)
-            value: int | bytes = data[at : at + size]
+            value: int | bytes | None = data[at : at + size]
             at += size
         elif kind == _VARINT:
             value, at = _varint(data, at)
         elif kind in (_FIXED64, _FIXED32):
-            value = b""
+            value = None  # no field of ours is of these
             at += 8 if kind == _FIXED64 else 4
         else:
             raise InvalidInput(f"a field of type {kind}, which proto3 does not have")
-        if at > end or not tag >> 3:
-            raise InvalidInput("the message is cut off" if at > end else "a field has the number 0")
-        found.append((tag >> 3, value))
+        if at > end:
+            raise InvalidInput("the message is cut off")
+        if not 8 <= tag <= _UINT32:
+            raise InvalidInput(f"a field has the number {tag >> 3}")
+        if value is not None:
+            found.append((tag >> 3, value))
     return found
 
 

@@ -126,6 +126,7 @@ def test_any_bytes_are_read_or_refused(wire: bytes) -> None:
         (b"\x1a\x01x", "a text or a message where a number belongs"),
         (b"\x0b", "a field of type 3, which proto3 does not have"),
         (b"\x02\x00", "a field has the number 0"),
+        (b"\x80\x80\x80\x80\x10\x00", "a field has the number 536870912"),
     ],
 )
 def test_what_is_wrong_is_said(wire: bytes, problem: str) -> None:
