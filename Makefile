@@ -27,7 +27,7 @@ DEPLOY_TOOLS := .cache/deploy-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-databases fuzz-api dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
+.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-databases fuzz-api fuzz-http dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-25s %s\n' "$$name" "$$text"; done
@@ -90,6 +90,9 @@ test-databases: $(INSTALLED)  ## migrations from MariaDB and PostgreSQL (apt-get
 
 fuzz-api: $(INSTALLED)  ## schemathesis against the native API, some minutes (ARGS="--examples 1000 --seed 1")
 	$(PY) -m tests.http.api.fuzz $(ARGS)
+
+fuzz-http: $(INSTALLED)  ## mutated bytes of HTTP/1 through the sidecar, for FOR=600 seconds
+	RATELIMIT_TEST_FUZZ_S=$(or $(FOR),600) $(PY) -m pytest tests/server/test_fuzz.py $(ARGS)
 
 # The command itself, against the table of docker-compose.yml: `docker compose up --detach localstack` starts it. For another
 # engine say ENDPOINT=http://localhost:8000, for more options ARGS="--mapping mapping.toml".

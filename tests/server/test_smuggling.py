@@ -474,7 +474,7 @@ async def _answered(behind: Behind, method: bytes, pieces: tuple[bytes, ...]) ->
     target = b"/answer-%d" % next(_numbers)
     behind.answers[target] = pieces
     raw = await behind.ask(b"%b %b HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" % (method, target))
-    await asyncio.sleep(0.04 * (len(pieces) - 1))  # for what comes on a connection that is not asked for anything
+    await asyncio.sleep(0.1 * (len(pieces) - 1))  # for what comes on a connection that is not asked for anything
     for _ in range(3):
         await behind.own_answer(b"/after-%d" % next(_numbers))
     assert behind.upstream.faults == []
