@@ -20,6 +20,8 @@ from tests.faults import Behaviour, error, garbage, half, hang_up, internal_erro
 from tests.faults.apart import Apart
 from tests.faults.oddities import checksum, chunked, gzipped, raw, then_close, twice
 
+pytestmark = pytest.mark.heavy
+
 DEADLINE = 0.5
 ANSWERS: list[OnUnavailable] = ["allow", "deny", "local"]
 BAD_DAYS = [

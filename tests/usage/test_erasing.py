@@ -322,6 +322,7 @@ def test_an_erasure_is_known_for_as_long_as_events_are_kept(tmp_path: Path) -> N
     assert b"bob" not in (tmp_path / "erased").read_bytes()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("applied", [False, True])
 async def test_an_erase_that_broke_off_anywhere_goes_on_when_repeated(applied: bool) -> None:
     """Whatever the call that fails, and whether the store had done by then what it was asked for."""
