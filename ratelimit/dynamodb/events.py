@@ -110,15 +110,15 @@ def id_item(event: UsageEvent) -> dict[str, Attribute]:
 
 
 def id_key(event: UsageEvent) -> dict[str, Attribute]:
-    return {PK: {"S": id_pk(event.user)}, SK: {"S": id_sk(event.id)}}
+    return item_key(id_pk(event.user), id_sk(event.id))
 
 
-def _key(user: str, position: Position) -> dict[str, Attribute]:
-    return {PK: {"S": event_pk(user, day_of(position.at))}, SK: {"S": event_sk(position)}}
+def _key(user: str, position: Position) -> tuple[str, str]:
+    return event_pk(user, day_of(position.at)), event_sk(position)
 
 
-def _name(item: Item) -> tuple[str, str]:
-    return item[PK]["S"], item[SK]["S"]
+def item_key(pk: str, sk: str) -> dict[str, Attribute]:
+    return {PK: {"S": pk}, SK: {"S": sk}}
 
 
 def noted_position(event_id: str, item: Item) -> Position:
@@ -127,6 +127,8 @@ def noted_position(event_id: str, item: Item) -> Position:
 
 _NOT_THERE: Final = {"ConditionExpression": "attribute_not_exists(PK)"}
 _KEYS_AT_ONCE: Final = 1000
+_MAX_BATCH_GET: Final = 100
+"""DynamoDB's bound for one `BatchGetItem`."""
 
 
 class DynamoDBEventStore:
@@ -161,15 +163,22 @@ class DynamoDBEventStore:
 
     async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
         """Return what is kept under the id of each, by one or two `BatchGetItem` of a read unit each."""
-        notes = await self._items([id_key(event) for event in events if not event.placed_by_id])
-        places = [self._places(event, notes) for event in events]
-        keys = [_key(event.user, one) for event, some in zip(events, places, strict=True) for one in some]
-        items = await self._items(keys)
-        found: list[UsageEvent | None] = []
-        for event, some in zip(events, places, strict=True):
-            there = (items.get(_name(_key(event.user, one))) for one in some)
-            first = next((item for item in there if item is not None), None)
-            found.append(None if first is None else self._event(event.user, first))
+        given = [(id_pk(event.user), id_sk(event.id)) for event in events if not event.placed_by_id]
+        notes = await self.items(given, consistent=True)
+        keys = [[_key(event.user, place) for place in self._places(event, notes)] for event in events]
+        items = await self.items([key for some in keys for key in some], consistent=True)
+        first = [next((items[key] for key in some if key in items), None) for some in keys]
+        return [
+            None if item is None else self._event(event.user, item) for event, item in zip(events, first, strict=True)
+        ]
+
+    async def items(self, keys: Sequence[tuple[str, str]], *, consistent: bool) -> dict[tuple[str, str], Item]:
+        """Return the items of these primary keys that there are: a read unit each, or half where not `consistent`."""
+        names = list(dict.fromkeys(keys))
+        parts = [names[start : start + _MAX_BATCH_GET] for start in range(0, len(names), _MAX_BATCH_GET)]
+        found: dict[tuple[str, str], Item] = {}
+        for each in await asyncio.gather(*(self._items(part, consistent) for part in parts)):
+            found |= each
         return found
 
     async def page(
@@ -259,7 +268,7 @@ class DynamoDBEventStore:
 
     def _places(self, event: UsageEvent, notes: Mapping[tuple[str, str], Item]) -> list[Position]:
         """Return where an event may lie. A note that has expired says nothing, as when an event is put."""
-        note = notes.get(_name(id_key(event)))
+        note = notes.get((id_pk(event.user), id_sk(event.id)))
         if note is None or int(note[TTL]["N"]) < event.at_ms // 1000:
             return places_of(event)
         try:
@@ -267,25 +276,23 @@ class DynamoDBEventStore:
         except (KeyError, ValueError) as error:
             raise self._unreadable(error) from error
 
-    async def _items(self, keys: Sequence[Item]) -> dict[tuple[str, str], Item]:
-        """Return those of the items that there are."""
+    async def _items(self, keys: Sequence[tuple[str, str]], consistent: bool) -> dict[tuple[str, str], Item]:
         table = self._calls.table
-        left: list[Item] = list({_name(key): key for key in keys}.values())
+        left = [item_key(*key) for key in keys]
         found: dict[tuple[str, str], Item] = {}
 
         async def send() -> None:
             nonlocal left
-            wanted = {"Keys": left, "ConsistentRead": True}
+            wanted = {"Keys": left, "ConsistentRead": consistent}
             answer = await self._calls.send("BatchGetItem", RequestItems={table: wanted})
             if "Responses" not in answer:
                 raise AnswerLost(f"table {table!r} answered a batch without responses")
-            found.update({_name(item): item for item in answer["Responses"].get(table, ())})
+            found.update({(item[PK]["S"], item[SK]["S"]): item for item in answer["Responses"].get(table, ())})
             left = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
             if left:
                 raise StoreThrottled(f"table {table!r} is throttled: {len(left)} items were not read")
 
-        if left:
-            await self._calls.retry("BatchGetItem", send, on=HARMLESS)
+        await self._calls.retry("BatchGetItem", send, on=HARMLESS)
         return found
 
     async def _query(

@@ -12,7 +12,7 @@ from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.dynamodb.calls import HARMLESS, Retries, Stats
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
-from ratelimit.dynamodb.events import event_of
+from ratelimit.dynamodb.events import event_of, item_key
 from ratelimit.dynamodb.schema import (
     EVENT_TYPE,
     ID_TYPE,
@@ -129,7 +129,7 @@ class Target:
         One that is there is never changed: `kept` where it says something else than the source does.
         """
         by_key = {(event_pk(one.user, day_of(one.at_ms)), event_sk(position_of(one))): one for one in events}
-        there = await retry(lambda: self._raw.items(list(by_key)))
+        there = await retry(lambda: self.store.events.items(list(by_key), consistent=False))
         fresh = [event for key, event in by_key.items() if key not in there]
         if self._ledger is not None:
             self._ledger.note_events(fresh)
@@ -166,7 +166,7 @@ class Target:
 
         async def delete(batch: Sequence[tuple[str, str]]) -> None:
             await self._pace.take(EVENT_UNITS * len(batch))
-            await retry(lambda: self._raw.delete(batch))
+            await retry(lambda: self.store.events.delete([item_key(*key) for key in batch]))
 
         await self._all(batches, delete)
 
@@ -258,12 +258,8 @@ def is_foreign(item: Item) -> bool:
     return kind not in _OURS
 
 
-_KEYS_AT_ONCE: Final = 100
-"""DynamoDB's bound for one `BatchGetItem`."""
-
-
 class RawTable:
-    """Reads, save for the two that delete. Every method raises `StoreUnavailable`'s subclasses."""
+    """Reads, save for the one that deletes. Every method raises `StoreUnavailable`'s subclasses."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -305,30 +301,6 @@ class RawTable:
         last = answer.get("LastEvaluatedKey")
         return answer["Items"], encode_cursor((last["PK"]["S"], last["SK"]["S"])) if last else None
 
-    async def items(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Item]:
-        """Return the items of these primary keys that there are: half a read unit each, or one above 4 KB."""
-        parts = [keys[start : start + _KEYS_AT_ONCE] for start in range(0, len(keys), _KEYS_AT_ONCE)]
-        found: dict[tuple[str, str], Item] = {}
-        for each in await asyncio.gather(*map(self._items, parts)):
-            found |= each
-        return found
-
-    async def delete(self, keys: Sequence[tuple[str, str]]) -> None:
-        """Delete the items of these primary keys, at most 25. Harmless when repeated."""
-        table = self.settings.table
-        left: list[Any] = [{"DeleteRequest": {"Key": {"PK": {"S": pk}, "SK": {"S": sk}}}} for pk, sk in keys]
-
-        async def send() -> None:
-            nonlocal left
-            answer = await self._send("batch_write_item", RequestItems={table: left})
-            if "UnprocessedItems" not in answer:
-                raise AnswerLost(f"table {table!r} answered a batch without a word on what is left of it")
-            left = answer["UnprocessedItems"].get(table, [])
-            if left:
-                raise StoreThrottled(f"table {table!r} is throttled: {len(left)} items were not deleted")
-
-        await self._retries.run("BatchWriteItem", send, on=HARMLESS)
-
     async def delete_if(self, key: Item, *, equal: Mapping[str, int], absent: Sequence[str]) -> bool:
         """Delete an item whose numbers are still these, and in which none of the others has come; whether it was so."""
         names = {f"#n{at}": name for at, name in enumerate((*equal, *absent))}
@@ -345,24 +317,6 @@ class RawTable:
                 raise
             return False
         return True
-
-    async def _items(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Item]:
-        left: list[Any] = [{"PK": {"S": pk}, "SK": {"S": sk}} for pk, sk in keys]
-        found: dict[tuple[str, str], Item] = {}
-        table = self.settings.table
-
-        async def send() -> None:
-            nonlocal left
-            answer = await self._send("batch_get_item", RequestItems={table: {"Keys": left}})
-            if "Responses" not in answer:
-                raise AnswerLost(f"table {table!r} answered a batch without responses")
-            found.update({(item["PK"]["S"], item["SK"]["S"]): item for item in answer["Responses"].get(table, ())})
-            left = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
-            if left:
-                raise StoreThrottled(f"table {table!r} is throttled: {len(left)} items were not read")
-
-        await self._retries.run("BatchGetItem", send, on=HARMLESS)
-        return found
 
     async def _call(self, operation: str, **request: Any) -> dict[str, Any]:
         return await self._retries.run(operation, lambda: self._send(operation, **request), on=HARMLESS)
