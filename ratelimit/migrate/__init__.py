@@ -7,9 +7,8 @@ from ratelimit.migrate.checkpoint import Checkpoint, Counts
 from ratelimit.migrate.forecast import Forecast
 from ratelimit.migrate.mapping import Mapping, read_mapping
 from ratelimit.migrate.migration import Done, MigrationPlan, dry_run, run
-from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused, SourceUnavailable
-from ratelimit.migrate.runner import BadRow
+from ratelimit.migrate.runner import BadRow, ProgressListener
 from ratelimit.migrate.sources import migration_settings
 from ratelimit.migrate.undo import Undone, UndoPlan, undo
 from ratelimit.migrate.verify import Difference, Verdict, verify

@@ -14,9 +14,8 @@ import msgspec
 from ratelimit.cost import load_prices
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.checkpoint import Counts, Scratch
-from ratelimit.migrate.reader import ProgressListener, ahead, uses_of, waiting
 from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Source, SourceRow
-from ratelimit.migrate.runner import Choices
+from ratelimit.migrate.runner import Choices, ProgressListener, ahead, uses_of, waiting
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, entry_units
 from ratelimit.store.directory import Identity, IdentityTaken, Plan, User

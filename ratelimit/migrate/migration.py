@@ -20,9 +20,8 @@ from ratelimit.migrate.files import UTF_8
 from ratelimit.migrate.forecast import DryRun, Forecast
 from ratelimit.migrate.ledger import Ledger, RunInfo, conflicts, earlier_runs, place_of_table
 from ratelimit.migrate.mapping import Mapping
-from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused
-from ratelimit.migrate.runner import DEFAULT_BATCH, Choices, OnError, Run
+from ratelimit.migrate.runner import DEFAULT_BATCH, Choices, OnError, ProgressListener, Run
 from ratelimit.migrate.sources import HashedSource, ReadOptions, known_actions, migration_settings, source_of
 from ratelimit.migrate.tally import Rules
 from ratelimit.migrate.target import Pace, RawTable, TableProbe, Target

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar
 
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.errors import InvalidInput, StoreUnavailable
@@ -18,52 +19,26 @@ from ratelimit.event import UsageEvent
 from ratelimit.migrate.checkpoint import Checkpoint, Counts, Scratch, Workspace
 from ratelimit.migrate.counters import CounterWriter
 from ratelimit.migrate.ledger import Ledger
-from ratelimit.migrate.reader import ProgressListener, ahead, chunks, learn_rules, uses_of, waiting
-from ratelimit.migrate.rows import Counted, Entity, Expired, Source, SourceRow
+from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Source, SourceRow
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import IdentityConflict, Target
 from ratelimit.names import Key
-from ratelimit.store.directory import Plan, User
+from ratelimit.store.directory import DirectoryStore, Plan, User
 
-# A copy of a file source, beside it, before anything begins: `users.json.backup-20260105T120000Z`.
+T = TypeVar("T")
 
-_SQLITE: Final = b"SQLite format 3\x00"
-
-
-def back_up(files: Sequence[Path], *, began: int) -> list[Path]:
-    """The copies, made once for a migration that `began` then (µs). Raises `OSError`."""
-    stamp = datetime.fromtimestamp(began // SECOND, UTC).strftime("%Y%m%dT%H%M%SZ")
-    copies = []
-    for file in files:
-        copy = backup_of(file, stamp)
-        if not copy.exists():
-            part = copy.with_name(copy.name + ".part")
-            _copy(file, part)
-            part.replace(copy)
-        copies.append(copy)
-    return copies
-
-
-def backup_of(file: Path, stamp: str) -> Path:
-    """Where it goes."""
-    return file.with_name(f"{file.name}.backup-{stamp}")
-
-
-def _copy(file: Path, to: Path) -> None:
-    with file.open("rb") as opened:
-        is_sqlite = opened.read(len(_SQLITE)) == _SQLITE
-    if not is_sqlite:
-        shutil.copy2(file, to)
-        return
-    # A database that is in use is copied whole only by SQLite itself.
-    url = f"{file.absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(url, uri=True)) as source, closing(sqlite3.connect(to)) as copy:
-        source.backup(copy)
-
-
+_SOME: Final = 200
 OnError: TypeAlias = Literal["skip", "stop"]
 
 DEFAULT_BATCH: Final = 1000
+
+
+class ProgressListener(Protocol):
+    """Hears how reading goes."""
+
+    def __call__(self, entity: Entity, counts: Counts, done: int, size: int | None) -> None:
+        """Hear of a batch: `done` of `size` (None where nobody knows it) is behind the counts."""
+        ...
 
 
 class BadRow(InvalidInput):
@@ -264,3 +239,86 @@ class Run:
             raise BadRow(f"{row.where}: {row.problem}; without --on-error stop it is set aside, and the rest goes on")
         counts.reject(row.problem)
         self._desk.reject(entity, row)
+
+
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """Yield a few at a time."""
+    iterator = iter(items)
+    while some := list(islice(iterator, _SOME)):
+        yield some
+
+
+def waiting(rejected: int, where: str = "") -> str:
+    """Say why no counters are written: a mark says that all uses before it are in the record."""
+    return (
+        f"no counters are written while rows of use are rejected, {rejected:,} by now{where}: mend the mapping and run "
+        "it again, or add --leave-rejected to count without them for good"
+    )
+
+
+def uses_of(entries: Iterable[Entry | None]) -> list[UsageEvent | Expired]:
+    """Return those that count: what was refused spent nothing."""
+    found = [entry for entry in entries if isinstance(entry, UsageEvent | Expired)]
+    return [use for use in found if isinstance(use, Expired) or use.allowed]
+
+
+async def learn_rules(directory: DirectoryStore, rules: Rules) -> None:
+    """Teach the rules the quotas of all plans and users that are in the table, whoever put them there."""
+    kinds: tuple[type[Plan | User], ...] = (Plan, User)
+    for kind in kinds:
+        cursor: str | None = None
+        while True:
+            page = await directory.page(kind, limit=_SOME, cursor=cursor)
+            for entry in page.entries:
+                rules.learn(entry.quotas)
+            if (cursor := page.cursor) is None:
+                break
+
+
+async def ahead(batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[Batch, None]:
+    """Yield the same, the next one being read while one is used."""
+    reading = asyncio.ensure_future(anext(batches, None))
+    try:
+        while (batch := await reading) is not None:
+            reading = asyncio.ensure_future(anext(batches, None))
+            yield batch
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        await batches.aclose()
+
+
+# A copy of a file source, beside it, before anything begins: `users.json.backup-20260105T120000Z`.
+
+_SQLITE: Final = b"SQLite format 3\x00"
+
+
+def back_up(files: Sequence[Path], *, began: int) -> list[Path]:
+    """The copies, made once for a migration that `began` then (µs). Raises `OSError`."""
+    stamp = datetime.fromtimestamp(began // SECOND, UTC).strftime("%Y%m%dT%H%M%SZ")
+    copies = []
+    for file in files:
+        copy = backup_of(file, stamp)
+        if not copy.exists():
+            part = copy.with_name(copy.name + ".part")
+            _copy(file, part)
+            part.replace(copy)
+        copies.append(copy)
+    return copies
+
+
+def backup_of(file: Path, stamp: str) -> Path:
+    """Where it goes."""
+    return file.with_name(f"{file.name}.backup-{stamp}")
+
+
+def _copy(file: Path, to: Path) -> None:
+    with file.open("rb") as opened:
+        is_sqlite = opened.read(len(_SQLITE)) == _SQLITE
+    if not is_sqlite:
+        shutil.copy2(file, to)
+        return
+    # A database that is in use is copied whole only by SQLite itself.
+    url = f"{file.absolute().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(url, uri=True)) as source, closing(sqlite3.connect(to)) as copy:
+        source.backup(copy)

@@ -17,12 +17,11 @@ from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url, same_table
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.dynamodb import LegacySource, TableSource
 from ratelimit.migrate.files import SQLITE, UTF_8, FileSource, check_encoding
-from ratelimit.migrate.legacy import LegacySource
 from ratelimit.migrate.mapping import Mapping
 from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Source
 from ratelimit.migrate.sql import SqlSource
-from ratelimit.migrate.table import TableSource
 from ratelimit.migrate.target import RawTable
 from ratelimit.names import Key
 from ratelimit.store.directory import User

@@ -26,8 +26,8 @@ from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.checkpoint import Counts, forget_run
 from ratelimit.migrate.ledger import FieldChange, Ledger, RecordChange, is_same_place, later_on_top, place_of_table
-from ratelimit.migrate.reader import ProgressListener
 from ratelimit.migrate.rows import ENTITIES
+from ratelimit.migrate.runner import ProgressListener
 from ratelimit.migrate.sources import migration_settings
 from ratelimit.migrate.tally import MARK, is_bucket
 from ratelimit.migrate.target import Pace, RawTable, Target

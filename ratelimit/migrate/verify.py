@@ -17,8 +17,8 @@ from ratelimit.event import RETENTION_DAYS, UsageEvent
 from ratelimit.migrate.checkpoint import Counts, Scratch
 from ratelimit.migrate.counters import live
 from ratelimit.migrate.migration import MigrationPlan, check_found, opened
-from ratelimit.migrate.reader import ProgressListener, ahead, chunks, learn_rules, uses_of
 from ratelimit.migrate.rows import Counted, Entity, Source
+from ratelimit.migrate.runner import ProgressListener, ahead, chunks, learn_rules, uses_of
 from ratelimit.migrate.sources import migration_settings
 from ratelimit.migrate.tally import MARK, SCHEMA, Rules, Tally
 from ratelimit.names import Key

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit.migrate import Counts, Entity, MigrationPlan, dry_run, run
-from ratelimit.migrate.legacy import CollisionCounter
+from ratelimit.migrate.dynamodb import CollisionCounter
 from tests.engines import Engine
 from tests.migrate.legacy_table import fill
 from tests.migrate.plans import bring, check, events_in, plan_of, unheard
