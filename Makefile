@@ -68,8 +68,8 @@ test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C 
 	RATELIMIT_TEST_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH="$$PWD/.cache/compiled:$$PWD" $(PYTEST) -o pythonpath=".cache/compiled ." \
 		-m "not slow" $(HOT_SUITE) $(ARGS)
 
-test-gateways: $(INSTALLED) $(GATEWAYS)/.installed  ## real Envoy, nginx, Traefik and Caddy, by what docs/gateways.md shows
-	RATELIMIT_TEST_GATEWAYS=required $(PY) -m pytest tests/http/authz/test_gateways.py $(ARGS)
+test-gateways: $(INSTALLED) $(GATEWAYS)/.installed  ## real Envoy, nginx, Traefik and Caddy, by what docs/gateways.md and envoy.md show
+	RATELIMIT_TEST_GATEWAYS=required $(PY) -m pytest tests/http/authz/test_gateways.py tests/envoy/test_real_envoy.py $(ARGS)
 
 # In an environment of their own, where `make test` finds them from then on.
 $(GATEWAYS)/.installed: tests/http/authz/gateways-requirements.txt $(INSTALLED)

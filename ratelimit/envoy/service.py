@@ -131,7 +131,7 @@ class RateLimitService:
         plan = self._plans.get(message)
         if plan is None:
             try:
-                plan = self.plan(read_request(message))
+                plan = self._plan(read_request(message))
             except InvalidInput as error:
                 self._count(UNKNOWN_DOMAIN, "error")
                 raise GrpcError(Status.INVALID_ARGUMENT, str(error)) from error
@@ -140,7 +140,7 @@ class RateLimitService:
         if not self._at_once:
             self._compare_deadlines(call)
             return self._answer(plan)
-        answer = run_at_once(self.decide(plan))
+        answer = run_at_once(self._decide(plan))
         return self._when_kept(answer) if answer.events else write_response(answer.response)
 
     def _compare_deadlines(self, call: Call) -> None:
@@ -153,14 +153,22 @@ class RateLimitService:
                 self._deadline = 0.0
 
     async def _answer(self, plan: Plan) -> bytes:
-        return await self._when_kept(await self.decide(plan))
+        return await self._when_kept(await self._decide(plan))
 
     async def _when_kept(self, answer: Answer) -> bytes:
-        for event in answer.events:
-            await event
+        await _kept(answer)
         return write_response(answer.response)
 
-    def plan(self, request: RateLimitRequest) -> Plan:
+    async def respond(self, request: RateLimitRequest) -> RateLimitResponse:
+        """Answer a request that came otherwise. Raises `InvalidInput`, and `GrpcError` where a refund is not taken."""
+        try:
+            plan = self._plan(request)
+        except InvalidInput:
+            self._count(UNKNOWN_DOMAIN, "error")
+            raise
+        return await _kept(await self._decide(plan))
+
+    def _plan(self, request: RateLimitRequest) -> Plan:
         """Find the limits of a request. Raises `InvalidInput`."""
         if not request.domain:
             raise InvalidInput("the domain is empty; Envoy's filter has it as `domain`")
@@ -200,7 +208,7 @@ class RateLimitService:
         user, action = rule.user(descriptor.entries), rule.policy.name
         return Check(user, action, cost, descriptor.negative, None, window, limit, rule.quota_mode)
 
-    async def decide(self, plan: Plan) -> Answer:
+    async def _decide(self, plan: Plan) -> Answer:
         """Check what has to be checked, and count the call."""
         checks = [part for part in plan.parts if type(part) is Check]
         outcomes = await self._all(map(self._check, checks))
@@ -288,6 +296,12 @@ class RateLimitService:
 
     def _count(self, domain: str, code: str) -> None:
         self.calls[domain, code] = self.calls.get((domain, code), 0) + 1
+
+
+async def _kept(answer: Answer) -> RateLimitResponse:
+    for event in answer.events:
+        await event
+    return answer.response
 
 
 def _overridden(domain: str, descriptor: Descriptor, cost: int) -> Check:

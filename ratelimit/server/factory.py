@@ -73,7 +73,13 @@ def _decisions(host: str | None) -> AppFactory:
         if idempotency is None:
             idempotency = IdempotencyCache(runtime.limiter.clock)
         args = middleware_args(runtime.config, runtime.limiter, runtime.usage)
-        return decision_app(runtime.config, host=host, store=runtime.shared, args=args, idempotency=idempotency)
+        app = decision_app(runtime.config, host=host, store=runtime.shared, args=args, idempotency=idempotency)
+        if runtime.envoy is None:
+            return app
+        # Imported here: it needs the extra `envoy`.
+        from ratelimit.envoy.json_endpoint import JsonEndpoint
+
+        return JsonEndpoint(runtime.envoy, app)
 
     return make
 

@@ -134,8 +134,8 @@ def test_what_is_wrong_is_said(wire: bytes, problem: str) -> None:
         read_request(wire)
 
 
-limits = st.builds(CurrentLimit, uint32, st.integers(0, 7), st.integers(1, 2**32 - 1), texts)
-statuses = st.builds(DescriptorStatus, st.sampled_from([1, 2]), st.none() | limits, uint32, st.integers(0, 2**40))
+limits = st.builds(CurrentLimit, uint32, st.integers(1, 7), st.integers(1, 2**32 - 1), texts)
+statuses = st.builds(DescriptorStatus, st.sampled_from([1, 2]), st.none() | limits, uint32, st.integers(0, 10**11))
 printable = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=200).map(str.encode)
 responses = st.builds(
     RateLimitResponse,
