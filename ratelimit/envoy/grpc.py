@@ -260,17 +260,19 @@ class GrpcListener:
         self._ticking = loop.create_task(self._tick())
 
     async def drain(self, *, linger: float, grace: float) -> None:
-        """Tell clients to leave. Calls that come within `linger` seconds are answered, newcomers' as well; what still
-        runs after `grace` seconds is cut off."""
+        """Tell clients to leave, and answer them for `linger` seconds more. What runs after `grace` seconds is cut off.
+
+        It accepts for half as long again as newcomers are let in, as there may be a queue, or handshakes on their way.
+        """
         loop = asyncio.get_running_loop()
         since = loop.time()
-        leave_at = since + min(linger, grace / 2)
+        linger = min(linger, grace / 2)
         self._state.draining = True
         while (now := loop.time()) < since + grace:
             for connection in list(self._state.connections):
-                connection.leave(leave_at)
+                connection.leave(now + linger)
                 connection.tick(now)
-            if now >= leave_at:
+            if now >= since + 1.5 * linger:
                 await self._stop_accepting()
             if self._server is None and not self._state.connections:
                 return

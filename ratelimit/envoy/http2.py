@@ -602,7 +602,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         read is reset, and the client might never see the last frames."""
         self._flush()
         self._closing = self.loop.time()
-        self._buffer = b""
         self._drop_streams()
         if self._transport.is_closing():
             return

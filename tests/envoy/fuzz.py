@@ -37,7 +37,6 @@ class Fuzz:
         self.random = random.Random(seed)
         self.client = Client({ECHO: _method}, greet=False)  # type: ignore[dict-item]
         self.stream = 1
-        self.now = asyncio.get_running_loop().time()
 
     async def run(self) -> None:
         chance = self.random
@@ -49,8 +48,7 @@ class Fuzz:
             if chance.random() < 0.2:
                 await asyncio.sleep(0)
             if chance.random() < 0.1:
-                self.now += chance.choice((0.5, 5, 30))
-                self.client.protocol.tick(self.now, http2.PER_TICK)
+                self.client.tick(chance.choice((0.5, 5, 30)))
             self.check()
         self.client.protocol.connection_lost(None)
         await asyncio.sleep(0)

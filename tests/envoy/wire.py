@@ -80,6 +80,20 @@ class Transport(asyncio.Transport):
         self.reading = True
 
 
+class Clock:
+    """A loop whose time a test puts forward."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return self._loop.time() + self.ahead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
 def echo(message: bytes, call: Call) -> bytes:
     return message
 
@@ -91,6 +105,8 @@ class Client:
         self.state = ServerState({ECHO: echo} if methods is None else methods)
         self.protocol = GrpcProtocol(self.state)
         self.transport = Transport()
+        self.clock = Clock(self.protocol.loop)
+        self.protocol.loop = self.clock  # type: ignore[assignment]
         self.protocol.connection_made(self.transport)
         self.encoder = Encoder()
         self.decoder = Decoder()
@@ -101,6 +117,11 @@ class Client:
     def send(self, *frames: bytes) -> None:
         """In one piece."""
         self.protocol.data_received(b"".join(frames))
+
+    def tick(self, seconds: float) -> None:
+        """So much later."""
+        self.clock.ahead += seconds
+        self.protocol.tick(self.clock.time())
 
     def frames(self) -> list[Frame]:
         """What has come since the last time."""
