@@ -41,6 +41,16 @@ def wait_for(call: BlockingCall[T]) -> Generator[BlockingCall[T], T, T]:
     return (yield call)
 
 
+def refuse_event_loop(name: str, work: Coroutine[Any, Any, object] | None = None) -> None:
+    """Raise `InsideEventLoop` where one runs: `name` of `ratelimit` is wanted there. `work` is not done then."""
+    if asyncio._get_running_loop() is not None:
+        if work is not None:
+            work.close()
+        raise InsideEventLoop(
+            f"this thread runs an event loop, which a blocking call would hold up; use `from ratelimit import {name}`"
+        )
+
+
 def is_blocking() -> bool:
     """Return whether this coroutine is run without an event loop."""
     return asyncio._get_running_loop() is None
@@ -130,11 +140,10 @@ class Runner:
         """What is run besides, once what runs now has its result."""
         _runners.add(self)
 
-    def run(self, work: Coroutine[Any, Any, T], name: str = "") -> T:
+    def run(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """Return what the coroutine does. Raise `InsideEventLoop`, which says that `name` of `ratelimit` is wanted."""
         if asyncio._get_running_loop() is not None:
-            work.close()
-            raise InsideEventLoop(_HINT.format(name=name or "the class of the same name"))
+            refuse_event_loop(name, work)
         result = self._drive(work)
         while self.later:
             self._drive(self.drain())
@@ -154,7 +163,7 @@ class Runner:
 
         def run() -> None:
             try:
-                future.set_result(self.run(work))
+                future.set_result(self.run(work, what))
             except BaseException as error:  # noqa: BLE001 (of whoever asks for the result)
                 future.set_exception(error)
 
@@ -210,7 +219,6 @@ class Deferred:
         """Do nothing: it belongs to no event loop."""
 
 
-_HINT: Final = "this thread runs an event loop, which a blocking call would hold up; use `from ratelimit import {name}`"
 _runners: Final[WeakSet[Runner]] = WeakSet()
 _held: Final[list[Runner]] = []
 

@@ -13,5 +13,6 @@ from ratelimit.blocking import InsideEventLoop
 from ratelimit.sync.directory import Directory
 from ratelimit.sync.limiter import Limiter
 from ratelimit.sync.store import Store, open_store
+from ratelimit.sync.usage import UsageLog
 
-__all__ = ["Directory", "InsideEventLoop", "Limiter", "Store", "open_store"]
+__all__ = ["Directory", "InsideEventLoop", "Limiter", "Store", "UsageLog", "open_store"]

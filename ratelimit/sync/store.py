@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from inspect import iscoroutinefunction
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from ratelimit.blocking import Runner
@@ -28,9 +28,11 @@ class BlockingDirectoryStore(NamedTuple):
 class Store:
     """A store for threads. Made by `open_store`; `with` closes it."""
 
-    def __init__(self, inner: TableStore, runner: Runner) -> None:
+    def __init__(self, inner: TableStore, runner: Runner, on_a_loop: Callable[[], TableStore]) -> None:
         self.inner = inner
         self.runner = runner
+        self.on_a_loop = on_a_loop
+        """Returns the same store for an event loop: the usage log's thread has one."""
 
     @property
     def directory(self) -> BlockingDirectoryStore:
@@ -75,19 +77,23 @@ def open_store(url: str) -> Store:
 
 def store_from(url: str, *, user_hash_key: str | None = None) -> Store:
     """Return the store that a URL names, not yet open; with hashed users where there is a key. Raises `ConfigError`."""
-    runner = Runner()
-    if urlsplit(url).scheme == "dynamodb":
-        # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
-        from ratelimit.dynamodb import parse_url
-        from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
+    store = store_from_url(url)
+    if isinstance(store, MemoryStore):
+        return _hashed(store_of(store), user_hash_key)
+    # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
+    from ratelimit.dynamodb import DynamoDBStore
+    from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
 
-        try:
-            store: TableStore = BlockingDynamoDBStore(parse_url(url), runner)
-        except ConfigError as error:
-            raise error.under("store") from None
-    else:
-        store = store_from_url(url)
-    return Store(store if user_hash_key is None else HashedUserStore(store, user_hash_key), runner)
+    assert isinstance(store, DynamoDBStore)
+    settings, runner = store.settings, Runner()
+    made = Store(BlockingDynamoDBStore(settings, runner), runner, lambda: DynamoDBStore(settings))
+    return _hashed(made, user_hash_key)
+
+
+def _hashed(store: Store, key: str | None) -> Store:
+    if key is None:
+        return store
+    return Store(HashedUserStore(store.inner, key), store.runner, lambda: HashedUserStore(store.on_a_loop(), key))
 
 
 def store_of(store: object) -> Store:
@@ -98,11 +104,32 @@ def store_of(store: object) -> Store:
         runner = _runners.get(store)
         if runner is None:
             runner = _runners.setdefault(store, Runner())
-        return Store(store, runner)
+        return Store(store, runner, lambda: cast(TableStore, _Locked(store, runner)))
     url = repr(store) if isinstance(store, str) else "'memory://'"
     raise ConfigError(
         "store", f"expected a store of ratelimit.sync, not {store!r}; open one: ratelimit.sync.open_store({url})"
     )
+
+
+class _Locked:
+    """What an event loop may ask of a store in memory while threads use it. Nothing of that ever waits."""
+
+    def __init__(self, inner: object, runner: Runner) -> None:
+        self._inner = inner
+        self._runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name in ("events", "directory", "scans"):
+            return _Locked(found, self._runner)
+        if not iscoroutinefunction(found):
+            return found
+
+        async def call(*args: Any, **options: Any) -> Any:
+            with self._runner.lock:
+                return await found(*args, **options)
+
+        return call
 
 
 _runners: Final[WeakKeyDictionary[MemoryStore, Runner]] = WeakKeyDictionary()

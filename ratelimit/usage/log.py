@@ -275,11 +275,15 @@ class UsageLog(Reports):
         waiting = self._enqueue(event)
         return waiting is None or await waiting
 
-    def _drop(self, why: str = "the usage log is full") -> asyncio.Future[bool]:
+    def count_drop(self, why: str) -> None:
+        """Count an event that is lost, and say so once in a while."""
         self._stats.dropped += 1
         if self._stats.dropped % _DROPS_PER_WARNING == 1:
             why = "the usage log is closed" if self._closed else why
             logger.warning("%s: %d events were dropped so far", why, self._stats.dropped)
+
+    def _drop(self, why: str = "the usage log is full") -> asyncio.Future[bool]:
+        self.count_drop(why)
         dropped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         dropped.set_result(False)
         return dropped

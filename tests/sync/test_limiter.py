@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -26,11 +26,13 @@ HINT = Policy("hint", "5/day")
 
 
 @pytest.fixture(params=["memory", "dynamodb"])
-def store(request: pytest.FixtureRequest) -> Store:
-    if request.param == "memory":
-        return open_store("memory://")
-    engine: Engine = request.getfixturevalue("engine")
-    return open_store(f"dynamodb://sync-{uuid4().hex[:8]}?region=eu-west-1&endpoint={engine.endpoint}&create=true")
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    url = "memory://"
+    if request.param == "dynamodb":
+        engine: Engine = request.getfixturevalue("engine")
+        url = f"dynamodb://sync-{uuid4().hex[:8]}?region=eu-west-1&endpoint={engine.endpoint}&create=true"
+    with open_store(url) as store:
+        yield store
 
 
 def in_threads(number: int, work: Callable[[], Any]) -> list[Any]:
