@@ -42,12 +42,11 @@ class Counts(msgspec.Struct):
     reasons: dict[str, int] = {}
 
     def note(self, outcomes: Iterable[Literal["written", "there", "kept"]]) -> None:
-        """What became of some of them."""
         for outcome in outcomes:
             setattr(self, outcome, getattr(self, outcome) + 1)
 
     def reject(self, reason: str) -> None:
-        """One more. What differs from row to row is left out of the reason, so that equal ones add up; an unknown
+        """Count one more. What differs from row to row is left out of the reason, so that equal ones add up; an unknown
         action is what has to go into the mapping."""
         self.rejected += 1
         reason = readable(reason)
@@ -78,11 +77,10 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     version: int = _VERSION
 
     def of(self, entity: Entity) -> Counts:
-        """Its counts, from 0 where it is new."""
+        """Return its counts, from 0 where it is new."""
         return self.counts.setdefault(entity, Counts())
 
     def note(self, notes: Iterable[str]) -> None:
-        """Some more."""
         self.notes = list(dict.fromkeys([*self.notes, *notes]))
 
 
@@ -92,7 +90,7 @@ def new_run(began: int) -> str:
 
 
 def forget_run(folder: Path, run: str) -> None:
-    """A run that was taken back is not gone on with."""
+    """Delete the checkpoint of a run that was taken back: it is not gone on with."""
     for path in folder.glob("ratelimit-migrate-*.checkpoint"):
         with suppress(msgspec.DecodeError):
             if msgspec.json.decode(path.read_bytes(), type=Checkpoint).run == run:
@@ -110,7 +108,7 @@ class Workspace:
         self._file: BinaryIO | None = None
 
     def load(self) -> Checkpoint | None:
-        """What an earlier run left; None where there is nothing to go on with. Raises `InvalidInput`."""
+        """Return what an earlier run left; None where there is nothing to go on with. Raises `InvalidInput`."""
         try:
             found = msgspec.json.decode(self.saved.read_bytes(), type=Checkpoint)
         except FileNotFoundError:
@@ -130,7 +128,7 @@ class Workspace:
         return checkpoint
 
     def begin(self, checkpoint: Checkpoint) -> None:
-        """Rejects that were written after the checkpoint will come again, so they are cut off."""
+        """Open the rejects, and cut off those that were written after the checkpoint: they will come again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = self.rejects.open("r+b" if self.rejects.exists() else "w+b")
         self._file.truncate(checkpoint.rejects_bytes)
@@ -145,7 +143,7 @@ class Workspace:
         self._file.write(msgspec.json.encode({name: readable(text) for name, text in said.items()}) + b"\n")
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """The rejects are on the disk before the checkpoint that counts them."""
+        """Write the checkpoint, once the rejects that it counts are on the disk."""
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -155,18 +153,16 @@ class Workspace:
         os.replace(fresh, self.saved)
 
     def finish(self) -> None:
-        """All is done: nothing to go on with."""
+        """Leave nothing to go on with."""
         self.close()
         self.saved.unlink(missing_ok=True)
         if self.rejects.exists() and not self.rejects.stat().st_size:
             self.rejects.unlink()
 
     def forget(self) -> None:
-        """Begin anew."""
         self.saved.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Harmless when closed."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -192,15 +188,15 @@ class Scratch:
         self._database.execute("BEGIN")
 
     def put(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """The statement, for each of the rows."""
+        """Run the statement for each of the rows."""
         self._database.executemany(statement, rows)
 
     def rows(self, query: str, *parameters: Any) -> Iterator[tuple[Any, ...]]:
-        """What a query finds, as it is read."""
+        """Yield what a query finds, as it is read."""
         return iter(self._database.execute(query, parameters))
 
     def one(self, query: str, *parameters: Any) -> Any:
-        """The first value of the first row; None where there is none."""
+        """Return the first value of the first row; None where there is none."""
         row = self._database.execute(query, parameters).fetchone()
         return None if row is None else row[0]
 

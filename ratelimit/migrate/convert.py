@@ -47,14 +47,14 @@ _TRUTH: Final = {
 
 
 class Zone:
-    """The zone of times that have none of their own; `used` tells whether there were any."""
+    """The zone of times that have none; `used` tells whether there were any."""
 
     def __init__(self, timezone: str) -> None:
         self._timezone = ZoneInfo(timezone)
         self.used = False
 
     def of(self, value: datetime) -> datetime:
-        """The same, aware."""
+        """Return the same time, aware."""
         if value.tzinfo is not None:
             return value
         self.used = True
@@ -62,7 +62,7 @@ class Zone:
 
 
 def milliseconds(value: object, *, zone: Zone, format: str = "") -> int:
-    """Since the epoch, from a datetime, an epoch (s, ms or µs), ISO 8601, RFC 2822, or the `format` (strptime).
+    """Read a time: a datetime, an epoch (s, ms or µs), ISO 8601, RFC 2822, or by `format` (strptime).
 
     Raises `InvalidInput`.
     """
@@ -78,7 +78,7 @@ def milliseconds(value: object, *, zone: Zone, format: str = "") -> int:
 
 
 def text(name: str, value: object) -> str:
-    """A user's id or an action, whether the source has it as text or as a number. Raises `InvalidInput`."""
+    """Read a user's id or an action, whether the source has it as text or as a number. Raises `InvalidInput`."""
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InvalidInput(f"{name} is missing")
     if isinstance(value, bytes):
@@ -87,7 +87,7 @@ def text(name: str, value: object) -> str:
 
 
 def truth(name: str, value: object) -> bool:
-    """MySQL's 0 and 1, bits, `t`, `yes`. Raises `InvalidInput`."""
+    """Read MySQL's 0 and 1, bits, `t`, `yes`. Raises `InvalidInput`."""
     if isinstance(value, bytes):
         value = int.from_bytes(value)
     if value in (0, 1):  # True and False too
@@ -123,7 +123,7 @@ def decimal(name: str, value: object) -> float:
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """A JSON object, from one or from its text; anything else is kept under `value`, so that nothing is lost."""
+    """Read a JSON object, from one or from its text; anything else is kept under `value`, so that nothing is lost."""
     if isinstance(value, str | bytes):
         try:
             value = json.loads(value)
@@ -135,7 +135,7 @@ def mapping(value: object) -> dict[str, Any]:
 
 
 def plain(value: object, *, deepest: int = _DEEPEST) -> Any:
-    """As JSON and Unicode can say it: half an emoji as its escape, and `…trimmed` for what is nested 100 times deep."""
+    """Return what JSON and Unicode can say: half an emoji as its escape, `…trimmed` for what is nested 100 deep."""
     if isinstance(value, dict | list | tuple | set | frozenset) and not deepest:
         return MARK
     if isinstance(value, dict):
@@ -243,7 +243,7 @@ class Converter:
         self._zone = Zone(mapping.events.timezone)
 
     def read(self, entity: Entity, where: str, row: Mapping[str, Any], *, nth: int = 0) -> SourceRow:
-        """What the row is, or why it is nothing. `nth`: rows that said the same came before it."""
+        """Return what the row is, or why it is nothing. `nth`: rows that said the same came before it."""
         try:
             return SourceRow(where, self._entry(entity, row, nth))
         # Whatever is wrong with a row, it is set aside: it would stop every run at the same place.
@@ -251,7 +251,6 @@ class Converter:
             return SourceRow(where, None, str(error), shown(row))
 
     def notes(self) -> list[str]:
-        """What a reader of the report should know of the rows that were read."""
         if not self._zone.used or self.mapping.is_given("events.timezone"):
             return []
         return [
@@ -260,12 +259,12 @@ class Converter:
         ]
 
     def key(self, row: Mapping[str, Any]) -> Any:
-        """What an event's row is known by; None where it has nothing of the kind."""
+        """Return what an event's row is known by; None where it has nothing of the kind."""
         key = _of(row, self.mapping.events.id)
         return None if key == "" else key
 
     def action(self, value: object) -> str:
-        """Under its new name. Raises `UnknownAction`, `InvalidInput`."""
+        """Return an action under its new name. Raises `UnknownAction`, `InvalidInput`."""
         found = text("action", value)
         found = check_action(self.mapping.actions.get(found, found))
         if self._actions is not None and found not in self._actions:
@@ -273,7 +272,7 @@ class Converter:
         return found
 
     def event(self, event_id: str, user: str, action: str, at: int, **rest: Any) -> UsageEvent | Expired:
-        """One that can be kept, or else counted at least. Raises `InvalidInput`."""
+        """Make one that can be kept, or else counted at least. Raises `InvalidInput`."""
         now = self._clock.now()
         rest.setdefault("cost", self._costs.get(action, 1))
         if at < now // 1000 - _RETENTION_MS:
@@ -336,7 +335,7 @@ class Converter:
 
 
 def derived_id(at: int, *said: str, nth: int = 0) -> str:
-    """The id of the event that a row is, the same in every run, by what the row says of itself, uninterpreted.
+    """Make the id of the event that a row is, the same in every run, of what the row says of itself, uninterpreted.
 
     The first bits are the event's time, so that writing it is one write unit; they are its place, and not its identity.
 
@@ -349,7 +348,7 @@ def derived_id(at: int, *said: str, nth: int = 0) -> str:
 
 
 def shown(row: Mapping[str, Any]) -> str:
-    """A row as text, for the file of rejected rows."""
+    """Return a row as text, for the file of rejected rows."""
     return json.dumps(plain(dict(row)), ensure_ascii=False)
 
 
@@ -361,7 +360,7 @@ def _of(row: Mapping[str, Any], columns: names.Names) -> Any:
 
 
 def _quotas(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """-1 is no limit; a column that is missing or null leaves the action to its policy."""
+    """Read quotas. -1 is no limit; a column that is missing or null leaves the action to its policy."""
     found: dict[str, str] = {}
     for action, text in columns.items():
         column, _, window = text.partition("/")
@@ -384,7 +383,7 @@ class DuplicateCounter:
         self._seen: OrderedDict[bytes, int] = OrderedDict()
 
     def of(self, row: Mapping[str, Any]) -> int:
-        """How many that say the same came before."""
+        """Return how many that say the same came before."""
         digest = blake2b(shown(row).encode(errors="surrogatepass"), digest_size=16).digest()
         nth = self._seen.pop(digest, -1) + 1
         self._seen[digest] = nth

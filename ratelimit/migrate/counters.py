@@ -32,7 +32,7 @@ class CounterWriter:
         self._expires_at = (now // DAY + _KEPT_DAYS) * (DAY // SECOND)
 
     async def add(self, found: Tallied) -> Outcome | int:
-        """Where a run has been that came less far, nothing is written, and the mark that is there comes back.
+        """Add the sums; where a run has been that came less far, none: the mark that is there comes back.
 
         Raises `StoreUnavailable` where the record keeps changing.
         """
@@ -56,11 +56,11 @@ class CounterWriter:
         raise StoreUnavailable(f"the counters of {found.key.user!r} kept changing; run it again")
 
     async def copy(self, found: Counted) -> Outcome:
-        """All fields of a record of another table, once: a record that carries a mark has them."""
+        """Add all fields of a record of another table, once: a record that carries a mark has them."""
         return await self._copy(found.key, found.record, {})
 
     async def follow(self, found: Counted) -> Outcome:
-        """As `copy`, where a mirror of the other table writes to the target already: what that has written is in both.
+        """Do as `copy` where a mirror of the other table writes to the target already: what that wrote is in both.
 
         The target is read first, so that what comes in between is at most counted twice, and never lost.
         """
@@ -78,7 +78,7 @@ class CounterWriter:
         return "there" if isinstance(outcome, int) else outcome
 
     async def _write(self, found: Tallied, ops: Sequence[Op]) -> bool | None:
-        """None where nobody knows whether it was executed."""
+        """Return None where nobody knows whether it was executed."""
         mark = found.since
         expected = Expect(MARK, low=1, high=0, or_missing=True) if mark is None else Expect(MARK, low=mark, high=mark)
         write = Write((expected, *ops, Put(MARK, found.until)), self._expires_at)
@@ -92,7 +92,7 @@ class CounterWriter:
 
 
 def live(record: Mapping[str, int], now: int) -> dict[str, int]:
-    """What of a record still counts at this moment (microseconds): not what is stale, nor a bucket that is full.
+    """Return what of a record still counts at this moment (µs): not what is stale, nor a bucket that is full.
 
     What was given back to a bucket stays when it is full: the decisions that may yet be refunded count from it.
     """
@@ -105,7 +105,7 @@ def live(record: Mapping[str, int], now: int) -> dict[str, int]:
 
 
 def counted_by(sums: Mapping[str, Sum], record: Record, now: int) -> Record:
-    """The record, with its buckets converted to the limits by which the sums count: only then can they be added."""
+    """Return the record, its buckets converted to the limits by which the sums count, so that they can be added."""
     seen = dict(record)
     for field in sums:
         window = bucket_window(field)

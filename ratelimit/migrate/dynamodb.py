@@ -136,7 +136,7 @@ def _where(entry: Entry) -> str:
 
 
 def unmarshal(item: Item) -> dict[str, Any]:
-    """All attributes by name."""
+    """Return all attributes by name."""
     return {name: _value(attribute) for name, attribute in item.items()}
 
 
@@ -204,7 +204,6 @@ class CollisionCounter(msgspec.Struct):
     """Of the last two seconds, those that are."""
 
     def saw(self, partition: str, action: str, second: int) -> None:
-        """One more event."""
         if partition != self.partition:
             self.partition, self.last, self.counted = partition, {}, []
         self.counted = [each for each in self.counted if each >= second - 1]
@@ -221,7 +220,7 @@ class CollisionCounter(msgspec.Struct):
 
 
 class Stand(msgspec.Struct):
-    """How far a pass has come, and what it has noted: a batch's place, so that going on knows of it."""
+    """How far a pass has come, and what it has noted: the place of a batch."""
 
     done: int = 0
     cursor: str | None = None
@@ -323,7 +322,7 @@ class LegacySource:
         return self._user(name, data) if kind == "users" else self._event(name, item, data)
 
     def _flat(self, kind: Entity, name: str, item: Mapping[str, Any]) -> Entry:
-        """Of the layout with the relational names. What an item does not say, its key may."""
+        """Read an item of the layout with the relational names. What it does not say, its key may."""
         row: dict[str, Any] = {}
         for each in _MAPS:
             row |= item[each] if isinstance(item.get(each), dict) else {}
@@ -371,7 +370,7 @@ class LegacySource:
         )
 
     def _limits(self, hints: object, executions: object) -> dict[str, str]:
-        """Quotas by the new names of the actions."""
+        """Return quotas by the new names of the actions."""
         names = self._converter.mapping.actions
         found = {}
         for action, limit in ((_HINT, hints), (_EXECUTION, executions)):

@@ -69,7 +69,7 @@ class Opened(NamedTuple):
 
 
 def split_name(path: Path) -> tuple[str, TextKind | None]:
-    """What a file's name says that it is about, and of which kind it is: `usage_log.jsonl.gz`."""
+    """Return what a file's name says that it is about, and of which kind it is: `usage_log.jsonl.gz`."""
     bare = path.with_suffix("") if path.suffix.lower() == _PACKED else path
     kind = _SUFFIXES.get(bare.suffix.lower())
     return (bare.stem if kind or bare.suffix else bare.name), kind
@@ -85,7 +85,7 @@ def check_encoding(name: str) -> str:
 
 @contextmanager
 def opened(path: Path, encoding: str, *, errors: str = "strict") -> Iterator[Opened]:
-    """Raises `InvalidInput` where it is not text, or where what is packed is damaged, also while it is read."""
+    """Open a file. Raises `InvalidInput` where it is not text, or what is packed is damaged, also while it is read."""
     with path.open("rb") as raw:
         is_packed = raw.read(2) == _GZIP
         raw.seek(0)
@@ -117,7 +117,7 @@ def check_whole(path: Path) -> None:
 
 
 def no_text(error: UnicodeError, encoding: str) -> str:
-    """What is wrong with bytes that are no text in this encoding, and what to do."""
+    """Say what is wrong with bytes that are no text in this encoding, and what to do."""
     where = f" at byte {error.start + 1}" if isinstance(error, UnicodeDecodeError) else ""
     if encoding == UTF_8:
         return f"is not UTF-8{where}; name its encoding: --encoding latin-1, cp1252, utf-16, …"
@@ -258,14 +258,12 @@ class FileSource:
         return nth.of(row.fields) if is_counted else 0
 
     def _places_of(self, entity: Entity) -> Sequence[_FilePosition]:
-        """Counters are counted from the events."""
         entity = "events" if entity == "counters" else entity
         if entity not in self._places:
             raise InvalidInput(f"{self.name} holds no {entity}")
         return self._places[entity]
 
     def _look(self) -> None:
-        """Which entity is where."""
         if not self._path.is_dir():
             self._place_file(self._path, self._only or self._kind_of(split_name(self._path)[0]))
             return
@@ -290,7 +288,7 @@ class FileSource:
             self._places.setdefault(kind, []).append(place)
 
     def _names(self) -> list[str]:
-        """As a mapping names them: files without their suffix."""
+        """Return the files as a mapping names them: without their suffix."""
         return [split_name(Path(name))[0] if split_name(Path(name))[1] else name for name in self._seen]
 
     def _is_used(self, name: str) -> bool:
@@ -335,7 +333,7 @@ class FileSource:
                 raise InvalidInput(f"{place.path}: {error}") from None
 
     def _sections(self, path: Path) -> dict[str, int]:
-        """The sections of a document, each with its size; empty where it has none that may be known."""
+        """Return the sections of a document, each with its size; empty where it has none that may be known."""
         found: dict[str, int] = {}
         with opened(path, self._encoding) as file:
             stream = JsonStream(file.text)
@@ -357,7 +355,7 @@ class FileSource:
 
 
 def _is_lines(path: Path, encoding: str) -> bool:
-    """By its suffix; a `.json` that begins with one whole object in a line, and has more of them, is lines too."""
+    """Tell by its suffix; a `.json` that begins with one whole object in a line, and has more of them, is lines too."""
     kind = split_name(path)[1]
     with opened(path, encoding, errors="replace") as file:
         if kind in ("jsonl", "csv"):
@@ -398,7 +396,6 @@ def _object(line: str, encoding: str) -> tuple[dict[str, Any], str]:
 
 
 def _cells(path: Path, encoding: str) -> Generator[_Row, None, None]:
-    """An empty cell says nothing."""
     with opened(path, encoding, errors="surrogateescape") as file:
         first = file.text.readline()
         delimiter = max(_DELIMITERS, key=first.count)
@@ -449,7 +446,7 @@ def _in_section(place: _FilePosition, stream: JsonStream, file: Opened) -> Gener
 
 
 def _records(where: str, stream: JsonStream, tell: Callable[[], int]) -> Generator[_Row, None, None]:
-    """The elements of a list, or of an object whose keys are the ids."""
+    """Yield the elements of a list, or of an object whose keys are the ids."""
     for number, key in enumerate(stream.elements(), 1):
         here = f"{where} [{number}]" if key is None else f"{where} {key!r}"
         try:

@@ -84,7 +84,7 @@ class DryRun:
                 self._tell(entity, counts, batch.done, size)
 
     async def _owned(self, row: SourceRow, scratch: Scratch) -> SourceRow:
-        """With the problem that a run would have: another user, before it or in the table, has its e-mail."""
+        """Return the row with the problem that a run would have: another user has its e-mail."""
         if not isinstance(row.entry, User):
             return row
         for identity in row.entry.identities:
@@ -135,7 +135,7 @@ def _sample(samples: dict[Entity, list[str]], entity: Entity, shown: object) -> 
 
 
 def in_short(entry: Any) -> str:
-    """One line for people."""
+    """Describe an entry in one line."""
     if isinstance(entry, UsageEvent):
         more = "" if entry.resource is None else f" {entry.resource}"
         return f"{entry.at:%Y-%m-%d %H:%M:%S} {entry.user} {entry.action}{more}"
@@ -149,6 +149,6 @@ def in_short(entry: Any) -> str:
 
 
 def _dollars(write_units: int) -> float:
-    """On demand, by the prices of `ratelimit cost`. To find out what is there already takes half as many read units."""
+    """Price it on demand, as `ratelimit cost` does. To find out what is there already takes half as many read units."""
     prices = load_prices()
     return float(write_units * prices.write_million + write_units * prices.read_million / 2) / 1_000_000

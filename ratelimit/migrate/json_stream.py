@@ -33,7 +33,7 @@ class JsonStream:
         self.done = 0
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """Return the next character that is no space; empty at the end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in _SPACE:
@@ -43,7 +43,7 @@ class JsonStream:
                 return ""
 
     def elements(self) -> Iterator[str | None]:
-        """Enters the list or object that comes next: its keys, None for a list, each followed by reading its value
+        """Enter the list or object that comes next: yield its keys, None for a list, each followed by reading its value
         with `value` or `elements`."""
         opening = self._take("[{")
         closing = "]" if opening == "[" else "}"
@@ -63,7 +63,7 @@ class JsonStream:
                 return
 
     def value(self) -> Any:
-        """The next value, whole. Raises `UnreadableJson`."""
+        """Return the next value, whole. Raises `UnreadableJson`."""
         self.peek()
         while True:
             try:
@@ -84,7 +84,7 @@ class JsonStream:
                 raise self._bad("a value")
 
     def skip(self) -> int:
-        """Past the next value, of whatever size; how many elements it has."""
+        """Pass the next value, of whatever size. Return how many elements it has."""
         if self.peek() not in ("[", "{"):
             self.value()
             return 0
@@ -95,12 +95,12 @@ class JsonStream:
         return count
 
     def end(self) -> None:
-        """Nothing may come behind a document."""
+        """Raise where something comes behind the document."""
         if self.peek():
             raise self._bad("the end")
 
     def _pass(self) -> None:
-        """Past the next value, looking at nothing but quotes and brackets: up to what ends it in its surroundings."""
+        """Pass the next value, looking at nothing but quotes and brackets: up to what ends it in its surroundings."""
         depth, quoted = 0, False
         while True:
             seen = self._at

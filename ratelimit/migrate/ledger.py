@@ -81,14 +81,14 @@ class Ledger:
 
     @classmethod
     def begin(cls, folder: Path, about: RunInfo) -> Self:
-        """A new one, or the one that there is."""
+        """Open a new one, or the one that there is."""
         ledger = cls(folder, about.run)
         ledger.say(about)
         return ledger
 
     @classmethod
     def of(cls, folder: Path, run: str) -> Self:
-        """One that is there. Raises `InvalidInput`."""
+        """Open one that is there. Raises `InvalidInput`."""
         if not _RUN.fullmatch(run) or not _path(folder, run).exists():
             known = ", ".join(sorted(about.run for about in runs(folder))) or "none"
             raise InvalidInput(
@@ -98,7 +98,7 @@ class Ledger:
         return cls(folder, run)
 
     def about(self) -> RunInfo:
-        """What it was about. Raises `InvalidInput` for a damaged file."""
+        """Return what it was about. Raises `InvalidInput` for a damaged file."""
         try:
             (said,) = self._database.execute("SELECT said FROM about").fetchone() or (b"",)
             return msgspec.json.decode(said, type=RunInfo)
@@ -106,27 +106,25 @@ class Ledger:
             raise InvalidInput(f"{self.path} is damaged, or no run's ledger") from None
 
     def say(self, about: RunInfo) -> None:
-        """What it is about."""
         with self._database:
             self._database.execute("BEGIN")
             self._database.execute("DELETE FROM about")
             self._database.execute("INSERT INTO about VALUES (?)", (msgspec.json.encode(about),))
 
     def note_events(self, events: Iterable[UsageEvent]) -> None:
-        """Before they are written."""
+        """Note events, before they are written."""
         rows = [(event.user, *position_of(event)) for event in events]
         self._all("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?)", rows)
 
     def note_entry(self, entry: User | Plan, *, version: int) -> None:
-        """Before it is written, with the version that it is going to have."""
+        """Note an entry before it is written, with the version that it is going to have."""
         self._all("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", [(type(entry).__name__, name_of(entry), version)])
 
     def forget_entry(self, kind: str, name: str) -> None:
-        """It is not the run's, or not any more."""
         self._all("DELETE FROM entries WHERE kind = ? AND name = ?", [(kind, name)])
 
     def note_counter(self, found: Tallied, record: Record) -> None:
-        """Before it is written onto the record."""
+        """Note it, before it is written onto the record."""
         fields = {
             field: FieldChange(each.floor, each.amount, record.get(field) if is_bucket(field) else None)
             for field, each in found.sums.items()
@@ -136,25 +134,21 @@ class Ledger:
         self._all("INSERT OR REPLACE INTO counters VALUES (?, ?, ?, ?, ?)", [row])
 
     def forget_counter(self, key: Key) -> None:
-        """It is not the run's, or not any more."""
         self._all("DELETE FROM counters WHERE user = ? AND action = ?", [tuple(key)])
 
     def forget_events(self, some: Sequence[tuple[str, Position]]) -> None:
-        """They are not in the table any more."""
         rows = [(user, *position) for user, position in some]
         self._all("DELETE FROM events WHERE user = ? AND at = ? AND action = ? AND id = ?", rows)
 
     def events(self) -> Iterator[tuple[str, Position]]:
-        """Those that it has written."""
         for user, at, action, event_id in self._database.execute("SELECT * FROM events"):
             yield user, Position(at, action, event_id)
 
     def entries(self, kind: str) -> list[tuple[str, int]]:
-        """The names and versions of its users or plans."""
+        """Return the names and versions of its users or plans."""
         return self._database.execute("SELECT name, version FROM entries WHERE kind = ?", (kind,)).fetchall()
 
     def counters(self) -> list[RecordChange]:
-        """All that it has planted."""
         rows = self._database.execute("SELECT * FROM counters").fetchall()
         kind = dict[str, tuple[int, int, int | None]]
         return [
@@ -164,7 +158,7 @@ class Ledger:
         ]
 
     def counts(self) -> dict[str, int]:
-        """How many there are of each entity."""
+        """Return how many there are of each entity."""
         queries = {
             "plans": "SELECT count(*) FROM entries WHERE kind = 'Plan'",
             "users": "SELECT count(*) FROM entries WHERE kind = 'User'",
@@ -174,12 +168,11 @@ class Ledger:
         return {name: int(self._database.execute(query).fetchone()[0]) for name, query in queries.items()}
 
     def actions(self) -> set[str]:
-        """The actions of what it has written."""
         query = "SELECT action FROM events UNION SELECT action FROM counters"
         return {action for (action,) in self._database.execute(query)}
 
     def close(self) -> None:
-        """Leaves one file."""
+        """Close it; one file is left."""
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -196,7 +189,7 @@ class Ledger:
 
 
 def runs(folder: Path) -> list[RunInfo]:
-    """All that have left a ledger here, the oldest first."""
+    """Return all that have left a ledger here, the oldest first."""
     found = []
     for path in sorted(folder.glob("ratelimit-migrate-*.run")):
         run = path.name.removeprefix("ratelimit-migrate-").removesuffix(".run")
@@ -247,7 +240,7 @@ def conflicts(folder: Path, about: RunInfo, *, replaced: Iterable[str] = ()) -> 
 
 
 def _changed(before: RunInfo, now: RunInfo, actions: set[str]) -> list[str]:
-    """A setting that concerns none of the actions that were brought is no matter."""
+    """Return the settings that differ. One that concerns none of the actions that were brought is no matter."""
     pairs = [(name, before.settings.get(name), value) for name, value in now.settings.items()]
     pairs += [
         (f"actions.{old}", before.actions.get(old, old), now.actions.get(old, old))
@@ -266,7 +259,7 @@ def _path(folder: Path, run: str) -> Path:
 
 
 def later_on_top(folder: Path, chosen: Mapping[str, object]) -> dict[str, str]:
-    """Of the chosen runs, those on whose marks a later one counts that is not chosen: with that one's id."""
+    """Return those of the chosen runs on whose marks a later one counts that is not chosen, with that one's id."""
     found: dict[str, str] = {}
     marks: dict[tuple[Place, Key, int], str] = {}
     for about in runs(folder):

@@ -91,7 +91,7 @@ class Mapping:
     """What the file says otherwise than the defaults, by its path (`events.cost`): it has to be there."""
 
     def columns(self, entity: str) -> dict[str, Names]:
-        """The columns of an entity, by the path to where the mapping names them."""
+        """Return the columns of an entity, by the path to where the mapping names them."""
         section = _section_of(entity)
         part = getattr(self, section)
         found = {f"{section}.{each.name}": getattr(part, each.name) for each in fields(part)}
@@ -101,12 +101,12 @@ class Mapping:
         }
 
     def tables(self, entity: str) -> Names:
-        """Of which the first that exists holds the entity."""
+        """Return the tables of which the first that exists holds the entity."""
         names: Names = getattr(self, _section_of(entity)).table
         return names
 
     def is_given(self, path: str) -> bool:
-        """Whether the file says it, and not only the defaults."""
+        """Return whether the file says it, and not only the defaults."""
         return path in self.given
 
 
@@ -118,7 +118,7 @@ _TEXTS: Final = ("timezone", "time_format")
 
 
 def read_mapping(path: Path | None) -> Mapping:
-    """The mapping of a file, the defaults where there is none. Raises `ConfigError` with the path to a bad value."""
+    """Read a mapping; the defaults where there is no file. Raises `ConfigError` with the path to a bad value."""
     if path is None:
         return Mapping()
     try:
@@ -132,7 +132,7 @@ def read_mapping(path: Path | None) -> Mapping:
 
 
 def mapping_of(table: AnyMapping[str, Any]) -> Mapping:
-    """As `read_mapping`, from what the file says."""
+    """Do as `read_mapping`, from what the file says."""
     _known("", table, _SECTIONS)
     for section, value in table.items():
         if not isinstance(value, dict):
@@ -148,7 +148,7 @@ def mapping_of(table: AnyMapping[str, Any]) -> Mapping:
 
 
 def _given(table: AnyMapping[str, Any], made: Mapping, start: Mapping) -> Iterator[str]:
-    """In order, as what is known of a migration depends on it."""
+    """Return them in order, as what is known of a migration depends on it."""
     for section in ("events", "users", "plans"):
         for key in table.get(section, {}):
             now, before = getattr(getattr(made, section), key), getattr(getattr(start, section), key)
@@ -228,18 +228,17 @@ def _known(path: str, table: Iterable[str], known: Iterable[str]) -> None:
 
 
 def first_of(names: Names, there: Iterable[str]) -> str | None:
-    """The first of the names that is there; None where none is."""
+    """Return the first of the names that is there; None where none is."""
     held = set(there)
     return next((name for name in names if name in held), None)
 
 
 def _section_of(entity: str) -> str:
-    """Counters are counted from events."""
     return "events" if entity == "counters" else entity
 
 
 def absent(mapping: Mapping, entity: str, where: str, there: Collection[str], *, needed: bool = True) -> str:
-    """What is wrong with the columns of an entity, in words; empty where all that the mapping names are there.
+    """Say what is wrong with the columns of an entity; empty where all that the mapping names are there.
 
     `needed` asks for those, too, that every row has to have, whoever named them.
     """
@@ -260,7 +259,7 @@ def absent(mapping: Mapping, entity: str, where: str, there: Collection[str], *,
 
 
 def near(names: Iterable[str], there: Iterable[str]) -> str:
-    """`; did you mean 'units'?`, where one of those that are there is like one of the names."""
+    """Return `; did you mean 'units'?` where one of those that are there is like one of the names."""
     lower = {each.lower(): each for each in there}
     for name in names:
         found = get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
@@ -271,7 +270,7 @@ def near(names: Iterable[str], there: Iterable[str]) -> str:
 
 
 def unmapped(mapping: Mapping, entity: str, there: Iterable[str]) -> list[str]:
-    """Columns from which nothing is read."""
+    """Return the columns from which nothing is read."""
     held = list(there)
     used = {first_of(names, held) for names in mapping.columns(entity).values()}
     return [name for name in held if name not in used]
@@ -299,7 +298,7 @@ _MOST: Final = 20
 
 
 def recognised(mapping: Mapping, kind: Entity, names: Collection[str]) -> str | None:
-    """The one that holds the entity; None for none. Raises `InvalidInput` where several may."""
+    """Return the one that holds the entity; None for none. Raises `InvalidInput` where several may."""
     lower: dict[str, str] = {}
     for name in names:
         lower.setdefault(name.lower(), name)
@@ -322,7 +321,7 @@ def recognised(mapping: Mapping, kind: Entity, names: Collection[str]) -> str | 
 
 
 def unknown_table(mapping: Mapping, wanted: Collection[str], found: Collection[str], there: Iterable[str]) -> str:
-    """What is wrong where the mapping names a table that is not there; empty where it does not."""
+    """Say what is wrong where the mapping names a table that is not there; empty where it does not."""
     for kind in HELD:
         asked = not wanted or kind in wanted or (kind == "events" and "counters" in wanted)
         if asked and kind not in found and mapping.is_given(f"{kind}.table"):
@@ -333,7 +332,7 @@ def unknown_table(mapping: Mapping, wanted: Collection[str], found: Collection[s
 
 
 def sketch(mapping: Mapping, seen: Seen) -> str:
-    """What was seen, and a mapping to start from, as text."""
+    """Return what was seen, and a mapping to start from, as text."""
     if not seen:
         return "it has nothing at all"
     has = [f"{name} ({count:,} rows)" if count is not None else name for name, (_, count) in list(seen.items())[:_MOST]]

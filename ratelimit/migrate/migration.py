@@ -67,7 +67,7 @@ class MigrationPlan:
     work_dir: Path = Path()
 
     def open(self, clock: Clock) -> Source:
-        """The source, not yet open. Raises `ConfigError`, `InvalidInput`."""
+        """Return the source, not yet open. Raises `ConfigError`, `InvalidInput`."""
         actions = None if self.any_action else known_actions(self.config, self.mapping)
         terms = ReadOptions(
             mapping=self.mapping, clock=clock, actions=actions, costs=self._costs(), only=self._only,
@@ -78,7 +78,7 @@ class MigrationPlan:
         return source if secret is None else HashedSource(source, secret)
 
     def choices(self, there: Sequence[Entity]) -> Choices:
-        """Of what is there, what is asked for, in the order in which it has to come. Raises `InvalidInput`."""
+        """Return what is asked for of what is there, in the order in which it has to come. Raises `InvalidInput`."""
         for entity in self.entities:
             if entity not in there:
                 has = ", ".join(there) or "nothing"
@@ -93,7 +93,7 @@ class MigrationPlan:
         )
 
     def workspace(self) -> Workspace:
-        """The files of this migration: of this source, target and mapping."""
+        """Return the files of this migration: of this source, target and mapping."""
         target = (self.target.table, self.target.region, self.target.endpoint)
         actions = None if self.any_action else known_actions(self.config, self.mapping)
         known = None if actions is None else tuple(sorted(actions))
@@ -102,7 +102,7 @@ class MigrationPlan:
         )
 
     def about(self, run: str) -> RunInfo:
-        """What a run of this is about, for its ledger."""
+        """Return what a run of this is about, for its ledger."""
         events = self.mapping.events
         settings = {
             f"events.{name}": ", ".join(found) if isinstance(found := getattr(events, name), tuple) else found
@@ -121,7 +121,7 @@ class MigrationPlan:
 
     @property
     def _only(self) -> Entity | None:
-        """What a file is about whose name does not say it. Counters are counted from events."""
+        """Return what a file is about whose name does not say it. Counters are counted from events."""
         named = {"events" if entity == "counters" else entity for entity in self.entities}
         return next((entity for entity in ENTITIES if named == {entity}), None)
 
@@ -141,7 +141,7 @@ class Done(msgspec.Struct, kw_only=True):
 
 
 async def dry_run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock | None = None) -> Forecast:
-    """What a run would do. Raises as `run`."""
+    """Return what a run would do. Raises as `run`."""
     Pace(plan.rate)  # says what is wrong with it
     clock = clock or SystemClock()
     settings = migration_settings(plan.target)
@@ -164,7 +164,7 @@ async def dry_run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clo
 
 @asynccontextmanager
 async def aclosing_store(store: DynamoDBStore) -> AsyncIterator[None]:
-    """Closed at the end, whether or not it was opened."""
+    """Close it at the end, whether or not it was opened."""
     try:
         yield
     finally:
@@ -172,7 +172,7 @@ async def aclosing_store(store: DynamoDBStore) -> AsyncIterator[None]:
 
 
 def _conflicting(plan: MigrationPlan) -> list[str]:
-    """Raises `InvalidInput` for a run to replace that is not known."""
+    """Return what is to be said of earlier runs. Raises `InvalidInput` for a run to replace that is not known."""
     taken = []
     for run in plan.replace:
         with Ledger.of(plan.work_dir, run) as ledger:
@@ -183,7 +183,7 @@ def _conflicting(plan: MigrationPlan) -> list[str]:
 
 
 async def _remarked(plan: MigrationPlan, raw: RawTable) -> tuple[list[str], bool]:
-    """What is to be said of the table, and whether it is there."""
+    """Return what is to be said of the table, and whether it is there."""
     try:
         probe = await TableProbe.at(raw)
     except TableNotFound as error:
@@ -255,7 +255,7 @@ def _unknown_runs(plan: MigrationPlan, checkpoint: Checkpoint) -> list[str]:
 
 @asynccontextmanager
 async def opened(source: Source) -> AsyncIterator[Source]:
-    """Open, and closed again."""
+    """Open a source, and close it again."""
     try:
         await source.open()
         yield source
@@ -264,7 +264,7 @@ async def opened(source: Source) -> AsyncIterator[Source]:
 
 
 def check_found(source: Source, found: AnyMapping[Entity, int], notes: Sequence[str]) -> None:
-    """Nothing is no success. Raises `SourceRefused`."""
+    """Raise `SourceRefused` where nothing was found: that is no success."""
     if not any(found.values()):
         saw = "".join(f"; {each}" for each in notes)
         raise SourceRefused(

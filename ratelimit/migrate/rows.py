@@ -85,33 +85,33 @@ class Source(Protocol):
         ...
 
     async def entities(self) -> Sequence[Entity]:
-        """What there is of the four."""
+        """Return what there is of the four."""
         ...
 
     async def size(self, entity: Entity) -> int | None:
-        """What `Batch.done` will come to; None where nobody knows."""
+        """Return what `Batch.done` will come to; None where nobody knows."""
         ...
 
     def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
-        """Its rows from the beginning, or from the `place` of a batch."""
+        """Yield its rows from the beginning, or from the `place` of a batch."""
         ...
 
     @property
     def keyed(self) -> bool:
-        """Whether each row is there once by its key, so that nothing can be counted twice. Known once it is open."""
+        """Return whether each row is there once by its key: none is counted twice. Known once it is open."""
         ...
 
     @property
     def files(self) -> Sequence[Path]:
-        """What a backup has to hold; nothing for a server."""
+        """Return what a backup has to hold; nothing for a server."""
         ...
 
     def stamp(self) -> str:
-        """Of a file: its size and time. Where it has changed, a `place` is good no more."""
+        """Return the size and time of a file. Where it has changed, a `place` is good no more."""
         ...
 
     async def notes(self) -> Sequence[str]:
-        """What a reader of the report should know: what was left alone, what is suspicious."""
+        """Return what a reader of the report should know: what was left alone, what is suspicious."""
         ...
 
     async def close(self) -> None:
@@ -120,5 +120,5 @@ class Source(Protocol):
 
 
 def readable(text: str) -> str:
-    """The text of a row as it can be written down: half an emoji is valid JSON, and no Unicode."""
+    """Return the text of a row as it can be written down: half an emoji is valid JSON, and no Unicode."""
     return text.encode(errors="backslashreplace").decode()

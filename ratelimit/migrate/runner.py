@@ -173,7 +173,7 @@ class Run:
         counts.note(await self._target.each(found, counters.follow if self._choices.mirrored else counters.copy))
 
     async def _count_up(self) -> None:
-        """Counts all uses first, and then writes. What is written carries a mark, so going on may count anew.
+        """Count all uses first, and then write. What is written carries a mark, so going on may count anew.
 
         Records that an earlier run has marked refuse it, and tell their mark: of those, what came after it is counted
         in a second round. Nothing is written while rows are rejected that belong before the marks.
@@ -196,7 +196,7 @@ class Run:
                     raise StoreUnavailable("another migration is at work on the same counters; run this one again")
 
     async def _read_uses(self, tally: Tally, counts: Counts, keep: Callable[[Sequence[SourceRow]], None]) -> int:
-        """How many rows cannot be used; `keep` is told of them."""
+        """Return how many rows cannot be used; `keep` is told of them."""
         size, rejected = await self._source.size("counters"), 0
         batches = self._source.batches("counters", after=None, size=self._choices.batch_size)
         async with aclosing(ahead(batches)) as found:
@@ -210,13 +210,12 @@ class Run:
         return rejected
 
     def _keep_rejects(self, rows: Sequence[SourceRow]) -> None:
-        """Where the events come over as well, they are kept by then."""
         if "events" not in self._choices.entities:
             for row in rows:
                 self._reject("counters", row, self.checkpoint.counts["counters"])
 
     async def _write_counters(self, counters: CounterWriter, tally: Tally, counts: Counts) -> dict[Key, int]:
-        """The marks of those that earlier runs have brought over."""
+        """Return the marks of those that earlier runs have brought over."""
         size, done = tally.count(), 0
         marks: dict[Key, int] = {}
         for some in chunks(tally.counters()):
@@ -294,7 +293,7 @@ _SQLITE: Final = b"SQLite format 3\x00"
 
 
 def back_up(files: Sequence[Path], *, began: int) -> list[Path]:
-    """The copies, made once for a migration that `began` then (µs). Raises `OSError`."""
+    """Make the copies, once for a migration that `began` then (µs). Raises `OSError`."""
     stamp = datetime.fromtimestamp(began // SECOND, UTC).strftime("%Y%m%dT%H%M%SZ")
     copies = []
     for file in files:
@@ -308,7 +307,7 @@ def back_up(files: Sequence[Path], *, began: int) -> list[Path]:
 
 
 def backup_of(file: Path, stamp: str) -> Path:
-    """Where it goes."""
+    """Return where the copy goes."""
     return file.with_name(f"{file.name}.backup-{stamp}")
 
 

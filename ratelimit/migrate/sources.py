@@ -57,7 +57,7 @@ class ReadOptions:
 
 
 def source_of(spec: str, terms: ReadOptions, target: Settings) -> Source:
-    """The source that a URL or a path names, not yet open. Raises `ConfigError`, `InvalidInput`."""
+    """Return the source that a URL or a path names, not yet open. Raises `ConfigError`, `InvalidInput`."""
     converter = Converter(terms.mapping, clock=terms.clock, actions=terms.actions, costs=terms.costs)
     if spec.startswith((_EARLIER, _TABLE)):
         settings = _other_table(spec, target)
@@ -84,14 +84,14 @@ def migration_settings(settings: Settings) -> Settings:
 
 
 def known_actions(config: Config, mapping: Mapping) -> Collection[str] | None:
-    """The actions of the policies and of the plans' columns; None, for any, where there are no policies."""
+    """Return the actions of the policies and of the plans' columns; None, for any, where there are no policies."""
     if not config.policies:
         return None
     return {*(policy.name for policy in config.policies), *mapping.plans.quotas, *mapping.users.quotas}
 
 
 def _is_sqlite(path: Path) -> bool:
-    """By its first bytes; by its name only where it is empty, as a new database is."""
+    """Tell by its first bytes; by its name only where it is empty, as a new database is."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

@@ -42,13 +42,13 @@ _ENCODED: Final = "in a password `@` is written %40, `/` %2F, `?` %3F, `#` %23, 
 
 
 def with_driver(url: str) -> str:
-    """`mysql://` and `postgresql://` with the driver that the extra `migrate` brings."""
+    """Return `mysql://` and `postgresql://` with the driver that the extra `migrate` brings."""
     scheme, _, rest = url.partition("://")
     return f"{_DRIVERS.get(scheme, scheme)}://{rest}"
 
 
 def open_engine(sa: Any, url: str | Path) -> Any:
-    """Read only, whatever it is. Raises `ConfigError`."""
+    """Open a database, to be read only. Raises `ConfigError`."""
     try:
         made = sa.make_url(with_driver(url)) if isinstance(url, str) else sa.URL.create("sqlite", database=str(url))
         if made.username is not None and "@" in f"{made.host}{made.database}":
@@ -78,7 +78,7 @@ def _make_read_only(dialect: Any, connection: Any, _: object) -> None:
 
 
 def _read_any_time(connection: Any) -> None:
-    """A time that Python does not have (`infinity`, `0044-03-15 BC`) comes as its text, and so as one row's problem."""
+    """Read a time that Python does not have (`infinity`, `0044-03-15 BC`) as its text: one row's problem."""
     from psycopg import DataError
     from psycopg.types import datetime as times
 
@@ -119,7 +119,7 @@ _VALUES: Final[Mapping[str, type]] = {
 
 
 def unique_columns(inspector: Any, table: str, schema: str | None = None) -> set[str]:
-    """Those that are unique by themselves, and for all rows: an index may be about some of them only (`WHERE`)."""
+    """Return those that are unique by themselves, and for all rows: an index may be about some only (`WHERE`)."""
     several = [inspector.get_pk_constraint(table, schema).get("constrained_columns") or []]
     several += [constraint["column_names"] for constraint in inspector.get_unique_constraints(table, schema)]
     several += [
@@ -131,12 +131,12 @@ def unique_columns(inspector: Any, table: str, schema: str | None = None) -> set
 
 
 def is_key(column: Mapping[str, Any]) -> bool:
-    """Whether its type, as SQLAlchemy found it, is one to go on by."""
+    """Return whether its type, as SQLAlchemy found it, is one to go on by."""
     return type(column["type"]).__name__ in _TYPES
 
 
 def place_of(last: object, done: int) -> str:
-    """Behind the row with this key, with the key's type: a database compares it with nothing else. Raises
+    """Return the place behind the row with this key, with its type: a database compares it with nothing else. Raises
     `SourceRefused`."""
     try:
         return msgspec.json.encode((type(last).__name__, last, done)).decode()
@@ -145,7 +145,7 @@ def place_of(last: object, done: int) -> str:
 
 
 def placed(place: str) -> tuple[Any, int]:
-    """The key, and how many rows came before. Raises `InvalidInput`."""
+    """Return the key, and how many rows came before. Raises `InvalidInput`."""
     try:
         kind, last, done = msgspec.json.decode(place, type=tuple[str, msgspec.Raw, int])
         return msgspec.json.decode(last, type=_VALUES[kind]), done
@@ -287,7 +287,7 @@ class SqlSource:
             query, where = pages.where(table.c[key] > last), f"the rows of {table.name} behind {key} {last}"
 
     async def _unkeyed(self, entity: Entity, table: Any, size: int) -> AsyncGenerator[Batch, None]:
-        """Rows that say the same are told apart by counting them."""
+        """Yield rows. Those that say the same are told apart by counting them."""
         done, nth = 0, DuplicateCounter()
         order = [table.c[name] for name in sorted(table.c.keys())]
         where, opened = f"the rows of {table.name}", ExitStack()
@@ -325,7 +325,7 @@ class SqlSource:
         return self._places.get("events" if entity == "counters" else entity)
 
     def _selectable(self, entity: Entity) -> Any:
-        """Columns by name only, so that values come as the driver has them, of whatever type the table says."""
+        """Select by name only, so that values come as the driver has them, of whatever type the table says."""
         name = self._table(entity)
         if name is None:
             raise SourceRefused(f"{self.name} has no table for {entity}; name it in a mapping")
@@ -338,14 +338,14 @@ class SqlSource:
         return self._sa.table(name, *map(self._sa.column, columns), schema=schema)
 
     def _key(self, entity: Entity) -> str | None:
-        """The column to read a table by; None where no two rows are sure to differ in it."""
+        """Return the column to read a table by; None where no two rows are sure to differ in it."""
         table = self._tables.get(self._table(entity) or "")
         names = self._mapping.columns(entity).get("events.id" if entity == "counters" else f"{entity}.id", ())
         key = None if table is None else first_of(names, table.columns)
         return key if table is not None and key in table.keys else None
 
     def _look(self) -> dict[str, _Table]:
-        """The tables and views there are; those of another schema only where a mapping names them."""
+        """Find the tables and views there are; those of another schema only where a mapping names them."""
         inspector = self._sa.inspect(self._engine)
         found = {name: _Table() for name in [*inspector.get_table_names(), *inspector.get_view_names()]}
         for kind in HELD:
@@ -369,7 +369,7 @@ class SqlSource:
         return _Table(tuple(columns), frozenset(sure), schema, tuple(in_utc))
 
     def _counted(self) -> Seen:
-        """What there is, with its columns and rows, for people."""
+        """Return what there is, with its columns and rows, for people."""
         found: Seen = {}
         for name in list(self._tables)[:_MOST_COUNTED]:
             query = self._sa.select(self._sa.func.count()).select_from(self._named(name))
@@ -377,7 +377,7 @@ class SqlSource:
         return found
 
     def _has_null(self, table: str, column: str) -> bool:
-        """SQLite calls its row ids nullable, and lets a primary key of any other type be null."""
+        """Look for a null: SQLite calls its row ids nullable, and lets a primary key of any other type be null."""
         of: Any = self._sa.column(column)
         return bool(self._fetch(self._sa.select(of).select_from(self._named(table)).where(of.is_(None)).limit(1)))
 
@@ -401,7 +401,7 @@ class SqlSource:
         return list(rows.fetchmany(size))
 
     async def _run(self, work: Callable[[], T], *, what: str = "", once: bool = False) -> T:
-        """In a thread, and again while the database is away. Raises `SourceUnavailable`, `SourceRefused`."""
+        """Run it in a thread, again while the database is away. Raises `SourceUnavailable`, `SourceRefused`."""
 
         async def attempt() -> T:
             working = asyncio.ensure_future(asyncio.to_thread(self._explained, work, what))

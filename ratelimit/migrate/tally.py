@@ -53,11 +53,11 @@ class Sum(NamedTuple):
     amount: int
 
     def then(self, later: Sum) -> Sum:
-        """Both, one after the other."""
+        """Return both, one after the other."""
         return Sum(max(self.floor, later.floor - self.amount), self.amount + later.amount)
 
     def on(self, value: int | None) -> int:
-        """The field afterwards; None is for one that is not there."""
+        """Return the field afterwards; None is for one that is not there."""
         return min(_LARGEST, max(value or 0, self.floor) + self.amount)
 
 
@@ -70,7 +70,7 @@ class Rules:
         self._rules: dict[str, list[Rule]] = {}
 
     def learn(self, quotas: Mapping[str, Sequence[Quota]]) -> None:
-        """The windows of a plan, or of a user's own quotas."""
+        """Learn the windows of a plan, or of a user's own quotas."""
         for action, several in quotas.items():
             windows = {quota.window for quota in several}
             if not windows <= self._windows.setdefault(action, set()):
@@ -78,7 +78,7 @@ class Rules:
                 self._rules.pop(action, None)
 
     def of(self, action: str) -> Sequence[Rule]:
-        """The rules of an action. A bucket (GCRA) is filled by the policy's own quotas."""
+        """Return the rules of an action. A bucket (GCRA) is filled by the policy's own quotas."""
         rules = self._rules.get(action)
         if rules is None:
             rules = self._rules[action] = list(self._make(action))
@@ -124,14 +124,14 @@ class Tally:
         self._kept_totals: dict[int, Sequence[str]] = {}
 
     def again(self, marks: Iterable[tuple[Key, int]]) -> None:
-        """From nothing: of these users and actions only, and only what was used from these moments (ms) on."""
+        """Begin anew, with these users and actions only, and only what was used from these moments (ms) on."""
         self._again = True
         for table in ("sums", "newest", "seen"):
             self._scratch.put(f"DELETE FROM {table}", [()])
         self._scratch.put("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", [(*key, at) for key, at in marks])
 
     def add(self, uses: Iterable[Use]) -> None:
-        """Uses that were allowed, in whatever order."""
+        """Add uses that were allowed, in whatever order."""
         amounts: Counter[tuple[str, str, str, int]] = Counter()
         newest: dict[Key, int] = {}
         for use in uses:
@@ -148,11 +148,11 @@ class Tally:
         self._scratch.put(_NEWEST, [(*key, at) for key, at in newest.items()])
 
     def count(self) -> int:
-        """How many users and actions there are counters for."""
+        """Return how many users and actions there are counters for."""
         return int(self._scratch.one("SELECT count(*) FROM (SELECT DISTINCT user, action FROM sums)"))
 
     def counters(self) -> Iterator[Tallied]:
-        """By user and action."""
+        """Yield what there is to add, by user and action."""
         rows = self._scratch.rows("SELECT * FROM sums ORDER BY user, action, field, floor")
         for (user, action), several in groupby(rows, lambda row: row[:2]):
             sums: dict[str, Sum] = {}
@@ -163,7 +163,7 @@ class Tally:
             yield Tallied(Key(user, action), sums, self._mark(user, action), newest + 1)
 
     def _fields(self, action: str, at: int, cost: int) -> Iterator[tuple[str, int, int]]:
-        """Field, floor, amount."""
+        """Yield field, floor and amount."""
         if not cost:
             return
         counts = at >= self._first_total
@@ -209,6 +209,6 @@ class Tally:
 
 
 def is_bucket(field: str) -> bool:
-    """Whether it is a bucket's: the moment (ns) at which it is full again, its limit (`gdl`), or what was given back to
+    """Return whether it is a bucket's: the moment (ns) when it is full, its limit (`gdl`), or what was given back to
     it (`gdr`); and not a number of units."""
     return field[0] == "g"

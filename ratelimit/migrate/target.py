@@ -61,7 +61,7 @@ class Pace:
         self._due = 0.0
 
     async def take(self, units: float) -> None:
-        """Returns when it is their turn."""
+        """Return when it is their turn."""
         if self.rate is None:
             return
         now = self._clock.now()
@@ -94,7 +94,7 @@ class TableProbe(NamedTuple):
 
     @classmethod
     async def at(cls, raw: RawTable) -> TableProbe:
-        """At the first items there are. Raises `TableNotFound`, `AccessDenied`, ..."""
+        """Look at the first items there are. Raises `TableNotFound`, `AccessDenied`, ..."""
         items, _ = await raw.scan(limit=LOOKED_AT)
         foreign = (f"{item['PK']['S']} / {item['SK']['S']}" for item in items if is_foreign(item))
         return cls(not items, next(foreign, ""))
@@ -133,12 +133,12 @@ class Target:
         fresh = [event for key, event in by_key.items() if key not in there]
         if self._ledger is not None:
             self._ledger.note_events(fresh)
-        flights = [fresh[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(fresh), MAX_EVENTS_PER_PUT)]
-        await self._all(flights, self._fly)
+        batches = [fresh[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(fresh), MAX_EVENTS_PER_PUT)]
+        await self.each(batches, self._put_batch)
         return [_outcome_of(event, there.get(key)) for key, event in by_key.items()]
 
     async def put_entries(self, entries: Sequence[User | Plan], *, now: int) -> list[Outcome | IdentityConflict]:
-        """What became of each: one that is there is never changed."""
+        """Put entries, and return what became of each: one that is there is never changed."""
 
         async def put(entry: User | Plan) -> Outcome | IdentityConflict:
             try:
@@ -146,21 +146,21 @@ class Target:
             except IdentityTaken as error:
                 return IdentityConflict(str(error))
 
-        return await self._all(entries, put)
+        return await self.each(entries, put)
 
     async def apply(self, key: Key, write: Write, *, now: int) -> bool:
-        """Whether its conditions held. Sent once more only where it was surely not executed."""
+        """Return whether its conditions held. Sent once more only where it was surely not executed."""
         await self._pace.take(COUNTER_UNITS)
         return (await self.store.apply(key, write, now=now)).applied
 
     async def delete_record(self, key: Key, record: Record, *, absent: Sequence[str]) -> bool:
-        """Whether it was still this record, in which nothing of what is absent there has come; then it is gone."""
+        """Delete what is still this record, in which nothing of what is absent has come. Return whether it was."""
         await self._pace.take(COUNTER_UNITS)
         rest = [name for name in absent if name not in record]
         return await self._raw.delete_if(limit_key(key), equal=record, absent=rest)
 
     async def delete_events(self, some: Sequence[tuple[str, Position]]) -> None:
-        """Harmless when repeated."""
+        """Delete events. Harmless when repeated."""
         keys = [(event_pk(user, day_of(position.at)), event_sk(position)) for user, position in some]
         batches = [keys[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(keys), MAX_EVENTS_PER_PUT)]
 
@@ -168,10 +168,10 @@ class Target:
             await self._pace.take(EVENT_UNITS * len(batch))
             await retry(lambda: self.store.events.delete([item_key(*key) for key in batch]))
 
-        await self._all(batches, delete)
+        await self.each(batches, delete)
 
     async def delete_entry(self, kind: type[User | Plan], name: str, *, version: int, now: int) -> bool:
-        """False where it was changed since it had this version; True also where it is gone already."""
+        """Delete an entry. Return False where it was changed since this version; True also where it is gone already."""
         directory = self.store.directory
         found = await retry(lambda: directory.read(kind, name))
         if found is None:
@@ -182,18 +182,13 @@ class Target:
         return await retry(lambda: directory.replace(found, None, now=now))
 
     async def record(self, key: Key) -> Record:
-        """The counters there are."""
         return await retry(lambda: self.store.read(key))
 
     async def pause(self, attempt: int = 1) -> None:
-        """Before something is tried again."""
+        """Wait, before something is tried again."""
         await BACKOFF.pause(attempt)
 
-    async def each(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:
-        """`work` on each of them, some at a time."""
-        return await self._all(items, work)
-
-    async def _fly(self, events: Sequence[UsageEvent]) -> None:
+    async def _put_batch(self, events: Sequence[UsageEvent]) -> None:
         async def put() -> Sequence[UsageEvent]:
             left = await self.store.events.put(events)
             if len(left) == len(events):
@@ -217,7 +212,9 @@ class Target:
             if await retry(lambda: directory.replace(None, entry, now=now)):
                 return "written"
 
-    async def _all(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:
+    async def each(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:
+        """Do the work on each of them, some at a time."""
+
         async def turn(item: T) -> R:
             async with self._turns:
                 return await work(item)
@@ -240,17 +237,17 @@ def _outcome_of(event: UsageEvent, item: Item | None) -> Outcome:
 
 
 def entry_units(entry: User | Plan) -> int:
-    """Write units that a new one takes."""
+    """Return the write units that a new one takes."""
     return ENTRY_UNITS + IDENTITY_UNITS * (len(entry.identities) if isinstance(entry, User) else 0)
 
 
 def kind_of(pk: str, sk: str) -> str:
-    """A key without what is in it, for people: `USER#… / CONV`."""
+    """Return a key without what is in it, for people: `USER#… / CONV`."""
     return f"{pk.partition('#')[0]}#… / {sk.partition('#')[0]}"
 
 
 def is_foreign(item: Item) -> bool:
-    """Whether an item is another project's, or of an earlier layout."""
+    """Return whether an item is another project's, or of an earlier layout."""
     kind = item.get("tp", {}).get("S")
     if kind == EVENT_TYPE:  # the earlier layout has the same mark, and other keys
         position = parse_event_sk(item["SK"]["S"])
@@ -267,12 +264,11 @@ class RawTable:
         self._connection: Client | None = None
 
     async def open(self) -> None:
-        """Sends nothing yet."""
+        """Open it; nothing is sent yet."""
         if self._connection is None:
             self._connection = await connect(self.settings)
 
     async def close(self) -> None:
-        """Harmless when closed."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
@@ -285,12 +281,12 @@ class RawTable:
         await self.close()
 
     async def description(self) -> Mapping[str, Any]:
-        """What `DescribeTable` says."""
+        """Return what `DescribeTable` says."""
         answer = await self._call("describe_table", TableName=self.settings.table)
         return dict(answer.get("Table") or {})
 
     async def scan(self, *, limit: int, after: str | None = None) -> tuple[Sequence[Item], str | None]:
-        """Some items in the table's own order, and where the rest begins. The keys are `PK` and `SK`."""
+        """Return some items in the table's own order, and where the rest begins. The keys are `PK` and `SK`."""
         request: dict[str, Any] = {"TableName": self.settings.table, "Limit": limit, "ConsistentRead": True}
         if after is not None:
             pk, sk = decode_cursor(after, tuple[str, str])

@@ -104,12 +104,12 @@ class _Undo:
         self._expires_at = (now // DAY + _KEPT_DAYS) * (DAY // SECOND)
 
     async def look(self) -> None:
-        """What there is to be taken back."""
+        """Count what there is to be taken back."""
         for entity, count in self._ledger.counts().items():
             self._done.taken_back[entity] = self._done.taken_back.get(entity, 0) + count
 
     async def all(self) -> None:
-        """In the order in which nothing refers to what is gone."""
+        """Take back, in the order in which nothing refers to what is gone."""
         for entity in ENTITIES:
             self._done.taken_back.setdefault(entity, 0)
         await self._counters()
@@ -250,6 +250,6 @@ def _change(name: str, value: int, left: int | None) -> tuple[Op, ...]:
 
 
 def _counted_now(now: int) -> Sequence[str]:
-    """The totals into which every use counts that may come at this moment, whatever its quotas."""
+    """Return the totals into which every use counts that may come at this moment, whatever its quotas."""
     days: Callable[[int], tuple[str, str]] = current_totals
     return tuple({*days(now - DAY), *days(now), *days(now + DAY)})

@@ -68,13 +68,12 @@ class Verdict(msgspec.Struct, kw_only=True):
 
     @property
     def same(self) -> bool:
-        """Whether nothing is missing or different; and, unless that is fine, nothing more is in the table."""
+        """Return whether nothing is missing or different; and, unless that is fine, nothing more is in the table."""
         return not any(
             each.missing or each.different or (each.more and not self.more_is_fine) for each in self.entities.values()
         )
 
     def differs(self, entity: Entity, what: str, source: object, target: object) -> None:
-        """One more."""
         if len(self.differences) < _SHOWN:
             self.differences.append(Difference(entity, what, str(source), str(target)))
         else:
@@ -121,7 +120,7 @@ class EventDiff:
         self._sample = Sample()
 
     def note(self, side: Side, events: Sequence[UsageEvent]) -> None:
-        """The source has to be first: what is in the sample is found out there."""
+        """Note events. The source has to be first: what is in the sample is found out there."""
         days: dict[tuple[str, str, str], list[int]] = {}
         for event in events:
             number = _number_of(event.id)
@@ -139,7 +138,7 @@ class EventDiff:
         )
 
     def judge(self, verdict: Verdict, compared: Compared) -> None:
-        """A whole event that differs has the same id; one that is not there makes a difference in its day."""
+        """Compare. A whole event that differs has the same id; one that is not there makes a difference in its day."""
         query = "SELECT * FROM days WHERE n0 <> n1 OR d0 <> d1 ORDER BY user, day, action"
         for user, day, action, in_source, digest, in_target, other in self._scratch.rows(query):
             compared.missing += max(0, in_source - in_target)
@@ -163,7 +162,7 @@ class Sample:
         self.different: list[tuple[str, str, str]] = []
 
     def keep(self, number: int, event: UsageEvent) -> None:
-        """One of the source's, where it is among them so far."""
+        """Keep one of the source's, where it is among them so far."""
         mine = (-number, f"{event.user} {event.id}")
         if len(self._largest_first) < self._most:
             heappush(self._largest_first, mine)
@@ -175,7 +174,7 @@ class Sample:
         self._said[mine[1]] = _whole(event)
 
     def compare(self, event: UsageEvent) -> None:
-        """One of the table's."""
+        """Compare one of the table's."""
         name = f"{event.user} {event.id}"
         if (said := self._said.get(name)) is not None:
             self.compared += 1
@@ -191,7 +190,6 @@ class EntryDiff:
         self._entity = entity
 
     def note(self, side: Side, entries: Iterable[User | Plan]) -> None:
-        """All that is compared of them."""
         several = list(entries)
         self._scratch.put(
             f"INSERT INTO entries (name, s{side}) VALUES (?, ?) ON CONFLICT DO UPDATE SET s{side} = excluded.s{side}",
@@ -204,7 +202,7 @@ class EntryDiff:
             self._scratch.put("INSERT OR IGNORE INTO owners (name, identity) VALUES (?, ?)", pairs)
 
     def judge(self, verdict: Verdict, compared: Compared) -> None:
-        """One by one. A user whose e-mail is another's in the table was rejected, and is on neither side."""
+        """Compare one by one. A user whose e-mail is another's in the table was rejected, and is on neither side."""
         one = self._scratch.one
         taken = list(self._scratch.rows(_TAKEN))
         self._scratch.put("DELETE FROM entries WHERE name = ?", [(name,) for name, _, _ in taken])
@@ -230,7 +228,7 @@ class CounterDiff:
         self._marked = marked
 
     def note(self, side: Side, records: Iterable[tuple[Key, Mapping[str, int]]]) -> None:
-        """Those fields that still count."""
+        """Note the fields that still count."""
         keys, fields = [], []
         for key, record in records:
             found = live(record, self._now)
@@ -250,7 +248,7 @@ class CounterDiff:
         )
 
     def judge(self, verdict: Verdict, compared: Compared) -> None:
-        """What the table counted by itself is more; never may it be less."""
+        """Compare. What the table counted by itself is more; never may it be less."""
         compared.source, compared.target = (
             self._scratch.one(f"SELECT count(*) FROM keys WHERE s{side}") for side in (SOURCE, TARGET)
         )
@@ -275,7 +273,7 @@ class CounterDiff:
 
 
 def _number_of(event_id: str) -> int:
-    """The same for the same id. Not the id itself: the upper bits of that are a time, the lower may be chosen."""
+    """Return the same number for the same id. Not the id itself: its upper bits are a time, the lower may be chosen."""
     return int.from_bytes(blake2b(event_id.encode(), digest_size=7).digest())
 
 

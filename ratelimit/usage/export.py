@@ -194,7 +194,6 @@ class File:
         return checkpoint
 
     def write(self, events: Sequence[UsageEvent]) -> int:
-        """Write the events, and return the bytes that they took."""
         assert self._file is not None
         return _write_all(self._file, self._encoder.encode(events))
 
@@ -263,15 +262,12 @@ class Stream:
         return checkpoint
 
     def write(self, events: Sequence[UsageEvent]) -> int:
-        """Write the events, and return the bytes that they took."""
         return self._write(self._encoder.encode(events))
 
     def save(self, checkpoint: ExportCheckpoint) -> None:
-        """Send on what is buffered."""
         self._stream.flush()
 
     def finish(self) -> int:
-        """Send on what is buffered, and return the size of it all."""
         self._stream.flush()
         return self._size
 

@@ -78,7 +78,6 @@ class Jsonl:
     _encode = staticmethod(msgspec.json.Encoder().encode_lines)
 
     def encode(self, events: Sequence[UsageEvent]) -> bytes:
-        """Return the events as whole lines."""
         return self._encode([{**_plain(event), "metadata": _raw(event)} for event in events])
 
 
@@ -88,7 +87,6 @@ class Csv:
     head = (",".join(COLUMNS) + _END).encode()
 
     def encode(self, events: Sequence[UsageEvent]) -> bytes:
-        """Return the events as whole lines."""
         lines = StringIO(newline="")
         csv.writer(lines, lineterminator=_END).writerows(map(_row, events))
         return lines.getvalue().encode()
