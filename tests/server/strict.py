@@ -188,7 +188,8 @@ class Recorder:
 async def parse_answers(raw: bytes, methods: list[bytes]) -> list[Message]:
     """All answers to these requests that there are in what a client got until the connection closed.
 
-    The last may be cut short, which raises `IncompleteReadError`; what is left over raises `NotStrict`.
+    The last may be cut short, which raises `IncompleteReadError`; what is left over raises `NotStrict`, unless it is
+    another protocol's.
     """
     reader = StreamReader(limit=1 << 20)
     reader.feed_data(raw)
@@ -198,4 +199,6 @@ async def parse_answers(raw: bytes, methods: list[bytes]) -> list[Message]:
         if len(found) == len(methods):
             raise NotStrict(f"more than was asked for: {(await reader.read())[:200]!r}")
         found.append((await read_answer(reader, methods[len(found)]))[1])
+        if found[-1].status == 101:
+            break
     return found

@@ -9,9 +9,11 @@ import asyncio
 import itertools
 import os
 from asyncio import StreamWriter
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import sha1
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -36,6 +38,7 @@ _REQUESTS: Final = [
     *table.REFUSED.values(), *(raw for raw, _ in table.OTHERWISE_REFUSED.values() if len(raw) < 10_000),
     *table.BROKEN.values(), *[raw for raw, _ in table.PASSED.values()] * 5,
     b"PUT /a?b=c HTTP/1.1\r\nhost: a\r\ncontent-length: 5000\r\n\r\n" + b"a" * 5000,
+    *[b"GET /chat HTTP/1.1\r\nhost: a\r\n" + table.WEBSOCKET + b"\r\n\x81\x82\0\0\0\0hi\x88\x80\0\0\0\0"] * 20,
     b"GET /1 HTTP/1.1\r\nhost: a\r\n\r\nHEAD /2 HTTP/1.1\r\nhost: a\r\n\r\nGET /3 HTTP/1.1\r\nhost: a\r\n\r\n",
 ]  # fmt: skip
 _ANSWERS: Final = [
@@ -55,6 +58,9 @@ _TOKENS: Final = [
     b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 204 No\r\n\r\n", b"HEAD ", b"OPTIONS * ", b"CONNECT a:1 ", b"#",
     b"%00", b"/../", b"http://b/",
 ]  # fmt: skip
+
+_FRAMES: Final = [b"", b"\x81\x02hi", b"\x81\x7f" + b"\xff" * 8, b"\x88\x02\x03\xe8", b"\x89\x00", b"\xff\xff", b"\x01"]
+_WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(SECONDS + 120)]
 
@@ -158,6 +164,11 @@ class Fuzz:
             writer.write(_OK + b"content-length: %d\r\n\r\n%b" % (len(request.target), request.target))
             return True
         draw = Random(f"{SEED}/answer/{next(self._answers)}")
+        if keys := request.values(b"sec-websocket-key"):
+            accept = b64encode(sha1(keys[0] + _WEBSOCKET_GUID, usedforsecurity=False).digest())
+            head = b"HTTP/1.1 101 Go\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: %b\r\n\r\n"
+            writer.write(draw.choice((head % accept, mutated(draw, [head % accept]))) + draw.choice(_FRAMES))
+            return False
         # In one piece: what comes behind an answer when its connection is in use again is no proxy's to tell apart.
         writer.write(mutated(draw, _ANSWERS))
         return draw.random() < 0.7

@@ -13,6 +13,7 @@ import json
 import re
 from asyncio import StreamWriter
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
@@ -30,7 +31,7 @@ _POST = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
 _KEPT = b"POST / HTTP/1.1\r\nhost: a\r\n"
 _CHUNKED = _POST + b"transfer-encoding: chunked\r\n\r\n"
 _SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: a\r\nx-api-key: mallory\r\n\r\n"
-_WEBSOCKET = (
+WEBSOCKET = (
     b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
@@ -277,7 +278,7 @@ PASSED: dict[str, tuple[bytes, list[tuple[bytes, bytes, bytes]]]] = {
         [(b"POST", b"/", _SMUGGLED), (b"GET", b"/", b"")],
     ),
     "a websocket with a request in its body": (
-        b"GET / HTTP/1.1\r\nhost: a\r\n" + _WEBSOCKET + b"content-length: 55\r\n\r\n" + _SMUGGLED + _GET + b"\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\n" + WEBSOCKET + b"content-length: 55\r\n\r\n" + _SMUGGLED + _GET + b"\r\n",
         [(b"GET", b"/", _SMUGGLED), (b"GET", b"/", b"")],
     ),
     "an expectation and its body at once": (
@@ -358,6 +359,26 @@ async def test_what_passes_is_read_in_one_way(behind: Behind, shape: str) -> Non
                 not {b"content_length", b"transfer_encoding", b"upgrade", b"http2-settings"} & dict(one.headers).keys()
             )
         await behind.own_answer(b"/after-%d" % next(_numbers))
+    assert behind.upstream.faults == []
+
+
+async def test_a_handshake_that_is_refused_opens_no_tunnel(behind: Behind) -> None:
+    """What comes behind it is another request, or nothing."""
+    for pieces in (
+        (b"GET /chat HTTP/1.1\r\nhost: a\r\n" + WEBSOCKET + b"\r\n" + _SMUGGLED,),
+        (b"GET /chat HTTP/1.1\r\nhost: a\r\n" + WEBSOCKET + b"\r\n", _SMUGGLED),
+        (b"GET /chat HTTP/1.1\r\nhost: a\r\n" + WEBSOCKET.replace(b"13", b"777") + b"\r\n" + _SMUGGLED,),
+    ):
+        behind.upstream.seen.clear()
+        async with connected(behind.address) as (reader, writer):
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.05)
+            with suppress(OSError):  # it may be closed already
+                writer.write_eof()
+            await until_gone(reader)
+        assert [one.target for one in behind.upstream.seen] in ([b"/chat"], [b"/chat", b"/smuggled"], [])
+        assert all(one.values(b"via") for one in behind.upstream.seen)
     assert behind.upstream.faults == []
 
 
