@@ -512,8 +512,8 @@ async def test_no_valid_answer_is_a_502(behind: Behind, shape: str) -> None:
 
 
 _HANGING = {
-    "a bad chunk later", "a chunk longer than it says", "a chunk size that overflows", "a negative chunk size",
-    "bare LF behind a chunk size",
+    "a length for a trailer", "a bad chunk later", "a chunk longer than it says", "a chunk size that overflows",
+    "a negative chunk size", "bare LF behind a chunk size",
 }  # fmt: skip
 
 
