@@ -73,6 +73,7 @@ async def behind() -> AsyncIterator[Behind]:
     answers: dict[bytes, tuple[bytes, ...]] = {}
 
     async def early(request: Message, writer: StreamWriter) -> bool:
+        await asyncio.sleep(0.3 * request.target.startswith(b"/slow"))
         if request.values(b"expect"):
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if request.target.startswith(b"/early"):
@@ -549,6 +550,23 @@ async def test_an_answer_that_can_be_read_in_one_way_arrives(behind: Behind, sha
     (answer,) = await parse_answers(await _answered(behind, b"GET", pieces), [b"GET"])
     assert (answer.status, answer.body) == (200, body)
     assert b"content-length" not in dict(answer.trailers)
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\x05", b"\r", b"\x7f"])
+async def test_a_reason_that_is_none_is_not_passed_on(behind: Behind, byte: bytes) -> None:
+    raw = await _answered(behind, b"GET", (b"HTTP/1.1 200 O%bK\r\ncontent-length: 2\r\n\r\nok" % byte,))
+    (answer,) = await parse_answers(raw, [b"GET"])
+    assert (answer.status, byte in answer.start) in ((200, False), (502, False))
+
+
+@pytest.mark.parametrize("target", [b"/slow", b"/"])
+async def test_who_expects_to_continue_and_closes_its_side_gets_one_answer(behind: Behind, target: bytes) -> None:
+    """Also where it was looked meanwhile, by the first byte of the answer, whether it is still there."""
+    async with connected(behind.address) as (reader, writer):
+        writer.write(b"POST %b HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\nabc" % target)
+        writer.write_eof()
+        (answer,) = await parse_answers(await reader.read(), [b"POST"])
+    assert (answer.status, answer.body) == (200, target)
 
 
 @pytest.mark.parametrize("rest", [b"55", b"1000000"], ids=["and then it comes", "and it never comes"])
