@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from collections.abc import Coroutine, Generator
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -77,3 +77,42 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
+
+
+def start_now(work: Coroutine[Any, Any, T]) -> asyncio.Task[T] | None:
+    """Run it as far as it goes without waiting, and the rest, if there is any, in a task, which is returned.
+
+    For work that seldom waits: a task costs more than a check that is answered from memory. The first part has no
+    current task, so that nothing in it may ask for one, as `asyncio.timeout` does. It must not raise.
+    """
+    try:
+        awaited = work.send(None)
+    except StopIteration:
+        return None
+    return asyncio.get_running_loop().create_task(_go_on(work, awaited))
+
+
+async def _go_on(work: Coroutine[Any, Any, T], awaited: object) -> T:
+    return await _Begun(work, awaited)
+
+
+class _Begun(Generic[T]):
+    """A coroutine that has begun, and waits for a future."""
+
+    def __init__(self, work: Coroutine[Any, Any, T], awaited: object) -> None:
+        self._work = work
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[object, object, T]:
+        work, awaited = self._work, self._awaited
+        try:
+            while True:
+                try:
+                    sent = yield awaited
+                except BaseException as error:  # noqa: BLE001 (it is the coroutine's)
+                    awaited = work.throw(error)
+                else:
+                    awaited = work.send(sent)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value

@@ -14,8 +14,9 @@ from starlette.types import ASGIApp
 
 from ratelimit import RateLimitMiddleware, limited
 from ratelimit.config import Config
-from ratelimit.factory import MiddlewareArgs, decision_app, middleware_args
-from ratelimit.server.factory import proxy_app
+from ratelimit.factory import MiddlewareArgs, middleware_args
+from ratelimit.server.factory import decision_service, proxy_service
+from ratelimit.server.listener import Service
 
 from .books import Books
 
@@ -41,23 +42,21 @@ def limited_app(books: Books, upstream: str) -> ASGIApp:
     return app
 
 
-def proxy(books: Books, upstream: str) -> ASGIApp:
+def proxy(books: Books, upstream: str) -> Service:
     """The sidecar's proxy, as `ratelimit serve` builds it."""
-    return proxy_app(_CONFIG, f"http://{upstream}", args=_args(books, "proxy"))
+    return proxy_service(_CONFIG, f"http://{upstream}", args=_args(books, "proxy"))
 
 
-def decision(books: Books, upstream: str) -> ASGIApp:
+def decision(books: Books, upstream: str) -> Service:
     """The decision endpoint, and the native API on the same limiter."""
     del upstream
-    return decision_app(_CONFIG, store=books.log_store, args=_args(books, "decision"))
+    return decision_service(_CONFIG, store=books.log_store, args=_args(books, "decision"))
 
 
-BUILDERS: Final[dict[str, Callable[[Books, str], ASGIApp]]] = {
-    "bare": bare,
-    "limited": limited_app,
-    "proxy": proxy,
-    "decision": decision,
-}
+APPS: Final[dict[str, Callable[[Books, str], ASGIApp]]] = {"bare": bare, "limited": limited_app}
+"""What uvicorn serves."""
+SERVICES: Final[dict[str, Callable[[Books, str], Service]]] = {"proxy": proxy, "decision": decision}
+"""What `ratelimit serve` serves."""
 
 
 def _args(books: Books, meter: str) -> MiddlewareArgs:

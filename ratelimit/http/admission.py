@@ -92,6 +92,16 @@ class Admission:
             return error
         return None
 
+    async def user(self) -> str:
+        """Return who the request is from, by the surface's `user_from`."""
+        for charge in self.charges.all:
+            if charge.user and not charge.policy.user_from:
+                return charge.user
+        resolver = self._shared.options.user_resolver
+        if resolver.is_plain:
+            return resolver.read(self.scope)
+        return await resolver.user_of(connection_of(self.scope))
+
     def answer(self, status: int, headers: Any, *, success: bool) -> list[Charge]:
         """Note how the answer begins, with which it is known what counts. Return what has to be given back first."""
         self.status = status

@@ -124,6 +124,11 @@ class Charges:
         return [*[charge.decision for charge in self._all], *(self._late or {}).values()]
 
     @property
+    def all(self) -> Sequence[Charge]:
+        """Return them in the order they were made, but for late ones."""
+        return self._all
+
+    @property
     def shown(self) -> list[Decision]:
         """Return those that the response's headers speak of: a shadow policy is not to be seen."""
         if self._is_refused and self.refused is not None:

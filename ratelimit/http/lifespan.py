@@ -175,7 +175,7 @@ class LimiterLifespan:
             return unknown_action(scope.get("app"), self._limiter.policies)
 
         await join_lifespan(
-            app, scope, receive, send, start=self._open, end=self.close, check=unknown, name="ratelimit: "
+            app, scope, receive, send, start=self.open, end=self.close, check=unknown, name="ratelimit: "
         )
 
     async def before_request(self) -> None:
@@ -203,9 +203,10 @@ class LimiterLifespan:
     async def _open_late(self) -> None:
         # It is logged, and checks go by `on_unavailable` until somebody has changed something.
         with suppress(StoreMisconfigured):
-            await self._open(attended=False)
+            await self.open(attended=False)
 
-    async def _open(self, *, attended: bool = True) -> None:
+    async def open(self, *, attended: bool = True) -> None:
+        """Open usage log and limiter. Raises `StoreMisconfigured`; a store out of reach is tried again later."""
         self._retry_at = self._limiter.clock.now() + RETRY_AFTER
         if self._usage is not None:
             await self._usage.open(attended=attended)

@@ -7,9 +7,9 @@ anybody, and a check pays nothing. No span names a user.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
-
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
@@ -35,30 +35,27 @@ def spans(clock: Clock) -> Observer | None:
     return observe
 
 
-class TraceMiddleware:
-    """Around an app whose requests nobody else has traced: their checks join the trace that the client is in."""
+class TraceContext:
+    """For requests that nobody else has traced: their checks join the trace that the client is in."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        from opentelemetry import context, propagate, trace
+    def __init__(self) -> None:
+        from opentelemetry import context, propagate
 
-        self._app = app
         self._context = context
         self._propagate = propagate
-        self._trace = trace
 
     @classmethod
-    def around(cls, app: ASGIApp) -> ASGIApp:
-        """Wrap an app; return the app itself where nobody collects spans."""
-        return app if _tracer() is None else cls(app)
+    def current(cls) -> TraceContext | None:
+        """Return it; None where nobody collects spans."""
+        return None if _tracer() is None else cls()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._trace.get_current_span().get_span_context().is_valid:
-            await self._app(scope, receive, send)
-            return
-        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    @contextmanager
+    def joined(self, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[None]:
+        """Be in the trace that a request's headers tell of. Tasks that begin within stay in it."""
+        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         token = self._context.attach(self._propagate.extract(fields))
         try:
-            await self._app(scope, receive, send)
+            yield
         finally:
             self._context.detach(token)
 

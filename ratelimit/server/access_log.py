@@ -1,89 +1,94 @@
 """`AccessLog`: write a line for each request when it is over. No query strings, headers, users: those may be secrets.
 
-The id is the one that the request went on with: its own, or the one that `RequestIdMiddleware` gave it.
+The id is the one that the request went on with: its own, or the one that the proxy gave it.
 """
 
 from __future__ import annotations
 
 import logging
-import time
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ratelimit.http.request_handler import RateLimitState
-from ratelimit.server.http_protocol import REFUSED_KEY
-from ratelimit.server.request_id import request_id
+from ratelimit.decision import Decision
+from ratelimit.server.connection import ClientConnection
+from ratelimit.server.problems import ServerProblem
+from ratelimit.server.request import Exchange, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 logger = logging.getLogger("ratelimit.access")
 
 AccessFormat: TypeAlias = Literal["text", "json", "off"]
 
+# As much of a target as a log may hold of what could not be read.
+_PATH: Final = re.compile(rb"/[^?#]{,200}")
+
 _encoder = msgspec.json.Encoder()
 
 
 class AccessLog:
-    """The outermost middleware. It writes to the logger `ratelimit.access`, at INFO.
+    """It writes to the logger `ratelimit.access`, at INFO. `shown` is how a path is written."""
 
-    `shown` is how a path is written; where `client` says no, no address is, which may be what a user is known by.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        form: AccessFormat,
-        *,
-        shown: Callable[[str], str] = str,
-        client: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self.app = app
-        self._client = client
+    def __init__(self, form: AccessFormat, *, shown: Callable[[str], str] = str) -> None:
         self._form = form
         self._shown = shown
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._form == "off" or scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        since, status, sent = time.perf_counter(), 0, 0
+    def write(self, exchange: Exchange, *, names_client: bool) -> None:
+        """Log one that has been answered, or was not: its status is 0 then."""
+        request, connection = exchange.request, exchange.connection
+        self._entry(
+            request,
+            client=connection.client if names_client else None,
+            method="WEBSOCKET" if request.opens_websocket else request.method.decode(),
+            path=request.scope["raw_path"].decode("latin-1"),
+            status=exchange.status,
+            sent=exchange.sent,
+            ms=(connection.loop.time() - request.since) * 1000,
+            decisions=exchange.decisions(),
+        )
 
-        async def count(message: Message) -> None:
-            nonlocal status, sent
-            kind = message["type"]
-            if kind in ("http.response.body", "websocket.http.response.body"):
-                sent += len(message.get("body", b""))
-            elif kind in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
-                status = message.get("status", 101)
-            await send(message)
+    def write_refused(
+        self, connection: ClientConnection, request: Request, problem: ServerProblem, *, names_client: bool
+    ) -> None:
+        """Log a request that the server has answered itself, as nobody could have read it."""
+        path = _PATH.match(request.target)
+        self._entry(
+            request,
+            client=connection.client if names_client else None,
+            method=request.method.decode() if request.target else "-",
+            path=path[0].decode("latin-1") if path else "-",
+            status=problem.status,
+            sent=problem.length,
+            ms=(connection.loop.time() - request.since) * 1000 if request.since else 0.0,
+            decisions=(),
+        )
 
-        try:
-            await self.app(scope, receive, count)
-        finally:
-            if REFUSED_KEY in scope:
-                status, sent = scope[REFUSED_KEY]
-            self._write(scope, status, sent, time.perf_counter() - since)
-
-    def refused(self, scope: Scope, status: int, sent: int, span: float) -> None:
-        """Log a request that the server has answered itself, as no app could have read it."""
-        if self._form != "off":
-            self._write(scope, status, sent, span)
-
-    def _write(self, scope: Scope, status: int, sent: int, span: float) -> None:
-        # Status 0: the client left, or was cut off, before there was one.
-        state = RateLimitState.of(scope)
-        decisions = [] if state is None else state.decisions
+    def _entry(
+        self,
+        request: Request,
+        *,
+        client: tuple[str, int] | None,
+        method: str,
+        path: str,
+        status: int,
+        sent: int,
+        ms: float,
+        decisions: Sequence[Decision],
+    ) -> None:
         entry: dict[str, Any] = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "client": scope["client"][0] if scope.get("client") and self._client() else None,
-            "method": scope.get("method", "WEBSOCKET"),
-            "path": self._shown(scope["raw_path"].decode("latin-1")),
+            "client": client[0] if client else None,
+            "method": method,
+            "path": self._shown(path),
             "status": status,
             "bytes": sent,
-            "ms": round(span * 1000, 1),
-            "request_id": (request_id(scope) or b"-").decode(),
+            "ms": round(ms, 1),
+            "request_id": (request.id or b"-").decode(),
             "policies": {decision.policy: _outcome(decision) for decision in decisions},
         }
         logger.info(_encoder.encode(entry).decode() if self._form == "json" else _line(entry))

@@ -1,31 +1,21 @@
-"""Which headers pass the proxy, and how: RFC 9110, 7.6.1 (hop by hop) and 7.6.3 (`Via`), RFC 7239 (`Forwarded`)."""
+"""Which headers pass the proxy, and how: RFC 9110, 7.6.1 (hop by hop), 7.6.3 (`Via`) and 6.5 (trailers), RFC 7239
+(`Forwarded`)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final, TypeAlias
-
-from multidict import CIMultiDict
-from starlette.types import Scope
+from functools import lru_cache
+from typing import Final
 
 from ratelimit.http.addresses import Addresses, TrustedProxies
-from ratelimit.http.identity import named_by_connection, text
-from ratelimit.http.request_handler import RateLimitState
+from ratelimit.server.request import REQUEST_ID, RawHeader, Request
 from ratelimit.server.upstream import ProxySettings, Upstream
 
-RawHeader: TypeAlias = "tuple[bytes, bytes]"
-
-VIA: Final = "ratelimit"
 COST: Final = b"x-ratelimit-cost"
-REQUEST_ID: Final = b"x-request-id"
 HOP_BY_HOP: Final = frozenset({
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
-    b"trailer", b"transfer-encoding", b"upgrade",
-})  # fmt: skip
-HANDSHAKE: Final = frozenset({
-    b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",
-    b"sec-websocket-accept",
+    b"transfer-encoding", b"upgrade",
 })  # fmt: skip
 KEPT: Final = frozenset({b"content-length", b"host", REQUEST_ID})
 """Also where `Connection` names them: what frames the message, and what both sides' logs know it by."""
@@ -34,12 +24,24 @@ CLAIMS: Final = frozenset({
     b"x-forwarded-proto", b"x-forwarded-server", b"x-forwarded-ssl", b"x-real-ip", b"true-client-ip",
     b"x-client-ip", b"x-cluster-client-ip",
 })  # fmt: skip
+HANDSHAKE: Final = frozenset({
+    b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",
+    b"sec-websocket-accept",
+})  # fmt: skip
+_READ_HERE: Final = KEPT | HOP_BY_HOP | HANDSHAKE | CLAIMS | {b"expect", b"trailer"}
+# What a trailer must not say (RFC 9110, 6.5.1): how the message is framed, routed or read, and who has sent it.
+_NO_TRAILERS: Final = _READ_HERE | {
+    b"authorization", b"cache-control", b"content-encoding", b"content-range", b"content-type", b"cookie", b"range",
+    b"set-cookie", COST,
+}  # fmt: skip
+_MAX_KNOWN_HOST: Final = 256
 
-_SECURE: Final = {"ws": "http", "wss": "https"}
-_NOT_ANSWERED: Final = HOP_BY_HOP | HANDSHAKE | {COST}
+_NOT_ANSWERED: Final = HOP_BY_HOP | {COST}
 # A server may not write these into an answer; it would be our error then, and is the upstream's.
 _UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
+_VIA: Final = {version: b"via: %b ratelimit\r\n" % version.encode() for version in ("1.0", "1.1")}
+_VIA_FIELD: Final = {version: (b"via", b"%b ratelimit" % version.encode()) for version in ("1.0", "1.1")}
 
 
 class InvalidResponse(ValueError):
@@ -47,112 +49,151 @@ class InvalidResponse(ValueError):
 
 
 class RequestHeaders:
-    """Turn a request's headers into those that the upstream gets.
+    """Write the head that the upstream gets, from the one that came.
 
     What a peer claims about the way a request came is kept, and added to, only where that peer is one of the trusted
-    proxies; from anyone else it is replaced by what was seen here.
+    proxies; from anyone else it is replaced by what was seen here. `identifying`: the fields that users are known by.
     """
 
-    __slots__ = ("_disguised", "_gone", "_settings", "_trusts", "_upstream")
+    __slots__ = ("_authority", "_disguised", "_identify_as", "_identifying", "_keeps_host", "_special", "_stripped",
+                 "_trusts", "_upstream")  # fmt: skip
 
-    def __init__(self, settings: ProxySettings, upstream: Upstream, trusted_proxies: TrustedProxies) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: ProxySettings,
+        upstream: Upstream,
+        trusted_proxies: TrustedProxies = 0,
+        identifying: frozenset[bytes] = frozenset(),
+    ) -> None:
         self._upstream = upstream
+        self._authority = upstream.authority.encode()
+        self._keeps_host = settings.host == "client"
+        self._identify_as = settings.identify_as.encode()
+        self._identifying = identifying
         self._trusts = Addresses(trusted_proxies).trusts_peer
         ours = [*settings.strip, settings.identify_as]
-        stripped = frozenset(name.lower().encode() for name in ours if name)
-        self._disguised = stripped | HOP_BY_HOP | {b"content-length", b"host"}
-        self._gone = stripped | HOP_BY_HOP | HANDSHAKE | {b"expect"}
+        self._stripped = frozenset(name.lower().encode() for name in ours if name)
+        self._disguised = self._stripped | HOP_BY_HOP | {b"content-length", b"host"} | CLAIMS | identifying
+        self._special = self._stripped | HOP_BY_HOP | CLAIMS | HANDSHAKE | {b"expect", b"host"}
 
-    def of(self, scope: Scope, user: str | None) -> CIMultiDict[str]:
-        """Keep duplicates in order. `Expect` is left out: it is part of how a body is sent, not of the message."""
-        raw: list[RawHeader] = scope["headers"]
-        trusted = self._trusts(scope)
-        headers: CIMultiDict[str] = CIMultiDict()
-        claims: dict[bytes, str] = {}
-        host = ""
-        for name, value in raw:
-            if b"_" in name and self._is_disguised(name, scope):
-                continue
-            if name in CLAIMS:
-                if trusted:
-                    claims[name] = f"{claims[name]}, {text(value)}" if name in claims else text(value)
-            elif name == b"host":
-                host = text(value)
-            elif name not in self._gone:
-                headers.add(name.decode("latin-1"), text(value))
-        headers["host"] = host if host and self._settings.host == "client" else self._upstream.authority
-        headers.extend(_forwarded(scope, claims, host))
-        headers.add("via", f"{scope.get('http_version', '1.1')} {VIA}")
-        if user is not None and self._settings.identify_as:
-            headers[self._settings.identify_as] = user
-        return headers
+    def clean(self, request: Request) -> None:
+        """Drop what is for this hop only, before anybody is identified by it: the upstream will not see it either."""
+        named = request.connection_options - _READ_HERE
+        if named:
+            request.headers[:] = [field for field in request.headers if field[0] not in named]
 
-    def _is_disguised(self, name: bytes, scope: Scope) -> bool:
+    def write(self, request: Request, user: str | None) -> list[bytes]:
+        """Return the pieces. `Expect` is among them only while the client waits."""
+        special = self._special
+        lines = [request.method, b" ", self._upstream.target(request.target), b" HTTP/1.1\r\nhost: "]
+        lines.append(request.host if request.host and self._keeps_host else self._authority)
+        lines.append(b"\r\n")
+        claims: dict[bytes, bytes] = {}
+        is_websocket = request.scope["type"] == "websocket"
+        for name, value in request.headers:
+            if name in special:
+                if name in CLAIMS:
+                    claims[name] = claims[name] + b", " + value if name in claims else value
+                elif is_websocket and name in HANDSHAKE:
+                    lines += (name, b": ", value, b"\r\n")
+            elif b"_" not in name or not self._is_disguised(name):
+                lines += (name, b": ", value, b"\r\n")
+        lines.append(self._way(request, claims))
+        lines.append(_VIA[request.version])
+        if user is not None and self._identify_as:
+            lines += (self._identify_as, b": ", _text(user), b"\r\n")
+        lines.append(b"connection: upgrade\r\nupgrade: websocket\r\n\r\n" if is_websocket else _framing(request))
+        return lines
+
+    def trailers(self, trailers: list[RawHeader]) -> list[RawHeader]:
+        """Return those that pass: none that would say what only a header section may."""
+        return [
+            (name, value)
+            for name, value in trailers
+            if name not in _NO_TRAILERS and name not in self._disguised and not self._is_disguised(name)
+        ]
+
+    def _is_disguised(self, name: bytes) -> bool:
         """CGI and WSGI make no difference between X-A_B and X-A-B, so whoever strips one strips both, and whoever knows
         users by one lets nobody say the other."""
-        plain = name.replace(b"_", b"-")
-        state = RateLimitState.of(scope)
-        identifying = frozenset() if state is None else state.options.identifying
-        return plain in CLAIMS or plain in self._disguised or plain in identifying
+        return b"_" in name and name.replace(b"_", b"-") in self._disguised
+
+    def _way(self, request: Request, claims: dict[bytes, bytes]) -> bytes:
+        """Return what to tell of the way that the request came."""
+        client: tuple[str, int] | None = request.scope["client"]
+        peer = (client[0] if client else "") or "unknown"
+        if not (claims and self._trusts(request.scope)):
+            return (
+                _told_again(peer, request.host) if len(request.host) <= _MAX_KNOWN_HOST else _told(peer, request.host)
+            )
+        seen = dict(_seen(peer, request.host))
+        for name in (b"x-forwarded-for", b"forwarded"):
+            if name in claims:
+                claims[name] += b", " + seen[name]
+        return _lines({**seen, **claims}.items())
 
 
-def response_headers(raw: Iterable[RawHeader], status: int, version: str = "1.1") -> list[RawHeader]:
+def _framing(request: Request) -> bytes:
+    """Return the fields for the next hop alone, and the end of the head."""
+    told = b"transfer-encoding: chunked\r\n" if request.is_chunked else b""
+    if request.expects_continue:
+        told += b"expect: 100-continue\r\n"
+    if request.trailers_asked:
+        told += b"connection: te\r\nte: trailers\r\n"
+    return told + b"\r\n"
+
+
+def response_headers(headers: Iterable[RawHeader], status: int, version: str) -> list[RawHeader]:
     """Return those of an answer that its client gets. Raises `InvalidResponse` for one that cannot be written."""
-    lowered = [(name.lower(), value) for name, value in raw]
-    gone = _NOT_ANSWERED
-    if named := named_by_connection(lowered):
-        gone |= named - KEPT
-    if status in _BODILESS:
-        # A server would wait for that many bytes, and there are none.
-        gone |= {b"content-length"}
-    found = []
-    for name, value in lowered:
+    gone: frozenset[bytes] = _NOT_ANSWERED
+    found: list[RawHeader] = []
+    named: frozenset[bytes] = frozenset()
+    for name, value in headers:
         if _UNWRITABLE.search(value):
             raise InvalidResponse(f"the field {name.decode('latin-1')!r} holds control characters")
         if name not in gone:
             found.append((name, value))
+        elif name == b"connection":
+            named |= frozenset([token.strip().lower() for token in value.split(b",")])
         elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
             raise InvalidResponse("its transfer coding is not understood")
-    found.append((b"via", f"{version} {VIA}".encode()))
+    dropped = named - KEPT if named else named
+    if status in _BODILESS:
+        # A client would wait for that many bytes, and there are none.
+        dropped |= {b"content-length"}
+    if dropped:
+        found = [field for field in found if field[0] not in dropped]
+    found.append(_VIA_FIELD.get(version) or (b"via", b"%b ratelimit" % version.encode()))
     return found
 
 
-def _forwarded(scope: Scope, claims: dict[bytes, str], host: str) -> list[tuple[str, str]]:
-    """Return what to tell of the way that the request came. `claims` are those of a trusted peer."""
-    peer = (scope.get("client") or ("unknown",))[0] or "unknown"
-    proto = _SECURE.get(scope["scheme"], scope["scheme"])
-    node = f'"[{peer}]"' if ":" in peer else peer
-    found: list[tuple[str, str]] = [
-        ("x-forwarded-for", _joined(claims.get(b"x-forwarded-for"), peer)),
-        ("x-forwarded-proto", str(claims.get(b"x-forwarded-proto", proto))),
-        ("forwarded", _joined(claims.get(b"forwarded"), f"for={node};host={_quoted(host)};proto={proto}")),
+def response_trailers(trailers: list[RawHeader]) -> list[RawHeader]:
+    """Return those that pass on to the client."""
+    return [field for field in trailers if field[0] not in _NO_TRAILERS]
+
+
+def _seen(peer: str, host: bytes) -> list[RawHeader]:
+    node = (f'"[{peer}]"' if ":" in peer else peer).encode()
+    quoted = host.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    seen = [
+        (b"x-forwarded-for", peer.encode()),
+        (b"x-forwarded-proto", b"http"),
+        (b"forwarded", b'for=%b;host="%b";proto=http' % (node, quoted)),
     ]
-    if host or b"x-forwarded-host" in claims:
-        found.append(("x-forwarded-host", claims.get(b"x-forwarded-host", host)))
-    told = {"x-forwarded-for", "x-forwarded-proto", "forwarded", "x-forwarded-host"}
-    return found + [(name.decode(), value) for name, value in claims.items() if name.decode() not in told]
+    return [*seen, (b"x-forwarded-host", host)] if host else seen
 
 
-def _joined(earlier: str | None, now: str) -> str:
-    return f"{earlier}, {now}" if earlier else now
+def _lines(fields: Iterable[RawHeader]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+def _told(peer: str, host: bytes) -> bytes:
+    return _lines(_seen(peer, host))
 
 
-def has_body(scope: Scope) -> bool:
-    """Return whether the request is framed as one with a body (RFC 9112, 6)."""
-    for name, value in scope["headers"]:
-        if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
-            return True
-    return False
+_told_again: Final = lru_cache(1024)(_told)
 
 
-def expects_continue(scope: Scope) -> bool:
-    """Return whether the client waits for a `100 Continue` to send the body. One of HTTP/1.0 does not know it."""
-    return scope["http_version"] != "1.0" and any(
-        name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"]
-    )
+def _text(user: str) -> bytes:
+    """Return a user as a field's value; names hold no control characters (`check_user`)."""
+    return user.encode()

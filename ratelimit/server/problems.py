@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Final
 
 import httptools
 import msgspec
-from starlette.types import Receive, Scope, Send
 
-from ratelimit.http.problems import Problem, ProblemResponse, respond
-
-_CLOSE: Final = (b"connection", b"close")
+from ratelimit.http.problems import CONTENT_TYPE, Problem
 
 
 class ServerProblem(Problem, frozen=True):
     """Says nothing of what stands behind the proxy."""
-
-    async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it as the answer to a request, or to a handshake that was not accepted."""
-        close = {"type": "websocket.close", "code": 1014, "reason": self.title}
-        await respond(self._response(), scope, receive, send, close=close)
 
     @property
     def length(self) -> int:
         """Return the bytes of the body."""
         return len(self.encode())
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the fields that go with the body."""
+        return [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % self.length)]
+
     def raw(self) -> bytes:
         """Write it as the last that is sent on a connection."""
-        response = ProblemResponse(self, [_CLOSE])
         lines = [b"HTTP/1.1 %d %b" % (self.status, self.title.encode())]
-        lines += [b"%b: %b" % header for header in response.raw_headers]
-        return b"\r\n".join([*lines, b"", bytes(response.body)])
-
-    def _response(self) -> ProblemResponse:
-        return ProblemResponse(self, [_CLOSE] if self.status == 408 else [])
+        lines += [b"%b: %b" % header for header in [*self.headers(), (b"connection", b"close")]]
+        return b"\r\n".join([*lines, b"", self.encode()])
 
 
 def problem(status: int, title: str, detail: str) -> ServerProblem:
@@ -45,7 +38,6 @@ def problem(status: int, title: str, detail: str) -> ServerProblem:
 NO_CONNECTION: Final = problem(502, "Bad Gateway", "The service behind this proxy cannot be reached.")
 BROKEN: Final = problem(502, "Bad Gateway", "The service behind this proxy closed the connection before it answered.")
 UNREADABLE: Final = problem(502, "Bad Gateway", "The service behind this proxy gave an answer that is no valid HTTP.")
-NO_WEBSOCKET: Final = problem(502, "Bad Gateway", "The service behind this proxy does not speak WebSocket here.")
 LATE: Final = problem(504, "Gateway Timeout", "The service behind this proxy did not answer in time.")
 UNREACHED: Final = problem(504, "Gateway Timeout", "No connection to the service behind this proxy in time.")
 SLOW: Final = problem(408, "Request Timeout", "The request did not arrive in time.")
@@ -60,9 +52,11 @@ FRAGMENT: Final = problem(400, "Bad Request", "The request target has a fragment
 UNKNOWN_METHOD: Final = problem(
     501, "Not Implemented", "The method is none that is known here; methods are upper-case."
 )
+FAULT: Final = problem(500, "Internal Server Error", "A fault of the server; it is logged.")
 LARGE: Final = problem(431, "Request Header Fields Too Large", "The target and the fields of a request: 64 KB at most.")
 NO_HOST: Final = problem(400, "Bad Request", "An HTTP/1.1 request has one Host field, which names a host.")
 TOO_OLD: Final = problem(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.0 and HTTP/1.1.")
+NO_END: Final = problem(400, "Bad Request", "Where the last transfer coding is not chunked, a request has no end.")
 OLD_CODED: Final = problem(400, "Bad Request", "A request of HTTP/1.0 has no transfer codings.")
 NO_TARGET: Final = problem(400, "Bad Request", "The request target has to be a path, an http URL or, of OPTIONS, *.")
 
@@ -90,3 +84,7 @@ def parser_problem(error: httptools.HttpParserError, *, is_method: bool) -> Serv
         return TOO_OLD
     # The parser's reasons are its own words, and quote nothing.
     return msgspec.structs.replace(MALFORMED, detail=f"{MALFORMED.detail}: {error}.")
+
+
+PHRASES: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+"""Reason phrases."""

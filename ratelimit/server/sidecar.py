@@ -1,4 +1,4 @@
-"""`Sidecar`: the app that a worker serves, in front of whichever configuration holds."""
+"""`Sidecar`: what a worker serves, by whichever configuration holds."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from msgspec import Struct
 from prometheus_client import ProcessCollector
 from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import Metric
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
-from ratelimit.http.lifespan import LifespanRunner, join_lifespan, no_lifespan
 from ratelimit.limiter.checker import Observer
 from ratelimit.metrics import DecisionMetrics, Registry, by_label
-from ratelimit.server.http_protocol import OnRefused, ignore_refusal
+from ratelimit.server.access_log import AccessLog
+from ratelimit.server.connection import ClientConnection
+from ratelimit.server.listener import Service
+from ratelimit.server.problems import ServerProblem
+from ratelimit.server.request import Exchange, Request
 from ratelimit.server.runtime import Runtime
 from ratelimit.tasks import Tasks
 
@@ -31,7 +34,7 @@ T = TypeVar("T")
 
 ConfigSource: TypeAlias = Callable[[], Config]
 """Reads the configuration afresh, and checks it whole. Has to pickle where there are several workers."""
-AppFactory: TypeAlias = Callable[[Runtime], ASGIApp]
+ServiceFactory: TypeAlias = Callable[[Runtime], Service]
 """Raises `ConfigError`."""
 
 
@@ -49,18 +52,21 @@ class AppVersion:
     Requests under way when the next version takes over are finished by this one.
     """
 
-    def __init__(self, runtime: Runtime, app: ASGIApp) -> None:
+    def __init__(self, runtime: Runtime, service: Service) -> None:
         self.runtime = runtime
         self.requests = 0
         """Under way; websockets are among them."""
-        self.lifespan = LifespanRunner(app)
+        self.service = service
         """Its end: refunds arrive, what was taken ahead goes back, connections to the upstream close."""
-        self._app = app
         self._idle = asyncio.Event()
         self._is_cut_off = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.finish(self._app(scope, receive, send))
+    def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
+        """Return who answers a request, which is one more of its own."""
+        exchange = self.service.exchange(connection, request)
+        exchange.version = self
+        self.requests += 1
+        return exchange
 
     async def finish(self, answer: Awaitable[T]) -> T:
         """Await the answer to a request of this version, which does not end before."""
@@ -68,9 +74,13 @@ class AppVersion:
         try:
             return await answer
         finally:
-            self.requests -= 1
-            if not self.requests:
-                self._idle.set()
+            self.over()
+
+    def over(self) -> None:
+        """Take note that one has ended."""
+        self.requests -= 1
+        if not self.requests:
+            self._idle.set()
 
     async def idle(self) -> None:
         """Wait until nothing is under way, or was cut off. It must not get new requests by then."""
@@ -85,16 +95,19 @@ class AppVersion:
 
 
 class Sidecar:
-    """An ASGI app whose configuration can be exchanged: no request is cut off, and no count is lost.
+    """A `Service` whose configuration can be exchanged: no request is cut off, and no count is lost.
 
     Made by `ratelimit.server.factory.sidecar`. Raises `ConfigError`.
     """
 
-    def __init__(self, source: ConfigSource, make_app: AppFactory, *, clock: Clock | None = None) -> None:
-        self.app: ASGIApp = self
-        """What to serve."""
-        self.refused: OnRefused = ignore_refusal
-        """Told of the requests that the server answers itself."""
+    def __init__(
+        self,
+        source: ConfigSource,
+        make_service: ServiceFactory,
+        *,
+        log: AccessLog | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self.admin: ASGIApp | None = None
         """The admin listener's app; None where it is off."""
         self.stopping = False
@@ -105,7 +118,8 @@ class Sidecar:
         """Whether the last reload was refused."""
         self.registry = Registry()
         self._source = source
-        self._make_app = make_app
+        self._make_service = make_service
+        self._log = log
         self._clock = clock
         self._decisions = DecisionMetrics()
         self._reloads = {"done": 0, "rejected": 0}
@@ -121,11 +135,26 @@ class Sidecar:
         """That one, and those before it that still have requests to finish."""
         self._enter(self.current)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await join_lifespan(no_lifespan, scope, receive, send, start=self._start, end=self._end)
-        else:
-            await self.current(scope, receive, send)
+    def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
+        """Return who answers, by the configuration at work."""
+        return self.current.exchange(connection, request)
+
+    def over(self, exchange: Exchange) -> None:
+        """Count and log a request that has ended."""
+        version: AppVersion = exchange.version
+        version.over()
+        if self._log is not None:
+            self._log.write(exchange, names_client=self.names_clients)
+
+    def refused(self, connection: ClientConnection, request: Request, problem: ServerProblem) -> None:
+        """Log a request that nobody could be asked for."""
+        if self._log is not None:
+            self._log.write_refused(connection, request, problem, names_client=self.names_clients)
+
+    @property
+    def names_clients(self) -> bool:
+        """Return whether an address may be said, which may be what a user is known by."""
+        return self.current.runtime.config.user_hash_key is None
 
     @property
     def requests(self) -> int:
@@ -162,7 +191,7 @@ class Sidecar:
             if runtime.store is not former.runtime.store or runtime.usage is not former.runtime.usage:
                 # At the start a store may be out of reach; to leave one that works for it would be a mistake.
                 await runtime.open()
-            await following.lifespan.start()
+            await following.service.start()
         except RateLimitError:
             await runtime.end(version.runtime for version in self._alive)
             raise
@@ -173,7 +202,7 @@ class Sidecar:
     def _make(self, runtime: Runtime) -> AppVersion:
         self._decisions.add_policies(runtime.limiter.policies)
         runtime.limiter.observer = _both(runtime.limiter.observer, self._decisions)
-        return AppVersion(runtime, self._make_app(runtime))
+        return AppVersion(runtime, self._make_service(runtime))
 
     def _enter(self, version: AppVersion) -> None:
         self.current = version
@@ -187,7 +216,7 @@ class Sidecar:
 
     async def _finish(self, version: AppVersion) -> None:
         """End it, and the parts that no other version has; the registry keeps what they counted."""
-        await version.lifespan.end()
+        await version.service.end()
         self._alive.remove(version)
         others = [each.runtime for each in self._alive]
         await version.runtime.end(others)
@@ -196,16 +225,17 @@ class Sidecar:
             if part not in held:
                 self.registry.retire(part)
 
-    async def _start(self) -> None:
+    async def start(self) -> None:
+        """Begin. Raises `StoreMisconfigured` and `ConfigError`."""
         try:
             async with self._reloading:
-                await self.current.lifespan.start()
+                await self.current.service.start()
         except (StoreMisconfigured, ConfigError):
-            await self._end()
+            await self.end()
             raise
         self.running = True
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
         """End all versions. The server is through with its requests: what is still under way was cut off."""
         async with self._reloading:
             self.running = False

@@ -5,10 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, fields
 from typing import Final, Literal, Self, TypeAlias
-from urllib.parse import quote, urlsplit
-
-from starlette.types import Scope
-from yarl import URL
+from urllib.parse import urlsplit
 
 from ratelimit.config import masked
 from ratelimit.errors import ConfigError
@@ -52,24 +49,23 @@ class ProxySettings:
                 raise ConfigError(field.name, f"must be more than 0, not {value!r}")
         if self.host not in ("client", "upstream"):
             raise ConfigError("host", f"must be 'client' or 'upstream', not {self.host!r}")
-        self.tls()
+        if self.ca_file:
+            self.context()
 
-    def tls(self) -> ssl.SSLContext | bool:
-        """Return it as aiohttp takes it. Raises `ConfigError` for a file that holds no certificates."""
-        if not self.ca_file or not self.verify:
-            return self.verify
+    def context(self) -> ssl.SSLContext:
+        """Return how an https upstream has to prove who it is. Raises `ConfigError` for a file without certificates."""
         try:
-            return ssl.create_default_context(cafile=self.ca_file)
+            context = ssl.create_default_context(cafile=self.ca_file or None)
         except OSError as error:
             raise ConfigError("ca_file", f"cannot use {self.ca_file}: {error.strerror or error}") from None
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
 
 _EXAMPLES: Final = "http://127.0.0.1:8000, https://app.internal or unix:/run/app.sock"
-# What may stand in a path or query on the wire (RFC 3986), `%` included: the client's own encoding is left alone.
-_SAFE: Final = "/%:@!$&'()*+,;=-._~?[]|^{}\"`\\<>"
-
-TARGET_KEY: Final = "ratelimit.target"
-"""In a scope: the target in origin-form, byte by byte, or `*`. A scope's query does not tell `/x?` from `/x`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +103,19 @@ class Upstream:
             raise ConfigError("upstream", f"expected the path of a socket, as in unix:/run/app.sock, not {rest!r}")
         return cls("http", "localhost", "", path)
 
-    def url(self, target: bytes) -> URL:
-        """Return that of a request's target as the client wrote it: nothing is decoded, encoded anew or left out.
+    @property
+    def host(self) -> str:
+        """Return the name or address to connect to."""
+        return urlsplit(f"//{self.authority}").hostname or ""
 
-        All of it is the URL's path, since an empty query would be none.
-        """
-        text = quote(target.decode("latin-1"), safe=_SAFE)
-        path = text if text == "*" else self.prefix + text
-        return URL.build(scheme=self.scheme, authority=self.authority, path=path, encoded=True)
+    @property
+    def port(self) -> int:
+        """Return the port, by default the scheme's."""
+        return urlsplit(f"//{self.authority}").port or (443 if self.scheme == "https" else 80)
+
+    def target(self, target: bytes) -> bytes:
+        """Return a request's target there as the client wrote it: nothing is decoded, encoded anew or left out."""
+        return target if target == b"*" or not self.prefix else self.prefix.encode() + target
 
     def __str__(self) -> str:
         return f"unix:{self.socket}" if self.socket else f"{self.scheme}://{self.authority}{self.prefix}"
-
-
-def target_of(scope: Scope) -> bytes:
-    """Return it as the client wrote it, where the server tells."""
-    if (target := scope.get(TARGET_KEY)) is not None:
-        return bytes(target)
-    path: bytes = scope["raw_path"]
-    return path + b"?" + scope["query_string"] if scope["query_string"] else path

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from ratelimit.config.envoy import fingerprint
 from ratelimit.errors import ConfigError, RateLimitError
 from ratelimit.server.address import Listening
+from ratelimit.server.asgi import AsgiService
 from ratelimit.server.listener import Listener, StartFailed
 from ratelimit.server.serve import LOGGING
 from ratelimit.server.shutdown import ShutdownTimeouts, on_signals
@@ -75,9 +76,9 @@ class Worker:
         grpc: socket.socket | None = None,
     ) -> None:
         self._sidecar = sidecar
-        self._public = Listener(sidecar.app, public, refused=sidecar.refused)
+        self._public = Listener(sidecar, public)
         self._grpc = None if grpc is None else _grpc_listener(sidecar, grpc)
-        self._admin = None if admin is None or sidecar.admin is None else Listener(sidecar.admin, admin)
+        self._admin = None if admin is None or sidecar.admin is None else Listener(AsgiService(sidecar.admin), admin)
         self._shutdown = shutdown
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None

@@ -11,15 +11,12 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from starlette.types import ASGIApp
 
 from ratelimit.clock import SystemClock
 from ratelimit.config import load_config
 from ratelimit.factory import build_limiter
-from ratelimit.http import RateLimitMiddleware
-from ratelimit.http.tracing import TraceMiddleware, spans
+from ratelimit.http.tracing import TraceContext, spans
 from ratelimit.testing import FakeClock
-from tests.http.apps import client_of, hello
 
 POLICIES: dict[str, dict[str, object]] = {
     "hint": {"quotas": "1/day", "match": ["POST /hints"]},
@@ -81,10 +78,11 @@ async def test_it_is_below_the_span_that_is_current(exporter: InMemorySpanExport
 
 async def test_it_joins_the_trace_of_the_client(exporter: InMemorySpanExporter) -> None:
     limiter = build_limiter(CONFIG)
-    app: ASGIApp = TraceMiddleware.around(RateLimitMiddleware(hello, limiter=limiter, user_from="header:x-api-key"))
-    async with client_of(app) as client:
-        await client.post("/hints", headers={"x-api-key": "alice", "traceparent": CALLER})
-        await client.post("/hints", headers={"x-api-key": "bob"})
+    context = TraceContext.current()
+    assert context is not None
+    for headers in ([(b"traceparent", CALLER.encode())], []):
+        with context.joined(headers):
+            await limiter.check("alice", "hint")
     joined, alone = exporter.get_finished_spans()
     assert joined.context is not None
     assert joined.parent is not None
@@ -95,7 +93,7 @@ async def test_it_joins_the_trace_of_the_client(exporter: InMemorySpanExporter) 
 
 async def test_nothing_where_nobody_collects() -> None:
     assert build_limiter(CONFIG).observer is None
-    assert TraceMiddleware.around(hello) is hello
+    assert TraceContext.current() is None
 
 
 def test_nothing_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A sidecar within the test: its configuration in a file, its app and its admin listener called without a socket."""
+"""A sidecar within the test: its configuration in a file, listening; its admin listener is called without a socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ratelimit.factory import load_checked
 from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.server.factory import sidecar
 from ratelimit.server.sidecar import ConfigSource, Sidecar
-from tests.http.apps import client_of
+from tests.server.sockets import listening
 
 HINTS = """
 admin = "127.0.0.1:0"
@@ -68,11 +68,11 @@ async def running(path: Path, *, source: ConfigSource | None = None, **options: 
     one = sidecar(source or partial(load_checked, path, env={}), **options)
     assert one.admin is not None
     async with AsyncExitStack() as stack:
-        for each in (one.app, one.admin):
-            lifespan = LifespanRunner(each)
-            await lifespan.start()
-            stack.push_async_callback(lifespan.end)
-        app = await stack.enter_async_context(client_of(one.app, address="127.0.0.1"))
+        address = await stack.enter_async_context(listening(one))
+        lifespan = LifespanRunner(one.admin)
+        await lifespan.start()
+        stack.push_async_callback(lifespan.end)
+        app = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://{address}", trust_env=False))
         transport = httpx.ASGITransport(one.admin, raise_app_exceptions=False)
         admin = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1"))
         yield Service(one, app, admin)

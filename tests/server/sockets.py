@@ -7,17 +7,14 @@ import ssl
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
-from starlette.types import ASGIApp
-
-from ratelimit.http import RateLimitMiddleware
 from ratelimit.limiter import Limiter
-from ratelimit.server.http_protocol import HttpProtocol
+from ratelimit.server.address import Address
+from ratelimit.server.listener import Listener, Service
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.request_id import RequestIdMiddleware
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
-from tests.http.serving import served
 
 Script = Callable[[StreamReader, StreamWriter], Awaitable[None]]
 
@@ -72,24 +69,26 @@ async def answering(*answers: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
 
 @asynccontextmanager
 async def in_front_of(
-    upstream: str, settings: ProxySettings | None = None, *, limiter: Limiter | None = None
+    upstream: str, settings: ProxySettings | None = None, *, limiter: Limiter | None = None, **options: Any
 ) -> AsyncIterator[str]:
-    """The sidecar; yields `127.0.0.1:PORT`."""
-    proxy = Proxy(upstream if ":/" in upstream else f"http://{upstream}", settings)
-    app: ASGIApp = RequestIdMiddleware(
-        RateLimitMiddleware(proxy, limiter=limiter or limiter_of(), user_from="header:x-api-key")
-    )
-    async with plainly_served(app) as address:
+    """The sidecar; yields `127.0.0.1:PORT`. `options` are the middleware's."""
+    where = upstream if ":/" in upstream else f"http://{upstream}"
+    args = {"limiter": limiter or limiter_of(), "user_from": "header:x-api-key", **options}
+    async with listening(Proxy(where, args, settings)) as address:  # type: ignore[arg-type]
         yield address
 
 
 @asynccontextmanager
-async def plainly_served(app: ASGIApp) -> AsyncIterator[str]:
-    """As `ratelimit serve` does: the server believes no `X-Forwarded-For`."""
-    async with served(
-        app, http=HttpProtocol, log_level="critical", proxy_headers=False, server_header=False, date_header=False
-    ) as address:
-        yield address
+async def listening(service: Service) -> AsyncIterator[str]:
+    """Served as by `ratelimit serve`."""
+    place = Address(port=0).bind()
+    listener = Listener(service, place.socket)
+    await listener.start()
+    try:
+        yield place.where.removeprefix("http://")
+    finally:
+        await listener.drain(linger=0, grace=1)
+        await listener.stop()
 
 
 @asynccontextmanager

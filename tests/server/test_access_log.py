@@ -15,7 +15,7 @@ from ratelimit.server.address import Address
 from ratelimit.server.factory import sidecar
 from ratelimit.server.listener import Listener
 from tests.server.running import running, write
-from tests.server.sockets import ask, scripted
+from tests.server.sockets import ask, listening, scripted
 
 SECRET = {"x-api-key": "s3cret-key", "authorization": "Bearer s3cret-token", "cookie": "session=s3cret"}
 
@@ -103,12 +103,6 @@ UNREAD = {
     "a version": (b"GET /x?s3cret HTTP/1.7\r\n\r\n", 505, "GET", "/x"),
     "CONNECT": (b"CONNECT s3cret:443" + _REST + b"\r\n", 501, "CONNECT", "-"),
     "a chunk": (_CHUNKED + b"s3cret\r\n", 400, "POST", "/v1/check"),
-    "a handshake": (
-        b"GET /chat?s3cret HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
-        400,
-        "WEBSOCKET",
-        "/chat",
-    ),
 }
 
 
@@ -118,7 +112,7 @@ async def test_what_no_app_has_seen_has_its_line_too(
 ) -> None:
     one = sidecar(partial(load_checked, write(tmp_path), env={}), access_log="json")
     listening = Address(port=0).bind()
-    listener = Listener(one.app, listening.socket, refused=one.refused)
+    listener = Listener(one, listening.socket)
     await listener.start()
     try:
         answer = await ask(listening.where.removeprefix("http://"), sent)
@@ -138,5 +132,6 @@ async def test_what_no_app_has_seen_has_its_line_too(
 async def test_where_users_are_hashed_no_address_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path, settings=f'user_hash_key = "{"k" * 32}"')
     one = sidecar(partial(load_checked, path, env={}), access_log="json")
-    one.refused({"client": ("203.0.113.9", 1), "headers": [], "raw_path": b"-"}, 400, 0, 0.0)
+    async with listening(one) as address:
+        await ask(address, b"nonsense\r\n\r\n")
     assert [entry["client"] for entry in entries(caplog)] == [None]

@@ -14,12 +14,12 @@ from ratelimit.config import Config
 from ratelimit.dynamodb import Settings
 from ratelimit.errors import ConfigError, StoreMisconfigured
 from ratelimit.factory import admin_address, load_checked
-from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.server.factory import sidecar
 from tests.dynamodb.tables import make
 from tests.engines import Engine
 from tests.http.serving import served
 from tests.server.running import running, write
+from tests.server.sockets import listening
 
 TOKEN = "a-secret-of-enough-letters"
 
@@ -78,7 +78,7 @@ async def test_a_table_that_is_not_ours_fails_the_start(tmp_path: Path, engine: 
     path = write(tmp_path, settings=f'store = "{engine.store_url(table)}"\nusage = "memory"')
     one = sidecar(partial(load_checked, path, env={}))
     with pytest.raises(StoreMisconfigured, match=table):
-        await LifespanRunner(one.app).start()
+        await one.start()
 
 
 async def test_a_store_that_is_away_does_not_fail_it(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ async def test_both_listeners_on_real_sockets(tmp_path: Path, caplog: pytest.Log
     caplog.set_level(logging.DEBUG)
     one = sidecar(partial(load_checked, write(tmp_path, settings=f'admin_token = "{TOKEN}"'), env={}))
     assert one.admin is not None
-    async with served(one.app) as public, served(one.admin) as admin, httpx.AsyncClient() as client:
+    async with listening(one) as public, served(one.admin) as admin, httpx.AsyncClient() as client:
         assert (await client.post(f"http://{public}/v1/authz/hints", headers={"x-api-key": "alice"})).status_code == 200
         assert (await client.get(f"http://{admin}/metrics")).status_code == 401
         answer = await client.get(f"http://{admin}/metrics", headers={"authorization": f"Bearer {TOKEN}"})

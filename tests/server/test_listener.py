@@ -12,10 +12,9 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 
 from ratelimit.server.address import Address
-from ratelimit.server.listener import HttpConnection, Listener
-from ratelimit.server.upstream import target_of
+from ratelimit.server.asgi import AsgiService
+from ratelimit.server.listener import Listener
 from tests.server.processes import LONG_S
-from tests.server.test_http_protocol_upgrades import HANDSHAKE
 
 GET = b"GET /%s HTTP/1.1\r\nhost: a\r\n\r\n"
 LINGER_S = 0.4
@@ -26,12 +25,12 @@ BIG = bytes(20_000_000)
 
 class App:
     """Answers with the path, at once; `/later` when it is told to, `/early` before it has read the body, `/big` with
-    more than anybody takes at once. A websocket is accepted, and sent `BIG`."""
+    more than anybody takes at once."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.bodies: list[bytes] = []
-        self.sockets: list[Scope] = []
+        self.fields: list[int] = []
         self.later = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,10 +39,8 @@ class App:
                 await receive()
                 await send({"type": f"lifespan.{kind}.complete"})
             return
-        if scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-            return
         self.asked.append(scope["path"])
+        self.fields.append(len(scope["headers"]))
         if scope["path"] == "/later":
             await self.later.wait()
         if scope["path"] == "/until-gone":
@@ -60,14 +57,6 @@ class App:
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.sockets.append(scope)
-        await receive()
-        await send({"type": "websocket.accept"})
-        await send({"type": "websocket.send", "bytes": BIG})
-        while (await receive())["type"] != "websocket.disconnect":
-            pass
 
 
 class Running:
@@ -98,7 +87,7 @@ def on_both_loops(test: Callable[[Running], Awaitable[None]]) -> Callable[..., N
     async def run() -> None:
         listening = Address(port=0).bind()
         app = App()
-        listener = Listener(app, listening.socket)
+        listener = Listener(AsgiService(app), listening.socket)
         await listener.start()
         running = Running(listener, app, listening.socket.getsockname())
         try:
@@ -232,13 +221,13 @@ async def test_at_the_end_of_its_time_a_connection_is_closed_but_not_upon_a_requ
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(client, GET % b"before")
         assert b"/before" in await loop.sock_recv(client, 1000)
-        (connection,) = running.listener._shared.all()
-        assert isinstance(connection, HttpConnection)
+        assert running.listener._shared is not None
+        (connection,) = running.listener._shared.connections
         # Both in one step of the event loop, which therefore has not read the request yet.
         client.send(GET % b"after")
-        connection.timeout_keep_alive_handler()
+        connection.end_idle()
         assert b"/after" in await asyncio.wait_for(loop.sock_recv(client, 1000), LONG_S)
-        connection.timeout_keep_alive_handler()
+        connection.end_idle()
         assert await asyncio.wait_for(loop.sock_recv(client, 1000), LONG_S) == b""
     await running.drain(linger=0)
 
@@ -270,16 +259,4 @@ async def test_of_who_leaves_for_good_the_app_is_told(running: Running) -> None:
         writer.close()
         await asyncio.wait_for(running.app.later.wait(), LONG_S)
         running.app.later.clear()
-    await running.drain(linger=0)
-
-
-@on_both_loops
-async def test_the_target_of_a_handshake_byte_by_byte(running: Running) -> None:
-    for target in (b"/chat?", b"/chat", b"/chat?a=%C3%a4&&"):
-        _, writer = await running.connect()
-        writer.write(HANDSHAKE.replace(b"/chat", target))
-        while not running.app.sockets:
-            await asyncio.sleep(0)
-        assert target_of(running.app.sockets.pop()) == target
-        writer.close()
     await running.drain(linger=0)

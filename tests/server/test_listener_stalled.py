@@ -6,14 +6,14 @@ import asyncio
 import socket
 
 import pytest
-from websockets import http11
 
-from ratelimit.server import listener
+from ratelimit.server import connection
 from ratelimit.server.address import Address
+from ratelimit.server.asgi import AsgiService
 from ratelimit.server.listener import Listener
 from tests.server.processes import LONG_S, until
 from tests.server.sockets import until_gone
-from tests.server.test_http_protocol_upgrades import HANDSHAKE
+from tests.server.test_connection_upgrades import HANDSHAKE
 from tests.server.test_listener import GET, App, Running, answer, closed, on_both_loops
 
 SMUGGLED = GET % b"smuggled"
@@ -21,8 +21,8 @@ SMUGGLED = GET % b"smuggled"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "STALLED_S", 0.1)
-    monkeypatch.setattr(listener, "KEEP_ALIVE_S", 0.5)
+    monkeypatch.setattr(connection, "STALLED_S", 0.1)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.5)
 
 
 def reads_nothing(running: Running, request: bytes) -> socket.socket:
@@ -32,7 +32,7 @@ def reads_nothing(running: Running, request: bytes) -> socket.socket:
 
 
 async def all_gone(running: Running) -> None:
-    await until(lambda: not running.listener._busy())
+    await until(lambda: not running.listener.is_busy)
 
 
 @on_both_loops
@@ -58,19 +58,9 @@ async def test_an_answer_that_is_not_read(running: Running) -> None:
 
 
 @on_both_loops
-async def test_a_websocket_that_is_not_read(running: Running) -> None:
-    """By then it has answered no ping either."""
-    running.listener._config.ws_ping_interval = running.listener._config.ws_ping_timeout = 0.1
-    with reads_nothing(running, HANDSHAKE):
-        await until(lambda: bool(running.app.sockets))
-        await all_gone(running)
-    await running.drain(linger=0)
-
-
-@on_both_loops
 async def test_what_is_cut_off_is_not_waited_for(running: Running) -> None:
-    assert running.listener._watch is not None
-    running.listener._watch.cancel()
+    assert running.listener._tick is not None
+    running.listener._tick.cancel()
     with reads_nothing(running, b"GET /big HTTP/1.0\r\n\r\n"):
         await until(lambda: bool(running.app.asked))
         await running.drain(linger=0, grace=0.1)
@@ -93,20 +83,8 @@ async def test_a_handshake_may_be_as_large_as_any_request(running: Running) -> N
     many = b"".join(b"x-%d: y\r\n" % number for number in range(3000))
     for fields in (cookie, many):
         with reads_nothing(running, HANDSHAKE[:-2] + fields + b"\r\n"):
-            await until(lambda: bool(running.app.sockets))
-        assert len(running.app.sockets.pop()["headers"]) == 5 + fields.count(b"\r\n")
-    await running.drain(linger=0)
-
-
-@on_both_loops
-async def test_a_handshake_that_cannot_be_read_is_refused(running: Running) -> None:
-    """None is known that passes one parser and not the other, so the other is made stricter."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http11, "MAX_NUM_HEADERS", 4)
-        reader, writer = await running.connect()
-        writer.write(HANDSHAKE)
-        assert (await answer(reader)).startswith(b"http/1.1 400 ")
-        assert await closed(reader)
+            await until(lambda: bool(running.app.fields))
+        assert running.app.fields.pop() == 5 + fields.count(b"\r\n")
     await running.drain(linger=0)
 
 
@@ -117,7 +95,6 @@ async def test_a_handshake_before_the_last_answer_is_read_is_a_request(running: 
         await until(lambda: running.app.asked == ["/big"])
         client.sendall(HANDSHAKE)
         await until(lambda: running.app.asked == ["/big", "/chat"])
-    assert running.app.sockets == []
     await running.drain(linger=0)
 
 
@@ -126,7 +103,7 @@ def test_a_connection_accepted_just_before_is_not_lost() -> None:
 
     async def left_after(turns: int) -> None:
         listening = Address(port=0).bind()
-        one = Listener(App(), listening.socket)
+        one = Listener(AsgiService(App()), listening.socket)
         await one.start()
         with socket.create_connection(listening.socket.getsockname()) as client:
             for _ in range(turns):

@@ -9,17 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.errors import StoreUnavailable
-from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.headers import HeaderWriter
 from ratelimit.policy import Policy
+from ratelimit.server.connection import ClientConnection
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.request_id import RequestIdMiddleware
+from ratelimit.server.request import Exchange, Request
 from ratelimit.store import MemoryStore
-from tests.http.apps import limiter_of, settled
-from tests.server.sockets import SOON_S, connected, plainly_served, scripted
+from tests.http.apps import limiter_of
+from tests.server.running import until
+from tests.server.sockets import SOON_S, connected, in_front_of, listening, scripted
 
 
 class FarStore(MemoryStore):
@@ -46,27 +46,23 @@ class FarStore(MemoryStore):
         return outcome
 
 
-class Watched:
-    """An app that tells when it has heard that its client has left, and when it is through."""
+class Watched(Proxy):
+    """Tells when its client has left, and when all is settled."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.left = asyncio.Event()
-        self.over = asyncio.Event()
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.is_over = asyncio.Event()
+        self.exchanges: list[Exchange] = []
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
+    def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
+        self.exchanges.append(super().exchange(connection, request))
+        return self.exchanges[-1]
 
-        async def told() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.left.set()
-            return message
+    def over(self, exchange: Exchange) -> None:
+        self.is_over.set()
 
-        await self.app(scope, told, send)
-        self.over.set()
+    def connections(self) -> bool:
+        return any(one.connection in one.connection.shared.connections for one in self.exchanges)
 
 
 @pytest.mark.parametrize(
@@ -93,17 +89,14 @@ async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: 
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
 
     async with scripted(script) as upstream:
-        proxy = Proxy(f"http://{upstream}")
-        app = Watched(RequestIdMiddleware(RateLimitMiddleware(proxy, limiter=limiter, user_from="header:x-api-key")))
-        async with plainly_served(app) as address, asyncio.timeout(SOON_S):
+        proxy = Watched(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
+        async with listening(proxy) as address, asyncio.timeout(SOON_S):
             async with connected(address) as (_, writer):
                 writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-api-key: alice\r\n\r\n")
                 await store.asked.wait()
-            await app.left.wait()
-            await settled()
+            await until(lambda: not proxy.connections())
             store.let_go.set()
-            await app.over.wait()
-            await settled()
+            await proxy.is_over.wait()
     await limiter.open()
     assert (await limiter.peek("alice", "api")).used == 100 + used
 
@@ -119,10 +112,11 @@ async def test_the_fields_tell_what_was_really_spent(algorithm: Any, stated: int
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
 
     async with scripted(script) as upstream:
-        app = RequestIdMiddleware(
-            RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key")
-        )
-        async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
+        async with (
+            in_front_of(upstream, limiter=limiter) as address,
+            httpx.AsyncClient() as client,
+            asyncio.timeout(SOON_S),
+        ):
             answer = await client.get(f"http://{address}/", headers={"x-api-key": "alice"})
     await limiter.open()
     peeked = await limiter.peek("alice", "api")
@@ -140,10 +134,11 @@ async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> N
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 3\r\n\r\nok")
 
     async with scripted(script) as upstream:
-        app = RequestIdMiddleware(
-            RateLimitMiddleware(Proxy(f"http://{upstream}"), limiter=limiter, user_from="header:x-api-key")
-        )
-        async with plainly_served(app) as address, httpx.AsyncClient() as client, asyncio.timeout(SOON_S):
+        async with (
+            in_front_of(upstream, limiter=limiter) as address,
+            httpx.AsyncClient() as client,
+            asyncio.timeout(SOON_S),
+        ):
             request = asyncio.create_task(client.get(f"http://{address}/", headers={"x-api-key": "alice"}))
             await store.asked.wait()
             store.let_go.set()

@@ -172,7 +172,7 @@ async def test_the_store_stays_open(tmp_path: Path) -> None:
             assert service.sidecar.current.runtime.store is store
             assert (store.stats.connections, server.received["DescribeTable"]) == (connections, 1)
             assert await service.metric("ratelimit_store_calls_total", operation="UpdateItem") == 3
-        assert server.connections == 0
+        await until(lambda: server.connections == 0)
 
 
 async def test_a_store_that_cannot_be_reached_is_not_moved_to(tmp_path: Path) -> None:

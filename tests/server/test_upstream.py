@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from ratelimit.errors import ConfigError
-from ratelimit.server import exchange
+from ratelimit.server import pool
 from ratelimit.server.upstream import ProxySettings
 from tests.server.sockets import GET, OK, SOON_S, answering, ask, close, connected, in_front_of, scripted, until_gone
 
@@ -114,7 +114,7 @@ async def test_a_refused_connection_is_tried_once_more(monkeypatch: pytest.Monke
             await server.start_serving()
         await real(min(delay, pause / 2))
 
-    monkeypatch.setattr(exchange, "_AGAIN_S", pause)
+    monkeypatch.setattr(pool, "_AGAIN_S", pause)
     monkeypatch.setattr("asyncio.sleep", back_by_then)
     server = await asyncio.start_server(answers_ok, "127.0.0.1", 0, start_serving=False)
     async with in_front_of(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as address:

@@ -11,11 +11,10 @@ import httpx
 import pytest
 
 from ratelimit.server.address import Address
-from ratelimit.server.http_protocol import ignore_refusal
 from ratelimit.server.shutdown import ShutdownTimeouts
 from ratelimit.server.workers import Worker
 from tests.engines import Engine
-from tests.http.apps import hello, settled
+from tests.http.apps import settled
 from tests.server.processes import QUICK, Served, served, until
 
 FILE = 'user_from = "header:x-api-key"\n[policies.api]\nquotas = "{quotas}"\nmatch = "/**"\n'
@@ -76,8 +75,7 @@ async def test_a_second_reload_during_the_first_is_not_lost() -> None:
 class SlowToReload:
     """As much of a sidecar as a worker needs that never serves."""
 
-    app = admin = staticmethod(hello)
-    refused = staticmethod(ignore_refusal)
+    admin = None
 
     def __init__(self) -> None:
         self.reloads = 0

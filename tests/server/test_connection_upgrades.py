@@ -11,7 +11,7 @@ import pytest
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.server.sockets import OK, ask, connected, in_front_of, scripted
-from tests.server.test_exchange import MB, MOST_UNDERWAY, answer_at_length
+from tests.server.test_forward import MB, MOST_UNDERWAY, answer_at_length
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: a\r\nx-api-key: mallory\r\n\r\n"
 H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"

@@ -8,7 +8,7 @@ from asyncio import StreamReader, StreamWriter
 import pytest
 
 from ratelimit.policy import Policy
-from ratelimit.server import exchange
+from ratelimit.server import proxy
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
 from tests.server.sockets import OK, SOON_S, ask, connected, in_front_of, scripted, until_gone
@@ -113,7 +113,7 @@ async def test_a_refusal_by_a_limit_comes_before_the_body() -> None:
 async def test_an_upstream_that_ignores_the_expectation_gets_the_body_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exchange, "_CONTINUE_S", 0.05)
+    monkeypatch.setattr(proxy, "CONTINUE_S", 0.05)
 
     async def script(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

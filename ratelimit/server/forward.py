@@ -1,0 +1,463 @@
+"""`Forward`: one request that is checked, sent on to the upstream, and answered with what comes back, in pieces, no
+faster than the slower side takes them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ratelimit.decision import Decision
+from ratelimit.http.admission import Admission
+from ratelimit.http.charges import Charge
+from ratelimit.http.refusal import rejection
+from ratelimit.http.routing import ambiguity
+from ratelimit.server.connection import NEVER, ClientConnection
+from ratelimit.server.costs import owing_of, settle_cost, stated_cost
+from ratelimit.server.headers import InvalidResponse, response_headers, response_trailers
+from ratelimit.server.pool import UpstreamConnection
+from ratelimit.server.problems import (
+    BROKEN,
+    FAULT,
+    LATE,
+    NO_CONNECTION,
+    PHRASES,
+    SLOW,
+    UNREACHED,
+    UNREADABLE,
+    ServerProblem,
+    problem,
+)
+from ratelimit.server.request import REQUEST_ID, Exchange, RawHeader, Request
+from ratelimit.server.tunnel import WebSocketTunnel, accepts
+from ratelimit.tasks import start_now
+
+if TYPE_CHECKING:
+    from ratelimit.server.proxy import Proxy
+
+logger = logging.getLogger("ratelimit.proxy")
+
+_MAX_HELD: Final = 64 * 1024
+"""Bytes of a body that wait for a connection to the upstream."""
+_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+
+Phase: TypeAlias = Literal["connection", "continue", "first byte", "upstream", "client"]
+"""What is waited for."""
+_TOO_LATE: Final[dict[Phase, ServerProblem]] = {
+    "connection": UNREACHED, "first byte": LATE, "upstream": LATE, "client": SLOW,
+}  # fmt: skip
+
+
+class Forward(Exchange):
+    """One request through the proxy, from its head to the last byte of its answer.
+
+    Repeated, once, is only what can do no harm: an idempotent request without a body of whose answer no byte has come.
+    """
+
+    __slots__ = (
+        "_admission", "_answer", "_can_repeat", "_early", "_head", "_held", "_held_size", "_is_done", "_is_ended",
+        "_is_held", "_is_lost", "_out", "_phase", "_proxy", "_task", "_trailers", "_upstream", "head_only", "upgrades",
+    )  # fmt: skip
+
+    def __init__(self, connection: ClientConnection, request: Request, proxy: Proxy) -> None:
+        super().__init__(connection, request)
+        self._proxy = proxy
+        self._admission: Admission | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._phase: Phase = "connection"
+        self._head: list[bytes] = []
+        self._out: list[bytes] = []
+        """What goes to the upstream with the next write."""
+        self._held_size = 0
+        self._can_repeat = request.method in _IDEMPOTENT and not request.has_body
+        self._answer: tuple[int, bytes, list[RawHeader]] = 502, b"", []
+        self._held: list[bytes] = []
+        """Pieces of the answer, until what it counts is settled."""
+        self._trailers: list[RawHeader] = []
+        self._early: bytes | None = None
+        """What came behind a 101."""
+        self._is_held = self._is_ended = self._is_done = self._is_lost = False
+        self.head_only = request.method == b"HEAD"
+        self.upgrades = request.scope["type"] == "websocket"
+        if self.upgrades:
+            # Where it is refused, what the client may have sent ahead is no request.
+            request.keep_alive = False
+
+    def decisions(self) -> list[Decision]:
+        return [] if self._admission is None else self._admission.charges.decisions
+
+    # --- The connection tells
+
+    def begin(self) -> None:
+        request = self.request
+        self._proxy.headers.clean(request)
+        request.identify()
+        # The check has a deadline of its own.
+        self.connection.due = NEVER
+        if (reason := ambiguity(request.scope["path"])) is not None:
+            self._reply(problem(400, "Bad Request", f"The path {reason}."))
+        else:
+            self._run(self._admit())
+
+    def on_body(self, data: bytes) -> None:
+        if self._is_done or self._is_lost:
+            return
+        if self.request.is_chunked:
+            self._out += (b"%x\r\n" % len(data), data, b"\r\n")
+        else:
+            self._out.append(data)
+        if self._upstream is None or self._phase == "continue":
+            self._held_size += len(data)
+            if self._held_size > _MAX_HELD:
+                self.connection.hold(True)
+
+    def on_complete(self, trailers: list[RawHeader]) -> None:
+        self.is_complete = True
+        if self.request.is_chunked:
+            self._out.append(b"0\r\n")
+            for name, value in self._proxy.headers.trailers(trailers):
+                self._out += (name, b": ", value, b"\r\n")
+            self._out.append(b"\r\n")
+        if self._phase == "client" and not self.started:
+            self._wait("first byte")
+
+    def flush(self) -> None:
+        upstream = self._upstream
+        if self._out and upstream is not None and self._phase != "continue":
+            upstream.transport.write(b"".join(self._out))
+            self._out.clear()
+            if self._phase == "client":
+                self._wait("client")
+
+    def on_full(self) -> None:
+        if self._upstream is not None:
+            self._upstream.transport.pause_reading()
+        if self.started:
+            self._wait("client")
+
+    def on_drained(self) -> None:
+        if self._upstream is not None and not self._is_held:
+            self._upstream.transport.resume_reading()
+        if self.started:
+            self._wait("upstream")
+
+    def on_due(self) -> None:
+        if self._phase == "continue":
+            self.on_continue()
+        elif self.started:
+            self._break_off(TimeoutError(f"{self._phase} idle for too long"))
+        else:
+            self._fail(_TOO_LATE[self._phase], TimeoutError())
+
+    def on_lost(self) -> None:
+        if self._is_lost or self.is_over:
+            return
+        self._is_lost = True
+        self._let_go()
+        if self._task is None or self._task.done():
+            self._run(self._end())
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    # --- The check
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it, in a task only where it waits or may ask for one."""
+        self._task = start_now(work) if self._proxy.is_local else self.connection.loop.create_task(work)
+
+    async def _admit(self) -> None:
+        try:
+            self._admission = admission = Admission(self._proxy.state, self.request.scope)
+            if not self._proxy.lifespan.ready:
+                await self._proxy.lifespan.before_request()
+            refused = await admission.check()
+            if self._is_lost:
+                await self._end()
+            elif refused is None:
+                user = await admission.user() if self._proxy.settings.identify_as else None
+                self._ask(user)
+            elif isinstance(refused, HTTPException):
+                self._respond(rejection(refused), [])
+            else:
+                self._respond(*await admission.refuse(refused))
+        except Exception:
+            logger.exception("a request could not be checked")
+            self._reply(FAULT)
+
+    def _respond(self, response: Response, fields: list[RawHeader]) -> None:
+        """Send an answer of our own."""
+        if self._is_lost:
+            self.over()
+            return
+        self._write(response.status_code, [*response.raw_headers, *fields], bytes(response.body))
+
+    def _reply(self, problem: ServerProblem, fields: list[RawHeader] | None = None) -> None:
+        if not self._is_lost:
+            headers = [*problem.headers(), *(fields or ())]
+            self._write(problem.status, headers, problem.encode(), close=problem.status == 408)
+
+    def _write(self, status: int, headers: list[RawHeader], body: bytes, *, close: bool = False) -> None:
+        self._is_done = True
+        connection = self.connection
+        connection.start(status, PHRASES.get(status, b""), self._identified(headers), close=close)
+        connection.send(body)
+        connection.finish()
+        self.over()
+
+    # --- To the upstream
+
+    def _ask(self, user: str | None) -> None:
+        self._head = self._proxy.headers.write(self.request, user)
+        upstream = self._proxy.pool.take(self.connection.loop.time())
+        if upstream is None:
+            self._wait("connection")
+            self._proxy.pool.wait(self)
+        else:
+            self.on_connection(upstream)
+
+    def is_waiting(self) -> bool:
+        return self._upstream is None and not self._is_lost and not self._is_done
+
+    def on_connection(self, connection: UpstreamConnection) -> None:
+        self._upstream = connection
+        if self.request.expects_continue:
+            connection.ask(self, b"".join(self._head))
+            self._wait("continue")
+            return
+        connection.ask(self, b"".join([*self._head, *self._out]))
+        self._out.clear()
+        self.connection.hold(False)
+        self._wait("first byte" if self.is_complete else "client")
+
+    def on_continue(self) -> None:
+        """Let the body come: the upstream wants it, or knows of no such question."""
+        if self._phase == "continue":
+            self.request.expects_continue = False
+            self.connection.go_on()
+            self._wait("first byte" if self.is_complete else "client")
+            self.connection.hold(False)
+            self.flush()
+
+    def on_unreachable(self, error: Exception) -> None:
+        self._fail(UNREACHED if isinstance(error, TimeoutError) else NO_CONNECTION, error)
+
+    def on_upstream_full(self) -> None:
+        self.connection.hold(True)
+        if not self.started:
+            self._wait("upstream")
+
+    def on_upstream_drained(self) -> None:
+        self.connection.hold(False)
+        if not self.started:
+            self._wait("first byte" if self.is_complete else "client")
+
+    # --- Back from it
+
+    def on_answer(self, status: int, reason: bytes, headers: list[RawHeader], version: str) -> None:
+        """Begin the answer as soon as what it counts is settled. Raises `InvalidResponse`."""
+        admission, upstream = self._admission, self._upstream
+        assert admission is not None
+        assert upstream is not None
+        if status == 101 and not (upstream.parser.should_upgrade() and accepts(self.request.headers, headers)):
+            raise InvalidResponse("the upstream took up another handshake than this one")
+        self._answer = status, reason, response_headers(headers, status, version)
+        stated = stated_cost(headers)
+        owing = [] if stated is None else owing_of(admission.charges, stated, status, headers)
+        if owing or (status == 101 and self._proxy.records):
+            self._hold()
+            self._run(self._settle(headers, owing, stated or 0))
+        elif returned := self._settled(headers):
+            self._hold()
+            self._run(self._give_back(returned))
+        else:
+            self._start()
+
+    def on_answer_body(self, data: bytes) -> None:
+        if self._is_held:
+            self._held.append(data)
+        else:
+            self.connection.send(data)
+
+    def on_answer_end(self, trailers: list[RawHeader]) -> None:
+        self._is_ended = True
+        self._trailers = response_trailers(trailers) if trailers else trailers
+        if not self._is_held:
+            self._finish()
+
+    def on_answer_read(self) -> None:
+        """Pass on what was read; let go of the connection when all of it is."""
+        upstream = self._upstream
+        if upstream is None:
+            return
+        if upstream.is_answered:
+            self._upstream = None
+            if self.is_complete and not self._out:
+                upstream.release()
+            else:
+                upstream.abort()
+        elif self.started:
+            self._wait("client" if self.connection.write_paused else "upstream")
+        self.connection.flush()
+
+    def on_upgrade(self, rest: bytes) -> None:
+        self._early = rest
+        if self.started:
+            self._open_tunnel(rest)
+
+    def on_broken(self, error: Exception, *, is_answer: bool) -> None:
+        upstream, self._upstream = self._upstream, None
+        if self._is_done or self._is_ended or self._is_lost:
+            return
+        if self.started or self._is_held:
+            self._break_off(error)
+        elif self._can_repeat and not is_answer and upstream is not None and not upstream.in_answer:
+            self._can_repeat = False
+            self._wait("connection")
+            self._proxy.pool.wait(self)
+        else:
+            self._fail(UNREADABLE if is_answer else BROKEN, error)
+
+    def _settled(self, headers: list[RawHeader]) -> list[Charge]:
+        assert self._admission is not None
+        status = self._answer[0]
+        return self._admission.answer(status, headers, success=status == 101 or (status < 400 and not self.upgrades))
+
+    def _hold(self) -> None:
+        """Keep back what comes, for whoever has the answer may ask again at once, and has to find the units there."""
+        self._is_held = True
+        if self._upstream is not None:
+            self._upstream.transport.pause_reading()
+
+    async def _settle(self, headers: list[RawHeader], owing: list[Charge], stated: int) -> None:
+        assert self._admission is not None
+        if owing:
+            await settle_cost(owing, stated)
+        if self._is_lost:
+            # It never saw an answer.
+            await self._end()
+            return
+        await self._give_back(self._settled(headers))
+
+    async def _give_back(self, returned: list[Charge]) -> None:
+        assert self._admission is not None
+        if returned:
+            await self._admission.give_back(returned)
+        if self.upgrades:
+            await self._admission.record()
+        if self._is_lost:
+            await self._end()
+            return
+        self._is_held = False
+        self._start()
+        if self._upstream is not None and not self.connection.write_paused:
+            self._upstream.transport.resume_reading()
+        for piece in self._held:
+            self.connection.send(piece)
+        self._held.clear()
+        if self._early is not None:
+            self._open_tunnel(self._early)
+        elif self._is_ended:
+            self._finish()
+        self.connection.flush()
+
+    def _start(self) -> None:
+        assert self._admission is not None
+        status, reason, headers = self._answer
+        headers += self._admission.fields(headers)
+        upgrade = b"websocket" if status == 101 else b""
+        self.connection.start(status, reason, self._identified(headers), upgrade=upgrade)
+        self._wait("upstream")
+
+    def _finish(self) -> None:
+        """Complete the answer when what it was is kept."""
+        if self._proxy.records:
+            self.connection.corked = True
+            self._run(self._finish_recorded())
+        else:
+            self._complete()
+
+    async def _finish_recorded(self) -> None:
+        assert self._admission is not None
+        await self._admission.record()
+        self.connection.corked = False
+        if self._is_lost:
+            self.over()
+        else:
+            self._complete()
+
+    def _complete(self) -> None:
+        self._is_done = True
+        self.connection.finish(self._trailers)
+        self.over()
+
+    def _open_tunnel(self, rest: bytes) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            self._is_done = True
+            WebSocketTunnel(self.connection, upstream, self._proxy.settings, self.over).begin(rest)
+
+    # --- How it ends otherwise
+
+    def _fail(self, problem: ServerProblem, error: Exception) -> None:
+        """Answer with a problem of ours, which counts as one of the upstream would."""
+        logger.warning("%d %s: %s", problem.status, problem.title, describe(error, self._proxy))
+        self._let_go()
+        self._answer = problem.status, b"", problem.headers()
+        self._phase = "upstream"
+        self.connection.due = NEVER
+        self._run(self._end_with(problem))
+
+    async def _end_with(self, problem: ServerProblem) -> None:
+        admission = self._admission
+        assert admission is not None
+        if returned := self._settled(self._answer[2]):
+            await admission.give_back(returned)
+        await admission.record()
+        if self._is_lost:
+            self.over()
+        else:
+            self._reply(problem, admission.fields(()))
+            self.connection.flush()
+
+    def _break_off(self, error: Exception) -> None:
+        """Leave the answer incomplete, so that the client knows."""
+        logger.warning("an answer broke off: %s", describe(error, self._proxy))
+        self._let_go()
+        self.connection.close()
+
+    async def _end(self) -> None:
+        """Settle what was checked for a client that is gone."""
+        if self._admission is not None:
+            await self._admission.end()
+        self.over()
+
+    def _let_go(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.abort()
+
+    def _wait(self, phase: Phase) -> None:
+        self._phase = phase
+        self.connection.due = self.connection.loop.time() + self._proxy.timeouts[phase]
+
+    def _identified(self, headers: list[RawHeader]) -> list[RawHeader]:
+        """Add the request's id, where the upstream has not said it."""
+        for name, _ in headers:
+            if name == REQUEST_ID:
+                return headers
+        headers.append((REQUEST_ID, self.request.identify()))
+        return headers
+
+
+def describe(error: Exception, proxy: Proxy) -> str:
+    """Return what kind of error it is and where it happened, for the log; no piece of the answer."""
+    name = type(error).__name__
+    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return f"{name} at {proxy.upstream}: {reason}" if reason else f"{name} at {proxy.upstream}"
