@@ -452,7 +452,7 @@ class ClientConnection(asyncio.Protocol):
 
     def go_on(self) -> None:
         """Tell a client that waits for it to send the body."""
-        self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.transport.write(self._continued(b"HTTP/1.1 100 Continue\r\n\r\n"))
 
     def _continued(self, head: bytes) -> bytes:
         """Return the head of an answer but for what is sent of it already."""

@@ -97,7 +97,7 @@ def decision_service(
     idempotency: IdempotencyCache | None = None,
     envoy: RateLimitService | None = None,
 ) -> Service:
-    """Build the decision endpoint and the native API, and `POST /json` where Envoy's rules are given; the other arguments
+    """Build the decision endpoint and the native API, and `POST /json` where there are rules of Envoy; other arguments
     are those of `decision_app`."""
     app = decision_app(config, host=host, store=store, args=args, idempotency=idempotency)
     if envoy is not None:

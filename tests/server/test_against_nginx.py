@@ -441,7 +441,6 @@ def _differences(case: Case) -> list[str]:
     return [f"case {case.number} ({case.request[0][:80]!r}): {text}" for text in found]
 
 
-@pytest.mark.xfail(strict=False, reason="forward path rewrite")
 @pytest.mark.parametrize("number", [500, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 async def test_no_difference_that_is_not_written_here(number: int, tmp_path: Path) -> None:
     found = await differences(tmp_path, number, os.environ.get("RATELIMIT_TEST_SEED", "1"))

@@ -345,7 +345,7 @@ async def test_a_body_that_is_no_body_is_refused_and_never_complete(behind: Behi
     assert behind.upstream.faults == []
 
 
-@pytest.mark.parametrize("shape", rows(PASSED, "a length with spaces around it"))
+@pytest.mark.parametrize("shape", PASSED)
 async def test_what_passes_is_read_in_one_way(behind: Behind, shape: str) -> None:
     raw, requests = PASSED[shape]
     for pieces in pieces_of(raw):
@@ -438,7 +438,7 @@ INVALID: dict[str, bytes] = {
     "a protocol in lower case": b"http/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
     "another protocol": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
     "a field of 200 KB": _OK + b"x-big: " + b"a" * 200_000 + b"\r\ncontent-length: 2\r\n\r\nok",
-    "10,000 fields": _OK + b"x-some: b\r\n" * 10_000 + b"content-length: 2\r\n\r\nok",
+    "50,000 fields": _OK + b"x-some: b\r\n" * 50_000 + b"content-length: 2\r\n\r\nok",
 }
 """Answers that are none: a 502 for the client."""
 
@@ -503,7 +503,7 @@ async def _answered(behind: Behind, method: bytes, pieces: tuple[bytes, ...]) ->
     return raw
 
 
-@pytest.mark.parametrize("shape", rows(INVALID, "a space before the colon of a length"))
+@pytest.mark.parametrize("shape", INVALID)
 async def test_no_valid_answer_is_a_502(behind: Behind, shape: str) -> None:
     raw, end = INVALID[shape], (_CLOSE,) * shape.startswith(("nothing", "half"))
     for pieces in ((raw,), (raw[: len(raw) // 2], raw[len(raw) // 2 :])):
@@ -518,7 +518,7 @@ _HANGING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", rows(CUT, *_HANGING))
+@pytest.mark.parametrize("shape", CUT)
 async def test_what_breaks_off_is_not_made_whole(behind: Behind, shape: str) -> None:
     async with asyncio.timeout(_AT_ONCE_S):
         raw = await _answered(behind, b"GET", CUT[shape])
@@ -534,7 +534,7 @@ _POISONING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("shape", rows(DROPPED, *_POISONING))
+@pytest.mark.parametrize("shape", DROPPED)
 async def test_what_nobody_asked_for_is_nobodys_answer(behind: Behind, shape: str) -> None:
     method, body, pieces = DROPPED[shape]
     raw = await _answered(behind, method, pieces)
@@ -588,7 +588,6 @@ async def test_an_answer_before_its_request_has_ended(behind: Behind, rest: byte
     assert behind.upstream.faults == []
 
 
-@_REWRITE
 async def test_nobody_is_left_behind(behind: Behind) -> None:
     """After all of it: no error that nobody has handled is in the log."""
     assert [line for line in behind.service.err if "Traceback" in line or " ERROR " in line] == []
