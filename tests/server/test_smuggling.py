@@ -12,8 +12,7 @@ import itertools
 import json
 import re
 from asyncio import StreamWriter
-from collections.abc import AsyncIterator, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 import pytest
@@ -300,12 +299,6 @@ PASSED: dict[str, tuple[bytes, list[tuple[bytes, bytes, bytes]]]] = {
 
 _BELIEVED = {b"x-api-key", b"x-ratelimit-user", b"x-ratelimit-cost", b"x-forwarded-for", b"forwarded"}
 _numbers = itertools.count()
-_REWRITE = pytest.mark.xfail(strict=False, reason="forward path rewrite")
-
-
-def rows(table: Iterable[str], *waiting: str) -> list[object]:
-    """Those that the forward path does not keep yet are expected to fail."""
-    return [pytest.param(name, marks=_REWRITE) if name in waiting else name for name in table]
 
 
 def pieces_of(raw: bytes) -> list[tuple[bytes, ...]]:
@@ -512,12 +505,6 @@ async def test_no_valid_answer_is_a_502(behind: Behind, shape: str) -> None:
         assert answer.values(b"content-type") == [b"application/problem+json"]
 
 
-_HANGING = {
-    "a length for a trailer", "a bad chunk later", "a chunk longer than it says", "a chunk size that overflows",
-    "a negative chunk size", "bare LF behind a chunk size",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("shape", CUT)
 async def test_what_breaks_off_is_not_made_whole(behind: Behind, shape: str) -> None:
     async with asyncio.timeout(_AT_ONCE_S):
@@ -526,12 +513,6 @@ async def test_what_breaks_off_is_not_made_whole(behind: Behind, shape: str) -> 
     with pytest.raises((asyncio.IncompleteReadError, NotStrict)):
         await parse_answers(raw, [b"GET"])
     assert raw.count(b"HTTP/1.1") == 1
-
-
-_POISONING = {
-    "an answer behind a body, later", "an answer behind chunks", "an answer behind chunks, later",
-    "half an answer behind a body", "an interim answer behind a body",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", DROPPED)
