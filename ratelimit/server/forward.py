@@ -18,7 +18,7 @@ from ratelimit.http.refusal import rejection
 from ratelimit.http.routing import ambiguity
 from ratelimit.server.connection import NEVER, ClientConnection
 from ratelimit.server.costs import owing_of, settle_cost, stated_cost
-from ratelimit.server.headers import InvalidResponse, response_headers, response_trailers
+from ratelimit.server.headers import UNWRITABLE, InvalidResponse, response_headers, response_trailers
 from ratelimit.server.pool import UpstreamConnection
 from ratelimit.server.problems import (
     BROKEN,
@@ -267,6 +267,8 @@ class Forward(Exchange):
         assert upstream is not None
         if status == 101 and not (upstream.parser.should_upgrade() and accepts(self.request.headers, headers)):
             raise InvalidResponse("the upstream took up another handshake than this one")
+        if UNWRITABLE.search(reason):
+            reason = PHRASES.get(status, b"")
         self._answer = status, reason, response_headers(headers, status, version)
         stated = stated_cost(headers)
         owing = [] if stated is None else owing_of(admission.charges, stated, status, headers)

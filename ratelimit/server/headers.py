@@ -38,7 +38,7 @@ _MAX_KNOWN_HOST: Final = 256
 
 _NOT_ANSWERED: Final = HOP_BY_HOP | {COST}
 # A server may not write these into an answer; it would be our error then, and is the upstream's.
-_UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
 _VIA: Final = {version: b"via: %b ratelimit\r\n" % version.encode() for version in ("1.0", "1.1")}
 _VIA_FIELD: Final = {version: (b"via", b"%b ratelimit" % version.encode()) for version in ("1.0", "1.1")}
@@ -149,7 +149,7 @@ def response_headers(headers: Iterable[RawHeader], status: int, version: str) ->
     found: list[RawHeader] = []
     named: frozenset[bytes] = frozenset()
     for name, value in headers:
-        if _UNWRITABLE.search(value):
+        if UNWRITABLE.search(value):
             raise InvalidResponse(f"the field {name.decode('latin-1')!r} holds control characters")
         if name not in gone:
             found.append((name, value))

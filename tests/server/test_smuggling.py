@@ -13,6 +13,7 @@ import json
 import re
 from asyncio import StreamWriter
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import pytest
