@@ -120,11 +120,11 @@ class Running:
 
 
 class Target:
-    """What the headers of a call stand for: a method, or a refusal, which is a header block."""
+    """What the headers of a call stand for: a method, or what it is refused with."""
 
     __slots__ = ("metadata", "method", "refusal", "timeout")
 
-    def __init__(self, method: Method, metadata: Headers, timeout: float | None, refusal: bytes = b"") -> None:
+    def __init__(self, method: Method | None, metadata: Headers, timeout: float | None, refusal: bytes) -> None:
         self.method = method
         self.metadata = metadata
         self.timeout = timeout
@@ -184,8 +184,8 @@ class GrpcProtocol(Http2Protocol[Target]):
         elif seconds == 0:
             refusal = status_block(Status.DEADLINE_EXCEEDED, "no time is left")
         else:
-            refusal = b""
-        return Target(method or _unknown, metadata, seconds, refusal)
+            return Target(method, metadata, seconds, b"")
+        return Target(None, metadata, None, refusal)
 
     def on_part(self, stream: Stream[Target]) -> None:
         """Refuse what no more data makes right, without waiting for it."""
@@ -195,12 +195,13 @@ class GrpcProtocol(Http2Protocol[Target]):
     def on_request(self, stream: Stream[Target]) -> None:
         """Call the method, unless something is wrong with the request."""
         target, body = stream.target, stream.body
-        if target.refusal or body[:1] != b"\0" or len(body) - 5 != int.from_bytes(body[1:5], "big"):
+        method = target.method
+        if method is None or body[:1] != b"\0" or len(body) - 5 != int.from_bytes(body[1:5], "big"):
             self.answer(stream, target.refusal or _misframed(body, ended=True))
             return
         deadline = None if target.timeout is None else stream.opened + target.timeout
         try:
-            answer = target.method(body[5:], Call(self.peer, deadline, target.metadata))
+            answer = method(body[5:], Call(self.peer, deadline, target.metadata))
         except Exception as error:  # noqa: BLE001 (the caller is told, and the log; other calls go on)
             self.fail(stream, error)
             return
@@ -333,7 +334,3 @@ def _misframed(body: bytes, *, ended: bool) -> bytes:
 _COMPRESSED: Final = status_block(
     Status.UNIMPLEMENTED, "compressed messages are not accepted", ("grpc-accept-encoding", "identity")
 )
-
-
-def _unknown(message: bytes, call: Call) -> bytes:
-    raise GrpcError(Status.UNIMPLEMENTED, "unknown method")

@@ -256,7 +256,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         if self._leave_at is not None and now >= self._leave_at and not self._left:
             self._left = True
             self._go_away(ErrorCode.NO_ERROR, self._last_stream)
-        if self._left and not self.streams:
+        if self._left and not self.streams and not self._paused:
             self._end()
 
     # --- asyncio's ----------------------------------------------------------------------------------------------------
@@ -605,8 +605,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         self._drop_streams()
         if self._transport.is_closing():
             return
-        if self._paused:
-            self._transport.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:

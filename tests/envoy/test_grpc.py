@@ -391,6 +391,20 @@ async def test_draining_answers_who_comes_meanwhile_and_cuts_off_what_does_not_e
         assert "1 calls were not finished in time" in caplog.text
 
 
+async def test_time_goes_on_for_every_connection() -> None:
+    async with serving({ECHO: echo}) as (listener, address):
+        host, port = address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(http2.PREFACE + frame(http2.SETTINGS, 0, 0) + frame(http2.PING, 0, 0, bytes(8)) * 100)
+        await reader.readuntil(frame(http2.PING, 1, 0, bytes(8)) * 100)
+        (connection,) = listener._state.connections
+        before = connection._allowance
+        assert before < http2.ALLOWANCE - 100
+        while connection._allowance == before:
+            await asyncio.sleep(0.05)
+        writer.close()
+
+
 async def test_a_client_that_reads_nothing_is_kept_in_little_memory() -> None:
     async with serving({ECHO: lambda message, call: bytes(1000)}) as (listener, address):
         host, port = address.split(":")

@@ -274,6 +274,18 @@ async def test_repeated_headers_are_looked_up() -> None:
     assert len(client.answers()) == 50
 
 
+async def test_few_headers_are_kept_for_that() -> None:
+    client = listening()
+    client.send(client.call(1))
+    for stream in range(3, 403, 2):
+        head = client.encoder.encode([*HEAD, (b"x-key", str(stream).encode(), True)])
+        client.send(frame(1, END_HEADERS, stream, head), data(stream))
+    assert 0 < len(client.protocol._heads) <= 64
+    client.send(frame(1, 5, 403, client.encoder.encode([*HEAD, (b"x-key", b"k" * 150, True)])))
+    client.send(frame(1, 5, 405, client.encoder.encode([*HEAD, (b"x-key", b"k" * 1000, True)])))
+    assert max(map(len, client.protocol._heads)) <= 256
+
+
 async def test_the_same_bytes_mean_something_else_once_the_table_has_changed() -> None:
     seen: list[bytes] = []
 
@@ -588,6 +600,17 @@ async def test_a_connection_that_is_left_ends_with_its_last_call() -> None:
     ready.set()
     await asyncio.sleep(0.01)
     assert client.answers()[1].message == b"late"
+    client.tick(1)
+    assert client.said() == ["ended"]
+
+
+async def test_what_is_still_being_read_goes_out_before_the_end() -> None:
+    client = listening()
+    client.protocol.pause_writing()
+    client.protocol.leave(client.clock.time())
+    client.tick(1)
+    assert client.said() == ["GOAWAY NO_ERROR"] * 2
+    client.protocol.resume_writing()
     client.tick(1)
     assert client.said() == ["ended"]
 
