@@ -31,11 +31,10 @@ from ratelimit.usage import UsageLog
 from ratelimit.usage.settings import UsageOptions
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from ratelimit.dynamodb import Settings
     from ratelimit.dynamodb.calls import Stats
     from ratelimit.http.api.idempotency import IdempotencyCache
+    from ratelimit.http.authz import Authz
 
 
 def open_store(url: str) -> OpeningStore:
@@ -258,7 +257,7 @@ def decision_app(
     store: TableStore | None = None,
     args: MiddlewareArgs | None = None,
     idempotency: IdempotencyCache | None = None,
-) -> ASGIApp:
+) -> Authz:
     """Return the decision endpoint for gateways (`/v1/authz`) and the native API beside it, as one ASGI app.
 
     `host` is where it will listen, None for a unix socket. The configured token is asked of the API's callers; a

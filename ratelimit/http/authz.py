@@ -46,6 +46,9 @@ PREFIX: Final = "/v1/authz"
 STATUS: Final = b"x-rl-status"
 """Carries the real status where the gateway does not understand it."""
 
+REDUCED: Final = 503
+"""The status of a refusal because the store cannot be asked, which no gateway is to see."""
+
 Dialect: TypeAlias = Literal["plain", "nginx", "haproxy"]
 
 _DIALECTS: Final = get_args(Dialect)
@@ -178,13 +181,13 @@ class Authz:
     ) -> None:
         self.prefix = prefix
         self.middleware = RateLimitMiddleware(_Allowed(fallback), limiter=limiter, usage=usage, **options)
-        self._fallback = fallback
+        self.fallback = fallback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.middleware(scope, receive, send)
         elif not self.covers(scope):
-            await (self._fallback or _not_found)(scope, receive, send)
+            await (self.fallback or _not_found)(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
 
@@ -197,9 +200,8 @@ class Authz:
         try:
             question = asked(scope, self.prefix)
         except InvalidInput as error:
-            answer.dialect = _dialect_or_plain(scope)
-            problem = Problem(title="This is no question about a request", status=400, detail=str(error))
-            await ProblemResponse(problem)({**scope, "type": "http"}, receive, answer.send)
+            answer.dialect = dialect_or_plain(scope)
+            await no_question(error)({**scope, "type": "http"}, receive, answer.send)
             return
         answer.dialect = question.dialect
         await self.middleware(question.scope, receive, answer.send)
@@ -222,6 +224,28 @@ class _Allowed:
         await send({"type": "http.response.body", "body": b""})
 
 
+def for_gateway(
+    status: int, headers: Iterable[tuple[bytes, bytes]], dialect: Dialect
+) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """Return status and fields of an answer as the gateway understands them."""
+    status = 429 if status == REDUCED else status
+    fields = [*headers, (b"cache-control", b"no-store")]
+    if dialect == "nginx" and status >= 400:
+        fields.append((STATUS, b"%d" % status))
+        status = 403
+    return status, fields
+
+
+def reduced_body(body: bytes) -> bytes:
+    """Return the body of a `REDUCED` answer: of the same length, which has been announced already."""
+    return body.replace(b'"status":503', b'"status":429', 1)
+
+
+def no_question(error: InvalidInput) -> ProblemResponse:
+    """Return the answer to a question that makes no sense."""
+    return ProblemResponse(Problem(title="This is no question about a request", status=400, detail=str(error)))
+
+
 class _Answer:
     """Turns the middleware's answer into one that the gateway understands."""
 
@@ -241,21 +265,17 @@ class _Answer:
         else:
             body: bytes = message.get("body", b"")
             if self._reduced:
-                # Of the same length, which has been announced already.
-                body = body.replace(b'"status":503', b'"status":429', 1)
+                body = reduced_body(body)
             await self._send({**message, "type": f"{self._kind}.body", "body": body if self._has_body else b""})
 
     async def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self._reduced = status == 503
-        status = 429 if self._reduced else status
-        fields = [*headers, (b"cache-control", b"no-store")]
-        if self.dialect == "nginx" and status >= 400:
-            fields.append((STATUS, b"%d" % status))
-            status = 403
+        self._reduced = status == REDUCED
+        status, fields = for_gateway(status, headers, self.dialect)
         await self._send({"type": f"{self._kind}.start", "status": status, "headers": fields})
 
 
-def _dialect_or_plain(scope: Scope) -> Dialect:
+def dialect_or_plain(scope: Scope) -> Dialect:
+    """Read the dialect off the address; plain where it says another one."""
     try:
         return dialect_of(scope)
     except InvalidInput:

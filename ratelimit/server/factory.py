@@ -12,13 +12,15 @@ from ratelimit.http.admin import admin_app
 from ratelimit.http.api.idempotency import IdempotencyCache
 from ratelimit.server.access_log import AccessFormat, AccessLog
 from ratelimit.server.admin_backend import ServerBackend
-from ratelimit.server.asgi import AsgiService
+from ratelimit.server.decisions import Decisions
 from ratelimit.server.listener import Service
 from ratelimit.server.proxy import Proxy
 from ratelimit.server.runtime import Runtime
 from ratelimit.server.sidecar import ConfigSource, ServiceFactory, Sidecar
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from ratelimit.envoy.service import RateLimitService
     from ratelimit.server.upstream import ProxySettings
     from ratelimit.store import TableStore
@@ -99,10 +101,11 @@ def decision_service(
 ) -> Service:
     """Build the decision endpoint and the native API, and `POST /json` where there are rules of Envoy; other arguments
     are those of `decision_app`."""
-    app = decision_app(config, host=host, store=store, args=args, idempotency=idempotency)
+    authz = decision_app(config, host=host, store=store, args=args, idempotency=idempotency)
+    app: ASGIApp = authz
     if envoy is not None:
         # Imported here: it needs the extra `envoy`.
         from ratelimit.envoy.json_endpoint import JsonEndpoint
 
-        app = JsonEndpoint(envoy, app)
-    return AsgiService(app)
+        app = JsonEndpoint(envoy, authz)
+    return Decisions(authz, app)

@@ -7,7 +7,9 @@ also keeps forms of foreign web pages out.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
@@ -62,11 +64,16 @@ def field(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """Read the whole body, declared as JSON, of at most `MAX_BODY` bytes, in at most `MAX_BODY_S`."""
+def check_kind(scope: Scope) -> None:
+    """Raise `ProblemError` for a body that is not declared as JSON."""
     kind = (field(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
     if kind != JSON:
         raise refused(415, "Unsupported media type", "Send JSON, with Content-Type: application/json")
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """Read the whole body, declared as JSON, of at most `MAX_BODY` bytes, in at most `MAX_BODY_S`."""
+    check_kind(scope)
     length = field(scope, b"content-length") or b"0"
     announced = int(length) if length.isdigit() and len(length) < 20 else 0
     try:
@@ -137,6 +144,8 @@ def decode_part(one: Operation, raw: str) -> str:
     return part
 
 
+Body: TypeAlias = Callable[[], Awaitable[bytes]]
+
 _UNEXPECTED: Final = ApiProblem(title="Internal error", status=500, detail="A fault of the server; it is logged.")
 
 
@@ -195,17 +204,22 @@ class Api:
             await send({"type": "websocket.close", "code": 1000, "reason": ""})
             return
         try:
-            answer = await self._answer(scope, receive)
-        except ProblemError as error:
-            answer = _problem(error.problem, error.headers)
-        except RateLimitError as error:
-            answer = _problem(problem_of_error(error))
+            answer = await self.answer(scope, partial(read_body, scope, receive))
         except Exception:
-            await _send(_problem(_UNEXPECTED), scope, send)
+            await _send(UNEXPECTED, scope, send)
             raise  # For the server's log.
         await _send(answer, scope, send)
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Answer:
+    async def answer(self, scope: Scope, body: Body) -> Answer:
+        """Return the answer to a request; `body` reads its body, if that is wanted, and may raise `ProblemError`."""
+        try:
+            return await self._answer(scope, body)
+        except ProblemError as error:
+            return _problem(error.problem, error.headers)
+        except RateLimitError as error:
+            return _problem(problem_of_error(error))
+
+    async def _answer(self, scope: Scope, body: Body) -> Answer:
         found = self._router.find(_raw_path(scope))
         one = None if found is None else _chosen(found, scope["method"])
         is_open = one is not None and one.open
@@ -217,12 +231,12 @@ class Api:
         if one is None:
             allow = ", ".join([*found.by_method, *(["HEAD"] if "GET" in found.by_method else [])])
             raise refused(405, "Method not allowed", f"{found.template} takes {allow}", (b"allow", allow.encode()))
-        return await self._carry_out(one, found.raw_part, scope, receive)
+        return await self._carry_out(one, found.raw_part, scope, body)
 
-    async def _carry_out(self, one: Operation, raw_part: str | None, scope: Scope, receive: Receive) -> Answer:
+    async def _carry_out(self, one: Operation, raw_part: str | None, scope: Scope, read: Body) -> Answer:
         part = None if raw_part is None else decode_part(one, raw_part)
         query = decode_query(one.query, scope)
-        raw = b"" if one.body is None else await read_body(scope, receive)
+        raw = b"" if one.body is None else await read()
         body = None if one.body is None else decode_body(one.body, raw)
 
         async def act() -> Answer:
@@ -247,10 +261,14 @@ def _raw_path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-async def _send(answer: Answer, scope: Scope, send: Send) -> None:
+def headers_of(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """Return the fields that it is sent with."""
     length = [] if answer.status == 204 else [(b"content-length", b"%d" % len(answer.body))]
-    headers = [*length, (b"cache-control", b"no-store"), *answer.headers]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    return [*length, (b"cache-control", b"no-store"), *answer.headers]
+
+
+async def _send(answer: Answer, scope: Scope, send: Send) -> None:
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers_of(answer)})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
 
@@ -263,3 +281,7 @@ def _success(value: object) -> Answer:
 def _problem(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
     wait = ((b"retry-after", RETRY_AFTER),) if problem.status == 503 else ()
     return Answer(problem.status, to_json(problem), ((b"content-type", CONTENT_TYPE), *headers, *wait))
+
+
+UNEXPECTED: Final = _problem(_UNEXPECTED)
+"""What is answered where something fails that nobody has thought of."""

@@ -1,0 +1,189 @@
+"""`Decisions`: the decision endpoint and the native API. Gateways' questions and plain checks are answered by the
+connection itself; all else is an ASGI app's behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from ratelimit.decision import Decision
+from ratelimit.errors import InvalidInput
+from ratelimit.http.admission import Admission
+from ratelimit.http.api import Api
+from ratelimit.http.api.app import MAX_BODY, MAX_BODY_S, UNEXPECTED, check_kind, headers_of
+from ratelimit.http.authz import (
+    REDUCED,
+    Authz,
+    Dialect,
+    asked,
+    dialect_or_plain,
+    for_gateway,
+    no_question,
+    reduced_body,
+)
+from ratelimit.http.refusal import rejection
+from ratelimit.server.asgi import AsgiService
+from ratelimit.server.connection import NEVER, ClientConnection
+from ratelimit.server.problems import FAULT, PHRASES, SLOW
+from ratelimit.server.request import Exchange, RawHeader, Request
+from ratelimit.store.memory import MemoryStore
+from ratelimit.tasks import start_now
+
+logger = logging.getLogger("ratelimit.serving")
+
+_CHECK: Final = b"/v1/check"
+
+
+class Decisions(AsgiService):
+    """`app`: what serves everything else, the lifespan included."""
+
+    def __init__(self, authz: Authz, app: ASGIApp) -> None:
+        super().__init__(app)
+        self.prefix = authz.prefix
+        assert isinstance(authz.fallback, Api)
+        self.api = authz.fallback
+        self.state = authz.middleware._state
+        self._lifespan_of_limiter = authz.middleware._lifespan
+        self.is_local = isinstance(self.state.limiter.store, MemoryStore)
+        """Whether checks are answered without waiting."""
+
+    def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
+        if not self._lifespan_of_limiter.ready:
+            return super().exchange(connection, request)
+        path: str = request.scope["path"]
+        if path.startswith(self.prefix) and path[len(self.prefix) : len(self.prefix) + 1] in ("", "/"):
+            return Question(connection, request, self)
+        if request.target == _CHECK and request.method == b"POST" and _is_small(request):
+            return Check(connection, request, self)
+        return super().exchange(connection, request)
+
+
+def _is_small(request: Request) -> bool:
+    """Return whether it has a body of a length that is told, and is not one that may be sent again."""
+    small = False
+    for name, value in request.headers:
+        if name == b"content-length":
+            small = int(value) <= MAX_BODY
+        elif name == b"idempotency-key":
+            return False
+    return small and not request.is_chunked and not request.expects_continue
+
+
+class Decided(Exchange):
+    """Answered as soon as something is decided."""
+
+    __slots__ = ("_admission", "_is_lost", "_service", "_task")
+
+    def __init__(self, connection: ClientConnection, request: Request, service: Decisions) -> None:
+        super().__init__(connection, request)
+        self._service = service
+        self._admission: Admission | None = None
+        self._is_lost = False
+        self._task: asyncio.Task[None] | None = None
+
+    def decisions(self) -> list[Decision]:
+        return [] if self._admission is None else self._admission.charges.decisions
+
+    def on_lost(self) -> None:
+        self._is_lost = True
+        if self._task is None or self._task.done():
+            self.over()
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self.connection.due = NEVER
+        self._task = start_now(work) if self._service.is_local else self.connection.loop.create_task(work)
+
+    def _write(self, status: int, headers: list[RawHeader], body: bytes) -> None:
+        if not self._is_lost:
+            self.connection.start(status, PHRASES.get(status, b""), headers)
+            self.connection.send(body)
+            self.connection.finish()
+        self.over()
+
+
+class Question(Decided):
+    """A gateway's. Its body, if there is any, is nothing to us."""
+
+    __slots__ = ()
+
+    def begin(self) -> None:
+        self._run(self._decide())
+
+    async def _decide(self) -> None:
+        scope = self.request.scope
+        try:
+            question = asked(scope, self._service.prefix)
+        except InvalidInput as error:
+            self._respond(no_question(error), [], dialect_or_plain(scope))
+            return
+        try:
+            self._admission = admission = Admission(self._service.state, question.scope)
+            refused = await admission.check()
+            if refused is None:
+                # What the upstream will answer is not known here.
+                admission.charges.settle_unanswered()
+                admission.answer(200, (), success=True)
+                await admission.record()
+                headers = [(b"content-length", b"0"), *admission.fields(())]
+                self._write(*for_gateway(200, headers, question.dialect), b"")
+            elif isinstance(refused, HTTPException):
+                self._respond(rejection(refused), [], question.dialect)
+            else:
+                self._respond(*await admission.refuse(refused), question.dialect)
+        except Exception:
+            logger.exception("a request could not be answered")
+            self._write(500, FAULT.headers(), FAULT.encode())
+
+    def _respond(self, response: Response, fields: list[RawHeader], dialect: Dialect) -> None:
+        status, body = response.status_code, bytes(response.body)
+        headers = [*response.raw_headers, *fields]
+        self._write(*for_gateway(status, headers, dialect), reduced_body(body) if status == REDUCED else body)
+
+
+class Check(Decided):
+    """`POST /v1/check`, with its body."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, connection: ClientConnection, request: Request, service: Decisions) -> None:
+        super().__init__(connection, request, service)
+        self._body: list[bytes] = []
+
+    def begin(self) -> None:
+        if self.is_complete:
+            self._run(self._answer())
+        else:
+            self.connection.due = self.connection.loop.time() + MAX_BODY_S
+
+    def on_body(self, data: bytes) -> None:
+        self._body.append(data)
+
+    def on_complete(self, trailers: list[RawHeader]) -> None:
+        self.is_complete = True
+        if self.is_begun:
+            self._run(self._answer())
+
+    def on_due(self) -> None:
+        self.problem(SLOW)
+
+    async def _answer(self) -> None:
+        try:
+            answer = await self._service.api.answer(self.request.scope, self._read)
+        except Exception:
+            logger.exception("a check could not be answered")
+            answer = UNEXPECTED
+        self._write(answer.status, headers_of(answer), answer.body)
+
+    async def _read(self) -> bytes:
+        check_kind(self.request.scope)
+        return b"".join(self._body)
