@@ -104,20 +104,18 @@ def _mirrored(config: Config) -> TableStore:
         mirror = store_from_url(config.mirror)
     except ConfigError as error:
         raise ConfigError("mirror", error.problem) from None
-    if config.mirror == config.store or _on_one_table(store, mirror):
+    if config.mirror == config.store or _on_one_table(config.store, config.mirror):
         raise ConfigError("mirror", "is the store itself; name another one, or 'off'")
     return MirrorStore(store, mirror)
 
 
-def _on_one_table(one: TableStore, other: TableStore) -> bool:
-    """Return whether both are one table, however it is spelled: all that is spent would be written there twice."""
-    if isinstance(one, MemoryStore) or isinstance(other, MemoryStore):
+def _on_one_table(one: str, other: str) -> bool:
+    """Return whether both URLs name one table, however spelled: all that is spent would be written there twice."""
+    if one.startswith("memory://") or other.startswith("memory://"):
         return False
-    from ratelimit.dynamodb import DynamoDBStore, same_table
+    from ratelimit.dynamodb import parse_url, same_table
 
-    if isinstance(one, DynamoDBStore) and isinstance(other, DynamoDBStore):
-        return same_table(one.settings, other.settings)
-    return False
+    return same_table(parse_url(one), parse_url(other))
 
 
 def table_settings(url: str) -> Settings:
