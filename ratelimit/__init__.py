@@ -5,10 +5,12 @@
     async with Limiter(await open_store("memory://"), [Policy("hint", quotas="5/day")]) as limiter:
         decision = await limiter.check("alice", "hint")
 
-AWS's client is not imported before a `dynamodb://` store is made.
+AWS's client is not imported before a `dynamodb://` store is made, nor Starlette before something here needs it.
 """
 
-from ratelimit.config import Config, load_config
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.directory import Directory
 from ratelimit.errors import (
@@ -31,14 +33,18 @@ from ratelimit.errors import (
     UnknownAction,
 )
 from ratelimit.event import UsageEvent
-from ratelimit.factory import configure, open_store
-from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
 from ratelimit.limiter import Alert, Limiter
+from ratelimit.opening import open_store
 from ratelimit.policy import Policy
 from ratelimit.quota import UNLIMITED, Quota, Window
 from ratelimit.store import MemoryStore
 from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.usage import UsageLog
+
+if TYPE_CHECKING:
+    from ratelimit.config import Config, load_config
+    from ratelimit.factory import configure
+    from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
 
 __version__ = "0.1.0"
 
@@ -84,3 +90,20 @@ __all__ = [
     "open_store",
     "quota_exceeded_handler",
 ]
+
+_LATER: Final = {
+    "Config": "ratelimit.config",
+    "RateLimitMiddleware": "ratelimit.http",
+    "configure": "ratelimit.factory",
+    "limited": "ratelimit.http",
+    "load_config": "ratelimit.config",
+    "quota_exceeded_handler": "ratelimit.http",
+}
+"""Imported when they are asked for: a function that is started for a single call has no use for a web framework."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return found

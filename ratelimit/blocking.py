@@ -28,6 +28,9 @@ T = TypeVar("T")
 BlockingCall: TypeAlias = Callable[[float], T]
 """Takes the seconds that it may block at most, and raises `TimeoutError` when they are over."""
 
+running_loop: Final = asyncio._get_running_loop
+"""Returns the event loop that this thread runs; None where there is none."""
+
 logger: Final = logging.getLogger("ratelimit")
 
 
@@ -43,7 +46,7 @@ def wait_for(call: BlockingCall[T]) -> Generator[BlockingCall[T], T, T]:
 
 def refuse_event_loop(name: str, work: Coroutine[Any, Any, object] | None = None) -> None:
     """Raise `InsideEventLoop` where one runs: `name` of `ratelimit` is wanted there. `work` is not done then."""
-    if asyncio._get_running_loop() is not None:
+    if running_loop() is not None:
         if work is not None:
             work.close()
         raise InsideEventLoop(
@@ -53,12 +56,12 @@ def refuse_event_loop(name: str, work: Coroutine[Any, Any, object] | None = None
 
 def is_blocking() -> bool:
     """Return whether this coroutine is run without an event loop."""
-    return asyncio._get_running_loop() is None
+    return running_loop() is None
 
 
 def loop_time() -> float:
     """Return the event loop's time, or `monotonic` without one."""
-    loop = asyncio._get_running_loop()
+    loop = running_loop()
     return monotonic() if loop is None else loop.time()
 
 
@@ -142,12 +145,27 @@ class Runner:
 
     def run(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """Return what the coroutine does. Raise `InsideEventLoop`, which says that `name` of `ratelimit` is wanted."""
-        if asyncio._get_running_loop() is not None:
+        if running_loop() is not None:
             refuse_event_loop(name, work)
-        result = self._drive(work)
+        try:
+            with self.lock:
+                call = work.send(None)
+        except StopIteration as done:
+            result: T = done.value
+        else:
+            result = self._go_on(work, call)
         while self.later:
-            self._drive(self.drain())
+            self._drain()
         return result
+
+    def _drain(self) -> None:
+        work = self.drain()
+        try:
+            with self.lock:
+                call = work.send(None)
+        except StopIteration:
+            return
+        self._go_on(work, call)
 
     async def drain(self) -> None:
         """Run what was left for later."""
@@ -170,16 +188,15 @@ class Runner:
         threading.Thread(target=run, name=f"ratelimit: {what}", daemon=True).start()
         return future
 
-    def _drive(self, work: Coroutine[Any, Any, T]) -> T:
-        resume: Callable[[], BlockingCall[Any]] = partial(work.send, None)
+    def _go_on(self, work: Coroutine[Any, Any, T], call: BlockingCall[Any]) -> T:
         while True:
+            resume = self._waited(work, call)
             try:
                 with self.lock:
                     call = resume()
             except StopIteration as done:
                 result: T = done.value
                 return result
-            resume = self._waited(work, call)
 
     def _waited(self, work: Coroutine[Any, Any, Any], call: BlockingCall[Any]) -> Callable[[], BlockingCall[Any]]:
         """Make the call; return what goes on with its outcome."""

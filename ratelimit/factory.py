@@ -7,12 +7,9 @@ This is the one place that knows both the stores and the surfaces. A configurati
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, TypedDict, TypeVar, Unpack
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from ratelimit.clock import Clock
 from ratelimit.config import Config, HeadersMode, Problems, SettingArgs, read_config
@@ -23,6 +20,7 @@ from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
+from ratelimit.opening import store_from_url
 from ratelimit.policy import Exempt, UserFrom
 from ratelimit.store import MemoryStore, MirrorStore, Store, TableStore
 from ratelimit.store.delegating import layers
@@ -35,56 +33,6 @@ if TYPE_CHECKING:
     from ratelimit.dynamodb.calls import Stats
     from ratelimit.http.api.idempotency import IdempotencyCache
     from ratelimit.http.authz import Authz
-
-
-def open_store(url: str) -> OpeningStore:
-    """Open a store: `store = await open_store(url)`, or `async with open_store(url) as store:`, which closes it.
-
-    `memory://` (`?max_keys=1000`), or `dynamodb://TABLE?region=…&endpoint=…&create=true`. Raises `ConfigError` for the
-    URL; opening it raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help.
-    """
-    return OpeningStore(store_from_url(url))
-
-
-class OpeningStore:
-    """A store about to be opened. Made by `open_store`."""
-
-    def __init__(self, store: TableStore) -> None:
-        self._store = store
-
-    def __await__(self) -> Generator[object, None, TableStore]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> TableStore:
-        return await self._open()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._store.close()
-
-    async def _open(self) -> TableStore:
-        try:
-            await self._store.open()
-        except BaseException:
-            await self._store.close()
-            raise
-        return self._store
-
-
-def store_from_url(url: str) -> TableStore:
-    """Return the store that a URL names, not yet open. Raises `ConfigError`."""
-    scheme, separator, _ = url.partition("://")
-    try:
-        if not separator:
-            raise ConfigError("", f"expected a URL such as {_EXAMPLES}")
-        if scheme not in _STORES:
-            near = get_close_matches(scheme, _STORES, n=1)
-            hint = f"did you mean {near[0]}://?" if near else f"there are: {_EXAMPLES}"
-            raise ConfigError("", f"unknown scheme {scheme}://; {hint}")
-        return _STORES[scheme](url)
-    except ConfigError as error:
-        raise error.under("store") from None
 
 
 def build_store(config: Config) -> TableStore:
@@ -138,38 +86,6 @@ def store_stats(store: Store) -> Stats | None:
     from ratelimit.dynamodb import DynamoDBStore
 
     return innermost.stats if isinstance(innermost, DynamoDBStore) else None
-
-
-def _memory(url: str) -> TableStore:
-    try:
-        parts = urlsplit(url)
-        pairs = parse_qsl(parts.query, keep_blank_values=True)
-    except ValueError:
-        raise ConfigError("", f"not a store URL; write {_MEMORY}") from None
-    if parts.netloc or parts.path:
-        raise ConfigError("", f"memory:// has no name and no path; write {_MEMORY}")
-    options: dict[str, int] = {}
-    for name, text in pairs:
-        if name != "max_keys":
-            raise ConfigError(name, "unknown parameter; there is: max_keys")
-        if not (text.isascii() and text.isdecimal()) or len(text) > _MOST_DIGITS or int(text) < 1:
-            shown = repr(text) if len(text) <= _MOST_DIGITS else f"one of {len(text)} letters"
-            raise ConfigError(name, f"expected a whole number of at least 1, not {shown}")
-        options[name] = int(text)
-    return MemoryStore(**options)
-
-
-def _dynamodb(url: str) -> TableStore:
-    # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
-    from ratelimit.dynamodb import DynamoDBStore, parse_url
-
-    return DynamoDBStore(parse_url(url))
-
-
-_MOST_DIGITS: Final = 18
-_MEMORY: Final = "memory://, or memory://?max_keys=1000"
-_EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
-_STORES: Final[dict[str, Callable[[str], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}
 
 
 def build_limiter(

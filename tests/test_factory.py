@@ -26,7 +26,8 @@ from ratelimit import (
     open_store,
 )
 from ratelimit.config import Config, load_config
-from ratelimit.factory import build_limiter, load_checked, middleware_args, store_from_url, table_settings
+from ratelimit.factory import build_limiter, load_checked, middleware_args, table_settings
+from ratelimit.opening import store_from_url
 from ratelimit.policy import Policy
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
@@ -177,7 +178,7 @@ def test_a_usage_log_is_one_of_three(usage: Any) -> None:
 def test_aws_is_not_imported_before_it_is_needed() -> None:
     code = (
         "import sys, ratelimit; ratelimit.open_store('memory://'); "
-        "assert not {'botocore', 'aiobotocore', 'aiohttp', 'typer'} & set(sys.modules); "
+        "assert not {'botocore', 'aiobotocore', 'aiohttp', 'starlette', 'typer'} & set(sys.modules); "
         "ratelimit.open_store('dynamodb://limits?region=x'); assert 'aiobotocore' in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)

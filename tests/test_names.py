@@ -11,11 +11,11 @@ import pytest
 
 from ratelimit.directory import Directory
 from ratelimit.errors import InvalidUser
-from ratelimit.factory import open_store
 from ratelimit.http import RateLimitMiddleware
 from ratelimit.http.api import Api
 from ratelimit.limiter import Limiter
 from ratelimit.names import MAX_USER_BYTES, Key, UserId, check_user
+from ratelimit.opening import open_store
 from ratelimit.policy import Policy
 from ratelimit.store.directory import User
 from ratelimit.usage import UsageLog

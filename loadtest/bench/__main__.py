@@ -8,7 +8,7 @@ import sys
 import typer
 
 from loadtest.bench import app as app_bench
-from loadtest.bench import embedded, export, hotkey, lane, outage, peers, proxy_bodies, proxy_crowd, sidecar
+from loadtest.bench import embedded, export, hotkey, lane, outage, peers, proxy_bodies, proxy_crowd, sidecar, sync
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -26,6 +26,7 @@ app.command("app")(app_bench.command)
 app.command("sidecar")(sidecar.command)
 app.command("proxy-bodies")(proxy_bodies.command)
 app.command("proxy-crowd")(proxy_crowd.command)
+app.command("sync")(sync.command)
 app.command("outage")(outage.command)
 app.command("export")(export.command)
 
@@ -33,7 +34,18 @@ app.command("export")(export.command)
 @app.command("all")
 def every() -> None:
     """All of them, one after the other, as they come: some minutes."""
-    for name in ("lane", "embedded", "hotkey", "outage", "app", "sidecar", "proxy-bodies", "proxy-crowd", "peers"):
+    for name in (
+        "lane",
+        "embedded",
+        "sync",
+        "hotkey",
+        "outage",
+        "app",
+        "sidecar",
+        "proxy-bodies",
+        "proxy-crowd",
+        "peers",
+    ):
         if done := subprocess.run([sys.executable, "-m", "loadtest.bench", name], check=False).returncode:
             raise typer.Exit(done)
 

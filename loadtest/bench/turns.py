@@ -57,7 +57,7 @@ async def take_turn(call: Call, *, seconds: float, at_once: int) -> Turn:
     await asyncio.gather(*(loop() for _ in range(at_once)))
     ended, cpu = clock(), time.process_time() - cpu
     times.sort()
-    return Turn(len(times), ended - began, cpu, _at(times, 0.50), _at(times, 0.99))
+    return Turn(len(times), ended - began, cpu, at(times, 0.50), at(times, 0.99))
 
 
 async def _alone(call: Call, seconds: float) -> Turn:
@@ -72,5 +72,6 @@ async def _alone(call: Call, seconds: float) -> Turn:
     return Turn(calls, clock() - began, time.process_time() - cpu)
 
 
-def _at(times: list[float], part: float) -> float:
+def at(times: list[float], part: float) -> float:
+    """The quantile, in microseconds; the times are sorted seconds."""
     return times[min(len(times) - 1, int(part * len(times)))] * 1e6

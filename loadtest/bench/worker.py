@@ -14,10 +14,11 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
-from loadtest.bench.turns import Call, take_turn
+from loadtest.bench.turns import Call, Turn, take_turn
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Contender:
 
     call: Call
     count: Callable[[], Awaitable[dict[str, float]]] | None = None
+    turn: Callable[..., Awaitable[Turn]] | None = None
+    """Takes its turn in a way of its own, as what blocks has to."""
 
 
 Open = Callable[..., AbstractAsyncContextManager[Contender]]
@@ -54,7 +57,7 @@ async def _serve(open_: Open, options: dict[str, Any]) -> None:
             if order == "count":
                 _say({} if contender.count is None else await contender.count())
             else:
-                _say(await take_turn(contender.call, **order))
+                _say(await (contender.turn or partial(take_turn, contender.call))(**order))
 
 
 def _say(answer: object) -> None:

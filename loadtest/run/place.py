@@ -13,7 +13,8 @@ from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
-from ratelimit.factory import open_store, table_settings
+from ratelimit.factory import table_settings
+from ratelimit.opening import open_store
 from ratelimit.testing.engines import EngineError, start
 
 from ..plan import MARK

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from botocore import exceptions as aws
+from botocore import xform_name
 from botocore.config import Config
 from botocore.session import Session, get_session
 
@@ -78,6 +79,9 @@ class BlockingDynamoDBStore(DynamoDBStore):
         ready = self._open
         return self._apply_first(key, write) if ready is None else ready.writer.apply(key, write)
 
+    def _import_client(self) -> None:
+        """Do without aiobotocore."""
+
     async def _ready(self) -> Opened:
         """Open, in one thread however many ask for it, which goes on where one of them gives up waiting."""
         if self._open is not None:
@@ -118,7 +122,9 @@ class BlockingDynamoDBStore(DynamoDBStore):
         )
         self._pool = pool
         self._credentials = credentials = ThreadCredentials(client.credentials, self._refresh)
-        return FastTransport(client, endpoint, slow, settings, stats, pool=pool, credentials=credentials)
+        fast = FastTransport(client, endpoint, slow, settings, stats, pool=pool, credentials=credentials)
+        client.api.fast = fast
+        return fast
 
     def _refresh(self, refresh: Coroutine[Any, Any, None]) -> Future[None]:
         return self._runner.start(refresh, "credentials")
@@ -152,16 +158,29 @@ def result_of(job: Future[T], left: float) -> T:
     return job.result(None if left == inf else left)
 
 
+_FAST: Final = {
+    xform_name(operation): operation for operation in ("DeleteItem", "GetItem", "PutItem", "TransactWriteItems")
+}
+"""Those whose answers are small. (What is written all the time has ways of its own.)"""
+
+
 class BlockingApi:
-    """botocore's client, awaited as aiobotocore's is: whoever awaits a call makes it."""
+    """A client that is awaited as aiobotocore's is: whoever awaits a call makes it. Calls about single items go by
+    `fast`, once there is one, and all else by botocore's client."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
+        self.fast: FastTransport | None = None
         self._make = make
         self._client = make()
         self.meta = self._client.meta
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **request: Any) -> Any:
+            operation = _FAST.get(name)
+            if self.fast is not None and operation is not None:
+                answer = await self.fast.call(operation, request)
+                if answer is not None:
+                    return answer
             return await wait_for(lambda left: getattr(self._made(), name)(*args, **request))
 
         return call

@@ -28,7 +28,8 @@ BACKOFF: Final = Backoff(first_s=0.02, max_s=0.2)
 
 _READS: Final = ("GetItem", "BatchGetItem", "Query", "Scan")
 _NAME_THE_TABLE_INSIDE: Final = ("BatchGetItem", "TransactWriteItems")
-_EXPECTED: Final = (CONDITION_FAILED, "TransactionCanceledException")
+EXPECTED: Final = (CONDITION_FAILED, "TransactionCanceledException")
+"""What is an answer rather than an error: see `ConditionFailed`."""
 
 
 @dataclass(slots=True)
@@ -151,7 +152,7 @@ class TableCalls:
             try:
                 answer: dict[str, Any] = await getattr(client.api, xform_name(operation))(**request, **self._capacity)
             except ClientError as error:
-                if code_of(error) not in _EXPECTED:
+                if code_of(error) not in EXPECTED:
                     raise
                 raise ConditionFailed(error.response) from None
         if operation in _READS:

@@ -15,13 +15,13 @@ included.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socket import gaierror
 from typing import Final
 
-import aiohttp
 from botocore import exceptions as aws
 from botocore.httpsession import NewConnectionError
 from botocore.parsers import ResponseParserError
@@ -67,15 +67,13 @@ class Place:
         return f"table {self.table!r} in {self.region}{server}"
 
 
-BOTO_ERRORS: Final = (
+_BOTO_ERRORS: Final = (
     aws.ClientError,
     aws.BotoCoreError,
-    aiohttp.ClientError,
     ResponseParserError,
     UnusableAnswer,
     OSError,
 )
-"""Everything that a call may raise when the service, the network or the set-up is at fault."""
 
 CONDITION_FAILED: Final = "ConditionalCheckFailedException"
 """DynamoDB's name for a conditional write that it refuses."""
@@ -125,7 +123,7 @@ _NO_CREDENTIALS: Final = (
 )
 # botocore's words for what happens on the way; all others that it has are about the set-up.
 _TRANSPORT: Final = (aws.HTTPClientError, aws.ConnectionError)
-_NEVER_CONNECTED: Final = (aiohttp.ClientConnectorError, NewConnectionError, gaierror)
+_NEVER_CONNECTED: Final = (NewConnectionError, gaierror)
 _TRANSACTION: Final = "TransactWriteItems"
 # What IAM calls the parts of a transaction: it has no word for the whole.
 _OF_A_TRANSACTION: Final = "dynamodb:PutItem, dynamodb:UpdateItem or dynamodb:DeleteItem"
@@ -148,7 +146,7 @@ def explained(place: Place) -> Iterator[None]:
     """Turn whatever a call raises for a reason outside of this program into one of our errors."""
     try:
         yield
-    except BOTO_ERRORS as error:
+    except boto_errors() as error:
         explanation = explain(error, place)
         raise explanation from (None if isinstance(explanation, AccessDenied) else error)
     except RuntimeError as error:
@@ -157,6 +155,17 @@ def explained(place: Place) -> Iterator[None]:
         raise AccessDenied(
             f"the AWS credentials for {place} have expired, and so had those that replaced them"
         ) from None
+
+
+def boto_errors() -> tuple[type[Exception], ...]:
+    """Return everything that a call may raise when the service, the network or the set-up is at fault."""
+    return (*_BOTO_ERRORS, *_aiohttp("ClientError"))
+
+
+def _aiohttp(name: str) -> tuple[type[Exception], ...]:
+    """Return an error of aiohttp's, in a tuple; nothing where nobody has imported it: threads do without."""
+    module = sys.modules.get("aiohttp")
+    return () if module is None else (getattr(module, name),)
 
 
 def code_of(error: BaseException) -> str:
@@ -223,7 +232,7 @@ def _no_credentials(error: aws.ClientError, place: Place) -> StoreUnavailable:
 def _transport(error: BaseException, place: Place) -> StoreUnavailable:
     if (issuer := getattr(error, "kwargs", {}).get(ISSUER)) is not None:
         return StoreUnreachable(f"no AWS credentials for {place}: {issuer} gives no answer ({_short(error)})")
-    if isinstance(error, aws.SSLError | aiohttp.ClientSSLError):
+    if isinstance(error, (aws.SSLError, *_aiohttp("ClientSSLError"))):
         return StoreUnreachable(
             f"no trusted connection to {place}: {_short(error)}; "
             "check AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and the endpoint"
@@ -238,10 +247,11 @@ def _transport(error: BaseException, place: Place) -> StoreUnavailable:
 
 def _never_sent(error: BaseException) -> bool:
     """aiobotocore reports a broken connection as it does a refused one; what it was made of tells them apart."""
-    if isinstance(error, aws.ConnectTimeoutError | aws.ProxyConnectionError | aiohttp.ClientConnectorError):
+    connector_error = _aiohttp("ClientConnectorError")
+    if isinstance(error, (aws.ConnectTimeoutError, aws.ProxyConnectionError, *connector_error)):
         return True
     if isinstance(error, aws.EndpointConnectionError):
-        return isinstance(error.kwargs.get("error"), _NEVER_CONNECTED)
+        return isinstance(error.kwargs.get("error"), (*_NEVER_CONNECTED, *connector_error))
     return False
 
 

@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
-from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore, event_of
 from ratelimit.dynamodb.schema import (
@@ -110,6 +109,8 @@ class DynamoDBScans:
         return await self._scan(request, cursor, part, read, attempts=_SEARCH_ATTEMPTS)
 
     async def _connect(self) -> Client:
+        from ratelimit.dynamodb.client import connect  # which takes its time, and threads do without
+
         opened = await self._opened()  # which makes the table, where the settings say so
         loop = asyncio.get_running_loop()
         async with self._connecting:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple, Self, Unpack
 
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
-from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.scans import DynamoDBScans, erase
@@ -43,6 +42,7 @@ class DynamoDBStore:
         self.scans = DynamoDBScans(self._client, self.settings, self.stats, self._retries)
         self._opened: dict[asyncio.AbstractEventLoop, Opened] = {}
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Opened]] = {}
+        self._import_client()
 
     async def open(self) -> None:
         """Connect, and verify the table; create it first, where the settings say `create`."""
@@ -83,6 +83,10 @@ class DynamoDBStore:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    def _import_client(self) -> None:
+        """Import aiobotocore now: it takes its time, for which an event loop would stand still later."""
+        import ratelimit.dynamodb.client  # noqa: F401
+
     async def _apply_first(self, key: Key, write: Write) -> Outcome:
         return await (await self._ready()).writer.apply(key, write)
 
@@ -107,6 +111,8 @@ class DynamoDBStore:
         return opening.result()
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Opened:
+        from ratelimit.dynamodb.client import connect
+
         client = await connect(self.settings)
         try:
             await prepare(client, self._retries, create=self.settings.create)

@@ -12,7 +12,6 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.calls import Retries, Stats
-from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.control import Control, WaitedInVain, billing_of, is_settled
 from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings, is_amazon
@@ -325,6 +324,8 @@ def _extras(spec: TableSpec) -> Mapping[str, Any]:
 
 async def _connect(settings: Settings) -> Client:
     """The control plane takes its time, which a check could not afford."""
+    from ratelimit.dynamodb.client import connect  # which takes its time, and threads do without
+
     return await connect(replace(settings, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S))
 
 

@@ -90,6 +90,7 @@ class Limiter:
             directory=_source(directory, self.store.runner),
             on_alert=on_alert,
         )
+        self._check = self._core.check
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -153,7 +154,8 @@ class Limiter:
 
         Raises what the async one does, and `InsideEventLoop` in a thread that runs an event loop.
         """
-        return self._run_core(self._core.check(user, action, cost=cost, quotas=quotas, algorithm=algorithm), "Limiter")
+        work = self._check(user, action, cost=cost, quotas=quotas, algorithm=algorithm)
+        return self._run_core(work, "Limiter")
 
     def peek(
         self,

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from ratelimit.blocking import Runner
 from ratelimit.errors import ConfigError
-from ratelimit.factory import store_from_url
+from ratelimit.opening import store_from_url
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.directory import DirectoryStore
 from ratelimit.store.hashed import HashedUserStore
@@ -77,15 +77,17 @@ def open_store(url: str) -> Store:
 
 def store_from(url: str, *, user_hash_key: str | None = None) -> Store:
     """Return the store that a URL names, not yet open; with hashed users where there is a key. Raises `ConfigError`."""
-    store = store_from_url(url)
-    if isinstance(store, MemoryStore):
-        return _hashed(store_of(store), user_hash_key)
+    if not url.startswith("dynamodb://"):
+        return _hashed(store_of(store_from_url(url)), user_hash_key)
     # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
-    from ratelimit.dynamodb import DynamoDBStore
+    from ratelimit.dynamodb import DynamoDBStore, parse_url
     from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
 
-    assert isinstance(store, DynamoDBStore)
-    settings, runner = store.settings, Runner()
+    try:
+        settings = parse_url(url)
+    except ConfigError as error:
+        raise error.under("store") from None
+    runner = Runner()
     made = Store(BlockingDynamoDBStore(settings, runner), runner, lambda: DynamoDBStore(settings))
     return _hashed(made, user_hash_key)
 

@@ -12,8 +12,8 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit import Limiter, Policy, UsageLog
-from ratelimit.factory import store_from_url
 from ratelimit.http import RateLimitMiddleware
+from ratelimit.opening import store_from_url
 from tests.http.apps import hello
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from loadtest.result import Report, read_report
 from loadtest.run.generate import LOCUSTFILE
-from ratelimit.factory import open_store
 from ratelimit.limiter import Limiter
+from ratelimit.opening import open_store
 from ratelimit.policy import Policy
 from tests.engines import Engine
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +15,16 @@ from uuid import uuid4
 import pytest
 
 import ratelimit
-from ratelimit import Alert, MemoryStore, Plan, Policy, User
+from ratelimit import Alert, Identity, MemoryStore, Plan, Policy, User
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidUser, LimiterClosed, UnknownAction
+from ratelimit.store.directory import IdentityTaken
 from ratelimit.sync import Directory, InsideEventLoop, Limiter, Store, open_store
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
-from tests.faults import slow
+from tests.faults import ok, slow
 from tests.faults.apart import Apart
+from tests.faults.behaviours import Exchange
 
 HINT = Policy("hint", "5/day")
 
@@ -206,7 +210,7 @@ def test_idle_leases_go_back_with_a_later_check(url: str, clock: FakeClock) -> N
 
 
 def test_users_and_plans(store: Store, clock: FakeClock) -> None:
-    directory = Directory(store.directory, clock=clock)
+    directory = Directory(store.directory, clock=clock, deadline=20)
     directory.put_plan(Plan("pro", {"hint": "7/day"}))
     directory.put_user(User("alice", plan="pro"))
     with Limiter(store, [HINT], clock=clock, directory=directory) as limiter:
@@ -231,3 +235,56 @@ def test_a_directory_of_another_store_is_refused() -> None:
         Limiter(open_store("memory://"), directory=ratelimit.Directory(MemoryStore().directory))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"a store of ratelimit\.sync"):
         Directory(MemoryStore().directory)  # type: ignore[arg-type]
+
+
+def test_reads_and_the_directory_take_the_fast_way(apart: Apart, url: str, clock: FakeClock) -> None:
+    """And not botocore's client."""
+    agents: list[str] = []
+
+    async def noting(exchange: Exchange) -> bool:
+        agents.append(exchange.headers["user-agent"])
+        return await ok()(exchange)
+
+    with Limiter(open_store(url), [HINT], clock=clock) as limiter:
+        apart.server.always(noting)
+        limiter.check("alice", "hint")
+        assert limiter.peek("alice", "hint").used == 1
+        limiter.totals("alice")
+        assert Directory(limiter.store.directory).user("alice") is None
+        assert apart.server.received["GetItem"] == 3
+        assert set(agents) == {"ratelimit-dynamodb (fast lane)"}
+        assert limiter.store.inner.stats.fallbacks == {}  # type: ignore[attr-defined]
+
+
+def test_a_user_whose_address_is_taken_is_told_so(store: Store) -> None:
+    """What a transaction is refused for comes through."""
+    directory = Directory(store.directory)
+    mail = Identity.email("alice@example.org")
+    directory.put_user(User("alice", identities=(mail,)))
+    with pytest.raises(IdentityTaken):
+        directory.put_user(User("bob", identities=(mail,)))
+    found = directory.find(mail)
+    assert found is not None
+    assert found.id == "alice"
+
+
+@pytest.mark.process
+def test_neither_aiobotocore_nor_a_web_framework_is_imported(url: str) -> None:
+    """A function on Lambda starts the sooner for it."""
+    code = (
+        "import sys; from ratelimit import Policy; from ratelimit.sync import Limiter, open_store; "
+        "limiter = Limiter(open_store(sys.argv[1]), [Policy('hint', '9/day')]); limiter.check('alice', 'hint'); "
+        "limiter.close(); print(sorted({'aiobotocore', 'aiohttp', 'starlette', 'typer', 'uvloop'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_bad_url_is_told_as_the_async_one_tells_it() -> None:
+    for url in ("dynamodb://limits?regoin=x", "dynamo://limits", "memory://x", "limits"):
+        told = []
+        for opening in (open_store, ratelimit.open_store):
+            with pytest.raises(ConfigError) as caught:
+                opening(url)
+            told.append(str(caught.value))
+        assert told[0] == told[1]

@@ -19,7 +19,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from weakref import WeakSet
 from zlib import crc32
 
-import aiohappyeyeballs
 import httptools
 from botocore import exceptions as aws
 
@@ -150,7 +149,7 @@ class Connection(asyncio.Protocol):
         self._encoding = self._date = b""
 
     def ask(self, request: bytes, now: float) -> Awaitable[Response]:
-        """Send a request; only while `usable`. The future ends with an answer or with one of `BOTO_ERRORS`, as long as
+        """Send a request; only while `usable`. The future ends with an answer or with one of `boto_errors`, as long as
         somebody calls `expire` in time."""
         answer = self._begin(now)
         assert self._transport is not None
@@ -267,6 +266,8 @@ async def open_connection(
     endpoint: Endpoint, place: Place, seconds: float, ended: Callable[[Connection, Ending], None]
 ) -> Connection:
     """Connect to the first of the host's addresses that takes it. Raise `StoreUnreachable`."""
+    import aiohappyeyeballs  # which threads do without
+
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):

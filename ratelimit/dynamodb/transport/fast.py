@@ -12,15 +12,17 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 from botocore.exceptions import ClientError
+from msgspec.json import decode as from_json
 from msgspec.json import encode as to_json
 
 from ratelimit.clock import SECOND
-from ratelimit.dynamodb.calls import Stats, capacity
+from ratelimit.dynamodb.calls import EXPECTED, Stats, capacity
 from ratelimit.dynamodb.errors import (
-    BOTO_ERRORS,
     CONDITION_FAILED,
     ConnectionStale,
     UnusableAnswer,
+    boto_errors,
+    code_of,
     explain,
     is_bare,
     unsignable,
@@ -69,6 +71,17 @@ def read_batch(response: Response) -> BatchWriteResult:
         raise UnusableAnswer("a batch without what was not processed") from None
     left = [request for requests in answer.UnprocessedItems.values() for request in requests]
     return BatchWriteResult(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
+
+
+def read_any(response: Response) -> dict[str, Any]:
+    """Return the answer in a success, as botocore reads it. Raise `UnusableAnswer`."""
+    try:
+        answer = from_json(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise UnusableAnswer("a success without a JSON answer")
+    return answer
 
 
 def read_error(response: Response, operation: str) -> UpdateResult | ClientError:
@@ -179,6 +192,9 @@ def _bounds(op: Expect, numbers: list[int]) -> tuple[str, bool]:
     return kind, op.or_missing
 
 
+Result: TypeAlias = UpdateResult | BatchWriteResult | dict[str, Any] | ClientError | str
+"""An answer, or the reason to ask in another way."""
+
 _UNSIGNED: Final = {"accept-encoding": "identity", "user-agent": "ratelimit-dynamodb (fast lane)"}
 
 
@@ -188,7 +204,10 @@ class _Operation:
     __slots__ = ("name", "read", "signer")
 
     def __init__(
-        self, name: str, endpoint: Endpoint, read: Callable[[Response], UpdateResult | BatchWriteResult]
+        self,
+        name: str,
+        endpoint: Endpoint,
+        read: Callable[[Response], UpdateResult | BatchWriteResult | dict[str, Any]],
     ) -> None:
         self.name = name
         self.read = read
@@ -198,6 +217,15 @@ class _Operation:
             target=f"DynamoDB_20120810.{name}",
             unsigned=_UNSIGNED,
         )
+
+
+def _refused(response: Response, name: str, outcome: UpdateResult | ClientError) -> ClientError | None:
+    """Return what botocore raises where a condition failed, with all that the answer says; None for anything else."""
+    code = CONDITION_FAILED if isinstance(outcome, UpdateResult) else code_of(outcome)
+    if code not in EXPECTED:
+        return None
+    answer: Any = from_json(response.body)
+    return ClientError({**answer, "Error": {"Code": code, "Message": str(answer.get("message") or "")}}, name)
 
 
 class FastTransport:
@@ -225,6 +253,8 @@ class FastTransport:
         self._bodies = RequestBodies({"TableName": settings.table, **self._capacity})
         self._update = _Operation("UpdateItem", endpoint, read_update)
         self._batch = _Operation("BatchWriteItem", endpoint, read_batch)
+        self._endpoint = endpoint
+        self._others: dict[str, _Operation] = {}
         self.pool = pool
 
     async def apply(self, key: Key, write: Write) -> UpdateResult:
@@ -241,11 +271,27 @@ class FastTransport:
         self._stats.fallbacks[str(result)] += 1
         return await self._slow.write_batch(requests)
 
+    async def call(self, name: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Send any other operation, and return its answer; None where it has to be sent in another way.
+
+        Raise `ClientError` for a condition that failed, as botocore does.
+        """
+        operation = self._others.get(name)
+        if operation is None:
+            operation = self._others[name] = _Operation(name, self._endpoint, read_any)
+        result = await self._send(operation, to_json(request))
+        if isinstance(result, ClientError):
+            raise result
+        if isinstance(result, dict):
+            return result
+        self._stats.fallbacks[str(result)] += 1
+        return None
+
     async def close(self) -> None:
         await self._credentials.close()
         await self.pool.close()
 
-    async def _send(self, operation: _Operation, body: bytes, after: str = "") -> UpdateResult | BatchWriteResult | str:
+    async def _send(self, operation: _Operation, body: bytes, after: str = "") -> Result:
         """Return the answer, or the reason to ask aiobotocore. `after` says why it is asked once more."""
         skew = self._server_clock.skew
         try:
@@ -268,7 +314,7 @@ class FastTransport:
             unusual = self._unusual(operation, response, skew, after)
         except Unsignable:
             raise unsignable(self._place) from None
-        except BOTO_ERRORS as error:
+        except boto_errors() as error:
             if after or not isinstance(error, ConnectionStale):
                 explanation = explain(error, self._place)
                 raise explanation from (None if isinstance(explanation, AccessDenied) else error)
@@ -283,9 +329,11 @@ class FastTransport:
             return unusual
         return await self._send(operation, body, unusual)
 
-    def _unusual(self, operation: _Operation, response: Response, skew: int, after: str) -> UpdateResult | str:
+    def _unusual(self, operation: _Operation, response: Response, skew: int, after: str) -> Result:
         """Return an answer after all, or the reason to ask in another way. Raise what aiobotocore would otherwise."""
         outcome = read_error(response, operation.name)
+        if operation.read is read_any and (refused := _refused(response, operation.name, outcome)) is not None:
+            return refused
         if isinstance(outcome, UpdateResult):
             return outcome
         if after == "clock":

@@ -55,7 +55,7 @@ class ThreadConnection(Connection):
         self.usable = True
 
     async def ask(self, request: bytes, now: float) -> Response:
-        """Send a request; only while `usable`. Return the answer, or raise one of `BOTO_ERRORS`."""
+        """Send a request; only while `usable`. Return the answer, or raise one of `boto_errors`."""
         answer = self._begin(now)
         self._is_waiting = True
         due = monotonic() + self._timeout

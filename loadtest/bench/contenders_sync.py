@@ -1,0 +1,153 @@
+"""The blocking limiter, and what it could have been: a loop for each thread, a loop in a thread of its own. Beside them
+botocore's own client, which is boto3's."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from loadtest.bench.turns import Turn, at
+from loadtest.bench.worker import Contender
+from ratelimit.limiter import Limiter
+from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.store import MemoryStore
+
+USERS = 256
+ACTION = "hint"
+ROOMY = "1000000000/hour"
+TWO = "1000000000/hour; 1000000000/day"
+_BLOCK = 10
+_NEVER_LATE = 30.0
+
+Check = Callable[[str], object]
+
+
+@asynccontextmanager
+async def in_memory(quotas: str = ROOMY, algorithm: AlgorithmName = "fixed_window") -> AsyncIterator[Contender]:
+    """On the embedded store."""
+    from ratelimit import sync
+
+    limiter = sync.Limiter(MemoryStore(), [Policy(ACTION, quotas, algorithm=algorithm)])
+    yield _contender(lambda user: limiter.check(user, ACTION))
+
+
+@asynccontextmanager
+async def on_dynamodb(
+    endpoint: str, threads: int = 1, algorithm: AlgorithmName = "fixed_window"
+) -> AsyncIterator[Contender]:
+    """By the threads' own connections."""
+    from ratelimit import sync
+
+    def opened() -> sync.Limiter:
+        store = sync.open_store(f"dynamodb://bench?endpoint={endpoint}")
+        return sync.Limiter(store, [Policy(ACTION, TWO, algorithm=algorithm)], deadline=_NEVER_LATE)
+
+    limiter = await asyncio.to_thread(opened)
+
+    def check(user: str) -> None:
+        decision = limiter.check(user, ACTION)
+        if not decision.allowed or decision.reason is not None:
+            raise AssertionError(decision)
+
+    yield _contender(check, threads=threads)
+    await asyncio.to_thread(limiter.close)
+
+
+@asynccontextmanager
+async def loop_of_its_own(endpoint: str) -> AsyncIterator[Contender]:
+    """The thread that asks has an event loop, and runs it until it has its answer."""
+    loop = asyncio.new_event_loop()
+    limiter = await asyncio.to_thread(lambda: loop.run_until_complete(_opened(endpoint)))
+    yield _contender(lambda user: loop.run_until_complete(limiter.check(user, ACTION)))
+    await asyncio.to_thread(lambda: loop.run_until_complete(limiter.close()))
+    loop.close()
+
+
+@asynccontextmanager
+async def loop_in_a_thread(endpoint: str) -> AsyncIterator[Contender]:
+    """One thread has an event loop, and answers what the others ask."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    limiter = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_opened(endpoint), loop))
+    yield _contender(lambda user: asyncio.run_coroutine_threadsafe(limiter.check(user, ACTION), loop).result())
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(limiter.close(), loop))
+
+
+@asynccontextmanager
+async def bare(endpoint: str) -> AsyncIterator[Contender]:
+    """One conditional `UpdateItem`, of the size that a check sends, and no limiter."""
+    from botocore.config import Config
+    from botocore.session import get_session
+
+    client = get_session().create_client("dynamodb", endpoint_url=endpoint, config=Config(proxies={}))
+
+    def update(user: str) -> None:
+        client.update_item(
+            TableName="bench",
+            Key={"PK": {"S": f"USR#{user}#LIM#hint"}, "SK": {"S": "STATE"}},
+            UpdateExpression="SET #tp = :tp, #ttl = :ttl ADD #window :one, #day :one, #month :one",
+            ConditionExpression="attribute_not_exists(#window) OR #window <= :most",
+            ExpressionAttributeNames={
+                "#tp": "tp", "#ttl": "ttl", "#window": "h494000", "#day": "u261121", "#month": "u2611",
+            },
+            ExpressionAttributeValues={
+                ":tp": {"S": "lim"}, ":ttl": {"N": "1800000000"}, ":one": {"N": "1"}, ":most": {"N": "999999999"},
+            },
+            ReturnValues="UPDATED_NEW",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )  # fmt: skip
+
+    yield _contender(update)
+    client.close()
+
+
+async def _opened(endpoint: str) -> Limiter:
+    from ratelimit.dynamodb import DynamoDBStore
+
+    limiter = Limiter(DynamoDBStore(table="bench", endpoint=endpoint), [Policy(ACTION, TWO)], deadline=_NEVER_LATE)
+    await limiter.open()
+    return limiter
+
+
+def _contender(check: Check, *, threads: int = 1) -> Contender:
+    """Its turns are taken by so many threads, in which no event loop runs."""
+    users = itertools.cycle([f"user-{number}" for number in range(USERS)])
+
+    async def one() -> None:
+        await asyncio.to_thread(check, next(users))
+
+    async def turn(*, seconds: float, at_once: int) -> Turn:
+        return await asyncio.to_thread(_take_turn, check, seconds, threads)
+
+    return Contender(one, turn=turn)
+
+
+def _take_turn(check: Check, seconds: float, threads: int) -> Turn:
+    clock = time.perf_counter
+    cpu, began = time.process_time(), clock()
+    until = began + seconds
+
+    def loop(number: int) -> list[float]:
+        users = itertools.cycle([f"user-{one}" for one in range(number, USERS, threads)])
+        times: list[float] = []
+        now = clock()
+        while now < until:
+            sent = now
+            check(next(users))
+            now = clock()
+            times.append(now - sent)
+        return times
+
+    if threads == 1:
+        times = loop(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            times = [taken for some in pool.map(loop, range(threads)) for taken in some]
+    ended, cpu = clock(), time.process_time() - cpu
+    times.sort()
+    return Turn(len(times), ended - began, cpu, at(times, 0.50), at(times, 0.99))

@@ -1,0 +1,83 @@
+"""What a check costs without an event loop, beside what it could have been, and boto3's client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loadtest.bench import builds
+from loadtest.bench.crew import Entry, Measured, contest, ratio
+from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.stub import stub_server
+
+MEMORY = "sync check, memory"
+DYNAMODB = "sync check, DynamoDB (stub)"
+BARE = "boto3's client, a bare update_item"
+
+_HERE = "loadtest.bench.contenders_sync"
+_MEMORY_US, _DYNAMODB_US, _TIMES = 8, 45, 10
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 7,
+    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.5,
+    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
+) -> None:
+    """The limiter without an event loop: in memory, and on a stub that answers at once."""
+    conclude(run(rounds=rounds, seconds=seconds), json)
+
+
+def run(*, rounds: int, seconds: float) -> Sheet:
+    """One check after the other, but where threads are named."""
+    uncompiled = builds.compiled()
+    notes = [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
+    with stub_server() as endpoint:
+        measured, failed = contest(
+            _entries(endpoint, compiled=not uncompiled), rounds=rounds, seconds=seconds, at_once=1
+        )
+    notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
+    rows = [Row(name, _figures(one, measured.get(BARE))) for name, one in measured.items()]
+    return sheet("sync", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}")
+
+
+def _entries(endpoint: str, *, compiled: bool) -> list[Entry]:
+    on_stub: dict[str, Any] = {"endpoint": endpoint}
+    entries = [
+        Entry(MEMORY, f"{_HERE}:in_memory"),
+        Entry("sync check, memory, gcra", f"{_HERE}:in_memory", {"algorithm": "gcra"}),
+        Entry(DYNAMODB, f"{_HERE}:on_dynamodb", on_stub),
+        Entry("sync check, DynamoDB (stub), gcra", f"{_HERE}:on_dynamodb", {**on_stub, "algorithm": "gcra"}),
+        Entry("sync check, DynamoDB (stub), 16 threads", f"{_HERE}:on_dynamodb", {**on_stub, "threads": 16}),
+        Entry("instead: an event loop in each thread", f"{_HERE}:loop_of_its_own", on_stub),
+        Entry("instead: one event loop, in a thread", f"{_HERE}:loop_in_a_thread", on_stub),
+        Entry(BARE, f"{_HERE}:bare", on_stub),
+    ]
+    if compiled:
+        entries += [
+            Entry("sync check, memory, compiled", f"{_HERE}:in_memory", compiled=True),
+            Entry("sync check, DynamoDB (stub), compiled", f"{_HERE}:on_dynamodb", on_stub, compiled=True),
+        ]
+    return entries
+
+
+def _figures(one: Measured, bare: Measured | None) -> dict[str, float | None]:
+    return {
+        "CPU µs per check": one.median("cpu_us"),
+        "p50 µs": one.median("p50_us"),
+        "p99 µs": one.median("p99_us"),
+        "checks/s": one.median("per_second"),
+        "times less CPU than boto3": None if bare is None else ratio(bare, one, "cpu_us"),
+    }
+
+
+def _targets(measured: dict[str, Measured]) -> list[Target]:
+    targets = []
+    for name, most in ((MEMORY, _MEMORY_US), (DYNAMODB, _DYNAMODB_US)):
+        if name in measured:
+            targets.append(Target(f"{name}, µs", measured[name].median("cpu_us"), "at most", most))
+    if DYNAMODB in measured and BARE in measured:
+        less = ratio(measured[BARE], measured[DYNAMODB], "cpu_us")
+        targets.append(Target(f"CPU of {BARE}, times that of: {DYNAMODB}", less, "at least", _TIMES))
+    return targets
