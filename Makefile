@@ -27,7 +27,7 @@ DEPLOY_TOOLS := .cache/deploy-tools
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-databases fuzz-api fuzz-http dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
+.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-databases fuzz-api fuzz-http fuzz-grpc dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-25s %s\n' "$$name" "$$text"; done
@@ -93,6 +93,9 @@ fuzz-api: $(INSTALLED)  ## schemathesis against the native API, some minutes (AR
 
 fuzz-http: $(INSTALLED)  ## mutated bytes of HTTP/1 through the sidecar, for FOR=600 seconds
 	RATELIMIT_TEST_FUZZ_S=$(or $(FOR),600) $(PY) -m pytest tests/server/test_fuzz.py $(ARGS)
+
+fuzz-grpc: $(INSTALLED)  ## frames of HTTP/2 at random, and at random wrong, for FOR=600 seconds
+	$(PY) -m tests.envoy.fuzz $(or $(FOR),600) $(ARGS)
 
 # The command itself, against the table of docker-compose.yml: `docker compose up --detach localstack` starts it. For another
 # engine say ENDPOINT=http://localhost:8000, for more options ARGS="--mapping mapping.toml".

@@ -1,6 +1,6 @@
 """Frames at random, and at random wrong: whatever comes, a connection answers or ends, in time and in bounded memory.
 
-python -m tests.envoy.fuzz SECONDS [SEED]
+make fuzz-grpc FOR=600 ARGS=SEED
 """
 
 from __future__ import annotations

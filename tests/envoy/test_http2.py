@@ -639,5 +639,5 @@ async def test_one_line_says_who_and_what_and_no_secrets(sent: Sent, caplog: pyt
 
 
 async def test_frames_at_random() -> None:
-    """`python -m tests.envoy.fuzz SECONDS` does so for longer."""
+    """`make fuzz-grpc` does so for longer."""
     assert await fuzz(2, random.randrange(2**32)) > 20
