@@ -182,10 +182,10 @@ def _answer(draw: Random, method: bytes) -> tuple[bytes, tuple[bytes, ...], bool
     bodiless = method == b"HEAD" or status in (204, 304)
     version = b"1.0" if draw.random() < 0.05 else b"1.1"
     framing, body, trailers = _body(draw, chunks=version == b"1.1", none=status == 204)
-    closes = version == b"1.0" or draw.random() < 0.1
+    closes = version == b"1.0" or draw.random() < 0.1  # and says so: what closes unannounced is in use again by then
     if status != 204 and draw.random() < 0.1:
         closes, framing, trailers, body = True, [], False, draw.randbytes(draw.choice((0, 10, 5000)))
-    fields = [*_fields(draw, _ANSWERED), *framing, *_hops(draw, close=closes and version == b"1.1", trailers=trailers)]
+    fields = [*_fields(draw, _ANSWERED), *framing, *_hops(draw, close=closes, trailers=trailers)]
     draw.shuffle(fields)
     reason = draw.choice((b"OK", b"", b"Some Reason", b"It's 100% fine; so-so"))
     whole = _head(draw, b"HTTP/%b %d %b" % (version, status, reason), fields) + (b"" if bodiless else body)
