@@ -21,7 +21,8 @@ _FIELD = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[!-~\x80-\xff](?:[\t\x20-~\x80-\xff]*[!-~\x80-\xff])?)?)[ \t]*"
 )
 _SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
+_LENGTH = re.compile(rb"[0-9]{1,19}")
+_MAX_LENGTH = 2**63 - 1
 _FORBIDDEN_TRAILERS = frozenset({
     b"transfer-encoding", b"content-length", b"host", b"connection", b"trailer", b"te", b"upgrade", b"expect",
     b"authorization", b"cookie", b"set-cookie", b"content-encoding", b"content-type", b"content-range",
@@ -134,7 +135,7 @@ async def _head(reader: StreamReader, start: re.Pattern[bytes]) -> Message | Non
             raise NotStrict(f"a coding of {codings[0]!r}")
         head.framing = "chunked"
     elif lengths:
-        if not _LENGTH.fullmatch(lengths[0]):
+        if not _LENGTH.fullmatch(lengths[0]) or int(lengths[0]) > _MAX_LENGTH:
             raise NotStrict(f"a length of {lengths[0]!r}")
         head.framing, head.length = "length", int(lengths[0])
     return head

@@ -182,7 +182,8 @@ async def test_no_crash_no_hang_no_growth() -> None:
             await fuzz.run(service)
             assert service.process.returncode is None
             await until_settled(lambda: descriptors(service.process.pid), at_most=100)
-    assert fuzz.faults + [f"the upstream got {fault}" for fault in fuzz.upstream.faults] == []
+    faults = fuzz.faults + [f"the upstream got {fault}" for fault in fuzz.upstream.faults]
+    assert not faults, f"seed {SEED}: " + "\n".join(faults)
     unhandled = [number for number, line in enumerate(service.err) if "Traceback" in line or " ERROR " in line]
     assert not unhandled, "".join(service.err[unhandled[0] : unhandled[0] + 60])
     assert fuzz.came["200"] > 20

@@ -68,8 +68,16 @@ class Behind(NamedTuple):
         return int(left[1])
 
 
+@pytest.fixture
+def behind(started: Behind) -> Behind:
+    """What was wrong in one row is not held against the next."""
+    started.upstream.seen.clear()
+    started.upstream.faults.clear()
+    return started
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def behind() -> AsyncIterator[Behind]:
+async def started() -> AsyncIterator[Behind]:
     answers: dict[bytes, tuple[bytes, ...]] = {}
 
     async def early(request: Message, writer: StreamWriter) -> bool:
@@ -112,6 +120,7 @@ REFUSED = {
     "a length of underscores": _POST + b"content-length: 1_0\r\n\r\nabc",
     "no length": _POST + b"content-length: \r\n\r\nabc",
     "a length that overflows": _POST + b"content-length: 99999999999999999999\r\n\r\nabc",
+    "a length of 2^63": _POST + b"content-length: 9223372036854775808\r\n\r\nabc",
     "a length of 2^64": _POST + b"content-length: 18446744073709551619\r\n\r\nabc",
     "a length, then chunked": _POST + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
     "chunked, then a length": _POST + b"transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
@@ -310,7 +319,13 @@ def pieces_of(raw: bytes) -> list[tuple[bytes, ...]]:
     return [(raw,), tuple(raw[a:b] for a, b in itertools.pairwise([0, *cuts, len(raw)]) if a < b)]
 
 
-@pytest.mark.parametrize("shape", [*REFUSED, *OTHERWISE_REFUSED])
+def rows(*shapes: str) -> list[object]:
+    """Those that are not kept yet are expected to fail."""
+    waiting = pytest.mark.xfail(strict=False, reason="lengths are to be bounded")
+    return [pytest.param(shape, marks=waiting) if shape == "a length of 2^63" else shape for shape in shapes]
+
+
+@pytest.mark.parametrize("shape", rows(*REFUSED, *OTHERWISE_REFUSED))
 async def test_refused_and_never_forwarded(behind: Behind, shape: str) -> None:
     raw, status = OTHERWISE_REFUSED[shape] if shape in OTHERWISE_REFUSED else (REFUSED[shape], 400)
     for pieces in pieces_of(raw):
@@ -406,6 +421,7 @@ INVALID: dict[str, bytes] = {
     "a negative length": _OK + b"content-length: -2\r\n\r\nok",
     "a hexadecimal length": _OK + b"content-length: 0x2\r\n\r\nok",
     "a length that overflows": _OK + b"content-length: 99999999999999999999\r\n\r\nok",
+    "a length of 2^63": _OK + b"content-length: 9223372036854775808\r\n\r\nok",
     "a length of words": _OK + b"content-length: many\r\n\r\nok",
     "another coding": _OK + b"transfer-encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
     "a coding that is none": _OK + b"transfer-encoding: xchunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
@@ -497,7 +513,7 @@ async def _answered(behind: Behind, method: bytes, pieces: tuple[bytes, ...]) ->
     return raw
 
 
-@pytest.mark.parametrize("shape", INVALID)
+@pytest.mark.parametrize("shape", rows(*INVALID))
 async def test_no_valid_answer_is_a_502(behind: Behind, shape: str) -> None:
     raw, end = INVALID[shape], (_CLOSE,) * shape.startswith(("nothing", "half"))
     for pieces in ((raw,), (raw[: len(raw) // 2], raw[len(raw) // 2 :])):
