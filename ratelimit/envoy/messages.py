@@ -50,7 +50,7 @@ class RateLimitRequest(NamedTuple):
 
 
 class CurrentLimit:
-    """A `RateLimitResponse.RateLimit`, and `wire`, which it is on the wire."""
+    """A `RateLimitResponse.RateLimit`. `wire` is what it is in a status, always the same."""
 
     __slots__ = ("multiplier", "name", "requests_per_unit", "unit", "wire")
 
@@ -59,9 +59,10 @@ class CurrentLimit:
         self.unit = unit
         self.multiplier = multiplier
         self.name = name
-        self.wire = _number(1, requests_per_unit) + _number(2, unit) + (_message(3, name.encode()) if name else b"")
+        wire = _number(1, requests_per_unit) + _number(2, unit) + (_message(3, name.encode()) if name else b"")
         if multiplier != 1:
-            self.wire += _message(4, _number(1, multiplier))
+            wire += _message(4, _number(1, multiplier))
+        self.wire = _message(2, wire)
 
 
 class DescriptorStatus(NamedTuple):
@@ -219,18 +220,19 @@ def write_response(response: RateLimitResponse) -> bytes:
     for status in response.statuses:
         wire += _message(2, _status(status))
     for name, value in response.headers:
-        wire += _message(3, _message(1, name) + _message(2, value))
+        wire += _message(3, b"\x0a%b%b\x12%b%b" % (_size(len(name)), name, _size(len(value)), value))
     return wire
 
 
 def _status(status: DescriptorStatus) -> bytes:
     wire = b"\x08\x01" if status.code == OK else b"\x08\x02"
     if status.limit is not None:
-        wire += _message(2, status.limit.wire)
+        wire += status.limit.wire
     if status.remaining:
-        wire += _number(3, status.remaining)
+        wire += b"\x18" + _size(status.remaining)
     if status.reset:
-        wire += _message(4, _number(1, status.reset))
+        reset = _size(status.reset)
+        wire += b"\x22%c\x08%b" % (len(reset) + 1, reset)
     return wire
 
 

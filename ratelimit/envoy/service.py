@@ -84,6 +84,7 @@ class Plan(NamedTuple):
 
     domain: str
     parts: tuple[Check | DescriptorStatus, ...]
+    checks: list[Check]
 
 
 class Answer(NamedTuple):
@@ -180,7 +181,8 @@ class RateLimitService:
             self._part(request, descriptor, rule, replaced)
             for descriptor, rule in zip(request.descriptors, found, strict=True)
         )
-        return Plan(request.domain if request.domain in self._rules.domains else UNKNOWN_DOMAIN, parts)
+        domain = request.domain if request.domain in self._rules.domains else UNKNOWN_DOMAIN
+        return Plan(domain, parts, [part for part in parts if isinstance(part, Check)])
 
     def _find(self, domain: str, descriptor: Descriptor) -> Rule | None:
         if not 0 < len(descriptor.entries) <= MAX_ENTRIES:
@@ -210,16 +212,22 @@ class RateLimitService:
 
     async def _decide(self, plan: Plan) -> Answer:
         """Check what has to be checked, and count the call."""
-        checks = [part for part in plan.parts if type(part) is Check]
-        outcomes = await self._all(map(self._check, checks))
+        checks = plan.checks
+        if len(checks) == 1:
+            outcomes = [await self._check(checks[0])]
+        else:
+            outcomes = await self._all(map(self._check, checks))
         over = _is_over(checks, outcomes)
         self._count(plan.domain, "over_limit" if over else "ok")
         if over and self._all_or_nothing:
             outcomes = await self._all(map(self._give_back, outcomes))
-        found = iter(outcomes)
-        statuses = tuple([next(found).status if isinstance(part, Check) else part for part in plan.parts])
+        statuses = [outcome.status for outcome in outcomes]
+        for place, part in enumerate(plan.parts):
+            if not isinstance(part, Check):
+                statuses.insert(place, part)
         events = [] if self._usage is None else self._record(self._usage, checks, outcomes)
-        return Answer(RateLimitResponse(OVER_LIMIT if over else OK, statuses, self._fields(outcomes, over)), events)
+        code, fields = OVER_LIMIT if over else OK, self._fields(outcomes, over)
+        return Answer(RateLimitResponse(code, tuple(statuses), fields), events)
 
     async def _all(self, works: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
         """Do all of it, at once where it has to wait for the store."""
@@ -269,9 +277,10 @@ class RateLimitService:
             return ()
         decisions = [outcome.decision for outcome in outcomes if outcome.decision is not None]
         fields = self._headers.fields(decisions)
-        waits = [decision.retry_after for decision in decisions if not decision.allowed]
-        if over and waits and None not in waits:
-            fields.append((b"retry-after", b"%d" % max(1, ceil(max(wait or 0.0 for wait in waits)))))
+        if over:
+            waits = [decision.retry_after for decision in decisions if not decision.allowed]
+            if waits and None not in waits:
+                fields.append((b"retry-after", b"%d" % max(1, ceil(max(wait or 0.0 for wait in waits)))))
         return tuple(fields)
 
     def _record(self, usage: UsageLog, checks: Iterable[Check], outcomes: Iterable[Outcome]) -> list[Awaitable[bool]]:
