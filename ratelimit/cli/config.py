@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,11 +34,14 @@ def check(
 
         ratelimit config check ratelimit.toml
     """
-    found = document(Configured(config=file).load())
+    config = Configured(config=file).load()
+    found = document(config)
     if as_json:
         say_json({"ok": True, **found})
         return
-    policies = found.pop("policies")
+    # With the limits of Envoy's files, which are policies as well.
+    policies = document(replace(config, policies=(*config.policies, *config.envoy_config.policies)))["policies"]
+    del found["policies"]
     say(f"{'' if file is None else f'{file}: '}ok", style="bold green")
     say_fields({name: _shown(value) for name, value in found.items()})
     if policies:

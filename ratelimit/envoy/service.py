@@ -63,11 +63,14 @@ class Check(NamedTuple):
     cost: int
     """0 to look only."""
     negative: bool
-    quota: Quota | None
+    own: Quota | None
     """The one that the request brings with it."""
-    window: int
-    """In microseconds."""
+    quota: Quota
+    """The one that holds, if the user has none of their own."""
     limit: CurrentLimit
+    """What it is called."""
+    window: int
+    """Its length in microseconds."""
     quota_mode: bool
 
 
@@ -206,9 +209,10 @@ class RateLimitService:
             number = UNITS[rule.unit][0]
             limit = CurrentLimit(rule.requests_per_unit, number, rule.multiplier, rule.name)
             self._limits[rule] = limit
-        window = rule.policy.quotas[0].window.longest
+        quota = rule.policy.quotas[0]
+        window = quota.window.longest
         user, action = rule.user(descriptor.entries), rule.policy.name
-        return Check(user, action, cost, descriptor.negative, None, window, limit, rule.quota_mode)
+        return Check(user, action, cost, descriptor.negative, None, quota, limit, window, rule.quota_mode)
 
     async def _decide(self, plan: Plan) -> Answer:
         """Check what has to be checked, and count the call."""
@@ -236,7 +240,7 @@ class RateLimitService:
         return await asyncio.gather(*works)
 
     async def _check(self, check: Check) -> Outcome:
-        limiter, quotas = self._limiter, check.quota
+        limiter, quotas = self._limiter, check.own
         if check.negative:
             return await self._refund(check)
         if not check.cost:
@@ -250,7 +254,7 @@ class RateLimitService:
 
     async def _refund(self, check: Check) -> Outcome:
         """Give hits back, as far as there are any. That is OK however much is left then."""
-        limiter, quotas = self._limiter, check.quota
+        limiter, quotas = self._limiter, check.own
         try:
             if check.cost:
                 await limiter.refund(check.user, check.action, check.cost, quotas=quotas)
@@ -323,7 +327,7 @@ def _overridden(domain: str, descriptor: Descriptor, cost: int) -> Check:
     user = user_of([text for entry in descriptor.entries for text in entry])
     action = policy_name((domain, "override"))
     wire = CurrentLimit(requests, number, multiplier)
-    return Check(user, action, cost, descriptor.negative, limit, limit.window.longest, wire, False)
+    return Check(user, action, cost, descriptor.negative, limit, limit, wire, limit.window.longest, False)
 
 
 def _is_over(checks: list[Check], outcomes: list[Outcome]) -> bool:
@@ -346,9 +350,24 @@ def _outcome(check: Check, decision: Decision) -> Outcome:
 
 
 def _status(check: Check, decision: Decision, code: int) -> DescriptorStatus:
-    remaining = 0 if code == OVER_LIMIT else min(_left(decision), MAX_UINT32)
+    quotas = decision.quotas
+    if quotas and (len(quotas) > 1 or (quotas[0].quota is not check.quota and quotas[0].quota != check.quota)):
+        return _own_status(decision, code)
+    if not quotas and code == OK and decision.reason is None:
+        return _UNLIMITED
+    remaining = 0 if code == OVER_LIMIT or not quotas else min(quotas[0].remaining, MAX_UINT32)
     reset = -(-(check.window - decision.at_us % check.window) // SECOND)
     return DescriptorStatus(code, check.limit, remaining, reset)
+
+
+def _own_status(decision: Decision, code: int) -> DescriptorStatus:
+    """Return the status of a user with quotas of their own: by the tightest of them."""
+    state = decision.tightest
+    assert state is not None
+    window = state.quota.window
+    limit = CurrentLimit(min(state.quota.limit, MAX_UINT32), UNITS[window.unit][0], window.count)
+    reset = -(-(window.span(decision.at_us).end - decision.at_us) // SECOND)
+    return DescriptorStatus(code, limit, 0 if code == OVER_LIMIT else min(state.remaining, MAX_UINT32), reset)
 
 
 def run_at_once(work: Coroutine[Any, Any, T]) -> T:

@@ -82,6 +82,30 @@ def test_check_reads_the_environment_too(
     assert "RATELIMIT_STOR: unknown environment variable; did you mean RATELIMIT_STORE?" in caplog.text
 
 
+def test_check_shows_the_limits_of_envoys_files_or_what_is_wrong_with_them(
+    ratelimit: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rules = tmp_path / "edge.yaml"
+    rules.write_text("domain: edge\ndescriptors: [{key: user, rate_limit: {unit: day, requests_per_unit: 2}}]")
+    monkeypatch.setenv("RATELIMIT_ENVOY_CONFIG", str(tmp_path))
+    status, out, _ = ratelimit("config", "check")
+    assert (status, "edge.user" in out, "2/day" in out) == (0, True, True)
+    rules.write_text("domain: edge\ndescriptors: [{kye: user}]")
+    status, _, err = ratelimit("config", "check")
+    assert status == 2
+    assert f"envoy_config: {rules}:2: unknown key 'kye'; did you mean key? (set by RATELIMIT_ENVOY_CONFIG)" in err
+
+
+def test_a_policy_and_a_limit_of_one_name(ratelimit: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "edge.yaml").write_text(
+        "domain: edge\ndescriptors: [{key: user, rate_limit: {unit: day, requests_per_unit: 2}}]"
+    )
+    (tmp_path / "ratelimit.toml").write_text("[policies.'edge.user']\nquotas = '5/day'")
+    monkeypatch.setenv("RATELIMIT_ENVOY_CONFIG", str(tmp_path))
+    status, _, err = ratelimit("config", "check", str(tmp_path / "ratelimit.toml"))
+    assert (status, "a second policy named 'edge.user'" in err) == (2, True), err
+
+
 def test_check_without_a_file(ratelimit: Command) -> None:
     status, out, _ = ratelimit("config", "check")
     assert status == 0

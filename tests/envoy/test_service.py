@@ -18,7 +18,7 @@ from ratelimit.envoy.service import RateLimitService
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
-from ratelimit.quota import Quota
+from ratelimit.quota import INACTIVE, Quota, to_quotas
 from ratelimit.store import MemoryStore
 from ratelimit.store.delegating import DelegatingStore
 from ratelimit.testing import FakeClock
@@ -427,17 +427,31 @@ async def test_with_a_journal_an_answer_waits_until_its_events_are_kept(tmp_path
 
 
 class Plans:
-    """A directory in which everybody may do one thing an hour."""
+    """A directory of who may do what."""
 
     async def quotas_for(self, user: str, action: str) -> Any:
-        return (Quota(1, "hour"),)
+        plans = {
+            "a": (Quota(1, "hour"),),
+            "b": (Quota(9, "second"), Quota(2, "2 days")),
+            "c": to_quotas(-1),
+            "d": INACTIVE,
+        }
+        return plans.get(user)
 
 
 async def test_users_may_have_quotas_of_their_own(tmp_path: Path) -> None:
     service = Service(tmp_path)
     service.limiter = Limiter(MemoryStore(), service.rules.policies, clock=service.clock, directory=Plans())
     service.service = RateLimitService(service.rules, service.limiter)
-    assert [await service.code({"user": "a"}) for _ in range(2)] == [OK, OVER]
+    answers = [await service.ask(*({"user": user} for user in "abcde")) for _ in range(2)]
+    assert [brief(each) for each in answers] == [
+        [(OK, 0), (OK, 1), (OK, UNLIMITED), (OVER, 0), (OK, 2)],
+        [(OVER, 0), (OK, 0), (OK, UNLIMITED), (OVER, 0), (OK, 1)],
+    ]
+    limits = [(each.current_limit.requests_per_unit, each.current_limit.unit) for each in answers[0].statuses]
+    assert limits == [(1, 3), (2, 4), (0, 0), (3, 3), (3, 3)]
+    assert answers[0].statuses[1].current_limit.unit_multiplier.value == 2
+    assert [each.duration_until_reset.seconds for each in answers[0].statuses] == [3600, 129600, 0, 3600, 3600]
 
 
 def test_the_policies_are_the_limiters_own(service: Service) -> None:
