@@ -1,9 +1,9 @@
 """`Http2Protocol`: a server's side of HTTP/2 (RFC 9113) in cleartext with prior knowledge, for small requests that are
 answered whole. Sections are those of the RFC.
 
-What a client may cost is bounded: a request by the window of a stream, which is never opened further; its headers by
-their size; answers that it does not read by a pause of reading; and what carries nothing (resets, pings, settings,
-empty frames and so on) by an allowance that answered requests and time refill.
+What a client may cost is bounded: a request by a stream's window, which is never opened further; its headers by their
+size; answers that it does not read by a pause of reading; and what carries nothing (resets, pings, settings, empty
+frames and so on) by an allowance that answered requests and time refill.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ Headers: TypeAlias = "list[Header]"
 MAX_STREAMS: Final = 256
 MAX_HEADERS: Final = 16_384
 """Bytes of a request's headers, as they arrive and, counted as section 6.5.2 does, as they are."""
-MAX_BODY: Final = 65_535
-"""The window that a stream begins with."""
 WINDOW: Final = 2**20
 """Of a connection."""
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -174,7 +172,9 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         raise NotImplementedError
 
     def on_part(self, stream: Stream[T]) -> None:
-        """A part of a request has arrived, of the body maybe nothing. It may be answered already."""
+        """A part of a request has arrived, of the body maybe nothing. It may be answered already.
+
+        It has to be once the body is too large: all of it is kept."""
 
     def on_request(self, stream: Stream[T]) -> None:
         """A request has arrived whole."""
@@ -372,8 +372,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
             self._spend(1)
         if not stream.answered:
             stream.body = stream.body + payload if stream.body else payload
-            if len(stream.body) > MAX_BODY:
-                raise StreamError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the stream's window")
         self._part(stream, flags)
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -587,7 +585,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
     def _flush(self) -> None:
         self._flushing = False
         if self._out:
-            if self._closing is None and not self._transport.is_closing():
+            if not self._transport.is_closing():
                 self._transport.write(b"".join(self._out))
             self._out.clear()
 

@@ -70,7 +70,7 @@ class Fuzz:
         assert len(protocol.streams) <= http2.MAX_STREAMS
         assert len(protocol._buffer) <= 9 + 16_384
         assert len(protocol._discarded) <= http2.ALLOWANCE
-        assert all(len(each.body) <= http2.MAX_BODY for each in protocol.streams.values())
+        assert all(len(each.body) <= 65_535 for each in protocol.streams.values())
         for answered in self.client.frames():  # what comes back is in frames, each of a type that servers send
             assert answered.kind in (0, 1, 3, 4, 6, 7, 8)
 

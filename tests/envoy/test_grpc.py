@@ -199,9 +199,9 @@ async def test_messages_up_to_the_largest(size: int) -> None:
 
 async def test_a_message_may_come_in_any_pieces() -> None:
     client = Client()
-    pieces = [frame(http2.DATA, 0, 1, bytes([byte])) for byte in prefixed(b"hello")]
+    pieces = [frame(http2.DATA, 0, 1, bytes([byte])) for byte in prefixed(b"hello" * 300)]
     client.send(client.head(1), *pieces, frame(http2.DATA, END_STREAM, 1))
-    assert client.answers()[1].message == b"hello"
+    assert client.answers()[1].message == b"hello" * 300
 
 
 async def test_an_answer_before_the_end_of_the_request_tells_the_client_to_stop() -> None:

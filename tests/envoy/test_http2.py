@@ -395,6 +395,8 @@ FLOODS: dict[str, Callable[[Client, int], bytes]] = {
     "unknown frames": lambda c, n: frame(0x77, 0, 0),
     "empty data": lambda c, n: (b"" if n else c.head(1)) + data(1, b"", 0),
     "padding": lambda c, n: (b"" if n else c.head(1)) + data(1, b"\x05" + bytes(5), PADDED),
+    "data after the end": lambda c, n: (b"" if n else c.call(1)) + data(1),
+    "trailers after a reset": lambda c, n: c.head(1, te=b"x", flags=5),
     "continuations": lambda c, n: frame(http2.CONTINUATION if n else http2.HEADERS, 0, 1),
     "malformed requests": lambda c, n: c.head(2 * n + 1, te=b"x", flags=5),
     "streams above the most": lambda c, n: c.head(2 * n + 1),
