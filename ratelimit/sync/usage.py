@@ -6,10 +6,11 @@ import asyncio
 import concurrent.futures.thread  # noqa: F401 (what it registers for the end has to come first)
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import replace
 from datetime import date, datetime
 from types import TracebackType
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 # While events come, they are taken over so often, and to record one wakes nobody.
 _LOOK_S: Final = 0.05
+_FOREVER_S: Final = 86_400.0
 
 logger = logging.getLogger("ratelimit")
 
@@ -96,9 +98,15 @@ class _LoopThread:
     """A daemon thread with an event loop."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="ratelimit: usage log", daemon=True)
-        self._thread.start()
+        self.loop: asyncio.AbstractEventLoop
+        self._begun, self._ended = threading.Event(), threading.Event()
+        gevent: Any = sys.modules.get("gevent.monkey")
+        if gevent is not None and gevent.is_module_patched("threading"):
+            # A thread in truth: as a greenlet, its event loop would seem to run in every other one of the thread's.
+            gevent.get_original("_thread", "start_new_thread")(self._run, ())
+        else:
+            threading.Thread(target=self._run, name="ratelimit: usage log", daemon=True).start()
+        self._begun.wait(_FOREVER_S)
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Have the coroutine run there. It is cancelled where the thread ends first."""
@@ -107,14 +115,17 @@ class _LoopThread:
     def stop(self) -> None:
         """End it, and wait until it has."""
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
+        self._ended.wait(_FOREVER_S)
 
     def _run(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.loop.call_soon(self._begun.set)
         try:
             self.loop.run_forever()
         finally:
             self.loop.run_until_complete(self._end())
             self.loop.close()
+            self._ended.set()
 
     async def _end(self) -> None:
         left = asyncio.all_tasks() - {asyncio.current_task()}
@@ -123,6 +134,12 @@ class _LoopThread:
         await asyncio.gather(*left, return_exceptions=True)
         await self.loop.shutdown_asyncgens()
         await self.loop.shutdown_default_executor()
+
+
+def _result(doing: Future[T]) -> T:
+    """Return what is done in the thread. gevent takes a wait without any end for one that nobody will ever end."""
+    wait([doing], _FOREVER_S)
+    return doing.result()
 
 
 class UsageLog:
@@ -181,7 +198,7 @@ class UsageLog:
         refuse_event_loop("UsageLog")
         with self._lock:
             self._is_closed = False
-            self._started().submit(self._core.open(attended=attended)).result()
+            _result(self._started().submit(self._core.open(attended=attended)))
 
     def close(self) -> None:
         """Write what waits, for at most `grace` seconds. What is left then stays in the journal, or is counted.
@@ -193,7 +210,7 @@ class UsageLog:
         with self._lock:
             thread, self._thread = self._thread, None
             if thread is not None:
-                thread.submit(self._core.finish(self._store)).result()
+                _result(thread.submit(self._core.finish(self._store)))
                 thread.stop()
             _at_work.discard(self)
 
@@ -329,7 +346,7 @@ class UsageLog:
                 return True
             keeping = thread.submit(core.keep(event))
         try:
-            return keeping.result()
+            return _result(keeping)
         except CancelledError:
             core.count_drop("the usage log was closed")
             return False
@@ -345,12 +362,12 @@ class UsageLog:
                 own = _LoopThread()
                 doing = own.submit(work)
         try:
-            return doing.result()
+            return _result(doing)
         except CancelledError:
             raise StoreUnavailable("the usage log was closed meanwhile") from None
         finally:
             if own is not None:
-                own.submit(self._store.close()).result()
+                _result(own.submit(self._store.close()))
                 own.stop()
 
     def _started(self) -> _LoopThread:

@@ -54,6 +54,22 @@ class ThreadConnection(Connection):
         self._transport = cast(asyncio.Transport, _Closing(self._close))
         self.usable = True
 
+    def is_alive(self, now: float) -> bool:
+        """Return whether an idle one may take a request."""
+        return super().is_alive(now) or (self.usable and self._is_quiet())
+
+    def _is_quiet(self) -> bool:
+        """Return whether what has come is TLS's own, as the tickets after a handshake."""
+        if not isinstance(self._socket, ssl.SSLSocket):
+            return False
+        try:
+            self._socket.recv(1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            return False
+        return False
+
     async def ask(self, request: bytes, now: float) -> Response:
         """Send a request; only while `usable`. Return the answer, or raise one of `boto_errors`."""
         answer = self._begin(now)

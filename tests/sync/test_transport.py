@@ -1,0 +1,171 @@
+"""What threads send by: TLS in full, and credentials that are refreshed beside the checks."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from botocore.credentials import RefreshableCredentials
+from botocore.exceptions import CredentialRetrievalError
+
+from ratelimit.blocking import Deadline, Runner
+from ratelimit.dynamodb.transport.threads import ThreadCredentials
+from ratelimit.errors import StoreUnavailable
+from ratelimit.policy import Policy
+from ratelimit.sync import Limiter, open_store
+from tests.faults import FaultServer
+from tests.faults.apart import Apart
+from tests.faults.oddities import chunked
+
+HINT = Policy("hint", "100/day", on_unavailable="deny")
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def secure(authority: trustme.CA) -> Iterator[Callable[[str], Apart]]:
+    """Makes a server with a certificate for a name."""
+    made: list[Apart] = []
+
+    def make(name: str) -> Apart:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(context)
+        made.append(Apart(FaultServer(context)).__enter__())
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.__exit__(None, None, None)
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+
+
+def url_of(apart: Apart) -> str:
+    return f"dynamodb://limits?region=eu-west-1&endpoint={apart.server.endpoint}"
+
+
+@pytest.mark.usefixtures("trusted")
+def test_over_tls(secure: Callable[[str], Apart]) -> None:
+    apart = secure("localhost")
+    with Limiter(open_store(url_of(apart)), [HINT], deadline=20) as limiter:
+        with ThreadPoolExecutor(4) as pool:
+            decisions = list(pool.map(lambda _: limiter.check("alice", "hint"), range(40)))
+        assert sorted(decision.used for decision in decisions) == list(range(1, 41))
+        stats = limiter.store.inner.stats  # type: ignore[attr-defined]
+        assert (stats.fallbacks, stats.dropped) == ({}, {})
+        apart.server.always(chunked(size=100))  # an answer in many records
+        assert limiter.check("bob", "hint").reason is None
+        apart.drop_connections()
+        time.sleep(0.01)
+        assert limiter.check("bob", "hint").used == 2
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_certificate_for_another_name(secure: Callable[[str], Apart]) -> None:
+    with pytest.raises(StoreUnavailable, match="no trusted connection"):
+        open_store(url_of(secure("elsewhere.test")))
+
+
+def test_an_authority_that_nobody_trusts(secure: Callable[[str], Apart]) -> None:
+    with pytest.raises(StoreUnavailable, match="AWS_CA_BUNDLE"):
+        open_store(url_of(secure("localhost")))
+
+
+@pytest.mark.usefixtures("trusted")
+def test_our_own_connections_verify_as_well(secure: Callable[[str], Apart], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not botocore's alone, which are made first."""
+    with Limiter(open_store(url_of(secure("localhost"))), [HINT], deadline=20) as limiter:
+        pool = limiter.store.inner._pool  # type: ignore[attr-defined]
+        pool.end_idle()
+        pool._endpoint = pool._endpoint._replace(tls=ssl.create_default_context())
+        assert limiter.check("alice", "hint").reason == "unavailable"
+        assert limiter.store.inner.stats.dropped["unreachable"]  # type: ignore[attr-defined]
+
+
+class Issuer:
+    """Stands for STS or the metadata service: slow, and out of order on demand."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.may_answer = threading.Event()
+        self.error: Exception | None = None
+
+    def issue(self) -> dict[str, str]:
+        self.asked += 1
+        assert self.may_answer.wait(20)
+        if self.error is not None:
+            raise self.error
+        expiry = (datetime.now(UTC) + timedelta(hours=6)).isoformat()
+        return {"access_key": f"AK{self.asked}", "secret_key": "s", "token": "t", "expiry_time": expiry}
+
+
+class Wallet:
+    """Credentials that are good for so long, as many threads ask for them."""
+
+    def __init__(self, issuer: Issuer, left: timedelta) -> None:
+        self.runner = Runner()
+        credentials = RefreshableCredentials("AK0", "s", "t", datetime.now(UTC) + left, issuer.issue, "test")
+        self.cache = ThreadCredentials(credentials, lambda work: self.runner.start(work, "credentials"))
+
+    def key(self, seconds: float = 20) -> str:
+        with Deadline(seconds):
+            return self.runner.run(self.cache.secrets(), "nothing").access_key
+
+    def keys(self, number: int = 6) -> set[str]:
+        with ThreadPoolExecutor(number) as pool:
+            return set(pool.map(lambda _: self.key(), range(number)))
+
+
+def until(condition: Callable[[], Any]) -> None:
+    latest = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < latest
+        time.sleep(0.002)
+
+
+def test_due_ones_are_refreshed_once_and_hold_up_nobody() -> None:
+    issuer = Issuer()
+    issuer.may_answer.set()
+    wallet = Wallet(issuer, timedelta(hours=1))
+    assert wallet.keys() == {"AK0"}
+    issuer.may_answer.clear()
+    wallet.cache._credentials._expiry_time = datetime.now(UTC) + timedelta(minutes=5)
+    assert wallet.keys() == {"AK0"}
+    issuer.may_answer.set()
+    until(lambda: not wallet.cache.is_refreshing)
+    assert wallet.keys() == {"AK1"}
+    assert issuer.asked == 1
+
+
+def test_expired_ones_are_waited_for_as_long_as_there_is_time() -> None:
+    issuer = Issuer()
+    wallet = Wallet(issuer, timedelta(minutes=-5))
+    with suppress(TimeoutError):
+        wallet.key(0.05)
+    issuer.may_answer.set()
+    assert wallet.keys() == {"AK1"}
+    assert issuer.asked == 1, "the refresh went on where the first one gave up"
+
+
+def test_a_refresh_that_fails_is_told_of() -> None:
+    issuer = Issuer()
+    issuer.may_answer.set()
+    issuer.error = CredentialRetrievalError(provider="test", error_msg="it is closed")
+    with pytest.raises(CredentialRetrievalError, match="it is closed"):
+        Wallet(issuer, timedelta(minutes=-5)).key()
