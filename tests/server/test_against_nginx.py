@@ -131,6 +131,7 @@ _STATUSES: Final = (
     503,
     599,
 )
+_TRAILERS: Final = [(b"x-trailer", b"1"), (b"x-other", b"a b")]
 _CONNECTIONS: Final = 12
 _SOON_S: Final = 20
 
@@ -312,6 +313,8 @@ class Upstream:
             await read_body(reader, request)
             if request.body and request.framing != case.framing and self._proxy == "ours":  # "requests"
                 case.faults.append(f"a body that came by {case.framing} arrived by {request.framing}")
+            if request.trailers not in ([], _TRAILERS):
+                case.faults.append(f"trailers arrived as {request.trailers}")
             case.arrived.setdefault(self._proxy, []).append(as_arrived(request))
             await _write(writer, (case.interim if self._proxy == "ours" else b"", *case.answer))
             if case.closes:
@@ -357,6 +360,8 @@ class Client:
                 except (EOFError, ConnectionError, TimeoutError, NotStrict) as error:
                     case.answered[self._proxy] = [{"broken": repr(error)}]
                     return answered, False
+                if answer.trailers not in ([], _TRAILERS):
+                    case.faults.append(f"trailers came back as {answer.trailers}")
                 stays = b"close" not in b",".join(answer.values(b"connection")).lower()
                 case.answered[self._proxy] = [as_answered(answer, stays=stays and not case.old)]
                 if not stays:
