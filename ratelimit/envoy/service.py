@@ -98,6 +98,7 @@ class Answer(NamedTuple):
 
 
 _FREE: Final = DescriptorStatus(OK)
+_SHADOW: Final = {"shadow_denied": True}
 _UNLIMITED: Final = DescriptorStatus(OK, None, MAX_UINT32)
 
 
@@ -128,7 +129,7 @@ class RateLimitService:
         # There nothing ever waits, and no task is needed. (A directory may have to be read first.)
         self._at_once = isinstance(limiter.store, MemoryStore) and limiter.directory is None
         self._plans: LRUCache[bytes, Plan] = LRUCache(_MAX_PLANS)
-        self._limits: dict[Rule, CurrentLimit] = {}
+        self._limits: dict[str, CurrentLimit] = {}
 
     def should_rate_limit(self, message: bytes, call: Call) -> bytes | Awaitable[bytes]:
         """Answer a call. Raises `GrpcError` for what is no question, as what it returns does."""
@@ -204,11 +205,11 @@ class RateLimitService:
             return _FREE
         if rule.policy is None:
             return _UNLIMITED
-        limit = self._limits.get(rule)
+        limit = self._limits.get(rule.policy.name)
         if limit is None:
             number = UNITS[rule.unit][0]
             limit = CurrentLimit(rule.requests_per_unit, number, rule.multiplier, rule.name)
-            self._limits[rule] = limit
+            self._limits[rule.policy.name] = limit
         quota = rule.policy.quotas[0]
         window = quota.window.longest
         user, action = rule.user(descriptor.entries), rule.policy.name
@@ -301,7 +302,7 @@ class RateLimitService:
                 cost=decision.cost,
                 allowed=decision.allowed,
                 status=200 if decision.allowed else 429,
-                metadata={"mode": "shadow"} if decision.shadow_denied else None,
+                metadata=_SHADOW if decision.shadow_denied else None,
             )
             if pending is not None:
                 waiting.append(pending)

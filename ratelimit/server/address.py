@@ -45,7 +45,8 @@ class Address:
         try:
             return Listening(self._unix(self.uds) if self.uds else self._tcp(), self.uds)
         except OSError as error:
-            option, where = ("--uds", self.uds) if self.uds else (self.option, f"{self.host}:{self.port}")
+            option = "--uds" if self.uds and self.option == "--port" else self.option
+            where = self.uds or f"{self.host}:{self.port}"
             raise ConfigError(option, f"cannot listen on {where}: {error.strerror or error}") from error
 
     def _tcp(self) -> socket.socket:

@@ -88,6 +88,17 @@ def test_envoys_service_has_the_port_of_the_admin_listener_and_that_the_next(tmp
     assert ServeConfig(envoy_config=rules, grpc="0.0.0.0:8081", admin="127.0.0.1:9")().admin == "127.0.0.1:9"
 
 
+@pytest.mark.parametrize("place", ["127.0.0.1:{port}", "unix:/nowhere/at/all"])
+def test_a_place_for_grpc_that_cannot_be_had(ratelimit: Command, tmp_path: Path, place: str) -> None:
+    (tmp_path / "edge.yaml").write_text(RULES)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = place.format(port=taken.getsockname()[1])
+        options = ("--envoy-config", str(tmp_path), "--port", "0", "--admin", "off")
+        status, _, err = ratelimit("serve", *options, "--grpc", place)
+    assert status == 2
+    assert f"--grpc: cannot listen on {place.removeprefix('unix:')}" in err
+
+
 @pytest.mark.parametrize("option", ["--port", "--admin"])
 def test_a_port_in_use(ratelimit: Command, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -142,6 +142,7 @@ async def test_windows_are_aligned_as_envoyproxys_are(tmp_path: Path, unit: str,
     service = Service(
         tmp_path, f"domain: edge\ndescriptors: [{{key: k, rate_limit: {{unit: {unit}, requests_per_unit: 1}}}}]"
     )
+    service.clock.advance(100 * 86400 + 1)
     seconds, now = length // SECOND, service.clock.now() // SECOND
     (status,) = (await service.ask({"k": "v"})).statuses
     assert status.duration_until_reset.seconds == seconds - now % seconds
@@ -409,7 +410,7 @@ async def test_each_decision_is_an_event_of_the_usage_log(tmp_path: Path) -> Non
         page = await usage.events("a")
     events = sorted((each.action, each.cost, each.allowed, each.status, str(each.metadata)) for each in page.events)
     assert events == [
-        ("edge.soft", 2, True, 200, "{'mode': 'shadow'}"),
+        ("edge.soft", 2, True, 200, "{'shadow_denied': True}"),
         ("edge.user", 1, False, 429, "{}"),
         *[("edge.user", 1, True, 200, "{}")] * 3,
     ]

@@ -107,6 +107,17 @@ async def test_at_the_end_it_is_not_healthy_and_answers_while_clients_leave(tmp_
         assert await service.ended() == 0
 
 
+async def test_at_a_unix_socket_which_goes_with_it(tmp_path: Path) -> None:
+    socket = tmp_path / "rls.sock"
+    options = ("--grpc", f"unix:{socket}", "--envoy-config", str(write(tmp_path, 1)), "--linger", "0")
+    async with served(*options) as service, client_of(service) as client:
+        assert service.banner["grpc"] == f"unix:{socket}"
+        assert await client.codes("alice", 2) == [OK, OVER]
+        service.send(SIGTERM)
+        assert await service.ended() == 0
+    assert not socket.exists()
+
+
 @pytest.mark.engine
 async def test_several_workers_count_together_and_all_reload(tmp_path: Path, engine: Engine) -> None:
     store = engine.store_url("envoy-workers", create="true")
