@@ -8,7 +8,7 @@ import sys
 import typer
 
 from loadtest.bench import app as app_bench
-from loadtest.bench import embedded, export, hotkey, lane, outage, peers, proxy_bodies, proxy_crowd, sidecar, sync
+from loadtest.bench import cold, embedded, export, hotkey, lane, outage, peers, proxy_bodies, proxy_crowd, sidecar, sync
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -27,6 +27,7 @@ app.command("sidecar")(sidecar.command)
 app.command("proxy-bodies")(proxy_bodies.command)
 app.command("proxy-crowd")(proxy_crowd.command)
 app.command("sync")(sync.command)
+app.command("cold")(cold.command)
 app.command("outage")(outage.command)
 app.command("export")(export.command)
 
@@ -34,18 +35,8 @@ app.command("export")(export.command)
 @app.command("all")
 def every() -> None:
     """All of them, one after the other, as they come: some minutes."""
-    for name in (
-        "lane",
-        "embedded",
-        "sync",
-        "hotkey",
-        "outage",
-        "app",
-        "sidecar",
-        "proxy-bodies",
-        "proxy-crowd",
-        "peers",
-    ):
+    names = "lane embedded sync cold hotkey outage app sidecar proxy-bodies proxy-crowd peers"
+    for name in names.split():
         if done := subprocess.run([sys.executable, "-m", "loadtest.bench", name], check=False).returncode:
             raise typer.Exit(done)
 

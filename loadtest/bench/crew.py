@@ -18,7 +18,7 @@ from loadtest.bench import builds
 from loadtest.bench.turns import Turn
 
 _LAST_WORDS: Final = 300
-_CREDENTIALS: Final = {
+CREDENTIALS: Final = {
     "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "not-a-secret",
     "AWS_REGION": "eu-west-1",
@@ -122,7 +122,7 @@ class _Worker:
 def _running(entry: Entry) -> Iterator[_Worker]:
     command = [entry.python, "-m", "loadtest.bench.worker", entry.target, json.dumps(dict(entry.options))]
     where = builds.environment() if entry.compiled else {"PYTHONPATH": str(builds.ROOT)}
-    environment = {**os.environ, **_CREDENTIALS, **where, **entry.environment}
+    environment = {**os.environ, **CREDENTIALS, **where, **entry.environment}
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment

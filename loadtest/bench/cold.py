@@ -1,0 +1,126 @@
+"""What a process pays that is started for a single call, as a function on AWS Lambda: its imports, opening, one check.
+
+Each start is a process of its own, with byte code that is there already, on a stub that answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Final
+
+import typer
+
+from loadtest.bench.crew import CREDENTIALS
+from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.stub import stub_server
+
+MEMORY = "ratelimit.sync, memory"
+OURS = "ratelimit.sync, DynamoDB"
+BARE = "boto3's client alone"
+
+_CLOCKED: Final = """
+import json, sys, time
+wall, cpu, marks = time.perf_counter, time.process_time, []
+def mark(): marks.extend((wall() - began, cpu() - spent))
+began, spent = wall(), cpu()
+{imports}
+mark()
+{opening}
+mark()
+{check}
+mark()
+print(json.dumps(marks))
+"""
+_PROGRAMS: Final[Mapping[str, Mapping[str, str]]] = {
+    MEMORY: {
+        "imports": "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, open_store",
+        "opening": "limiter = Limiter(open_store('memory://'), [Policy('hint', '9/day')])",
+        "check": "limiter.check('alice', 'hint')",
+    },
+    OURS: {
+        "imports": "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, open_store",
+        "opening": "store = open_store('dynamodb://bench?endpoint=' + sys.argv[1])\n"
+        "limiter = Limiter(store, [Policy('hint', '9/day')])",
+        "check": "assert limiter.check('alice', 'hint').reason is None",
+    },
+    "ratelimit, DynamoDB, asyncio.run": {
+        "imports": "import asyncio\nfrom ratelimit import Limiter, Policy, open_store",
+        "opening": "runner = asyncio.Runner()\n"
+        "async def opened():\n"
+        "    store = await open_store('dynamodb://bench?endpoint=' + sys.argv[1])\n"
+        "    return Limiter(store, [Policy('hint', '9/day')])\n"
+        "limiter = runner.run(opened())",
+        "check": "assert runner.run(limiter.check('alice', 'hint')).reason is None",
+    },
+    BARE: {
+        "imports": "from botocore.config import Config\nfrom botocore.session import get_session",
+        "opening": "config = Config(proxies={})\n"
+        "client = get_session().create_client('dynamodb', endpoint_url=sys.argv[1], config=config)",
+        "check": "client.get_item(TableName='bench', Key={'PK': {'S': 'x'}, 'SK': {'S': 'y'}})",
+    },
+}
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="Starts of each contender.")] = 7,
+    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
+) -> None:
+    """A cold start: imports, opening, the first check."""
+    conclude(run(rounds=rounds), json)
+
+
+def run(*, rounds: int) -> Sheet:
+    """One start after the other, in turns; the first of each is not counted."""
+    starts: dict[str, list[list[float]]] = {name: [] for name in _PROGRAMS}
+    with stub_server() as endpoint:
+        for number in range(rounds + 1):
+            for name, parts in _PROGRAMS.items():
+                marks = _start(parts, endpoint)
+                if number:
+                    starts[name].append(marks)
+    rows = [Row(name, _figures(marks)) for name, marks in starts.items()]
+    return sheet("cold", rows, _targets(rows), arguments=f"--rounds {rounds}")
+
+
+def _start(parts: Mapping[str, str], endpoint: str) -> list[float]:
+    program = _CLOCKED
+    for name, text in parts.items():
+        program = program.replace("{" + name + "}", text)
+    done = subprocess.run(
+        [sys.executable, "-c", program, endpoint],
+        env={**os.environ, **CREDENTIALS},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    marks: list[float] = json.loads(done.stdout)
+    return marks
+
+
+def _figures(starts: list[list[float]]) -> dict[str, float | None]:
+    imports, imports_cpu, opened, opened_cpu, checked, checked_cpu = (
+        1000 * median(values) for values in zip(*starts, strict=True)
+    )
+    return {
+        "imports ms": imports,
+        "opening ms": opened - imports,
+        "first check ms": checked - opened,
+        "all ms": checked,
+        "imports, CPU ms": imports_cpu,
+        "opening, CPU ms": opened_cpu - imports_cpu,
+        "all, CPU ms": checked_cpu,
+    }
+
+
+def _targets(rows: list[Row]) -> list[Target]:
+    """Beside AWS's client, which it needs for where and as whom, the limiter is to be little."""
+    cpu = {row.name: row.figures["all, CPU ms"] or 0.0 for row in rows}
+    promise = f"CPU of {OURS}, times that of: {BARE} (an aim)"
+    return [Target(promise, cpu[OURS] / max(cpu[BARE], 0.001), "at most", 1.5)]
