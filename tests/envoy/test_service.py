@@ -10,6 +10,8 @@ from textwrap import dedent
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ratelimit.clock import DAY, HOUR, MINUTE, SECOND
 from ratelimit.config.envoy import read_envoy_rules
@@ -457,3 +459,35 @@ async def test_users_may_have_quotas_of_their_own(tmp_path: Path) -> None:
 
 def test_the_policies_are_the_limiters_own(service: Service) -> None:
     assert service.limiter.policies["edge.user"] == Policy("edge.user", "3/hour")
+
+
+operations = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 6), st.booleans(), st.sampled_from([0, 0, 20, 45])), max_size=25
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations, st.booleans())
+def test_any_history_counts_as_said(tmp_path: Path, history: list[tuple[str, int, bool, int]], exact: bool) -> None:
+    """Against the words of the docs, in a few lines."""
+
+    async def run() -> None:
+        service = Service(tmp_path, all_or_nothing=exact)
+        used: dict[str, int] = {}
+        window = service.clock.now() // MINUTE
+        for user, hits, negative, later in history:
+            service.clock.advance(later)
+            if service.clock.now() // MINUTE != window:
+                used, window = {}, service.clock.now() // MINUTE
+            before = used.get(user, 0)
+            over = not negative and before + max(hits, 1) > 5
+            if negative:
+                used[user] = max(0, before - hits)
+            elif not over or (not exact and hits > 1 and before < 5):
+                used[user] = before + hits
+            answer = await service(request(descriptor(address=user, hits=hits, negative=negative)))
+            left = 0 if over else max(0, 5 - used.get(user, 0))
+            assert (answer.overall_code, brief(answer)) == ((OVER, [(OVER, 0)]) if over else (OK, [(OK, left)]))
+            assert await service.used(user, "edge.address") == used.get(user, 0)
+
+    asyncio.run(run())
