@@ -92,15 +92,18 @@ class Admission:
             return error
         return None
 
-    async def user(self) -> str:
-        """Return who the request is from, by the surface's `user_from`."""
+    @property
+    def user(self) -> str | None:
+        """Return who the request is from, by the surface's `user_from`; None where a function has to be asked."""
         for charge in self.charges.all:
             if charge.user and not charge.policy.user_from:
                 return charge.user
         resolver = self._shared.options.user_resolver
-        if resolver.is_plain:
-            return resolver.read(self.scope)
-        return await resolver.user_of(connection_of(self.scope))
+        return resolver.read(self.scope) if resolver.is_plain else None
+
+    async def find_user(self) -> str:
+        """Return who it is, asking the app's functions."""
+        return await self._shared.options.user_resolver.user_of(connection_of(self.scope))
 
     def answer(self, status: int, headers: Any, *, success: bool) -> list[Charge]:
         """Note how the answer begins, with which it is known what counts. Return what has to be given back first."""
@@ -132,8 +135,8 @@ class Admission:
         ours = self._shared.options.writer.fields(self.charges.shown)
         if not ours:
             return ours
-        taken = {name.lower() for name, _ in theirs}
-        return [field for field in ours if field[0] not in taken]
+        taken = [lower for name, _ in theirs if b"limit" in (lower := name.lower())]
+        return [field for field in ours if field[0] not in taken] if taken else ours
 
     @property
     def is_over(self) -> bool:

@@ -15,8 +15,9 @@ import msgspec
 
 from ratelimit.decision import Decision
 from ratelimit.server.connection import ClientConnection
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.problems import ServerProblem
-from ratelimit.server.request import Exchange, Request
+from ratelimit.server.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

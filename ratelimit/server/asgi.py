@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Message
 
 from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.server.connection import NEVER, ClientConnection
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.problems import FAULT, PHRASES, ServerProblem
-from ratelimit.server.request import Exchange, RawHeader, Request
+from ratelimit.server.request import RawHeader, Request
 
 logger = logging.getLogger("ratelimit.serving")
 

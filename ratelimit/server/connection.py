@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import httptools
 
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.problems import CUT_SHORT, LARGE, NO_TUNNEL, SLOW, RequestRefused, ServerProblem, parser_problem
-from ratelimit.server.request import Exchange, RawHeader, Request
+from ratelimit.server.request import RawHeader, Request
 
 if TYPE_CHECKING:
     from ratelimit.server.listener import ListenerState
@@ -67,9 +68,9 @@ class ClientConnection(asyncio.Protocol):
     """`shared` is what all connections of a listener have in common; it says who answers."""
 
     __slots__ = (
-        "_begun", "_chunked", "_closing", "_half_closed", "_held", "_idle_since", "_in_head", "_left", "_no_more",
-        "_offer", "_out", "_queue", "_receiving", "_request", "_server", "_size", "_stash", "_trailers", "_turning",
-        "_unread", "_wrote", "client", "corked", "due", "exchange", "loop", "parser", "shared", "transport",
+        "_begun", "_chunked", "_closing", "_half_closed", "_held", "_idle_since", "_in_head", "_is_waiting", "_left",
+        "_no_more", "_offer", "_out", "_queue", "_receiving", "_request", "_server", "_size", "_stash", "_trailers",
+        "_turning", "_unread", "_wrote", "client", "corked", "due", "exchange", "loop", "parser", "shared", "transport",
         "tunnel", "write_paused",
     )  # fmt: skip
 
@@ -104,7 +105,7 @@ class ClientConnection(asyncio.Protocol):
         self._no_more = False
         """Whether nothing is read any more, for what came last made no sense."""
         self._half_closed = self._begun = self._turning = self._closing = self._chunked = self._wrote = False
-        self._held = False
+        self._held = self._is_waiting = False
         self._out: list[bytes] = []
         self._idle_since: float | None = None
         """As `drain` has seen it."""
@@ -222,19 +223,18 @@ class ClientConnection(asyncio.Protocol):
 
     def hold(self, held: bool) -> None:
         """Read nothing more of the body until told so, for nobody takes it."""
-        self._held = held
-        self._regulate()
+        if held is not self._held:
+            self._held = held
+            self._regulate()
 
     def _regulate(self) -> None:
-        transport = self.transport
-        if transport.is_closing():
-            return
         wait = self._no_more or bool(self._queue) or bool(self._stash) or (self._held and self._receiving is not None)
-        if wait == transport.is_reading():
+        if wait is not self._is_waiting and not self.transport.is_closing():
+            self._is_waiting = wait
             if wait:
-                transport.pause_reading()
+                self.transport.pause_reading()
             else:
-                transport.resume_reading()
+                self.transport.resume_reading()
 
     def _parse(self, data: bytes | memoryview) -> None:
         """Feed the parser a piece, and keep the rest for later."""
@@ -268,20 +268,19 @@ class ClientConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._request.target += url
-        self._measure(len(url))
+        self._size += len(url)
+        if self._size > MAX_HEAD:
+            raise RequestRefused(LARGE)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._measure(len(name) + len(value))
+        self._size += len(name) + len(value)
+        if self._size > MAX_HEAD:
+            raise RequestRefused(LARGE)
         if self._in_head:
             self._request.headers.append((name.lower(), value))
         else:
             # What comes after the header section is a trailer, and never taken for a field (RFC 9110, 6.5.1).
             self._trailers.append((name.lower(), value))
-
-    def _measure(self, size: int) -> None:
-        self._size += size
-        if self._size > MAX_HEAD:
-            raise RequestRefused(LARGE)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -443,6 +442,12 @@ class ClientConnection(asyncio.Protocol):
         if out and not self.corked:
             self.transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
+
+    def listen(self) -> None:
+        """Read, for a tunnel, which regulates itself."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self.transport.resume_reading()
 
     def take_stash(self) -> bytes:
         """Return what was read and not parsed: it is for a tunnel."""

@@ -9,7 +9,6 @@ import msgspec
 
 from ratelimit.http.charges import Charge, Charges, give_back
 from ratelimit.quota import MAX_LIMIT
-from ratelimit.server.headers import COST
 from ratelimit.server.request import RawHeader
 
 logger = logging.getLogger("ratelimit.proxy")
@@ -17,14 +16,8 @@ logger = logging.getLogger("ratelimit.proxy")
 _DIGITS: Final = len(str(MAX_LIMIT))
 
 
-def stated_cost(headers: list[RawHeader]) -> int | None:
-    """Return the last cost that is stated. What is no whole number is logged, and charged as taken."""
-    stated = None
-    for name, value in headers:
-        if name == COST:
-            stated = value
-    if stated is None:
-        return None
+def read_cost(stated: bytes) -> int | None:
+    """Return the cost that is stated. What is no whole number is logged, and charged as taken."""
     text = stated.strip()
     if text.isascii() and text.isdigit() and len(text) <= _DIGITS and int(text) <= MAX_LIMIT:
         return int(text)

@@ -30,8 +30,9 @@ from ratelimit.http.authz import (
 from ratelimit.http.refusal import rejection
 from ratelimit.server.asgi import AsgiService
 from ratelimit.server.connection import NEVER, ClientConnection
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.problems import FAULT, PHRASES, SLOW
-from ratelimit.server.request import Exchange, RawHeader, Request
+from ratelimit.server.request import RawHeader, Request
 from ratelimit.store.memory import MemoryStore
 from ratelimit.tasks import start_now
 

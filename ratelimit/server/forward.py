@@ -15,10 +15,10 @@ from ratelimit.decision import Decision
 from ratelimit.http.admission import Admission
 from ratelimit.http.charges import Charge
 from ratelimit.http.refusal import rejection
-from ratelimit.http.routing import ambiguity
 from ratelimit.server.connection import NEVER, ClientConnection
-from ratelimit.server.costs import owing_of, settle_cost, stated_cost
-from ratelimit.server.headers import UNWRITABLE, InvalidResponse, response_headers, response_trailers
+from ratelimit.server.costs import owing_of, read_cost, settle_cost
+from ratelimit.server.exchange import Exchange
+from ratelimit.server.headers import AnswerHead, InvalidResponse, response_trailers
 from ratelimit.server.pool import UpstreamConnection
 from ratelimit.server.problems import (
     BROKEN,
@@ -32,7 +32,7 @@ from ratelimit.server.problems import (
     ServerProblem,
     problem,
 )
-from ratelimit.server.request import REQUEST_ID, Exchange, RawHeader, Request
+from ratelimit.server.request import REQUEST_ID, RawHeader, Request
 from ratelimit.server.tunnel import WebSocketTunnel, accepts
 from ratelimit.tasks import start_now
 
@@ -75,7 +75,7 @@ class Forward(Exchange):
         """What goes to the upstream with the next write."""
         self._held_size = 0
         self._can_repeat = request.method in _IDEMPOTENT and not request.has_body
-        self._answer: tuple[int, bytes, list[RawHeader]] = 502, b"", []
+        self._answer: AnswerHead | None = None
         self._held: list[bytes] = []
         """Pieces of the answer, until what it counts is settled."""
         self._trailers: list[RawHeader] = []
@@ -99,8 +99,8 @@ class Forward(Exchange):
         request.identify()
         # The check has a deadline of its own.
         self.connection.due = NEVER
-        if (reason := ambiguity(request.scope["path"])) is not None:
-            self._reply(problem(400, "Bad Request", f"The path {reason}."))
+        if request.ambiguity is not None:
+            self._reply(problem(400, "Bad Request", f"The path {request.ambiguity}."))
         else:
             self._run(self._admit())
 
@@ -181,7 +181,9 @@ class Forward(Exchange):
             if self._is_lost:
                 await self._end()
             elif refused is None:
-                user = await admission.user() if self._proxy.settings.identify_as else None
+                user = None
+                if self._proxy.settings.identify_as:
+                    user = admission.user or await admission.find_user()
                 self._ask(user)
             elif isinstance(refused, HTTPException):
                 self._respond(rejection(refused), [])
@@ -206,7 +208,8 @@ class Forward(Exchange):
     def _write(self, status: int, headers: list[RawHeader], body: bytes, *, close: bool = False) -> None:
         self._is_done = True
         connection = self.connection
-        connection.start(status, PHRASES.get(status, b""), self._identified(headers), close=close)
+        headers.append((REQUEST_ID, self.request.identify()))
+        connection.start(status, PHRASES.get(status, b""), headers, close=close)
         connection.send(body)
         connection.finish()
         self.over()
@@ -260,22 +263,20 @@ class Forward(Exchange):
 
     # --- Back from it
 
-    def on_answer(self, status: int, reason: bytes, headers: list[RawHeader], version: str) -> None:
+    def on_answer(self, head: AnswerHead) -> None:
         """Begin the answer as soon as what it counts is settled. Raises `InvalidResponse`."""
         admission, upstream = self._admission, self._upstream
         assert admission is not None
         assert upstream is not None
-        if status == 101 and not (upstream.parser.should_upgrade() and accepts(self.request.headers, headers)):
+        if head.status == 101 and not (upstream.parser.should_upgrade() and accepts(self.request.headers, head.raw)):
             raise InvalidResponse("the upstream took up another handshake than this one")
-        if UNWRITABLE.search(reason):
-            reason = PHRASES.get(status, b"")
-        self._answer = status, reason, response_headers(headers, status, version)
-        stated = stated_cost(headers)
-        owing = [] if stated is None else owing_of(admission.charges, stated, status, headers)
-        if owing or (status == 101 and self._proxy.records):
+        self._answer = head
+        stated = None if head.cost is None else read_cost(head.cost)
+        owing = [] if stated is None else owing_of(admission.charges, stated, head.status, head.raw)
+        if owing or (head.status == 101 and self._proxy.records):
             self._hold()
-            self._run(self._settle(headers, owing, stated or 0))
-        elif returned := self._settled(headers):
+            self._run(self._settle(head, owing, stated or 0))
+        elif returned := self._settled(head.status, head.raw):
             self._hold()
             self._run(self._give_back(returned))
         else:
@@ -326,9 +327,8 @@ class Forward(Exchange):
         else:
             self._fail(UNREADABLE if is_answer else BROKEN, error)
 
-    def _settled(self, headers: list[RawHeader]) -> list[Charge]:
+    def _settled(self, status: int, headers: list[RawHeader]) -> list[Charge]:
         assert self._admission is not None
-        status = self._answer[0]
         return self._admission.answer(status, headers, success=status == 101 or (status < 400 and not self.upgrades))
 
     def _hold(self) -> None:
@@ -337,7 +337,7 @@ class Forward(Exchange):
         if self._upstream is not None:
             self._upstream.transport.pause_reading()
 
-    async def _settle(self, headers: list[RawHeader], owing: list[Charge], stated: int) -> None:
+    async def _settle(self, head: AnswerHead, owing: list[Charge], stated: int) -> None:
         assert self._admission is not None
         if owing:
             await settle_cost(owing, stated)
@@ -345,7 +345,7 @@ class Forward(Exchange):
             # It never saw an answer.
             await self._end()
             return
-        await self._give_back(self._settled(headers))
+        await self._give_back(self._settled(head.status, head.raw))
 
     async def _give_back(self, returned: list[Charge]) -> None:
         assert self._admission is not None
@@ -371,10 +371,14 @@ class Forward(Exchange):
 
     def _start(self) -> None:
         assert self._admission is not None
-        status, reason, headers = self._answer
+        head = self._answer
+        assert head is not None
+        headers = head.headers
         headers += self._admission.fields(headers)
-        upgrade = b"websocket" if status == 101 else b""
-        self.connection.start(status, reason, self._identified(headers), upgrade=upgrade)
+        if not head.has_id:
+            headers.append((REQUEST_ID, self.request.identify()))
+        upgrade = b"websocket" if head.status == 101 else b""
+        self.connection.start(head.status, head.reason, headers, upgrade=upgrade)
         self._wait("upstream")
 
     def _finish(self) -> None:
@@ -411,7 +415,6 @@ class Forward(Exchange):
         """Answer with a problem of ours, which counts as one of the upstream would."""
         logger.warning("%d %s: %s", problem.status, problem.title, describe(error, self._proxy))
         self._let_go()
-        self._answer = problem.status, b"", problem.headers()
         self._phase = "upstream"
         self.connection.due = NEVER
         self._run(self._end_with(problem))
@@ -419,7 +422,7 @@ class Forward(Exchange):
     async def _end_with(self, problem: ServerProblem) -> None:
         admission = self._admission
         assert admission is not None
-        if returned := self._settled(self._answer[2]):
+        if returned := self._settled(problem.status, problem.headers()):
             await admission.give_back(returned)
         await admission.record()
         if self._is_lost:
@@ -448,14 +451,6 @@ class Forward(Exchange):
     def _wait(self, phase: Phase) -> None:
         self._phase = phase
         self.connection.due = self.connection.loop.time() + self._proxy.timeouts[phase]
-
-    def _identified(self, headers: list[RawHeader]) -> list[RawHeader]:
-        """Add the request's id, where the upstream has not said it."""
-        for name, _ in headers:
-            if name == REQUEST_ID:
-                return headers
-        headers.append((REQUEST_ID, self.request.identify()))
-        return headers
 
 
 def describe(error: Exception, proxy: Proxy) -> str:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from ratelimit.http.addresses import Addresses, TrustedProxies
+from ratelimit.server.problems import PHRASES
 from ratelimit.server.request import REQUEST_ID, RawHeader, Request
 from ratelimit.server.upstream import ProxySettings, Upstream
 
@@ -36,7 +37,9 @@ _NO_TRAILERS: Final = _READ_HERE | {
 }  # fmt: skip
 _MAX_KNOWN_HOST: Final = 256
 
-_NOT_ANSWERED: Final = HOP_BY_HOP | {COST}
+_OF_INTEREST: Final = HOP_BY_HOP | {COST, REQUEST_ID, b"content-length"}
+# What an upstream's `Connection` says most often, which drops nothing.
+_UNNAMED: Final = KEPT | {b"keep-alive", b"close"}
 # A server may not write these into an answer; it would be our error then, and is the upstream's.
 UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
@@ -143,28 +146,57 @@ def _framing(request: Request) -> bytes:
     return told + b"\r\n"
 
 
-def response_headers(headers: Iterable[RawHeader], status: int, version: str) -> list[RawHeader]:
-    """Return those of an answer that its client gets. Raises `InvalidResponse` for one that cannot be written."""
-    gone: frozenset[bytes] = _NOT_ANSWERED
-    found: list[RawHeader] = []
-    named: frozenset[bytes] = frozenset()
-    for name, value in headers:
-        if UNWRITABLE.search(value):
-            raise InvalidResponse(f"the field {name.decode('latin-1')!r} holds control characters")
-        if name not in gone:
-            found.append((name, value))
-        elif name == b"connection":
-            named |= frozenset([token.strip().lower() for token in value.split(b",")])
-        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            raise InvalidResponse("its transfer coding is not understood")
-    dropped = named - KEPT if named else named
-    if status in _BODILESS:
-        # A client would wait for that many bytes, and there are none.
-        dropped |= {b"content-length"}
-    if dropped:
-        found = [field for field in found if field[0] not in dropped]
-    found.append(_VIA_FIELD.get(version) or (b"via", b"%b ratelimit" % version.encode()))
-    return found
+class AnswerHead:
+    """An answer's status and fields: what they say of its framing, and those that its client gets.
+
+    Raises `InvalidResponse` for one that cannot be passed on. Control characters in values are for the parser to find.
+    """
+
+    __slots__ = ("cost", "has_id", "has_length", "headers", "is_coded", "is_empty", "raw", "reason", "status")
+
+    def __init__(self, status: int, reason: bytes, raw: list[RawHeader], version: str) -> None:
+        self.status = status
+        self.reason = PHRASES.get(status, b"") if UNWRITABLE.search(reason) else reason
+        self.raw = raw
+        """The fields as they came."""
+        self.headers: list[RawHeader] = []
+        """Those that pass."""
+        self.has_length = self.is_coded = self.has_id = False
+        self.is_empty = True
+        """Whether the length that is told is 0, or none is."""
+        self.cost: bytes | None = None
+        """What it says that the request has cost."""
+        named: frozenset[bytes] = frozenset()
+        headers = self.headers
+        for field in raw:
+            name = field[0]
+            if name not in _OF_INTEREST:
+                headers.append(field)
+            elif name == b"connection":
+                named |= frozenset([token.strip().lower() for token in field[1].split(b",")])
+            elif self._note(name, field[1]):
+                headers.append(field)
+        if named and (dropped := named - _UNNAMED):
+            self.headers = headers = [field for field in headers if field[0] not in dropped]
+        headers.append(_VIA_FIELD.get(version) or (b"via", b"%b ratelimit" % version.encode()))
+
+    def _note(self, name: bytes, value: bytes) -> bool:
+        """Take note of a field. Return whether it passes."""
+        if name == b"content-length":
+            self.has_length = True
+            self.is_empty = value.strip() == b"0"
+            # A client would wait for that many bytes, and there are none.
+            return self.status not in _BODILESS
+        if name == REQUEST_ID:
+            self.has_id = True
+            return True
+        if name == COST:
+            self.cost = value
+        elif name == b"transfer-encoding":
+            self.is_coded, self.is_empty = True, False
+            if value.strip().lower() != b"chunked":
+                raise InvalidResponse("its transfer coding is not understood")
+        return False
 
 
 def response_trailers(trailers: list[RawHeader]) -> list[RawHeader]:

@@ -15,8 +15,9 @@ from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.http.tracing import TraceContext
 from ratelimit.server.address import BACKLOG
 from ratelimit.server.connection import ClientConnection
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.problems import ServerProblem
-from ratelimit.server.request import Exchange, Request
+from ratelimit.server.request import Request
 from ratelimit.server.shutdown import ShutdownTimeouts
 
 logger = logging.getLogger("ratelimit.serving")

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, cast
 
 import httptools
 
-from ratelimit.server.headers import InvalidResponse
+from ratelimit.server.headers import AnswerHead, InvalidResponse
 from ratelimit.server.request import RawHeader
 from ratelimit.server.upstream import ProxySettings, Upstream
 from ratelimit.tasks import Tasks
@@ -37,7 +37,7 @@ class Asking(Protocol):
     def on_connection(self, connection: UpstreamConnection) -> None: ...
     def on_unreachable(self, error: Exception) -> None: ...
     def on_continue(self) -> None: ...
-    def on_answer(self, status: int, reason: bytes, headers: list[RawHeader], version: str) -> None: ...
+    def on_answer(self, head: AnswerHead) -> None: ...
     def on_answer_body(self, data: bytes) -> None: ...
     def on_answer_end(self, trailers: list[RawHeader]) -> None: ...
     def on_answer_read(self) -> None: ...
@@ -72,7 +72,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_surplus",
         "_unread",
         "_until_close",
-        "_version",
+
         "asking",
         "in_answer",
         "is_answered",
@@ -108,7 +108,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers: list[RawHeader] = []
         self._reason = b""
         self._size = self._unread = 0
-        self._version = "1.1"
         self._has_head = self._is_interim = self._is_empty = self._surplus = self._until_close = False
         self._keeps = True
         self.in_answer = self.is_answered = False
@@ -240,23 +239,16 @@ class UpstreamConnection(asyncio.Protocol):
         if not 200 <= status < 600 and not (status == 101 and asking.upgrades):
             raise InvalidResponse(f"the upstream answered with status {status}")
         self._has_head = True
-        self._version = parser.get_http_version()
+        version = parser.get_http_version()
         self._keeps = parser.should_keep_alive()
         headers, self._headers = self._headers, []
-        self._frame(status, headers, head_only=asking.head_only)
-        asking.on_answer(status, self._reason, headers, self._version)
-
-    def _frame(self, status: int, headers: list[RawHeader], *, head_only: bool) -> None:
-        has_length = is_coded = False
-        for name, value in headers:
-            if name == b"content-length":
-                has_length = True
-                self._keeps = self._keeps and not (status == 204 and value.strip() != b"0")
-            elif name == b"transfer-encoding":
-                is_coded = True
-                self._keeps = self._keeps and status != 204
-        self._is_empty = head_only or status in _EMPTY
-        self._until_close = not (self._is_empty or has_length or is_coded or status == 101)
+        head = AnswerHead(status, self._reason, headers, version)
+        if status == 204 and not head.is_empty:
+            # What follows is nobody's.
+            self._keeps = False
+        self._is_empty = asking.head_only or status in _EMPTY
+        self._until_close = not (self._is_empty or head.has_length or head.is_coded or status == 101)
+        asking.on_answer(head)
 
     def on_body(self, body: bytes) -> None:
         if self._is_empty or self.is_answered:

@@ -8,11 +8,12 @@ from ratelimit.factory import MiddlewareArgs
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.middleware import RateLimitMiddleware
 from ratelimit.server.connection import ClientConnection
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.forward import Forward, Phase
 from ratelimit.server.headers import RequestHeaders
 from ratelimit.server.pool import UpstreamPool
 from ratelimit.server.problems import ServerProblem
-from ratelimit.server.request import Exchange, Request
+from ratelimit.server.request import Request
 from ratelimit.server.upstream import ProxySettings, Upstream
 from ratelimit.store.memory import MemoryStore
 

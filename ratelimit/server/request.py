@@ -1,4 +1,4 @@
-"""`Request`: the head of a request as a connection has read and judged it; and `Exchange`, who answers one."""
+"""`Request`: the head of a request as a connection has read and judged it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from random import getrandbits
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Final, TypeAlias
 from urllib.parse import unquote
 
 from starlette.types import Scope
 
+from ratelimit.http.routing import ambiguity
 from ratelimit.server.problems import (
     FRAGMENT,
     NO_END,
@@ -21,12 +22,7 @@ from ratelimit.server.problems import (
     OLD_CODED,
     TOO_OLD,
     RequestRefused,
-    ServerProblem,
 )
-
-if TYPE_CHECKING:
-    from ratelimit.decision import Decision
-    from ratelimit.server.connection import ClientConnection
 
 RawHeader: TypeAlias = "tuple[bytes, bytes]"
 
@@ -51,8 +47,8 @@ class Request:
     """
 
     __slots__ = (
-        "connection_options", "expects_continue", "has_body", "headers", "host", "id", "is_chunked", "keep_alive",
-        "method", "offers", "scope", "since", "target", "trailers_asked", "version",
+        "ambiguity", "connection_options", "expects_continue", "has_body", "headers", "host", "id", "is_chunked",
+        "keep_alive", "method", "offers", "scope", "since", "target", "trailers_asked", "version",
     )  # fmt: skip
 
     def __init__(self, since: float) -> None:
@@ -64,6 +60,8 @@ class Request:
         self.headers: list[RawHeader] = []
         self.scope: Scope = {}
         """What an ASGI app would be shown."""
+        self.ambiguity: str | None = None
+        """Why nobody can tell what its path asks for."""
         self.host = b""
         self.id: bytes | None = None
         """The one that came with it, if it is usable."""
@@ -137,7 +135,7 @@ class Request:
 
     def show(self, client: tuple[str, int] | None, server: tuple[str, int | None] | None) -> None:
         """Make the scope."""
-        path, raw_path, query = read_target(self.target)
+        path, raw_path, query, self.ambiguity = read_target(self.target)
         self.scope = {
             "type": "http",
             "asgi": _ASGI,
@@ -185,18 +183,20 @@ class Request:
         return b"\r\n".join([*lines, b"", b""])
 
 
-def read_target(target: bytes) -> tuple[str, bytes, bytes]:
-    """Return the path, decoded and as it was written, and the query."""
+def read_target(target: bytes) -> tuple[str, bytes, bytes, str | None]:
+    """Return the path, decoded and as written, the query, and why nobody can tell what the path asks for, if so."""
     return _read_target_again(target) if len(target) <= _MAX_KNOWN_TARGET else _read_target(target)
 
 
-def _read_target(target: bytes) -> tuple[str, bytes, bytes]:
+def _read_target(target: bytes) -> tuple[str, bytes, bytes, str | None]:
     if target == b"*":
         # Asked of the whole server, it counts as its root.
-        return "/", b"/", b""
+        return "/", b"/", b"", None
     raw_path, _, query = target.partition(b"?")
     path = raw_path.decode("latin-1")
-    return unquote(path) if "%" in path else path, raw_path, query
+    if "%" in path:
+        path = unquote(path)
+    return path, raw_path, query, ambiguity(path)
 
 
 _read_target_again = lru_cache(_KNOWN_TARGETS)(_read_target)
@@ -218,78 +218,3 @@ def _check_framing(version: str, hosts: Sequence[bytes], codings: Sequence[bytes
             raise RequestRefused(NO_END)
         if len(applied) > 1:
             raise RequestRefused(NOT_CODED)
-
-
-class Exchange:
-    """Answers one request, through the connection that it came by. This one has nothing to say.
-
-    It is told of the request's body from its head on, and may answer from `begin` on, when those before it are through.
-    """
-
-    __slots__ = ("connection", "is_begun", "is_complete", "is_cut", "is_over", "request", "sent", "started", "status",
-                 "version")  # fmt: skip
-
-    def __init__(self, connection: ClientConnection, request: Request) -> None:
-        self.connection = connection
-        self.request = request
-        self.is_begun = False
-        self.is_complete = False
-        """Whether the request has arrived to its end."""
-        self.is_cut = False
-        """Whether it never will."""
-        self.started = False
-        """Whether the head of the answer is written."""
-        self.is_over = False
-        self.status = 0
-        """Of the answer; 0 where the client left, or was cut off, before there was one."""
-        self.version: Any = None
-        """Of the configuration that it is answered by."""
-        self.sent = 0
-        """Bytes of its body."""
-
-    def begin(self) -> None:
-        """Answer, from now on. `connection.start`, `send` and `finish` are for it alone until it has finished."""
-
-    def on_body(self, data: bytes) -> None:
-        """Take a piece of the request's body."""
-
-    def on_complete(self, trailers: list[RawHeader]) -> None:
-        """Take note that the request is complete."""
-        self.is_complete = True
-
-    def on_lost(self) -> None:
-        """Give up: the client has left, or was sent away."""
-
-    def cancel(self) -> None:
-        """End at once, whatever that breaks off: the process leaves."""
-
-    def on_full(self) -> None:
-        """Write nothing more if that can wait: the client does not take it."""
-
-    def on_drained(self) -> None:
-        """Go on writing."""
-
-    def on_due(self) -> None:
-        """Come to an end: the connection's `due`, which this one has set, has come."""
-
-    def flush(self) -> None:
-        """Send on what was read by now."""
-
-    def decisions(self) -> list[Decision]:
-        """Return what was decided about the request, for the log."""
-        return []
-
-    def problem(self, problem: ServerProblem) -> None:
-        """Answer with a problem, and be over."""
-        body = problem.encode()
-        headers = problem.headers()
-        self.connection.start(problem.status, problem.title.encode(), headers, close=problem.status == 408)
-        self.connection.send(body)
-        self.connection.finish()
-        self.over()
-
-    def over(self) -> None:
-        """Take note that all is done, refunds and all. To be called once."""
-        if not self.is_over:
-            self.is_over = True
-            self.connection.shared.over(self)

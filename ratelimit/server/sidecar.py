@@ -22,9 +22,10 @@ from ratelimit.limiter.checker import Observer
 from ratelimit.metrics import DecisionMetrics, Registry, by_label
 from ratelimit.server.access_log import AccessLog
 from ratelimit.server.connection import ClientConnection
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.listener import Service
 from ratelimit.server.problems import ServerProblem
-from ratelimit.server.request import Exchange, Request
+from ratelimit.server.request import Request
 from ratelimit.server.runtime import Runtime
 from ratelimit.tasks import Tasks
 

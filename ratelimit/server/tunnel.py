@@ -143,7 +143,7 @@ class WebSocketTunnel:
             self.from_upstream(early)
         if sent := client.take_stash():
             self.from_client(sent)
-        client.transport.resume_reading()
+        client.listen()
         upstream.transport.resume_reading()
 
     def from_client(self, data: bytes) -> None:

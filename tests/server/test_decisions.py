@@ -15,8 +15,9 @@ from ratelimit.policy import Policy
 from ratelimit.server.asgi import AsgiExchange, AsgiService
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.decisions import Check, Decisions, Question
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.listener import Service
-from ratelimit.server.request import Exchange, Request
+from ratelimit.server.request import Request
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
 from tests.server.sockets import ask, listening

@@ -14,8 +14,9 @@ from ratelimit.errors import StoreUnavailable
 from ratelimit.http.headers import HeaderWriter
 from ratelimit.policy import Policy
 from ratelimit.server.connection import ClientConnection
+from ratelimit.server.exchange import Exchange
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.request import Exchange, Request
+from ratelimit.server.request import Request
 from ratelimit.store import MemoryStore
 from tests.http.apps import limiter_of
 from tests.server.running import until

@@ -1,0 +1,87 @@
+"""`Exchange`: who answers one request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ratelimit.server.problems import ServerProblem
+from ratelimit.server.request import RawHeader, Request
+
+if TYPE_CHECKING:
+    from ratelimit.decision import Decision
+    from ratelimit.server.connection import ClientConnection
+
+
+class Exchange:
+    """Answers one request, through the connection that it came by. This one has nothing to say.
+
+    It is told of the request's body from its head on, and may answer from `begin` on, when those before it are through.
+    """
+
+    __slots__ = ("connection", "is_begun", "is_complete", "is_cut", "is_over", "request", "sent", "started", "status",
+                 "version")  # fmt: skip
+
+    def __init__(self, connection: ClientConnection, request: Request) -> None:
+        self.connection = connection
+        self.request = request
+        self.is_begun = False
+        self.is_complete = False
+        """Whether the request has arrived to its end."""
+        self.is_cut = False
+        """Whether it never will."""
+        self.started = False
+        """Whether the head of the answer is written."""
+        self.is_over = False
+        self.status = 0
+        """Of the answer; 0 where the client left, or was cut off, before there was one."""
+        self.version: Any = None
+        """Of the configuration that it is answered by."""
+        self.sent = 0
+        """Bytes of its body."""
+
+    def begin(self) -> None:
+        """Answer, from now on. `connection.start`, `send` and `finish` are for it alone until it has finished."""
+
+    def on_body(self, data: bytes) -> None:
+        """Take a piece of the request's body."""
+
+    def on_complete(self, trailers: list[RawHeader]) -> None:
+        """Take note that the request is complete."""
+        self.is_complete = True
+
+    def on_lost(self) -> None:
+        """Give up: the client has left, or was sent away."""
+
+    def cancel(self) -> None:
+        """End at once, whatever that breaks off: the process leaves."""
+
+    def on_full(self) -> None:
+        """Write nothing more if that can wait: the client does not take it."""
+
+    def on_drained(self) -> None:
+        """Go on writing."""
+
+    def on_due(self) -> None:
+        """Come to an end: the connection's `due`, which this one has set, has come."""
+
+    def flush(self) -> None:
+        """Send on what was read by now."""
+
+    def decisions(self) -> list[Decision]:
+        """Return what was decided about the request, for the log."""
+        return []
+
+    def problem(self, problem: ServerProblem) -> None:
+        """Answer with a problem, and be over."""
+        body = problem.encode()
+        headers = problem.headers()
+        self.connection.start(problem.status, problem.title.encode(), headers, close=problem.status == 408)
+        self.connection.send(body)
+        self.connection.finish()
+        self.over()
+
+    def over(self) -> None:
+        """Take note that all is done, refunds and all. To be called once."""
+        if not self.is_over:
+            self.is_over = True
+            self.connection.shared.over(self)
