@@ -8,8 +8,12 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 logger = logging.getLogger("ratelimit.serving")
+
+ECHO_S: Final = 0.05
+"""uvloop tells of a signal twice at times, when another comes right before it; nobody asks twice as soon as that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +43,15 @@ def on_signals(
     128, as shells count.
     """
     loop = asyncio.get_running_loop()
-    asked: list[int] = []
+    asked: list[float] = []
 
     def on_stop(number: int) -> None:
-        asked.append(number)
-        if len(asked) == 1:
+        now = loop.time()
+        if not asked:
+            asked.append(now)
             stop()
+            return
+        if now - asked[0] < ECHO_S:
             return
         logger.warning("told twice to leave: leaving at once, what runs is cut off")
         at_once()

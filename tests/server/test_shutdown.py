@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from asyncio import StreamReader, StreamWriter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from signal import SIGINT, SIGTERM
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -15,6 +18,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from ratelimit import open_store
+from ratelimit.server import shutdown
 from ratelimit.usage import UsageLog
 from tests.engines import Engine
 from tests.server.clients import Clients
@@ -147,6 +151,29 @@ async def test_a_second_signal_leaves_at_once() -> None:
             with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
                 await asyncio.wait_for(reader.readexactly(1), LONG_S)
             writer.close()
+
+
+async def test_a_signal_that_is_told_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    handlers: dict[int, partial[None]] = {}
+    told: list[str] = []
+    now = 0.0
+
+    def add(number: int, do: Callable[..., None], *args: Any) -> None:
+        handlers[number] = partial(do, *args)
+
+    monkeypatch.setattr(loop, "add_signal_handler", add)
+    monkeypatch.setattr(loop, "time", lambda: now)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+    monkeypatch.setattr("os._exit", lambda status: told.append(f"exit {status}"))
+
+    def note(what: str) -> Callable[[], None]:
+        return lambda: told.append(what)
+
+    shutdown.on_signals(stop=note("stop"), at_once=note("at once"), reload=note("reload"), replace=note("replace"))
+    for now in (1.0, 1.001, 1.049, 2.0):  # noqa: B007 (the loop's time)
+        handlers[SIGTERM]()
+    assert told == ["stop", "at once", f"exit {128 + SIGTERM}"]
 
 
 @pytest.mark.process
