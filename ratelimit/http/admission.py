@@ -10,15 +10,18 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Scope
 
 from ratelimit.decision import Decision
+from ratelimit.errors import QuotaExceeded
 from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all
 from ratelimit.http.headers import Headers
 from ratelimit.http.policy_check import Routes, SurfaceOptions, connection_of
 from ratelimit.http.refusal import Refusals
 from ratelimit.limiter import Limiter
+from ratelimit.policy import Cost
 from ratelimit.tasks import Tasks
 
 # Those that tell a client to send the same request again, elsewhere; after 302 and 303 it sends another one.
@@ -58,9 +61,13 @@ class Admission:
     Within another one's (`outer`) it goes on with that one's charges, so that each unit is accounted for once.
     """
 
-    __slots__ = ("_outer", "_shared", "_since", "charges", "exempt", "headers", "scope", "status", "succeeded")
+    __slots__ = (
+        "_outer", "_shared", "_since", "charges", "exempt", "has_begun", "headers", "scope", "status", "succeeded"
+    )  # fmt: skip
 
     def __init__(self, shared: MiddlewareState, scope: Scope, outer: Admission | None = None) -> None:
+        if outer is not None and not outer.leads_to(shared):
+            outer.charges.act()
         self._outer = outer
         self._shared = shared
         self._since = 0 if shared.recorder is None else shared.clock.now()
@@ -68,6 +75,8 @@ class Admission:
         self.charges: Charges = Charges() if outer is None else outer.charges
         self.exempt = False
         """Whether no policy is to check this request."""
+        self.has_begun = False
+        """Whether the answer has."""
         self.status = 500
         self.headers: Any = ()
         """The answer's own fields."""
@@ -91,6 +100,48 @@ class Admission:
         except HTTPException as error:
             return error
         return None
+
+    async def ask(
+        self,
+        action: str,
+        *,
+        cost: Cost | None = None,
+        limiter: Limiter | None = None,
+        connection: HTTPConnection | None = None,
+    ) -> Decision:
+        """Check one policy because a view asks, and return the decision. Raises `QuotaExceeded`, and as `check` of
+        `PolicyCheck` does."""
+        policy_check = self._shared.options.policy_check(limiter or self._shared.limiter, action)
+        if self.exempt:
+            charge = policy_check.free()
+        else:
+            charge = await policy_check.check(self.scope, cost=cost, connection=connection)
+        await self.take(charge)
+        return charge.decision
+
+    async def take(self, charge: Charge) -> None:
+        """Take note of a check that a view has asked for, on whose answer it acts. Raises `QuotaExceeded`."""
+        decision, charges = charge.decision, self.charges
+        if self.has_begun:
+            charges.add_late(charge)
+            await self._settle_late(charge)
+        else:
+            charges.add(charge)
+            charges.act()
+        if not decision.allowed:
+            charges.raised = QuotaExceeded(decision)
+            raise charges.raised
+
+    def leads_to(self, shared: MiddlewareState) -> bool:
+        """Return whether there are but middlewares between this one and that: nothing has been done in between."""
+        return any(one is shared for one in self._shared.inner)
+
+    async def _settle_late(self, charge: Charge) -> None:
+        """See through what was checked after the answer has begun: settle it, and write it down."""
+        if charge.spent and not charge.counts(self.succeeded, self.status, self.headers):
+            await give_back_all(self._shared.refunds, [charge])
+        charge.settle()
+        await self.write_down([charge], None)
 
     @property
     def user(self) -> str | None:

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Iterable, Sequence
 from random import random as _draw
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Scope
 
+from ratelimit.blocking import is_blocking
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import QuotaExceeded, StoreUnavailable
 from ratelimit.http.routing import app_path
@@ -26,18 +27,22 @@ _SHADOW: Final = {"shadow_denied": True}
 logger = logging.getLogger("ratelimit")
 
 
+Pending: TypeAlias = dict[str, dict[int, int]]
+"""Of each user the units of requests that are not answered yet, which may turn out not to count. Threads share it
+without a lock: where one loses sight of an entry of another's, a refusal only names a longer wait."""
+
+
 class Charge:
     """What was decided for whom, and what it takes to give it back."""
 
-    __slots__ = ("_held", "_pending", "decision", "limiter", "policy", "user")
+    __slots__ = ("_pending", "decision", "limiter", "policy", "user")
 
     def __init__(self, limiter: Limiter, policy: Policy, user: str, decision: Decision) -> None:
         self.limiter = limiter
         self.policy = policy
         self.user = user
         self.decision = decision
-        self._pending: dict[str, int] | None = None
-        self._held = 0
+        self._pending: Pending | None = None
 
     @property
     def spent(self) -> int:
@@ -66,21 +71,18 @@ class Charge:
             self.settle()
             self.decision = msgspec.structs.replace(taken, cost=taken.spent - taken.refunded, quotas=quotas)
 
-    def await_answer(self, pending: dict[str, int]) -> None:
+    def await_answer(self, pending: Pending) -> None:
         """Count its units among those that may still be given back, until it is settled."""
         self._pending = pending
-        self._held = self.decision.cost
-        pending[self.user] = pending.get(self.user, 0) + self._held
+        pending.setdefault(self.user, {})[id(self)] = self.decision.cost
 
     def settle(self) -> None:
         """Take note that it is known now whether it counts."""
         pending, self._pending = self._pending, None
-        if pending is not None:
-            left = pending[self.user] - self._held
-            if left > 0:
-                pending[self.user] = left
-            else:
-                del pending[self.user]
+        if pending is not None and (held := pending.get(self.user)) is not None:
+            held.pop(id(self), None)
+            if not held:
+                pending.pop(self.user, None)
 
     def _with_room(self, state: QuotaState, units: int) -> QuotaState:
         """Return how the quota stands with these units given back."""
@@ -223,6 +225,10 @@ async def give_back_all(refunds: Tasks, charges: Sequence[Charge]) -> None:
     The answer waits for it: whoever has it may ask again at once. What cannot be given back within the limiter's
     deadline stays spent: usage reads too high, never too low.
     """
+    if is_blocking():
+        for charge in charges:
+            await give_back(charge, charge.spent)
+        return
     await asyncio.wait([refunds.start(give_back(charge, charge.spent)) for charge in charges])
 
 

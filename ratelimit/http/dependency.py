@@ -54,13 +54,7 @@ def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = 
         state = RateLimitState.of(connection.scope)
         if state is None:
             return await _check_without_middleware(options, limiter, action, connection, cost)
-        policy_check = state.options.policy_check(limiter or state.limiter, action)
-        if state.exempt:
-            charge = policy_check.free()
-        else:
-            charge = await policy_check.check(connection.scope, cost=cost, connection=connection)
-        await state.take(charge)
-        return charge.decision
+        return await state.handler.ask(action, cost=cost, limiter=limiter, connection=connection)
 
     if limiter is None:
         _actions[check] = action

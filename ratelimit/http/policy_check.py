@@ -16,7 +16,7 @@ from starlette.types import Scope
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, InvalidCost, UnknownAction
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies
-from ratelimit.http.charges import Charge, room
+from ratelimit.http.charges import Charge, Pending, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
 from ratelimit.http.identity import DEFAULT_USER_FROM, UserResolver
 from ratelimit.http.routing import Patterns, RequestTarget
@@ -45,8 +45,7 @@ class PolicyCheck:
             self._exempt = Exemption(policy.exempt)
         except ConfigError as error:
             raise error.under(f"policies.{policy.name}") from error
-        self._pending: dict[str, int] | None = None if policy.count == "all" else {}
-        """Of each user the units of requests that are not answered yet, which may turn out not to count."""
+        self._pending: Pending | None = None if policy.count == "all" else {}
         # What is asked once it is known that the user is well-formed; but a limiter of the app's own class, or one that
         # the app has wrapped, sees to its checks itself.
         self._checker = limiter._checker
@@ -93,16 +92,20 @@ class PolicyCheck:
         decision = Decision(allowed=True, policy=self.policy.name, cost=0, quotas=(), at_us=self.limiter.clock.now())
         return Charge(self.limiter, self.policy, "", decision)
 
-    def _counted_later(self, charge: Charge, pending: dict[str, int]) -> Charge:
+    def _counted_later(self, charge: Charge, pending: Pending) -> Charge:
         """While units that would have left room may still be given back, a refusal says so: to come back soon."""
         decision = charge.decision
         if charge.spent:
             charge.await_answer(pending)
-        elif decision.reason == "quota" and _may_fit(decision, pending.get(charge.user, 0)):
+        elif decision.reason == "quota" and _may_fit(decision, _units(pending, charge.user)):
             quotas = tuple([_soon(state) for state in decision.quotas])
             wait = None if decision.retry_after is None else min(decision.retry_after, _SOON_S)
             charge.decision = msgspec.structs.replace(decision, quotas=quotas, retry_after=wait)
         return charge
+
+
+def _units(pending: Pending, user: str) -> int:
+    return sum(list(pending.get(user, {}).values()))
 
 
 def _may_fit(refused: Decision, pending: int) -> bool:

@@ -9,9 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.errors import QuotaExceeded
 from ratelimit.http.admission import Admission, MiddlewareState
-from ratelimit.http.charges import Charge, Charges, give_back_all
+from ratelimit.http.charges import Charge, Charges
 from ratelimit.http.identity import UserResolver
 from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.http.refusal import closing, rejection
@@ -51,19 +50,6 @@ class RateLimitState:
         """Return them in the order they were made, refused and shadowed ones included."""
         return self.charges.decisions
 
-    async def take(self, charge: Charge) -> None:
-        """Take note of a check that a view has asked for, on whose answer it acts. Raises `QuotaExceeded`."""
-        decision, charges = charge.decision, self.charges
-        if self.handler.has_begun:
-            charges.add_late(charge)
-            await self.handler.settle_late(charge)
-        else:
-            charges.add(charge)
-            charges.act()
-        if not decision.allowed:
-            charges.raised = QuotaExceeded(decision)
-            raise charges.raised
-
     @classmethod
     def of(cls, scope: Scope) -> RateLimitState | None:
         """Return what a middleware further out has left."""
@@ -74,21 +60,14 @@ class RateLimitState:
 class RequestHandler(Admission):
     """Its `send` is what the app is given. Messages other than a start pass through as they are, one by one."""
 
-    __slots__ = ("_closed", "_receive", "_send", "has_begun")
+    __slots__ = ("_closed", "_receive", "_send")
 
     def __init__(self, shared: MiddlewareState, scope: Scope, receive: Receive, send: Send) -> None:
         outer = RateLimitState.of(scope)
-        if outer is None:
-            super().__init__(shared, scope)
-        else:
-            if not outer.handler.leads_to(shared):
-                outer.charges.act()
-            super().__init__(shared, scope, outer.handler)
+        super().__init__(shared, scope, None if outer is None else outer.handler)
         scope[SCOPE_KEY] = RateLimitState(self, shared.limiter, shared.options, self.charges)
         self._receive = receive
         self._send = send
-        self.has_begun = False
-        """Whether the answer has."""
         self._closed = False
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -128,17 +107,6 @@ class RequestHandler(Admission):
     async def reject(self, error: HTTPException) -> None:
         """Answer what a function of the app has raised about the request."""
         await self._shared.refusals.send(rejection(error), [], self.scope, self._receive, self.send)
-
-    def leads_to(self, shared: MiddlewareState) -> bool:
-        """Return whether there are but middlewares between this one and that: nothing has been done in between."""
-        return any(one is shared for one in self._shared.inner)
-
-    async def settle_late(self, charge: Charge) -> None:
-        """See through what was checked after the answer has begun: settle it, and write it down."""
-        if charge.spent and not charge.counts(self.succeeded, self.status, self.headers):
-            await give_back_all(self._shared.refunds, [charge])
-        charge.settle()
-        await self.write_down([charge], None)
 
     def _start(self, message: Message) -> list[Charge]:
         """Note how the answer begins. Return what has to be given back first."""
