@@ -1,0 +1,190 @@
+"""`AppRequest`: one request to an app that is not ASGI's. What is done before its view, and with its answer.
+
+Its methods are coroutines, as the checks are. `run` does them where there is no event loop: whatever waits there is a
+blocking call, so that they never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Message, Scope
+
+from ratelimit.decision import Decision
+from ratelimit.errors import ConfigError
+from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.admission import Admission, MiddlewareState
+from ratelimit.http.charges import Recorder
+from ratelimit.http.headers import Headers, HeaderStyle
+from ratelimit.http.policy_check import Routes, SurfaceOptions
+from ratelimit.http.refusal import OnRefused, Refusals, rejection
+from ratelimit.limiter import limiter
+from ratelimit.policy import Cost, Exempt, UserFrom
+from ratelimit.sync import Limiter, UsageLog
+from ratelimit.tasks import Tasks
+from ratelimit.usage import log
+
+T = TypeVar("T")
+
+
+class Options(TypedDict, total=False):
+    """What every surface takes, as `RateLimitMiddleware` explains it."""
+
+    user_from: UserFrom | Iterable[UserFrom]
+    trusted_proxies: TrustedProxies
+    ipv6_prefix: int
+    headers: HeaderStyle
+    exempt: Exempt | Iterable[Exempt]
+
+
+class Answer(NamedTuple):
+    """An answer of our own, in the place of the app's."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine does that never has to wait. Raise `ConfigError` where a function of the app does."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    how = "one is async, and nobody can await it here: write it without"
+    raise ConfigError("cost, user_from, exempt, on_refused", how)
+
+
+def state_of(
+    limiter: limiter.Limiter,
+    usage: log.UsageLog | None = None,
+    *,
+    app: object = None,
+    on_refused: OnRefused | None = None,
+    inner: Sequence[MiddlewareState] = (),
+    options: Options,
+) -> MiddlewareState:
+    """Return what all requests through one surface share. Raises `ConfigError` with the path to a bad option."""
+    surface = SurfaceOptions(**options)
+    routes = Routes([surface.policy_check(limiter, action) for action in limiter.policies])
+    refusals = Refusals(surface.writer, cast(Any, app), on_refused)
+    recorder = None if usage is None else Recorder(usage)
+    return MiddlewareState(limiter, surface, routes, Tasks("a refund"), refusals, recorder, inner)
+
+
+class AskingLimiter(limiter.Limiter):
+    """A limiter for threads as the coroutines of a surface ask it. Each call is over when it returns."""
+
+    def __init__(self, asked: Limiter) -> None:
+        if not isinstance(asked, Limiter):
+            raise ConfigError("limiter", f"expected a Limiter of ratelimit.sync, not {asked!r}")
+        self.asked = asked
+        core = asked._core
+        self.clock = core.clock
+        self.stats = core.stats
+        self._resolver = core._resolver
+        self._checker = core._checker
+
+    async def check(self, *args: Any, **options: Any) -> Decision:
+        """Check, and block."""
+        return self.asked.check(*args, **options)
+
+    async def refund(self, *args: Any, **options: Any) -> None:
+        """Refund, and block."""
+        self.asked.refund(*args, **options)
+
+
+class AskingLog(log.UsageLog):
+    """A usage log for threads, likewise."""
+
+    def __init__(self, asked: UsageLog) -> None:
+        if not isinstance(asked, UsageLog):
+            raise ConfigError("usage", f"expected a UsageLog of ratelimit.sync, not {asked!r}")
+        self.asked = asked
+
+    def _accept(self, *args: Any, **options: Any) -> Awaitable[bool] | None:
+        self.asked._accept(*args, **options)
+        return None
+
+
+class AppRequest:
+    """One request, its checks and what they took; `request.decisions` are those made so far."""
+
+    __slots__ = ("admission", "state")
+
+    def __init__(self, state: MiddlewareState, scope: Scope, outer: object = None) -> None:
+        """`outer` is what a surface further out has left of this request."""
+        self.state = state
+        self.admission: Admission = Admission(state, scope, outer.admission if isinstance(outer, AppRequest) else None)
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """Return them in the order they were made, refused and shadowed ones included."""
+        return self.admission.charges.decisions
+
+    async def begin(self) -> Answer | None:
+        """Check it. Return the answer where the app is not to see it."""
+        refused = await self.admission.check()
+        if refused is None:
+            return None
+        if not isinstance(refused, HTTPException):
+            return await self.refuse(refused)
+        response = rejection(refused)
+        fields = await self.start(response.status_code, response.raw_headers)
+        await self.admission.record()
+        return await self._sent(response, fields)
+
+    async def ask(self, action: str, *, cost: Cost | None = None) -> Decision:
+        """Check one policy because a view asks. Raises `QuotaExceeded`, and `UnknownAction`."""
+        return await self.admission.ask(action, cost=cost)
+
+    async def refuse(self, decision: Decision, *, by_app: bool = False) -> Answer:
+        """Return a refusal, when what was taken for it is back. What the app has acted on stays spent."""
+        admission = self.admission
+        if by_app:
+            admission.charges.act()
+        admission.has_begun = True
+        response, fields = await admission.refuse(decision)
+        return await self._sent(response, fields)
+
+    async def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> Headers:
+        """Settle, as the answer begins. Return the fields to add to it."""
+        admission = self.admission
+        admission.has_begun = True
+        if returned := admission.answer(status, headers, success=status < 400):
+            await admission.give_back(returned)
+        return admission.fields(headers)
+
+    async def end(self) -> None:
+        """Settle what is not yet, and record it, when the request is over. Harmless when it was."""
+        if not self.admission.is_over:
+            await self.admission.end()
+
+    async def _sent(self, response: Response, fields: Headers) -> Answer:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await self.state.refusals.send(response, fields, self.admission.scope, _disconnected, send)
+        start, *parts = sent
+        return Answer(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in parts))
+
+
+async def _disconnected() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def encoded(headers: Iterable[tuple[str, str]]) -> Headers:
+    """Return fields as ASGI has them."""
+    return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
+
+
+def decoded(headers: Headers) -> list[tuple[str, str]]:
+    """Return fields as WSGI has them."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]

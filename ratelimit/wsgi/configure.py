@@ -1,0 +1,62 @@
+"""`configure`: what a configuration describes, built for threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Unpack, cast
+
+from ratelimit.config import Config, SettingArgs
+from ratelimit.errors import ConfigError
+from ratelimit.factory import build_usage_log, load_checked
+from ratelimit.http.tracing import spans
+from ratelimit.limiter.alerts import AlertHook
+from ratelimit.sync import Directory, Limiter, UsageLog
+from ratelimit.sync.store import store_from
+from ratelimit.wsgi.app_request import Options
+
+
+class MiddlewareArgs(Options):
+    """What `RateLimitMiddleware` takes besides the app."""
+
+    limiter: Limiter
+    usage: UsageLog | None
+
+
+def configure(
+    path: str | Path | None = None, *, on_alert: AlertHook | None = None, **settings: Unpack[SettingArgs]
+) -> MiddlewareArgs:
+    """Return the arguments of the middleware, as `ratelimit.configure` does, for threads.
+
+    The store opens with the first check. Raises `ConfigError` with all that is wrong.
+    """
+    config = load_checked(path, **settings)
+    limiter = build_limiter(config, on_alert=on_alert)
+    return MiddlewareArgs(
+        limiter=limiter,
+        usage=cast(
+            "UsageLog | None",
+            build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store)),
+        ),
+        user_from=config.user_from,
+        trusted_proxies=config.trusted_proxies,
+        ipv6_prefix=config.ipv6_prefix,
+        headers=config.headers,
+        exempt=config.exempt,
+    )
+
+
+def build_limiter(config: Config, *, on_alert: AlertHook | None = None) -> Limiter:
+    """Return the limiter of a configuration, for threads. Raises `ConfigError`."""
+    if config.mirror != "off":
+        raise ConfigError("mirror", "is written to by apps with an event loop and by the sidecar; leave it out here")
+    store = store_from(config.store, user_hash_key=config.user_hash_key)
+    limiter = Limiter(
+        store,
+        (*config.policies, *config.envoy_config.policies),
+        deadline=config.deadline,
+        denial_cache=config.denial_cache,
+        directory=Directory(store.directory) if config.directory else None,
+        on_alert=on_alert,
+    )
+    limiter.observer = spans(limiter.clock)
+    return limiter

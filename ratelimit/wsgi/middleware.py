@@ -1,0 +1,222 @@
+"""`RateLimitMiddleware`: asks the limiter before a request reaches a WSGI app."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+
+from ratelimit.config import SettingArgs
+from ratelimit.decision import Decision
+from ratelimit.errors import QuotaExceeded, RateLimitError
+from ratelimit.http.admission import MiddlewareState
+from ratelimit.http.refusal import OnRefused, stack
+from ratelimit.limiter.alerts import AlertHook
+from ratelimit.policy import Cost
+from ratelimit.sync import Limiter, UsageLog
+from ratelimit.wsgi.app_request import (
+    Answer,
+    AppRequest,
+    AskingLimiter,
+    AskingLog,
+    Options,
+    decoded,
+    encoded,
+    run,
+    state_of,
+)
+from ratelimit.wsgi.configure import configure
+from ratelimit.wsgi.environ import ENVIRON_KEY, scope_of
+
+if TYPE_CHECKING:
+    from _typeshed import OptExcInfo
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+
+
+class RateLimitMiddleware:
+    """Checks every request against each policy whose `match` fits, as the one for ASGI, whose options it has.
+
+    `limiter` and `usage` are those of `ratelimit.sync`: one for all threads of a process, and for those that are forked
+    from it. `user_from = "user"` is the server's `REMOTE_USER`. Functions are given Starlette's `Request`, in whose
+    `scope["wsgi.environ"]` the environment is; they cannot be async. `on_refused` returns a Starlette `Response`.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        limiter: Limiter,
+        usage: UsageLog | None = None,
+        on_refused: OnRefused | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self.app = app
+        self.limiter = limiter
+        self.usage = usage
+        self._state: MiddlewareState = state_of(
+            AskingLimiter(limiter),
+            None if usage is None else AskingLog(usage),
+            app=app,
+            on_refused=on_refused,
+            inner=[one._state for one in stack(app) if isinstance(one, RateLimitMiddleware)],
+            options=options,
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        app: WSGIApplication,
+        path: str | Path | None = None,
+        *,
+        on_refused: OnRefused | None = None,
+        on_alert: AlertHook | None = None,
+        **settings: Unpack[SettingArgs],
+    ) -> Self:
+        """Make one of a configuration: `app = RateLimitMiddleware.from_config(app, "ratelimit.toml")`.
+
+        Raises `ConfigError` with all that is wrong.
+        """
+        return cls(app, on_refused=on_refused, **configure(path, on_alert=on_alert, **settings))
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        request = AppRequest(self._state, scope_of(environ), environ.get(ENVIRON_KEY))
+        environ[ENVIRON_KEY] = request
+        responder = _Responder(request, start_response)
+        try:
+            if (answer := run(request.begin())) is not None:
+                return responder.reply(answer)
+            body = self.app(environ, responder)
+            responder.commit()
+        except QuotaExceeded as error:
+            return responder.refuse(error)
+        except BaseException:
+            run(request.end())
+            raise
+        # What nothing is left to be done about the server gets as it is, which may be a file.
+        return body if responder.has_begun and request.admission.is_over else _Body(body, responder, request)
+
+
+class _Responder:
+    """The `start_response` that the app is given. The server hears of the answer when nothing can take its place."""
+
+    def __init__(self, request: AppRequest, start_response: StartResponse) -> None:
+        self._request = request
+        self._start_response = start_response
+        self._held: tuple[str, list[tuple[str, str]], OptExcInfo | None] | None = None
+        self._write: Callable[[bytes], object] | None = None
+        self.has_begun = False
+        self.length: int | None = None
+        """Bytes of the body that are still to come, where the app says it."""
+
+    def __call__(
+        self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        if exc_info is None and (self._held is not None or self.has_begun):
+            raise AssertionError("start_response was called before, and there is no exc_info")
+        if self.has_begun:
+            self._write = self._start_response(status, headers, exc_info)
+        else:
+            self._held = status, headers, exc_info
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """Send a piece of the body, as old apps do."""
+        self.commit()
+        if self._write is not None:
+            self._write(data)
+
+    def commit(self) -> None:
+        """Settle what the answer means for what was taken, and begin it; nothing where the app has not yet."""
+        if self._held is None:
+            return
+        (status, headers, exc_info), self._held = self._held, None
+        fields = run(self._request.start(_code(status), encoded(headers)))
+        self._begin(status, [*headers, *decoded(fields)], exc_info)
+
+    def refuse(self, error: QuotaExceeded) -> list[bytes]:
+        """Answer that the app was refused what it has asked for. Raises the error where another answer has begun."""
+        if self.has_begun:
+            run(self._request.end())
+            raise error
+        return self.reply(run(self._request.refuse(error.decision, by_app=True)))
+
+    def reply(self, answer: Answer) -> list[bytes]:
+        """Begin an answer of our own, and return its body: none for HEAD, of which not all servers take it off."""
+        self._held = None
+        self._begin(f"{answer.status} {_PHRASES.get(answer.status, 'Refused')}", decoded(answer.headers), None)
+        run(self._request.end())
+        return [] if self._request.admission.scope["method"] == "HEAD" else [answer.body]
+
+    def _begin(self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None) -> None:
+        self.has_begun = True
+        length = next((value for name, value in headers if name.lower() == "content-length"), "")
+        self.length = int(length) if length.isdecimal() else None
+        args: tuple[Any, ...] = (status, headers) if exc_info is None else (status, headers, exc_info)
+        self._write = self._start_response(*args)
+
+
+class _Body:
+    """The app's body, piece by piece. The one that completes it goes out when what it was is kept."""
+
+    def __init__(self, body: Iterable[bytes], responder: _Responder, request: AppRequest) -> None:
+        self._body = body
+        self._pieces = iter(body)
+        self._responder = responder
+        self._request = request
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        responder = self._responder
+        try:
+            piece = next(self._pieces)
+        except StopIteration:
+            self._end()
+            raise
+        except QuotaExceeded as error:
+            self._pieces = iter(responder.refuse(error))
+            return next(self._pieces, b"")
+        responder.commit()
+        if responder.length is not None:
+            responder.length -= len(piece)
+            if responder.length <= 0:
+                self._end()
+        return piece
+
+    def close(self) -> None:
+        """Settle where the client has gone, or the app has failed."""
+        try:
+            if hasattr(self._body, "close"):
+                self._body.close()
+        finally:
+            run(self._request.end())
+
+    def _end(self) -> None:
+        self._responder.commit()
+        run(self._request.end())
+
+
+def _code(status: str) -> int:
+    code = status.partition(" ")[0]
+    return int(code) if code.isdecimal() else 500
+
+
+def limited(action: str, *, cost: Cost | None = None) -> Callable[[WSGIEnvironment], Decision]:
+    """Return a function of the environment by which a view asks by itself, and which returns the decision.
+
+    A refusal raises `QuotaExceeded`, which the middleware answers where nobody catches it. Raises `UnknownAction`, and
+    `RateLimitError` where there is no middleware.
+    """
+
+    def check(environ: WSGIEnvironment) -> Decision:
+        request = environ.get(ENVIRON_KEY)
+        if not isinstance(request, AppRequest):
+            raise RateLimitError(f"limited({action!r}) needs RateLimitMiddleware around the app")
+        return run(request.ask(action, cost=cost))
+
+    return check

@@ -1,0 +1,29 @@
+"""What `docs/flask.md` says of its apps."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.docs.pages import run, titled
+from tests.wsgi.apps import call
+
+pytestmark = pytest.mark.usefixtures("noon")
+
+
+async def app_of(title: str) -> Any:
+    return (await run(titled("docs/flask.md", title)))["app"]
+
+
+async def test_the_first_app_limits_by_path() -> None:
+    app = await app_of("wsgi.py")
+    assert [(await asyncio.to_thread(call, app)).status for _ in range(6)] == [200] * 5 + [429]
+
+
+async def test_a_view_asks_by_itself() -> None:
+    app = await app_of("views.py")
+    replies = [await asyncio.to_thread(call, app, path=f"/?pages={pages}") for pages in (7, 4, 3)]
+    assert [reply.status for reply in replies] == [200, 429, 200]
+    assert replies[0].body == b"3 pages left today\n"

@@ -1,0 +1,266 @@
+"""What is WSGI's own: when an answer begins and ends, errors, views that ask, one middleware in another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.util import FileWrapper
+
+import pytest
+
+import ratelimit
+from ratelimit import MemoryStore, Policy, QuotaExceeded
+from ratelimit.errors import ConfigError, RateLimitError, UnknownAction
+from ratelimit.sync import InsideEventLoop, Limiter, UsageLog
+from ratelimit.wsgi import RateLimitMiddleware, configure, limited
+from tests.wsgi.apps import HINT, call, environ_of, hello, limiter_of
+
+USER = "ip:203.0.113.7"
+SUCCESS = Policy("hint", "5/day", match="/**", count="success")
+
+
+def used(limiter: Limiter, user: str = USER, action: str = "hint") -> int:
+    return limiter.peek(user, action).used
+
+
+def test_a_generator_that_begins_its_answer_late() -> None:
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [("content-type", "text/plain")])
+        yield b"one"
+        yield b"two"
+
+    reply = call(RateLimitMiddleware(app, limiter=limiter_of()))
+    assert (reply.status, reply.body, reply.header("ratelimit")) == (200, b"onetwo", ['"hint";r=4;t=43200'])
+
+
+def test_pieces_go_out_one_by_one() -> None:
+    made = []
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        for number in range(3):
+            made.append(number)
+            yield b"%d" % number
+
+    body = iter(RateLimitMiddleware(app, limiter=limiter_of())(environ_of(), lambda *_: None))  # type: ignore[arg-type]
+    assert (next(body), made) == (b"0", [0])
+    assert (next(body), made) == (b"1", [0, 1])
+
+
+def test_what_counts_is_what_the_app_has_said_last() -> None:
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("content-type", "text/plain")])
+        try:
+            raise ValueError
+        except ValueError:
+            start_response("500 Oh", [("content-type", "text/plain")], sys.exc_info())
+        return [b"no"]
+
+    limiter = limiter_of(SUCCESS)
+    reply = call(RateLimitMiddleware(app, limiter=limiter))
+    assert (reply.status, used(limiter)) == (500, 0)
+    assert reply.header("ratelimit") == ['"hint";r=5;t=43200']
+
+
+def test_units_are_back_before_the_answer_begins() -> None:
+    limiter = limiter_of(SUCCESS)
+
+    def start_response(status: str, headers: Any) -> None:
+        assert used(limiter) == 0
+
+    list(RateLimitMiddleware(hello, limiter=limiter)(environ_of(headers=[("x-status", "404")]), start_response))  # type: ignore[arg-type]
+
+
+def test_an_app_that_fails_or_never_answers_has_failed() -> None:
+    def broken(environ: Any, start_response: Any) -> Iterable[bytes]:
+        raise ValueError("a bug")
+
+    def half(environ: Any, start_response: Any) -> Iterator[bytes]:
+        raise ValueError("a bug")
+        yield b""
+
+    for app in (broken, half):
+        limiter = limiter_of(SUCCESS)
+        with UsageLog(limiter.store, clock=limiter.clock) as usage:
+            with pytest.raises(ValueError, match="a bug"):
+                call(RateLimitMiddleware(app, limiter=limiter, usage=usage))
+            assert used(limiter) == 0
+            usage.flush()
+            assert [event.status for event in usage.events(USER).events] == [500]
+
+
+def test_an_old_app_writes() -> None:
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        write = start_response("200 OK", [("content-type", "text/plain")])
+        write(b"old ")
+        return [b"and new"]
+
+    reply = call(RateLimitMiddleware(app, limiter=limiter_of()))
+    assert (reply.body, reply.header("ratelimit")) == (b"old and new", ['"hint";r=4;t=43200'])
+
+
+def test_a_file_stays_one_so_that_the_server_may_send_it_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return FileWrapper((tmp_path / "a").open("rb"))
+
+    body = RateLimitMiddleware(app, limiter=limiter_of())(environ_of(), lambda *_: None)  # type: ignore[arg-type]
+    assert isinstance(body, FileWrapper)
+    body.close()
+
+
+def test_an_event_is_kept_before_the_last_piece_goes_out() -> None:
+    limiter = limiter_of()
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("content-length", "4")])
+        return [b"ab", b"cd"]
+
+    with UsageLog(limiter.store, clock=limiter.clock) as usage:
+        body = iter(RateLimitMiddleware(app, limiter=limiter, usage=usage)(environ_of(), lambda *_: None))  # type: ignore[arg-type]
+        assert (next(body), usage.stats.accepted) == (b"ab", 0)
+        assert (next(body), usage.stats.accepted) == (b"cd", 1)
+        assert list(body) == []
+        body.close()  # type: ignore[attr-defined]
+        assert usage.stats.accepted == 1
+
+
+def test_a_client_that_has_gone_is_recorded() -> None:
+    limiter = limiter_of()
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        while True:
+            yield b"x"
+
+    with UsageLog(limiter.store, clock=limiter.clock) as usage:
+        body = iter(RateLimitMiddleware(app, limiter=limiter, usage=usage)(environ_of(), lambda *_: None))  # type: ignore[arg-type]
+        next(body)
+        body.close()  # type: ignore[attr-defined]
+        assert usage.stats.accepted == 1
+
+
+def asking(environ: Any, start_response: Any) -> Iterable[bytes]:
+    decision = limited("export", cost=2)(environ)
+    start_response("200 OK", [("content-type", "text/plain")])
+    return [f"{decision.remaining} left".encode()]
+
+
+def asking_late(environ: Any, start_response: Any) -> Iterator[bytes]:
+    yield from asking(environ, start_response)
+
+
+@pytest.mark.parametrize("app", [asking, asking_late])
+def test_a_view_asks_and_a_refusal_is_answered(app: Any) -> None:
+    limiter = limiter_of(Policy("api", "9/day", match="/**"), Policy("export", "5/day"))
+    middleware = RateLimitMiddleware(app, limiter=limiter)
+    assert [call(middleware).body for _ in range(2)] == [b"3 left", b"1 left"]
+    refused = call(middleware)
+    assert (refused.status, refused.header("content-type")) == (429, ["application/problem+json"])
+    assert refused.header("ratelimit") == ['"export";r=1;t=43200']
+    assert used(limiter, action="api") == 3, "the app has acted on it"
+
+
+def test_a_view_that_asks_for_what_is_not_there() -> None:
+    with pytest.raises(RateLimitError, match="needs RateLimitMiddleware"):
+        call(asking)
+    with pytest.raises(UnknownAction, match="'export'"):
+        call(RateLimitMiddleware(asking, limiter=limiter_of()))
+
+
+def test_a_view_may_handle_its_refusal() -> None:
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        try:
+            limited("hint")(environ)
+        except QuotaExceeded:
+            start_response("200 OK", [("content-type", "text/plain")])
+            return [b"later"]
+        raise AssertionError
+
+    assert call(RateLimitMiddleware(app, limiter=limiter_of(Policy("hint", "0/day")))).body == b"later"
+
+
+def test_one_middleware_within_another() -> None:
+    outer, inner = limiter_of(Policy("api", "3/day", match="/**")), limiter_of(Policy("hint", "1/hour", match="/hints"))
+    app = RateLimitMiddleware(RateLimitMiddleware(hello, limiter=inner), limiter=outer)
+    assert call(app).header("ratelimit") == ['"api";r=2;t=43200, "hint";r=0;t=3600']
+    reply = call(app)
+    assert (reply.status, reply.header("ratelimit")) == (429, ['"hint";r=0;t=3600'])
+    assert used(outer, action="api") == 1
+
+
+def test_the_servers_own_user() -> None:
+    limiter = limiter_of()
+    app = RateLimitMiddleware(hello, limiter=limiter)
+    call(app, REMOTE_USER="alice")
+    call(app, headers=[("remote-user", "mallory")])
+    assert (used(limiter, "alice"), used(limiter)) == (1, 1)
+
+
+def test_a_unix_socket_has_no_address() -> None:
+    limiter = limiter_of()
+    call(RateLimitMiddleware(hello, limiter=limiter), address="")
+    assert used(limiter, "ip:unknown") == 1
+
+
+def test_a_function_that_has_to_wait_is_told_of() -> None:
+    import asyncio
+
+    async def user(request: Any) -> str:
+        await asyncio.sleep(0)
+        return "alice"
+
+    with pytest.raises(ConfigError, match="one is async"):
+        call(RateLimitMiddleware(hello, limiter=limiter_of(), user_from=[user]))
+
+
+async def test_in_an_event_loop_it_names_what_to_use_there() -> None:
+    with pytest.raises(InsideEventLoop, match="from ratelimit import Limiter"):
+        call(RateLimitMiddleware(hello, limiter=limiter_of()))
+
+
+def test_parts_for_event_loops_are_refused() -> None:
+    store = MemoryStore()
+    with pytest.raises(ConfigError, match=r"limiter: expected a Limiter of ratelimit\.sync"):
+        RateLimitMiddleware(hello, limiter=ratelimit.Limiter(store, [HINT]))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"usage: expected a UsageLog of ratelimit\.sync"):
+        RateLimitMiddleware(hello, limiter=limiter_of(), usage=ratelimit.UsageLog(store))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"user_from\[0\]"):
+        RateLimitMiddleware(hello, limiter=limiter_of(), user_from="heder:x")
+
+
+def test_made_of_a_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "ratelimit.toml"
+    path.write_text(
+        'headers = "legacy"\nusage = "memory"\n[policies.hint]\nquotas = "1/day"\nmatch = "/hints"', encoding="utf-8"
+    )
+    app = RateLimitMiddleware.from_config(hello, path, user_from="header:x-api-key")
+    replies = [call(app, headers=[("x-api-key", "alice")]) for _ in range(2)]
+    assert [reply.status for reply in replies] == [200, 429]
+    assert replies[0].header("x-ratelimit-remaining") == ["0"]
+    assert app.usage is not None
+    app.usage.close()
+    assert len(app.usage.events("alice").events) == 2
+    with pytest.raises(ConfigError, match="mirror"):
+        configure(store="dynamodb://one?region=eu-west-1", mirror="dynamodb://two?region=eu-west-1")
+
+
+def test_a_policy_that_counts_later_names_a_short_wait_while_others_are_under_way() -> None:
+    limiter = limiter_of(Policy("hint", "1/day", match="/**", count="success"))
+    inner: list[Any] = []
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        if not inner:
+            inner.append(None)
+            inner[0] = call(middleware)
+        start_response("500 Oh", [("content-type", "text/plain")])
+        return [b""]
+
+    middleware = RateLimitMiddleware(app, limiter=limiter)
+    call(middleware)
+    assert (inner[0].status, inner[0].header("retry-after")) == (429, ["1"])
+    assert call(middleware).status == 500
