@@ -17,6 +17,13 @@ async def app_of(title: str) -> Any:
     return (await run(titled("docs/flask.md", title)))["app"]
 
 
+async def test_the_app_of_flask_limits_by_path_and_in_a_view() -> None:
+    client = (await app_of("site.py")).test_client()
+    assert [(await asyncio.to_thread(client.post, "/hints")).status_code for _ in range(6)] == [200] * 5 + [429]
+    answers = [await asyncio.to_thread(client.get, f"/exports/{pages}") for pages in (7, 4, 3)]
+    assert [answer.status_code for answer in answers] == [200, 429, 200]
+
+
 async def test_the_first_app_limits_by_path() -> None:
     app = await app_of("wsgi.py")
     assert [(await asyncio.to_thread(call, app)).status for _ in range(6)] == [200] * 5 + [429]

@@ -1,0 +1,196 @@
+"""`RateLimit`: an extension of Flask, and `limited` for its views.
+
+    limits = RateLimit(app, policies=[Policy("hint", quotas="5/day", match="POST /hints")])
+
+It stands among the app's own hooks: it knows who is logged in, and what answers refusals sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar, Unpack
+
+from flask import Flask, Response, current_app, request
+from starlette.responses import Response as StarletteResponse
+
+from ratelimit.config import SettingArgs
+from ratelimit.decision import Decision
+from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
+from ratelimit.http.admission import MiddlewareState
+from ratelimit.limiter.alerts import AlertHook
+from ratelimit.sync import Limiter, UsageLog
+from ratelimit.wsgi.app_request import Answer, AppRequest, AskingLimiter, AskingLog, decoded, encoded, run, state_of
+from ratelimit.wsgi.configure import configure
+from ratelimit.wsgi.environ import ENVIRON_KEY, scope_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXTENSION: Final = "ratelimit"
+
+
+class RateLimit:
+    """Checks every request of an app against each policy whose `match` fits, as the middleware does.
+
+    `path`, `on_alert` and `settings` as in `ratelimit.configure`, and under `app.config["RATELIMIT"]`, which goes over
+    them. `on_refused` is a function of Flask's request and the decision that returns what a view may return. With
+    Flask-Login, `user_from = "user"` is its `current_user`. One app, or several by `init_app`: each has a limiter of
+    its own.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        path: str | Path | None = None,
+        *,
+        on_refused: Callable[[Any, Decision], Any] | None = None,
+        on_alert: AlertHook | None = None,
+        **settings: Unpack[SettingArgs],
+    ) -> None:
+        self._on_refused = on_refused
+        self._settings: dict[str, Any] = {"path": path, "on_alert": on_alert, **settings}
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Have an app limited. Raises `ConfigError` with all that is wrong."""
+        config = app.config.get("RATELIMIT") or {}
+        if not isinstance(config, dict):
+            raise ConfigError("RATELIMIT", f"expected the settings by name, as a dict, not {config!r}")
+        args = configure(**{**self._settings, **config})
+        limiter, usage = args.pop("limiter"), args.pop("usage")  # type: ignore[misc]
+        state = state_of(
+            AskingLimiter(limiter),
+            None if usage is None else AskingLog(usage),
+            on_refused=None if self._on_refused is None else self._refused,
+            options=args,
+        )
+        app.extensions[EXTENSION] = _Extension(limiter, usage, state)
+        app.before_request(_begin)
+        app.after_request(_start)
+        app.teardown_request(_end)
+        app.register_error_handler(QuotaExceeded, _refuse)
+
+    @property
+    def limiter(self) -> Limiter:
+        """The limiter of the current app."""
+        return _extension().limiter
+
+    @property
+    def usage(self) -> UsageLog | None:
+        """The usage log of the current app."""
+        return _extension().usage
+
+    def _refused(self, _: object, decision: Decision) -> StarletteResponse:
+        assert self._on_refused is not None
+        made = current_app.make_response(current_app.ensure_sync(self._on_refused)(request, decision))
+        response = StarletteResponse(made.get_data(), made.status_code)
+        response.raw_headers = encoded(made.headers)
+        return response
+
+
+class _Extension:
+    """What an app has of it."""
+
+    def __init__(self, limiter: Limiter, usage: UsageLog | None, state: MiddlewareState) -> None:
+        self.limiter = limiter
+        self.usage = usage
+        self.state = state
+
+
+def _extension() -> _Extension:
+    found = current_app.extensions.get(EXTENSION)
+    if not isinstance(found, _Extension):
+        raise RateLimitError("this app has no RateLimit: RateLimit(app, …), or limits.init_app(app)")
+    return found
+
+
+def limited(
+    action: str, *, cost: int | Callable[[Any], int] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator of a view, or of what a view calls, that checks the request against one policy first.
+
+    `cost`, a number or a function of Flask's request, takes the place of the policy's own. A refusal raises
+    `QuotaExceeded`, which is answered for a view that does not catch it. Raises `UnknownAction`.
+    """
+
+    def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        @wraps(view)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+            check(action, cost=cost)
+            answer: R = current_app.ensure_sync(view)(*args, **kwargs)
+            return answer
+
+        return wrapped
+
+    return decorate
+
+
+def check(action: str, *, cost: int | Callable[[Any], int] | None = None) -> Decision:
+    """Check the current request against one policy, as `limited` does, and return the decision."""
+    _extension()
+    checked = _current()
+    if checked is None:
+        raise RateLimitError(f"{action!r} was asked for before the request was seen: ask in a view")
+    units = cost
+    return run(checked.ask(action, cost=(lambda _: units(request)) if callable(units) else units))
+
+
+def decisions() -> list[Decision]:
+    """Return what has been decided about the current request so far."""
+    checked = _current()
+    return [] if checked is None else checked.decisions
+
+
+def _current() -> AppRequest | None:
+    found = request.environ.get(ENVIRON_KEY)
+    return found if isinstance(found, AppRequest) and found.state is _extension().state else None
+
+
+def _begin() -> Response | None:
+    environ = request.environ
+    scope = scope_of(environ)
+    if getattr(current_app, "login_manager", None) is not None:
+        from flask_login import current_user
+
+        scope["user"] = current_user
+    checked = environ[ENVIRON_KEY] = AppRequest(_extension().state, scope, environ.get(ENVIRON_KEY))
+    answer = run(checked.begin())
+    return None if answer is None else _response(answer)
+
+
+def _refuse(error: QuotaExceeded) -> Response:
+    checked = _current()
+    if checked is None or checked.admission.has_begun:
+        raise error
+    return _response(run(checked.refuse(error.decision, by_app=True)))
+
+
+def _start(response: Response) -> Response:
+    checked = _current()
+    if checked is None:
+        return response
+    if not checked.admission.has_begun:
+        for name, value in decoded(run(checked.start(response.status_code, encoded(response.headers)))):
+            response.headers.add(name, value)
+    if response.is_streamed:
+        response.call_on_close(lambda: run(checked.end()))
+    else:
+        run(checked.end())
+    return response
+
+
+def _end(error: BaseException | None) -> None:
+    checked = _current()
+    if checked is not None and not checked.admission.has_begun:
+        run(checked.end())
+
+
+def _response(answer: Answer) -> Response:
+    response = current_app.response_class(answer.body, answer.status)
+    response.headers.clear()
+    for name, value in decoded(answer.headers):
+        response.headers.add(name, value)
+    return response
