@@ -1,0 +1,113 @@
+"""`RateLimitMiddleware`: of requests to Django, by WSGI and by ASGI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import isawaitable
+from typing import Any
+
+from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from starlette.types import Scope
+
+from ratelimit.django.surface import Surface, surface
+from ratelimit.errors import QuotaExceeded
+from ratelimit.wsgi.app_request import Answer, AppRequest, decoded, encoded, run
+from ratelimit.wsgi.environ import scope_of
+
+
+class DjangoRequest(AppRequest):
+    """What the middleware leaves in `request.ratelimit`: `decisions` are those made so far."""
+
+    __slots__ = ("is_async", "request", "surface")
+
+    def __init__(self, surface: Surface, request: Any, *, is_async: bool) -> None:
+        self.surface = surface
+        self.request = request
+        self.is_async = is_async
+        super().__init__(surface.state, _scope(request))
+
+    async def identify(self) -> None:
+        """Have Django's user at hand: he may be in the database, which an event loop must not wait for."""
+        scope = self.admission.scope
+        if not self.surface.reads_user or "user" in scope:
+            return
+        if not self.is_async:
+            scope["user"] = getattr(self.request, "user", None)
+        elif hasattr(self.request, "auser"):
+            scope["user"] = await self.request.auser()
+        elif (user := getattr(self.request, "user", None)) is not None:
+            await sync_to_async(bool)(user)
+            scope["user"] = user
+
+
+class RateLimitMiddleware:
+    """Checks every request against each policy whose `match` fits, as `settings.RATELIMIT` says.
+
+    Place it after AuthenticationMiddleware, whose user is `"user"`. Functions of policies are given Starlette's
+    `Request`, with Django's in `request.scope["django.request"]`; `on_refused` is given Django's. Events are recorded
+    as the answer begins.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self._is_async = bool(iscoroutinefunction(get_response))
+        if self._is_async:
+            markcoroutinefunction(self)
+        surface(is_async=self._is_async)
+
+    def __call__(self, request: HttpRequest) -> Any:
+        """Serve one request."""
+        return self._serve(request) if self._is_async else run(self._serve(request))
+
+    def process_exception(self, request: Any, error: Exception) -> HttpResponse | None:
+        """Answer a refusal that a view has not handled."""
+        checked = getattr(request, "ratelimit", None)
+        if not isinstance(error, QuotaExceeded) or not isinstance(checked, DjangoRequest):
+            return None
+        refusing = checked.refuse(error.decision, by_app=True)
+        return _response(async_to_sync(_awaited)(refusing) if self._is_async else run(refusing))
+
+    async def _serve(self, request: Any) -> HttpResponseBase:
+        shared = surface(is_async=self._is_async)
+        checked = request.ratelimit = DjangoRequest(shared, request, is_async=self._is_async)
+        if shared.lifespan is not None and not shared.lifespan.ready:
+            await shared.lifespan.before_request()
+        if shared.state.routes.find(checked.admission.scope):
+            await checked.identify()
+        if (answer := await checked.begin()) is not None:
+            return _response(answer)
+        try:
+            response = self.get_response(request)
+            if isawaitable(response):
+                response = await response
+            if not checked.admission.has_begun:
+                for name, value in decoded(await checked.start(response.status_code, encoded(response.items()))):
+                    response[name] = value
+        finally:
+            await checked.end()
+        made: HttpResponseBase = response
+        return made
+
+
+async def _awaited(refusing: Any) -> Answer:
+    answer: Answer = await refusing
+    return answer
+
+
+def _scope(request: Any) -> Scope:
+    scope = dict(request.scope) if hasattr(request, "scope") else scope_of(request.environ)
+    for name in ("user", "ratelimit"):
+        scope.pop(name, None)
+    return {**scope, "django.request": request}
+
+
+def _response(answer: Answer) -> HttpResponse:
+    response = HttpResponse(answer.body, status=answer.status)
+    del response["content-type"]
+    for name, value in decoded(answer.headers):
+        response[name] = value
+    return response

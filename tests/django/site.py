@@ -1,0 +1,107 @@
+"""Routes of a Django site whose views are limited in every way, and who is signed in there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.urls import path
+from django.utils.decorators import sync_and_async_middleware
+from django.utils.functional import SimpleLazyObject
+from django.views import View
+
+from ratelimit import QuotaExceeded
+from ratelimit.django import limited
+
+signed_in: list[str] = []
+
+
+@sync_and_async_middleware  # type: ignore[untyped-decorator]
+def authentication(get_response: Any) -> Any:
+    """In the place of Django's own, which needs a database."""
+
+    def lazily() -> Any:
+        return SimpleNamespace(pk=signed_in[-1] if signed_in else None, is_authenticated=bool(signed_in))
+
+    async def auser() -> Any:
+        return lazily()
+
+    async def later(request: Any) -> Any:
+        request.user, request.auser = SimpleLazyObject(lazily), auser
+        return await get_response(request)
+
+    def at_once(request: Any) -> Any:
+        request.user = SimpleLazyObject(lazily)
+        return get_response(request)
+
+    return later if iscoroutinefunction(get_response) else at_once
+
+
+def hint(request: Any) -> HttpResponse:
+    return HttpResponse(f"{len(request.ratelimit.decisions)} checked")
+
+
+def status(request: HttpRequest, status: int) -> HttpResponse:
+    return HttpResponse(status=status)
+
+
+@limited("export", cost=lambda request: int(request.GET["pages"]))
+def export(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("exported")
+
+
+@limited("export")
+async def export_later(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("exported")
+
+
+@limited("export")
+class Export(View):  # type: ignore[misc]
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("exported")
+
+
+@limited("export")
+class ExportLater(View):  # type: ignore[misc]
+    async def get(self, request: HttpRequest) -> HttpResponse:
+        return HttpResponse("exported")
+
+
+@limited("nothing")
+def unknown(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("")
+
+
+def handled(request: HttpRequest) -> HttpResponse:
+    try:
+        return export(request)
+    except QuotaExceeded as error:
+        return JsonResponse({"no more": error.decision.policy})
+
+
+def broken(request: HttpRequest) -> HttpResponse:
+    raise ValueError("a bug")
+
+
+def stream(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(iter([b"a", b"b"]))
+
+
+def teapot(request: HttpRequest, decision: Any) -> HttpResponse:
+    return JsonResponse({"no more": decision.policy, "on": request.path}, status=418)
+
+
+urlpatterns = [
+    path("hints", hint),
+    path("status/<int:status>", status),
+    path("export", export),
+    path("export/later", export_later),
+    path("export/class", Export.as_view()),
+    path("export/class/later", ExportLater.as_view()),
+    path("unknown", unknown),
+    path("handled", handled),
+    path("broken", broken),
+    path("stream", stream),
+]
