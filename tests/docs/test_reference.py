@@ -57,7 +57,7 @@ def test_every_public_name_is_on_the_page() -> None:
     page = text_of("docs/python-api.md")
     shown = set(re.findall(r"(?m)^::: ratelimit\.(?!testing|usage)(?:[a-z_]+\.)*(\w+)$", page))
     shown |= set(re.findall(r"`ratelimit\.(\w+)`", page))
-    assert shown == set(ratelimit.__all__) - {"__version__"}
+    assert shown - {"sync"} == set(ratelimit.__all__) - {"__version__"}  # a module, which has a page
 
 
 def test_every_mark_is_generated_and_everything_generated_is_marked() -> None:
