@@ -181,7 +181,7 @@ class Admission:
             await self.record()
         return response, fields
 
-    def fields(self, theirs: Sequence[tuple[bytes, bytes]]) -> Headers:
+    def fields(self, theirs: Any) -> Headers:
         """Return the RateLimit fields that an answer with these fields has not set itself."""
         ours = self._shared.options.writer.fields(self.charges.shown)
         if not ours:

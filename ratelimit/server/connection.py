@@ -64,7 +64,7 @@ class Tunnel(Protocol):
         """Tell both sides that the service leaves."""
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection:
     """`shared` is what all connections of a listener have in common; it says who answers."""
 
     __slots__ = (
@@ -582,8 +582,6 @@ class ClientConnection(asyncio.Protocol):
 
 class Leftover(Exchange):
     """The rest of a body whose request is answered: read, so that the answer is seen, and dropped."""
-
-    __slots__ = ("_until",)
 
     def __init__(self, connection: ClientConnection, request: Request) -> None:
         super().__init__(connection, request)

@@ -18,9 +18,6 @@ class Exchange:
     It is told of the request's body from its head on, and may answer from `begin` on, when those before it are through.
     """
 
-    __slots__ = ("connection", "is_begun", "is_complete", "is_cut", "is_over", "request", "sent", "started", "status",
-                 "version")  # fmt: skip
-
     def __init__(self, connection: ClientConnection, request: Request) -> None:
         self.connection = connection
         self.request = request

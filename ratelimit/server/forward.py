@@ -58,11 +58,6 @@ class Forward(Exchange):
     Repeated, once, is only what can do no harm: an idempotent request without a body of whose answer no byte has come.
     """
 
-    __slots__ = (
-        "_admission", "_answer", "_can_repeat", "_early", "_head", "_held", "_held_size", "_is_done", "_is_ended",
-        "_is_held", "_is_lost", "_out", "_phase", "_proxy", "_task", "_trailers", "_upstream", "head_only", "upgrades",
-    )  # fmt: skip
-
     def __init__(self, connection: ClientConnection, request: Request, proxy: Proxy) -> None:
         super().__init__(connection, request)
         self._proxy = proxy
@@ -136,13 +131,13 @@ class Forward(Exchange):
 
     def on_full(self) -> None:
         if self._upstream is not None:
-            self._upstream.transport.pause_reading()
+            self._upstream.pause_reading()
         if self.started:
             self._wait("client")
 
     def on_drained(self) -> None:
         if self._upstream is not None and not self._is_held:
-            self._upstream.transport.resume_reading()
+            self._upstream.resume_reading()
         if self.started:
             self._wait("upstream")
 
@@ -335,7 +330,7 @@ class Forward(Exchange):
         """Keep back what comes, for whoever has the answer may ask again at once, and has to find the units there."""
         self._is_held = True
         if self._upstream is not None:
-            self._upstream.transport.pause_reading()
+            self._upstream.pause_reading()
 
     async def _settle(self, head: AnswerHead, owing: list[Charge], stated: int) -> None:
         assert self._admission is not None
@@ -359,7 +354,7 @@ class Forward(Exchange):
         self._is_held = False
         self._start()
         if self._upstream is not None and not self.connection.write_paused:
-            self._upstream.transport.resume_reading()
+            self._upstream.resume_reading()
         for piece in self._held:
             self.connection.send(piece)
         self._held.clear()

@@ -10,7 +10,7 @@ from typing import Final
 
 from ratelimit.http.addresses import Addresses, TrustedProxies
 from ratelimit.server.problems import PHRASES
-from ratelimit.server.request import REQUEST_ID, RawHeader, Request
+from ratelimit.server.request import MAX_LENGTH_DIGITS, REQUEST_ID, RawHeader, Request
 from ratelimit.server.upstream import ProxySettings, Upstream
 
 COST: Final = b"x-ratelimit-cost"
@@ -184,7 +184,10 @@ class AnswerHead:
         """Take note of a field. Return whether it passes."""
         if name == b"content-length":
             self.has_length = True
-            self.is_empty = value.strip() == b"0"
+            length = value.strip().lstrip(b"0")
+            self.is_empty = not length
+            if len(length) > MAX_LENGTH_DIGITS:
+                raise InvalidResponse("its length is a number that nobody can count to")
             # A client would wait for that many bytes, and there are none.
             return self.status not in _BODILESS
         if name == REQUEST_ID:

@@ -9,7 +9,7 @@ import socket
 import time
 from contextlib import suppress
 from email.utils import formatdate
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.http.tracing import TraceContext
@@ -105,7 +105,12 @@ class Listener:
             raise StartFailed(str(error)) from error
         loop = asyncio.get_running_loop()
         self._shared = shared = ListenerState(self._service, loop)
-        self._server = await loop.create_server(lambda: ClientConnection(shared), sock=self._listening, backlog=BACKLOG)
+
+        def make() -> Any:
+            # A protocol by its methods: of no class of asyncio's, so that it can be compiled.
+            return ClientConnection(shared)
+
+        self._server = await loop.create_server(make, sock=self._listening, backlog=BACKLOG)
         self._tick = loop.call_later(TICK_S, self._look, loop, shared)
 
     async def drain(self, *, linger: float, grace: float) -> None:

@@ -56,7 +56,7 @@ class UpstreamTunnel(Protocol):
     def upstream_drained(self) -> None: ...
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection:
     """One at a time: it asks, reads the answer, and goes back to the pool where it can be used again."""
 
     __slots__ = (
@@ -64,6 +64,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_headers",
         "_is_empty",
         "_is_interim",
+        "_is_paused",
         "_keeps",
         "_poll",
         "_pool",
@@ -95,7 +96,7 @@ class UpstreamConnection(asyncio.Protocol):
         """When it fell idle, on the loop's clock."""
         self.is_counted = False
         """Whether it has a place of the pool's."""
-        self.is_lost = False
+        self.is_lost = self._is_paused = False
         self.in_answer = False
         """Whether a byte of the answer has come."""
         self.is_answered = False
@@ -127,10 +128,23 @@ class UpstreamConnection(asyncio.Protocol):
     def release(self) -> None:
         """Give it back: the request is sent whole, and the answer is read."""
         self.asking = None
+        self.resume_reading()
         if self._keeps and not self._surplus and not self.transport.is_closing():
             self._pool.put(self)
         else:
             self.abort()
+
+    def pause_reading(self) -> None:
+        """Read nothing more until told so."""
+        if not self._is_paused:
+            self._is_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on reading."""
+        if self._is_paused:
+            self._is_paused = False
+            self.transport.resume_reading()
 
     def abort(self) -> None:
         """Close it at once: what is left of an answer must not be read as the next one."""
@@ -401,13 +415,15 @@ class UpstreamPool:
     async def _dial_once(self) -> UpstreamConnection:
         loop, upstream = asyncio.get_running_loop(), self._upstream
         if upstream.socket is not None:
-            _, connection = await loop.create_unix_connection(self._make, upstream.socket)
+            _, made = await loop.create_unix_connection(self._make, upstream.socket)
         else:
             name = upstream.host if self._tls is not None else None
-            _, connection = await loop.create_connection(
+            _, made = await loop.create_connection(
                 self._make, upstream.host, upstream.port, ssl=self._tls, server_hostname=name
             )
+        connection: UpstreamConnection = made
         return connection
 
-    def _make(self) -> UpstreamConnection:
+    def _make(self) -> Any:
+        # A protocol by its methods: of no class of asyncio's, so that it can be compiled.
         return UpstreamConnection(self)

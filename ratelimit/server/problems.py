@@ -55,6 +55,7 @@ UNKNOWN_METHOD: Final = problem(
 FAULT: Final = problem(500, "Internal Server Error", "A fault of the server; it is logged.")
 LARGE: Final = problem(431, "Request Header Fields Too Large", "The target and the fields of a request: 64 KB at most.")
 NO_HOST: Final = problem(400, "Bad Request", "An HTTP/1.1 request has one Host field, which names a host.")
+TOO_LONG: Final = problem(400, "Bad Request", "The length of the body is a number that nobody can count to.")
 TOO_OLD: Final = problem(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.0 and HTTP/1.1.")
 NO_END: Final = problem(400, "Bad Request", "Where the last transfer coding is not chunked, a request has no end.")
 OLD_CODED: Final = problem(400, "Bad Request", "A request of HTTP/1.0 has no transfer codings.")

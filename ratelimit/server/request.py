@@ -20,6 +20,7 @@ from ratelimit.server.problems import (
     NO_TUNNEL,
     NOT_CODED,
     OLD_CODED,
+    TOO_LONG,
     TOO_OLD,
     RequestRefused,
 )
@@ -27,6 +28,9 @@ from ratelimit.server.problems import (
 RawHeader: TypeAlias = "tuple[bytes, bytes]"
 
 REQUEST_ID: Final = b"x-request-id"
+
+MAX_LENGTH_DIGITS: Final = 18
+"""Of a length: whoever counts in signed integers counts so far."""
 
 _MAX_KNOWN_TARGET: Final = 256
 _KNOWN_TARGETS: Final = 1024
@@ -104,7 +108,10 @@ class Request:
 
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
-            self.has_body = value.strip() != b"0"
+            length = value.strip().lstrip(b"0")
+            self.has_body = bool(length)
+            if len(length) > MAX_LENGTH_DIGITS:
+                raise RequestRefused(TOO_LONG)
         elif name == b"connection":
             self.connection_options |= frozenset([token.strip().lower() for token in value.split(b",")])
         elif name == b"expect":

@@ -144,7 +144,7 @@ class WebSocketTunnel:
         if sent := client.take_stash():
             self.from_client(sent)
         client.listen()
-        upstream.transport.resume_reading()
+        upstream.resume_reading()
 
     def from_client(self, data: bytes) -> None:
         self._pass(data, self._from_client, self._upstream.transport)
@@ -160,12 +160,12 @@ class WebSocketTunnel:
 
     def client_full(self) -> None:
         """Wait for a client that takes nothing, but not for ever."""
-        self._upstream.transport.pause_reading()
+        self._upstream.pause_reading()
         self._client.due = self._client.loop.time() + self._idle_s
 
     def client_drained(self) -> None:
         self._client.due = NEVER
-        self._upstream.transport.resume_reading()
+        self._upstream.resume_reading()
 
     def upstream_full(self) -> None:
         self._client.transport.pause_reading()
@@ -206,7 +206,7 @@ class WebSocketTunnel:
             self._upstream.transport.write(_close_frame(upstream_code, is_masked=True))
         self._client.due = self._client.loop.time() + _LEAVE_S
         self._client.transport.resume_reading()
-        self._upstream.transport.resume_reading()
+        self._upstream.resume_reading()
 
     def _see_off(self, data: bytes, frames: Frames) -> None:
         """Wait for the close frames that answer ours."""

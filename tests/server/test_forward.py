@@ -11,7 +11,7 @@ from ratelimit.policy import Policy
 from ratelimit.server import proxy
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
-from tests.server.sockets import OK, SOON_S, ask, connected, in_front_of, scripted, until_gone
+from tests.server.sockets import GET, OK, SOON_S, ask, connected, in_front_of, scripted, until_gone
 
 MB = 1 << 20
 _EXPECTING = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
@@ -65,6 +65,19 @@ async def test_a_download_waits_for_a_client_that_does_not_read() -> None:
             await reader.readuntil(b"\r\n\r\n")
             assert await stuck < MOST_UNDERWAY
             assert len(await reader.read()) == 50 * MB
+
+
+async def test_a_connection_whose_answer_was_held_back_is_read_again() -> None:
+    """While its units went back, nothing more was read from it."""
+    limiter = limiter_of(Policy("one", "5/day", match="/**", count="success"))
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno")
+
+    async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
+        for _ in range(7):
+            assert (await ask(address, GET)).endswith(b"\r\n\r\nno")
 
 
 async def test_an_expectation_is_met_by_the_upstream() -> None:

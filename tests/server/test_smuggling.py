@@ -319,13 +319,7 @@ def pieces_of(raw: bytes) -> list[tuple[bytes, ...]]:
     return [(raw,), tuple(raw[a:b] for a, b in itertools.pairwise([0, *cuts, len(raw)]) if a < b)]
 
 
-def rows(*shapes: str) -> list[object]:
-    """Those that are not kept yet are expected to fail."""
-    waiting = pytest.mark.xfail(strict=False, reason="lengths are to be bounded")
-    return [pytest.param(shape, marks=waiting) if shape == "a length of 2^63" else shape for shape in shapes]
-
-
-@pytest.mark.parametrize("shape", rows(*REFUSED, *OTHERWISE_REFUSED))
+@pytest.mark.parametrize("shape", [*REFUSED, *OTHERWISE_REFUSED])
 async def test_refused_and_never_forwarded(behind: Behind, shape: str) -> None:
     raw, status = OTHERWISE_REFUSED[shape] if shape in OTHERWISE_REFUSED else (REFUSED[shape], 400)
     for pieces in pieces_of(raw):
@@ -513,7 +507,7 @@ async def _answered(behind: Behind, method: bytes, pieces: tuple[bytes, ...]) ->
     return raw
 
 
-@pytest.mark.parametrize("shape", rows(*INVALID))
+@pytest.mark.parametrize("shape", [*INVALID])
 async def test_no_valid_answer_is_a_502(behind: Behind, shape: str) -> None:
     raw, end = INVALID[shape], (_CLOSE,) * shape.startswith(("nothing", "half"))
     for pieces in ((raw,), (raw[: len(raw) // 2], raw[len(raw) // 2 :])):
