@@ -64,8 +64,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, store: str, command: list[str], port: int) -> Iterator[None]:
-    (folder / "site_of_a_test.py").write_text(SITE)
+def serving(folder: Path, store: str, command: list[str], port: int, *, site: str = SITE) -> Iterator[None]:
+    (folder / "site_of_a_test.py").write_text(site)
     (folder / "pre_fork.py").write_text(PRE_FORK)
     env = {"STORE": store, "PYTHONPATH": f"{folder}:{Path(__file__).parents[2]}", "PATH": "/usr/bin:/bin"}
     with (folder / "log").open("wb") as log:
