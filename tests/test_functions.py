@@ -97,6 +97,23 @@ async def test_it_does_not_begin_to_wait_for_what_comes_too_late(is_async: bool,
     assert clock.now() == began
 
 
+async def test_what_others_take_meanwhile_does_not_make_it_wait_for_longer(clock: FakeClock) -> None:
+    mail = Both(is_async=False, clock=clock, block=True, timeout=100)
+
+    def overtaken(seconds: float) -> None:
+        clock.advance(seconds)
+        mail.limiter.check("alice", "mail", cost=2)
+
+    await mail.send("alice")
+    await mail.send("alice")
+    began = clock.now()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", overtaken)
+        with pytest.raises(QuotaExceeded):
+            await mail.send("alice")
+    assert clock.now() - began == 60_000_000
+
+
 async def test_what_can_never_pass_is_refused_at_once(is_async: bool, clock: FakeClock) -> None:
     mail = Both(is_async=is_async, clock=clock, block=True, cost=lambda user, text: len(text))
     await mail.send("alice", "ab")

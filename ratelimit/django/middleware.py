@@ -84,9 +84,8 @@ class RateLimitMiddleware:
             response = self.get_response(request)
             if isawaitable(response):
                 response = await response
-            if not checked.admission.has_begun:
-                for name, value in decoded(await checked.start(response.status_code, encoded(response.items()))):
-                    response[name] = value
+            for name, value in decoded(await checked.start(response.status_code, encoded(response.items()))):
+                response[name] = value
         finally:
             await checked.end()
         made: HttpResponseBase = response

@@ -184,6 +184,30 @@ def test_a_view_may_handle_its_refusal() -> None:
     assert call(RateLimitMiddleware(app, limiter=limiter_of(Policy("hint", "0/day")))).body == b"later"
 
 
+def test_a_refusal_by_another_limiter_leaves_spent_what_the_app_has_acted_on() -> None:
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        raise QuotaExceeded(limiter_of(Policy("mail", "0/day")).check("alice", "mail"))
+
+    limiter = limiter_of(Policy("api", "9/day", match="/**"))
+    assert call(RateLimitMiddleware(app, limiter=limiter)).status == 429
+    assert used(limiter, action="api") == 1
+
+
+def test_a_refusal_after_the_answer_has_begun_is_an_error_and_recorded() -> None:
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [])(b"half")
+        limited("none")(environ)
+        return []
+
+    limiter = limiter_of(HINT, Policy("none", "0/day"))
+    with UsageLog(limiter.store, clock=limiter.clock) as usage:
+        with pytest.raises(QuotaExceeded):
+            RateLimitMiddleware(app, limiter=limiter, usage=usage)(environ_of(), lambda *_: len)
+        usage.flush()
+        events = [(event.action, event.allowed) for event in usage.events(USER).events]
+        assert sorted(events) == [("hint", True), ("none", False)]
+
+
 def test_one_middleware_within_another() -> None:
     outer, inner = limiter_of(Policy("api", "3/day", match="/**")), limiter_of(Policy("hint", "1/hour", match="/hints"))
     app = RateLimitMiddleware(RateLimitMiddleware(hello, limiter=inner), limiter=outer)

@@ -58,6 +58,11 @@ CASES: dict[str, tuple[list[Policy], dict[str, Any], list[Ask]]] = {
         {},
         [Ask("/%68ints"), Ask("//x/hints"), Ask("/hints%0A"), Ask("/hints;x=1"), Ask("/hi%2Fnts")],
     ),
+    "encoded below a root": (
+        [Policy("item", "1/day", match="/items/{id}")],
+        {},
+        [Ask("/items/a%2Fb", root="/api"), Ask("/items/a%2Fb", root="/api"), Ask("/items/a/b", root="/api")],
+    ),
     "encoded slashes": (
         [Policy("item", "2/day", match="/items/{id}")],
         {},
