@@ -49,7 +49,13 @@ def _compiled(root: Path, modules: list[str], place: Path) -> list[Path]:
             [*options, f"--cache-dir={place / 'cache'}", *modules],
             target_dir=str(place / "c"),
             group_name="ratelimit.compiled",
+            # A file a module, and no symbols for debuggers: one file of all takes gcc several times as long.
+            multi_file=True,
+            debug_level="0",
         )
+        headers = {str(header.parent) for header in (place / "c").rglob("*.h")}
+        for extension in extensions:
+            extension.include_dirs += sorted(headers)
         command = Distribution({"name": "ratelimit", "ext_modules": extensions}).get_command_obj("build_ext")
         command.build_lib, command.build_temp = str(place / "lib"), str(place / "tmp")
         command.ensure_finalized()

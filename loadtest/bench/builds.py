@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[2]
 HOME: Final = ROOT / ".cache" / "compiled"
 
 _STAMP: Final = HOME / "sources.txt"
-_WITHIN: Final = 600.0
+_WITHIN: Final = 1800.0
 _LAST_LINES: Final = 3
 
 
@@ -35,7 +35,7 @@ def compiled() -> str:
     if _STAMP.exists() and _STAMP.read_text() == sources:
         return ""
     shutil.rmtree(HOME, ignore_errors=True)
-    print("compiling ratelimit, which takes about a minute", file=sys.stderr, flush=True)  # noqa: T201
+    print("compiling ratelimit, which takes some minutes", file=sys.stderr, flush=True)  # noqa: T201
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     try:
         subprocess.run(
