@@ -203,7 +203,7 @@ class Forward(Exchange):
     def _write(self, status: int, headers: list[RawHeader], body: bytes, *, close: bool = False) -> None:
         self._is_done = True
         connection = self.connection
-        headers.append((REQUEST_ID, self.request.identify()))
+        headers.append((REQUEST_ID, self.request.id or self.request.identify()))
         connection.start(status, PHRASES.get(status, b""), headers, close=close)
         connection.send(body)
         connection.finish()
@@ -371,7 +371,7 @@ class Forward(Exchange):
         headers = head.headers
         headers += self._admission.fields(headers)
         if not head.has_id:
-            headers.append((REQUEST_ID, self.request.identify()))
+            headers.append((REQUEST_ID, self.request.id or self.request.identify()))
         upgrade = b"websocket" if head.status == 101 else b""
         self.connection.start(head.status, head.reason, headers, upgrade=upgrade)
         self._wait("upstream")
@@ -442,6 +442,8 @@ class Forward(Exchange):
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abort()
+        elif self._phase == "connection":
+            self._proxy.pool.leave(self)
 
     def _wait(self, phase: Phase) -> None:
         self._phase = phase

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
@@ -14,6 +14,8 @@ from ratelimit.server.headers import AnswerHead, InvalidResponse
 from ratelimit.server.request import RawHeader
 from ratelimit.server.upstream import ProxySettings, Upstream
 from ratelimit.tasks import Tasks
+
+logger = logging.getLogger("ratelimit.proxy")
 
 MAX_ANSWER_HEAD: Final = 64 * 1024
 """Bytes of an answer's fields."""
@@ -296,9 +298,14 @@ class UpstreamConnection:
     def _fail(self, error: Exception) -> None:
         asking, self.asking = self.asking, None
         self.transport.abort()
-        if asking is not None:
+        if isinstance(error, httptools.HttpParserCallbackError):
             cause = error.__context__
-            asking.on_broken(cause if isinstance(cause, InvalidResponse) else error, is_answer=True)
+            if isinstance(cause, InvalidResponse):
+                error = cause
+            else:
+                logger.error("an answer could not be passed on", exc_info=cause)
+        if asking is not None:
+            asking.on_broken(error, is_answer=True)
 
 
 class UpstreamPool:
@@ -310,7 +317,8 @@ class UpstreamPool:
         self._tls = settings.context() if upstream.scheme == "https" else None
         self._idle: list[UpstreamConnection] = []
         self._number = 0
-        self._waiting: deque[Asking] = deque()
+        self._waiting: dict[Asking, None] = {}
+        """Who waits for a place, in their order."""
         self._connecting = Tasks("a connection to the upstream")
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -331,15 +339,17 @@ class UpstreamPool:
             self._number += 1
             self._connecting.start(self._connect(asking))
         else:
-            self._waiting.append(asking)
+            self._waiting[asking] = None
+
+    def leave(self, asking: Asking) -> None:
+        """Forget one that waits no longer."""
+        self._waiting.pop(asking, None)
 
     def put(self, connection: UpstreamConnection) -> None:
         """Keep it for the next request."""
-        while self._waiting:
-            asking = self._waiting.popleft()
-            if asking.is_waiting():
-                asking.on_connection(connection)
-                return
+        if (asking := self._next()) is not None:
+            asking.on_connection(connection)
+            return
         if self._closed:
             connection.abort()
             return
@@ -368,11 +378,14 @@ class UpstreamPool:
 
     def _freed(self) -> None:
         self._number -= 1
-        while self._waiting and not self._closed:
-            asking = self._waiting.popleft()
-            if asking.is_waiting():
-                self.wait(asking)
-                return
+        if not self._closed and (asking := self._next()) is not None:
+            self.wait(asking)
+
+    def _next(self) -> Asking | None:
+        for asking in self._waiting:
+            del self._waiting[asking]
+            return asking
+        return None
 
     def _end_idle(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None

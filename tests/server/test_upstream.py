@@ -14,9 +14,24 @@ import pytest
 import trustme
 
 from ratelimit.errors import ConfigError
+from ratelimit.factory import MiddlewareArgs
 from ratelimit.server import pool
+from ratelimit.server.proxy import Proxy
 from ratelimit.server.upstream import ProxySettings
-from tests.server.sockets import GET, OK, SOON_S, answering, ask, close, connected, in_front_of, scripted, until_gone
+from tests.http.apps import limiter_of
+from tests.server.sockets import (
+    GET,
+    OK,
+    SOON_S,
+    answering,
+    ask,
+    close,
+    connected,
+    in_front_of,
+    listening,
+    scripted,
+    until_gone,
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +144,39 @@ async def test_silence_is_a_504() -> None:
 
     async with scripted(silent) as upstream, in_front_of(upstream, ProxySettings(first_byte=0.2)) as address:
         assert problem(await ask(address, GET)) == 504
+
+
+async def test_who_waits_no_longer_for_a_place_is_forgotten() -> None:
+    """Where the upstream hangs and all places are taken, nothing grows."""
+
+    async def silent(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.read()
+
+    settings = ProxySettings(max_connections=1, connect=0.2, first_byte=30)
+    async with scripted(silent) as upstream:
+        args: MiddlewareArgs = {"limiter": limiter_of(), "user_from": "header:x-api-key"}  # type: ignore[typeddict-item]
+        proxy = Proxy(f"http://{upstream}", args, settings)
+        async with listening(proxy) as address, connected(address) as (_, writer):
+            writer.write(GET)
+            while not proxy.pool._number:
+                await asyncio.sleep(0.01)
+            assert [problem(answer) for answer in await asyncio.gather(*[ask(address, GET) for _ in range(5)])] == [
+                504
+            ] * 5
+            assert not proxy.pool._waiting
+
+
+async def test_a_fault_of_ours_is_told_as_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ratelimit.server.forward.owing_of", fault)
+    async with answering(OK.replace(b"200 OK", b"200 OK\r\nx-ratelimit-cost: 3")) as (upstream, _):
+        async with in_front_of(upstream) as address:
+            assert problem(await ask(address, GET)) == 502
+    assert [record for record in caplog.records if record.exc_info and record.exc_info[0] is ZeroDivisionError]
 
 
 async def test_no_connection_in_time_is_a_504() -> None:
