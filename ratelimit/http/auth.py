@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
@@ -68,11 +69,20 @@ class Token:
         return NO_TOKEN
 
 
+_MAX_HOST: Final = 256
+"""Bytes of a name with a port, and more."""
+
+
 def _is_foreign(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(name == b"origin" or (name == b"host" and not _is_address(value)) for name, value in headers)
 
 
 def _is_address(host: bytes) -> bool:
+    return len(host) <= _MAX_HOST and _reads_as_address(host)
+
+
+@lru_cache(256)
+def _reads_as_address(host: bytes) -> bool:
     text = host.decode("latin-1")
     name = text.rpartition(":")[0] if text.isascii() and text.rpartition(":")[2].isdecimal() else text
     if name in ("", "localhost"):
