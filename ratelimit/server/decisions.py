@@ -61,7 +61,7 @@ class Decisions(AsgiService):
         if path.startswith(self.prefix) and path[len(self.prefix) : len(self.prefix) + 1] in ("", "/"):
             return Question(connection, request, self)
         if request.target == _CHECK and request.method == b"POST" and _is_small(request):
-            return Check(connection, request, self)
+            return CheckRequest(connection, request, self)
         return super().exchange(connection, request)
 
 
@@ -151,7 +151,7 @@ class Question(Decided):
         self._write(*for_gateway(status, headers, dialect), reduced_body(body) if status == REDUCED else body)
 
 
-class Check(Decided):
+class CheckRequest(Decided):
     """`POST /v1/check`, with its body."""
 
     __slots__ = ("_body",)

@@ -14,7 +14,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.server.asgi import AsgiExchange, AsgiService
 from ratelimit.server.connection import ClientConnection
-from ratelimit.server.decisions import Check, Decisions, Question
+from ratelimit.server.decisions import CheckRequest, Decisions, Question
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.listener import Service
 from ratelimit.server.request import Request
@@ -93,7 +93,7 @@ async def test_the_same_answers_either_way(requests: list[bytes]) -> None:
 async def test_it_is_the_connection_that_answers() -> None:
     service = counting()
     await answers(service, [question(b"/v1/authz/hints"), check(b"{}"), question(b"/v1/openapi.json")])
-    assert service.kinds == [Question, Check, AsgiExchange]
+    assert service.kinds == [Question, CheckRequest, AsgiExchange]
 
 
 def app() -> Authz:
