@@ -186,7 +186,10 @@ class Forward(Exchange):
                 self._respond(*await admission.refuse(refused))
         except Exception:
             logger.exception("a request could not be checked")
-            self._reply(FAULT)
+            if self._is_lost:
+                self.over()
+            else:
+                self._reply(FAULT)
 
     def _respond(self, response: Response, fields: list[RawHeader]) -> None:
         """Send an answer of our own."""
@@ -329,6 +332,8 @@ class Forward(Exchange):
     def _hold(self) -> None:
         """Keep back what comes, for whoever has the answer may ask again at once, and has to find the units there."""
         self._is_held = True
+        # Settling has a deadline of its own.
+        self.connection.due = NEVER
         if self._upstream is not None:
             self._upstream.pause_reading()
 
@@ -380,6 +385,7 @@ class Forward(Exchange):
         """Complete the answer when what it was is kept."""
         if self._proxy.records:
             self.connection.corked = True
+            self.connection.due = NEVER
             self._run(self._finish_recorded())
         else:
             self._complete()

@@ -17,10 +17,11 @@ from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.proxy import Proxy
 from ratelimit.server.request import Request
+from ratelimit.server.upstream import ProxySettings
 from ratelimit.store import MemoryStore
 from tests.http.apps import limiter_of
 from tests.server.running import until
-from tests.server.sockets import SOON_S, connected, in_front_of, listening, scripted
+from tests.server.sockets import GET, SOON_S, ask, connected, in_front_of, listening, scripted
 
 
 class FarStore(MemoryStore):
@@ -146,3 +147,24 @@ async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> N
             answer = await request
     assert answer.headers["ratelimit"].startswith('"api";r=40;')
     assert limiter.stats.lost["unreturned"] == 7
+
+
+async def test_what_takes_long_to_settle_is_answered_once() -> None:
+    """The upstream was in time; what it said is not taken for silence meanwhile."""
+    store = FarStore(arrives=False, answers=True)
+    limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10), store=store)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        store.held = True
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 3\r\n\r\nok")
+
+    settings = ProxySettings(first_byte=0.1, idle=0.1)
+    async with scripted(script) as upstream, in_front_of(upstream, settings, limiter=limiter) as address:
+        asked = asyncio.create_task(ask(address, GET.replace(b"host: a", b"host: a\r\nx-api-key: alice")))
+        await store.asked.wait()
+        await asyncio.sleep(0.4)
+        store.let_go.set()
+        answer = await asyncio.wait_for(asked, SOON_S)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert (answer.count(b"HTTP/1.1"), answer.endswith(b"\r\n\r\nok")) == (1, True)
