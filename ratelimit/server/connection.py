@@ -228,7 +228,8 @@ class ClientConnection:
             self._regulate()
 
     def _regulate(self) -> None:
-        wait = self._no_more or bool(self._queue) or bool(self._stash) or (self._held and self._receiving is not None)
+        # What is not to be read any more is read and dropped: so it is seen when the client leaves.
+        wait = bool(self._queue) or bool(self._stash) or (self._held and self._receiving is not None)
         if wait is not self._is_waiting and not self.transport.is_closing():
             self._is_waiting = wait
             if wait:
