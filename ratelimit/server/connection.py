@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's target and fields."""
-MAX_HEAD_S: Final = 30.0
+MAX_HEAD_S: float = 30.0
 """Seconds for all of them to arrive, once the first byte is there."""
-KEEP_ALIVE_S: Final = 75.0
-STALLED_S: Final = 60.0
+KEEP_ALIVE_S: float = 75.0
+STALLED_S: float = 60.0
 """So long nothing of what is left is read, and a connection that closes is given up."""
 LEFTOVER_S: Final = 30.0
 """Seconds for the rest of a body whose request is answered already."""

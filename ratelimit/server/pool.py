@@ -6,6 +6,7 @@ import asyncio
 import logging
 import select
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 import httptools
@@ -20,7 +21,7 @@ logger = logging.getLogger("ratelimit.proxy")
 MAX_ANSWER_HEAD: Final = 64 * 1024
 """Bytes of an answer's fields."""
 
-_AGAIN_S: Final = 0.1
+AGAIN_S: float = 0.1
 """A service that restarts refuses connections for a moment: one is tried so much later once more."""
 _LOOK_S: Final = 0.001
 """A connection that was idle for less is used without a look."""
@@ -419,10 +420,9 @@ class UpstreamPool:
 
     async def _dial(self) -> UpstreamConnection:
         """Connect; once more where that is refused, as nothing was sent."""
-        try:
+        with suppress(ConnectionRefusedError):
             return await self._dial_once()
-        except ConnectionRefusedError:
-            await asyncio.sleep(_AGAIN_S)
+        await asyncio.sleep(AGAIN_S)
         return await self._dial_once()
 
     async def _dial_once(self) -> UpstreamConnection:

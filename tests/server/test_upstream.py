@@ -129,7 +129,7 @@ async def test_a_refused_connection_is_tried_once_more(monkeypatch: pytest.Monke
             await server.start_serving()
         await real(min(delay, pause / 2))
 
-    monkeypatch.setattr(pool, "_AGAIN_S", pause)
+    monkeypatch.setattr(pool, "AGAIN_S", pause)
     monkeypatch.setattr("asyncio.sleep", back_by_then)
     server = await asyncio.start_server(answers_ok, "127.0.0.1", 0, start_serving=False)
     async with in_front_of(f"127.0.0.1:{server.sockets[0].getsockname()[1]}") as address:
