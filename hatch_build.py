@@ -1,6 +1,6 @@
 """The compiled build: the modules of the hot path, as they are, made into C by mypyc. Off unless asked for:
 
-    HATCH_BUILD_HOOKS_ENABLE=1 pip install .        # takes a C compiler, and about a minute
+    HATCH_BUILD_HOOKS_ENABLE=1 pip install .        # takes a C compiler, and some minutes
 
 The same code either way; `ratelimit --version` says which of the two is installed.
 """

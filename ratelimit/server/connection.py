@@ -337,6 +337,10 @@ class ClientConnection:
         current, receiving = self.exchange, self._receiving
         self._receiving = None
         if receiving is not None and receiving is not current:
+            if receiving not in self._queue:
+                # It is answered already: there is nobody to tell.
+                self.close()
+                return
             self._queue.remove(receiving)
         if current is None and not self._queue:
             self._say(problem, receiving)

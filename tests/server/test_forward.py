@@ -153,6 +153,21 @@ async def test_an_answer_may_come_before_the_body_is_complete() -> None:
             assert (await until_gone(reader)).startswith(b"HTTP/1.1 413 ")
 
 
+async def test_nonsense_in_the_rest_of_a_body_that_is_answered_is_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\n\r\nbig")
+        await reader.read()
+
+    async with scripted(script) as upstream, in_front_of(upstream) as address:
+        async with connected(address) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n5\r\nbegin\r\n")
+            await reader.readuntil(b"\r\n\r\nbig")
+            writer.write(b"zz\r\n")
+            assert await until_gone(reader) == b""
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 async def test_a_client_that_does_not_finish_is_told_so() -> None:
     async def script(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.read()
