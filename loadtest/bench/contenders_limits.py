@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from limits import RateLimitItem, parse_many  # type: ignore[import-not-found]
-from limits.aio.storage import MemoryStorage, RedisStorage  # type: ignore[import-not-found]
-from limits.aio.strategies import FixedWindowRateLimiter  # type: ignore[import-not-found]
+from limits import RateLimitItem, parse_many
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter
 
 from loadtest.bench.worker import Contender
 
@@ -23,7 +23,7 @@ async def in_memory(quotas: str, stats: bool = False) -> AsyncIterator[Contender
 
 
 @asynccontextmanager
-async def on_redis(url: str, quotas: str, client: str, stats: bool = False) -> AsyncIterator[Contender]:
+async def on_redis(url: str, quotas: str, client: Any, stats: bool = False) -> AsyncIterator[Contender]:
     """Fixed windows in Redis, by the client library of this name; its pool as large as it takes."""
     storage: Any = RedisStorage(f"async+{url}", implementation=client)
     yield _contender(FixedWindowRateLimiter(storage), parse_many(quotas), stats=stats)

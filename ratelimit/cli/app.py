@@ -75,10 +75,11 @@ def _refuse_namesake() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command line (the process's own by default) and leave with its exit status."""
-    sys.exit(_run(args))
+    sys.exit(run(args))
 
 
-def _run(args: Sequence[str] | None) -> int:
+def run(args: Sequence[str] | None) -> int:
+    """Run a command line, and return its exit status."""
     try:
         status = app(args, prog_name="ratelimit", standalone_mode=False)
         return status if isinstance(status, int) else 0

@@ -56,6 +56,8 @@ def limited(action: str, *, cost: Cost | None = None, limiter: Limiter | None = 
             return await _check_without_middleware(options, limiter, action, connection, cost)
         return await state.handler.ask(action, cost=cost, limiter=limiter, connection=connection)
 
+    # What Python says of a view that forgets to await.
+    check.__qualname__ = f"limited({action!r})"
     if limiter is None:
         _actions[check] = action
     return check

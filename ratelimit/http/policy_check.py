@@ -207,7 +207,10 @@ class SurfaceOptions:
         for policy_check in self._policy_checks.values():
             policy_check.warn(root)
 
-    def _make(self, limiter: Limiter, action: str) -> PolicyCheck:
+    def _make(self, limiter: Any, action: str) -> PolicyCheck:
+        if not isinstance(limiter, Limiter):
+            how = "one of ratelimit.sync is for ratelimit.wsgi, .flask and .functions"
+            raise ConfigError("limiter", f"expected a Limiter of ratelimit, not {limiter!r}; {how}")
         policy = limiter.policies.get(action)
         if policy is None:
             raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")

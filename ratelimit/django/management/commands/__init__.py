@@ -1,0 +1,1 @@
+"""Django finds it here by its name."""
