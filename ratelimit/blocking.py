@@ -154,9 +154,14 @@ class Runner:
             result: T = done.value
         else:
             result = self._go_on(work, call)
+        if self.later:
+            self.run_later()
+        return result
+
+    def run_later(self) -> None:
+        """Run what was left for later, which may leave more."""
         while self.later:
             self._drain()
-        return result
 
     def _drain(self) -> None:
         work = self.drain()

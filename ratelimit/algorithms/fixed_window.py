@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from ratelimit.algorithms.base import Ops, Taken, give_back
 from ratelimit.algorithms.fields import window_field
-from ratelimit.clock import seconds
+from ratelimit.clock import SECOND
 from ratelimit.decision import QuotaState
-from ratelimit.quota import Quota, Span
+from ratelimit.quota import Quota
 from ratelimit.store.base import Add, Record
 
-_NO_SPAN = Span(0, 0, 0)
 _MAX_KEPT_COSTS = 64
 
 
 class FixedWindow:
     """A quota by fixed windows. Adds commute, so that racers on one counter never get in each other's way."""
 
-    __slots__ = ("_field", "_ops", "_span", "lasts", "max_cost", "quota")
+    __slots__ = ("_end", "_field", "_ops", "_start", "lasts", "max_cost", "quota")
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
         self.max_cost = quota.limit
         self.lasts = 0
-        self._span = _NO_SPAN
+        self._start = self._end = 0
         self._field = ""
         self._ops: dict[int, Ops] = {}
 
     def spend(self, now: int, cost: int, record: Record, contended: bool = False) -> Ops | None:
-        self._turn_to(now)
+        if not self._start <= now < self._end:
+            self._turn_to(now)
         if record.get(self._field, 0) + cost > self.max_cost:
             return None
         ops = self._ops.get(cost)
@@ -50,10 +50,11 @@ class FixedWindow:
         return give_back(self._field, cost, record)
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
-        self._turn_to(now)
+        if not self._start <= now < self._end:
+            self._turn_to(now)
         used = record.get(self._field, 0)
         left = self.max_cost - used
-        ends = seconds(self._span.end - now)
+        ends = (self._end - now) / SECOND
         if left >= cost:
             retry_after: float | None = 0.0
         else:
@@ -61,7 +62,9 @@ class FixedWindow:
         return QuotaState(self.quota, used, left if left > 0 else 0, ends, retry_after)
 
     def _turn_to(self, now: int) -> None:
-        if not self._span.start <= now < self._span.end:
-            self._span = self.quota.window.span(now)
-            self._field = window_field(self.quota.window, self._span.index)
-            self._ops.clear()
+        if self._start <= now < self._end:
+            return
+        span = self.quota.window.span(now)
+        self._start, self._end = span.start, span.end
+        self._field = window_field(self.quota.window, span.index)
+        self._ops.clear()

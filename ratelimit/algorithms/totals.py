@@ -36,7 +36,8 @@ class Totals:
 
     def add(self, now: int, amount: int) -> Ops:
         """Count `amount` units into the day and the month of `now`."""
-        self._turn_to(now)
+        if now // DAY != self._day:
+            self._turn_to(now)
         ops = self._ops.get(amount)
         if ops is None:
             if len(self._ops) >= _MAX_KEPT_COSTS:

@@ -64,7 +64,8 @@ class PolicyCheck:
         units: Any = policy.cost if cost is None else cost
         if self._is_plain and units is policy.cost and type(units) is int:
             user = self.user_resolver.read(scope)
-            decision = await self._checker.check(Key(user, policy.name), units)
+            answer = self._checker.check(Key(user, policy.name), units)
+            decision = answer if isinstance(answer, Decision) else await answer
             return Charge(self.limiter, policy, user, decision)
         if connection is None:
             connection = connection_of(scope)

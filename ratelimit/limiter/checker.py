@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -22,9 +22,13 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.leasing import Leases
 from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
+from ratelimit.policy import AlgorithmName
+from ratelimit.quota import QuotasLike
 
 Observer: TypeAlias = Callable[[Decision, float], None]
 """Told of each decision of a check, and of the seconds it took."""
+Answer: TypeAlias = Decision | Coroutine[Any, Any, Decision]
+"""A decision, or what has to be awaited for it."""
 
 
 class Checker:
@@ -97,26 +101,43 @@ class Checker:
             self._circuit.forget()
         return used
 
-    async def check(self, key: Key, cost: int, compiled: CompiledPolicy | None = None) -> Decision:
+    def check(self, key: Key, cost: int, compiled: CompiledPolicy | None = None) -> Answer:
         """Decide; the arguments are known to be good ones. By default by the quotas that the action has for this user.
 
-        Raises `UnknownAction`.
+        Raises `UnknownAction`, as what is awaited does.
         """
         if self._closed:
             raise closed()
         if compiled is None:
             compiled = self._resolver.named.get(key.action)
-        if compiled is None:
-            compiled = await self._resolver.of(key, None, None)
+            if compiled is None:
+                return self.check_by(key, cost, None, None)
         now = self._clock.now()
         decision = self._answer_locally(compiled, key, now, cost)
         if decision is None:
-            try:
-                decision = await self._spend(compiled, key, now, cost)
-            except StoreUnavailable:
-                decision = None
+            return self._ask(compiled, key, now, cost)
+        return decision if decision.allowed and self.observer is None else self._tell(compiled, decision, now)
+
+    async def check_by(
+        self, key: Key, cost: int, quotas: QuotasLike | None, algorithm: AlgorithmName | None
+    ) -> Decision:
+        """Decide by the quotas of the call, else by those that the action has for this user."""
+        answer = self.check(key, cost, await self._resolver.of(key, quotas, algorithm))
+        return answer if isinstance(answer, Decision) else await answer
+
+    async def _ask(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
+        """Return the store's decision, else the fallback's."""
+        decision: Decision | None
+        try:
+            decision = await self._spend(compiled, key, now, cost)
+        except StoreUnavailable:
+            decision = None
         if decision is None:
             decision = await self._fallback.answer(self._fallback.counters.spend_one, compiled, key, now, cost)
+        return decision if decision.allowed and self.observer is None else self._tell(compiled, decision, now)
+
+    def _tell(self, compiled: CompiledPolicy, decision: Decision, now: int) -> Decision:
+        """Return the decision as its policy means it, and let the observer know."""
         if not decision.allowed:
             decision = in_mode(compiled, decision)
         if self.observer is not None:
@@ -126,9 +147,9 @@ class Checker:
     def _answer_locally(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
         """Return the decision that does not have to wait for the store, if there is one."""
         max_cost = compiled.max_cost
-        if max_cost is None:
+        if max_cost is None and self._circuit is not None:
             return self._count_in_background(compiled, key, now, cost)
-        if cost > max_cost:
+        if max_cost is not None and cost > max_cost:
             return self._counters.too_large(compiled, key, now, cost)
         if compiled.lease is not None:
             granted = self.leases.grant(compiled, key, now, cost)
@@ -137,24 +158,35 @@ class Checker:
                 return granted
             if self.leases.held(compiled, key, now):
                 return None
-        refusal = self._counters.known_refusal(compiled, key, now, cost)
-        if refusal is not None:
-            self.stats.denials_cached += 1
-        return refusal
+        counters = self._counters
+        cached = counters.cache.get_or_make(key, CachedRecord)
+        if cached.refused_at >= 0:
+            refusal = counters.known_refusal(compiled, key, now, cost, cached)
+            if refusal is not None:
+                self.stats.denials_cached += 1
+                return refusal
+        if self._circuit is not None or compiled.lease is not None:
+            return None
+        return counters.spend_at_once(compiled, key, now, cost, cached)
 
     def _count_in_background(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
         """Where there is no limit the answer is known, and is counted behind it."""
-        if self._circuit is None or self.background.is_full:
+        if self.background.is_full:
             return None
         self.background.start(self._spend(compiled, key, now, cost), units=cost, loss="uncounted")
         return Decision(
             allowed=True, policy=compiled.policy.name, cost=cost, quotas=(), at_us=now, user=key.user, spent=cost
         )
 
-    async def _spend(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
+    def _spend(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Coroutine[Any, Any, Decision]:
         coalescer = self.coalescer
         if coalescer is None:
-            return await self._spend_one(compiled, key, now, cost)
+            return self._spend_one(compiled, key, now, cost)
+        return self._spend_in_turn(coalescer, compiled, key, now, cost)
+
+    async def _spend_in_turn(
+        self, coalescer: Coalescer, compiled: CompiledPolicy, key: Key, now: int, cost: int
+    ) -> Decision:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._enter(loop, coalescer)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
-from operator import is_
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -72,8 +71,16 @@ class CompiledPolicy:
             if ops is None:
                 return None
             parts.append(ops)
-        parts.append(self._totals.add(now, cost))
-        return self._write(now, cost, parts, cached)
+        if not self._epoch_start <= now < self._epoch_end:
+            self._turn_to(now)
+        if (
+            cached.day != self._today
+            or (cached.cleaned_at < self._epoch_start and not cached.is_clean(self._epoch_start, now))
+            or cached.until > self._expires_at
+        ):
+            return self._with_drops(now, [*parts, self._totals.add(now, cost)], cached)
+        kept = self._writes.get(cost)
+        return kept[1] if kept is not None and kept[0] == parts else self._write(now, cost, parts)
 
     def fits(self, now: int, cost: int, record: Record) -> bool:
         """Return whether a record, if true, has room for `cost`."""
@@ -128,24 +135,19 @@ class CompiledPolicy:
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
         """Return how every quota stands by a true record."""
+        if len(self._rules) == 1:
+            return (self._rules[0].state(now, cost, record),)
         return tuple([one.state(now, cost, record) for one in self._rules])
 
-    def _write(self, now: int, cost: int, parts: list[Ops], cached: CachedRecord) -> Write:
-        self._turn_to(now)
-        if cached.day != self._today or not cached.is_clean(self._epoch_start, now):
-            return self._with_drops(now, parts, cached)
-        if cached.until > self._expires_at:
-            return self._with_drops(now, parts, cached)
-        kept = None if self._buckets else self._writes.get(cost)
-        if kept is not None and _identical(kept[0], parts):
-            return kept[1]
-        ops = tuple([op for part in parts for op in part])
-        if self._buckets:  # never the same again
-            return Write(ops, self._expires_at, False, self._counts_until)
-        if len(self._writes) >= MAX_KEPT_WRITES:
-            self._writes.clear()
-        write = Write(ops, self._expires_at, counts_until=self._counts_until)
-        self._writes[cost] = (parts, write)
+    def _write(self, now: int, cost: int, parts: list[Ops]) -> Write:
+        ops: Ops = ()
+        for part in parts:
+            ops += part
+        write = Write(ops + self._totals.add(now, cost), self._expires_at, False, self._counts_until)
+        if not self._buckets:  # of which none is ever the same again
+            if len(self._writes) >= MAX_KEPT_WRITES:
+                self._writes.clear()
+            self._writes[cost] = (parts, write)
         return write
 
     def _with_drops(self, now: int, parts: list[Ops], cached: CachedRecord) -> Write:
@@ -183,10 +185,6 @@ class CompiledPolicy:
         ends = [span.end + one.lasts for span, one in zip(spans, self._rules, strict=True)]
         self._counts_until = -(-max(ends, default=0) // SECOND)
         self._writes.clear()
-
-
-def _identical(kept: list[Ops], parts: list[Ops]) -> bool:
-    return all(map(is_, kept, parts))
 
 
 def drops(now: int, fields: list[str]) -> Write:

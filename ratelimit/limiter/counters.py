@@ -16,7 +16,7 @@ from ratelimit.limiter.alerts import Alerts
 from ratelimit.limiter.compiled_policy import DROPS_AT_ONCE, CompiledPolicy, drops
 from ratelimit.limiter.record_cache import NEVER, CachedRecord, RecordCache
 from ratelimit.names import Key
-from ratelimit.store.base import Record, Store, Write
+from ratelimit.store.base import Outcome, Record, Store, Write
 from ratelimit.store.memory import MemoryStore
 
 # Two suffice unless others change the same record in between; this many in a row means a record beyond fair use.
@@ -50,26 +50,43 @@ class Counters:
         self._records = store.records if type(store) is MemoryStore else None
         """Those of the embedded store, which nobody has to wait for."""
         self._alerts = alerts
-        self._cache = RecordCache(max_records)
+        self.cache = RecordCache(max_records)
+        """What is believed of the records."""
         self._denial_cache = denial_cache
         self.on_stale: Callable[[Key, CachedRecord, int], None] | None = None
         """Told of a record in need of a clean-up: to call `clean` behind the answer."""
 
-    def known_refusal(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
+    def known_refusal(
+        self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord
+    ) -> Decision | None:
         """Return the refusal that the store would surely give: what was spent when it last answered only grows.
 
         It may be up to `denial_cache` late in seeing what another process gave back; it never admits.
         """
-        cached = self._cache.peek(key)
-        if cached is None or not self._is_fresh(compiled, cached, now) or compiled.fits(now, cost, cached.record):
+        if not self._is_fresh(compiled, cached, now) or compiled.fits(now, cost, cached.record):
             return None
         return decide(compiled, key, now, cost, cached.record)
 
+    def spend_at_once(
+        self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord
+    ) -> Decision | None:
+        """Spend `cost` in the embedded store, which nobody has to wait for. None where the store is another one, or
+        has no room by what is believed: then `spend_one` decides."""
+        if self._records is None or (write := compiled.spend(now, cost, cached)) is None:
+            return None
+        outcome = self._records.apply(key, write, now)
+        if not self._took(compiled, key, now, cost, cached, write, outcome):
+            return None
+        return _admit(compiled, key, now, cost, cached.record)
+
     async def spend_one(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
         """Spend `cost` if it fits: one round trip, and at most one more where the cached record was out of date."""
-        cached = self._cache.get_or_make(key, CachedRecord)
+        cached = self.cache.get_or_make(key, CachedRecord)
         for attempt in range(_ATTEMPTS):
-            if await self._write(compiled, key, now, cost, cached, attempt >= _CONTENDED):
+            write = compiled.spend(now, cost, cached, attempt >= _CONTENDED)
+            if write is None:
+                await self._look(compiled, key, now, cached)
+            elif self._took(compiled, key, now, cost, cached, write, await self.store.apply(key, write, now=now)):
                 return _admit(compiled, key, now, cost, cached.record)
             if not compiled.fits(now, cost, cached.record):
                 await self._renew(compiled, key, now, cached)
@@ -84,7 +101,7 @@ class Counters:
         Round trips as in `spend_one`, and one more where not all of them fit. With a `prefetch`, units that are held
         already pay first, and some more are taken ahead; `prefetch.held` is then what is left to hold.
         """
-        cached = self._cache.get_or_make(key, CachedRecord)
+        cached = self.cache.get_or_make(key, CachedRecord)
         prefetch = prefetch or Prefetch()
         fitting, total = costs, sum(costs)
         for attempt in range(_ATTEMPTS):
@@ -94,7 +111,10 @@ class Counters:
             else:  # what is held is not topped up, or a key that is always asked for would always be written
                 prefetch.held -= total
                 return _answers(compiled, key, now, costs, fitting, cached.record, held=prefetch.held)
-            if await self._write(compiled, key, now, amount, cached, attempt >= _CONTENDED):
+            write = compiled.spend(now, amount, cached, attempt >= _CONTENDED)
+            if write is None:
+                await self._look(compiled, key, now, cached)
+            elif self._took(compiled, key, now, amount, cached, write, await self.store.apply(key, write, now=now)):
                 prefetch.held += amount - total
                 decisions = _answers(compiled, key, now, costs, fitting, cached.record, held=prefetch.held)
                 return await self._spend_late(compiled, key, now, costs, fitting, decisions, prefetch)
@@ -194,7 +214,7 @@ class Counters:
         return _inactive(compiled, decide(compiled, key, now, cost, self._cached(key).record))
 
     def _cached(self, key: Key) -> CachedRecord:
-        return self._cache.get_or_make(key, CachedRecord)
+        return self.cache.get_or_make(key, CachedRecord)
 
     async def _renew(self, compiled: CompiledPolicy, key: Key, now: int, cached: CachedRecord) -> None:
         """Let what has changed about the quotas take effect though nothing fits.
@@ -206,20 +226,22 @@ class Counters:
             if outcome.applied:
                 cached.record.update(outcome.record)
 
-    async def _write(
-        self, compiled: CompiledPolicy, key: Key, now: int, amount: int, cached: CachedRecord, contended: bool = False
-    ) -> bool:
-        """Return whether `amount` was spent.
+    async def _look(self, compiled: CompiledPolicy, key: Key, now: int, cached: CachedRecord) -> None:
+        """Let the cached record be the truth that speaks against a write, or makes it worth another attempt."""
+        if not self._is_fresh(compiled, cached, now):
+            cached.learn_refusal(await self.store.read(key), now)
 
-        Where it was not, the cached record is now the truth that speaks against it, or makes it worth another attempt.
-        """
-        write = compiled.spend(now, amount, cached, contended)
-        if write is None:
-            if not self._is_fresh(compiled, cached, now):
-                cached.learn_refusal(await self.store.read(key), now)
-            return False
-        records = self._records
-        outcome = await self.store.apply(key, write, now=now) if records is None else records.apply(key, write, now)
+    def _took(
+        self,
+        compiled: CompiledPolicy,
+        key: Key,
+        now: int,
+        amount: int,
+        cached: CachedRecord,
+        write: Write,
+        outcome: Outcome,
+    ) -> bool:
+        """Take over what came of a write. Return whether `amount` was spent."""
         if not outcome.applied:
             cached.learn_refusal(outcome.record, now)
             return False
@@ -227,7 +249,8 @@ class Counters:
             self._learn(key, cached, write, outcome.record, now)
         else:
             cached.record.update(outcome.record)
-        self._announce(compiled, key, now, amount, cached.record)
+        if self._alerts is not None:
+            self._announce(compiled, key, now, amount, cached.record)
         return True
 
     def _announce(self, compiled: CompiledPolicy, key: Key, now: int, amount: int, record: Record) -> None:

@@ -23,7 +23,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import MAX_PENDING_ALERTS, AlertHook, Alerts
 from ratelimit.limiter.background import MAX_BACKGROUND_WRITES, BackgroundWrites, LimiterStats
-from ratelimit.limiter.checker import Checker, Observer, in_mode
+from ratelimit.limiter.checker import Answer, Checker, Observer, in_mode
 from ratelimit.limiter.compiled_policy import PolicyResolver
 from ratelimit.limiter.counters import Counters
 from ratelimit.limiter.deadline import CircuitBreaker
@@ -155,12 +155,18 @@ class Limiter:
         `quotas` and `algorithm` take the place of the policy's, or make up a policy where none has this name. Raises
         `UnknownAction`, `InvalidUser`, `InvalidAction`, `InvalidCost`, `InvalidQuota`; never for a store that fails.
         """
+        answer = self._begin(user, action, cost, quotas, algorithm)
+        return answer if isinstance(answer, Decision) else await answer
+
+    def _begin(
+        self, user: UserId, action: str, cost: int, quotas: QuotasLike | None, algorithm: AlgorithmName | None
+    ) -> Answer:
         key = Key.of(user, action)
         if type(cost) is not int or not 0 < cost <= MAX_LIMIT:
             raise _bad_cost(cost)
         if quotas is None and algorithm is None:
-            return await self._checker.check(key, cost)
-        return await self._checker.check(key, cost, await self._resolver.of(key, quotas, algorithm))
+            return self._checker.check(key, cost)
+        return self._checker.check_by(key, cost, quotas, algorithm)
 
     async def peek(
         self,

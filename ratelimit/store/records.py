@@ -8,7 +8,7 @@ from typing import Final
 
 from ratelimit.clock import SECOND
 from ratelimit.names import Key
-from ratelimit.store.base import Add, Drop, Expect, Op, Outcome, Put, Record, Write
+from ratelimit.store.base import Add, Drop, Expect, Outcome, Put, Record, Write
 
 # How many of the oldest records each new one looks at: whether they have expired, and how much they have spent.
 _SWEPT: Final = 2
@@ -46,7 +46,10 @@ class Records:
             stored = self._find(key)
         fields = _NOTHING if stored is None else stored.fields
         for op in write.ops:
-            if not _holds(op, fields):
+            if type(op) is Add:
+                if op.at_most is not None and fields.get(op.field, 0) + op.amount > op.at_most:
+                    return Outcome(False, dict(fields))
+            elif type(op) is Expect and not _meets(op, fields.get(op.field)):
                 return Outcome(False, dict(fields))
         if stored is None:
             stored = self._records[key] = _Stored()
@@ -155,15 +158,10 @@ def _rank(stored: _Stored, now: int) -> int:
     return rank
 
 
-def _holds(op: Op, fields: dict[str, int]) -> bool:
-    if type(op) is Add:
-        return op.at_most is None or fields.get(op.field, 0) + op.amount <= op.at_most
-    if type(op) is Expect:
-        value = fields.get(op.field)
-        if value is None:
-            return op.or_missing
-        return (op.low is None or op.low <= value) and (op.high is None or value <= op.high)
-    return True
+def _meets(op: Expect, value: int | None) -> bool:
+    if value is None:
+        return op.or_missing
+    return (op.low is None or op.low <= value) and (op.high is None or value <= op.high)
 
 
 def _change(write: Write, fields: dict[str, int]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from ratelimit.algorithms.fields import Per
-from ratelimit.blocking import Deferred, Runner, wait_for
+from ratelimit.blocking import Deferred, Runner, refuse_event_loop, wait_for
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
@@ -79,7 +79,7 @@ class Limiter:
     ) -> None:
         self.store = store_of(store)
         self.directory = directory
-        self._run_core = self.store.runner.run
+        self._runner = self.store.runner
         self._core = _Core(
             self.store,
             policies,
@@ -87,10 +87,9 @@ class Limiter:
             deadline=deadline,
             denial_cache=denial_cache,
             max_beliefs=max_beliefs,
-            directory=_source(directory, self.store.runner),
+            directory=_source(directory, self._runner),
             on_alert=on_alert,
         )
-        self._check = self._core.check
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -154,8 +153,14 @@ class Limiter:
 
         Raises what the async one does, and `InsideEventLoop` in a thread that runs an event loop.
         """
-        work = self._check(user, action, cost=cost, quotas=quotas, algorithm=algorithm)
-        return self._run_core(work, "Limiter")
+        refuse_event_loop("Limiter")
+        with self._runner.lock:
+            answer = self._core._begin(user, action, cost, quotas, algorithm)
+        if not isinstance(answer, Decision):
+            return self._runner.run(answer, "Limiter")
+        if self._runner.later:
+            self._runner.run_later()
+        return answer
 
     def peek(
         self,
@@ -220,7 +225,7 @@ class Limiter:
         return self._run(self._core.totals(user, since, until, per=per, actions=actions))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._run_core(work, "Limiter")
+        return self._runner.run(work, "Limiter")
 
 
 def _source(directory: Directory | None, runner: Runner) -> QuotaSource | None:

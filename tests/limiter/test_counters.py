@@ -175,7 +175,7 @@ async def test_beliefs_are_bounded() -> None:
     one = Limiter(CountingStore(), [Policy("hint", "5/day")], clock=FakeClock(), max_beliefs=10)
     for number in range(50):
         await one.check(f"user-{number}", "hint")
-    assert len(one._counters._cache) == 10
+    assert len(one._counters.cache) == 10
 
 
 async def test_the_records_used_last_are_the_ones_remembered() -> None:
