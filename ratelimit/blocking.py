@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from math import inf
 from time import monotonic
@@ -93,6 +93,39 @@ def seconds_left() -> float:
 def _sleep(seconds: float, left: float) -> None:
     time.sleep(min(seconds, left))
     if left < seconds:
+        raise TimeoutError
+
+
+class Signal:
+    """Wakes a task or a thread that waits for it; whoever sets it may be in another thread."""
+
+    __slots__ = ("_event", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = running_loop()
+        self._event = threading.Event() if self._loop is None else asyncio.Event()
+
+    def set(self) -> None:
+        """Wake whoever waits, now or later."""
+        loop = self._loop
+        if loop is None or loop is running_loop():
+            self._event.set()
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, seconds: float = inf) -> None:
+        """Return when it is set, or after so many seconds."""
+        event = self._event
+        if isinstance(event, threading.Event):
+            await wait_for(partial(_wait_for_event, event, seconds))
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if seconds == inf else seconds):
+                await event.wait()
+
+
+def _wait_for_event(event: threading.Event, seconds: float, left: float) -> None:
+    if not event.wait(min(seconds, left, threading.TIMEOUT_MAX)) and left < seconds:
         raise TimeoutError
 
 

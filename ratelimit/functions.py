@@ -7,25 +7,21 @@ clients of somebody else's API.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from inspect import isawaitable, iscoroutinefunction
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from ratelimit import limiter as on_a_loop
 from ratelimit import sync
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, QuotaExceeded, UnknownAction
+from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, check_timeout
 from ratelimit.names import UserId
 from ratelimit.quota import QuotasLike
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-DEFAULT_TIMEOUT: Final = 60.0
-_MIN_WAIT_S: Final = 0.01
 
 
 def limited(
@@ -41,30 +37,29 @@ def limited(
     """Return a decorator of a function that checks each call before it begins. A refusal raises `QuotaExceeded`.
 
     `limiter` is one of `ratelimit.sync` for a function, and one of `ratelimit` for an `async` one. `user` and `cost`
-    are values, or functions of what the function is called with. With `block`, a call waits until it may pass, and is
-    refused at once where it could not within `timeout` seconds, or ever. Raises `ConfigError`, and `UnknownAction`
+    are values, or functions of what the function is called with. With `block`, a call waits until it may pass, as
+    `limiter.wait` does with this `timeout`. Raises `ConfigError`, and `UnknownAction`
     where no policy is named so and there are no `quotas`.
     """
     if quotas is None and action not in limiter.policies:
         raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")
-    if not timeout >= 0:
-        raise ConfigError("timeout", f"must be 0 seconds or more, not {timeout!r}")
-    checks = _Checks(action, limiter, user, cost, quotas, timeout if block else -1.0)
+    check_timeout(timeout)
+    checks = _Checks(action, limiter, user, cost, quotas, timeout if block else None)
     return checks.around
 
 
 class _Checks:
-    """How the calls of a function are checked."""
+    """How the calls of a function are checked. Without a `timeout` they do not wait."""
 
     def __init__(
-        self, action: str, limiter: Any, user: object, cost: object, quotas: QuotasLike | None, left: float
+        self, action: str, limiter: Any, user: object, cost: object, quotas: QuotasLike | None, timeout: float | None
     ) -> None:
         self._action = action
         self._limiter = limiter
         self._user = user
         self._cost = cost
         self._quotas = quotas
-        self._left = left
+        self._timeout = timeout
 
     def around(self, function: Callable[P, R]) -> Callable[P, R]:
         """Return the function, checked. Raises `ConfigError` where the limiter is for the other kind."""
@@ -77,13 +72,16 @@ class _Checks:
             raise ConfigError("limiter", f"{name} is not async: it needs a Limiter of ratelimit.sync")
         return self._around_sync(function)
 
+    def _ask(self, user: Any, cost: Any) -> Any:
+        if self._timeout is None:
+            return self._limiter.check(user, self._action, cost=cost, quotas=self._quotas)
+        return self._limiter.wait(user, self._action, cost=cost, quotas=self._quotas, timeout=self._timeout)
+
     def _around_sync(self, function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-            wait = _Wait(self._left)
             user, cost = _value(self._user, args, kwargs), _value(self._cost, args, kwargs)
-            while seconds := wait.after(self._limiter.check(user, self._action, cost=cost, quotas=self._quotas)):
-                time.sleep(seconds)
+            _passed(self._ask(user, cost))
             return function(*args, **kwargs)
 
         return wrapped
@@ -91,33 +89,18 @@ class _Checks:
     def _around_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            wait = _Wait(self._left)
             user, cost = _value(self._user, args, kwargs), _value(self._cost, args, kwargs)
             user = await user if isawaitable(user) else user
             cost = await cost if isawaitable(cost) else cost
-            check = partial(self._limiter.check, user, self._action, cost=cost, quotas=self._quotas)
-            while seconds := wait.after(await check()):  # noqa: ASYNC110 (nobody tells when a quota has room)
-                await asyncio.sleep(seconds)
+            _passed(await self._ask(user, cost))
             return await function(*args, **kwargs)
 
         return wrapped
 
 
-class _Wait:
-    """How long one call may still wait; less than 0 where it may not at all."""
-
-    def __init__(self, left: float) -> None:
-        self._left = left
-
-    def after(self, decision: Decision) -> float:
-        """Return the seconds to wait before the next check; 0 where the call may begin. Raises `QuotaExceeded`."""
-        if decision.allowed:
-            return 0.0
-        if decision.retry_after is None or decision.retry_after > self._left:
-            raise QuotaExceeded(decision)
-        seconds = max(decision.retry_after, _MIN_WAIT_S)
-        self._left -= seconds
-        return seconds
+def _passed(decision: Decision) -> None:
+    if not decision.allowed:
+        raise QuotaExceeded(decision)
 
 
 def _value(given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

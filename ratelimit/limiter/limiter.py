@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Awaitable, Iterable, Mapping
 from datetime import date, datetime
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, overload
 from weakref import WeakSet
@@ -20,7 +21,7 @@ from ratelimit.blocking import Deferred
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND, Clock, SystemClock, since_epoch
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, StoreThrottled, StoreUnavailable
+from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, QuotaExceeded, StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import MAX_PENDING_ALERTS, AlertHook, Alerts
 from ratelimit.limiter.background import MAX_BACKGROUND_WRITES, BackgroundWrites, LimiterStats
 from ratelimit.limiter.checker import Answer, Checker, Observer, in_mode
@@ -28,6 +29,7 @@ from ratelimit.limiter.compiled_policy import PolicyResolver
 from ratelimit.limiter.counters import Counters
 from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.fallback import Fallback
+from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, MAX_PENDING_RETURNS, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
@@ -89,6 +91,7 @@ class Limiter:
         self._fallback = Fallback(Counters(MemoryStore(), max_beliefs, denial_cache_us), self.breaker)
         circuit = None if isinstance(store, MemoryStore) else self._circuit(deadline)
         background = BackgroundWrites(self.stats, self._tasks("a background write", MAX_BACKGROUND_WRITES))
+        self._waits = WaitQueues(self.clock, self._tasks("a wait that was given up", MAX_PENDING_RETURNS))
         self._resolver = PolicyResolver(policies, directory)
         self._checker = Checker(
             self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, background
@@ -119,14 +122,17 @@ class Limiter:
 
     async def open(self) -> None:
         """Open the store. Raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help."""
+        self._waits.open()
         self._checker.open()
         await self.store.open()
 
     async def close(self) -> None:
         """Let the checks under way have their answers, return what was taken ahead, and close the store.
 
-        A check after that raises `LimiterClosed`, until `open` is called again. To close twice is harmless.
+        A check after that raises `LimiterClosed`, and so does a `wait` under way, until `open` is called again. To
+        close twice is harmless.
         """
+        await self._waits.close()
         await self._checker.close()
         if self._alerts is not None:
             await self._alerts.drain()
@@ -167,6 +173,36 @@ class Limiter:
         if quotas is None and algorithm is None:
             return self._checker.check(key, cost)
         return self._checker.check_by(key, cost, quotas, algorithm)
+
+    async def wait(
+        self,
+        user: UserId,
+        action: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        cost: int = 1,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Decision:
+        """Spend `cost` units as soon as they fit, within `timeout` seconds. Return the decision that allows it.
+
+        Those who wait in this process for one user and action have their turns in the order in which they came. Only
+        the first asks the store, and again after its `retry_after`, or when units go back here. Raises `QuotaExceeded`,
+        at once where the units could not fit in time, or never can, and when others in front have taken too long. Then
+        nothing was spent, nor for a task that is cancelled. Raises `LimiterClosed`, and what `check` raises.
+        """
+        key = Key.of(user, action)
+        _whole_cost(cost)
+        check_timeout(timeout)
+        check = partial(self.check, user, action, cost=cost, quotas=quotas, algorithm=algorithm)
+        if key in self._waits:  # what can never fit does not wait for others to be told so
+            max_cost = (await self._resolver.of(key, quotas, algorithm)).max_cost
+            if max_cost is not None and cost > max_cost and not (decision := await check()).allowed:
+                raise QuotaExceeded(decision)
+        return await self._waits.wait(key, check, self._undo, cost=cost, timeout=timeout)
+
+    async def _undo(self, decision: Decision) -> None:
+        await self._checker.background.see_through(self._refund(decision, None), decision.spent, "unreturned")
 
     async def peek(
         self,
@@ -260,6 +296,7 @@ class Limiter:
         taken = Taken(now if at is None else _moment(at), units)
         with self._checker.call():
             await self._counters.refund(compiled, key, now, units, taken)
+        self._waits.ask_now(key)
 
     async def _refund(self, decision: Decision, cost: int | None) -> None:
         held = decision.spent - decision.refunded
@@ -282,6 +319,7 @@ class Limiter:
             except StoreThrottled:  # which is the store's word that nothing was written
                 force_setattr(decision, "refunded", decision.refunded - units)
                 raise
+        self._waits.ask_now(key)
 
     async def reset(self, user: UserId, action: str) -> None:
         """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`.
@@ -292,6 +330,7 @@ class Limiter:
         await self._checker.leases.release(key)
         with self._checker.call():
             await self._counters.reset(key, self.clock.now())
+        self._waits.ask_now(key)
 
     async def totals(
         self,
@@ -334,6 +373,7 @@ _limiters: Final[WeakSet[Limiter]] = WeakSet()
 def _after_fork() -> None:
     for limiter in list(_limiters):
         counted = isinstance(limiter.store, MemoryStore) and len(limiter.store) > 0
+        limiter._waits.forget()
         if limiter._checker.fork() or counted:
             if limiter._alerts is not None:
                 limiter._alerts.forget(None)

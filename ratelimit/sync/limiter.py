@@ -20,6 +20,7 @@ from ratelimit.limiter.background import LimiterStats
 from ratelimit.limiter.checker import Observer
 from ratelimit.limiter.deadline import BlockingCircuit
 from ratelimit.limiter.limiter import DEFAULT_DEADLINE, DEFAULT_DENIAL_CACHE, DEFAULT_MAX_BELIEFS
+from ratelimit.limiter.waiting import DEFAULT_TIMEOUT
 from ratelimit.names import UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import QuotasLike
@@ -161,6 +162,22 @@ class Limiter:
         if self._runner.later:
             self._runner.run_later()
         return answer
+
+    def wait(
+        self,
+        user: UserId,
+        action: str,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        cost: int = 1,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Decision:
+        """Spend `cost` units as soon as they fit, within `timeout` seconds, threads in the order in which they came.
+
+        Raises what the async one does, and `InsideEventLoop` in a thread that runs an event loop.
+        """
+        return self._run(self._core.wait(user, action, timeout=timeout, cost=cost, quotas=quotas, algorithm=algorithm))
 
     def peek(
         self,
