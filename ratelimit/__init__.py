@@ -39,12 +39,12 @@ from ratelimit.policy import Policy
 from ratelimit.quota import UNLIMITED, Quota, Window
 from ratelimit.store import MemoryStore
 from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.usage import UsageLog
 
 if TYPE_CHECKING:
     from ratelimit.config import Config, load_config
     from ratelimit.factory import configure
     from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
+    from ratelimit.usage import UsageLog
 
 __version__ = "0.1.0"
 
@@ -94,6 +94,7 @@ __all__ = [
 _LATER: Final = {
     "Config": "ratelimit.config",
     "RateLimitMiddleware": "ratelimit.http",
+    "UsageLog": "ratelimit.usage",
     "configure": "ratelimit.factory",
     "limited": "ratelimit.http",
     "load_config": "ratelimit.config",

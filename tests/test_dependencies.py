@@ -28,7 +28,7 @@ EXTRAS: list[list[str]] = list(PROJECT["optional-dependencies"].values())
 
 LEANED_ON: dict[Any, str] = {
     AIOHTTPSession: "_get_session send",
-    auth: "AUTH_TYPE_MAPS SIGV4_TIMESTAMP",
+    auth: "AUTH_TYPE_MAPS",
     auth.SigV4Auth: "_modify_request_before_signing",
     CORSMiddleware: "app send",
     HeaderTable: "STATIC_TABLE",

@@ -11,35 +11,20 @@ from math import inf
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-from botocore import exceptions as aws
 from botocore import xform_name
-from botocore.config import Config
-from botocore.session import Session, get_session
 
-from ratelimit.blocking import Runner, seconds_left, wait_for
+from ratelimit.blocking import Runner, wait_for
+from ratelimit.dynamodb.access import Client, ServerClock
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.dynamodb.errors import ISSUER, Place, explained
-from ratelimit.dynamodb.session import (
-    Client,
-    ServerClock,
-    certificates_of,
-    check_answers,
-    check_certificates,
-    check_credentials,
-    client_options,
-    local_credentials,
-    locate,
-    no_url,
-    opened,
-    unusable_credentials,
-)
-from ratelimit.dynamodb.settings import Settings, is_amazon
+from ratelimit.dynamodb.control import prepare
+from ratelimit.dynamodb.environment import Way, way_of
+from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.settings import Settings, is_amazon, without_userinfo
 from ratelimit.dynamodb.store import DynamoDBStore, Opened
-from ratelimit.dynamodb.table import prepare
-from ratelimit.dynamodb.transport.base import Transport
+from ratelimit.dynamodb.transport.base import BotoTransport, Transport
 from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.dynamodb.transport.select import open_transport
+from ratelimit.dynamodb.transport.select import is_fast_wanted, open_transport
 from ratelimit.dynamodb.transport.threads import ThreadCredentials, ThreadPool
 from ratelimit.dynamodb.writer import ConditionalWriter
 from ratelimit.errors import StoreUnavailable
@@ -98,15 +83,26 @@ class BlockingDynamoDBStore(DynamoDBStore):
             self._job = None
 
     async def _connect_here(self) -> Opened:
-        client: Client = await wait_for(lambda left: connect(self.settings))
+        settings = self.settings
+        way = await wait_for(lambda left: way_of(settings)) if is_fast_wanted(settings) else None
+        client: Client = await wait_for(
+            lambda left: _client_by_botocore(settings) if way is None else client_by(way, settings)
+        )
+        transport: Transport | None = None
         try:
-            await prepare(client, self._retries, create=self.settings.create)
-            transport = await open_transport(client, self.settings, self.stats, self._new_fast_transport)
+            if way is not None:
+                slow = BotoTransport(client, settings, self.stats)
+                transport = self._new_fast_transport(client, way.endpoint, slow, settings, self.stats)
+            await prepare(client, self._retries, create=settings.create)
+            if transport is None:
+                transport = await open_transport(client, settings, self.stats, self._new_fast_transport)
         except BaseException:
+            if transport is not None:
+                await transport.close()
             await client.close()
             raise
         tells = is_amazon(client.place.endpoint)
-        writer = ConditionalWriter(transport, self._retries, self.stats, self.settings.table, self.read, tells=tells)
+        writer = ConditionalWriter(transport, self._retries, self.stats, settings.table, self.read, tells=tells)
         return Opened(client, transport, writer)
 
     def _new_fast_transport(
@@ -159,20 +155,25 @@ def result_of(job: Future[T], left: float) -> T:
 
 
 _FAST: Final = {
-    xform_name(operation): operation for operation in ("DeleteItem", "GetItem", "PutItem", "TransactWriteItems")
+    xform_name(operation): operation
+    for operation in ("DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems")
 }
 """Those whose answers are small. (What is written all the time has ways of its own.)"""
 
 
 class BlockingApi:
     """A client that is awaited as aiobotocore's is: whoever awaits a call makes it. Calls about single items go by
-    `fast`, once there is one, and all else by botocore's client."""
+    `fast`, once there is one, and all else by botocore's client, which is made where there is none yet."""
 
-    def __init__(self, make: Callable[[], Any]) -> None:
+    def __init__(self, make: Callable[[], Any], made: Any = None) -> None:
         self.fast: FastTransport | None = None
         self._make = make
-        self._client = make()
-        self.meta = self._client.meta
+        self._client = made
+
+    @property
+    def meta(self) -> Any:
+        """What botocore's client tells of itself."""
+        return self.made().meta
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **request: Any) -> Any:
@@ -181,7 +182,7 @@ class BlockingApi:
                 answer = await self.fast.call(operation, request)
                 if answer is not None:
                     return answer
-            return await wait_for(lambda left: getattr(self._made(), name)(*args, **request))
+            return await wait_for(lambda left: getattr(self.made(), name)(*args, **request))
 
         return call
 
@@ -194,54 +195,23 @@ class BlockingApi:
         if self._client is not None:
             self._client.close()
 
-    def _made(self) -> Any:
+    def made(self) -> Any:
+        """Return botocore's client."""
         if self._client is None:
             self._client = self._make()
         return self._client
 
 
-def connect(settings: Settings) -> Client:
-    """Make a client for the settings; send nothing to DynamoDB yet. Raise `StoreUnavailable`'s subclasses."""
-    session = get_session()
-    clock = ServerClock()
-    exits = AsyncExitStack()
-    endpoint, place = locate(session, settings, clock)
-    with explained(place):
-        verify = certificates_of(session)
-        check_certificates(verify, place)
-        credentials = _find_credentials(session, endpoint, place)
-
-        def make() -> Any:
-            config = Config(**client_options(settings, endpoint))
-            client = session.create_client(
-                "dynamodb", region_name=place.region, endpoint_url=settings.endpoint, verify=verify, config=config
-            )
-            client.meta.events.register("before-call.dynamodb", partial(_in_time, settings.read_timeout))
-            check_answers(client)
-            return client
-
-        try:
-            api = BlockingApi(make)
-        except ValueError:
-            raise no_url() from None
+def client_by(way: Way, settings: Settings) -> Client:
+    """Return a client for a way that was found without botocore, which has to be imported for the unusual only."""
+    clock, exits = ServerClock(), AsyncExitStack()
+    api = BlockingApi(lambda: _client_by_botocore(settings, clock).api.made())
     exits.callback(api.close)
-    return opened(api, settings, exits, credentials=credentials, verify=verify, clock=clock)
+    place = Place(settings.table, way.endpoint.region, without_userinfo(way.endpoint.url))
+    return Client(api, place, exits, credentials=way.credentials, verify=way.verify, clock=clock)
 
 
-def _in_time(read_timeout: float, context: dict[str, Any], **_: object) -> None:
-    """Let no call of botocore's last longer than the check that waits for it."""
-    context["read_timeout"] = min(read_timeout, max(0.001, seconds_left()))
+def _client_by_botocore(settings: Settings, clock: ServerClock | None = None) -> Client:
+    from ratelimit.dynamodb.blocking_client import connect
 
-
-def _find_credentials(session: Session, endpoint: str | None, place: Place) -> Any:
-    try:
-        found = session.get_credentials()
-    except ValueError as error:
-        raise unusable_credentials(error, place) from None
-    except aws.BotoCoreError as error:
-        error.kwargs[ISSUER] = error.kwargs.get("endpoint_url", "whoever gives them")
-        raise
-    if found is None and local_credentials(session, endpoint):
-        found = session.get_credentials()
-    check_credentials(found, place)
-    return found
+    return connect(settings, clock)

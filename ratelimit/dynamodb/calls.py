@@ -10,8 +10,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 from botocore import xform_name
 from botocore.exceptions import ClientError
 
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.errors import CONDITION_FAILED, AnswerLost, StoreUnreachable, code_of, explained
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.retry import Backoff

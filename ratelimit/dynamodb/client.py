@@ -15,10 +15,9 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession, get_session
 from botocore import exceptions as aws
 
+from ratelimit.dynamodb.access import Client, ServerClock
 from ratelimit.dynamodb.errors import ISSUER, Place, explained
 from ratelimit.dynamodb.session import (
-    Client,
-    ServerClock,
     certificates_of,
     check_answers,
     check_certificates,

@@ -9,9 +9,9 @@ from botocore.exceptions import ClientError
 
 from ratelimit.blocking import sleep
 from ratelimit.dynamodb import schema
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import HARMLESS, Retries
 from ratelimit.dynamodb.errors import Place, code_of, explained, key_mismatch
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import is_amazon
 from ratelimit.errors import (
     AccessDenied,
@@ -213,3 +213,18 @@ class Control:
         """Raise, unless it is an engine for development, which need not know it."""
         if is_amazon(self.place.endpoint) or isinstance(error, _NOT_OPTIONAL):
             raise error
+
+
+async def prepare(client: Client, retries: Retries, *, create: bool) -> None:
+    """Verify the table, and wait for one that is being created; create it where there is none, if `create`.
+
+    Raise `TableNotFound`, `TableMismatch` or `AccessDenied` where a store could not work on it.
+    """
+    try:
+        await Control(client, retries).verify()
+    except TableNotFound:
+        if not create:
+            raise
+        from ratelimit.dynamodb.table import create_on  # which few need, and which takes its time
+
+        await create_on(client, retries)

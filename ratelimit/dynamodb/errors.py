@@ -23,8 +23,6 @@ from socket import gaierror
 from typing import Final
 
 from botocore import exceptions as aws
-from botocore.httpsession import NewConnectionError
-from botocore.parsers import ResponseParserError
 
 from ratelimit.dynamodb.settings import is_amazon
 from ratelimit.errors import (
@@ -70,7 +68,6 @@ class Place:
 _BOTO_ERRORS: Final = (
     aws.ClientError,
     aws.BotoCoreError,
-    ResponseParserError,
     UnusableAnswer,
     OSError,
 )
@@ -123,7 +120,6 @@ _NO_CREDENTIALS: Final = (
 )
 # botocore's words for what happens on the way; all others that it has are about the set-up.
 _TRANSPORT: Final = (aws.HTTPClientError, aws.ConnectionError)
-_NEVER_CONNECTED: Final = (NewConnectionError, gaierror)
 _TRANSACTION: Final = "TransactWriteItems"
 # What IAM calls the parts of a transaction: it has no word for the whole.
 _OF_A_TRANSACTION: Final = "dynamodb:PutItem, dynamodb:UpdateItem or dynamodb:DeleteItem"
@@ -159,13 +155,16 @@ def explained(place: Place) -> Iterator[None]:
 
 def boto_errors() -> tuple[type[Exception], ...]:
     """Return everything that a call may raise when the service, the network or the set-up is at fault."""
-    return (*_BOTO_ERRORS, *_aiohttp("ClientError"))
+    return (*_BOTO_ERRORS, *imported("botocore.parsers", "ResponseParserError"), *imported("aiohttp", "ClientError"))
 
 
-def _aiohttp(name: str) -> tuple[type[Exception], ...]:
-    """Return an error of aiohttp's, in a tuple; nothing where nobody has imported it: threads do without."""
-    module = sys.modules.get("aiohttp")
-    return () if module is None else (getattr(module, name),)
+def imported(module: str, name: str) -> tuple[type, ...]:
+    """Return a class in a tuple; nothing where nobody has imported the module, so that nobody has one of its objects.
+
+    Threads do without aiohttp, and where the environment says all without most of botocore.
+    """
+    found = sys.modules.get(module)
+    return () if found is None else (getattr(found, name),)
 
 
 def code_of(error: BaseException) -> str:
@@ -202,7 +201,7 @@ def explain(error: BaseException, place: Place) -> StoreUnavailable:
         )
     if type(cause) is ValueError:  # aiohttp's word for a header that would be two
         return unsignable(place)
-    if isinstance(error, UnusableAnswer | ResponseParserError):
+    if isinstance(error, (UnusableAnswer, *imported("botocore.parsers", "ResponseParserError"))):
         return AnswerLost(f"what answers for {place} does not speak DynamoDB: {error}; check the endpoint")
     if isinstance(error, aws.NoRegionError):
         return no_region(place.table)
@@ -232,7 +231,7 @@ def _no_credentials(error: aws.ClientError, place: Place) -> StoreUnavailable:
 def _transport(error: BaseException, place: Place) -> StoreUnavailable:
     if (issuer := getattr(error, "kwargs", {}).get(ISSUER)) is not None:
         return StoreUnreachable(f"no AWS credentials for {place}: {issuer} gives no answer ({_short(error)})")
-    if isinstance(error, (aws.SSLError, *_aiohttp("ClientSSLError"))):
+    if isinstance(error, (aws.SSLError, *imported("aiohttp", "ClientSSLError"))):
         return StoreUnreachable(
             f"no trusted connection to {place}: {_short(error)}; "
             "check AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE and the endpoint"
@@ -247,11 +246,14 @@ def _transport(error: BaseException, place: Place) -> StoreUnavailable:
 
 def _never_sent(error: BaseException) -> bool:
     """aiobotocore reports a broken connection as it does a refused one; what it was made of tells them apart."""
-    connector_error = _aiohttp("ClientConnectorError")
+    connector_error = imported("aiohttp", "ClientConnectorError")
     if isinstance(error, (aws.ConnectTimeoutError, aws.ProxyConnectionError, *connector_error)):
         return True
     if isinstance(error, aws.EndpointConnectionError):
-        return isinstance(error.kwargs.get("error"), (*_NEVER_CONNECTED, *connector_error))
+        return isinstance(
+            error.kwargs.get("error"),
+            (gaierror, *imported("urllib3.exceptions", "NewConnectionError"), *connector_error),
+        )
     return False
 
 

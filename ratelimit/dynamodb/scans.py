@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.cursor import decode_cursor, encode_cursor
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore, event_of
@@ -33,7 +34,6 @@ from ratelimit.dynamodb.schema import (
     parse_limit_pk,
     record_of,
 )
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.event import UsageEvent

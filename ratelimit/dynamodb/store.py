@@ -8,14 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Self, Unpack
 
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
+from ratelimit.dynamodb.control import prepare
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.scans import DynamoDBScans, erase
 from ratelimit.dynamodb.schema import limit_key
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
-from ratelimit.dynamodb.table import prepare
 from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.dynamodb.transport.select import open_transport
 from ratelimit.dynamodb.writer import ConditionalWriter, record_in

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 from ratelimit.dynamodb import schema
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Retries, Stats
 from ratelimit.dynamodb.control import Control, WaitedInVain, billing_of, is_settled
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings, is_amazon
 from ratelimit.dynamodb.table_diff import (
     MODES,
@@ -279,19 +279,6 @@ async def create_on(client: Client, retries: Retries, spec: TableSpec = _DEFAULT
         missing.append(RECOVERY_FEATURE)
     status = await _status(control)
     return replace(status, created=created, missing=tuple(dict.fromkeys((*missing, *status.missing))))
-
-
-async def prepare(client: Client, retries: Retries, *, create: bool) -> None:
-    """Verify the table, and wait for one that is being created; create it where there is none, if `create`.
-
-    Raise `TableNotFound`, `TableMismatch` or `AccessDenied` where a store could not work on it.
-    """
-    try:
-        await Control(client, retries).verify()
-    except TableNotFound:
-        if not create:
-            raise
-        await create_on(client, retries)
 
 
 async def _status(control: Control) -> TableStatus:

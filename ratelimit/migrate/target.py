@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, TypeVar
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb import DynamoDBStore
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import HARMLESS, Retries, Stats
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
@@ -26,7 +27,6 @@ from ratelimit.dynamodb.schema import (
     limit_key,
     parse_event_sk,
 )
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from ratelimit.deploy import policies
-from ratelimit.dynamodb.session import Client
+from ratelimit.dynamodb.access import Client
 from tests.deploy.tap import Call, calls_of
 
 _CLIENTS: Final = ("aiobotocore", "botocore")

@@ -61,7 +61,7 @@ async def test_amazon_itself_by_default() -> None:
 
 async def _describe(connection: object) -> None:
     from ratelimit.dynamodb.calls import Retries, Stats
-    from ratelimit.dynamodb.table import prepare
+    from ratelimit.dynamodb.control import prepare
 
     await prepare(connection, Retries(1, Stats()), create=False)  # type: ignore[arg-type]
 

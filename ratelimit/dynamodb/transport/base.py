@@ -9,11 +9,11 @@ import msgspec
 from botocore.exceptions import ClientError
 
 from ratelimit.cache import LRUCache
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Stats, capacity, consumed_units
 from ratelimit.dynamodb.errors import CONDITION_FAILED, AnswerLost, code_of, explained
 from ratelimit.dynamodb.expressions import Update, encode
 from ratelimit.dynamodb.schema import Item, limit_key
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.names import Key
 from ratelimit.store.base import Write

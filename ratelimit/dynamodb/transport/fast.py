@@ -16,6 +16,7 @@ from msgspec.json import decode as from_json
 from msgspec.json import encode as to_json
 
 from ratelimit.clock import SECOND
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import EXPECTED, Stats, capacity
 from ratelimit.dynamodb.errors import (
     CONDITION_FAILED,
@@ -29,7 +30,6 @@ from ratelimit.dynamodb.errors import (
 )
 from ratelimit.dynamodb.expressions import encode
 from ratelimit.dynamodb.schema import PK, SK, STATE, limit_pk
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,

@@ -9,13 +9,10 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
-from botocore.httpsession import get_cert_path
-from botocore.utils import get_environ_proxies
-
 from ratelimit.blocking import aside
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.errors import explained
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import BotoTransport, Transport
 from ratelimit.dynamodb.transport.connection import PORTS, Endpoint, open_connection
@@ -38,12 +35,17 @@ class NoFastTransport(Exception):
     """The fast transport cannot go this way; the text is the reason, as it is counted in `Stats.fallbacks`."""
 
 
+def is_fast_wanted(settings: Settings) -> bool:
+    """Return whether neither the settings nor the variable turn the fast transport off."""
+    return settings.fast and os.environ.get(SWITCH, "").lower() not in _OFF
+
+
 async def open_transport(
     client: Client, settings: Settings, stats: Stats, new_fast: NewFastTransport | None = None
 ) -> Transport:
     """Open what the settings, the environment and the way to the endpoint allow. Raise `StoreUnavailable`."""
     boto = BotoTransport(client, settings, stats)
-    if not settings.fast or os.environ.get(SWITCH, "").lower() in _OFF:
+    if not is_fast_wanted(settings):
         return boto
     try:
         with explained(client.place):
@@ -102,6 +104,8 @@ async def find_endpoint(client: Client) -> Endpoint:
 
 
 def _check_config(config: Any, url: str, scheme: str) -> None:
+    from botocore.utils import get_environ_proxies  # which is there already, as is whose configuration it is
+
     proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
     if proxies.get(scheme):
         raise NoFastTransport("proxy")
@@ -111,4 +115,6 @@ def _check_config(config: Any, url: str, scheme: str) -> None:
 
 async def _tls(verify: bool | str) -> ssl.SSLContext:
     """Verify in full, against the certificates that botocore trusts. Read in a thread, for that takes its time."""
+    from botocore.httpsession import get_cert_path
+
     return await aside(partial(ssl.create_default_context, cafile=get_cert_path(verify)))

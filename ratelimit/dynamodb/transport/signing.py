@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
 from ratelimit.blocking import loop_time
-from ratelimit.dynamodb.session import are_sendable
+from ratelimit.dynamodb.access import are_sendable
+from ratelimit.dynamodb.errors import imported
 from ratelimit.errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class CredentialsCache:
     def __init__(self, credentials: Any, *, pause: float = 5.0) -> None:
         self._credentials = credentials
         self._pause = pause
-        self._refreshable = isinstance(credentials, RefreshableCredentials)
+        self._refreshable = isinstance(credentials, imported("botocore.credentials", "RefreshableCredentials"))
         self._raw: object = None
         self._secrets: Secrets | None = None
         self._refreshing: Any = None

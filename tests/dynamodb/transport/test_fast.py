@@ -10,10 +10,10 @@ import pytest
 
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore, Settings, StoreUnreachable
+from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.session import Client
 from ratelimit.dynamodb.transport.base import BotoTransport
 from ratelimit.dynamodb.transport.connection import Endpoint, open_connection
 from ratelimit.dynamodb.transport.fast import FastTransport
