@@ -88,6 +88,8 @@ class RateLimitMiddleware:
                 response[name] = value
         finally:
             await checked.end()
+            if shared.lifespan is not None and shared.lifespan.is_frozen:
+                await shared.lifespan.settle()
         made: HttpResponseBase = response
         return made
 

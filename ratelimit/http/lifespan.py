@@ -4,15 +4,19 @@ late.
 
 Where no lifespan comes (a sub-app that is mounted, a server that runs none), the first request opens the limiter; those
 that come meanwhile wait with it, at most `OPEN_WAIT_S`. Nobody will say then that the process ends, so that a usage log
-which only has the memory is written before answers are complete. A store that cannot be reached does not keep the app
-from starting: checks answer by `on_unavailable`, and opening is tried again behind a request now and then. A store that
-will never answer until somebody changes something fails the start, with the reason.
+which only has the memory is written before answers are complete. Where a process stands still between requests (AWS
+Lambda, which sets `AWS_LAMBDA_FUNCTION_NAME`), nothing at all is left to be done behind an answer.
+
+A store that cannot be reached does not keep the app from starting: checks answer by `on_unavailable`, and opening is
+tried again behind a request now and then. A store that will never answer until somebody changes something fails the
+start, with the reason.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
@@ -31,9 +35,11 @@ DRAIN_TIMEOUT_S: Final = 5.0
 RETRY_AFTER: Final = 5 * SECOND
 _LOOKED_AT: Final = "ratelimit.dependencies"
 _NO_LIFESPAN: Final = (
-    "no lifespan reaches the middleware (is its app mounted in another one?), so each answer waits until its usage "
-    "event is written; open the usage log in the outer app's lifespan (`async with usage:`), or keep a journal"
+    "no lifespan reaches the middleware (its app is mounted in another one, or the server runs none), so each answer "
+    "waits until its usage event is written; open the usage log in the outer app's lifespan (`async with usage:`), or "
+    "keep a journal"
 )
+_COMPLETES: Final = frozenset({"http.response.body", "http.response.pathsend", "websocket.http.response.body"})
 
 logger = logging.getLogger("ratelimit")
 
@@ -152,11 +158,16 @@ class _LifespanSend:
 class LimiterLifespan:
     """Whether the limiter is open, and who opens it next."""
 
-    __slots__ = ("_limiter", "_refunds", "_retry_at", "_task", "_usage", "_wait_s", "_warned", "ready")
+    __slots__ = (
+        "_is_open", "_limiter", "_refunds", "_retry_at", "_task", "_usage", "_wait_s", "_warned", "is_frozen", "ready"
+    )  # fmt: skip
 
     def __init__(self, limiter: Limiter, refunds: Tasks, usage: UsageLog | None = None) -> None:
+        self.is_frozen = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+        """Whether the process stands still between requests."""
         self.ready = False
-        """True once it is open: requests look no further."""
+        """True once it is open: requests look no further. Never where it is frozen."""
+        self._is_open = False
         self._limiter = limiter
         self._refunds = refunds
         self._usage = usage
@@ -180,6 +191,8 @@ class LimiterLifespan:
 
     async def before_request(self) -> None:
         """Open, where nobody has; wait only for the first try. Never raises for a store."""
+        if self._is_open:
+            return
         if self._task is None or self._task.done():
             if self._limiter.clock.now() < self._retry_at:
                 return
@@ -190,10 +203,27 @@ class LimiterLifespan:
             for task in finished:
                 task.result()
 
+    def settling(self, send: Send) -> Send:
+        """Return a `send` that completes an answer when nothing is left to be done behind it."""
+
+        async def settle_first(message: Message) -> None:
+            if message["type"] in _COMPLETES and not message.get("more_body"):
+                await self.settle()
+            await send(message)
+
+        return settle_first
+
+    async def settle(self) -> None:
+        """Return when what goes on behind answers has ended: refunds, uncounted checks, alerts, the usage log."""
+        await self._refunds.drain(DRAIN_TIMEOUT_S)
+        await self._limiter.drain()
+        if self._usage is not None:
+            await self._usage.settle()
+
     async def close(self) -> None:
         """Let refunds under way arrive, then close the limiter. A later request would open it again."""
         await self._refunds.drain(DRAIN_TIMEOUT_S)
-        self.ready = False
+        self.ready = self._is_open = False
         self._retry_at = 0
         self._wait_s = OPEN_WAIT_S
         if self._usage is not None:
@@ -210,7 +240,8 @@ class LimiterLifespan:
         self._retry_at = self._limiter.clock.now() + RETRY_AFTER
         if self._usage is not None:
             await self._usage.open(attended=attended)
-            if not (self._usage.attended or self._usage.settings.durability == "journal" or self._warned):
+            is_kept = self._usage.settings.durability == "journal" or self.is_frozen
+            if not (self._usage.attended or is_kept or self._warned):
                 self._warned = True
                 logger.warning(_NO_LIFESPAN)
         try:
@@ -221,4 +252,5 @@ class LimiterLifespan:
         except StoreUnavailable as error:
             logger.warning("the store cannot be reached, checks go by on_unavailable until it can: %s", error)
         else:
-            self.ready = True
+            self._is_open = True
+            self.ready = not self.is_frozen

@@ -112,6 +112,8 @@ class RateLimitMiddleware:
             return
         if not self._lifespan.ready:
             await self._lifespan.before_request()
+            if self._lifespan.is_frozen:
+                send = self._lifespan.settling(send)
         handler = RequestHandler(self._state, scope, receive, send)
         try:
             refused = await handler.check()

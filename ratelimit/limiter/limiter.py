@@ -126,6 +126,16 @@ class Limiter:
         self._checker.open()
         await self.store.open()
 
+    async def drain(self) -> None:
+        """Return when all that goes on behind answers has ended: what is counted where there is no limit, alerts.
+
+        For a process that is frozen between its answers, and for tests.
+        """
+        await self._waits.drain()
+        await self._checker.background.drain()
+        if self._alerts is not None:
+            await self._alerts.drain()
+
     async def close(self) -> None:
         """Let the checks under way have their answers, return what was taken ahead, and close the store.
 

@@ -132,6 +132,10 @@ class WaitQueues:
         for queue in self._queues.values():
             for waiter in queue.waiters:
                 waiter.signal.set()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Return when what was given up by now is given back."""
         await self._tasks.drain()
 
     def forget(self) -> None:

@@ -199,6 +199,11 @@ class UsageLog(Reports):
         if (pipeline := self._here(self._pipeline)) is not None:
             await pipeline.flush()
 
+    async def settle(self) -> None:
+        """Return when what was accepted so far is in the table, or it fails, or after `max_wait` seconds."""
+        if (pipeline := self._here(self._pipeline)) is not None:
+            await self._wait_until_written(pipeline)
+
     async def erase(self, user: UserId, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
         """Erase as `Reports.erase` does, and where there is a journal, what dead processes left of the user in it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,13 +11,17 @@ import django
 import pytest
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.core.asgi import get_asgi_application
 from django.core.checks import run_checks
 from django.test import AsyncClient, Client, override_settings
 from django.urls import clear_url_caches
+from mangum import Mangum
 
-from ratelimit import Policy
+from ratelimit import Alert, Policy
 from ratelimit.django.surface import surface
 from ratelimit.errors import ConfigError, RateLimitError, UnknownAction
+from tests.http.apps import client_of
+from tests.http.test_no_lifespan import EVENT
 
 MIDDLEWARE = ["tests.django.site.authentication", "ratelimit.django.RateLimitMiddleware"]
 HINT = Policy("hint", "2/day", match="POST /hints")
@@ -193,3 +198,30 @@ def test_the_system_check_finds_what_is_wrong(given: dict[str, Any], found: list
 def test_the_app_registers_its_check() -> None:
     with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "ratelimit.django"], RATELIMIT=None):
         assert "ratelimit.E001" in [message.id for message in run_checks()]
+
+
+async def test_by_asgi_an_event_is_written_when_its_answer_is_there() -> None:
+    """Django serves no lifespan."""
+    with limits(HINT, usage="memory", user_from="address"):
+        async with client_of(get_asgi_application(), address="127.0.0.1") as client:
+            for number in (1, 2, 3):
+                assert (await client.post("/hints")).status_code == (429 if number == 3 else 200)
+                assert len(surface(is_async=True).limiter.store.events) == number
+
+
+def test_on_lambda_nothing_is_left_to_do_when_the_answer_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "hints")
+    told: list[float] = []
+
+    async def tell(alert: Alert) -> None:
+        for _ in range(5000):
+            await asyncio.sleep(0)
+        told.append(alert.threshold)
+
+    hint = Policy("hint", "2/day", match="POST /hints", alert_at=[0.5])
+    with limits(hint, usage="memory", on_alert=tell), asyncio.Runner() as runner:
+        asyncio.set_event_loop(runner.get_loop())
+        handler = Mangum(get_asgi_application(), lifespan="off")
+        assert handler(EVENT, {})["statusCode"] == 200  # type: ignore[arg-type]
+        assert (told, len(surface(is_async=True).limiter.store.events)) == ([0.5], 1)
+    asyncio.set_event_loop(None)
