@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 from types import CodeType, ModuleType
@@ -87,11 +88,18 @@ async def run(block: Block | str) -> dict[str, Any]:
     if code.co_flags & inspect.CO_COROUTINE:
         await eval(code, names)
     else:
-        await asyncio.to_thread(eval, code, names)
+        await asyncio.to_thread(_evaluate, code, names)
     for name, value in list(names.items()):
         if name.startswith("test_"):
             await (value() if inspect.iscoroutinefunction(value) else asyncio.to_thread(value))
     return names
+
+
+def _evaluate(code: CodeType, names: dict[str, Any]) -> None:
+    eval(code, names)
+    with suppress(RuntimeError):  # where nobody has made one, as Mangum does
+        asyncio.get_event_loop().close()
+        asyncio.set_event_loop(None)
 
 
 def lay_out(page: str, folder: Path) -> None:
