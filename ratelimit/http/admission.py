@@ -17,7 +17,7 @@ from starlette.types import Scope
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all
-from ratelimit.http.headers import Headers
+from ratelimit.http.headers import LIMIT_FIELDS, Headers
 from ratelimit.http.policy_check import Routes, SurfaceOptions, connection_of
 from ratelimit.http.refusal import Refusals
 from ratelimit.limiter import Limiter
@@ -61,9 +61,14 @@ class Admission:
     Within another one's (`outer`) it goes on with that one's charges, so that each unit is accounted for once.
     """
 
-    __slots__ = (
-        "_outer", "_shared", "_since", "charges", "exempt", "has_begun", "headers", "scope", "status", "succeeded"
-    )  # fmt: skip
+    exempt: bool = False
+    """Whether no policy is to check this request."""
+    has_begun: bool = False
+    """Whether the answer has."""
+    status: int = 500
+    headers: Any = ()
+    """The answer's own fields."""
+    succeeded: bool = False
 
     def __init__(self, shared: MiddlewareState, scope: Scope, outer: Admission | None = None) -> None:
         if outer is not None and not outer.leads_to(shared):
@@ -73,14 +78,6 @@ class Admission:
         self._since = 0 if shared.recorder is None else shared.clock.now()
         self.scope = scope
         self.charges: Charges = Charges() if outer is None else outer.charges
-        self.exempt = False
-        """Whether no policy is to check this request."""
-        self.has_begun = False
-        """Whether the answer has."""
-        self.status = 500
-        self.headers: Any = ()
-        """The answer's own fields."""
-        self.succeeded = False
 
     async def check(self) -> Decision | HTTPException | None:
         """Return the decision of the first policy that refuses, or what a function of the app has raised."""
@@ -186,7 +183,7 @@ class Admission:
         ours = self._shared.options.writer.fields(self.charges.shown)
         if not ours:
             return ours
-        taken = [lower for name, _ in theirs if b"limit" in (lower := name.lower())]
+        taken = [lower for name, _ in theirs if (lower := name.lower()) in LIMIT_FIELDS]
         return [field for field in ours if field[0] not in taken] if taken else ours
 
     @property

@@ -106,19 +106,18 @@ class Charges:
     """Everything that one request was checked for before it was answered. What does not count in the end is handed out
     once, to be given back: by `settle` when the answer is known, by `refuse` when the request is refused after all."""
 
-    __slots__ = ("_acted_on", "_all", "_is_refused", "_late", "_recorded", "_settled", "raised", "refused")
+    refused: Decision | None = None
+    raised: QuotaExceeded | None = None
+    """What a view was last told of a refusal."""
+    _is_refused: bool = False
+    _acted_on: int = 0
+    """So many of them, from the first, the app has acted on; are not to be given back any more; are recorded."""
+    _settled: int = 0
+    _recorded: int = 0
+    _late: dict[str, Decision] | None = None
 
     def __init__(self) -> None:
-        self.refused: Decision | None = None
-        self.raised: QuotaExceeded | None = None
-        """What a view was last told of a refusal."""
-        self._is_refused = False
         self._all: list[Charge] = []
-        self._acted_on = 0
-        """So many of them, from the first, the app has acted on; are not to be given back any more; are recorded."""
-        self._settled = 0
-        self._recorded = 0
-        self._late: dict[str, Decision] | None = None
 
     @property
     def decisions(self) -> list[Decision]:

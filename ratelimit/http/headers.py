@@ -26,6 +26,11 @@ from ratelimit.quota import Quota
 HeaderStyle: TypeAlias = Literal["draft", "legacy", "both", "none"]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
+LIMIT_FIELDS: Final = frozenset({
+    b"ratelimit", b"ratelimit-policy", b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset",
+})  # fmt: skip
+"""Those that are added to an answer, unless it has them."""
+
 # Structured fields hold integers of up to 15 digits (RFC 9651, 3.3.1).
 _MAX_INTEGER: Final = 10**15 - 1
 _MAX_PREPARED: Final = 1024
@@ -50,11 +55,9 @@ class HeaderWriter:
         """Return the fields for a response on which these decisions were made; none where nothing is limited."""
         if len(decisions) != 1 or not decisions[0].quotas:
             decisions = list({decision.policy: decision for decision in decisions if decision.quotas}.values())
-        if not decisions:
-            return []
-        headers: Headers = []
-        if self._draft:
-            headers += self._draft_fields(decisions)
+            if not decisions:
+                return []
+        headers = self._draft_fields(decisions) if self._draft else []
         if self._legacy:
             headers += _legacy_fields(min(decisions, key=_room))
         return headers
@@ -68,16 +71,20 @@ class HeaderWriter:
 
     def _draft_fields(self, decisions: Sequence[Decision]) -> Headers:
         policy, limit = self._draft_items(decisions[0])
-        for decision in decisions[1:]:
-            another, another_limit = self._draft_items(decision)
-            policy += b", " + another
-            limit += b", " + another_limit
+        if len(decisions) > 1:
+            for decision in decisions[1:]:
+                another, another_limit = self._draft_items(decision)
+                policy += b", " + another
+                limit += b", " + another_limit
         return [(b"ratelimit-policy", policy), (b"ratelimit", limit)]
 
     def _draft_items(self, decision: Decision) -> tuple[bytes, bytes]:
-        prepared = self.prepared(decision)
-        number = tightest(decision)
-        state = decision.quotas[number]
+        states = decision.quotas
+        prepared = self._prepared.get(decision.policy)
+        if prepared is None or not prepared.is_for(states):
+            prepared = self.prepared(decision)
+        number = tightest(decision) if len(states) > 1 else 0
+        state = states[number]
         return prepared.policy, b"%b%d;t=%d" % (prepared.limits[number], state.remaining, _whole(_span(state)))
 
     def prepared(self, decision: Decision) -> Prepared:

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message
 from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.server.connection import NEVER, ClientConnection
 from ratelimit.server.exchange import Exchange
-from ratelimit.server.problems import FAULT, PHRASES, ServerProblem
+from ratelimit.server.listener import Service
+from ratelimit.server.problems import FAULT, PHRASES
 from ratelimit.server.request import RawHeader, Request
 
 logger = logging.getLogger("ratelimit.serving")
@@ -20,7 +21,7 @@ _MAX_HELD: Final = 64 * 1024
 """Bytes of a body that wait to be received by the app."""
 
 
-class AsgiService:
+class AsgiService(Service):
     """Serves an app, with its lifespan."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -37,12 +38,6 @@ class AsgiService:
 
     def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
         return AsgiExchange(connection, request, self._app)
-
-    def over(self, exchange: Exchange) -> None:
-        """Write nothing down."""
-
-    def refused(self, connection: ClientConnection, request: Request, problem: ServerProblem) -> None:
-        """Write nothing down."""
 
 
 class AsgiExchange(Exchange):

@@ -15,12 +15,22 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import httptools
 
 from ratelimit.server.exchange import Exchange
-from ratelimit.server.problems import CUT_SHORT, LARGE, NO_TUNNEL, SLOW, RequestRefused, ServerProblem, parser_problem
+from ratelimit.server.problems import (
+    CUT_SHORT,
+    LARGE,
+    NO_TUNNEL,
+    PHRASES,
+    SLOW,
+    RequestRefused,
+    ServerProblem,
+    parser_problem,
+)
 from ratelimit.server.request import RawHeader, Request
 
 if TYPE_CHECKING:
@@ -50,6 +60,8 @@ _BEGINNING: Final = b"HTTP/1.1 "
 _LOOK_AGAIN_S: Final = 0.25
 _RESET, _LINGERING = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 _BODILESS: Final = frozenset({204, 304})
+_UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_MAX_KNOWN: Final = 256
 
 
 class Tunnel(Protocol):
@@ -68,9 +80,9 @@ class ClientConnection:
     """`shared` is what all connections of a listener have in common; it says who answers."""
 
     __slots__ = (
-        "_begun", "_chunked", "_closing", "_half_closed", "_held", "_idle_since", "_in_head", "_is_waiting", "_left",
-        "_no_more", "_offer", "_out", "_queue", "_receiving", "_request", "_server", "_size", "_stash", "_trailers",
-        "_turning", "_unread", "_wrote", "client", "corked", "due", "exchange", "loop", "parser", "shared", "transport",
+        "_begun", "_chunked", "_closing", "_fields", "_half_closed", "_held", "_idle_since", "_in_head", "_is_fed", "_is_waiting",
+        "_left", "_no_more", "_offer", "_out", "_queue", "_receiving", "_request", "_server", "_stash", "_turning",
+        "_unread", "_wrote", "client", "corked", "due", "exchange", "loop", "parser", "shared", "transport",
         "tunnel", "write_paused",
     )  # fmt: skip
 
@@ -96,16 +108,20 @@ class ClientConnection:
         self._receiving: Exchange | None = None
         """Whose body arrives."""
         self._request = Request(0.0)
-        self._trailers: list[RawHeader] = []
+        self._fields: list[RawHeader] = []
+        """Those of the section that is read: header or trailer."""
         self._in_head = False
         """Whether a header section has begun that is not complete."""
+        self._unread = 0
+        """Bytes of earlier pieces that it, or a trailer section, takes."""
         self._offer: Request | None = None
         """A request that would upgrade."""
-        self._size = self._unread = 0
         self._no_more = False
         """Whether nothing is read any more, for what came last made no sense."""
         self._half_closed = self._begun = self._turning = self._closing = self._chunked = self._wrote = False
         self._held = self._is_waiting = False
+        self._is_fed = False
+        """Whether something of a body has come that is not sent on."""
         self._out: list[bytes] = []
         self._idle_since: float | None = None
         """As `drain` has seen it."""
@@ -180,23 +196,34 @@ class ClientConnection:
         """Go on with what was read, as far as that goes without waiting for an answer."""
         if self._turning:
             return
-        self._turning = True
-        try:
-            while not self._closing and self.tunnel is None:
-                if self.exchange is None and self._queue:
-                    self._begin(self._queue.popleft())
-                elif self._stash and not self._queue:
-                    self._parse(self._stash.popleft())
-                else:
-                    break
-        finally:
-            self._turning = False
-        if self.exchange is not None:
-            self.exchange.flush()
-        elif self.tunnel is None and not self._closing:
+        queue, stash = self._queue, self._stash
+        if queue or stash:
+            self._turning = True
+            try:
+                self._advance(queue, stash)
+            finally:
+                self._turning = False
+        if self._is_fed:
+            self._is_fed = False
+            if self.exchange is not None:
+                self.exchange.flush()
+        if self.exchange is None and self.tunnel is None and not self._closing:
             self._be_idle()
-        self._regulate()
-        self.flush()
+        if stash or queue or self._held or self._is_waiting:
+            self._regulate()
+        if self._out:
+            self.flush()
+
+    def _advance(self, queue: deque[Exchange], stash: deque[bytes | memoryview]) -> None:
+        while not self._closing and self.tunnel is None:
+            if queue:
+                if self.exchange is not None:
+                    return
+                self._begin(queue.popleft())
+            elif stash:
+                self._parse(stash.popleft())
+            else:
+                return
 
     def _begin(self, exchange: Exchange) -> None:
         if exchange.is_cut:
@@ -244,8 +271,7 @@ class ClientConnection:
             data = memoryview(data)
             self._stash.appendleft(data[most:])
             data = data[:most]
-        # What is read at once is bounded, and may begin with the end of another request's body.
-        added = len(data) if self._in_head else 0
+        was_in_fields = self._in_fields()
         is_first = not self._in_head and self._receiving is None
         try:
             self.parser.feed_data(data)
@@ -256,37 +282,38 @@ class ClientConnection:
             is_method = is_first and not self._request.target and _METHOD.match(data) is not None
             self._refuse(parser_problem(error, is_method=is_method))
             return
-        if self._in_head:
-            self._unread += added
+        if was_in_fields and self._in_fields():
+            # What is read at once is bounded, and may begin with the end of another request.
+            self._unread += len(data)
             if self._unread > MAX_HEAD:
                 self._refuse(LARGE)
 
+    def _in_fields(self) -> bool:
+        """Return whether a header or trailer section has begun that is not complete."""
+        return self._in_head or (self._receiving is not None and bool(self._fields))
+
     def on_message_begin(self) -> None:
         self._in_head = True
-        self._size = self._unread = 0
-        self._request = Request(self.loop.time())
-        self._trailers = []
+        self._unread = 0
+        self._request = request = Request(self.loop.time())
+        self._fields = request.headers
 
     def on_url(self, url: bytes) -> None:
         self._request.target += url
-        self._size += len(url)
-        if self._size > MAX_HEAD:
-            raise RequestRefused(LARGE)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._size += len(name) + len(value)
-        if self._size > MAX_HEAD:
-            raise RequestRefused(LARGE)
-        if self._in_head:
-            self._request.headers.append((name.lower(), value))
-        else:
-            # What comes after the header section is a trailer, and never taken for a field (RFC 9110, 6.5.1).
-            self._trailers.append((name.lower(), value))
+        self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._size = 0
         parser, request = self.parser, self._request
+        if self._unread:
+            # Of several pieces, as any that is too large is.
+            if len(request.target) + sum([len(name) + len(value) for name, value in request.headers]) > MAX_HEAD:
+                raise RequestRefused(LARGE)
+            self._unread = 0
+        # What comes after the header section is a trailer, and never taken for a field (RFC 9110, 6.5.1).
+        self._fields = []
         request.judge(parser.get_method(), parser.get_http_version(), keep_alive=parser.should_keep_alive())
         if parser.should_upgrade():
             # The parser stops behind this head, and tells only then how far it has come.
@@ -298,17 +325,22 @@ class ClientConnection:
         if self._closing:
             return
         request.show(self.client, self._server)
-        self._receiving = exchange = self.shared.exchange(self, request)
+        shared = self.shared
+        self._receiving = exchange = shared.exchange(self, request)
+        shared.exchanges.add(exchange)
         self._queue.append(exchange)
 
     def on_body(self, body: bytes) -> None:
         if self._receiving is not None:
             self._receiving.on_body(body)
+            self._is_fed = True
 
     def on_message_complete(self) -> None:
         receiving, self._receiving = self._receiving, None
         if receiving is not None:
-            receiving.on_complete(self._trailers)
+            receiving.on_complete(self._fields)
+            if receiving.is_begun:
+                self._is_fed = True
 
     def _stop_at_offer(self, rest: memoryview) -> None:
         request, self._offer = self._offer, None
@@ -322,6 +354,7 @@ class ClientConnection:
             request.show(self.client, self._server)
             request.scope["type"] = "websocket"
             exchange = self.shared.exchange(self, request)
+            self.shared.exchanges.add(exchange)
             exchange.on_complete([])
             self._queue.append(exchange)
             self.parser = self._new_parser()
@@ -375,13 +408,8 @@ class ClientConnection:
     def start(
         self, status: int, reason: bytes, headers: Iterable[RawHeader], *, close: bool = False, upgrade: bytes = b""
     ) -> None:
-        """Write the head of the answer. It is framed by the length that `headers` tell, or else as the client can read
-        it. `upgrade`: the protocol that follows a 101."""
-        exchange = self.exchange
-        assert exchange is not None
-        exchange.started, exchange.status = True, status
-        request = exchange.request
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        """Write the head of the answer. `upgrade`: the protocol that follows a 101."""
+        lines: list[bytes] = []
         has_length = has_date = False
         for name, value in headers:
             if name == b"content-length":
@@ -389,29 +417,49 @@ class ClientConnection:
             elif name == b"date":
                 has_date = True
             lines += (name, b": ", value, b"\r\n")
+        self.write_head(status, reason, lines, has_length=has_length, has_date=has_date, close=close, upgrade=upgrade)
+
+    def write_head(
+        self,
+        status: int,
+        reason: bytes,
+        lines: list[bytes],
+        *,
+        has_length: bool,
+        has_date: bool,
+        close: bool = False,
+        upgrade: bytes = b"",
+    ) -> None:
+        """Write the head of the answer from the lines of its fields, in pieces. It is framed by the length that these
+        tell, or else as the client can read it."""
+        exchange = self.exchange
+        assert exchange is not None
+        exchange.started, exchange.status = True, status
+        request, out = exchange.request, self._out
+        line = _status_line(status, reason)
+        out.append(self._continued(line) if self._begun else line)
+        out += lines
         if not has_date:
-            lines.append(self.shared.date())
+            out.append(self.shared.date())
         self._chunked = False
         self._wrote = request.method != b"HEAD" and status not in _BODILESS
         if upgrade:
-            lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade)
+            out.append(b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade)
         elif not has_length and self._wrote:
             if request.version == "1.1":
                 self._chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
+                out.append(b"transfer-encoding: chunked\r\n")
             else:
                 # What has no length ends with the connection (RFC 9112, 6.3), and with a reset where it breaks off.
                 close = True
                 self._close_by(_RESET)
-        if not request.keep_alive or self._is_last(exchange) or (request.expects_continue and not exchange.is_complete):
-            close = True
+        if not request.keep_alive or request.expects_continue or self._no_more or self.shared.draining:
+            close = close or self._is_last(exchange)
         if close and not upgrade:
             self._no_more = self._no_more or exchange.is_complete
             request.keep_alive = False
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        lines[0] = self._continued(lines[0])
-        self._out += lines
+            out.append(b"connection: close\r\n")
+        out.append(b"\r\n")
 
     def send(self, data: bytes) -> None:
         """Write a piece of the body; nothing where the answer can have none."""
@@ -475,6 +523,8 @@ class ClientConnection:
         Not where a body is still on its way: closing upon unread data resets the connection, and the client might never
         see its answer.
         """
+        if not exchange.request.keep_alive or (exchange.request.expects_continue and not exchange.is_complete):
+            return True
         if self._queue:
             return False
         return self._no_more or (self.shared.draining and exchange.is_complete and not self._in_head)
@@ -583,6 +633,12 @@ class ClientConnection:
         place = self.transport.get_extra_info("socket")
         if place is not None and place.fileno() >= 0 and place.family != socket.AF_UNIX:
             place.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, how)
+
+
+@lru_cache(_MAX_KNOWN)
+def _status_line(status: int, reason: bytes) -> bytes:
+    # What no server may write into an answer would be our error then, and is the upstream's.
+    return b"HTTP/1.1 %d %b\r\n" % (status, PHRASES.get(status, b"") if _UNWRITABLE.search(reason) else reason)
 
 
 class Leftover(Exchange):

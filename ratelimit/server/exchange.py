@@ -18,23 +18,24 @@ class Exchange:
     It is told of the request's body from its head on, and may answer from `begin` on, when those before it are through.
     """
 
+    is_begun: bool = False
+    is_complete: bool = False
+    """Whether the request has arrived to its end."""
+    is_cut: bool = False
+    """Whether it never will."""
+    started: bool = False
+    """Whether the head of the answer is written."""
+    is_over: bool = False
+    status: int = 0
+    """Of the answer; 0 where the client left, or was cut off, before there was one."""
+    version: Any = None
+    """Of the configuration that it is answered by."""
+    sent: int = 0
+    """Bytes of the answer's body."""
+
     def __init__(self, connection: ClientConnection, request: Request) -> None:
         self.connection = connection
         self.request = request
-        self.is_begun = False
-        self.is_complete = False
-        """Whether the request has arrived to its end."""
-        self.is_cut = False
-        """Whether it never will."""
-        self.started = False
-        """Whether the head of the answer is written."""
-        self.is_over = False
-        self.status = 0
-        """Of the answer; 0 where the client left, or was cut off, before there was one."""
-        self.version: Any = None
-        """Of the configuration that it is answered by."""
-        self.sent = 0
-        """Bytes of its body."""
 
     def begin(self) -> None:
         """Answer, from now on. `connection.start`, `send` and `finish` are for it alone until it has finished."""
@@ -81,4 +82,6 @@ class Exchange:
         """Take note that all is done, refunds and all. To be called once."""
         if not self.is_over:
             self.is_over = True
-            self.connection.shared.over(self)
+            shared = self.connection.shared
+            shared.exchanges.discard(self)
+            shared.over(self)

@@ -58,25 +58,31 @@ class Forward(Exchange):
     Repeated, once, is only what can do no harm: an idempotent request without a body of whose answer no byte has come.
     """
 
+    _admission: Admission | None = None
+    _upstream: UpstreamConnection | None = None
+    _task: asyncio.Task[None] | None = None
+    _phase: Phase = "connection"
+    _head: list[bytes] | None = None
+    _held_size: int = 0
+    _answer: AnswerHead | None = None
+    _held: list[bytes] | None = None
+    """Pieces of the answer, until what it counts is settled."""
+    _trailers: list[RawHeader] | None = None
+    _early: bytes | None = None
+    """What came behind a 101."""
+    _is_ended: bool = False
+    """Whether the answer has come to its end."""
+    _is_done: bool = False
+    """Whether it is written."""
+    _is_lost: bool = False
+    """Whether there is nobody to answer."""
+
     def __init__(self, connection: ClientConnection, request: Request, proxy: Proxy) -> None:
         super().__init__(connection, request)
         self._proxy = proxy
-        self._admission: Admission | None = None
-        self._upstream: UpstreamConnection | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._phase: Phase = "connection"
-        self._head: list[bytes] = []
         self._out: list[bytes] = []
         """What goes to the upstream with the next write."""
-        self._held_size = 0
-        self._can_repeat = request.method in _IDEMPOTENT and not request.has_body
-        self._answer: AnswerHead | None = None
-        self._held: list[bytes] = []
-        """Pieces of the answer, until what it counts is settled."""
-        self._trailers: list[RawHeader] = []
-        self._early: bytes | None = None
-        """What came behind a 101."""
-        self._is_held = self._is_ended = self._is_done = self._is_lost = False
+        self._can_repeat = not request.has_body and request.method in _IDEMPOTENT
         self.head_only = request.method == b"HEAD"
         self.upgrades = request.scope["type"] == "websocket"
         if self.upgrades:
@@ -90,8 +96,10 @@ class Forward(Exchange):
 
     def begin(self) -> None:
         request = self.request
-        self._proxy.headers.clean(request)
-        request.identify()
+        if request.connection_options:
+            self._proxy.headers.clean(request)
+        if request.id is None:
+            request.identify()
         # The check has a deadline of its own.
         self.connection.due = NEVER
         if request.ambiguity is not None:
@@ -136,7 +144,7 @@ class Forward(Exchange):
             self._wait("client")
 
     def on_drained(self) -> None:
-        if self._upstream is not None and not self._is_held:
+        if self._upstream is not None and self._held is None:
             self._upstream.resume_reading()
         if self.started:
             self._wait("upstream")
@@ -155,7 +163,7 @@ class Forward(Exchange):
         self._is_lost = True
         self._let_go()
         if self._task is None or self._task.done():
-            self._run(self._end())
+            self._see_to(self._end())
 
     def cancel(self) -> None:
         if self._task is not None:
@@ -166,6 +174,19 @@ class Forward(Exchange):
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it, in a task only where it waits or may ask for one."""
         self._task = start_now(work) if self._proxy.is_local else self.connection.loop.create_task(work)
+
+    def _see_to(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what comes after the check; where it fails, nobody waits for the rest of the answer."""
+        self._run(self._seen_to(work))
+
+    async def _seen_to(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            logger.exception("a request could not be finished")
+            self._let_go()
+            self.connection.abort()
+            self.over()
 
     async def _admit(self) -> None:
         try:
@@ -228,13 +249,19 @@ class Forward(Exchange):
 
     def on_connection(self, connection: UpstreamConnection) -> None:
         self._upstream = connection
+        head = self._head
+        assert head is not None
         if self.request.expects_continue:
-            connection.ask(self, b"".join(self._head))
+            connection.ask(self, b"".join(head))
             self._wait("continue")
             return
-        connection.ask(self, b"".join([*self._head, *self._out]))
-        self._out.clear()
-        self.connection.hold(False)
+        if self._out:
+            connection.ask(self, b"".join([*head, *self._out]))
+            self._out.clear()
+        else:
+            connection.ask(self, b"".join(head))
+        if self._held_size:
+            self.connection.hold(False)
         self._wait("first byte" if self.is_complete else "client")
 
     def on_continue(self) -> None:
@@ -263,33 +290,46 @@ class Forward(Exchange):
 
     def on_answer(self, head: AnswerHead) -> None:
         """Begin the answer as soon as what it counts is settled. Raises `InvalidResponse`."""
-        admission, upstream = self._admission, self._upstream
-        assert admission is not None
-        assert upstream is not None
-        if head.status == 101 and not (upstream.parser.should_upgrade() and accepts(self.request.headers, head.raw)):
-            raise InvalidResponse("the upstream took up another handshake than this one")
         self._answer = head
-        stated = None if head.cost is None else read_cost(head.cost)
-        owing = [] if stated is None else owing_of(admission.charges, stated, head.status, head.raw)
-        if owing or (head.status == 101 and self._proxy.records):
+        if head.cost is not None and self._owes(head, head.cost):
+            return
+        if head.status == 101 and not self._fits(head):
+            raise InvalidResponse("the upstream took up another handshake than this one")
+        if returned := self._settled(head.status, head.raw):
             self._hold()
-            self._run(self._settle(head, owing, stated or 0))
-        elif returned := self._settled(head.status, head.raw):
+            self._see_to(self._give_back(returned))
+        elif head.status == 101 and self._proxy.records:
             self._hold()
-            self._run(self._give_back(returned))
+            self._see_to(self._give_back([]))
         else:
-            self._start()
+            self._start(head)
+
+    def _owes(self, head: AnswerHead, cost: bytes) -> bool:
+        """Return whether the answer waits until the cost that it states is charged."""
+        assert self._admission is not None
+        stated = read_cost(cost)
+        owing = [] if stated is None else owing_of(self._admission.charges, stated, head.status, head.raw)
+        if owing:
+            self._hold()
+            self._see_to(self._settle(head, owing, stated or 0))
+        return bool(owing)
+
+    def _fits(self, head: AnswerHead) -> bool:
+        """Return whether a 101 takes up this very handshake."""
+        upstream = self._upstream
+        return upstream is not None and upstream.parser.should_upgrade() and accepts(self.request.headers, head.raw)
 
     def on_answer_body(self, data: bytes) -> None:
-        if self._is_held:
-            self._held.append(data)
-        else:
+        if self._held is None:
             self.connection.send(data)
+        else:
+            self._held.append(data)
 
     def on_answer_end(self, trailers: list[RawHeader]) -> None:
         self._is_ended = True
-        self._trailers = response_trailers(trailers) if trailers else trailers
-        if not self._is_held:
+        if trailers:
+            self._trailers = response_trailers(trailers)
+        if self._held is None:
             self._finish()
 
     def on_answer_read(self) -> None:
@@ -316,7 +356,7 @@ class Forward(Exchange):
         upstream, self._upstream = self._upstream, None
         if self._is_done or self._is_ended or self._is_lost:
             return
-        if self.started or self._is_held:
+        if self.started or self._held is not None:
             self._break_off(error)
         elif self._can_repeat and not is_answer and upstream is not None and not upstream.in_answer:
             self._can_repeat = False
@@ -331,7 +371,7 @@ class Forward(Exchange):
 
     def _hold(self) -> None:
         """Keep back what comes, for whoever has the answer may ask again at once, and has to find the units there."""
-        self._is_held = True
+        self._held = []
         # Settling has a deadline of its own.
         self.connection.due = NEVER
         if self._upstream is not None:
@@ -339,8 +379,7 @@ class Forward(Exchange):
 
     async def _settle(self, head: AnswerHead, owing: list[Charge], stated: int) -> None:
         assert self._admission is not None
-        if owing:
-            await settle_cost(owing, stated)
+        await settle_cost(owing, stated)
         if self._is_lost:
             # It never saw an answer.
             await self._end()
@@ -356,37 +395,42 @@ class Forward(Exchange):
         if self._is_lost:
             await self._end()
             return
-        self._is_held = False
-        self._start()
+        held, self._held = self._held, None
+        assert self._answer is not None
+        self._start(self._answer)
+        self._wait("upstream")
         if self._upstream is not None and not self.connection.write_paused:
             self._upstream.resume_reading()
-        for piece in self._held:
+        for piece in held or ():
             self.connection.send(piece)
-        self._held.clear()
         if self._early is not None:
             self._open_tunnel(self._early)
         elif self._is_ended:
             self._finish()
         self.connection.flush()
 
-    def _start(self) -> None:
+    def _start(self, head: AnswerHead) -> None:
         assert self._admission is not None
-        head = self._answer
-        assert head is not None
-        headers = head.headers
-        headers += self._admission.fields(headers)
+        lines = head.lines
+        for name, value in self._admission.fields(head.limits):
+            lines += (name, b": ", value, b"\r\n")
         if not head.has_id:
-            headers.append((REQUEST_ID, self.request.id or self.request.identify()))
-        upgrade = b"websocket" if head.status == 101 else b""
-        self.connection.start(head.status, head.reason, headers, upgrade=upgrade)
-        self._wait("upstream")
+            lines += (REQUEST_ID, b": ", self.request.id or self.request.identify(), b"\r\n")
+        self.connection.write_head(
+            head.status,
+            head.reason,
+            lines,
+            has_length=head.has_length,
+            has_date=head.has_date,
+            upgrade=b"websocket" if head.status == 101 else b"",
+        )
 
     def _finish(self) -> None:
         """Complete the answer when what it was is kept."""
         if self._proxy.records:
             self.connection.corked = True
             self.connection.due = NEVER
-            self._run(self._finish_recorded())
+            self._see_to(self._finish_recorded())
         else:
             self._complete()
 
@@ -401,7 +445,7 @@ class Forward(Exchange):
 
     def _complete(self) -> None:
         self._is_done = True
-        self.connection.finish(self._trailers)
+        self.connection.finish(self._trailers or ())
         self.over()
 
     def _open_tunnel(self, rest: bytes) -> None:
@@ -418,7 +462,7 @@ class Forward(Exchange):
         self._let_go()
         self._phase = "upstream"
         self.connection.due = NEVER
-        self._run(self._end_with(problem))
+        self._see_to(self._end_with(problem))
 
     async def _end_with(self, problem: ServerProblem) -> None:
         admission = self._admission

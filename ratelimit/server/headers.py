@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
 from ratelimit.http.addresses import Addresses, TrustedProxies
-from ratelimit.server.problems import PHRASES
+from ratelimit.http.headers import LIMIT_FIELDS
 from ratelimit.server.request import MAX_LENGTH_DIGITS, REQUEST_ID, RawHeader, Request
 from ratelimit.server.upstream import ProxySettings, Upstream
 
@@ -37,14 +36,11 @@ _NO_TRAILERS: Final = _READ_HERE | {
 }  # fmt: skip
 _MAX_KNOWN_HOST: Final = 256
 
-_OF_INTEREST: Final = HOP_BY_HOP | {COST, REQUEST_ID, b"content-length"}
+_OF_INTEREST: Final = HOP_BY_HOP | LIMIT_FIELDS | {COST, REQUEST_ID, b"content-length", b"date"}
 # What an upstream's `Connection` says most often, which drops nothing.
 _UNNAMED: Final = KEPT | {b"keep-alive", b"close"}
-# A server may not write these into an answer; it would be our error then, and is the upstream's.
-UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BODILESS: Final = frozenset({204, 304})
 _VIA: Final = {version: b"via: %b ratelimit\r\n" % version.encode() for version in ("1.0", "1.1")}
-_VIA_FIELD: Final = {version: (b"via", b"%b ratelimit" % version.encode()) for version in ("1.0", "1.1")}
 
 
 class InvalidResponse(ValueError):
@@ -88,24 +84,23 @@ class RequestHeaders:
     def write(self, request: Request, user: str | None) -> list[bytes]:
         """Return the pieces. `Expect` is among them only while the client waits."""
         special = self._special
-        lines = [request.method, b" ", self._upstream.target(request.target), b" HTTP/1.1\r\nhost: "]
-        lines.append(request.host if request.host and self._keeps_host else self._authority)
-        lines.append(b"\r\n")
+        host = request.host if self._keeps_host and request.host else self._authority
+        lines = [request.method, b" ", self._upstream.target(request.target), b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
         claims: dict[bytes, bytes] = {}
-        is_websocket = request.scope["type"] == "websocket"
         for name, value in request.headers:
             if name in special:
                 if name in CLAIMS:
                     claims[name] = claims[name] + b", " + value if name in claims else value
-                elif is_websocket and name in HANDSHAKE:
+                elif name in HANDSHAKE and request.scope["type"] == "websocket":
                     lines += (name, b": ", value, b"\r\n")
             elif b"_" not in name or not self._is_disguised(name):
                 lines += (name, b": ", value, b"\r\n")
         lines.append(self._way(request, claims))
-        lines.append(_VIA[request.version])
         if user is not None and self._identify_as:
-            lines += (self._identify_as, b": ", _text(user), b"\r\n")
-        lines.append(b"connection: upgrade\r\nupgrade: websocket\r\n\r\n" if is_websocket else _framing(request))
+            # Names hold no control characters (`check_user`).
+            lines += (self._identify_as, b": ", user.encode(), b"\r\n")
+        lines.append(_VIA[request.version])
+        lines.append(_framing(request))
         return lines
 
     def trailers(self, trailers: list[RawHeader]) -> list[RawHeader]:
@@ -138,6 +133,8 @@ class RequestHeaders:
 
 def _framing(request: Request) -> bytes:
     """Return the fields for the next hop alone, and the end of the head."""
+    if request.scope["type"] == "websocket":
+        return b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
     told = b"transfer-encoding: chunked\r\n" if request.is_chunked else b""
     if request.expects_continue:
         told += b"expect: 100-continue\r\n"
@@ -152,44 +149,54 @@ class AnswerHead:
     Raises `InvalidResponse` for one that cannot be passed on. Control characters in values are for the parser to find.
     """
 
-    __slots__ = ("cost", "has_id", "has_length", "headers", "is_coded", "is_empty", "raw", "reason", "status")
+    has_length: bool = False
+    has_date: bool = False
+    has_id: bool = False
+    is_coded: bool = False
+    is_empty: bool = True
+    """Whether the length that is told is 0, or none is."""
+    cost: bytes | None = None
+    """What it says that the request has cost."""
+    limits: tuple[RawHeader, ...] = ()
+    """What it says of limits by itself."""
+    _named: frozenset[bytes] = frozenset()
 
     def __init__(self, status: int, reason: bytes, raw: list[RawHeader], version: str) -> None:
         self.status = status
-        self.reason = PHRASES.get(status, b"") if UNWRITABLE.search(reason) else reason
+        self.reason = reason
         self.raw = raw
         """The fields as they came."""
-        self.headers: list[RawHeader] = []
-        """Those that pass."""
-        self.has_length = self.is_coded = self.has_id = False
-        self.is_empty = True
-        """Whether the length that is told is 0, or none is."""
-        self.cost: bytes | None = None
-        """What it says that the request has cost."""
-        named: frozenset[bytes] = frozenset()
-        headers = self.headers
-        for field in raw:
-            name = field[0]
-            if name not in _OF_INTEREST:
-                headers.append(field)
-            elif name == b"connection":
-                named |= frozenset([token.strip().lower() for token in field[1].split(b",")])
-            elif self._note(name, field[1]):
-                headers.append(field)
-        if named and (dropped := named - _UNNAMED):
-            self.headers = headers = [field for field in headers if field[0] not in dropped]
-        headers.append(_VIA_FIELD.get(version) or (b"via", b"%b ratelimit" % version.encode()))
+        self.lines: list[bytes] = []
+        """Those that pass, in pieces as they are written."""
+        lines = self.lines
+        for name, value in raw:
+            if name not in _OF_INTEREST or self._note(name, value):
+                lines += (name, b": ", value, b"\r\n")
+        if self._named:
+            self._drop(self._named)
+        lines.append(_VIA.get(version) or b"via: %b ratelimit\r\n" % version.encode())
+
+    def _drop(self, named: frozenset[bytes]) -> None:
+        """Leave out what its `Connection` names."""
+        kept = [place for place in range(0, len(self.lines), 4) if self.lines[place] not in named]
+        self.lines[:] = [piece for place in kept for piece in self.lines[place : place + 4]]
+        self.has_date = b"date" in self.lines[::4]
+        self.limits = tuple([field for field in self.limits if field[0] not in named])
 
     def _note(self, name: bytes, value: bytes) -> bool:
         """Take note of a field. Return whether it passes."""
+        if name == b"date":
+            self.has_date = True
+            return True
+        if name == b"connection":
+            if value not in _UNNAMED:
+                self._named |= frozenset([token.strip().lower() for token in value.split(b",")]) - _UNNAMED
+            return False
+        if name in LIMIT_FIELDS:
+            self.limits += ((name, value),)
+            return True
         if name == b"content-length":
-            self.has_length = True
-            length = value.strip().lstrip(b"0")
-            self.is_empty = not length
-            if len(length) > MAX_LENGTH_DIGITS:
-                raise InvalidResponse("its length is a number that nobody can count to")
-            # A client would wait for that many bytes, and there are none.
-            return self.status not in _BODILESS
+            return self._note_length(value)
         if name == REQUEST_ID:
             self.has_id = True
             return True
@@ -200,6 +207,15 @@ class AnswerHead:
             if value.strip().lower() != b"chunked":
                 raise InvalidResponse("its transfer coding is not understood")
         return False
+
+    def _note_length(self, value: bytes) -> bool:
+        self.has_length = True
+        length = value.strip().lstrip(b"0")
+        self.is_empty = not length
+        if len(length) > MAX_LENGTH_DIGITS:
+            raise InvalidResponse("its length is a number that nobody can count to")
+        # A client would wait for that many bytes, and there are none.
+        return self.status not in _BODILESS
 
 
 def response_trailers(trailers: list[RawHeader]) -> list[RawHeader]:
@@ -227,8 +243,3 @@ def _told(peer: str, host: bytes) -> bytes:
 
 
 _told_again: Final = lru_cache(1024)(_told)
-
-
-def _text(user: str) -> bytes:
-    """Return a user as a field's value; names hold no control characters (`check_user`)."""
-    return user.encode()

@@ -42,9 +42,11 @@ class Service(Protocol):
 
     def over(self, exchange: Exchange) -> None:
         """Take note of one that has ended."""
+        return
 
     def refused(self, connection: ClientConnection, request: Request, problem: ServerProblem) -> None:
         """Take note of one that nobody could be asked for; of its head there may be nothing."""
+        return
 
 
 class ListenerState:
@@ -56,22 +58,12 @@ class ListenerState:
         self.exchanges: set[Exchange] = set()
         """Requests under way."""
         self.draining = False
+        self.exchange = service.exchange
+        self.over = service.over
         self.refused = service.refused
         self.trace = TraceContext.current()
-        self._service = service
         self._date_line = b""
         self._date_at = 0
-
-    def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
-        """Return who answers."""
-        exchange = self._service.exchange(connection, request)
-        self.exchanges.add(exchange)
-        return exchange
-
-    def over(self, exchange: Exchange) -> None:
-        """Forget one that has ended."""
-        self.exchanges.discard(exchange)
-        self._service.over(exchange)
 
     def date(self) -> bytes:
         """Return the line with the date (RFC 9110, 6.6.1)."""

@@ -26,6 +26,7 @@ AGAIN_S: float = 0.1
 _LOOK_S: Final = 0.001
 """A connection that was idle for less is used without a look."""
 _EMPTY: Final = frozenset({204, 304})
+_TOO_LARGE: Final = "the fields of the answer are too large"
 
 
 class Asking(Protocol):
@@ -72,7 +73,6 @@ class UpstreamConnection:
         "_poll",
         "_pool",
         "_reason",
-        "_size",
         "_surplus",
         "_unread",
         "_until_close",
@@ -106,32 +106,37 @@ class UpstreamConnection:
         """Whether the answer is complete."""
         self.write_paused = False
         self._poll: Callable[[int], list[tuple[int, int]]] | None = None
-        self._begin()
-
-    def _begin(self) -> None:
         self._headers: list[RawHeader] = []
+        """Fields of the section that is read: header or trailer."""
         self._reason = b""
-        self._size = self._unread = 0
-        self._has_head = self._is_interim = self._is_empty = self._surplus = self._until_close = False
+        self._unread = 0
+        """Bytes of the pieces that its section of fields has come in."""
+        self._has_head = self._is_interim = self._is_empty = self._until_close = False
+        self._surplus = False
+        """Whether something came that nobody has asked for."""
         self._keeps = True
-        self.in_answer = self.is_answered = False
 
     def ask(self, asking: Asking, request: bytes) -> None:
         """Send the request, or its beginning."""
         self.asking = asking
-        self._begin()
+        self._headers = []
+        self._reason = b""
+        self._unread = 0
+        self._has_head = self.in_answer = self.is_answered = False
         self.transport.write(request)
 
-    def is_alive(self, now: float) -> bool:
-        """Return whether an idle one may take a request; it is looked at, for the loop may not have heard yet."""
+    def is_alive(self, idle: float) -> bool:
+        """Return whether it may take a request after so many seconds; it is looked at, for the loop may not have heard
+        yet."""
         if self.transport.is_closing():
             return False
-        return now - self.since < _LOOK_S or self._poll is None or not self._poll(0)
+        return idle < _LOOK_S or self._poll is None or not self._poll(0)
 
     def release(self) -> None:
         """Give it back: the request is sent whole, and the answer is read."""
         self.asking = None
-        self.resume_reading()
+        if self._is_paused:
+            self.resume_reading()
         if self._keeps and not self._surplus and not self.transport.is_closing():
             self._pool.put(self)
         else:
@@ -179,7 +184,9 @@ class UpstreamConnection:
         if self._until_close and self.asking is not None and self.tunnel is None:
             self._keeps = False
             self._complete()
-            self._settle()
+            asking = self.asking
+            if asking is not None:
+                asking.on_answer_read()
         return False
 
     def data_received(self, data: bytes) -> None:
@@ -192,7 +199,8 @@ class UpstreamConnection:
             self.transport.abort()
             return
         self.in_answer = True
-        in_head = not self._has_head
+        if not self._has_head or self._headers:
+            self._unread += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as stopped:
@@ -203,16 +211,17 @@ class UpstreamConnection:
             if not (self._is_empty and self._has_head):
                 self._fail(error)
                 return
-        if in_head and not self._has_head:
-            self._unread += len(data)
-            if self._unread > MAX_ANSWER_HEAD:
-                self._fail(InvalidResponse("the fields of the answer are too large"))
-                return
-        if self._is_empty and not self.is_answered:
+        if self._unread > MAX_ANSWER_HEAD and not self.is_answered:
+            self._fail(InvalidResponse(_TOO_LARGE))
+            return
+        if self._is_empty and self._has_head and not self.is_answered:
             # Whatever its fields say of a body (RFC 9110, 6.4.1), which the parser would wait for.
             self.parser = httptools.HttpResponseParser(self)
             self._complete()
-        self._settle()
+        asking = self.asking
+        if asking is not None:
+            # It is free for others only when nothing came behind the answer.
+            asking.on_answer_read()
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -238,15 +247,16 @@ class UpstreamConnection:
         self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._size += len(name) + len(value)
-        if self._size > MAX_ANSWER_HEAD:
-            raise InvalidResponse("the fields of the answer are too large")
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         asking, parser = self.asking, self.parser
         if asking is None or self.is_answered:
             return
+        if self._unread > MAX_ANSWER_HEAD and _size(self._headers) > MAX_ANSWER_HEAD:
+            # They have brought more than the beginning of the body.
+            raise InvalidResponse(_TOO_LARGE)
+        self._unread = 0
         status = parser.get_status_code()
         if 100 <= status < 200 and status != 101:
             self._is_interim = True
@@ -278,7 +288,6 @@ class UpstreamConnection:
             self._is_interim = False
             self._headers = []
             self._reason = b""
-            self._size = 0
         elif self.is_answered:
             self._surplus = True
         elif self.asking is not None and not self.parser.should_upgrade():
@@ -289,12 +298,6 @@ class UpstreamConnection:
         asking = self.asking
         if asking is not None:
             asking.on_answer_end(self._headers)
-
-    def _settle(self) -> None:
-        """Pass on what was read; the connection is free for others only when nothing came behind the answer."""
-        asking = self.asking
-        if asking is not None:
-            asking.on_answer_read()
 
     def _fail(self, error: Exception) -> None:
         asking, self.asking = self.asking, None
@@ -307,6 +310,10 @@ class UpstreamConnection:
                 logger.error("an answer could not be passed on", exc_info=cause)
         if asking is not None:
             asking.on_broken(error, is_answer=True)
+
+
+def _size(fields: list[RawHeader]) -> int:
+    return sum([len(name) + len(value) for name, value in fields])
 
 
 class UpstreamPool:
@@ -329,7 +336,7 @@ class UpstreamPool:
         oldest = now - self._settings.keep_alive
         while self._idle:
             connection = self._idle.pop()
-            if connection.since >= oldest and connection.is_alive(now):
+            if connection.since >= oldest and connection.is_alive(now - connection.since):
                 return connection
             connection.abort()
         return None
@@ -348,7 +355,7 @@ class UpstreamPool:
 
     def put(self, connection: UpstreamConnection) -> None:
         """Keep it for the next request."""
-        if (asking := self._next()) is not None:
+        if self._waiting and (asking := self._next()) is not None:
             asking.on_connection(connection)
             return
         if self._closed:

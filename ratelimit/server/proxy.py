@@ -11,8 +11,8 @@ from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.forward import Forward, Phase
 from ratelimit.server.headers import RequestHeaders
+from ratelimit.server.listener import Service
 from ratelimit.server.pool import UpstreamPool
-from ratelimit.server.problems import ServerProblem
 from ratelimit.server.request import Request
 from ratelimit.server.upstream import ProxySettings, Upstream
 from ratelimit.store.memory import MemoryStore
@@ -21,7 +21,7 @@ CONTINUE_S: Final = 1.0
 """An upstream that knows `Expect` says so by then; one that does not is waiting for the body."""
 
 
-class Proxy:
+class Proxy(Service):
     """`args` are those of `RateLimitMiddleware`. Raises `ConfigError`.
 
     It tells the upstream who the user is, and charges what that states. Its connections open with the first request and
@@ -60,9 +60,3 @@ class Proxy:
 
     def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
         return Forward(connection, request, self)
-
-    def over(self, exchange: Exchange) -> None:
-        """Write nothing down."""
-
-    def refused(self, connection: ClientConnection, request: Request, problem: ServerProblem) -> None:
-        """Write nothing down."""

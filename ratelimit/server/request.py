@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from random import getrandbits
 from typing import Final, TypeAlias
@@ -50,61 +49,80 @@ class Request:
     The target is in origin-form (RFC 9112, 3.2), whatever form it was written in, byte by byte; or `*`.
     """
 
-    __slots__ = (
-        "ambiguity", "connection_options", "expects_continue", "has_body", "headers", "host", "id", "is_chunked",
-        "keep_alive", "method", "offers", "scope", "since", "target", "trailers_asked", "version",
-    )  # fmt: skip
+    method: bytes = b""
+    version: str = "1.1"
+    scope: Scope
+    """What an ASGI app would be shown."""
+    ambiguity: str | None = None
+    """Why nobody can tell what its path asks for."""
+    host: bytes = b""
+    id: bytes | None = None
+    """The one that came with it, if it is usable."""
+    has_body: bool = False
+    """Whether it is framed as one with a body (RFC 9112, 6)."""
+    is_chunked: bool = False
+    expects_continue: bool = False
+    trailers_asked: bool = False
+    keep_alive: bool = True
+    connection_options: frozenset[bytes] = frozenset()
+    offers: bytes = b""
+    """The protocol to which the client would upgrade."""
+    _ids: tuple[bytes, ...] = ()
+    _codings: tuple[bytes, ...] = ()
 
     def __init__(self, since: float) -> None:
         self.since = since
         """When its first byte came, on the loop's clock."""
-        self.method = b""
         self.target = b""
-        self.version = "1.1"
         self.headers: list[RawHeader] = []
-        self.scope: Scope = {}
-        """What an ASGI app would be shown."""
-        self.ambiguity: str | None = None
-        """Why nobody can tell what its path asks for."""
-        self.host = b""
-        self.id: bytes | None = None
-        """The one that came with it, if it is usable."""
-        self.has_body = self.is_chunked = False
-        """Whether it is framed as one with a body (RFC 9112, 6)."""
-        self.expects_continue = self.trailers_asked = False
-        self.keep_alive = True
-        self.connection_options: frozenset[bytes] = frozenset()
-        self.offers = b""
-        """The protocol to which the client would upgrade."""
 
     def judge(self, method: bytes, version: str, *, keep_alive: bool) -> None:
         """Read the fields that say how the message is framed and who is asked. Raises `RequestRefused`."""
-        self.method, self.version = method, version
-        self.keep_alive = keep_alive and version == "1.1"
+        self.method = method
+        if version == "1.1":
+            self.keep_alive = keep_alive
+        else:
+            self.version = version
+            self.keep_alive = False
         if not self.target.startswith(b"/") or b"#" in self.target:
             self._take_origin_form()
-        hosts: list[bytes] = []
-        codings: list[bytes] = []
-        ids: list[bytes] = []
+        host: bytes | None = None
         for name, value in self.headers:
-            if name not in _TELLING:
-                continue
-            if name == b"host":
-                hosts.append(value)
-            elif name == b"transfer-encoding":
-                codings.append(value)
-            elif name == REQUEST_ID:
-                ids.append(value)
-            else:
-                self._note(name, value)
-        _check_framing(version, hosts, codings)
-        self.host = hosts[0].strip() if hosts else b""
-        self.is_chunked = bool(codings)
-        self.has_body = self.has_body or self.is_chunked
-        # One of HTTP/1.0 does not know it.
-        self.expects_continue = self.expects_continue and self.has_body and version == "1.1"
-        if len(ids) == 1 and _ID.fullmatch(ids[0]):
-            self.id = ids[0]
+            if name in _TELLING:
+                if host is None and name == b"host":
+                    host = value.strip()
+                else:
+                    self._note(name, value)
+        self._check_host(version, host)
+        if self._codings:
+            self._check_codings(version)
+        if self.expects_continue:
+            # One of HTTP/1.0 does not know it.
+            self.expects_continue = self.has_body and version == "1.1"
+        if self._ids and len(self._ids) == 1 and _ID.fullmatch(self._ids[0]):
+            self.id = self._ids[0]
+
+    def _check_host(self, version: str, host: bytes | None) -> None:
+        # RFC 9112, 3.2.
+        if version not in ("1.1", "1.0"):
+            raise RequestRefused(TOO_OLD)
+        if host is not None:
+            if not _HOST.fullmatch(host):
+                raise RequestRefused(NO_HOST)
+            self.host = host
+        elif version == "1.1":
+            raise RequestRefused(NO_HOST)
+
+    def _check_codings(self, version: str) -> None:
+        # RFC 9112, 6.1. Lengths, chunks and syntax have been the parser's to judge.
+        if version == "1.0":
+            raise RequestRefused(OLD_CODED)
+        applied = [coding.strip().lower() for coding in b",".join(self._codings).split(b",")]
+        if applied[-1] != b"chunked":
+            raise RequestRefused(NO_END)
+        if len(applied) > 1:
+            raise RequestRefused(NOT_CODED)
+        self.has_body = self.is_chunked = True
 
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
@@ -112,6 +130,12 @@ class Request:
             self.has_body = bool(length)
             if len(length) > MAX_LENGTH_DIGITS:
                 raise RequestRefused(TOO_LONG)
+        elif name == b"host":
+            raise RequestRefused(NO_HOST)
+        elif name == b"transfer-encoding":
+            self._codings += (value,)
+        elif name == REQUEST_ID:
+            self._ids += (value,)
         elif name == b"connection":
             self.connection_options |= frozenset([token.strip().lower() for token in value.split(b",")])
         elif name == b"expect":
@@ -173,8 +197,9 @@ class Request:
         """Return its id, which from here on its fields say once."""
         if self.id is None:
             self.id = b"%032x" % getrandbits(128)
-            # In place: the scope has the same list.
-            self.headers[:] = [field for field in self.headers if field[0] != REQUEST_ID]
+            if self._ids:
+                # In place: the scope has the same list.
+                self.headers[:] = [field for field in self.headers if field[0] != REQUEST_ID]
             self.headers.append((REQUEST_ID, self.id))
         return self.id
 
@@ -207,21 +232,3 @@ def _read_target(target: bytes) -> tuple[str, bytes, bytes, str | None]:
 
 
 _read_target_again = lru_cache(_KNOWN_TARGETS)(_read_target)
-
-
-def _check_framing(version: str, hosts: Sequence[bytes], codings: Sequence[bytes]) -> None:
-    # RFC 9112: 3.2 for the host, 6.1 for the codings. Lengths, chunks and syntax have been the parser's to judge.
-    if version not in ("1.1", "1.0"):
-        raise RequestRefused(TOO_OLD)
-    if len(hosts) != 1 and (hosts or version == "1.1"):
-        raise RequestRefused(NO_HOST)
-    if hosts and not _HOST.fullmatch(hosts[0].strip()):
-        raise RequestRefused(NO_HOST)
-    if codings:
-        if version == "1.0":
-            raise RequestRefused(OLD_CODED)
-        applied = [coding.strip().lower() for coding in b",".join(codings).split(b",")]
-        if applied[-1] != b"chunked":
-            raise RequestRefused(NO_END)
-        if len(applied) > 1:
-            raise RequestRefused(NOT_CODED)
