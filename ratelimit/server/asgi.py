@@ -43,8 +43,6 @@ class AsgiService(Service):
 class AsgiExchange(Exchange):
     """One request to the app. A handshake is an ordinary request to it."""
 
-    __slots__ = ("_app", "_body", "_changed", "_finished", "_head", "_held", "_is_read", "_lost", "_task")
-
     def __init__(self, connection: ClientConnection, request: Request, app: ASGIApp) -> None:
         super().__init__(connection, request)
         self._app = app

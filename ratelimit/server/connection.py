@@ -80,8 +80,8 @@ class ClientConnection:
     """`shared` is what all connections of a listener have in common; it says who answers."""
 
     __slots__ = (
-        "_begun", "_chunked", "_closing", "_fields", "_half_closed", "_held", "_idle_since", "_in_head", "_is_fed", "_is_waiting",
-        "_left", "_no_more", "_offer", "_out", "_queue", "_receiving", "_request", "_server", "_stash", "_turning",
+        "_begun", "_chunked", "_closing", "_fields", "_half_closed", "_held", "_idle_since", "_in_head", "_is_fed",
+        "_is_waiting", "_left", "_no_more", "_offer", "_out", "_queue", "_receiving", "_request", "_server", "_stash", "_turning",
         "_unread", "_wrote", "client", "corked", "due", "exchange", "loop", "parser", "shared", "transport",
         "tunnel", "write_paused",
     )  # fmt: skip
@@ -196,34 +196,32 @@ class ClientConnection:
         """Go on with what was read, as far as that goes without waiting for an answer."""
         if self._turning:
             return
+        self._turning = True
         queue, stash = self._queue, self._stash
-        if queue or stash:
-            self._turning = True
-            try:
-                self._advance(queue, stash)
-            finally:
-                self._turning = False
+        try:
+            while (queue or stash) and not self._closing and self.tunnel is None:
+                if not queue:
+                    self._parse(stash.popleft())
+                elif self.exchange is None:
+                    self._begin(queue.popleft())
+                else:
+                    break
+        finally:
+            self._turning = False
+        self._rest()
+
+    def _rest(self) -> None:
+        """Pass on what there is by now, and wait for what comes next."""
         if self._is_fed:
             self._is_fed = False
             if self.exchange is not None:
                 self.exchange.flush()
-        if self.exchange is None and self.tunnel is None and not self._closing:
+        if self.exchange is None:
             self._be_idle()
-        if stash or queue or self._held or self._is_waiting:
+        if self._stash or self._queue or self._held or self._is_waiting:
             self._regulate()
         if self._out:
             self.flush()
-
-    def _advance(self, queue: deque[Exchange], stash: deque[bytes | memoryview]) -> None:
-        while not self._closing and self.tunnel is None:
-            if queue:
-                if self.exchange is not None:
-                    return
-                self._begin(queue.popleft())
-            elif stash:
-                self._parse(stash.popleft())
-            else:
-                return
 
     def _begin(self, exchange: Exchange) -> None:
         if exchange.is_cut:
@@ -239,6 +237,8 @@ class ClientConnection:
                 exchange.begin()
 
     def _be_idle(self) -> None:
+        if self.tunnel is not None or self._closing:
+            return
         if self._no_more:
             self.close()
         elif self._in_head:
@@ -486,8 +486,10 @@ class ClientConnection:
         self._held = False
         if not exchange.request.keep_alive:
             self._leave(exchange)
-        else:
+        elif self._queue or self._stash:
             self._turn()
+        elif not self._turning:
+            self._rest()
 
     def flush(self) -> None:
         """Send what was written by now, in one piece."""

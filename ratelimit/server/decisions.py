@@ -79,8 +79,6 @@ def _is_small(request: Request) -> bool:
 class Decided(Exchange):
     """Answered as soon as something is decided."""
 
-    __slots__ = ("_admission", "_is_lost", "_service", "_task")
-
     def __init__(self, connection: ClientConnection, request: Request, service: Decisions) -> None:
         super().__init__(connection, request)
         self._service = service
@@ -114,8 +112,6 @@ class Decided(Exchange):
 
 class Question(Decided):
     """A gateway's. Its body, if there is any, is nothing to us."""
-
-    __slots__ = ()
 
     def begin(self) -> None:
         self._run(self._decide())
@@ -153,8 +149,6 @@ class Question(Decided):
 
 class CheckRequest(Decided):
     """`POST /v1/check`, with its body."""
-
-    __slots__ = ("_body",)
 
     def __init__(self, connection: ClientConnection, request: Request, service: Decisions) -> None:
         super().__init__(connection, request, service)

@@ -76,13 +76,14 @@ class Forward(Exchange):
     """Whether it is written."""
     _is_lost: bool = False
     """Whether there is nobody to answer."""
+    _is_repeated: bool = False
 
     def __init__(self, connection: ClientConnection, request: Request, proxy: Proxy) -> None:
-        super().__init__(connection, request)
+        self.connection = connection
+        self.request = request
         self._proxy = proxy
         self._out: list[bytes] = []
         """What goes to the upstream with the next write."""
-        self._can_repeat = not request.has_body and request.method in _IDEMPOTENT
         self.head_only = request.method == b"HEAD"
         self.upgrades = request.scope["type"] == "websocket"
         if self.upgrades:
@@ -343,7 +344,8 @@ class Forward(Exchange):
                 upstream.release()
             else:
                 upstream.abort()
-        elif self.started:
+            return
+        if self.started:
             self._wait("client" if self.connection.write_paused else "upstream")
         self.connection.flush()
 
@@ -358,12 +360,16 @@ class Forward(Exchange):
             return
         if self.started or self._held is not None:
             self._break_off(error)
-        elif self._can_repeat and not is_answer and upstream is not None and not upstream.in_answer:
-            self._can_repeat = False
+        elif not is_answer and upstream is not None and not upstream.in_answer and self._may_repeat():
+            self._is_repeated = True
             self._wait("connection")
             self._proxy.pool.wait(self)
         else:
             self._fail(UNREADABLE if is_answer else BROKEN, error)
+
+    def _may_repeat(self) -> bool:
+        request = self.request
+        return not self._is_repeated and not request.has_body and request.method in _IDEMPOTENT
 
     def _settled(self, status: int, headers: list[RawHeader]) -> list[Charge]:
         assert self._admission is not None

@@ -120,10 +120,9 @@ class RequestHeaders:
         """Return what to tell of the way that the request came."""
         client: tuple[str, int] | None = request.scope["client"]
         peer = (client[0] if client else "") or "unknown"
-        if not (claims and self._trusts(request.scope)):
-            return (
-                _told_again(peer, request.host) if len(request.host) <= _MAX_KNOWN_HOST else _told(peer, request.host)
-            )
+        if not claims or not self._trusts(request.scope):
+            told = _told_again if len(request.host) <= _MAX_KNOWN_HOST else _told
+            return told(peer, request.host)
         seen = dict(_seen(peer, request.host))
         for name in (b"x-forwarded-for", b"forwarded"):
             if name in claims:
@@ -135,6 +134,8 @@ def _framing(request: Request) -> bytes:
     """Return the fields for the next hop alone, and the end of the head."""
     if request.scope["type"] == "websocket":
         return b"connection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    if not (request.is_chunked or request.expects_continue or request.trailers_asked):
+        return b"\r\n"
     told = b"transfer-encoding: chunked\r\n" if request.is_chunked else b""
     if request.expects_continue:
         told += b"expect: 100-continue\r\n"
@@ -185,6 +186,8 @@ class AnswerHead:
 
     def _note(self, name: bytes, value: bytes) -> bool:
         """Take note of a field. Return whether it passes."""
+        if name == b"content-length":
+            return self._note_length(value)
         if name == b"date":
             self.has_date = True
             return True
@@ -192,13 +195,11 @@ class AnswerHead:
             if value not in _UNNAMED:
                 self._named |= frozenset([token.strip().lower() for token in value.split(b",")]) - _UNNAMED
             return False
-        if name in LIMIT_FIELDS:
-            self.limits += ((name, value),)
-            return True
-        if name == b"content-length":
-            return self._note_length(value)
         if name == REQUEST_ID:
             self.has_id = True
+            return True
+        if name in LIMIT_FIELDS:
+            self.limits += ((name, value),)
             return True
         if name == COST:
             self.cost = value

@@ -258,24 +258,27 @@ class UpstreamConnection:
             raise InvalidResponse(_TOO_LARGE)
         self._unread = 0
         status = parser.get_status_code()
-        if 100 <= status < 200 and status != 101:
-            self._is_interim = True
-            if status == 100:
-                asking.on_continue()
+        if not 200 <= status < 600 and not self._is_upgrade(status, asking):
             return
-        if not 200 <= status < 600 and not (status == 101 and asking.upgrades):
-            raise InvalidResponse(f"the upstream answered with status {status}")
         self._has_head = True
-        version = parser.get_http_version()
-        self._keeps = parser.should_keep_alive()
         headers, self._headers = self._headers, []
-        head = AnswerHead(status, self._reason, headers, version)
-        if status == 204 and not head.is_empty:
-            # What follows is nobody's.
-            self._keeps = False
+        head = AnswerHead(status, self._reason, headers, parser.get_http_version())
+        # What follows a 204 is nobody's.
+        self._keeps = parser.should_keep_alive() and (head.is_empty or status != 204)
         self._is_empty = asking.head_only or status in _EMPTY
-        self._until_close = not (self._is_empty or head.has_length or head.is_coded or status == 101)
+        self._until_close = not (head.has_length or head.is_coded or self._is_empty or status == 101)
         asking.on_answer(head)
+
+    def _is_upgrade(self, status: int, asking: Asking) -> bool:
+        """Return whether a status that is none of an answer is one of this. What is interim is passed over."""
+        if status == 101 and asking.upgrades:
+            return True
+        if not 100 <= status < 200 or status == 101:
+            raise InvalidResponse(f"the upstream answered with status {status}")
+        self._is_interim = True
+        if status == 100:
+            asking.on_continue()
+        return False
 
     def on_body(self, body: bytes) -> None:
         if self._is_empty or self.is_answered:
