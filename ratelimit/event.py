@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from hashlib import blake2b
+from random import Random
 from typing import Any, Final
 from zlib import crc32
 
@@ -38,19 +39,23 @@ class EventIds:
     in the middle of it do not go on alike.
     """
 
-    __slots__ = ("_at", "_random")
+    __slots__ = ("_at", "_chance", "_random")
 
     def __init__(self) -> None:
         self._at = -1
         self._random = 0
+        # Its own, which no `random.seed` of an app's makes the same in several processes.
+        self._chance = Random()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._chance.seed)
 
     def new(self, at: int) -> str:
         """Return an id that carries the time `at`, in milliseconds."""
         if at != self._at:
             self._at = at
-            self._random = int.from_bytes(os.urandom(10)) & _RANDOM_MASK >> 1
+            self._random = self._chance.getrandbits(_RANDOM_BITS - 1)
         else:
-            self._random = (self._random + 1 + int.from_bytes(os.urandom(4))) & _RANDOM_MASK
+            self._random = (self._random + 1 + self._chance.getrandbits(32)) & _RANDOM_MASK
         return _text_of_id(at, self._random)
 
 
@@ -159,6 +164,36 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         _check_outcome(cost, allowed, status)
         if duration is not None:
             duration = _duration(duration)
+        if resource is not None:
+            resource = _text("resource", resource, MAX_RESOURCE_BYTES)
+        if request_id is not None:
+            request_id = _text("request_id", request_id, MAX_REQUEST_ID_BYTES)
+        kept = {} if metadata is None else _metadata(metadata, _room(user, action, event_id, resource, request_id))
+        return cls(
+            id=event_id, user=user, action=action, at_ms=at_ms, cost=cost, allowed=allowed, status=status,
+            duration=duration, resource=resource, request_id=request_id, metadata=kept,
+        )  # fmt: skip
+
+    @classmethod
+    def of_decision(
+        cls,
+        user: str,
+        action: str,
+        *,
+        at_ms: int,
+        cost: int,
+        allowed: bool,
+        status: int | None = None,
+        duration: float | None = None,
+        resource: str | None = None,
+        request_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> UsageEvent:
+        """Return the event of a decision that was made just now, whose own parts are good ones; texts are trimmed.
+
+        Raises `InvalidEvent`, for what else there is to keep with it.
+        """
+        event_id = _ids.new(at_ms)
         if resource is not None:
             resource = _text("resource", resource, MAX_RESOURCE_BYTES)
         if request_id is not None:

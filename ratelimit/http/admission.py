@@ -5,7 +5,7 @@ It does not know how requests and answers travel: that is for ASGI's `RequestHan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -138,7 +138,8 @@ class Admission:
         if charge.spent and not charge.counts(self.succeeded, self.status, self.headers):
             await give_back_all(self._shared.refunds, [charge])
         charge.settle()
-        await self.write_down([charge], None)
+        for pending in self._write([charge], None):
+            await pending
 
     @property
     def user(self) -> str | None:
@@ -199,17 +200,22 @@ class Admission:
 
     async def record(self) -> None:
         """Write down what was checked and is not yet."""
-        shared = self._shared
-        if shared.recorder is not None and (charges := self.charges.to_record()):
-            await self.write_down(charges, max(0, shared.clock.now() - self._since) / 1000)
+        for pending in self.write():
+            await pending
 
-    async def write_down(self, charges: Sequence[Charge], duration: float | None) -> None:
+    def write(self) -> Sequence[Awaitable[bool]]:
+        """Write down what was checked and is not yet. Return what is to be awaited, if anything, until it is kept."""
+        shared = self._shared
+        if shared.recorder is None or not (charges := self.charges.to_record()):
+            return ()
+        return self._write(charges, max(0, shared.clock.now() - self._since) / 1000)
+
+    def _write(self, charges: Sequence[Charge], duration: float | None) -> Sequence[Awaitable[bool]]:
         """Write these down, with this middleware's log or that of one further out."""
         recorder = self._shared.recorder
         if recorder is not None:
-            await recorder.record(self.scope, charges, status=self.status, duration=duration)
-        elif self._outer is not None:
-            await self._outer.write_down(charges, duration)
+            return recorder.record(self.scope, charges, status=self.status, duration=duration)
+        return () if self._outer is None else self._outer._write(charges, duration)
 
 
 def _only_a_slash(scope: Scope, headers: Any) -> bool:

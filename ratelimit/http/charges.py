@@ -249,8 +249,10 @@ class Recorder:
     def __init__(self, usage: UsageLog) -> None:
         self._usage = usage
 
-    async def record(self, scope: Scope, charges: Sequence[Charge], *, status: int, duration: float | None) -> None:
-        """Return when the events are kept as durably as the log promises.
+    def record(
+        self, scope: Scope, charges: Sequence[Charge], *, status: int, duration: float | None
+    ) -> list[Awaitable[bool]]:
+        """Keep the events. Return what to await until they are kept as durably as the log promises.
 
         The duration is in milliseconds; None of what does not end with an answer.
         """
@@ -273,8 +275,7 @@ class Recorder:
             )
             if pending is not None:
                 waiting.append(pending)
-        for pending in waiting:
-            await pending
+        return waiting
 
 
 def wants_event(policy: Policy, *, allowed: bool) -> bool:

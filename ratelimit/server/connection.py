@@ -81,9 +81,9 @@ class ClientConnection:
 
     __slots__ = (
         "_begun", "_chunked", "_closing", "_fields", "_half_closed", "_held", "_idle_since", "_in_head", "_is_fed",
-        "_is_waiting", "_left", "_no_more", "_offer", "_out", "_queue", "_receiving", "_request", "_server", "_stash", "_turning",
-        "_unread", "_wrote", "client", "corked", "due", "exchange", "loop", "parser", "shared", "transport",
-        "tunnel", "write_paused",
+        "_is_waiting", "_left", "_no_more", "_offer", "_out", "_queue", "_receiving", "_request", "_server",
+        "_stash", "_turning", "_unread", "_wrote", "client", "corked", "due", "exchange", "loop", "parser", "shared",
+        "transport", "tunnel", "write_paused",
     )  # fmt: skip
 
     def __init__(self, shared: ListenerState) -> None:

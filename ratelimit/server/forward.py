@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from starlette.exceptions import HTTPException
@@ -433,16 +433,16 @@ class Forward(Exchange):
 
     def _finish(self) -> None:
         """Complete the answer when what it was is kept."""
-        if self._proxy.records:
+        if self._proxy.records and self._admission is not None and (waiting := self._admission.write()):
             self.connection.corked = True
             self.connection.due = NEVER
-            self._see_to(self._finish_recorded())
+            self._see_to(self._finish_recorded(waiting))
         else:
             self._complete()
 
-    async def _finish_recorded(self) -> None:
-        assert self._admission is not None
-        await self._admission.record()
+    async def _finish_recorded(self, waiting: Sequence[Awaitable[bool]]) -> None:
+        for pending in waiting:
+            await pending
         self.connection.corked = False
         if self._is_lost:
             self.over()

@@ -253,7 +253,7 @@ class UsageLog:
 
     def _accept(
         self,
-        user: UserId,
+        user: str,
         action: str,
         *,
         cost: int = 1,
@@ -265,15 +265,15 @@ class UsageLog:
         metadata: Mapping[str, Any] | None = None,
         at_us: int | None = None,
     ) -> bool:
-        """Keep an event of a surface of ours, and wait only where it is to be on the disk, or there is no room.
+        """Keep the event of a decision of ours, and wait only where it is to be on the disk, or there is no room.
 
         Return False where it was lost, which is counted. Raise nothing, also for an event that `record` would refuse.
         """
         now = self._clock.now() if at_us is None else at_us
         try:
-            event = UsageEvent.of(
-                user, action, now=now, at_ms=now // 1000, cost=cost, allowed=allowed, status=status,
-                duration=duration, resource=resource, request_id=request_id, metadata=metadata,
+            event = UsageEvent.of_decision(
+                user, action, at_ms=now // 1000, cost=cost, allowed=allowed, status=status, duration=duration,
+                resource=resource, request_id=request_id, metadata=metadata,
             )  # fmt: skip
         except InvalidInput as error:
             logger.warning("a usage event cannot be kept: %s", error)

@@ -142,7 +142,7 @@ class UsageLog(Reports):
 
     def _accept(
         self,
-        user: UserId,
+        user: str,
         action: str,
         *,
         cost: int = 1,
@@ -154,7 +154,7 @@ class UsageLog(Reports):
         metadata: Mapping[str, Any] | None = None,
         at_us: int | None = None,
     ) -> Awaitable[bool] | None:
-        """Keep an event of a surface of ours, without waiting. `at_us` is trusted, even if the clock was set since.
+        """Keep the event of a decision of ours, without waiting. `at_us` is trusted, even if the clock was set since.
 
         Return None where there is nothing to wait for. Else what to await before the answer is complete: until the
         event is on the disk, or there was room; False where it was lost, which is counted. Raise nothing, also for an
@@ -162,9 +162,9 @@ class UsageLog(Reports):
         """
         now = self._clock.now() if at_us is None else at_us
         try:
-            event = UsageEvent.of(
-                user, action, now=now, at_ms=now // 1000, cost=cost, allowed=allowed, status=status,
-                duration=duration, resource=resource, request_id=request_id, metadata=metadata,
+            event = UsageEvent.of_decision(
+                user, action, at_ms=now // 1000, cost=cost, allowed=allowed, status=status, duration=duration,
+                resource=resource, request_id=request_id, metadata=metadata,
             )  # fmt: skip
         except InvalidInput as error:
             logger.warning("a usage event cannot be kept: %s", error)

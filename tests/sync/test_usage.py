@@ -144,7 +144,7 @@ def test_bad_input(tmp_path: Path) -> None:
     usage = UsageLog(MemoryStore())
     with pytest.raises(InvalidEvent):
         usage.record("alice", "hint", cost=-1)
-    assert not usage._accept("alice", "hint", cost=-1)
+    assert not usage._accept("alice", "hint", metadata={1: 2})  # type: ignore[dict-item]
     usage.close()
 
 
