@@ -5,8 +5,8 @@ It does not know how requests and answers travel: that is for ASGI's `RequestHan
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from starlette.exceptions import HTTPException
@@ -18,11 +18,16 @@ from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
-from ratelimit.http.policy_check import Routes, SurfaceOptions, connection_of
+from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions, connection_of
 from ratelimit.http.refusal import Refusals
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost
 from ratelimit.tasks import Tasks
+
+Refusal: TypeAlias = Decision | HTTPException | None
+"""The decision of the first policy that refuses, or what a function of the app has raised; None where all is well."""
+Answer: TypeAlias = Decision | Coroutine[Any, Any, Refusal] | None
+"""A refusal, or what has to be awaited for it."""
 
 # Those that tell a client to send the same request again, elsewhere; after 302 and 303 it sends another one.
 _SAME_AGAIN: Final = frozenset({301, 307, 308})
@@ -79,24 +84,51 @@ class Admission:
         self.scope = scope
         self.charges: Charges = Charges() if outer is None else outer.charges
 
-    async def check(self) -> Decision | HTTPException | None:
-        """Return the decision of the first policy that refuses, or what a function of the app has raised."""
-        scope, shared = self.scope, self._shared
+    async def check(self) -> Refusal:
+        """Check by all policies that the request meets, until one refuses."""
+        answer = self.begin()
+        return answer if answer is None or isinstance(answer, Decision) else await answer
+
+    def begin(self) -> Answer:
+        """Check as `check` does, where nobody has to be waited for at once."""
+        if self._shared.exemption is not None:
+            return self._check_unless_exempt(self._shared.exemption)
+        return self._check_all()
+
+    async def _check_unless_exempt(self, exemption: Exemption) -> Refusal:
         try:
-            if shared.exemption is not None and await shared.exemption.covers(connection_of(scope)):
-                self.exempt = True
-                return None
-            policy_checks = shared.routes.find(scope)
-            if policy_checks and scope.get("method") == "OPTIONS" and shared.refusals.is_preflight(scope):
-                return None
-            for policy_check in policy_checks:
-                charge = await policy_check.check(scope)
+            self.exempt = await exemption.covers(connection_of(self.scope))
+        except HTTPException as error:
+            return error
+        answer = None if self.exempt else self._check_all()
+        return answer if answer is None or isinstance(answer, Decision) else await answer
+
+    def _check_all(self) -> Answer:
+        scope, shared = self.scope, self._shared
+        policy_checks = shared.routes.find(scope)
+        if policy_checks and scope.get("method") == "OPTIONS" and shared.refusals.is_preflight(scope):
+            return None
+        for number, policy_check in enumerate(policy_checks):
+            charge = policy_check.begin(scope)
+            if not isinstance(charge, Charge):
+                return self._check_on(charge, policy_checks[number + 1 :])
+            self.charges.add(charge)
+            if not charge.decision.allowed:
+                return charge.decision
+        return None
+
+    async def _check_on(self, first: Awaitable[Charge], others: Sequence[PolicyCheck]) -> Refusal:
+        try:
+            charge = await first
+            for policy_check in others:
                 self.charges.add(charge)
                 if not charge.decision.allowed:
                     return charge.decision
+                charge = await policy_check.check(self.scope)
         except HTTPException as error:
             return error
-        return None
+        self.charges.add(charge)
+        return None if charge.decision.allowed else charge.decision
 
     async def ask(
         self,

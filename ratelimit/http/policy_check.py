@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from inspect import isawaitable
 from typing import Any, Final, NoReturn
 
@@ -52,6 +52,20 @@ class PolicyCheck:
         own = type(limiter).check is not Limiter.check or "check" in vars(limiter)
         self._is_plain = user_resolver.is_plain and not self._exempt and not own and self._pending is None
 
+    def begin(self, scope: Scope) -> Charge | Coroutine[Any, Any, Charge]:
+        """Decide as `check` does: return the charge, or what has to be awaited for it."""
+        policy, units = self.policy, self.policy.cost
+        if not self._is_plain or type(units) is not int:
+            return self.check(scope)
+        user = self.user_resolver.read(scope)
+        answer = self._checker.check(Key(user, policy.name), units)
+        if isinstance(answer, Decision):
+            return Charge(self.limiter, policy, user, answer)
+        return self._charge(user, answer)
+
+    async def _charge(self, user: str, answer: Awaitable[Decision]) -> Charge:
+        return Charge(self.limiter, self.policy, user, await answer)
+
     async def check(
         self, scope: Scope, *, cost: Cost | None = None, connection: HTTPConnection | None = None
     ) -> Charge:
@@ -62,11 +76,6 @@ class PolicyCheck:
         """
         policy = self.policy
         units: Any = policy.cost if cost is None else cost
-        if self._is_plain and units is policy.cost and type(units) is int:
-            user = self.user_resolver.read(scope)
-            answer = self._checker.check(Key(user, policy.name), units)
-            decision = answer if isinstance(answer, Decision) else await answer
-            return Charge(self.limiter, policy, user, decision)
         if connection is None:
             connection = connection_of(scope)
         if self._exempt and await self._exempt.covers(connection):

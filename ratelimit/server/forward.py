@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ratelimit.decision import Decision
-from ratelimit.http.admission import Admission
+from ratelimit.http.admission import Admission, Answer
 from ratelimit.http.charges import Charge
 from ratelimit.http.refusal import rejection
 from ratelimit.server.connection import NEVER, ClientConnection
@@ -43,6 +43,7 @@ logger = logging.getLogger("ratelimit.proxy")
 
 _MAX_HELD: Final = 64 * 1024
 """Bytes of a body that wait for a connection to the upstream."""
+_UNCHECKED: Final = "a request could not be checked"
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
 Phase: TypeAlias = Literal["connection", "continue", "first byte", "upstream", "client"]
@@ -105,8 +106,10 @@ class Forward(Exchange):
         self.connection.due = NEVER
         if request.ambiguity is not None:
             self._reply(problem(400, "Bad Request", f"The path {request.ambiguity}."))
+        elif self._proxy.lifespan.ready:
+            self._check()
         else:
-            self._run(self._admit())
+            self._run(self._open())
 
     def on_body(self, data: bytes) -> None:
         if self._is_done or self._is_lost:
@@ -174,7 +177,9 @@ class Forward(Exchange):
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run it, in a task only where it waits or may ask for one."""
-        self._task = start_now(work) if self._proxy.is_local else self.connection.loop.create_task(work)
+        task = start_now(work) if self._proxy.is_local else self.connection.loop.create_task(work)
+        if task is not None:
+            self._task = task
 
     def _see_to(self, work: Coroutine[Any, Any, None]) -> None:
         """Run what comes after the check; where it fails, nobody waits for the rest of the answer."""
@@ -189,29 +194,55 @@ class Forward(Exchange):
             self.connection.abort()
             self.over()
 
-    async def _admit(self) -> None:
+    def _check(self) -> None:
+        """Check, and go on at once where nobody has to be waited for."""
+        self._admission = admission = Admission(self._proxy.state, self.request.scope)
         try:
+            answer = admission.begin()
+        except Exception:
+            logger.exception(_UNCHECKED)
+            self._fault()
+            return
+        user = self._user(admission) if answer is None else None
+        if user is None:
+            self._run(self._decide(admission, answer))
+        else:
+            self._ask(user)
+
+    def _user(self, admission: Admission) -> str | None:
+        """Return whom the upstream is told of, or "" where it is not told; None where that has to be asked."""
+        return admission.user if self._proxy.settings.identify_as else ""
+
+    async def _open(self) -> None:
+        try:
+            await self._proxy.lifespan.before_request()
             self._admission = admission = Admission(self._proxy.state, self.request.scope)
-            if not self._proxy.lifespan.ready:
-                await self._proxy.lifespan.before_request()
-            refused = await admission.check()
+            await self._decide(admission, admission.begin())
+        except Exception:
+            logger.exception(_UNCHECKED)
+            self._fault()
+
+    async def _decide(self, admission: Admission, answer: Answer) -> None:
+        try:
+            refused = answer if answer is None or isinstance(answer, Decision) else await answer
             if self._is_lost:
                 await self._end()
             elif refused is None:
-                user = None
-                if self._proxy.settings.identify_as:
-                    user = admission.user or await admission.find_user()
-                self._ask(user)
+                user = self._user(admission)
+                self._ask(await admission.find_user() if user is None else user)
             elif isinstance(refused, HTTPException):
                 self._respond(rejection(refused), [])
             else:
                 self._respond(*await admission.refuse(refused))
         except Exception:
-            logger.exception("a request could not be checked")
-            if self._is_lost:
-                self.over()
-            else:
-                self._reply(FAULT)
+            logger.exception(_UNCHECKED)
+            self._fault()
+
+    def _fault(self) -> None:
+        if self._is_lost:
+            self.over()
+        else:
+            self._reply(FAULT)
 
     def _respond(self, response: Response, fields: list[RawHeader]) -> None:
         """Send an answer of our own."""
@@ -236,7 +267,7 @@ class Forward(Exchange):
 
     # --- To the upstream
 
-    def _ask(self, user: str | None) -> None:
+    def _ask(self, user: str) -> None:
         self._head = self._proxy.headers.write(self.request, user)
         upstream = self._proxy.pool.take(self.connection.loop.time())
         if upstream is None:

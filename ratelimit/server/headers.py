@@ -81,8 +81,9 @@ class RequestHeaders:
         if named:
             request.headers[:] = [field for field in request.headers if field[0] not in named]
 
-    def write(self, request: Request, user: str | None) -> list[bytes]:
-        """Return the pieces. `Expect` is among them only while the client waits."""
+    def write(self, request: Request, user: str) -> list[bytes]:
+        """Return the pieces. `user`: whom the upstream is told of, if anybody. `Expect` is among them only while the
+        client waits."""
         special = self._special
         host = request.host if self._keeps_host and request.host else self._authority
         lines = [request.method, b" ", self._upstream.target(request.target), b" HTTP/1.1\r\nhost: ", host, b"\r\n"]
@@ -96,7 +97,7 @@ class RequestHeaders:
             elif b"_" not in name or not self._is_disguised(name):
                 lines += (name, b": ", value, b"\r\n")
         lines.append(self._way(request, claims))
-        if user is not None and self._identify_as:
+        if user:
             # Names hold no control characters (`check_user`).
             lines += (self._identify_as, b": ", user.encode(), b"\r\n")
         lines.append(_VIA[request.version])

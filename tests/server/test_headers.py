@@ -50,7 +50,5 @@ async def test_a_peer_is_trusted_alike_by_the_limit_and_by_what_the_upstream_is_
         assert Addresses(["127.0.0.0/8"]).of(scope) == "ip:203.0.113.7"
         request = Request(0.0)
         request.scope, request.headers = scope, scope["headers"]
-        head = b"".join(
-            RequestHeaders(ProxySettings(), Upstream.parse("http://a"), ["127.0.0.0/8"]).write(request, None)
-        )
+        head = b"".join(RequestHeaders(ProxySettings(), Upstream.parse("http://a"), ["127.0.0.0/8"]).write(request, ""))
         assert f"\r\nx-forwarded-for: 203.0.113.7, {peer}\r\n".encode() in head

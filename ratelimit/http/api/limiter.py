@@ -268,7 +268,7 @@ class LimiterRoutes:
         if self._usage is None or (policy is not None and not wants_event(policy, allowed=decision.allowed)):
             return
         waiting = self._usage._accept(
-            asked.user,
+            decision.user,
             asked.action,
             at_us=decision.at_us,
             cost=asked.cost,
