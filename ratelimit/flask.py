@@ -67,10 +67,10 @@ class RateLimit:
             on_refused=None if self._on_refused is None else self._refused,
             options=args,
         )
-        app.extensions[EXTENSION] = _Extension(limiter, usage, state)
-        app.before_request(_begin)
-        app.after_request(_start)
-        app.teardown_request(_end)
+        extension = app.extensions[EXTENSION] = _Extension(limiter, usage, state)
+        app.before_request(extension.begin)
+        app.after_request(extension.start)
+        app.teardown_request(extension.end)
         app.register_error_handler(QuotaExceeded, _refuse)
 
     @property
@@ -92,12 +92,50 @@ class RateLimit:
 
 
 class _Extension:
-    """What an app has of it."""
+    """What an app has of it, and what it does with each request."""
 
     def __init__(self, limiter: Limiter, usage: UsageLog | None, state: MiddlewareState) -> None:
         self.limiter = limiter
         self.usage = usage
         self.state = state
+
+    def current(self) -> AppRequest | None:
+        """Return the current request, where it has begun here."""
+        found = request.environ.get(ENVIRON_KEY)
+        return found if isinstance(found, AppRequest) and found.state is self.state else None
+
+    def begin(self) -> Response | None:
+        """Check it; return the answer where no view is to see it."""
+        environ = request.environ
+        scope = scope_of(environ)
+        if getattr(current_app, "login_manager", None) is not None:
+            from flask_login import current_user
+
+            scope["user"] = current_user
+        checked = environ[ENVIRON_KEY] = AppRequest(self.state, scope, environ.get(ENVIRON_KEY))
+        answer = run(checked.begin())
+        return None if answer is None else _response(answer)
+
+    def start(self, response: Response) -> Response:
+        """Settle, as the answer begins."""
+        checked = self.current()
+        if checked is None:
+            return response
+        headers = response.headers
+        if not checked.admission.has_begun:
+            for name, value in decoded(run(checked.start(response.status_code, encoded(headers)))):
+                headers.add(name, value)
+        if response.is_streamed:
+            response.call_on_close(lambda: run(checked.end()))
+        else:
+            run(checked.end())
+        return response
+
+    def end(self, error: BaseException | None) -> None:
+        """Settle where there was no answer."""
+        checked = self.current()
+        if checked is not None and not checked.admission.has_begun:
+            run(checked.end())
 
 
 def _extension() -> _Extension:
@@ -130,8 +168,7 @@ def limited(
 
 def check(action: str, *, cost: int | Callable[[Any], int] | None = None) -> Decision:
     """Check the current request against one policy, as `limited` does, and return the decision."""
-    _extension()
-    checked = _current()
+    checked = _extension().current()
     if checked is None:
         raise RateLimitError(f"{action!r} was asked for before the request was seen: ask in a view")
     units = cost
@@ -140,52 +177,15 @@ def check(action: str, *, cost: int | Callable[[Any], int] | None = None) -> Dec
 
 def decisions() -> list[Decision]:
     """Return what has been decided about the current request so far."""
-    checked = _current()
+    checked = _extension().current()
     return [] if checked is None else checked.decisions
 
 
-def _current() -> AppRequest | None:
-    found = request.environ.get(ENVIRON_KEY)
-    return found if isinstance(found, AppRequest) and found.state is _extension().state else None
-
-
-def _begin() -> Response | None:
-    environ = request.environ
-    scope = scope_of(environ)
-    if getattr(current_app, "login_manager", None) is not None:
-        from flask_login import current_user
-
-        scope["user"] = current_user
-    checked = environ[ENVIRON_KEY] = AppRequest(_extension().state, scope, environ.get(ENVIRON_KEY))
-    answer = run(checked.begin())
-    return None if answer is None else _response(answer)
-
-
 def _refuse(error: QuotaExceeded) -> Response:
-    checked = _current()
+    checked = _extension().current()
     if checked is None or checked.admission.has_begun:
         raise error
     return _response(run(checked.refuse(error.decision, by_app=True)))
-
-
-def _start(response: Response) -> Response:
-    checked = _current()
-    if checked is None:
-        return response
-    if not checked.admission.has_begun:
-        for name, value in decoded(run(checked.start(response.status_code, encoded(response.headers)))):
-            response.headers.add(name, value)
-    if response.is_streamed:
-        response.call_on_close(lambda: run(checked.end()))
-    else:
-        run(checked.end())
-    return response
-
-
-def _end(error: BaseException | None) -> None:
-    checked = _current()
-    if checked is not None and not checked.admission.has_begun:
-        run(checked.end())
 
 
 def _response(answer: Answer) -> Response:

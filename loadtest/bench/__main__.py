@@ -8,7 +8,20 @@ import sys
 import typer
 
 from loadtest.bench import app as app_bench
-from loadtest.bench import cold, embedded, export, hotkey, lane, outage, peers, proxy_bodies, proxy_crowd, sidecar, sync
+from loadtest.bench import (
+    cold,
+    embedded,
+    export,
+    frameworks,
+    hotkey,
+    lane,
+    outage,
+    peers,
+    proxy_bodies,
+    proxy_crowd,
+    sidecar,
+    sync,
+)
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -28,6 +41,7 @@ app.command("proxy-bodies")(proxy_bodies.command)
 app.command("proxy-crowd")(proxy_crowd.command)
 app.command("sync")(sync.command)
 app.command("cold")(cold.command)
+app.command("frameworks")(frameworks.command)
 app.command("outage")(outage.command)
 app.command("export")(export.command)
 
@@ -35,7 +49,7 @@ app.command("export")(export.command)
 @app.command("all")
 def every() -> None:
     """All of them, one after the other, as they come: some minutes."""
-    names = "lane embedded sync cold hotkey outage app sidecar proxy-bodies proxy-crowd peers"
+    names = "lane embedded sync cold frameworks hotkey outage app sidecar proxy-bodies proxy-crowd peers"
     for name in names.split():
         if done := subprocess.run([sys.executable, "-m", "loadtest.bench", name], check=False).returncode:
             raise typer.Exit(done)

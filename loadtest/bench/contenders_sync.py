@@ -33,7 +33,7 @@ async def in_memory(quotas: str = ROOMY, algorithm: AlgorithmName = "fixed_windo
     from ratelimit import sync
 
     limiter = sync.Limiter(MemoryStore(), [Policy(ACTION, quotas, algorithm=algorithm)])
-    yield _contender(lambda user: limiter.check(user, ACTION))
+    yield contender(lambda user: limiter.check(user, ACTION))
 
 
 @asynccontextmanager
@@ -54,7 +54,7 @@ async def on_dynamodb(
         if not decision.allowed or decision.reason is not None:
             raise AssertionError(decision)
 
-    yield _contender(check, threads=threads)
+    yield contender(check, threads=threads)
     await asyncio.to_thread(limiter.close)
 
 
@@ -63,7 +63,7 @@ async def loop_of_its_own(endpoint: str) -> AsyncIterator[Contender]:
     """The thread that asks has an event loop, and runs it until it has its answer."""
     loop = asyncio.new_event_loop()
     limiter = await asyncio.to_thread(lambda: loop.run_until_complete(_opened(endpoint)))
-    yield _contender(lambda user: loop.run_until_complete(limiter.check(user, ACTION)))
+    yield contender(lambda user: loop.run_until_complete(limiter.check(user, ACTION)))
     await asyncio.to_thread(lambda: loop.run_until_complete(limiter.close()))
     loop.close()
 
@@ -74,7 +74,7 @@ async def loop_in_a_thread(endpoint: str) -> AsyncIterator[Contender]:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     limiter = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_opened(endpoint), loop))
-    yield _contender(lambda user: asyncio.run_coroutine_threadsafe(limiter.check(user, ACTION), loop).result())
+    yield contender(lambda user: asyncio.run_coroutine_threadsafe(limiter.check(user, ACTION), loop).result())
     await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(limiter.close(), loop))
 
 
@@ -102,7 +102,7 @@ async def bare(endpoint: str) -> AsyncIterator[Contender]:
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )  # fmt: skip
 
-    yield _contender(update)
+    yield contender(update)
     client.close()
 
 
@@ -114,7 +114,7 @@ async def _opened(endpoint: str) -> Limiter:
     return limiter
 
 
-def _contender(check: Check, *, threads: int = 1) -> Contender:
+def contender(check: Check, *, threads: int = 1) -> Contender:
     """Its turns are taken by so many threads, in which no event loop runs."""
     users = itertools.cycle([f"user-{number}" for number in range(USERS)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from starlette.types import Scope
@@ -47,16 +48,17 @@ def _text(value: str) -> str:
 
 def _headers(environ: Mapping[str, Any]) -> list[tuple[bytes, bytes]]:
     found = [
-        (name[5:].replace("_", "-").lower().encode("latin-1"), value.encode("latin-1", "replace"))
+        (field, value.encode("latin-1", "replace"))
         for name, value in environ.items()
-        if name.startswith("HTTP_")
+        if name.startswith("HTTP_") and (field := _field(name[5:]))
     ]
-    found += [
-        (name.replace("_", "-").lower().encode(), environ[name].encode("latin-1", "replace"))
-        for name in _UNPREFIXED
-        if environ.get(name)
-    ]
+    found += [(_field(name), environ[name].encode("latin-1", "replace")) for name in _UNPREFIXED if environ.get(name)]
     return found
+
+
+@lru_cache(maxsize=256)
+def _field(name: str) -> bytes:
+    return name.replace("_", "-").lower().encode("latin-1", "replace")
 
 
 def _client(environ: Mapping[str, Any]) -> tuple[str, int] | None:
