@@ -61,7 +61,7 @@ def _django_view(by: str) -> Callable[[Any], Any]:
     if by == "limited":
         from ratelimit.django import limited
 
-        return limited("hint")(hint)
+        return limited("hint")(hint)  # type: ignore[no-any-return]
     if by == "django-ratelimit":
         from django_ratelimit.decorators import ratelimit
 
