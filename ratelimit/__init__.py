@@ -43,7 +43,7 @@ from ratelimit.store.directory import Identity, Plan, User
 if TYPE_CHECKING:
     from ratelimit.config import Config, load_config
     from ratelimit.factory import configure
-    from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
+    from ratelimit.http import InvalidBody, RateLimitMiddleware, limited, quota_exceeded_handler
     from ratelimit.usage import UsageLog
 
 __version__ = "0.1.0"
@@ -58,6 +58,7 @@ __all__ = [
     "Directory",
     "Identity",
     "InvalidAction",
+    "InvalidBody",
     "InvalidCost",
     "InvalidEvent",
     "InvalidInput",
@@ -93,6 +94,7 @@ __all__ = [
 
 _LATER: Final = {
     "Config": "ratelimit.config",
+    "InvalidBody": "ratelimit.http",
     "RateLimitMiddleware": "ratelimit.http",
     "UsageLog": "ratelimit.usage",
     "configure": "ratelimit.factory",

@@ -134,6 +134,7 @@ class MiddlewareArgs(TypedDict):
     ipv6_prefix: int
     headers: HeadersMode
     exempt: tuple[Exempt, ...]
+    max_body_bytes: int
     usage: UsageLog | None
 
 
@@ -161,6 +162,7 @@ def middleware_args(
         ipv6_prefix=config.ipv6_prefix,
         headers=config.headers,
         exempt=config.exempt,
+        max_body_bytes=config.max_body_bytes,
     )
 
 

@@ -26,18 +26,20 @@ from ratelimit.settings import (
     unknown,
 )
 
+if TYPE_CHECKING:
+    # What functions of a surface are given. Of a websocket's handshake it is an `HTTPConnection`, which has no body; of
+    # a response, only its status and headers are known.
+    from starlette.requests import Request
+    from starlette.responses import Response
+
 AlgorithmName: TypeAlias = Literal["fixed_window", "sliding_window", "gcra"]
 Mode: TypeAlias = Literal["enforce", "shadow"]
 OnUnavailable: TypeAlias = Literal["allow", "deny", "local"]
-Response: TypeAlias = Any
-"""What it has been answered with: of a Starlette `Response`, the status and the headers."""
 Count: TypeAlias = "Literal['all', 'success', 'failure'] | Callable[[Response], bool]"
 Log: TypeAlias = Literal["all", "allowed", "denied", "none"]
 
 Lease: TypeAlias = "int | Literal['auto'] | None"
 
-Request: TypeAlias = Any
-"""What a surface hands to a policy's callables: a Starlette `HTTPConnection` in the ASGI middleware."""
 Cost: TypeAlias = "int | Callable[[Request], int | Awaitable[int]]"
 UserFrom: TypeAlias = "str | Callable[[Request], str | Awaitable[str | None] | None]"
 Exempt: TypeAlias = "str | Callable[[Request], bool | Awaitable[bool]]"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from flask import request as flask_request
 from flask_login import LoginManager, UserMixin, login_user, logout_user
 
 from ratelimit import Policy, QuotaExceeded
@@ -153,6 +154,23 @@ def test_an_answer_of_the_apps_own() -> None:
     *_, refused = [client.post("/hints") for _ in range(3)]
     assert (refused.status_code, refused.json) == (418, {"no more": "hint", "on": "/hints"})
     assert refused.headers["ratelimit"].startswith('"hint";r=0')
+
+
+async def account(request: Any) -> str:
+    return str((await request.form())["name"])
+
+
+def test_a_function_and_the_view_read_one_form() -> None:
+    app = site(Policy("login", "1/day", match="POST /login", user_from=account))
+
+    @app.post("/login")
+    def login() -> str:
+        return flask_request.form["name"]
+
+    client = app.test_client()
+    answers = [client.post("/login", data={"name": name}) for name in ("alice", "alice", "bob")]
+    assert [answer.status_code for answer in answers] == [200, 429, 200]
+    assert [answers[0].text, answers[2].text] == ["alice", "bob"]
 
 
 def test_hooks_of_the_app_see_a_refusal() -> None:

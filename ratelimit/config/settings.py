@@ -30,6 +30,8 @@ HeadersMode: TypeAlias = Literal["draft", "legacy", "both", "none"]
 MIN_DEADLINE: Final = 0.001
 MAX_SECONDS: Final = 60.0
 MAX_PORT: Final = 65_535
+DEFAULT_MAX_BODY_BYTES: Final = 1_048_576
+MAX_BODY_BYTES: Final = 2**30
 _URL = re.compile(r"https?://[^\s/?#]+[^\s#]*")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(?P<port>\d{1,5})", re.ASCII)
 
@@ -95,6 +97,13 @@ def check_ipv6_prefix(value: object) -> int:
     raise ConfigError("", f"expected 32 to 128 bits, such as 64 or 56, not {value!r}")
 
 
+def check_max_body_bytes(value: object) -> int:
+    """A bound on what is held of one request."""
+    if type(value) is int and 0 < value <= MAX_BODY_BYTES:
+        return value
+    raise ConfigError("", f"expected 1 to {MAX_BODY_BYTES} bytes, such as {DEFAULT_MAX_BODY_BYTES}, not {value!r}")
+
+
 def _listener(value: object) -> str:
     """`HOST:PORT`, or `off`."""
     if isinstance(value, str) and value == "off":
@@ -137,6 +146,8 @@ class Config:
     """How many bits of an IPv6 address are one subscriber's, and so one user: 32 to 128."""
     exempt: tuple[Exempt, ...] = setting((), texts_or_functions, patterns)
     """Requests never checked, whatever the policy."""
+    max_body_bytes: int = setting(DEFAULT_MAX_BODY_BYTES, check_max_body_bytes, number)
+    """How much of a body is read for functions that ask for it; a larger one is answered with 413."""
     api_token: str | None = setting(None, check_token, shown=hidden)
     """Asked of the native API's callers; needed where it listens beyond loopback."""
     admin: str = setting("127.0.0.1:8081", _listener)
@@ -176,6 +187,7 @@ class SettingArgs(TypedDict, total=False):
     trusted_proxies: int | Iterable[str]
     ipv6_prefix: int
     exempt: Exempt | Iterable[Exempt]
+    max_body_bytes: int
     api_token: str
     admin: str
     admin_token: str

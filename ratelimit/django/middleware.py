@@ -8,7 +8,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
-from starlette.types import Scope
+from starlette.types import Message, Scope
 
 from ratelimit.django.surface import Surface, surface
 from ratelimit.errors import QuotaExceeded
@@ -26,6 +26,10 @@ class DjangoRequest(AppRequest):
         self.request = request
         self.is_async = is_async
         super().__init__(surface.state, _scope(request))
+
+    async def receive(self) -> Message:
+        """Read the body, which Django keeps for its views."""
+        return {"type": "http.request", "body": self.request.body, "more_body": False}
 
     async def identify(self) -> None:
         """Have Django's user at hand: he may be in the database, which an event loop must not wait for."""

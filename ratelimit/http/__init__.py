@@ -1,6 +1,7 @@
 """The HTTP surface: who a request is from, which policies it meets, what the answer says. `RateLimitMiddleware`."""
 
 from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.body import InvalidBody
 from ratelimit.http.dependency import limited, quota_exceeded_handler
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.middleware import RateLimitMiddleware
@@ -8,6 +9,7 @@ from ratelimit.http.request_handler import RateLimitState
 
 __all__ = [
     "HeaderStyle",
+    "InvalidBody",
     "RateLimitMiddleware",
     "RateLimitState",
     "TrustedProxies",

@@ -12,13 +12,14 @@ from urllib.parse import unquote, urlsplit
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import Receive, Scope
 
 from ratelimit.decision import Decision
-from ratelimit.errors import QuotaExceeded
+from ratelimit.errors import QuotaExceeded, RateLimitError
+from ratelimit.http.body import BufferedRequest
 from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
-from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions, connection_of
+from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost
@@ -31,6 +32,10 @@ Answer: TypeAlias = Decision | Coroutine[Any, Any, Refusal] | None
 
 # Those that tell a client to send the same request again, elsewhere; after 302 and 303 it sends another one.
 _SAME_AGAIN: Final = frozenset({301, 307, 308})
+_RAISED: Final = (
+    "raised by a function of the limits (cost, user_from, exempt) before the request reached the app, and nothing was "
+    "spent: have it raise HTTPException(400) for what the client has sent wrong"
+)
 
 
 class MiddlewareState:
@@ -74,14 +79,23 @@ class Admission:
     headers: Any = ()
     """The answer's own fields."""
     succeeded: bool = False
+    _connection: Any = None
 
-    def __init__(self, shared: MiddlewareState, scope: Scope, outer: Admission | None = None) -> None:
+    def __init__(
+        self,
+        shared: MiddlewareState,
+        scope: Scope,
+        outer: Admission | None = None,
+        receive: Receive | None = None,
+    ) -> None:
+        """`receive` is what the body comes from, where functions of the app may read it."""
         if outer is not None and not outer.leads_to(shared):
             outer.charges.act()
         self._outer = outer
         self._shared = shared
         self._since = 0 if shared.recorder is None else shared.clock.now()
         self.scope = scope
+        self._receive: Any = receive
         self.charges: Charges = Charges() if outer is None else outer.charges
 
     async def check(self) -> Refusal:
@@ -97,9 +111,12 @@ class Admission:
 
     async def _check_unless_exempt(self, exemption: Exemption) -> Refusal:
         try:
-            self.exempt = await exemption.covers(connection_of(self.scope))
+            self.exempt = await exemption.covers(self.connection)
         except HTTPException as error:
             return error
+        except Exception as error:
+            error.add_note(_RAISED)
+            raise
         answer = None if self.exempt else self._check_all()
         return answer if answer is None or isinstance(answer, Decision) else await answer
 
@@ -109,26 +126,59 @@ class Admission:
         if policy_checks and scope.get("method") == "OPTIONS" and shared.refusals.is_preflight(scope):
             return None
         for number, policy_check in enumerate(policy_checks):
-            charge = policy_check.begin(scope)
+            charge = self._begin(policy_check)
             if not isinstance(charge, Charge):
-                return self._check_on(charge, policy_checks[number + 1 :])
+                return self._check_on(charge, policy_checks, number)
             self.charges.add(charge)
             if not charge.decision.allowed:
                 return charge.decision
         return None
 
-    async def _check_on(self, first: Awaitable[Charge], others: Sequence[PolicyCheck]) -> Refusal:
+    def _begin(self, policy_check: PolicyCheck) -> Charge | Coroutine[Any, Any, Charge]:
+        return policy_check.begin(self.scope) if policy_check.is_plain else policy_check.check(self.connection)
+
+    async def _check_on(self, first: Awaitable[Charge], policy_checks: Sequence[PolicyCheck], number: int) -> Refusal:
+        """Go on with the check of this number. What a function of the app raises that is no answer is raised here, when
+        what was taken for the request is back."""
+        begun = len(self.charges.all) - number
+        failure: Exception
         try:
             charge = await first
-            for policy_check in others:
+            for policy_check in policy_checks[number + 1 :]:
                 self.charges.add(charge)
                 if not charge.decision.allowed:
                     return charge.decision
-                charge = await policy_check.check(self.scope)
+                answer = self._begin(policy_check)
+                charge = answer if isinstance(answer, Charge) else await answer
+            self.charges.add(charge)
+            return None if charge.decision.allowed else charge.decision
         except HTTPException as error:
             return error
-        self.charges.add(charge)
-        return None if charge.decision.allowed else charge.decision
+        except Exception as error:  # noqa: BLE001 (raised below, as nothing may be awaited here)
+            failure = error
+        if taken := [charge for charge in self.charges.all[begun:] if charge.spent]:
+            await give_back_all(self._shared.refunds, taken)
+        if not isinstance(failure, RateLimitError):
+            failure.add_note(_RAISED)
+        raise failure
+
+    @property
+    def connection(self) -> HTTPConnection:
+        """Return what functions of the app are called with, the same for all."""
+        found: HTTPConnection | None = self._connection
+        if found is None:
+            if self.scope["type"] == "http":
+                found = BufferedRequest(self.scope, self._receive, self._shared.options.max_body_bytes)
+            else:
+                found = HTTPConnection(self.scope)
+            self._connection = found
+        return found
+
+    @property
+    def buffered(self) -> BufferedRequest | None:
+        """Return from where the app has to get its body, as some of it was read; None for where it would anyway."""
+        found = self._connection
+        return found if isinstance(found, BufferedRequest) and found.is_read else None
 
     async def ask(
         self,
@@ -144,7 +194,7 @@ class Admission:
         if self.exempt:
             charge = policy_check.free()
         else:
-            charge = await policy_check.check(self.scope, cost=cost, connection=connection)
+            charge = await policy_check.check(connection or self.connection, cost=cost)
         await self.take(charge)
         return charge.decision
 
@@ -184,7 +234,7 @@ class Admission:
 
     async def find_user(self) -> str:
         """Return who it is, asking the app's functions."""
-        return await self._shared.options.user_resolver.user_of(connection_of(self.scope))
+        return await self._shared.options.user_resolver.user_of(self.connection)
 
     def answer(self, status: int, headers: Any, *, success: bool) -> list[Charge]:
         """Note how the answer begins, with which it is known what counts. Return what has to be given back first."""
@@ -202,7 +252,7 @@ class Admission:
     async def refuse(self, decision: Decision) -> tuple[Response, Headers]:
         """Return the answer to a refusal, and fields to add to it, when what was taken for it is back and recorded."""
         shared = self._shared
-        response, fields = await shared.refusals.of(self.scope, decision)
+        response, fields = await shared.refusals.of(decision, self)
         self.status = response.status_code
         self.headers = [*response.raw_headers, *fields]
         if returned := self.charges.refuse(decision, self.status, self.headers):

@@ -31,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.errors import InvalidInput
 from ratelimit.http.addresses import TrustedProxies
+from ratelimit.http.body import no_body
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.identity import named_by_connection
 from ratelimit.http.lifespan import no_lifespan
@@ -161,6 +162,7 @@ class SurfaceArgs(TypedDict, total=False):
     ipv6_prefix: int
     headers: HeaderStyle
     exempt: Exempt | Iterable[Exempt]
+    max_body_bytes: int
 
 
 class Authz:
@@ -204,7 +206,7 @@ class Authz:
             await no_question(error)({**scope, "type": "http"}, receive, answer.send)
             return
         answer.dialect = question.dialect
-        await self.middleware(question.scope, receive, answer.send)
+        await self.middleware(question.scope, no_body, answer.send)
 
 
 class _Allowed:

@@ -1,7 +1,8 @@
 """`RateLimitMiddleware`: asks the limiter before a request reaches the app. Pure ASGI, for http and websocket.
 
-Everything is resolved in `__init__`; a request only reads. Nothing is sent, and no body is read, before the decision is
-known; afterwards the app's messages pass through untouched, but for the headers on the one that starts the response.
+Everything is resolved in `__init__`; a request only reads. Nothing is sent before the decision is known, and no body is
+read but for a function that asks for it, after which the app gets the same one; the app's messages pass through
+untouched, but for the headers on the one that starts the response.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.config import SettingArgs
+from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
 from ratelimit.http.admission import MiddlewareState
@@ -40,6 +42,7 @@ class RateLimitMiddleware:
                        `X-Forwarded-For`.
     `ipv6_prefix`      how many bits of an IPv6 address are one subscriber's, and so one user.
     `headers`          `"draft"` (`RateLimit`, `RateLimit-Policy`), `"legacy"` (`X-RateLimit-*`), `"both"`, `"none"`.
+    `max_body_bytes`   how much of a body is read where a function asks for it; a larger one is answered with 413.
     `usage`            a log of the limiter's store, in which every checked request is kept as its policy's `log` says;
                        opened and closed with the limiter.
     `exempt`           requests that no policy checks, and no `limited(...)`: patterns, or functions of the request.
@@ -60,6 +63,7 @@ class RateLimitMiddleware:
         ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
         headers: HeaderStyle = "draft",
         exempt: Exempt | Iterable[Exempt] = (),
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         usage: UsageLog | None = None,
         on_refused: OnRefused | None = None,
     ) -> None:
@@ -72,6 +76,7 @@ class RateLimitMiddleware:
             ipv6_prefix=ipv6_prefix,
             headers=headers,
             exempt=exempt,
+            max_body_bytes=max_body_bytes,
         )
         routes = Routes([options.policy_check(limiter, action) for action in limiter.policies])
         refusals = Refusals(options.writer, app, on_refused)
@@ -118,7 +123,7 @@ class RateLimitMiddleware:
         try:
             refused = await handler.check()
             if refused is None:
-                await self.app(scope, receive, handler.send)
+                await self.app(scope, handler.receive, handler.send)
             elif isinstance(refused, HTTPException):
                 await handler.reject(refused)
             else:

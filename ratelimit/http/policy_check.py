@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from inspect import isawaitable
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import msgspec
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES, check_max_body_bytes
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, InvalidCost, UnknownAction
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies
@@ -34,7 +35,7 @@ _SOON_S: Final = 1.0
 class PolicyCheck:
     """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
 
-    __slots__ = ("_checker", "_exempt", "_is_plain", "_pending", "limiter", "match", "policy", "user_resolver")
+    __slots__ = ("_checker", "_exempt", "_pending", "is_plain", "limiter", "match", "policy", "user_resolver")
 
     def __init__(self, limiter: Limiter, policy: Policy, user_resolver: UserResolver) -> None:
         self.limiter = limiter
@@ -50,13 +51,14 @@ class PolicyCheck:
         # the app has wrapped, sees to its checks itself.
         self._checker = limiter._checker
         own = type(limiter).check is not Limiter.check or "check" in vars(limiter)
-        self._is_plain = user_resolver.is_plain and not self._exempt and not own and self._pending is None
+        asks = bool(self._exempt) or callable(policy.cost) or not user_resolver.is_plain
+        self.is_plain = not asks and not own and self._pending is None
+        """Whether the scope is all that it takes to decide, as `begin` does."""
 
     def begin(self, scope: Scope) -> Charge | Coroutine[Any, Any, Charge]:
-        """Decide as `check` does: return the charge, or what has to be awaited for it."""
-        policy, units = self.policy, self.policy.cost
-        if not self._is_plain or type(units) is not int:
-            return self.check(scope)
+        """Decide as `check` does, where this `is_plain`: return the charge, or what has to be awaited for it."""
+        policy: Policy = self.policy
+        units: Any = policy.cost
         user = self.user_resolver.read(scope)
         answer = self._checker.check(Key(user, policy.name), units)
         if isinstance(answer, Decision):
@@ -66,18 +68,14 @@ class PolicyCheck:
     async def _charge(self, user: str, answer: Awaitable[Decision]) -> Charge:
         return Charge(self.limiter, self.policy, user, await answer)
 
-    async def check(
-        self, scope: Scope, *, cost: Cost | None = None, connection: HTTPConnection | None = None
-    ) -> Charge:
+    async def check(self, connection: HTTPConnection, *, cost: Cost | None = None) -> Charge:
         """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
 
-        The app's functions are called with the `connection`, where there is one already. Raises what they raise,
-        `InvalidUser` and `InvalidCost` for what they should not return; never anything for a store that fails.
+        The app's functions are called with the `connection`. Raises what they raise, `InvalidUser` and `InvalidCost`
+        for what they should not return; never anything for a store that fails.
         """
         policy = self.policy
         units: Any = policy.cost if cost is None else cost
-        if connection is None:
-            connection = connection_of(scope)
         if self._exempt and await self._exempt.covers(connection):
             return self.free()
         if callable(units):
@@ -132,16 +130,6 @@ def _bad_cost(policy: str, units: object) -> InvalidCost:
     return InvalidCost(f"policies.{policy}.cost: the function returned {units!r}: {how}")
 
 
-def connection_of(scope: Scope) -> HTTPConnection:
-    """Return what the app's functions are called with: Starlette's `Request`, whose body cannot be read yet."""
-    return Request(scope, _unread) if scope["type"] == "http" else HTTPConnection(scope)
-
-
-async def _unread() -> NoReturn:
-    how = "ask in the view instead, where it can be read: await limited(NAME, cost=FUNCTION)(request)"
-    raise ConfigError("cost, user_from, exempt", f"a function has read the request's body before the decision; {how}")
-
-
 class Exemption:
     """Requests that are never checked: patterns as in `match`, or functions of the request. Raises `ConfigError`."""
 
@@ -153,7 +141,7 @@ class Exemption:
             if not isinstance(one, str) and not callable(one):
                 raise ConfigError(f"exempt[{number}]", f"expected a pattern or a function, not {one!r}")
         self._patterns = _patterns("exempt", [one for one in listed if isinstance(one, str)])
-        self._functions: list[Callable[[HTTPConnection], object]] = [one for one in listed if callable(one)]
+        self._functions: list[Callable[[Any], object]] = [one for one in listed if callable(one)]
 
     async def covers(self, connection: HTTPConnection) -> bool:
         """Return whether one of them fits."""
@@ -184,7 +172,9 @@ def _patterns(path: str, texts: Iterable[str]) -> Patterns:
 class SurfaceOptions:
     """Options as in `RateLimitMiddleware`, resolved once. Raises `ConfigError` with the path to a bad one."""
 
-    __slots__ = ("_addresses", "_policy_checks", "exempt", "identifying", "user_resolver", "writer")
+    __slots__ = (
+        "_addresses", "_policy_checks", "exempt", "identifying", "max_body_bytes", "user_resolver", "writer"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -194,6 +184,7 @@ class SurfaceOptions:
         ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
         headers: HeaderStyle = "draft",
         exempt: Exempt | Iterable[Exempt] = (),
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     ) -> None:
         self._addresses = Addresses(trusted_proxies, ipv6_prefix)
         self.user_resolver = UserResolver(user_from, self._addresses)
@@ -201,6 +192,10 @@ class SurfaceOptions:
         """The fields that say who somebody is, here or to a policy of its own `user_from`."""
         self.writer = HeaderWriter(headers)
         self.exempt = Exemption(exempt)
+        try:
+            self.max_body_bytes = check_max_body_bytes(max_body_bytes)
+        except ConfigError as error:
+            raise error.under("max_body_bytes") from None
         self._policy_checks: dict[tuple[int, str], PolicyCheck] = {}
 
     def policy_check(self, limiter: Limiter, action: str) -> PolicyCheck:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from http import HTTPStatus
 from inspect import isawaitable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers as RequestHeaders
@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
 from ratelimit.http.headers import Headers, HeaderWriter
-from ratelimit.http.policy_check import connection_of
 from ratelimit.http.problems import Problem, ProblemResponse, problem_of, respond
 
 OnRefused: TypeAlias = "Callable[[HTTPConnection, Decision], Response | Awaitable[Response]]"
@@ -32,6 +31,15 @@ POLICY_VIOLATION: Final = 1008
 TOO_MANY_REQUESTS: Final = 4429
 """The same for servers that let an app close with 1000 and 3000 to 4999 only."""
 _MAX_DEPTH: Final = 100
+
+
+class Asked(Protocol):
+    """The request that is refused."""
+
+    @property
+    def connection(self) -> HTTPConnection:
+        """What functions of the app are called with."""
+        ...
 
 
 class Refusals:
@@ -53,12 +61,12 @@ class Refusals:
         names = {name.lower() for name, _ in scope["headers"]}
         return {b"origin", b"access-control-request-method"} <= names and self._find_cors() is not None
 
-    async def of(self, scope: Scope, decision: Decision) -> tuple[Response, Headers]:
+    async def of(self, decision: Decision, asked: Asked) -> tuple[Response, Headers]:
         """Return the answer to a request that was refused so, and what fields to add. Raises what the app's function
         does."""
         if self._on_refused is None:
             return refusal(decision, self._writer), []
-        answer = self._on_refused(connection_of(scope), decision)
+        answer = self._on_refused(asked.connection, decision)
         response: Response = await answer if isawaitable(answer) else answer
         taken = {name.lower() for name, _ in response.raw_headers}
         return response, [field for field in self._writer.refusal(decision) if field[0] not in taken]

@@ -60,15 +60,21 @@ class RateLimitState:
 class RequestHandler(Admission):
     """Its `send` is what the app is given. Messages other than a start pass through as they are, one by one."""
 
-    __slots__ = ("_closed", "_receive", "_send")
+    __slots__ = ("_closed", "_send")
 
     def __init__(self, shared: MiddlewareState, scope: Scope, receive: Receive, send: Send) -> None:
         outer = RateLimitState.of(scope)
-        super().__init__(shared, scope, None if outer is None else outer.handler)
+        super().__init__(shared, scope, None if outer is None else outer.handler, receive)
         scope[SCOPE_KEY] = RateLimitState(self, shared.limiter, shared.options, self.charges)
-        self._receive = receive
         self._send = send
         self._closed = False
+
+    @property
+    def receive(self) -> Receive:
+        """Return what the app is given: where a function has read the body, with what it has read."""
+        buffered = None if self._connection is None else self.buffered
+        receive: Receive = self._receive if buffered is None else buffered.replay
+        return receive
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app on."""

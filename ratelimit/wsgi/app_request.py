@@ -26,6 +26,7 @@ from ratelimit.policy import Cost, Exempt, UserFrom
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.tasks import Tasks
 from ratelimit.usage import log
+from ratelimit.wsgi.body import InputReader
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class Options(TypedDict, total=False):
     ipv6_prefix: int
     headers: HeaderStyle
     exempt: Exempt | Iterable[Exempt]
+    max_body_bytes: int
 
 
 class Answer(NamedTuple):
@@ -56,7 +58,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         result: T = done.value
         return result
     work.close()
-    how = "one is async, and nobody can await it here: write it without"
+    how = "one is async and waits, without an event loop: here it may await the request's body, and nothing else"
     raise ConfigError("cost, user_from, exempt, on_refused", how)
 
 
@@ -115,12 +117,14 @@ class AskingLog(log.UsageLog):
 class AppRequest:
     """One request, its checks and what they took; `request.decisions` are those made so far."""
 
-    __slots__ = ("admission", "state")
+    __slots__ = ("_reader", "admission", "state")
 
     def __init__(self, state: MiddlewareState, scope: Scope, outer: object = None) -> None:
         """`outer` is what a surface further out has left of this request."""
         self.state = state
-        self.admission: Admission = Admission(state, scope, outer.admission if isinstance(outer, AppRequest) else None)
+        admission = outer.admission if isinstance(outer, AppRequest) else None
+        self.admission: Admission = Admission(state, scope, admission, self.receive)
+        self._reader: InputReader | None = None
 
     @property
     def decisions(self) -> list[Decision]:
@@ -131,6 +135,7 @@ class AppRequest:
         """Check it. Return the answer where the app is not to see it."""
         refused = await self.admission.check()
         if refused is None:
+            self._hand_over()
             return None
         if not isinstance(refused, HTTPException):
             return await self.refuse(refused)
@@ -141,7 +146,21 @@ class AppRequest:
 
     async def ask(self, action: str, *, cost: Cost | None = None) -> Decision:
         """Check one policy because a view asks. Raises `QuotaExceeded`, and `UnknownAction`."""
-        return await self.admission.ask(action, cost=cost)
+        decision = await self.admission.ask(action, cost=cost)
+        self._hand_over()
+        return decision
+
+    async def receive(self) -> Message:
+        """Read on in the body, for a function that asks for it."""
+        if self._reader is None:
+            self._reader = InputReader(self.admission.scope["wsgi.environ"])
+        return await self._reader.receive()
+
+    def _hand_over(self) -> None:
+        buffered = self.admission.buffered
+        if buffered is not None and self._reader is not None:
+            read, has_more = buffered.hand_over()
+            self.admission.scope["wsgi.environ"]["wsgi.input"] = self._reader.after(read, has_more=has_more)
 
     async def refuse(self, decision: Decision, *, by_app: bool = False) -> Answer:
         """Return a refusal, when what was taken for it is back. What the app has acted on stays spent."""

@@ -42,6 +42,7 @@ def configure(
         ipv6_prefix=config.ipv6_prefix,
         headers=config.headers,
         exempt=config.exempt,
+        max_body_bytes=config.max_body_bytes,
     )
 
 

@@ -41,7 +41,8 @@ class RateLimitMiddleware:
 
     `limiter` and `usage` are those of `ratelimit.sync`: one for all threads of a process, and for those that are forked
     from it. `user_from = "user"` is the server's `REMOTE_USER`. Functions are given Starlette's `Request`, in whose
-    `scope["wsgi.environ"]` the environment is; they cannot be async. `on_refused` returns a Starlette `Response`.
+    `scope["wsgi.environ"]` the environment is; an async one may await its body, and nothing else. `on_refused` returns
+    a Starlette `Response`.
     """
 
     def __init__(

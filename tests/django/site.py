@@ -93,7 +93,16 @@ def teapot(request: HttpRequest, decision: Any) -> HttpResponse:
     return JsonResponse({"no more": decision.policy, "on": request.path}, status=418)
 
 
+def login(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(request.POST["name"])
+
+
+async def account(request: Any) -> str:
+    return str((await request.form())["name"])
+
+
 urlpatterns = [
+    path("login", login),
     path("hints", hint),
     path("status/<int:status>", status),
     path("export", export),

@@ -55,11 +55,11 @@ class Site:
         self.is_async = is_async
         self._client = (AsyncClient if is_async else Client)(raise_request_exception=tells)
 
-    async def ask(self, method: str, path: str) -> Any:
+    async def ask(self, method: str, path: str, **options: Any) -> Any:
         if self.is_async:
-            return await getattr(self._client, method.lower())(path)
+            return await getattr(self._client, method.lower())(path, **options)
         # In a thread without an event loop, as a WSGI server has them.
-        return await sync_to_async(getattr(self._client, method.lower()), thread_sensitive=False)(path)
+        return await sync_to_async(getattr(self._client, method.lower()), thread_sensitive=False)(path, **options)
 
     async def statuses(self, *asks: str) -> list[int]:
         return [(await self.ask(*ask.split())).status_code for ask in asks]
@@ -128,6 +128,15 @@ async def test_an_answer_of_the_sites_own(client: Site) -> None:
         *_, refused = [await client.ask("POST", "/hints") for _ in range(3)]
     assert (refused.status_code, refused.json()) == (418, {"no more": "hint", "on": "/hints"})
     assert refused["ratelimit"].startswith('"hint";r=0')
+
+
+async def test_a_function_and_the_view_read_one_form(client: Site) -> None:
+    from tests.django.site import account
+
+    with limits(Policy("login", "1/day", match="POST /login", user_from=account)):
+        answers = [await client.ask("POST", "/login", data={"name": name}) for name in ("alice", "alice", "bob")]
+    assert [answer.status_code for answer in answers] == [200, 429, 200]
+    assert [answers[0].content, answers[2].content] == [b"alice", b"bob"]
 
 
 @pytest.mark.parametrize("path", ["/hints", "/stream", "/broken", "/export?pages=9"])

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError, InvalidCost, QuotaExceeded, RateLimitError, UnknownAction
+from ratelimit.errors import InvalidCost, QuotaExceeded, RateLimitError, UnknownAction
 from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
@@ -401,19 +401,6 @@ async def test_in_a_view_the_cost_may_be_read_from_the_body() -> None:
         answer = await client.post(path, json=[20, 22])
         assert (answer.json(), answer.headers["ratelimit"]) == (42, f'"hint";r={left};t=43200')
     assert (await client.post("/fastapi", json=[1, 2])).status_code == 429
-
-
-@pytest.mark.parametrize("option", ["cost", "user_from", "exempt"])
-async def test_before_the_app_the_body_cannot_be_read_and_that_is_said(option: str) -> None:
-    async def reads(request: Request) -> Any:
-        return await request.json()
-
-    async def never(scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError("the app was called")
-
-    policy = Policy("hint", "5/day", match="/**", **{option: reads})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"body before the decision; ask in the view instead.*limited\(NAME, cost="):
-        await call(RateLimitMiddleware(never, limiter=limiter_of(policy)), scope_of(), connecting)
 
 
 async def test_functions_are_called_with_a_request() -> None:
