@@ -148,12 +148,14 @@ def test_a_configuration_is_asked_of_every_part() -> None:
 
 
 def test_middleware_args_pass_everything_on() -> None:
-    config = Config(user_from=("address",), trusted_proxies=2, ipv6_prefix=56, headers="none", exempt=("/health",))
+    config = Config(
+        user_from=("address",), trusted_proxies=2, ipv6_prefix=56, headers="none", exempt=("/health",), max_body_bytes=9
+    )
     args = middleware_args(config)
     assert args.pop("limiter")  # type: ignore[misc]
     assert args == {
         "user_from": ("address",), "trusted_proxies": 2, "ipv6_prefix": 56, "headers": "none", "exempt": ("/health",),
-        "usage": None,
+        "max_body_bytes": 9, "usage": None,
     }  # fmt: skip
 
 
