@@ -3,94 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from datetime import datetime
-from hashlib import blake2b
-from random import Random
 from typing import Any, Final
-from zlib import crc32
 
 import msgspec
 
 from ratelimit.clock import DAY, HOUR, instant, since_epoch
 from ratelimit.errors import InvalidEvent
+from ratelimit.event_id import EventIds, made_at, time_of
 from ratelimit.names import UserId, check_action, check_user
 from ratelimit.quota import MAX_LIMIT
-
-# Event ids: UUIDv7 (RFC 9562), whose first 48 bits are the milliseconds since the epoch of the event. Of the 74 bits
-# that the RFC leaves to chance the last 24 are a checksum of the id. By it one that was made here is known from a
-# UUIDv7 of somebody else's: ours is of one event, any other may be given again with another time and action.
-
-_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-_CHECK_BITS: Final = 24
-_CHECK_MASK: Final = (1 << _CHECK_BITS) - 1
-_RANDOM_BITS: Final = 74 - _CHECK_BITS
-_RANDOM_MASK: Final = (1 << _RANDOM_BITS) - 1
-_LOW_BITS: Final = 62
-_LOW_MASK: Final = (1 << _LOW_BITS) - 1
-
-
-class EventIds:
-    """Makes ids that sort as they were made, as long as time does not step back.
-
-    Within one millisecond the random part grows by a random step (RFC 9562, 6.2, method 2), so that processes forked
-    in the middle of it do not go on alike.
-    """
-
-    __slots__ = ("_at", "_chance", "_random")
-
-    def __init__(self) -> None:
-        self._at = -1
-        self._random = 0
-        # Its own, which no `random.seed` of an app's makes the same in several processes.
-        self._chance = Random()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._chance.seed)
-
-    def new(self, at: int) -> str:
-        """Return an id that carries the time `at`, in milliseconds."""
-        if at != self._at:
-            self._at = at
-            self._random = self._chance.getrandbits(_RANDOM_BITS - 1)
-        else:
-            self._random = (self._random + 1 + self._chance.getrandbits(32)) & _RANDOM_MASK
-        return _text_of_id(at, self._random)
-
-
-def id_from(at: int, content: bytes) -> str:
-    """Return the one id that an event of this time and content has: the same whenever it is asked for."""
-    return _text_of_id(at, int.from_bytes(blake2b(content, digest_size=10).digest()) & _RANDOM_MASK)
-
-
-def _text_of_id(at: int, random: int) -> str:
-    tail = random << _CHECK_BITS | _check(at, random)
-    high, low = tail >> _LOW_BITS, tail & _LOW_MASK
-    text = f"{at << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def time_of(event_id: str) -> int | None:
-    """Return the milliseconds since the epoch that a UUIDv7 carries; None for any other id."""
-    if len(event_id) == 36 and _UUID7.fullmatch(event_id):
-        return int(event_id[:8] + event_id[9:13], 16)
-    return None
-
-
-def made_at(event_id: str) -> int | None:
-    """Return what `time_of` does, but None also for a UUIDv7 that was not made here (save one in 16 million)."""
-    at = time_of(event_id)
-    if at is None:
-        return None
-    bits = int(event_id.replace("-", ""), 16)
-    tail = (bits >> 64 & 0xFFF) << _LOW_BITS | bits & _LOW_MASK
-    return at if tail & _CHECK_MASK == _check(at, tail >> _CHECK_BITS) else None
-
-
-def _check(at: int, random: int) -> int:
-    return crc32((at << _RANDOM_BITS | random).to_bytes(13)) & _CHECK_MASK
-
 
 RETENTION_DAYS: Final = 90
 MAX_FUTURE_MS: Final = HOUR // 1000

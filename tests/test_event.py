@@ -20,13 +20,10 @@ from ratelimit.event import (
     MARK,
     MAX_DURATION,
     MAX_TEXT_BYTES,
-    EventIds,
     UsageEvent,
     encode_metadata,
-    id_from,
-    made_at,
-    time_of,
 )
+from ratelimit.event_id import EventIds, id_from, made_at, time_of
 from ratelimit.names import MAX_ACTION_BYTES, MAX_USER_BYTES
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)

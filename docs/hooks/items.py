@@ -15,7 +15,7 @@ from ratelimit.dynamodb.directory import entry_key, entry_values, identity_item
 from ratelimit.dynamodb.events import event_item, id_item
 from ratelimit.dynamodb.expressions import encode, number
 from ratelimit.dynamodb.schema import CREATED, LIMIT_TYPE, TTL, TYPE, Item, limit_key
-from ratelimit.event import id_from
+from ratelimit.event_id import id_from
 from ratelimit.names import Key
 from ratelimit.store import Store
 from ratelimit.store.base import Outcome, Write

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final, Literal, TypeAlias, TypedDict, Unpack, cast, get_args
 from urllib.parse import parse_qsl, unquote
 
@@ -54,6 +55,8 @@ Dialect: TypeAlias = Literal["plain", "nginx", "haproxy"]
 
 _DIALECTS: Final = get_args(Dialect)
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}")
+_KNOWN_PATHS: Final = 1024
+_MAX_KNOWN_PATH: Final = 256
 # Of an address that begins with one: a URL further in is a part of the path.
 _ORIGIN = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
@@ -124,19 +127,17 @@ def _suffix(scope: Scope, prefix: str) -> str:
 
 
 def _original(scope: Scope, headers: _Fields, method: str, raw_path: str, query: bytes, *, host: str | None) -> Scope:
-    path = unquote(raw_path)
-    if not path.startswith("/"):
-        raise InvalidInput(f"the original path must start with /, not {path[:40]!r}")
-    if (problem := ambiguity(path)) is not None:
-        # Gateways and apps differ in what they make of it: a way around a pattern.
-        raise InvalidInput(f"the original path {problem}, or let the gateway do so")
+    path, problem = _read_path_again(raw_path) if len(raw_path) <= _MAX_KNOWN_PATH else _read_path(raw_path)
+    if problem:
+        raise InvalidInput(problem)
     if not _METHOD.fullmatch(method):
         raise InvalidInput(f"{method[:40]!r} is no method")
     upgrades = scope["type"] == "websocket" or (headers["upgrade"] or "").lower() == "websocket"
     # Patterns take a handshake for a GET as well.
     method = WEBSOCKET if upgrades and method.upper() == "GET" else method.upper()
-    fields = list(scope["headers"])
-    if named := named_by_connection(fields):
+    fields = scope["headers"]
+    if "connection" in headers:
+        named = named_by_connection(fields)
         fields = [field for field in fields if field[0] not in named or field[0].startswith(b"x-forwarded-")]
     if host is not None:
         fields = [(name, value) for name, value in fields if name != b"host"]
@@ -152,6 +153,20 @@ def _original(scope: Scope, headers: _Fields, method: str, raw_path: str, query:
         "query_string": query,
         "headers": fields,
     }
+
+
+def _read_path(raw_path: str) -> tuple[str, str]:
+    """Return a path, decoded, and what is wrong with it."""
+    path = unquote(raw_path)
+    if not path.startswith("/"):
+        return path, f"the original path must start with /, not {path[:40]!r}"
+    if (problem := ambiguity(path)) is not None:
+        # Gateways and apps differ in what they make of it: a way around a pattern.
+        return path, f"the original path {problem}, or let the gateway do so"
+    return path, ""
+
+
+_read_path_again = lru_cache(_KNOWN_PATHS)(_read_path)
 
 
 class SurfaceArgs(TypedDict, total=False):

@@ -16,7 +16,8 @@ from zoneinfo import ZoneInfo
 
 from ratelimit.clock import DAY, Clock
 from ratelimit.errors import InvalidInput, UnknownAction
-from ratelimit.event import MARK, RETENTION_DAYS, UsageEvent, id_from
+from ratelimit.event import MARK, RETENTION_DAYS, UsageEvent
+from ratelimit.event_id import id_from
 from ratelimit.migrate import mapping as names
 from ratelimit.migrate.rows import Entity, Entry, Expired, SourceRow
 from ratelimit.names import check_action, check_user

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from ratelimit.decision import Decision
 from ratelimit.errors import InvalidInput
-from ratelimit.http.admission import Admission
+from ratelimit.http.admission import Admission, Answer
 from ratelimit.http.api import Api
 from ratelimit.http.api.app import MAX_BODY, MAX_BODY_S, UNEXPECTED, check_kind, headers_of
 from ratelimit.http.authz import (
@@ -39,6 +39,7 @@ from ratelimit.tasks import start_now
 logger = logging.getLogger("ratelimit.serving")
 
 _CHECK: Final = b"/v1/check"
+_UNANSWERED: Final = "a request could not be answered"
 
 
 class Decisions(AsgiService):
@@ -114,32 +115,45 @@ class Question(Decided):
     """A gateway's. Its body, if there is any, is nothing to us."""
 
     def begin(self) -> None:
-        self._run(self._decide())
-
-    async def _decide(self) -> None:
+        self.connection.due = NEVER
         scope = self.request.scope
         try:
             question = asked(scope, self._service.prefix)
         except InvalidInput as error:
             self._respond(no_question(error), [], dialect_or_plain(scope))
             return
+        self._admission = admission = Admission(self._service.state, question.scope)
         try:
-            self._admission = admission = Admission(self._service.state, question.scope)
-            refused = await admission.check()
-            if refused is None:
-                # What the upstream will answer is not known here.
-                admission.charges.settle_unanswered()
-                admission.answer(200, (), success=True)
-                await admission.record()
-                headers = [(b"content-length", b"0"), *admission.fields(())]
-                self._write(*for_gateway(200, headers, question.dialect), b"")
-            elif isinstance(refused, HTTPException):
-                self._respond(rejection(refused), [], question.dialect)
-            else:
-                self._respond(*await admission.refuse(refused), question.dialect)
+            answer = admission.begin()
         except Exception:
-            logger.exception("a request could not be answered")
+            logger.exception(_UNANSWERED)
             self._write(500, FAULT.headers(), FAULT.encode())
+            return
+        if answer is None and self._service.state.recorder is None:
+            self._allow(admission, question.dialect)
+        else:
+            self._run(self._decide(admission, answer, question.dialect))
+
+    async def _decide(self, admission: Admission, answer: Answer, dialect: Dialect) -> None:
+        try:
+            refused = answer if answer is None or isinstance(answer, Decision) else await answer
+            if refused is None:
+                admission.status = 200
+                await admission.record()
+                self._allow(admission, dialect)
+            elif isinstance(refused, HTTPException):
+                self._respond(rejection(refused), [], dialect)
+            else:
+                self._respond(*await admission.refuse(refused), dialect)
+        except Exception:
+            logger.exception(_UNANSWERED)
+            self._write(500, FAULT.headers(), FAULT.encode())
+
+    def _allow(self, admission: Admission, dialect: Dialect) -> None:
+        # What the upstream will answer is not known here.
+        admission.charges.settle_unanswered()
+        headers = [(b"content-length", b"0"), *admission.fields(())]
+        self._write(*for_gateway(200, headers, dialect), b"")
 
     def _respond(self, response: Response, fields: list[RawHeader], dialect: Dialect) -> None:
         status, body = response.status_code, bytes(response.body)

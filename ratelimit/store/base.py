@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol,
 
 import msgspec
 
-from ratelimit.event import UsageEvent, made_at
+from ratelimit.event import UsageEvent
+from ratelimit.event_id import made_at
 from ratelimit.names import Key
 
 if TYPE_CHECKING:

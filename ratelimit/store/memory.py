@@ -121,7 +121,7 @@ class MemoryEventStore:
         self.max_events = max_events
         self.evicted = 0
         self._events: OrderedDict[tuple[str, Position], UsageEvent] = OrderedDict()
-        self._days: dict[tuple[str, date], list[Position]] = {}
+        self._days: dict[tuple[str, date], _Day] = {}
         self._seen: dict[str, dict[str, Position]] = {}
 
     async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
@@ -137,7 +137,7 @@ class MemoryEventStore:
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:
-        positions = self._days.get((user, day), [])
+        positions = list(self._days.get((user, day), ()))
         end = bisect_left(positions, (until, "", ""))
         if after is not None:
             end = min(end, bisect_left(positions, after))
@@ -145,10 +145,10 @@ class MemoryEventStore:
         return [self._events[user, position] for position in reversed(positions[start:end])]
 
     async def actions(self, user: str, day: date) -> Set[str]:
-        return {position.action for position in self._days.get((user, day), [])}
+        return {position.action for position in self._days.get((user, day), ())}
 
     async def erase(self, user: str, day: date) -> int:
-        positions = self._days.pop((user, day), [])
+        positions = list(self._days.pop((user, day), ()))
         for position in positions:
             del self._events[user, position]
         return len(positions)
@@ -190,21 +190,52 @@ class MemoryEventStore:
     def _add(self, event: UsageEvent) -> None:
         position = position_of(event)
         self._events[event.user, position] = event
-        insort(self._days.setdefault((event.user, day_of(event.at_ms)), []), position)
+        day = event.user, day_of(event.at_ms)
+        if (positions := self._days.get(day)) is None:
+            positions = self._days[day] = _Day()
+        positions.add(position)
         if len(self._events) > self.max_events:
             self._evict()
 
     def _evict(self) -> None:
         (user, oldest), gone = self._events.popitem(last=False)
         self.evicted += 1
-        positions = self._days[user, day_of(gone.at_ms)]
-        positions.remove(oldest)
-        if not positions:
-            del self._days[user, day_of(gone.at_ms)]
+        day = user, day_of(gone.at_ms)
+        if self._days[day].remove(oldest):
+            del self._days[day]
         seen = self._seen.get(user, {})
         seen.pop(oldest.id, None)
         if not seen:
             self._seen.pop(user, None)
+
+
+class _Day:
+    """The positions of a user's events of one day, in order. The first goes without a move of all others."""
+
+    __slots__ = ("_gone", "_positions")
+
+    def __init__(self) -> None:
+        self._positions: list[Position] = []
+        self._gone = 0
+        """So many, from the first, are not there any more."""
+
+    def add(self, position: Position) -> None:
+        insort(self._positions, position, lo=self._gone)
+
+    def remove(self, position: Position) -> bool:
+        """Return whether it was the last."""
+        place = bisect_left(self._positions, position, lo=self._gone)
+        if place == self._gone:
+            self._gone += 1
+            if 2 * self._gone > len(self._positions):
+                del self._positions[: self._gone]
+                self._gone = 0
+        else:
+            del self._positions[place]
+        return self._gone == len(self._positions)
+
+    def __iter__(self) -> Iterator[Position]:
+        return iter(self._positions[self._gone :])
 
 
 class MemoryDirectoryStore:

@@ -21,7 +21,8 @@ import msgspec
 from ratelimit.cache import LRUCache
 from ratelimit.clock import Clock, SystemClock, since_epoch
 from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
-from ratelimit.event import UsageEvent, id_from, time_of
+from ratelimit.event import UsageEvent
+from ratelimit.event_id import id_from, time_of
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
 from ratelimit.store.retry import BACKOFF, retry
 from ratelimit.usage.export import beside

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import pytest
 
 from ratelimit.clock import DAY
 from ratelimit.dynamodb import DynamoDBStore
-from ratelimit.event import EventIds, UsageEvent
+from ratelimit.event import UsageEvent
+from ratelimit.event_id import EventIds
 from ratelimit.store import MemoryEventStore, TableStore
 from ratelimit.store.base import day_of, position_of
 from tests.engines import Engine
@@ -151,6 +153,16 @@ async def test_memory_is_bounded_and_what_gave_way_is_counted() -> None:
     await store.put(made)
     assert (len(store), store.evicted) == (10, 15)
     assert list(await store.page("alice", TODAY, limit=99, **ALWAYS)) == made[:14:-1]
+
+
+async def test_what_gives_way_may_stand_anywhere_in_its_day() -> None:
+    store, random = MemoryEventStore(max_events=10), Random(17)
+    kept: list[UsageEvent] = []
+    for _ in range(200):
+        kept = [*kept, event("alice", at_ms=NOW // 1000 + random.randrange(1000))][-10:]
+        await store.put(kept[-1:])
+        expected = sorted(kept, key=position_of, reverse=True)
+        assert list(await store.page("alice", TODAY, limit=99, **ALWAYS)) == expected
 
 
 async def test_what_gave_way_is_not_remembered_either() -> None:

@@ -10,7 +10,8 @@ import pytest
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore
 from ratelimit.errors import AccessDenied, StoreThrottled, StoreUnavailable
-from ratelimit.event import EventIds, UsageEvent
+from ratelimit.event import UsageEvent
+from ratelimit.event_id import EventIds
 from tests.faults import Behaviour, FaultServer, error, garbage, half, hang_up, internal_error, throttled
 from tests.faults.behaviours import Exchange
 from tests.faults.oddities import checksum, chunked, punctual
