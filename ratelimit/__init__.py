@@ -11,7 +11,7 @@ AWS's client is not imported before a `dynamodb://` store is made, nor Starlette
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from ratelimit.decision import Decision, QuotaState
+from ratelimit.decision import Decision, JointDecision, QuotaState
 from ratelimit.directory import Directory
 from ratelimit.errors import (
     AccessDenied,
@@ -33,7 +33,7 @@ from ratelimit.errors import (
     UnknownAction,
 )
 from ratelimit.event import UsageEvent
-from ratelimit.limiter import Alert, Limiter
+from ratelimit.limiter import Alert, Limiter, Spend
 from ratelimit.opening import open_store
 from ratelimit.policy import Policy
 from ratelimit.quota import UNLIMITED, Quota, Window
@@ -64,6 +64,7 @@ __all__ = [
     "InvalidInput",
     "InvalidQuota",
     "InvalidUser",
+    "JointDecision",
     "Limiter",
     "LimiterClosed",
     "MemoryStore",
@@ -74,6 +75,7 @@ __all__ = [
     "QuotaState",
     "RateLimitError",
     "RateLimitMiddleware",
+    "Spend",
     "StoreMisconfigured",
     "StoreThrottled",
     "StoreUnavailable",

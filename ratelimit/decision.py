@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal, TypeAlias
 
@@ -90,6 +91,40 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     def reset_after(self) -> float:
         """Seconds until the tightest quota is as if nothing had been spent; 0 where there is no limit."""
         return 0.0 if (state := self.tightest) is None else state.reset_after
+
+
+class JointDecision(msgspec.Struct, frozen=True, gc=False):
+    """May all of it be done now? The decisions on several checks of which all have spent, or none has."""
+
+    decisions: tuple[Decision, ...]
+    """In the order in which they were asked for. Where one was refused, `allowed` of another one says that this one had
+    room; it has spent nothing."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether all were."""
+        return all(self.decisions)
+
+    @property
+    def refused(self) -> Decision | None:
+        """The one that was refused; of several the one to wait longest for. None where all were allowed."""
+        return max((one for one in self.decisions if not one.allowed), key=_longest, default=None)
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until the same checks pass: 0 when allowed, None when they never will."""
+        return 0.0 if (refused := self.refused) is None else refused.retry_after
+
+    def __bool__(self) -> bool:
+        """Return `allowed`."""
+        return self.allowed
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.decisions)
+
+
+def _longest(decision: Decision) -> float:
+    return float("inf") if decision.retry_after is None else decision.retry_after
 
 
 def _left(state: QuotaState) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -25,6 +25,8 @@ WRITES_A_SECOND: Final = 1000
 READS_A_SECOND: Final = 3000
 BURST_SECONDS: Final = 0.1
 MEDIAN_LATENCY: Final = 0.0035
+TRANSACTION_S: Final = 0.005
+"""What a transaction takes beyond a write, and for how long it holds its items."""
 SIGMA: Final = 0.6
 _ATTEMPTS: Final = Settings(table="simulated").attempts
 
@@ -42,6 +44,9 @@ class Table:
         """Writes that the item took: each is one write unit."""
         self.reads = 0
         self.throttles = 0
+        self.conflicts = 0
+        """Writes that met a transaction at work on their item."""
+        self._held_until: dict[Key, float] = {}
         self._loop = loop
         self._random = random
         self._mu = math.log(MEDIAN_LATENCY)
@@ -61,8 +66,17 @@ class Table:
         """One strongly consistent `GetItem`. Raises `StoreThrottled`."""
         return await self._ask(lambda: self._read(key))
 
-    async def _ask(self, serve: Callable[[], T]) -> T:
-        one_way = self._random.lognormvariate(self._mu, SIGMA) / 2
+    async def get_all(self, keys: Sequence[Key]) -> Sequence[Record]:
+        """One `BatchGetItem`, strongly consistent. Raises `StoreThrottled`."""
+        return await self._ask(lambda: [self._read(key) for key in keys])
+
+    async def transact(self, writes: Sequence[tuple[Key, Write]], now: int) -> Sequence[Outcome]:
+        """One `TransactWriteItems`: its items are held for `TRANSACTION_S`, and whatever else would write one of them
+        meanwhile is in conflict with it. Raises `StoreThrottled`."""
+        return await self._ask(lambda: self._transact(writes, now), TRANSACTION_S)
+
+    async def _ask(self, serve: Callable[[], T], longer: float = 0.0) -> T:
+        one_way = self._random.lognormvariate(self._mu, SIGMA) / 2 + longer / 2
         answer: asyncio.Future[T] = self._loop.create_future()
         self._loop.call_later(one_way, self._serve, answer, serve, one_way)
         return await answer
@@ -79,10 +93,27 @@ class Table:
     def _write(self, key: Key, write: Write, now: int) -> Outcome:
         time = self._loop.time()
         self.attempted[key][int(time)] += 1
-        if not _room(self._write_room, key, time, WRITES_A_SECOND).take(time):
-            raise StoreThrottled("the item takes no more writes now")
-        self.taken[key][int(time)] += 1
+        self._take(key, time)
         return at_once(self.memory.apply(key, write, now=now))
+
+    def _transact(self, writes: Sequence[tuple[Key, Write]], now: int) -> Sequence[Outcome]:
+        time = self._loop.time()
+        for key, _ in writes:
+            self.attempted[key][int(time)] += 1
+        for key, _ in writes:
+            self._take(key, time, 2)
+        for key, _ in writes:
+            self._held_until[key] = time + TRANSACTION_S
+        return at_once(self.memory.apply_all(writes, now=now))
+
+    def _take(self, key: Key, time: float, units: int = 1) -> None:
+        if self._held_until.get(key, 0.0) > time:
+            self.conflicts += 1
+            raise StoreThrottled("a transaction is at work on the item")
+        for _ in range(units):
+            if not _room(self._write_room, key, time, WRITES_A_SECOND).take(time):
+                raise StoreThrottled("the item takes no more writes now")
+        self.taken[key][int(time)] += units
 
     def _read(self, key: Key) -> Record:
         time = self._loop.time()
@@ -110,6 +141,14 @@ class SimulatedStore:
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         """See `Store.apply`."""
         return await self._retries.run("UpdateItem", lambda: self._table.update(key, write, now), on=NOT_EXECUTED)
+
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        """See `Store.apply_all`."""
+        return await self._retries.run("TransactWriteItems", lambda: self._table.transact(writes, now), on=NOT_EXECUTED)
+
+    async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
+        """See `Store.read_all`."""
+        return await self._retries.run("BatchGetItem", lambda: self._table.get_all(keys), on=NOT_EXECUTED)
 
     async def read(self, key: Key) -> Record:
         """See `Store.read`."""

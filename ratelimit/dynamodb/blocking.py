@@ -156,7 +156,7 @@ def result_of(job: Future[T], left: float) -> T:
 
 _FAST: Final = {
     xform_name(operation): operation
-    for operation in ("DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems")
+    for operation in ("BatchGetItem", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems")
 }
 """Those whose answers are small. (What is written all the time has ways of its own.)"""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -11,7 +11,14 @@ from botocore import xform_name
 from botocore.exceptions import ClientError
 
 from ratelimit.dynamodb.access import Client
-from ratelimit.dynamodb.errors import CONDITION_FAILED, AnswerLost, StoreUnreachable, code_of, explained
+from ratelimit.dynamodb.errors import (
+    CONDITION_FAILED,
+    TRANSACTION_CANCELED,
+    AnswerLost,
+    StoreUnreachable,
+    code_of,
+    explained,
+)
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.retry import Backoff
@@ -28,7 +35,7 @@ BACKOFF: Final = Backoff(first_s=0.02, max_s=0.2)
 
 _READS: Final = ("GetItem", "BatchGetItem", "Query", "Scan")
 _NAME_THE_TABLE_INSIDE: Final = ("BatchGetItem", "TransactWriteItems")
-EXPECTED: Final = (CONDITION_FAILED, "TransactionCanceledException")
+EXPECTED: Final = (CONDITION_FAILED, TRANSACTION_CANCELED)
 """What is an answer rather than an error: see `ConditionFailed`."""
 
 
@@ -137,6 +144,25 @@ class TableCalls:
 
         answer = await self.retry(operation, send, on=HARMLESS, attempts=attempts)
         return answer["Items"], answer.get("LastEvaluatedKey") or None
+
+    async def items(self, keys: Sequence[Mapping[str, Any]], *, consistent: bool) -> list[Any]:
+        """Return the items that there are of up to 100 keys, in no order."""
+        left = list(keys)
+        found: list[Any] = []
+
+        async def send() -> None:
+            nonlocal left
+            wanted = {"Keys": left, "ConsistentRead": consistent}
+            answer = await self.send("BatchGetItem", RequestItems={self.table: wanted})
+            if "Responses" not in answer:
+                raise AnswerLost(f"table {self.table!r} answered a batch without responses")
+            found.extend(answer["Responses"].get(self.table, ()))
+            left = answer.get("UnprocessedKeys", {}).get(self.table, {}).get("Keys", [])
+            if left:
+                raise StoreThrottled(f"table {self.table!r} is throttled: {len(left)} items were not read")
+
+        await self.retry("BatchGetItem", send, on=HARMLESS)
+        return found
 
     async def once(self, operation: str, **request: Any) -> dict[str, Any]:
         """Return the answer of the one attempt."""

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from ratelimit.clock import SECOND
 from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
+from ratelimit.dynamodb.errors import PART_REFUSED, canceled
 from ratelimit.dynamodb.schema import (
     ALL_PLANS,
     CREATED,
@@ -32,7 +33,6 @@ from ratelimit.dynamodb.schema import (
     plan_pk,
     user_pk,
 )
-from ratelimit.errors import StoreMisconfigured, StoreThrottled
 from ratelimit.quota import Quotas, QuotasLike
 from ratelimit.store.directory import (
     Entry,
@@ -149,8 +149,6 @@ def _quotas(data: Mapping[str, Any]) -> dict[str, QuotasLike]:
 Change: TypeAlias = dict[str, dict[str, Any]]
 """One part of a transaction."""
 
-_REFUSED: Final = "ConditionalCheckFailed"
-_NOT_NOW: Final = ("TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded", "None")
 _PLACE: Final = (PK, SK, GSI1PK, GSI1SK)
 
 
@@ -266,15 +264,14 @@ def _verdict(codes: Sequence[str], come: Sequence[Identity]) -> bool:
     """Tell why a transaction was not executed: somebody was faster, somebody else has the identity, or others were at
     work on the same items just now. One code for each part."""
     entry, *identities = codes or ("None",)
-    if entry == _REFUSED:
+    if entry == PART_REFUSED:
         return False
     for identity, code in zip(come, identities, strict=False):
-        if code == _REFUSED:
+        if code == PART_REFUSED:
             raise IdentityTaken(identity) from None
-    if _REFUSED in identities:  # one to be released is not ours: what was read is out of date
+    if PART_REFUSED in identities:  # one to be released is not ours: what was read is out of date
         return False
-    error = StoreThrottled if all(code in _NOT_NOW for code in codes) else StoreMisconfigured
-    raise error(f"the change was not made ({', '.join(codes)}); nothing was written") from None
+    raise canceled(codes) from None
 
 
 def _still(old: Entry | None) -> tuple[str, dict[str, Attribute]]:

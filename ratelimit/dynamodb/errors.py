@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socket import gaierror
@@ -73,6 +73,11 @@ _BOTO_ERRORS: Final = (
 )
 
 CONDITION_FAILED: Final = "ConditionalCheckFailedException"
+TRANSACTION_CANCELED: Final = "TransactionCanceledException"
+PART_REFUSED: Final = "ConditionalCheckFailed"
+"""Among the reasons of a canceled transaction, one for each part."""
+_PART_NOT_NOW: Final = ("TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded", "None")
+_STILL_UNDER_WAY: Final = "TransactionInProgressException"
 """DynamoDB's name for a conditional write that it refuses."""
 
 ISSUER: Final = "issuer"
@@ -177,6 +182,12 @@ def is_bare(status: int) -> bool:
     return status >= 500 or 300 <= status < 400
 
 
+def canceled(reasons: Sequence[str]) -> StoreUnavailable:
+    """Return the error for a transaction that was not executed, no condition being the reason."""
+    error = StoreThrottled if all(reason in _PART_NOT_NOW for reason in reasons) else StoreMisconfigured
+    return error(f"the transaction was canceled ({', '.join(reasons)}); nothing was written")
+
+
 def is_denied(code: str) -> bool:
     """Return whether DynamoDB or STS says by this name that it does not accept who asks."""
     return code in _STRANGERS or code in _EXPIRED or code in _DENIED
@@ -275,7 +286,7 @@ def _answered(error: aws.ClientError, place: Place) -> StoreUnavailable:
         return _EXPLANATIONS[code](error, place)
     if code in _DENIED:
         return _denied(error, place)
-    if not 400 <= status < 500:
+    if not 400 <= status < 500 or code == _STILL_UNDER_WAY:
         return AnswerLost(f"{place} answered {status or 'an error'} ({_short(code)})")
     return StoreMisconfigured(f"{place} refused the request: {_short(code)}: {_message(error)}")
 

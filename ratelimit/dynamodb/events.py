@@ -9,7 +9,6 @@ from datetime import date
 from typing import Any, Final
 
 from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
-from ratelimit.dynamodb.errors import AnswerLost
 from ratelimit.dynamodb.schema import (
     ACTION,
     AT,
@@ -277,23 +276,8 @@ class DynamoDBEventStore:
             raise self._unreadable(error) from error
 
     async def _items(self, keys: Sequence[tuple[str, str]], consistent: bool) -> dict[tuple[str, str], Item]:
-        table = self._calls.table
-        left = [item_key(*key) for key in keys]
-        found: dict[tuple[str, str], Item] = {}
-
-        async def send() -> None:
-            nonlocal left
-            wanted = {"Keys": left, "ConsistentRead": consistent}
-            answer = await self._calls.send("BatchGetItem", RequestItems={table: wanted})
-            if "Responses" not in answer:
-                raise AnswerLost(f"table {table!r} answered a batch without responses")
-            found.update({(item[PK]["S"], item[SK]["S"]): item for item in answer["Responses"].get(table, ())})
-            left = answer.get("UnprocessedKeys", {}).get(table, {}).get("Keys", [])
-            if left:
-                raise StoreThrottled(f"table {table!r} is throttled: {len(left)} items were not read")
-
-        await self._calls.retry("BatchGetItem", send, on=HARMLESS)
-        return found
+        found = await self._calls.items([item_key(*key) for key in keys], consistent=consistent)
+        return {(item[PK]["S"], item[SK]["S"]): item for item in found}
 
     async def _query(
         self, request: Mapping[str, Any], start: Item | None, limit: int

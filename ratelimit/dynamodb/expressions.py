@@ -31,6 +31,11 @@ def encode(write: Write) -> Update:
     return draft.update(whole=write.whole)
 
 
+def part_of_transaction(write: Write) -> Update:
+    """Return the parameters of an `Update` in a `TransactWriteItems`, which answers with no attributes."""
+    return {name: value for name, value in encode(write).items() if name != "ReturnValues"}
+
+
 def number(value: int) -> Attribute:
     return {"N": str(value)}
 

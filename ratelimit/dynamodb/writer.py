@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from uuid import uuid4
 
-from ratelimit.dynamodb.calls import NOT_EXECUTED, Retries, Stats
-from ratelimit.dynamodb.schema import Item, record_of
-from ratelimit.dynamodb.transport.base import Transport, UpdateResult
+from ratelimit.cache import LRUCache
+from ratelimit.dynamodb.calls import HARMLESS, NOT_EXECUTED, Retries, Stats
+from ratelimit.dynamodb.expressions import Update, part_of_transaction
+from ratelimit.dynamodb.schema import Item, limit_key, record_of
+from ratelimit.dynamodb.transport.base import MAX_KNOWN_WRITES, Transport, UpdateResult
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.base import Outcome, Record, Write
@@ -40,6 +43,7 @@ class ConditionalWriter:
         self._read = read
         self._tells = tells
         self._warned = False
+        self._parts: LRUCache[Write, Update] = LRUCache(MAX_KNOWN_WRITES)
 
     async def apply(self, key: Key, write: Write) -> Outcome:
         self._stats.calls["UpdateItem"] += 1
@@ -59,6 +63,35 @@ class ConditionalWriter:
         if not answer.applied:
             self._tells = True
         return Outcome(answer.applied, record_in(answer.item, self._table))
+
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]]) -> list[Outcome]:
+        """Write all or none. The token makes a second sending of what was executed a success, for ten minutes."""
+        request = {
+            "TransactItems": [
+                {"Update": {"TableName": self._table, "Key": limit_key(key), **self._part(write)}}
+                for key, write in writes
+            ],
+            "ClientRequestToken": str(uuid4()),
+        }
+        call = partial(self._transport.transact, request)
+        result = await self._retries.run("TransactWriteItems", call, on=HARMLESS)
+        self._stats.write_units += result.write_units
+        if not result.refused:
+            return [Outcome(True, {}) for _ in writes]
+        return [
+            Outcome(True, {}) if item is None else Outcome(False, await self._record(key, item))
+            for (key, _), item in zip(writes, result.refused, strict=True)
+        ]
+
+    def _part(self, write: Write) -> Update:
+        return self._parts.get_or_make(write, lambda: part_of_transaction(write))
+
+    async def _record(self, key: Key, item: Item) -> Record:
+        """Return the record of a refused part, which is empty where there is none, or where it is not told."""
+        if not item:
+            return {} if self._tells else await self._untold(key)
+        self._tells = True
+        return record_in(item, self._table)
 
     async def _untold(self, key: Key) -> Record:
         """Read the record with which a write was refused, or a later one: what it says decides either way."""

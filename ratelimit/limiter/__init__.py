@@ -1,6 +1,7 @@
 """`Limiter`, and what it is made of: compiled policies, counters, and a circuit breaker around the store."""
 
 from ratelimit.limiter.alerts import Alert
+from ratelimit.limiter.joint import Spend
 from ratelimit.limiter.limiter import Limiter
 
-__all__ = ["Alert", "Limiter"]
+__all__ = ["Alert", "Limiter", "Spend"]

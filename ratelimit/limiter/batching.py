@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from ratelimit.clock import Clock
-from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.limiter.deadline import SharedTimer
@@ -23,13 +22,15 @@ MAX_QUEUED_CHECKS: Final = 10_000
 """Of one record."""
 
 BatchKey: TypeAlias = tuple[Key, CompiledPolicy]
-_Waiter: TypeAlias = tuple[int, asyncio.Future[Decision]]
-"""What a check costs, and its decision when it is made."""
-_Queue: TypeAlias = deque[_Waiter]
-SpendMany: TypeAlias = Callable[[CompiledPolicy, Key, int, Sequence[int]], Awaitable[list[Decision]]]
+C = TypeVar("C")
+A = TypeVar("A")
+_Waiter: TypeAlias = tuple[C, asyncio.Future[A]]
+"""What a check costs, and its answer when there is one."""
+_Queue: TypeAlias = deque[_Waiter[C, A]]
+SpendMany: TypeAlias = Callable[[CompiledPolicy, Key, int, Sequence[C]], Awaitable[list[A]]]
 
 
-class Coalescer:
+class Coalescer(Generic[C, A]):
     """One write at a time for a user, an action and its quotas. `spend_many` sends several costs at once, in order.
 
     Whoever finds nobody writing begins, writes, and ends; others enqueue. First come, first served: what fits of a
@@ -37,11 +38,11 @@ class Coalescer:
     cancelled, before its batch left has spent nothing and holds up nobody.
     """
 
-    def __init__(self, spend_many: SpendMany, clock: Clock, deadline: float) -> None:
+    def __init__(self, spend_many: SpendMany[C, A], clock: Clock, deadline: float) -> None:
         self._spend_many = spend_many
         self._clock = clock
-        self._timer: SharedTimer[asyncio.Future[Decision]] = SharedTimer(deadline, _give_up)
-        self._queues: dict[BatchKey, _Queue | None] = {}
+        self._timer: SharedTimer[asyncio.Future[A]] = SharedTimer(deadline, _give_up)
+        self._queues: dict[BatchKey, _Queue[C, A] | None] = {}
         """What a write is under way for, and who waits for its end, if anybody does."""
         self._tasks = Tasks("a batch of checks")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -62,7 +63,7 @@ class Coalescer:
             return
         self._tasks.start(self._send_queue(batch_key, queue))
 
-    def enqueue(self, batch_key: BatchKey, cost: int) -> asyncio.Future[Decision]:
+    def enqueue(self, batch_key: BatchKey, cost: C) -> asyncio.Future[A]:
         """Return the decision on `cost`, by a write that leaves when the present one ends; or `StoreUnavailable`."""
         queue = self._queues[batch_key]
         if queue is None:
@@ -70,7 +71,7 @@ class Coalescer:
         if len(queue) >= MAX_QUEUED_CHECKS:
             raise StoreThrottled(f"{MAX_QUEUED_CHECKS} checks wait for one record already")
         loop = asyncio.get_running_loop()
-        decision: asyncio.Future[Decision] = loop.create_future()
+        decision: asyncio.Future[A] = loop.create_future()
         queue.append((cost, decision))
         self._timer.watch(decision, loop)
         return decision
@@ -93,7 +94,7 @@ class Coalescer:
     def __len__(self) -> int:
         return len(self._queues)
 
-    async def _send_queue(self, batch_key: BatchKey, queue: _Queue) -> None:
+    async def _send_queue(self, batch_key: BatchKey, queue: _Queue[C, A]) -> None:
         """Send whoever waits, until nobody does."""
         key, compiled = batch_key
         try:
@@ -109,7 +110,7 @@ class Coalescer:
             for _, decision in queue:  # only where this task itself was cancelled
                 decision.cancel()
 
-    async def _flush(self, batch: list[_Waiter], compiled: CompiledPolicy, key: Key) -> None:
+    async def _flush(self, batch: list[_Waiter[C, A]], compiled: CompiledPolicy, key: Key) -> None:
         try:
             made = await self._spend_many(compiled, key, self._clock.now(), [cost for cost, _ in batch])
         except asyncio.CancelledError:
@@ -126,11 +127,11 @@ class Coalescer:
                 decision.set_result(outcome)
 
 
-def _give_up(decision: asyncio.Future[Decision]) -> None:
+def _give_up(decision: asyncio.Future[Any]) -> None:
     decision.set_exception(StoreUnavailable("no turn at the record within the deadline"))
 
 
-def _next_batch(queue: _Queue) -> list[_Waiter]:
+def _next_batch(queue: _Queue[C, A]) -> list[_Waiter[C, A]]:
     """Return the next batch, in order of arrival, without those who gave up."""
     batch = [waiter for waiter in queue if not waiter[1].done()]
     queue.clear()

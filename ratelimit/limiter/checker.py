@@ -7,8 +7,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
-import msgspec
-
 from ratelimit.algorithms import Taken
 from ratelimit.clock import Clock, seconds
 from ratelimit.decision import Decision
@@ -16,9 +14,10 @@ from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter.background import BackgroundWrites
 from ratelimit.limiter.batching import Coalescer
 from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
-from ratelimit.limiter.counters import Counters, Prefetch
+from ratelimit.limiter.counters import Counters, Prefetch, in_mode
 from ratelimit.limiter.deadline import BlockingCircuit, CircuitBreaker, closed
 from ratelimit.limiter.fallback import Fallback
+from ratelimit.limiter.joint import JointChecker
 from ratelimit.limiter.leasing import Leases
 from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
@@ -52,9 +51,10 @@ class Checker:
         self.stats = background.stats
         self.background = background
         self.leases = Leases(counters, self._take, self._give_back, self.background, clock)
-        self.coalescer: Coalescer | None = None
+        self.coalescer: Coalescer[int, Decision] | None = None
         if circuit is not None and not isinstance(circuit, BlockingCircuit):
             self.coalescer = Coalescer(self._spend_many, clock, deadline)
+        self.joint = JointChecker(self, counters, fallback, clock, deadline)
         self._closed = False
         self._resolver = resolver
         self._counters = counters
@@ -75,6 +75,7 @@ class Checker:
         self._closed = True
         if self.coalescer is not None:
             await self.coalescer.finish()
+            await self.joint.finish()
         if self._circuit is not None:
             await self._circuit.finish()
         await self.leases.close()
@@ -87,9 +88,23 @@ class Checker:
 
         Raises `LimiterClosed` and `StoreUnavailable`, as the context does.
         """
+        self.check_open()
+        return self.store_call()
+
+    def check_open(self) -> None:
+        """Raise `LimiterClosed` where nothing is decided any more."""
         if self._closed:
             raise closed()
-        return self._call()
+
+    def store_call(self) -> AbstractContextManager[object]:
+        """Return a context for a call of the store, also of those who were let in before it closed."""
+        return nullcontext() if self._circuit is None else self._circuit.call()
+
+    def observe(self, decisions: Sequence[Decision], since: int) -> None:
+        """Tell the observer of decisions asked for at that moment."""
+        if self.observer is not None:
+            for decision in decisions:
+                self.observer(decision, seconds(max(0, self._clock.now() - since)))
 
     def fork(self) -> bool:
         """Leave what is under way and held to the process that this one is a copy of. Return whether anything was."""
@@ -185,7 +200,7 @@ class Checker:
         return self._spend_in_turn(coalescer, compiled, key, now, cost)
 
     async def _spend_in_turn(
-        self, coalescer: Coalescer, compiled: CompiledPolicy, key: Key, now: int, cost: int
+        self, coalescer: Coalescer[int, Decision], compiled: CompiledPolicy, key: Key, now: int, cost: int
     ) -> Decision:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -199,7 +214,7 @@ class Checker:
         finally:
             coalescer.end(batch_key)
 
-    def _enter(self, loop: asyncio.AbstractEventLoop, coalescer: Coalescer) -> None:
+    def _enter(self, loop: asyncio.AbstractEventLoop, coalescer: Coalescer[int, Decision]) -> None:
         """Begin in another loop than before, which is over: nothing that was under way there will come back."""
         self._loop = loop
         coalescer.forget(loop)
@@ -224,25 +239,15 @@ class Checker:
             self.background.start(self._clean(key, cached, now))
 
     async def _clean(self, key: Key, cached: CachedRecord, now: int) -> None:
-        with self._call():
+        with self.store_call():
             await self._counters.clean(key, cached, now)
-
-    def _call(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._circuit is None else self._circuit.call()
 
     async def _take(
         self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int], prefetch: Prefetch | None = None
     ) -> list[Decision]:
-        with self._call():
+        with self.store_call():
             return await self._counters.spend(compiled, key, now, costs, prefetch)
 
     async def _give_back(self, compiled: CompiledPolicy, key: Key, units: int, at: int) -> None:
-        with self._call():
+        with self.store_call():
             await self._counters.refund(compiled, key, self._clock.now(), units, Taken(at, units))
-
-
-def in_mode(compiled: CompiledPolicy, refusal: Decision) -> Decision:
-    """Return a refusal as its policy means it: in shadow mode it is only noted."""
-    if compiled.policy.mode == "enforce":
-        return refusal
-    return msgspec.structs.replace(refusal, allowed=True, retry_after=0.0, shadow_denied=True)

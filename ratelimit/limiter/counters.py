@@ -350,3 +350,10 @@ def decide(compiled: CompiledPolicy, key: Key, now: int, cost: int, record: Reco
         at_us=now,
         user=key.user,
     )
+
+
+def in_mode(compiled: CompiledPolicy, refusal: Decision) -> Decision:
+    """Return a refusal as its policy means it: in shadow mode it is only noted."""
+    if compiled.policy.mode == "enforce":
+        return refusal
+    return msgspec.structs.replace(refusal, allowed=True, retry_after=0.0, shadow_denied=True)

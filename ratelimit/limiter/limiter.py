@@ -20,20 +20,21 @@ from ratelimit.algorithms.totals import kept_range, totals_of
 from ratelimit.blocking import Deferred
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND, Clock, SystemClock, since_epoch
-from ratelimit.decision import Decision
+from ratelimit.decision import Decision, JointDecision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, QuotaExceeded, StoreThrottled, StoreUnavailable
 from ratelimit.limiter.alerts import MAX_PENDING_ALERTS, AlertHook, Alerts
 from ratelimit.limiter.background import MAX_BACKGROUND_WRITES, BackgroundWrites, LimiterStats
-from ratelimit.limiter.checker import Answer, Checker, Observer, in_mode
+from ratelimit.limiter.checker import Answer, Checker, Observer
 from ratelimit.limiter.compiled_policy import PolicyResolver
-from ratelimit.limiter.counters import Counters
+from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.fallback import Fallback
+from ratelimit.limiter.joint import Part, Spend
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, MAX_PENDING_RETURNS, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
-from ratelimit.store.base import Store
+from ratelimit.store.base import MAX_WRITES_AT_ONCE, Store
 from ratelimit.store.memory import MemoryStore
 from ratelimit.tasks import Tasks
 
@@ -213,6 +214,24 @@ class Limiter:
 
     async def _undo(self, decision: Decision) -> None:
         await self._checker.background.see_through(self._refund(decision, None), decision.spent, "unreturned")
+
+    async def check_all(self, spends: Iterable[Spend | tuple[UserId, str] | tuple[UserId, str, int]]) -> JointDecision:
+        """Spend all of it if every quota has room, or nothing at all: of several users, actions or both.
+
+        `check_all([("alice", "api"), ("acme", "org", 5)])`, or `Spend(…)` where quotas are given; no user and action
+        twice. For everybody else, at every moment, either all is spent or nothing. What many checks share is best named
+        last: those of one process leave together then. Raises as `check` does, and `InvalidInput`.
+        """
+        asked = [Spend(*one) for one in spends]
+        if not 0 < len(asked) <= MAX_WRITES_AT_ONCE:
+            raise InvalidInput(f"expected 1 to {MAX_WRITES_AT_ONCE} checks to decide together, not {len(asked)}")
+        group = []
+        for user, action, cost, quotas, algorithm in asked:
+            key = Key.of(user, action)
+            group.append(Part(await self._resolver.of(key, quotas, algorithm), key, _whole_cost(cost)))
+        if len({part.key for part in group}) < len(group):
+            raise InvalidInput("two of the checks are of one user and action: add up their costs")
+        return JointDecision(tuple(await self._checker.joint.check(group)))
 
     async def peek(
         self,

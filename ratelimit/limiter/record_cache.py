@@ -20,7 +20,7 @@ NEVER: Final = -1
 class CachedRecord:
     """The fields of one record that planning needs, and when it was last seen whole and last cleaned."""
 
-    __slots__ = ("cleaned_at", "day", "record", "refused_at", "stale", "until")
+    __slots__ = ("cleaned_at", "day", "record", "refused_at", "seen_at", "stale", "until")
 
     def __init__(self) -> None:
         self.record: dict[str, int] = {}
@@ -30,6 +30,8 @@ class CachedRecord:
         """Microseconds: nothing was left to drop at that moment."""
         self.day = NEVER
         """The UTC day (since the epoch) on which the whole record was last seen."""
+        self.seen_at = NEVER
+        """Microseconds: this was the truth at that moment, but for what was spent here since."""
         self.refused_at = NEVER
         """Microseconds: the store said no, and this was the truth. What is spent only grows: it would say no again."""
 
@@ -48,6 +50,7 @@ class CachedRecord:
         }
         self.cleaned_at = NEVER if self.stale else now
         self.day = now // DAY
+        self.seen_at = now
         self.until = buckets_end(self.record)
 
     def learn_refusal(self, record: Record, now: int) -> None:

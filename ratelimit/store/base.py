@@ -87,6 +87,10 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     record: Record
 
 
+MAX_WRITES_AT_ONCE: Final = 100
+"""As many as DynamoDB takes in a transaction, and reads at once."""
+
+
 @runtime_checkable
 class Store(Protocol):
     """Where the counters live: one record per user and action. Safe to use from many tasks of one event loop.
@@ -109,8 +113,20 @@ class Store(Protocol):
         """
         ...
 
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        """Run up to `MAX_WRITES_AT_ONCE` writes of different keys, all or none, atomically against every other process.
+
+        An outcome that is not `applied` tells why none was: its conditions did not hold, and that is the record. Of the
+        others nothing is told. After `StoreUnavailable` all of them may have been applied, or none.
+        """
+        ...
+
     async def read(self, key: Key) -> Record:
         """Return the whole record, strongly consistent; empty where there is none."""
+        ...
+
+    async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
+        """Read up to `MAX_WRITES_AT_ONCE` records, in their order, as `read` does each of them."""
         ...
 
     async def delete(self, key: Key) -> None:

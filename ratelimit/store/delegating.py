@@ -35,8 +35,14 @@ class DelegatingStore:
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         return await self.inner.apply(key, write, now=now)
 
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        return await self.inner.apply_all(writes, now=now)
+
     async def read(self, key: Key) -> Record:
         return await self.inner.read(key)
+
+    async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
+        return await self.inner.read_all(keys)
 
     async def delete(self, key: Key) -> None:
         await self.inner.delete(key)

@@ -60,8 +60,14 @@ class HashedUserStore(DelegatingStore):
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         return await self.inner.apply(self._key(key), write, now=now)
 
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        return await self.inner.apply_all([(self._key(key), write) for key, write in writes], now=now)
+
     async def read(self, key: Key) -> Record:
         return await self.inner.read(self._key(key))
+
+    async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
+        return await self.inner.read_all([self._key(key) for key in keys])
 
     async def delete(self, key: Key) -> None:
         await self.inner.delete(self._key(key))

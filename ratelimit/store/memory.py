@@ -89,8 +89,14 @@ class MemoryStore:
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         return self.records.apply(key, write, now)
 
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        return self.records.apply_all(writes, now)
+
     async def read(self, key: Key) -> Record:
         return self.records.read(key)
+
+    async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
+        return [self.records.read(key) for key in keys]
 
     async def delete(self, key: Key) -> None:
         self.records.delete(key)

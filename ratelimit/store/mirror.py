@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from ratelimit.cache import LRUCache
@@ -201,6 +202,13 @@ class MirrorStore(DelegatingStore):
             self._queue.follow(key, lambda: self._repeat(key, write, outcome.record, now))
         return outcome
 
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        outcomes = await self.inner.apply_all(writes, now=now)
+        if all(outcome.applied for outcome in outcomes):
+            for key, write in writes:
+                self._queue.follow(key, partial(self._repeat_untold, key, write, now))
+        return outcomes
+
     async def delete(self, key: Key) -> None:
         """In both, before it returns."""
         await self.inner.delete(key)
@@ -227,6 +235,12 @@ class MirrorStore(DelegatingStore):
             if ours.get(field) != theirs.get(field)
         ]
 
+    async def _repeat_untold(self, key: Key, write: Write, now: int) -> None:
+        """Repeat a write whose outcome is not told: what is put as one number is read first."""
+        absolute = _absolute(write)
+        record = await self.inner.read(key) if absolute else {}
+        await self._repeat(key, write, {field: record[field] for field in absolute if field in record}, now)
+
     async def _repeat(self, key: Key, write: Write, record: Record, now: int) -> None:
         outcome = await self.mirror.apply(key, self._without_conditions(write, record), now=now)
         found = [
@@ -246,11 +260,11 @@ class MirrorStore(DelegatingStore):
         if known is not None:
             return known
         expected = {op.field: op for op in write.ops if type(op) is Expect}
-        absolute = [op.field for op in write.ops if type(op) in (Add, Put) and _is_absolute(op, expected)]
+        absolute = _absolute(write)
         ops: list[Op] = []
         for op in write.ops:
             if op.field in absolute:
-                if type(op) is not Expect:
+                if type(op) is not Expect and op.field in record:
                     ops.append(Put(op.field, record[op.field]))
             else:
                 ops += _repeated(op, expected)
@@ -258,6 +272,12 @@ class MirrorStore(DelegatingStore):
         if not absolute:
             self._unconditional.put(write, plain)
         return plain
+
+
+def _absolute(write: Write) -> list[str]:
+    """Return the fields that are put in the mirror as the number which they have."""
+    expected = {op.field: op for op in write.ops if type(op) is Expect}
+    return [op.field for op in write.ops if type(op) in (Add, Put) and _is_absolute(op, expected)]
 
 
 def _is_absolute(op: Op, expected: Mapping[str, Expect]) -> bool:

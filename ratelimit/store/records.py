@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ratelimit.clock import SECOND
 from ratelimit.names import Key
-from ratelimit.store.base import Add, Drop, Expect, Outcome, Put, Record, Write
+from ratelimit.store.base import Add, Drop, Expect, Op, Outcome, Put, Record, Write
 
 # How many of the oldest records each new one looks at: whether they have expired, and how much they have spent.
 _SWEPT: Final = 2
@@ -64,6 +64,15 @@ class Records:
         if write.counts_until:
             stored.spent_by = write
         return Outcome(True, dict(stored.fields) if write.whole else touched)
+
+    def apply_all(self, writes: Sequence[tuple[Key, Write]], now: int) -> list[Outcome]:
+        """Run the writes, as `Store.apply_all` has it."""
+        records = [self.read(key) for key, _ in writes]
+        held = [all(_holds(op, record) for op in write.ops) for (_, write), record in zip(writes, records, strict=True)]
+        if all(held):
+            for key, write in writes:
+                self.apply(key, write, now)
+        return [Outcome(holds, {} if holds else record) for holds, record in zip(held, records, strict=True)]
 
     def read(self, key: Key) -> Record:
         """Return a copy; empty where there is none."""
@@ -156,6 +165,12 @@ def _rank(stored: _Stored, now: int) -> int:
             spent = stored.fields[op.field] - start
             rank = max(rank, min(_RANKS - 1, spent * (_RANKS - 1) // max(1, op.at_most - start)))
     return rank
+
+
+def _holds(op: Op, record: Record) -> bool:
+    if type(op) is Add:
+        return op.at_most is None or record.get(op.field, 0) + op.amount <= op.at_most
+    return type(op) is not Expect or _meets(op, record.get(op.field))
 
 
 def _meets(op: Expect, value: int | None) -> bool:

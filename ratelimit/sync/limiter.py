@@ -12,13 +12,14 @@ from ratelimit.algorithms.fields import Per
 from ratelimit.blocking import Deferred, Runner, refuse_event_loop, wait_for
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock
-from ratelimit.decision import Decision
+from ratelimit.decision import Decision, JointDecision
 from ratelimit.errors import ConfigError
 from ratelimit.limiter import limiter
 from ratelimit.limiter.alerts import Alert, AlertHook
 from ratelimit.limiter.background import LimiterStats
 from ratelimit.limiter.checker import Observer
 from ratelimit.limiter.deadline import BlockingCircuit
+from ratelimit.limiter.joint import Spend
 from ratelimit.limiter.limiter import DEFAULT_DEADLINE, DEFAULT_DENIAL_CACHE, DEFAULT_MAX_BELIEFS
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT
 from ratelimit.names import UserId
@@ -178,6 +179,10 @@ class Limiter:
         Raises what the async one does, and `InsideEventLoop` in a thread that runs an event loop.
         """
         return self._run(self._core.wait(user, action, timeout=timeout, cost=cost, quotas=quotas, algorithm=algorithm))
+
+    def check_all(self, spends: Iterable[Spend | tuple[UserId, str] | tuple[UserId, str, int]]) -> JointDecision:
+        """Spend all of it if every quota has room, or nothing at all, as the async one does."""
+        return self._run(self._core.check_all(spends))
 
     def peek(
         self,

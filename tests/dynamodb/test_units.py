@@ -77,3 +77,23 @@ async def test_a_cold_or_stale_check_is_at_most_two_calls(
             assert calls.total() <= 2
             assert units <= calls["UpdateItem"]
             clock.advance(pause)
+
+
+async def test_several_keys_are_one_call_of_two_units_each(store: DynamoDBStore) -> None:
+    """A cold one is a read more; what is refused is that read alone, and what is known to be refused no call at all."""
+    policies, clock = [Policy("user", "3/day"), Policy("org", "9/day")], FakeClock()
+    one, other, third = (Limiter(store, policies, clock=clock, deadline=10) for _ in range(3))
+    group = [("alice", "user"), ("acme", "org")]
+    before = bill(store)
+    assert await one.check_all(group)
+    assert since(before, store) == (Counter(BatchGetItem=1, TransactWriteItems=1), 4.0)
+    before = bill(store)
+    assert await one.check_all(group)
+    assert since(before, store) == (Counter(TransactWriteItems=1), 4.0)
+    before = bill(store)
+    answer = await other.check_all(group)
+    assert [decision.used for decision in answer] == [3, 3]
+    for limiter, calls in ((other, Counter[str]()), (third, Counter(BatchGetItem=1)), (third, Counter())):
+        before = bill(store)
+        assert not await limiter.check_all(group)
+        assert since(before, store) == (calls, 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, Outcome, Record, Write
@@ -35,14 +35,22 @@ class CountingStore:
         self.writes.append(write)
         return await self.memory.apply(key, write, now=now)
 
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        self.calls["apply_all"] += 1
+        return await self.memory.apply_all(writes, now=now)
+
     async def read(self, key: Key) -> Record:
         self.calls["read"] += 1
         return await self.memory.read(key)
 
+    async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
+        self.calls["read_all"] += 1
+        return [await self.memory.read(key) for key in keys]
+
     async def delete(self, key: Key) -> None:
         await self.memory.delete(key)
 
-    async def read_all(self) -> dict[Key, int]:
+    async def used_today(self) -> dict[Key, int]:
         """What each user has used today, by the totals."""
         found = self.memory.records.items()
         return {key: next((record[f] for f in record if f[0] == "u" and len(f) == 7), 0) for key, record in found}
@@ -58,6 +66,12 @@ class FailingStore(CountingStore):
         if self.fault is not None:
             await self.fault()
         return await self.memory.apply(key, write, now=now)
+
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        self.calls["apply_all"] += 1
+        if self.fault is not None:
+            await self.fault()
+        return await self.memory.apply_all(writes, now=now)
 
     async def read(self, key: Key) -> Record:
         self.calls["read"] += 1

@@ -48,7 +48,7 @@ async def test_close_waits_for_the_checks_under_way(users: int) -> None:
     await closing
     decisions = await asyncio.gather(*waiting)
     assert [decision.reason for decision in decisions] == [None] * 40
-    assert sum((await store.read_all()).values()) == 40
+    assert sum((await store.used_today()).values()) == 40
     assert store.closed
 
 

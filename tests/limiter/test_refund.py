@@ -169,7 +169,7 @@ async def test_units_of_a_lease_come_back_too() -> None:
     decisions = await spend(one, 5)
     await one.refund(decisions[-1])
     await one.close()
-    assert sum((await store.read_all()).values()) == 4
+    assert sum((await store.used_today()).values()) == 4
 
 
 async def test_after_an_outage_a_refund_may_be_lost_but_never_happens_twice() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -46,25 +47,31 @@ def writes(draw: st.DrawFn) -> Write:
     )
 
 
-async def replay(stores: tuple[Any, Any], key: Key, history: list[Write]) -> None:
+async def replay(stores: tuple[Any, Any], keys: Sequence[Key], history: list[list[Write]]) -> None:
+    """A step of several writes is one of all keys at once."""
     for step in history:
-        memory, table = [await store.apply(key, step, now=0) for store in stores]
+        memory, table = [await apply(store, list(zip(keys, step, strict=False))) for store in stores]
         assert table == memory, step
-    memory, table = [await store.read(key) for store in stores]
+    memory, table = [await store.read_all(keys) for store in stores]
     assert table == memory
+
+
+async def apply(store: Any, step: list[tuple[Key, Write]]) -> object:
+    return await (store.apply(*step[0], now=0) if len(step) == 1 else store.apply_all(step, now=0))
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
 async def test_same_outcomes(engine: Engine, fast: bool) -> None:
     """One event loop and one connection for all examples, so hypothesis only makes the histories."""
-    histories: list[list[Write]] = []
+    histories: list[list[list[Write]]] = []
+    steps = st.lists(writes(), min_size=1, max_size=1) | st.lists(writes(), min_size=2, max_size=3)
 
     @settings(max_examples=150, database=None, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(writes(), min_size=1, max_size=8))
-    def collect(history: list[Write]) -> None:
+    @given(st.lists(steps, min_size=1, max_size=8))
+    def collect(history: list[list[Write]]) -> None:
         histories.append(history)
 
     collect()
     async with dynamodb(engine, fast=fast) as table:
         for history in histories:
-            await replay((MemoryStore(), table), new_key(), history)
+            await replay((MemoryStore(), table), [new_key() for _ in range(3)], history)

@@ -9,6 +9,7 @@ import pytest
 
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Expect, Op, Outcome, Put, Store, Write
+from tests.store.conftest import new_key
 
 NOW = 1_790_000_000_000_000
 LATER = 1_999_999_999
@@ -169,6 +170,44 @@ async def test_racers_admit_exactly_the_limit(store: Store, key: Key) -> None:
     outcomes = await asyncio.gather(*(store.apply(key, one, now=NOW) for _ in range(50)))
     assert sum(outcome.applied for outcome in outcomes) == 20
     assert await store.read(key) == {"d1": 20, "u260101": 20}
+
+
+async def test_writes_of_several_keys_apply_all_or_none(store: Store, key: Key) -> None:
+    other, new = new_key("other"), new_key("new")
+    await start(store, key, d1=2, old=1)
+    await start(store, other, d1=3)
+    refused = await store.apply_all(
+        [(key, write(Add("d1", 1, 3), Drop("old"))), (other, write(Add("d1", 1, 3))), (new, write(Add("d1", 1)))],
+        now=NOW,
+    )
+    assert refused == [Outcome(True, {}), Outcome(False, {"d1": 3}), Outcome(True, {})]
+    assert [await store.read(one) for one in (key, other, new)] == [{"d1": 2, "old": 1}, {"d1": 3}, {}]
+    applied = await store.apply_all(
+        [(key, write(Add("d1", 1, 3), Drop("old"))), (other, write(Add("d1", 1, 4))), (new, write(Put("gd", 7)))],
+        now=NOW,
+    )
+    assert applied == [Outcome(True, {})] * 3
+    assert [await store.read(one) for one in (key, other, new)] == [{"d1": 3}, {"d1": 4}, {"gd": 7}]
+
+
+async def test_each_refusal_of_several_is_told(store: Store, key: Key) -> None:
+    other = new_key("other")
+    await start(store, key, d1=3)
+    refused = await store.apply_all(
+        [(key, write(Add("d1", 1, 3))), (other, write(Expect("gd", 1), Add("gd", 1)))], now=NOW
+    )
+    assert refused == [Outcome(False, {"d1": 3}), Outcome(False, {})]
+
+
+async def test_racers_on_several_keys_admit_exactly_the_limit(store: Store, key: Key) -> None:
+    """Each user has room, and the shared key for 20 of them."""
+    one = write(Add("d1", 1, 20))
+    users = [new_key() for _ in range(50)]
+    racing = [store.apply_all([(user, one), (key, one)], now=NOW) for user in users]
+    admitted = sum(all(done.applied for done in outcomes) for outcomes in await asyncio.gather(*racing))
+    assert admitted == 20
+    assert await store.read(key) == {"d1": 20}
+    assert sum([len(await store.read(user)) for user in users]) == 20
 
 
 async def test_opening_and_closing_may_be_repeated(store: Store, key: Key) -> None:

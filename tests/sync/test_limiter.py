@@ -299,3 +299,11 @@ def test_a_bad_url_is_told_as_the_async_one_tells_it() -> None:
                 opening(url)
             told.append(str(caught.value))
         assert told[0] == told[1]
+
+
+def test_several_keys_are_decided_together(store: Store, restless: None) -> None:
+    limiter = Limiter(store, [Policy("user", "3/day"), Policy("org", "7/day")], clock=FakeClock(), deadline=20)
+    numbers = iter(range(20))
+    answers = in_threads(20, lambda: limiter.check_all([(f"user-{next(numbers) % 4}", "user"), ("acme", "org")]))
+    assert sum(map(bool, answers)) == 7
+    assert limiter.totals("acme", actions=["org"])["org"].popitem()[1] == 7

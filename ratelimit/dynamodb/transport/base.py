@@ -11,7 +11,15 @@ from botocore.exceptions import ClientError
 from ratelimit.cache import LRUCache
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Stats, capacity, consumed_units
-from ratelimit.dynamodb.errors import CONDITION_FAILED, AnswerLost, code_of, explained
+from ratelimit.dynamodb.errors import (
+    CONDITION_FAILED,
+    PART_REFUSED,
+    TRANSACTION_CANCELED,
+    AnswerLost,
+    canceled,
+    code_of,
+    explained,
+)
 from ratelimit.dynamodb.expressions import Update, encode
 from ratelimit.dynamodb.schema import Item, limit_key
 from ratelimit.dynamodb.settings import Settings
@@ -41,6 +49,27 @@ class BatchWriteResult(msgspec.Struct, frozen=True, gc=False):
     write_units: float = 0.0
 
 
+class TransactResult(msgspec.Struct, frozen=True, gc=False):
+    """What a `TransactWriteItems` came to."""
+
+    refused: Sequence[Item | None]
+    """Empty when applied; else of each part whose conditions did not hold the item, which is empty where there is none
+    or the engine does not tell, and None of the others."""
+    write_units: float = 0.0
+
+
+def read_transaction(answer: Mapping[str, Any]) -> TransactResult:
+    """Return what an answer says, success or not. Raise what `canceled` makes of other reasons than conditions."""
+    reasons = answer.get("CancellationReasons") or ()
+    codes = [str(reason.get("Code", "None")) for reason in reasons]
+    if "Error" in answer and PART_REFUSED not in codes:
+        raise canceled(codes)
+    refused = [
+        reason.get("Item") or {} if code == PART_REFUSED else None for code, reason in zip(codes, reasons, strict=True)
+    ]
+    return TransactResult(refused, consumed_units(answer))
+
+
 class Transport(Protocol):
     """Sends one request, once. Raises what `errors` lists, so that the type says whether it may be sent again."""
 
@@ -50,6 +79,10 @@ class Transport(Protocol):
 
     async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchWriteResult:
         """Send up to 25 put or delete requests in wire form, on as many different items."""
+        ...
+
+    async def transact(self, request: Mapping[str, Any]) -> TransactResult:
+        """Send a `TransactWriteItems`, in wire form."""
         ...
 
     async def close(self) -> None:
@@ -94,6 +127,17 @@ class BotoTransport:
         if "UnprocessedItems" not in answer:
             raise AnswerLost(f"{self._place} answered a batch without saying what was not processed")
         return BatchWriteResult(answer["UnprocessedItems"].get(self._table, ()), consumed_units(answer))
+
+    async def transact(self, request: Mapping[str, Any]) -> TransactResult:
+        self._count_fallback()
+        with explained(self._place):
+            try:
+                answer = await self._api.transact_write_items(**request, **self._capacity)
+            except ClientError as error:
+                if code_of(error) != TRANSACTION_CANCELED:
+                    raise
+                answer = error.response
+        return read_transaction(answer)
 
     async def close(self) -> None:
         """Do nothing: the client is the store's."""

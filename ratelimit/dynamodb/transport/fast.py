@@ -35,11 +35,13 @@ from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,
     BatchWriteResult,
     ErrorBody,
+    TransactResult,
     Transport,
     UpdateResult,
     decode_batch,
     decode_error,
     decode_update,
+    read_transaction,
 )
 from ratelimit.dynamodb.transport.connection import Endpoint, Response, elapsed
 from ratelimit.dynamodb.transport.pool import IdleConnections
@@ -286,6 +288,13 @@ class FastTransport:
             return result
         self._stats.fallbacks[str(result)] += 1
         return None
+
+    async def transact(self, request: Mapping[str, Any]) -> TransactResult:
+        try:
+            answer = await self.call("TransactWriteItems", {**request, **self._capacity})
+        except ClientError as refused:
+            return read_transaction(refused.response)
+        return read_transaction(answer) if answer is not None else await self._slow.transact(request)
 
     async def close(self) -> None:
         await self._credentials.close()

@@ -1,0 +1,351 @@
+"""Several checks of one request, of different keys, decided together: all of them spend, or none does.
+
+On DynamoDB that is one transaction, all or nothing for everybody at every moment. It takes twice the units of single
+writes, and answers without the records: what is told of an admission is what this process has seen of them, `LOOK_US`
+ago at most, and what it has spent since. So records unseen for longer are read first, all of them at once, and what is
+known to be refused by then is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from ratelimit.blocking import running_loop
+from ratelimit.clock import SECOND, Clock
+from ratelimit.decision import Decision
+from ratelimit.errors import StoreThrottled, StoreUnavailable
+from ratelimit.limiter.batching import Coalescer
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.counters import Counters, _admit, _inactive, decide, in_mode
+from ratelimit.limiter.fallback import Fallback
+from ratelimit.limiter.record_cache import CachedRecord
+from ratelimit.names import Key, UserId
+from ratelimit.policy import AlgorithmName
+from ratelimit.quota import QuotasLike
+from ratelimit.store.base import MAX_WRITES_AT_ONCE, Add, Put, Record, Write
+
+if TYPE_CHECKING:
+    from ratelimit.limiter.checker import Checker
+
+LOOK_US: Final = SECOND
+_ATTEMPTS: Final = 8
+_CONTENDED: Final = 2
+
+
+class Spend(NamedTuple):
+    """One of several checks that are decided together; the arguments are those of `Limiter.check`."""
+
+    user: UserId
+    action: str
+    cost: int = 1
+    quotas: QuotasLike | None = None
+    algorithm: AlgorithmName | None = None
+
+
+class Part(NamedTuple):
+    """One of them, made ready."""
+
+    compiled: CompiledPolicy
+    key: Key
+    cost: int
+
+    @property
+    def is_enforced(self) -> bool:
+        """Return whether its refusal is one of the whole group."""
+        return self.compiled.policy.mode == "enforce"
+
+
+Group: TypeAlias = Sequence[Part]
+Answer: TypeAlias = list[Decision]
+"""A decision for each part of a group."""
+
+
+class JointCounters:
+    """Spends groups on one store: all parts of a group or none. `spend` may raise `StoreUnavailable`."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def known_refusal(self, group: Group, now: int) -> Answer | None:
+        """Return the answer that the store would surely give, where one of the parts is known to be refused."""
+        for part in group:
+            cached = self._counters.cache.peek(part.key)
+            if (
+                part.is_enforced
+                and cached is not None
+                and self._counters.known_refusal(part.compiled, part.key, now, part.cost, cached) is not None
+            ):
+                return self.look(group, now)
+        return None
+
+    def look(self, group: Group, now: int) -> Answer:
+        """Return how each part stands by what is known of it, nothing being spent."""
+        return [_decision(part, now, self._counters._cached(part.key)) for part in group]
+
+    async def spend(self, groups: Sequence[Group], now: int) -> list[Answer]:
+        """Spend those that fit, in this order: all of them in one write, or as many as that takes."""
+        spending = _Spending(self._counters, groups, now)
+        attempt = 0
+        while spending.left:
+            if attempt == _ATTEMPTS:
+                raise StoreThrottled(f"the records kept changing under {_ATTEMPTS} attempts to write them together")
+            attempt = 0 if await spending.advance(contended=attempt >= _CONTENDED) else attempt + 1
+        return [spending.answers[number] for number in range(len(groups))]
+
+
+class _Spending:
+    """The groups of one `spend`: those that are decided, and those that are left."""
+
+    def __init__(self, counters: Counters, groups: Sequence[Group], now: int) -> None:
+        self.answers: dict[int, Answer] = {}
+        self.left = list(range(len(groups)))
+        self._groups = groups
+        self._now = now
+        self._counters = counters
+        self._cached = {part.key: counters._cached(part.key) for group in groups for part in group}
+        self._seen: set[Key] = set()
+        """Those read since this began: what does not fit them is refused."""
+
+    async def advance(self, *, contended: bool) -> bool:
+        """Take one step. Return whether more is known or decided than before."""
+        if unseen := [key for key in self._keys() if self._is_old(key)]:
+            await self._read(unseen)
+        plan = _Plan(self._cached)
+        doubtful: list[Key] = []
+        refused: list[int] = []
+        unfit_parts: list[Part] = []
+        for number in self.left:
+            unfit = [part for part in self._groups[number] if not self._fits(part)]
+            doubtful += [part.key for part in unfit if not self._is_known(part)]
+            unfit_parts += unfit
+            if any(part.is_enforced for part in unfit):
+                refused.append(number)
+            else:
+                plan.add(number, [part for part in self._groups[number] if part not in unfit], self._now)
+        if doubtful:
+            await self._read(list(dict.fromkeys(doubtful)))
+            return True
+        self._decide(refused, {})
+        for part in unfit_parts:
+            await self._counters._renew(part.compiled, part.key, self._now, self._cached[part.key])
+        return await self._write(plan, contended) if plan.chosen else True
+
+    async def _write(self, plan: _Plan, contended: bool) -> bool:
+        """Write what was planned."""
+        writes: list[tuple[Key, Write]] = []
+        for key, (compiled, total) in plan.totals.items():
+            write = compiled.spend(self._now, total, self._cached[key], contended)
+            if write is None:
+                await self._read([key])
+                return False
+            writes.append((key, write))
+        expected = [_expected(write, self._cached[key]) for key, write in writes]
+        if writes:
+            outcomes = await self._counters.store.apply_all(writes, now=self._now)
+            refused = [(key, one.record) for (key, _), one in zip(writes, outcomes, strict=True) if not one.applied]
+            self._learn(refused)
+            if refused:
+                return False
+        for (key, write), after in zip(writes, expected, strict=True):
+            cached = self._cached[key]
+            _update(cached, write, after, self._now)
+            compiled, total = plan.totals[key]
+            self._counters._announce(compiled, key, self._now, total, cached.record)
+        self._decide(list(plan.chosen), plan.chosen)
+        return True
+
+    def _decide(self, numbers: Iterable[int], chosen: Mapping[int, Group]) -> None:
+        """Answer these groups; of those that were chosen, what was chosen is spent."""
+        for number in numbers:
+            spent = chosen.get(number, ())
+            self.answers[number] = [
+                _admit(part.compiled, part.key, self._now, part.cost, self._cached[part.key].record)
+                if part in spent
+                else _decision(part, self._now, self._cached[part.key])
+                for part in self._groups[number]
+            ]
+            self.left.remove(number)
+
+    def _keys(self) -> set[Key]:
+        return {part.key for number in self.left for part in self._groups[number]}
+
+    def _is_old(self, key: Key) -> bool:
+        """Return whether it is to be looked at before anything is planned: on the embedded store, whatever it is."""
+        if key in self._seen:
+            return False
+        return self._counters._records is not None or not 0 <= self._now - self._cached[key].seen_at < LOOK_US
+
+    def _is_known(self, part: Part) -> bool:
+        """Return whether a refusal is certain."""
+        compiled, key, cost = part
+        if key in self._seen or (compiled.max_cost is not None and cost > compiled.max_cost):
+            return True
+        return self._counters._is_fresh(compiled, self._cached[key], self._now)
+
+    def _fits(self, part: Part) -> bool:
+        return part.compiled.fits(self._now, part.cost, self._cached[part.key].record)
+
+    async def _read(self, keys: list[Key]) -> None:
+        for start in range(0, len(keys), MAX_WRITES_AT_ONCE):
+            some = keys[start : start + MAX_WRITES_AT_ONCE]
+            records = await self._counters.store.read_all(some)
+            self._learn(list(zip(some, records, strict=True)))
+
+    def _learn(self, records: Iterable[tuple[Key, Record]]) -> None:
+        for key, record in records:
+            self._cached[key].learn_refusal(record, self._now)
+            self._seen.add(key)
+
+
+class _Plan:
+    """What one write is to spend, of each record together, and for which groups: `chosen`."""
+
+    def __init__(self, cached: Mapping[Key, CachedRecord]) -> None:
+        self.totals: dict[Key, tuple[CompiledPolicy, int]] = {}
+        self.chosen: dict[int, Group] = {}
+        self._cached = cached
+
+    def add(self, number: int, parts: Group, now: int) -> None:
+        """Choose the group, if all of these parts fit beside what is chosen already; else it waits."""
+        sums: dict[Key, tuple[CompiledPolicy, int]] = {}
+        for part in parts:
+            compiled, total = self.totals.get(part.key, (part.compiled, 0))
+            total += part.cost
+            if compiled is not part.compiled or not compiled.fits(now, total, self._cached[part.key].record):
+                if part.is_enforced:
+                    return
+                parts = [one for one in parts if one is not part]
+                continue
+            sums[part.key] = compiled, total
+        if len(self.totals.keys() | sums.keys()) <= MAX_WRITES_AT_ONCE:
+            self.totals |= sums
+            self.chosen[number] = parts
+
+
+def _decision(part: Part, now: int, cached: CachedRecord) -> Decision:
+    return _meant(part, decide(part.compiled, part.key, now, part.cost, cached.record))
+
+
+def _meant(part: Part, decision: Decision) -> Decision:
+    return decision if decision.allowed else in_mode(part.compiled, _inactive(part.compiled, decision))
+
+
+def _expected(write: Write, cached: CachedRecord) -> dict[str, int]:
+    """Return what the record will say of what the write touches: at least, for others may have added to it."""
+    after: dict[str, int] = {}
+    for op in write.ops:
+        if type(op) is Put:
+            after[op.field] = op.value
+        elif type(op) is Add:
+            after[op.field] = cached.record.get(op.field, 0) + op.amount
+    return after
+
+
+def _update(cached: CachedRecord, write: Write, after: Mapping[str, int], now: int) -> None:
+    """Take over what an applied write has changed; what was learned meanwhile may be more."""
+    puts = {op.field for op in write.ops if type(op) is Put}
+    for field, value in after.items():
+        cached.record[field] = value if field in puts else max(value, cached.record.get(field, value))
+    cached.dropped(write, now)
+
+
+class JointChecker:
+    """A limiter's checks of several keys. Those of a process that share their last key leave together, as those of one
+    key do: so whatever all have in common is best named last.
+    """
+
+    def __init__(self, checker: Checker, counters: Counters, fallback: Fallback, clock: Clock, deadline: float) -> None:
+        self._checker = checker
+        self._counters = JointCounters(counters)
+        self._local = JointCounters(fallback.counters)
+        self._fallback = fallback
+        self._clock = clock
+        self._coalescer: Coalescer[Group, Answer] = Coalescer(self._spend_many, clock, deadline)
+
+    async def check(self, group: Group) -> Answer:
+        """Decide; the arguments are known to be good ones, and the keys to differ.
+
+        What has no limit is counted behind the answer, and takes no part in the write.
+        """
+        self._checker.check_open()
+        limited = [part for part in group if part.compiled.max_cost is not None]
+        if len(limited) > 1:
+            decided = await self._check(limited)
+        else:
+            decided = [await self._alone(part) for part in limited]
+        allowed = all(decided)
+        of_limited = iter(decided)
+        return [
+            next(of_limited)
+            if part.compiled.max_cost is not None
+            else await self._alone(part)
+            if allowed
+            else _decision(part, self._clock.now(), CachedRecord())
+            for part in group
+        ]
+
+    async def finish(self) -> None:
+        """Let those who wait have their answers."""
+        await self._coalescer.finish()
+
+    async def _alone(self, part: Part) -> Decision:
+        answer = self._checker.check(part.key, part.cost, part.compiled)
+        return answer if isinstance(answer, Decision) else await answer
+
+    async def _check(self, group: Group) -> Answer:
+        now = self._clock.now()
+        answer = self._counters.known_refusal(group, now)
+        if answer is not None:
+            self._checker.stats.denials_cached += 1
+        else:
+            for part in group:
+                if part.compiled.lease is not None:
+                    await self._checker.leases.release(part.key)
+            try:
+                answer = await self._spend(group, now)
+            except StoreUnavailable:
+                answer = None
+        if answer is None:
+            answer = await self._answer_unasked(group, now)
+        self._checker.observe(answer, now)
+        return answer
+
+    async def _spend(self, group: Group, now: int) -> Answer:
+        loop = running_loop()
+        if loop is None or self._checker.coalescer is None:
+            return (await self._spend_now([group], now))[0]
+        self._coalescer.forget(loop)
+        batch_key = group[-1].key, group[-1].compiled
+        if self._coalescer.is_writing(batch_key):
+            return await self._coalescer.enqueue(batch_key, group)
+        self._coalescer.begin(batch_key)
+        try:
+            return (await self._spend_now([group], now))[0]
+        finally:
+            self._coalescer.end(batch_key)
+
+    async def _spend_many(self, compiled: CompiledPolicy, key: Key, now: int, groups: Sequence[Group]) -> list[Answer]:
+        self._checker.stats.coalesced += len(groups)
+        return await self._spend_now(groups, now)
+
+    async def _spend_now(self, groups: Sequence[Group], now: int) -> list[Answer]:
+        with self._checker.store_call():
+            return await self._counters.spend(groups, now)
+
+    async def _answer_unasked(self, group: Group, now: int) -> Answer:
+        """Decide without the store, as each policy has it: nothing is spent in memory where one of them refuses."""
+        local = [part for part in group if part.compiled.policy.on_unavailable == "local"]
+        verb = self._fallback.counters.peek  # which nobody calls: none of the others is local
+        answers = {
+            part.key: _meant(part, await self._fallback.answer(verb, part.compiled, part.key, now, part.cost))
+            for part in group
+            if part not in local
+        }
+        decided = (await self._local.spend([local], now))[0] if all(answers.values()) else self._local.look(local, now)
+        for part, decision in zip(local, decided, strict=True):
+            unasked = decision.allowed and not decision.shadow_denied
+            answers[part.key] = msgspec.structs.replace(decision, reason="unavailable") if unasked else decision
+        return [answers[part.key] for part in group]

@@ -1,0 +1,184 @@
+"""`check_all`: several keys of one request are admitted together, or spend nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ratelimit import InvalidCost, InvalidInput, Limiter, Policy, Spend, StoreThrottled, UnknownAction
+from ratelimit.names import Key
+from ratelimit.store import MemoryStore
+from ratelimit.testing import FakeClock
+from tests.limiter.stores import CountingStore, FailingStore, YieldingStore, failing
+
+POLICIES = [Policy("user", "5/day"), Policy("org", "8/day"), Policy("address", "100/day")]
+
+
+def limiter(store: Any, policies: list[Policy] | None = None, **options: Any) -> Limiter:
+    return Limiter(store, policies or POLICIES, clock=options.pop("clock", FakeClock()), **options)
+
+
+async def used(store: Any, *keys: tuple[str, str]) -> list[int]:
+    """By the totals, which are counted in the same write."""
+    records = [await store.read(Key(*key)) for key in keys]
+    return [next((value for field, value in record.items() if len(field) == 7), 0) for record in records]
+
+
+KEYS = ("alice", "user"), ("acme", "org"), ("::1", "address")
+
+
+@pytest.mark.parametrize("store", [MemoryStore, CountingStore])
+async def test_all_spend_or_none(store: type[Any]) -> None:
+    store = store()
+    one = limiter(store)
+    answer = await one.check_all([("alice", "user", 3), ("acme", "org", 3), Spend("::1", "address")])
+    assert answer
+    assert [(each.policy, each.used, each.remaining, each.spent) for each in answer] == [
+        ("user", 3, 2, 3),
+        ("org", 3, 5, 3),
+        ("address", 1, 99, 1),
+    ]
+    answer = await one.check_all([("alice", "user", 3), ("acme", "org", 3), ("::1", "address")])
+    assert not answer
+    assert answer.refused is not None
+    assert answer.refused.policy == "user"
+    assert answer.retry_after == answer.refused.retry_after == 43_200
+    assert [(each.allowed, each.spent) for each in answer] == [(False, 0), (True, 0), (True, 0)]
+    assert await used(store, *KEYS) == [3, 3, 1]
+
+
+async def test_calls() -> None:
+    """What is not known is looked at first; what is known to be refused asks nobody."""
+    store = CountingStore()
+    clock = FakeClock()
+    one = limiter(store, clock=clock)
+    group = [("alice", "user"), ("acme", "org")]
+    await one.check_all(group)
+    assert store.taken() == {"read_all": 1, "apply_all": 1}
+    await one.check_all(group)
+    assert store.taken() == {"apply_all": 1}
+    clock.advance(1)
+    await one.check_all([("alice", "user", 3), ("acme", "org")])
+    assert store.taken() == {"read_all": 1, "apply_all": 1}
+    clock.advance(1)
+    assert not await one.check_all(group)
+    assert store.taken() == {"read_all": 1}
+    assert not await one.check_all(group)
+    assert store.taken() == {}
+
+
+async def test_another_process_is_seen_by_its_refusal() -> None:
+    store = CountingStore()
+    clock = FakeClock()
+    one, other = limiter(store, clock=clock), limiter(store, clock=clock)
+    await one.check_all([("alice", "user"), ("acme", "org")])
+    for user in "bcdefgh":
+        assert await other.check(user, "user")
+        assert await other.check("acme", "org")
+    store.taken()
+    assert not await one.check_all([("alice", "user"), ("acme", "org")])
+    assert store.taken() == {"apply_all": 1}
+    assert await used(store, *KEYS) == [1, 8, 0]
+
+
+async def test_what_has_no_limit_takes_no_part_in_the_write() -> None:
+    store = CountingStore()
+    one = limiter(store, [Policy("user", "2/day"), Policy("org", "unlimited")])
+    group = [("alice", "user"), ("acme", "org")]
+    for _ in range(2):
+        assert await one.check_all(group)
+    await one._checker.background.drain()
+    assert store.taken() == {"apply": 4}, "a single limit is a single write, and what has none is counted behind"
+    answer = await one.check_all(group)
+    assert [(each.allowed, each.spent) for each in answer] == [(False, 0), (True, 0)]
+    await one._checker.background.drain()
+    assert await used(store, ("alice", "user"), ("acme", "org")) == [2, 2]
+
+
+async def test_shadow_never_refuses() -> None:
+    store = CountingStore()
+    one = limiter(store, [Policy("user", "3/day"), Policy("org", "1/day", mode="shadow")])
+    answers = [await one.check_all([("alice", "user"), ("acme", "org")]) for _ in range(4)]
+    assert [bool(answer) for answer in answers] == [True, True, True, False]
+    shadows = [answer.decisions[1] for answer in answers]
+    assert [(each.spent, each.shadow_denied) for each in shadows] == [(1, False), (0, True), (0, True), (0, True)]
+    assert await used(store, ("alice", "user"), ("acme", "org")) == [3, 1]
+
+
+async def test_those_that_share_the_last_leave_together() -> None:
+    store = YieldingStore()
+    one = limiter(store, [Policy("user", "1/day"), Policy("org", "30/day")])
+    asked = [one.check_all([(f"user-{number % 25}", "user"), ("acme", "org")]) for number in range(50)]
+    answers = await asyncio.gather(*asked)
+    assert sum(map(bool, answers)) == 25
+    assert store.calls["apply_all"] <= 4
+    assert await used(store, ("acme", "org"), ("user-7", "user")) == [25, 1]
+    asked = [one.check_all([(f"late-{number}", "user"), ("acme", "org")]) for number in range(130)]
+    assert [bool(answer) for answer in await asyncio.gather(*asked)] == [True] * 5 + [False] * 125, "in order"
+    assert await used(store, ("acme", "org")) == [30]
+
+
+async def test_a_lease_of_this_process_is_no_reason_to_refuse() -> None:
+    store = CountingStore()
+    one = limiter(store, [Policy("user", "9/day"), Policy("org", "8/day", lease=4)])
+    assert await one.check("acme", "org")  # and takes some ahead
+    answers = [await one.check_all([("alice", "user"), ("acme", "org")]) for _ in range(8)]
+    assert [bool(answer) for answer in answers] == [True] * 7 + [False]
+
+
+@pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window", "gcra"])
+async def test_a_member_can_be_given_back(algorithm: Any) -> None:
+    one = limiter(CountingStore(), [Policy("user", "1/hour", algorithm=algorithm), Policy("org", "9/day")])
+    group = [("alice", "user"), ("acme", "org")]
+    answer = await one.check_all(group)
+    assert not await one.check_all(group)
+    for decision in answer:
+        await one.refund(decision)
+    assert await one.check_all(group)
+
+
+@pytest.mark.parametrize(
+    ("user", "org", "expected"),
+    [
+        ("local", "local", [(True, 1), (True, 1)]),
+        ("local", "allow", [(True, 1), (True, 0)]),
+        ("local", "deny", [(True, 0), (False, 0)]),
+    ],
+)
+async def test_without_a_store_each_policy_has_its_say(user: Any, org: Any, expected: list[tuple[bool, int]]) -> None:
+    store = FailingStore()
+    store.fault = failing(StoreThrottled("no"))
+    policies = [Policy("user", "2/day", on_unavailable=user), Policy("org", "9/day", on_unavailable=org)]
+    one = limiter(store, policies)
+    answer = await one.check_all([("alice", "user"), ("acme", "org")])
+    assert [(each.allowed, each.spent) for each in answer] == expected
+    assert {each.reason for each in answer if not each.spent or each.allowed} == {"unavailable"}
+    if answer:
+        assert await one.check_all([("alice", "user"), ("acme", "org")])
+        assert not await one.check_all([("alice", "user"), ("acme", "org")]), "counted in this process"
+
+
+@pytest.mark.parametrize(
+    ("spends", "error"),
+    [
+        ([], InvalidInput),
+        ([("alice", "user"), ("alice", "user")], InvalidInput),
+        ([(f"{number}", "user") for number in range(101)], InvalidInput),
+        ([("alice", "user"), ("acme", "org", 0)], InvalidCost),
+        ([("alice", "user"), ("acme", "nobody")], UnknownAction),
+    ],
+)
+async def test_bad_input_spends_nothing(spends: Any, error: type[Exception]) -> None:
+    store = CountingStore()
+    with pytest.raises(error):
+        await limiter(store).check_all(spends)
+    assert not store.calls
+
+
+async def test_too_large_is_never() -> None:
+    answer = await limiter(CountingStore()).check_all([("alice", "user", 6), ("acme", "org", 6)])
+    assert answer.retry_after is None
+    assert answer.refused is not None
+    assert answer.refused.reason == "too_large"
