@@ -464,12 +464,21 @@ class Forward(Exchange):
 
     def _finish(self) -> None:
         """Complete the answer when what it was is kept."""
-        if self._proxy.records and self._admission is not None and (waiting := self._admission.write()):
+        if self._proxy.records and (waiting := self._record()):
             self.connection.corked = True
             self.connection.due = NEVER
             self._see_to(self._finish_recorded(waiting))
         else:
             self._complete()
+
+    def _record(self) -> Sequence[Awaitable[bool]]:
+        assert self._admission is not None
+        try:
+            return self._admission.write()
+        except Exception:
+            # The answer is the upstream's, and good.
+            logger.exception("a usage event could not be kept")
+            return ()
 
     async def _finish_recorded(self, waiting: Sequence[Awaitable[bool]]) -> None:
         for pending in waiting:
@@ -504,9 +513,12 @@ class Forward(Exchange):
     async def _end_with(self, problem: ServerProblem) -> None:
         admission = self._admission
         assert admission is not None
-        if returned := self._settled(problem.status, problem.headers()):
-            await admission.give_back(returned)
-        await admission.record()
+        try:
+            if returned := self._settled(problem.status, problem.headers()):
+                await admission.give_back(returned)
+            await admission.record()
+        except Exception:
+            logger.exception("what a request has taken could not be settled")
         if self._is_lost:
             self.over()
         else:

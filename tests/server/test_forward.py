@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
+from typing import Never
 
 import pytest
 
 from ratelimit.policy import Policy
 from ratelimit.server import proxy
+from ratelimit.server.proxy import Proxy
 from ratelimit.server.upstream import ProxySettings
+from ratelimit.usage import UsageLog
 from tests.http.apps import limiter_of
-from tests.server.sockets import GET, OK, SOON_S, ask, connected, in_front_of, scripted, until_gone
+from tests.server.sockets import (
+    GET,
+    OK,
+    SOON_S,
+    answering,
+    ask,
+    connected,
+    in_front_of,
+    listening,
+    scripted,
+    until_gone,
+)
 
 MB = 1 << 20
 _EXPECTING = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
@@ -197,6 +211,36 @@ async def test_a_client_that_leaves_in_the_middle_ends_it_at_the_upstream(framin
             await begun.wait()
         await asyncio.wait_for(left.wait(), SOON_S)
     assert not received.endswith(b"0\r\n\r\n")
+
+
+class BrokenLog(UsageLog):
+    """It has a bug."""
+
+    def _accept(self, *args: object, **options: object) -> Never:
+        raise RuntimeError("a bug")
+
+
+async def test_a_log_that_fails_spoils_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    limiter = limiter_of(Policy("api", "9/day", match="/**"))
+    async with (
+        answering(OK) as (upstream, _),
+        in_front_of(upstream, limiter=limiter, usage=BrokenLog(limiter.store)) as address,
+    ):
+        assert (await ask(address, GET)).endswith(b"\r\n\r\nok")
+    assert "a usage event could not be kept" in caplog.text
+
+
+async def test_a_count_function_that_fails_is_a_fault_and_leaves_nothing_open(caplog: pytest.LogCaptureFixture) -> None:
+    def count(response: object) -> bool:
+        raise RuntimeError("a bug")
+
+    limiter = limiter_of(Policy("api", "9/day", match="/**", count=count))
+    async with answering(OK) as (upstream, _):
+        service = Proxy(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
+        async with listening(service) as address:
+            assert (await ask(address, GET)).startswith(b"HTTP/1.1 502 ")
+    assert "could not be settled" in caplog.text
+    assert "cut off" not in caplog.text
 
 
 async def fill(writer: StreamWriter, size: int) -> int:
