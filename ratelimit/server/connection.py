@@ -113,7 +113,7 @@ class ClientConnection:
         self._in_head = False
         """Whether a header section has begun that is not complete."""
         self._unread = 0
-        """Bytes of earlier pieces that it, or a trailer section, takes."""
+        """Bytes of the pieces that it, or a trailer section, has begun in."""
         self._offer: Request | None = None
         """A request that would upgrade."""
         self._no_more = False
@@ -271,7 +271,6 @@ class ClientConnection:
             data = memoryview(data)
             self._stash.appendleft(data[most:])
             data = data[:most]
-        was_in_fields = self._in_fields()
         is_first = not self._in_head and self._receiving is None
         try:
             self.parser.feed_data(data)
@@ -282,15 +281,11 @@ class ClientConnection:
             is_method = is_first and not self._request.target and _METHOD.match(data) is not None
             self._refuse(parser_problem(error, is_method=is_method))
             return
-        if was_in_fields and self._in_fields():
-            # What is read at once is bounded, and may begin with the end of another request.
+        if self._in_head or (self._receiving is not None and self._fields):
+            # The first piece may have brought something else before these fields.
             self._unread += len(data)
-            if self._unread > MAX_HEAD:
+            if self._unread > MAX_HEAD + most:
                 self._refuse(LARGE)
-
-    def _in_fields(self) -> bool:
-        """Return whether a header or trailer section has begun that is not complete."""
-        return self._in_head or (self._receiving is not None and bool(self._fields))
 
     def on_message_begin(self) -> None:
         self._in_head = True
