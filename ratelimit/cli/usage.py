@@ -24,7 +24,7 @@ from ratelimit.names import check_user
 from ratelimit.store import TableStore
 from ratelimit.usage import EventPage, UsageLog
 from ratelimit.usage.erasing import Erased
-from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, Sink, Stream, export_events
+from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, Sink, StreamSink, export_events
 from ratelimit.usage.formats import FORMATS, Csv, FormatName, Jsonl, document, text_of_time
 from ratelimit.usage.importing import OnError, import_events
 from ratelimit.usage.reports import DATE_RANGE, Reports
@@ -463,7 +463,7 @@ def _sink(format: FormatName, out: Path, *, resume: bool) -> Sink:
             raise InvalidInput("--format: Parquet needs a file; add --out events.parquet")
         return ParquetFile(out)
     encoder = Csv() if format == "csv" else Jsonl()
-    return Stream(sys.stdout.buffer, encoder) if out == _STDOUT else File(out, encoder, resume=resume)
+    return StreamSink(sys.stdout.buffer, encoder) if out == _STDOUT else File(out, encoder, resume=resume)
 
 
 @contextmanager

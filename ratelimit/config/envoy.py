@@ -61,7 +61,7 @@ def quota(requests: int, unit: str, multiplier: int = 1) -> Quota:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class EnvoyRule:
     """A limit. `policy` is None where it is unlimited; `open_at` are the places of the values that make its user."""
 
     policy: Policy | None
@@ -83,11 +83,11 @@ class RuleNode:
 
     __slots__ = ("children", "rule")
 
-    def __init__(self, rule: Rule | None = None) -> None:
+    def __init__(self, rule: EnvoyRule | None = None) -> None:
         self.rule = rule
         self.children: dict[str, KeyNode] = {}
 
-    def find(self, entries: Sequence[Entry]) -> Rule | None:
+    def find(self, entries: Sequence[Entry]) -> EnvoyRule | None:
         """Return the limit at exactly this depth: by value where there is one, else by pattern, else by key alone."""
         node = self
         for key, value in entries:
@@ -318,10 +318,10 @@ class _Reader:
             here.rule = self._rule(table["rate_limit"], path, open_at, flags)
         self._descriptors(table.get("descriptors"), here, path, is_open)
 
-    def _rule(self, node: Node, path: tuple[str, ...], open_at: tuple[int, ...], flags: dict[str, bool]) -> Rule:
+    def _rule(self, node: Node, path: tuple[str, ...], open_at: tuple[int, ...], flags: dict[str, bool]) -> EnvoyRule:
         table = self._table(node, _RATE_LIMIT, "a rate_limit")
         make = partial(
-            Rule,
+            EnvoyRule,
             name=self._text(table.get("name")),
             replaces=self._replaces(table),
             quota_mode=flags["quota_mode"],

@@ -103,7 +103,7 @@ class Running:
 
     __slots__ = ("answer", "connection", "stream")
 
-    def __init__(self, connection: GrpcProtocol, stream: Stream[Target], answer: asyncio.Future[bytes]) -> None:
+    def __init__(self, connection: GrpcProtocol, stream: Stream[CallTarget], answer: asyncio.Future[bytes]) -> None:
         self.connection = connection
         self.stream = stream
         self.answer = answer
@@ -119,7 +119,7 @@ class Running:
         self.answer.cancel()
 
 
-class Target:
+class CallTarget:
     """What the headers of a call stand for: a method, or what it is refused with."""
 
     __slots__ = ("metadata", "method", "refusal", "timeout")
@@ -136,7 +136,7 @@ class ServerState:
 
     def __init__(self, methods: Mapping[bytes, Method]) -> None:
         self.methods: dict[bytes, Method] = {HEALTH_CHECK: self._check_health, **methods}
-        self.connections: set[Http2Protocol[Target]] = set()
+        self.connections: set[Http2Protocol[CallTarget]] = set()
         self.draining = False
         self._services = {b"", *(path.split(b"/")[1] for path in methods)}
         self._timers: dict[int, SharedTimer[Running]] = {}
@@ -158,7 +158,7 @@ class ServerState:
         return _NOT_SERVING if self.draining else _SERVING
 
 
-class GrpcProtocol(Http2Protocol[Target]):
+class GrpcProtocol(Http2Protocol[CallTarget]):
     """A connection of a gRPC client."""
 
     def __init__(self, state: ServerState) -> None:
@@ -166,7 +166,7 @@ class GrpcProtocol(Http2Protocol[Target]):
         self._state = state
         self._running: dict[int, asyncio.Future[bytes]] = {}
 
-    def resolve(self, headers: Headers) -> Target:
+    def resolve(self, headers: Headers) -> CallTarget:
         """Find the method and the timeout; or what is wrong, in HTTP's words where it is no call of gRPC's."""
         known = dict(headers)
         metadata = [header for header in headers if header[0][:1] != b":"]
@@ -184,15 +184,15 @@ class GrpcProtocol(Http2Protocol[Target]):
         elif seconds == 0:
             refusal = status_block(Status.DEADLINE_EXCEEDED, "no time is left")
         else:
-            return Target(method, metadata, seconds, b"")
-        return Target(None, metadata, None, refusal)
+            return CallTarget(method, metadata, seconds, b"")
+        return CallTarget(None, metadata, None, refusal)
 
-    def on_part(self, stream: Stream[Target]) -> None:
+    def on_part(self, stream: Stream[CallTarget]) -> None:
         """Refuse what no more data makes right, without waiting for it."""
         if refusal := stream.target.refusal or _misframed(stream.body, ended=False):
             self.answer(stream, refusal)
 
-    def on_request(self, stream: Stream[Target]) -> None:
+    def on_request(self, stream: Stream[CallTarget]) -> None:
         """Call the method, unless something is wrong with the request."""
         target, body = stream.target, stream.body
         method = target.method
@@ -210,12 +210,12 @@ class GrpcProtocol(Http2Protocol[Target]):
         else:
             self._wait(stream, answer, deadline)
 
-    def on_reset(self, stream: Stream[Target]) -> None:
+    def on_reset(self, stream: Stream[CallTarget]) -> None:
         """Cancel what is awaited."""
         if answer := self._running.pop(stream.id, None):
             answer.cancel()
 
-    def fail(self, stream: Stream[Target], error: BaseException) -> None:
+    def fail(self, stream: Stream[CallTarget], error: BaseException) -> None:
         """Answer with the status that an error stands for."""
         if not isinstance(error, GrpcError):
             logger.error("a call of %s failed", self.peer, exc_info=error)
@@ -223,17 +223,17 @@ class GrpcProtocol(Http2Protocol[Target]):
         if not stream.answered:
             self.answer(stream, status_block(error.status, error.message))
 
-    def _succeed(self, stream: Stream[Target], message: bytes) -> None:
+    def _succeed(self, stream: Stream[CallTarget], message: bytes) -> None:
         self.answer(stream, _HEAD, len(message).to_bytes(5, "big") + message, _TRAILERS)
 
-    def _wait(self, stream: Stream[Target], awaitable: Awaitable[bytes], deadline: float | None) -> None:
+    def _wait(self, stream: Stream[CallTarget], awaitable: Awaitable[bytes], deadline: float | None) -> None:
         answer = asyncio.ensure_future(awaitable)
         self._running[stream.id] = answer
         answer.add_done_callback(partial(self._done, stream))
         left = MAX_CALL_S if deadline is None else deadline - self.loop.time()
         self._state.timer(left).watch(Running(self, stream, answer), self.loop)
 
-    def _done(self, stream: Stream[Target], answer: asyncio.Future[bytes]) -> None:
+    def _done(self, stream: Stream[CallTarget], answer: asyncio.Future[bytes]) -> None:
         """Answer with what was awaited. A call that nobody waits for any more was cancelled."""
         self._running.pop(stream.id, None)
         if answer.cancelled():

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from ratelimit.cache import LRUCache
 from ratelimit.clock import SECOND
-from ratelimit.config.envoy import MAX_UINT32, UNIT_NAMES, UNITS, EnvoyRules, Rule, policy_name, quota, user_of
+from ratelimit.config.envoy import MAX_UINT32, UNIT_NAMES, UNITS, EnvoyRule, EnvoyRules, policy_name, quota, user_of
 from ratelimit.decision import Decision
 from ratelimit.envoy.grpc import Call, GrpcError, Status
 from ratelimit.envoy.messages import (
@@ -74,7 +74,7 @@ class Check(NamedTuple):
     quota_mode: bool
 
 
-class Outcome(NamedTuple):
+class CheckOutcome(NamedTuple):
     """What came of a check. Without a decision, a refund."""
 
     status: DescriptorStatus
@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
     over: bool
 
 
-class Plan(NamedTuple):
+class CallPlan(NamedTuple):
     """What a request means by the rules; in the place of a descriptor without a limit is its status."""
 
     domain: str
@@ -90,7 +90,7 @@ class Plan(NamedTuple):
     checks: list[Check]
 
 
-class Answer(NamedTuple):
+class CallAnswer(NamedTuple):
     """A response, and what has to be awaited before it may leave: events of the usage log on their way to the disk."""
 
     response: RateLimitResponse
@@ -128,7 +128,7 @@ class RateLimitService:
         self._deadline = deadline
         # There nothing ever waits, and no task is needed. (A directory may have to be read first.)
         self._at_once = isinstance(limiter.store, MemoryStore) and limiter.directory is None
-        self._plans: LRUCache[bytes, Plan] = LRUCache(_MAX_PLANS)
+        self._plans: LRUCache[bytes, CallPlan] = LRUCache(_MAX_PLANS)
         self._limits: dict[str, CurrentLimit] = {}
 
     def should_rate_limit(self, message: bytes, call: Call) -> bytes | Awaitable[bytes]:
@@ -157,10 +157,10 @@ class RateLimitService:
                 logger.warning(told, call.peer, left * 1000, self._deadline * 1000)
                 self._deadline = 0.0
 
-    async def _answer(self, plan: Plan) -> bytes:
+    async def _answer(self, plan: CallPlan) -> bytes:
         return await self._when_kept(await self._decide(plan))
 
-    async def _when_kept(self, answer: Answer) -> bytes:
+    async def _when_kept(self, answer: CallAnswer) -> bytes:
         await _kept(answer)
         return write_response(answer.response)
 
@@ -173,29 +173,29 @@ class RateLimitService:
             raise
         return await _kept(await self._decide(plan))
 
-    def _plan(self, request: RateLimitRequest) -> Plan:
+    def _plan(self, request: RateLimitRequest) -> CallPlan:
         """Find the limits of a request. Raises `InvalidInput`."""
         if not request.domain:
             raise InvalidInput("the domain is empty; Envoy's filter has it as `domain`")
         if not 0 < len(request.descriptors) <= MAX_DESCRIPTORS:
             raise InvalidInput(f"expected 1 to {MAX_DESCRIPTORS} descriptors, not {len(request.descriptors)}")
         found = [self._find(request.domain, descriptor) for descriptor in request.descriptors]
-        replaced = {name for rule in found if isinstance(rule, Rule) for name in rule.replaces}
+        replaced = {name for rule in found if isinstance(rule, EnvoyRule) for name in rule.replaces}
         parts = tuple(
             self._part(request, descriptor, rule, replaced)
             for descriptor, rule in zip(request.descriptors, found, strict=True)
         )
         domain = request.domain if request.domain in self._rules.domains else UNKNOWN_DOMAIN
-        return Plan(domain, parts, [part for part in parts if isinstance(part, Check)])
+        return CallPlan(domain, parts, [part for part in parts if isinstance(part, Check)])
 
-    def _find(self, domain: str, descriptor: Descriptor) -> Rule | None:
+    def _find(self, domain: str, descriptor: Descriptor) -> EnvoyRule | None:
         if not 0 < len(descriptor.entries) <= MAX_ENTRIES:
             raise InvalidInput(f"expected 1 to {MAX_ENTRIES} entries in a descriptor, not {len(descriptor.entries)}")
         root = self._rules.domains.get(domain)
         return None if root is None or descriptor.limit is not None else root.find(descriptor.entries)
 
     def _part(
-        self, request: RateLimitRequest, descriptor: Descriptor, rule: Rule | None, replaced: set[str]
+        self, request: RateLimitRequest, descriptor: Descriptor, rule: EnvoyRule | None, replaced: set[str]
     ) -> Check | DescriptorStatus:
         hits = descriptor.hits if descriptor.hits is not None else max(1, request.hits)
         cost = min(hits, MAX_LIMIT)
@@ -215,7 +215,7 @@ class RateLimitService:
         user, action = rule.user(descriptor.entries), rule.policy.name
         return Check(user, action, cost, descriptor.negative, None, quota, limit, window, rule.quota_mode)
 
-    async def _decide(self, plan: Plan) -> Answer:
+    async def _decide(self, plan: CallPlan) -> CallAnswer:
         """Check what has to be checked, and count the call."""
         checks = plan.checks
         if len(checks) == 1:
@@ -232,15 +232,15 @@ class RateLimitService:
                 statuses.insert(place, part)
         events = [] if self._usage is None else self._record(self._usage, checks, outcomes)
         code, fields = OVER_LIMIT if over else OK, self._fields(outcomes, over)
-        return Answer(RateLimitResponse(code, tuple(statuses), fields), events)
+        return CallAnswer(RateLimitResponse(code, tuple(statuses), fields), events)
 
-    async def _all(self, works: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
+    async def _all(self, works: Iterable[Coroutine[Any, Any, CheckOutcome]]) -> list[CheckOutcome]:
         """Do all of it, at once where it has to wait for the store."""
         if self._at_once:
             return [await work for work in works]
         return await asyncio.gather(*works)
 
-    async def _check(self, check: Check) -> Outcome:
+    async def _check(self, check: Check) -> CheckOutcome:
         limiter, quotas = self._limiter, check.own
         if check.negative:
             return await self._refund(check)
@@ -253,7 +253,7 @@ class RateLimitService:
             decision = replace(decision, quotas=charged.quotas)
         return _outcome(check, decision)
 
-    async def _refund(self, check: Check) -> Outcome:
+    async def _refund(self, check: Check) -> CheckOutcome:
         """Give hits back, as far as there are any. That is OK however much is left then."""
         limiter, quotas = self._limiter, check.own
         try:
@@ -262,9 +262,9 @@ class RateLimitService:
         except StoreUnavailable as error:
             raise GrpcError(Status.UNAVAILABLE, "the store did not take the refund") from error
         decision = await limiter.peek(check.user, check.action, quotas=quotas)
-        return Outcome(_status(check, decision, OK), None, False)
+        return CheckOutcome(_status(check, decision, OK), None, False)
 
-    async def _give_back(self, outcome: Outcome) -> Outcome:
+    async def _give_back(self, outcome: CheckOutcome) -> CheckOutcome:
         decision = outcome.decision
         if decision is None or not decision.spent:
             return outcome
@@ -277,7 +277,7 @@ class RateLimitService:
         status = outcome.status
         return outcome._replace(status=status._replace(remaining=status.remaining + decision.cost))
 
-    def _fields(self, outcomes: Iterable[Outcome], over: bool) -> tuple[tuple[bytes, bytes], ...]:
+    def _fields(self, outcomes: Iterable[CheckOutcome], over: bool) -> tuple[tuple[bytes, bytes], ...]:
         if self._headers is None:
             return ()
         decisions = [outcome.decision for outcome in outcomes if outcome.decision is not None]
@@ -288,7 +288,9 @@ class RateLimitService:
                 fields.append((b"retry-after", b"%d" % max(1, ceil(max(wait or 0.0 for wait in waits)))))
         return tuple(fields)
 
-    def _record(self, usage: UsageLog, checks: Iterable[Check], outcomes: Iterable[Outcome]) -> list[Awaitable[bool]]:
+    def _record(
+        self, usage: UsageLog, checks: Iterable[Check], outcomes: Iterable[CheckOutcome]
+    ) -> list[Awaitable[bool]]:
         """Keep an event of each decision; of what was only looked at there is none."""
         waiting = []
         for check, outcome in zip(checks, outcomes, strict=True):
@@ -312,7 +314,7 @@ class RateLimitService:
         self.calls[domain, code] = self.calls.get((domain, code), 0) + 1
 
 
-async def _kept(answer: Answer) -> RateLimitResponse:
+async def _kept(answer: CallAnswer) -> RateLimitResponse:
     for event in answer.events:
         await event
     return answer.response
@@ -331,7 +333,7 @@ def _overridden(domain: str, descriptor: Descriptor, cost: int) -> Check:
     return Check(user, action, cost, descriptor.negative, limit, limit, wire, limit.window.longest, False)
 
 
-def _is_over(checks: list[Check], outcomes: list[Outcome]) -> bool:
+def _is_over(checks: list[Check], outcomes: list[CheckOutcome]) -> bool:
     """Return whether the request is refused: by any limit, or by all of those in quota mode."""
     over = [outcome.over for outcome in outcomes]
     if True not in over:
@@ -345,9 +347,9 @@ def _left(decision: Decision) -> int:
     return decision.quotas[0].remaining if decision.quotas else 0
 
 
-def _outcome(check: Check, decision: Decision) -> Outcome:
+def _outcome(check: Check, decision: Decision) -> CheckOutcome:
     over = not decision.allowed
-    return Outcome(_status(check, decision, OVER_LIMIT if over else OK), decision, over)
+    return CheckOutcome(_status(check, decision, OVER_LIMIT if over else OK), decision, over)
 
 
 def _status(check: Check, decision: Decision, code: int) -> DescriptorStatus:

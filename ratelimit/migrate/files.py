@@ -60,7 +60,7 @@ _LOOKED_AT: Final = 64
 SQLITE: Final = b"SQLite format 3\x00"
 
 
-class Opened(NamedTuple):
+class OpenFile(NamedTuple):
     """A file that is being read."""
 
     text: TextIO
@@ -84,7 +84,7 @@ def check_encoding(name: str) -> str:
 
 
 @contextmanager
-def opened(path: Path, encoding: str, *, errors: str = "strict") -> Iterator[Opened]:
+def opened(path: Path, encoding: str, *, errors: str = "strict") -> Iterator[OpenFile]:
     """Open a file. Raises `InvalidInput` where it is not text, or what is packed is damaged, also while it is read."""
     with path.open("rb") as raw:
         is_packed = raw.read(2) == _GZIP
@@ -95,7 +95,7 @@ def opened(path: Path, encoding: str, *, errors: str = "strict") -> Iterator[Ope
             _check(path, start, encoding)
             binary.seek(0)
             name = "utf-8-sig" if encoding == UTF_8 else encoding
-            yield Opened(io.TextIOWrapper(binary, name, errors=errors, newline=""), raw)
+            yield OpenFile(io.TextIOWrapper(binary, name, errors=errors, newline=""), raw)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InvalidInput(f"{path} is packed, and damaged or cut short: {error}") from None
         except UnicodeError as error:
@@ -433,7 +433,7 @@ def _bad_text(text: str, encoding: str) -> str:
     return ""
 
 
-def _in_section(place: _FilePosition, stream: JsonStream, file: Opened) -> Generator[_Row, None, None]:
+def _in_section(place: _FilePosition, stream: JsonStream, file: OpenFile) -> Generator[_Row, None, None]:
     if place.section is None:
         yield from _records(place.path.name, stream, file.raw.tell)
         stream.end()

@@ -1,6 +1,6 @@
 """The usage log: every event kept once, read by user, action and day, taken out and brought in."""
 
-from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, Stream, export_events
+from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, StreamSink, export_events
 from ratelimit.usage.formats import Csv, Jsonl
 from ratelimit.usage.importing import BadLines, Imported, import_events
 from ratelimit.usage.log import UsageLog
@@ -18,7 +18,7 @@ __all__ = [
     "Imported",
     "Jsonl",
     "Reconciliation",
-    "Stream",
+    "StreamSink",
     "TopUser",
     "UsageLog",
     "UsageSettings",

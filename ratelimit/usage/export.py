@@ -248,7 +248,7 @@ class File:
         return checkpoint
 
 
-class Stream:
+class StreamSink:
     """A sink that is a stream, standard output for one: nothing to go on with."""
 
     def __init__(self, stream: BinaryIO, encoder: Encoder) -> None:

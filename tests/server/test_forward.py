@@ -10,8 +10,8 @@ import pytest
 
 from ratelimit.policy import Policy
 from ratelimit.server import proxy
-from ratelimit.server.proxy import Proxy
 from ratelimit.server.upstream import ProxySettings
+from ratelimit.store import MemoryStore
 from ratelimit.usage import UsageLog
 from tests.http.apps import limiter_of
 from tests.server.sockets import (
@@ -22,7 +22,6 @@ from tests.server.sockets import (
     ask,
     connected,
     in_front_of,
-    listening,
     scripted,
     until_gone,
 )
@@ -224,7 +223,7 @@ async def test_a_log_that_fails_spoils_no_answer(caplog: pytest.LogCaptureFixtur
     limiter = limiter_of(Policy("api", "9/day", match="/**"))
     async with (
         answering(OK) as (upstream, _),
-        in_front_of(upstream, limiter=limiter, usage=BrokenLog(limiter.store)) as address,
+        in_front_of(upstream, limiter=limiter, usage=BrokenLog(MemoryStore())) as address,
     ):
         assert (await ask(address, GET)).endswith(b"\r\n\r\nok")
     assert "a usage event could not be kept" in caplog.text
@@ -236,8 +235,7 @@ async def test_a_count_function_that_fails_is_a_fault_and_leaves_nothing_open(ca
 
     limiter = limiter_of(Policy("api", "9/day", match="/**", count=count))
     async with answering(OK) as (upstream, _):
-        service = Proxy(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
-        async with listening(service) as address:
+        async with in_front_of(upstream, limiter=limiter) as address:
             assert (await ask(address, GET)).startswith(b"HTTP/1.1 502 ")
     assert "could not be settled" in caplog.text
     assert "cut off" not in caplog.text

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from ratelimit.directory import Directory
 from ratelimit.errors import RateLimitError
 from ratelimit.http.api.directory import DirectoryRoutes
-from ratelimit.http.api.idempotency import Answer, IdempotencyCache
+from ratelimit.http.api.idempotency import ApiAnswer, IdempotencyCache
 from ratelimit.http.api.limiter import LimiterRoutes
 from ratelimit.http.api.operation import (
     RETRY_AFTER,
@@ -216,7 +216,7 @@ class Api:
             raise  # For the server's log.
         await _send(answer, scope, send)
 
-    async def answer(self, scope: Scope, body: Body) -> Answer:
+    async def answer(self, scope: Scope, body: Body) -> ApiAnswer:
         """Return the answer to a request; `body` reads its body, if that is wanted, and may raise `ProblemError`."""
         try:
             return await self._answer(scope, body)
@@ -225,7 +225,7 @@ class Api:
         except RateLimitError as error:
             return _problem(problem_of_error(error))
 
-    async def _answer(self, scope: Scope, body: Body) -> Answer:
+    async def _answer(self, scope: Scope, body: Body) -> ApiAnswer:
         found = self._router.find(_raw_path(scope))
         one = None if found is None else _chosen(found, scope["method"])
         is_open = one is not None and one.open
@@ -239,13 +239,13 @@ class Api:
             raise refused(405, "Method not allowed", f"{found.template} takes {allow}", (b"allow", allow.encode()))
         return await self._carry_out(one, found.raw_part, scope, body)
 
-    async def _carry_out(self, one: Operation, raw_part: str | None, scope: Scope, read: Body) -> Answer:
+    async def _carry_out(self, one: Operation, raw_part: str | None, scope: Scope, read: Body) -> ApiAnswer:
         part = None if raw_part is None else decode_part(one, raw_part)
         query = decode_query(one.query, scope)
         raw = b"" if one.body is None else await read()
         body = None if one.body is None else decode_body(one.body, raw)
 
-        async def act() -> Answer:
+        async def act() -> ApiAnswer:
             try:
                 return _success(await one.act(**arguments(one, part, query, body)))
             except RateLimitError as error:
@@ -267,26 +267,26 @@ def _raw_path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def headers_of(answer: Answer) -> list[tuple[bytes, bytes]]:
+def headers_of(answer: ApiAnswer) -> list[tuple[bytes, bytes]]:
     """Return the fields that it is sent with."""
     length = [] if answer.status == 204 else [(b"content-length", b"%d" % len(answer.body))]
     return [*length, (b"cache-control", b"no-store"), *answer.headers]
 
 
-async def _send(answer: Answer, scope: Scope, send: Send) -> None:
+async def _send(answer: ApiAnswer, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.start", "status": answer.status, "headers": headers_of(answer)})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
 
-def _success(value: object) -> Answer:
+def _success(value: object) -> ApiAnswer:
     if value is None:
-        return Answer(204, b"")
-    return Answer(200, to_json(value), ((b"content-type", JSON),))
+        return ApiAnswer(204, b"")
+    return ApiAnswer(200, to_json(value), ((b"content-type", JSON),))
 
 
-def _problem(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+def _problem(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) -> ApiAnswer:
     wait = ((b"retry-after", RETRY_AFTER),) if problem.status == 503 else ()
-    return Answer(problem.status, to_json(problem), ((b"content-type", CONTENT_TYPE), *headers, *wait))
+    return ApiAnswer(problem.status, to_json(problem), ((b"content-type", CONTENT_TYPE), *headers, *wait))
 
 
 UNEXPECTED: Final = _problem(_UNEXPECTED)

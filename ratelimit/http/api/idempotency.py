@@ -23,7 +23,7 @@ MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_KEY: Final = 255
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ApiAnswer(msgspec.Struct, frozen=True):
     """What goes out."""
 
     status: int
@@ -34,7 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
 class _Kept(msgspec.Struct):
     digest: bytes
     expires: int
-    task: asyncio.Task[Answer]
+    task: asyncio.Task[ApiAnswer]
     size: int = 0
     """Bytes of the answer; 0 while there is none."""
 
@@ -55,7 +55,7 @@ class IdempotencyCache:
         self._kept_for = kept_for
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
-    async def answer(self, key: str, path: str, body: bytes, act: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def answer(self, key: str, path: str, body: bytes, act: Callable[[], Awaitable[ApiAnswer]]) -> ApiAnswer:
         """Return what `act` answers, or has answered to this key. Raise `ProblemError` for a bad key, or another body.
 
         A repeat that comes while the first is under way waits for it. The first goes on if its client gives up.
@@ -81,7 +81,7 @@ class IdempotencyCache:
     def _keep(self, place: tuple[str, str], kept: _Kept) -> None:
         self._kept[place] = kept
 
-        def settle(task: asyncio.Task[Answer]) -> None:
+        def settle(task: asyncio.Task[ApiAnswer]) -> None:
             if self._kept.get(place) is not kept:
                 return
             if task.cancelled() or task.exception() is not None or task.result().status >= 400:

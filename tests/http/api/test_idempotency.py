@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ratelimit.http.api.idempotency import Answer, IdempotencyCache
+from ratelimit.http.api.idempotency import ApiAnswer, IdempotencyCache
 from ratelimit.testing import FakeClock
 
 
@@ -17,10 +17,10 @@ class Service:
         self.cache = cache
         self.acted = 0
 
-    async def ask(self, key: str, *, size: int = 0, status: int = 200) -> Answer:
-        async def act() -> Answer:
+    async def ask(self, key: str, *, size: int = 0, status: int = 200) -> ApiAnswer:
+        async def act() -> ApiAnswer:
             self.acted += 1
-            return Answer(status, b"x" * size)
+            return ApiAnswer(status, b"x" * size)
 
         return await self.cache.answer(key, "/v1/check", b"{}", act)
 
@@ -61,9 +61,9 @@ async def test_room_comes_back_with_what_expires_and_what_failed() -> None:
 async def test_one_that_gave_way_while_it_ran_takes_no_room() -> None:
     cache, go = IdempotencyCache(FakeClock(), max_answers=1, max_bytes=1000), asyncio.Event()
 
-    async def slow() -> Answer:
+    async def slow() -> ApiAnswer:
         await go.wait()
-        return Answer(200, b"x" * 1000)
+        return ApiAnswer(200, b"x" * 1000)
 
     running = asyncio.create_task(cache.answer("slow", "/v1/check", b"{}", slow))
     await asyncio.sleep(0)
@@ -83,7 +83,7 @@ async def test_one_that_gave_way_while_it_ran_takes_no_room() -> None:
 async def test_a_fault_is_raised_and_not_kept() -> None:
     cache = IdempotencyCache(FakeClock())
 
-    async def broken() -> Answer:
+    async def broken() -> ApiAnswer:
         raise ZeroDivisionError
 
     for _ in range(2):
