@@ -16,6 +16,7 @@ from ratelimit.directory import Directory
 from ratelimit.errors import (
     AccessDenied,
     ConfigError,
+    HoldExpired,
     InvalidAction,
     InvalidCost,
     InvalidEvent,
@@ -23,8 +24,10 @@ from ratelimit.errors import (
     InvalidQuota,
     InvalidUser,
     LimiterClosed,
+    NotHeld,
     QuotaExceeded,
     RateLimitError,
+    SlotNeeded,
     StoreMisconfigured,
     StoreThrottled,
     StoreUnavailable,
@@ -33,7 +36,7 @@ from ratelimit.errors import (
     UnknownAction,
 )
 from ratelimit.event import UsageEvent
-from ratelimit.limiter import Alert, Limiter, Spend
+from ratelimit.limiter import Alert, Limiter, Reservation, Slot, Spend
 from ratelimit.opening import open_store
 from ratelimit.policy import Policy
 from ratelimit.quota import UNLIMITED, Quota, Window
@@ -56,6 +59,7 @@ __all__ = [
     "ConfigError",
     "Decision",
     "Directory",
+    "HoldExpired",
     "Identity",
     "InvalidAction",
     "InvalidBody",
@@ -68,6 +72,7 @@ __all__ = [
     "Limiter",
     "LimiterClosed",
     "MemoryStore",
+    "NotHeld",
     "Plan",
     "Policy",
     "Quota",
@@ -75,6 +80,9 @@ __all__ = [
     "QuotaState",
     "RateLimitError",
     "RateLimitMiddleware",
+    "Reservation",
+    "Slot",
+    "SlotNeeded",
     "Spend",
     "StoreMisconfigured",
     "StoreThrottled",

@@ -11,7 +11,7 @@ import msgspec
 from ratelimit.clock import instant
 from ratelimit.quota import Quota
 
-Reason: TypeAlias = Literal["quota", "too_large", "inactive", "unavailable"]
+Reason: TypeAlias = Literal["quota", "concurrency", "too_large", "inactive", "unavailable"]
 
 
 class QuotaState(msgspec.Struct, frozen=True, gc=False):
@@ -42,7 +42,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Seconds until the same check passes: 0 when allowed, None when it never will (the cost exceeds a quota)."""
     reason: Reason | None = None
     """Why it was refused, or why it was allowed unasked (`unavailable`); None where the quotas simply had room.
-    `inactive`: the directory says that this user may do nothing at all."""
+    `concurrency`: it was for want of a slot alone, and when one will be free cannot be known. `inactive`: the directory
+    says that this user may do nothing at all."""
     shadow_denied: bool = False
     """True where only `mode="shadow"` let it pass."""
     at_us: int = 0

@@ -50,6 +50,10 @@ class InvalidCursor(InvalidInput):
     """A cursor that is damaged, or came from another query."""
 
 
+class SlotNeeded(InvalidInput):
+    """A check, by a policy that limits what goes on at the same time: `limiter.slot` takes what can be given back."""
+
+
 class OutOfRetention(InvalidInput):
     """A day that is no longer kept, or that has not come yet."""
 
@@ -72,6 +76,14 @@ class ConfigError(InvalidInput):
 
 class UnknownAction(RateLimitError, LookupError):
     """A check for an action that no policy names, without quotas of its own."""
+
+
+class NotHeld(RateLimitError):
+    """A slot or a reservation was given back or settled that is not held: not taken yet, or given back before."""
+
+
+class HoldExpired(NotHeld):
+    """A slot or a reservation was given back or settled after its end: what it held is given back already."""
 
 
 class LimiterClosed(RateLimitError):

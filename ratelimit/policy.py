@@ -45,6 +45,10 @@ UserFrom: TypeAlias = "str | Callable[[Request], str | Awaitable[str | None] | N
 Exempt: TypeAlias = "str | Callable[[Request], bool | Awaitable[bool]]"
 
 
+MIN_HOLD_S: Final = 3
+MAX_HOLD_S: Final = 3600
+
+
 class QuotaSource(Protocol):
     """Who knows the quotas of a user's plan. `ratelimit.directory.Directory` is one."""
 
@@ -127,6 +131,12 @@ def _thresholds(values: object) -> tuple[float, ...]:
     return thresholds
 
 
+def _hold(value: object) -> int:
+    if type(value) is not int or not MIN_HOLD_S <= value <= MAX_HOLD_S:
+        raise ConfigError("", f"must be whole seconds from {MIN_HOLD_S} to {MAX_HOLD_S}, not {value!r}")
+    return value
+
+
 def _part(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ConfigError("", f"must be a part from 0 to 1, not {value!r}")
@@ -167,6 +177,9 @@ class Policy:
     lease: Lease = setting(None, _lease, number)
     """Units that a process may take in advance and grant from memory, or `"auto"`: for keys hotter than one item can be
     written. Fixed windows only: units kept back would not age in the others."""
+    hold: int = setting(30, _hold, number)
+    """Seconds for which a slot or a reservation outlives a process that has died with it, and at most a quarter more.
+    Whoever lives renews what it holds three times in this time."""
     alert_at: Converted[Iterable[float], tuple[float, ...]] = setting((), _thresholds, numbers)
     """Parts of a limit (`[0.8, 1.0]`) at which the limiter's `on_alert` is called."""
     log: Log = setting("all", one_of(Log))
@@ -183,6 +196,8 @@ class Policy:
                 raise ConfigError(f"quotas[{position}]", f"burst needs algorithm = 'gcra', not {self.algorithm!r}")
         if self.lease is not None and self.algorithm != "fixed_window":
             raise ConfigError("lease", f"needs algorithm = 'fixed_window', not {self.algorithm!r}")
+        if self.lease is not None and any(quota.is_concurrent for quota in self.quotas):
+            raise ConfigError("lease", "needs quotas per time: slots are not taken in advance")
 
 
 def _keep(policy: Policy, name: str, check: Callable[[Any], object]) -> None:

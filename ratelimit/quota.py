@@ -1,4 +1,5 @@
-"""`Quota`: an amount per time, with the text form people know (`5/day`, `10 per 5 minutes`, `100/hour; 1000/day`)."""
+"""`Quota`: an amount per time, or at the same time, in the text form people know (`5/day`, `10 per 5 minutes`,
+`100/hour; 1000/day`, `10 concurrent`)."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 from ratelimit.clock import DAY, HOUR, MINUTE, SECOND
 from ratelimit.errors import ConfigError, InvalidQuota
 
-Unit: TypeAlias = Literal["second", "minute", "hour", "day", "week", "month", "year"]
-UNITS: Final = cast(tuple[Unit, ...], get_args(Unit))
+Unit: TypeAlias = Literal["second", "minute", "hour", "day", "week", "month", "year", "concurrent"]
+UNITS: Final = cast(tuple[Unit, ...], get_args(Unit)[:-1])
+"""Those of time."""
 MAX_LIMIT: Final = 10**12
 MAX_YEARS: Final = 10
 _MOST_DIGITS: Final = 40
@@ -42,14 +44,19 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A length of time that repeats, aligned to UTC: seconds to weeks of fixed length, calendar months and years."""
+    """A length of time that repeats, aligned to UTC: seconds to weeks of fixed length, calendar months and years.
+
+    `CONCURRENT` is none of these: what is limited by it is limited at every moment.
+    """
 
     count: int
     unit: Unit
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
+        if self.unit not in UNITS and self.unit != "concurrent":
             raise InvalidQuota(_unknown_unit(self.unit))
+        if self.unit == "concurrent" and self.count != 1:
+            raise InvalidQuota("'concurrent' is no length of time; write '10 concurrent'")
         if type(self.count) is not int or self.count < 1:
             raise InvalidQuota(f"a window must last at least 1 {self.unit}, not {self.count!r}")
         if self.longest > MAX_YEARS * 366 * DAY:
@@ -65,7 +72,9 @@ class Window:
 
     @property
     def longest(self) -> int:
-        """Return the most microseconds it can last: a month counts 31 days, a year 366."""
+        """Return the most microseconds it can last: a month counts 31 days, a year 366; 0 where it is no time."""
+        if self.unit == "concurrent":
+            return 0
         if self.unit in _FIXED:
             return self.count * _FIXED[self.unit]
         return self.count * (31 if self.unit == "month" else 366) * DAY
@@ -76,7 +85,9 @@ class Window:
         return self.longest // SECOND
 
     def span(self, now: int) -> Span:
-        """Return the window that `now` lies in."""
+        """Return the window that `now` lies in; raise `InvalidQuota` where it is no time."""
+        if self.unit == "concurrent":
+            raise InvalidQuota("'concurrent' is no length of time")
         if self.unit in _FIXED:
             shift = _MONDAY if self.unit == "week" else 0
             length = self.count * _FIXED[self.unit]
@@ -95,7 +106,8 @@ class Window:
 class Quota:
     """At most `limit` units in each `window`; with GCRA, at most `burst` (by default `limit`) at once.
 
-    `window` may be given as text (`Quota(5, "day")`). A limit of 0 refuses everything. Raises `InvalidQuota`.
+    `window` may be given as text (`Quota(5, "day")`); with `"concurrent"`, so many at the same time, at any cost.
+    A limit of 0 refuses everything. Raises `InvalidQuota`.
     """
 
     limit: int
@@ -106,6 +118,8 @@ class Quota:
         object.__setattr__(self, "limit", _amount("limit", limit, least=0))
         object.__setattr__(self, "window", _window(window))
         object.__setattr__(self, "burst", None if burst is None else _amount("burst", burst, least=1))
+        if burst is not None and self.is_concurrent:
+            raise InvalidQuota("burst is for amounts per time; of 'concurrent' the limit is the most at once")
 
     @classmethod
     def parse(cls, text: str) -> Quota:
@@ -115,7 +129,14 @@ class Quota:
             raise InvalidQuota(f"{text!r} holds {len(quotas)} quotas where one is expected")
         return quotas[0]
 
+    @property
+    def is_concurrent(self) -> bool:
+        """Return whether it limits what goes on at the same time."""
+        return self.window.unit == "concurrent"
+
     def __str__(self) -> str:
+        if self.is_concurrent:
+            return f"{self.limit} concurrent"
         burst = "" if self.burst is None else f" burst {self.burst}"
         return f"{self.limit}/{self.window}{burst}"
 
@@ -139,6 +160,7 @@ _QUOTA = re.compile(
     r"""\s*(?P<limit>[+-]?[0-9]+)\s*(?:/|\bper\b)\s*(?P<window>[0-9]*\s*[^\W\d_]+)\s*(?:\bburst\s+(?P<burst>[0-9]+)\s*)?""",
     re.IGNORECASE | re.VERBOSE,
 )
+_CONCURRENT_QUOTA = re.compile(r"\s*([+-]?[0-9]+)\s*concurrent\s*", re.IGNORECASE)
 
 
 def to_quotas(value: QuotasLike) -> Quotas:
@@ -183,7 +205,7 @@ def _together(items: list[str | Quota]) -> Quotas:
 
 @lru_cache(maxsize=1024)
 def parse_quotas(text: str) -> Quotas:
-    """Read `5/day`, `10 per 5 minutes`, `100/hour; 1000/day` (`,` and `|` too), `unlimited` or `-1`.
+    """Read `5/day`, `10 per 5 minutes`, `100/hour; 1000/day` (`,` and `|` too), `10 concurrent`, `unlimited` or `-1`.
 
     Case does not matter, plurals are understood, `burst 20` may follow for GCRA. Raises `InvalidQuota`.
     """
@@ -193,12 +215,18 @@ def parse_quotas(text: str) -> Quotas:
 
 
 def _parse_one(text: str) -> Quota:
+    match = _CONCURRENT_QUOTA.fullmatch(text)
+    if match is not None:
+        return Quota(_whole(match[1]), CONCURRENT)
     match = _QUOTA.fullmatch(text)
     if match is None:
         hint = "'unlimited' stands alone" if text.strip().lower() in ("unlimited", "-1") else "write '5/day'"
         raise InvalidQuota(f"{text.strip()!r} is not a quota; {hint} or '10 per 5 minutes'")
     burst = _whole(match["burst"]) if match["burst"] else None
-    return Quota(_whole(match["limit"]), Window.parse(match["window"]), burst)
+    window = Window.parse(match["window"])
+    if window == CONCURRENT:
+        raise InvalidQuota(f"{text.strip()!r} is not a quota; write '{match['limit']} concurrent'")
+    return Quota(_whole(match["limit"]), window, burst)
 
 
 def _distinct(quotas: list[Quota]) -> Quotas:
@@ -206,7 +234,8 @@ def _distinct(quotas: list[Quota]) -> Quotas:
     seen: set[Window] = set()
     for quota in quotas:
         if quota.window in seen:
-            raise InvalidQuota(f"two quotas per {quota.window}; keep the one that is meant")
+            per = "'concurrent'" if quota.is_concurrent else f"per {quota.window}"
+            raise InvalidQuota(f"two quotas {per}; keep the one that is meant")
         seen.add(quota.window)
     return tuple(quotas)
 
@@ -241,8 +270,8 @@ def _unit(word: str) -> Unit:
     lower = word.lower()
     # Of short names the plurals stand in the list: one letter and an s may be another unit (ms).
     name = _SHORT.get(lower, lower.removesuffix("s"))
-    if name in UNITS:
-        return name
+    if name in UNITS or lower == "concurrent":
+        return cast(Unit, name)
     raise InvalidQuota(_unknown_unit(word))
 
 
@@ -257,6 +286,8 @@ def _start_of_month(months: int) -> int:
     year, month = divmod(months, 12)
     return (date(year, month + 1, 1).toordinal() - _EPOCH_ORDINAL) * DAY
 
+
+CONCURRENT: Final = Window(1, "concurrent")
 
 INACTIVE: Final[Quotas] = (Quota(0, "day"),)
 """What a user has who may do nothing at all; known by identity."""

@@ -3,6 +3,7 @@
 from typing import Final
 
 from ratelimit.algorithms.base import Ops, Rule, Taken
+from ratelimit.algorithms.concurrency import Concurrency
 from ratelimit.algorithms.fixed_window import FixedWindow
 from ratelimit.algorithms.gcra import Gcra
 from ratelimit.algorithms.sliding_window import SlidingWindow
@@ -18,8 +19,10 @@ _ALGORITHMS: Final[dict[AlgorithmName, type[FixedWindow] | type[SlidingWindow] |
 
 
 def rule(algorithm: AlgorithmName, quota: Quota) -> Rule:
-    """Return the rule of one quota under the named algorithm."""
+    """Return the rule of one quota under the named algorithm; slots have their own."""
+    if quota.is_concurrent:
+        return Concurrency(quota)
     return _ALGORITHMS[algorithm](quota)
 
 
-__all__ = ["FixedWindow", "Gcra", "Ops", "Rule", "SlidingWindow", "Taken", "Totals", "rule"]
+__all__ = ["Concurrency", "FixedWindow", "Gcra", "Ops", "Rule", "SlidingWindow", "Taken", "Totals", "rule"]

@@ -9,12 +9,16 @@ yesterday's counter simply is another field, dropped by a later write.
     gdl, gm10l      the limit that this counts by
     gdr, gm10r      what was ever given back to the bucket, in nanoseconds
     u261121         units used on a day of this century;  u2611: in a month
+    c, r            slots in use; units reserved
+    c1764349275     of the slots in use, those that are over at that epoch second, unless they are given back or renewed
+    r1764349275_75hd  the same of the units reserved: taken at least 75 s before, from the windows `h` and `d`
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -23,6 +27,8 @@ from ratelimit.errors import InvalidInput
 from ratelimit.quota import Unit, Window
 
 Per: TypeAlias = Literal["day", "month"]
+SLOTS: Final = "c"
+RESERVED: Final = "r"
 
 DAYS_KEPT: Final = 35
 MONTHS_KEPT: Final = 13
@@ -34,6 +40,8 @@ _UNITS: Final = {letter: unit for unit, letter in _LETTERS.items()}
 _WINDOW_FIELD = re.compile(r"([smhdwoy])(?:(\d+)_)?(-?\d+)", re.ASCII)
 _BUCKET_FIELD = re.compile(r"g([smhdwoy])(\d*)", re.ASCII)
 _NANOSECONDS_A_SECOND: Final = 10**9
+_HELD_FIELD = re.compile(r"([cr])(\d+)(?:_(\d+)((?:g?[smhdwoy]\d*)*))?", re.ASCII)
+_HELD_WINDOW = re.compile(r"(g?)([smhdwoy])(\d*)", re.ASCII)
 _TOTAL_FIELD = re.compile(r"u(\d{2})(\d{2})(\d{2})?", re.ASCII)
 
 
@@ -63,6 +71,48 @@ def bucket_limit_field(window: Window) -> str:
 def bucket_returned_field(window: Window) -> str:
     """Return the field of all that was ever given back to a bucket."""
     return bucket_field(window) + "r"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldField:
+    """What a field of slots or of reserved units says by its name: when they are over, and what they were taken from.
+
+    `total` is the field in which they are counted besides; `start` and `end` are epoch seconds.
+    """
+
+    name: str
+    total: str
+    start: int
+    end: int
+    windows: tuple[Window, ...]
+    buckets: bool
+
+
+def slots_field(end: int) -> str:
+    """Return the field of slots that are over at an epoch second."""
+    return f"{SLOTS}{end}"
+
+
+def reserved_field(start: int, end: int, windows: Iterable[Window], *, buckets: bool) -> str:
+    """Return the field of units that were reserved at an epoch second or soon after it, and are over at another."""
+    codes = [bucket_field(window) if buckets else bucket_field(window)[1:] for window in windows]
+    return f"{RESERVED}{end}_{end - start}{''.join(codes)}"
+
+
+def held_fields(record: Iterable[str]) -> Iterator[HeldField]:
+    """Yield what a record's fields say about slots and reserved units, but for how many they are."""
+    for field in record:
+        if field[0] in "cr" and (match := _HELD_FIELD.fullmatch(field)):
+            total, end, ago, codes = match.groups()
+            found = _HELD_WINDOW.findall(codes or "")
+            windows = tuple([Window(int(count or 1), _UNITS[letter]) for _, letter, count in found])
+            buckets = any(bucket for bucket, _, _ in found)
+            yield HeldField(field, total, int(end) - int(ago or 0), int(end), windows, buckets)
+
+
+def is_held(field: str) -> bool:
+    """Return whether the field counts slots or reserved units, which whoever has them still has after a reset."""
+    return field in (SLOTS, RESERVED) or _HELD_FIELD.fullmatch(field) is not None
 
 
 def buckets_end(record: Mapping[str, int]) -> int:

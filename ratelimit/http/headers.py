@@ -1,6 +1,7 @@
 """What a response says about the quotas, in the fields of draft-ietf-httpapi-ratelimit-headers-10, or the older ones.
 
     RateLimit-Policy: "hint-hour";q=20;w=3600, "hint-day";q=100;w=86400      every quota of the policy
+    RateLimit-Policy: "export";q=2;qu="concurrent-requests"                  slots: no window, no `t`
     RateLimit: "hint-hour";r=3;t=1800                                        the tightest of them
     X-RateLimit-Limit, -Remaining, -Reset                                    the same, Reset in epoch seconds
 
@@ -85,6 +86,8 @@ class HeaderWriter:
             prepared = self.prepared(decision)
         number = tightest(decision) if len(states) > 1 else 0
         state = states[number]
+        if prepared.has_slots and state.quota.is_concurrent:
+            return prepared.policy, b"%b%d" % (prepared.limits[number], state.remaining)
         return prepared.policy, b"%b%d;t=%d" % (prepared.limits[number], state.remaining, _whole(_span(state)))
 
     def prepared(self, decision: Decision) -> Prepared:
@@ -102,15 +105,15 @@ class Prepared:
     """What is the same in every response on one policy: the whole of one field, and the beginning of the other; how
     its quotas are called, and what they allow."""
 
-    __slots__ = ("_quotas", "allowances", "limits", "names", "policy")
+    __slots__ = ("_quotas", "allowances", "has_slots", "limits", "names", "policy")
 
     def __init__(self, policy: str, quotas: tuple[Quota, ...]) -> None:
         self._quotas = quotas
+        self.has_slots = any(quota.is_concurrent for quota in quotas)
         self.names = item_names(policy, quotas)
         self.allowances = [_allowance(quota) for quota in quotas]
         names = [_string(name) for name in self.names]
-        items = [b"%b;q=%d;w=%d" % (name, _amount(q), _refill_s(q)) for name, q in zip(names, quotas, strict=True)]
-        self.policy = b", ".join(items)
+        self.policy = b", ".join([_item(name, quota) for name, quota in zip(names, quotas, strict=True)])
         self.limits = [b"%b;r=" % name for name in names]
 
     def is_for(self, states: tuple[QuotaState, ...]) -> bool:
@@ -170,7 +173,15 @@ def _amount(quota: Quota) -> int:
     return quota.limit if quota.burst is None or not quota.limit else quota.burst
 
 
+def _item(name: bytes, quota: Quota) -> bytes:
+    if quota.is_concurrent:
+        return b'%b;q=%d;qu="concurrent-requests"' % (name, quota.limit)
+    return b"%b;q=%d;w=%d" % (name, _amount(quota), _refill_s(quota))
+
+
 def _allowance(quota: Quota) -> str:
+    if quota.is_concurrent:
+        return f"{quota.limit} at the same time"
     amount = str(quota.limit) if quota.burst is None else f"{quota.limit} (at most {quota.burst} at once)"
     return f"{amount} per {quota.window}"
 

@@ -3,5 +3,6 @@
 from ratelimit.limiter.alerts import Alert
 from ratelimit.limiter.joint import Spend
 from ratelimit.limiter.limiter import Limiter
+from ratelimit.limiter.slots import Reservation, Slot
 
-__all__ = ["Alert", "Limiter", "Spend"]
+__all__ = ["Alert", "Limiter", "Reservation", "Slot", "Spend"]

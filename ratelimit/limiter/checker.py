@@ -131,13 +131,13 @@ class Checker:
         decision = self._answer_locally(compiled, key, now, cost)
         if decision is None:
             return self._ask(compiled, key, now, cost)
-        return decision if decision.allowed and self.observer is None else self._tell(compiled, decision, now)
+        return decision if decision.allowed and self.observer is None else self.tell(compiled, decision, now)
 
     async def check_by(
         self, key: Key, cost: int, quotas: QuotasLike | None, algorithm: AlgorithmName | None
     ) -> Decision:
         """Decide by the quotas of the call, else by those that the action has for this user."""
-        answer = self.check(key, cost, await self._resolver.of(key, quotas, algorithm))
+        answer = self.check(key, cost, await self._resolver.of_check(key, quotas, algorithm))
         return answer if isinstance(answer, Decision) else await answer
 
     async def _ask(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
@@ -149,9 +149,9 @@ class Checker:
             decision = None
         if decision is None:
             decision = await self._fallback.answer(self._fallback.counters.spend_one, compiled, key, now, cost)
-        return decision if decision.allowed and self.observer is None else self._tell(compiled, decision, now)
+        return decision if decision.allowed and self.observer is None else self.tell(compiled, decision, now)
 
-    def _tell(self, compiled: CompiledPolicy, decision: Decision, now: int) -> Decision:
+    def tell(self, compiled: CompiledPolicy, decision: Decision, now: int) -> Decision:
         """Return the decision as its policy means it, and let the observer know."""
         if not decision.allowed:
             decision = in_mode(compiled, decision)

@@ -10,11 +10,20 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
-from ratelimit.algorithms.fields import bucket_field, stale
+from ratelimit.algorithms.fields import (
+    RESERVED,
+    SLOTS,
+    bucket_field,
+    held_fields,
+    reserved_field,
+    slots_field,
+    stale,
+)
 from ratelimit.cache import LRUCache
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import Decision, QuotaState
-from ratelimit.errors import ConfigError, UnknownAction
+from ratelimit.errors import ConfigError, SlotNeeded, UnknownAction
+from ratelimit.limiter.held import Held, HeldUnits, held_step, held_until
 from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource
@@ -46,11 +55,14 @@ class CompiledPolicy:
         """Whether a refusal holds until it says; else units may be given back at any time, as answers turn out."""
         self._rules: tuple[Rule, ...] = tuple(rule(policy.algorithm, quota) for quota in policy.quotas)
         self._totals = Totals()
-        self._windows = [quota.window for quota in policy.quotas]
+        self._timed = tuple([one for one in self._rules if not one.quota.is_concurrent])
+        self._windows = [one.quota.window for one in self._timed]
+        self.is_concurrent = len(self._timed) < len(self._rules)
+        """Whether a slot has to be taken, and given back: no check can do that."""
         self._buckets = frozenset(bucket_field(window) for window in self._windows if policy.algorithm == "gcra")
         self._kept_s = max([KEPT_DAYS * _DAY_S, *(3 * window.seconds for window in self._windows)])
         # What a check may leave in a bucket lasts as long; a debt, longer (see `_kept_until`).
-        lasts_s = [one.lasts // SECOND + 2 * _DAY_S for one in self._rules]
+        lasts_s = [one.lasts // SECOND + 2 * _DAY_S for one in self._timed]
         self._kept_s = max([self._kept_s, *lasts_s])
         self._epoch_start = self._epoch_end = 0
         self._today = 0
@@ -81,6 +93,63 @@ class CompiledPolicy:
             return self._with_drops(now, [*parts, self._totals.add(now, cost)], cached)
         kept = self._writes.get(cost)
         return kept[1] if kept is not None and kept[0] == parts else self._write(now, cost, parts)
+
+    def hold(self, now: int, cost: int, cached: CachedRecord, held: Held, contended: bool = False) -> Write | None:
+        """Spend as `spend` does, and note in the record what of it is held, and until when. Asks for the whole record,
+        to see what others hold beyond their time."""
+        parts: list[Ops] = []
+        for one in self._rules:
+            ops = one.spend(now, cost, cached.record, contended)
+            if ops is None:
+                return None
+            parts.append(ops)
+        parts += [self._totals.add(now, cost), held.take()]
+        record = cached.record
+        empty = [one.name for one in held_fields(record) if one.end * SECOND < now and not record[one.name]]
+        for name in empty[:DROPS_AT_ONCE]:
+            parts.append((Expect(name, high=0, or_missing=True), Drop(name)))
+        self._turn_to(now)
+        cached.is_clean(self._epoch_start, now)
+        write = self._with_drops(now, parts, cached)
+        return Write(write.ops, write.expires_at, True, max(write.counts_until, held.end))
+
+    def held(self, now: int, units: int) -> Held:
+        """Return how a slot, where the policy has them, and so many reserved units would be held from now on."""
+        end = held_until(now, self.policy.hold)
+        start = max([now // DAY * DAY, *(self._span_start(one, now) for one in self._timed)]) // SECOND
+        taken_at = max(start, end - self.policy.hold - held_step(self.policy.hold))
+        if self._buckets:
+            start = taken_at
+        fields: list[HeldUnits] = []
+        if self.is_concurrent:
+            fields.append(HeldUnits(SLOTS, slots_field(end), 1))
+        if units:
+            name = reserved_field(taken_at, end, self._windows, buckets=bool(self._buckets))
+            fields.append(HeldUnits(RESERVED, name, units))
+        return Held(tuple(fields), start, end)
+
+    def renewed(self, now: int, held: Held) -> Held:
+        """Return how the same would be held a while longer.
+
+        The older it is, the less exactly its beginning is known, so that there are few fields: of windows, which they
+        were is enough. To a bucket somewhat less goes back then, if nobody gives it back in time.
+        """
+        end, start = held_until(now, self.policy.hold), held.start
+        if self._buckets:
+            grain = 1 << max(0, (now // SECOND - start).bit_length() - 1)
+            start = max(start // _DAY_S * _DAY_S, start // grain * grain)
+        reserved = reserved_field(start, end, self._windows, buckets=bool(self._buckets))
+        fields = [
+            HeldUnits(one.total, slots_field(end) if one.total == SLOTS else reserved, one.units) for one in held.fields
+        ]
+        return Held(tuple(fields), start, end)
+
+    def _span_start(self, one: Rule, now: int) -> int:
+        """A bucket has no windows; of those whose units do not count any more in the end, none has to be known."""
+        window = one.quota.window
+        if self._buckets:
+            return 0
+        return window.span(now).start if window.longest + one.lasts > self.policy.hold * SECOND else 0
 
     def fits(self, now: int, cost: int, record: Record) -> bool:
         """Return whether a record, if true, has room for `cost`."""
@@ -120,17 +189,25 @@ class CompiledPolicy:
         return self._with_drops(now, [*parts, self._totals.add(now, cost)], cached)
 
     def refund(
-        self, now: int, cost: int, record: Record | None, taken: Taken, positions: Sequence[int], cached: CachedRecord
+        self,
+        now: int,
+        cost: int,
+        record: Record | None,
+        taken: Taken,
+        positions: Sequence[int],
+        cached: CachedRecord,
+        also: Ops = (),
     ) -> Write | None:
         """Give back `cost` of what was taken: all of it where the record is not known (None), else what is left of it;
-        None where nothing is. `positions` are those of a decision's states, in the order of the quotas."""
+        None where nothing is. `positions` are those of a decision's states, in the order of the quotas; `also` is done
+        in the same write."""
         places = positions or [0] * len(self._rules)
         parts = [
             one.refund(now, cost, record, taken, position) for one, position in zip(self._rules, places, strict=True)
         ]
         parts.append(self._totals.refund(taken.at, cost, record))
         self._turn_to(now)
-        ops = tuple(op for part in parts for op in part)
+        ops: Ops = (*also, *[op for part in parts for op in part])
         return Write(ops, self._kept_until(ops, cached)) if ops else None
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
@@ -182,7 +259,7 @@ class CompiledPolicy:
         self._epoch_start = max([self._today * DAY, *(span.start for span in spans)])
         self._epoch_end = min([(self._today + 1) * DAY, *(span.end for span in spans)])
         self._expires_at = self._today * _DAY_S + self._kept_s
-        ends = [span.end + one.lasts for span, one in zip(spans, self._rules, strict=True)]
+        ends = [span.end + one.lasts for span, one in zip(spans, self._timed, strict=True)]
         self._counts_until = -(-max(ends, default=0) // SECOND)
         self._writes.clear()
 
@@ -197,6 +274,7 @@ def _alert_points(policy: Policy) -> tuple[tuple[int, float, int], ...]:
     return tuple(
         (place, threshold, ceil(Fraction(str(threshold)) * quota.limit))
         for place, quota in enumerate(policy.quotas)
+        if not quota.is_concurrent
         for threshold in policy.alert_at
     )
 
@@ -211,8 +289,9 @@ class PolicyResolver:
         self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
         self._directory = directory
         self._named = {name: CompiledPolicy(policy) for name, policy in self.policies.items()}
-        self.named: Mapping[str, CompiledPolicy] = self._named if directory is None else {}
-        """Those that hold for everybody, by action; none where each user may have quotas of their own."""
+        checked = {name: compiled for name, compiled in self._named.items() if not compiled.is_concurrent}
+        self.named: Mapping[str, CompiledPolicy] = checked if directory is None else {}
+        """Those that a check goes by, whoever the user is, by action; none where each may have quotas of their own."""
         self._made: LRUCache[tuple[object, ...], CompiledPolicy] = LRUCache(MAX_RESOLVED_POLICIES)
 
     async def of(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> CompiledPolicy:
@@ -233,6 +312,16 @@ class PolicyResolver:
                 "add one, or pass quotas with the call"
             )
         return compiled if algorithm is None else self._with(key.action, compiled.policy.quotas, algorithm)
+
+    async def of_check(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> CompiledPolicy:
+        """Return the policy of what spends and gives nothing back. Raises as `of` does, and `SlotNeeded`."""
+        compiled = await self.of(key, quotas, algorithm)
+        if compiled.is_concurrent:
+            raise SlotNeeded(
+                f"{key.action!r} limits how many go on at the same time, and a check has no end: use `limiter.slot`,"
+                f" as in `async with limiter.slot({key.user!r}, {key.action!r}):`"
+            )
+        return compiled
 
     def of_decision(self, decision: Decision) -> CompiledPolicy:
         """Return the policy of what a decision took from, whatever holds for its user by now."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from typing import Final
 
 import msgspec
 
 from ratelimit.algorithms import Taken
-from ratelimit.algorithms.fields import buckets_end, current_totals, is_total
+from ratelimit.algorithms.fields import RESERVED, SLOTS, buckets_end, current_totals, is_held, is_total
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled
 from ratelimit.limiter.alerts import Alerts
@@ -20,9 +20,9 @@ from ratelimit.store.base import Outcome, Record, Store, Write
 from ratelimit.store.memory import MemoryStore
 
 # Two suffice unless others change the same record in between; this many in a row means a record beyond fair use.
-_ATTEMPTS: Final = 8
+ATTEMPTS: Final = 8
 # From here on, only what others may do at the same time.
-_CONTENDED: Final = 2
+CONTENDED: Final = 2
 # So many stale fields on a record seen for the first time are worth a write of their own.
 _MIN_STALE: Final = 8
 
@@ -55,6 +55,8 @@ class Counters:
         self._denial_cache = denial_cache
         self.on_stale: Callable[[Key, CachedRecord, int], None] | None = None
         """Told of a record in need of a clean-up: to call `clean` behind the answer."""
+        self.sweep: Callable[[Key, int, CachedRecord], Awaitable[bool]] | None = None
+        """Gives back what is reserved beyond its time, and returns whether there was any."""
 
     def known_refusal(
         self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord
@@ -77,21 +79,23 @@ class Counters:
         outcome = self._records.apply(key, write, now)
         if not self._took(compiled, key, now, cost, cached, write, outcome):
             return None
-        return _admit(compiled, key, now, cost, cached.record)
+        return admit(compiled, key, now, cost, cached.record)
 
     async def spend_one(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
         """Spend `cost` if it fits: one round trip, and at most one more where the cached record was out of date."""
         cached = self.cache.get_or_make(key, CachedRecord)
-        for attempt in range(_ATTEMPTS):
-            write = compiled.spend(now, cost, cached, attempt >= _CONTENDED)
+        for attempt in range(ATTEMPTS):
+            write = compiled.spend(now, cost, cached, attempt >= CONTENDED)
             if write is None:
                 await self._look(compiled, key, now, cached)
             elif self._took(compiled, key, now, cost, cached, write, await self.store.apply(key, write, now=now)):
-                return _admit(compiled, key, now, cost, cached.record)
+                return admit(compiled, key, now, cost, cached.record)
             if not compiled.fits(now, cost, cached.record):
+                if await self.swept(key, now, cached):
+                    continue
                 await self._renew(compiled, key, now, cached)
                 return decide(compiled, key, now, cost, cached.record)
-        raise _changing(key)
+        raise changing(key)
 
     async def spend(
         self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int], prefetch: Prefetch | None = None
@@ -104,14 +108,14 @@ class Counters:
         cached = self.cache.get_or_make(key, CachedRecord)
         prefetch = prefetch or Prefetch()
         fitting, total = costs, sum(costs)
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             amount = total - prefetch.held
             if amount > 0:
                 amount += compiled.ahead(now, amount, prefetch.ahead, prefetch.share, cached.record)
             else:  # what is held is not topped up, or a key that is always asked for would always be written
                 prefetch.held -= total
                 return _answers(compiled, key, now, costs, fitting, cached.record, held=prefetch.held)
-            write = compiled.spend(now, amount, cached, attempt >= _CONTENDED)
+            write = compiled.spend(now, amount, cached, attempt >= CONTENDED)
             if write is None:
                 await self._look(compiled, key, now, cached)
             elif self._took(compiled, key, now, amount, cached, write, await self.store.apply(key, write, now=now)):
@@ -121,9 +125,12 @@ class Counters:
             fitting = _fitting(compiled, now, costs, cached.record, held=prefetch.held)
             total = sum(fitting)
             if not total:
+                if await self.swept(key, now, cached):
+                    fitting, total = costs, sum(costs)
+                    continue
                 await self._renew(compiled, key, now, cached)
                 return _answers(compiled, key, now, costs, fitting, cached.record, held=prefetch.held)
-        raise _changing(key)
+        raise changing(key)
 
     async def _spend_late(
         self,
@@ -149,35 +156,35 @@ class Counters:
 
     def granted(self, compiled: CompiledPolicy, key: Key, now: int, cost: int, *, held: int) -> Decision:
         """Return the decision on a cost that was paid from units taken ahead, of which `held` are left."""
-        return _admit(compiled, key, now, cost, compiled.without(now, held, self._cached(key).record))
+        return admit(compiled, key, now, cost, compiled.without(now, held, self.cached(key).record))
 
     def counted(self, key: Key, now: int) -> int:
         """Return the units that all processes together had spent on this UTC day when this one last heard of it."""
-        return self._cached(key).record.get(current_totals(now)[0], 0)
+        return self.cached(key).record.get(current_totals(now)[0], 0)
 
     async def charge(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
         """Spend without asking whether it fits."""
-        cached = self._cached(key)
-        for attempt in range(_ATTEMPTS):
-            write = compiled.charge(now, cost, cached, attempt >= _CONTENDED)
+        cached = self.cached(key)
+        for attempt in range(ATTEMPTS):
+            write = compiled.charge(now, cost, cached, attempt >= CONTENDED)
             outcome = await self.store.apply(key, write, now=now)
             if outcome.applied:
                 self._learn(key, cached, write, outcome.record, now)
                 cached.until = buckets_end(cached.record)
-                self._announce(compiled, key, now, cost, cached.record)
-                return _admit(compiled, key, now, cost, cached.record)
+                self.announce(compiled, key, now, cost, cached.record)
+                return admit(compiled, key, now, cost, cached.record)
             cached.learn(outcome.record, now)
-        raise _changing(key)
+        raise changing(key)
 
     async def refund(
         self, compiled: CompiledPolicy, key: Key, now: int, cost: int, taken: Taken, positions: Sequence[int] = ()
     ) -> None:
         """Give back what was spent, as far as anything is left of it."""
-        cached = self._cached(key)
+        cached = self.cached(key)
         record: Record | None = None
         taken.cached = cached.record
-        for attempt in range(_ATTEMPTS):
-            write = compiled.refund(now, cost, record, taken, () if attempt >= _CONTENDED else positions, cached)
+        for attempt in range(ATTEMPTS):
+            write = compiled.refund(now, cost, record, taken, () if attempt >= CONTENDED else positions, cached)
             if write is None:
                 return
             outcome = await self.store.apply(key, write, now=now)
@@ -187,20 +194,24 @@ class Counters:
                 return
             record = outcome.record
             cached.learn(record, now)
-        raise _changing(key)
+        raise changing(key)
 
     async def peek(self, compiled: CompiledPolicy, key: Key, now: int, cost: int, held: int = 0) -> Decision:
         """Return what a check would answer now, to somebody who holds so many units taken ahead."""
+        cached = self.cached(key)
         record = await self.store.read(key)
-        self._cached(key).learn(record, now)
+        cached.learn(record, now)
+        if not compiled.fits(now, cost, compiled.without(now, held, record)) and await self.swept(key, now, cached):
+            record = cached.record
         return _inactive(compiled, decide(compiled, key, now, cost, compiled.without(now, held, record)))
 
     async def reset(self, key: Key, now: int) -> None:
-        """Forget what was spent; the totals, which are history, stay."""
+        """Forget what was spent; the totals, which are history, stay, and what somebody holds."""
         record = await self.store.read(key)
-        if fields := [field for field in record if not is_total(field)]:
+        if fields := [field for field in record if not is_total(field) and not is_held(field)]:
             await self.store.apply(key, drops(now, fields), now=now)
-        self._cached(key).learn({field: value for field, value in record.items() if is_total(field)}, now)
+        left = {field: value for field, value in record.items() if is_total(field) or is_held(field)}
+        self.cached(key).learn(left, now)
 
     async def clean(self, key: Key, cached: CachedRecord, now: int) -> None:
         """Drop what is past its use from a record, as much as one write may."""
@@ -211,10 +222,17 @@ class Counters:
 
     def too_large(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
         """Return the refusal of a cost that can never pass, by the record as this process last saw it."""
-        return _inactive(compiled, decide(compiled, key, now, cost, self._cached(key).record))
+        return _inactive(compiled, decide(compiled, key, now, cost, self.cached(key).record))
 
-    def _cached(self, key: Key) -> CachedRecord:
+    def cached(self, key: Key) -> CachedRecord:
+        """Return what is believed of a record."""
         return self.cache.get_or_make(key, CachedRecord)
+
+    async def swept(self, key: Key, now: int, cached: CachedRecord) -> bool:
+        """Return whether a refusal does not hold, because units that were reserved are back by now."""
+        if self.sweep is None or not (cached.record.get(RESERVED) or cached.record.get(SLOTS)):
+            return False
+        return await self.sweep(key, now, cached)
 
     async def _renew(self, compiled: CompiledPolicy, key: Key, now: int, cached: CachedRecord) -> None:
         """Let what has changed about the quotas take effect though nothing fits.
@@ -250,10 +268,11 @@ class Counters:
         else:
             cached.record.update(outcome.record)
         if self._alerts is not None:
-            self._announce(compiled, key, now, amount, cached.record)
+            self.announce(compiled, key, now, amount, cached.record)
         return True
 
-    def _announce(self, compiled: CompiledPolicy, key: Key, now: int, amount: int, record: Record) -> None:
+    def announce(self, compiled: CompiledPolicy, key: Key, now: int, amount: int, record: Record) -> None:
+        """Raise the alerts of a spending."""
         if self._alerts is not None and compiled.policy.alert_at:
             self._alerts.observe(compiled, key, now, amount, compiled.states(now, amount, record))
 
@@ -312,12 +331,13 @@ def _answers(
         if (cost, spent) in made:
             continue
         made[cost, spent] = (
-            _admit(compiled, key, now, cost, record) if spent else decide(compiled, key, now, cost, record)
+            admit(compiled, key, now, cost, record) if spent else decide(compiled, key, now, cost, record)
         )
     return [copy(made[pair]) for pair in zip(costs, fitting, strict=True)]
 
 
-def _admit(compiled: CompiledPolicy, key: Key, now: int, cost: int, record: Record) -> Decision:
+def admit(compiled: CompiledPolicy, key: Key, now: int, cost: int, record: Record) -> Decision:
+    """Return the answer to what was spent, of which the record knows."""
     states = compiled.states(now, cost, record)
     return Decision(
         allowed=True, policy=compiled.policy.name, cost=cost, quotas=states, at_us=now, user=key.user, spent=cost
@@ -328,8 +348,9 @@ def _inactive(compiled: CompiledPolicy, refusal: Decision) -> Decision:
     return msgspec.structs.replace(refusal, quotas=(), reason="inactive") if compiled.inactive else refusal
 
 
-def _changing(key: Key) -> StoreThrottled:
-    return StoreThrottled(f"the record of {key.action!r} kept changing under {_ATTEMPTS} attempts to write it")
+def changing(key: Key) -> StoreThrottled:
+    """Return what to raise for a record that others keep changing."""
+    return StoreThrottled(f"the record of {key.action!r} kept changing under {ATTEMPTS} attempts to write it")
 
 
 def decide(compiled: CompiledPolicy, key: Key, now: int, cost: int, record: Record) -> Decision:

@@ -19,7 +19,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter.batching import Coalescer
 from ratelimit.limiter.compiled_policy import CompiledPolicy
-from ratelimit.limiter.counters import Counters, _admit, _inactive, decide, in_mode
+from ratelimit.limiter.counters import Counters, _inactive, admit, decide, in_mode
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key, UserId
@@ -83,7 +83,7 @@ class JointCounters:
 
     def look(self, group: Group, now: int) -> Answer:
         """Return how each part stands by what is known of it, nothing being spent."""
-        return [_decision(part, now, self._counters._cached(part.key)) for part in group]
+        return [_decision(part, now, self._counters.cached(part.key)) for part in group]
 
     async def spend(self, groups: Sequence[Group], now: int) -> list[Answer]:
         """Spend those that fit, in this order: all of them in one write, or as many as that takes."""
@@ -105,7 +105,7 @@ class _Spending:
         self._groups = groups
         self._now = now
         self._counters = counters
-        self._cached = {part.key: counters._cached(part.key) for group in groups for part in group}
+        self._cached = {part.key: counters.cached(part.key) for group in groups for part in group}
         self._seen: set[Key] = set()
         """Those read since this began: what does not fit them is refused."""
 
@@ -127,6 +127,9 @@ class _Spending:
                 plan.add(number, [part for part in self._groups[number] if part not in unfit], self._now)
         if doubtful:
             await self._read(list(dict.fromkeys(doubtful)))
+            return True
+        swept = [await self._counters.swept(part.key, self._now, self._cached[part.key]) for part in unfit_parts]
+        if any(swept):
             return True
         self._decide(refused, {})
         for part in unfit_parts:
@@ -153,7 +156,7 @@ class _Spending:
             cached = self._cached[key]
             _update(cached, write, after, self._now)
             compiled, total = plan.totals[key]
-            self._counters._announce(compiled, key, self._now, total, cached.record)
+            self._counters.announce(compiled, key, self._now, total, cached.record)
         self._decide(list(plan.chosen), plan.chosen)
         return True
 
@@ -162,7 +165,7 @@ class _Spending:
         for number in numbers:
             spent = chosen.get(number, ())
             self.answers[number] = [
-                _admit(part.compiled, part.key, self._now, part.cost, self._cached[part.key].record)
+                admit(part.compiled, part.key, self._now, part.cost, self._cached[part.key].record)
                 if part in spent
                 else _decision(part, self._now, self._cached[part.key])
                 for part in self._groups[number]

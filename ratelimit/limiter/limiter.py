@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import date, datetime
 from functools import partial
 from types import TracebackType
-from typing import Final, Self, overload
+from typing import Any, Final, Self, overload
 from weakref import WeakSet
 
 import msgspec
@@ -25,11 +25,14 @@ from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, QuotaExceed
 from ratelimit.limiter.alerts import MAX_PENDING_ALERTS, AlertHook, Alerts
 from ratelimit.limiter.background import MAX_BACKGROUND_WRITES, BackgroundWrites, LimiterStats
 from ratelimit.limiter.checker import Answer, Checker, Observer
-from ratelimit.limiter.compiled_policy import PolicyResolver
+from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
 from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.fallback import Fallback
+from ratelimit.limiter.holding import Hold, Holding
 from ratelimit.limiter.joint import Part, Spend
+from ratelimit.limiter.record_cache import CachedRecord
+from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot, Take
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, MAX_PENDING_RETURNS, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
@@ -97,6 +100,17 @@ class Limiter:
         self._checker = Checker(
             self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, background
         )
+        self._holding, self._local_holding = Holding(self._counters), Holding(self._fallback.counters)
+        self._holding.on_expired = self._sweep_in_background
+        self._holds = Holds(
+            self._holding,
+            self._checker.call,
+            self.clock,
+            self.stats,
+            self._tasks("giving back a slot", MAX_RENEWALS),
+            self._aside(),
+            self._waits.ask_now,
+        )
         _limiters.add(self)
 
     # What `ratelimit.sync` does without an event loop.
@@ -106,6 +120,9 @@ class Limiter:
 
     def _tasks(self, what: str, limit: int) -> Tasks | Deferred:
         return Tasks(what, limit=limit)
+
+    def _aside(self) -> Callable[[Coroutine[Any, Any, None]], object] | None:
+        return None
 
     @property
     def policies(self) -> Mapping[str, Policy]:
@@ -144,6 +161,7 @@ class Limiter:
         close twice is harmless.
         """
         await self._waits.close()
+        await self._holds.close()
         await self._checker.close()
         if self._alerts is not None:
             await self._alerts.drain()
@@ -212,6 +230,89 @@ class Limiter:
                 raise QuotaExceeded(decision)
         return await self._waits.wait(key, check, self._undo, cost=cost, timeout=timeout)
 
+    def slot(
+        self,
+        user: UserId,
+        action: str,
+        *,
+        cost: int = 1,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Slot:
+        """Return one of the slots of a policy such as `10 concurrent`, to be taken with `async with`.
+
+        Its other quotas spend `cost` units, which stay spent. A slot is given back at the end of the block, and renewed
+        meanwhile; if this process dies, it comes back by itself after the policy's `hold`. Raises as `check` does, and
+        within `async with` `QuotaExceeded`, where nothing was taken.
+        """
+        return Slot(self._holds, *self._hold(user, action, cost, 0, quotas, algorithm))
+
+    def reserve(
+        self,
+        user: UserId,
+        action: str,
+        cost: int,
+        *,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Reservation:
+        """Return a reservation of `cost` units, to be taken with `async with`, and settled at what was used of them.
+
+        They are spent at once, as by `check`, and a slot is taken where the policy has them. What was not used is given
+        back at the end of the block. If this process dies, all of them come back by themselves after the policy's
+        `hold`. Raises as `slot` does.
+        """
+        return Reservation(self._holds, *self._hold(user, action, cost, cost, quotas, algorithm), cost)
+
+    def _hold(
+        self,
+        user: UserId,
+        action: str,
+        cost: int,
+        units: int,
+        quotas: QuotasLike | None,
+        algorithm: AlgorithmName | None,
+    ) -> tuple[Callable[[], Awaitable[Hold]], Take]:
+        key = Key.of(user, action)
+        _whole_cost(cost)
+
+        async def new_hold() -> Hold:
+            compiled = await self._resolver.of(key, quotas, algorithm)
+            if not units and not compiled.is_concurrent and self.directory is None:
+                raise InvalidInput(f"{action!r} has no slots; give it a quota such as '10 concurrent', or check it")
+            return Hold(compiled, key, units)
+
+        async def take(hold: Hold) -> Decision:
+            return await self._take(hold, cost)
+
+        return new_hold, take
+
+    async def _take(self, hold: Hold, cost: int) -> Decision:
+        compiled, key, now = hold.compiled, hold.key, self.clock.now()
+        decision: Decision | None = None
+        if compiled.max_cost is not None and cost > compiled.max_cost:
+            with self._checker.call():
+                decision = self._counters.too_large(compiled, key, now, cost)
+        else:
+            try:
+                with self._checker.call():
+                    decision = await self._holding.take(hold, now, cost)
+            except StoreUnavailable:
+                decision = None
+        if decision is None:
+            verb = partial(_take_locally, self._local_holding, hold)
+            decision = await self._fallback.answer(verb, compiled, key, now, cost)
+        return self._checker.tell(compiled, decision, now)
+
+    def _sweep_in_background(self, key: Key, now: int, cached: CachedRecord) -> None:
+        if not self._checker.background.is_full:
+            self._checker.background.start(self._sweep(key, now, cached))
+
+    async def _sweep(self, key: Key, now: int, cached: CachedRecord) -> None:
+        with self._checker.call():
+            await self._holding.sweep(key, now, cached)
+        self._waits.ask_now(key)
+
     async def _undo(self, decision: Decision) -> None:
         await self._checker.background.see_through(self._refund(decision, None), decision.spent, "unreturned")
 
@@ -228,7 +329,7 @@ class Limiter:
         group = []
         for user, action, cost, quotas, algorithm in asked:
             key = Key.of(user, action)
-            group.append(Part(await self._resolver.of(key, quotas, algorithm), key, _whole_cost(cost)))
+            group.append(Part(await self._resolver.of_check(key, quotas, algorithm), key, _whole_cost(cost)))
         if len({part.key for part in group}) < len(group):
             raise InvalidInput("two of the checks are of one user and action: add up their costs")
         return JointDecision(tuple(await self._checker.joint.check(group)))
@@ -396,6 +497,12 @@ def _check_store(store: object) -> None:
     raise ConfigError("store", f"expected a store, not {store!r}; open one first: Limiter(await open_store({url}))")
 
 
+async def _take_locally(
+    holding: Holding, hold: Hold, compiled: CompiledPolicy, key: Key, now: int, cost: int
+) -> Decision:
+    return await holding.take(hold, now, cost)
+
+
 _limiters: Final[WeakSet[Limiter]] = WeakSet()
 
 
@@ -403,6 +510,7 @@ def _after_fork() -> None:
     for limiter in list(_limiters):
         counted = isinstance(limiter.store, MemoryStore) and len(limiter.store) > 0
         limiter._waits.forget()
+        limiter._holds.forget()
         if limiter._checker.fork() or counted:
             if limiter._alerts is not None:
                 limiter._alerts.forget(None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import date, datetime
+from functools import partial
 from inspect import isawaitable, iscoroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -27,6 +28,7 @@ from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import QuotasLike
 from ratelimit.store import MemoryStore
 from ratelimit.sync.directory import Directory
+from ratelimit.sync.slots import Reservation, Slot
 from ratelimit.sync.store import Store, store_of
 
 T = TypeVar("T")
@@ -44,6 +46,9 @@ class _Core(limiter.Limiter):
 
     def _tasks(self, what: str, limit: int) -> Deferred:
         return Deferred(self._runner)
+
+    def _aside(self) -> Callable[[Coroutine[Any, Any, None]], object]:
+        return partial(self._runner.start, what="slots")
 
 
 def _aside(hook: AlertHook) -> AlertHook:
@@ -229,6 +234,33 @@ class Limiter:
         Raises what the async one does.
         """
         self._run(self._core.refund(user, *args, **options))
+
+    def slot(
+        self,
+        user: UserId,
+        action: str,
+        *,
+        cost: int = 1,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Slot:
+        """Return one of the slots of a policy such as `10 concurrent`, to be taken with `with`. Raises as `check`."""
+        return Slot(self._core.slot(user, action, cost=cost, quotas=quotas, algorithm=algorithm), self._run)
+
+    def reserve(
+        self,
+        user: UserId,
+        action: str,
+        cost: int,
+        *,
+        quotas: QuotasLike | None = None,
+        algorithm: AlgorithmName | None = None,
+    ) -> Reservation:
+        """Return a reservation of `cost` units, to be taken with `with`, and settled at what was used of them.
+
+        Raises as `check` does.
+        """
+        return Reservation(self._core.reserve(user, action, cost, quotas=quotas, algorithm=algorithm), self._run)
 
     def reset(self, user: UserId, action: str) -> None:
         """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`."""

@@ -1,0 +1,335 @@
+"""`Slot` and `Reservation`, as an app holds them, and `Holds`, which renews all that a limiter's app holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias, TypeVar
+
+from ratelimit.blocking import Deferred, is_blocking, running_loop, sleep
+from ratelimit.clock import SECOND, Clock
+from ratelimit.decision import Decision
+from ratelimit.errors import HoldExpired, InvalidCost, LimiterClosed, NotHeld, QuotaExceeded, StoreUnavailable
+from ratelimit.limiter.background import LimiterStats
+from ratelimit.limiter.holding import Hold, Holding
+from ratelimit.names import Key
+from ratelimit.tasks import Tasks
+
+T = TypeVar("T")
+
+MAX_RENEWALS: Final = 256
+"""Renewals under way at the same time; the others wait for the next look."""
+_LOOK_INTERVAL_S: Final = 0.5
+_RENEWALS_PER_HOLD: Final = 3
+
+logger = logging.getLogger("ratelimit")
+
+Take: TypeAlias = Callable[[Hold], Awaitable[Decision]]
+
+
+class Holds:
+    """What a limiter's app holds at the moment. `main` counts on its store, which is asked within a `call`."""
+
+    def __init__(
+        self,
+        main: Holding,
+        call: Callable[[], AbstractContextManager[object]],
+        clock: Clock,
+        stats: LimiterStats,
+        tasks: Tasks | Deferred,
+        run_aside: Callable[[Coroutine[Any, Any, None]], object] | None,
+        freed: Callable[[Key], None],
+    ) -> None:
+        self._main = main
+        self._call = call
+        self._clock = clock
+        self._stats = stats
+        self._tasks = tasks
+        self._run_aside = run_aside
+        """Runs what goes on without end beside threads; None where there is an event loop."""
+        self._freed = freed
+        self._looks: object = None
+        """The event loop, or just something, in which looks are taken; None while there is nothing to renew."""
+        self._due: dict[int, set[Hold]] = {}
+        """What is held, by the epoch second at which it is to be renewed."""
+
+    async def take(self, hold: Hold, take: Take) -> Decision:
+        """Take it, and renew it from now on. Whoever is cancelled meanwhile leaves nothing taken behind."""
+        if is_blocking():
+            decision = await take(hold)
+        else:
+            taking = asyncio.ensure_future(take(hold))
+            try:
+                await asyncio.wait([taking])
+            except asyncio.CancelledError:
+                self._tasks.start(self._undo(taking, hold))
+                raise
+            decision = taking.result()
+        if hold.held is not None:
+            self._keep(hold)
+        return decision
+
+    async def give_back(self, hold: Hold, used: int) -> bool:
+        """Give it back, and go on with that where whoever waits is cancelled. Return whether it was still held."""
+        self._forget(hold)
+        if hold.held is None:
+            return False
+        giving_back = self._give_back(hold, used)
+        if is_blocking():
+            return await giving_back
+        task = asyncio.ensure_future(giving_back)
+        if isinstance(self._tasks, Tasks):
+            self._tasks.add(task)
+        await asyncio.wait([task])
+        return task.result()
+
+    async def give_back_quietly(self, hold: Hold, used: int) -> bool:
+        """Give it back, and only note where the store cannot be asked: it comes back when its time is over."""
+        lost: StoreUnavailable | LimiterClosed
+        try:
+            return await self.give_back(hold, used)
+        except (StoreUnavailable, LimiterClosed) as error:
+            lost = error
+        self._stats.lost["unreturned"] += max(1, hold.units - used)
+        logger.warning("a slot or reservation of %r comes back by itself: %s", hold.key.action, lost)
+        return True
+
+    async def renew(self, hold: Hold) -> bool:
+        """Hold it a while longer. Return whether it is still held."""
+        if hold.holding is None:
+            return False
+        with self._context(hold.holding):
+            return await hold.holding.renew(hold, self._clock.now())
+
+    async def renew_due(self) -> None:
+        """Renew, one after another, what has to be by now."""
+        for hold in self._pop_due():
+            await self._renew(hold)
+
+    def forget(self) -> None:
+        """Leave what is held to the process that this one is a copy of."""
+        self._due.clear()
+        self._looks = None
+        self._tasks.forget(None)
+
+    async def close(self) -> None:
+        """Renew no more: what is held comes back by itself, unless it is given back in time."""
+        self._due.clear()
+        self._looks = None
+        await self._tasks.drain()
+
+    async def _undo(self, taking: asyncio.Future[Decision], hold: Hold) -> None:
+        await asyncio.wait([taking])
+        if not taking.cancelled() and taking.exception() is None and hold.held is not None:
+            await self.give_back_quietly(hold, 0)
+
+    async def _give_back(self, hold: Hold, used: int) -> bool:
+        if hold.holding is None:
+            return False
+        with self._context(hold.holding):
+            was_held = await hold.holding.give_back(hold, self._clock.now(), used)
+        self._freed(hold.key)
+        return was_held
+
+    def _context(self, holding: Holding) -> AbstractContextManager[object]:
+        return self._call() if holding is self._main else nullcontext()
+
+    def _keep(self, hold: Hold) -> None:
+        hold.due = self._clock.now() // SECOND + hold.compiled.policy.hold // _RENEWALS_PER_HOLD
+        self._due.setdefault(hold.due, set()).add(hold)
+        loop = running_loop()
+        if loop is not None and self._looks is not loop:
+            self._looks = loop
+            loop.call_later(_LOOK_INTERVAL_S, self._look, loop)
+        elif loop is None and self._looks is None and self._run_aside is not None:
+            self._looks = self
+            self._run_aside(self._look_without_loop())
+
+    def _forget(self, hold: Hold) -> None:
+        if (holds := self._due.get(hold.due)) is not None:
+            holds.discard(hold)
+            if not holds:
+                del self._due[hold.due]
+
+    def _pop_due(self) -> list[Hold]:
+        now = self._clock.now() // SECOND
+        return [hold for due in [due for due in self._due if due <= now] for hold in self._due.pop(due)]
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._looks is not loop:
+            return
+        if not self._due:
+            self._looks = None
+            return
+        due = self._pop_due()
+        for hold in due:
+            if self._tasks.is_full:
+                hold.due = 0
+                self._due.setdefault(0, set()).add(hold)
+            else:
+                self._tasks.start(self._renew(hold))
+        loop.call_later(_LOOK_INTERVAL_S, self._look, loop)
+
+    async def _look_without_loop(self) -> None:
+        while self._due and self._looks is self:
+            await sleep(_LOOK_INTERVAL_S)
+            await self.renew_due()
+        self._looks = None
+
+    async def _renew(self, hold: Hold) -> None:
+        try:
+            is_held = await self.renew(hold)
+        except LimiterClosed:
+            return
+        except StoreUnavailable:  # it is held as long as before, and renewed by the next look
+            is_held = hold.held is not None and self._clock.now() < hold.held.end * SECOND
+        if is_held and hold.held is not None:
+            self._keep(hold)
+        elif not is_held:
+            logger.warning("a slot or reservation of %r was not renewed in time, and is back", hold.key.action)
+
+
+class Slot:
+    """One of those that a policy's `10 concurrent` has, and what its other quotas take. Made by `limiter.slot`.
+
+        async with limiter.slot("alice", "export") as slot:
+
+    raises `QuotaExceeded` where there is none. Or take it yourself, and see to it that it is given back:
+
+        slot = limiter.slot("alice", "export")
+        if await slot.take():
+            try: ...
+            finally: await slot.release()
+    """
+
+    _what = "slot"
+    _call = "slot"
+
+    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], take: Take) -> None:
+        self._holds = holds
+        self._new_hold = hold
+        self._take = take
+        self._hold: Hold | None = None
+        self.decision: Decision | None = None
+        """What was decided; None before it was asked for."""
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether it is held: not where it was let pass unasked, is given back, or was not renewed in time."""
+        return self._hold is not None and self._hold.held is not None
+
+    async def take(self) -> Decision:
+        """Take it if there is room. Raises what `limiter.check` raises, and `NotHeld` where it was taken before."""
+        if self.decision is not None:
+            raise NotHeld(f"this {self._what} was asked for already; make another: limiter.{self._call}(…)")
+        hold = await self._new_hold()
+        self.decision = await self._holds.take(hold, self._take)
+        if self.decision.allowed:
+            self._hold = hold
+        return self.decision
+
+    async def release(self) -> None:
+        """Give it back: once, or `NotHeld` is raised. Raises nothing for a store that fails: then it comes back by
+        itself when its time is over."""
+        hold = self._pop()
+        if hold.decision is not None:
+            await self._holds.give_back_quietly(hold, 0)
+
+    async def renew(self) -> bool:
+        """Hold it a while longer, which goes on by itself all the while. Return whether it is still held.
+
+        Raises `StoreUnavailable`."""
+        return self._hold is not None and await self._holds.renew(self._hold)
+
+    async def __aenter__(self) -> Self:
+        decision = await self.take()
+        if not decision.allowed:
+            raise QuotaExceeded(decision)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._hold is not None:  # which the block may have given back
+            await self.release()
+
+    def _pop(self) -> Hold:
+        hold, self._hold = self._hold, None
+        if hold is None:
+            state = "was not taken" if self.decision is None or not self.decision.allowed else "was given back before"
+            raise NotHeld(f"this {self._what} {state}: there is nothing to give back")
+        return hold
+
+
+class Reservation(Slot):
+    """Units that are taken until it is known how many were used. Made by `limiter.reserve`.
+
+        async with limiter.reserve("alice", "tokens", 1200) as reservation:
+            reservation.settle(await complete())
+
+    Leaving by an exception gives all of it back, unless it was settled; without `settle` all of it counts as used.
+    """
+
+    _what = "reservation"
+    _call = "reserve"
+
+    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], take: Take, units: int) -> None:
+        super().__init__(holds, hold, take)
+        self.units = units
+        self.used: int | None = None
+        """What it was settled at."""
+
+    def settle(self, used: int) -> None:
+        """Say how many units were used: what is left goes back when the block ends, or with `release`.
+
+        Raises `InvalidCost` for more than are reserved, `NotHeld` where it is settled or given back, and `HoldExpired`
+        where its time was over. Then nothing is spent.
+        """
+        if type(used) is not int or used < 0:
+            raise InvalidCost(f"what was used must be a whole number of at least 0, not {used!r}")
+        if used > self.units:
+            raise InvalidCost(
+                f"{used} is more than the {self.units} units reserved; settle those, and charge the rest:"
+                f" limiter.charge(…, {used - self.units})"
+            )
+        if self.used is not None:
+            raise NotHeld(f"this reservation is settled at {self.used} already")
+        if self._hold is None:
+            raise NotHeld("this reservation is not held: it was not taken, or has been given back")
+        if self._hold.decision is not None and self._hold.held is None:
+            raise self._expired(used)
+        self.used = used
+
+    async def release(self) -> None:
+        """Give back what was not used: all of it where nothing was settled. Once, or `NotHeld` is raised.
+
+        Raises `HoldExpired` where it was given back already because its time was over, and `StoreUnavailable`: whether
+        it was settled is then not known, and if not, all of it comes back when its time is over.
+        """
+        await self._release(0 if self.used is None else self.used)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._hold is None:
+            return
+        if kind is None:
+            await self._release(self.units if self.used is None else self.used)
+        else:
+            hold = self._pop()
+            if hold.decision is not None:
+                await self._holds.give_back_quietly(hold, self.used or 0)
+
+    async def _release(self, used: int) -> None:
+        hold = self._pop()
+        if hold.decision is not None and not await self._holds.give_back(hold, used) and used:
+            raise self._expired(used)
+
+    def _expired(self, used: int) -> HoldExpired:
+        return HoldExpired(
+            f"the time of this reservation was over before it was settled: its {self.units} units have gone back;"
+            f" what was used is charged with limiter.charge(…, {used})"
+        )

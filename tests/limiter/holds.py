@@ -1,0 +1,138 @@
+"""Random histories of slots and reservations over several processes, some of which die, beside a model of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from hypothesis import strategies as st
+
+from ratelimit.algorithms.fields import held_fields
+from ratelimit.decision import Decision
+from ratelimit.errors import HoldExpired
+from ratelimit.limiter import Limiter, Reservation, Slot
+from ratelimit.names import Key
+from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.store import Record, Store
+from ratelimit.testing import FakeClock
+
+HOLD = 30
+COMES_BACK_S = HOLD + HOLD // 4 + 1
+"""By then all is back that a process has died with."""
+PROCESSES = 3
+
+actions = st.sampled_from(["take", "take", "take", "settle", "settle", "fail", "die", "renew"])
+steps = st.lists(
+    st.tuples(actions, st.integers(0, 7), st.integers(1, 4), st.sampled_from([0.0, 0.0, 0.3, 4.0, 9.0, 39.0, 3_000.0])),
+    min_size=1,
+    max_size=40,
+)
+
+
+@dataclass
+class Holder:
+    """Somebody who holds something."""
+
+    slot: Slot
+    cost: int
+    reserved: bool
+    taken_at: int
+    renewed_at: int
+    dead: bool = False
+
+
+@dataclass
+class Holders:
+    """One user's slots and reservations on one store. Every step leaves the record as the model has it."""
+
+    store: Store
+    quotas: str
+    algorithm: AlgorithmName = "fixed_window"
+    reserves: bool = True
+    clock: FakeClock = field(default_factory=FakeClock)
+    user: str = field(default_factory=lambda: uuid4().hex)
+    holders: list[Holder] = field(default_factory=list)
+    spent: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.policy = Policy("export", self.quotas, algorithm=self.algorithm, hold=HOLD)
+        self.limiters = [
+            Limiter(self.store, [self.policy], clock=self.clock, deadline=10, denial_cache=0) for _ in range(PROCESSES)
+        ]
+        self.key = Key(self.user, "export")
+        slots = [quota.limit for quota in self.policy.quotas if quota.is_concurrent]
+        self.slots = slots[0] if slots else None
+
+    async def step(self, action: str, number: int, cost: int, advance: float) -> Any:
+        self.clock.advance(advance)
+        if action == "take":
+            answer: Any = await self.take(self.limiters[number % PROCESSES], cost)
+        else:
+            holder = self.holders[number % len(self.holders)] if self.holders else None
+            answer = None if holder is None or holder.dead else await self.act(action, holder, cost)
+        self.assert_agrees(await self.store.read(self.key))
+        return answer
+
+    async def take(self, limiter: Limiter, cost: int) -> Decision:
+        reserves = self.reserves
+        slot: Slot = limiter.reserve(self.user, "export", cost) if reserves else limiter.slot(self.user, "export")
+        cost = cost if reserves else 1
+        decision = await slot.take()
+        now = self.clock.now()
+        if decision.allowed:
+            self.holders.append(Holder(slot, cost, reserves, now, now))
+            self.spent.append((now, cost))
+        if self.slots is not None:
+            assert len(self.counted(oldest=False)) <= self.slots, "never over"
+            if decision.reason == "concurrency":
+                assert len(self.counted(oldest=True)) >= self.slots, "refused for no reason"
+        return decision
+
+    async def act(self, action: str, holder: Holder, cost: int) -> str:
+        if action == "die":
+            holder.dead = True
+            return "died"
+        if action == "renew":
+            held = await holder.slot.renew()
+            holder.renewed_at = self.clock.now() if held else holder.renewed_at
+            holder.dead = not held
+            return f"renewed: {held}"
+        self.holders.remove(holder)
+        return await self._end(action, holder, min(cost, holder.cost))
+
+    async def _end(self, action: str, holder: Holder, used: int) -> str:
+        slot = holder.slot
+        if isinstance(slot, Reservation) and action == "settle":
+            slot.settle(used)
+        try:
+            await slot.release()
+        except HoldExpired:
+            holder.dead = True
+            self.holders.append(holder)
+            return "expired"
+        return "settled"
+
+    def counted(self, *, oldest: bool) -> list[Holder]:
+        """Those who hold a slot now for sure (`oldest` False), or may be counted at most (`oldest` True)."""
+        allowed = COMES_BACK_S if oldest else HOLD
+        return [one for one in self.holders if self.clock.now() <= one.renewed_at + allowed * 1_000_000]
+
+    def assert_agrees(self, record: Record) -> None:
+        for total in "cr":
+            fields = [one.name for one in held_fields(record) if one.total == total]
+            assert sum(record[name] for name in fields) == record.get(total, 0), record
+            assert all(record[name] >= 0 for name in fields)
+            assert len(fields) <= 2 * (HOLD // (HOLD // 4) + 3), "few fields, however many hold something"
+        if self.slots is not None:
+            assert 0 <= record.get("c", 0) <= self.slots
+
+    async def end(self) -> Record:
+        """All of them die, and somebody else asks in time: return the record that is left."""
+        self.clock.advance(COMES_BACK_S)
+        limiter = self.limiters[0]
+        slot: Slot = limiter.reserve(self.user, "export", 1) if self.reserves else limiter.slot(self.user, "export")
+        if await slot.take():
+            await limiter._checker.background.drain()
+            await slot.release()
+        return await self.store.read(self.key)

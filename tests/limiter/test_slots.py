@@ -1,0 +1,458 @@
+"""Slots and reservations: never more than there are, each given back once, and those of the dead in the stated time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ratelimit import (
+    HoldExpired,
+    InvalidCost,
+    InvalidInput,
+    LimiterClosed,
+    NotHeld,
+    Policy,
+    QuotaExceeded,
+    SlotNeeded,
+    StoreUnavailable,
+    sync,
+)
+from ratelimit.dynamodb import DynamoDBStore, create_table
+from ratelimit.limiter import Limiter, Reservation
+from ratelimit.names import Key
+from ratelimit.policy import AlgorithmName
+from ratelimit.store import MemoryStore, Store
+from ratelimit.testing import FakeClock
+from tests.engines import Engine
+from tests.limiter.holds import COMES_BACK_S, Holders, steps
+from tests.limiter.stores import CountingStore, FailingStore, YieldingStore, failing, hang
+
+ALGORITHMS: tuple[AlgorithmName, ...] = ("fixed_window", "sliding_window", "gcra")
+EXPORT = Policy("export", "2 concurrent; 100/hour", on_unavailable="deny")
+TOKENS = Policy("tokens", "2000/day", on_unavailable="deny")
+
+
+def limiter_of(store: Store | None = None, clock: FakeClock | None = None, **options: Any) -> Limiter:
+    store = CountingStore() if store is None else store
+    return Limiter(store, [EXPORT, TOKENS], clock=clock or FakeClock(), **{"denial_cache": 0, **options})
+
+
+async def record(limiter: Limiter, action: str) -> dict[str, int]:
+    return {field: value for field, value in (await limiter.store.read(Key("alice", action))).items() if value}
+
+
+# Slots.
+
+
+async def test_at_most_so_many_at_the_same_time() -> None:
+    store = CountingStore()
+    limiter = limiter_of(store)
+    async with limiter.slot("alice", "export") as first, limiter.slot("alice", "export"):
+        assert first.is_held
+        assert first.decision is not None
+        assert first.decision.remaining == 1
+        with pytest.raises(QuotaExceeded) as refused:
+            async with limiter.slot("alice", "export"):
+                pytest.fail("there is no third one")
+        decision = refused.value.decision
+        assert (decision.reason, decision.retry_after, decision.spent) == ("concurrency", 1.0, 0)
+        assert (await limiter.slot("bob", "export").take()).allowed
+    async with limiter.slot("alice", "export"):
+        assert (await record(limiter, "export"))["h491004"] == 3, "what was spent of the other quotas stays spent"
+    assert not first.is_held
+
+
+async def test_one_write_to_take_and_one_to_give_back() -> None:
+    store = CountingStore()
+    limiter = limiter_of(store)
+    for _ in range(3):
+        async with limiter.slot("alice", "export"):
+            assert store.taken() == {"apply": 1}
+        assert store.taken() == {"apply": 1}
+    async with limiter.slot("alice", "export"), limiter.slot("alice", "export"):
+        store.taken()
+        await limiter.slot("alice", "export").take()
+        assert store.taken() == {"apply": 1}, "what comes and goes is asked for by the write itself"
+
+
+async def test_a_refusal_of_a_moment_ago_is_repeated_until_a_slot_is_given_back_here() -> None:
+    store, clock = CountingStore(), FakeClock()
+    limiter = limiter_of(store, clock, denial_cache=1)
+    slots = [limiter.slot("alice", "export") for _ in range(3)]
+    assert [(await slot.take()).allowed for slot in slots] == [True, True, False]
+    store.taken()
+    assert not await limiter.slot("alice", "export").take()
+    assert store.taken() == {}
+    await slots[0].release()
+    assert await limiter.slot("alice", "export").take()
+    assert not await limiter.slot("alice", "export").take()
+    clock.advance(0.1)
+    store.taken()
+    assert not await limiter.slot("alice", "export").take()
+    assert store.taken() == {"apply": 1}
+
+
+async def test_a_slot_that_is_renewed_lasts_and_one_of_the_dead_comes_back() -> None:
+    clock, store = FakeClock(), MemoryStore()
+    alive, dead, other = (limiter_of(store, clock) for _ in range(3))
+    kept, lost = alive.slot("alice", "export"), dead.slot("alice", "export")
+    assert await kept.take()
+    assert await lost.take()
+    for _ in range(3):
+        clock.advance(10)
+        await alive._holds.renew_due()
+        assert not await other.slot("alice", "export").take(), "not before its time is over"
+    clock.advance(COMES_BACK_S - 30)
+    await alive._holds.renew_due()
+    assert await other.slot("alice", "export").take()
+    assert not await other.slot("alice", "export").take()
+    await lost.release()  # too late: it is somebody else's by now
+    assert not lost.is_held
+    assert not await other.slot("alice", "export").take()
+    await kept.release()
+    assert await other.slot("alice", "export").take()
+
+
+async def test_renewing_goes_on_by_itself() -> None:
+    clock = FakeClock()
+    limiter = limiter_of(MemoryStore(), clock)
+    async with limiter.slot("alice", "export") as slot:
+        before = await record(limiter, "export")
+        clock.advance(20)
+        await asyncio.sleep(0.7)
+        after = await record(limiter, "export")
+        assert slot.is_held
+        assert before.keys() != after.keys()
+        assert after["c"] == 1
+
+
+async def test_one_that_was_not_renewed_in_time_is_known_to_be_lost(caplog: pytest.LogCaptureFixture) -> None:
+    clock, store = FakeClock(), MemoryStore()
+    frozen, other = limiter_of(store, clock), limiter_of(store, clock)
+    slot = frozen.slot("alice", "export")
+    await slot.take()
+    clock.advance(COMES_BACK_S)
+    assert [(await other.slot("alice", "export").take()).allowed for _ in range(3)] == [True, True, False]
+    await frozen._holds.renew_due()
+    assert not slot.is_held
+    assert "was not renewed in time" in caplog.text
+
+
+async def test_whoever_is_cancelled_leaves_nothing_behind() -> None:
+    store = YieldingStore()
+    limiter = limiter_of(store)
+
+    async def work() -> None:
+        async with limiter.slot("alice", "export"):
+            await asyncio.Event().wait()
+
+    for turns in range(12):
+        task = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await limiter._holds._tasks.drain()
+        await limiter._holds._tasks.drain()
+        assert (await record(limiter, "export")).get("c", 0) == 0, turns
+
+
+async def test_given_back_twice_or_never_taken() -> None:
+    limiter = limiter_of()
+    slot = limiter.slot("alice", "export")
+    with pytest.raises(NotHeld, match="was not taken"):
+        await slot.release()
+    await slot.take()
+    with pytest.raises(NotHeld, match="make another"):
+        await slot.take()
+    async with limiter.slot("alice", "export"):
+        await slot.release()
+        with pytest.raises(NotHeld, match="given back before"):
+            await slot.release()
+        assert (await record(limiter, "export"))["c"] == 1, "nothing of anybody else's"
+
+
+async def test_a_check_says_what_to_use_instead() -> None:
+    limiter = limiter_of()
+    with pytest.raises(SlotNeeded, match=r"async with limiter\.slot\('alice', 'export'\)"):
+        await limiter.check("alice", "export")
+    with pytest.raises(SlotNeeded):
+        await limiter.check("alice", "other", quotas="1 concurrent")
+    with pytest.raises(SlotNeeded):
+        await limiter.check_all([("alice", "tokens"), ("alice", "export")])
+    with pytest.raises(InvalidInput, match="has no slots"):
+        await limiter.slot("alice", "tokens").take()
+    with pytest.raises(InvalidCost):
+        limiter.slot("alice", "export", cost=0)
+    assert await record(limiter, "export") == {}
+    assert (await limiter.peek("alice", "export")).remaining == 2
+
+
+async def test_no_slot_at_all() -> None:
+    slot = limiter_of().slot("alice", "other", quotas="0 concurrent")
+    decision = await slot.take()
+    assert (decision.allowed, decision.retry_after) == (False, None)
+
+
+async def test_reset_leaves_what_somebody_holds() -> None:
+    limiter = limiter_of()
+    async with limiter.slot("alice", "export"):
+        await limiter.reset("alice", "export")
+        assert (await record(limiter, "export"))["c"] == 1
+    assert "c" not in await record(limiter, "export")
+    assert (await limiter.peek("alice", "export")).quotas[0].used == 0
+
+
+async def test_in_shadow_nobody_is_held_up() -> None:
+    policy = Policy("export", "1 concurrent", mode="shadow")
+    limiter = Limiter(MemoryStore(), [policy], clock=FakeClock())
+    async with limiter.slot("alice", "export"), limiter.slot("alice", "export") as second:
+        assert second.decision is not None
+        assert second.decision.shadow_denied
+        assert not second.is_held
+        assert (await record(limiter, "export"))["c"] == 1
+
+
+@pytest.mark.parametrize("answer", ["allow", "deny", "local"])
+async def test_a_store_that_fails(answer: Any) -> None:
+    store = FailingStore()
+    policy = Policy("export", "1 concurrent", on_unavailable=answer)
+    limiter = Limiter(store, [policy], clock=FakeClock(), deadline=0.05)
+    store.fault = failing(StoreUnavailable("gone"))
+    decisions = [await limiter.slot("alice", "export").take() for _ in range(2)]
+    assert [decision.allowed for decision in decisions] == {
+        "allow": [True, True],
+        "deny": [False, False],
+        "local": [True, False],
+    }[answer]
+
+
+async def test_a_store_that_fails_in_between_is_none_of_the_apps_business(caplog: pytest.LogCaptureFixture) -> None:
+    store = FailingStore()
+    limiter = limiter_of(store, deadline=0.05)
+    async with limiter.slot("alice", "export"):
+        store.fault = hang
+    assert limiter.stats.lost["unreturned"] == 1
+    assert "comes back by itself" in caplog.text
+    assert (await store.memory.read(Key("alice", "export")))["c"] == 1
+
+
+async def test_answers_of_renewals_that_are_lost() -> None:
+    """Whether it was renewed or not, one slot is given back, and nobody else's."""
+    for applied in (True, False):
+        store, clock = CountingStore(), FakeClock()
+        limiter, other = limiter_of(store, clock), limiter_of(store, clock)
+        slot = limiter.slot("alice", "export")
+        await slot.take()
+        clock.advance(10)
+        memory_apply = store.memory.apply
+
+        async def lose(*args: Any, applied: bool = applied, apply: Any = memory_apply, **options: Any) -> Any:
+            if applied:
+                await apply(*args, **options)
+            raise StoreUnavailable("the answer is lost")
+
+        store.memory.apply = lose  # type: ignore[method-assign]
+        with pytest.raises(StoreUnavailable):
+            await slot.renew()
+        store.memory.apply = memory_apply  # type: ignore[method-assign]
+        async with other.slot("alice", "export"):
+            await slot.release()
+            assert (await record(limiter, "export"))["c"] == 1
+        assert "c" not in await record(limiter, "export")
+
+
+async def test_after_the_limiter_is_closed() -> None:
+    limiter = limiter_of()
+    slot = limiter.slot("alice", "export")
+    await slot.take()
+    await limiter.close()
+    with pytest.raises(LimiterClosed):
+        await limiter.slot("alice", "export").take()
+    await slot.release()  # it comes back by itself
+    assert limiter.stats.lost["unreturned"] == 1
+
+
+# Reservations.
+
+
+async def test_what_was_not_used_goes_back() -> None:
+    store = CountingStore()
+    limiter = limiter_of(store)
+    async with limiter.reserve("alice", "tokens", 1200) as reservation:
+        assert store.taken() == {"apply": 1}
+        assert (await limiter.peek("alice", "tokens")).remaining == 800
+        assert not await limiter.reserve("alice", "tokens", 801).take()
+        store.taken()
+        reservation.settle(873)
+    assert store.taken() == {"apply": 1}
+    assert (await limiter.peek("alice", "tokens")).remaining == 2000 - 873
+    assert list((await limiter.totals("alice", actions=["tokens"]))["tokens"].values()) == [873]
+
+
+async def test_leaving_by_an_exception_gives_all_back_and_without_settling_nothing() -> None:
+    limiter = limiter_of()
+    with pytest.raises(RuntimeError):
+        async with limiter.reserve("alice", "tokens", 1200):
+            raise RuntimeError
+    assert (await limiter.peek("alice", "tokens")).remaining == 2000
+    with pytest.raises(RuntimeError):
+        await _settle_and_fail(limiter.reserve("alice", "tokens", 1200))
+    assert (await limiter.peek("alice", "tokens")).remaining == 1500
+    async with limiter.reserve("alice", "tokens", 1200):
+        pass
+    assert (await limiter.peek("alice", "tokens")).remaining == 300
+
+
+async def _settle_and_fail(reservation: Reservation) -> None:
+    async with reservation:
+        reservation.settle(500)
+        raise RuntimeError
+
+
+async def test_checks_of_several_keys_find_what_has_come_back() -> None:
+    clock, store = FakeClock(), MemoryStore()
+    dead, other = limiter_of(store, clock), limiter_of(store, clock)
+    await dead.reserve("alice", "tokens", 2000).take()
+    clock.advance(COMES_BACK_S)
+    assert (await other.check_all([("alice", "tokens", 1900), ("bob", "tokens")])).allowed
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_what_a_process_has_died_with_comes_back_to_whoever_asks(algorithm: AlgorithmName) -> None:
+    clock, store = FakeClock(), MemoryStore()
+    policies = [Policy("tokens", "1000/day", algorithm=algorithm), Policy("other", "5/day")]
+    dead, other = (Limiter(store, policies, clock=clock, denial_cache=0) for _ in range(2))
+    assert await dead.reserve("alice", "tokens", 900).take()
+    clock.advance(30)
+    assert not await other.check("alice", "tokens", cost=900), "not before its time is over"
+    clock.advance(COMES_BACK_S - 30)
+    assert await other.check("alice", "tokens", cost=950)
+    totals = await other.totals("alice", actions=["tokens"])
+    assert list(totals["tokens"].values()) == [950]
+
+
+async def test_what_was_taken_by_other_quotas_goes_back_to_those() -> None:
+    """A process that knows of other windows does not give back to them."""
+    clock, store = FakeClock(), MemoryStore()
+    dead, other = limiter_of(store, clock), limiter_of(store, clock)
+    await dead.reserve("alice", "api", 5, quotas="10/day").take()
+    await other.check("alice", "api", cost=6, quotas="8/hour")
+    clock.advance(COMES_BACK_S)
+    assert not await other.check("alice", "api", cost=3, quotas="8/hour")
+    assert await other.check("alice", "api", cost=2, quotas="8/hour")
+    assert (await other.peek("alice", "api", quotas="10/day")).remaining == 10
+
+
+async def test_settlements_that_cannot_be() -> None:
+    clock, store = FakeClock(), MemoryStore()
+    limiter, other = limiter_of(store, clock), limiter_of(store, clock)
+    with pytest.raises(NotHeld):
+        limiter.reserve("alice", "tokens", 5).settle(1)
+    with pytest.raises(QuotaExceeded) as never:
+        async with limiter.reserve("alice", "tokens", 2001):
+            pytest.fail("it can never fit")
+    assert (never.value.decision.reason, never.value.decision.retry_after) == ("too_large", None)
+    assert await record(limiter, "tokens") == {}
+    async with limiter.reserve("alice", "tokens", 1000) as reservation:
+        with pytest.raises(InvalidCost, match=r"charge the rest: limiter\.charge\(…, 300\)"):
+            reservation.settle(1300)
+        with pytest.raises(InvalidCost):
+            reservation.settle(-1)
+        reservation.settle(10)
+        with pytest.raises(NotHeld, match="settled at 10 already"):
+            reservation.settle(10)
+    with pytest.raises(NotHeld):
+        await reservation.release()
+    late = limiter.reserve("alice", "tokens", 1000)
+    await late.take()
+    clock.advance(COMES_BACK_S)
+    assert await other.check("alice", "tokens", cost=1990)
+    late.settle(300)
+    with pytest.raises(HoldExpired, match=r"limiter\.charge\(…, 300\)"):
+        await late.release()
+    assert (await other.peek("alice", "tokens")).remaining == 0, "nothing spent, nothing given back"
+
+
+# Threads.
+
+
+def test_the_same_for_threads() -> None:
+    clock = FakeClock()
+    limiter = sync.Limiter(sync.open_store("memory://"), [EXPORT, TOKENS], clock=clock)
+    with limiter.slot("alice", "export") as slot, limiter.slot("alice", "export"):
+        assert slot.is_held
+        with pytest.raises(QuotaExceeded), limiter.slot("alice", "export"):
+            pytest.fail("there is no third one")
+        assert slot.renew()
+    with limiter.slot("alice", "export"):
+        pass
+    with limiter.reserve("alice", "tokens", 1200) as reservation:
+        reservation.settle(200)
+    assert (reservation.units, reservation.used) == (1200, 200)
+    assert limiter.peek("alice", "tokens").remaining == 1800
+    with pytest.raises(NotHeld):
+        slot.release()
+
+
+# Random histories.
+
+QUOTAS = ["2 concurrent", "3 concurrent; 9/minute", "6/minute", "2 concurrent; 5/10 seconds; 20/hour"]
+
+
+async def run(holders: Holders, history: list[tuple[str, int, int, float]]) -> list[Any]:
+    return [await holders.step(*step) for step in history]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(quotas=st.sampled_from(QUOTAS), reserves=st.booleans(), history=steps)
+@settings(max_examples=60)
+def test_whatever_happens_never_over_and_all_of_it_back_in_time(
+    algorithm: AlgorithmName, quotas: str, reserves: bool, history: list[tuple[str, int, int, float]]
+) -> None:
+    async def check() -> None:
+        holders = Holders(MemoryStore(), quotas, algorithm, reserves or "concurrent" not in quotas)
+        await run(holders, history)
+        left = await holders.end()
+        assert not left.get("c"), left
+        assert not left.get("r"), left
+
+    asyncio.run(check())
+
+
+@pytest.fixture(scope="module")
+def table(engine: Engine) -> DynamoDBStore:
+    store = DynamoDBStore(table=f"slots-{uuid4().hex[:8]}", region="eu-west-1", endpoint=engine.endpoint)
+    asyncio.run(_create(store))
+    return store
+
+
+async def _create(store: DynamoDBStore) -> None:
+    await create_table(store.settings)
+
+
+@given(
+    quotas=st.sampled_from(QUOTAS),
+    algorithm=st.sampled_from(ALGORITHMS),
+    reserves=st.booleans(),
+    history=steps,
+)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_same_on_dynamodb(
+    table: DynamoDBStore, quotas: str, algorithm: AlgorithmName, reserves: bool, history: list[Any]
+) -> None:
+    async def check() -> None:
+        reserving = reserves or "concurrent" not in quotas
+        in_memory = Holders(MemoryStore(), quotas, algorithm, reserving)
+        async with table:
+            in_dynamodb = Holders(table, quotas, algorithm, reserving, user=in_memory.user)
+            assert await run(in_dynamodb, history) == await run(in_memory, history)
+            assert await in_dynamodb.end() == await in_memory.end()
+
+    asyncio.run(check())
