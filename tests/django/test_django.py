@@ -19,7 +19,7 @@ from mangum import Mangum
 
 from ratelimit import Alert, Policy
 from ratelimit.django.surface import surface
-from ratelimit.errors import ConfigError, RateLimitError, UnknownAction
+from ratelimit.errors import ConfigError, LimiterClosed, RateLimitError, UnknownAction
 from tests.http.apps import client_of
 from tests.http.test_no_lifespan import EVENT
 
@@ -162,6 +162,15 @@ async def test_what_is_not_there_is_told(client: Site) -> None:
         await Site(is_async=client.is_async, tells=True).ask("GET", "/unknown")
     with override_settings(MIDDLEWARE=MIDDLEWARE[:1]), pytest.raises(RateLimitError, match="in MIDDLEWARE"):
         await Site(is_async=client.is_async, tells=True).ask("GET", "/export?pages=1")
+
+
+async def test_a_closed_limiter_is_an_error(client: Site) -> None:
+    with limits(HINT):
+        assert await client.statuses("POST /hints") == [200]
+        close = surface(is_async=client.is_async).limiter.close
+        await (close() if client.is_async else sync_to_async(close, thread_sensitive=False)())
+        with pytest.raises(LimiterClosed, match=r"limiter\.open\(\)"):
+            await Site(is_async=client.is_async, tells=True).ask("POST", "/hints")
 
 
 async def test_settings_that_make_no_sense_stop_the_start(client: Site) -> None:

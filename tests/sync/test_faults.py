@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import select
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from ratelimit.clock import SystemClock
+from ratelimit.dynamodb.transport.connection import CLOSE_LOOK_S
 from ratelimit.errors import StoreUnavailable, TableNotFound
 from ratelimit.policy import OnUnavailable, Policy
 from ratelimit.sync import Limiter, open_store
@@ -41,6 +43,13 @@ def on(url: str, on_unavailable: OnUnavailable, clock: FakeClock, **options: Any
 
 def stats(limiter: Limiter) -> Any:
     return limiter.store.inner.stats  # type: ignore[attr-defined]
+
+
+def wait_until_ended(limiter: Limiter) -> None:
+    """Return when the end of each idle connection has arrived, and have it idle for long enough to be looked at."""
+    for connection in limiter.store.inner._pool._idle:  # type: ignore[attr-defined]
+        assert select.select([connection._socket], [], [], 10)[0]
+        connection.since -= CLOSE_LOOK_S
 
 
 def expected(on_unavailable: OnUnavailable, checks: int) -> list[bool]:
@@ -186,7 +195,7 @@ def test_a_connection_that_died_while_idle_costs_nothing(apart: Apart, url: str,
     with on(url, "deny", clock) as limiter:
         limiter.check("alice", "hint")
         apart.drop_connections()
-        time.sleep(0.01)
+        wait_until_ended(limiter)
         assert limiter.check("bob", "hint").reason is None
         assert stats(limiter).dropped == {"closed": 1}
         assert stats(limiter).retries == 0

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from ratelimit.dynamodb.transport.connection import CLOSE_LOOK_S
 from tests.faults.apart import Apart
 from tests.sync.test_usage import events_in
 
@@ -52,8 +53,9 @@ def test_frozen_and_thawed(apart: Apart, url: str) -> None:
         assert call() == "1 None 0"
         for used in (2, 3):
             os.kill(function.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, function.pid, os.WSTOPPED | os.WNOWAIT)
             apart.drop_connections()
-            time.sleep(0.2)
+            time.sleep(2 * CLOSE_LOOK_S)  # its clock goes on while it stands still
             os.kill(function.pid, signal.SIGCONT)
             assert call() == f"{used} None 0"
         function.stdin.close()

@@ -25,6 +25,7 @@ from ratelimit.sync import Limiter, open_store
 from tests.faults import FaultServer
 from tests.faults.apart import Apart
 from tests.faults.oddities import chunked
+from tests.sync.test_faults import wait_until_ended
 
 HINT = Policy("hint", "100/day", on_unavailable="deny")
 
@@ -72,7 +73,7 @@ def test_over_tls(secure: Callable[[str], Apart]) -> None:
         apart.server.always(chunked(size=100))  # an answer in many records
         assert limiter.check("bob", "hint").reason is None
         apart.drop_connections()
-        time.sleep(0.01)
+        wait_until_ended(limiter)
         assert limiter.check("bob", "hint").used == 2
 
 

@@ -120,7 +120,10 @@ def test_a_thread_that_outlives_close(apart: Apart, opened: Store) -> None:
     threads = [threading.Thread(target=record) for _ in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
+    latest = time.monotonic() + 10
+    while len(kept) < 100:
+        assert time.monotonic() < latest
+        time.sleep(0.001)
     usage.close()
     for thread in threads:
         thread.join(10)
