@@ -82,3 +82,72 @@ def test_racing_processes_admit_exactly_the_limit(
     assert len(admitted) == PROCESSES
     assert sum(admitted) == limit
     assert asyncio.run(used()) == limit, "the totals are counted in the same write"
+
+
+JOINT_RACE = """
+import asyncio, json, multiprocessing, os, signal, sys, time
+from ratelimit import Limiter, Policy, open_store
+from ratelimit.dynamodb import DynamoDBStore
+from ratelimit.testing import FakeClock
+
+url, algorithm, processes, tasks, users = sys.argv[1:]
+processes, tasks, users = int(processes), int(tasks), int(users)
+policies = [
+    Policy("user", "7/day", algorithm=algorithm, on_unavailable="deny"),
+    Policy("org", "200/day", algorithm=algorithm, on_unavailable="deny"),
+]
+
+async def race(number):
+    async with Limiter(await open_store(url), policies, clock=FakeClock(), deadline=60) as limiter:
+        await limiter.peek("somebody-else", "org")
+        start.wait(60)
+
+        async def ask(task):
+            for turn in range(2):
+                user = f"user-{(number + 3 * task + 17 * turn) % users}"
+                answer = await limiter.check_all([(user, "user"), ("acme", "org")])
+                assert not any(decision.reason == "unavailable" for decision in answer)
+                admitted[number] += bool(answer)
+
+        await asyncio.gather(*map(ask, range(tasks)))
+
+fork = multiprocessing.get_context("fork")
+start = fork.Barrier(processes)
+admitted = fork.RawArray("i", processes)
+racers = [fork.Process(target=lambda number=number: asyncio.run(race(number))) for number in range(processes)]
+for racer in racers:
+    racer.start()
+while sum(admitted) < 50:
+    time.sleep(0.001)
+for racer in racers[:3]:
+    os.kill(racer.pid, signal.SIGKILL)
+for racer in racers:
+    racer.join(60)
+print(json.dumps({"exits": [racer.exitcode for racer in racers], "admitted": sum(admitted)}))
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["fixed_window", pytest.param("gcra", marks=pytest.mark.slow)])
+def test_several_keys_stay_of_one_mind_when_processes_are_killed(engine: Engine, algorithm: str) -> None:
+    """Each admission is one unit of a user's and one of the shared key's: at the end, the sums are the same."""
+    url = f"dynamodb://joint-{uuid4().hex[:8]}?region=eu-west-1&endpoint={engine.endpoint}&create=true"
+    users = [f"user-{number}" for number in range(64)]
+
+    async def used() -> list[int]:
+        async with open_store(url) as store:
+            limiter = Limiter(store, [Policy("user", "7/day"), Policy("org", "200/day")], clock=FakeClock())
+            asked = [(user, "user") for user in users] + [("acme", "org")]
+            return [
+                (await limiter.totals(user, actions=[action]))[action].get(NOON.date(), 0) for user, action in asked
+            ]
+
+    asyncio.run(used())  # creates the table
+    command = [sys.executable, "-c", JOINT_RACE, url, algorithm, str(PROCESSES), str(TASKS), str(len(users))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["exits"] == [-9] * 3 + [0] * (PROCESSES - 3), done.stderr
+    *each, shared = asyncio.run(used())
+    assert sum(each) == shared == 200
+    assert max(each) <= 7
+    assert 50 <= outcome["admitted"] <= 200
