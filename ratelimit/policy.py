@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, Field
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, TypeAlias
@@ -137,6 +137,12 @@ def _hold(value: object) -> int:
     return value
 
 
+def _share(value: object) -> float | None:
+    if value is not None and _part(value) == 0:
+        raise ConfigError("", "must be more than 0: a share of nothing lets nobody pass")
+    return None if value is None else _part(value)
+
+
 def _part(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ConfigError("", f"must be a part from 0 to 1, not {value!r}")
@@ -180,6 +186,11 @@ class Policy:
     hold: int = setting(30, _hold, number)
     """Seconds for which a slot or a reservation outlives a process that has died with it, and at most a quarter more.
     Whoever lives renews what it holds three times in this time."""
+    together: Converted[str | Iterable[str], tuple[str, ...]] = setting((), texts, items)
+    """Policies that a request has to pass with this one, each for the user that its own `user_from` says: all of them
+    spend, or none. They take what this one costs, unless they have a `cost`, and need no `match`."""
+    share: float | None = setting(None, _share, number)
+    """Beside the quotas, a part of those of the first policy in `together`: 0.2 is a fifth of them."""
     alert_at: Converted[Iterable[float], tuple[float, ...]] = setting((), _thresholds, numbers)
     """Parts of a limit (`[0.8, 1.0]`) at which the limiter's `on_alert` is called."""
     log: Log = setting("all", one_of(Log))
@@ -194,10 +205,39 @@ class Policy:
         for position, quota in enumerate(self.quotas):
             if quota.burst is not None and self.algorithm != "gcra":
                 raise ConfigError(f"quotas[{position}]", f"burst needs algorithm = 'gcra', not {self.algorithm!r}")
+        if self.share is not None and not self.together:
+            raise ConfigError("share", "needs together = ['NAME'], the policy of which it is a share")
         if self.lease is not None and self.algorithm != "fixed_window":
             raise ConfigError("lease", f"needs algorithm = 'fixed_window', not {self.algorithm!r}")
         if self.lease is not None and any(quota.is_concurrent for quota in self.quotas):
             raise ConfigError("lease", "needs quotas per time: slots are not taken in advance")
+
+
+def check_together(policies: Mapping[str, Policy]) -> None:
+    """Raise `ConfigError` where a policy names one that there is not, or one that leads back to it."""
+    for name in policies:
+        members_of(policies, name)
+
+
+def members_of(policies: Mapping[str, Policy], name: str) -> list[str]:
+    """Return what is decided with a policy: itself, and all that it names or those name. Raises `ConfigError`."""
+    found: list[str] = []
+
+    def add(one: str, above: tuple[str, ...]) -> None:
+        if one not in found:
+            found.append(one)
+        for place, other in enumerate(policies[one].together):
+            path = f"policies.{one}.together[{place}]"
+            if other not in policies:
+                raise ConfigError(path, f"no policy is named {other!r} (there are: {', '.join(policies)})")
+            if other in (*above, one):
+                raise ConfigError(path, f"leads back to {other!r}, which names this one")
+            if any(quota.is_concurrent for quota in (*policies[one].quotas, *policies[other].quotas)):
+                raise ConfigError(path, "how many go on at the same time is decided alone: leave that policy out")
+            add(other, (*above, one))
+
+    add(name, ())
+    return found
 
 
 def _keep(policy: Policy, name: str, check: Callable[[Any], object]) -> None:

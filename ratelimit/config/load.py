@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Final, Unpack
 
 from ratelimit.config.settings import SETTINGS, Config, SettingArgs
 from ratelimit.errors import ConfigError
-from ratelimit.policy import POLICY_SETTINGS, Policy
+from ratelimit.policy import POLICY_SETTINGS, Policy, check_together
 from ratelimit.quota import UNLIMITED
 from ratelimit.settings import unknown
 
@@ -274,14 +274,21 @@ def _settings(merged: Layer, problems: Problems) -> dict[str, object]:
 
 def _policies(merged: Layer, problems: Problems) -> tuple[Policy, ...]:
     found: list[Policy] = []
+    is_whole = True
     for name, table in merged.policies.items():
         here: list[ConfigError] = []
         policy = _policy(name, table, here)
         for error in here:
             problems.add(error.under(f"policies.{name}"))
+        is_whole = is_whole and not here
         if policy is not None:
             found.append(policy)
-    return tuple(found)
+    try:
+        check_together({policy.name: policy for policy in found if is_whole})
+    except ConfigError as error:
+        problems.add(error)
+        is_whole = False
+    return tuple(found if is_whole else [replace(policy, together=(), share=None) for policy in found])
 
 
 def _policy(name: str, table: object, errors: list[ConfigError]) -> Policy | None:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
-from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all
+from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all, parts_of
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
 from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals
@@ -217,10 +217,12 @@ class Admission:
 
     async def _settle_late(self, charge: Charge) -> None:
         """See through what was checked after the answer has begun: settle it, and write it down."""
-        if charge.spent and not charge.counts(self.succeeded, self.status, self.headers):
-            await give_back_all(self._shared.refunds, [charge])
-        charge.settle()
-        for pending in self._write([charge], None):
+        charges = parts_of(charge)
+        for one in charges:
+            if one.spent and not one.counts(self.succeeded, self.status, self.headers):
+                await give_back_all(self._shared.refunds, [one])
+            one.settle()
+        for pending in self._write(charges, None):
             await pending
 
     @property

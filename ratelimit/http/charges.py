@@ -97,6 +97,21 @@ class Charge:
         return msgspec.structs.replace(state, used=used, remaining=remaining, reset_after=reset_after)
 
 
+class JointCharge(Charge):
+    """One of several that were decided together; the first of them knows the `others`."""
+
+    __slots__ = ("others",)
+
+    def __init__(self, limiter: Limiter, policy: Policy, user: str, decision: Decision) -> None:
+        super().__init__(limiter, policy, user, decision)
+        self.others: Sequence[Charge] = ()
+
+
+def parts_of(charge: Charge) -> list[Charge]:
+    """Return the charge, and those that were decided together with it."""
+    return [charge, *charge.others] if isinstance(charge, JointCharge) else [charge]
+
+
 def room(state: QuotaState, returned: int) -> int:
     """Return the units that are left where so many are given back; below 0 after a charge."""
     return (state.quota.burst or state.quota.limit) - state.used + returned
@@ -152,8 +167,10 @@ class Charges:
         return self._acted_on > 0
 
     def add(self, charge: Charge) -> None:
-        """Take note of a check."""
+        """Take note of a check, and of those that were decided together with it."""
         self._all.append(charge)
+        if isinstance(charge, JointCharge):
+            self._all += charge.others
         if not charge.decision.allowed:
             self.refused = charge.decision
 
@@ -165,7 +182,8 @@ class Charges:
         """Take note of a check after the answer has begun: there may be any number of them."""
         if self._late is None:
             self._late = {}
-        self._late[charge.policy.name] = charge.decision
+        for part in parts_of(charge):
+            self._late[part.policy.name] = part.decision
         if not charge.decision.allowed:
             self.refused = charge.decision
 

@@ -17,13 +17,13 @@ from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES, check_max_body_byt
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, InvalidCost, UnknownAction
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies
-from ratelimit.http.charges import Charge, Pending, room
+from ratelimit.http.charges import Charge, JointCharge, Pending, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
 from ratelimit.http.identity import DEFAULT_USER_FROM, UserResolver
 from ratelimit.http.routing import Patterns, RequestTarget
-from ratelimit.limiter import Limiter
+from ratelimit.limiter import Limiter, Spend
 from ratelimit.names import Key
-from ratelimit.policy import Cost, Exempt, Policy, UserFrom
+from ratelimit.policy import Cost, Exempt, Policy, UserFrom, members_of
 
 MAX_REMEMBERED: Final = 1024
 """Requests whose policies are remembered."""
@@ -79,16 +79,26 @@ class PolicyCheck:
         if self._exempt and await self._exempt.covers(connection):
             return self.free()
         if callable(units):
-            answer = units(connection)
-            units = await answer if isawaitable(answer) else answer
-            if type(units) is not int or units < 0:
-                raise _bad_cost(policy.name, units)
+            units = await self._asked(units, connection)
         if type(units) is int and units == 0:
             return self.free()
         user = await self.user_resolver.user_of(connection)
         decision = await self.limiter.check(user, policy.name, cost=units)
         charge = Charge(self.limiter, policy, user, decision)
         return charge if self._pending is None else self._counted_later(charge, self._pending)
+
+    async def _asked(self, cost: Callable[[Any], Any], connection: HTTPConnection) -> int:
+        answer = cost(connection)
+        units = await answer if isawaitable(answer) else answer
+        if type(units) is not int or units < 0:
+            raise _bad_cost(self.policy.name, units)
+        return units
+
+    async def _units(self, cost: Cost, connection: HTTPConnection) -> int:
+        """Return what a request costs that is no check of its own: 0 where it is free or exempt."""
+        if self._exempt and await self._exempt.covers(connection):
+            return 0
+        return await self._asked(cost, connection) if callable(cost) else cost
 
     def warn(self, root: str) -> None:
         """Tell the log of patterns that begin with the prefix that the app is mounted under."""
@@ -110,6 +120,48 @@ class PolicyCheck:
             wait = None if decision.retry_after is None else min(decision.retry_after, _SOON_S)
             charge.decision = msgspec.structs.replace(decision, quotas=quotas, retry_after=wait)
         return charge
+
+
+class JointPolicyCheck(PolicyCheck):
+    """A policy that is decided together with `others`: all of them spend, or none."""
+
+    __slots__ = ("others",)
+
+    def __init__(
+        self, limiter: Limiter, policy: Policy, user_resolver: UserResolver, others: Sequence[PolicyCheck]
+    ) -> None:
+        super().__init__(limiter, policy, user_resolver)
+        self.is_plain = False
+        self.others = others
+
+    async def check(self, connection: HTTPConnection, *, cost: Cost | None = None) -> Charge:
+        """Decide, and spend. What is free or exempt for this policy is so for all, and for another for that one alone.
+
+        Return the charge of the one that refuses, else of this policy; the others are with it.
+        """
+        units = await self._units(self.policy.cost if cost is None else cost, connection)
+        if not units:
+            return self.free()
+        spends = [Spend(await self.user_resolver.user_of(connection), self.policy.name, units)]
+        asked: list[PolicyCheck] = [self]
+        for one in self.others:
+            own: Any = one.policy.cost
+            its_units = await one._units(units if type(own) is int and own == 1 else own, connection)
+            if its_units:
+                asked.append(one)
+                spends.append(Spend(await one.user_resolver.user_of(connection), one.policy.name, its_units))
+        answer = await self.limiter._check_all(spends)
+        charges: list[JointCharge] = []
+        for one, decision in zip(asked, answer, strict=True):
+            if not answer and decision.allowed and not decision.shadow_denied:
+                decision = msgspec.structs.replace(decision, cost=0)  # which was not taken
+            charge = JointCharge(self.limiter, one.policy, decision.user, decision)
+            if one._pending is not None:
+                one._counted_later(charge, one._pending)
+            charges.append(charge)
+        first = charges[0] if answer.refused is None else charges[answer.decisions.index(answer.refused)]
+        first.others = [charge for charge in charges if charge is not first]
+        return first
 
 
 def _units(pending: Pending, user: str) -> int:
@@ -219,16 +271,22 @@ class SurfaceOptions:
         policy = limiter.policies.get(action)
         if policy is None:
             raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")
+        user_resolver = self._resolver_of(policy)
+        if not policy.together:
+            return PolicyCheck(limiter, policy, user_resolver)
+        named = [limiter.policies[name] for name in members_of(limiter.policies, action)[1:]]
+        others = [PolicyCheck(limiter, other, self._resolver_of(other)) for other in named]
+        return JointPolicyCheck(limiter, policy, user_resolver, others)
+
+    def _resolver_of(self, policy: Policy) -> UserResolver:
         if not policy.user_from:
-            return PolicyCheck(limiter, policy, self.user_resolver)
+            return self.user_resolver
         try:
             own = UserResolver(policy.user_from, self._addresses)
-            self.identifying |= own.headers
-            return PolicyCheck(limiter, policy, own)
         except ConfigError as error:
-            if error.path.startswith("user_from"):
-                raise error.under(f"policies.{action}") from error
-            raise
+            raise error.under(f"policies.{policy.name}") from error
+        self.identifying |= own.headers
+        return own
 
 
 class Routes:
@@ -250,9 +308,15 @@ class Routes:
         found = self._known.get(request)
         if found is None:
             target = RequestTarget(scope)
-            found = tuple(one for one in self._policy_checks if one.match.fit(target))
+            found = _apart([one for one in self._policy_checks if one.match.fit(target)])
             if len(self._known) >= MAX_REMEMBERED:
                 self._known.clear()
             if sum(map(len, filter(None, request))) <= _MAX_REMEMBERED_LENGTH:
                 self._known[request] = found
         return found
+
+
+def _apart(found: Sequence[PolicyCheck]) -> tuple[PolicyCheck, ...]:
+    """Return the checks without those that another one of them makes together with its own."""
+    made = {other.policy.name for one in found if isinstance(one, JointPolicyCheck) for other in one.others}
+    return tuple(one for one in found if one.policy.name not in made)

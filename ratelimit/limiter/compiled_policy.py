@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from math import ceil
+from math import ceil, floor
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -22,11 +22,11 @@ from ratelimit.algorithms.fields import (
 from ratelimit.cache import LRUCache
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import Decision, QuotaState
-from ratelimit.errors import ConfigError, SlotNeeded, UnknownAction
+from ratelimit.errors import ConfigError, InvalidInput, SlotNeeded, UnknownAction
 from ratelimit.limiter.held import Held, HeldUnits, held_step, held_until
 from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
-from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource
+from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource, check_together, members_of
 from ratelimit.quota import INACTIVE, UNLIMITED, Quota, Quotas, QuotasLike, to_quotas
 from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record, Write
 
@@ -288,9 +288,10 @@ class PolicyResolver:
     def __init__(self, policies: Iterable[Policy], directory: QuotaSource | None) -> None:
         self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
         self._directory = directory
+        check_together(self.policies)
         self._named = {name: CompiledPolicy(policy) for name, policy in self.policies.items()}
-        checked = {name: compiled for name, compiled in self._named.items() if not compiled.is_concurrent}
-        self.named: Mapping[str, CompiledPolicy] = checked if directory is None else {}
+        alone = {name: one for name, one in self._named.items() if not one.is_concurrent and not one.policy.together}
+        self.named: Mapping[str, CompiledPolicy] = alone if directory is None else {}
         """Those that a check goes by, whoever the user is, by action; none where each may have quotas of their own."""
         self._made: LRUCache[tuple[object, ...], CompiledPolicy] = LRUCache(MAX_RESOLVED_POLICIES)
 
@@ -313,7 +314,7 @@ class PolicyResolver:
             )
         return compiled if algorithm is None else self._with(key.action, compiled.policy.quotas, algorithm)
 
-    async def of_check(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> CompiledPolicy:
+    async def of_spending(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> CompiledPolicy:
         """Return the policy of what spends and gives nothing back. Raises as `of` does, and `SlotNeeded`."""
         compiled = await self.of(key, quotas, algorithm)
         if compiled.is_concurrent:
@@ -322,6 +323,27 @@ class PolicyResolver:
                 f" as in `async with limiter.slot({key.user!r}, {key.action!r}):`"
             )
         return compiled
+
+    async def of_check(self, key: Key, quotas: QuotasLike | None, algorithm: AlgorithmName | None) -> CompiledPolicy:
+        """Return the policy of a check of one key. Raises `InvalidInput` for one that is decided with others, too."""
+        compiled = await self.of_spending(key, quotas, algorithm)
+        if compiled.policy.together:
+            members = ", ".join(f"(…, {name!r})" for name in members_of(self.policies, key.action))
+            raise InvalidInput(f"{key.action!r} is decided together with others: check_all([{members}])")
+        return compiled
+
+    def of_group(self, group: Sequence[CompiledPolicy]) -> list[CompiledPolicy]:
+        """Return the policies of checks that are decided together, each with its share of another, if that is there."""
+        by_name = {compiled.policy.name: compiled for compiled in group}
+        return [self._with_share(compiled, by_name) for compiled in group]
+
+    def _with_share(self, compiled: CompiledPolicy, group: Mapping[str, CompiledPolicy]) -> CompiledPolicy:
+        policy = compiled.policy
+        whole = group.get(policy.together[0]) if policy.share is not None else None
+        if whole is None or compiled.inactive:
+            return compiled
+        shared = self._with_share(whole, group).policy.quotas
+        return self._with(policy.name, _with_shares(policy, shared), policy.algorithm) if shared else compiled
 
     def of_decision(self, decision: Decision) -> CompiledPolicy:
         """Return the policy of what a decision took from, whatever holds for its user by now."""
@@ -356,6 +378,20 @@ class PolicyResolver:
         if named == "gcra" or all(quota.burst is None for quota in quotas):
             return quotas
         return tuple(Quota(quota.limit, quota.window) for quota in quotas)
+
+
+def _with_shares(policy: Policy, shared: Quotas) -> Quotas:
+    """Return a policy's quotas and its share of others: of two with the same window, the smaller."""
+    by_window = {quota.window: quota for quota in policy.quotas}
+    for quota in shared:
+        if quota.is_concurrent:
+            continue
+        limit = max(1, floor(Fraction(str(policy.share)) * quota.limit))
+        own = by_window.get(quota.window)
+        if own is None or own.limit > limit:
+            burst = None if own is None or own.burst is None else min(own.burst, limit)
+            by_window[quota.window] = Quota(limit, quota.window, burst)
+    return tuple(by_window.values())
 
 
 def _by_name(policies: Iterable[Policy]) -> dict[str, Policy]:

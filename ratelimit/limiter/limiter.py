@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
 from types import TracebackType
@@ -321,17 +321,30 @@ class Limiter:
 
         `check_all([("alice", "api"), ("acme", "org", 5)])`, or `Spend(…)` where quotas are given; no user and action
         twice. For everybody else, at every moment, either all is spent or nothing. What many checks share is best named
-        last: those of one process leave together then. Raises as `check` does, and `InvalidInput`.
+        last: those of one process leave together then. Raises as `check` does, and `InvalidInput`, also where a policy
+        is missing that another one of them has in `together`.
         """
         asked = [Spend(*one) for one in spends]
+        actions = [Key.of(one.user, one.action).action for one in asked]
+        for action in actions:
+            policy = self.policies.get(action)
+            for name in () if policy is None else policy.together:
+                if name not in actions:
+                    raise InvalidInput(f"{action!r} is decided together with {name!r}: add a check of that")
+        return await self._check_all(asked)
+
+    async def _check_all(self, asked: Sequence[Spend]) -> JointDecision:
         if not 0 < len(asked) <= MAX_WRITES_AT_ONCE:
             raise InvalidInput(f"expected 1 to {MAX_WRITES_AT_ONCE} checks to decide together, not {len(asked)}")
         group = []
         for user, action, cost, quotas, algorithm in asked:
             key = Key.of(user, action)
-            group.append(Part(await self._resolver.of_check(key, quotas, algorithm), key, _whole_cost(cost)))
+            group.append(Part(await self._resolver.of_spending(key, quotas, algorithm), key, _whole_cost(cost)))
         if len({part.key for part in group}) < len(group):
             raise InvalidInput("two of the checks are of one user and action: add up their costs")
+        if any(part.compiled.policy.together for part in group):
+            compiled = self._resolver.of_group([part.compiled for part in group])
+            group = [part._replace(compiled=one) for part, one in zip(group, compiled, strict=True)]
         return JointDecision(tuple(await self._checker.joint.check(group)))
 
     async def peek(
