@@ -1,8 +1,8 @@
 """Coroutines run to their end by the thread that asks, without an event loop.
 
 What an event loop gives to the code that runs on it, `Runner` gives here. Between two waits nobody else runs: a lock
-sees to that. A wait is a blocking call, `await wait_for(call)`, made without the lock. Where time runs out while one
-waits, `CancelledError` is raised there, as a loop does.
+sees to that. A wait is a blocking call, `wait_for(call)`, made without the lock. Where time runs out while one waits,
+`CancelledError` is raised there, as a loop does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from math import inf
 from time import monotonic
-from types import TracebackType, coroutine
+from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar
 from weakref import WeakSet
 
@@ -38,10 +38,22 @@ class InsideEventLoop(RuntimeError):
     """A blocking call in a thread that runs an event loop, which it would hold up."""
 
 
-@coroutine
-def wait_for(call: BlockingCall[T]) -> Generator[BlockingCall[T], T, T]:
-    """Return what the call returns. Only in a coroutine that a `Runner` runs."""
-    return (yield call)
+def wait_for(call: BlockingCall[T]) -> T:
+    """Return what the call returns, while other threads may go on. Only in a coroutine that a `Runner` runs."""
+    runner = _thread.runner
+    assert runner is not None
+    runner.lock.release()
+    try:
+        left = _thread.deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return call(left)
+    except TimeoutError:
+        if monotonic() < _thread.deadline:
+            raise
+        raise asyncio.CancelledError from None
+    finally:
+        runner.lock.acquire()
 
 
 def refuse_event_loop(name: str, work: Coroutine[Any, Any, object] | None = None) -> None:
@@ -73,7 +85,7 @@ def timeout(seconds: float) -> AbstractAsyncContextManager[object]:
 async def sleep(seconds: float) -> None:
     """Wait, with an event loop or without."""
     if is_blocking():
-        await wait_for(partial(_sleep, seconds))
+        wait_for(partial(_sleep, seconds))
     else:
         await asyncio.sleep(seconds)
 
@@ -81,7 +93,7 @@ async def sleep(seconds: float) -> None:
 async def aside(work: Callable[[], T]) -> T:
     """Return what the work does, which takes its time: in another thread, where an event loop would have to wait."""
     if is_blocking():
-        return await wait_for(lambda left: work())
+        return wait_for(lambda left: work())
     return await asyncio.to_thread(work)
 
 
@@ -117,7 +129,7 @@ class Signal:
         """Return when it is set, or after so many seconds."""
         event = self._event
         if isinstance(event, threading.Event):
-            await wait_for(partial(_wait_for_event, event, seconds))
+            wait_for(partial(_wait_for_event, event, seconds))
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(None if seconds == inf else seconds):
@@ -132,6 +144,8 @@ def _wait_for_event(event: threading.Event, seconds: float, left: float) -> None
 class _Thread(threading.local):
     deadline: float = inf
     """When what this thread runs has to be over, as `monotonic` has it."""
+    runner: Runner | None = None
+    """Who runs it."""
 
 
 _thread: Final = _Thread()
@@ -180,13 +194,7 @@ class Runner:
         """Return what the coroutine does. Raise `InsideEventLoop`, which says that `name` of `ratelimit` is wanted."""
         if running_loop() is not None:
             refuse_event_loop(name, work)
-        try:
-            with self.lock:
-                call = work.send(None)
-        except StopIteration as done:
-            result: T = done.value
-        else:
-            result = self._go_on(work, call)
+        result = self._run(work)
         if self.later:
             self.run_later()
         return result
@@ -194,16 +202,20 @@ class Runner:
     def run_later(self) -> None:
         """Run what was left for later, which may leave more."""
         while self.later:
-            self._drain()
+            self._run(self.drain())
 
-    def _drain(self) -> None:
-        work = self.drain()
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        outer, _thread.runner = _thread.runner, self
         try:
             with self.lock:
-                call = work.send(None)
-        except StopIteration:
-            return
-        self._go_on(work, call)
+                work.send(None)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            _thread.runner = outer
+        work.close()
+        raise RuntimeError(f"{work!r} waits for an event loop, and there is none")
 
     async def drain(self) -> None:
         """Run what was left for later."""
@@ -226,29 +238,8 @@ class Runner:
         threading.Thread(target=run, name=f"ratelimit: {what}", daemon=True).start()
         return future
 
-    def _go_on(self, work: Coroutine[Any, Any, T], call: BlockingCall[Any]) -> T:
-        while True:
-            resume = self._waited(work, call)
-            try:
-                with self.lock:
-                    call = resume()
-            except StopIteration as done:
-                result: T = done.value
-                return result
-
-    def _waited(self, work: Coroutine[Any, Any, Any], call: BlockingCall[Any]) -> Callable[[], BlockingCall[Any]]:
-        """Make the call; return what goes on with its outcome."""
-        try:
-            left = _thread.deadline - monotonic()
-            if left <= 0:
-                raise TimeoutError
-            return partial(work.send, call(left))
-        except BaseException as error:  # noqa: BLE001 (of the coroutine, all of them)
-            late = isinstance(error, TimeoutError) and monotonic() >= _thread.deadline
-            return partial(work.throw, asyncio.CancelledError() if late else error)
-
-    def _forked(self) -> None:
-        self.lock = threading.RLock()
+    def forget(self) -> None:
+        """Leave what was left for later to the process that this one was forked from."""
         while self.later:
             self.later.popleft().close()
 
@@ -291,8 +282,9 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    while _held:
-        _held.pop()._forked()
+    for runner in _held:
+        runner.forget()
+    _in_parent()
 
 
 if hasattr(os, "register_at_fork"):

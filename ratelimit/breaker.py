@@ -18,12 +18,13 @@ class BreakerState:
     Time is an argument. A clock that steps back past the opening counts as time passed, so that it cannot stay open.
     """
 
-    __slots__ = ("_cooldown", "_failed", "_max_failures", "_opened_at", "_trying")
+    __slots__ = ("_cooldown", "_max_failures", "_opened_at", "_trying", "failed_calls")
 
     def __init__(self, *, failures: int = MAX_FAILURES) -> None:
         self._max_failures = failures
         self._cooldown = COOLDOWN_US
-        self._failed = 0
+        self.failed_calls = 0
+        """So many in a row. While it is 0, every call is admitted, and a success changes nothing."""
         self._opened_at: int | None = None
         self._trying = False
 
@@ -52,7 +53,7 @@ class BreakerState:
     def succeeded(self) -> bool:
         """Note that the store answered. Return whether this closed the breaker."""
         closed = self._opened_at is not None
-        self._failed = 0
+        self.failed_calls = 0
         self._cooldown = COOLDOWN_US
         self._opened_at = None
         self._trying = False
@@ -60,14 +61,14 @@ class BreakerState:
 
     def failed(self, now: int) -> bool:
         """Note that the store did not answer. Return whether this opened the breaker."""
-        self._failed += 1
+        self.failed_calls += 1
         if self._opened_at is not None:
             if self._trying:
                 self._trying = False
                 self._opened_at = now
                 self._cooldown = min(2 * self._cooldown, MAX_COOLDOWN_US)
             return False
-        if self._failed < self._max_failures:
+        if self.failed_calls < self._max_failures:
             return False
         self._opened_at = now
         return True

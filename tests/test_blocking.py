@@ -22,7 +22,7 @@ def test_between_two_waits_nobody_else_runs() -> None:
             time.sleep(0.002)  # noqa: ASYNC251 (the thread stands still, and the others may go on)
             assert inside == 1
             inside -= 1
-            await wait_for(lambda left: None)
+            wait_for(lambda left: None)
 
     with ThreadPoolExecutor(6) as pool:
         for done in [pool.submit(runner.run, work(), "it") for _ in range(6)]:
@@ -33,7 +33,7 @@ def test_all_may_wait_at_once() -> None:
     runner, together = Runner(), threading.Barrier(5)
 
     async def work() -> int:
-        return await wait_for(lambda left: together.wait(10))
+        return wait_for(lambda left: together.wait(10))
 
     with ThreadPoolExecutor(5) as pool:
         waits = [pool.submit(runner.run, work(), "it") for _ in range(5)]
@@ -43,7 +43,7 @@ def test_all_may_wait_at_once() -> None:
 def test_what_a_wait_raises_is_raised_there() -> None:
     async def work() -> str:
         try:
-            await wait_for(lambda left: 1 / 0)
+            wait_for(lambda left: 1 / 0)
         except ZeroDivisionError:
             return "caught"
         return "missed"

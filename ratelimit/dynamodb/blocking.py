@@ -53,7 +53,7 @@ class BlockingDynamoDBStore(DynamoDBStore):
         """Let go of the connections; harmless when closed."""
         if (job := self._job) is not None:
             with suppress(StoreUnavailable):
-                await wait_for(partial(result_of, job))
+                wait_for(partial(result_of, job))
         ready, self._open = self._open, None
         if ready is not None:
             await ready.transport.close()
@@ -73,7 +73,7 @@ class BlockingDynamoDBStore(DynamoDBStore):
             return self._open
         if self._job is None:
             self._job = self._runner.start(self._make_ready(), "opening the store")
-        return await wait_for(partial(result_of, self._job))
+        return wait_for(partial(result_of, self._job))
 
     async def _make_ready(self) -> Opened:
         try:
@@ -84,8 +84,8 @@ class BlockingDynamoDBStore(DynamoDBStore):
 
     async def _connect_here(self) -> Opened:
         settings = self.settings
-        way = await wait_for(lambda left: way_of(settings)) if is_fast_wanted(settings) else None
-        client: Client = await wait_for(
+        way = wait_for(lambda left: way_of(settings)) if is_fast_wanted(settings) else None
+        client: Client = wait_for(
             lambda left: _client_by_botocore(settings) if way is None else client_by(way, settings)
         )
         transport: Transport | None = None
@@ -182,7 +182,7 @@ class BlockingApi:
                 answer = await self.fast.call(operation, request)
                 if answer is not None:
                     return answer
-            return await wait_for(lambda left: getattr(self.made(), name)(*args, **request))
+            return wait_for(lambda left: getattr(self.made(), name)(*args, **request))
 
         return call
 

@@ -97,7 +97,10 @@ def unescape(part: str) -> str:
 
 
 def limit_pk(key: Key) -> str:
-    return f"USR#{escape(key.user)}#LIM#{escape(key.action)}"
+    user, action = key
+    if "#" in user or "%" in user or "#" in action or "%" in action:
+        user, action = escape(user), escape(action)
+    return f"USR#{user}#LIM#{action}"
 
 
 def limit_key(key: Key) -> dict[str, Attribute]:

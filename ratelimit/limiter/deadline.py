@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from time import monotonic
 from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
@@ -142,9 +143,10 @@ class CircuitBreaker:
         self._timer: SharedTimer[StoreCall] = SharedTimer(deadline, StoreCall.expire)
         self._clock = clock
 
-    def call(self) -> StoreCall:
+    def call(self) -> AbstractContextManager[object]:
         """Begin a call. Raises `StoreUnavailable`, and `LimiterClosed`."""
-        self._admit()
+        if self.closed or self.breaker.failed_calls:
+            self._admit()
         loop = asyncio.get_running_loop()
         call = StoreCall(self, loop)
         self._timer.watch(call, loop)
@@ -210,7 +212,8 @@ class StoreCall(Deadline):
             super().__exit__(kind, error, trace)
         except TimeoutError:
             raise self._circuit.too_late() from error
-        self._circuit.settle(error)
+        if error is not None or self._circuit.breaker.failed_calls:
+            self._circuit.settle(error)
 
 
 # Seconds between looks for calls that other threads have under way.
@@ -226,7 +229,8 @@ class BlockingCircuit(CircuitBreaker):
 
     def call(self) -> BlockingStoreCall:
         """Begin a call, as `CircuitBreaker` does."""
-        self._admit()
+        if self.closed or self.breaker.failed_calls:
+            self._admit()
         self.under_way += 1
         return BlockingStoreCall(self)
 
@@ -242,25 +246,23 @@ class BlockingCircuit(CircuitBreaker):
             await blocking.sleep(_LOOK_S)
 
 
-class BlockingStoreCall(StoreCall):
+class BlockingStoreCall(blocking.Deadline):
     """A call that this thread makes. Its time is over where it waits; nobody else ends it."""
 
-    __slots__ = ("_deadline", "_of")
+    __slots__ = ("_circuit",)
 
     def __init__(self, circuit: BlockingCircuit) -> None:
-        self._of = circuit
-        self._deadline = blocking.Deadline(circuit.deadline)
-
-    def __enter__(self) -> Self:
-        self._deadline.__enter__()
-        return self
+        super().__init__(circuit.deadline)
+        self._circuit = circuit
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._of.under_way -= 1
+        circuit = self._circuit
+        circuit.under_way -= 1
         try:
-            self._deadline.__exit__(kind, error, trace)
+            super().__exit__(kind, error, trace)
         except TimeoutError:
-            raise self._of.too_late() from error
-        self._of.settle(error)
+            raise circuit.too_late() from error
+        if error is not None or circuit.breaker.failed_calls:
+            circuit.settle(error)

@@ -55,7 +55,7 @@ def _aside(hook: AlertHook) -> AlertHook:
     """Return the hook, called while other threads may go on."""
 
     async def call(alert: Alert) -> None:
-        answer = await wait_for(lambda left: hook(alert))
+        answer = wait_for(lambda left: hook(alert))
         if isawaitable(answer):
             if iscoroutine(answer):
                 answer.close()
@@ -130,6 +130,10 @@ class Limiter:
     def open(self) -> None:
         """Open the store. Raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help."""
         self._run(self._core.open())
+
+    def drain(self) -> None:
+        """Run what was left to do after answers by other threads, which they have not got to yet."""
+        self._run(self._core.drain())
 
     def close(self) -> None:
         """Let the checks under way have their answers, return what was taken ahead, and close the store.

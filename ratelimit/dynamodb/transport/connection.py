@@ -34,8 +34,6 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 Ending: TypeAlias = Literal["closed", "timeout", "cancelled", "too_large", "garbage", "idle", "shutdown"]
 """Why a connection ended: counted in `Stats.dropped`."""
 
-_HEADER_LENGTHS: Final = frozenset(map(len, ("date", "x-amz-crc32", "content-encoding")))
-
 STALE_S: Final = 1.0
 """A connection that was idle for so long and then ends without a word has most likely been closed before the request
 came. It is sent once more: at worst it is counted twice, and usage reads too high, never too low."""
@@ -110,13 +108,17 @@ class Endpoint(NamedTuple):
 class Response:
     """An answer that arrived whole, and unharmed as far as its checksum tells."""
 
-    __slots__ = ("body", "date", "status")
+    __slots__ = ("_head", "body", "status")
 
-    def __init__(self, status: int, body: bytes, date: bytes) -> None:
+    def __init__(self, status: int, body: bytes, head: bytes) -> None:
         self.status = status
         self.body = body
-        self.date = date
-        """The `Date` header; empty where there was none."""
+        self._head = head
+
+    @property
+    def date(self) -> bytes:
+        """The `Date` header, in lower case; empty where there was none."""
+        return _header(self._head, b"\r\ndate:")
 
 
 class Connection(asyncio.Protocol):
@@ -143,10 +145,7 @@ class Connection(asyncio.Protocol):
         """Done when the socket is closed."""
         self._answer: asyncio.Future[Response] | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._size = 0
-        self._body = b""
-        self._crc: bytes | None = None
-        self._encoding = self._date = b""
+        self._received = self._body = b""
 
     def ask(self, request: bytes, now: float) -> Awaitable[Response]:
         """Send a request; only while `usable`. The future ends with an answer or with one of `boto_errors`, as long as
@@ -166,7 +165,13 @@ class Connection(asyncio.Protocol):
 
     def is_alive(self, now: float) -> bool:
         """Return whether an idle one may take a request; it is looked at, for the loop may not have heard yet."""
-        return self.usable and (now - self.since < CLOSE_LOOK_S or self._poll is None or not self._poll(0))
+        if not self.usable or now - self.since < CLOSE_LOOK_S or self._poll is None:
+            return self.usable
+        return not self._poll(0) or self._is_quiet()
+
+    def _is_quiet(self) -> bool:
+        """Return whether what has come on an idle one does not end it."""
+        return False
 
     def expire(self) -> None:
         """End it, for the answer is overdue."""
@@ -186,8 +191,8 @@ class Connection(asyncio.Protocol):
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size > MAX_ANSWER_BYTES:
+        self._received = self._received + data if self._received else data
+        if len(self._received) > MAX_ANSWER_BYTES:
             self.end("too_large", UnusableAnswer(f"an answer of more than {MAX_ANSWER_BYTES} bytes"))
             return
         try:
@@ -208,19 +213,7 @@ class Connection(asyncio.Protocol):
         # An answer nobody asked for: whatever comes next could be taken for another's.
         if not self.busy:
             self._spoiled("an answer without a question")
-        self._body = self._date = self._encoding = b""
-        self._crc = None
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(name) not in _HEADER_LENGTHS:
-            return
-        match name.lower():
-            case b"date":
-                self._date = value
-            case b"x-amz-crc32":
-                self._crc = value
-            case b"content-encoding":
-                self._encoding = value.lower()
+        self._body = b""
 
     def on_body(self, body: bytes) -> None:
         self._body = self._body + body if self._body else body
@@ -229,27 +222,28 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         if not self.usable or answer is None:
             return
-        if problem := self._problem():
+        status = self._parser.get_status_code()
+        head = self._received[: self._received.find(b"\r\n\r\n") + 2].lower()
+        if problem := self._problem(status, head):
             self._spoiled(problem)
             return
-        status = self._parser.get_status_code()
-        self.busy, self._answer, self._size = False, None, 0
+        self.busy, self._answer, self._received = False, None, b""
         if not self._parser.should_keep_alive():
             self.end("closed")
         if not answer.done():
-            answer.set_result(Response(status, self._body, self._date))
+            answer.set_result(Response(status, self._body, head))
 
     def _closed(self, error: Exception) -> Exception:
-        kind = ConnectionStale if self._stale and not self._size else aws.ConnectionClosedError
+        kind = ConnectionStale if self._stale and not self._received else aws.ConnectionClosedError
         return cast(Exception, kind(endpoint_url=self._url, error=error))
 
-    def _problem(self) -> str:
-        status = self._parser.get_status_code()
+    def _problem(self, status: int, head: bytes) -> str:
         if status < 200:
             return f"status {status}"
-        if self._encoding not in (b"", b"identity"):
-            return f"content encoding {self._encoding.decode('latin-1')!r}, which nobody asked for"
-        if self._crc is not None and not (self._crc.isdigit() and crc32(self._body) == int(self._crc)):
+        if b"\r\ncontent-encoding:" in head and (found := _header(head, b"\r\ncontent-encoding:")) != b"identity":
+            return f"content encoding {found.decode('latin-1')!r}, which nobody asked for"
+        crc = _header(head, b"\r\nx-amz-crc32:")
+        if crc and not (crc.isdigit() and crc32(self._body) == int(crc)):
             return "a wrong checksum"
         return ""
 
@@ -260,6 +254,15 @@ class Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None and not answer.done():
             answer.set_exception(error)
+
+
+def _header(head: bytes, name: bytes) -> bytes:
+    """Return the value of a header, whose `name` is in lower case, as the head is, from line break to colon."""
+    start = head.find(name)
+    if start < 0:
+        return b""
+    start += len(name)
+    return head[start : head.find(b"\r", start)].strip()
 
 
 async def open_connection(

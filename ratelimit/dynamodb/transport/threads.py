@@ -50,13 +50,8 @@ class ThreadConnection(Connection):
         self._socket = connected
         self._timeout = timeout
         self._is_waiting = False
-        self._ready = _Readiness(connected)
         self._transport = cast(asyncio.Transport, _Closing(self._close))
         self.usable = True
-
-    def is_alive(self, now: float) -> bool:
-        """Return whether an idle one may take a request."""
-        return super().is_alive(now) or (self.usable and self._is_quiet())
 
     def _is_quiet(self) -> bool:
         """Return whether what has come is TLS's own, as the tickets after a handshake."""
@@ -75,11 +70,10 @@ class ThreadConnection(Connection):
         answer = self._begin(now)
         self._is_waiting = True
         due = monotonic() + self._timeout
-        exchange: Callable[[float], bytes] = partial(self._exchange, request, due)
         try:
+            self._take(wait_for(partial(self._exchange, request, due)))
             while not answer.done():
-                self._take(await wait_for(exchange))
-                exchange = partial(self._receive, due)
+                self._take(wait_for(partial(self._receive, due)))
         except TimeoutError:
             self.expire()
         except OSError as error:
@@ -97,12 +91,14 @@ class ThreadConnection(Connection):
             self.eof_received()
 
     def _exchange(self, request: bytes, due: float, left: float) -> bytes:
-        latest = min(due, monotonic() + left)
         sent = self._send(request)
-        while sent < len(request):
-            self._ready.writable(latest)
-            sent += self._send(request[sent:])
-        return self._receive(due, latest - monotonic())
+        if sent < len(request):
+            due = min(due, monotonic() + left)
+            while sent < len(request):
+                self._wait_to_write(due)
+                sent += self._send(request[sent:])
+            left = due - monotonic()
+        return self._receive(due, left)
 
     def _send(self, data: bytes) -> int:
         try:
@@ -111,13 +107,28 @@ class ThreadConnection(Connection):
             return 0
 
     def _receive(self, due: float, left: float) -> bytes:
-        latest = min(due, monotonic() + left)
+        due = min(due, monotonic() + left)
         while True:
-            self._ready.readable(latest)
+            self._wait_to_read(due)
             try:
                 return self._socket.recv(_READ_BYTES)
             except (BlockingIOError, ssl.SSLWantReadError):
                 continue
+
+    def _wait_to_read(self, due: float) -> None:
+        """Raise `TimeoutError` where nothing has come by then."""
+        left = due - monotonic()
+        if left <= 0:
+            raise TimeoutError
+        # Rounded up, so that the time is over when it says so.
+        ready = self._poll(ceil(left * 1000)) if self._poll else select.select([self._socket], [], [], left)[0]
+        if not ready:
+            raise TimeoutError
+
+    def _wait_to_write(self, due: float) -> None:
+        left = due - monotonic()
+        if left <= 0 or not select.select([], [self._socket], [], left)[1]:
+            raise TimeoutError
 
     def _close(self) -> None:
         """Another thread may wait for it, which closes it then: its number is not to be another's by then."""
@@ -160,34 +171,6 @@ class _Closing:
 
     def __init__(self, abort: Callable[[], None]) -> None:
         self.abort = abort
-
-
-class _Readiness:
-    """Waits until a socket can be read or written, or until a moment of `monotonic`, and raises `TimeoutError` then."""
-
-    __slots__ = ("_poll", "_socket")
-
-    def __init__(self, watched: socket.socket) -> None:
-        self._socket = watched
-        self._poll: Callable[[int], list[tuple[int, int]]] | None = None
-        if hasattr(select, "poll"):
-            poller = select.poll()
-            poller.register(watched, select.POLLIN)
-            self._poll = poller.poll
-
-    def readable(self, latest: float) -> None:
-        left = latest - monotonic()
-        if left <= 0:
-            raise TimeoutError
-        # Rounded up, so that the time is over when it says so.
-        ready = select.select([self._socket], [], [], left)[0] if self._poll is None else self._poll(ceil(left * 1000))
-        if not ready:
-            raise TimeoutError
-
-    def writable(self, latest: float) -> None:
-        left = latest - monotonic()
-        if left <= 0 or not select.select([], [self._socket], [], left)[1]:
-            raise TimeoutError
 
 
 def dial(endpoint: Endpoint, timeout: float, left: float) -> socket.socket:
@@ -257,7 +240,7 @@ class ThreadPool(IdleConnections):
         place = _Place(self._wait_timeout)
         self._waiting.append(place)
         try:
-            await wait_for(place.wait)
+            wait_for(place.wait)
         except TimeoutError:
             if not place.is_called:
                 self._waiting.remove(place)
@@ -276,7 +259,7 @@ class ThreadPool(IdleConnections):
         if not connection.usable:
             return
         connection.since = now
-        if not self._call_next(connection):
+        if not self._waiting or not self._call_next(connection):
             self._idle.append(connection)
 
     async def warm(self, number: int) -> None:
@@ -300,7 +283,7 @@ class ThreadPool(IdleConnections):
     async def _connect(self) -> Connection:
         self._connecting += 1
         try:
-            connected = await wait_for(partial(dial, self._endpoint, self._wait_timeout))
+            connected = wait_for(partial(dial, self._endpoint, self._wait_timeout))
         except ssl.SSLError as error:
             self._not_connected()
             raise explain(aws.SSLError(endpoint_url=self._endpoint.url, error=error), self._place) from error
@@ -383,10 +366,10 @@ class ThreadCredentials(CredentialsCache):
         return self._start_thread(refresh)
 
     async def _wait(self, refreshing: Any) -> None:
-        await wait_for(refreshing.result)
+        wait_for(refreshing.result)
 
     async def _ask(self) -> Any:
-        return await wait_for(self._ask_at_once)
+        return wait_for(self._ask_at_once)
 
     def _ask_at_once(self, left: float) -> Any:
         return self._credentials.get_frozen_credentials()
