@@ -5,15 +5,15 @@ As envoyproxy/ratelimit answers, with three differences that make limits exact:
 - A refused hit is not counted, as it does not fit. Several that only part of would fit are: what is left goes with
   them, for callers that count afterwards (`apply_on_stream_done`) and have had what they count already.
 - `hits_addend: 0` looks without counting, and says OVER_LIMIT as soon as nothing is left.
-- With `all_or_nothing` a request that is refused counts nowhere: its descriptors are all taken, and given back together
-  where one refuses. On the embedded store nobody sees that; on a shared one others may be refused meanwhile.
+- With `all_or_nothing` a request that is refused counts nowhere: its descriptors are decided together. Those in quota
+  mode, that are the same twice or only look are all taken, and given back where one refuses.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from math import ceil
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -37,7 +37,7 @@ from ratelimit.envoy.messages import (
 )
 from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
-from ratelimit.limiter import Limiter
+from ratelimit.limiter import Limiter, Spend
 from ratelimit.quota import MAX_LIMIT, Quota
 from ratelimit.store import MemoryStore
 from ratelimit.usage import UsageLog
@@ -88,6 +88,8 @@ class CallPlan(NamedTuple):
     domain: str
     parts: tuple[Check | DescriptorStatus, ...]
     checks: list[Check]
+    is_joint: bool
+    """Whether all that it asks for is to be spent, of different keys, and may refuse it alone."""
 
 
 class CallAnswer(NamedTuple):
@@ -186,7 +188,10 @@ class RateLimitService:
             for descriptor, rule in zip(request.descriptors, found, strict=True)
         )
         domain = request.domain if request.domain in self._rules.domains else UNKNOWN_DOMAIN
-        return CallPlan(domain, parts, [part for part in parts if isinstance(part, Check)])
+        checks = [part for part in parts if isinstance(part, Check)]
+        differ = len({(check.user, check.action) for check in checks}) == len(checks)
+        spends = all(check.cost and not check.negative and not check.quota_mode for check in checks)
+        return CallPlan(domain, parts, checks, differ and spends)
 
     def _find(self, domain: str, descriptor: Descriptor) -> EnvoyRule | None:
         if not 0 < len(descriptor.entries) <= MAX_ENTRIES:
@@ -220,6 +225,8 @@ class RateLimitService:
         checks = plan.checks
         if len(checks) == 1:
             outcomes = [await self._check(checks[0])]
+        elif plan.is_joint and self._all_or_nothing:
+            outcomes = await self._check_together(checks)
         else:
             outcomes = await self._all(map(self._check, checks))
         over = _is_over(checks, outcomes)
@@ -252,6 +259,14 @@ class RateLimitService:
             charged = await limiter.charge(check.user, check.action, check.cost, quotas=quotas)
             decision = replace(decision, quotas=charged.quotas)
         return _outcome(check, decision)
+
+    async def _check_together(self, checks: Sequence[Check]) -> list[CheckOutcome]:
+        spends = [Spend(check.user, check.action, check.cost, check.own) for check in checks]
+        answer = await self._limiter.check_all(spends)
+        return [
+            _outcome(check, replace(decision, cost=0) if decision.allowed and not answer else decision)
+            for check, decision in zip(checks, answer, strict=True)
+        ]
 
     async def _refund(self, check: Check) -> CheckOutcome:
         """Give hits back, as far as there are any. That is OK however much is left then."""

@@ -359,6 +359,17 @@ async def test_on_another_store_the_same_is_awaited(tmp_path: Path, all_or_nothi
     assert await service.used("b", "edge.user") == 3
 
 
+async def test_no_unit_that_goes_back_refuses_somebody_else(tmp_path: Path) -> None:
+    """One unit is left of the address, and none of alice: who asks for both never stands in bob's way."""
+    service = Service(tmp_path, store=Elsewhere(MemoryStore()), all_or_nothing=True)
+    await service.ask({"address": "a"}, hits=4)
+    await service.ask({"user": "alice"}, hits=3)
+    *hers, his = await asyncio.gather(
+        *[service.ask({"address": "a"}, {"user": "alice"}) for _ in range(5)], service.ask({"address": "a"})
+    )
+    assert [each.overall_code for each in (*hers, his)] == [OVER] * 5 + [OK]
+
+
 async def test_twenty_at_once_pass_exactly_five(tmp_path: Path) -> None:
     store: Any = Elsewhere(MemoryStore())
     service = Service(tmp_path, store=store)

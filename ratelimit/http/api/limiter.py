@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
 from datetime import datetime
 from secrets import token_bytes
 from typing import Annotated, Any, Final
@@ -26,7 +27,7 @@ from ratelimit.http.api.operation import (
     problem_of_error,
 )
 from ratelimit.http.charges import wants_event
-from ratelimit.limiter import Limiter
+from ratelimit.limiter import Limiter, Spend
 from ratelimit.names import Key, check_action, check_user
 from ratelimit.policy import AlgorithmName
 from ratelimit.quota import MAX_LIMIT, Quota, to_quotas
@@ -88,6 +89,8 @@ class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
     """Checks that are decided one by one: some may pass, and others not."""
 
     checks: Annotated[list[CheckBody], Meta(min_length=1, max_length=MAX_CHECKS)]
+    together: bool = False
+    """Whether all of them spend, or none: each is of another user or action then."""
 
 
 class QuotaAnswer(Struct, frozen=True):
@@ -176,6 +179,8 @@ class BatchAnswer(Struct, frozen=True):
     """In the order of the checks."""
 
     results: list[BatchResult]
+    allowed: bool
+    """Whether all of them were. If not, those that were decided `together` have spent nothing."""
 
 
 _pack: Final = msgspec.msgpack.Encoder().encode
@@ -193,7 +198,7 @@ class LimiterRoutes:
     def operations(self) -> list[Operation]:
         return [
             operation("POST", "/v1/check", self.check, problems=[404], repeatable=True),
-            operation("POST", "/v1/check/batch", self.check_batch, repeatable=True),
+            operation("POST", "/v1/check/batch", self.check_batch, problems=[404], repeatable=True),
             operation("POST", "/v1/peek", self.peek, problems=[404]),
             operation("POST", "/v1/charge", self.charge, problems=[404], repeatable=True),
             operation("POST", "/v1/refund", self.refund, problems=[404, 503], repeatable=True),
@@ -206,10 +211,12 @@ class LimiterRoutes:
         return await self._checked(body)
 
     async def check_batch(self, body: BatchBody) -> BatchAnswer:
-        """Check each by itself; a body of which any part is malformed is refused before anything is spent."""
+        """Check each by itself, or all together; a body of which any part is malformed is refused before anything is
+        spent."""
         for number, asked in enumerate(body.checks):
             _check_input(asked, at=f"checks[{number}].")
-        return BatchAnswer(list(await asyncio.gather(*map(self._result, body.checks))))
+        results = await (self._together(body.checks) if body.together else self._one_by_one(body.checks))
+        return BatchAnswer(results, all(one.decision is not None and one.decision.allowed for one in results))
 
     async def peek(self, body: CheckBody) -> DecisionAnswer:
         """Look without spending."""
@@ -248,6 +255,18 @@ class LimiterRoutes:
     async def reset(self, body: ResetBody) -> None:
         """Forget what was spent of an action's quotas; the totals stay."""
         await self._limiter.reset(body.user, body.action)
+
+    async def _one_by_one(self, checks: Sequence[CheckBody]) -> list[BatchResult]:
+        return list(await asyncio.gather(*map(self._result, checks)))
+
+    async def _together(self, checks: Sequence[CheckBody]) -> list[BatchResult]:
+        answer = await self._limiter.check_all(
+            [Spend(one.user, one.action, one.cost, one.quotas, one.algorithm) for one in checks]
+        )
+        for asked, decision in zip(checks, answer, strict=True):
+            untaken = not answer and decision.allowed
+            await self._record(msgspec.structs.replace(asked, cost=0) if untaken else asked, decision)
+        return [BatchResult(decision=DecisionAnswer.of(decision)) for decision in answer]
 
     async def _result(self, asked: CheckBody) -> BatchResult:
         try:

@@ -165,6 +165,33 @@ async def test_a_token() -> None:
         assert (await client.post("/v1/check", json=ALICE, headers=right)).status_code == 200
 
 
+async def test_a_batch_is_decided_together() -> None:
+    org = {"user": "acme", "action": "org", "quotas": "7/day"}
+    store = MemoryStore()
+    usage = UsageLog(store, clock=FakeClock())
+    async with usage, client_of(Api(limiter_of(store=store), store, usage=usage)) as client:
+
+        async def ask(*checks: dict[str, Any]) -> Any:
+            return (await client.post("/v1/check/batch", json={"checks": checks, "together": True})).json()
+
+        def told(answer: Any) -> list[tuple[bool, int]]:
+            return [(one["decision"]["allowed"], one["decision"]["used"]) for one in answer["results"]]
+
+        passed = await ask({**ALICE, "cost": 4}, {**org, "cost": 4})
+        assert (passed["allowed"], told(passed)) == (True, [(True, 4), (True, 4)])
+        refused = await ask({**ALICE, "user": "bob", "cost": 4}, {**org, "cost": 4})
+        assert (refused["allowed"], told(refused)) == (False, [(True, 0), (False, 4)])
+        assert (await ask(ALICE, ALICE))["status"] == 400
+        assert (await ask(ALICE, {"user": "bob", "action": "unknown"}))["status"] == 404
+        assert (await client.post("/v1/peek", json=ALICE)).json()["used"] == 4
+    assert [(one.user, one.cost, one.allowed) for one in store.events] == [
+        ("alice", 4, True),
+        ("acme", 4, True),
+        ("bob", 0, True),
+        ("acme", 4, False),
+    ]
+
+
 async def test_a_malformed_check_keeps_the_whole_batch_from_spending() -> None:
     for bad, path in (
         ({"quotas": "5/fortnight"}, "checks[1].quotas"),
