@@ -13,6 +13,7 @@ from ratelimit.quota import Quota, Quotas, QuotasLike, to_quotas
 from ratelimit.settings import (
     Converted,
     Setting,
+    boolean,
     converting_dataclass,
     items,
     number,
@@ -143,6 +144,12 @@ def _share(value: object) -> float | None:
     return None if value is None else _part(value)
 
 
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError("", f"must be true or false, not {value!r}")
+    return value
+
+
 def _part(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ConfigError("", f"must be a part from 0 to 1, not {value!r}")
@@ -191,6 +198,9 @@ class Policy:
     spend, or none. They take what this one costs, unless they have a `cost`, and need no `match`."""
     share: float | None = setting(None, _share, number)
     """Beside the quotas, a part of those of the first policy in `together`: 0.2 is a fifth of them."""
+    reserve: bool = setting(False, _truth, boolean)
+    """Whether the units of a request are reserved until its answer has ended: what it turns out not to have used, as
+    `X-RateLimit-Cost` says, or the app, goes back, and so does all of it if this process dies meanwhile."""
     alert_at: Converted[Iterable[float], tuple[float, ...]] = setting((), _thresholds, numbers)
     """Parts of a limit (`[0.8, 1.0]`) at which the limiter's `on_alert` is called."""
     log: Log = setting("all", one_of(Log))
@@ -209,6 +219,8 @@ class Policy:
             raise ConfigError("share", "needs together = ['NAME'], the policy of which it is a share")
         if self.lease is not None and self.algorithm != "fixed_window":
             raise ConfigError("lease", f"needs algorithm = 'fixed_window', not {self.algorithm!r}")
+        if self.lease is not None and self.reserve:
+            raise ConfigError("reserve", "goes without lease: units taken in advance are not reserved")
         if self.lease is not None and any(quota.is_concurrent for quota in self.quotas):
             raise ConfigError("lease", "needs quotas per time: slots are not taken in advance")
 

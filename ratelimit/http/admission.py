@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
-from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all, parts_of
+from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all, parts_of, release_all
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
 from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals
@@ -158,6 +158,7 @@ class Admission:
             failure = error
         if taken := [charge for charge in self.charges.all[begun:] if charge.spent]:
             await give_back_all(self._shared.refunds, taken)
+        await self.release()
         if not isinstance(failure, RateLimitError):
             failure.add_note(_RAISED)
         raise failure
@@ -259,6 +260,7 @@ class Admission:
         self.headers = [*response.raw_headers, *fields]
         if returned := self.charges.refuse(decision, self.status, self.headers):
             await give_back_all(shared.refunds, returned)
+        await self.release()
         if shared.recorder is not None:
             await self.record()
         return response, fields
@@ -274,13 +276,24 @@ class Admission:
     @property
     def is_over(self) -> bool:
         """Return whether nothing is left for `end` to do."""
-        return self._shared.recorder is None and self.charges.is_settled
+        return self._shared.recorder is None and self.charges.is_settled and not self.charges.held
 
     async def end(self) -> None:
         """Settle when the request is over. One that was not answered is a failure."""
         if returned := self.charges.settle(self.succeeded, self.status, self.headers):
             await give_back_all(self._shared.refunds, returned)
+        if self.charges.held:
+            await self.release()
         await self.record()
+
+    async def release(self) -> None:
+        """Give back what is held until the answer has ended, and settle what is reserved."""
+        await release_all(self._shared.refunds, self.charges)
+
+    def leave(self) -> None:
+        """Do so behind an answer that has ended, wherever it did: what is held still goes back."""
+        if self.charges.held:
+            self._shared.refunds.start(self.release())
 
     async def record(self) -> None:
         """Write down what was checked and is not yet."""

@@ -9,6 +9,7 @@ from random import random as _draw
 from typing import Any, Final, TypeAlias
 
 import msgspec
+from msgspec.structs import force_setattr
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -35,7 +36,7 @@ without a lock: where one loses sight of an entry of another's, a refusal only n
 class Charge:
     """What was decided for whom, and what it takes to give it back."""
 
-    __slots__ = ("_pending", "decision", "limiter", "policy", "user")
+    __slots__ = ("_pending", "decision", "hold", "limiter", "policy", "user")
 
     def __init__(self, limiter: Limiter, policy: Policy, user: str, decision: Decision) -> None:
         self.limiter = limiter
@@ -43,6 +44,13 @@ class Charge:
         self.user = user
         self.decision = decision
         self._pending: Pending | None = None
+        self.hold: Any = None
+        """The slot or the reservation that is held until the answer has ended; None where there is none."""
+
+    @property
+    def is_reserved(self) -> bool:
+        """Return whether it is to be settled yet."""
+        return self.hold is not None and self.policy.reserve
 
     @property
     def spent(self) -> int:
@@ -65,11 +73,31 @@ class Charge:
         taken = self.decision
         quotas = taken.quotas
         try:
-            await self.limiter.refund(taken, cost=units)
+            if self.is_reserved:
+                self.hold.settle(self.spent - units)
+                force_setattr(taken, "refunded", taken.refunded + units)
+                await self.release()
+            else:
+                await self.limiter.refund(taken, cost=units)
             quotas = tuple([self._with_room(state, units) for state in quotas])
         finally:
             self.settle()
             self.decision = msgspec.structs.replace(taken, cost=taken.spent - taken.refunded, quotas=quotas)
+
+    async def release(self) -> None:
+        """Give back what is held until the answer has ended: the slot, and what was not used of what was reserved."""
+        hold, self.hold = self.hold, None
+        if hold is None:
+            return
+        is_reserved, taken = self.policy.reserve, self.decision
+        used = taken.spent if not is_reserved or hold.used is None else hold.used
+        was_held = await hold.finish()
+        if not is_reserved:
+            return
+        if not was_held and used:  # it has gone back to others already
+            await self.limiter.charge(self.user, self.policy.name, used)
+        if used < self.spent:
+            self.decision = msgspec.structs.replace(taken, cost=used, refunded=taken.spent - used)
 
     def await_answer(self, pending: Pending) -> None:
         """Count its units among those that may still be given back, until it is settled."""
@@ -87,6 +115,8 @@ class Charge:
     def _with_room(self, state: QuotaState, units: int) -> QuotaState:
         """Return how the quota stands with these units given back."""
         quota, algorithm = state.quota, self.policy.algorithm
+        if quota.is_concurrent:
+            return state
         used = max(0, state.used - units)
         remaining = max(0, room(state, units))
         reset_after = state.reset_after
@@ -130,6 +160,8 @@ class Charges:
     _settled: int = 0
     _recorded: int = 0
     _late: dict[str, Decision] | None = None
+    held: Sequence[Charge] = ()
+    """Those that hold something until the answer has ended."""
 
     def __init__(self) -> None:
         self._all: list[Charge] = []
@@ -169,6 +201,8 @@ class Charges:
     def add(self, charge: Charge) -> None:
         """Take note of a check, and of those that were decided together with it."""
         self._all.append(charge)
+        if charge.hold is not None:
+            self.held = [*self.held, charge]
         if isinstance(charge, JointCharge):
             self._all += charge.others
         if not charge.decision.allowed:
@@ -184,6 +218,8 @@ class Charges:
             self._late = {}
         for part in parts_of(charge):
             self._late[part.policy.name] = part.decision
+        if charge.hold is not None:
+            self.held = [*self.held, charge]
         if not charge.decision.allowed:
             self.refused = charge.decision
 
@@ -247,6 +283,16 @@ async def give_back_all(refunds: Tasks, charges: Sequence[Charge]) -> None:
             await give_back(charge, charge.spent)
         return
     await asyncio.wait([refunds.start(give_back(charge, charge.spent)) for charge in charges])
+
+
+async def release_all(refunds: Tasks, charges: Charges) -> None:
+    """Return when what is held until the answer has ended is back. It goes on where the one who waits is cancelled."""
+    held, charges.held = charges.held, ()
+    if is_blocking():
+        for charge in held:
+            await charge.release()
+    elif held:
+        await asyncio.wait([refunds.start(charge.release()) for charge in held])
 
 
 async def give_back(charge: Charge, units: int) -> None:

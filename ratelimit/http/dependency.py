@@ -99,6 +99,9 @@ async def _check_without_middleware(
         count = "by a function" if callable(policy_check.policy.count) else f"only {policy_check.policy.count}"
         problem = f"counts {count}, which takes RateLimitMiddleware to see how the response ends"
         raise RateLimitError(f"limited({action!r}): the policy {problem}")
+    if policy_check.holds:
+        problem = "holds what it takes until the answer has ended, which takes RateLimitMiddleware to see that"
+        raise RateLimitError(f"limited({action!r}): the policy {problem}")
     charge = await policy_check.check(connection, cost=cost)
     if not charge.decision.allowed:
         raise QuotaExceeded(charge.decision)

@@ -15,7 +15,7 @@ from starlette.types import Scope
 
 from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES, check_max_body_bytes
 from ratelimit.decision import Decision, QuotaState
-from ratelimit.errors import ConfigError, InvalidCost, UnknownAction
+from ratelimit.errors import ConfigError, InvalidCost, SlotNeeded, UnknownAction
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies
 from ratelimit.http.charges import Charge, JointCharge, Pending, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
@@ -35,7 +35,7 @@ _SOON_S: Final = 1.0
 class PolicyCheck:
     """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
 
-    __slots__ = ("_checker", "_exempt", "_pending", "is_plain", "limiter", "match", "policy", "user_resolver")
+    __slots__ = ("_checker", "_exempt", "_pending", "holds", "is_plain", "limiter", "match", "policy", "user_resolver")
 
     def __init__(self, limiter: Limiter, policy: Policy, user_resolver: UserResolver) -> None:
         self.limiter = limiter
@@ -51,7 +51,9 @@ class PolicyCheck:
         # the app has wrapped, sees to its checks itself.
         self._checker = limiter._checker
         own = type(limiter).check is not Limiter.check or "check" in vars(limiter)
-        asks = bool(self._exempt) or callable(policy.cost) or not user_resolver.is_plain
+        self.holds = holds(policy)
+        """Whether what it takes is given back when the answer has ended, a slot or a reservation."""
+        asks = self.holds or bool(self._exempt) or callable(policy.cost) or not user_resolver.is_plain
         self.is_plain = not asks and not own and self._pending is None
         """Whether the scope is all that it takes to decide, as `begin` does."""
 
@@ -63,10 +65,25 @@ class PolicyCheck:
         answer = self._checker.check(Key(user, policy.name), units)
         if isinstance(answer, Decision):
             return Charge(self.limiter, policy, user, answer)
-        return self._charge(user, answer)
+        return self._charge(user, answer, units)
 
-    async def _charge(self, user: str, answer: Awaitable[Decision]) -> Charge:
-        return Charge(self.limiter, self.policy, user, await answer)
+    async def _charge(self, user: str, answer: Awaitable[Decision], units: int) -> Charge:
+        try:
+            return Charge(self.limiter, self.policy, user, await answer)
+        except SlotNeeded:  # by this user's own quotas
+            pass
+        return await self._hold(user, units)
+
+    async def _hold(self, user: str, units: int) -> Charge:
+        """Take a slot, or a reservation."""
+        limiter, action = self.limiter, self.policy.name
+        hold: Any = (
+            limiter.reserve(user, action, units) if self.policy.reserve else limiter.slot(user, action, cost=units)
+        )
+        charge = Charge(limiter, self.policy, user, await hold.take())
+        if hold.is_held:
+            charge.hold = hold
+        return charge
 
     async def check(self, connection: HTTPConnection, *, cost: Cost | None = None) -> Charge:
         """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
@@ -83,8 +100,10 @@ class PolicyCheck:
         if type(units) is int and units == 0:
             return self.free()
         user = await self.user_resolver.user_of(connection)
-        decision = await self.limiter.check(user, policy.name, cost=units)
-        charge = Charge(self.limiter, policy, user, decision)
+        if self.holds:
+            charge = await self._hold(user, units)
+        else:
+            charge = await self._charge(user, self.limiter.check(user, policy.name, cost=units), units)
         return charge if self._pending is None else self._counted_later(charge, self._pending)
 
     async def _asked(self, cost: Callable[[Any], Any], connection: HTTPConnection) -> int:
@@ -162,6 +181,11 @@ class JointPolicyCheck(PolicyCheck):
         first = charges[0] if answer.refused is None else charges[answer.decisions.index(answer.refused)]
         first.others = [charge for charge in charges if charge is not first]
         return first
+
+
+def holds(policy: Policy) -> bool:
+    """Return whether what a policy takes is given back when the answer has ended."""
+    return policy.reserve or any(quota.is_concurrent for quota in policy.quotas)
 
 
 def _units(pending: Pending, user: str) -> int:
@@ -276,6 +300,9 @@ class SurfaceOptions:
             return PolicyCheck(limiter, policy, user_resolver)
         named = [limiter.policies[name] for name in members_of(limiter.policies, action)[1:]]
         others = [PolicyCheck(limiter, other, self._resolver_of(other)) for other in named]
+        if holding := [one.name for one in (policy, *named) if holds(one)]:
+            problem = f"{holding[0]!r} takes slots or reserves units, which is decided by itself"
+            raise ConfigError(f"policies.{action}.together", problem)
         return JointPolicyCheck(limiter, policy, user_resolver, others)
 
     def _resolver_of(self, policy: Policy) -> UserResolver:

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
+from ratelimit.errors import NotHeld
 from ratelimit.http.admission import Admission, MiddlewareState
 from ratelimit.http.charges import Charge, Charges
 from ratelimit.http.identity import UserResolver
@@ -50,6 +51,18 @@ class RateLimitState:
         """Return them in the order they were made, refused and shadowed ones included."""
         return self.charges.decisions
 
+    def settle(self, action: str, used: int) -> None:
+        """Say how many of the units were used that a policy has reserved for this request; at the end of its answer
+        the others go back.
+
+        Raises `InvalidCost` for more than are reserved, and `NotHeld` where none are, or not any more.
+        """
+        for charge in reversed(self.charges.held):
+            if charge.policy.name == action and charge.is_reserved:
+                charge.hold.settle(used)
+                return
+        raise NotHeld(f"nothing is reserved for this request by {action!r}; give that policy `reserve = true`")
+
     @classmethod
     def of(cls, scope: Scope) -> RateLimitState | None:
         """Return what a middleware further out has left."""
@@ -89,7 +102,9 @@ class RequestHandler(Admission):
             if not self.has_begun:
                 return self._close_handshake(message)
             self._closed = True
-        return self._send(message) if self._shared.recorder is None else self._pass(message)
+        if self._shared.recorder is None and not self.charges.held:
+            return self._send(message)
+        return self._pass(message)
 
     async def send_refusal(self, decision: Decision, *, by_app: bool = False) -> bool:
         """Answer with a refusal; first give back what was taken for it. False where the app has begun another answer.
@@ -153,9 +168,13 @@ class RequestHandler(Admission):
         await self.send_refusal(raised.decision, by_app=True)
 
     async def _pass(self, message: Message) -> None:
-        """Send it on; the one that completes the answer only when what it was is kept."""
+        """Send it on; the one that completes the answer only when what it was is kept, and what it held is back."""
         kind = message["type"]
-        if kind == "websocket.accept" or (kind in _BODIES and not message.get("more_body")):
+        if kind in _BODIES and not message.get("more_body"):
+            if self.charges.held:
+                await self.release()
+            await self.record()
+        elif kind == "websocket.accept":
             await self.record()
         await self._send(message)
 

@@ -27,7 +27,7 @@ REFUSAL_CACHE_US: Final = SECOND // 10
 class Hold:
     """One slot, and the `units` reserved with it: none of those where what is taken is spent for good."""
 
-    __slots__ = ("compiled", "decision", "due", "held", "holding", "key", "later", "units")
+    __slots__ = ("compiled", "decision", "due", "forgotten", "held", "holding", "key", "later", "units")
 
     def __init__(self, compiled: CompiledPolicy, key: Key, units: int) -> None:
         self.compiled = compiled
@@ -35,6 +35,8 @@ class Hold:
         self.units = units
         self.due = 0
         """The epoch second at which it is to be renewed."""
+        self.forgotten = False
+        """Whether nobody is left who could give it back: it is not renewed any more."""
         self.decision: Decision | None = None
         self.holding: Holding | None = None
         self.held: Held | None = None
@@ -77,7 +79,7 @@ class Holding:
                 if not await self.sweep(key, now, cached):
                     return _named(decide(compiled, key, now, cost, cached.record))
             elif await self._apply(key, write, now, cached):
-                hold.holding, hold.held = self, held
+                hold.holding, hold.held = self, held if held.fields else None
                 hold.decision = admit(compiled, key, now, cost, cached.record)
                 self._counters.announce(compiled, key, now, cost, cached.record)
                 if self.on_expired is not None and _expired(cached.record, now):

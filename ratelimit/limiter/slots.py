@@ -180,6 +180,8 @@ class Holds:
         self._looks = None
 
     async def _renew(self, hold: Hold) -> None:
+        if hold.forgotten:
+            return
         try:
             is_held = await self.renew(hold)
         except LimiterClosed:
@@ -256,6 +258,16 @@ class Slot:
         if self._hold is not None:  # which the block may have given back
             await self.release()
 
+    async def finish(self) -> bool:
+        """Give back what is left, as the end of `async with` does, without an error of any kind. Return False where its
+        time was over before."""
+        return self._hold is None or await self._holds.give_back_quietly(self._pop(), 0)
+
+    def __del__(self) -> None:
+        """Renew no longer what nobody can give back any more, so that it comes back by itself."""
+        if self._hold is not None:
+            self._hold.forgotten = True
+
     def _pop(self) -> Hold:
         hold, self._hold = self._hold, None
         if hold is None:
@@ -322,6 +334,12 @@ class Reservation(Slot):
             hold = self._pop()
             if hold.decision is not None:
                 await self._holds.give_back_quietly(hold, self.used or 0)
+
+    async def finish(self) -> bool:
+        """Settle, as the end of `async with` does, without an error of any kind. Return False where its time was over
+        before: what was used is not counted then."""
+        used = self.units if self.used is None else self.used
+        return self._hold is None or await self._holds.give_back_quietly(self._pop(), used)
 
     async def _release(self, used: int) -> None:
         hold = self._pop()

@@ -44,6 +44,20 @@ async def settle_cost(owing: list[Charge], stated: int) -> None:
             await give_back(charge, -owed)
 
 
+async def settle_reserved(charges: Charges, stated: int) -> None:
+    """Settle what is reserved at what is stated behind the answer: what goes back is given back with the reservation.
+
+    Never raises for a store.
+    """
+    for charge in charges.held:
+        if charge.is_reserved:
+            owed = stated - charge.decision.cost
+            if owed > 0:
+                await _charge(charge, owed, stated)
+            elif charge.hold.used is None and charge.hold.is_held:
+                charge.hold.settle(stated)
+
+
 async def _charge(charge: Charge, owed: int, stated: int) -> None:
     name = charge.policy.name
     charged = await charge.limiter.charge(charge.user, name, owed)

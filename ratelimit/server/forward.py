@@ -16,9 +16,9 @@ from ratelimit.http.admission import Admission, Answer
 from ratelimit.http.charges import Charge
 from ratelimit.http.refusal import rejection
 from ratelimit.server.connection import NEVER, ClientConnection
-from ratelimit.server.costs import owing_of, read_cost, settle_cost
+from ratelimit.server.costs import owing_of, read_cost, settle_cost, settle_reserved
 from ratelimit.server.exchange import Exchange
-from ratelimit.server.headers import AnswerHead, InvalidResponse, response_trailers
+from ratelimit.server.headers import COST, AnswerHead, InvalidResponse, response_trailers
 from ratelimit.server.pool import UpstreamConnection
 from ratelimit.server.problems import (
     BROKEN,
@@ -69,6 +69,8 @@ class Forward(Exchange):
     _held: list[bytes] | None = None
     """Pieces of the answer, until what it counts is settled."""
     _trailers: list[RawHeader] | None = None
+    _late_cost: bytes | None = None
+    """The cost that the upstream states when the answer is complete."""
     _early: bytes | None = None
     """What came behind a 101."""
     _is_ended: bool = False
@@ -360,6 +362,7 @@ class Forward(Exchange):
     def on_answer_end(self, trailers: list[RawHeader]) -> None:
         self._is_ended = True
         if trailers:
+            self._late_cost = next((value for name, value in trailers if name.lower() == COST), None)
             self._trailers = response_trailers(trailers)
         if self._held is None:
             self._finish()
@@ -463,8 +466,13 @@ class Forward(Exchange):
         )
 
     def _finish(self) -> None:
-        """Complete the answer when what it was is kept."""
-        if self._proxy.records and (waiting := self._record()):
+        """Complete the answer when what it was is kept, and what it held is back."""
+        assert self._admission is not None
+        if self._admission.charges.held:
+            self.connection.corked = True
+            self.connection.due = NEVER
+            self._see_to(self._finish_held(self._admission))
+        elif self._proxy.records and (waiting := self._record()):
             self.connection.corked = True
             self.connection.due = NEVER
             self._see_to(self._finish_recorded(waiting))
@@ -480,6 +488,12 @@ class Forward(Exchange):
             logger.exception("a usage event could not be kept")
             return ()
 
+    async def _finish_held(self, admission: Admission) -> None:
+        if self._late_cost is not None and (stated := read_cost(self._late_cost)) is not None:
+            await settle_reserved(admission.charges, stated)
+        await admission.release()
+        await self._finish_recorded(self._record() if self._proxy.records else ())
+
     async def _finish_recorded(self, waiting: Sequence[Awaitable[bool]]) -> None:
         for pending in waiting:
             await pending
@@ -488,6 +502,12 @@ class Forward(Exchange):
             self.over()
         else:
             self._complete()
+
+    def over(self) -> None:
+        """Give back what the request still holds, however it has ended."""
+        if self._admission is not None:
+            self._admission.leave()
+        super().over()
 
     def _complete(self) -> None:
         self._is_done = True

@@ -22,6 +22,7 @@ from ratelimit.http.headers import Headers, HeaderStyle
 from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.http.refusal import OnRefused, Refusals, rejection
 from ratelimit.limiter import limiter
+from ratelimit.limiter.slots import Slot
 from ratelimit.policy import Cost, Exempt, UserFrom
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.tasks import Tasks
@@ -96,9 +97,40 @@ class AskingLimiter(limiter.Limiter):
         """Check, and block."""
         return self.asked.check(*args, **options)
 
+    def slot(self, *args: Any, **options: Any) -> Any:
+        """Return a slot that blocks."""
+        return _AskingHold(self.asked, self.asked._core.slot(*args, **options))
+
+    def reserve(self, *args: Any, **options: Any) -> Any:
+        """Return a reservation that blocks."""
+        return _AskingHold(self.asked, self.asked._core.reserve(*args, **options))
+
+    async def charge(self, *args: Any, **options: Any) -> Decision:
+        """Charge, and block."""
+        return self.asked.charge(*args, **options)
+
     async def refund(self, *args: Any, **options: Any) -> None:
         """Refund, and block."""
         self.asked.refund(*args, **options)
+
+
+class _AskingHold:
+    """A slot or a reservation, likewise."""
+
+    def __init__(self, limiter: Limiter, hold: Slot) -> None:
+        self._limiter = limiter
+        self._hold: Any = hold
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hold, name)
+
+    async def take(self) -> Decision:
+        decision: Decision = self._limiter._run(self._hold.take())
+        return decision
+
+    async def finish(self) -> bool:
+        was_held: bool = self._limiter._run(self._hold.finish())
+        return was_held
 
 
 class AskingLog(log.UsageLog):
