@@ -208,6 +208,11 @@ class Policy:
     log_sample: float = setting(1.0, _part, number)
     """Of the refused requests, the part that is written: 0.01 is one in a hundred."""
 
+    @property
+    def holds(self) -> bool:
+        """Return whether a request holds what it takes, a slot or a reservation, until its answer has ended."""
+        return self.reserve or any(quota.is_concurrent for quota in self.quotas)
+
     def __post_init__(self) -> None:
         _keep(self, "name", _name)
         for name, each in POLICY_SETTINGS.items():
@@ -244,8 +249,8 @@ def members_of(policies: Mapping[str, Policy], name: str) -> list[str]:
                 raise ConfigError(path, f"no policy is named {other!r} (there are: {', '.join(policies)})")
             if other in (*above, one):
                 raise ConfigError(path, f"leads back to {other!r}, which names this one")
-            if any(quota.is_concurrent for quota in (*policies[one].quotas, *policies[other].quotas)):
-                raise ConfigError(path, "how many go on at the same time is decided alone: leave that policy out")
+            if policies[one].holds or policies[other].holds:
+                raise ConfigError(path, "slots and reservations are decided alone: leave that policy out")
             add(other, (*above, one))
 
     add(name, ())

@@ -51,7 +51,7 @@ class PolicyCheck:
         # the app has wrapped, sees to its checks itself.
         self._checker = limiter._checker
         own = type(limiter).check is not Limiter.check or "check" in vars(limiter)
-        self.holds = holds(policy)
+        self.holds = policy.holds
         """Whether what it takes is given back when the answer has ended, a slot or a reservation."""
         asks = self.holds or bool(self._exempt) or callable(policy.cost) or not user_resolver.is_plain
         self.is_plain = not asks and not own and self._pending is None
@@ -183,11 +183,6 @@ class JointPolicyCheck(PolicyCheck):
         return first
 
 
-def holds(policy: Policy) -> bool:
-    """Return whether what a policy takes is given back when the answer has ended."""
-    return policy.reserve or any(quota.is_concurrent for quota in policy.quotas)
-
-
 def _units(pending: Pending, user: str) -> int:
     return sum(list(pending.get(user, {}).values()))
 
@@ -300,9 +295,6 @@ class SurfaceOptions:
             return PolicyCheck(limiter, policy, user_resolver)
         named = [limiter.policies[name] for name in members_of(limiter.policies, action)[1:]]
         others = [PolicyCheck(limiter, other, self._resolver_of(other)) for other in named]
-        if holding := [one.name for one in (policy, *named) if holds(one)]:
-            problem = f"{holding[0]!r} takes slots or reserves units, which is decided by itself"
-            raise ConfigError(f"policies.{action}.together", problem)
         return JointPolicyCheck(limiter, policy, user_resolver, others)
 
     def _resolver_of(self, policy: Policy) -> UserResolver:

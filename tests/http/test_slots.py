@@ -186,7 +186,7 @@ async def test_without_the_middleware_nobody_would_give_it_back() -> None:
 
 async def test_with_others_it_is_not_decided() -> None:
     limiter = limiter_of(EXPORT, Policy("all", "1/day", match="/**", together="hint"))
-    with pytest.raises(ConfigError, match=r"policies\.all\.together: 'hint' takes slots"):
+    with pytest.raises(ConfigError, match="slots and reservations are decided alone"):
         RateLimitMiddleware(hello, limiter=limiter)
 
 
