@@ -185,9 +185,9 @@ async def test_without_the_middleware_nobody_would_give_it_back() -> None:
 
 
 async def test_with_others_it_is_not_decided() -> None:
-    limiter = limiter_of(EXPORT, Policy("all", "1/day", match="/**", together="hint"))
-    with pytest.raises(ConfigError, match="slots and reservations are decided alone"):
-        RateLimitMiddleware(hello, limiter=limiter)
+    for alone in (EXPORT, TOKENS):
+        with pytest.raises(ConfigError, match="slots and reservations are decided alone"):
+            limiter_of(alone, Policy("all", "1/day", match="/**", together="hint"))
 
 
 async def test_slots_of_a_users_own() -> None:
@@ -231,7 +231,7 @@ async def metered(scope: Scope, receive: Receive, send: Send) -> None:
 async def test_what_a_stream_has_really_used(used: int) -> None:
     store = CountingStore()
     limiter = limiter_of(TOKENS, store=store)
-    usage = UsageLog(store, clock=limiter.clock)
+    usage = UsageLog(store.memory, clock=limiter.clock)
     app = RateLimitMiddleware(metered, limiter=limiter, usage=usage)
     async with usage:
         await call(app, scope_of(headers=[(b"x-used", b"%d" % used)]))
