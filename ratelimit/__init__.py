@@ -46,7 +46,7 @@ from ratelimit.store.directory import Identity, Plan, User
 if TYPE_CHECKING:
     from ratelimit.config import Config, load_config
     from ratelimit.factory import configure
-    from ratelimit.http import InvalidBody, RateLimitMiddleware, limited, quota_exceeded_handler
+    from ratelimit.http import InvalidBody, MissingUser, RateLimitMiddleware, limited, quota_exceeded_handler
     from ratelimit.usage import UsageLog
 
 __version__ = "0.1.0"
@@ -72,6 +72,7 @@ __all__ = [
     "Limiter",
     "LimiterClosed",
     "MemoryStore",
+    "MissingUser",
     "NotHeld",
     "Plan",
     "Policy",
@@ -105,6 +106,7 @@ __all__ = [
 _LATER: Final = {
     "Config": "ratelimit.config",
     "InvalidBody": "ratelimit.http",
+    "MissingUser": "ratelimit.http",
     "RateLimitMiddleware": "ratelimit.http",
     "UsageLog": "ratelimit.usage",
     "configure": "ratelimit.factory",

@@ -2,7 +2,7 @@
 
 from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.body import InvalidBody
-from ratelimit.http.dependency import limited, quota_exceeded_handler
+from ratelimit.http.dependency import MissingUser, limited, quota_exceeded_handler
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.middleware import RateLimitMiddleware
 from ratelimit.http.request_handler import RateLimitState
@@ -10,6 +10,7 @@ from ratelimit.http.request_handler import RateLimitState
 __all__ = [
     "HeaderStyle",
     "InvalidBody",
+    "MissingUser",
     "RateLimitMiddleware",
     "RateLimitState",
     "TrustedProxies",

@@ -19,7 +19,7 @@ from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
 from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all, parts_of, release_all
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
-from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
+from ratelimit.http.policy_check import Exemption, Inline, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost
@@ -188,14 +188,16 @@ class Admission:
         cost: Cost | None = None,
         limiter: Limiter | None = None,
         connection: HTTPConnection | None = None,
+        inline: Inline | None = None,
     ) -> Decision:
         """Check one policy because a view asks, and return the decision. Raises `QuotaExceeded`, and as `check` of
         `PolicyCheck` does."""
-        policy_check = self._shared.options.policy_check(limiter or self._shared.limiter, action)
+        shared, is_inline = self._shared, inline is not None and inline.has_quotas
+        policy_check = shared.options.policy_check(limiter or shared.limiter, action, is_inline=is_inline)
         if self.exempt:
             charge = policy_check.free()
         else:
-            charge = await policy_check.check(connection or self.connection, cost=cost)
+            charge = await policy_check.check(connection or self.connection, cost=cost, inline=inline)
         await self.take(charge)
         return charge.decision
 

@@ -95,22 +95,22 @@ class Charge:
         if not is_reserved:
             return
         if not was_held and used:  # it has gone back to others already
-            await self.limiter.charge(self.user, self.policy.name, used)
+            await self.limiter.charge(taken.user, self.policy.name, used)
         if used < self.spent:
             self.decision = msgspec.structs.replace(taken, cost=used, refunded=taken.spent - used)
 
     def await_answer(self, pending: Pending) -> None:
         """Count its units among those that may still be given back, until it is settled."""
         self._pending = pending
-        pending.setdefault(self.user, {})[id(self)] = self.decision.cost
+        pending.setdefault(self.decision.user, {})[id(self)] = self.decision.cost
 
     def settle(self) -> None:
         """Take note that it is known now whether it counts."""
         pending, self._pending = self._pending, None
-        if pending is not None and (held := pending.get(self.user)) is not None:
+        if pending is not None and (held := pending.get(self.decision.user)) is not None:
             held.pop(id(self), None)
             if not held:
-                pending.pop(self.user, None)
+                pending.pop(self.decision.user, None)
 
     def _with_room(self, state: QuotaState, units: int) -> QuotaState:
         """Return how the quota stands with these units given back."""

@@ -61,7 +61,7 @@ _ROLLING = re.compile(
 class UserResolver:
     """Says who a request is from. Raises `ConfigError` with the path to a source that makes no sense."""
 
-    __slots__ = ("_addresses", "_names", "_readers", "_sources", "headers", "is_plain")
+    __slots__ = ("_addresses", "_names", "_readers", "_sources", "headers", "is_plain", "lists_address")
 
     def __init__(self, user_from: UserFrom | Iterable[UserFrom], addresses: Addresses) -> None:
         self._addresses = addresses
@@ -78,6 +78,8 @@ class UserResolver:
                 reader = _reader(source, f"user_from[{number}]")
                 self._sources.append((reader, None))
                 self._names[reader] = source
+        self.lists_address = "address" in listed
+        """Whether the address was asked for, where nobody else is found."""
         self.headers = frozenset(
             source.removeprefix("header:").lower().encode()
             for source in listed
@@ -97,6 +99,10 @@ class UserResolver:
 
     async def user_of(self, connection: HTTPConnection) -> str:
         """Return a user that can be stored. Raises `InvalidUser` where a function of the app returned another one."""
+        return await self.named(connection) or self._addresses.of(connection.scope)
+
+    async def named(self, connection: HTTPConnection) -> str | None:
+        """Return the user that a source names, other than by the address; None where none does."""
         for read, function in self._sources:
             if read is not None:
                 user = read(connection.scope)
@@ -108,7 +114,7 @@ class UserResolver:
                     answer = await answer
                 if answer is not None:
                     return check_user(answer)
-        return self._addresses.of(connection.scope)
+        return None
 
     def _usable(self, user: str, read: _Reader) -> str | None:
         """Return its one name; None where it cannot be a user."""
@@ -241,7 +247,11 @@ def _cookie(name: str) -> _Reader:
 
 
 def _authenticated(scope: Scope) -> str | None:
-    user: Any = scope.get("user")
+    return name_of(scope.get("user"))
+
+
+def name_of(user: Any) -> str | None:
+    """Return what names a user, as an app has them: an object, claims or a name; None where nothing does."""
     if user is None:
         return None
     claims = isinstance(user, dict)

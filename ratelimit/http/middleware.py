@@ -123,7 +123,8 @@ class RateLimitMiddleware:
         try:
             refused = await handler.check()
             if refused is None:
-                await self.app(scope, handler.receive, handler.send)
+                given = receive if handler._connection is None else handler.receive
+                await self.app(scope, given, handler.send)
             elif isinstance(refused, HTTPException):
                 await handler.reject(refused)
             else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from inspect import isawaitable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 from starlette.requests import HTTPConnection
@@ -24,12 +24,23 @@ from ratelimit.http.routing import Patterns, RequestTarget
 from ratelimit.limiter import Limiter, Spend
 from ratelimit.names import Key
 from ratelimit.policy import Cost, Exempt, Policy, UserFrom, members_of
+from ratelimit.quota import UNLIMITED, QuotasLike
 
 MAX_REMEMBERED: Final = 1024
 """Requests whose policies are remembered."""
 _MAX_REMEMBERED_LENGTH: Final = 256
 """Characters of a request worth remembering, as it came: with `MAX_REMEMBERED`, a bound on memory."""
 _SOON_S: Final = 1.0
+
+
+class Inline(Protocol):
+    """What a view says in the place of what its policy does."""
+
+    has_quotas: bool
+
+    async def said(self) -> tuple[str | None, str | None, QuotasLike | None]:
+        """Return the user, whom the usage log names; what is counted in the user's place; and the quotas."""
+        ...
 
 
 class PolicyCheck:
@@ -67,25 +78,26 @@ class PolicyCheck:
             return Charge(self.limiter, policy, user, answer)
         return self._charge(user, answer, units)
 
-    async def _charge(self, user: str, answer: Awaitable[Decision], units: int) -> Charge:
+    async def _charge(self, user: str, answer: Awaitable[Decision], units: int, spend: Spend | None = None) -> Charge:
         try:
             return Charge(self.limiter, self.policy, user, await answer)
         except SlotNeeded:  # by this user's own quotas
             pass
-        return await self._hold(user, units)
+        return await self._hold(user, spend or Spend(user, self.policy.name, units))
 
-    async def _hold(self, user: str, units: int) -> Charge:
+    async def _hold(self, user: str, spend: Spend) -> Charge:
         """Take a slot, or a reservation."""
-        limiter, action = self.limiter, self.policy.name
-        hold: Any = (
-            limiter.reserve(user, action, units) if self.policy.reserve else limiter.slot(user, action, cost=units)
-        )
+        limiter: Any = self.limiter
+        take = limiter.reserve if self.policy.reserve else limiter.slot
+        hold: Any = take(spend.user, spend.action, cost=spend.cost, quotas=spend.quotas)
         charge = Charge(limiter, self.policy, user, await hold.take())
         if hold.is_held:
             charge.hold = hold
         return charge
 
-    async def check(self, connection: HTTPConnection, *, cost: Cost | None = None) -> Charge:
+    async def check(
+        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: Inline | None = None
+    ) -> Charge:
         """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
 
         The app's functions are called with the `connection`. Raises what they raise, `InvalidUser` and `InvalidCost`
@@ -99,12 +111,22 @@ class PolicyCheck:
             units = await self._asked(units, connection)
         if type(units) is int and units == 0:
             return self.free()
-        user = await self.user_resolver.user_of(connection)
+        user, spend = await self._spend(connection, units, inline)
         if self.holds:
-            charge = await self._hold(user, units)
+            charge = await self._hold(user, spend)
         else:
-            charge = await self._charge(user, self.limiter.check(user, policy.name, cost=units), units)
+            answer = self.limiter.check(spend.user, policy.name, cost=units, quotas=spend.quotas)
+            charge = await self._charge(user, answer, units, spend)
         return charge if self._pending is None else self._counted_later(charge, self._pending)
+
+    async def _spend(self, connection: HTTPConnection, units: int, inline: Inline | None) -> tuple[str, Spend]:
+        """Return whose it is, and what is counted for it."""
+        if inline is None:
+            user = await self.user_resolver.user_of(connection)
+            return user, Spend(user, self.policy.name, units)
+        said, key, quotas = await inline.said()
+        user = said or await self.user_resolver.user_of(connection)
+        return user, Spend(key or user, self.policy.name, units, quotas)
 
     async def _asked(self, cost: Callable[[Any], Any], connection: HTTPConnection) -> int:
         answer = cost(connection)
@@ -134,7 +156,7 @@ class PolicyCheck:
         decision = charge.decision
         if charge.spent:
             charge.await_answer(pending)
-        elif decision.reason == "quota" and _may_fit(decision, _units(pending, charge.user)):
+        elif decision.reason == "quota" and _may_fit(decision, _units(pending, decision.user)):
             quotas = tuple([_soon(state) for state in decision.quotas])
             wait = None if decision.retry_after is None else min(decision.retry_after, _SOON_S)
             charge.decision = msgspec.structs.replace(decision, quotas=quotas, retry_after=wait)
@@ -153,7 +175,9 @@ class JointPolicyCheck(PolicyCheck):
         self.is_plain = False
         self.others = others
 
-    async def check(self, connection: HTTPConnection, *, cost: Cost | None = None) -> Charge:
+    async def check(
+        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: Inline | None = None
+    ) -> Charge:
         """Decide, and spend. What is free or exempt for this policy is so for all, and for another for that one alone.
 
         Return the charge of the one that refuses, else of this policy; the others are with it.
@@ -161,20 +185,20 @@ class JointPolicyCheck(PolicyCheck):
         units = await self._units(self.policy.cost if cost is None else cost, connection)
         if not units:
             return self.free()
-        spends = [Spend(await self.user_resolver.user_of(connection), self.policy.name, units)]
         asked: list[PolicyCheck] = [self]
+        found = [await self._spend(connection, units, inline)]
         for one in self.others:
             own: Any = one.policy.cost
             its_units = await one._units(units if type(own) is int and own == 1 else own, connection)
             if its_units:
                 asked.append(one)
-                spends.append(Spend(await one.user_resolver.user_of(connection), one.policy.name, its_units))
-        answer = await self.limiter._check_all(spends)
+                found.append(await one._spend(connection, its_units, None))
+        answer = await self.limiter._check_all([spend for _, spend in found])
         charges: list[JointCharge] = []
-        for one, decision in zip(asked, answer, strict=True):
+        for one, (user, _), decision in zip(asked, found, answer, strict=True):
             if not answer and decision.allowed and not decision.shadow_denied:
                 decision = msgspec.structs.replace(decision, cost=0)  # which was not taken
-            charge = JointCharge(self.limiter, one.policy, decision.user, decision)
+            charge = JointCharge(self.limiter, one.policy, user, decision)
             if one._pending is not None:
                 one._counted_later(charge, one._pending)
             charges.append(charge)
@@ -269,12 +293,13 @@ class SurfaceOptions:
             raise error.under("max_body_bytes") from None
         self._policy_checks: dict[tuple[int, str], PolicyCheck] = {}
 
-    def policy_check(self, limiter: Limiter, action: str) -> PolicyCheck:
-        """Return the check by one of the limiter's policies, made when first asked for. Raises `UnknownAction`."""
+    def policy_check(self, limiter: Limiter, action: str, *, is_inline: bool = False) -> PolicyCheck:
+        """Return the check by one of the limiter's policies, made when first asked for. Raises `UnknownAction`, but for
+        one whose quotas are `is_inline`."""
         # It holds on to its limiter, so an id in here is not used again for another one.
         found = self._policy_checks.get((id(limiter), action))
         if found is None:
-            found = self._policy_checks[id(limiter), action] = self._make(limiter, action)
+            found = self._policy_checks[id(limiter), action] = self._make(limiter, action, is_inline)
         return found
 
     def warn(self, root: str) -> None:
@@ -283,11 +308,17 @@ class SurfaceOptions:
         for policy_check in self._policy_checks.values():
             policy_check.warn(root)
 
-    def _make(self, limiter: Any, action: str) -> PolicyCheck:
+    def address_of(self, connection: HTTPConnection) -> str:
+        """Return the client's address, as a user."""
+        return self._addresses.of(connection.scope)
+
+    def _make(self, limiter: Any, action: str, is_inline: bool) -> PolicyCheck:
         if not isinstance(limiter, Limiter):
             how = "one of ratelimit.sync is for ratelimit.wsgi, .flask and .functions"
             raise ConfigError("limiter", f"expected a Limiter of ratelimit, not {limiter!r}; {how}")
         policy = limiter.policies.get(action)
+        if policy is None and is_inline:
+            return PolicyCheck(limiter, Policy(action, UNLIMITED), self.user_resolver)
         if policy is None:
             raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")
         user_resolver = self._resolver_of(policy)

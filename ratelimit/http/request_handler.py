@@ -85,7 +85,7 @@ class RequestHandler(Admission):
     @property
     def receive(self) -> Receive:
         """Return what the app is given: where a function has read the body, with what it has read."""
-        buffered = None if self._connection is None else self.buffered
+        buffered = self.buffered
         receive: Receive = self._receive if buffered is None else buffered.replay
         return receive
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from starlette.types import Message
 
@@ -53,6 +54,30 @@ async def test_keys_that_are_made_up_are_no_new_users(title: str) -> None:
 async def test_an_export_in_fastapi_takes_ten() -> None:
     async with client_of((await recipe("fastapi_app.py"))["app"]) as client:
         assert await statuses(client, "/exports", times=11) == [200] * 10 + [429]
+
+
+async def test_a_token_says_who_asks_and_by_which_plan() -> None:
+    names = await recipe("fastapi_jwt.py")
+
+    def token(**claims: Any) -> dict[str, str]:
+        text = jwt.encode({"exp": 2**31, **claims}, names["KEY"], algorithm="HS256")
+        return {"authorization": f"Bearer {text}"}
+
+    async with client_of(names["app"]) as client:
+        for user, plan, passes in (("alice", "free", 5), ("bob", "pro", 20), ("carol", "gold", 5)):
+            found = [(await client.post("/hints", headers=token(sub=user, plan=plan))).status_code for _ in range(20)]
+            assert found == [200] * passes + [429] * (20 - passes)
+        assert (await client.post("/hints", headers=token(sub="alice", plan="pro"))).status_code == 200
+        other = jwt.encode({"sub": "alice", "exp": 2**31}, "x" * 32, algorithm="HS256")
+        wrong: list[dict[str, str]] = [
+            {},
+            {"authorization": "Bearer x"},
+            {"authorization": f"Bearer {other}"},
+            token(),
+            token(sub=""),
+        ]
+        for headers in wrong:
+            assert (await client.post("/hints", headers=headers)).status_code == 401
 
 
 @pytest.fixture
