@@ -116,15 +116,12 @@ class CompiledPolicy:
     def held(self, now: int, units: int) -> Held:
         """Return how a slot, where the policy has them, and so many reserved units would be held from now on."""
         end = held_until(now, self.policy.hold)
-        start = max([now // DAY * DAY, *(self._span_start(one, now) for one in self._timed)]) // SECOND
-        taken_at = max(start, end - self.policy.hold - held_step(self.policy.hold))
-        if self._buckets:
-            start = taken_at
+        start = max(self._counted_since(now, end), end - self.policy.hold - held_step(self.policy.hold))
         fields: list[HeldUnits] = []
         if self.is_concurrent:
             fields.append(HeldUnits(SLOTS, slots_field(end), 1))
         if units:
-            name = reserved_field(taken_at, end, self._windows, buckets=bool(self._buckets))
+            name = reserved_field(start, end, self._windows, buckets=bool(self._buckets))
             fields.append(HeldUnits(RESERVED, name, units))
         return Held(tuple(fields), start, end)
 
@@ -134,22 +131,25 @@ class CompiledPolicy:
         The older it is, the less exactly its beginning is known, so that there are few fields: of windows, which they
         were is enough. To a bucket somewhat less goes back then, if nobody gives it back in time.
         """
-        end, start = held_until(now, self.policy.hold), held.start
+        end = held_until(now, self.policy.hold)
+        start = self._counted_since(held.start * SECOND, end)
         if self._buckets:
-            grain = 1 << max(0, (now // SECOND - start).bit_length() - 1)
-            start = max(start // _DAY_S * _DAY_S, start // grain * grain)
+            grain = 1 << max(0, (now // SECOND - held.start).bit_length() - 1)
+            start = max(start, held.start // grain * grain)
         reserved = reserved_field(start, end, self._windows, buckets=bool(self._buckets))
         fields = [
             HeldUnits(one.total, slots_field(end) if one.total == SLOTS else reserved, one.units) for one in held.fields
         ]
         return Held(tuple(fields), start, end)
 
-    def _span_start(self, one: Rule, now: int) -> int:
-        """A bucket has no windows; of those whose units do not count any more in the end, none has to be known."""
-        window = one.quota.window
-        if self._buckets:
-            return 0
-        return window.span(now).start if window.longest + one.lasts > self.policy.hold * SECOND else 0
+    def _counted_since(self, now: int, end: int) -> int:
+        """Return the epoch second at which the day began, or the last of the windows of this moment whose units still
+        count at the `end`."""
+        starts = [now // DAY * DAY]
+        if not self._buckets:
+            spans = [(one.quota.window.span(now), one.lasts) for one in self._timed]
+            starts += [span.start for span, lasts in spans if span.end + lasts > end * SECOND]
+        return max(starts) // SECOND
 
     def fits(self, now: int, cost: int, record: Record) -> bool:
         """Return whether a record, if true, has room for `cost`."""

@@ -6,6 +6,7 @@ significant digits and one more.
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import date, timedelta
 
 import pytest
@@ -21,10 +22,14 @@ from ratelimit.algorithms.fields import (
     utc_day,
     window_field,
 )
+from ratelimit.clock import SECOND
 from ratelimit.dynamodb.expressions import number
 from ratelimit.dynamodb.schema import TTL, TYPE, Attribute, Item, limit_key
 from ratelimit.errors import InvalidUser
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.held import Held
 from ratelimit.names import MAX_ACTION_BYTES, MAX_USER_BYTES, Key
+from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import Window
 
 WRITE_UNIT = 1024
@@ -80,3 +85,24 @@ def test_escaping_does_not_make_it_longer_than_that() -> None:
 
 def test_the_rule_itself() -> None:
     assert size({"a": {"N": "0"}, "bc": {"N": "12300"}, "ü": {"S": "xyz"}}) == (1 + 1) + (2 + 1 + 2) + (2 + 3)
+
+
+@pytest.mark.parametrize("algorithm", ["fixed_window", "gcra"])
+def test_what_is_held_takes_few_fields_however_much_it_is(algorithm: AlgorithmName) -> None:
+    """A slot and a reservation begin every second of an hour, and all are renewed for their ten minutes."""
+    compiled = CompiledPolicy(Policy("tokens", "50/minute; 100/hour; 20 concurrent", algorithm=algorithm))
+    held: deque[tuple[int, Held]] = deque()
+    longest = 0
+    for second in range(3600):
+        now = NOW + second * SECOND
+        held.append((now, compiled.held(now, 1000)))
+        while held[0][0] < now - 600 * SECOND:
+            held.popleft()
+        renewed = compiled.policy.hold // 3
+        held = deque(
+            (taken, compiled.renewed(now, one) if taken < now and (now - taken) // SECOND % renewed == 0 else one)
+            for taken, one in held
+        )
+        fields = {part.field for _, one in held for part in one.fields}
+        longest = max(longest, sum(len(field) + 4 for field in fields))
+    assert longest < {"fixed_window": 300, "gcra": 750}[algorithm]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from uuid import uuid4
@@ -97,3 +98,50 @@ async def test_several_keys_are_one_call_of_two_units_each(store: DynamoDBStore)
         before = bill(store)
         assert not await limiter.check_all(group)
         assert since(before, store) == (calls, 0.0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_slots_and_reservations_are_a_call_and_a_unit_for_each_step(
+    store: DynamoDBStore, algorithm: AlgorithmName
+) -> None:
+    """As the table in docs/policies.md has it, with all the totals that an item ever holds, and 20 that are held."""
+    clock = FakeClock()
+    policy = Policy("tokens", "50/minute; 100/hour; 1000/day; 20 concurrent", algorithm=algorithm)
+    days = Policy("days", "1000/day")
+    limiter, dead = (Limiter(store, [policy, days], clock=clock, deadline=10) for _ in range(2))
+    for one in (limiter, dead):
+        one._holds._looks = asyncio.get_running_loop()  # nothing is renewed but by hand
+    for _ in range(40):
+        await limiter.reserve("alice", "tokens", 3).take()
+        clock.advance(86_400)
+    await limiter.drain()
+    others = []
+    for _ in range(19):
+        others.append(limiter.reserve("alice", "tokens", 2))
+        assert await others[-1].take()
+        clock.advance(1.3)
+    before = bill(store)
+    reservation = limiter.reserve("alice", "tokens", 2)
+    assert await reservation.take()
+    assert since(before, store) == (Counter(UpdateItem=1), 1.0), "taken"
+    before = bill(store)
+    assert not await limiter.reserve("alice", "tokens", 2).take()
+    assert since(before, store) == (Counter(UpdateItem=1), 1.0), "refused"
+    before = bill(store)
+    assert not await limiter.reserve("alice", "tokens", 2).take()
+    assert since(before, store) == (Counter(), 0.0), "refused again, at once"
+    clock.advance(8)
+    before = bill(store)
+    assert await reservation.renew()
+    assert since(before, store) == (Counter(UpdateItem=1), 1.0), "renewed"
+    before = bill(store)
+    reservation.settle(1)
+    await reservation.release()
+    assert since(before, store) == (Counter(UpdateItem=1), 1.0), "settled"
+    for other in others:
+        await other.release()
+    assert await dead.reserve("alice", "days", 1000).take()
+    clock.advance(40)
+    before = bill(store)
+    assert await limiter.reserve("alice", "days", 1000).take()
+    assert since(before, store)[0] == Counter(UpdateItem=3), "after a process has died with all of it"

@@ -53,7 +53,8 @@ class Holders:
     clock: FakeClock = field(default_factory=FakeClock)
     user: str = field(default_factory=lambda: uuid4().hex)
     holders: list[Holder] = field(default_factory=list)
-    spent: list[tuple[int, int]] = field(default_factory=list)
+    used: int = 0
+    """Units that were really used: those that stay spent in the end."""
 
     def __post_init__(self) -> None:
         self.policy = Policy("export", self.quotas, algorithm=self.algorithm, hold=HOLD)
@@ -82,7 +83,7 @@ class Holders:
         now = self.clock.now()
         if decision.allowed:
             self.holders.append(Holder(slot, cost, reserves, now, now))
-            self.spent.append((now, cost))
+            self.used += 0 if reserves else 1
         if self.slots is not None:
             assert len(self.counted(oldest=False)) <= self.slots, "never over"
             if decision.reason == "concurrency":
@@ -111,6 +112,7 @@ class Holders:
             holder.dead = True
             self.holders.append(holder)
             return "expired"
+        self.used += used if isinstance(slot, Reservation) and action == "settle" else 0
         return "settled"
 
     def counted(self, *, oldest: bool) -> list[Holder]:
@@ -135,4 +137,9 @@ class Holders:
         if await slot.take():
             await limiter._checker.background.drain()
             await slot.release()
-        return await self.store.read(self.key)
+            self.used += 0 if self.reserves else 1
+        record = await self.store.read(self.key)
+        for per in (6, 4):  # a day's, a month's
+            totals = [value for name, value in record.items() if name[0] == "u" and len(name) == per + 1]
+            assert sum(totals) == self.used, "each unit that was used is counted, and no other"
+        return record
