@@ -24,10 +24,11 @@ HOT_SUITE := tests/test_build.py tests/test_cache.py tests/test_names.py tests/t
 	--ignore=tests/dynamodb/test_scans.py --ignore=tests/http/test_admin.py --ignore=tests/http/api
 GATEWAYS := .cache/gateways
 DEPLOY_TOOLS := .cache/deploy-tools
+LIMITS_SUITES := .cache/limits-suites
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-databases fuzz-api fuzz-http fuzz-grpc dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
+.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-limits test-databases fuzz-api fuzz-http fuzz-grpc dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-25s %s\n' "$$name" "$$text"; done
@@ -83,6 +84,17 @@ test-deploy: $(INSTALLED) $(DEPLOY_TOOLS)/.installed  ## cfn-lint, hadolint, Doc
 $(DEPLOY_TOOLS)/.installed: deploy/requirements.txt $(INSTALLED)
 	$(PY) -m venv $(DEPLOY_TOOLS)
 	$(DEPLOY_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+test-limits: $(INSTALLED) $(LIMITS_SUITES)/.installed  ## the suites of limits and Flask-Limiter, on our storage for them
+	RATELIMIT_TEST_LIMITS=required $(PY) -m pytest tests/limits $(ARGS)
+
+$(LIMITS_SUITES)/.installed: tests/limits/upstream-requirements.txt $(INSTALLED)
+	$(PY) -m venv $(LIMITS_SUITES)
+	$(LIMITS_SUITES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(LIMITS_SUITES)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(LIMITS_SUITES) \
+		$$(grep -iE '^(limits|flask-limiter)==' $<)
+	cd $(LIMITS_SUITES) && for sdist in *.tar.gz; do tar -xzf "$$sdist"; done
 	@touch $@
 
 test-databases: $(INSTALLED)  ## migrations from MariaDB and PostgreSQL (apt-get install mariadb-server postgresql)

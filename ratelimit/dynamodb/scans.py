@@ -187,6 +187,28 @@ async def erase(
     return erased
 
 
+async def erase_actions(actions: Collection[str], calls: TableCalls, events: DynamoDBEventStore) -> int:
+    """Delete the counters of these actions, of all users, and return how many there were. Reads the whole table."""
+    values = {f":v{number}": {"S": f"#LIM#{escape(action)}"} for number, action in enumerate(actions)}
+    request: dict[str, Any] = {
+        "FilterExpression": " OR ".join(f"contains({PK}, {value})" for value in values),
+        "ExpressionAttributeValues": values,
+        "ProjectionExpression": f"{PK}, {SK}",
+        "Limit": SCAN_PAGE,
+        "ConsistentRead": True,
+    }
+    erased = 0
+    while True:
+        items, last = await calls.page("Scan", attempts=_SEARCH_ATTEMPTS, **request)
+        found = [item for item in items if (key := parse_limit_pk(item[PK]["S"])) and key.action in actions]
+        for start in range(0, len(found), MAX_EVENTS_PER_PUT):
+            await events.delete(found[start : start + MAX_EVENTS_PER_PUT])
+        erased += len(found)
+        if last is None:
+            return erased
+        request["ExclusiveStartKey"] = last
+
+
 async def _delete(events: DynamoDBEventStore, found: Sequence[_Found], erased: Counter[Trace]) -> None:
     for start in range(0, len(found), MAX_EVENTS_PER_PUT):
         group = found[start : start + MAX_EVENTS_PER_PUT]

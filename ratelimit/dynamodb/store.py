@@ -13,7 +13,7 @@ from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
 from ratelimit.dynamodb.control import prepare
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore
-from ratelimit.dynamodb.scans import DynamoDBScans, erase
+from ratelimit.dynamodb.scans import DynamoDBScans, erase, erase_actions
 from ratelimit.dynamodb.schema import PK, limit_key, limit_pk
 from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
 from ratelimit.dynamodb.transport.base import Transport
@@ -85,6 +85,10 @@ class DynamoDBStore:
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
         """Delete all that there is of these users. Reads the whole table, one read unit for 4 KB of it."""
         return await erase(users, self.directory, self.events, self.scans)
+
+    async def erase_actions(self, actions: Collection[str]) -> int:
+        """Delete the counters of these actions, of all users; return how many there were. Reads the whole table."""
+        return await erase_actions(actions, self._calls, self.events)
 
     async def __aenter__(self) -> Self:
         await self.open()

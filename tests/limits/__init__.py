@@ -1,0 +1,1 @@
+"""`ratelimit.limits`: the backend of the library `limits`."""
