@@ -46,12 +46,21 @@ from ratelimit.store.directory import Identity, Plan, User
 if TYPE_CHECKING:
     from ratelimit.config import Config, load_config
     from ratelimit.factory import configure
-    from ratelimit.http import InvalidBody, MissingUser, RateLimitMiddleware, limited, quota_exceeded_handler
+    from ratelimit.http import (
+        EXPOSE_HEADERS,
+        InvalidBody,
+        MissingUser,
+        RateLimitMiddleware,
+        describe_refusals,
+        limited,
+        quota_exceeded_handler,
+    )
     from ratelimit.usage import UsageLog
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EXPOSE_HEADERS",
     "UNLIMITED",
     "AccessDenied",
     "Alert",
@@ -97,6 +106,7 @@ __all__ = [
     "Window",
     "__version__",
     "configure",
+    "describe_refusals",
     "limited",
     "load_config",
     "open_store",
@@ -104,12 +114,14 @@ __all__ = [
 ]
 
 _LATER: Final = {
+    "EXPOSE_HEADERS": "ratelimit.http",
     "Config": "ratelimit.config",
     "InvalidBody": "ratelimit.http",
     "MissingUser": "ratelimit.http",
     "RateLimitMiddleware": "ratelimit.http",
     "UsageLog": "ratelimit.usage",
     "configure": "ratelimit.factory",
+    "describe_refusals": "ratelimit.http",
     "limited": "ratelimit.http",
     "load_config": "ratelimit.config",
     "quota_exceeded_handler": "ratelimit.http",

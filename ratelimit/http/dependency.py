@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from difflib import get_close_matches
 from inspect import Parameter, Signature, isawaitable
 from typing import Any, Final, Protocol, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
@@ -38,6 +38,7 @@ InlineKey: TypeAlias = "str | Callable[[Request], str | Awaitable[str | None] | 
 
 _actions: Final[WeakKeyDictionary[Dependency, str]] = WeakKeyDictionary()
 """Of each dependency that asks the middleware's limiter."""
+_made: Final[WeakSet[Dependency]] = WeakSet()
 
 
 class MissingUser(InvalidUser, HTTPException):
@@ -92,9 +93,15 @@ def limited(
     # What Python says of a view that forgets to await.
     check.__qualname__ = f"limited({action!r})"
     check.__signature__ = said.signature  # type: ignore[attr-defined]
+    _made.add(check)
     if limiter is None and quotas is None:
         _actions[check] = action
     return check
+
+
+def is_limited(dependency: Any) -> bool:
+    """Return whether it was made by `limited`."""
+    return dependency in _made
 
 
 class Depends(Protocol):
@@ -196,26 +203,27 @@ def unknown_action(app: object, known: Iterable[str]) -> str | None:
     """Say what is wrong with the first route of a FastAPI app that depends on an unknown action. What is mounted in it
     may have a middleware of its own."""
     names = sorted(known)
-    for path, dependency in _dependencies(getattr(app, "routes", None) or ()):
+    for route, dependency in dependencies_of(getattr(app, "routes", None) or ()):
         action = _actions.get(dependency)
         if action is not None and action not in names:
             near = get_close_matches(action, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
-            return f"{path} depends on limited({action!r}), and no policy is named so; {hint}"
+            return f"{route.path} depends on limited({action!r}), and no policy is named so; {hint}"
     return None
 
 
-def _dependencies(routes: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+def dependencies_of(routes: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield each route of a FastAPI app with each function that it depends on."""
     for route in routes:
         if hasattr(route, "effective_candidates"):  # FastAPI's, for a router that is included
-            yield from _dependencies(route.effective_candidates())
+            yield from dependencies_of(route.effective_candidates())
             continue
         waiting = [getattr(route, "dependant", None)]
         while waiting:
             if (dependant := waiting.pop()) is not None:
                 waiting += dependant.dependencies
                 if callable(dependant.call):
-                    yield route.path, dependant.call
+                    yield route, dependant.call
 
 
 async def _check_without_middleware(

@@ -31,6 +31,10 @@ LIMIT_FIELDS: Final = frozenset({
     b"ratelimit", b"ratelimit-policy", b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset",
 })  # fmt: skip
 """Those that are added to an answer, unless it has them."""
+EXPOSE_HEADERS: Final = (
+    "RateLimit", "RateLimit-Policy", "Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset",
+)  # fmt: skip
+"""What a page of another origin may read of an answer: `CORSMiddleware(expose_headers=EXPOSE_HEADERS)`."""
 
 # Structured fields hold integers of up to 15 digits (RFC 9651, 3.3.1).
 _MAX_INTEGER: Final = 10**15 - 1

@@ -26,6 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ratelimit.clock import SECOND
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
 from ratelimit.http.dependency import unknown_action
+from ratelimit.http.openapi import describe_refusals
 from ratelimit.limiter import Limiter
 from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog
@@ -183,6 +184,7 @@ class LimiterLifespan:
             # Views ask the innermost middleware, which is here first.
             if scope.setdefault(_LOOKED_AT, self) is not self:
                 return None
+            describe_refusals(scope.get("app"))
             return unknown_action(scope.get("app"), self._limiter.policies)
 
         await join_lifespan(

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
+from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.headers import Headers, HeaderWriter
 from ratelimit.http.problems import Problem, ProblemResponse, problem_of, respond
 
@@ -37,6 +38,11 @@ class Asked(Protocol):
     """The request that is refused."""
 
     @property
+    def scope(self) -> Scope:
+        """The request's."""
+        ...
+
+    @property
     def connection(self) -> HTTPConnection:
         """What functions of the app are called with."""
         ...
@@ -45,7 +51,7 @@ class Asked(Protocol):
 class Refusals:
     """How one middleware answers what it refuses. `app` is what stands further in."""
 
-    __slots__ = ("_app", "_cors", "_has_looked", "_on_refused", "_writer")
+    __slots__ = ("_app", "_cors", "_has_looked", "_inner", "_on_refused", "_writer")
 
     def __init__(self, writer: HeaderWriter, app: ASGIApp, on_refused: OnRefused | None) -> None:
         self._writer = writer
@@ -53,6 +59,7 @@ class Refusals:
         self._on_refused = on_refused
         self._cors: CORSMiddleware | None = None
         self._has_looked = False
+        self._inner = next((one for one in stack(app) if isinstance(one, Starlette)), None)
 
     def is_preflight(self, scope: Scope) -> bool:
         """Return whether the app's `CORSMiddleware` will answer this request, and nobody behind it will see it."""
@@ -64,12 +71,33 @@ class Refusals:
     async def of(self, decision: Decision, asked: Asked) -> tuple[Response, Headers]:
         """Return the answer to a request that was refused so, and what fields to add. Raises what the app's function
         does."""
+        response: Response | None
         if self._on_refused is None:
-            return refusal(decision, self._writer), []
-        answer = self._on_refused(asked.connection, decision)
-        response: Response = await answer if isawaitable(answer) else answer
+            response = await self._by_the_app(decision, asked)
+            if response is None:
+                return refusal(decision, self._writer), []
+        else:
+            answer = self._on_refused(asked.connection, decision)
+            response = await answer if isawaitable(answer) else answer
         taken = {name.lower() for name, _ in response.raw_headers}
         return response, [field for field in self._writer.refusal(decision) if field[0] not in taken]
+
+    async def _by_the_app(self, decision: Decision, asked: Asked) -> Response | None:
+        """Return the answer of the handler that the app has for what a view raises; None where there is none."""
+        app = self._inner or asked.scope.get("app")
+        if asked.scope["type"] != "http" or not isinstance(app, Starlette):
+            return None
+        handlers = app.exception_handlers
+        handler: Any = handlers.get(QuotaExceeded) or handlers.get(RateLimitError)
+        if handler is None:
+            return None
+        error = QuotaExceeded(decision)
+        try:
+            answer = handler(asked.connection, error)
+            response: Response = await answer if isawaitable(answer) else answer
+        except QuotaExceeded:
+            return None
+        return response
 
     async def send(self, response: Response, fields: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or a handshake that was not accepted yet, without reading anything of it."""

@@ -21,12 +21,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.errors import QuotaExceeded
-from ratelimit.http import RateLimitMiddleware, limited
+from ratelimit.errors import QuotaExceeded, RateLimitError
+from ratelimit.http import EXPOSE_HEADERS, RateLimitMiddleware, limited, quota_exceeded_handler
+from ratelimit.http.headers import LIMIT_FIELDS
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from tests.http.apps import call, client_of, headers_of, hello, limiter_of, scope_of, used
@@ -284,6 +285,47 @@ async def test_an_answer_to_a_caught_refusal_does_not_wait_for_its_background_ta
     go.set()
     await request
     assert ran == ["background"]
+
+
+@pytest.mark.parametrize("where", ["inside", "around", "mounted"])
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_handler_of_the_app_answers_what_a_match_refuses(where: str, is_async: bool) -> None:
+    def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, QuotaExceeded)
+        return PlainTextResponse(f"{request.url.path}: {error.decision.policy}", 418, {"RateLimit": "mine"})
+
+    async def later(request: Request, error: Exception) -> Response:
+        return answer(request, error)
+
+    handler = later if is_async else answer
+    limiter = limiter_of(Policy("hint", "1/day", match="/**"))
+    app = Starlette(exception_handlers={QuotaExceeded if is_async else RateLimitError: handler})
+    made: ASGIApp = app
+    if where == "inside":
+        app.add_middleware(RateLimitMiddleware, limiter=limiter)
+    else:
+        made = RateLimitMiddleware(app, limiter=limiter)
+    if where == "mounted":
+        made = Starlette(routes=[Mount("/", made)])
+    _, answer_ = [await client_of(made).get("/a") for _ in range(2)]
+    assert (answer_.status_code, answer_.text) == (418, "/a: hint")
+    assert (answer_.headers["ratelimit"], answer_.headers["retry-after"]) == ("mine", "43200")
+
+
+async def test_a_handler_that_leaves_it_to_the_middleware_and_one_of_another_error() -> None:
+    async def never(request: Request, error: Exception) -> Response:
+        raise AssertionError("this is no refusal")
+
+    for handlers in ({QuotaExceeded: quota_exceeded_handler}, {Exception: never, 500: never, 429: never}):
+        app = Starlette(exception_handlers=handlers)  # type: ignore[arg-type]
+        limiter = limiter_of(Policy("hint", "0/day", match="/**"))
+        app.add_middleware(RateLimitMiddleware, limiter=limiter)
+        answer = await client_of(app).get("/a")
+        assert (answer.status_code, answer.headers["content-type"]) == (429, "application/problem+json")
+
+
+def test_every_field_can_be_read_by_a_page_of_another_origin() -> None:
+    assert {name.lower().encode() for name in EXPOSE_HEADERS} == {*LIMIT_FIELDS, b"retry-after"}
 
 
 async def test_a_function_may_say_that_the_client_is_wrong() -> None:
