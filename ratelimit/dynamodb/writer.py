@@ -58,6 +58,8 @@ class ConditionalWriter:
         else:
             answer = result
         self._stats.write_units += answer.write_units
+        if answer.record is not None:
+            return Outcome(answer.applied, answer.record)
         if answer.item is None:
             return Outcome(answer.applied, {} if self._tells else await self._untold(key))
         if not answer.applied:

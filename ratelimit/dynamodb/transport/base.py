@@ -24,7 +24,7 @@ from ratelimit.dynamodb.expressions import Update, encode
 from ratelimit.dynamodb.schema import Item, limit_key
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.names import Key
-from ratelimit.store.base import Write
+from ratelimit.store.base import Record, Write
 
 MAX_KNOWN_WRITES: Final = 512
 """A warm check is one `Write` for every user: its expression is kept."""
@@ -39,6 +39,8 @@ class UpdateResult(msgspec.Struct, frozen=True, gc=False):
     none, or where the engine does not tell."""
     write_units: float = 0.0
     """Consumed capacity, where it was asked for; DynamoDB does not say it for a failed condition."""
+    record: Record | None = None
+    """The fields of the item, where the transport has read them already."""
 
 
 class BatchWriteResult(msgspec.Struct, frozen=True, gc=False):
@@ -154,8 +156,21 @@ class Consumed(msgspec.Struct):
     CapacityUnits: float = 0.0
 
 
+class Number(msgspec.Struct, gc=False):
+    """An attribute, as far as it is a whole number."""
+
+    N: int | None = None
+
+
+class UpdateNumbers(msgspec.Struct):
+    """Of an `UpdateItem` whose condition held, where all numbers are whole."""
+
+    Attributes: dict[str, Number]
+    ConsumedCapacity: Consumed | None = None
+
+
 class UpdateBody(msgspec.Struct):
-    """Of an `UpdateItem` whose condition held."""
+    """The same, whatever it holds."""
 
     Attributes: dict[str, dict[str, Any]]
     ConsumedCapacity: Consumed | None = None
@@ -177,6 +192,7 @@ class BatchWriteAnswer(msgspec.Struct):
     ConsumedCapacity: list[Consumed] = []
 
 
+decode_numbers: Final = msgspec.json.Decoder(UpdateNumbers, strict=False).decode  # numbers are strings there
 decode_update: Final = msgspec.json.Decoder(UpdateBody).decode
 decode_error: Final = msgspec.json.Decoder(ErrorBody).decode
 decode_batch: Final = msgspec.json.Decoder(BatchWriteAnswer).decode

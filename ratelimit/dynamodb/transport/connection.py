@@ -129,8 +129,9 @@ class Connection(asyncio.Protocol):
         url: str,
         ended: Callable[[Connection, Ending], None],
         watched: socket.socket,
-        new_future: Callable[[], Any],
+        new_future: Callable[[], asyncio.Future[Any]] | None = None,
     ) -> None:
+        """`new_future` makes what is waited for on an event loop."""
         self.usable = False
         self.since = 0.0
         """When it was last written to or let go, as `elapsed` has it."""
@@ -140,38 +141,32 @@ class Connection(asyncio.Protocol):
         self._poll = _poll_of(watched)
         self._stale = False
         self._transport: asyncio.Transport | None = None
-        self._new_future: Callable[[], asyncio.Future[Any]] = new_future
-        self.gone = new_future()
+        self._new_future = new_future
+        self.gone: asyncio.Future[None] | None = None if new_future is None else new_future()
         """Done when the socket is closed."""
         self._answer: asyncio.Future[Response] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._received = self._body = b""
 
-    def ask(self, request: bytes, now: float) -> Awaitable[Response]:
+    def ask(self, request: bytes, now: float) -> Response | Awaitable[Response]:
         """Send a request; only while `usable`. The future ends with an answer or with one of `boto_errors`, as long as
         somebody calls `expire` in time."""
-        answer = self._begin(now)
         assert self._transport is not None
+        assert self._new_future is not None
+        self._begin(now)
+        self._answer = answer = self._new_future()
         self._transport.write(request)
         return answer
 
-    def _begin(self, now: float) -> asyncio.Future[Response]:
+    def _begin(self, now: float) -> None:
         assert self.usable
-        self._answer = answer = self._new_future()
         self.busy = True
         self._stale = now - self.since >= STALE_S
         self.since = now
-        return answer
 
-    def is_alive(self, now: float) -> bool:
-        """Return whether an idle one may take a request; it is looked at, for the loop may not have heard yet."""
-        if not self.usable or now - self.since < CLOSE_LOOK_S or self._poll is None:
-            return self.usable
-        return not self._poll(0) or self._is_quiet()
-
-    def _is_quiet(self) -> bool:
-        """Return whether what has come on an idle one does not end it."""
-        return False
+    def is_quiet(self) -> bool:
+        """Return whether nothing has come on an idle one, of which the loop may not have heard yet."""
+        return self._poll is None or not self._poll(0)
 
     def expire(self) -> None:
         """End it, for the answer is overdue."""
@@ -202,7 +197,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end("closed", self._closed(error or EOFError()))
-        if not self.gone.done():
+        if self.gone is not None and not self.gone.done():
             self.gone.set_result(None)
 
     def eof_received(self) -> None:
@@ -219,19 +214,17 @@ class Connection(asyncio.Protocol):
         self._body = self._body + body if self._body else body
 
     def on_message_complete(self) -> None:
-        answer = self._answer
-        if not self.usable or answer is None:
+        if not self.usable or not self.busy:
             return
         status = self._parser.get_status_code()
         head = self._received[: self._received.find(b"\r\n\r\n") + 2].lower()
         if problem := self._problem(status, head):
             self._spoiled(problem)
             return
-        self.busy, self._answer, self._received = False, None, b""
+        self.busy, self._received = False, b""
+        self._deliver(Response(status, self._body, head))
         if not self._parser.should_keep_alive():
             self.end("closed")
-        if not answer.done():
-            answer.set_result(Response(status, self._body, head))
 
     def _closed(self, error: Exception) -> Exception:
         kind = ConnectionStale if self._stale and not self._received else aws.ConnectionClosedError
@@ -249,6 +242,11 @@ class Connection(asyncio.Protocol):
 
     def _spoiled(self, problem: str) -> None:
         self.end("garbage", UnusableAnswer(problem))
+
+    def _deliver(self, response: Response) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_result(response)
 
     def _fail(self, error: Exception) -> None:
         answer, self._answer = self._answer, None

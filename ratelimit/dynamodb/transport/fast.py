@@ -7,7 +7,8 @@ and is counted (`Stats.fallbacks`): so this transport never has to be complete.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -29,17 +30,19 @@ from ratelimit.dynamodb.errors import (
     unsignable,
 )
 from ratelimit.dynamodb.expressions import encode
-from ratelimit.dynamodb.schema import PK, SK, STATE, limit_pk
+from ratelimit.dynamodb.schema import NOT_FIELDS, PK, SK, STATE, limit_pk
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,
     BatchWriteResult,
+    Consumed,
     ErrorBody,
     TransactResult,
     Transport,
     UpdateResult,
     decode_batch,
     decode_error,
+    decode_numbers,
     decode_update,
     read_transaction,
 )
@@ -54,15 +57,25 @@ from ratelimit.store.base import Add, Drop, Expect, Put, Write
 def read_update(response: Response) -> UpdateResult:
     """Return the answer in a success. Raise `UnusableAnswer`."""
     try:
+        numbers = decode_numbers(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _read_oddity(response)
+    record = {
+        name: value.N for name, value in numbers.Attributes.items() if value.N is not None and name not in NOT_FIELDS
+    }
+    return UpdateResult(True, None, _units(numbers.ConsumedCapacity), record)
+
+
+def _read_oddity(response: Response) -> UpdateResult:
+    try:
         answer = decode_update(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a success without attributes") from None
-    consumed = answer.ConsumedCapacity
-    return UpdateResult(
-        applied=True,
-        item=answer.Attributes,
-        write_units=0.0 if consumed is None else consumed.CapacityUnits,
-    )
+    return UpdateResult(True, answer.Attributes, _units(answer.ConsumedCapacity))
+
+
+def _units(consumed: Consumed | None) -> float:
+    return 0.0 if consumed is None else consumed.CapacityUnits
 
 
 def read_batch(response: Response) -> BatchWriteResult:
@@ -194,9 +207,6 @@ def _bounds(op: Expect, numbers: list[int]) -> tuple[str, bool]:
     return kind, op.or_missing
 
 
-Result: TypeAlias = UpdateResult | BatchWriteResult | dict[str, Any] | ClientError | str
-"""An answer, or the reason to ask in another way."""
-
 _UNSIGNED: Final = {"accept-encoding": "identity", "user-agent": "ratelimit-dynamodb (fast lane)"}
 
 
@@ -219,6 +229,10 @@ class _Operation:
             target=f"DynamoDB_20120810.{name}",
             unsigned=_UNSIGNED,
         )
+
+
+async def _nothing() -> None:
+    return None
 
 
 def _refused(response: Response, name: str, outcome: UpdateResult | ClientError) -> ClientError | None:
@@ -259,19 +273,13 @@ class FastTransport:
         self._others: dict[str, _Operation] = {}
         self.pool = pool
 
-    async def apply(self, key: Key, write: Write) -> UpdateResult:
-        result = await self._send(self._update, self._bodies.body(limit_pk(key), write))
-        if type(result) is UpdateResult:
-            return result
-        self._stats.fallbacks[str(result)] += 1
-        return await self._slow.apply(key, write)
+    def apply(self, key: Key, write: Write) -> Coroutine[Any, Any, UpdateResult]:
+        body = self._bodies.body(limit_pk(key), write)
+        return self._send(self._update, body, partial(self._slow.apply, key, write))
 
-    async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchWriteResult:
-        result = await self._send(self._batch, to_json({"RequestItems": {self._table: requests}, **self._capacity}))
-        if type(result) is BatchWriteResult:
-            return result
-        self._stats.fallbacks[str(result)] += 1
-        return await self._slow.write_batch(requests)
+    def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Coroutine[Any, Any, BatchWriteResult]:
+        body = to_json({"RequestItems": {self._table: requests}, **self._capacity})
+        return self._send(self._batch, body, partial(self._slow.write_batch, requests))
 
     async def call(self, name: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """Send any other operation, and return its answer; None where it has to be sent in another way.
@@ -281,13 +289,10 @@ class FastTransport:
         operation = self._others.get(name)
         if operation is None:
             operation = self._others[name] = _Operation(name, self._endpoint, read_any)
-        result = await self._send(operation, to_json(request))
+        result: dict[str, Any] | ClientError | None = await self._send(operation, to_json(request), _nothing)
         if isinstance(result, ClientError):
             raise result
-        if isinstance(result, dict):
-            return result
-        self._stats.fallbacks[str(result)] += 1
-        return None
+        return result
 
     async def transact(self, request: Mapping[str, Any]) -> TransactResult:
         try:
@@ -300,8 +305,10 @@ class FastTransport:
         await self._credentials.close()
         await self.pool.close()
 
-    async def _send(self, operation: _Operation, body: bytes, after: str = "") -> Result:
-        """Return the answer, or the reason to ask aiobotocore. `after` says why it is asked once more."""
+    async def _send(
+        self, operation: _Operation, body: bytes, send_slowly: Callable[[], Awaitable[Any]], after: str = ""
+    ) -> Any:
+        """Return the answer, or what `send_slowly` does where it is needed. `after` says why it is asked once more."""
         skew = self._server_clock.skew
         try:
             secrets = self._credentials.at_hand or await self._credentials.secrets()
@@ -312,7 +319,8 @@ class FastTransport:
                 now = elapsed()
             try:
                 request = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
-                response = await connection.ask(request, now)
+                answer = connection.ask(request, now)
+                response = answer if isinstance(answer, Response) else await answer
             except BaseException:
                 # Out of time, or worse: an answer that still comes must not be the next one's.
                 connection.end("cancelled")
@@ -328,17 +336,21 @@ class FastTransport:
                 explanation = explain(error, self._place)
                 raise explanation from (None if isinstance(explanation, AccessDenied) else error)
             unusual = "stale"
+        if not isinstance(unusual, str):
+            return unusual
         if unusual == "stale":
             self._stats.retries += 1
             self._stats.calls[operation.name] += 1
             self.pool.end_idle()
-        elif unusual == "clock":
-            self._stats.fallbacks["clock"] += 1
         else:
-            return unusual
-        return await self._send(operation, body, unusual)
+            self._stats.fallbacks[unusual] += 1
+            if unusual != "clock":
+                return await send_slowly()
+        return await self._send(operation, body, send_slowly, unusual)
 
-    def _unusual(self, operation: _Operation, response: Response, skew: int, after: str) -> Result:
+    def _unusual(
+        self, operation: _Operation, response: Response, skew: int, after: str
+    ) -> UpdateResult | ClientError | str:
         """Return an answer after all, or the reason to ask in another way. Raise what aiobotocore would otherwise."""
         outcome = read_error(response, operation.name)
         if operation.read is read_any and (refused := _refused(response, operation.name, outcome)) is not None:

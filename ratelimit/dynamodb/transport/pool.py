@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.errors import StoreUnreachable
-from ratelimit.dynamodb.transport.connection import Connection, Ending, elapsed
+from ratelimit.dynamodb.transport.connection import CLOSE_LOOK_S, Connection, Ending, elapsed
 from ratelimit.errors import StoreUnavailable
 
 Connect: TypeAlias = Callable[[Callable[[Connection, Ending], None]], Awaitable[Connection]]
@@ -43,7 +43,7 @@ class IdleConnections:
             connection = self._idle.pop()
             if now - connection.since >= self._max_idle:
                 connection.end("idle")
-            elif connection.is_alive(now):
+            elif connection.usable and (now - connection.since < CLOSE_LOOK_S or connection.is_quiet()):
                 return connection
             else:
                 connection.end("closed")
@@ -155,7 +155,8 @@ class Pool(IdleConnections):
         if connecting:
             await asyncio.wait(connecting)
         if connections:
-            await asyncio.wait([connection.gone for connection in connections], timeout=_CLOSE_TIMEOUT_S)
+            gone = [connection.gone for connection in connections if connection.gone is not None]
+            await asyncio.wait(gone, timeout=_CLOSE_TIMEOUT_S)
 
     def __len__(self) -> int:
         return len(self._connections)

@@ -46,15 +46,19 @@ class ThreadConnection(Connection):
     def __init__(
         self, endpoint: Endpoint, connected: socket.socket, ended: Callable[[Connection, Ending], None], timeout: float
     ) -> None:
-        super().__init__(endpoint.url, ended, connected, _Answer)
+        super().__init__(endpoint.url, ended, connected)
         self._socket = connected
         self._timeout = timeout
         self._is_waiting = False
+        self._response: Response | None = None
+        self._error: Exception | None = None
         self._transport = cast(asyncio.Transport, _Closing(self._close))
         self.usable = True
 
-    def _is_quiet(self) -> bool:
-        """Return whether what has come is TLS's own, as the tickets after a handshake."""
+    def is_quiet(self) -> bool:
+        """Return whether nothing has come on an idle one but TLS's own, as the tickets after a handshake."""
+        if super().is_quiet():
+            return True
         if not isinstance(self._socket, ssl.SSLSocket):
             return False
         try:
@@ -65,14 +69,14 @@ class ThreadConnection(Connection):
             return False
         return False
 
-    async def ask(self, request: bytes, now: float) -> Response:
+    def ask(self, request: bytes, now: float) -> Response:
         """Send a request; only while `usable`. Return the answer, or raise one of `boto_errors`."""
-        answer = self._begin(now)
+        self._begin(now)
         self._is_waiting = True
         due = monotonic() + self._timeout
         try:
             self._take(wait_for(partial(self._exchange, request, due)))
-            while not answer.done():
+            while self.busy and self.usable:
                 self._take(wait_for(partial(self._receive, due)))
         except TimeoutError:
             self.expire()
@@ -82,7 +86,17 @@ class ThreadConnection(Connection):
             self._is_waiting = False
             if not self.usable:
                 self._socket.close()
-        return answer.result()
+        response, self._response = self._response, None
+        if response is None:
+            assert self._error is not None
+            raise self._error
+        return response
+
+    def _deliver(self, response: Response) -> None:
+        self._response = response
+
+    def _fail(self, error: Exception) -> None:
+        self._error = self._error or error
 
     def _take(self, data: bytes) -> None:
         if data:
@@ -137,33 +151,6 @@ class ThreadConnection(Connection):
             return
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-
-
-class _Answer:
-    """What stands for a future: nobody waits for it but who asks."""
-
-    __slots__ = ("_error", "_is_done", "_response")
-
-    def __init__(self) -> None:
-        self._is_done = False
-        self._response: Response | None = None
-        self._error: Exception | None = None
-
-    def done(self) -> bool:
-        return self._is_done
-
-    def set_result(self, response: Response | None) -> None:
-        self._response = response
-        self._is_done = True
-
-    def set_exception(self, error: Exception) -> None:
-        self._error = error
-        self._is_done = True
-
-    def result(self) -> Response | None:
-        if self._error is not None:
-            raise self._error
-        return self._response
 
 
 class _Closing:

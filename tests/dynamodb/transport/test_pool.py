@@ -67,7 +67,8 @@ async def test_a_connection_that_the_server_has_closed_takes_no_request(pool: Po
 
 async def test_an_overdue_answer_ends_the_connection(pool: Pool, server: FaultServer) -> None:
     connection = await pool.wait()
-    answer = asyncio.ensure_future(connection.ask(b"POST / HTTP/1.1\r\n", elapsed()))
+    answer = connection.ask(b"POST / HTTP/1.1\r\n", elapsed())
+    assert isinstance(answer, asyncio.Future)
     pool.sweep(elapsed() + 999)
     assert not answer.done()
     pool.sweep(elapsed() + 1001)
