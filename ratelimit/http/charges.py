@@ -99,6 +99,11 @@ class Charge:
         if used < self.spent:
             self.decision = msgspec.structs.replace(taken, cost=used, refunded=taken.spent - used)
 
+    def forget(self) -> bool:
+        """Leave what is held to its end, which comes by itself. Return False."""
+        self.hold = None
+        return False
+
     def await_answer(self, pending: Pending) -> None:
         """Count its units among those that may still be given back, until it is settled."""
         self._pending = pending
@@ -236,9 +241,11 @@ class Charges:
         return spent
 
     def settle_unanswered(self) -> None:
-        """Leave spent what is, as it will not be known how the request ends."""
+        """Leave spent what is, as it will not be known how the request ends, nor when: a slot comes back by itself."""
         for charge in self.spent:
             charge.settle()
+        if self.held:
+            self.held = [charge for charge in self.held if charge.is_reserved or charge.forget()]
         self._settled = len(self._all)
 
     def refuse(self, refused: Decision, status: int, headers: Any) -> list[Charge]:

@@ -152,6 +152,7 @@ class Question(Decided):
     def _allow(self, admission: Admission, dialect: Dialect) -> None:
         # What the upstream will answer is not known here.
         admission.charges.settle_unanswered()
+        admission.leave()
         headers = [(b"content-length", b"0"), *admission.fields(())]
         self._write(*for_gateway(200, headers, dialect), b"")
 

@@ -15,6 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError, InvalidCost, NotHeld, RateLimitError
 from ratelimit.http import RateLimitMiddleware, limited
+from ratelimit.http.api import Api
+from ratelimit.http.authz import Authz
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import Policy
@@ -203,6 +205,34 @@ async def test_slots_of_a_users_own() -> None:
     app.go_on.set()
     await first
     assert await held(limiter) == 0
+
+
+async def test_a_gateway_that_asks_never_says_when_a_request_has_ended() -> None:
+    """A slot comes back by itself then, and what is reserved is spent."""
+    clock = FakeClock()
+    limiter = limiter_of(Policy("hint", "1 concurrent; 9/day", match="/**"), clock=clock)
+    async with client_of(Authz(limiter=limiter)) as client:
+        assert [(await client.post("/v1/authz/hints")).status_code for _ in range(2)] == [200, 429]
+        clock.advance(11)
+        await limiter._holds.renew_due()
+        assert (await client.post("/v1/authz/hints")).status_code == 429
+        clock.advance(27)
+        assert (await client.post("/v1/authz/hints")).status_code == 200
+    limiter = limiter_of(TOKENS)
+    async with client_of(Authz(limiter=limiter)) as client:
+        assert (await client.post("/v1/authz/hints")).status_code == 200
+    assert (await limiter.peek(USER, "hint")).used == 100
+    assert await held(limiter, "r") == 0
+
+
+async def test_the_api_says_that_a_check_has_no_end() -> None:
+    store = MemoryStore()
+    limiter = limiter_of(EXPORT, store=store)
+    async with client_of(Api(limiter, store)) as client:
+        answer = await client.post("/v1/check", json={"user": "alice", "action": "hint"})
+        assert answer.status_code in (400, 422)
+        assert "limiter.slot" in answer.json()["detail"]
+        assert (await client.post("/v1/peek", json={"user": "alice", "action": "hint"})).json()["remaining"] == 2
 
 
 async def test_what_nobody_can_give_back_any_more_is_not_renewed() -> None:

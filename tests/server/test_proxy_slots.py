@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
+from base64 import b64encode
+from hashlib import sha1
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.server.running import until
 from tests.server.sockets import ask, connected, in_front_of, scripted
+from tests.server.test_connection_upgrades import WEBSOCKET
 
 ONE = Policy("api", "1 concurrent; 100/day", match="/**", cost=10)
 TOKENS = Policy("api", "1000/day", match="/**", cost=100, reserve=True)
@@ -68,6 +71,30 @@ async def test_a_client_or_an_upstream_that_leaves(upstream_dies: bool) -> None:
                 await reader.readuntil(b"1\r\na\r\n")
                 if not upstream_dies:
                     assert await held(limiter) == 1
+            while await held(limiter):
+                await asyncio.sleep(0.01)
+
+
+async def test_a_tunnel_holds_its_slot_until_it_is_closed() -> None:
+    limiter = limiter_of(ONE)
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        key = next(
+            line.split(b": ", 1)[1] for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key")
+        )
+        accept = b64encode(sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False).digest())
+        writer.write(b"HTTP/1.1 101 Up\r\nupgrade: websocket\r\nconnection: upgrade\r\n")
+        writer.write(b"sec-websocket-accept: " + accept + b"\r\n\r\nhello")
+        await reader.read()
+
+    async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
+        async with asyncio.timeout(5):
+            async with connected(address) as (reader, writer):
+                writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n" + WEBSOCKET + b"\r\n")
+                await reader.readuntil(b"hello")
+                assert await held(limiter) == 1
+                assert b" 429 " in await ask(address, GET)
             while await held(limiter):
                 await asyncio.sleep(0.01)
 
