@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -221,6 +222,44 @@ async def test_tokens_are_reserved_and_settled() -> None:
     assert (await limiter.peek("alice", "tokens")).used == 12_300
     with pytest.raises(names["TooMuch"]):
         await names["complete"]("alice", "hello", frugal)
+
+
+async def test_two_exports_at_the_same_time() -> None:
+    app = (await recipe("exports.py"))["app"]
+    async with client_of(app) as client:
+        answers = await asyncio.gather(*(client.get("/exports/users") for _ in range(2)))
+        assert [answer.text.count("users") for answer in answers] == [3, 3]
+        assert answers[0].headers["ratelimit-policy"] == (
+            '"export-concurrent";q=2;qu="concurrent-requests", "export-day";q=100;w=86400'
+        )
+        assert await statuses(client, "/exports/users", times=3, method="GET") == [200] * 3
+
+
+async def test_a_third_export_is_told_so() -> None:
+    export, done = (await recipe("slot.py"))["export"], asyncio.Event()
+    waiting = [asyncio.create_task(export("alice", done.wait)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    assert await export("alice", done.wait) == "busy, ask again in 1 s"
+    done.set()
+    assert await asyncio.gather(*waiting) == [True, True]
+    assert await export("alice", done.wait) is True
+
+
+async def test_a_stream_is_charged_for_what_it_has_used() -> None:
+    app = (await recipe("stream.py"))["app"]
+    async with client_of(app) as client:
+        answer = await client.post("/chat")
+        assert (answer.status_code, answer.text.count("data: ")) == (200, 4)
+        again = await client.post("/chat")
+    assert again.headers["ratelimit"].startswith('"tokens-concurrent";r=1')
+    assert await used_of(app) == 8
+
+
+async def used_of(app: Any) -> int:
+    stack = app.middleware_stack
+    while not hasattr(stack, "limiter"):
+        stack = stack.app
+    return (await stack.limiter.peek("ip:203.0.113.7", "tokens")).quotas[1].used  # type: ignore[no-any-return]
 
 
 async def test_guests_have_less_than_those_with_a_key() -> None:

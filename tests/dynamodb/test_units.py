@@ -144,4 +144,4 @@ async def test_slots_and_reservations_are_a_call_and_a_unit_for_each_step(
     clock.advance(40)
     before = bill(store)
     assert await limiter.reserve("alice", "days", 1000).take()
-    assert since(before, store)[0] == Counter(UpdateItem=3), "after a process has died with all of it"
+    assert since(before, store) == (Counter(UpdateItem=3), 3.0), "after a process has died with all of it"
