@@ -359,15 +359,32 @@ async def test_on_another_store_the_same_is_awaited(tmp_path: Path, all_or_nothi
     assert await service.used("b", "edge.user") == 3
 
 
+class Waiting(DelegatingStore):
+    """A process that is held up before it writes to a user's record."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.go_on = asyncio.Event()
+
+    async def apply(self, key: Any, *args: Any, **options: Any) -> Any:
+        if key.action == "edge.user":
+            await self.go_on.wait()
+        return await super().apply(key, *args, **options)
+
+
 async def test_no_unit_that_goes_back_refuses_somebody_else(tmp_path: Path) -> None:
-    """One unit is left of the address, and none of alice: who asks for both never stands in bob's way."""
-    service = Service(tmp_path, store=Elsewhere(MemoryStore()), all_or_nothing=True)
-    await service.ask({"address": "a"}, hits=4)
-    await service.ask({"user": "alice"}, hits=3)
-    *hers, his = await asyncio.gather(
-        *[service.ask({"address": "a"}, {"user": "alice"}) for _ in range(5)], service.ask({"address": "a"})
-    )
-    assert [each.overall_code for each in (*hers, his)] == [OVER] * 5 + [OK]
+    """One unit is left of the address, and none of alice: whoever asks for both never stands in bob's way."""
+    store: Any = MemoryStore()
+    held_up = Waiting(store)
+    slow, quick = (Service(tmp_path, store=each, all_or_nothing=True) for each in (held_up, Elsewhere(store)))
+    assert await quick.code({"address": "a"}, hits=4) == OK
+    assert await quick.code({"user": "alice"}, hits=3) == OK
+    hers = asyncio.create_task(slow.code({"address": "a"}, {"user": "alice"}))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert await quick.code({"address": "a"}) == OK
+    held_up.go_on.set()
+    assert await hers == OVER
 
 
 async def test_twenty_at_once_pass_exactly_five(tmp_path: Path) -> None:
