@@ -32,6 +32,16 @@ steps = st.lists(
     max_size=40,
 )
 
+joint_steps = st.lists(
+    st.tuples(
+        st.sampled_from([0.0, 0.0, 0.0, 0.1, 0.33, 1.0, 7.5, 61.0, 3600.0, 86_400.0, 700_000.0, -0.4]),
+        st.sampled_from("ab"),
+        st.integers(1, 4),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
 
 class Checks(Protocol):
     """What a history asks of a limiter."""
@@ -120,3 +130,42 @@ class History:
         for start, _ in self.admitted:
             spent = sum(cost for at, cost in self.admitted if start <= at <= end)
             assert spent <= (quota.burst or quota.limit) + rate * max(0, end - start) + 1e-9
+
+
+@dataclass
+class JointHistory:
+    """Checks of a user and an organisation together, on one store, by two processes whose beliefs are their own."""
+
+    store: Store
+    user: Policy
+    org: Policy
+    clock: FakeClock = field(default_factory=FakeClock)
+    prefix: str = ""
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.users = {name: History(self.store, self.user, self.clock, self.prefix + name) for name in "ab"}
+        self.orgs = History(self.store, self.org, self.clock, self.prefix + "acme")
+        policies = [self.user, self.org]
+        self.limiters = [Limiter(self.store, policies, clock=self.clock, deadline=10, denial_cache=0) for _ in range(2)]
+
+    async def step(self, advance: float, name: str, cost: int) -> tuple[list[bool], Decision | None]:
+        """Return who had room, and the refusal; all of what is promised having been looked at."""
+        self.clock.advance(advance)
+        members = [self.users[name], self.orgs]
+        before = [await self.store.read(one.key) for one in members]
+        self.asked += 1
+        limiter = self.limiters[self.asked // 3 % 2]
+        answer = await limiter.check_all([(one.user, one.policy.name, cost) for one in members])
+        if answer:
+            for one in members:
+                one.admitted.append((self.clock.now(), cost))
+        else:
+            assert [await self.store.read(one.key) for one in members] == before, "a refusal spends from neither"
+            for one, decision in zip(members, answer, strict=True):
+                in_order = all(at <= self.clock.now() for at, _ in one.admitted)
+                if not decision.allowed and in_order:
+                    await one.assert_truthful(decision, cost)
+        for one in members:
+            one.assert_within_limits()
+        return [decision.allowed for decision in answer], answer.refused

@@ -6,11 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ratelimit import InvalidCost, InvalidInput, Limiter, Policy, Spend, StoreThrottled, UnknownAction
 from ratelimit.names import Key
+from ratelimit.policy import AlgorithmName
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
+from tests.limiter.histories import ALGORITHMS, QUOTAS, JointHistory, joint_steps
 from tests.limiter.stores import CountingStore, FailingStore, YieldingStore, failing
 
 POLICIES = [Policy("user", "5/day"), Policy("org", "8/day"), Policy("address", "100/day")]
@@ -175,6 +179,21 @@ async def test_bad_input_spends_nothing(spends: Any, error: type[Exception]) -> 
     with pytest.raises(error):
         await limiter(store).check_all(spends)
     assert not store.calls
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(user=st.sampled_from(QUOTAS), org=st.sampled_from(QUOTAS), history=joint_steps, embedded=st.booleans())
+def test_the_promises_hold_in_any_history(
+    algorithm: AlgorithmName, user: str, org: str, history: list[tuple[float, str, int]], embedded: bool
+) -> None:
+    async def run() -> None:
+        store: Any = MemoryStore() if embedded else CountingStore()
+        policies = Policy("user", user, algorithm=algorithm), Policy("org", org)
+        joint = JointHistory(store, *policies)
+        for advance, name, cost in history:
+            await joint.step(advance, name, cost)
+
+    asyncio.run(run())
 
 
 async def test_too_large_is_never() -> None:

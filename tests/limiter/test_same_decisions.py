@@ -13,7 +13,7 @@ from ratelimit.dynamodb import DynamoDBStore, create_table
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore
 from tests.engines import Engine
-from tests.limiter.histories import ALGORITHMS, QUOTAS, History, steps
+from tests.limiter.histories import ALGORITHMS, QUOTAS, History, JointHistory, joint_steps, steps
 
 
 @pytest.fixture(scope="module")
@@ -43,5 +43,25 @@ def test_the_same_decisions_on_dynamodb(
             for advance, cost in history:
                 assert await in_dynamodb.step(advance, cost) == await in_memory.step(advance, cost)
             assert await table.read(in_dynamodb.key) == await in_memory.store.read(in_memory.key)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(user=st.sampled_from(QUOTAS), org=st.sampled_from(QUOTAS), history=joint_steps)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_same_joint_decisions_on_dynamodb(
+    table: DynamoDBStore, algorithm: AlgorithmName, user: str, org: str, history: list[tuple[float, str, int]]
+) -> None:
+    async def run() -> None:
+        prefix = uuid4().hex
+        policies = Policy("user", user, algorithm=algorithm), Policy("org", org)
+        in_memory = JointHistory(MemoryStore(), *policies, prefix=prefix)
+        async with table:
+            in_dynamodb = JointHistory(table, *policies, prefix=prefix)
+            for advance, name, cost in history:
+                assert await in_dynamodb.step(advance, name, cost) == await in_memory.step(advance, name, cost)
+            for one in (*in_memory.users.values(), in_memory.orgs):
+                assert await table.read(one.key) == await in_memory.store.read(one.key)
 
     asyncio.run(run())
