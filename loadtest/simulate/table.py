@@ -15,7 +15,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any, Final, TypeVar
 
-from ratelimit.dynamodb.calls import BACKOFF, NOT_EXECUTED, Retries, Stats
+from ratelimit.dynamodb.calls import (
+    BACKOFF,
+    NOT_EXECUTED,
+    TRANSACTION_ATTEMPTS,
+    TRANSACTION_BACKOFF,
+    Retries,
+    Stats,
+)
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import StoreThrottled
 from ratelimit.names import Key
@@ -144,7 +151,8 @@ class SimulatedStore:
 
     async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
         """See `Store.apply_all`."""
-        return await self._retries.run("TransactWriteItems", lambda: self._table.transact(writes, now), on=NOT_EXECUTED)
+        retries = Retries(TRANSACTION_ATTEMPTS, Stats(), pause=self._pause_briefly)
+        return await retries.run("TransactWriteItems", lambda: self._table.transact(writes, now), on=NOT_EXECUTED)
 
     async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
         """See `Store.read_all`."""
@@ -160,6 +168,9 @@ class SimulatedStore:
 
     async def _pause(self, attempt: int) -> None:
         await asyncio.sleep(self._random.random() * BACKOFF.bound_s(attempt))
+
+    async def _pause_briefly(self, attempt: int) -> None:
+        await asyncio.sleep(self._random.random() * TRANSACTION_BACKOFF.bound_s(attempt))
 
 
 class _Bucket:

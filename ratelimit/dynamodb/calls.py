@@ -32,6 +32,9 @@ HARMLESS: Final[Errors] = (*NOT_EXECUTED, AnswerLost)
 """For reads, and for whatever else may happen twice."""
 
 BACKOFF: Final = Backoff(first_s=0.02, max_s=0.2)
+# Two transactions on one item are in each other's way for the milliseconds that one takes.
+TRANSACTION_BACKOFF: Final = Backoff(first_s=0.01, max_s=0.02)
+TRANSACTION_ATTEMPTS: Final = 12
 
 _READS: Final = ("GetItem", "BatchGetItem", "Query", "Scan")
 _NAME_THE_TABLE_INSIDE: Final = ("BatchGetItem", "TransactWriteItems")

@@ -8,7 +8,7 @@ from functools import partial
 from uuid import uuid4
 
 from ratelimit.cache import LRUCache
-from ratelimit.dynamodb.calls import HARMLESS, NOT_EXECUTED, Retries, Stats
+from ratelimit.dynamodb.calls import HARMLESS, NOT_EXECUTED, TRANSACTION_ATTEMPTS, TRANSACTION_BACKOFF, Retries, Stats
 from ratelimit.dynamodb.expressions import Update, part_of_transaction
 from ratelimit.dynamodb.schema import Item, limit_key, record_of
 from ratelimit.dynamodb.transport.base import MAX_KNOWN_WRITES, Transport, UpdateResult
@@ -38,6 +38,7 @@ class ConditionalWriter:
     ) -> None:
         self._transport = transport
         self._retries = retries
+        self._transactions = Retries(TRANSACTION_ATTEMPTS, stats, pause=TRANSACTION_BACKOFF.pause)
         self._stats = stats
         self._table = table
         self._read = read
@@ -76,7 +77,7 @@ class ConditionalWriter:
             "ClientRequestToken": str(uuid4()),
         }
         call = partial(self._transport.transact, request)
-        result = await self._retries.run("TransactWriteItems", call, on=HARMLESS)
+        result = await self._transactions.run("TransactWriteItems", call, on=HARMLESS)
         self._stats.write_units += result.write_units
         if not result.refused:
             return [Outcome(True, {}) for _ in writes]

@@ -80,17 +80,18 @@ async def test_a_cold_or_stale_check_is_at_most_two_calls(
             clock.advance(pause)
 
 
-async def test_several_keys_are_one_call_of_two_units_each(store: DynamoDBStore) -> None:
+async def test_several_keys_are_one_call_of_two_units_each(store: DynamoDBStore, engine: Engine) -> None:
     """A cold one is a read more; what is refused is that read alone, and what is known to be refused no call at all."""
     policies, clock = [Policy("user", "3/day"), Policy("org", "9/day")], FakeClock()
     one, other, third = (Limiter(store, policies, clock=clock, deadline=10) for _ in range(3))
     group = [("alice", "user"), ("acme", "org")]
+    units = 2.0 if engine.name == "dynamodb-local" else 4.0  # which bills a part of a transaction as a single write
     before = bill(store)
     assert await one.check_all(group)
-    assert since(before, store) == (Counter(BatchGetItem=1, TransactWriteItems=1), 4.0)
+    assert since(before, store) == (Counter(BatchGetItem=1, TransactWriteItems=1), units)
     before = bill(store)
     assert await one.check_all(group)
-    assert since(before, store) == (Counter(TransactWriteItems=1), 4.0)
+    assert since(before, store) == (Counter(TransactWriteItems=1), units)
     before = bill(store)
     answer = await other.check_all(group)
     assert [decision.used for decision in answer] == [3, 3]
@@ -98,6 +99,10 @@ async def test_several_keys_are_one_call_of_two_units_each(store: DynamoDBStore)
         before = bill(store)
         assert not await limiter.check_all(group)
         assert since(before, store) == (calls, 0.0)
+    before = bill(store)
+    several = [one.check_all([(f"user-{number}", "user"), ("many", "org")]) for number in range(20)]
+    assert sum(map(bool, await asyncio.gather(*several))) == 9  # the first alone, and of those who wait the next eight
+    assert since(before, store) == (Counter(BatchGetItem=2, TransactWriteItems=2), units * 5.5)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
