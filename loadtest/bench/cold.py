@@ -42,6 +42,17 @@ _OPENING: Final = """
 store = open_store('dynamodb://bench?endpoint=' + sys.argv[1])
 limiter = Limiter(store, [Policy('hint', '9/day')])
 """
+_ON_A_LOOP: Final = {
+    "imports": "import asyncio\nfrom ratelimit import Limiter, Policy, open_store",
+    "opening": """
+runner = asyncio.Runner()
+async def opened():
+    store = await open_store('dynamodb://bench?endpoint=' + sys.argv[1])
+    return Limiter(store, [Policy('hint', '9/day')])
+limiter = runner.run(opened())
+""",
+    "check": "assert runner.run(limiter.check('alice', 'hint')).reason is None",
+}
 _PROGRAMS: Final[Mapping[str, Mapping[str, str]]] = {
     MEMORY: {
         "imports": "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, open_store",
@@ -53,14 +64,15 @@ _PROGRAMS: Final[Mapping[str, Mapping[str, str]]] = {
         "opening": _OPENING,
         "check": "assert limiter.check('alice', 'hint').reason is None",
     },
-    "ratelimit, DynamoDB, asyncio.run": {
-        "imports": "import asyncio\nfrom ratelimit import Limiter, Policy, open_store",
-        "opening": "runner = asyncio.Runner()\n"
-        "async def opened():\n"
-        "    store = await open_store('dynamodb://bench?endpoint=' + sys.argv[1])\n"
-        "    return Limiter(store, [Policy('hint', '9/day')])\n"
-        "limiter = runner.run(opened())",
-        "check": "assert runner.run(limiter.check('alice', 'hint')).reason is None",
+    "ratelimit.sync, DynamoDB, and a usage log": {
+        "imports": "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, UsageLog, open_store",
+        "opening": f"{_OPENING}usage = UsageLog(store)",
+        "check": "limiter.check('alice', 'hint')\nusage.record('alice', 'hint')\nusage.flush()",
+    },
+    "ratelimit, DynamoDB, asyncio.run": _ON_A_LOOP,
+    "the same, on AWS Lambda": {
+        **_ON_A_LOOP,
+        "imports": "import os; os.environ['AWS_LAMBDA_FUNCTION_NAME'] = 'bench'\n" + _ON_A_LOOP["imports"],
     },
     BY_BOTOCORE: {
         "imports": "import os; os.environ['AWS_IGNORE_CONFIGURED_ENDPOINT_URLS'] = 'true'\n"

@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, Self, TypeAlias
 
+from botocore import xform_name
+
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.dynamodb.errors import Place, is_denied
 
@@ -108,6 +110,34 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+_FAST: Final = {
+    xform_name(operation): operation
+    for operation in ("BatchGetItem", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems")
+}
+"""Those whose answers are small. (What is written all the time has ways of its own.)"""
+
+
+class LaterApi:
+    """AWS's own client, made when it is needed. Calls about single items go by `fast`, once there is one."""
+
+    def __init__(self) -> None:
+        self.fast: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any, **request: Any) -> Any:
+            operation = _FAST.get(name)
+            if self.fast is not None and operation is not None:
+                answer = await self.fast.call(operation, request)
+                if answer is not None:
+                    return answer
+            return await self._ask(name, args, request)
+
+        return call
+
+    async def _ask(self, name: str, args: tuple[Any, ...], request: dict[str, Any]) -> Any:
+        raise NotImplementedError
 
 
 def are_sendable(access_key: str, secret_key: str, token: str | None) -> bool:

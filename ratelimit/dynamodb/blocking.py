@@ -11,22 +11,17 @@ from math import inf
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-from botocore import xform_name
-
 from ratelimit.blocking import Runner, wait_for
-from ratelimit.dynamodb.access import Client, ServerClock
+from ratelimit.dynamodb.access import Client, LaterApi, ServerClock
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.dynamodb.control import prepare
 from ratelimit.dynamodb.environment import Way, way_of
-from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.settings import Settings, is_amazon, without_userinfo
+from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.store import DynamoDBStore, Opened
-from ratelimit.dynamodb.transport.base import BotoTransport, Transport
+from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.dynamodb.transport.select import is_fast_wanted, open_transport
+from ratelimit.dynamodb.transport.select import is_fast_wanted
 from ratelimit.dynamodb.transport.threads import ThreadCredentials, ThreadPool
-from ratelimit.dynamodb.writer import ConditionalWriter
 from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.base import Outcome, Write
@@ -39,6 +34,8 @@ class BlockingDynamoDBStore(DynamoDBStore):
 
     A forked process has connections of its own, and goes on with whatever else was found out before the fork.
     """
+
+    HOLDS_UP_NOBODY = True
 
     def __init__(self, settings: Settings, runner: Runner) -> None:
         super().__init__(settings)
@@ -64,9 +61,6 @@ class BlockingDynamoDBStore(DynamoDBStore):
         ready = self._open
         return self._apply_first(key, write) if ready is None else ready.writer.apply(key, write)
 
-    def _import_client(self) -> None:
-        """Do without aiobotocore."""
-
     async def _ready(self) -> Opened:
         """Open, in one thread however many ask for it, which goes on where one of them gives up waiting."""
         if self._open is not None:
@@ -88,22 +82,7 @@ class BlockingDynamoDBStore(DynamoDBStore):
         client: Client = wait_for(
             lambda left: _client_by_botocore(settings) if way is None else client_by(way, settings)
         )
-        transport: Transport | None = None
-        try:
-            if way is not None:
-                slow = BotoTransport(client, settings, self.stats)
-                transport = self._new_fast_transport(client, way.endpoint, slow, settings, self.stats)
-            await prepare(client, self._retries, create=settings.create)
-            if transport is None:
-                transport = await open_transport(client, settings, self.stats, self._new_fast_transport)
-        except BaseException:
-            if transport is not None:
-                await transport.close()
-            await client.close()
-            raise
-        tells = is_amazon(client.place.endpoint)
-        writer = ConditionalWriter(transport, self._retries, self.stats, settings.table, self.read, tells=tells)
-        return Opened(client, transport, writer)
+        return await self._open_on(client, way, self._new_fast_transport)
 
     def _new_fast_transport(
         self, client: Client, endpoint: Endpoint, slow: Transport, settings: Settings, stats: Stats
@@ -154,19 +133,11 @@ def result_of(job: Future[T], left: float) -> T:
     return job.result(None if left == inf else left)
 
 
-_FAST: Final = {
-    xform_name(operation): operation
-    for operation in ("BatchGetItem", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems")
-}
-"""Those whose answers are small. (What is written all the time has ways of its own.)"""
-
-
-class BlockingApi:
-    """A client that is awaited as aiobotocore's is: whoever awaits a call makes it. Calls about single items go by
-    `fast`, once there is one, and all else by botocore's client, which is made where there is none yet."""
+class BlockingApi(LaterApi):
+    """botocore's client, awaited as aiobotocore's is: whoever awaits a call makes it."""
 
     def __init__(self, make: Callable[[], Any], made: Any = None) -> None:
-        self.fast: FastTransport | None = None
+        super().__init__()
         self._make = make
         self._client = made
 
@@ -174,17 +145,6 @@ class BlockingApi:
     def meta(self) -> Any:
         """What botocore's client tells of itself."""
         return self.made().meta
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(*args: Any, **request: Any) -> Any:
-            operation = _FAST.get(name)
-            if self.fast is not None and operation is not None:
-                answer = await self.fast.call(operation, request)
-                if answer is not None:
-                    return answer
-            return wait_for(lambda left: getattr(self.made(), name)(*args, **request))
-
-        return call
 
     def forget(self) -> None:
         """Leave the connections to the process that this one was forked from."""
@@ -201,14 +161,16 @@ class BlockingApi:
             self._client = self._make()
         return self._client
 
+    async def _ask(self, name: str, args: tuple[Any, ...], request: dict[str, Any]) -> Any:
+        return wait_for(lambda left: getattr(self.made(), name)(*args, **request))
+
 
 def client_by(way: Way, settings: Settings) -> Client:
     """Return a client for a way that was found without botocore, which has to be imported for the unusual only."""
     clock, exits = ServerClock(), AsyncExitStack()
     api = BlockingApi(lambda: _client_by_botocore(settings, clock).api.made())
     exits.callback(api.close)
-    place = Place(settings.table, way.endpoint.region, without_userinfo(way.endpoint.url))
-    return Client(api, place, exits, credentials=way.credentials, verify=way.verify, clock=clock)
+    return way.client(api, settings, exits, clock)
 
 
 def _client_by_botocore(settings: Settings, clock: ServerClock | None = None) -> Client:

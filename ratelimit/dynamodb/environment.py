@@ -12,13 +12,15 @@ import re
 import ssl
 import sys
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 from urllib.parse import SplitResult, urlsplit
 
-from ratelimit.dynamodb.access import LOCAL_REGION, Verify, are_sendable
-from ratelimit.dynamodb.settings import Settings, is_loopback
+from ratelimit.dynamodb.access import LOCAL_REGION, Client, LaterApi, ServerClock, Verify, are_sendable
+from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.settings import Settings, is_loopback, without_userinfo
 from ratelimit.dynamodb.transport.connection import PORTS, Endpoint
 
 LEFT_TO_BOTOCORE: Final = frozenset(
@@ -64,6 +66,11 @@ class Way(NamedTuple):
     endpoint: Endpoint
     credentials: EnvironmentCredentials
     verify: Verify
+
+    def client(self, api: LaterApi, settings: Settings, exits: AsyncExitStack, clock: ServerClock) -> Client:
+        """Return a client that goes this way, and by `api` where something is unusual."""
+        place = Place(settings.table, self.endpoint.region, without_userinfo(self.endpoint.url))
+        return Client(api, place, exits, credentials=self.credentials, verify=self.verify, clock=clock)
 
 
 def way_of(settings: Settings, env: Mapping[str, str] = os.environ) -> Way | None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Self, Unpack
+from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
+from ratelimit.blocking import aside
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
 from ratelimit.dynamodb.control import prepare
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
+from ratelimit.dynamodb.environment import Way, way_of
 from ratelimit.dynamodb.events import DynamoDBEventStore
+from ratelimit.dynamodb.lean import client_by
 from ratelimit.dynamodb.scans import DynamoDBScans, erase, erase_actions
 from ratelimit.dynamodb.schema import PK, limit_key, limit_pk
 from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
-from ratelimit.dynamodb.transport.base import Transport
-from ratelimit.dynamodb.transport.select import open_transport
+from ratelimit.dynamodb.transport.base import BotoTransport, Transport
+from ratelimit.dynamodb.transport.select import NewFastTransport, is_fast_wanted, new_fast_transport, open_transport
 from ratelimit.dynamodb.writer import ConditionalWriter, record_in
 from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
@@ -32,6 +36,9 @@ class DynamoDBStore:
     or else the end of the loop; a forked process has, too. `stats` counts what was asked of DynamoDB.
     """
 
+    HOLDS_UP_NOBODY: ClassVar[bool] = False
+    """Whether its event loops may stand still for a moment, as that of a thread that only writes."""
+
     def __init__(self, settings: Settings | None = None, **options: Unpack[StoreOptions]) -> None:
         self.settings = replace(settings, **options) if settings else Settings(**options)
         self.stats = Stats()
@@ -40,6 +47,9 @@ class DynamoDBStore:
         self.events = DynamoDBEventStore(self._calls, self._transport)
         self.directory = DynamoDBDirectoryStore(self._calls)
         self.scans = DynamoDBScans(self._client, self.settings, self.stats, self._retries)
+        self._is_lean = self.HOLDS_UP_NOBODY or "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+        """Whether AWS's client is imported only where the environment does not say all: on Lambda a cold start counts,
+        and one request at a time is served."""
         self._opened: dict[asyncio.AbstractEventLoop, Opened] = {}
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Opened]] = {}
         self._import_client()
@@ -99,7 +109,8 @@ class DynamoDBStore:
 
     def _import_client(self) -> None:
         """Import aiobotocore now: it takes its time, for which an event loop would stand still later."""
-        import ratelimit.dynamodb.client  # noqa: F401
+        if not self._is_lean:
+            import ratelimit.dynamodb.client  # noqa: F401
 
     async def _apply_first(self, key: Key, write: Write) -> Outcome:
         return await (await self._ready()).writer.apply(key, write)
@@ -125,20 +136,37 @@ class DynamoDBStore:
         return opening.result()
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Opened:
-        from ratelimit.dynamodb.client import connect
+        settings = self.settings
+        way = await aside(lambda: way_of(settings)) if self._is_lean and is_fast_wanted(settings) else None
+        if way is None:
+            from ratelimit.dynamodb.client import connect
 
-        client = await connect(self.settings)
+            client = await connect(settings)
+        else:
+            client = client_by(way, settings)
+        opened = await self._open_on(client, way, new_fast_transport)
+        life = self._live(loop, opened.transport, client)
+        await anext(life)
+        return opened._replace(life=life)
+
+    async def _open_on(self, client: Client, way: Way | None, new_fast: NewFastTransport) -> Opened:
+        settings = self.settings
+        transport: Transport | None = None
         try:
-            await prepare(client, self._retries, create=self.settings.create)
-            transport = await open_transport(client, self.settings, self.stats)
+            if way is not None:
+                slow = BotoTransport(client, settings, self.stats)
+                client.api.fast = transport = new_fast(client, way.endpoint, slow, settings, self.stats)
+            await prepare(client, self._retries, create=settings.create)
+            if transport is None:
+                transport = await open_transport(client, settings, self.stats, new_fast)
         except BaseException:
+            if transport is not None:
+                await transport.close()
             await client.close()
             raise
         tells = is_amazon(client.place.endpoint)
-        writer = ConditionalWriter(transport, self._retries, self.stats, self.settings.table, self.read, tells=tells)
-        life = self._live(loop, transport, client)
-        await anext(life)
-        return Opened(client, transport, writer, life)
+        writer = ConditionalWriter(transport, self._retries, self.stats, settings.table, self.read, tells=tells)
+        return Opened(client, transport, writer)
 
     async def _live(
         self, loop: asyncio.AbstractEventLoop, transport: Transport, client: Client
@@ -163,6 +191,12 @@ class DynamoDBStore:
         for known in (self._opened, self._opening):
             for loop in [loop for loop in known if loop.is_closed()]:
                 known.pop(loop)
+
+
+class LeanDynamoDBStore(DynamoDBStore):
+    """One that imports AWS's client only where it is needed, on event loops that may stand still meanwhile."""
+
+    HOLDS_UP_NOBODY = True
 
 
 class Opened(NamedTuple):

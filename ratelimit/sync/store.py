@@ -80,15 +80,16 @@ def store_from(url: str, *, user_hash_key: str | None = None) -> Store:
     if not url.startswith("dynamodb://"):
         return _hashed(store_of(store_from_url(url)), user_hash_key)
     # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
-    from ratelimit.dynamodb import DynamoDBStore, parse_url
+    from ratelimit.dynamodb import parse_url
     from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
+    from ratelimit.dynamodb.store import LeanDynamoDBStore
 
     try:
         settings = parse_url(url)
     except ConfigError as error:
         raise error.under("store") from None
     runner = Runner()
-    made = Store(BlockingDynamoDBStore(settings, runner), runner, lambda: DynamoDBStore(settings))
+    made = Store(BlockingDynamoDBStore(settings, runner), runner, lambda: LeanDynamoDBStore(settings))
     return _hashed(made, user_hash_key)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from ratelimit.deploy import policies
-from ratelimit.dynamodb.access import Client
+from ratelimit.dynamodb.access import Client, LaterApi
 from tests.deploy.tap import Call, calls_of
 
 _CLIENTS: Final = ("aiobotocore", "botocore")
@@ -65,7 +65,10 @@ def listen(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def recorded(self: Client, client: Any, *args: Any, **options: Any) -> None:
         opened(self, client, *args, **options)
-        client.meta.events.register("provide-client-params.dynamodb", recorder.hear)
+        # What is made later is made by another one of these.
+        made = vars(client).get("_client") if isinstance(client, LaterApi) else client
+        if made is not None:
+            made.meta.events.register("provide-client-params.dynamodb", recorder.hear)
 
     monkeypatch.setattr(Client, "__init__", recorded)
 

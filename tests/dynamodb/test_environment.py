@@ -10,18 +10,24 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 
 from ratelimit.blocking import Runner
-from ratelimit.dynamodb import Settings
+from ratelimit.dynamodb import DynamoDBStore, Settings
+from ratelimit.dynamodb.access import LaterApi
 from ratelimit.dynamodb.blocking_client import connect
 from ratelimit.dynamodb.environment import LEFT_TO_BOTOCORE, Way, way_of
+from ratelimit.dynamodb.store import LeanDynamoDBStore
 from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.select import find_endpoint
 from ratelimit.errors import AccessDenied
+from ratelimit.names import Key
+from ratelimit.store import Add, Write
 from ratelimit.sync import open_store
+from tests.engines import Engine
 from tests.faults import FaultServer, error
 from tests.faults.apart import Apart
 
@@ -205,3 +211,70 @@ def test_a_refusal_is_told_as_ever(profile: str, tmp_path: Path, monkeypatch: py
     with Apart(server) as apart:
         with pytest.raises(AccessDenied, match=r"does not accept the credentials .*UnrecognizedClientException"):
             open_store(f"dynamodb://limits?endpoint={apart.server.endpoint}")
+
+
+LATER = """
+import asyncio, sys
+from ratelimit import Limiter, MemoryStore, Policy, UsageLog, open_store
+from ratelimit.sync import UsageLog as BlockingLog, open_store as open_blocking
+
+HEAVY = {"botocore.session", "urllib3", "aiohttp", "aiobotocore"}
+
+async def main():
+    async with await open_store(sys.argv[1]) as store, UsageLog(store) as usage:
+        limiter = Limiter(store, [Policy("hint", "1/day", on_unavailable="deny")])
+        print([(await limiter.check("alice", "hint")).reason for _ in range(2)])
+        await usage.record("alice", "hint", resource="1")
+        await usage.flush()
+        print(sorted(HEAVY & sys.modules.keys()))
+        print([event.resource for event in (await usage.events("alice")).events], "aiobotocore" in sys.modules)
+
+if sys.argv[2] == "async":
+    asyncio.run(main())
+else:
+    with open_blocking(sys.argv[1]) as store, BlockingLog(store) as usage:
+        usage.record("alice", "hint", resource="1")
+        usage.flush()
+        print("[None, 'quota']")
+        print(sorted(HEAVY & sys.modules.keys()))
+        print([event.resource for event in usage.events("alice").events], "aiobotocore" in sys.modules)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("way", ["async", "blocking"])
+def test_on_lambda_aws_own_client_is_imported_when_it_is_needed(way: str, engine: Engine) -> None:
+    """By the limiter on an event loop, and by the usage log of both; reading events is what needs it."""
+    url = engine.store_url(f"lambda-{uuid4().hex[:8]}")
+    open_store(f"{url}&create=true").close()
+    command = [sys.executable, "-W", "error", "-c", LATER, url, way]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ))
+    assert done.stdout == "[None, 'quota']\n[]\n['1'] True\n", done.stderr
+
+
+async def test_elsewhere_it_is_there_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_NAME")
+    async with FaultServer() as server:
+        settings = Settings(table="limits", endpoint=server.endpoint)
+        for store, is_lean in ((DynamoDBStore(settings), False), (LeanDynamoDBStore(settings), True)):
+            async with store:
+                client = await store._client()
+                assert isinstance(client.api, LaterApi) is is_lean
+                outcome = await store.apply(Key.of("alice", "hint"), Write((Add("d1", 1),), 1_999_999_999), now=0)
+                assert outcome.applied
+                assert not store.stats.fallbacks
+
+
+async def test_a_refusal_is_told_as_ever_on_an_event_loop() -> None:
+    async with FaultServer() as server:
+        server.everything(error("UnrecognizedClientException"))
+        store = LeanDynamoDBStore(Settings(table="limits", endpoint=server.endpoint))
+        for _ in range(2):
+            with pytest.raises(AccessDenied, match=r"does not accept the credentials .*UnrecognizedClientException"):
+                await store.open()
+        server.recover()
+        await store.open()
+        server.then(error("UnrecognizedClientException"))
+        assert (await store.apply(Key.of("alice", "hint"), Write((Add("d1", 1),), 1_999_999_999), now=0)).applied
+        assert store.stats.fallbacks["denied"] == 3
+        await store.close()

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
@@ -184,7 +185,8 @@ class CredentialsCache:
         await asyncio.wait([refreshing])
 
     async def _ask(self) -> Any:
-        return await self._credentials.get_frozen_credentials()
+        found = self._credentials.get_frozen_credentials()
+        return await found if isawaitable(found) else found
 
     async def _renew(self) -> None:
         raw = await self._frozen()
