@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import httpx
 import pytest
@@ -76,6 +78,76 @@ async def test_fastapi() -> None:
         assert answers[5].json()["violated-policies"] == ["hint"]
         exported = await client.post("/exports")
         assert exported.headers["ratelimit"].startswith('"export";r=90;t=')
+
+
+class Model:
+    """One that answers when it is told to."""
+
+    def __init__(self, used: int) -> None:
+        self.used = used
+        self.asked = 0
+        self.go = asyncio.Event()
+
+    async def __call__(self, prompt: Any) -> tuple[str, int]:
+        self.asked += 1
+        await self.go.wait()
+        return prompt.text, self.used
+
+
+async def token_of(client: httpx.AsyncClient, name: str, password: str) -> dict[str, str]:
+    answer = await client.post("/login", json={"name": name, "password": password})
+    return {"authorization": f"Bearer {answer.json()['token']}"}
+
+
+async def test_the_language_model_reserves_tokens_and_settles_them_by_plan() -> None:
+    example = fresh("examples.llm_api")
+    (limiter,) = [each.kwargs["limiter"] for each in example.app.user_middleware]
+    async with client_of(example) as client:
+        for name, password, limit in (("alice", "correct horse", 2_000), ("bob", "battery staple", 100_000)):
+            token = await token_of(client, name, password)
+            answer = await client.post("/completions", json={"text": "look left"}, headers=token)
+            assert answer.json() == {"text": "LOOK LEFT", "tokens": 6, "limit": limit}
+            assert (await limiter.peek(name, "tokens")).used == 6
+        token = await token_of(client, "alice", "correct horse")
+        refused = await client.post("/completions", json={"text": "a", "max_tokens": 1_999}, headers=token)
+        assert (refused.status_code, refused.json()["violated-policies"]) == (429, ["tokens"])
+        wrong = await client.post("/completions", json={"text": "a", "max_tokens": -1}, headers=token)
+        assert wrong.status_code == 422
+        assert (await client.post("/completions", json={"text": "a"})).status_code == 401
+        assert (await limiter.peek("alice", "tokens")).used == 6
+
+
+async def test_the_language_model_does_two_at_a_time_for_each_user() -> None:
+    example = fresh("examples.llm_api")
+    example.model = model = Model(used=3)  # type: ignore[attr-defined]
+    async with client_of(example) as client:
+        alice, bob = await token_of(client, "alice", "correct horse"), await token_of(client, "bob", "battery staple")
+
+        def ask(token: dict[str, str]) -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(client.post("/completions", json={"text": "a"}, headers=token))
+
+        under_way = [ask(alice), ask(alice), ask(bob)]
+        async with asyncio.timeout(10):
+            while model.asked < 3:
+                await asyncio.sleep(0)
+            refused = await ask(alice)
+            assert (refused.status_code, refused.json()["violated-policies"]) == (429, ["running"])
+            model.go.set()
+            assert [(await each).status_code for each in under_way] == [200] * 3
+            assert (await ask(alice)).status_code == 200
+
+
+async def test_the_language_models_accounts_can_be_guessed_at_five_times() -> None:
+    example = fresh("examples.llm_api")
+    async with client_of(example) as client:
+        guess = {"name": "alice", "password": "1234"}
+        assert [(await client.post("/login", json=guess)).status_code for _ in range(6)] == [401] * 5 + [429]
+        right = {"name": "bob", "password": "battery staple"}
+        assert [(await client.post("/login", json=right)).status_code for _ in range(30)] == [200] * 30
+        for body, status in ((b"{", 400), (b"[]", 422), (b'{"name": 1}', 422), (b'{"name": "", "password": ""}', 422)):
+            assert (await client.post("/login", content=body)).status_code == status
+        large = await client.post("/login", content=b" " * 1_048_577)
+        assert (large.status_code, large.headers["content-type"]) == (413, "application/problem+json")
 
 
 def test_the_file_is_fine_and_says_the_defaults_truly() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -260,6 +261,40 @@ async def used_of(app: Any) -> int:
     while not hasattr(stack, "limiter"):
         stack = stack.app
     return (await stack.limiter.peek("ip:203.0.113.7", "tokens")).quotas[1].used  # type: ignore[no-any-return]
+
+
+async def test_a_proxy_of_openais_reserves_by_the_body_and_settles_by_the_answer() -> None:
+    names = await recipe("openai_proxy.py")
+    usage = {"usage": {"total_tokens": 300}}
+
+    def model(request: httpx.Request) -> httpx.Response:
+        asked = json.loads(request.content)
+        assert request.headers["authorization"] == "Bearer the-key-of-ours"
+        if asked.get("stream"):
+            assert asked["stream_options"] == {"include_usage": True}
+            events = f'data: {{"choices": []}}\n\ndata: {json.dumps(usage)}\n\ndata: [DONE]\n\n'
+            return httpx.Response(200, text=events, headers={"content-type": "text/event-stream"})
+        return httpx.Response(400 if asked["model"] == "none" else 200, json=usage)
+
+    names["upstream"]._transport = httpx.MockTransport(model)
+    (limiter,) = [each.kwargs["limiter"] for each in names["app"].user_middleware]
+    async with client_of(names["app"]) as client:
+        client.headers["authorization"] = "Bearer key-of-alice"
+
+        async def spent(status: int, **asked: Any) -> int:
+            before = (await limiter.peek("alice", "tokens")).used
+            answer = await client.post("/v1/chat/completions", json={"model": "m", **asked})
+            assert answer.status_code == status
+            assert "DONE" in answer.text or not asked.get("stream") or status != 200
+            return int((await limiter.peek("alice", "tokens")).used - before)
+
+        assert await spent(200, max_tokens=5_000) == 300
+        assert await spent(200, stream=True) == 300
+        assert await spent(400, model="none") == 0
+        assert await spent(400, max_tokens="many") == 0
+        assert await spent(429, max_tokens=9_900) == 0
+        assert await spent(413, messages=["x" * 1_048_576]) == 0
+        assert (await client.post("/v1/chat/completions", json={}, headers={"authorization": ""})).status_code == 401
 
 
 async def test_guests_have_less_than_those_with_a_key() -> None:
