@@ -73,12 +73,12 @@ _BOTO_ERRORS: Final = (
 )
 
 CONDITION_FAILED: Final = "ConditionalCheckFailedException"
+"""DynamoDB's name for a conditional write that it refuses."""
 TRANSACTION_CANCELED: Final = "TransactionCanceledException"
 PART_REFUSED: Final = "ConditionalCheckFailed"
 """Among the reasons of a canceled transaction, one for each part."""
 _PART_NOT_NOW: Final = ("TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded", "None")
 _STILL_UNDER_WAY: Final = "TransactionInProgressException"
-"""DynamoDB's name for a conditional write that it refuses."""
 
 ISSUER: Final = "issuer"
 """Of an error's details: who was asked, where that was not the table's server, but one that gives credentials."""
