@@ -30,13 +30,15 @@ from loadtest.bench.stub import stub_server
 Load: TypeAlias = Callable[[int, float, int], "tuple[float, int]"]
 """Asks a port for so many seconds with so many connections: requests a second, and how many."""
 
-NGINX, FLOOR, MEMORY, COMPILED = "nginx, limit_req", "the floor: httptools and nothing else", "ours", "ours, compiled"
+NGINX, FLOOR, MEMORY = "nginx, limit_req", "the floor: httptools and nothing else", "ours"
 LOGGED, DYNAMODB, AUTHZ, CHECK = "ours, usage log", "ours, DynamoDB (stub)", "ours, /v1/authz", "ours, /v1/check"
 RLS, GRPC_FLOOR, GRPC_AIO = (
     "ours, RLS",
     "the floor of RLS: hpack and nothing else",
     "grpcio.aio, answers and nothing else",
 )
+COMPILED = "compiled: "
+"""Before the name of one of ours."""
 HAPROXY, USUAL = "HAProxy, stick table", "Starlette + httpx, no limits"
 
 _SERVICE: Final = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
@@ -110,31 +112,37 @@ def run(*, rounds: int, seconds: float, at_once: int = 32, rate: int = 1000) -> 
 
 
 def _contenders(upstream: int, dynamodb: str, notes: list[str]) -> list[Contender]:
-    behind = ("--upstream", f"http://127.0.0.1:{upstream}")
-    store = ("--store", f"dynamodb://bench?region=eu-west-1&endpoint={dynamodb}")
-
-    def proxy(name: str, start: Callable[[], AbstractContextManager[Server]], *, paced: bool = False) -> Contender:
-        return Contender(name, start, _load("get"), FLOOR, paced)
-
     found = [
-        proxy(NGINX, lambda: nginx(upstream), paced=True),
-        proxy(HAPROXY, lambda: haproxy(upstream), paced=True),
-        proxy(FLOOR, lambda: module("loadtest.bench.proxy_floor", str(upstream)), paced=True),
-        proxy(MEMORY, lambda: sidecar(*behind), paced=True),
-        proxy(LOGGED, lambda: sidecar(*behind, env={"RATELIMIT_USAGE": "memory"})),
-        proxy(DYNAMODB, lambda: sidecar(*behind, *store), paced=True),
-        proxy(USUAL, lambda: module("loadtest.bench.asgi_server", "proxy", str(upstream))),
-        Contender(AUTHZ, sidecar, _load("authz"), FLOOR),
-        Contender(CHECK, sidecar, _load("check"), FLOOR),
-        Contender(RLS, _rls, _load_grpc, GRPC_FLOOR),
+        _proxy(NGINX, lambda: nginx(upstream), paced=True),
+        _proxy(HAPROXY, lambda: haproxy(upstream), paced=True),
+        _proxy(FLOOR, lambda: module("loadtest.bench.proxy_floor", str(upstream)), paced=True),
+        _proxy(USUAL, lambda: module("loadtest.bench.asgi_server", "proxy", str(upstream))),
         Contender(GRPC_FLOOR, lambda: module("loadtest.bench.grpc_floor"), _load_grpc, GRPC_FLOOR),
         Contender(GRPC_AIO, _grpc_aio, _load_grpc, GRPC_FLOOR),
+        *_ours(upstream, dynamodb, "", {}),
     ]
     if uncompiled := builds.compiled():
         notes.append(f"not measured: the compiled build: {uncompiled}")
     else:
-        found.append(proxy(COMPILED, lambda: sidecar(*behind, env=builds.environment()), paced=True))
+        found += _ours(upstream, dynamodb, COMPILED, builds.environment())
     return found
+
+
+def _ours(upstream: int, dynamodb: str, build: str, env: dict[str, str]) -> list[Contender]:
+    behind = ("--upstream", f"http://127.0.0.1:{upstream}")
+    store = ("--store", f"dynamodb://bench?region=eu-west-1&endpoint={dynamodb}")
+    return [
+        _proxy(build + MEMORY, lambda: sidecar(*behind, env=env), paced=True),
+        _proxy(build + LOGGED, lambda: sidecar(*behind, env={**env, "RATELIMIT_USAGE": "memory"})),
+        _proxy(build + DYNAMODB, lambda: sidecar(*behind, *store, env=env), paced=True),
+        Contender(build + AUTHZ, lambda: sidecar(env=env), _load("authz"), FLOOR),
+        Contender(build + CHECK, lambda: sidecar(env=env), _load("check"), FLOOR),
+        Contender(build + RLS, lambda: _rls(env), _load_grpc, GRPC_FLOOR),
+    ]
+
+
+def _proxy(name: str, start: Callable[[], AbstractContextManager[Server]], *, paced: bool = False) -> Contender:
+    return Contender(name, start, _load("get"), FLOOR, paced)
 
 
 @contextmanager
@@ -153,11 +161,11 @@ def _load(shape: requester.Shape) -> Load:
 
 
 @contextmanager
-def _rls() -> Iterator[Server]:
+def _rls(env: dict[str, str]) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "bench.yaml").write_text(_ENVOY_CONFIG)
         port = free_port()
-        with sidecar("--grpc", f"127.0.0.1:{port}", "--envoy-config", folder) as server:
+        with sidecar("--grpc", f"127.0.0.1:{port}", "--envoy-config", folder, env=env) as server:
             yield Server(port, server.pid)
 
 
@@ -236,15 +244,19 @@ def _ratio(turns: dict[str, list[_Turn]], one: str, other: str) -> float | None:
 
 
 def _targets(turns: dict[str, list[_Turn]]) -> list[Target]:
-    found = [
-        Target(f"CPU µs of a request, {name}", _cpu(turns, name), "at most", bound)
-        for name, bound in ((MEMORY, 60), (AUTHZ, 30), (CHECK, 40), (RLS, 60))
-        if name in turns
-    ]
-    for name, bound in ((LOGGED, 15), (DYNAMODB, 35)) if {LOGGED, DYNAMODB, MEMORY} <= turns.keys() else ():
-        more = median(one.cpu_us - plain.cpu_us for one, plain in zip(turns[name], turns[MEMORY], strict=True))
-        found.append(Target(f"CPU µs more than {MEMORY}, {name}", more, "at most", bound))
-    for one, other, most in ((MEMORY, FLOOR, 3.0), (MEMORY, NGINX, 4.0), (COMPILED, FLOOR, 2.2)):
+    found = []
+    for build in ("", COMPILED):
+        found += [
+            Target(f"CPU µs of a request, {build + name}", _cpu(turns, build + name), "at most", bound)
+            for name, bound in ((MEMORY, 60), (AUTHZ, 30), (CHECK, 40), (RLS, 60))
+            if build + name in turns
+        ]
+        for name, bound in ((build + LOGGED, 15), (build + DYNAMODB, 35)):
+            if name in turns and build + MEMORY in turns:
+                pairs = zip(turns[name], turns[build + MEMORY], strict=True)
+                more = median(one.cpu_us - plain.cpu_us for one, plain in pairs)
+                found.append(Target(f"CPU µs more than {build + MEMORY}, {name}", more, "at most", bound))
+    for one, other, most in ((MEMORY, FLOOR, 3.0), (MEMORY, NGINX, 4.0), (COMPILED + MEMORY, FLOOR, 2.2)):
         if (times := _ratio(turns, one, other)) is not None:
             found.append(Target(f"times the CPU of {other}: {one}", times, "at most", most))
     if (times := _ratio(turns, GRPC_AIO, RLS)) is not None:
