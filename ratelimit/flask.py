@@ -21,7 +21,7 @@ from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Limiter, UsageLog
-from ratelimit.wsgi.app_request import Answer, AppRequest, AskingLimiter, AskingLog, decoded, encoded, run, state_of
+from ratelimit.wsgi.app_request import AppAnswer, AppRequest, AskingLimiter, AskingLog, decoded, encoded, run, state_of
 from ratelimit.wsgi.configure import configure
 from ratelimit.wsgi.environ import ENVIRON_KEY, scope_of
 
@@ -188,7 +188,7 @@ def _refuse(error: QuotaExceeded) -> Response:
     return _response(run(checked.refuse(error.decision, by_app=True)))
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: AppAnswer) -> Response:
     response = current_app.response_class(answer.body, answer.status)
     response.headers.clear()
     for name, value in decoded(answer.headers):

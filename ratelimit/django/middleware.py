@@ -12,7 +12,7 @@ from starlette.types import Message, Scope
 
 from ratelimit.django.surface import Surface, surface
 from ratelimit.errors import QuotaExceeded
-from ratelimit.wsgi.app_request import Answer, AppRequest, decoded, encoded, run
+from ratelimit.wsgi.app_request import AppAnswer, AppRequest, decoded, encoded, run
 from ratelimit.wsgi.environ import scope_of
 
 
@@ -98,8 +98,8 @@ class RateLimitMiddleware:
         return made
 
 
-async def _awaited(refusing: Any) -> Answer:
-    answer: Answer = await refusing
+async def _awaited(refusing: Any) -> AppAnswer:
+    answer: AppAnswer = await refusing
     return answer
 
 
@@ -110,7 +110,7 @@ def _scope(request: Any) -> Scope:
     return {**scope, "django.request": request}
 
 
-def _response(answer: Answer) -> HttpResponse:
+def _response(answer: AppAnswer) -> HttpResponse:
     response = HttpResponse(answer.body, status=answer.status)
     del response["content-type"]
     for name, value in decoded(answer.headers):

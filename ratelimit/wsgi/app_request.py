@@ -43,7 +43,7 @@ class Options(TypedDict, total=False):
     max_body_bytes: int
 
 
-class Answer(NamedTuple):
+class AppAnswer(NamedTuple):
     """An answer of our own, in the place of the app's."""
 
     status: int
@@ -163,7 +163,7 @@ class AppRequest:
         """Return them in the order they were made, refused and shadowed ones included."""
         return self.admission.charges.decisions
 
-    async def begin(self) -> Answer | None:
+    async def begin(self) -> AppAnswer | None:
         """Check it. Return the answer where the app is not to see it."""
         refused = await self.admission.check()
         if refused is None:
@@ -194,7 +194,7 @@ class AppRequest:
             read, has_more = buffered.hand_over()
             self.admission.scope["wsgi.environ"]["wsgi.input"] = self._reader.after(read, has_more=has_more)
 
-    async def refuse(self, decision: Decision, *, by_app: bool = False) -> Answer:
+    async def refuse(self, decision: Decision, *, by_app: bool = False) -> AppAnswer:
         """Return a refusal, when what was taken for it is back. What the app has acted on stays spent."""
         admission = self.admission
         if by_app:
@@ -216,7 +216,7 @@ class AppRequest:
         if not self.admission.is_over:
             await self.admission.end()
 
-    async def _sent(self, response: Response, fields: Headers) -> Answer:
+    async def _sent(self, response: Response, fields: Headers) -> AppAnswer:
         sent: list[Message] = []
 
         async def send(message: Message) -> None:
@@ -224,7 +224,7 @@ class AppRequest:
 
         await self.state.refusals.send(response, fields, self.admission.scope, _disconnected, send)
         start, *parts = sent
-        return Answer(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in parts))
+        return AppAnswer(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in parts))
 
 
 async def _disconnected() -> Message:

@@ -15,7 +15,7 @@ from ratelimit.sync.store import store_from
 from ratelimit.wsgi.app_request import Options
 
 
-class MiddlewareArgs(Options):
+class WsgiArgs(Options):
     """What `RateLimitMiddleware` takes besides the app."""
 
     limiter: Limiter
@@ -24,14 +24,14 @@ class MiddlewareArgs(Options):
 
 def configure(
     path: str | Path | None = None, *, on_alert: AlertHook | None = None, **settings: Unpack[SettingArgs]
-) -> MiddlewareArgs:
+) -> WsgiArgs:
     """Return the arguments of the middleware, as `ratelimit.configure` does, for threads.
 
     The store opens with the first check. Raises `ConfigError` with all that is wrong.
     """
     config = load_checked(path, **settings)
     limiter = build_limiter(config, on_alert=on_alert)
-    return MiddlewareArgs(
+    return WsgiArgs(
         limiter=limiter,
         usage=cast(
             "UsageLog | None",

@@ -16,7 +16,7 @@ from ratelimit.limiter.alerts import AlertHook
 from ratelimit.policy import Cost
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.wsgi.app_request import (
-    Answer,
+    AppAnswer,
     AppRequest,
     AskingLimiter,
     AskingLog,
@@ -145,7 +145,7 @@ class _Responder:
             raise error
         return self.reply(run(self._request.refuse(error.decision, by_app=True)))
 
-    def reply(self, answer: Answer) -> list[bytes]:
+    def reply(self, answer: AppAnswer) -> list[bytes]:
         """Begin an answer of our own, and return its body: none for HEAD, of which not all servers take it off."""
         self._held = None
         self._begin(f"{answer.status} {_PHRASES.get(answer.status, 'Refused')}", decoded(answer.headers), None)
