@@ -1,5 +1,5 @@
-"""The tables of what Flask-Limiter's and django-ratelimit's users write here: both sides do the same, but for what the
-pages say."""
+"""The tables of what users of Flask-Limiter, slowapi and django-ratelimit write here: both sides do the same, but for
+what the pages say."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from typing import Any
 import django
 import flask_limiter
 import pytest
+import slowapi
+import slowapi.util
 from django.http import HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import clear_url_caches, path
 from django_ratelimit.decorators import ratelimit
+from fastapi import Depends, FastAPI, Request
 from flask import Flask, request
 from flask_limiter.util import get_remote_address
+from slowapi.errors import RateLimitExceeded
 
-from ratelimit import Policy
+from ratelimit import Policy, RateLimitMiddleware, configure
+from ratelimit import limited as limited_in_asgi
 from ratelimit.django import limited as limited_in_django
 from ratelimit.django.views import asked
 from ratelimit.flask import RateLimit, limited
+from tests.http.apps import client_of
 
 pytestmark = pytest.mark.usefixtures("noon")
 
@@ -86,6 +92,50 @@ def test_of_several_limits_ours_are_taken_all_or_none() -> None:
     assert counted == [4], "three of which were refused"
     decision = ours.extensions["ratelimit"].limiter.peek("ip:127.0.0.1", "hint")
     assert [state.used for state in decision.quotas] == [1, 1]
+
+
+def theirs_in_fastapi(limit: str, **options: Any) -> FastAPI:
+    app = FastAPI()
+    limiter = app.state.limiter = slowapi.Limiter(key_func=slowapi.util.get_remote_address)
+    app.add_exception_handler(RateLimitExceeded, slowapi._rate_limit_exceeded_handler)  # type: ignore[arg-type]
+
+    @app.post("/hints")
+    @limiter.limit(limit, **options)
+    def view(request: Request) -> str:
+        return "ok"
+
+    return app
+
+
+def ours_in_fastapi(quotas: str, **options: Any) -> FastAPI:
+    app = FastAPI()
+    policies = [Policy("hint", quotas, **options)]
+    app.add_middleware(RateLimitMiddleware, **configure(user_from=["address"], policies=policies))
+    app.post("/hints", dependencies=[Depends(limited_in_asgi("hint"))])(lambda: "ok")
+    return app
+
+
+def key_of(request: Request) -> str:
+    return request.headers["x-api-key"]
+
+
+@pytest.mark.filterwarnings("ignore:.*iscoroutinefunction:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("limit", "theirs", "options"),
+    [
+        ("5/minute", {}, {}),
+        ("5 per day", {"cost": 2}, {"cost": 2}),
+        ("2/day", {"key_func": key_of}, {"user_from": "header:x-api-key"}),
+    ],
+)
+async def test_slowapis_decorator_and_ours(limit: str, theirs: dict[str, Any], options: dict[str, Any]) -> None:
+    found = []
+    for app in (theirs_in_fastapi(limit, **theirs), ours_in_fastapi(limit, **options)):
+        client = client_of(app)
+        found.append([
+            (await client.post("/hints", headers={"x-api-key": key})).status_code for key in "aabaaab"
+        ])  # fmt: skip
+    assert found[0] == found[1]
 
 
 @pytest.fixture
