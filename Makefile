@@ -17,7 +17,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 QUICK := "not slow and not engine and not process and not heavy"
 INSTALLED := $(VENV)/.installed
-STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/sync tests/directory tests/usage tests/cli/test_table.py
+STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/limits tests/sync tests/directory tests/usage tests/cli/test_table.py
 # What a request runs through. What makes and reads whole tables, and what people ask for, is Python in both builds.
 HOT_SUITE := tests/test_build.py tests/test_cache.py tests/test_names.py tests/test_tasks.py tests/algorithms tests/store tests/limiter \
 	tests/dynamodb tests/envoy tests/http tests/server --ignore-glob='tests/dynamodb/test_table*' --ignore-glob='tests/dynamodb/test_directory*' \
@@ -87,7 +87,7 @@ $(DEPLOY_TOOLS)/.installed: deploy/requirements.txt $(INSTALLED)
 	@touch $@
 
 test-limits: $(INSTALLED) $(LIMITS_SUITES)/.installed  ## the suites of limits and Flask-Limiter, on our storage for them
-	RATELIMIT_TEST_LIMITS=required $(PY) -m pytest tests/limits $(ARGS)
+	RATELIMIT_TEST_LIMITS=required $(PY) -m pytest tests/limits/test_upstream.py $(ARGS)
 
 $(LIMITS_SUITES)/.installed: tests/limits/upstream-requirements.txt $(INSTALLED)
 	$(PY) -m venv $(LIMITS_SUITES)

@@ -143,6 +143,38 @@ def test_who_clears_between_reading_and_writing_gives_nobody_units_of_the_past()
     assert not limiter.hit(item, "alice")
 
 
+def test_a_window_ends_to_the_microsecond() -> None:
+    clock = FakeClock()
+    storage, item = OnMemory(clock), RateLimitItemPerSecond(2, 10)
+    fixed, moving = (STRATEGIES[name](storage) for name in ("fixed-window", "moving-window"))
+    assert fixed.hit(item, "alice", cost=2)
+    assert moving.hit(item, "alice", cost=2)
+    clock.advance(9.999999)
+    assert not fixed.hit(item, "alice")
+    clock.advance(0.000001)
+    assert fixed.hit(item, "alice"), "it ends ten seconds after it began"
+    assert not moving.hit(item, "alice"), "a hit of ten seconds ago still counts"
+    clock.advance(0.000001)
+    assert moving.hit(item, "alice", cost=2)
+
+
+@pytest.mark.parametrize("strategy", ["moving-window", "sliding-window-counter"])
+def test_who_has_read_the_last_unit_that_another_takes_is_refused(strategy: str) -> None:
+    clock = FakeClock()
+    storage, item = OnMemory(clock), RateLimitItemPerSecond(3, 10)
+    limiter, apply = STRATEGIES[strategy](storage), storage.store.apply
+    assert limiter.hit(item, "alice", cost=2)
+
+    async def second(key, write, *, now):
+        storage.store.apply = apply  # type: ignore[method-assign]
+        assert limiter.hit(item, "alice"), "who has read it later is first"
+        return await apply(key, write, now=now)
+
+    storage.store.apply = second  # type: ignore[method-assign]
+    assert not limiter.hit(item, "alice")
+    assert limiter.get_window_stats(item, "alice").remaining == 0
+
+
 def test_a_process_whose_clock_is_behind_counts_in_the_window_that_others_have_begun() -> None:
     clock, behind = FakeClock(), FakeClock()
     behind.advance(-0.5)
@@ -151,6 +183,10 @@ def test_a_process_whose_clock_is_behind_counts_in_the_window_that_others_have_b
     late._windows = Windows(ahead.store, "limits", behind)
     assert [ahead.acquire_sliding_window_entry("k", 3, 1) for _ in range(2)] == [True, True]
     assert [late.acquire_sliding_window_entry("k", 3, 1) for _ in range(2)] == [True, False]
+    clock.advance(1)
+    behind.advance(1)
+    assert ahead.acquire_sliding_window_entry("k", 4, 1)
+    assert late.get_sliding_window("k", 1) == (3, 1.0, 1, 2.0), "to it, the new window has just begun"
 
 
 @pytest.mark.parametrize("key", ["", "x" * 3000, "b\u00f6b\u0301", "\ud800", "a\nb", "#%/", "sha256:" + "0" * 64])
