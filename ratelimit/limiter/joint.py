@@ -299,14 +299,13 @@ class JointChecker:
         return answer if isinstance(answer, Decision) else await answer
 
     async def _check(self, group: Group) -> Answer:
+        if any(part.compiled.lease is not None for part in group):
+            return await self._check_leased(group)
         now = self._clock.now()
         answer = self._counters.known_refusal(group, now)
         if answer is not None:
             self._checker.stats.denials_cached += 1
         else:
-            for part in group:
-                if part.compiled.lease is not None:
-                    await self._checker.leases.release(part.key)
             try:
                 answer = await self._spend(group, now)
             except StoreUnavailable:
@@ -315,6 +314,35 @@ class JointChecker:
             answer = await self._answer_unasked(group, now)
         self._checker.observe(answer, now)
         return answer
+
+    async def _check_leased(self, group: Group) -> Answer:
+        """Take what has a lease from what this process holds, and write the rest; where that is refused, hold it again.
+
+        What is held was taken from the quota before, so that no transaction is needed.
+        """
+        leased = [part for part in group if part.compiled.lease is not None]
+        rest = [part for part in group if part not in leased]
+        answers: dict[Key, Decision] = {}
+        try:
+            for part in leased:
+                answers[part.key] = await self._alone(part)
+                if not answers[part.key]:
+                    break
+            else:
+                decided = await self._check(rest) if len(rest) > 1 else [await self._alone(part) for part in rest]
+                answers.update(zip([part.key for part in rest], decided, strict=True))
+        finally:
+            if len(answers) < len(group) or not all(answers.values()):
+                self._restore(leased, answers)
+        now = self._clock.now()
+        return [answers[part.key] if part.key in answers else self._counters.look([part], now)[0] for part in group]
+
+    def _restore(self, leased: Group, answers: dict[Key, Decision]) -> None:
+        for part in leased:
+            decision = answers.get(part.key)
+            if decision is not None and decision.spent and decision.reason is None:
+                self._checker.leases.restore(part.compiled, part.key, decision.at_us, decision.spent)
+                answers[part.key] = msgspec.structs.replace(decision, spent=0)
 
     async def _spend(self, group: Group, now: int) -> Answer:
         loop = running_loop()

@@ -156,6 +156,16 @@ class Leases:
         lease = self._leases.get((key, compiled))
         return 0 if lease is None or not lease.start <= now < lease.end else lease.units
 
+    def restore(self, compiled: CompiledPolicy, key: Key, at: int, cost: int) -> None:
+        """Hold units again that were granted at that moment for what did not come about."""
+        lease = self._leases.get((key, compiled))
+        if lease is None or not lease.start <= at < lease.end:
+            lease = Lease(at)
+            lease.units = cost
+            self._give_back(compiled, key, lease)
+        else:
+            lease.units += cost
+
     async def spend(self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
         """Decide on `costs`, from the units held and as many from the store as are missing, and some ahead."""
         lease = self._current(compiled, key, now)

@@ -15,7 +15,7 @@ from ratelimit.policy import AlgorithmName
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
 from tests.limiter.histories import ALGORITHMS, QUOTAS, JointHistory, joint_steps
-from tests.limiter.stores import CountingStore, FailingStore, YieldingStore, failing
+from tests.limiter.stores import CountingStore, FailingStore, YieldingStore, failing, hang
 
 POLICIES = [Policy("user", "5/day"), Policy("org", "8/day"), Policy("address", "100/day")]
 
@@ -124,12 +124,45 @@ async def test_those_that_share_the_last_leave_together() -> None:
     assert await used(store, ("acme", "org")) == [30]
 
 
-async def test_a_lease_of_this_process_is_no_reason_to_refuse() -> None:
+async def test_what_has_a_lease_is_taken_from_what_is_held() -> None:
+    """One single write for the user; what he is refused is held again, and goes back when the process ends."""
     store = CountingStore()
-    one = limiter(store, [Policy("user", "9/day"), Policy("org", "8/day", lease=4)])
+    policies = [Policy("user", "5/day"), Policy("org", "100/day", lease=20)]
+    one = limiter(store, policies)
+    group = [("alice", "user"), ("acme", "org")]
+    answers = [await one.check_all(group) for _ in range(8)]
+    assert [bool(answer) for answer in answers] == [True] * 5 + [False] * 3
+    assert [decision.spent for decision in answers[-1]] == [0, 0]
+    assert store.calls["apply_all"] == 0
+    assert store.taken()["apply"] <= 7, "five of the user, his refusal, and one that took units ahead"
+    await one.close()
+    assert await used(store, ("alice", "user"), ("acme", "org")) == [5, 5]
+
+
+async def test_the_last_units_of_a_lease_are_not_lost() -> None:
+    store = CountingStore()
+    one = limiter(store, [Policy("user", "1/day"), Policy("org", "8/day", lease=4)])
     assert await one.check("acme", "org")  # and takes some ahead
-    answers = [await one.check_all([("alice", "user"), ("acme", "org")]) for _ in range(8)]
-    assert [bool(answer) for answer in answers] == [True] * 7 + [False]
+    assert await one.check_all([("alice", "user"), ("acme", "org")])
+    assert not any([await one.check_all([("alice", "user"), ("acme", "org")]) for _ in range(9)])
+    answers = [await one.check_all([(f"user-{number}", "user"), ("acme", "org")]) for number in range(8)]
+    assert [bool(answer) for answer in answers] == [True] * 6 + [False] * 2
+    await one.close()
+    assert await used(store, ("acme", "org"), ("user-6", "user")) == [8, 0]
+
+
+async def test_who_gives_up_leaves_what_is_leased() -> None:
+    store = FailingStore()
+    one = limiter(store, [Policy("user", "5/day"), Policy("org", "8/day", lease=4)])
+    assert await one.check("acme", "org")
+    store.fault = hang
+    asking = asyncio.create_task(one.check_all([("alice", "user"), ("acme", "org")]))
+    await asyncio.sleep(0.01)
+    asking.cancel()
+    await asyncio.wait([asking])
+    store.fault = None
+    await one.close()
+    assert await used(store, ("acme", "org")) == [1]
 
 
 @pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window", "gcra"])
