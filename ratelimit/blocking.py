@@ -194,7 +194,8 @@ class Runner:
         """Return what the coroutine does. Raise `InsideEventLoop`, which says that `name` of `ratelimit` is wanted."""
         if running_loop() is not None:
             refuse_event_loop(name, work)
-        result = self._run(work)
+        with self.lock:
+            result = self.run_on(work)
         if self.later:
             self.run_later()
         return result
@@ -202,13 +203,14 @@ class Runner:
     def run_later(self) -> None:
         """Run what was left for later, which may leave more."""
         while self.later:
-            self._run(self.drain())
+            with self.lock:
+                self.run_on(self.drain())
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def run_on(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run it where the lock is held, once."""
         outer, _thread.runner = _thread.runner, self
         try:
-            with self.lock:
-                work.send(None)
+            work.send(None)
         except StopIteration as done:
             result: T = done.value
             return result

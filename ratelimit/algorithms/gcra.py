@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from ratelimit.algorithms.base import Ops, Taken
 from ratelimit.algorithms.fields import bucket_field, bucket_limit_field, bucket_returned_field
-from ratelimit.clock import DAY, seconds
+from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import QuotaState
 from ratelimit.quota import Quota
 from ratelimit.store.base import Add, Expect, Op, Put, Record
@@ -119,14 +119,15 @@ class Gcra:
         """At the pace of the limit that the record has: a refusal changes nothing of it."""
         tat = record.get(self._field, 0)
         interval = self._interval(record.get(self._limit_field, self._limit))
-        capacity = self.max_cost * interval
-        ahead = max(0, tat - now * _NANOSECONDS)
-        used = -(-ahead // interval)
-        excess = ahead + cost * interval - capacity
-        retry_after = None if cost > self.max_cost else _seconds(max(0, excess))
-        remaining = max(0, capacity - ahead) // interval
+        ahead = tat - now * _NANOSECONDS
+        if ahead < 0:
+            ahead = 0
+        left = self.max_cost * interval - ahead
+        excess = cost * interval - left
+        retry_after = None if cost > self.max_cost else 0.0 if excess <= 0 else _seconds(excess)
+        remaining = left // interval if left > 0 else 0
         position = tat + record.get(self._returned_field, 0)
-        return QuotaState(self.quota, used, remaining, _seconds(ahead), retry_after, position)
+        return QuotaState(self.quota, -(-ahead // interval), remaining, _seconds(ahead), retry_after, position)
 
     def _start(self, now: int, cost: int) -> Ops:
         """The first spending from a full bucket: nobody else may have begun in the meantime."""
@@ -163,4 +164,4 @@ class Gcra:
 
 def _seconds(nanoseconds: int) -> float:
     """Rounded up to the microsecond, so that waiting this long is always enough."""
-    return seconds(-(-nanoseconds // _NANOSECONDS))
+    return -(-nanoseconds // _NANOSECONDS) / SECOND

@@ -165,13 +165,13 @@ class Limiter:
         Raises what the async one does, and `InsideEventLoop` in a thread that runs an event loop.
         """
         refuse_event_loop("Limiter")
-        with self._runner.lock:
+        runner = self._runner
+        with runner.lock:
             answer = self._core._begin(user, action, cost, quotas, algorithm)
-        if not isinstance(answer, Decision):
-            return self._runner.run(answer, "Limiter")
-        if self._runner.later:
-            self._runner.run_later()
-        return answer
+            decision = answer if isinstance(answer, Decision) else runner.run_on(answer)
+        if runner.later:
+            runner.run_later()
+        return decision
 
     def wait(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ratelimit.clock import SystemClock
-from ratelimit.dynamodb.transport.connection import CLOSE_LOOK_S
+from ratelimit.dynamodb.transport.connection import CLOSE_LOOK_S, elapsed
 from ratelimit.errors import StoreUnavailable, TableNotFound
 from ratelimit.policy import OnUnavailable, Policy
 from ratelimit.sync import Limiter, open_store
@@ -220,6 +220,17 @@ def test_waiting_for_a_connection_ends(apart: Apart, url: str, clock: FakeClock)
             assert limiter.check("alice", "hint").reason == "unavailable"
             assert stats(limiter).dropped == {"no_connection": 1}
             assert [check.result().reason for check in busy] == [None, None]
+
+
+def test_a_connection_is_idle_from_its_answer_on(apart: Apart, url: str, clock: FakeClock) -> None:
+    """Not from its request: it would be looked at before every use, where an answer takes longer than that allows."""
+    with on(url, "deny", clock, deadline=20) as limiter:
+        limiter.check("alice", "hint")
+        apart.server.then(slow(0.1))
+        began = elapsed()
+        limiter.check("alice", "hint")
+        (connection,) = limiter.store.inner._pool._idle  # type: ignore[attr-defined]
+        assert connection.since - began >= 0.1
 
 
 def test_giving_up_harms_nobody(apart: Apart, url: str, clock: FakeClock) -> None:

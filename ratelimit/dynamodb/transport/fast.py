@@ -176,35 +176,28 @@ def shape_of(write: Write) -> tuple[Shape, list[int]]:
     shape: list[object] = [write.whole]
     numbers = [write.expires_at]
     for op in write.ops:
+        shape.append(op.field)
         if type(op) is Add:
-            numbers.append(op.amount)
-            if op.at_most is None:
-                shape += (op.field, "+")
+            amount, at_most = op.amount, op.at_most
+            numbers.append(amount)
+            if at_most is None:
+                shape.append("+")
             else:
-                numbers.append(op.at_most - op.amount)
-                shape += (op.field, "+<" if op.amount <= op.at_most else "+!")
+                numbers.append(at_most - amount)
+                shape.append("+<" if amount <= at_most else "+!")
         elif type(op) is Expect:
-            shape += (op.field, _bounds(op, numbers))
+            low, high = op.low, op.high
+            if low is not None:
+                numbers.append(low)
+            if high is not None and high != low:
+                numbers.append(high)
+            shape += (op.or_missing, low is None, high is None, low == high)
         elif type(op) is Put:
             numbers.append(op.value)
-            shape += (op.field, "=")
+            shape.append("=")
         elif type(op) is Drop:
-            shape += (op.field, "-")
+            shape.append("-")
     return tuple(shape), numbers
-
-
-def _bounds(op: Expect, numbers: list[int]) -> tuple[str, bool]:
-    if op.low is not None and op.low == op.high:
-        numbers.append(op.low)
-        return "==", op.or_missing
-    kind = "?"
-    if op.low is not None:
-        numbers.append(op.low)
-        kind += ">"
-    if op.high is not None:
-        numbers.append(op.high)
-        kind += "<"
-    return kind, op.or_missing
 
 
 _UNSIGNED: Final = {"accept-encoding": "identity", "user-agent": "ratelimit-dynamodb (fast lane)"}
@@ -325,7 +318,7 @@ class FastTransport:
                 # Out of time, or worse: an answer that still comes must not be the next one's.
                 connection.end("cancelled")
                 raise
-            self.pool.release(connection, now)
+            self.pool.release(connection, elapsed())
             if response.status == 200:
                 return operation.read(response)
             unusual = self._unusual(operation, response, skew, after)
