@@ -126,7 +126,7 @@ class Admission:
         if policy_checks and scope.get("method") == "OPTIONS" and shared.refusals.is_preflight(scope):
             return None
         for number, policy_check in enumerate(policy_checks):
-            charge = self._begin(policy_check)
+            charge = policy_check.begin(scope) if policy_check.is_plain else policy_check.check(self.connection)
             if not isinstance(charge, Charge):
                 return self._check_on(charge, policy_checks, number)
             self.charges.add(charge)
