@@ -91,7 +91,7 @@ class Counters:
             elif self._took(compiled, key, now, cost, cached, write, await self.store.apply(key, write, now=now)):
                 return admit(compiled, key, now, cost, cached.record)
             if not compiled.fits(now, cost, cached.record):
-                if await self.swept(key, now, cached):
+                if RESERVED in cached.record and await self.swept(key, now, cached):
                     continue
                 await self._renew(compiled, key, now, cached)
                 return decide(compiled, key, now, cost, cached.record)
@@ -125,7 +125,7 @@ class Counters:
             fitting = _fitting(compiled, now, costs, cached.record, held=prefetch.held)
             total = sum(fitting)
             if not total:
-                if await self.swept(key, now, cached):
+                if RESERVED in cached.record and await self.swept(key, now, cached):
                     fitting, total = costs, sum(costs)
                     continue
                 await self._renew(compiled, key, now, cached)

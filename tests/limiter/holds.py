@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -77,9 +78,11 @@ class Holders:
 
     async def take(self, limiter: Limiter, cost: int) -> Decision:
         reserves = self.reserves
+        limiter._holds._looks = asyncio.get_running_loop()  # a history renews by itself, not by the machine's clock
         slot: Slot = limiter.reserve(self.user, "export", cost) if reserves else limiter.slot(self.user, "export")
         cost = cost if reserves else 1
         decision = await slot.take()
+        await limiter._checker.background.drain()
         now = self.clock.now()
         if decision.allowed:
             self.holders.append(Holder(slot, cost, reserves, now, now))
