@@ -143,7 +143,9 @@ def test_several_keys_stay_of_one_mind_when_processes_are_killed(engine: Engine,
 
     async def used() -> list[int]:
         async with open_store(url) as store:
-            limiter = Limiter(store, [Policy("user", "7/day"), Policy("org", "200/day")], clock=FakeClock())
+            limiter = Limiter(
+                store, [Policy("user", "7/day"), Policy("org", "200/day")], clock=FakeClock(), deadline=60
+            )
             asked = [(user, "user") for user in users] + [("acme", "org")]
             return [
                 (await limiter.totals(user, actions=[action]))[action].get(NOON.date(), 0) for user, action in asked
