@@ -143,6 +143,27 @@ async def test_one_that_was_not_renewed_in_time_is_known_to_be_lost(caplog: pyte
     assert "was not renewed in time" in caplog.text
 
 
+async def test_one_that_is_given_back_late_while_others_take_it_back() -> None:
+    """Both do it by what they have seen; only one of them may."""
+    clock, store = FakeClock(), YieldingStore()
+    first, second = limiter_of(store, clock), limiter_of(store, clock)
+    late, dead = first.slot("alice", "export"), first.slot("alice", "export")
+    assert await late.take()
+    assert await dead.take()
+    clock.advance(COMES_BACK_S)
+    refused = store.calls["apply"] + 1
+
+    async def fault() -> None:
+        if store.calls["apply"] == refused + 1 and late._hold is not None:  # the write that takes both back
+            await late.release()
+
+    store.fault = fault  # type: ignore[method-assign]
+    assert await second.slot("alice", "export").take()
+    assert (await record(first, "export"))["c"] == 1
+    assert await second.slot("alice", "export").take()
+    assert not await second.slot("alice", "export").take()
+
+
 async def test_whoever_is_cancelled_leaves_nothing_behind() -> None:
     store = YieldingStore()
     limiter = limiter_of(store)
