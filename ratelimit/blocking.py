@@ -79,7 +79,7 @@ def loop_time() -> float:
 
 def timeout(seconds: float) -> AbstractAsyncContextManager[object]:
     """Return what raises `TimeoutError` where its block has not ended by then, as `asyncio.timeout` does."""
-    return Deadline(seconds) if is_blocking() else asyncio.timeout(seconds)
+    return BlockingDeadline(seconds) if is_blocking() else asyncio.timeout(seconds)
 
 
 async def sleep(seconds: float) -> None:
@@ -151,10 +151,8 @@ class _Thread(threading.local):
 _thread: Final = _Thread()
 
 
-class Deadline:
+class BlockingDeadline:
     """`with Deadline(seconds):` ends the waits in it when the time is over. One inside of another cannot outlast it."""
-
-    __slots__ = ("_before", "due")
 
     def __init__(self, seconds: float) -> None:
         self._before = _thread.deadline

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ratelimit.blocking import Deadline, Deferred, InsideEventLoop, Runner, sleep, timeout, wait_for
+from ratelimit.blocking import BlockingDeadline, Deferred, InsideEventLoop, Runner, sleep, timeout, wait_for
 
 
 def test_between_two_waits_nobody_else_runs() -> None:
@@ -72,9 +72,9 @@ def test_a_deadline_ends_the_wait_as_a_loop_would() -> None:
 def test_an_inner_deadline_does_not_outlast_the_outer_one() -> None:
     async def work() -> str:
         try:
-            with Deadline(0.05):
+            with BlockingDeadline(0.05):
                 try:
-                    with Deadline(30):
+                    with BlockingDeadline(30):
                         await sleep(60)
                 except TimeoutError:
                     return "inner"
@@ -83,7 +83,7 @@ def test_an_inner_deadline_does_not_outlast_the_outer_one() -> None:
         return "none"
 
     assert Runner().run(work(), "it") == "outer"
-    with Deadline(0.05), pytest.raises(asyncio.CancelledError):
+    with BlockingDeadline(0.05), pytest.raises(asyncio.CancelledError):
         Runner().run(sleep(30), "it")
 
 

@@ -246,10 +246,8 @@ class BlockingCircuit(CircuitBreaker):
             await blocking.sleep(_LOOK_S)
 
 
-class BlockingStoreCall(blocking.Deadline):
+class BlockingStoreCall(blocking.BlockingDeadline):
     """A call that this thread makes. Its time is over where it waits; nobody else ends it."""
-
-    __slots__ = ("_circuit",)
 
     def __init__(self, circuit: BlockingCircuit) -> None:
         super().__init__(circuit.deadline)

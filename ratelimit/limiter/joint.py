@@ -45,7 +45,7 @@ class Spend(NamedTuple):
     algorithm: AlgorithmName | None = None
 
 
-class Part(NamedTuple):
+class JointPart(NamedTuple):
     """One of them, made ready."""
 
     compiled: CompiledPolicy
@@ -58,7 +58,7 @@ class Part(NamedTuple):
         return self.compiled.policy.mode == "enforce"
 
 
-Group: TypeAlias = Sequence[Part]
+Group: TypeAlias = Sequence[JointPart]
 Answer: TypeAlias = list[Decision]
 """A decision for each part of a group."""
 
@@ -116,7 +116,7 @@ class _Spending:
         plan = _Plan(self._cached)
         doubtful: list[Key] = []
         refused: list[int] = []
-        unfit_parts: list[Part] = []
+        unfit_parts: list[JointPart] = []
         for number in self.left:
             unfit = [part for part in self._groups[number] if not self._fits(part)]
             doubtful += [part.key for part in unfit if not self._is_known(part)]
@@ -181,14 +181,14 @@ class _Spending:
             return False
         return self._counters._records is not None or not 0 <= self._now - self._cached[key].seen_at < LOOK_US
 
-    def _is_known(self, part: Part) -> bool:
+    def _is_known(self, part: JointPart) -> bool:
         """Return whether a refusal is certain."""
         compiled, key, cost = part
         if key in self._seen or (compiled.max_cost is not None and cost > compiled.max_cost):
             return True
         return self._counters._is_fresh(compiled, self._cached[key], self._now)
 
-    def _fits(self, part: Part) -> bool:
+    def _fits(self, part: JointPart) -> bool:
         return part.compiled.fits(self._now, part.cost, self._cached[part.key].record)
 
     async def _read(self, keys: list[Key]) -> None:
@@ -228,11 +228,11 @@ class _Plan:
             self.chosen[number] = parts
 
 
-def _decision(part: Part, now: int, cached: CachedRecord) -> Decision:
+def _decision(part: JointPart, now: int, cached: CachedRecord) -> Decision:
     return _meant(part, decide(part.compiled, part.key, now, part.cost, cached.record))
 
 
-def _meant(part: Part, decision: Decision) -> Decision:
+def _meant(part: JointPart, decision: Decision) -> Decision:
     return decision if decision.allowed else in_mode(part.compiled, _inactive(part.compiled, decision))
 
 
@@ -294,7 +294,7 @@ class JointChecker:
         """Let those who wait have their answers."""
         await self._coalescer.finish()
 
-    async def _alone(self, part: Part) -> Decision:
+    async def _alone(self, part: JointPart) -> Decision:
         answer = self._checker.check(part.key, part.cost, part.compiled)
         return answer if isinstance(answer, Decision) else await answer
 

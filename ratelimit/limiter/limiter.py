@@ -30,7 +30,7 @@ from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.holding import Hold, Holding
-from ratelimit.limiter.joint import Part, Spend
+from ratelimit.limiter.joint import JointPart, Spend
 from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot, Take
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, MAX_PENDING_RETURNS, WaitQueues, check_timeout
@@ -339,7 +339,7 @@ class Limiter:
         group = []
         for user, action, cost, quotas, algorithm in asked:
             key = Key.of(user, action)
-            group.append(Part(await self._resolver.of_spending(key, quotas, algorithm), key, _whole_cost(cost)))
+            group.append(JointPart(await self._resolver.of_spending(key, quotas, algorithm), key, _whole_cost(cost)))
         if len({part.key for part in group}) < len(group):
             raise InvalidInput("two of the checks are of one user and action: add up their costs")
         if any(part.compiled.policy.together for part in group):

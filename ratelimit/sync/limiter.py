@@ -34,7 +34,7 @@ from ratelimit.sync.store import Store, store_of
 T = TypeVar("T")
 
 
-class _Core(limiter.Limiter):
+class _LimiterCore(limiter.Limiter):
     """What decides, without an event loop."""
 
     def __init__(self, store: Store, *args: Any, on_alert: AlertHook | None, **options: Any) -> None:
@@ -87,7 +87,7 @@ class Limiter:
         self.store = store_of(store)
         self.directory = directory
         self._runner = self.store.runner
-        self._core = _Core(
+        self._core = _LimiterCore(
             self.store,
             policies,
             clock=clock,

@@ -41,7 +41,7 @@ _FOREVER_S: Final = 86_400.0
 logger = logging.getLogger("ratelimit")
 
 
-class _Core(log.UsageLog):
+class _LogCore(log.UsageLog):
     """The log in the thread's event loop, and what was recorded and not yet taken over there."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -169,7 +169,7 @@ class UsageLog:
         self._lock = threading.RLock()
         self._thread: _LoopThread | None = None
         self._store = self._on.on_a_loop()
-        self._core = _Core(self._store, actions=actions, clock=self._clock, **self._options)
+        self._core = _LogCore(self._store, actions=actions, clock=self._clock, **self._options)
         self._is_journaled = self._core.settings.durability == "journal"
 
     @property

@@ -17,7 +17,7 @@ import trustme
 from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
 
-from ratelimit.blocking import Deadline, Runner
+from ratelimit.blocking import BlockingDeadline, Runner
 from ratelimit.dynamodb.transport.threads import ThreadCredentials
 from ratelimit.errors import StoreUnavailable
 from ratelimit.policy import Policy
@@ -125,7 +125,7 @@ class Wallet:
         self.cache = ThreadCredentials(credentials, lambda work: self.runner.start(work, "credentials"))
 
     def key(self, seconds: float = 20) -> str:
-        with Deadline(seconds):
+        with BlockingDeadline(seconds):
             return self.runner.run(self.cache.secrets(), "nothing").access_key
 
     def keys(self, number: int = 6) -> set[str]:
