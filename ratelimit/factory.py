@@ -6,6 +6,7 @@ This is the one place that knows both the stores and the surfaces. A configurati
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from ratelimit.dynamodb.calls import Stats
     from ratelimit.http.api.idempotency import IdempotencyCache
     from ratelimit.http.authz import Authz
+
+logger = logging.getLogger("ratelimit")
 
 
 def build_store(config: Config) -> TableStore:
@@ -66,6 +69,14 @@ def _on_one_table(one: str, other: str) -> bool:
     return same_table(parse_url(one), parse_url(other))
 
 
+def working_store(config: Config) -> TableStore:
+    """Return the store that requests are counted in: where nothing is limited, one in memory. Raises `ConfigError`."""
+    if config.enabled:
+        return build_store(config)
+    logger.warning("enabled = false: nothing is limited")
+    return MemoryStore()
+
+
 def table_settings(url: str) -> Settings:
     """Return the settings of a table from its store's URL. Raises `ConfigError`, also for a store that has no table."""
     from ratelimit.dynamodb import parse_url
@@ -97,7 +108,7 @@ def build_limiter(
     on_alert: AlertHook | None = None,
 ) -> Limiter:
     """Return the limiter of a configuration; its store opens with it, or when first used. Raises `ConfigError`."""
-    store = build_store(config) if store is None else store
+    store = working_store(config) if store is None else store
     if directory is None and config.directory:
         directory = Directory(store.directory, clock=clock)
     limiter = Limiter(
@@ -108,6 +119,7 @@ def build_limiter(
         denial_cache=config.denial_cache,
         directory=directory,
         on_alert=on_alert,
+        enabled=config.enabled,
     )
     limiter.observer = spans(limiter.clock)
     return limiter
@@ -118,7 +130,7 @@ L = TypeVar("L", bound=UsageLog)
 
 def build_usage_log(kind: type[L], config: Config, limiter: Limiter, store: TableStore) -> L | None:
     """Return a usage log of this kind on the limiter's store; None where it is off."""
-    if config.usage == "off":
+    if config.usage == "off" or not config.enabled:
         return None
     durability, _, directory = config.usage.partition(":")
     options: UsageOptions = {"durability": "journal", "journal_dir": directory} if durability == "journal" else {}
@@ -144,6 +156,7 @@ def middleware_args(
     usage: UsageLog | None = None,
     *,
     store: TableStore | None = None,
+    clock: Clock | None = None,
     on_alert: AlertHook | None = None,
 ) -> MiddlewareArgs:
     """Return the middleware's arguments: of a limiter and a usage log that are there, or else of new ones on `store`.
@@ -151,8 +164,8 @@ def middleware_args(
     Raises `ConfigError`.
     """
     if limiter is None:
-        store = build_store(config) if store is None else store
-        limiter = build_limiter(config, store=store, on_alert=on_alert)
+        store = working_store(config) if store is None else store
+        limiter = build_limiter(config, store=store, clock=clock, on_alert=on_alert)
         usage = build_usage_log(UsageLog, config, limiter, store)
     return MiddlewareArgs(
         limiter=limiter,
@@ -161,9 +174,18 @@ def middleware_args(
         trusted_proxies=config.trusted_proxies,
         ipv6_prefix=config.ipv6_prefix,
         headers=config.headers,
-        exempt=config.exempt,
+        exempt=exemptions(config),
         max_body_bytes=config.max_body_bytes,
     )
+
+
+def exemptions(config: Config) -> tuple[Exempt, ...]:
+    """Return what no policy checks: everything, where nothing is limited."""
+    return config.exempt if config.enabled else (_everything,)
+
+
+def _everything(request: object) -> bool:
+    return True
 
 
 def decision_app(
@@ -184,7 +206,7 @@ def decision_app(
     from ratelimit.http.authz import Authz
 
     check_api_token(config, host)
-    store = build_store(config) if store is None else store
+    store = working_store(config) if store is None else store
     args = args or middleware_args(config, store=store)
     limiter = args["limiter"]
     directory = limiter.directory if isinstance(limiter.directory, Directory) else None
@@ -221,15 +243,19 @@ def admin_address(config: Config) -> tuple[str, int] | None:
 
 
 def configure(
-    path: str | Path | None = None, *, on_alert: AlertHook | None = None, **settings: Unpack[SettingArgs]
+    path: str | Path | None = None,
+    *,
+    clock: Clock | None = None,
+    on_alert: AlertHook | None = None,
+    **settings: Unpack[SettingArgs],
 ) -> MiddlewareArgs:
     """Return the arguments of the middleware: `app.add_middleware(RateLimitMiddleware, **configure("ratelimit.toml"))`.
 
-    `path` and `settings` as in `load_config`, with the process's environment variables over both; `on_alert` is the
-    limiter's. The limiter opens with the app's lifespan, or with the first request. Raises `ConfigError` with all that
-    is wrong.
+    `path` and `settings` as in `load_config`, with the process's environment variables over both; `clock` and
+    `on_alert` are the limiter's, which opens with the app's lifespan, or with the first request. Raises `ConfigError`
+    with all that is wrong.
     """
-    return middleware_args(load_checked(path, **settings), on_alert=on_alert)
+    return middleware_args(load_checked(path, **settings), clock=clock, on_alert=on_alert)
 
 
 def load_checked(

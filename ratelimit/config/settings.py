@@ -124,6 +124,8 @@ def _webhook(value: object) -> str:
 class Config:
     """What `load_config` understood. Its `repr` shows no credentials."""
 
+    enabled: bool = setting(True, _truth, boolean)
+    """`false` lets everything pass, unasked and unlogged, and keeps away from the store: for tests and development."""
     store: str = setting("memory://", _store, shown=masked)
     """Where the counters live: `memory://`, or `dynamodb://TABLE?region=…`."""
     mirror: str = setting("off", _mirror, shown=masked)
@@ -176,6 +178,7 @@ class Config:
 class SettingArgs(TypedDict, total=False):
     """The settings as keyword arguments. `policies`: `Policy` values, or tables by name, as in the file."""
 
+    enabled: bool
     store: str
     mirror: str
     deadline: float

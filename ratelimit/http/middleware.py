@@ -14,6 +14,7 @@ from typing import Self, Unpack
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ratelimit.clock import Clock
 from ratelimit.config import SettingArgs
 from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES
 from ratelimit.errors import QuotaExceeded
@@ -93,17 +94,18 @@ class RateLimitMiddleware:
         app: ASGIApp,
         path: str | Path | None = None,
         *,
+        clock: Clock | None = None,
         on_refused: OnRefused | None = None,
         on_alert: AlertHook | None = None,
         **settings: Unpack[SettingArgs],
     ) -> Self:
         """Make one of a configuration: `app.add_middleware(RateLimitMiddleware.from_config, path="ratelimit.toml")`.
 
-        `path`, `on_alert` and `settings` as in `configure`. Raises `ConfigError` with all that is wrong.
+        `path`, `clock`, `on_alert` and `settings` as in `configure`. Raises `ConfigError` with all that is wrong.
         """
         from ratelimit.factory import configure  # which makes everything, and so knows the middleware
 
-        return cls(app, on_refused=on_refused, **configure(path, on_alert=on_alert, **settings))
+        return cls(app, on_refused=on_refused, **configure(path, clock=clock, on_alert=on_alert, **settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the app's lifespan."""

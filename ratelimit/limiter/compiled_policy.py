@@ -285,13 +285,17 @@ class PolicyResolver:
     Of the latter two the most recently used ones are kept.
     """
 
-    def __init__(self, policies: Iterable[Policy], directory: QuotaSource | None) -> None:
+    def __init__(self, policies: Iterable[Policy], directory: QuotaSource | None, *, enabled: bool = True) -> None:
         self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
-        self._directory = directory
+        self._enabled = enabled
+        self._directory = directory if enabled else None
         check_together(self.policies)
-        self._named = {name: CompiledPolicy(policy) for name, policy in self.policies.items()}
+        self._named = {
+            name: CompiledPolicy(policy if enabled else replace(policy, quotas=UNLIMITED, together=(), share=None))
+            for name, policy in self.policies.items()
+        }
         alone = {name: one for name, one in self._named.items() if not one.is_concurrent and not one.policy.together}
-        self.named: Mapping[str, CompiledPolicy] = alone if directory is None else {}
+        self.named: Mapping[str, CompiledPolicy] = alone if self._directory is None else {}
         """Those that a check goes by, whoever the user is, by action; none where each may have quotas of their own."""
         self._made: LRUCache[tuple[object, ...], CompiledPolicy] = LRUCache(MAX_RESOLVED_POLICIES)
 
@@ -300,8 +304,10 @@ class PolicyResolver:
 
         Raises `UnknownAction` where there are none of them, and `InvalidQuota`.
         """
+        if not self._enabled and (quotas is None or key.action in self._named):
+            quotas = algorithm = None
         if quotas is not None:
-            return self._with(key.action, to_quotas(quotas), algorithm)
+            return self._with(key.action, to_quotas(quotas) if self._enabled else UNLIMITED, algorithm)
         if self._directory is not None:
             found = await self._directory.quotas_for(key.user, key.action)
             if found is not None:

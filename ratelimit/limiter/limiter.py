@@ -59,6 +59,7 @@ class Limiter:
                    for what another process refunds or resets in the meantime.
     `on_alert`     called with an `Alert` when usage passes a part of a limit that the policy's `alert_at` names.
     `max_beliefs`  users' states remembered to plan the next write by: a bound on memory, about 1 KB each.
+    `enabled`      False lets everything pass, as if each quota were `"unlimited"`.
 
     `breaker` is the state of the circuit breaker around the store, `stats` what was spared and lost.
     """
@@ -74,6 +75,7 @@ class Limiter:
         max_beliefs: int = DEFAULT_MAX_BELIEFS,
         directory: QuotaSource | None = None,
         on_alert: AlertHook | None = None,
+        enabled: bool = True,
     ) -> None:
         _check_store(store)
         if not 0 < deadline <= 60:
@@ -96,7 +98,7 @@ class Limiter:
         circuit = None if isinstance(store, MemoryStore) else self._circuit(deadline)
         background = BackgroundWrites(self.stats, self._tasks("a background write", MAX_BACKGROUND_WRITES))
         self._waits = WaitQueues(self.clock, self._tasks("a wait that was given up", MAX_PENDING_RETURNS))
-        self._resolver = PolicyResolver(policies, directory)
+        self._resolver = PolicyResolver(policies, directory, enabled=enabled)
         self._checker = Checker(
             self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, background
         )
@@ -166,6 +168,13 @@ class Limiter:
         if self._alerts is not None:
             await self._alerts.drain()
         await self.store.close()
+
+    def forget(self) -> None:
+        """Forget what is believed of the store, what is held of it by a lease, and who waits: for tests."""
+        self._waits.forget()
+        self._checker.leases.forget()
+        for counters in (self._counters, self._fallback.counters):
+            counters.cache.clear()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -519,8 +528,13 @@ async def _take_locally(
 _limiters: Final[WeakSet[Limiter]] = WeakSet()
 
 
+def all_limiters() -> list[Limiter]:
+    """Return those of this process, the blocking ones included."""
+    return list(_limiters)
+
+
 def _after_fork() -> None:
-    for limiter in list(_limiters):
+    for limiter in all_limiters():
         counted = isinstance(limiter.store, MemoryStore) and len(limiter.store) > 0
         limiter._waits.forget()
         limiter._holds.forget()

@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeAlias, runtime_checkable
 import msgspec
 
 from ratelimit.blocking import Deferred, Signal, is_blocking
-from ratelimit.clock import SECOND, Clock, seconds
+from ratelimit.clock import SECOND, Clock, real_clock, seconds
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, QuotaExceeded
 from ratelimit.limiter.deadline import closed
@@ -114,7 +114,6 @@ class WaitQueues:
 
     def __init__(self, clock: Clock, tasks: Tasks | Deferred) -> None:
         self._clock = clock
-        self._pausing = clock if isinstance(clock, PausingClock) else None
         self._tasks = tasks
         self._closed = False
         self._queues: dict[Hashable, _Queue] = {}
@@ -200,10 +199,11 @@ class WaitQueues:
         queue.refuse_before(next_at, refusal, seconds(next_at - now))
         next_at = max(next_at, now + _MIN_PAUSE_US)
         waiter.signal = Signal()
-        if self._pausing is None:
-            await waiter.signal.wait(seconds(next_at - now))
+        clock = real_clock(self._clock)
+        if isinstance(clock, PausingClock):
+            await clock.pause(seconds(next_at - now), waiter.signal)
         else:
-            await self._pausing.pause(seconds(next_at - now), waiter.signal)
+            await waiter.signal.wait(seconds(next_at - now))
 
     async def _undo(
         self, asking: asyncio.Future[Decision], give_back: GiveBack, key: Hashable, queue: _Queue, waiter: _Waiter

@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.directory import Directory
-from ratelimit.factory import build_limiter, build_store, build_usage_log, store_stats
+from ratelimit.factory import build_limiter, build_usage_log, store_stats, working_store
 from ratelimit.limiter import Limiter
 from ratelimit.metrics import (
     Source,
@@ -74,7 +74,7 @@ class Runtime:
     def of(cls, config: Config, before: Runtime | None = None, *, clock: Clock | None = None) -> Runtime:
         """Build it with what can stay of the one before. Raises `ConfigError`; opens nothing."""
         kept = before if before is not None and _place(before.config) == _place(config) else None
-        store = build_store(config) if kept is None else kept.store
+        store = working_store(config) if kept is None else kept.store
         shared = store if isinstance(store, MemoryStore) else UnclosableStore(store)
         directory = kept.directory if kept is not None and config.directory else None
         if directory is None and config.directory:
@@ -145,9 +145,9 @@ def _envoy_service(config: Config, limiter: Limiter, usage: UsageLog | None) -> 
     )
 
 
-def _place(config: Config) -> tuple[str, str, str | None]:
+def _place(config: Config) -> tuple[bool, str, str, str | None]:
     """Return what makes it another store."""
-    return config.store, config.mirror, config.user_hash_key
+    return config.enabled, config.store, config.mirror, config.user_hash_key
 
 
 def _store_metrics(store: TableStore) -> list[Metric]:

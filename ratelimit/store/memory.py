@@ -80,6 +80,12 @@ class MemoryStore:
         """Records that gave way though they had not expired."""
         return self.records.evicted
 
+    def clear(self) -> None:
+        """Forget all counters and events. Users and plans stay."""
+        for key, _ in list(self.records.items()):
+            self.records.delete(key)
+        self.events.clear()
+
     async def open(self) -> None:
         pass
 
@@ -161,6 +167,11 @@ class MemoryEventStore:
 
     async def forget(self, user: str) -> int:
         return len(self._seen.pop(user, {}))
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        for kept in (self._events, self._days, self._seen):
+            kept.clear()
 
     def erase_all(self, users: Collection[str]) -> tuple[int, int]:
         """Delete all events of these users, and what is remembered of ids; return how many of each there were."""

@@ -83,6 +83,7 @@ class Limiter:
         max_beliefs: int = DEFAULT_MAX_BELIEFS,
         directory: Directory | None = None,
         on_alert: AlertHook | None = None,
+        enabled: bool = True,
     ) -> None:
         self.store = store_of(store)
         self.directory = directory
@@ -96,6 +97,7 @@ class Limiter:
             max_beliefs=max_beliefs,
             directory=_source(directory, self._runner),
             on_alert=on_alert,
+            enabled=enabled,
         )
 
     @property

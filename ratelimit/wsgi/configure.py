@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+from ratelimit.clock import Clock
 from ratelimit.config import Config, SettingArgs
 from ratelimit.errors import ConfigError
-from ratelimit.factory import build_usage_log, load_checked
+from ratelimit.factory import build_usage_log, exemptions, load_checked, working_store
 from ratelimit.http.tracing import spans
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Directory, Limiter, UsageLog
-from ratelimit.sync.store import store_from
+from ratelimit.sync.store import store_from, store_of
 from ratelimit.wsgi.app_request import Options
 
 
@@ -23,14 +24,18 @@ class WsgiArgs(Options):
 
 
 def configure(
-    path: str | Path | None = None, *, on_alert: AlertHook | None = None, **settings: Unpack[SettingArgs]
+    path: str | Path | None = None,
+    *,
+    clock: Clock | None = None,
+    on_alert: AlertHook | None = None,
+    **settings: Unpack[SettingArgs],
 ) -> WsgiArgs:
     """Return the arguments of the middleware, as `ratelimit.configure` does, for threads.
 
     The store opens with the first check. Raises `ConfigError` with all that is wrong.
     """
     config = load_checked(path, **settings)
-    limiter = build_limiter(config, on_alert=on_alert)
+    limiter = build_limiter(config, clock=clock, on_alert=on_alert)
     return WsgiArgs(
         limiter=limiter,
         usage=cast(
@@ -41,23 +46,28 @@ def configure(
         trusted_proxies=config.trusted_proxies,
         ipv6_prefix=config.ipv6_prefix,
         headers=config.headers,
-        exempt=config.exempt,
+        exempt=exemptions(config),
         max_body_bytes=config.max_body_bytes,
     )
 
 
-def build_limiter(config: Config, *, on_alert: AlertHook | None = None) -> Limiter:
+def build_limiter(config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None) -> Limiter:
     """Return the limiter of a configuration, for threads. Raises `ConfigError`."""
     if config.mirror != "off":
         raise ConfigError("mirror", "is written to by apps with an event loop and by the sidecar; leave it out here")
-    store = store_from(config.store, user_hash_key=config.user_hash_key)
+    if config.enabled:
+        store = store_from(config.store, user_hash_key=config.user_hash_key)
+    else:
+        store = store_of(working_store(config))
     limiter = Limiter(
         store,
         (*config.policies, *config.envoy_config.policies),
+        clock=clock,
         deadline=config.deadline,
         denial_cache=config.denial_cache,
         directory=Directory(store.directory) if config.directory else None,
         on_alert=on_alert,
+        enabled=config.enabled,
     )
     limiter.observer = spans(limiter.clock)
     return limiter

@@ -37,6 +37,7 @@ ELSEWHERE = {
     "docs/cost.md": "tests/cli/test_table_docs.py",
     "docs/migration.md": "tests/migrate",
     "docs/table.md": "tests/cli/test_table_docs.py",
+    "docs/testing.md": "tests/testing/test_limits.py",
     "docs/usage.md": "tests/usage/test_docs.py",
 }
 
@@ -46,7 +47,10 @@ def _marked(block: Block) -> Block | ParameterSet:
     return pytest.param(block, marks=pytest.mark.process) if "testing.engines" in block.text else block
 
 
-@pytest.mark.parametrize("block", [_marked(block) for block in blocks("python")], ids=str)
+PYTHON = [_marked(block) for block in blocks("python") if block.page != "docs/testing.md"]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
 async def test_python_runs(block: Block, tmp_path: Path) -> None:
     lay_out(block.page, tmp_path)
     await run(block)
