@@ -279,7 +279,7 @@ class SurfaceOptions:
         ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
         headers: HeaderStyle = "draft",
         exempt: Exempt | Iterable[Exempt] = (),
-        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+        max_body_bytes: object = DEFAULT_MAX_BODY_BYTES,
     ) -> None:
         self._addresses = Addresses(trusted_proxies, ipv6_prefix)
         self.user_resolver = UserResolver(user_from, self._addresses)
