@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
+import subprocess
+import sys
 import time
 import tomllib
 from collections.abc import Iterator
@@ -18,8 +21,6 @@ from ratelimit.testing import FakeClock
 from ratelimit.testing.limits import Limits
 from tests.docs.pages import ROOT, run, titled
 from tests.limiter.stores import CountingStore
-
-pytest_plugins = ["pytester"]
 
 HINT = Policy("hint", "2/day")
 PAGE = "docs/testing.md"
@@ -95,13 +96,23 @@ async def test_what_counts_in_a_table_is_not_emptied(limits: Limits) -> None:
     del limiter
 
 
-def test_what_the_page_shows_is_what_pytest_runs(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RATELIMIT_STORE", "memory://")
-    pytester.makepyfile(**{name: titled(PAGE, f"{name}.py").text for name in ("conftest", "app", "test_app")})
-    # Starlette's `TestClient` would rather have another client than this environment has.
-    plugins = ("ratelimit.testing.plugin", "no:cacheprovider", "no:schemathesis", "no:asyncio")
-    options = [f"-p{plugin}" for plugin in plugins]
-    pytester.runpytest_inprocess(*options, "-Wignore").assert_outcomes(passed=2)
+@pytest.mark.process
+def test_what_the_page_shows_is_what_pytest_runs(tmp_path: Path) -> None:
+    for name in ("conftest.py", "app.py", "test_app.py"):
+        (tmp_path / name).write_text(titled(PAGE, name).text, encoding="utf-8")
+    # As the entry point does where this package is installed. Starlette's `TestClient` would rather have another client
+    # than this environment has: hence no warnings.
+    plugins = ("no:ratelimit", "ratelimit.testing.plugin", "no:cacheprovider", "no:schemathesis", "no:asyncio")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-Wignore", *[f"-p{plugin}" for plugin in plugins]],
+        cwd=tmp_path,
+        env={**os.environ, "RATELIMIT_STORE": "memory://", "PYTHONPATH": f"{ROOT}", "PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert "2 passed" in ran.stdout, ran.stdout + ran.stderr
 
 
 async def test_the_other_block_too() -> None:
