@@ -13,11 +13,17 @@ from uuid import uuid4
 
 import pytest
 from celery.contrib.testing.worker import start_worker
+from celery.signals import setup_logging
 
 from tests.docs.pages import run, titled
 from tests.engines import Engine
 
 pytestmark = pytest.mark.filterwarnings("default")  # of kombu's, about what it finds of Python's
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def leave_logging_alone(**options: object) -> None:
+    """A worker would raise the root logger's level for all tests that follow in this process."""
 
 
 def shown(**changes: str) -> Any:
