@@ -169,7 +169,7 @@ class Limiter:
             await self._alerts.drain()
         await self.store.close()
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """Forget what is believed of the store, what is held of it by a lease, and who waits: for tests."""
         self._waits.forget()
         self._checker.leases.forget()

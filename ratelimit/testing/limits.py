@@ -49,7 +49,7 @@ class Limits:
         for store in _stores():
             store.clear()
         for limiter in all_limiters():
-            limiter.forget()
+            limiter._forget()
 
     @property
     def spent(self) -> dict[tuple[str, str], int]:
