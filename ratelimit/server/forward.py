@@ -325,10 +325,10 @@ class Forward(Exchange):
     def on_answer(self, head: AnswerHead) -> None:
         """Begin the answer as soon as what it counts is settled. Raises `InvalidResponse`."""
         self._answer = head
-        if head.cost is not None and self._owes(head, head.cost):
-            return
         if head.status == 101 and not self._fits(head):
             raise InvalidResponse("the upstream took up another handshake than this one")
+        if head.cost is not None and self._owes(head, head.cost):
+            return
         if returned := self._settled(head.status, head.raw):
             self._hold()
             self._see_to(self._give_back(returned))

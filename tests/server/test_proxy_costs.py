@@ -21,7 +21,8 @@ from ratelimit.server.upstream import ProxySettings
 from ratelimit.store import MemoryStore
 from tests.http.apps import limiter_of
 from tests.server.running import until
-from tests.server.sockets import GET, SOON_S, ask, connected, in_front_of, listening, scripted
+from tests.server.sockets import GET, SOON_S, answering, ask, connected, in_front_of, listening, scripted
+from tests.server.test_smuggling import WEBSOCKET
 
 
 class FarStore(MemoryStore):
@@ -168,3 +169,12 @@ async def test_what_takes_long_to_settle_is_answered_once() -> None:
         answer = await asyncio.wait_for(asked, SOON_S)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert (answer.count(b"HTTP/1.1"), answer.endswith(b"\r\n\r\nok")) == (1, True)
+
+
+@pytest.mark.parametrize("cost", [b"", b"x-ratelimit-cost: 7\r\n"])
+async def test_a_cost_makes_no_handshake_of_another_one(cost: bytes) -> None:
+    another = b"HTTP/1.1 101 Up\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-accept: another\r\n"
+    limiter = limiter_of(Policy("api", "100/day", match="/**"))
+    async with answering(another + cost + b"\r\n") as (upstream, _), in_front_of(upstream, limiter=limiter) as address:
+        answer = await ask(address, b"GET / HTTP/1.1\r\nhost: a\r\n" + WEBSOCKET + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 502 ")
