@@ -87,14 +87,9 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         _check_outcome(cost, allowed, status)
         if duration is not None:
             duration = _duration(duration)
-        if resource is not None:
-            resource = _text("resource", resource, MAX_RESOURCE_BYTES)
-        if request_id is not None:
-            request_id = _text("request_id", request_id, MAX_REQUEST_ID_BYTES)
-        kept = {} if metadata is None else _metadata(metadata, _room(user, action, event_id, resource, request_id))
-        return cls(
-            id=event_id, user=user, action=action, at_ms=at_ms, cost=cost, allowed=allowed, status=status,
-            duration=duration, resource=resource, request_id=request_id, metadata=kept,
+        return cls.of_decision(
+            user, action, id=event_id, at_ms=at_ms, cost=cost, allowed=allowed, status=status, duration=duration,
+            resource=resource, request_id=request_id, metadata=metadata,
         )  # fmt: skip
 
     @classmethod
@@ -106,6 +101,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         at_ms: int,
         cost: int,
         allowed: bool,
+        id: str | None = None,
         status: int | None = None,
         duration: float | None = None,
         resource: str | None = None,
@@ -116,7 +112,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         Raises `InvalidEvent`, for what else there is to keep with it.
         """
-        event_id = _ids.new(at_ms)
+        event_id = _ids.new(at_ms) if id is None else id
         if resource is not None:
             resource = _text("resource", resource, MAX_RESOURCE_BYTES)
         if request_id is not None:
