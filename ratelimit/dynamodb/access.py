@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, Self, TypeAlias
@@ -21,6 +22,9 @@ MOMENT: Final = "ratelimit_moment"
 _SKEW: Final = "ratelimit_skew"
 _SIGNED: Final = ("dynamodb", "sts")
 _TIMESTAMP: Final = "%Y%m%dT%H%M%SZ"
+
+_FAST: Final = frozenset(("BatchGetItem", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems"))
+"""Operations whose answers are small. (What is written all the time has ways of its own.)"""
 
 Verify: TypeAlias = bool | str
 """True, or the file with the certificates to trust."""
@@ -79,7 +83,7 @@ class Client:
     """A client that is open, where it leads, and what it signs and verifies with. Made by `client.connect`, or without
     an event loop by `blocking.connect`."""
 
-    __slots__ = ("_exits", "api", "clock", "credentials", "place", "verify")
+    __slots__ = ("_exits", "api", "clock", "credentials", "fast", "place", "verify")
 
     def __init__(
         self,
@@ -99,7 +103,18 @@ class Client:
         self.verify = verify
         """True for the certificates that botocore trusts, or the file that the AWS set-up names (`AWS_CA_BUNDLE`)."""
         self.clock = clock
+        self.fast: Any = None
+        """The fast transport, once there is one: whatever it does not send goes by `api`."""
         self._exits = exits
+
+    async def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the answer to one request. Raise what botocore raises."""
+        if self.fast is not None and operation in _FAST:
+            answer: dict[str, Any] | None = await self.fast.call(operation, request)
+            if answer is not None:
+                return answer
+        found: dict[str, Any] = await getattr(self.api, xform_name(operation))(**request)
+        return found
 
     async def close(self) -> None:
         """Let go of the connections; harmless when closed."""
@@ -112,26 +127,11 @@ class Client:
         await self.close()
 
 
-_FAST: Final = {
-    xform_name(operation): operation
-    for operation in ("BatchGetItem", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems")
-}
-"""Those whose answers are small. (What is written all the time has ways of its own.)"""
-
-
 class LaterApi:
-    """AWS's own client, made when it is needed. Calls about single items go by `fast`, once there is one."""
-
-    def __init__(self) -> None:
-        self.fast: Any = None
+    """AWS's own client, made when it is needed."""
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **request: Any) -> Any:
-            operation = _FAST.get(name)
-            if self.fast is not None and operation is not None:
-                answer = await self.fast.call(operation, request)
-                if answer is not None:
-                    return answer
             return await self._ask(name, args, request)
 
         return call

@@ -97,9 +97,7 @@ class BlockingDynamoDBStore(DynamoDBStore):
         )
         self._pool = pool
         self._credentials = credentials = ThreadCredentials(client.credentials, self._refresh)
-        fast = FastTransport(client, endpoint, slow, settings, stats, pool=pool, credentials=credentials)
-        client.api.fast = fast
-        return fast
+        return FastTransport(client, endpoint, slow, settings, stats, pool=pool, credentials=credentials)
 
     def _refresh(self, refresh: Coroutine[Any, Any, None]) -> Future[None]:
         return self._runner.start(refresh, "credentials")
@@ -137,7 +135,6 @@ class BlockingApi(LaterApi):
     """botocore's client, awaited as aiobotocore's is: whoever awaits a call makes it."""
 
     def __init__(self, make: Callable[[], Any], made: Any = None) -> None:
-        super().__init__()
         self._make = make
         self._client = made
 

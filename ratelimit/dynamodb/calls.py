@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
-from botocore import xform_name
 from botocore.exceptions import ClientError
 
 from ratelimit.dynamodb.access import Client
@@ -179,7 +178,7 @@ class TableCalls:
             request["TableName"] = self.table
         with explained(client.place):
             try:
-                answer: dict[str, Any] = await getattr(client.api, xform_name(operation))(**request, **self._capacity)
+                answer = await client.call(operation, {**request, **self._capacity})
             except ClientError as error:
                 if code_of(error) not in EXPECTED:
                     raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
@@ -78,7 +78,7 @@ class Control:
     """One table's life. Every method raises `StoreUnavailable`'s subclasses."""
 
     def __init__(self, client: Client, retries: Retries) -> None:
-        self._api = client.api
+        self._client = client
         self.place = client.place
         self._retries = retries
 
@@ -180,14 +180,14 @@ class Control:
 
     async def call(self, operation: str, **request: Any) -> dict[str, Any]:
         """Call about the table, again while it does no harm; about a resource where it is named so."""
-        method: Callable[..., Awaitable[dict[str, Any]]] = getattr(self._api, operation)
+        name = operation.title().replace("_", "")
         about = {} if "ResourceArn" in request else {"TableName": self.place.table}
 
         async def send() -> dict[str, Any]:
             with explained(self.place):
-                return await method(**about, **request)
+                return await self._client.call(name, {**about, **request})
 
-        return await self._retries.run(operation.title().replace("_", ""), send, on=HARMLESS)
+        return await self._retries.run(name, send, on=HARMLESS)
 
     async def polls(self, until: str, *, within: float = POLL_TIMEOUT_S) -> AsyncIterator[float]:
         """Yield the turns of a wait that ends, with growing pauses; each is the seconds waited so far."""
@@ -202,7 +202,7 @@ class Control:
     async def _create(self, definition: Mapping[str, Any]) -> bool:
         with explained(self.place):
             try:
-                await self._api.create_table(**definition)
+                await self._client.call("CreateTable", definition)
             except ClientError as error:
                 if code_of(error) != "ResourceInUseException":
                     raise

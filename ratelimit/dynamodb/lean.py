@@ -22,7 +22,6 @@ def client_by(way: Way, settings: Settings) -> Client:
 
 class _LoopApi(LaterApi):
     def __init__(self, settings: Settings, clock: ServerClock) -> None:
-        super().__init__()
         self._settings = settings
         self._clock = clock
         self._made: asyncio.Task[Client] | None = None

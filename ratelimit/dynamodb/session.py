@@ -20,6 +20,7 @@ from botocore.session import Session, get_session
 from ratelimit.dynamodb.access import LOCAL_REGION, MOMENT, SIGNATURE, Client, ServerClock, Verify, are_sendable
 from ratelimit.dynamodb.errors import Place, UnusableAnswer, explained, is_bare, no_region, unsignable
 from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, is_region, server_of, without_userinfo
+from ratelimit.dynamodb.transport.base import check_shape
 from ratelimit.errors import StoreMisconfigured
 
 
@@ -174,24 +175,11 @@ def opened(
     return Client(api, place, exits, credentials=credentials, verify=verify, clock=clock)
 
 
-class _Shape(msgspec.Struct):
-    """As much of an answer as botocore's parser takes for granted."""
-
-    Attributes: dict[str, dict[str, Any]] | None = None
-    Item: dict[str, dict[str, Any]] | None = None
-    ConsumedCapacity: dict[str, Any] | list[Any] | None = None
-    message: str | None = None
-    Message: str | None = None
-
-
-_decode_shape = msgspec.json.Decoder(_Shape).decode
-
-
 def _check_answer(response_dict: dict[str, Any], **_: object) -> None:
     """botocore takes a body that is no JSON for an empty answer, which would be a record with nothing spent."""
     status = response_dict["status_code"]
     try:
-        _decode_shape(response_dict["body"])
+        check_shape(response_dict["body"])
     except (msgspec.DecodeError, UnicodeDecodeError):
         if is_bare(status):  # botocore makes an error of it
             response_dict["body"] = b"{}"

@@ -155,7 +155,7 @@ class DynamoDBStore:
         try:
             if way is not None:
                 slow = BotoTransport(client, settings, self.stats)
-                client.api.fast = transport = new_fast(client, way.endpoint, slow, settings, self.stats)
+                client.fast = transport = new_fast(client, way.endpoint, slow, settings, self.stats)
             await prepare(client, self._retries, create=settings.create)
             if transport is None:
                 transport = await open_transport(client, settings, self.stats, new_fast)

@@ -7,7 +7,7 @@ some test makes it, and then it needs its place in a policy. What a test asks fo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from types import FrameType
 from typing import Any, Final
@@ -23,7 +23,7 @@ _TABLE: Final = "limits"
 
 
 class Recorder:
-    """Calls that no policy has. The fast transport, which has no client of AWS, sends only what `Transport` names."""
+    """Calls that no policy has, whichever way they are sent; but what `Transport` names goes without a client."""
 
     def __init__(self, granted: Set[Call]) -> None:
         self._granted = granted
@@ -31,9 +31,11 @@ class Recorder:
 
     def hear(self, params: dict[str, Any], model: Any, **_: Any) -> None:
         """botocore's event `provide-client-params`: before anything is sent."""
-        if not _is_ours(inspect.currentframe()):
-            return
-        for call in calls_of(model.name, params):
+        if _is_ours(inspect.currentframe()):
+            self.note(model.name, params)
+
+    def note(self, operation: str, request: Mapping[str, Any]) -> None:
+        for call in calls_of(operation, request):
             if call._replace(table=_TABLE) not in self._granted:
                 self.ungranted.add(f"{call.action} on {call.resource}")
 
@@ -70,7 +72,14 @@ def listen(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
         if made is not None:
             made.meta.events.register("provide-client-params.dynamodb", recorder.hear)
 
+    call = Client.call
+
+    async def called(self: Client, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        recorder.note(operation, request)
+        return await call(self, operation, request)
+
     monkeypatch.setattr(Client, "__init__", recorded)
+    monkeypatch.setattr(Client, "call", called)
 
 
 @pytest.fixture(autouse=True)

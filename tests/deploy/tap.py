@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ class Call(NamedTuple):
         return f"table/{self.table}" + (f"/index/{self.gsi}" if self.gsi else "")
 
 
-def calls_of(operation: str, request: dict[str, Any]) -> list[Call]:
+def calls_of(operation: str, request: Mapping[str, Any]) -> list[Call]:
     """What one request asks for."""
     if operation == "TransactWriteItems":
         parts = [(_PARTS[kind], part) for item in request["TransactItems"] for kind, part in item.items()]

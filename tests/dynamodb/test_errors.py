@@ -154,6 +154,16 @@ async def test_garbage_is_not_an_empty_record(server: FaultServer, store: Dynamo
         await store.read(ALICE)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b'{"Responses": []}', b'{"Responses": {"limits": [{"PK": "alice"}]}}', b'{"UnprocessedKeys": 1}', b"{}"],
+)
+async def test_garbage_is_not_a_batch_of_empty_records(server: FaultServer, store: DynamoDBStore, body: bytes) -> None:
+    server.always(garbage(body))
+    with pytest.raises(StoreUnavailable):
+        await store.read_all([ALICE, Key("bob", "hint")])
+
+
 @pytest.mark.parametrize(("behaviour", "expected"), MISCONFIGURED)
 async def test_what_waiting_does_not_help_is_not_tried_again(
     server: FaultServer, store: DynamoDBStore, behaviour: Behaviour, expected: type[StoreUnavailable]

@@ -106,4 +106,4 @@ async def test_a_refusal_that_is_not_the_clocks_fault_is_not_repeated(server: Fa
         server.always(error("InvalidSignatureException"))
         with pytest.raises(AccessDenied):
             await store.read(Key.of("alice", "hint"))
-        assert server.received["GetItem"] == 1
+        assert server.received["GetItem"] == (2 if fast else 1), "aiobotocore is asked as well"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 from botocore.exceptions import ClientError
@@ -192,7 +192,25 @@ class BatchWriteAnswer(msgspec.Struct):
     ConsumedCapacity: list[Consumed] = []
 
 
+_Attributes: TypeAlias = dict[str, dict[str, Any]]
+
+
+class AnswerShape(msgspec.Struct):
+    """Of any answer, as much as whoever reads it takes for granted."""
+
+    Attributes: _Attributes | None = None
+    Item: _Attributes | None = None
+    Responses: dict[str, list[_Attributes]] | None = None
+    UnprocessedKeys: dict[str, dict[str, Any]] | None = None
+    Table: dict[str, Any] | None = None
+    CancellationReasons: list[dict[str, Any]] | None = None
+    ConsumedCapacity: dict[str, Any] | list[Any] | None = None
+    message: str | None = None
+    Message: str | None = None
+
+
 decode_numbers: Final = msgspec.json.Decoder(UpdateNumbers, strict=False).decode  # numbers are strings there
 decode_update: Final = msgspec.json.Decoder(UpdateBody).decode
 decode_error: Final = msgspec.json.Decoder(ErrorBody).decode
+check_shape: Final = msgspec.json.Decoder(AnswerShape).decode
 decode_batch: Final = msgspec.json.Decoder(BatchWriteAnswer).decode

@@ -40,6 +40,7 @@ from ratelimit.dynamodb.transport.base import (
     TransactResult,
     Transport,
     UpdateResult,
+    check_shape,
     decode_batch,
     decode_error,
     decode_numbers,
@@ -89,13 +90,12 @@ def read_batch(response: Response) -> BatchWriteResult:
 
 
 def read_any(response: Response) -> dict[str, Any]:
-    """Return the answer in a success, as botocore reads it. Raise `UnusableAnswer`."""
+    """Return the answer, as botocore reads it. Raise `UnusableAnswer`."""
     try:
-        answer = from_json(response.body)
+        check_shape(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise UnusableAnswer("a success without a JSON answer")
+        raise UnusableAnswer(f"status {response.status} without a JSON answer") from None
+    answer: dict[str, Any] = from_json(response.body)
     return answer
 
 
@@ -229,11 +229,14 @@ async def _nothing() -> None:
 
 
 def _refused(response: Response, name: str, outcome: UpdateResult | ClientError) -> ClientError | None:
-    """Return what botocore raises where a condition failed, with all that the answer says; None for anything else."""
+    """Return what botocore raises where a condition failed, with all that the answer says; None for anything else.
+
+    Raise `UnusableAnswer`.
+    """
     code = CONDITION_FAILED if isinstance(outcome, UpdateResult) else code_of(outcome)
     if code not in EXPECTED:
         return None
-    answer: Any = from_json(response.body)
+    answer: Any = read_any(response)
     return ClientError({**answer, "Error": {"Code": code, "Message": str(answer.get("message") or "")}}, name)
 
 

@@ -52,7 +52,7 @@ async def open_transport(
             endpoint = await find_endpoint(client)
     except NoFastTransport as reason:
         return BotoTransport(client, settings, stats, fallback=str(reason))
-    fast = (new_fast or new_fast_transport)(client, endpoint, boto, settings, stats)
+    client.fast = fast = (new_fast or new_fast_transport)(client, endpoint, boto, settings, stats)
     try:
         await fast.pool.warm(_WARM_CONNECTIONS)
     except BaseException:  # cancelled: the store is closed while it opens
