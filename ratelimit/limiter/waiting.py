@@ -17,7 +17,7 @@ import msgspec
 from ratelimit.blocking import Deferred, Signal, is_blocking
 from ratelimit.clock import SECOND, Clock, real_clock, seconds
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError, QuotaExceeded
+from ratelimit.errors import ConfigError, LimiterClosed, QuotaExceeded
 from ratelimit.limiter.deadline import closed
 from ratelimit.tasks import Tasks
 
@@ -47,17 +47,23 @@ def check_timeout(timeout: float) -> None:
 class _Waiter:
     """One who waits."""
 
-    __slots__ = ("asking", "cost", "due", "refusal", "signal")
+    __slots__ = ("asking", "cost", "due", "error", "signal")
 
     def __init__(self, cost: int, due: int) -> None:
         self.cost = cost
         self.due = due
-        self.refusal: Decision | None = None
-        """Set where it has to leave without having had its turn."""
+        self.error: QuotaExceeded | LimiterClosed | None = None
+        """Set where it has to leave with it."""
         self.signal = Signal()
         """Set when it is its turn, or has to leave."""
         self.asking: asyncio.Future[Decision] | None = None
         """What it is asking; goes on if it leaves meanwhile."""
+
+    def fail(self, error: QuotaExceeded | LimiterClosed) -> None:
+        """Have it leave, unless it has to already."""
+        if self.error is None:
+            self.error = error
+        self.signal.set()
 
 
 class _Queue:
@@ -77,9 +83,8 @@ class _Queue:
         return next(iter(self.waiters), None)
 
     def refuse(self, waiter: _Waiter, decision: Decision, retry_after: float) -> None:
-        """Have one leave; nothing was spent for it."""
-        self.waiters.pop(waiter, None)
-        waiter.refusal = msgspec.structs.replace(
+        """Have one leave with this refusal of the first; nothing was spent for it."""
+        refusal = msgspec.structs.replace(
             decision,
             allowed=False,
             reason=decision.reason or "quota",
@@ -88,24 +93,23 @@ class _Queue:
             refunded=0,
             retry_after=retry_after,
         )
-        waiter.signal.set()
+        waiter.fail(QuotaExceeded(refusal))
 
     def refuse_before(self, next_at: int, decision: Decision, retry_after: float) -> None:
         """Have all leave who cannot wait until then."""
         self.next_at = next_at
-        for waiter in [waiter for waiter in self.waiters if waiter.due < next_at]:
-            self.refuse(waiter, decision, retry_after)
+        for waiter in self.waiters:
+            if waiter.due < next_at:
+                self.refuse(waiter, decision, retry_after)
 
     def leave(self, waiter: _Waiter, now: int) -> None:
-        """Let one go, and give the turn to the next whose time is not over."""
+        """Let one go, and give the turn to the next; one whose time is over only leaves as well."""
         was_first = self.first is waiter
         self.waiters.pop(waiter, None)
-        if not was_first:
-            return
-        self.next_at = 0
-        while (first := self.first) is not None and first.due < now and self.last is not None:
-            self.refuse(first, self.last, 0.0)
-        if first is not None:
+        if was_first and (first := self.first) is not None:
+            self.next_at = 0
+            if first.due < now and self.last is not None:
+                self.refuse(first, self.last, 0.0)
             first.signal.set()
 
 
@@ -130,7 +134,7 @@ class WaitQueues:
         self._closed = True
         for queue in self._queues.values():
             for waiter in queue.waiters:
-                waiter.signal.set()
+                waiter.fail(closed())
         await self.drain()
 
     async def drain(self) -> None:
@@ -153,6 +157,8 @@ class WaitQueues:
 
         Raises `QuotaExceeded`, `LimiterClosed`, and what `ask` raises.
         """
+        if self._closed:
+            raise closed()
         waiter = _Waiter(cost, self._clock.now() + round(timeout * SECOND))
         queue = self._queues.setdefault(key, _Queue())
         queue.waiters[waiter] = None
@@ -170,11 +176,7 @@ class WaitQueues:
                 self._tasks.start(self._undo(asking, give_back, key, queue, waiter))
 
     async def _take_turn(self, queue: _Queue, waiter: _Waiter, ask: Ask) -> Decision:
-        while True:
-            if waiter.refusal is not None:
-                raise QuotaExceeded(waiter.refusal)
-            if self._closed:
-                raise closed()
+        while waiter.error is None:
             queue.changed = False
             if is_blocking():
                 decision = await ask()
@@ -187,23 +189,24 @@ class WaitQueues:
                 return decision
             if not queue.changed:
                 await self._pause(queue, waiter, decision)
+        raise waiter.error
 
     async def _pause(self, queue: _Queue, waiter: _Waiter, refusal: Decision) -> None:
-        """Wait until the first may ask again. Raises `QuotaExceeded` where that is too late."""
+        """Wait until the first may ask again. Refuse those who cannot wait so long."""
         now = self._clock.now()
         if refusal.retry_after is None:
             raise QuotaExceeded(refusal)
         next_at = max(refusal.at_us + round(refusal.retry_after * SECOND), now)
-        if next_at > waiter.due:
-            raise QuotaExceeded(refusal)
         queue.refuse_before(next_at, refusal, seconds(next_at - now))
-        next_at = max(next_at, now + _MIN_PAUSE_US)
+        if waiter.error is not None:
+            return
+        pause = seconds(max(next_at - now, _MIN_PAUSE_US))
         waiter.signal = Signal()
         clock = real_clock(self._clock)
         if isinstance(clock, PausingClock):
-            await clock.pause(seconds(next_at - now), waiter.signal)
+            await clock.pause(pause, waiter.signal)
         else:
-            await waiter.signal.wait(seconds(next_at - now))
+            await waiter.signal.wait(pause)
 
     async def _undo(
         self, asking: asyncio.Future[Decision], give_back: GiveBack, key: Hashable, queue: _Queue, waiter: _Waiter

@@ -259,6 +259,48 @@ async def test_closing_ends_all_waits_and_opening_takes_new_ones() -> None:
     assert crowd.passed == ["d"]
 
 
+async def test_closing_ends_a_wait_that_is_being_refused() -> None:
+    clock, store = FakeClock(), SlowStore()
+    limiter = limiter_of(clock, store)
+    await limiter_of(clock, store.memory).check("alice", "api", cost=2)
+    crowd = Crowd(limiter)
+    await crowd.add("a")
+    closing = asyncio.create_task(limiter.close())
+    await settled()
+    store.may_answer.set()
+    await closing
+    with pytest.raises(LimiterClosed):
+        await asyncio.wait_for(crowd.tasks["a"], 5)
+
+
+async def test_opening_right_after_closing_brings_nobody_back() -> None:
+    clock, store = FakeClock(), CountingStore()
+    crowd = Crowd(limiter_of(clock, store))
+    await crowd.limiter.check("alice", "api", cost=2)
+    await crowd.add(*"abc")
+    await crowd.limiter._waits.close()
+    crowd.limiter._waits.open()
+    await settled()
+    for name in "abc":
+        with pytest.raises(LimiterClosed):
+            await asyncio.wait_for(crowd.tasks[name], 5)
+
+
+async def test_those_who_come_together_and_cannot_wait_are_refused_by_one_answer() -> None:
+    clock, store = FakeClock(), CountingStore()
+    limiter = limiter_of(clock, store)
+    await limiter.check("alice", "api", cost=2)
+    store.taken()
+    crowd = Crowd(limiter)
+    waiting = [asyncio.create_task(limiter.wait("alice", "api", timeout=10)) for _ in range(20)]
+    await crowd.add("patient")
+    refused = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(error) for error in refused} == {QuotaExceeded}
+    assert sum(store.taken().values()) <= 2, "of the first, and of the one that is left"
+    await turn(clock, 60)
+    assert crowd.passed == ["patient"]
+
+
 async def test_a_store_that_is_away_is_waited_for() -> None:
     clock, store = FakeClock(), FailingStore()
     limiter = limiter_of(clock, store)
