@@ -53,9 +53,10 @@ class Registry:
         if source is not None:
             self._past = _merged([*self._past, *(metric for metric in source() if metric.type != "gauge")])
 
-    def collect(self) -> list[Metric]:
-        """Read all sources."""
-        return _merged([*self._past, *(metric for source in self._sources.values() for metric in source())])
+    def collect(self, *, but: Hashable = None) -> list[Metric]:
+        """Read all sources, or all but one."""
+        sources = [source for key, source in self._sources.items() if key != but]
+        return _merged([*self._past, *(metric for source in sources for metric in source())])
 
 
 def _merged(metrics: Iterable[Metric]) -> list[Metric]:
@@ -151,12 +152,20 @@ class DecisionMetrics:
         self._spans[bisect_left(BUCKETS, span)] += 1
         self._sum += span
 
+    def counts(self) -> Mapping[str, Mapping[tuple[object, ...], int]]:
+        """Return how many there were by policy and then by (allowed, shadow_denied, reason)."""
+        return {**self._counts, OTHER: self._other}
+
+    def spans(self) -> list[int]:
+        """Return how many took so long, by `BUCKETS`, and how many took longer."""
+        return list(self._spans)
+
     def collect(self) -> list[Metric]:
         """Return the counts as they stand."""
         decisions = Counter(
             "ratelimit_decisions", "Checks, by policy, outcome and reason.", labels=["policy", "outcome", "reason"]
         )
-        for policy, counts in {**self._counts, OTHER: self._other}.items():
+        for policy, counts in self.counts().items():
             for (allowed, shadow_denied, reason), count in counts.items():
                 outcome = "shadow_denied" if shadow_denied else "allowed" if allowed else "denied"
                 decisions.add_metric([policy, outcome, str(reason or "none")], count)

@@ -146,6 +146,7 @@ def serve(
         settings=proxy,
         access_log=access_log,  # type: ignore[arg-type]
         host=None if uds else host,
+        file=str(config) if config else os.environ.get("RATELIMIT_CONFIG", "").strip() or None,
     )
     make()  # What cannot be is said here, and not by every worker.
     place = admin_address(settings)

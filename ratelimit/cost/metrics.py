@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final
@@ -59,13 +59,18 @@ def read_metrics(text: str, now: float, workload: Workload) -> Consumption:
         raise ConfigError("from-metrics", f"the answer lacks {needed}: is it `ratelimit serve`'s, on DynamoDB?")
     if min(ages.values()) <= 0:
         raise ConfigError("from-metrics", "a process has started in the future: the clocks differ")
-    return _Month(samples, ages).consumption(workload)
+    return consumption(samples, ages, workload)
+
+
+def consumption(samples: Iterable[Sample], ages: Mapping[str, float], workload: Workload) -> Consumption:
+    """Return what these samples come to in a month; `ages` are the seconds that each worker has counted for."""
+    return _Month(list(samples), ages).consumption(workload)
 
 
 class _Month:
     """Sums over workers, each worker's counters scaled from its own age to a month."""
 
-    def __init__(self, samples: list[Sample], ages: dict[str, float]) -> None:
+    def __init__(self, samples: list[Sample], ages: Mapping[str, float]) -> None:
         self._samples = samples
         self._ages = ages
 

@@ -17,7 +17,7 @@ from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
 from ratelimit.http.auth import NO_STORE, BearerAuth, Token
 from ratelimit.http.problems import Problem, ProblemResponse
 
-PATHS: Final = ("/health", "/health/live", "/health/ready", "/metrics", "/config", "/reload")
+PATHS: Final = ("/health", "/health/live", "/health/ready", "/live", "/metrics", "/config", "/reload")
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -36,8 +36,16 @@ class AdminBackend(Protocol):
         """Return a body and its content type."""
         ...
 
+    async def live(self) -> Mapping[str, object]:
+        """Return the last minutes, and who is refused; it names users."""
+        ...
+
     def config(self) -> Mapping[str, object]:
         """Return the configuration in effect, secrets masked."""
+        ...
+
+    def preview(self) -> Mapping[str, object]:
+        """Return what a reload would change. Raises `ConfigError`."""
         ...
 
     async def reload(self) -> Mapping[str, object]:
@@ -55,9 +63,10 @@ def admin_app(
             Route("/health", routes.health),
             Route("/health/live", routes.live),
             Route("/health/ready", routes.ready),
+            Route("/live", routes.series),
             Route("/metrics", routes.metrics),
             Route("/config", routes.config),
-            Route("/reload", routes.reload, methods=["POST"]),
+            Route("/reload", routes.reload, methods=["GET", "POST"]),
         ],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _bug},
@@ -86,12 +95,15 @@ class _Routes:
         body, content_type = await self._backend.metrics(request.headers.get("accept", ""))
         return Response(body, headers={"cache-control": "no-store", "content-type": content_type})
 
+    async def series(self, request: Request) -> Response:
+        return _json(await self._backend.live())
+
     async def config(self, request: Request) -> Response:
         return _json(self._backend.config())
 
     async def reload(self, request: Request) -> Response:
         try:
-            return _json(await self._backend.reload())
+            return _json(await self._backend.reload() if request.method == "POST" else self._backend.preview())
         except (ConfigError, StoreMisconfigured) as error:
             return _problem(422, "The configuration was not taken over", str(error))
         except StoreUnavailable as error:

@@ -9,14 +9,16 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 from prometheus_client.core import GaugeMetricFamily as Gauge
 
-from ratelimit.clock import SECOND, Clock, seconds
-from ratelimit.config import document
+from ratelimit import live
+from ratelimit.clock import SECOND, Clock, instant, seconds
+from ratelimit.config import document, masked
+from ratelimit.cost import DEFAULT_REGION, Prices, load_prices
 from ratelimit.directory import Directory
 from ratelimit.errors import (
     AccessDenied,
@@ -28,12 +30,18 @@ from ratelimit.errors import (
     TableMismatch,
     TableNotFound,
 )
+from ratelimit.factory import table_settings
 from ratelimit.http.auth import Token
-from ratelimit.metrics import decode, encode, exposition
+from ratelimit.live import INTERVAL_S, KeyTraffic, Recorder, Recording
+from ratelimit.metrics import OTHER, decode, encode, exposition
 from ratelimit.names import Key
+from ratelimit.server.runtime import Runtime
 from ratelimit.server.sidecar import Sidecar
 from ratelimit.server.worker_bus import WorkerBus
 from ratelimit.store import TableStore
+from ratelimit.store.hashed import UserHash
+from ratelimit.tasks import Tasks
+from ratelimit.top_keys import KeyCount
 from ratelimit.usage import UsageLog
 
 logger = logging.getLogger("ratelimit")
@@ -157,6 +165,13 @@ class WorkerHealth(Struct, frozen=True):
     """`last good` where the last reload was refused."""
 
 
+class Reloading(Struct, frozen=True):
+    """What a reload would make of a setting, both as in `GET /config`; None where it is not set."""
+
+    now: object
+    then: object
+
+
 class Silent(Struct, frozen=True):
     """One that is there and does not answer."""
 
@@ -165,30 +180,42 @@ class Silent(Struct, frozen=True):
 
 _encode: Final = msgspec.json.Encoder().encode
 _health_decoder: Final = msgspec.json.Decoder(WorkerHealth)
+_recording_decoder: Final = msgspec.json.Decoder(Recording)
+_COVERS: Final = "the workers of this sidecar; other sidecars on the same table are not among them"
 
 
 class ServerBackend:
-    """An `AdminBackend`. `folder`: where the workers of this service meet; None where there is one."""
+    """An `AdminBackend`. `folder`: where the workers of this service meet; None where there is one. `file`: where its
+    configuration is."""
 
-    def __init__(self, sidecar: Sidecar, folder: Path | None) -> None:
+    def __init__(self, sidecar: Sidecar, folder: Path | None, file: str | None = None) -> None:
         self._sidecar = sidecar
+        self._file = file
         self._clock = sidecar.current.runtime.limiter.clock
         self._since = self._clock.now()
         self._readiness = Readiness(lambda: sidecar.current.runtime.store, self._clock)
         self._token = lru_cache(maxsize=1)(Token)
+        self._recorder = Recorder(self._since, sidecar.decisions, sidecar.registry, sidecar.keys or KeyTraffic())
+        self._recording = Tasks("recording the last minutes")
         self._bus: WorkerBus | None = None
         if folder is not None:
-            answers = {"metrics": self._own_metrics, "health": self._own_health, "reload": self._own_reload}
-            self._bus = WorkerBus(folder, answers)
+            self._bus = WorkerBus(folder, {
+                "metrics": self._own_metrics,
+                "health": self._own_health,
+                "live": self._own_recording,
+                "reload": self._own_reload,
+            })  # fmt: skip
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:
-        """Let the others ask this worker meanwhile."""
+        """Record meanwhile, and let the others ask this worker."""
         if self._bus is not None:
             await self._bus.start()
+        self._recording.start(self._record())
         try:
             yield
         finally:
+            await self._recording.cancel()
             if self._bus is not None:
                 await self._bus.end()
 
@@ -219,8 +246,39 @@ class ServerBackend:
             workers[number] = [Gauge("ratelimit_up", _UP, float(said is not None)), *metrics]
         return exposition(workers, accept)
 
+    async def live(self) -> Mapping[str, object]:
+        health, others = await asyncio.gather(self.health(), self._ask("live", within=_ASK_TIMEOUT_S))
+        recordings = {self._number: self._recorder.read()}
+        recordings.update({number: _recording_decoder.decode(said) for number, said in others.items() if said})
+        runtime = self._sidecar.current.runtime
+        found = live.document(list(recordings.values()))
+        for policy in found["policies"]:
+            policy.update(_described(policy["name"], runtime))
+        for name, counted in (("refused", "count"), ("hot", "writes")):
+            found[name] = [_shown(key, counted, runtime.config.user_hash_key) for key in found[name]]
+        return {
+            "at": instant(self._clock.now()),
+            "covers": {
+                "workers": len(recordings),
+                "silent": [number for number, said in others.items() if not said],
+                "since": instant(min(recording.since for recording in recordings.values())),
+                "what": _COVERS,
+            },
+            "store": masked(runtime.config.store),
+            "configuration": {"file": self._file, "state": "last good" if self._sidecar.rejected else "as read"},
+            "health": health,
+            **found,
+            "cost": live.cost(recordings, _prices(runtime.config.store)),
+        }
+
     def config(self) -> Mapping[str, object]:
         return document(self._sidecar.current.runtime.config)
+
+    def preview(self) -> Mapping[str, object]:
+        reloaded, config = self._sidecar.preview()
+        now, then = self.config(), document(config)
+        settings = {name: Reloading(_setting(now, name), _setting(then, name)) for name in reloaded.changed}
+        return {"changed": reloaded.changed, "restart": reloaded.restart, "settings": settings}
 
     async def reload(self) -> Mapping[str, object]:
         """Reload here, then elsewhere; what the others could not do is an error too."""
@@ -255,6 +313,16 @@ class ServerBackend:
             configuration="last good" if sidecar.rejected else "as read",
         )
 
+    async def _record(self) -> None:
+        """By the machine's monotonic clock, so that the intervals of all workers are the same."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(INTERVAL_S - loop.time() % INTERVAL_S)
+            self._recorder.sample(int(loop.time() // INTERVAL_S))
+
+    async def _own_recording(self) -> bytes:
+        return _encode(self._recorder.read())
+
     async def _own_metrics(self) -> bytes:
         return encode(self._sidecar.registry.collect())
 
@@ -267,3 +335,33 @@ class ServerBackend:
         except RateLimitError as error:
             return str(error).encode()
         return _DONE
+
+
+def _described(name: str, runtime: Runtime) -> dict[str, object]:
+    """Return what holds for a policy now, and where that stands."""
+    policy = runtime.limiter.policies.get(name)
+    if policy is None:
+        return {"source": "call" if name == OTHER else None}
+    source = "configuration" if policy in runtime.config.policies else "envoy"
+    quotas = [str(quota) for quota in policy.quotas] or ["unlimited"]
+    return {"quotas": quotas, "algorithm": policy.algorithm, "mode": policy.mode, "source": source}
+
+
+def _shown(key: KeyCount, counted: str, secret: str | None) -> dict[str, object]:
+    user = key.user if secret is None else UserHash(secret).of(key.user)
+    return {"user": user, "action": key.action, counted: key.count, "error": key.error}
+
+
+@lru_cache(maxsize=1)
+def _prices(store: str) -> Prices:
+    """Return those of the table's region, or of the default one where they are not known."""
+    region = None if store.startswith("memory://") else table_settings(store).region
+    try:
+        return load_prices(region or DEFAULT_REGION)
+    except ConfigError:
+        return load_prices()
+
+
+def _setting(document: Mapping[str, Any], name: str) -> object:
+    section, _, policy = name.partition(".")
+    return document["policies"].get(policy) if section == "policies" and policy else document.get(name)

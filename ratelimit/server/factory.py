@@ -37,17 +37,19 @@ def sidecar(
     access_log: AccessFormat = "off",
     host: str | None = None,
     bus_dir: Path | None = None,
+    file: str | None = None,
 ) -> Sidecar:
     """Build it in front of an upstream, or without one. Raises `ConfigError`.
 
     What the source gives now is served first. `host` is where the public socket listens, None for a unix one. Serve
     it there, and `admin` on the admin socket. Several workers inherit both sockets, and
-    are given the same empty directory (0700) as `bus_dir`: whichever of them is asked collects from all.
+    are given the same empty directory (0700) as `bus_dir`: whichever of them is asked collects from all. `file` is what
+    the source reads, for those who ask.
     """
     log = None if access_log == "off" else AccessLog(access_log, shown=_without_user if upstream is None else str)
     served = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings), log=log)
     if admin_address(served.current.runtime.config) is not None:
-        backend = ServerBackend(served, bus_dir)
+        backend = ServerBackend(served, bus_dir, file)
         served.admin = admin_app(backend, backend.token, backend.lifespan)
     return served
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import Metric
 
@@ -25,8 +25,10 @@ from ratelimit.metrics import (
     usage_metrics,
     webhook_metrics,
 )
+from ratelimit.names import Key
 from ratelimit.server.webhook import Webhook
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
+from ratelimit.store.base import Outcome, Write
 from ratelimit.store.delegating import DelegatingStore, layers
 from ratelimit.usage import UsageLog
 
@@ -35,13 +37,26 @@ if TYPE_CHECKING:
 
 
 class UnclosableStore(DelegatingStore):
-    """A store that stays open when its limiter closes, as the next one counts there too.
+    """A store that stays open when its limiter closes, as the next one counts there too. It tells of its writes.
 
     Not for the embedded one, which the limiter has to recognise.
     """
 
+    on_write: Callable[[Key], object] | None = None
+
     async def close(self) -> None:
         """Leave that to `Runtime.end`."""
+
+    def apply(self, key: Key, write: Write, *, now: int) -> Coroutine[Any, Any, Outcome]:
+        if self.on_write is not None:
+            self.on_write(key)
+        return self.inner.apply(key, write, now=now)
+
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        if self.on_write is not None:
+            for key, _ in writes:
+                self.on_write(key)
+        return await self.inner.apply_all(writes, now=now)
 
 
 class UnclosableLog(UsageLog):

@@ -19,6 +19,7 @@ from ratelimit.config import Config
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.limiter.checker import Observer
+from ratelimit.live import KeyTraffic
 from ratelimit.metrics import DecisionMetrics, Registry, by_label
 from ratelimit.server.access_log import AccessLog
 from ratelimit.server.connection import ClientConnection
@@ -26,7 +27,7 @@ from ratelimit.server.exchange import Exchange
 from ratelimit.server.listener import Service
 from ratelimit.server.problems import ServerProblem
 from ratelimit.server.request import Request
-from ratelimit.server.runtime import Runtime
+from ratelimit.server.runtime import Runtime, UnclosableStore
 from ratelimit.tasks import Tasks
 
 logger = logging.getLogger("ratelimit")
@@ -118,19 +119,22 @@ class Sidecar:
         self.rejected = False
         """Whether the last reload was refused."""
         self.registry = Registry()
+        self.decisions = DecisionMetrics()
         self._source = source
         self._make_service = make_service
         self._log = log
         self._clock = clock
-        self._decisions = DecisionMetrics()
         self._reloads = {"done": 0, "rejected": 0}
         self._reloading = asyncio.Lock()
         self._has_ended = False
         self._retiring = Tasks("ending a former configuration")
         self.registry.register("process", ProcessCollector(registry=None).collect)
-        self.registry.register("decisions", self._decisions.collect)
+        self.registry.register("decisions", self.decisions.collect)
         self.registry.register(self, self._metrics)
-        self.current = self._make(Runtime.of(source(), clock=clock))
+        config = source()
+        self.keys = None if config.admin == "off" else KeyTraffic()
+        """Who is refused and who is written most, for the admin listener."""
+        self.current = self._make(Runtime.of(config, clock=clock))
         """The configuration at work."""
         self._alive: list[AppVersion] = []
         """That one, and those before it that still have requests to finish."""
@@ -179,6 +183,11 @@ class Sidecar:
         logger.warning("the configuration was reloaded: %s", _summary(reloaded))
         return reloaded
 
+    def preview(self) -> tuple[Reloaded, Config]:
+        """Return what a reload would change now, and to what. Raises `ConfigError` where it would be refused."""
+        config = self._source()
+        return _difference(self.current.runtime.config, config), config
+
     async def _reload(self) -> Reloaded:
         former = self.current
         config = self._source()
@@ -201,8 +210,14 @@ class Sidecar:
         return reloaded
 
     def _make(self, runtime: Runtime) -> AppVersion:
-        self._decisions.add_policies(runtime.limiter.policies)
-        runtime.limiter.observer = _both(runtime.limiter.observer, self._decisions)
+        self.decisions.add_policies(runtime.limiter.policies)
+        runtime.limiter.observer = _both(runtime.limiter.observer, self.decisions)
+        if self.keys is not None:
+            observe = self.keys.observe_all
+            if isinstance(runtime.shared, UnclosableStore):
+                runtime.shared.on_write = self.keys.wrote
+                observe = self.keys.observe
+            runtime.limiter.observer = _both(runtime.limiter.observer, observe)
         return AppVersion(runtime, self._make_service(runtime))
 
     def _enter(self, version: AppVersion) -> None:

@@ -13,7 +13,14 @@ from ratelimit.http.admin import admin_app
 from ratelimit.http.auth import Token
 
 TOKEN = "a-secret-of-enough-letters"
-GUARDED = [("GET", "/metrics"), ("GET", "/config"), ("POST", "/reload"), ("GET", "/nowhere")]
+GUARDED = [
+    ("GET", "/live"),
+    ("GET", "/metrics"),
+    ("GET", "/config"),
+    ("GET", "/reload"),
+    ("POST", "/reload"),
+    ("GET", "/nowhere"),
+]
 
 
 class FakeBackend:
@@ -33,8 +40,16 @@ class FakeBackend:
     async def metrics(self, accept: str) -> tuple[bytes, str]:
         return f"# {accept}".encode(), "text/plain; version=0.0.4"
 
+    async def live(self) -> Mapping[str, object]:
+        return {"refused": [{"user": "alice"}]}
+
     def config(self) -> Mapping[str, object]:
         return {"admin_token": "***"}
+
+    def preview(self) -> Mapping[str, object]:
+        if self.error is not None:
+            raise self.error
+        return {"changed": ["policies.hint"]}
 
     async def reload(self) -> Mapping[str, object]:
         self.reloads += 1
@@ -92,10 +107,14 @@ async def test_the_rest_takes_the_token(method: str, path: str, headers: list[tu
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 async def test_with_the_token(scheme: str) -> None:
-    async with asking(token=TOKEN, host="a.name.of.mine", authorization=f"{scheme} {TOKEN}") as client:
+    backend = FakeBackend()
+    async with asking(backend, token=TOKEN, host="a.name.of.mine", authorization=f"{scheme} {TOKEN}") as client:
         assert (await client.get("/config")).json() == {"admin_token": "***"}
         answer = await client.get("/metrics", headers={"accept": "x/y"})
         assert (answer.text, answer.headers["content-type"]) == ("# x/y", "text/plain; version=0.0.4")
+        assert (await client.get("/live")).json() == {"refused": [{"user": "alice"}]}
+        assert (await client.get("/reload")).json() == {"changed": ["policies.hint"]}
+        assert backend.reloads == 0
         assert (await client.post("/reload")).json() == {"changed": []}
 
 
@@ -127,9 +146,9 @@ async def test_and_not_by_pages_of_others(method: str, path: str, host: str, hea
 @pytest.mark.parametrize(
     ("method", "path", "status", "detail"),
     [
-        ("GET", "/", 404, "There are: /health, /health/live, /health/ready, /metrics, /config, /reload"),
+        ("GET", "/", 404, "There are: /health, /health/live, /health/ready, /live, /metrics, /config, /reload"),
         ("GET", "/health/", 404, "There are: /health, "),
-        ("GET", "/reload", 405, "/reload takes POST"),
+        ("DELETE", "/reload", 405, "/reload takes "),
         ("DELETE", "/metrics", 405, "/metrics takes "),
     ],
 )
@@ -145,10 +164,11 @@ async def test_what_is_not_there(method: str, path: str, status: int, detail: st
     ("error", "status"),
     [(ConfigError("policies.hint", "is bad"), 422), (StoreUnavailable("is away"), 503), (RuntimeError("s3cret"), 500)],
 )
-async def test_a_reload_that_fails(error: Exception, status: int) -> None:
+@pytest.mark.parametrize("method", ["POST", "GET"])
+async def test_a_reload_that_fails(method: str, error: Exception, status: int) -> None:
     backend = FakeBackend()
     backend.error = error
     async with asking(backend) as client:
-        answer = await client.post("/reload")
+        answer = await client.request(method, "/reload")
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
         assert ("s3cret" not in answer.text) if status == 500 else (str(error) in answer.json()["detail"])

@@ -1,0 +1,368 @@
+"""Live data: the last minutes of a process as samples, its busiest keys, and several processes' as one document.
+
+A timer samples what is counted anyway (`Recorder.sample`). Of the checks themselves only `KeyTraffic` hears, and the
+bench `live` says what that costs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from heapq import nlargest
+from itertools import accumulate
+from typing import Any, Final, TypeAlias
+
+from msgspec import Struct
+from prometheus_client.core import Sample as Counted
+
+from ratelimit.cost import Prices, Workload, dollars
+from ratelimit.cost.metrics import consumption
+from ratelimit.cost.units import HOURS
+from ratelimit.decision import Decision
+from ratelimit.metrics import BUCKETS, OTHER, DecisionMetrics, Registry
+from ratelimit.names import Key
+from ratelimit.top_keys import KeyCounts, TopKeys, added
+
+INTERVAL_S: Final = 5
+MAX_SAMPLES: Final = 180
+"""A quarter of an hour."""
+KEY_PERIOD: Final = 60
+"""Samples, five minutes: keys are those of the last one to two periods."""
+TRACKED_KEYS: Final = 512
+MAX_SAMPLED_POLICIES: Final = 100
+MAX_SHOWN: Final = 50
+"""Policies, and keys of either kind."""
+
+OUTCOMES: Final = ("allowed", "denied", "shadow_denied", "unavailable")
+Outcomes: TypeAlias = tuple[int, int, int, int]
+"""How many checks came to each of `OUTCOMES`."""
+_NONE: Final[Outcomes] = (0, 0, 0, 0)
+_UNITS: Final = "ratelimit_store_units_total"
+_CALLS: Final = "ratelimit_store_calls_total"
+_THROTTLES: Final = "ratelimit_store_throttles_total"
+_MILLION: Final = 10**6
+_KINDS: Final = {
+    **dict.fromkeys(("GetItem", "BatchGetItem", "Query", "Scan"), "read"),
+    **dict.fromkeys(("UpdateItem", "PutItem", "DeleteItem", "BatchWriteItem", "TransactWriteItems"), "write"),
+}
+
+
+class KeyTraffic:
+    """The users and actions that are refused most, and those that are written most."""
+
+    def __init__(self) -> None:
+        self.refused = TopKeys(TRACKED_KEYS)
+        self.written = TopKeys(TRACKED_KEYS)
+
+    def observe(self, decision: Decision, span: float) -> None:
+        """Count a refusal, as the observer of a limiter whose store tells of its writes."""
+        if not decision.allowed:
+            self.refused.add((decision.user, decision.policy))
+
+    def observe_all(self, decision: Decision, span: float) -> None:
+        """Count a refusal, and take what was spent for a write: nobody tells of those in the embedded store."""
+        if not decision.allowed:
+            self.refused.add((decision.user, decision.policy))
+        elif decision.spent:
+            self.written.add((decision.user, decision.policy))
+
+    def wrote(self, key: Key) -> None:
+        """Count a write."""
+        self.written.add(key)
+
+
+class Sample(Struct, frozen=True, array_like=True):
+    """What came in the time up to a tick: the number of intervals since the machine started."""
+
+    tick: int
+    ticks: int
+    """How many intervals it is about; more than one where the process could not keep up."""
+    policies: dict[str, Outcomes]
+    """The busiest of them."""
+    others: Outcomes
+    spans: list[int]
+    """Checks by how long they took, as `BUCKETS` says."""
+    writes: float
+    reads: float
+    throttles: float
+
+
+class Recording(Struct, frozen=True):
+    """What one process has recorded."""
+
+    since: int
+    """Microseconds since the epoch."""
+    age_s: int
+    """Seconds that it has recorded for, whatever the clock has done meanwhile."""
+    samples: list[Sample]
+    totals: dict[str, Outcomes]
+    keys_window_s: int
+    refused: KeyCounts
+    written: KeyCounts
+    counted: list[tuple[str, dict[str, str], float]]
+    """Its metrics, but for the decisions."""
+
+
+class Recorder:
+    """Records the last minutes of one process; `sample` is to be called at the end of every interval."""
+
+    def __init__(self, since: int, decisions: DecisionMetrics, registry: Registry, keys: KeyTraffic) -> None:
+        self._since = since
+        self._decisions = decisions
+        self._registry = registry
+        self._keys = keys
+        self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
+        self._tick: int | None = None
+        self._age = 0
+        self._periods = (0, 0)
+        """Samples in the former period of the keys, and in the present one."""
+        self._totals: dict[str, Outcomes] = {}
+        self._spans = [0] * (len(BUCKETS) + 1)
+        self._store = (0.0, 0.0, 0.0)
+
+    def sample(self, tick: int) -> None:
+        """Keep what has come since the last time."""
+        ticks = 1 if self._tick is None else tick - self._tick
+        if ticks < 1:  # the timer was early
+            return
+        self._tick = tick
+        self._age += ticks
+        totals, spans, store = self._outcomes(), self._decisions.spans(), _of_the_store(self._counted())
+        came = {
+            policy: _minus(now, before)
+            for policy, now in totals.items()
+            if (before := self._totals.get(policy, _NONE)) != now
+        }
+        kept = (
+            came if len(came) <= MAX_SAMPLED_POLICIES else dict(nlargest(MAX_SAMPLED_POLICIES, came.items(), _checks))
+        )
+        others = _sum(outcomes for policy, outcomes in came.items() if policy not in kept)
+        took = [now - before for now, before in zip(spans, self._spans, strict=True)]
+        units = [max(0.0, now - before) for now, before in zip(store, self._store, strict=True)]
+        self._samples.append(Sample(tick, ticks, kept, others, took, *units))
+        self._totals, self._spans, self._store = totals, spans, store
+        former, present = self._periods
+        self._periods = former, present + ticks
+        if present + ticks >= KEY_PERIOD:
+            self._periods = present + ticks, 0
+            self._keys.refused.rotate()
+            self._keys.written.rotate()
+
+    def read(self) -> Recording:
+        """Return all of it."""
+        return Recording(
+            since=self._since,
+            age_s=self._age * INTERVAL_S,
+            samples=list(self._samples),
+            totals=self._outcomes(),
+            keys_window_s=sum(self._periods) * INTERVAL_S,
+            refused=self._keys.refused.read(),
+            written=self._keys.written.read(),
+            counted=[(one.name, one.labels, one.value) for one in self._counted()],
+        )
+
+    def _outcomes(self) -> dict[str, Outcomes]:
+        return {policy: _outcomes(counts) for policy, counts in self._decisions.counts().items()}
+
+    def _counted(self) -> list[Counted]:
+        return [sample for metric in self._registry.collect(but="decisions") for sample in metric.samples]
+
+
+def _outcomes(counts: Mapping[tuple[object, ...], int]) -> Outcomes:
+    allowed = denied = shadow_denied = unavailable = 0
+    for (is_allowed, is_shadow_denied, reason), count in counts.items():
+        if reason == "unavailable":
+            unavailable += count
+        elif is_shadow_denied:
+            shadow_denied += count
+        elif is_allowed:
+            allowed += count
+        else:
+            denied += count
+    return allowed, denied, shadow_denied, unavailable
+
+
+def _of_the_store(counted: Iterable[Counted]) -> tuple[float, float, float]:
+    """Return writes, reads and throttles; in units where DynamoDB has said how many, else in calls."""
+    units = {"write": 0.0, "read": 0.0}
+    calls = {"write": 0.0, "read": 0.0, "": 0.0}
+    throttles = 0.0
+    for sample in counted:
+        if sample.name == _UNITS:
+            units[sample.labels["kind"]] += sample.value
+        elif sample.name == _CALLS:
+            calls[_KINDS.get(sample.labels["operation"], "")] += sample.value
+        elif sample.name == _THROTTLES:
+            throttles += sample.value
+    found = units if any(units.values()) else calls
+    return found["write"], found["read"], throttles
+
+
+def _checks(entry: tuple[str, Outcomes]) -> int:
+    return sum(entry[1])
+
+
+def _minus(now: Outcomes, before: Outcomes) -> Outcomes:
+    return now[0] - before[0], now[1] - before[1], now[2] - before[2], now[3] - before[3]
+
+
+def _plus(one: Outcomes, other: Outcomes) -> Outcomes:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
+
+
+def _sum(all_of_them: Iterable[Outcomes]) -> Outcomes:
+    total = _NONE
+    for outcomes in all_of_them:
+        total = _plus(total, outcomes)
+    return total
+
+
+# Several processes' recordings as one.
+
+
+def document(recordings: Sequence[Recording]) -> dict[str, Any]:
+    """Return what they come to together, as `GET /live` answers it; of policies and keys so many as are to be shown."""
+    frames = _frames(recordings)
+    totals: dict[str, Outcomes] = {}
+    for recording in recordings:
+        for policy, outcomes in recording.totals.items():
+            totals[policy] = _plus(totals.get(policy, _NONE), outcomes)
+    totals = {policy: outcomes for policy, outcomes in totals.items() if policy != OTHER or any(outcomes)}
+    recent: dict[str, int] = {}
+    for recording in recordings:
+        for sample in recording.samples:
+            for policy, outcomes in sample.policies.items():
+                recent[policy] = recent.get(policy, 0) + sum(outcomes)
+    shown = nlargest(MAX_SHOWN, totals, lambda policy: (recent.get(policy, 0), sum(totals[policy])))
+    return {
+        "interval_s": INTERVAL_S,
+        "series": _series(frames),
+        "units": _units({name for recording in recordings for name, _, _ in recording.counted}),
+        "totals": dict(zip(OUTCOMES, _sum(totals.values()), strict=True)),
+        "policies": [
+            {
+                "name": policy,
+                "totals": dict(zip(OUTCOMES, totals[policy], strict=True)),
+                "series": _policy_series(policy, frames),
+            }
+            for policy in shown
+        ],
+        "policies_left_out": len(totals) - len(shown),
+        "keys_window_s": max(recording.keys_window_s for recording in recordings),
+        "refused": added(recording.refused for recording in recordings).top(MAX_SHOWN),
+        "hot": added(recording.written for recording in recordings).top(MAX_SHOWN),
+    }
+
+
+_Frame: TypeAlias = list[Sample]
+"""Samples of one interval, one for each process that has one."""
+
+
+def _frames(recordings: Sequence[Recording]) -> list[_Frame]:
+    """Return the samples by interval, without the last one where a process has not sampled that yet."""
+    frames: dict[int, _Frame] = {}
+    for recording in recordings:
+        for sample in recording.samples:
+            for tick in range(sample.tick - sample.ticks + 1, sample.tick + 1):
+                frames.setdefault(tick, []).append(sample)
+    if not frames:
+        return []
+    last = max(frames)
+    if len(frames[last]) < len(frames.get(last - 1, ())):
+        last -= 1
+    return [frames.get(tick, []) for tick in range(max(min(frames), last - MAX_SAMPLES + 1), last + 1)]
+
+
+def _series(frames: Sequence[_Frame]) -> dict[str, list[float | None]]:
+    checks = [[_plus(sample.others, _sum(sample.policies.values())) for sample in frame] for frame in frames]
+    found = {
+        outcome: [_rate(frame, [each[place] for each in came]) for frame, came in zip(frames, checks, strict=True)]
+        for place, outcome in enumerate(OUTCOMES)
+    }
+    for name in ("writes", "reads", "throttles"):
+        found[name] = [_rate(frame, [getattr(sample, name) for sample in frame]) for frame in frames]
+    for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
+        found[name] = [_quantile(frame, share) for frame in frames]
+    return found
+
+
+def _units(counted: Container[str]) -> str | None:
+    return "measured" if _UNITS in counted else "calls" if _CALLS in counted else None
+
+
+def _policy_series(policy: str, frames: Sequence[_Frame]) -> dict[str, list[float | None]]:
+    return {outcome: [_policy_rate(policy, place, frame) for frame in frames] for place, outcome in enumerate(OUTCOMES)}
+
+
+def _policy_rate(policy: str, place: int, frame: _Frame) -> float | None:
+    """Return None also where it may have been one of those that were not kept apart."""
+    if any(policy not in sample.policies and sample.others != _NONE for sample in frame):
+        return None
+    return _rate(frame, [sample.policies.get(policy, _NONE)[place] for sample in frame])
+
+
+def _rate(frame: _Frame, counts: Sequence[float]) -> float | None:
+    """Return so many a second."""
+    if not frame:
+        return None
+    return round(sum(count / sample.ticks for count, sample in zip(counts, frame, strict=True)) / INTERVAL_S, 2)
+
+
+def _quantile(frame: _Frame, share: float) -> float | None:
+    """Return milliseconds, as Prometheus would: evenly spread within a bucket, and at most the last bound."""
+    spans: list[int] = [sum(counts) for counts in zip(*(sample.spans for sample in frame), strict=True)]
+    reached = list(accumulate(spans))
+    if not reached or not reached[-1]:
+        return None
+    rank = share * reached[-1]
+    place = bisect_left(reached, rank)
+    if place == len(BUCKETS):
+        return BUCKETS[-1] * 1000
+    start = BUCKETS[place - 1] if place else 0.0
+    part = (rank - (reached[place] - spans[place])) / spans[place]
+    return round((start + (BUCKETS[place] - start) * part) * 1000, 3)
+
+
+def cost(recordings: Mapping[str, Recording], prices: Prices) -> dict[str, Any] | None:
+    """Return what they have cost so far, and a month if it goes on like that; None where nobody writes to a table."""
+    ages = {worker: float(recording.age_s) for worker, recording in recordings.items()}
+    samples = [sample for worker, recording in recordings.items() for sample in _labelled(worker, recording)]
+    if not all(ages.values()) or not any(sample.name == _CALLS for sample in samples):
+        return None
+    nothing_stored = Workload(checks=0)
+    month = consumption(samples, ages, nothing_stored)
+    # A worker that has counted for a month is taken as it is.
+    so_far = consumption(samples, dict.fromkeys(ages, HOURS * 3600.0), nothing_stored).units
+    causes = {
+        "checks": (month.units.checks, prices.write_million),
+        "refused checks": (month.units.refused, prices.write_million),
+        "usage log": (month.units.events, prices.write_million),
+        "reads": (month.units.reads, prices.read_million),
+    }
+    spent = so_far.writes * prices.write_million + so_far.reads * prices.read_million
+    return {
+        "basis": "projected from what these workers have counted since they started; storage is left out",
+        "seconds": month.seconds,
+        "measured": month.is_measured,
+        "region": prices.region,
+        "as_of": prices.as_of,
+        "currency": "USD",
+        "so_far": {
+            "writes": round(so_far.writes), "reads": round(so_far.reads), "dollars": dollars(spent / _MILLION)
+        },
+        "month": [
+            {"cause": cause, "units": round(units), "dollars": dollars(units * price / _MILLION)}
+            for cause, (units, price) in causes.items()
+        ],
+        "total": dollars(sum((units * price for units, price in causes.values()), Fraction(0)) / _MILLION),
+    }  # fmt: skip
+
+
+def _labelled(worker: str, recording: Recording) -> Iterator[Counted]:
+    for name, labels, value in recording.counted:
+        yield Counted(name, {**labels, "worker": worker}, value)
+    for outcome, count in zip(OUTCOMES, _sum(recording.totals.values()), strict=True):
+        reason = "quota" if outcome == "denied" else "none"
+        yield Counted("ratelimit_decisions_total", {"outcome": outcome, "reason": reason, "worker": worker}, count)
