@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
+from ratelimit import otel
 from ratelimit.clock import Clock
 from ratelimit.config import Config, HeadersMode, Problems, SettingArgs, read_config
 from ratelimit.directory import Directory
@@ -23,15 +24,14 @@ from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.opening import store_from_url
 from ratelimit.policy import Exempt, UserFrom
-from ratelimit.store import MemoryStore, MirrorStore, Store, TableStore
-from ratelimit.store.delegating import layers
+from ratelimit.store import MemoryStore, MirrorStore, TableStore
 from ratelimit.store.hashed import HashedUserStore
 from ratelimit.usage import UsageLog
 from ratelimit.usage.settings import UsageOptions
 
 if TYPE_CHECKING:
+    from ratelimit import sync
     from ratelimit.dynamodb import Settings
-    from ratelimit.dynamodb.calls import Stats
     from ratelimit.http.api.idempotency import IdempotencyCache
     from ratelimit.http.authz import Authz
 
@@ -87,16 +87,6 @@ def table_settings(url: str) -> Settings:
         return parse_url(url)
     except ConfigError as error:
         raise error.under("store") from None
-
-
-def store_stats(store: Store) -> Stats | None:
-    """Return what a store has asked of DynamoDB; None where it asks nobody."""
-    *_, innermost = layers(store)
-    if isinstance(innermost, MemoryStore):
-        return None
-    from ratelimit.dynamodb import DynamoDBStore
-
-    return innermost.stats if isinstance(innermost, DynamoDBStore) else None
 
 
 def build_limiter(
@@ -167,6 +157,7 @@ def middleware_args(
         store = working_store(config) if store is None else store
         limiter = build_limiter(config, store=store, clock=clock, on_alert=on_alert)
         usage = build_usage_log(UsageLog, config, limiter, store)
+        show_metrics(config, limiter, usage)
     return MiddlewareArgs(
         limiter=limiter,
         usage=usage,
@@ -177,6 +168,17 @@ def middleware_args(
         exempt=exemptions(config),
         max_body_bytes=config.max_body_bytes,
     )
+
+
+def show_metrics(config: Config, limiter: Limiter | sync.Limiter, usage: UsageLog | sync.UsageLog | None) -> None:
+    """Show an app's metrics to who collects them in this process. Raises `ConfigError`."""
+    otel.expose(limiter, usage=usage)
+    if config.metrics:
+        try:
+            from ratelimit.prometheus import expose
+        except ImportError:
+            raise ConfigError("metrics", "needs prometheus_client: pip install prometheus-client") from None
+        expose(limiter, usage=usage)
 
 
 def exemptions(config: Config) -> tuple[Exempt, ...]:

@@ -15,13 +15,14 @@ from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 from msgspec import Struct
-from prometheus_client.core import Sample as Counted
+from prometheus_client.core import Sample as Scraped
 
 from ratelimit.cost import Prices, Workload, dollars
 from ratelimit.cost.metrics import consumption
 from ratelimit.cost.units import HOURS
 from ratelimit.decision import Decision
 from ratelimit.metrics import BUCKETS, OTHER, DecisionMetrics, Registry
+from ratelimit.metrics import Sample as Counted
 from ratelimit.names import Key
 from ratelimit.top_keys import KeyCounts, TopKeys, added
 
@@ -360,9 +361,9 @@ def cost(recordings: Mapping[str, Recording], prices: Prices) -> dict[str, Any] 
     }  # fmt: skip
 
 
-def _labelled(worker: str, recording: Recording) -> Iterator[Counted]:
+def _labelled(worker: str, recording: Recording) -> Iterator[Scraped]:
     for name, labels, value in recording.counted:
-        yield Counted(name, {**labels, "worker": worker}, value)
+        yield Scraped(name, {**labels, "worker": worker}, value)
     for outcome, count in zip(OUTCOMES, _sum(recording.totals.values()), strict=True):
         reason = "quota" if outcome == "denied" else "none"
-        yield Counted("ratelimit_decisions_total", {"outcome": outcome, "reason": reason, "worker": worker}, count)
+        yield Scraped("ratelimit_decisions_total", {"outcome": outcome, "reason": reason, "worker": worker}, count)

@@ -1,36 +1,70 @@
-"""Prometheus metrics of what the parts count anyway: read when somebody asks, and by nobody else.
+"""What the parts count anyway, as families of metrics: read when somebody asks, and by nobody else.
 
-They are prometheus_client's own `Metric` values, and it writes them out; its global registry and its multi-process mode
-are not used. That mode counts in files of its own, by process id and with a lock, while the parts here count in plain
-attributes, one `Registry` a worker adds up those that came and went, and workers are told apart by small numbers.
+Parts count in plain attributes, and a `Registry` adds up those that came and went. Families are named and typed as
+Prometheus has them; `prometheus.py` and `otel.py` hand them on, both the same ones.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, get_args
+from weakref import ref
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily as Counter
-from prometheus_client.core import GaugeMetricFamily as Gauge
-from prometheus_client.core import HistogramMetricFamily as Histogram
-from prometheus_client.core import Metric, Sample
-from prometheus_client.exposition import choose_encoder
 
 from ratelimit.decision import Decision
-from ratelimit.directory import DirectoryStats
+from ratelimit.directory import Directory, DirectoryStats
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.background import Loss
-from ratelimit.store import MemoryStore
+from ratelimit.limiter.checker import Observer
+from ratelimit.store import MemoryStore, MirrorStore, Store
+from ratelimit.store.delegating import layers
 from ratelimit.store.mirror import MirrorStats
 from ratelimit.usage.settings import UsageStats
 
 if TYPE_CHECKING:
+    from ratelimit import sync
     from ratelimit.dynamodb.calls import Stats
+    from ratelimit.usage import UsageLog
 
-Source: TypeAlias = Callable[[], Iterable[Metric]]
+
+class Sample(NamedTuple):
+    """One value, by the name that Prometheus has for it: `…_total` of a counter, `…_bucket` of a histogram."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Family(NamedTuple):
+    """A metric: what it is called and means, its type (`counter`, `gauge`, `histogram`), and how it stands."""
+
+    name: str
+    documentation: str
+    type: str
+    samples: list[Sample]
+
+
+Source: TypeAlias = Callable[[], Iterable[Family]]
+
+
+def counter(name: str, documentation: str, value: float) -> Family:
+    """Return a counter without labels. Its name does not end in `_total`."""
+    return Family(name, documentation, "counter", [Sample(f"{name}_total", {}, value)])
+
+
+def gauge(name: str, documentation: str, value: float) -> Family:
+    """Return a gauge without labels."""
+    return Family(name, documentation, "gauge", [Sample(name, {}, value)])
+
+
+def by_label(name: str, documentation: str, label: str, values: Mapping[str, float]) -> Family:
+    """Return a counter of the values of one label."""
+    # A copy: it may be counted on by other threads.
+    samples = [Sample(f"{name}_total", {label: each}, count) for each, count in dict(values).items()]
+    return Family(name, documentation, "counter", samples)
 
 
 class Registry:
@@ -41,7 +75,10 @@ class Registry:
 
     def __init__(self) -> None:
         self._sources: dict[Hashable, Source] = {}
-        self._past: list[Metric] = []
+        self._past: list[Family] = []
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._sources
 
     def register(self, key: Hashable, source: Source) -> None:
         """Read this source too; harmless where it is read already."""
@@ -51,79 +88,35 @@ class Registry:
         """Read a source a last time. Its counters stay, its gauges go."""
         source = self._sources.pop(key, None)
         if source is not None:
-            self._past = _merged([*self._past, *(metric for metric in source() if metric.type != "gauge")])
+            self._past = _merged([*self._past, *(family for family in source() if family.type != "gauge")])
 
-    def collect(self, *, but: Hashable = None) -> list[Metric]:
+    def collect(self, *, but: Hashable = None) -> list[Family]:
         """Read all sources, or all but one."""
-        sources = [source for key, source in self._sources.items() if key != but]
-        return _merged([*self._past, *(metric for source in sources for metric in source())])
+        sources = [source for key, source in list(self._sources.items()) if key != but]
+        return _merged([*self._past, *(family for source in sources for family in source())])
 
 
-def _merged(metrics: Iterable[Metric]) -> list[Metric]:
-    found: dict[str, tuple[Metric, dict[Hashable, Sample]]] = {}
-    for metric in metrics:
-        _, samples = found.setdefault(metric.name, (Metric(metric.name, metric.documentation, metric.type), {}))
-        for sample in metric.samples:
+def _merged(families: Iterable[Family]) -> list[Family]:
+    found: dict[str, tuple[Family, dict[Hashable, Sample]]] = {}
+    for family in families:
+        _, samples = found.setdefault(family.name, (family, {}))
+        for sample in family.samples:
             key = sample.name, frozenset(sample.labels.items())
             before = samples.get(key)
-            if before is not None and metric.type != "gauge":
+            if before is not None and family.type != "gauge":
                 sample = sample._replace(value=before.value + sample.value)
             samples[key] = sample
-    for merged, samples in found.values():
-        merged.samples = list(samples.values())
-    return [merged for merged, _ in found.values()]
+    return [family._replace(samples=list(samples.values())) for family, samples in found.values()]
 
 
-def exposition(workers: Mapping[str, Iterable[Metric]], accept: str) -> tuple[bytes, str]:
-    """Return the body and its content type, as the scraper asked for it (`Accept`): the text format or OpenMetrics.
-
-    The worker becomes a label of every sample.
-    """
-    labelled = Registry()
-    for worker, metrics in workers.items():
-        labelled.register(worker, lambda worker=worker, metrics=metrics: _labelled(worker, metrics))  # type: ignore[misc]
-    encode, content_type = choose_encoder(accept)
-    return encode(labelled), content_type
+# How workers tell one another their metrics. Quicker to read than the text format, for whoever collects from many also
+# serves requests.
+decode: Final = msgspec.json.Decoder(list[Family]).decode
 
 
-def _labelled(worker: str, metrics: Iterable[Metric]) -> Iterable[Metric]:
-    for metric in metrics:
-        labelled = Metric(metric.name, metric.documentation, metric.type)
-        for sample in metric.samples:
-            labelled.add_sample(sample.name, {"worker": worker, **sample.labels}, sample.value)
-        yield labelled
-
-
-# How workers tell one another their metrics: name, help, type and samples. Quicker to read than the text format, for
-# whoever collects from many also serves requests.
-_Told: TypeAlias = list[tuple[str, str, str, list[tuple[str, dict[str, str], float]]]]
-_decoder: Final = msgspec.json.Decoder(_Told)
-
-
-def encode(metrics: Iterable[Metric]) -> bytes:
+def encode(families: Iterable[Family]) -> bytes:
     """Write metrics down for another worker."""
-    return msgspec.json.encode([
-        (metric.name, metric.documentation, metric.type, [sample[:3] for sample in metric.samples])
-        for metric in metrics
-    ])  # fmt: skip
-
-
-def decode(told: bytes) -> list[Metric]:
-    """Read what `encode` has written."""
-    metrics = []
-    for name, documentation, kind, samples in _decoder.decode(told):
-        metrics.append(metric := Metric(name, documentation, kind))
-        for sample in samples:
-            metric.add_sample(*sample)
-    return metrics
-
-
-def by_label(name: str, documentation: str, label: str, values: Mapping[str, float]) -> Counter:
-    """Make a counter of the values of one label."""
-    counter = Counter(name, documentation, labels=[label])
-    for value, count in values.items():
-        counter.add_metric([value], count)
-    return counter
+    return msgspec.json.encode(list(families))
 
 
 class DecisionMetrics:
@@ -160,21 +153,44 @@ class DecisionMetrics:
         """Return how many took so long, by `BUCKETS`, and how many took longer."""
         return list(self._spans)
 
-    def collect(self) -> list[Metric]:
+    def collect(self) -> list[Family]:
         """Return the counts as they stand."""
-        decisions = Counter(
-            "ratelimit_decisions", "Checks, by policy, outcome and reason.", labels=["policy", "outcome", "reason"]
-        )
+        decisions = []
         for policy, counts in self.counts().items():
-            for (allowed, shadow_denied, reason), count in counts.items():
+            for (allowed, shadow_denied, reason), count in dict(counts).items():
                 outcome = "shadow_denied" if shadow_denied else "allowed" if allowed else "denied"
-                decisions.add_metric([policy, outcome, str(reason or "none")], count)
-        buckets = list(zip([*map(str, BUCKETS), "+Inf"], accumulate(self._spans), strict=True))
-        return [decisions, Histogram("ratelimit_check_seconds", "Seconds that a check took.", buckets, self._sum)]
+                labels = {"policy": policy, "outcome": outcome, "reason": str(reason or "none")}
+                decisions.append(Sample("ratelimit_decisions_total", labels, count))
+        below = list(accumulate(self._spans))
+        spans = [
+            Sample(f"{CHECK_SECONDS}_bucket", {"le": le}, count)
+            for le, count in zip([*map(str, BUCKETS), "+Inf"], below, strict=True)
+        ]
+        spans += [Sample(f"{CHECK_SECONDS}_count", {}, below[-1]), Sample(f"{CHECK_SECONDS}_sum", {}, self._sum)]
+        return [
+            Family("ratelimit_decisions", "Checks, by policy, outcome and reason.", "counter", decisions),
+            Family(CHECK_SECONDS, CHECK_SECONDS_HELP, "histogram", spans),
+        ]
+
+
+def add_observer(limiter: Limiter, observer: Observer) -> None:
+    """Tell one more of a limiter's decisions."""
+    first = limiter.observer
+    if first is None:
+        limiter.observer = observer
+        return
+
+    def observe(decision: Decision, span: float) -> None:
+        first(decision, span)
+        observer(decision, span)
+
+    limiter.observer = observe
 
 
 OTHER: Final = "other"
 """The policy of checks that brought quotas of their own, for an action that the configuration does not name."""
+CHECK_SECONDS: Final = "ratelimit_check_seconds"
+CHECK_SECONDS_HELP: Final = "Seconds that a check took."
 BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _ALLOWED: Final = (True, False, None)
@@ -222,81 +238,153 @@ _MIRROR: Final = {
 }
 
 
-def limiter_metrics(limiter: Limiter) -> list[Metric]:
+def limiter_metrics(limiter: Limiter) -> list[Family]:
     """Return a limiter's metrics."""
     lost = {loss: limiter.stats.lost[loss] for loss in get_args(Loss)}
-    breaker = Gauge("ratelimit_breaker_state", "1 for the state that the circuit breaker is in.", labels=["state"])
-    for each in BREAKER_STATES:
-        breaker.add_metric([each], float(each == limiter.breaker.state))
-    stats = limiter.stats
+    state, stats = limiter.breaker.state, limiter.stats
+    states = [Sample("ratelimit_breaker_state", {"state": each}, float(each == state)) for each in BREAKER_STATES]
     return [
-        Counter("ratelimit_denials_cached", "Refusals repeated without asking the store.", stats.denials_cached),
-        Counter("ratelimit_checks_leased", "Checks granted from units taken ahead.", stats.leased),
-        Counter("ratelimit_checks_coalesced", "Checks that shared the write of another.", stats.coalesced),
+        counter("ratelimit_denials_cached", "Refusals repeated without asking the store.", stats.denials_cached),
+        counter("ratelimit_checks_leased", "Checks granted from units taken ahead.", stats.leased),
+        counter("ratelimit_checks_coalesced", "Checks that shared the write of another.", stats.coalesced),
         by_label("ratelimit_units_lost", "Units that the store did not take in the background.", "kind", lost),
-        Counter(
-            "ratelimit_alerts_dropped", "Alerts not raised: too many were being handled.", limiter.stats.alerts_dropped
-        ),
-        breaker,
+        counter("ratelimit_alerts_dropped", "Alerts not raised: too many were being handled.", stats.alerts_dropped),
+        Family("ratelimit_breaker_state", "1 for the state that the circuit breaker is in.", "gauge", states),
     ]
 
 
-def webhook_metrics(sent: int, failed: int) -> list[Metric]:
+def webhook_metrics(sent: int, failed: int) -> list[Family]:
     """Return those of the receiver of alerts."""
     results = {"sent": sent, "failed": failed}
     return [by_label("ratelimit_alerts", "Alerts posted to the webhook, by how it ended.", "result", results)]
 
 
-def envoy_metrics(calls: Mapping[tuple[str, str], int]) -> list[Metric]:
+def envoy_metrics(calls: Mapping[tuple[str, str], int]) -> list[Family]:
     """Return those of Envoy's rate limit service: domains without rules are one."""
-    counter = Counter("ratelimit_envoy_calls", "Calls of Envoy's rate limit service.", labels=["domain", "answer"])
-    for labels, count in calls.items():
-        counter.add_metric(labels, count)
-    return [counter]
-
-
-def store_metrics(stats: Stats) -> list[Metric]:
-    """Return DynamoDB's. Its units are known only where the store's URL says `consumed=true`."""
-    found: list[Metric] = [
-        by_label("ratelimit_store_calls", "Requests to DynamoDB, retries included.", "operation", stats.calls),
-        Counter("ratelimit_store_retries", "Requests to DynamoDB tried again.", stats.retries),
-        Counter("ratelimit_store_throttles", "Requests that DynamoDB throttled.", stats.throttles),
-        by_label("ratelimit_store_fallbacks", "Checks that left the fast lane.", "reason", stats.fallbacks),
-        Counter("ratelimit_store_connections", "Connections that the fast lane made.", stats.connections),
-        by_label("ratelimit_store_connections_dropped", "Connections that ended.", "reason", stats.dropped),
+    samples = [
+        Sample("ratelimit_envoy_calls_total", {"domain": domain, "answer": answer}, count)
+        for (domain, answer), count in dict(calls).items()
     ]
+    return [Family("ratelimit_envoy_calls", "Calls of Envoy's rate limit service.", "counter", samples)]
+
+
+def store_metrics(store: Store) -> list[Family]:
+    """Return those of a store, and of all that it stands on."""
+    found: list[Family] = []
+    for layer in layers(store):
+        if isinstance(layer, MirrorStore):
+            found += mirror_metrics(layer.stats)
+        elif isinstance(layer, MemoryStore):
+            found += memory_metrics(layer)
+    stats = store_stats(store)
+    return found if stats is None else [*dynamodb_metrics(stats), *found]
+
+
+def store_stats(store: Store) -> Stats | None:
+    """Return what a store has asked of DynamoDB; None where it asks nobody."""
+    *_, innermost = layers(store)
+    if isinstance(innermost, MemoryStore):
+        return None
+    from ratelimit.dynamodb import DynamoDBStore
+
+    return innermost.stats if isinstance(innermost, DynamoDBStore) else None
+
+
+def dynamodb_metrics(stats: Stats) -> list[Family]:
+    """Return DynamoDB's. Its units are known only where the store's URL says `consumed=true`."""
     units = {"write": stats.write_units, "read": stats.read_units}
-    if any(units.values()):
-        found.append(by_label("ratelimit_store_units", "Capacity that DynamoDB says was consumed.", "kind", units))
-    return found
+    return [
+        by_label("ratelimit_store_calls", "Requests to DynamoDB, retries included.", "operation", stats.calls),
+        counter("ratelimit_store_retries", "Requests to DynamoDB tried again.", stats.retries),
+        counter("ratelimit_store_throttles", "Requests that DynamoDB throttled.", stats.throttles),
+        by_label("ratelimit_store_fallbacks", "Checks that left the fast lane.", "reason", stats.fallbacks),
+        counter("ratelimit_store_connections", "Connections that the fast lane made.", stats.connections),
+        by_label("ratelimit_store_connections_dropped", "Connections that ended.", "reason", stats.dropped),
+        by_label(
+            "ratelimit_store_units",
+            "Capacity that DynamoDB says was consumed.",
+            "kind",
+            units if any(units.values()) else {},
+        ),
+    ]
 
 
-def memory_metrics(store: MemoryStore) -> list[Metric]:
+def memory_metrics(store: MemoryStore) -> list[Family]:
     """Return those of the embedded store."""
     return [
-        Gauge("ratelimit_store_records", "Records in the embedded store.", len(store)),
-        Counter("ratelimit_store_evicted", "Records that gave way before their time: max_keys.", store.evicted),
+        gauge("ratelimit_store_records", "Records in the embedded store.", len(store)),
+        counter("ratelimit_store_evicted", "Records that gave way before their time: max_keys.", store.evicted),
     ]
 
 
-def mirror_metrics(stats: MirrorStats) -> list[Metric]:
+def mirror_metrics(stats: MirrorStats) -> list[Family]:
     """Return those of a second store that is kept up to date."""
     return [
         *_counters("ratelimit_mirror_", _MIRROR, stats),
-        Gauge("ratelimit_mirror_waiting", "Writes that wait for the mirror.", stats.waiting),
+        gauge("ratelimit_mirror_waiting", "Writes that wait for the mirror.", stats.waiting),
     ]
 
 
-def usage_metrics(stats: UsageStats) -> list[Metric]:
+def usage_metrics(stats: UsageStats) -> list[Family]:
     """Return those of the usage log."""
-    now = [Gauge(f"ratelimit_usage_{name}", text, getattr(stats, name)) for name, text in _USAGE_NOW.items()]
+    now = [gauge(f"ratelimit_usage_{name}", text, getattr(stats, name)) for name, text in _USAGE_NOW.items()]
     return [*_counters("ratelimit_usage_", _USAGE, stats), *now]
 
 
-def directory_metrics(stats: DirectoryStats) -> list[Metric]:
+def directory_metrics(stats: DirectoryStats) -> list[Family]:
     """Return those of the cache of users and plans."""
     return _counters("ratelimit_directory_", _DIRECTORY, stats)
 
 
-def _counters(prefix: str, texts: Mapping[str, str], stats: object) -> list[Metric]:
-    return [Counter(prefix + name, text, getattr(stats, name)) for name, text in texts.items()]
+def _counters(prefix: str, texts: Mapping[str, str], stats: object) -> list[Family]:
+    return [counter(prefix + name, text, getattr(stats, name)) for name, text in texts.items()]
+
+
+# The parts of an app.
+
+
+def parts(
+    limiter: Limiter, store: Store, directory: object, usage: UsageLog | sync.UsageLog | None
+) -> Iterator[tuple[Any, Callable[[Any], list[Family]]]]:
+    """Yield each part that has something to tell, and what reads it."""
+    yield limiter, limiter_metrics
+    yield store, store_metrics
+    if usage is not None:
+        yield usage, lambda part: usage_metrics(part.stats)
+    if isinstance(directory, Directory):
+        yield directory, lambda part: directory_metrics(part.stats)
+
+
+def watch(
+    registry: Registry, limiter: Limiter | sync.Limiter, usage: UsageLog | sync.UsageLog | None = None
+) -> Limiter | None:
+    """Have a registry read a limiter and its parts, which it does not keep alive: when they go, their counters stay.
+
+    Return the limiter that decides (of a blocking one, what is in it); None where it is read already.
+    """
+    core = limiter if isinstance(limiter, Limiter) else limiter._core
+    if ref(core) in registry:
+        return None
+    decisions = DecisionMetrics(core.policies)
+    add_observer(core, decisions)
+    registry.register(decisions, decisions.collect)
+    for part, read in parts(core, core.store, core.directory, usage):
+        registry.register(ref(part), _Weak(part, read))
+    return core
+
+
+class _Weak:
+    """A source that does not keep its part alive. Of one that has gone, the counters stay as they were last read."""
+
+    def __init__(self, part: object, read: Callable[[Any], list[Family]]) -> None:
+        self._part = ref(part)
+        self._read = read
+        self._last: list[Family] = []
+
+    def __call__(self) -> list[Family]:
+        part = self._part()
+        if part is None:
+            self._last = [family for family in self._last if family.type != "gauge"]
+        else:
+            self._last = self._read(part)
+        return self._last

@@ -9,14 +9,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from prometheus_client.core import CounterMetricFamily
 
 from ratelimit import live
 from ratelimit.cost import load_prices
 from ratelimit.cost.units import HOURS
 from ratelimit.decision import Decision, Reason
 from ratelimit.live import INTERVAL_S, MAX_SAMPLED_POLICIES, MAX_SHOWN, KeyTraffic, Recorder, Recording
-from ratelimit.metrics import DecisionMetrics, Registry, by_label
+from ratelimit.metrics import DecisionMetrics, Registry, by_label, counter
 
 
 class Process:
@@ -36,8 +35,8 @@ class Process:
     def _metrics(self) -> list[Any]:
         found = [
             by_label("ratelimit_store_calls", "", "operation", self.calls),
-            CounterMetricFamily("ratelimit_store_throttles", "", self.throttles),
-            CounterMetricFamily("ratelimit_usage_written", "", self.events),
+            counter("ratelimit_store_throttles", "", self.throttles),
+            counter("ratelimit_usage_written", "", self.events),
         ]
         return (
             [*found, by_label("ratelimit_store_units", "", "kind", self.units)] if any(self.units.values()) else found

@@ -9,10 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from prometheus_client import ProcessCollector
-from prometheus_client.core import CounterMetricFamily as Counter
-from prometheus_client.core import GaugeMetricFamily as Gauge
-from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
@@ -21,24 +17,27 @@ from ratelimit.decision import Decision, Reason
 from ratelimit.directory import DirectoryStats
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.factory import store_stats
 from ratelimit.limiter import Limiter
 from ratelimit.metrics import (
     DecisionMetrics,
+    Family,
     Registry,
+    counter,
     decode,
     directory_metrics,
+    dynamodb_metrics,
     encode,
     envoy_metrics,
-    exposition,
+    gauge,
     limiter_metrics,
     memory_metrics,
     mirror_metrics,
-    store_metrics,
+    store_stats,
     usage_metrics,
     webhook_metrics,
 )
 from ratelimit.policy import Policy
+from ratelimit.prometheus import exposition, process_families
 from ratelimit.server.factory import sidecar
 from ratelimit.store import MemoryStore, MirrorStore
 from ratelimit.store.hashed import HashedUserStore
@@ -59,7 +58,7 @@ def decisions(metrics: DecisionMetrics) -> dict[tuple[str, str, str], float]:
     return {(s.labels["policy"], s.labels["outcome"], s.labels["reason"]): s.value for s in metric.samples}
 
 
-def every_metric() -> list[Metric]:
+def every_metric() -> list[Family]:
     limiter = Limiter(MemoryStore(), [Policy("hint", "5/day")])
     stats = Stats(
         collections.Counter(UpdateItem=3),
@@ -70,9 +69,9 @@ def every_metric() -> list[Metric]:
     metrics = DecisionMetrics(limiter.policies)
     metrics(decision(), 0.0003)
     return [
-        *metrics.collect(), *limiter_metrics(limiter), *memory_metrics(MemoryStore()), *store_metrics(stats),
+        *metrics.collect(), *limiter_metrics(limiter), *memory_metrics(MemoryStore()), *dynamodb_metrics(stats),
         *usage_metrics(UsageStats()), *mirror_metrics(MirrorStats()), *directory_metrics(DirectoryStats()),
-        *webhook_metrics(3, 1), *envoy_metrics({("edge", "ok"): 2}), *ProcessCollector(registry=None).collect(),
+        *webhook_metrics(3, 1), *envoy_metrics({("edge", "ok"): 2}), *process_families(),
     ]  # fmt: skip
 
 
@@ -124,8 +123,8 @@ def test_how_long_checks_took() -> None:
 
 def test_a_counter_never_falls_and_a_gauge_is_the_last_ones() -> None:
     registry = Registry()
-    registry.register("first", lambda: [Counter("calls", "", 3), Gauge("open", "", 1)])
-    registry.register("second", lambda: [Counter("calls", "", 4), Gauge("open", "", 0)])
+    registry.register("first", lambda: [counter("calls", "", 3), gauge("open", "", 1)])
+    registry.register("second", lambda: [counter("calls", "", 4), gauge("open", "", 0)])
     assert {metric.name: metric.samples[0].value for metric in registry.collect()} == {"calls": 7, "open": 0}
     registry.retire("second")
     registry.retire("second")
@@ -138,7 +137,7 @@ def test_a_counter_never_falls_and_a_gauge_is_the_last_ones() -> None:
 def test_one_source_is_counted_once() -> None:
     registry = Registry()
     for _ in range(2):
-        registry.register("one", lambda: [Counter("calls", "", 3)])
+        registry.register("one", lambda: [counter("calls", "", 3)])
     assert registry.collect()[0].samples[0].value == 3
 
 
@@ -199,11 +198,11 @@ def test_a_store_is_seen_through_what_is_around_it() -> None:
     assert store_stats(HashedUserStore(MemoryStore(), "s")) is None
 
 
-def of_the_sidecar() -> list[Metric]:
+def of_the_sidecar() -> list[Family]:
     """Those that a worker adds."""
     one = sidecar(partial(load_config, env={}))
-    return [Gauge("ratelimit_up", "", 1), *one.registry.collect()]
+    return [gauge("ratelimit_up", "", 1), *one.registry.collect()]
 
 
-def _as_scraped(metric: Metric) -> str:
+def _as_scraped(metric: Family) -> str:
     return f"{metric.name}_total" if metric.type == "counter" else metric.name

@@ -150,6 +150,8 @@ class Config:
     """Requests never checked, whatever the policy."""
     max_body_bytes: int = setting(DEFAULT_MAX_BODY_BYTES, check_max_body_bytes, number)
     """How much of a body is read for functions that ask for it; a larger one is answered with 413."""
+    metrics: bool = setting(False, _truth, boolean)
+    """Whether an app shows its metrics in `prometheus_client`'s registry; `ratelimit serve` has them on its `admin`."""
     api_token: str | None = setting(None, check_token, shown=hidden)
     """Asked of the native API's callers; needed where it listens beyond loopback."""
     admin: str = setting("127.0.0.1:8081", _listener)
@@ -191,6 +193,7 @@ class SettingArgs(TypedDict, total=False):
     ipv6_prefix: int
     exempt: Exempt | Iterable[Exempt]
     max_body_bytes: int
+    metrics: bool
     api_token: str
     admin: str
     admin_token: str

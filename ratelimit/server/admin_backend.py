@@ -13,7 +13,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
-from prometheus_client.core import GaugeMetricFamily as Gauge
 
 from ratelimit import live
 from ratelimit.clock import SECOND, Clock, instant, seconds
@@ -33,8 +32,9 @@ from ratelimit.errors import (
 from ratelimit.factory import table_settings
 from ratelimit.http.auth import Token
 from ratelimit.live import INTERVAL_S, KeyTraffic, Recorder, Recording
-from ratelimit.metrics import OTHER, decode, encode, exposition
+from ratelimit.metrics import OTHER, decode, encode, gauge
 from ratelimit.names import Key
+from ratelimit.prometheus import exposition
 from ratelimit.server.runtime import Runtime
 from ratelimit.server.sidecar import Sidecar
 from ratelimit.server.worker_bus import WorkerBus
@@ -240,10 +240,10 @@ class ServerBackend:
         return None if state == "ok" else f"The store cannot be used: {state}."
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        workers = {self._number: [Gauge("ratelimit_up", _UP, 1), *self._sidecar.registry.collect()]}
+        workers = {self._number: [gauge("ratelimit_up", _UP, 1), *self._sidecar.registry.collect()]}
         for number, said in (await self._ask("metrics", within=_ASK_TIMEOUT_S)).items():
             metrics = [] if said is None else decode(said)
-            workers[number] = [Gauge("ratelimit_up", _UP, float(said is not None)), *metrics]
+            workers[number] = [gauge("ratelimit_up", _UP, float(said is not None)), *metrics]
         return exposition(workers, accept)
 
     async def live(self) -> Mapping[str, object]:

@@ -7,29 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client.core import Metric
-
 from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.directory import Directory
-from ratelimit.factory import build_limiter, build_usage_log, store_stats, working_store
+from ratelimit.factory import build_limiter, build_usage_log, working_store
 from ratelimit.limiter import Limiter
-from ratelimit.metrics import (
-    Source,
-    directory_metrics,
-    envoy_metrics,
-    limiter_metrics,
-    memory_metrics,
-    mirror_metrics,
-    store_metrics,
-    usage_metrics,
-    webhook_metrics,
-)
+from ratelimit.metrics import Source, envoy_metrics, parts, webhook_metrics
 from ratelimit.names import Key
 from ratelimit.server.webhook import Webhook
-from ratelimit.store import MemoryStore, MirrorStore, TableStore
+from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.base import Outcome, Write
-from ratelimit.store.delegating import DelegatingStore, layers
+from ratelimit.store.delegating import DelegatingStore
 from ratelimit.usage import UsageLog
 
 if TYPE_CHECKING:
@@ -129,14 +117,8 @@ class Runtime:
 
     def sources(self) -> dict[object, Source]:
         """Return what is counted, by the part that counts it."""
-        found: dict[object, Source] = {
-            self.limiter: partial(limiter_metrics, self.limiter),
-            self.store: partial(_store_metrics, self.store),
-        }
-        if (usage := self.usage) is not None:
-            found[usage] = lambda: usage_metrics(usage.stats)
-        if (directory := self.directory) is not None:
-            found[directory] = lambda: directory_metrics(directory.stats)
+        told = parts(self.limiter, self.store, self.directory, self.usage)
+        found: dict[object, Source] = {part: partial(read, part) for part, read in told}
         if (envoy := self.envoy) is not None:
             found[envoy] = lambda: envoy_metrics(envoy.calls)
         if (webhook := self.webhook) is not None:
@@ -163,14 +145,3 @@ def _envoy_service(config: Config, limiter: Limiter, usage: UsageLog | None) -> 
 def _place(config: Config) -> tuple[bool, str, str, str | None]:
     """Return what makes it another store."""
     return config.enabled, config.store, config.mirror, config.user_hash_key
-
-
-def _store_metrics(store: TableStore) -> list[Metric]:
-    found: list[Metric] = []
-    for layer in layers(store):
-        if isinstance(layer, MirrorStore):
-            found += mirror_metrics(layer.stats)
-        elif isinstance(layer, MemoryStore):
-            found += memory_metrics(layer)
-    stats = store_stats(store)
-    return found if stats is None else [*store_metrics(stats), *found]

@@ -9,18 +9,15 @@ from dataclasses import fields, replace
 from typing import TypeAlias, TypeVar
 
 from msgspec import Struct
-from prometheus_client import ProcessCollector
-from prometheus_client.core import GaugeMetricFamily as Gauge
-from prometheus_client.core import Metric
 from starlette.types import ASGIApp
 
 from ratelimit.clock import Clock
 from ratelimit.config import Config
-from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
-from ratelimit.limiter.checker import Observer
 from ratelimit.live import KeyTraffic
-from ratelimit.metrics import DecisionMetrics, Registry, by_label
+from ratelimit.metrics import DecisionMetrics, Family, Registry, add_observer, by_label, gauge
+from ratelimit.otel import Instruments
+from ratelimit.prometheus import process_families
 from ratelimit.server.access_log import AccessLog
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
@@ -128,9 +125,10 @@ class Sidecar:
         self._reloading = asyncio.Lock()
         self._has_ended = False
         self._retiring = Tasks("ending a former configuration")
-        self.registry.register("process", ProcessCollector(registry=None).collect)
+        self.registry.register("process", process_families)
         self.registry.register("decisions", self.decisions.collect)
         self.registry.register(self, self._metrics)
+        self._instruments = Instruments.of(self.registry)
         config = source()
         self.keys = None if config.admin == "off" else KeyTraffic()
         """Who is refused and who is written most, for the admin listener."""
@@ -210,14 +208,17 @@ class Sidecar:
         return reloaded
 
     def _make(self, runtime: Runtime) -> AppVersion:
-        self.decisions.add_policies(runtime.limiter.policies)
-        runtime.limiter.observer = _both(runtime.limiter.observer, self.decisions)
+        limiter = runtime.limiter
+        self.decisions.add_policies(limiter.policies)
+        add_observer(limiter, self.decisions)
+        if self._instruments is not None:
+            add_observer(limiter, self._instruments.observe)
         if self.keys is not None:
             observe = self.keys.observe_all
             if isinstance(runtime.shared, UnclosableStore):
                 runtime.shared.on_write = self.keys.wrote
                 observe = self.keys.observe
-            runtime.limiter.observer = _both(runtime.limiter.observer, observe)
+            add_observer(limiter, observe)
         return AppVersion(runtime, self._make_service(runtime))
 
     def _enter(self, version: AppVersion) -> None:
@@ -225,6 +226,8 @@ class Sidecar:
         self._alive.append(version)
         for part, source in version.runtime.sources().items():
             self.registry.register(part, source)
+        if self._instruments is not None:
+            self._instruments.add_families()
 
     async def _retire(self, version: AppVersion) -> None:
         await version.idle()
@@ -261,28 +264,17 @@ class Sidecar:
             await self._retiring.drain()
             await self._finish(self.current)
 
-    def _metrics(self) -> list[Metric]:
+    def _metrics(self) -> list[Family]:
         return [
             by_label("ratelimit_reloads", "Reloads of the configuration.", "result", self._reloads),
-            Gauge("ratelimit_reload_rejected", "1 where the last reload was refused.", float(self.rejected)),
-            Gauge("ratelimit_requests_in_progress", "Requests and websockets under way.", self.requests),
-            Gauge(
+            gauge("ratelimit_reload_rejected", "1 where the last reload was refused.", float(self.rejected)),
+            gauge("ratelimit_requests_in_progress", "Requests and websockets under way.", self.requests),
+            gauge(
                 "ratelimit_configurations",
                 "Configurations at work, those included that are ending.",
                 len(self._alive),
             ),
         ]
-
-
-def _both(first: Observer | None, second: Observer) -> Observer:
-    if first is None:
-        return second
-
-    def observe(decision: Decision, span: float) -> None:
-        first(decision, span)
-        second(decision, span)
-
-    return observe
 
 
 def _difference(former: Config, following: Config) -> Reloaded:

@@ -8,7 +8,7 @@ from typing import Any, Unpack, cast
 from ratelimit.clock import Clock
 from ratelimit.config import Config, SettingArgs
 from ratelimit.errors import ConfigError
-from ratelimit.factory import build_usage_log, exemptions, load_checked, working_store
+from ratelimit.factory import build_usage_log, exemptions, load_checked, show_metrics, working_store
 from ratelimit.http.tracing import spans
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Directory, Limiter, UsageLog
@@ -36,12 +36,14 @@ def configure(
     """
     config = load_checked(path, **settings)
     limiter = build_limiter(config, clock=clock, on_alert=on_alert)
+    usage = cast(
+        "UsageLog | None",
+        build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store)),
+    )
+    show_metrics(config, limiter, usage)
     return WsgiArgs(
         limiter=limiter,
-        usage=cast(
-            "UsageLog | None",
-            build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store)),
-        ),
+        usage=usage,
         user_from=config.user_from,
         trusted_proxies=config.trusted_proxies,
         ipv6_prefix=config.ipv6_prefix,

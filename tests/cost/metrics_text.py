@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import collections
 
-from prometheus_client.core import CounterMetricFamily as Counter
-from prometheus_client.core import GaugeMetricFamily as Gauge
-from prometheus_client.core import Metric
-
 from ratelimit.dynamodb import Stats
-from ratelimit.metrics import exposition, store_metrics
+from ratelimit.metrics import Family, Sample, counter, dynamodb_metrics, gauge
+from ratelimit.prometheus import exposition
 
 STARTED = 1_800_000_000.0
 
@@ -22,24 +19,25 @@ def worker(
     logged: int = 0,
     write_units: float = 0,
     started: float = STARTED,
-) -> list[Metric]:
+) -> list[Family]:
     """One worker's: each admitted check is a call, and each refused one that the cache did not know."""
     stats = Stats(calls=collections.Counter(UpdateItem=allowed + denied - cached, GetItem=30), write_units=write_units)
-    decisions = Counter("ratelimit_decisions", "Checks.", labels=["policy", "outcome", "reason"])
-    decisions.add_metric(["hint", "allowed", "none"], allowed)
-    decisions.add_metric(["hint", "denied", "quota"], denied)
+    decisions = [
+        Sample("ratelimit_decisions_total", {"policy": "hint", "outcome": outcome, "reason": reason}, count)
+        for outcome, reason, count in (("allowed", "none", allowed), ("denied", "quota", denied))
+    ]
     return [
-        *store_metrics(stats),
-        decisions,
-        Counter("ratelimit_denials_cached", "Refusals.", cached),
-        Counter("ratelimit_checks_leased", "Leased.", 0),
-        Counter("ratelimit_checks_coalesced", "Coalesced.", 0),
-        Counter("ratelimit_usage_written", "Events.", logged),
-        Gauge("process_start_time_seconds", "Start.", started),
+        *dynamodb_metrics(stats),
+        Family("ratelimit_decisions", "Checks.", "counter", decisions),
+        counter("ratelimit_denials_cached", "Refusals.", cached),
+        counter("ratelimit_checks_leased", "Leased.", 0),
+        counter("ratelimit_checks_coalesced", "Coalesced.", 0),
+        counter("ratelimit_usage_written", "Events.", logged),
+        gauge("process_start_time_seconds", "Start.", started),
     ]
 
 
-def text(*workers: list[Metric]) -> str:
+def text(*workers: list[Family]) -> str:
     """As it is scraped."""
     body, _ = exposition({str(n): metrics for n, metrics in enumerate(workers, 1)}, "text/plain")
     return body.decode()

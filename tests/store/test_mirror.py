@@ -18,7 +18,8 @@ from ratelimit.config import load_config
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
-from ratelimit.factory import build_store, load_checked, store_stats
+from ratelimit.factory import build_store, load_checked
+from ratelimit.metrics import store_stats
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
 from ratelimit.store.base import Add, Outcome, Write

@@ -1,0 +1,84 @@
+"""For prometheus_client: what a worker answers to a scraper, and an app's limiters in the app's own registry.
+
+Its multi-process mode is not used. That mode counts in files of its own, by process id and with a lock, while the parts
+here count in plain attributes, and the workers of a sidecar are told apart by small numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
+
+from prometheus_client import REGISTRY, CollectorRegistry, ProcessCollector
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from ratelimit.limiter import Limiter
+from ratelimit.metrics import Family, Registry, Sample, watch
+
+if TYPE_CHECKING:
+    from ratelimit import sync
+    from ratelimit.usage import UsageLog
+
+
+def exposition(workers: Mapping[str, Iterable[Family]], accept: str) -> tuple[bytes, str]:
+    """Return the body and its content type, as the scraper asked for it (`Accept`): the text format or OpenMetrics.
+
+    The worker becomes a label of every sample.
+    """
+    all_workers = Registry()
+    for worker, families in workers.items():
+        all_workers.register(worker, lambda worker=worker, families=families: _labelled(worker, families))  # type: ignore[misc]
+    encode, content_type = choose_encoder(accept)
+    return encode(_Families(all_workers)), content_type
+
+
+def process_families() -> list[Family]:
+    """Return the process's own, on Linux: memory, CPU, open files."""
+    return [
+        Family(metric.name, metric.documentation, metric.type, [Sample(*sample[:3]) for sample in metric.samples])
+        for metric in ProcessCollector(registry=None).collect()
+    ]
+
+
+def expose(
+    limiter: Limiter | sync.Limiter,
+    *,
+    usage: UsageLog | sync.UsageLog | None = None,
+    registry: CollectorRegistry = REGISTRY,
+) -> None:
+    """Show a limiter's metrics in a registry of prometheus_client: those of its store and directory, and of `usage`.
+
+    What has been checked before is not among them. Harmless where it is done already. It keeps nothing alive: when the
+    limiter goes, its gauges go with it, and its counters stay as they were last read.
+    """
+    families = _exposed.get(registry) or Registry()
+    watch(families, limiter, usage)
+    if registry not in _exposed:
+        registry.register(_Families(families))
+        _exposed[registry] = families
+
+
+def _labelled(worker: str, families: Iterable[Family]) -> Iterator[Family]:
+    for family in families:
+        samples = [sample._replace(labels={"worker": worker, **sample.labels}) for sample in family.samples]
+        yield family._replace(samples=samples)
+
+
+class _Families(Collector):
+    """Our families as prometheus_client's `Metric` values."""
+
+    def __init__(self, families: Registry) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, documentation, kind, samples in self._families.collect():
+            metric = Metric(name, documentation, kind)
+            for sample in samples:
+                metric.add_sample(*sample)
+            yield metric
+
+
+_exposed: Final[WeakKeyDictionary[CollectorRegistry, Registry]] = WeakKeyDictionary()
