@@ -16,17 +16,9 @@ from ratelimit.decision import Decision
 from ratelimit.errors import InvalidInput
 from ratelimit.http.admission import Admission, Answer
 from ratelimit.http.api import Api
-from ratelimit.http.api.app import MAX_BODY, MAX_BODY_S, UNEXPECTED, check_kind, headers_of
-from ratelimit.http.authz import (
-    REDUCED,
-    Authz,
-    Dialect,
-    asked,
-    dialect_or_plain,
-    for_gateway,
-    no_question,
-    reduced_body,
-)
+from ratelimit.http.api.app import JSON, MAX_BODY, MAX_BODY_S, UNEXPECTED, headers_of
+from ratelimit.http.authz import REDUCED, Authz, for_gateway, no_question, reduced_body
+from ratelimit.http.gateway_question import Dialect, asked, dialect_or_plain
 from ratelimit.http.refusal import rejection
 from ratelimit.server.asgi import AsgiService
 from ratelimit.server.connection import NEVER, ClientConnection
@@ -61,20 +53,24 @@ class Decisions(AsgiService):
         path: str = request.scope["path"]
         if path.startswith(self.prefix) and path[len(self.prefix) : len(self.prefix) + 1] in ("", "/"):
             return Question(connection, request, self)
-        if request.target == _CHECK and request.method == b"POST" and _is_small(request):
+        if request.target == _CHECK and request.method == b"POST" and _is_plain(request):
             return CheckRequest(connection, request, self)
         return super().exchange(connection, request)
 
 
-def _is_small(request: Request) -> bool:
-    """Return whether it has a body of a length that is told, and is not one that may be sent again."""
-    small = False
+def _is_plain(request: Request) -> bool:
+    """Return whether it has a body of JSON of a length that is told, and is not one that may be sent again."""
+    is_small = is_json = False
     for name, value in request.headers:
         if name == b"content-length":
-            small = int(value) <= MAX_BODY
+            is_small = int(value) <= MAX_BODY
+        elif name == b"content-type":
+            if value != JSON:
+                return False
+            is_json = True
         elif name == b"idempotency-key":
             return False
-    return small and not request.is_chunked and not request.expects_continue
+    return is_small and is_json and not request.is_chunked and not request.expects_continue
 
 
 class Decided(Exchange):
@@ -188,12 +184,8 @@ class CheckRequest(Decided):
 
     async def _answer(self) -> None:
         try:
-            answer = await self._service.api.answer(self.request.scope, self._read)
+            answer = await self._service.api.check(self.request.headers, b"".join(self._body))
         except Exception:
             logger.exception("a check could not be answered")
             answer = UNEXPECTED
         self._write(answer.status, headers_of(answer), answer.body)
-
-    async def _read(self) -> bytes:
-        check_kind(self.request.scope)
-        return b"".join(self._body)

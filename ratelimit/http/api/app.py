@@ -19,7 +19,7 @@ from ratelimit.directory import Directory
 from ratelimit.errors import RateLimitError
 from ratelimit.http.api.directory import DirectoryRoutes
 from ratelimit.http.api.idempotency import ApiAnswer, IdempotencyCache
-from ratelimit.http.api.limiter import LimiterRoutes
+from ratelimit.http.api.limiter import CheckBody, LimiterRoutes
 from ratelimit.http.api.operation import (
     RETRY_AFTER,
     ApiProblem,
@@ -189,8 +189,9 @@ class Api:
         directory = Directory(store.directory, clock=limiter.clock) if directory is None else directory
         reports = Reports(store, limiter.policies, limiter.clock) if usage is None else usage
         self._token = Token(token)
+        self._limiter = LimiterRoutes(limiter, usage)
         self.operations: tuple[Operation, ...] = (
-            *LimiterRoutes(limiter, usage).operations(),
+            *self._limiter.operations(),
             *UsageRoutes(reports, directory).operations(),
             *DirectoryRoutes(directory).operations(),
             operation("GET", "/v1/openapi.json", self.document, open=True),
@@ -218,20 +219,25 @@ class Api:
 
     async def answer(self, scope: Scope, body: Body) -> ApiAnswer:
         """Return the answer to a request; `body` reads its body, if that is wanted, and may raise `ProblemError`."""
-        try:
-            return await self._answer(scope, body)
-        except ProblemError as error:
-            return _problem(error.problem, error.headers)
-        except RateLimitError as error:
-            return _problem(problem_of_error(error))
+        return await _answer(self._find_and_carry_out(scope, body))
 
-    async def _answer(self, scope: Scope, body: Body) -> ApiAnswer:
+    async def check(self, headers: list[tuple[bytes, bytes]], body: bytes) -> ApiAnswer:
+        """Return the answer to a `POST /v1/check` of JSON that has no query and no key to repeat it by."""
+        return await _answer(self._check(headers, body))
+
+    async def _check(self, headers: list[tuple[bytes, bytes]], body: bytes) -> ApiAnswer:
+        self._admit(headers)
+        return _success(await self._limiter.check(decode_body(CheckBody, body)))
+
+    def _admit(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if (failure := self._token.failure(headers)) is not None:
+            raise refused(failure.status, failure.title, failure.detail, *failure.headers)
+
+    async def _find_and_carry_out(self, scope: Scope, body: Body) -> ApiAnswer:
         found = self._router.find(_raw_path(scope))
         one = None if found is None else _chosen(found, scope["method"])
-        is_open = one is not None and one.open
-        if not is_open and (failure := self._token.failure(scope["headers"])) is not None:
-            # Before anything is said about what there is.
-            raise refused(failure.status, failure.title, failure.detail, *failure.headers)
+        if one is None or not one.open:
+            self._admit(scope["headers"])  # before anything is said about what there is
         if found is None:
             raise refused(404, "Not found", f"There are: {', '.join(self._router.templates)}")
         if one is None:
@@ -255,6 +261,15 @@ class Api:
         if key is None:
             return await act()
         return await self.idempotency.answer(key.decode("latin-1"), _raw_path(scope), raw, act)
+
+
+async def _answer(work: Awaitable[ApiAnswer]) -> ApiAnswer:
+    try:
+        return await work
+    except ProblemError as error:
+        return _problem(error.problem, error.headers)
+    except RateLimitError as error:
+        return _problem(problem_of_error(error))
 
 
 def _chosen(found: RouteMatch, method: str) -> Operation | None:

@@ -6,7 +6,7 @@ import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import datetime
-from secrets import token_bytes
+from os import urandom
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -126,14 +126,21 @@ class DecisionAnswer(Struct, frozen=True):
 
     @classmethod
     def of(cls, decision: Decision) -> DecisionAnswer:
+        texts = [str(state.quota) for state in decision.quotas]
         quotas = [
-            QuotaAnswer(str(s.quota), s.quota.limit, s.used, s.remaining, s.reset_after, s.retry_after)
-            for s in decision.quotas
+            QuotaAnswer(text, s.quota.limit, s.used, s.remaining, s.reset_after, s.retry_after)
+            for text, s in zip(texts, decision.quotas, strict=True)
         ]
+        tightest = decision.tightest
+        limit, used, remaining, reset_after = (
+            (None, 0, None, 0.0)
+            if tightest is None
+            else (tightest.quota.limit, tightest.used, tightest.remaining, tightest.reset_after)
+        )
         return cls(
-            decision.allowed, decision.policy, decision.cost, decision.limit, decision.used, decision.remaining,
-            decision.reset_after, decision.retry_after, decision.reason, decision.shadow_denied, decision.at, quotas,
-            _Taken.id_of(decision),
+            decision.allowed, decision.policy, decision.cost, limit, used, remaining, reset_after,
+            decision.retry_after, decision.reason, decision.shadow_denied, decision.at, quotas,
+            _Taken.id_of(decision, texts),
         )  # fmt: skip
 
 
@@ -149,11 +156,16 @@ class _Taken(Struct, frozen=True, array_like=True):
     """Tells apart what is otherwise the same."""
 
     @classmethod
-    def id_of(cls, decision: Decision) -> str:
-        """Write what a refund needs: nothing where this process counted by itself, as it alone could give that back."""
+    def id_of(cls, decision: Decision, texts: list[str]) -> str:
+        """Write what a refund needs: nothing where this process counted by itself, as it alone could give that back.
+
+        `texts` are those of the quotas.
+        """
         spent = 0 if decision.reason == "unavailable" else decision.spent
-        quotas = [(str(state.quota), state.position) for state in decision.quotas] if spent else []
-        taken = cls(decision.user, decision.policy, spent, decision.at_us, quotas, token_bytes(8))
+        positions = [state.position for state in decision.quotas] if spent else []
+        taken = cls(
+            decision.user, decision.policy, spent, decision.at_us, list(zip(texts, positions, strict=False)), urandom(8)
+        )
         return urlsafe_b64encode(_pack(taken)).rstrip(b"=").decode()
 
 
