@@ -237,6 +237,8 @@ def admin_address(config: Config) -> tuple[str, int] | None:
     """Return the admin listener's host and port; None where there is none. Raises `ConfigError`."""
     if config.admin == "off":
         return None
+    if config.admin_read_token is not None and config.admin_token in (None, config.admin_read_token):
+        raise ConfigError("admin_read_token", "needs an admin_token beside it, and another: it may do less")
     host, _, port = config.admin.rpartition(":")
     if config.admin_token is None and not is_loopback(host):
         how = "set RATELIMIT_ADMIN_TOKEN to a secret of at least 16 characters, or admin to '127.0.0.1:8081' or 'off'"

@@ -66,6 +66,9 @@ def test_its_one_name_is_ratelimit(wheel: Path, site: Path) -> None:
     assert len(contents) == len(set(contents))
     assert [name for name in contents if "/bench/" in name or "/report/" in name] == []
     assert {"ratelimit/loadtest/budgets.toml", "ratelimit/testing/localstack-requirements.txt"} < set(contents)
+    static = "ratelimit/dashboard/static"
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / static).iterdir()}
+    assert {f"{static}/index.html", f"{static}/dashboard.js", f"{static}/dashboard.css"} < files < set(contents)
 
 
 def test_somebodys_own_load_tests_are_theirs(site: Path, app: Path) -> None:

@@ -158,6 +158,8 @@ class Config:
     """Where `ratelimit serve` shows health and metrics and takes reloads; `off` for nowhere."""
     admin_token: str | None = setting(None, check_token, shown=hidden)
     """Asked of the admin listener's callers, but for its health; needed where it listens beyond loopback."""
+    admin_read_token: str | None = setting(None, check_token, shown=hidden)
+    """Admits to see all that the admin listener shows, and to change nothing; needs an `admin_token` beside it."""
     user_hash_key: str | None = setting(None, check_token, shown=hidden)
     """A secret, under which users are hashed before they are stored; without it they are stored as they are."""
     alert_webhook: str = setting("off", _webhook, shown=masked_path)
@@ -197,6 +199,7 @@ class SettingArgs(TypedDict, total=False):
     api_token: str
     admin: str
     admin_token: str
+    admin_read_token: str
     user_hash_key: str
     alert_webhook: str
     alert_secret: str
@@ -211,10 +214,11 @@ SETTINGS: Final = settings_of(Config)
 def document(config: Config) -> dict[str, Any]:
     """Return every setting by its name, fit for JSON and TOML: without what is not set, with what is secret masked."""
     found = {name: each.shown(getattr(config, name)) for name, each in SETTINGS.items()}
-    found["policies"] = {policy.name: _policy_document(policy) for policy in config.policies}
+    found["policies"] = {policy.name: policy_document(policy) for policy in config.policies}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _policy_document(policy: Policy) -> dict[str, Any]:
+def policy_document(policy: Policy) -> dict[str, Any]:
+    """Return every setting of a policy, as `document` does."""
     found = {name: each.shown(getattr(policy, name)) for name, each in POLICY_SETTINGS.items()}
     return {name: value for name, value in found.items() if value is not None}

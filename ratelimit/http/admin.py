@@ -11,12 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Lifespan
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
 from ratelimit.http.auth import NO_STORE, BearerAuth, Token
 from ratelimit.http.problems import Problem, ProblemResponse
 
+PAGE: Final = "/dashboard/"
 PATHS: Final = ("/health", "/health/live", "/health/ready", "/live", "/metrics", "/config", "/reload")
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -54,9 +55,15 @@ class AdminBackend(Protocol):
 
 
 def admin_app(
-    backend: AdminBackend, token: Callable[[], Token], lifespan: Lifespan[Starlette] | None = None
+    backend: AdminBackend,
+    token: Callable[[], Token],
+    lifespan: Lifespan[Starlette] | None = None,
+    page: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> ASGIApp:
-    """Make the app. `token` is asked with each request which one holds now; `lifespan` is what the backend needs."""
+    """Make the app. `token` is asked with each request which one holds now; `lifespan` is what the backend needs.
+
+    `page` makes the app below `/dashboard/`: it is given the routes, and says itself whom it lets in.
+    """
     routes = _Routes(backend)
     app = Starlette(
         routes=[
@@ -72,7 +79,23 @@ def admin_app(
         exception_handlers={HTTPException: _no_route, Exception: _bug},
     )
     app.router.redirect_slashes = False
-    return BearerAuth(app, token)
+    guarded = BearerAuth(app, token)
+    return guarded if page is None else _WithPage(guarded, page(app))
+
+
+class _WithPage:
+    def __init__(self, app: ASGIApp, page: ASGIApp) -> None:
+        self._app = app
+        self._page = page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app, path = self._app, scope.get("path", "")
+        if scope["type"] == "http" and path.startswith(PAGE):
+            app, scope = self._page, {**scope, "root_path": PAGE.rstrip("/")}
+        elif scope["type"] == "http" and path in ("/", PAGE.rstrip("/")):
+            # Relative: a proxy in front may have it elsewhere.
+            app = Response(status_code=307, headers={"location": PAGE.lstrip("/")})
+        await app(scope, receive, send)
 
 
 class _Routes:

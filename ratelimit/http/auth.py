@@ -41,21 +41,18 @@ FOREIGN: Final = AuthFailure(
 
 
 class Token:
-    """Admits requests that carry this token. Raises `ConfigError` for a weak one."""
+    """Admits requests that carry this token, or `read_token` if they only read. Raises `ConfigError` for a weak one."""
 
-    __slots__ = ("_expected",)
+    __slots__ = ("_expected", "_for_reading")
 
-    def __init__(self, token: str | None) -> None:
-        try:
-            checked = check_token(token)
-        except ConfigError as error:
-            raise error.under("token") from None
-        self._expected = None if checked is None else f"Bearer {checked}".encode()
+    def __init__(self, token: str | None, read_token: str | None = None) -> None:
+        self._expected = _bearer(token)
+        self._for_reading = _bearer(read_token)
 
     def __bool__(self) -> bool:
         return self._expected is not None
 
-    def failure(self, headers: Iterable[tuple[bytes, bytes]]) -> AuthFailure | None:
+    def failure(self, headers: Iterable[tuple[bytes, bytes]], *, reads: bool = False) -> AuthFailure | None:
         """Return why a request is not let in; None where it is. The time that takes says nothing about the token."""
         if self._expected is None:
             return FOREIGN if _is_foreign(headers) else None
@@ -64,9 +61,19 @@ class Token:
             return NO_TOKEN
         scheme, _, value = given[0].partition(b" ")
         # The scheme's case does not count, and is no secret.
-        if scheme.lower() == b"bearer" and hmac.compare_digest(b"Bearer " + value.strip(), self._expected):
-            return None
-        return NO_TOKEN
+        if scheme.lower() != b"bearer":
+            return NO_TOKEN
+        accepted = [self._expected, *([self._for_reading] if reads and self._for_reading else [])]
+        found = [hmac.compare_digest(b"Bearer " + value.strip(), each) for each in accepted]
+        return None if any(found) else NO_TOKEN
+
+
+def _bearer(token: str | None) -> bytes | None:
+    try:
+        checked = check_token(token)
+    except ConfigError as error:
+        raise error.under("token") from None
+    return None if checked is None else f"Bearer {checked}".encode()
 
 
 _MAX_HOST: Final = 256
@@ -110,6 +117,7 @@ class BearerAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         guarded = scope["type"] == "http" and scope["path"] not in OPEN
-        failure = self._token().failure(scope["headers"]) if guarded else None
+        reads = guarded and scope["method"] in ("GET", "HEAD")
+        failure = self._token().failure(scope["headers"], reads=reads) if guarded else None
         app = self._app if failure is None else ProblemResponse(failure, (NO_STORE, *failure.headers))
         await app(scope, receive, send)

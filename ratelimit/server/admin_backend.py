@@ -221,7 +221,8 @@ class ServerBackend:
 
     def token(self) -> Token:
         """Return the one that is configured now."""
-        return self._token(self._sidecar.current.runtime.config.admin_token)
+        config = self._sidecar.current.runtime.config
+        return self._token(config.admin_token, config.admin_read_token)
 
     async def health(self) -> Mapping[str, object]:
         workers: dict[str, WorkerHealth | Silent] = {self._number: await self._health()}

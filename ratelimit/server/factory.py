@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ratelimit.config import Config
+from ratelimit.dashboard.app import Dashboard, Parts
+from ratelimit.dashboard.session import TokenLogin, Tokens, tokens_of
 from ratelimit.factory import MiddlewareArgs, admin_address, decision_app, middleware_args
 from ratelimit.http.admin import admin_app
+from ratelimit.http.api import Api
 from ratelimit.http.api.idempotency import IdempotencyCache
 from ratelimit.server.access_log import AccessFormat, AccessLog
 from ratelimit.server.admin_backend import ServerBackend
@@ -50,8 +54,24 @@ def sidecar(
     served = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings), log=log)
     if admin_address(served.current.runtime.config) is not None:
         backend = ServerBackend(served, bus_dir, file)
-        served.admin = admin_app(backend, backend.token, backend.lifespan)
+        served.admin = admin_app(backend, backend.token, backend.lifespan, partial(_page, served))
     return served
+
+
+def _page(served: Sidecar, routes: ASGIApp) -> Dashboard:
+    """Make the page of whichever configuration is at work."""
+
+    @lru_cache(maxsize=1)
+    def parts(runtime: Runtime) -> Parts:
+        api = Api(runtime.limiter, runtime.shared, usage=runtime.usage, directory=runtime.directory)
+        return Parts(api, runtime.limiter, runtime.usage)
+
+    def tokens() -> Tokens:
+        config = served.current.runtime.config
+        return tokens_of(config.admin_token, config.admin_read_token)
+
+    login = TokenLogin(tokens, served.current.runtime.limiter.clock)
+    return Dashboard(lambda: parts(served.current.runtime), login, routes)
 
 
 def _in_front_of(upstream: str, settings: ProxySettings | None) -> ServiceFactory:

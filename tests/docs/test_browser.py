@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from tests.loadtest.browser import Page, browser
+from tests.browser import Page, browser
 
 pytestmark = pytest.mark.slow
 

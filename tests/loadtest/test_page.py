@@ -18,7 +18,7 @@ from loadtest.page.svg import decades, number, ticks
 from loadtest.page.write import write
 from loadtest.plan import GROUPS
 from loadtest.result import Report, read_report
-from tests.loadtest.browser import Page, browser
+from tests.browser import Page, browser
 from tests.loadtest.results import plan, report, result
 
 

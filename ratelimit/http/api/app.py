@@ -234,7 +234,7 @@ class Api:
             raise refused(failure.status, failure.title, failure.detail, *failure.headers)
 
     async def _find_and_carry_out(self, scope: Scope, body: Body) -> ApiAnswer:
-        found = self._router.find(_raw_path(scope))
+        found = self._router.find(raw_path(scope))
         one = None if found is None else _chosen(found, scope["method"])
         if one is None or not one.open:
             self._admit(scope["headers"])  # before anything is said about what there is
@@ -260,7 +260,7 @@ class Api:
         key = field(scope, b"idempotency-key") if one.repeatable else None
         if key is None:
             return await act()
-        return await self.idempotency.answer(key.decode("latin-1"), _raw_path(scope), raw, act)
+        return await self.idempotency.answer(key.decode("latin-1"), raw_path(scope), raw, act)
 
 
 async def _answer(work: Awaitable[ApiAnswer]) -> ApiAnswer:
@@ -276,7 +276,8 @@ def _chosen(found: RouteMatch, method: str) -> Operation | None:
     return found.by_method.get("GET" if method == "HEAD" else method)
 
 
-def _raw_path(scope: Scope) -> str:
+def raw_path(scope: Scope) -> str:
+    """Return the path as it was sent, less what the app is mounted under."""
     raw: bytes | None = scope.get("raw_path")
     path: str = scope["path"] if raw is None else raw.partition(b"?")[0].decode("latin-1")
     return path.removeprefix(scope.get("root_path", ""))

@@ -114,6 +114,7 @@ class UsersQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     plan: Name | UnsetType = UNSET
     identity: IdentityText | UnsetType = UNSET
+    id: UserName | UnsetType = UNSET
     limit: Limit = 100
     cursor: Cursor | UnsetType = UNSET
 
@@ -160,8 +161,8 @@ class DirectoryRoutes:
         ]
 
     async def users(self, query: UsersQuery) -> UsersAnswer:
-        """List the users: all, those of a plan, or the one who has an identity."""
-        if query.identity is not UNSET:
+        """List the users: all, those of a plan, or the one who has an identity or an id, if there is one."""
+        if query.identity is not UNSET or query.id is not UNSET:
             return UsersAnswer(await self._found(query), None)
         plan = None if query.plan is UNSET else check_plan("plan", query.plan)
         page = await self._store.page(User, plan=plan, limit=query.limit, cursor=_or_none(query.cursor))
@@ -231,8 +232,11 @@ class DirectoryRoutes:
             _missing("plan", plan)
 
     async def _found(self, query: UsersQuery) -> list[UserAnswer]:
-        if query.plan is not UNSET or query.cursor is not UNSET:
-            raise InvalidInput("identity stands alone: without plan and cursor")
+        if query.plan is not UNSET or query.cursor is not UNSET or UNSET not in (query.id, query.identity):
+            raise InvalidInput("an identity or an id stands alone: without plan and cursor")
+        if query.id is not UNSET:
+            named = await self._store.read(User, check_user(query.id))
+            return [] if named is None else [UserAnswer.of(named)]
         assert query.identity is not UNSET
         identity = _identity("identity", query.identity)
         owner = await self._store.find(identity)

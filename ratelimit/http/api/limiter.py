@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ratelimit.cache import LRUCache
+from ratelimit.config.settings import policy_document
 from ratelimit.decision import Decision, QuotaState, Reason
 from ratelimit.errors import ConfigError, InvalidInput, RateLimitError
 from ratelimit.event import encode_metadata
@@ -199,6 +200,12 @@ _pack: Final = msgspec.msgpack.Encoder().encode
 _unpack: Final = msgspec.msgpack.Decoder(_Taken).decode
 
 
+class PoliciesAnswer(Struct, frozen=True):
+    """The policies, in their order, each with its settings as the configuration shows them."""
+
+    policies: dict[str, dict[str, Any]]
+
+
 class LimiterRoutes:
     """Each raises what the limiter raises."""
 
@@ -209,6 +216,7 @@ class LimiterRoutes:
 
     def operations(self) -> list[Operation]:
         return [
+            operation("GET", "/v1/policies", self.policies),
             operation("POST", "/v1/check", self.check, problems=[404], repeatable=True),
             operation("POST", "/v1/check/batch", self.check_batch, problems=[404], repeatable=True),
             operation("POST", "/v1/peek", self.peek, problems=[404]),
@@ -216,6 +224,10 @@ class LimiterRoutes:
             operation("POST", "/v1/refund", self.refund, problems=[404, 503], repeatable=True),
             operation("POST", "/v1/reset", self.reset, problems=[503], repeatable=True),
         ]
+
+    async def policies(self) -> PoliciesAnswer:
+        """List the policies that checks are made by."""
+        return PoliciesAnswer({name: policy_document(policy) for name, policy in self._limiter.policies.items()})
 
     async def check(self, body: CheckBody) -> DecisionAnswer:
         """Spend if it fits."""

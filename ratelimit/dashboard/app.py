@@ -1,0 +1,298 @@
+"""`Dashboard`: the page as an ASGI app: its files, its sessions, and below `v1/` the native API for whoever is let in.
+
+The page has no data of its own: it asks the native API and, where there is one, the admin listener's routes below
+`admin/`. What changes something there is the operator's alone, has to come from the page itself, and is logged; once
+done, the usage log has an event of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import PurePosixPath
+from secrets import token_urlsafe
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ratelimit.clock import SECOND
+from ratelimit.dashboard import audit
+from ratelimit.dashboard.session import (
+    COOKIE,
+    SESSION_S,
+    Auth,
+    TokenLogin,
+    Viewer,
+    anybody,
+    csrf_token,
+    foreign_site,
+    refusal,
+)
+from ratelimit.directory import Directory
+from ratelimit.http.addresses import Addresses
+from ratelimit.http.api import Api
+from ratelimit.http.api.app import UNEXPECTED, decode_body, headers_of, raw_path, read_body
+from ratelimit.http.auth import FOREIGN
+from ratelimit.http.lifespan import no_lifespan
+from ratelimit.http.problems import Problem, ProblemError, ProblemResponse
+from ratelimit.limiter import Limiter
+from ratelimit.usage import UsageLog
+
+logger = logging.getLogger("ratelimit.dashboard")
+
+_TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+CSP: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_SAFE: Final = (
+    (b"content-security-policy", CSP.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+# What the API needs of a request: neither the session, nor where it came from.
+_PASSED_ON: Final = (b"content-type", b"content-length", b"idempotency-key")
+_LOOKS: Final = frozenset({"/v1/peek"})
+"""Asked by POST, and changes nothing."""
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Parts(NamedTuple):
+    """What the page is about."""
+
+    api: Api
+    limiter: Limiter
+    usage: UsageLog | None
+
+
+class LoginBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who wants to be let in."""
+
+    token: str
+
+
+class Dashboard:
+    """`parts` is asked with each request what is at work now; `admin` answers what else the page may ask."""
+
+    def __init__(self, parts: Callable[[], Parts], auth: Auth, admin: ASGIApp | None = None) -> None:
+        self._parts = parts
+        self._auth = auth
+        self._admin = admin
+        self._address = Addresses().of
+        folder = files("ratelimit.dashboard") / "static"
+        self._files = {f"/{file.name}": file.read_bytes() for file in folder.iterdir()}
+        self._files["/"] = self._files.pop("/index.html")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] == "lifespan":
+            await no_lifespan(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1000, "reason": ""})
+        else:
+            await self._answer(Request(scope, receive), receive, _hardened(send))
+
+    async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
+        path = raw_path(request.scope)
+        try:
+            if path in self._files:
+                answer: ASGIApp = self._file(path, request)
+            elif path == "/session":
+                answer = await self._session(request)
+            else:
+                answer = await self._data(request, path)
+        except ProblemError as error:
+            answer = ProblemResponse(error.problem, ((b"cache-control", b"no-store"), *error.headers))
+        await answer(request.scope, receive, send)
+
+    def _file(self, path: str, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            raise _refused(405, "Method not allowed", "There is only GET here", (b"allow", b"GET, HEAD"))
+        kind = _TYPES.get(PurePosixPath(path).suffix, "text/html")
+        return Response(self._files[path], headers={"cache-control": "no-cache"}, media_type=kind)
+
+    # Sessions.
+
+    async def _session(self, request: Request) -> Response:
+        if request.method in ("GET", "HEAD"):
+            if isinstance(self._auth, TokenLogin) and self._auth.is_needed and self._auth(request) is None:
+                return _json({"login": True, "role": None})
+            viewer = await self._viewer(request)
+            cookie = request.cookies.get(COOKIE)
+            return self._opened(request, viewer, cookie or token_urlsafe(16), is_new=not cookie)
+        if request.method not in ("POST", "DELETE"):
+            raise _refused(405, "Method not allowed", "A session takes GET, POST and DELETE", (b"allow", b"GET, POST"))
+        if (why := foreign_site(request)) is not None:
+            raise self._refuse(request, 403, why)
+        if request.method == "DELETE":
+            answer = Response(status_code=204, headers={"cache-control": "no-store"})
+            answer.delete_cookie(COOKIE, path=None, httponly=True, samesite="strict")  # type: ignore[arg-type]
+            return answer
+        return await self._log_in(request)
+
+    async def _log_in(self, request: Request) -> Response:
+        if not isinstance(self._auth, TokenLogin):
+            raise _refused(404, "Not found", "No token is asked for here")
+        decision = await self._auth.limiter.check(self._address(request.scope), "login")
+        if not decision.allowed:
+            wait = b"%d" % (1 + int(decision.retry_after or 0))
+            raise self._refuse(request, 429, "too many attempts to log in; wait a minute", (b"retry-after", wait))
+        body = decode_body(LoginBody, await read_body(request.scope, request.receive))
+        cookie = self._auth.open(body.token)
+        if cookie is None:
+            raise self._refuse(request, 401, "this is not the token")
+        await self._auth.limiter.refund(decision)
+        logger.info("logged in from %s, as %s", self._address(request.scope), cookie.partition(".")[0])
+        viewer = Viewer(*[cookie.partition(".")[0]] * 2)  # type: ignore[arg-type]
+        return self._opened(request, viewer, cookie, is_new=True)
+
+    def _opened(self, request: Request, viewer: Viewer, cookie: str, *, is_new: bool) -> Response:
+        parts = self._parts()
+        document = {
+            "name": viewer.name,
+            "role": viewer.role,
+            "csrf": csrf_token(cookie),
+            "login": isinstance(self._auth, TokenLogin) and self._auth.is_needed,
+            "now": parts.limiter.clock.now() / SECOND,
+            "version": version("ratelimit-dynamodb"),
+            "has": {
+                "admin": self._admin is not None,
+                "directory": parts.limiter.directory is not None,
+                "usage": parts.usage is not None,
+            },
+        }
+        answer = _json(document)
+        if is_new:
+            # No path is said: it is the page's own, as the browser sees it, whatever stands in front.
+            secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https:")
+            answer.set_cookie(
+                COOKIE, cookie, max_age=SESSION_S, path=None, secure=secure, httponly=True, samesite="strict"
+            )  # fmt: skip
+        return answer
+
+    async def _viewer(self, request: Request) -> Viewer:
+        found = self._auth(request)
+        viewer = await found if inspect.isawaitable(found) else found
+        if viewer is not None:
+            return viewer
+        if isinstance(self._auth, TokenLogin) and not self._auth.is_needed:
+            raise ProblemError(FOREIGN)
+        raise _refused(401, "Unauthorized", "Log in first")
+
+    # Data, and what changes it.
+
+    async def _data(self, request: Request, path: str) -> ASGIApp:
+        looks = request.method in ("GET", "HEAD")
+        if looks and (why := foreign_site(request)) is not None:
+            raise self._refuse(request, 403, why)
+        try:
+            viewer = await self._viewer(request)
+        except ProblemError as error:
+            raise error if looks else self._refuse(request, error.problem.status, "nobody is logged in") from None
+        if not looks and (why := refusal(request)) is not None:
+            raise self._refuse(request, 403, why)
+        changes = not looks and path not in _LOOKS
+        if changes and viewer.role != "operator":
+            raise self._refuse(request, 403, f"{viewer.name} may look, and change nothing")
+        body = b"" if looks else await _body(request)
+        if path.startswith("/v1/"):
+            answer = await self._ask_api(request, path, body)
+        elif path.startswith("/admin/") and self._admin is not None:
+            answer = await _ask(self._admin, request, path.removeprefix("/admin"), body)
+        else:
+            raise _refused(404, "Not found", "There are the page, session, v1/ and admin/")
+        if changes:
+            await audit.record(self._parts().usage, viewer, request.method, path, body, answer.status_code)
+        return answer
+
+    async def _ask_api(self, request: Request, path: str, body: bytes) -> Response:
+        async def read() -> bytes:
+            return body
+
+        scope = _scope(request, path)
+        try:
+            found = await self._parts().api.answer(scope, read)
+        except Exception:
+            logger.exception("the API failed with a request of the page")
+            found = UNEXPECTED
+        answer = Response(found.body, found.status)
+        answer.raw_headers = headers_of(found)
+        return answer
+
+    def _refuse(self, request: Request, status: int, why: str, *headers: tuple[bytes, bytes]) -> ProblemError:
+        """Log that something is refused, and return what to raise."""
+        path = audit.shown(raw_path(request.scope))
+        logger.warning("refused %s %s from %s: %s", request.method, path, self._address(request.scope), why)
+        return _refused(status, "Refused", why[:1].upper() + why[1:], *headers)
+
+
+def dashboard(
+    limiter: Limiter,
+    *,
+    usage: UsageLog | None = None,
+    directory: Directory | None = None,
+    auth: Auth | Literal["none"],
+) -> Dashboard:
+    """Return the page as an ASGI app to be mounted: `app.mount("/limits", dashboard(limiter, auth=…))`.
+
+    `auth` is called with each request (a Starlette `Request`), and says who sent it: a `Viewer`, or None for somebody
+    who is not to see the page; it may be a coroutine function. `"none"` admits everybody who gets to the app, as an
+    operator: for where something in front has asked. `usage` and `directory` are those of the limiter.
+    """
+    if directory is None and isinstance(limiter.directory, Directory):
+        directory = limiter.directory
+    parts = Parts(Api(limiter, limiter.store, usage=usage, directory=directory), limiter, usage)  # type: ignore[arg-type]
+    return Dashboard(lambda: parts, anybody if auth == "none" else auth)
+
+
+def _hardened(send: Send) -> Send:
+    async def send_hardened(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *_SAFE]}
+        await send(message)
+
+    return send_hardened
+
+
+async def _body(request: Request) -> bytes:
+    """Read it; what has none need not say that it is JSON."""
+    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
+        return b""
+    return await read_body(request.scope, request.receive)
+
+
+def _scope(request: Request, path: str) -> Scope:
+    headers = [(name, value) for name, value in request.headers.raw if name in _PASSED_ON]
+    return {**request.scope, "headers": headers, "path": path, "raw_path": path.encode("latin-1"), "root_path": ""}
+
+
+async def _ask(app: ASGIApp, request: Request, path: str, body: bytes) -> Response:
+    """Return what another app answers, whole."""
+    messages: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    await app(_scope(request, path), receive, send)
+    answer = Response(b"".join(message.get("body", b"") for message in messages[1:]), messages[0]["status"])
+    answer.raw_headers = list(messages[0]["headers"])
+    return answer
+
+
+def _json(value: object) -> Response:
+    return Response(_encode(value), headers={"cache-control": "no-store"}, media_type="application/json")
+
+
+def _refused(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> ProblemError:
+    return ProblemError(Problem(title=title, status=status, detail=detail), headers)

@@ -1,0 +1,65 @@
+// A list of events that can be filtered and goes on page by page: of a user, or of everybody.
+
+import {ask, button, el, field, number, options, pill, query, say, table, trouble, utc} from "./page.js";
+
+const PAGE = 50;
+
+// `path`: where they are asked for; `actions`: what to choose from; `fixed`: the one action that it is about.
+export function eventList({path, actions = [], users = false}) {
+  const action = options(el("select"), [["", "All actions"], ...actions.map((name) => [name, name])], "");
+  const outcome = options(el("select"), [["", "All outcomes"], ["true", "Allowed"], ["false", "Refused"]], "");
+  const status = el("input", {type: "text", inputmode: "numeric", pattern: "[1-5][0-9][0-9]", size: "5", placeholder: "429"});
+  const resource = el("input", {type: "text", size: "16", maxlength: "200"});
+  const since = el("input", {type: "datetime-local"}), until = el("input", {type: "datetime-local"});
+  const place = el("div", {"aria-busy": "false"}), more = el("div", {class: "buttons"});
+  let events = [], cursor = null;
+
+  const filters = () => ({
+    action: users ? "" : action.value, allowed: outcome.value, status: status.value.trim(), resource: resource.value,
+    since: since.value && `${since.value}Z`, until: until.value && `${until.value}Z`,
+  });
+
+  function draw() {
+    const columns = [["Time (UTC)", ""], users ? ["User", ""] : ["Action", ""], ["Outcome", ""], ["Cost", "number"],
+      ["Status", "number"], ["Took", "number"], ["Resource", ""], ["More", ""]];
+    place.replaceChildren(table("Events, newest first", columns, events.map(row), "No event is like that."));
+    more.replaceChildren(cursor === null ? "" : button("Older events", () => read(false), {operator: false}));
+  }
+
+  const row = (event) => [
+    utc(event.time),
+    users ? el("a", {href: `#/users/${encodeURIComponent(event.user)}`}, event.user) : event.action,
+    event.allowed ? pill("allowed", "good") : pill("refused", "bad"),
+    number(event.cost), event.status ?? "–", event.duration === null ? "–" : `${number(event.duration)} ms`,
+    event.resource ?? "–", details(event),
+  ];
+
+  function details(event) {
+    const metadata = Object.keys(event.metadata).length ? JSON.stringify(event.metadata, null, 2) : "";
+    const said = [`id ${event.id}`, event.request_id && `request ${event.request_id}`, metadata].filter(Boolean).join("\n");
+    return el("details", {}, el("summary", {}, metadata ? "Details" : "Id"), el("pre", {}, said));
+  }
+
+  async function read(anew, said = true) {
+    if (anew) events = [], cursor = null;
+    place.setAttribute("aria-busy", "true");
+    try {
+      // A page may be short, or empty, where many events had to be read to find it.
+      const before = events.length;
+      for (let turn = 0; turn < 5 && events.length < before + PAGE && (turn === 0 || cursor !== null); turn++) {
+        const found = await ask("GET", path() + query({...filters(), limit: PAGE, cursor}));
+        events.push(...found.events);
+        cursor = found.cursor;
+      }
+      if (said) say(`${events.length} events are shown${cursor === null ? "" : "; there are more"}.`);
+    } finally { place.setAttribute("aria-busy", "false"); }
+    draw();
+  }
+
+  const form = el("form", {class: "filters", onsubmit: (event) => { event.preventDefault(); read(true).catch(trouble); }},
+    users ? null : field("Action", action), field("Outcome", outcome), field("Status", status), field("Resource", resource),
+    field("From (UTC)", since), field("Before (UTC)", until),
+    el("div", {class: "buttons"}, el("button", {type: "submit", class: "primary"}, "Filter"),
+      el("button", {type: "reset", onclick: () => setTimeout(() => read(true).catch(trouble))}, "Clear")));
+  return {form, place, more, read};
+}
