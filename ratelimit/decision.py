@@ -53,7 +53,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     """Units that were taken for it: 0 where it was refused, or let pass in shadow or unasked, or only peeked at. Taken
     from the store; with the `reason` `unavailable`, from what this process counts by itself (`"local"`)."""
     refunded: int = 0
-    """Of those, what `Limiter.refund` has given back by now."""
+    """Of those, what `Limiter.refund`, or the end of a reservation, has given back by now."""
 
     def __bool__(self) -> bool:
         """Return `allowed`."""

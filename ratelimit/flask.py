@@ -181,6 +181,18 @@ def decisions() -> list[Decision]:
     return [] if checked is None else checked.decisions
 
 
+def settle(action: str, used: int) -> None:
+    """Say how many of the units were used that a policy has reserved for the current request; at the end of its answer
+    the others go back.
+
+    Raises `InvalidCost` for more than are reserved, and `NotHeld` where none are, or not any more.
+    """
+    checked = _extension().current()
+    if checked is None:
+        raise RateLimitError(f"{action!r} is settled before the request was seen: do it in a view")
+    checked.settle(action, used)
+
+
 def _refuse(error: QuotaExceeded) -> Response:
     checked = _extension().current()
     if checked is None or checked.admission.has_begun:

@@ -80,6 +80,13 @@ async def test_a_limiter_that_is_asked_allows_it() -> None:
         await limiter.check("alice", "unheard-of")
 
 
+async def test_there_are_slots_without_end() -> None:
+    """Also without a directory, where an action without slots is known for an error else."""
+    limiter = Limiter(MemoryStore(), POLICIES, enabled=False)
+    async with limiter.slot("alice", "answer"), limiter.slot("alice", "answer"), limiter.slot("alice", "answer"):
+        pass
+
+
 async def test_nor_do_the_quotas_of_a_user_hold() -> None:
     store = MemoryStore()
     directory = Directory(store.directory)

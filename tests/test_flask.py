@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, stream_with_context
 from flask import request as flask_request
 from flask_login import LoginManager, UserMixin, login_user, logout_user
 
 from ratelimit import Policy, QuotaExceeded
 from ratelimit.errors import ConfigError, RateLimitError, UnknownAction
-from ratelimit.flask import RateLimit, check, decisions, limited
+from ratelimit.flask import RateLimit, check, decisions, limited, settle
 from ratelimit.wsgi import RateLimitMiddleware
 
 HINT = Policy("hint", "2/day", match="POST /hints")
@@ -239,3 +239,28 @@ def test_within_the_middleware_each_unit_is_accounted_for_once() -> None:
     assert [answer.status_code for answer in answers] == [200, 429]
     assert answers[0].headers["ratelimit"].partition(", ")[2].startswith('"hint";r=0')
     assert outer.limiter.peek("ip:127.0.0.1", "api").used == 2, "the app has been reached"
+
+
+def test_what_a_request_holds_is_held_until_its_stream_has_ended() -> None:
+    """Until then, what it has reserved can be settled."""
+    slots = Policy("slots", "1 concurrent", match=["GET /metered", "GET /status/**"])
+    app = site(slots, Policy("tokens", "100/day", match="GET /metered", cost=10, reserve=True))
+
+    @app.get("/metered")
+    def metered() -> Any:
+        def pieces() -> Iterator[str]:
+            yield "a"
+            settle("tokens", 3)
+            yield "b"
+
+        return stream_with_context(pieces())
+
+    client, limiter = app.test_client(), app.extensions["ratelimit"].limiter
+    answer = client.get("/metered", buffered=False)
+    assert client.get("/status/200").status_code == 429
+    assert answer.get_data() == b"ab"
+    answer.close()
+    assert [client.get("/status/200").status_code for _ in range(2)] == [200, 200]
+    assert limiter.peek("ip:127.0.0.1", "tokens").used == 3
+    with app.app_context(), app.test_request_context("/"), pytest.raises(RateLimitError, match="do it in a view"):
+        settle("tokens", 1)

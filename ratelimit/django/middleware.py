@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from inspect import isawaitable
 from typing import Any
@@ -44,13 +45,20 @@ class DjangoRequest(AppRequest):
             await sync_to_async(bool)(user)
             scope["user"] = user
 
+    def end_later(self) -> Callable[[], object]:
+        """Return what ends it when the answer has, in whatever thread that is."""
+        if not self.is_async:
+            return lambda: run(self.end())
+        loop, tasks = asyncio.get_running_loop(), self.state.refunds
+        return lambda: loop.call_soon_threadsafe(lambda: tasks.start(self.end()))
+
 
 class RateLimitMiddleware:
     """Checks every request against each policy whose `match` fits, as `settings.RATELIMIT` says.
 
     Place it after AuthenticationMiddleware, whose user is `"user"`. Functions of policies are given Starlette's
     `Request`, with Django's in `request.scope["django.request"]`; `on_refused` is given Django's. Events are recorded
-    as the answer begins.
+    as the answer begins, and what is held goes back then; of a streaming one, when it has ended.
     """
 
     sync_capable = True
@@ -84,14 +92,18 @@ class RateLimitMiddleware:
             await checked.identify()
         if (answer := await checked.begin()) is not None:
             return _response(answer)
+        is_held = False
         try:
             response = self.get_response(request)
             if isawaitable(response):
                 response = await response
             for name, value in decoded(await checked.start(response.status_code, encoded(response.items()))):
                 response[name] = value
+            if is_held := bool(response.streaming and checked.admission.charges.held):
+                response._resource_closers.append(checked.end_later())
         finally:
-            await checked.end()
+            if not is_held:
+                await checked.end()
             if shared.lifespan is not None and shared.lifespan.is_frozen:
                 await shared.lifespan.settle()
         made: HttpResponseBase = response

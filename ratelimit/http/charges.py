@@ -9,13 +9,12 @@ from random import random as _draw
 from typing import Any, Final, TypeAlias
 
 import msgspec
-from msgspec.structs import force_setattr
 from starlette.responses import Response
 from starlette.types import Scope
 
 from ratelimit.blocking import is_blocking
 from ratelimit.decision import Decision, QuotaState
-from ratelimit.errors import QuotaExceeded, StoreUnavailable
+from ratelimit.errors import NotHeld, QuotaExceeded, StoreUnavailable
 from ratelimit.http.routing import app_path
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
@@ -74,9 +73,9 @@ class Charge:
         quotas = taken.quotas
         try:
             if self.is_reserved:
-                self.hold.settle(self.spent - units)
-                force_setattr(taken, "refunded", taken.refunded + units)
+                self.hold.resettle(self.spent - units)
                 await self.release()
+                taken = self.decision
             else:
                 await self.limiter.refund(taken, cost=units)
             quotas = tuple([self._with_room(state, units) for state in quotas])
@@ -96,7 +95,7 @@ class Charge:
             return
         if not was_held and used:  # it has gone back to others already
             await self.limiter.charge(taken.user, self.policy.name, used)
-        if used < self.spent:
+        if used < taken.spent:
             self.decision = msgspec.structs.replace(taken, cost=used, refunded=taken.spent - used)
 
     def forget(self) -> bool:
@@ -227,6 +226,14 @@ class Charges:
             self.held = [*self.held, charge]
         if not charge.decision.allowed:
             self.refused = charge.decision
+
+    def settle_held(self, action: str, used: int) -> None:
+        """Settle what a policy has reserved. Raises `InvalidCost`, and `NotHeld` where nothing is, or not any more."""
+        for charge in reversed(self.held):
+            if charge.policy.name == action and charge.is_reserved:
+                charge.hold.settle(used)
+                return
+        raise NotHeld(f"nothing is reserved for this request by {action!r}; give that policy `reserve = true`")
 
     def settle(self, success: bool, status: int, headers: Any) -> list[Charge]:
         """Take note of the answer. Return what does not count with it, and so has to be given back."""

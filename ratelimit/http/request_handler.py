@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.errors import NotHeld
 from ratelimit.http.admission import Admission, MiddlewareState
 from ratelimit.http.charges import Charge, Charges
 from ratelimit.http.identity import UserResolver
@@ -57,11 +56,7 @@ class RateLimitState:
 
         Raises `InvalidCost` for more than are reserved, and `NotHeld` where none are, or not any more.
         """
-        for charge in reversed(self.charges.held):
-            if charge.policy.name == action and charge.is_reserved:
-                charge.hold.settle(used)
-                return
-        raise NotHeld(f"nothing is reserved for this request by {action!r}; give that policy `reserve = true`")
+        self.charges.settle_held(action, used)
 
     @classmethod
     def of(cls, scope: Scope) -> RateLimitState | None:

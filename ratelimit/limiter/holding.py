@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from ratelimit.algorithms import Taken
 from ratelimit.algorithms.fields import RESERVED, HeldField, bucket_limit_field, held_fields
+from ratelimit.blocking import Signal
 from ratelimit.clock import SECOND
 from ratelimit.decision import Decision
 from ratelimit.limiter.compiled_policy import CompiledPolicy
@@ -27,7 +29,7 @@ REFUSAL_CACHE_US: Final = SECOND // 10
 class Hold:
     """One slot, and the `units` reserved with it: none of those where what is taken is spent for good."""
 
-    __slots__ = ("compiled", "decision", "due", "forgotten", "held", "holding", "key", "later", "units")
+    __slots__ = ("compiled", "decision", "due", "forgotten", "held", "holding", "key", "later", "renewing", "units")
 
     def __init__(self, compiled: CompiledPolicy, key: Key, units: int) -> None:
         self.compiled = compiled
@@ -36,13 +38,15 @@ class Hold:
         self.due = 0
         """The epoch second at which it is to be renewed."""
         self.forgotten = False
-        """Whether nobody is left who could give it back: it is not renewed any more."""
+        """Whether it has been given back, or nobody is left who could: it is not renewed any more."""
         self.decision: Decision | None = None
         self.holding: Holding | None = None
         self.held: Held | None = None
         """None where nothing is held: not yet, or not any more."""
         self.later: Held | None = None
         """What it may have been renewed to: that is under way, or its answer was lost."""
+        self.renewing: Signal | None = None
+        """Set when the renewal under way has ended."""
 
 
 class Holding:
@@ -90,11 +94,18 @@ class Holding:
         raise changing(key)
 
     async def give_back(self, hold: Hold, now: int, used: int) -> bool:
-        """Give back the slot, and of the reserved units what was not used. Return whether they were still held."""
+        """Give back the slot, and of the reserved units what was not used. Return whether they were still held.
+
+        What has been refunded of the decision meanwhile is not given back again, nor is it refunded afterwards.
+        """
+        if hold.renewing is not None:  # or another one's would be taken, where this one's is no more
+            await hold.renewing.wait()
         held, decision, compiled = hold.held, hold.decision, hold.compiled
         if held is None or decision is None:
             return False
         hold.held = None
+        back = max(0, hold.units - used - decision.refunded)
+        force_setattr(decision, "refunded", decision.refunded + back)
         cached = self._counters.cached(hold.key)
         taken = Taken(decision.at_us, hold.units)
         taken.cached = cached.record
@@ -102,7 +113,6 @@ class Holding:
         positions = [state.position for state in decision.quotas]
         for attempt in range(ATTEMPTS):
             known = () if attempt >= CONTENDED else positions
-            back = hold.units - used if hold.units else 0
             write = compiled.refund(now, back, record, taken, known, cached, held.give_back())
             assert write is not None
             outcome = await self._counters.store.apply(hold.key, write, now=now)
@@ -124,27 +134,31 @@ class Holding:
         Where that is not known, it is held as long as before.
         """
         held = hold.held
-        if held is None:
-            return False
-        later = hold.compiled.renewed(now, held)
-        if later.end <= held.end:
-            return True
+        if hold.renewing is not None:
+            await hold.renewing.wait()
+        elif held is not None and not hold.forgotten and (later := hold.compiled.renewed(now, held)).end > held.end:
+            renewing = hold.renewing = Signal()
+            try:
+                hold.held = await self._move(hold, held, later, now)
+            finally:
+                hold.renewing = None
+                renewing.set()
+        return hold.held is not None
+
+    async def _move(self, hold: Hold, held: Held, later: Held, now: int) -> Held | None:
+        """Return how it is held from now on; None where it is not any more."""
         cached = self._counters.cached(hold.key)
         renewed, hold.later = hold.later, later
         write = hold.compiled.refund(now, 0, None, Taken(now, 0), (), cached, held.move_to(later))
         assert write is not None
         write = Write(write.ops, write.expires_at, counts_until=later.end)
         outcome = await self._counters.store.apply(hold.key, write, now=now)
-        if hold.held is not held:  # given back meanwhile
-            return False
         hold.later = None
         if outcome.applied:
             cached.record.update(outcome.record)
-            hold.held = later
-        else:
-            cached.learn(outcome.record, now)
-            hold.held = renewed if now < held.end * SECOND else None
-        return hold.held is not None
+            return later
+        cached.learn(outcome.record, now)
+        return renewed if now < held.end * SECOND else None
 
     async def sweep(self, key: Key, now: int, cached: CachedRecord) -> bool:
         """Give back what nobody has given back in time. Return whether there was any."""

@@ -287,7 +287,8 @@ class Limiter:
 
         async def new_hold() -> Hold:
             compiled = await self._resolver.of(key, quotas, algorithm)
-            if not units and not compiled.is_concurrent and self.directory is None:
+            is_limited = compiled.max_cost is not None
+            if not units and not compiled.is_concurrent and is_limited and self.directory is None:
                 raise InvalidInput(f"{action!r} has no slots; give it a quota such as '10 concurrent', or check it")
             return Hold(compiled, key, units)
 

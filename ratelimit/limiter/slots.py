@@ -28,6 +28,7 @@ _RENEWALS_PER_HOLD: Final = 3
 logger = logging.getLogger("ratelimit")
 
 Take: TypeAlias = Callable[[Hold], Awaitable[Decision]]
+_Failure: TypeAlias = StoreUnavailable | LimiterClosed
 
 
 class Holds:
@@ -53,8 +54,8 @@ class Holds:
         self._freed = freed
         self._looks: object = None
         """The event loop, or just something, in which looks are taken; None while there is nothing to renew."""
-        self._due: dict[int, set[Hold]] = {}
-        """What is held, by the epoch second at which it is to be renewed."""
+        self._held: set[Hold] = set()
+        """What is held, and so has to be renewed."""
 
     async def take(self, hold: Hold, take: Take) -> Decision:
         """Take it, and renew it from now on. Whoever is cancelled meanwhile leaves nothing taken behind."""
@@ -73,73 +74,87 @@ class Holds:
         return decision
 
     async def give_back(self, hold: Hold, used: int) -> bool:
-        """Give it back, and go on with that where whoever waits is cancelled. Return whether it was still held."""
-        self._forget(hold)
-        if hold.held is None:
-            return False
-        giving_back = self._give_back(hold, used)
-        if is_blocking():
-            return await giving_back
-        task = asyncio.ensure_future(giving_back)
-        if isinstance(self._tasks, Tasks):
-            self._tasks.add(task)
-        await asyncio.wait([task])
-        return task.result()
+        """Give it back. Return whether it was still held. Raises `StoreUnavailable` and `LimiterClosed`: it comes back
+        by itself then, when its time is over."""
+        was_held = await self._see_through(self._try_to_give_back(hold, used))
+        if isinstance(was_held, Exception):
+            raise was_held
+        return was_held
 
     async def give_back_quietly(self, hold: Hold, used: int) -> bool:
-        """Give it back, and only note where the store cannot be asked: it comes back when its time is over."""
-        lost: StoreUnavailable | LimiterClosed
-        try:
-            return await self.give_back(hold, used)
-        except (StoreUnavailable, LimiterClosed) as error:
-            lost = error
-        self._stats.lost["unreturned"] += max(1, hold.units - used)
-        logger.warning("a slot or reservation of %r comes back by itself: %s", hold.key.action, lost)
-        return True
+        """Give it back, without an error. Return False where it was not held any more."""
+        return await self._see_through(self._try_to_give_back(hold, used)) is not False
 
     async def renew(self, hold: Hold) -> bool:
         """Hold it a while longer. Return whether it is still held."""
-        if hold.holding is None:
-            return False
-        with self._context(hold.holding):
-            return await hold.holding.renew(hold, self._clock.now())
+        is_held = await self._see_through(self._try_to_renew(hold))
+        if isinstance(is_held, Exception):
+            raise is_held
+        return is_held
 
     async def renew_due(self) -> None:
         """Renew, one after another, what has to be by now."""
-        for hold in self._pop_due():
+        for hold in self._due():
             await self._renew(hold)
 
     def forget(self) -> None:
-        """Leave what is held to the process that this one is a copy of."""
-        self._due.clear()
+        """Leave what is held to the process that this one is a copy of, which gives it back."""
+        for hold in self._held:
+            hold.held = hold.decision = None
+        self._held.clear()
         self._looks = None
         self._tasks.forget(None)
 
     async def close(self) -> None:
         """Renew no more: what is held comes back by itself, unless it is given back in time."""
-        self._due.clear()
+        self._held.clear()
         self._looks = None
         await self._tasks.drain()
+
+    async def _see_through(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it to its end, also where whoever waits for that is cancelled."""
+        if isinstance(self._tasks, Deferred):
+            return await work
+        task = self._tasks.start(work)
+        await asyncio.wait([task])
+        return task.result()
 
     async def _undo(self, taking: asyncio.Future[Decision], hold: Hold) -> None:
         await asyncio.wait([taking])
         if not taking.cancelled() and taking.exception() is None and hold.held is not None:
-            await self.give_back_quietly(hold, 0)
+            await self._try_to_give_back(hold, 0)
 
-    async def _give_back(self, hold: Hold, used: int) -> bool:
-        if hold.holding is None:
+    async def _try_to_give_back(self, hold: Hold, used: int) -> bool | _Failure:
+        """Give it back; note and return the error where that is not known to be done."""
+        self._held.discard(hold)
+        hold.forgotten = True
+        if hold.holding is None or hold.held is None:
             return False
-        with self._context(hold.holding):
-            was_held = await hold.holding.give_back(hold, self._clock.now(), used)
+        try:
+            with self._context(hold.holding):
+                was_held = await hold.holding.give_back(hold, self._clock.now(), used)
+        except (StoreUnavailable, LimiterClosed) as error:
+            self._stats.lost["unreturned"] += max(1, hold.units - used)
+            logger.warning("a slot or reservation of %r comes back by itself: %s", hold.key.action, error)
+            return error
         self._freed(hold.key)
         return was_held
+
+    async def _try_to_renew(self, hold: Hold) -> bool | _Failure:
+        if hold.holding is None:
+            return False
+        try:
+            with self._context(hold.holding):
+                return await hold.holding.renew(hold, self._clock.now())
+        except (StoreUnavailable, LimiterClosed) as error:
+            return error
 
     def _context(self, holding: Holding) -> AbstractContextManager[object]:
         return self._call() if holding is self._main else nullcontext()
 
     def _keep(self, hold: Hold) -> None:
-        hold.due = self._clock.now() // SECOND + hold.compiled.policy.hold // _RENEWALS_PER_HOLD
-        self._due.setdefault(hold.due, set()).add(hold)
+        self._renew_later(hold)
+        self._held.add(hold)
         loop = running_loop()
         if loop is not None and self._looks is not loop:
             self._looks = loop
@@ -148,49 +163,42 @@ class Holds:
             self._looks = self
             self._run_aside(self._look_without_loop())
 
-    def _forget(self, hold: Hold) -> None:
-        if (holds := self._due.get(hold.due)) is not None:
-            holds.discard(hold)
-            if not holds:
-                del self._due[hold.due]
+    def _renew_later(self, hold: Hold) -> None:
+        hold.due = self._clock.now() // SECOND + hold.compiled.policy.hold // _RENEWALS_PER_HOLD
 
-    def _pop_due(self) -> list[Hold]:
+    def _due(self) -> list[Hold]:
+        """Return what is to be renewed by now. Let go of what nobody can give back any more."""
         now = self._clock.now() // SECOND
-        return [hold for due in [due for due in self._due if due <= now] for hold in self._due.pop(due)]
+        self._held = {hold for hold in self._held if not hold.forgotten}
+        return [hold for hold in self._held if hold.due <= now]
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._looks is not loop:
             return
-        if not self._due:
-            self._looks = None
-            return
-        due = self._pop_due()
-        for hold in due:
+        for hold in self._due():
             if self._tasks.is_full:
-                hold.due = 0
-                self._due.setdefault(0, set()).add(hold)
-            else:
-                self._tasks.start(self._renew(hold))
-        loop.call_later(_LOOK_INTERVAL_S, self._look, loop)
+                break
+            self._renew_later(hold)
+            self._tasks.start(self._renew(hold))
+        if self._held:
+            loop.call_later(_LOOK_INTERVAL_S, self._look, loop)
+        else:
+            self._looks = None
 
     async def _look_without_loop(self) -> None:
-        while self._due and self._looks is self:
+        while self._held and self._looks is self:
             await sleep(_LOOK_INTERVAL_S)
             await self.renew_due()
         self._looks = None
 
     async def _renew(self, hold: Hold) -> None:
-        if hold.forgotten:
-            return
-        try:
-            is_held = await self.renew(hold)
-        except LimiterClosed:
-            return
-        except StoreUnavailable:  # it is held as long as before, and renewed by the next look
+        is_held = await self._try_to_renew(hold)
+        if isinstance(is_held, StoreUnavailable):  # it is held as long as before
             is_held = hold.held is not None and self._clock.now() < hold.held.end * SECOND
-        if is_held and hold.held is not None:
-            self._keep(hold)
-        elif not is_held:
+        if is_held or hold.forgotten:
+            self._renew_later(hold)
+        else:
+            self._held.discard(hold)
             logger.warning("a slot or reservation of %r was not renewed in time, and is back", hold.key.action)
 
 
@@ -215,6 +223,7 @@ class Slot:
         self._new_hold = hold
         self._take = take
         self._hold: Hold | None = None
+        self._is_asked_for = False
         self.decision: Decision | None = None
         """What was decided; None before it was asked for."""
 
@@ -225,10 +234,15 @@ class Slot:
 
     async def take(self) -> Decision:
         """Take it if there is room. Raises what `limiter.check` raises, and `NotHeld` where it was taken before."""
-        if self.decision is not None:
+        if self._is_asked_for:
             raise NotHeld(f"this {self._what} was asked for already; make another: limiter.{self._call}(…)")
-        hold = await self._new_hold()
-        self.decision = await self._holds.take(hold, self._take)
+        self._is_asked_for = True
+        try:
+            hold = await self._new_hold()
+            self.decision = await self._holds.take(hold, self._take)
+        except BaseException:
+            self._is_asked_for = False
+            raise
         if self.decision.allowed:
             self._hold = hold
         return self.decision
@@ -293,6 +307,11 @@ class Reservation(Slot):
         self.units = units
         self.used: int | None = None
         """What it was settled at."""
+
+    def resettle(self, used: int) -> None:
+        """Say how many of the units were used after all, whatever the app has said: for a surface, which knows how the
+        answer ends."""
+        self.used = used
 
     def settle(self, used: int) -> None:
         """Say how many units were used: what is left goes back when the block ends, or with `release`.

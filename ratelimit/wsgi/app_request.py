@@ -163,6 +163,14 @@ class AppRequest:
         """Return them in the order they were made, refused and shadowed ones included."""
         return self.admission.charges.decisions
 
+    def settle(self, action: str, used: int) -> None:
+        """Say how many of the units were used that a policy has reserved for this request; at the end of its answer
+        the others go back.
+
+        Raises `InvalidCost` for more than are reserved, and `NotHeld` where none are, or not any more.
+        """
+        self.admission.charges.settle_held(action, used)
+
     async def begin(self) -> AppAnswer | None:
         """Check it. Return the answer where the app is not to see it."""
         refused = await self.admission.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,6 +90,21 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(iter([b"a", b"b"]))
 
 
+def metered(request: Any) -> StreamingHttpResponse:
+    """Uses 3 tokens, and knows so at the end."""
+
+    def pieces() -> Iterator[bytes]:
+        yield b"a"
+        request.ratelimit.settle("tokens", 3)
+        yield b"b"
+
+    async def pieces_later() -> AsyncIterator[bytes]:
+        for piece in pieces():
+            yield piece
+
+    return StreamingHttpResponse(pieces_later() if request.ratelimit.is_async else pieces())
+
+
 def teapot(request: HttpRequest, decision: Any) -> HttpResponse:
     return JsonResponse({"no more": decision.policy, "on": request.path}, status=418)
 
@@ -113,4 +129,5 @@ urlpatterns = [
     path("handled", handled),
     path("broken", broken),
     path("stream", stream),
+    path("metered", metered),
 ]

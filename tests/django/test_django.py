@@ -157,6 +157,22 @@ async def test_each_request_is_recorded_once(client: Site, path: str) -> None:
     assert len(events) == (2 if wanted == 429 else 1)
 
 
+async def test_what_a_request_holds_is_held_until_its_stream_has_ended(client: Site) -> None:
+    """Until then, what it has reserved can be settled."""
+    slots = Policy("slots", "1 concurrent", match=["GET /metered", "GET /status/**"])
+    tokens = Policy("tokens", "100/day", match="GET /metered", cost=10, reserve=True)
+    with limits(slots, tokens):
+        answer = await client.ask("GET", "/metered")
+        assert await client.statuses("GET /status/200") == [429]
+        if client.is_async:
+            assert [piece async for piece in answer] == [b"a", b"b"]
+        else:
+            assert await sync_to_async(lambda: list(answer), thread_sensitive=False)() == [b"a", b"b"]
+        await asyncio.sleep(0.01)  # it goes back behind the answer
+        assert await client.statuses("GET /status/200", "GET /status/200") == [200, 200]
+        assert await client.used("tokens") == 3
+
+
 async def test_what_is_not_there_is_told(client: Site) -> None:
     with limits(HINT), pytest.raises(UnknownAction, match="'nothing'"):
         await Site(is_async=client.is_async, tells=True).ask("GET", "/unknown")

@@ -307,6 +307,31 @@ async def test_what_does_not_count_is_settled_at_nothing() -> None:
     assert await held(limiter, "r") == 0
 
 
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_an_answer_that_does_not_count_counts_for_more_than_what_the_app_has_settled(
+    is_late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where all of it has gone back meanwhile."""
+    clock, store = FakeClock(), CountingStore()
+    policy = Policy("hint", "1000/day", match="/**", cost=100, reserve=True, count="success")
+    limiter, other = (limiter_of(policy, store=store, clock=clock) for _ in range(2))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["ratelimit"].settle("hint", 30)
+        if is_late:
+            clock.advance(60)
+            async with other.reserve(USER, "hint", 1) as reservation:
+                await other.drain()
+                reservation.settle(0)
+        await hello(scope, receive, send)
+
+    start, _ = await call(RateLimitMiddleware(app, limiter=limiter), scope_of(headers=[(b"x-status", b"500")]))
+    assert headers_of(start)["ratelimit"].startswith('"hint";r=1000')
+    assert (await limiter.peek(USER, "hint")).used == 0
+    assert await held(limiter, "r") == 0
+    assert not caplog.records
+
+
 async def test_what_has_gone_back_already_is_charged_where_it_was_used() -> None:
     clock, store = FakeClock(), MemoryStore()
     limiter = limiter_of(TOKENS, store=store, clock=clock)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
+from random import Random
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +22,7 @@ from ratelimit import (
     QuotaExceeded,
     SlotNeeded,
     StoreUnavailable,
+    UnknownAction,
     sync,
 )
 from ratelimit.dynamodb import DynamoDBStore, create_table
@@ -197,6 +200,90 @@ async def test_given_back_twice_or_never_taken() -> None:
         with pytest.raises(NotHeld, match="given back before"):
             await slot.release()
         assert (await record(limiter, "export"))["c"] == 1, "nothing of anybody else's"
+
+
+async def test_one_that_is_asked_for_twice_at_once_is_taken_once() -> None:
+    limiter = limiter_of(YieldingStore())
+    for slot in (limiter.slot("alice", "export"), limiter.reserve("alice", "tokens", 5)):
+        taken, error = await asyncio.gather(slot.take(), slot.take(), return_exceptions=True)
+        assert taken
+        assert isinstance(error, NotHeld)
+        await slot.release()
+        assert not {"c", "r"} & (await record(limiter, slot.decision.policy if slot.decision else "")).keys()
+    unknown = limiter.slot("alice", "unheard-of")
+    for _ in range(2):
+        with pytest.raises(UnknownAction):
+            await unknown.take()
+
+
+class Step:
+    """Holds up the next write of a store, when it is made, until it may go on."""
+
+    def __init__(self, store: FailingStore) -> None:
+        self.made, self.go_on = asyncio.Event(), asyncio.Event()
+        self._apply, self._memory = store.memory.apply, store.memory
+        self._memory.apply = self  # type: ignore[method-assign]
+
+    async def __call__(self, *args: Any, **options: Any) -> Any:
+        self._memory.apply = self._apply  # type: ignore[method-assign]
+        outcome = await self._apply(*args, **options)
+        self.made.set()
+        await self.go_on.wait()
+        return outcome
+
+
+@pytest.mark.parametrize("ends", ["given back", "cancelled"])
+async def test_a_renewal_under_way_takes_nobody_elses(ends: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Two hold some units until the same moment. One is renewed, and before the answer is there given back."""
+    store, clock = FailingStore(), FakeClock()
+    limiter, other = limiter_of(store, clock, deadline=10), limiter_of(store, clock)
+    reservation, others = limiter.reserve("alice", "tokens", 10), other.reserve("alice", "tokens", 200)
+    await reservation.take()
+    await others.take()
+    clock.advance(11)
+    step = Step(store)
+    renewing = asyncio.create_task(reservation.renew() if ends == "cancelled" else limiter._holds.renew_due())
+    await step.made.wait()
+    if ends == "cancelled":
+        renewing.cancel()
+        await asyncio.wait([renewing])
+    releasing = asyncio.create_task(reservation.release())
+    await asyncio.sleep(0)
+    step.go_on.set()
+    await releasing
+    others.settle(150)
+    await others.release()
+    await asyncio.wait([renewing])
+    assert await record(limiter, "tokens") == {"d20458": 150, "u260105": 150, "u2601": 150}
+    assert not caplog.records, "nothing was lost"
+
+
+async def test_cancelled_at_any_moment_nothing_is_left() -> None:
+    """Those who take, renew and settle share two processes, and are cancelled wherever they are."""
+    random = Random(1)
+    for algorithm in ALGORITHMS * 15:
+        store, clock = YieldingStore(), FakeClock()
+        policy = Policy("export", "3 concurrent; 1000/day", algorithm=algorithm, on_unavailable="deny")
+        limiters = [Limiter(store, [policy], clock=clock, denial_cache=0, deadline=10) for _ in range(2)]
+
+        async def work(limiter: Limiter, used: int) -> None:
+            with suppress(QuotaExceeded):
+                async with limiter.reserve("alice", "export", 9) as reservation:
+                    await reservation.renew()
+                    reservation.settle(used)
+
+        tasks = [asyncio.create_task(work(random.choice(limiters), random.randrange(9))) for _ in range(12)]
+        while left := [task for task in tasks if not task.done()]:
+            await asyncio.sleep(0)
+            assert (await store.memory.read(Key("alice", "export"))).get("c", 0) <= 3
+            if random.random() < 0.4:
+                random.choice(left).cancel()
+            if random.random() < 0.1:
+                clock.advance(11)
+                limiters[0]._holds._look(asyncio.get_running_loop())
+        for limiter in limiters:
+            await limiter._holds._tasks.drain()
+        assert not {"c", "r"} & (await record(limiters[0], "export")).keys()
 
 
 async def test_a_check_says_what_to_use_instead() -> None:
@@ -399,6 +486,45 @@ async def test_settlements_that_cannot_be() -> None:
     with pytest.raises(HoldExpired, match=r"limiter\.charge\(…, 300\)"):
         await late.release()
     assert (await other.peek("alice", "tokens")).remaining == 0, "nothing spent, nothing given back"
+
+
+async def test_a_decision_that_was_refunded_is_not_given_back_again() -> None:
+    """Neither before the reservation has ended nor after: what others have taken stays theirs."""
+    limiter = limiter_of()
+    await limiter.check("alice", "tokens", cost=300)
+    reservation = limiter.reserve("alice", "tokens", 200)
+    await limiter.refund(await reservation.take(), cost=150)
+    await reservation.release()
+    assert (await limiter.peek("alice", "tokens")).used == 300
+    async with limiter.reserve("alice", "tokens", 200) as reservation:
+        reservation.settle(50)
+    assert reservation.decision is not None
+    assert reservation.decision.refunded == 150
+    for _ in range(2):
+        await limiter.refund(reservation.decision)
+        assert (await limiter.peek("alice", "tokens")).used == 300
+
+
+@pytest.mark.parametrize("end", ["release", "leave", "cancel"])
+async def test_a_store_that_fails_at_the_end_is_told_once(end: str, caplog: pytest.LogCaptureFixture) -> None:
+    store = FailingStore()
+    limiter = limiter_of(store)
+    reservation = limiter.reserve("alice", "tokens", 5)
+    await reservation.take()
+    store.fault = failing(StoreUnavailable("down"))
+    if end == "release":
+        with pytest.raises(StoreUnavailable):
+            await reservation.release()
+    elif end == "leave":
+        await reservation.__aexit__(ValueError, ValueError(), None)
+    else:
+        releasing = asyncio.create_task(reservation.release())
+        await asyncio.sleep(0)
+        releasing.cancel()
+        await asyncio.wait([releasing])
+        await limiter._holds._tasks.drain()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert limiter.stats.lost["unreturned"] == 5
 
 
 # Threads.

@@ -104,7 +104,7 @@ async def test_an_upstream_that_is_not_there() -> None:
     async with in_front_of("127.0.0.1:1", limiter=limiter) as address, asyncio.timeout(5):
         for _ in range(2):
             assert b" 502 " in await ask(address, GET)
-        await until(lambda: not limiter._holds._due)
+        await until(lambda: not limiter._holds._held)
         assert await held(limiter) == 0
 
 

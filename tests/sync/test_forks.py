@@ -50,6 +50,25 @@ def test_a_forked_worker_has_connections_of_its_own(
     limiter.close()
 
 
+def test_what_is_held_is_left_to_the_parent() -> None:
+    """A child that leaves the blocks which its parent is in gives nothing back, and says nothing of it."""
+    limiter = Limiter(open_store("memory://"), [Policy("export", "2 concurrent"), HINT], clock=FakeClock())
+    slot, reservation = limiter.slot("alice", "export"), limiter.reserve("alice", "hint", 10)
+    slot.take()
+    reservation.take()
+
+    def leave() -> bool:
+        reservation.settle(3)
+        reservation.__exit__(None, None, None)
+        slot.__exit__(None, None, None)
+        return (limiter.peek("alice", "export").remaining, limiter.peek("alice", "hint").used) == (1, 10)
+
+    assert forked(leave)
+    slot.release()
+    reservation.release()
+    assert (limiter.peek("alice", "export").remaining, limiter.peek("alice", "hint").used) == (2, 0)
+
+
 def test_a_fork_while_other_threads_are_in_the_middle_of_checks(url: str, clock: FakeClock) -> None:
     """What they hold is held for ever in a child where they do not exist."""
     limiter, done = Limiter(open_store(url), [HINT], clock=clock, deadline=20), threading.Event()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ratelimit import Policy
+from ratelimit import NotHeld, Policy
 from ratelimit.sync import Limiter
 from ratelimit.wsgi import RateLimitMiddleware, limited
 from tests.wsgi.apps import call, environ_of, hello, limiter_of
@@ -63,3 +63,19 @@ def _key() -> Any:
     from ratelimit.names import Key
 
     return Key(USER, "hint")
+
+
+def test_an_answer_that_does_not_count_counts_for_more_than_what_the_app_has_settled() -> None:
+    limiter = limiter_of(Policy("hint", "100/day", match="/**", cost=10, reserve=True, count="success"))
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        with pytest.raises(NotHeld):
+            environ["ratelimit"].settle("other", 3)
+        environ["ratelimit"].settle("hint", 3)
+        start_response(next(statuses), [("Content-Type", "text/plain")])
+        return [b""]
+
+    statuses = iter(["500 Oops", "200 OK"])
+    for left in (100, 97):
+        call(RateLimitMiddleware(app, limiter=limiter))
+        assert free(limiter) == left
