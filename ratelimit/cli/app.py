@@ -22,6 +22,7 @@ from ratelimit.cli.migrate import app as migrate_app
 from ratelimit.cli.output import INVALID, UNAVAILABLE, complain
 from ratelimit.cli.serve import serve
 from ratelimit.cli.table import app as table_app
+from ratelimit.cli.top import top
 from ratelimit.cli.usage import app as usage_app
 from ratelimit.errors import ConfigError, RateLimitError, StoreUnavailable
 
@@ -35,6 +36,7 @@ app: Final = typer.Typer(
 )
 app.command()(check)
 app.command()(serve)
+app.command()(top)
 app.command()(cost)
 app.add_typer(config_app, name="config")
 app.add_typer(table_app, name="table")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from fractions import Fraction
-from http.client import HTTPException
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import typer
 
+from ratelimit.cli.admin_client import TOKEN, ask
 from ratelimit.cli.options import JsonOption
 from ratelimit.cli.output import in_words, note, say, say_json, say_table
 from ratelimit.clock import SECOND, SystemClock
@@ -36,7 +33,7 @@ from ratelimit.cost import (
     share,
     units_of,
 )
-from ratelimit.errors import ConfigError, StoreUnavailable
+from ratelimit.errors import ConfigError
 
 _WORKLOAD: Final = "The month"
 _SPARED: Final = "What is spared"
@@ -147,7 +144,8 @@ def cost(
 
 
 def _consumption(url: str, workload: Workload) -> Consumption:
-    consumption = read_metrics(scrape(url), SystemClock().now() / SECOND, workload)
+    text = ask(url, "metrics", token=os.environ.get(TOKEN), option="--from-metrics").decode("utf-8", "replace")
+    consumption = read_metrics(text, SystemClock().now() / SECOND, workload)
     if consumption.seconds < SHORTEST:
         note(f"it has run for {consumption.seconds:.0f} s only: the month may look quite different")
     return consumption
@@ -228,42 +226,3 @@ def _document(found: Estimate, units: Units, prices: Prices, consumption: Consum
 
 def _provisioned(units: Provisioned) -> dict[str, Any]:
     return {"write": units.write, "read": units.read, "dollars": dollars(units.dollars)}
-
-
-TOKEN: Final = "RATELIMIT_ADMIN_TOKEN"
-
-_TIMEOUT: Final = 10.0
-_LARGEST: Final = 16 * 2**20
-
-
-class _NotElsewhere(HTTPRedirectHandler):
-    """Follow nothing: a redirect may lead to any host, and the token would go with it."""
-
-    def redirect_request(self, *_: object) -> None:
-        """Never."""
-
-
-def scrape(url: str) -> str:
-    """Return the text at this URL; without a path, at its `/metrics`. The token is that of `RATELIMIT_ADMIN_TOKEN`.
-
-    Raises `ConfigError` for the URL, `StoreUnavailable` where no metrics come from it.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ConfigError(
-            "--from-metrics", f"{url!r} is no URL of metrics; write it like http://127.0.0.1:8081/metrics"
-        )
-    address = url if parts.path not in ("", "/") else parts._replace(path="/metrics").geturl()
-    headers = {"Accept": "text/plain"}
-    if token := os.environ.get(TOKEN):
-        headers["Authorization"] = f"Bearer {token}"
-    try:
-        with build_opener(_NotElsewhere).open(Request(address, headers=headers), timeout=_TIMEOUT) as answer:
-            body: bytes = answer.read(_LARGEST)
-            return body.decode("utf-8", "replace")
-    except HTTPError as error:
-        error.close()
-        hint = f"; set {TOKEN}" if error.code in (401, 403) else ""
-        raise StoreUnavailable(f"{address} answered {error.code}{hint}") from None
-    except (OSError, HTTPException, ValueError) as error:
-        raise StoreUnavailable(f"no metrics from {address}: {error}") from None
