@@ -122,6 +122,10 @@ class TableMismatch(StoreMisconfigured):
     """The table exists, but its keys are not those of this project."""
 
 
+class ReplicaMismatch(StoreMisconfigured):
+    """The table's replicas in other regions are not those of the configuration, or it names no mode to count in."""
+
+
 class AccessDenied(StoreMisconfigured):
     """The credentials are missing, wrong, or lack a `permission` (an IAM action; None where that is not the reason)."""
 

@@ -22,8 +22,10 @@ from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
-from ratelimit.opening import store_from_url
+from ratelimit.opening import settings_here, store_from_url
 from ratelimit.policy import Exempt, UserFrom
+from ratelimit.regions import Regions
+from ratelimit.regions.regions import check_policies
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
 from ratelimit.store.hashed import HashedUserStore
 from ratelimit.usage import UsageLog
@@ -43,12 +45,14 @@ def build_store(config: Config) -> TableStore:
 
     Raises `ConfigError`.
     """
+    if config.regions is not None:
+        check_policies(config.regions, {each.name: each for each in config.policies}, directory=config.directory)
     store = _mirrored(config)
     return store if config.user_hash_key is None else HashedUserStore(store, config.user_hash_key)
 
 
 def _mirrored(config: Config) -> TableStore:
-    store = store_from_url(config.store)
+    store = store_from_url(config.store, config.regions)
     if config.mirror == "off":
         return store
     try:
@@ -77,14 +81,14 @@ def working_store(config: Config) -> TableStore:
     return MemoryStore()
 
 
-def table_settings(url: str) -> Settings:
+def table_settings(url: str, regions: Regions | None = None) -> Settings:
     """Return the settings of a table from its store's URL. Raises `ConfigError`, also for a store that has no table."""
     from ratelimit.dynamodb import parse_url
 
     if url.startswith("memory://"):
         raise ConfigError("store", "memory:// has no table; name one: --store 'dynamodb://my-table?region=eu-west-1'")
     try:
-        return parse_url(url)
+        return settings_here(parse_url(url), regions)
     except ConfigError as error:
         raise error.under("store") from None
 

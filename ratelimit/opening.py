@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from difflib import get_close_matches
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from ratelimit.errors import ConfigError
+from ratelimit.regions.home import HomeStore
+from ratelimit.regions.regions import Regions, not_in_list
 from ratelimit.store import MemoryStore, TableStore
+
+if TYPE_CHECKING:
+    from ratelimit.dynamodb import Settings
 
 
 def open_store(url: str) -> OpeningStore:
@@ -47,8 +54,11 @@ class OpeningStore:
         return self._store
 
 
-def store_from_url(url: str) -> TableStore:
-    """Return the store that a URL names, not yet open. Raises `ConfigError`."""
+def store_from_url(url: str, regions: Regions | None = None) -> TableStore:
+    """Return the store that a URL names, not yet open: over these regions, where it is a table. Raises `ConfigError`.
+
+    One in memory is in no region.
+    """
     scheme, separator, _ = url.partition("://")
     try:
         if not separator:
@@ -57,12 +67,12 @@ def store_from_url(url: str) -> TableStore:
             near = get_close_matches(scheme, _STORES, n=1)
             hint = f"did you mean {near[0]}://?" if near else f"there are: {_EXAMPLES}"
             raise ConfigError("", f"unknown scheme {scheme}://; {hint}")
-        return _STORES[scheme](url)
+        return _STORES[scheme](url, regions)
     except ConfigError as error:
         raise error.under("store") from None
 
 
-def _memory(url: str) -> TableStore:
+def _memory(url: str, regions: Regions | None) -> TableStore:
     try:
         parts = urlsplit(url)
         pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -81,14 +91,45 @@ def _memory(url: str) -> TableStore:
     return MemoryStore(**options)
 
 
-def _dynamodb(url: str) -> TableStore:
+def _dynamodb(url: str, regions: Regions | None) -> TableStore:
     # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
     from ratelimit.dynamodb import DynamoDBStore, parse_url
 
-    return DynamoDBStore(parse_url(url))
+    return over_regions(parse_url(url), regions, DynamoDBStore)
+
+
+def over_regions(settings: Settings, regions: Regions | None, store: Callable[[Settings], TableStore]) -> TableStore:
+    """Return the store on a table, by one `store` for each region that has to be asked. Raises `ConfigError`."""
+    settings = settings_here(settings, regions)
+    if settings.mode != "home":
+        return store(settings)
+    here = settings.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if here is None:
+        raise ConfigError("region", "is missing: it says which of the regions this process is in; or set AWS_REGION")
+    if here not in settings.regions:
+        raise ConfigError("region", not_in_list(here, settings.regions))
+    endpoints = {} if regions is None else regions.endpoints
+    stores = {
+        region: store(replace(settings, region=region, endpoint=endpoints.get(region, settings.endpoint)))
+        for region in settings.regions
+    }
+    return HomeStore(stores, here)
+
+
+def settings_here(settings: Settings, regions: Regions | None) -> Settings:
+    """Return the settings with what a configuration says of regions. Raises `ConfigError`."""
+    if regions is None:
+        return settings
+    here = regions.here or settings.region
+    if settings.region is not None and settings.region != here:
+        raise ConfigError(
+            "region", f"is {settings.region!r} here, and {here!r} in the setting regions; say one of them"
+        )
+    endpoint = regions.endpoints.get(here or "", settings.endpoint)
+    return replace(settings, region=here, endpoint=endpoint, regions=regions.all, mode=regions.mode)
 
 
 _MOST_DIGITS: Final = 18
 _MEMORY: Final = "memory://, or memory://?max_keys=1000"
 _EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
-_STORES: Final[dict[str, Callable[[str], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}
+_STORES: Final[dict[str, Callable[[str, Regions | None], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}

@@ -59,7 +59,7 @@ def seed(
     from ratelimit.dynamodb.settings import is_amazon
 
     settings = at.load()
-    target = table_settings(settings.store)
+    target = table_settings(settings.store, settings.regions)
     endpoint = endpoint_of(target)
     if not on_aws and (endpoint is None or is_amazon(endpoint)):
         raise InvalidInput(

@@ -221,7 +221,8 @@ def undo(
     """
     from ratelimit import migrate
 
-    target = table_settings(at.load().store)
+    settings = at.load()
+    target = table_settings(settings.store, settings.regions)
     plan = migrate.UndoPlan(runs=runs, target=target, rate=rate, dry_run=dry_run, work_dir=work_dir)
     with _explained(str(work_dir), resumable=not dry_run), progress() as tell:
         undone = asyncio.run(migrate.undo(plan, listener=tell))
@@ -278,7 +279,7 @@ def _plan(
     settings = at.load()
     return MigrationPlan(
         source=source,
-        target=table_settings(settings.store),
+        target=table_settings(settings.store, settings.regions),
         config=settings,
         mapping=read_mapping(mapping),
         entities=tuple(entities or ()),

@@ -107,7 +107,9 @@ class Configured:
     def run(self, work: Callable[[TableStore, Config], Awaitable[T]]) -> T:
         """Return the result of `work` on the configured table, opened for it. Raises `ConfigError` for `memory://`."""
         settings = self.load()
-        table_settings(settings.store)  # says what is wrong with a store that keeps nothing from one run to the next
+        table_settings(
+            settings.store, settings.regions
+        )  # says what is wrong with a store that keeps nothing from one run to the next
 
         async def opened() -> T:
             table = build_store(settings)

@@ -46,6 +46,8 @@ def say_json(document: object) -> None:
 
 def toml_value(value: object) -> str:
     """Return a value as TOML has it: text, numbers and lists of text are written alike in JSON and TOML."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{name} = {toml_value(each)}' for name, each in value.items())} }}"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -37,11 +37,13 @@ class TableTarget:
         """Return its settings: a name alone takes the rest from the store that is configured, if that has a table."""
         if self.table is not None and "://" in self.table:
             return table_settings(self.table)
-        url = Configured(self.store, self.config).load().store
+        config = Configured(self.store, self.config).load()
         if self.table is None:
-            return table_settings(url)
+            return table_settings(config.store, config.regions)
+        if config.store.startswith("memory://"):
+            return table_settings(f"dynamodb://{self.table}", config.regions)
         settings = table_settings(f"dynamodb://{self.table}")
-        return settings if url.startswith("memory://") else replace(table_settings(url), table=settings.table)
+        return replace(table_settings(config.store, config.regions), table=settings.table)
 
 
 @dataclass(frozen=True)

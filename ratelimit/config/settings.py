@@ -13,6 +13,7 @@ from ratelimit.config.secrets import check_token, hidden, masked, masked_path
 from ratelimit.errors import ConfigError
 from ratelimit.limiter.limiter import DEFAULT_DEADLINE, DEFAULT_DENIAL_CACHE
 from ratelimit.policy import POLICY_SETTINGS, Exempt, Policy, UserFrom
+from ratelimit.regions.regions import Regions, read_regions, regions_of_text, shown_regions
 from ratelimit.settings import (
     boolean,
     items,
@@ -130,6 +131,9 @@ class Config:
     """Where the counters live: `memory://`, or `dynamodb://TABLE?region=…`."""
     mirror: str = setting("off", _mirror, shown=masked)
     """Another store, as a URL, that is written to as well while stores are changed; it decides nothing."""
+    regions: Regions | None = setting(None, read_regions, regions_of_text, shown=shown_regions)
+    """Of a table with replicas: how a quota holds in all regions (`mode`: `home` or `strong`), which those are
+    (`all`), and which is this one (`here`; by default the store's, or `AWS_REGION`); or `off`."""
     deadline: float = setting(DEFAULT_DEADLINE, _seconds(least=MIN_DEADLINE), number)
     """Seconds a check may wait for the store; then the policy's `on_unavailable` answers."""
     denial_cache: float = setting(DEFAULT_DENIAL_CACHE, _seconds(least=0.0), number)
@@ -185,6 +189,7 @@ class SettingArgs(TypedDict, total=False):
     enabled: bool
     store: str
     mirror: str
+    regions: Regions | Mapping[str, Any] | Literal["off"]
     deadline: float
     denial_cache: float
     usage: str

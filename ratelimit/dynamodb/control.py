@@ -12,7 +12,8 @@ from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import HARMLESS, Retries
 from ratelimit.dynamodb.errors import Place, code_of, explained, key_mismatch
-from ratelimit.dynamodb.settings import is_amazon
+from ratelimit.dynamodb.replicas import check_replicas
+from ratelimit.dynamodb.settings import Settings, is_amazon
 from ratelimit.errors import (
     AccessDenied,
     StoreMisconfigured,
@@ -82,14 +83,15 @@ class Control:
         self.place = client.place
         self._retries = retries
 
-    async def verify(self) -> None:
-        """Check that it is ours, and working; wait for one that is being created."""
+    async def verify(self) -> dict[str, Any]:
+        """Check that it is ours, and working; wait for one that is being created. Return how it is described."""
         description = await self.describe()
         check_keys(description, self.place)
         async for _ in self.polls("becomes active"):
             if is_working(description):
-                return
+                break
             description = await self.describe()
+        return description
 
     async def create(self, definition: Mapping[str, Any], extras: Mapping[str, Any]) -> bool:
         """Return whether it was created here: another process may have been faster. An engine for development may not
@@ -215,16 +217,19 @@ class Control:
             raise error
 
 
-async def prepare(client: Client, retries: Retries, *, create: bool) -> None:
-    """Verify the table, and wait for one that is being created; create it where there is none, if `create`.
+async def prepare(client: Client, retries: Retries, settings: Settings) -> None:
+    """Verify the table, and wait for one that is being created; create it where there is none, if the settings say so.
 
-    Raise `TableNotFound`, `TableMismatch` or `AccessDenied` where a store could not work on it.
+    Raise `TableNotFound`, `TableMismatch`, `ReplicaMismatch` or `AccessDenied` where a store could not work on it.
     """
+    control = Control(client, retries)
     try:
-        await Control(client, retries).verify()
+        description = await control.verify()
     except TableNotFound:
-        if not create:
+        if not settings.create:
             raise
         from ratelimit.dynamodb.table import create_on  # which few need, and which takes its time
 
         await create_on(client, retries)
+        description = await control.verify()
+    check_replicas(description, client.place, settings)

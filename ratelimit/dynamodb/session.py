@@ -19,9 +19,10 @@ from botocore.session import Session, get_session
 
 from ratelimit.dynamodb.access import LOCAL_REGION, MOMENT, SIGNATURE, Client, ServerClock, Verify, are_sendable
 from ratelimit.dynamodb.errors import Place, UnusableAnswer, explained, is_bare, no_region, unsignable
-from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, is_region, server_of, without_userinfo
+from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, server_of, without_userinfo
 from ratelimit.dynamodb.transport.base import check_shape
 from ratelimit.errors import StoreMisconfigured
+from ratelimit.regions.regions import is_region
 
 
 class _ServerTime(SigV4Auth):  # type: ignore[misc]

@@ -13,6 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from ratelimit.errors import ConfigError
 from ratelimit.numerals import to_float, to_int
+from ratelimit.regions.regions import RegionsMode, check_regions, is_region, not_in_list
 
 DEFAULT_POOL: Final = 64
 
@@ -21,7 +22,6 @@ Server: TypeAlias = tuple[str, int]
 
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 _AMAZON = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".api.amazonwebservices.com.cn")
-_REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class StoreOptions(TypedDict, total=False):
@@ -37,6 +37,8 @@ class StoreOptions(TypedDict, total=False):
     attempts: int
     connect_timeout: float
     read_timeout: float
+    regions: tuple[str, ...]
+    mode: RegionsMode | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,8 @@ class Settings:
     `pool`             connections at most; more calls than that at once wait for one another.
     `attempts`         tries per call, where a retry cannot count twice.
     `connect_timeout`  seconds; so is `read_timeout`, the longest silence while waiting for an answer.
+    `regions`          those that count, of a table with replicas: `eu-west-1,us-east-1`.
+    `mode`             how a quota holds in all of them: `home` or `strong`.
     """
 
     table: str
@@ -65,6 +69,8 @@ class Settings:
     attempts: int = 3
     connect_timeout: float = 1.0
     read_timeout: float = 2.0
+    regions: tuple[str, ...] = ()
+    mode: RegionsMode | None = None
 
     def __post_init__(self) -> None:
         if type(self.table) is not str or not _TABLE.fullmatch(self.table):
@@ -73,6 +79,8 @@ class Settings:
             raise ConfigError("region", f"{self.region!r} is not a region; write it like 'eu-west-1'")
         if self.endpoint is not None:
             _check_endpoint(self.endpoint)
+        if self.regions or self.mode is not None:
+            _check_regions(self)
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "bool" and type(value) is not bool:
@@ -83,9 +91,19 @@ class Settings:
                 raise ConfigError(field.name, f"must be a number of seconds above 0, not {value!r}")
 
 
-def is_region(name: str) -> bool:
-    """Return whether it may be the name of a region, `eu-west-1` or one to come."""
-    return _REGION.fullmatch(name) is not None
+def check_one_home(settings: Settings, what: str) -> None:
+    """Raise `ConfigError` for users who are at home in several regions, for `what` goes to one alone."""
+    if settings.mode == "home" and len(settings.regions) > 1:
+        raise ConfigError("regions", f"{what} one region, and users are at home in {', '.join(settings.regions)}")
+
+
+def _check_regions(settings: Settings) -> None:
+    try:
+        check_regions(settings.mode, settings.regions)
+    except ConfigError as error:
+        raise ConfigError(error.path.replace("all", "regions"), error.problem) from None
+    if settings.region is not None and settings.region not in settings.regions:
+        raise ConfigError("region", not_in_list(settings.region, settings.regions))
 
 
 def is_loopback(endpoint: str | None) -> bool:
@@ -208,6 +226,8 @@ def _seconds(name: str, text: str) -> float:
 _HOW: Final = "write dynamodb://my-table?region=eu-west-1"
 _BY_TYPE: Final[dict[str, Callable[[str, str], Any]]] = {
     "str | None": _text,
+    "RegionsMode | None": _text,
+    "tuple[str, ...]": lambda name, text: tuple(_text(name, text).split(",")),
     "bool": _boolean,
     "int": _whole,
     "float": _seconds,

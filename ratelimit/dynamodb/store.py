@@ -156,7 +156,7 @@ class DynamoDBStore:
             if way is not None:
                 slow = BotoTransport(client, settings, self.stats)
                 client.fast = transport = new_fast(client, way.endpoint, slow, settings, self.stats)
-            await prepare(client, self._retries, create=settings.create)
+            await prepare(client, self._retries, settings)
             if transport is None:
                 transport = await open_transport(client, settings, self.stats, new_fast)
         except BaseException:

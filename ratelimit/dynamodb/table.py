@@ -213,7 +213,7 @@ async def table_status(settings: Settings) -> TableStatus:
 async def verify_table(settings: Settings, spec: TableSpec = _DEFAULT_SPEC) -> tuple[TableDiff, ...]:
     """Compare what is with what should be, part by part; what permissions hide is told, too. Raise `TableNotFound`."""
     async with await _connect(settings) as client:
-        return compare(await look(Control(client, _retries(settings))), spec)
+        return compare(await look(Control(client, _retries(settings))), _with_regions(spec, settings))
 
 
 async def upgrade_table(
@@ -225,7 +225,12 @@ async def upgrade_table(
 ) -> Upgraded:
     """Mend what can be mended in place, waiting up to `within` seconds for each change. Raises `TableNotFound`."""
     async with await _connect(settings) as client:
-        return await Upgrade(Control(client, _retries(settings)), spec, tell=tell, within=within).run()
+        wanted = _with_regions(spec, settings)
+        return await Upgrade(Control(client, _retries(settings)), wanted, tell=tell, within=within).run()
+
+
+def _with_regions(spec: TableSpec, settings: Settings) -> TableSpec:
+    return replace(spec, regions=settings.regions, mode=settings.mode)
 
 
 async def delete_table(settings: Settings) -> bool:

@@ -9,7 +9,9 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.control import billing_of, keys_of
 from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.replicas import replicas_of, replicas_problem, shown_replicas
 from ratelimit.errors import ConfigError
+from ratelimit.regions.regions import RegionsMode
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class TableSpec:
     `tags`       those that have to be there; others may be.
     `billing`    None is on demand for a new table, and leaves a table that is there as it is. `provisioned` goes with
                  `read` and `write`, in units a second; without them, `verify` leaves the units to auto scaling.
+    `regions`    those that are to have a replica, and to count by `mode`; () asks for nothing.
     """
 
     gsi2: bool = False
@@ -46,6 +49,8 @@ class TableSpec:
     billing: Billing | None = None
     read: int | None = None
     write: int | None = None
+    regions: tuple[str, ...] = ()
+    mode: RegionsMode | None = None
 
     def __post_init__(self) -> None:
         if self.billing is not None and self.billing not in get_args(Billing):
@@ -220,7 +225,7 @@ def _or_none(part: T | Unknown) -> T | None:
 
 
 TablePart: TypeAlias = Literal[
-    "state", "key", "index", "expiry", "recovery", "encryption", "protection", "billing", "tag"
+    "state", "key", "index", "expiry", "recovery", "encryption", "protection", "billing", "replicas", "tag"
 ]
 TableVerdict: TypeAlias = Literal["ok", "differs", "unknown", "not asked for"]
 
@@ -276,6 +281,20 @@ def _described(snapshot: TableSnapshot, spec: TableSpec) -> Iterator[TableDiff]:
     yield _billing(table, spec)
     yield _encryption(snapshot, table, spec)
     yield _protection(table, spec)
+    if spec.mode is not None or replicas_of(table, snapshot.place.region):
+        yield _replicas(snapshot, table, spec)
+
+
+def _replicas(snapshot: TableSnapshot, table: Mapping[str, Any], spec: TableSpec) -> TableDiff:
+    found = shown_replicas(table, snapshot.place, spec.mode)
+    problem = replicas_problem(table, snapshot.place, spec.mode, spec.regions)
+    if problem is None:
+        return _line("replicas", "replicas", found, found)
+    return _line("replicas", "replicas", found, _wanted_replicas(spec), remedy=problem)
+
+
+def _wanted_replicas(spec: TableSpec) -> str:
+    return "a mode to count in" if spec.mode is None else f"{', '.join(spec.regions)}, for {spec.mode}"
 
 
 def _keys(table: Mapping[str, Any]) -> Iterator[TableDiff]:

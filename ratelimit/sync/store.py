@@ -10,7 +10,8 @@ from weakref import WeakKeyDictionary
 
 from ratelimit.blocking import Runner
 from ratelimit.errors import ConfigError
-from ratelimit.opening import store_from_url
+from ratelimit.opening import over_regions, store_from_url
+from ratelimit.regions import Regions
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.directory import DirectoryStore
 from ratelimit.store.hashed import HashedUserStore
@@ -75,7 +76,7 @@ def open_store(url: str) -> Store:
     return store
 
 
-def store_from(url: str, *, user_hash_key: str | None = None) -> Store:
+def store_from(url: str, *, user_hash_key: str | None = None, regions: Regions | None = None) -> Store:
     """Return the store that a URL names, not yet open; with hashed users where there is a key. Raises `ConfigError`."""
     if not url.startswith("dynamodb://"):
         return _hashed(store_of(store_from_url(url)), user_hash_key)
@@ -84,12 +85,13 @@ def store_from(url: str, *, user_hash_key: str | None = None) -> Store:
     from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
     from ratelimit.dynamodb.store import LeanDynamoDBStore
 
+    runner = Runner()
     try:
         settings = parse_url(url)
+        inner = over_regions(settings, regions, lambda each: BlockingDynamoDBStore(each, runner))
     except ConfigError as error:
         raise error.under("store") from None
-    runner = Runner()
-    made = Store(BlockingDynamoDBStore(settings, runner), runner, lambda: LeanDynamoDBStore(settings))
+    made = Store(inner, runner, lambda: over_regions(settings, regions, LeanDynamoDBStore))
     return _hashed(made, user_hash_key)
 
 

@@ -58,7 +58,7 @@ def build_limiter(config: Config, *, clock: Clock | None = None, on_alert: Alert
     if config.mirror != "off":
         raise ConfigError("mirror", "is written to by apps with an event loop and by the sidecar; leave it out here")
     if config.enabled:
-        store = store_from(config.store, user_hash_key=config.user_hash_key)
+        store = store_from(config.store, user_hash_key=config.user_hash_key, regions=config.regions)
     else:
         store = store_of(working_store(config))
     limiter = Limiter(

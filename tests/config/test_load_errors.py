@@ -26,7 +26,7 @@ HINT = '[policies.hint]\nquotas = "5/day"\n'
     ("text", "told"),
     [
         ("polices = 1", "polices: unknown setting; did you mean 'policies'?"),
-        ("zzz = 1", "zzz: unknown setting; there are: enabled, store, mirror, deadline,"),
+        ("zzz = 1", "zzz: unknown setting; there are: enabled, store, mirror, regions,"),
         ('quotas = "5/day"', "quotas: belongs to a policy: put it below [policies.NAME]"),
         ("store = 3", "store: expected a URL, as in 'memory://' or"),
         ('store = "my-table"', "store: expected a URL, as in 'memory://' or"),

@@ -63,7 +63,7 @@ async def _describe(connection: object) -> None:
     from ratelimit.dynamodb.calls import Retries, Stats
     from ratelimit.dynamodb.control import prepare
 
-    await prepare(connection, Retries(1, Stats()), create=False)  # type: ignore[arg-type]
+    await prepare(connection, Retries(1, Stats()), Settings(table="limits"))  # type: ignore[arg-type]
 
 
 async def test_no_region() -> None:

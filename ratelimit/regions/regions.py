@@ -1,0 +1,154 @@
+"""`Regions`: which regions there are, which of them this process is in, and by which mode a quota holds in all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Final, Literal, TypeAlias, cast
+
+from ratelimit.errors import ConfigError
+from ratelimit.policy import Policy
+from ratelimit.settings import one_of, texts, unknown
+
+RegionsMode: TypeAlias = Literal["home", "strong"]
+
+PROMISES: Final[Mapping[RegionsMode, str]] = {
+    "home": "exact: a user is counted in one region, which the others ask",
+    "strong": "exact: conditions hold in all regions at once",
+}
+"""What holds of a quota, for people."""
+
+MAX_REGIONS: Final = 32
+MAX_CACHED_HOMES: Final = 10_000
+_REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_check_mode = one_of(RegionsMode)
+
+
+def is_region(name: str) -> bool:
+    """Return whether it may be the name of a region, `eu-west-1` or one to come."""
+    return _REGION.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Raises `ConfigError` naming the bad part.
+
+    `all`        every region that counts, in an order that all processes write alike.
+    `here`       the one that this process is in; None leaves it to the store's URL, or `AWS_REGION`.
+    `endpoints`  servers other than Amazon's own, by region.
+    """
+
+    mode: RegionsMode
+    all: tuple[str, ...]
+    here: str | None = None
+    endpoints: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_regions(self.mode, self.all)
+        for name, regions in (("here", () if self.here is None else (self.here,)), ("endpoints", self.endpoints)):
+            for region in regions:
+                if region not in self.all:
+                    raise ConfigError(name, not_in_list(region, self.all))
+
+
+def check_regions(mode: object, regions: tuple[object, ...]) -> None:
+    """Raise `ConfigError` for what is no list of regions, or no mode."""
+    try:
+        _check_mode(mode)
+    except ConfigError as error:
+        raise error.under("mode") from None
+    if not regions or len(regions) > MAX_REGIONS:
+        raise ConfigError("all", f"expected 1 to {MAX_REGIONS} regions, as in ['eu-west-1', 'us-east-1']")
+    for position, region in enumerate(regions):
+        if not isinstance(region, str) or not is_region(region):
+            raise ConfigError(f"all[{position}]", f"{region!r} is not a region; write it like 'eu-west-1'")
+        if region in regions[:position]:
+            raise ConfigError(f"all[{position}]", f"{region!r} is there twice")
+
+
+def check_policies(regions: Regions, policies: Mapping[str, Policy], *, directory: bool) -> None:
+    """Raise `ConfigError` for what the mode cannot keep."""
+    if regions.mode == "strong" and directory:
+        raise ConfigError("directory", f"users and plans are changed in transactions, {_NO_TRANSACTIONS}")
+    for name, policy in policies.items():
+        for place, other in enumerate(policy.together):
+            path = f"policies.{name}.together[{place}]"
+            if regions.mode == "strong":
+                raise ConfigError(path, f"what is decided together is written in a transaction, {_NO_TRANSACTIONS}")
+            if other in policies and policies[other].user_from != policy.user_from and len(regions.all) > 1:
+                raise ConfigError(
+                    path,
+                    f"{other!r} has another user_from, so that its user may be counted in another region, and nothing "
+                    "is written all or none over two: give both the same user_from, or check them one after the other",
+                )
+
+
+def not_in_list(region: str, regions: tuple[str, ...]) -> str:
+    """Return what is wrong with a region that is not among those that count, and what to do."""
+    return (
+        f"{region!r} is not in the list ({', '.join(regions)}); add it, in the configuration of every process, "
+        "or start this process in a region that is"
+    )
+
+
+def read_regions(value: object) -> Regions | None:
+    """Take a table, as a configuration has it, or `off`. Raises `ConfigError`."""
+    if isinstance(value, Regions):
+        return value
+    if value is None or (isinstance(value, str) and value == "off"):
+        return None
+    if not isinstance(value, Mapping):
+        raise ConfigError("", f"expected 'off', or a table as in {_EXAMPLE}, not {value!r}")
+    table: dict[str, Any] = dict(value)
+    for name in table:
+        if name not in _NAMES:
+            raise unknown(str(name), str(name), _NAMES)
+    for name in ("mode", "all"):
+        if name not in table:
+            raise ConfigError(name, f"is missing; write {_EXAMPLE}")
+    try:
+        table["all"] = cast("tuple[str, ...]", texts(table["all"]))
+    except ConfigError as error:
+        raise error.under("all") from None
+    endpoints = table.get("endpoints", {})
+    if not isinstance(endpoints, Mapping) or not all(isinstance(each, str) for each in endpoints.values()):
+        raise ConfigError("endpoints", "expected URLs by region, as in { eu-west-1 = 'http://localhost:4566' }")
+    return Regions(**table)
+
+
+def shown_regions(regions: Regions | None) -> object:
+    """Return a table, or `off`, as `read_regions` takes it."""
+    if regions is None:
+        return "off"
+    found = {"mode": regions.mode, "all": list(regions.all), "here": regions.here, "endpoints": dict(regions.endpoints)}
+    return {name: value for name, value in found.items() if value}
+
+
+def regions_of_text(text: str) -> object:
+    """Read `mode=home all=eu-west-1,us-east-1 here=eu-west-1`, as an environment variable has it; give back text that
+    is not like that, for the check to complain about."""
+    parts = [part.partition("=") for part in text.split()]
+    if not all(separator for _, separator, _ in parts):
+        return text
+    table: dict[str, object] = {name: value for name, _, value in parts}
+    if isinstance(table.get("all"), str):
+        table["all"] = [item for item in str(table["all"]).split(",") if item]
+    return table
+
+
+@lru_cache(maxsize=MAX_CACHED_HOMES)
+def home_of(user: str, regions: tuple[str, ...]) -> str:
+    """Return the region in which a user is counted: the one that draws the highest number for the user's name.
+
+    Where a region comes or goes, only the users move whose home it becomes or was. The order does not matter.
+    """
+    name = user.encode()
+    return max(regions, key=lambda region: (blake2b(name, digest_size=8, key=region.encode()[:64]).digest(), region))
+
+
+_NO_TRANSACTIONS: Final = "which a table that is strongly consistent over its regions does not have: use mode = 'home'"
+_NAMES: Final = ("mode", "all", "here", "endpoints")
+_EXAMPLE: Final = "{ mode = 'home', all = ['eu-west-1', 'us-east-1'] }"

@@ -1,0 +1,129 @@
+"""A table with replicas is noticed: opening it without a mode is an error, and `verify` says what the mode promises."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ratelimit.dynamodb import DynamoDBStore, Settings, create_table, verify_table
+from ratelimit.dynamodb.client import connect
+from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.replicas import replicas_of, replicas_problem
+from ratelimit.errors import ReplicaMismatch
+from ratelimit.regions import RegionsMode
+from tests.dynamodb.tables import remove
+from tests.engines import Engine
+from tests.faults import FaultServer, TinyTable
+
+HERE, THERE = "eu-west-1", "us-east-1"
+AMAZON = Place("limits", HERE, "https://dynamodb.eu-west-1.amazonaws.com")
+LOCAL = Place("limits", HERE, "http://127.0.0.1:4566")
+
+
+def table(*others: str, **more: Any) -> dict[str, Any]:
+    """A description, as DynamoDB gives it in `HERE`."""
+    return {"GlobalTableVersion": "2019.11.21", "Replicas": [{"RegionName": region} for region in others], **more}
+
+
+STRONG = {"MultiRegionConsistency": "STRONG"}
+
+
+@pytest.mark.parametrize(
+    ("found", "mode", "regions", "problem"),
+    [
+        ({}, None, (), None),
+        (table(THERE), "home", (HERE, THERE), None),
+        (table(HERE, THERE), "home", (HERE, THERE), None),
+        (table(THERE, "ap-south-1"), "home", (HERE,), None),
+        (table(THERE, **STRONG), "strong", (HERE, THERE), None),
+        ({}, "strong", (HERE,), None),
+        (table(THERE), None, (), "mode = 'home', all = ['eu-west-1', 'us-east-1'] }"),
+        (table(THERE, **STRONG), None, (), "mode = 'strong', all = ['eu-west-1', 'us-east-1'] }"),
+        (table(THERE), "home", (HERE, "ap-south-1"), "has no replica in ap-south-1: add it to the table"),
+        ({}, "home", (HERE, THERE), "has no replica in us-east-1"),
+        (table(THERE), "home", (THERE, "ap-south-1"), "'eu-west-1' is not in the list (us-east-1, ap-south-1); add it"),
+        (table(THERE), "strong", (HERE, THERE), "eventually consistent over its regions, and mode = 'strong' needs"),
+        ({"GlobalTableVersion": "2017.11.29"}, "home", (HERE,), "update it to 2019.11.21"),
+    ],
+)
+def test_what_is_wrong_with_replicas(
+    found: dict[str, Any], mode: RegionsMode | None, regions: tuple[str, ...], problem: str | None
+) -> None:
+    said = replicas_problem(found, AMAZON, mode, regions)
+    assert said is None if problem is None else problem in str(said)
+
+
+def test_an_engine_that_tells_of_no_replicas_is_taken_to_have_them() -> None:
+    assert replicas_problem({}, LOCAL, "home", (HERE, THERE)) is None
+
+
+def test_a_replica_that_goes_is_none() -> None:
+    gone = {"Replicas": [{"RegionName": THERE, "ReplicaStatus": "DELETING"}]}
+    assert replicas_of(gone, HERE) == ()
+    assert replicas_of(table(THERE), HERE) == (HERE, THERE)
+
+
+class Replicated(TinyTable):
+    """A table as DynamoDB describes it, with a replica; it counts the questions."""
+
+    asked = 0
+
+    def answer(self, operation: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = super().answer(operation, body)
+        if operation == "DescribeTable":
+            self.asked += 1
+            answer["Table"] |= table(THERE)
+        return answer
+
+
+async def test_opening_asks_once_and_explains() -> None:
+    async with FaultServer() as server:
+        server.table = replicated = Replicated()
+        settings = Settings(table="limits", endpoint=server.endpoint, region=HERE)
+        store = DynamoDBStore(settings)
+        with pytest.raises(
+            ReplicaMismatch, match=r"table 'limits' in eu-west-1 at .* has replicas in eu-west-1, us-ea"
+        ):
+            await store.open()
+        assert replicated.asked == 1
+        async with DynamoDBStore(replace(settings, regions=(HERE, THERE), mode="home")):
+            assert replicated.asked == 2
+
+
+@pytest.fixture
+async def settings(engine: Engine) -> AsyncIterator[Settings]:
+    """A table with a replica, where the engine makes one."""
+    if engine.name != "ministack":
+        pytest.skip("this engine has no replicas")
+    settings = Settings(table=f"replicas-{uuid4()}", endpoint=engine.endpoint, region=HERE)
+    await create_table(settings)
+    async with await connect(settings) as client:
+        replicas = [{"Create": {"RegionName": THERE}}]
+        await client.api.update_table(TableName=settings.table, ReplicaUpdates=replicas)
+    yield settings
+    async with await connect(settings) as client:
+        replicas = [{"Delete": {"RegionName": THERE}}]
+        await client.api.update_table(TableName=settings.table, ReplicaUpdates=replicas)
+    await remove(settings)
+
+
+@pytest.mark.engine
+async def test_a_real_engines_replicas_are_noticed(settings: Settings) -> None:
+    with pytest.raises(ReplicaMismatch, match="where the last writer of an item wins"):
+        await DynamoDBStore(settings).open()
+    (line,) = [line for line in await verify_table(settings) if line.part == "replicas"]
+    assert (line.verdict, line.wanted) == ("differs", "a mode to count in")
+    assert line.remedy.startswith("has replicas in eu-west-1, us-east-1, where the last writer of an item wins")
+
+    home = replace(settings, regions=(HERE, THERE), mode="home")
+    async with DynamoDBStore(home):
+        (line,) = [line for line in await verify_table(home) if line.part == "replicas"]
+    assert line.verdict == "ok"
+    assert line.found == (
+        "eu-west-1, us-east-1; the last writer of an item wins; "
+        "home: exact: a user is counted in one region, which the others ask"
+    )
