@@ -53,7 +53,7 @@ class PolicyCheck:
         self.policy = policy
         self.user_resolver = user_resolver
         try:
-            self.match = _patterns("match", policy.match)
+            self.match = _patterns("match", policy.match, any_case=True)
             self._exempt = Exemption(policy.exempt)
         except ConfigError as error:
             raise error.under(f"policies.{policy.name}") from error
@@ -257,9 +257,9 @@ class Exemption:
         return bool(self._patterns or self._functions)
 
 
-def _patterns(path: str, texts: Iterable[str]) -> Patterns:
+def _patterns(path: str, texts: Iterable[str], *, any_case: bool = False) -> Patterns:
     try:
-        return Patterns(texts)
+        return Patterns(texts, any_case=any_case)
     except ConfigError as error:
         raise error.under(path) from error
 

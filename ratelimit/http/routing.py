@@ -5,9 +5,10 @@
     /files/{rest:path} Starlette's way to write `/files/**`
     /api/**            `/api` and everything below it
 
-Paths are compared as the app's routing sees them: decoded, without the `root_path`, in their own case, in every form
-that `RequestTarget` knows. Slashes at the end are ignored on both sides. `GET` means HEAD too, as Starlette routes it,
-and websocket handshakes, which are GETs.
+Paths are compared as the app's routing sees them: decoded, without the `root_path`, in every form that `RequestTarget`
+knows. Policies take capitals for small letters, as Express and ASP.NET do; exemptions are for what is written as they
+are. Slashes at the end are ignored on both sides. `GET` means HEAD too, as Starlette routes it, and websocket
+handshakes, which are GETs.
 """
 
 from __future__ import annotations
@@ -170,19 +171,20 @@ _TRANSLATED: Final = (
 
 
 class Pattern:
-    """One pattern. Raises `ConfigError` (its path empty: the caller knows where it stands) for nonsense, and for what
-    could not fit any request."""
+    """One pattern, for paths in `any_case` or as it is written. Raises `ConfigError` (its path empty: the caller knows
+    where it stands) for nonsense, and for what could not fit any request."""
 
-    __slots__ = ("_exact", "_methods", "_path", "_regex", "_warned", "text")
+    __slots__ = ("_any_case", "_exact", "_methods", "_path", "_regex", "_warned", "text")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, any_case: bool = False) -> None:
         self.text = text
+        self._any_case = any_case
         methods, path = _split_text(text)
         self._methods = _methods(methods) if methods else None
         _check_path(path, text)
         self._path = path = tidy(path)
-        self._exact = None if "*" in path or "{" in path or "}" in path else path
-        self._regex = _regex(path, text)
+        self._exact = None if "*" in path or "{" in path or "}" in path else self._folded(path)
+        self._regex = _regex(path, text, re.IGNORECASE if any_case else re.NOFLAG)
         self._warned = False
         if splat := _SPLAT.search(path):
             better = path[: splat.start()] + "/**"
@@ -193,8 +195,11 @@ class Pattern:
         if self._methods is not None and method not in self._methods:
             return False
         if self._exact is not None:
-            return path == self._exact
+            return self._folded(path) == self._exact
         return self._regex.fullmatch(path) is not None
+
+    def _folded(self, path: str) -> str:
+        return path.casefold() if self._any_case else path
 
     def fits(self, target: RequestTarget) -> bool:
         """Return whether one form does, or would if the pattern were not written with the prefix that the app is
@@ -228,15 +233,15 @@ class Pattern:
 
 
 class Patterns:
-    """Several patterns. Raises `ConfigError` with the index of a bad one."""
+    """Several patterns, as `Pattern` takes them. Raises `ConfigError` with the index of a bad one."""
 
     __slots__ = ("_patterns", "_root")
 
-    def __init__(self, texts: Iterable[str]) -> None:
+    def __init__(self, texts: Iterable[str], *, any_case: bool = False) -> None:
         patterns = []
         for number, text in enumerate(texts):
             try:
-                patterns.append(Pattern(text))
+                patterns.append(Pattern(text, any_case=any_case))
             except ConfigError as error:
                 raise error.under(f"[{number}]") from error
         self._patterns = tuple(patterns)
@@ -330,7 +335,7 @@ def _translated(path: str) -> str:
     return path if path.startswith("/") else f"/{path}"
 
 
-def _regex(path: str, text: str) -> re.Pattern[str]:
+def _regex(path: str, text: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
     segments = path[1:].split("/")
     parts = []
     for number, segment in enumerate(segments):
@@ -341,7 +346,7 @@ def _regex(path: str, text: str) -> re.Pattern[str]:
         else:
             parts.append("/" + _segment(segment, text))
     # Without DOTALL a line feed (%0A) in a path would get past `**`.
-    return re.compile("".join(parts), re.DOTALL)
+    return re.compile("".join(parts), re.DOTALL | flags)
 
 
 def _segment(segment: str, text: str) -> str:

@@ -143,17 +143,19 @@ def django_site(folder: Path) -> ASGIApp:
 
 
 def node_site(folder: Path) -> ASGIApp:
-    """What `new URL(request.url, "http://host").pathname` leads to, with Express's way to look before it decodes."""
+    """What `new URL(request.url, "http://host").pathname` leads to, with Express's way to look before it decodes, at
+    letters in either case."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen = whatwg_path(scope["raw_path"].decode("latin-1"))
-        found = OPEN if seen in ("/health", "/pages/open") else ""
-        if seen == "/hints":
+        route = seen.lower()
+        found = OPEN if route in ("/health", "/pages/open") else ""
+        if route == "/hints":
             found = SECRET if scope["method"].upper() == "POST" else OPEN
-        elif re.fullmatch(r"/items/[^/]+", seen) or seen.startswith("/pages/"):
+        elif re.fullmatch(r"/items/[^/]+", route) or route.startswith("/pages/"):
             found = found or SECRET
-        elif seen.startswith("/files/"):
-            file = folder / unquote(seen.removeprefix("/files/")).replace("\0", "")
+        elif route.startswith("/files/"):
+            file = folder / unquote(seen[len("/files/") :]).replace("\0", "")
             found = file.read_text() if file.resolve().is_relative_to(folder) and file.is_file() else ""
         await PlainTextResponse(found, 200 if found else 404)(scope, receive, send)
 

@@ -75,6 +75,17 @@ def test_does_not_fit(pattern: str, method: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "path"),
+    [("/hints", "/HINTS"), ("/Hints/{id}", "/hints/7"), ("/hints/x-*", "/Hints/X-a"), ("/café/**", "/CAFÉ/a")],
+)
+def test_a_policy_takes_capitals_for_small_letters_and_an_exemption_does_not(pattern: str, path: str) -> None:
+    asked = RequestTarget(scope_of(path))
+    assert Patterns([pattern], any_case=True).fit(asked)
+    assert not Patterns([pattern]).fit(asked)
+    assert not Patterns([pattern]).cover(scope_of(path))
+
+
+@pytest.mark.parametrize(
     "path", ["/hints/7", "/hints/7/", "//hints/7", "/hints//7", "/hints///7//", "/hints/7\n", "/hints/\n"]
 )
 def test_slashes_and_line_feeds_do_not_slip_past(path: str) -> None:
