@@ -21,7 +21,7 @@ from ratelimit.cache import LRUCache
 from ratelimit.errors import RateLimitError, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store.base import Add, Drop, EventStore, Expect, Op, Outcome, Put, Record, TableStore, Trace, Write
+from ratelimit.store.base import Add, EventStore, Expect, Op, Outcome, Put, Record, TableStore, Trace, Write
 from ratelimit.store.delegating import DelegatingDirectoryStore, DelegatingEventStore, DelegatingStore
 from ratelimit.store.directory import DirectoryStore, Entry, check_pair, name_of
 from ratelimit.tasks import Tasks
@@ -291,11 +291,14 @@ def _is_give_back(op: Op, condition: Expect) -> bool:
 
 
 def _repeated(op: Op, expected: Mapping[str, Expect]) -> tuple[Op, ...]:
-    if type(op) is Add:
-        condition = expected.get(op.field)
-        # A counter never falls below zero, not even where the mirror began later.
-        return (Add(op.field, op.amount),) if condition is None else (condition, Add(op.field, op.amount))
-    return (op,) if type(op) in (Put, Drop) else ()
+    if type(op) is Expect:
+        return ()
+    condition = expected.get(op.field)
+    if condition is None or type(op) is Put:
+        return (Add(op.field, op.amount),) if type(op) is Add else (op,)
+    # No counter falls below zero, not even where the mirror began later: what is not there is neither given back nor
+    # taken back from who has held it for too long.
+    return (condition, Add(op.field, op.amount) if type(op) is Add else op)
 
 
 class _MirroredEvents(DelegatingEventStore):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import date
 from functools import partial
 from typing import Any
@@ -12,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit import Limiter, MemoryStore, Policy, StoreUnavailable, UsageLog
+from ratelimit import HoldExpired, Limiter, MemoryStore, Policy, SlotNeeded, StoreUnavailable, UsageLog
 from ratelimit.clock import SystemClock
 from ratelimit.config import load_config
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
 from ratelimit.factory import build_store, load_checked
+from ratelimit.limiter import Reservation
 from ratelimit.metrics import store_stats
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
@@ -32,12 +34,15 @@ POLICIES = (
     Policy("hint", "5/day; 3/minute"),
     Policy("run", "4/10 minutes", algorithm="sliding_window"),
     Policy("search", "6/hour", algorithm="gcra"),
+    Policy("export", "2 concurrent; 9/day"),
+    Policy("org", "9/hour", algorithm="gcra"),
 )
+ACTIONS = tuple(policy.name for policy in POLICIES)
 DEEDS = st.lists(
     st.tuples(
-        st.sampled_from(["check", "charge", "refund", "reset"]),
+        st.sampled_from(["check", "check_all", "charge", "refund", "reset", "reserve", "reserve", "settle"]),
         st.sampled_from(["alice", "bob"]),
-        st.sampled_from(["hint", "run", "search"]),
+        st.sampled_from(ACTIONS),
         st.integers(1, 3),
         st.sampled_from([0, 1, 90, 3_600, 86_400]),
     ),
@@ -49,15 +54,53 @@ DEEDS = st.lists(
 async def test_the_mirror_ends_as_the_store_that_decides(deeds: list[tuple[str, str, str, int, int]]) -> None:
     clock, store = FakeClock(), MirrorStore(MemoryStore(), MemoryStore())
     async with Limiter(store, POLICIES, clock=clock) as limiter:
+        held: list[Reservation] = []
         for verb, user, action, cost, later in deeds:
             clock.advance(later)
-            args: Any = () if verb == "reset" else (cost,) if verb == "charge" else ()
-            options = {"cost": cost} if verb in ("check", "refund") else {}
-            await getattr(limiter, verb)(user, action, *args, **options)
-        for user in ("alice", "bob"):
-            for action in ("hint", "run", "search"):
+            with suppress(SlotNeeded, HoldExpired):
+                await do(limiter, held, verb, user, action, cost)
+        await limiter.drain()
+        for user in ("alice", "bob", "acme"):
+            for action in ACTIONS:
                 assert await store.compare(Key(user, action)) == []
     assert (store.stats.different, store.stats.failed, store.stats.dropped) == (0, 0, 0)
+
+
+async def do(limiter: Limiter, held: list[Reservation], verb: str, user: str, action: str, cost: int) -> None:
+    if verb == "check_all":
+        await limiter.check_all([(user, action, cost), ("acme", "org", cost)])
+    elif verb == "reserve":
+        reservation = limiter.reserve(user, action, cost)
+        if await reservation.take():
+            held.append(reservation)
+    elif verb == "settle":
+        if held:
+            held[0].settle(min(cost, held[0].units))
+            await held.pop(0).release()
+    elif verb == "charge":
+        await limiter.charge(user, action, cost)
+    elif verb == "reset":
+        await limiter.reset(user, action)
+    else:
+        await getattr(limiter, verb)(user, action, cost=cost)
+
+
+@pytest.mark.parametrize("reserves", [False, True])
+async def test_what_the_mirror_has_not_seen_taken_is_not_taken_out_of_it(reserves: bool) -> None:
+    """A process dies with what it held when the mirror began. That is taken back, and the mirror becomes the store."""
+    clock, primary, mirror = FakeClock(), MemoryStore(), MemoryStore()
+    policy = Policy("export", "2 concurrent; 100/day")
+    dead = Limiter(primary, [policy], clock=clock)
+    await (dead.reserve("alice", "export", 30) if reserves else dead.slot("alice", "export")).take()
+    async with Limiter(MirrorStore(primary, mirror), [policy], clock=clock) as limiter:
+        clock.advance(60)
+        assert await limiter.reserve("alice", "export", 5).take()
+        await limiter.drain()
+        assert (await limiter.peek("alice", "export")).quotas[1].used == (5 if reserves else 6)
+    after = Limiter(mirror, [policy], clock=clock)
+    assert [bool(await after.reserve("alice", "export", 1).take()) for _ in range(2)] == [True, False]
+    assert (await after.peek("alice", "export")).quotas[1].used == 6
+    assert min((await mirror.read(Key("alice", "export"))).values()) >= 0
 
 
 async def test_a_bucket_is_the_same_also_where_the_mirror_began_later() -> None:
