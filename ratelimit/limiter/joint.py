@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from ratelimit.algorithms import Taken
 from ratelimit.blocking import running_loop
 from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
@@ -26,6 +27,7 @@ from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName
 from ratelimit.quota import QuotasLike
 from ratelimit.store.base import MAX_WRITES_AT_ONCE, Add, Put, Record, Write
+from ratelimit.tasks import start_now
 
 if TYPE_CHECKING:
     from ratelimit.limiter.checker import Checker
@@ -64,7 +66,7 @@ Answer: TypeAlias = list[Decision]
 
 
 class JointCounters:
-    """Spends groups on one store: all parts of a group or none. `spend` may raise `StoreUnavailable`."""
+    """Spends groups on one store: all parts of a group or none."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -85,19 +87,14 @@ class JointCounters:
         """Return how each part stands by what is known of it, nothing being spent."""
         return [_decision(part, now, self._counters.cached(part.key)) for part in group]
 
-    async def spend(self, groups: Sequence[Group], now: int) -> list[Answer]:
-        """Spend those that fit, in this order: all of them in one write, or as many as that takes."""
-        spending = _Spending(self._counters, groups, now)
-        attempt = 0
-        while spending.left:
-            if attempt == _ATTEMPTS:
-                raise StoreThrottled(f"the records kept changing under {_ATTEMPTS} attempts to write them together")
-            attempt = 0 if await spending.advance(contended=attempt >= _CONTENDED) else attempt + 1
-        return [spending.answers[number] for number in range(len(groups))]
+    def spending(self, groups: Sequence[Group], now: int) -> Spending:
+        """Return what spends those that fit, in this order: all of them in one write, or as many as that takes."""
+        return Spending(self._counters, groups, now)
 
 
-class _Spending:
-    """The groups of one `spend`: those that are decided, and those that are left."""
+class Spending:
+    """Some groups: those that are decided, whose `answers` are known by their number, and those that are `left`. `run`
+    may raise `StoreUnavailable`."""
 
     def __init__(self, counters: Counters, groups: Sequence[Group], now: int) -> None:
         self.answers: dict[int, Answer] = {}
@@ -109,7 +106,15 @@ class _Spending:
         self._seen: set[Key] = set()
         """Those read since this began: what does not fit them is refused."""
 
-    async def advance(self, *, contended: bool) -> bool:
+    async def run(self) -> None:
+        """Decide all of them."""
+        attempt = 0
+        while self.left:
+            if attempt == _ATTEMPTS:
+                raise StoreThrottled(f"the records kept changing under {_ATTEMPTS} attempts to write them together")
+            attempt = 0 if await self._advance(contended=attempt >= _CONTENDED) else attempt + 1
+
+    async def _advance(self, *, contended: bool) -> bool:
         """Take one step. Return whether more is known or decided than before."""
         if unseen := [key for key in self._keys() if self._is_old(key)]:
             await self._read(unseen)
@@ -266,7 +271,7 @@ class JointChecker:
         self._local = JointCounters(fallback.counters)
         self._fallback = fallback
         self._clock = clock
-        self._coalescer: Coalescer[Group, Answer] = Coalescer(self._spend_many, clock, deadline)
+        self._coalescer: Coalescer[Group, Answer | None] = Coalescer(self._spend_many, clock, deadline)
 
     async def check(self, group: Group) -> Answer:
         """Decide; the arguments are known to be good ones, and the keys to differ.
@@ -338,13 +343,19 @@ class JointChecker:
         return [answers[part.key] if part.key in answers else self._counters.look([part], now)[0] for part in group]
 
     def _restore(self, leased: Group, answers: dict[Key, Decision]) -> None:
-        for part in leased:
-            decision = answers.get(part.key)
-            if decision is not None and decision.spent and decision.reason is None:
-                self._checker.leases.restore(part.compiled, part.key, decision.at_us, decision.spent)
-                answers[part.key] = msgspec.structs.replace(decision, spent=0)
+        """Put back what was taken from where it was: the lease, or what this process counts without the store."""
+        for compiled, key, _ in leased:
+            decision = answers.get(key)
+            if decision is None or not decision.spent:
+                continue
+            at, units = decision.at_us, decision.spent
+            if decision.reason is None:
+                self._checker.leases.restore(compiled, key, at, units)
+            else:
+                start_now(self._fallback.counters.refund(compiled, key, self._clock.now(), units, Taken(at, units)))
+            answers[key] = msgspec.structs.replace(decision, spent=0)
 
-    async def _spend(self, group: Group, now: int) -> Answer:
+    async def _spend(self, group: Group, now: int) -> Answer | None:
         loop = running_loop()
         if loop is None or self._checker.coalescer is None:
             return (await self._spend_now([group], now))[0]
@@ -358,13 +369,22 @@ class JointChecker:
         finally:
             self._coalescer.end(batch_key)
 
-    async def _spend_many(self, compiled: CompiledPolicy, key: Key, now: int, groups: Sequence[Group]) -> list[Answer]:
+    async def _spend_many(
+        self, compiled: CompiledPolicy, key: Key, now: int, groups: Sequence[Group]
+    ) -> list[Answer | None]:
         self._checker.stats.coalesced += len(groups)
         return await self._spend_now(groups, now)
 
-    async def _spend_now(self, groups: Sequence[Group], now: int) -> list[Answer]:
-        with self._checker.store_call():
-            return await self._counters.spend(groups, now)
+    async def _spend_now(self, groups: Sequence[Group], now: int) -> list[Answer | None]:
+        """Return the answers; None for those that the store has not decided, where it has decided others."""
+        spending = self._counters.spending(groups, now)
+        try:
+            with self._checker.store_call():
+                await spending.run()
+        except StoreUnavailable:
+            if not spending.answers:
+                raise
+        return [spending.answers.get(number) for number in range(len(groups))]
 
     async def _answer_unasked(self, group: Group, now: int) -> Answer:
         """Decide without the store, as each policy has it: nothing is spent in memory where one of them refuses."""
@@ -375,7 +395,10 @@ class JointChecker:
             for part in group
             if part not in local
         }
-        decided = (await self._local.spend([local], now))[0] if all(answers.values()) else self._local.look(local, now)
+        spending = self._local.spending([local], now)
+        if all(answers.values()):
+            await spending.run()
+        decided = spending.answers.get(0) or self._local.look(local, now)
         for part, decision in zip(local, decided, strict=True):
             unasked = decision.allowed and not decision.shadow_denied
             answers[part.key] = msgspec.structs.replace(decision, reason="unavailable") if unasked else decision

@@ -334,7 +334,7 @@ class Limiter:
         last: those of one process leave together then. Raises as `check` does, and `InvalidInput`, also where a policy
         is missing that another one of them has in `together`.
         """
-        asked = [Spend(*one) for one in spends]
+        asked = [_spend(one) for one in spends]
         actions = [Key.of(one.user, one.action).action for one in asked]
         for action in actions:
             policy = self.policies.get(action)
@@ -551,6 +551,14 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _spend(one: object) -> Spend:
+    if isinstance(one, Spend):
+        return one
+    if not isinstance(one, tuple) or not 2 <= len(one) <= 3:
+        raise InvalidInput(f"expected (user, action), (user, action, cost) or Spend(…), not {one!r}")
+    return Spend(*one)
 
 
 def _whole_cost(cost: int) -> int:

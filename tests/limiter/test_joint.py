@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit import InvalidCost, InvalidInput, Limiter, Policy, Spend, StoreThrottled, UnknownAction
+from ratelimit import InvalidCost, InvalidInput, Limiter, Policy, Spend, StoreThrottled, StoreUnavailable, UnknownAction
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName
 from ratelimit.store import MemoryStore
@@ -197,6 +197,35 @@ async def test_without_a_store_each_policy_has_its_say(user: Any, org: Any, expe
         assert not await one.check_all([("alice", "user"), ("acme", "org")]), "counted in this process"
 
 
+async def test_what_is_leased_is_not_counted_without_a_store_where_another_refuses() -> None:
+    store = FailingStore()
+    store.fault = failing(StoreThrottled("no"))
+    leased = Policy("user", "5/day", lease=2, on_unavailable="local")
+    one = limiter(store, [leased, Policy("org", "1/day", on_unavailable="local")])
+    group = [("alice", "user"), ("acme", "org")]
+    assert [bool(await one.check_all(group)) for _ in range(5)] == [True, False, False, False, False]
+    assert (await one.check_all([("alice", "user", 4), ("other", "org")])).allowed
+
+
+async def test_those_that_were_written_are_told_so_though_the_store_fails_with_the_next() -> None:
+    """Those that leave together are too many for one write."""
+    store = YieldingStore()
+
+    async def fault() -> None:
+        await asyncio.sleep(0)
+        if store.calls["apply_all"] == 3:
+            raise StoreUnavailable("down")
+
+    store.fault = fault  # type: ignore[method-assign]
+    policies = [Policy("user", "9/day", on_unavailable="deny"), Policy("org", "1000/day", on_unavailable="deny")]
+    one = limiter(store, policies)
+    asked = [one.check_all([(f"user-{number}", "user"), ("acme", "org")]) for number in range(121)]
+    answers = await asyncio.gather(*asked)
+    assert [bool(answer) for answer in answers] == [True] * 100 + [False] * 21
+    assert {each.reason for answer in answers[100:] for each in answer} == {"unavailable"}
+    assert await used(store.memory, ("user-99", "user"), ("user-100", "user"), ("acme", "org")) == [1, 0, 100]
+
+
 @pytest.mark.parametrize(
     ("spends", "error"),
     [
@@ -205,6 +234,10 @@ async def test_without_a_store_each_policy_has_its_say(user: Any, org: Any, expe
         ([(f"{number}", "user") for number in range(101)], InvalidInput),
         ([("alice", "user"), ("acme", "org", 0)], InvalidCost),
         ([("alice", "user"), ("acme", "nobody")], UnknownAction),
+        ("alice", InvalidInput),
+        ([("alice",)], InvalidInput),
+        ([("alice", "user", 1, "5/day")], InvalidInput),
+        ([["alice", "user"]], InvalidInput),
     ],
 )
 async def test_bad_input_spends_nothing(spends: Any, error: type[Exception]) -> None:
