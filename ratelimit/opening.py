@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ratelimit.errors import ConfigError
 from ratelimit.regions.home import HomeStore
-from ratelimit.regions.regions import Regions, not_in_list
+from ratelimit.regions.regions import Regions
 from ratelimit.store import MemoryStore, TableStore
 
 if TYPE_CHECKING:
@@ -101,31 +101,31 @@ def _dynamodb(url: str, regions: Regions | None) -> TableStore:
 def over_regions(settings: Settings, regions: Regions | None, store: Callable[[Settings], TableStore]) -> TableStore:
     """Return the store on a table, by one `store` for each region that has to be asked. Raises `ConfigError`."""
     settings = settings_here(settings, regions)
-    if settings.mode != "home":
+    if settings.mode != "home" or settings.region is None:
         return store(settings)
-    here = settings.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if here is None:
-        raise ConfigError("region", "is missing: it says which of the regions this process is in; or set AWS_REGION")
-    if here not in settings.regions:
-        raise ConfigError("region", not_in_list(here, settings.regions))
     endpoints = {} if regions is None else regions.endpoints
     stores = {
         region: store(replace(settings, region=region, endpoint=endpoints.get(region, settings.endpoint)))
         for region in settings.regions
     }
-    return HomeStore(stores, here)
+    return HomeStore(stores, settings.region)
 
 
 def settings_here(settings: Settings, regions: Regions | None) -> Settings:
-    """Return the settings with what a configuration says of regions. Raises `ConfigError`."""
-    if regions is None:
+    """Return the settings with what a configuration says of regions, and which of them this is. Raises `ConfigError`."""
+    if regions is None and settings.mode is None:
         return settings
-    here = regions.here or settings.region
-    if settings.region is not None and settings.region != here:
+    named = settings.region if regions is None else regions.here or settings.region
+    here = named or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if not here:
+        raise ConfigError("region", "is missing: it says which of the regions this process is in; or set AWS_REGION")
+    if settings.region not in (None, here):
         raise ConfigError(
             "region", f"is {settings.region!r} here, and {here!r} in the setting regions; say one of them"
         )
-    endpoint = regions.endpoints.get(here or "", settings.endpoint)
+    if regions is None:
+        return replace(settings, region=here)
+    endpoint = regions.endpoints.get(here, settings.endpoint)
     return replace(settings, region=here, endpoint=endpoint, regions=regions.all, mode=regions.mode)
 
 

@@ -215,6 +215,35 @@ def upgrade(
 
 @app.command()
 @spread
+def regions(
+    *,
+    target: TableTarget,
+    change: Annotated[
+        bool, typer.Option("--change", help="Count as configured from now on; with every process stopped.")
+    ] = False,
+) -> int:
+    """How the regions of a table with replicas count, and how they are configured to; exit status 1 where that differs.
+
+    The first process that opens the table records it there, and who is configured otherwise does not start.
+
+    Examples:
+
+        ratelimit table regions --config ratelimit.toml
+
+        ratelimit table regions --config ratelimit.toml --change
+    """
+    from ratelimit.dynamodb import regions_of_table
+
+    settings = target.settings()
+    if settings.mode is None:
+        raise ConfigError("regions", "is off: set it to how the regions are to count")
+    recorded, wanted = asyncio.run(regions_of_table(settings, change=change))
+    say(f"{settings.table}: {recorded or 'not recorded'}; {'now' if change else 'configured is'} {wanted}")
+    return ALLOWED if change or recorded in (None, wanted) else REFUSED
+
+
+@app.command()
+@spread
 def delete(
     *,
     target: TableTarget,

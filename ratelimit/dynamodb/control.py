@@ -12,7 +12,7 @@ from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import HARMLESS, Retries
 from ratelimit.dynamodb.errors import Place, code_of, explained, key_mismatch
-from ratelimit.dynamodb.replicas import check_replicas
+from ratelimit.dynamodb.replicas import check_recorded_regions, check_replicas
 from ratelimit.dynamodb.settings import Settings, is_amazon
 from ratelimit.errors import (
     AccessDenied,
@@ -233,3 +233,5 @@ async def prepare(client: Client, retries: Retries, settings: Settings) -> None:
         await create_on(client, retries)
         description = await control.verify()
     check_replicas(description, client.place, settings)
+    if settings.mode is not None:
+        await check_recorded_regions(control.call, client.place, settings)

@@ -6,14 +6,20 @@ item lose what one of them has counted, and admit more than the quota.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final, TypeAlias
 
+from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.settings import Settings, is_amazon
-from ratelimit.errors import ReplicaMismatch
+from ratelimit.errors import ReplicaMismatch, StoreMisconfigured
 from ratelimit.regions.regions import PROMISES, RegionsMode, not_in_list
 
+CallTable: TypeAlias = Callable[..., Awaitable[dict[str, Any]]]
+"""Sends an operation about the table, by its name, with the rest of the request as keywords."""
+
+_KEY: Final = {schema.PK: {"S": schema.REGIONS}, schema.SK: {"S": schema.META}}
 _LEGACY: Final = "2017.11.29"
 _GONE: Final = ("DELETING", "CREATION_FAILED", "REGION_DISABLED")
 
@@ -83,3 +89,36 @@ def _no_mode(found: tuple[str, ...], strong: bool) -> str:
         f"lose what others have counted, and admit too much. Say how: regions = {{ mode = 'home', all = [{listed}] }}; "
         "with one region in the list, that one counts for all, and the other replicas only hold copies"
     )
+
+
+async def check_recorded_regions(call: CallTable, place: Place, settings: Settings) -> None:
+    """Record in the table how its regions count, where nothing is recorded yet. Raise `ReplicaMismatch` for processes
+    that do not agree: two homes of one user are two counts."""
+    found, wanted = await recorded_and_wanted(call, settings)
+    if found is None:
+        with suppress(StoreMisconfigured):  # somebody was faster, or this role only reads
+            await call("put_item", Item=_record(settings), ConditionExpression=f"attribute_not_exists({schema.PK})")
+        found, _ = await recorded_and_wanted(call, settings)
+    if found is not None and found != wanted:
+        raise ReplicaMismatch(
+            f"{place} is counted by {found}, and this process would by {wanted}: have all processes say the same; to "
+            "change it, stop them all, run `ratelimit table regions --change` with the new setting, and start them"
+        )
+
+
+async def recorded_and_wanted(call: CallTable, settings: Settings, *, change: bool = False) -> tuple[str | None, str]:
+    """Return how the regions count, None where that is not recorded, and how the settings say; with `change` record
+    that."""
+    item = (await call("get_item", Key=_KEY, ConsistentRead=True)).get("Item")
+    if change:
+        await call("put_item", Item=_record(settings))
+    return None if item is None else _shown(item), _shown(_record(settings))
+
+
+def _record(settings: Settings) -> dict[str, Any]:
+    texts = {schema.TYPE: schema.REGIONS_TYPE, schema.MODE: str(settings.mode), schema.ALL: ",".join(settings.regions)}
+    return {**_KEY, **{name: {"S": text} for name, text in texts.items()}}
+
+
+def _shown(item: Mapping[str, Any]) -> str:
+    return f"mode = {item[schema.MODE]['S']!r} over {item[schema.ALL]['S']}"

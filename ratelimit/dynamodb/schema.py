@@ -24,6 +24,10 @@ consistent read:
     PK = EMAIL#<e-mail>               SK = META   tp = idn    usr = <user>   crt
     PK = KEY#<digest, hexadecimal>    SK = META   tp = idn    usr = <user>   crt
 
+How the regions of a table with replicas count, so that all processes do it alike:
+
+    PK = REGIONS                      SK = META   tp = rgn    mod = home | strong   all = <regions, with commas>
+
 `GSI2` is made on request, for an action's timeline across users. Nothing carries its keys yet, so it stays empty.
 """
 
@@ -68,6 +72,10 @@ UPDATED: Final = "upd"
 VERSION: Final = "ver"
 OWNER: Final = "usr"
 ALL_PLANS: Final = "PLANS"
+REGIONS: Final = "REGIONS"
+REGIONS_TYPE: Final = "rgn"
+MODE: Final = "mod"
+ALL: Final = "all"
 
 _IDENTITY_PREFIXES: Final[dict[IdentityKind, str]] = {"email": "EMAIL#", "api_key": "KEY#"}
 

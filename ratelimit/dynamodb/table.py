@@ -14,6 +14,7 @@ from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Retries, Stats
 from ratelimit.dynamodb.control import Control, WaitedInVain, billing_of, is_settled
+from ratelimit.dynamodb.replicas import check_replicas, recorded_and_wanted
 from ratelimit.dynamodb.settings import Settings, is_amazon
 from ratelimit.dynamodb.table_diff import (
     MODES,
@@ -250,6 +251,17 @@ async def delete_table(settings: Settings) -> bool:
                 f"if it has to go, run `ratelimit table upgrade {control.place.table} --no-protect` first"
             )
         return await control.delete()
+
+
+async def regions_of_table(settings: Settings, *, change: bool = False) -> tuple[str | None, str]:
+    """Return how the regions of the table count, None where that is not recorded, and how they are configured to.
+
+    With `change` that is recorded. Every process has to be stopped then, or some users are counted in two places.
+    """
+    async with await _connect(settings) as client:
+        control = Control(client, _retries(settings))
+        check_replicas(await control.verify(), client.place, settings)
+        return await recorded_and_wanted(control.call, settings, change=change)
 
 
 async def count_items(settings: Settings) -> tuple[int, bool]:

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.dynamodb import DynamoDBStore, Settings, create_table, verify_table
+from ratelimit.dynamodb import DynamoDBStore, Settings, create_table, regions_of_table, verify_table
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.replicas import replicas_of, replicas_problem
@@ -17,7 +17,7 @@ from ratelimit.errors import ReplicaMismatch
 from ratelimit.regions import RegionsMode
 from tests.dynamodb.tables import remove
 from tests.engines import Engine
-from tests.faults import FaultServer, TinyTable
+from tests.faults import FaultServer, TinyTable, error, ok
 
 HERE, THERE = "eu-west-1", "us-east-1"
 AMAZON = Place("limits", HERE, "https://dynamodb.eu-west-1.amazonaws.com")
@@ -127,3 +127,36 @@ async def test_a_real_engines_replicas_are_noticed(settings: Settings) -> None:
         "eu-west-1, us-east-1; the last writer of an item wins; "
         "home: exact: a user is counted in one region, which the others ask"
     )
+
+
+def over(settings: Settings, *regions: str, mode: RegionsMode = "home") -> Settings:
+    return replace(settings, regions=regions, mode=mode)
+
+
+@pytest.mark.engine
+async def test_processes_that_do_not_agree_do_not_start(settings: Settings) -> None:
+    first = over(settings, HERE, THERE)
+    for _ in range(2):
+        async with DynamoDBStore(first):
+            pass
+    async with DynamoDBStore(replace(first, region=THERE)):
+        pass
+    for other in (over(settings, HERE), over(settings, THERE, HERE)):
+        with pytest.raises(ReplicaMismatch, match=r"counted by mode = 'home' over eu-west-1,us-east-1, and this"):
+            await DynamoDBStore(other).open()
+    assert await regions_of_table(over(settings, HERE)) == (
+        "mode = 'home' over eu-west-1,us-east-1",
+        "mode = 'home' over eu-west-1",
+    )
+    await regions_of_table(over(settings, HERE), change=True)
+    async with DynamoDBStore(over(settings, HERE)):
+        pass
+    with pytest.raises(ReplicaMismatch, match="over eu-west-1, and this process would by"):
+        await DynamoDBStore(first).open()
+
+
+async def test_who_may_only_read_opens_where_nothing_is_recorded() -> None:
+    async with FaultServer() as server:
+        server.then(ok(), error("AccessDeniedException", "not authorized to perform: dynamodb:PutItem"))
+        async with DynamoDBStore(over(Settings(table="limits", endpoint=server.endpoint, region=HERE), HERE, THERE)):
+            assert server.received == {"DescribeTable": 1, "GetItem": 2, "PutItem": 1}
