@@ -112,7 +112,7 @@ def over_regions(settings: Settings, regions: Regions | None, store: Callable[[S
 
 
 def settings_here(settings: Settings, regions: Regions | None) -> Settings:
-    """Return the settings with what a configuration says of regions, and which of them this is. Raises `ConfigError`."""
+    """Return the settings with what a configuration says of regions, and which one this is. Raises `ConfigError`."""
     if regions is None and settings.mode is None:
         return settings
     named = settings.region if regions is None else regions.here or settings.region
@@ -120,9 +120,7 @@ def settings_here(settings: Settings, regions: Regions | None) -> Settings:
     if not here:
         raise ConfigError("region", "is missing: it says which of the regions this process is in; or set AWS_REGION")
     if settings.region not in (None, here):
-        raise ConfigError(
-            "region", f"is {settings.region!r} here, and {here!r} in the setting regions; say one of them"
-        )
+        raise ConfigError("region", f"is {settings.region!r} here, and {here!r} in the setting regions; say one")
     if regions is None:
         return replace(settings, region=here)
     endpoint = regions.endpoints.get(here, settings.endpoint)

@@ -36,6 +36,7 @@ from tests.engines import Engine
 ELSEWHERE = {
     "docs/cost.md": "tests/cli/test_table_docs.py",
     "docs/migration.md": "tests/migrate",
+    "docs/regions.md": "tests/regions/test_processes.py",
     "docs/table.md": "tests/cli/test_table_docs.py",
     "docs/testing.md": "tests/testing/test_limits.py",
     "docs/usage.md": "tests/usage/test_docs.py",

@@ -20,7 +20,7 @@ from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.regions.replicator import REGIONS
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 LIMIT, USERS = 20, tuple(f"user-{number}" for number in range(9))
 
