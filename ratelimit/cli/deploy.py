@@ -1,4 +1,4 @@
-"""`ratelimit deploy render table|sidecar|iam`: what goes to AWS, printed with one's own names."""
+"""`ratelimit deploy render …`: what goes to AWS, printed with one's own names; what goes to Grafana and Prometheus."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated, TypeAlias
 import typer
 
 from ratelimit.cli.output import say_json
-from ratelimit.deploy import ROLES, Template, policies, template
+from ratelimit.deploy import ROLES, Template, alert_rules, dashboard, policies, template
 from ratelimit.errors import ConfigError
 
-app = typer.Typer(help="What goes to AWS: templates and policies.")
+app = typer.Typer(help="What goes to AWS, Grafana and Prometheus.")
 render = typer.Typer(help="Print a template or a policy, with your own names in it.")
 app.add_typer(render, name="render")
 
@@ -85,6 +85,28 @@ def iam(
             say_json(document)
             return
     raise ConfigError("--role", f"unknown role {role!r}; there are {', '.join(ROLES)}")
+
+
+@render.command()
+def grafana() -> None:
+    """The Grafana dashboard of the metrics, as JSON to import; it asks which Prometheus has them.
+
+    Example:
+
+        ratelimit deploy render grafana > ratelimit-dashboard.json
+    """
+    say_json(dashboard())
+
+
+@render.command()
+def alerts() -> None:
+    """Alert rules for Prometheus, on the same metrics.
+
+    Example:
+
+        ratelimit deploy render alerts > ratelimit-alerts.yaml
+    """
+    typer.echo(alert_rules(), nl=False)
 
 
 def _print(which: Template, names: dict[str, str | None], settings: list[str] | None) -> None:

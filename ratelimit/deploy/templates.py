@@ -46,6 +46,11 @@ def template(name: Template, defaults: Mapping[str, str]) -> str:
     return text[:start] + _PARAMETER.sub(with_default, section["body"]) + text[end:]
 
 
+def alert_rules() -> str:
+    """The alert rules for Prometheus, as YAML."""
+    return files("ratelimit.deploy").joinpath("alerts.yaml").read_text(encoding="utf-8")
+
+
 def _check(parameter: str, value: str, known: Mapping[str, str]) -> None:
     lines = known.get(parameter)
     if lines is None:

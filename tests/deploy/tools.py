@@ -16,15 +16,18 @@ REQUIRED: Final = "RATELIMIT_TEST_DEPLOY"
 """`required` makes what is missing a failure; else its tests are skipped, saying so. `make test-deploy` sets it."""
 PATIENCE: Final = 600.0
 
-_TOOLS: Final = ROOT / ".cache" / "deploy-tools" / "bin"
+TOOLS: Final = ROOT / ".cache" / "deploy-tools" / "bin"
+"""Where `make test-deploy` installs what pip has."""
+OF_THE_SYSTEM: Final = ("prometheus", "promtool")
 
 
 def tool(name: str) -> str:
     """Where a program is: in `.cache/deploy-tools`, beside this Python, or on the path."""
-    places = [str(_TOOLS), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    places = [str(TOOLS), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     found = shutil.which(name, path=os.pathsep.join(places))
     if found is None:
-        lacking(f"{name} is not installed: `make test-deploy` does it")
+        how = "Debian's package `prometheus` has it" if name in OF_THE_SYSTEM else "`make test-deploy` does it"
+        lacking(f"{name} is not installed: {how}")
     assert found is not None
     return found
 
