@@ -87,6 +87,8 @@ class ConditionalWriter:
         ]
 
     def _part(self, write: Write) -> Update:
+        if not write.recurs:
+            return part_of_transaction(write)
         return self._parts.get_or_make(write, lambda: part_of_transaction(write))
 
     async def _record(self, key: Key, item: Item) -> Record:

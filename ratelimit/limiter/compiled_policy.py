@@ -220,8 +220,9 @@ class CompiledPolicy:
         ops: Ops = ()
         for part in parts:
             ops += part
-        write = Write(ops + self._totals.add(now, cost), self._expires_at, False, self._counts_until)
-        if not self._buckets:  # of which none is ever the same again
+        recurs = not self._buckets  # of which none is ever the same again
+        write = Write(ops + self._totals.add(now, cost), self._expires_at, False, self._counts_until, recurs)
+        if recurs:
             if len(self._writes) >= MAX_KEPT_WRITES:
                 self._writes.clear()
             self._writes[cost] = (parts, write)

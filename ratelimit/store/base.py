@@ -66,7 +66,7 @@ Op: TypeAlias = Add | Put | Drop | Expect
 class Write(msgspec.Struct, frozen=True, eq=False):
     """Operations that apply all or none. Each field is changed by at most one of them, and may be expected by one more.
 
-    Compared by identity, so that a store may keep what it prepared for a `Write` that is used again.
+    Compared by identity, so that a store may keep what it prepared for one that `recurs`.
     """
 
     ops: tuple[Op, ...]
@@ -77,6 +77,8 @@ class Write(msgspec.Struct, frozen=True, eq=False):
     counts_until: int = 0
     """Epoch seconds after which what it spends does not count any more; 0 where it spends nothing. For a store that has
     to choose what to forget first: each field that it spends from says by `at_most` how much there is."""
+    recurs: bool = False
+    """Whether this very object is going to be used again."""
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

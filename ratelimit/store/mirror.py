@@ -255,7 +255,7 @@ class MirrorStore(DelegatingStore):
             self.stats.differences.extend(found)
 
     def _without_conditions(self, write: Write, record: Record) -> Write:
-        """Return the same object for the same write, where no outcome is in it: a store keeps what it prepared."""
+        """Return the same object for the same write that recurs: no outcome is in it."""
         known = self._unconditional.get(write)
         if known is not None:
             return known
@@ -268,8 +268,8 @@ class MirrorStore(DelegatingStore):
                     ops.append(Put(op.field, record[op.field]))
             else:
                 ops += _repeated(op, expected)
-        plain = Write(tuple(ops), write.expires_at)
-        if not absolute:
+        plain = Write(tuple(ops), write.expires_at, recurs=write.recurs)
+        if write.recurs:
             self._unconditional.put(write, plain)
         return plain
 

@@ -108,7 +108,7 @@ class BotoTransport:
 
     async def apply(self, key: Key, write: Write) -> UpdateResult:
         self._count_fallback()
-        update = self._updates.get_or_make(write, lambda: encode(write))
+        update = self._updates.get_or_make(write, lambda: encode(write)) if write.recurs else encode(write)
         with explained(self._place):
             try:
                 answer = await self._api.update_item(

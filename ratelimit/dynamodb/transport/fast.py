@@ -129,7 +129,7 @@ _END: Final = b"}}}"
 
 
 class RequestBodies:
-    """Bodies of the updates of one table. Keeps what writes of late looked like, and templates of their shapes."""
+    """Bodies of the updates of one table. Keeps those of writes that recur, and templates of what all look like."""
 
     __slots__ = ("_constant", "_known", "_limit", "_templates")
 
@@ -144,21 +144,23 @@ class RequestBodies:
         """Return the body of one request."""
         known = self._known.get(write)
         if known is None:
-            known = self._remember(write)
+            known = self._render(write)
         return known + to_json(pk) + _END
 
-    def _remember(self, write: Write) -> bytes:
-        """Keep it, first in, first out: a write in constant use that has to go costs one more look at its template."""
+    def _render(self, write: Write) -> bytes:
+        """Keep one that recurs, first in, first out: if it has to go, that costs one more look at its template."""
         shape, numbers = shape_of(write)
         template = self._templates.get(shape)
         if template is None:
             if len(self._templates) >= self._limit:
                 self._templates.clear()
             template = self._templates[shape] = self._template(write, numbers)
-        if len(self._known) >= self._limit:
-            self._known.popitem(last=False)
-        known = self._known[write] = template % tuple(numbers)
-        return known
+        rendered = template % tuple(numbers)
+        if write.recurs:
+            if len(self._known) >= self._limit:
+                self._known.popitem(last=False)
+            self._known[write] = rendered
+        return rendered
 
     def _template(self, write: Write, numbers: list[int]) -> bytes:
         update = encode(write)

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from ratelimit.dynamodb.expressions import encode
 from ratelimit.dynamodb.schema import limit_key, limit_pk
 from ratelimit.dynamodb.transport.fast import RequestBodies
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
+from ratelimit.policy import Policy
 from ratelimit.store import Add, Drop, Expect, Op, Put, Write
 from tests.profiles import examples
 
@@ -32,7 +35,7 @@ def writes(draw: st.DrawFn) -> Write:
             ops.append(Add(field, draw(numbers), draw(bounds)))
         else:
             ops.append(Put(field, draw(numbers)) if kind == "p" else Drop(field))
-    return Write(tuple(ops), draw(st.integers(0, 10**10)), draw(st.booleans()))
+    return Write(tuple(ops), draw(st.integers(0, 10**10)), draw(st.booleans()), recurs=draw(st.booleans()))
 
 
 def said(body: bytes) -> object:
@@ -54,12 +57,29 @@ def test_one_template_for_a_shape_and_one_constant_for_a_write() -> None:
     for write in bucket:
         bodies.body("USR#a#LIM#b", write)
     assert len(bodies._templates) == 1
-    assert bodies._known[bucket[-1]] is bodies._known[bucket[-1]]
+
+
+def test_what_never_recurs_takes_the_place_of_nothing_that_does() -> None:
+    """A bucket's writes are each another one; a window's are the same for every user."""
+    bodies = RequestBodies(CONSTANT, limit=3)
+    now, cached = 1_767_614_400_000_000, CachedRecord()
+    cached.learn({"gd": now * 1000, "gdl": 9, "d20458": 1}, now)
+    window = CompiledPolicy(Policy("hint", "1000/day"))
+    bucket = CompiledPolicy(Policy("run", "9/day", algorithm="gcra"))
+    kept = window.spend(now, 1, cached)
+    assert kept is not None
+    bodies.body("USR#a#LIM#hint", kept)
+    for later in range(9):
+        write = bucket.spend(now + later, 1, cached)
+        assert write is not None
+        bodies.body("USR#a#LIM#run", write)
+    assert list(bodies._known) == [kept]
+    assert window.spend(now, 1, cached) is kept
 
 
 def test_what_is_kept_is_bounded() -> None:
     bodies = RequestBodies(CONSTANT, limit=10)
     for number in range(50):
-        bodies.body("USR#a#LIM#b", Write((Add(f"d{number}", 1),), 5))
+        bodies.body("USR#a#LIM#b", Write((Add(f"d{number}", 1),), 5, recurs=True))
     assert len(bodies._known) == 10
     assert len(bodies._templates) <= 10
