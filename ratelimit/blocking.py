@@ -56,13 +56,15 @@ def wait_for(call: BlockingCall[T]) -> T:
         runner.lock.acquire()
 
 
-def refuse_event_loop(name: str, work: Coroutine[Any, Any, object] | None = None) -> None:
-    """Raise `InsideEventLoop` where one runs: `name` of `ratelimit` is wanted there. `work` is not done then."""
+def refuse_event_loop(
+    name: str, work: Coroutine[Any, Any, object] | None = None, *, package: str = "ratelimit"
+) -> None:
+    """Raise `InsideEventLoop` where one runs: `name` of the package is wanted there. `work` is not done then."""
     if running_loop() is not None:
         if work is not None:
             work.close()
         raise InsideEventLoop(
-            f"this thread runs an event loop, which a blocking call would hold up; use `from ratelimit import {name}`"
+            f"this thread runs an event loop, which a blocking call would hold up; use `from {package} import {name}`"
         )
 
 
