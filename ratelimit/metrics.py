@@ -360,17 +360,17 @@ def watch(
 ) -> Limiter | None:
     """Have a registry read a limiter and its parts, which it does not keep alive: when they go, their counters stay.
 
-    Return the limiter that decides (of a blocking one, what is in it); None where it is read already.
+    Return the limiter that decides (of a blocking one, what is in it); None where it was read already.
     """
     core = limiter if isinstance(limiter, Limiter) else limiter._core
-    if ref(core) in registry:
-        return None
-    decisions = DecisionMetrics(core.policies)
-    add_observer(core, decisions)
-    registry.register(decisions, decisions.collect)
+    is_new = ref(core) not in registry
+    if is_new:
+        decisions = DecisionMetrics(core.policies)
+        add_observer(core, decisions)
+        registry.register(decisions, decisions.collect)
     for part, read in parts(core, core.store, core.directory, usage):
         registry.register(ref(part), _Weak(part, read))
-    return core
+    return core if is_new else None
 
 
 class _Weak:

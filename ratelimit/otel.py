@@ -86,7 +86,7 @@ def expose(limiter: Limiter | sync.Limiter, *, usage: UsageLog | sync.UsageLog |
     core = watch(families, limiter, usage)
     if core is not None:
         add_observer(core, instruments.observe)
-        instruments.add_families()
+    instruments.add_families()
 
 
 def _provider() -> MeterProvider | None:

@@ -51,7 +51,7 @@ async def test_a_limiter_and_its_parts_are_in_the_apps_registry() -> None:
     registry, store = CollectorRegistry(), MemoryStore()
     limiter = Limiter(store, [HINT], directory=Directory(store.directory))
     usage = UsageLog(store, actions=limiter.policies)
-    expose(limiter, usage=usage, registry=registry)
+    expose(limiter, registry=registry)
     expose(limiter, usage=usage, registry=registry)
     for _ in range(3):
         await limiter.check("alice", "hint")
@@ -199,10 +199,10 @@ async def test_opentelemetry_counts_up_and_knows_types(reader: InMemoryMetricRea
     assert "alice" not in data.to_json()
 
 
-async def test_a_later_limiter_brings_its_families(reader: InMemoryMetricReader) -> None:
-    otel.expose(Limiter(MemoryStore(), [HINT]))
-    assert "ratelimit.usage_accepted" not in points(reader)
+async def test_what_comes_later_brings_its_families(reader: InMemoryMetricReader) -> None:
     limiter, usage = Limiter(MemoryStore(), [HINT]), UsageLog(MemoryStore())
+    otel.expose(limiter)
+    assert "ratelimit.usage_accepted" not in points(reader)
     otel.expose(limiter, usage=usage)
     assert points(reader)["ratelimit.usage_accepted"][()].value == 0
 

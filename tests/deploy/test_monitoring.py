@@ -153,9 +153,10 @@ async def test_a_real_prometheus_answers_every_query(engine: Engine, tmp_path: P
         "RATELIMIT_ENVOY_CONFIG": f"{tmp_path}/envoy",
     }
     unreachable = f"dynamodb://lost?region=eu-west-1&endpoint=http://127.0.0.1:{free_port()}"
+    others: list[dict[str, Any]] = [{"RATELIMIT_STORE": "memory://"}, {"RATELIMIT_STORE": unreachable}]
     async with AsyncExitStack() as stack:
         urls, admins = [], []
-        for env in (whole, dict[str, Any](RATELIMIT_STORE="memory://"), dict[str, Any](RATELIMIT_STORE=unreachable)):
+        for env in (whole, *others):
             admins.append(f"127.0.0.1:{free_port()}")
             options = ("--config", str(tmp_path / "ratelimit.toml"), "--admin", admins[-1])
             more = ("--grpc", "127.0.0.1:0") if env is whole else ()
