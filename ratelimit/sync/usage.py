@@ -84,6 +84,9 @@ class _LogCore(log.UsageLog):
         await self.close()
         await store.close()
 
+    def _forget(self) -> None:
+        """Leave that to the log whose thread this is in."""
+
     def _take_all(self) -> bool:
         took = False
         while self.inbox:
@@ -164,6 +167,7 @@ class UsageLog:
         self._is_closed = False
         self._begin(actions)
         _logs.add(self)
+        log.unwritten.add(self)
 
     def _begin(self, actions: Iterable[str]) -> None:
         self._lock = threading.RLock()
@@ -369,6 +373,12 @@ class UsageLog:
             if own is not None:
                 _result(own.submit(self._store.close()))
                 own.stop()
+
+    def _forget(self) -> None:
+        """Have written what is not yet, so that it can be forgotten with the rest: for tests."""
+        with self._lock:
+            if self._thread is not None:
+                _result(self._thread.submit(self._core.after_inbox(self._core.flush())))
 
     def _started(self) -> _LoopThread:
         if self._thread is None:

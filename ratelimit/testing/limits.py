@@ -18,6 +18,7 @@ from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
 from ratelimit.store.delegating import layers
 from ratelimit.testing import FakeClock
+from ratelimit.usage.log import forget_all
 
 
 class Limits:
@@ -46,7 +47,9 @@ class Limits:
 
     def reset_all(self) -> None:
         """Forget all that was spent and logged in this process. Raise `RuntimeError` where that is not in memory."""
-        for store in _stores():
+        stores = _stores()
+        forget_all()
+        for store in stores:
             store.clear()
         for limiter in all_limiters():
             limiter._forget()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
+from weakref import WeakSet
 
 from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
@@ -53,6 +54,7 @@ class UsageLog(Reports):
         self._closed = False
         self._attended: bool | None = None
         self._has_followed = False
+        unwritten.add(self)
 
     @property
     def stats(self) -> UsageStats:
@@ -230,6 +232,11 @@ class UsageLog(Reports):
                 await self.close()
         return Erased.of({**erased.found, "journal": self._stats.erased - before}, left)
 
+    def _forget(self) -> None:
+        """Forget what is not written yet: for tests."""
+        if self._pipeline is not None:
+            self._pipeline.writer.forget()
+
     def _progress(self) -> int:
         journal = None if self._pipeline is None else self._pipeline.journal
         passed = 0 if journal is None else journal.replay.passed_bytes
@@ -292,3 +299,13 @@ class UsageLog(Reports):
         dropped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         dropped.set_result(False)
         return dropped
+
+
+unwritten: Final[WeakSet[Any]] = WeakSet()
+"""All logs of this process."""
+
+
+def forget_all() -> None:
+    """Have nothing left to be written: for tests, which empty the store then."""
+    for one in list(unwritten):
+        one._forget()

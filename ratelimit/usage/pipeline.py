@@ -265,6 +265,10 @@ class EventWriter:
         self._batches.clear()
         return left
 
+    def forget(self) -> None:
+        """Forget what waits: for tests."""
+        self._queue.clear()
+
     def _give_up(self) -> list[UsageEvent]:
         self._is_stopped = True
         left = [event for batch in self._batches for event in batch.left] + list(self._queue)

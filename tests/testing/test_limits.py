@@ -82,6 +82,29 @@ async def test_the_usage_log_and_what_stands_before_the_store(limits: Limits) ->
     assert (limits.events, limits.spent) == ([], {})
 
 
+@pytest.mark.parametrize("threads", [False, True])
+def test_events_that_another_test_has_left_waiting_are_no_more(threads: bool) -> None:
+    store = MemoryStore()
+    limiter, usage, blocking = Limiter(store, [HINT]), UsageLog(store), sync.UsageLog(store)
+
+    async def log(user: str) -> None:
+        await usage.record(user, "hint")
+        if user == "bob":
+            await usage.flush()
+
+    for user in ("alice", "bob"):
+        with Limits() as limits:
+            if threads:
+                blocking.record(user, "hint")
+                if user == "bob":
+                    blocking.flush()
+            else:
+                asyncio.run(log(user))
+            assert {event.user for event in limits.events} <= {user}
+    blocking.close()
+    del limiter
+
+
 async def test_one_of_its_own(limits: Limits) -> None:
     limiter = limits.limiter(HINT, denial_cache=0)
     await limiter.check("alice", "hint", cost=2)
