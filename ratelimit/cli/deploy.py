@@ -38,6 +38,20 @@ def table(
 
 
 @render.command()
+def global_table(
+    name: Annotated[str | None, typer.Option(metavar="TABLE", help="The table's name; by default ratelimit.")] = None,
+    settings: SetOption = None,
+) -> None:
+    """The table with replicas in other regions as a CloudFormation template, to be deployed in one of them.
+
+    Example:
+
+        ratelimit deploy render global-table --name limits --set SecondRegion=us-east-1 > global-table.yaml
+    """
+    _print("global-table", {"TableName": name}, settings)
+
+
+@render.command()
 def sidecar(
     name: Annotated[str | None, typer.Option(metavar="SERVICE", help="Of the service and its cluster.")] = None,
     image: Annotated[str | None, typer.Option(help="The sidecar's image, built from deploy/Dockerfile.")] = None,

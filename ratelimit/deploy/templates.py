@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from ratelimit.errors import ConfigError
 
-Template: TypeAlias = Literal["table", "sidecar"]
+Template: TypeAlias = Literal["table", "global-table", "sidecar"]
 
 TEMPLATES: Final[tuple[Template, ...]] = get_args(Template)
 

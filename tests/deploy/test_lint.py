@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds here, minut
 
 NAMES = {
     "table": {"TableName": "limits", "TimelineIndex": "true"},
+    "global-table": {"TableName": "limits", "SecondRegion": "us-east-1", "ThirdRegion": "ap-south-1"},
     "sidecar": {"ServiceName": "shop", "Image": "registry/ratelimit:1", "AppImage": "registry/shop:7"},
 }
 

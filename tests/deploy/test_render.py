@@ -7,6 +7,7 @@ from difflib import unified_diff
 
 import pytest
 
+from ratelimit.deploy import TEMPLATES
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.deploy.cloudformation import parse, text_of
@@ -14,7 +15,7 @@ from tests.deploy.cloudformation import parse, text_of
 ACCOUNT = ("--account", "123456789012", "--region", "eu-west-1")
 
 
-@pytest.mark.parametrize("name", ["table", "sidecar"])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_without_names_it_is_the_file(ratelimit: Command, name: str) -> None:
     assert ratelimit("deploy", "render", name) == (0, text_of(name), "")
 

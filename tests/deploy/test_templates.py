@@ -45,14 +45,32 @@ def test_the_table_is_the_one_that_create_makes(indexes: tuple[str, ...]) -> Non
     assert "SSESpecification" not in found
 
 
+@pytest.mark.parametrize("third", ["", "ap-south-1"])
+def test_the_table_in_many_regions_is_the_one_that_create_makes(third: str) -> None:
+    names = {"TableName": "limits", "SecondRegion": "us-east-1", "ThirdRegion": third}
+    found = filled(parse(text_of("global-table")), **names)["Table"]["Properties"]
+    wanted = schema.table_definition("limits")
+    assert {name: found[name] for name in wanted} == wanted
+    assert found["TimeToLiveSpecification"] == {"AttributeName": schema.TTL, "Enabled": True}
+    regions = [replica["Region"] for replica in found["Replicas"]]
+    assert regions == [{"Ref": "AWS::Region"}, "us-east-1", *([third] if third else [])]
+    for replica in found["Replicas"]:
+        assert replica["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
+        assert replica["DeletionProtectionEnabled"] == "true"
+    strong = filled(parse(text_of("global-table")), **names, Consistency="STRONG", WitnessRegion="eu-west-2")
+    assert strong["Table"]["Properties"]["GlobalTableWitnesses"] == [{"Region": "eu-west-2"}]
+    assert not {"TimeToLiveSpecification", "StreamSpecification"} & strong["Table"]["Properties"].keys()
+
+
 def test_a_key_of_ones_own() -> None:
     key = "arn:aws:kms:eu-west-1:123456789012:key/1"
     assert table(KmsKeyArn=key)["SSESpecification"] == {"SSEEnabled": True, "SSEType": "KMS", "KMSMasterKeyId": key}
 
 
 def test_the_table_outlives_its_stack() -> None:
-    resource = parse(text_of("table"))["Resources"]["Table"]
-    assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
+    for name in ("table", "global-table"):
+        resource = parse(text_of(name))["Resources"]["Table"]
+        assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -73,7 +91,7 @@ def test_alarms_reach_the_topic_when_there_is_one() -> None:
                 for resource in filled(parse(text_of(name)), AlarmTopicArn=topic).values()
                 if resource["Type"] == "AWS::CloudWatch::Alarm"
             ]
-            assert len(alarms) == {"table": 6, "sidecar": 2}[name]
+            assert len(alarms) == {"table": 6, "global-table": 0, "sidecar": 2}[name]
             for alarm in alarms:
                 assert alarm.get("AlarmActions", []) == alarm.get("OKActions", []) == ([topic] if topic else [])
 
