@@ -189,6 +189,11 @@ def _check_outcome(cost: object, allowed: object, status: object) -> None:
         raise InvalidEvent(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {_shown(cost)}")
     if type(allowed) is not bool:
         raise InvalidEvent(f"allowed must be True or False, not {allowed!r}")
+    check_status(status)
+
+
+def check_status(status: object) -> None:
+    """Raises `InvalidEvent`."""
     if status is not None and (type(status) is not int or not 100 <= status <= 599):
         raise InvalidEvent(f"status must be an HTTP status, not {_shown(status)}")
 
@@ -213,6 +218,11 @@ def _encoded(name: str, text: str) -> bytes:
         return text.encode()
     except UnicodeEncodeError as error:
         raise InvalidEvent(f"{name} is not valid Unicode at position {error.start}") from None
+
+
+def resource_text(resource: str) -> str:
+    """Return a resource as an event that names it has it. Raises `InvalidEvent`."""
+    return _text("resource", resource, MAX_RESOURCE_BYTES)
 
 
 def _trimmed(encoded: bytes, text: str, most: int) -> str:

@@ -207,6 +207,9 @@ class Policy:
     """Which requests a surface writes to its usage log: `"all"`, `"allowed"`, `"denied"` or `"none"`."""
     log_sample: float = setting(1.0, _part, number)
     """Of the refused requests, the part that is written: 0.01 is one in a hundred."""
+    timeline: bool = setting(False, _truth, boolean)
+    """Whether the events of the action are also listed over all users (`usage timeline`): each costs a write unit more,
+    and the table needs its second index, `GSI2`."""
 
     @property
     def holds(self) -> bool:

@@ -62,6 +62,9 @@ def cost(
     log_sample: Annotated[
         str, typer.Option(metavar="SHARE", help="Of the refused, those logged.", rich_help_panel=_WORKLOAD)
     ] = "100%",
+    timeline: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of the events, those on a timeline.", rich_help_panel=_WORKLOAD)
+    ] = "0%",
     days: Annotated[str, typer.Option(metavar="N", help="That an event is kept.", rich_help_panel=_WORKLOAD)] = "90",
     event_bytes: Annotated[str, typer.Option(metavar="N", help="Of an event.", rich_help_panel=_WORKLOAD)] = "300",
     reads: Annotated[
@@ -124,6 +127,7 @@ def cost(
         logged=None if events is None else amount("--events", events),
         log=cast(LogMode, log),
         log_sample=share("--log-sample", log_sample),
+        timeline=share("--timeline", timeline),
         days_kept=amount("--days", days),
         event_bytes=amount("--event-bytes", event_bytes),
         reads=amount("--reads", reads),

@@ -12,8 +12,9 @@ import typer
 
 from ratelimit.cli.options import ConfigOption, Configured, JsonOption, StoreOption, decimal, spread, whole
 from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, complain, note, say, say_fields, say_json
+from ratelimit.config import Config
 from ratelimit.errors import ConfigError, TableNotFound
-from ratelimit.factory import table_settings
+from ratelimit.factory import table_settings, timelines_of
 
 if TYPE_CHECKING:
     from ratelimit.dynamodb import Settings, TableDiff, TableSpec, TableStatus
@@ -35,9 +36,9 @@ class TableTarget:
 
     def settings(self) -> Settings:
         """Return its settings: a name alone takes the rest from the store that is configured, if that has a table."""
-        if self.table is not None and "://" in self.table:
+        if self.table is not None and self.is_url:
             return table_settings(self.table)
-        config = Configured(self.store, self.config).load()
+        config = self._configured()
         if self.table is None:
             return table_settings(config.store, config.regions)
         if config.store.startswith("memory://"):
@@ -45,12 +46,26 @@ class TableTarget:
         settings = table_settings(f"dynamodb://{self.table}")
         return replace(table_settings(config.store, config.regions), table=settings.table)
 
+    @property
+    def is_url(self) -> bool:
+        """Return whether the table is named by its URL."""
+        return "://" in (self.table or "")
+
+    def has_timelines(self) -> bool:
+        """Return whether a configured policy needs the index of timelines; a URL alone asks for no configuration."""
+        return not self.is_url and bool(timelines_of(self._configured().policies))
+
+    def _configured(self) -> Config:
+        return Configured(self.store, self.config).load()
+
 
 @dataclass(frozen=True)
 class Wanted:
     """As what the table is wanted."""
 
-    gsi2: Annotated[bool, typer.Option("--gsi2", help="Also the index of an action's timeline.")] = False
+    gsi2: Annotated[
+        bool, typer.Option("--gsi2", help="Also the index of an action's timeline; a policy with one asks for it.")
+    ] = False
     recovery: Annotated[bool, typer.Option("--recovery/--no-recovery", help="Point-in-time recovery.")] = True
     protect: Annotated[
         bool | None, typer.Option("--protect/--no-protect", help="Against deletion; by default not asked for.")
@@ -68,13 +83,13 @@ class Wanted:
     read: Annotated[int | None, typer.Option("--read", **whole(), help="Provisioned read units a second.")] = None
     write: Annotated[int | None, typer.Option("--write", **whole(), help="Provisioned write units a second.")] = None
 
-    def spec(self) -> TableSpec:
+    def spec(self, target: TableTarget) -> TableSpec:
         """Return the options as a specification; units alone mean provisioned billing. Raises `ConfigError`."""
         from ratelimit.dynamodb import TableSpec
 
         is_provisioned = self.billing is None and (self.read is not None or self.write is not None)
         return TableSpec(
-            gsi2=self.gsi2,
+            gsi2=self.gsi2 or target.has_timelines(),
             recovery=self.recovery,
             protected=self.protect,
             kms_key=self.kms_key,
@@ -115,7 +130,7 @@ def create(
     """
     from ratelimit.dynamodb import create_table, verify_table
 
-    spec, settings = wanted.spec(), target.settings()
+    spec, settings = wanted.spec(target), target.settings()
     status = asyncio.run(create_table(settings, spec))
     if as_json:
         say_json(asdict(status))
@@ -164,7 +179,7 @@ def verify(
     """
     from ratelimit.dynamodb import verify_table
 
-    spec, settings = wanted.spec(), target.settings()
+    spec, settings = wanted.spec(target), target.settings()
     lines = asyncio.run(verify_table(settings, spec))
     if as_json:
         say_json({
@@ -202,7 +217,7 @@ def upgrade(
     """
     from ratelimit.dynamodb import upgrade_table
 
-    spec, settings = wanted.spec(), target.settings()
+    spec, settings = wanted.spec(target), target.settings()
     upgraded = asyncio.run(upgrade_table(settings, spec, tell=note, within=wait))
     if as_json:
         say_json({"name": settings.table, **asdict(upgraded)})

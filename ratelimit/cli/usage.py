@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import typer
 
@@ -20,6 +20,7 @@ from ratelimit.cli.progress import progress_bar
 from ratelimit.clock import SystemClock
 from ratelimit.config import Config, masked
 from ratelimit.errors import InvalidInput, StoreUnavailable
+from ratelimit.factory import timelines_of
 from ratelimit.names import check_user
 from ratelimit.store import TableStore
 from ratelimit.usage import EventPage, UsageLog
@@ -50,6 +51,14 @@ ActionOption: TypeAlias = Annotated[str | None, typer.Option("--action", help="O
 AllowedOption: TypeAlias = Annotated[
     bool | None, typer.Option("--allowed/--denied", help="Of this answer only.", show_default=False)
 ]
+StatusOption: TypeAlias = Annotated[
+    int | None, typer.Option("--status", **whole(100, 599), help="With this HTTP status only.", show_default=False)
+]
+ResourceOption: TypeAlias = Annotated[str | None, typer.Option("--resource", help="Done to this only: a path.")]
+EventsLimitOption: TypeAlias = Annotated[int, typer.Option("--limit", **whole(), help="Events at most, up to 1000.")]
+CursorOption: TypeAlias = Annotated[
+    str | None, typer.Option("--cursor", help="Where the page before ended, as it was printed there.")
+]
 PartsOption: TypeAlias = Annotated[int, typer.Option(**whole(), help="Parts of the table read side by side, up to 64.")]
 DayOption: TypeAlias = Annotated[
     str, typer.Option("--day", metavar="DAY", help="2026-01-05, today or yesterday.", show_default=False)
@@ -67,8 +76,10 @@ def events(
     until: UntilOption = None,
     action: ActionOption = None,
     allowed: AllowedOption = None,
-    limit: Annotated[int, typer.Option(**whole(), help="Events at most, up to 1000.")] = 100,
-    cursor: Annotated[str | None, typer.Option(help="Where the page before ended, as it was printed there.")] = None,
+    status: StatusOption = None,
+    resource: ResourceOption = None,
+    limit: EventsLimitOption = 100,
+    cursor: CursorOption = None,
     at: Configured,
     as_json: JsonOption = False,
 ) -> None:
@@ -84,13 +95,49 @@ def events(
     page = _ask(
         at,
         lambda reports: reports.events(
-            user, since=first, until=last, action=action, allowed=allowed, limit=limit, cursor=cursor
+            user, since=first, until=last, action=action, allowed=allowed, status=status, resource=resource,
+            limit=limit, cursor=cursor,
         ),
-    )
-    if as_json:
-        say_json({"events": [document(event) for event in page.events], "cursor": page.cursor})
-    else:
-        _show_events(user, page)
+    )  # fmt: skip
+    _report_events(page, f"no events of {user} in this range, or no such user", as_json=as_json)
+
+
+@app.command("timeline")
+@spread
+def timeline(
+    *,
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="Of which action.", show_default=False)],
+    since: SinceOption = None,
+    until: UntilOption = None,
+    allowed: AllowedOption = None,
+    status: StatusOption = None,
+    resource: ResourceOption = None,
+    limit: EventsLimitOption = 100,
+    cursor: CursorOption = None,
+    at: Configured,
+    as_json: JsonOption = False,
+) -> None:
+    """An action's events of all users, newest first; without --since, of the last seven days.
+
+    It has what was written while its policy had `timeline = true`, and reads the table's index GSI2 (`ratelimit table
+    upgrade --gsi2` makes it).
+
+    Examples:
+
+        ratelimit usage timeline hint --denied --since today
+
+        ratelimit usage timeline hint --status 500 --resource /hints --json
+    """
+    first, last = to_moment("--since", since), to_moment("--until", until, end=True)
+    page = _ask(
+        at,
+        lambda reports: reports.timeline(
+            action, since=first, until=last, allowed=allowed, status=status, resource=resource, limit=limit,
+            cursor=cursor,
+        ),
+    )  # fmt: skip
+    nothing = f"no events of {action} in this range, or it had no timeline = true as they were written"
+    _report_events(page, nothing, as_json=as_json, of_all=True)
 
 
 @app.command("summary")
@@ -304,7 +351,14 @@ def import_(
     """
     with _explained(file), progress_bar("importing", size=_size(file)) as heard:
         done = at.run(
-            lambda table, _: import_events(table.events, file, format=format, on_error=on_error, progress=heard)
+            lambda table, settings: import_events(
+                table.events,
+                file,
+                format=format,
+                on_error=on_error,
+                timelines=timelines_of(settings.policies),
+                progress=heard,
+            )
         )
     if as_json:
         rejects = None if done.rejects is None else str(done.rejects)
@@ -387,22 +441,25 @@ def _ask(at: Configured, question: Callable[[Reports], Awaitable[T]]) -> T:
     )
 
 
-def _show_events(user: str, page: EventPage) -> None:
+def _report_events(page: EventPage, nothing: str, *, as_json: bool, of_all: bool = False) -> None:
+    if as_json:
+        say_json({"events": [document(event) for event in page.events], "cursor": page.cursor})
+        return
     if page.events:
-        _show_table(page)
+        _show_table(page, "user" if of_all else "action")
     elif page.cursor is None:
-        say(f"no events of {user} in this range, or no such user")
+        say(nothing)
     if page.cursor is not None:
         note(f"there may be more: repeat the command with --cursor {page.cursor}")
 
 
-def _show_table(page: EventPage) -> None:
+def _show_table(page: EventPage, whose: Literal["user", "action"]) -> None:
     say_table(
-        ("time", "action", "cost", "answer", "status", "ms", "resource", "id"),
+        ("time", whose, "cost", "answer", "status", "ms", "resource", "id"),
         (
             (
                 text_of_time(event),
-                event.action,
+                getattr(event, whose),
                 event.cost,
                 "allowed" if event.allowed else "denied",
                 _or_dash(event.status),

@@ -119,6 +119,7 @@ def _lines(units: Units, workload: Workload, prices: Prices) -> tuple[Line, ...]
         _writes("writes: checks", units.checks, prices),
         _writes("writes: refused checks", units.refused, prices),
         _writes("writes: usage log", units.events, prices),
+        _writes("writes: timelines", units.timelines, prices),
         Line("reads", f"{in_short(units.reads)} units", dollars(units.reads * prices.read_million / _MILLION)),
         Line("storage", _gb(gb), dollars(gb * prices.storage_gb)),
         Line("point-in-time recovery", _gb(gb), dollars(gb * prices.recovery_gb)),
@@ -166,8 +167,12 @@ def _log_savings(units: Units, workload: Workload, prices: Prices) -> list[Savin
     """Return what a smaller log would keep off: its writes, and the room they take."""
     if not units.events:
         return []
-    event = _write_price(units.events, prices) + units.event_gb * (prices.storage_gb + prices.recovery_gb)
+    stored = units.event_gb * (prices.storage_gb + prices.recovery_gb)
+    event = _write_price(units.events + units.timelines, prices) + stored
     savings = [Saving('log = "none"', False, dollars(event))]
+    if units.timelines:
+        index = _write_price(units.timelines, prices) + stored * workload.timeline / (1 + workload.timeline)
+        savings.append(Saving("timeline = false", False, dollars(index)))
     # By the check: also where the events were counted in a running service, and nobody said how many checks there are.
     one = replace(workload, checks=1)
     for name, other in (

@@ -90,7 +90,8 @@ class _Month:
         measured = self.sum(_UNITS, kind="write")
         calls = max(Fraction(0), self.sum(_CALLS, operation=_CHECKS) - self.sum(_THROTTLES))
         # DynamoDB bills a write that it refused, and reports no units for it: those are the calls that are left over.
-        admitted = max(Fraction(0), measured - events)
+        timelines = events * workload.timeline
+        admitted = max(Fraction(0), measured - events - timelines)
         refused = max(Fraction(0), calls - admitted)
         if not measured:
             refused = min(calls, max(Fraction(0), denied - spared["denial cache"]))
@@ -104,6 +105,7 @@ class _Month:
                 checks=admitted,
                 refused=refused,
                 events=events,
+                timelines=timelines,
                 reads=self.sum(_UNITS, kind="read") or self.sum(_CALLS, operation=_READS),
                 state_gb=state_gb(workload),
                 event_gb=event_gb(events, workload),

@@ -28,7 +28,7 @@ _OVERHEAD: Final = 100
 # Keys and the totals of 35 days and 13 months, of a user who comes every day; two fields for each window.
 _STATE_BYTES: Final = 700
 _WINDOW_BYTES: Final = 20
-_SHARES: Final = ("denied", "repeated", "coalesced", "leased", "second", "log_sample")
+_SHARES: Final = ("denied", "repeated", "coalesced", "leased", "second", "log_sample", "timeline")
 _AT_LEAST_ONE: Final = ("lease", "actions", "event_bytes")
 
 
@@ -40,6 +40,7 @@ class Workload:
     `denied`       of them.
     `users`        that have counters, and `actions` of each; `windows` in a policy's quotas, which cost storage only.
     `logged`       events of the usage log; None derives them from `log` and `log_sample`, as in a policy.
+    `timeline`     of the events, those of policies with `timeline = true`.
     `reads`        of single items: peeks, users and plans that the cache did not hold, pages of a query.
     `repeated`     of the refused checks, those that the denial cache answered from memory.
     `coalesced`    of the admitted checks, those that rode in another's write: many at once on one key.
@@ -56,6 +57,7 @@ class Workload:
     logged: int | None = None
     log: LogMode = "none"
     log_sample: Fraction = Fraction(1)
+    timeline: Fraction = Fraction(0)
     days_kept: int = 90
     event_bytes: int = 300
     reads: int = 0
@@ -100,6 +102,8 @@ class Units:
     refused: Fraction = Fraction(0)
     """Writes that DynamoDB refused: each costs as if it had not."""
     events: Fraction = Fraction(0)
+    timelines: Fraction = Fraction(0)
+    """Written to the second index, for events that are on a timeline as well."""
     reads: Fraction = Fraction(0)
     state_gb: Fraction = Fraction(0)
     event_gb: Fraction = Fraction(0)
@@ -109,7 +113,7 @@ class Units:
     @property
     def writes(self) -> Fraction:
         """Return all of them."""
-        return self.checks + self.refused + self.events
+        return self.checks + self.refused + self.events + self.timelines
 
 
 def units_of(workload: Workload) -> Units:
@@ -119,10 +123,12 @@ def units_of(workload: Workload) -> Units:
     leased = workload.leased * (1 - Fraction(1, workload.lease))
     after_leases = admitted * (1 - leased)
     written = after_leases * (1 - workload.coalesced)
+    events = workload.events * -(-workload.event_bytes // _WRITE_UNIT)
     return Units(
         checks=written * (1 + workload.second),
         refused=denied * (1 - workload.repeated),
-        events=workload.events * -(-workload.event_bytes // _WRITE_UNIT),
+        events=events,
+        timelines=events * workload.timeline,
         reads=Fraction(workload.reads),
         state_gb=state_gb(workload),
         event_gb=event_gb(workload.events, workload),
@@ -141,8 +147,9 @@ def state_gb(workload: Workload) -> Fraction:
 
 
 def event_gb(events: Fraction, workload: Workload) -> Fraction:
-    """Return the storage of all events that are kept at a time."""
-    return events / _DAYS * workload.days_kept * (workload.event_bytes + _OVERHEAD) / _GB
+    """Return the storage of all events that are kept at a time; those on a timeline are in the index once more."""
+    stored = events * (1 + workload.timeline)
+    return stored / _DAYS * workload.days_kept * (workload.event_bytes + _OVERHEAD) / _GB
 
 
 def amount(name: str, text: str) -> int:

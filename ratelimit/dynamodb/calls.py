@@ -137,6 +137,11 @@ class TableCalls:
         self, operation: str, *, attempts: int | None = None, **request: Any
     ) -> tuple[list[Any], dict[str, Any] | None]:
         """Return the items of a `Query` or a `Scan`, and the key that the next page begins after."""
+        answer = await self.listing(operation, attempts=attempts, **request)
+        return answer["Items"], answer.get("LastEvaluatedKey") or None
+
+    async def listing(self, operation: str, *, attempts: int | None = None, **request: Any) -> dict[str, Any]:
+        """Return the answer to a `Query` or a `Scan`, which holds `Items`."""
 
         async def send() -> dict[str, Any]:
             answer = await self.send(operation, **request)
@@ -144,8 +149,7 @@ class TableCalls:
                 raise AnswerLost(f"table {self.table!r} answered a {operation.lower()} without items")
             return answer
 
-        answer = await self.retry(operation, send, on=HARMLESS, attempts=attempts)
-        return answer["Items"], answer.get("LastEvaluatedKey") or None
+        return await self.retry(operation, send, on=HARMLESS, attempts=attempts)
 
     async def items(self, keys: Sequence[Mapping[str, Any]], *, consistent: bool) -> list[Any]:
         """Return the items that there are of up to 100 keys, in no order."""

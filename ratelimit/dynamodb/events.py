@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence, Set
 from datetime import date
 from typing import Any, Final
 
@@ -17,7 +17,9 @@ from ratelimit.dynamodb.schema import (
     EVENT_TYPE,
     ID_TYPE,
     PK,
+    RESOURCE,
     SK,
+    STATUS,
     TTL,
     TYPE,
     Attribute,
@@ -28,41 +30,55 @@ from ratelimit.dynamodb.schema import (
     event_sk_bound,
     id_pk,
     id_sk,
+    parse_event_pk,
     parse_event_sk,
 )
+from ratelimit.dynamodb.timeline import TimelinePageReader, timeline_keys
 from ratelimit.dynamodb.transport.base import Transport
-from ratelimit.errors import StoreMisconfigured, StoreThrottled, StoreUnavailable
+from ratelimit.errors import StoreMisconfigured, StoreRefused, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent, encode_metadata
-from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, placed, places_of, position_of
+from ratelimit.store.base import (
+    ANY,
+    MAX_EVENTS_PER_PUT,
+    EventFilter,
+    Position,
+    TimelinePage,
+    TimelinePlace,
+    day_of,
+    placed,
+    places_of,
+    position_of,
+)
 
 _COST: Final = "cst"
 _ALLOWED: Final = "ok"
-_STATUS: Final = "sts"
 _DURATION: Final = "ms"
-_RESOURCE: Final = "pid"
 _REQUEST_ID: Final = "rid"
 _METADATA: Final = "met"
 
 
-def event_item(event: UsageEvent) -> dict[str, Attribute]:
-    """Return the item of an event; its key is a function of the event, so that a repeated write changes nothing."""
+def event_item(event: UsageEvent, timelines: Collection[str] = ()) -> dict[str, Attribute]:
+    """Return the item of an event; its key is a function of the event, so that a repeated write changes nothing.
+
+    `timelines` are the actions whose events are on a timeline.
+    """
     data: dict[str, Attribute] = {
         ACTION: {"S": event.action},
         _COST: {"N": str(event.cost)},
         _ALLOWED: {"BOOL": event.allowed},
     }
     if event.status is not None:
-        data[_STATUS] = {"N": str(event.status)}
+        data[STATUS] = {"N": str(event.status)}
     if event.duration is not None:
         data[_DURATION] = {"N": str(event.duration)}
     if event.resource is not None:
-        data[_RESOURCE] = {"S": event.resource}
+        data[RESOURCE] = {"S": event.resource}
     if event.request_id is not None:
         data[_REQUEST_ID] = {"S": event.request_id}
     if event.metadata:
         # As text: it comes back exactly as it was, and costs less than a map, in bytes and in time.
         data[_METADATA] = {"S": encode_metadata(event.metadata).decode()}
-    return {
+    item: dict[str, Attribute] = {
         PK: {"S": event_pk(event.user, day_of(event.at_ms))},
         SK: {"S": event_sk(position_of(event))},
         TYPE: {"S": EVENT_TYPE},
@@ -70,6 +86,7 @@ def event_item(event: UsageEvent) -> dict[str, Attribute]:
         CREATED: {"N": str(event.at_ms // 1000)},
         TTL: {"N": str(event.expires_at)},
     }
+    return item | timeline_keys(event) if event.action in timelines else item
 
 
 def event_of(user: str, item: Item) -> UsageEvent | None:
@@ -85,9 +102,9 @@ def event_of(user: str, item: Item) -> UsageEvent | None:
         at_ms=position.at,
         cost=int(data[_COST]["N"]),
         allowed=data[_ALLOWED]["BOOL"],
-        status=_number(data, _STATUS, int),
+        status=_number(data, STATUS, int),
         duration=_number(data, _DURATION, float),
-        resource=data.get(_RESOURCE, {}).get("S"),
+        resource=data.get(RESOURCE, {}).get("S"),
         request_id=data.get(_REQUEST_ID, {}).get("S"),
         metadata=json.loads(data[_METADATA]["S"]) if _METADATA in data else {},
     )
@@ -141,12 +158,12 @@ class DynamoDBEventStore:
         self._calls = calls
         self._transport = transport
 
-    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
         """Write events, and return those that were not. Try once: who calls knows how long it can wait."""
         direct = [event for event in events if event.placed_by_id]
         parts = [direct] if direct else []
         parts += [[event] for event in events if not event.placed_by_id]
-        results = await asyncio.gather(*map(self._put_part, parts), return_exceptions=True)
+        results = await asyncio.gather(*(self._put_part(part, timelines) for part in parts), return_exceptions=True)
         unwritten: list[UsageEvent] = []
         failures: list[BaseException] = []
         for part, result in zip(parts, results, strict=True):
@@ -202,6 +219,30 @@ class DynamoDBEventStore:
             if start is None or len(found) >= limit:
                 return found
 
+    async def timeline(
+        self,
+        action: str,
+        *,
+        since: int,
+        until: int,
+        limit: int,
+        after: TimelinePlace | None = None,
+        wanted: EventFilter = ANY,
+    ) -> TimelinePage:
+        """Return a page of an action's events of all users, from the index `GSI2`."""
+        below = min(after or TimelinePlace(until, 0), TimelinePlace(until, 0))
+        try:
+            items, rest = await TimelinePageReader(self._calls, action, since, below, wanted).page(limit)
+            events = [event_of(parse_event_pk(item[PK]["S"]) or "", item) for item in items]
+        except StoreRefused as error:
+            if "index" not in str(error):
+                raise
+            mend = f"`ratelimit table upgrade {self._calls.table} --gsi2` makes the index"
+            raise StoreMisconfigured(f"{error}; {mend}") from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
+        return TimelinePage([event for event in events if event is not None], rest)
+
     async def actions(self, user: str, day: date) -> Set[str]:
         """Return the actions of a day, by their keys: what cannot be read otherwise is found all the same."""
         return {action_of_event_sk(key[SK]["S"]) async for keys in self._keys(event_pk(user, day)) for key in keys}
@@ -226,15 +267,17 @@ class DynamoDBEventStore:
 
         await self._calls.retry("BatchWriteItem", send, on=HARMLESS)
 
-    async def _put_part(self, part: Sequence[UsageEvent]) -> list[UsageEvent]:
+    async def _put_part(self, part: Sequence[UsageEvent], timelines: Collection[str]) -> list[UsageEvent]:
         """Return what was not written of it."""
-        return await (self._put_batch(part) if part[0].placed_by_id else self._put_first(part[0]))
+        if part[0].placed_by_id:
+            return await self._put_batch(part, timelines)
+        return await self._put_first(part[0], timelines)
 
-    async def _put_batch(self, events: Sequence[UsageEvent]) -> list[UsageEvent]:
+    async def _put_batch(self, events: Sequence[UsageEvent], timelines: Collection[str]) -> list[UsageEvent]:
         """Write all of them in one request, which must not name a key twice."""
         by_key: dict[str, tuple[UsageEvent, Item]] = {}
         for event in events:
-            item = event_item(event)
+            item = event_item(event, timelines)
             by_key.setdefault(item[PK]["S"] + item[SK]["S"], (event, item))
         requests = [{"PutRequest": {"Item": item}} for _, item in by_key.values()]
         self._calls.stats.calls["BatchWriteItem"] += 1
@@ -242,13 +285,13 @@ class DynamoDBEventStore:
         keys = (request["PutRequest"]["Item"] for request in left)
         return [by_key[key[PK]["S"] + key[SK]["S"]][0] for key in keys]
 
-    async def _put_first(self, event: UsageEvent) -> list[UsageEvent]:
+    async def _put_first(self, event: UsageEvent, timelines: Collection[str]) -> list[UsageEvent]:
         """Write an event whose id was given where that id was first seen, unless it is there already."""
         try:
             noted, first = await self._put_if(_not_seen_before(event), id_item(event)), event
             if noted is not None:
                 first = placed(event, noted_position(event.id, noted or await self._first_seen(event)))
-            await self._put_if(_NOT_THERE, event_item(first))
+            await self._put_if(_NOT_THERE, event_item(first, timelines))
         except (KeyError, ValueError) as error:
             raise self._unreadable(error) from error
         return []

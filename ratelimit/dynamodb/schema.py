@@ -28,7 +28,10 @@ How the regions of a table with replicas count, so that all processes do it alik
 
     PK = REGIONS                      SK = META   tp = rgn    mod = home | strong   all = <regions, with commas>
 
-`GSI2` is made on request, for an action's timeline across users. Nothing carries its keys yet, so it stays empty.
+`GSI2` is made on request, for the timeline of an action across all users. It holds the events of actions that are to
+have one, by action, UTC day, outcome (`A` allowed, `D` denied) and shard; no counter is ever on it:
+
+    GSI2PK = ACT#<action>#<yyyymmdd>#<A or D><shard>   GSI2SK = <ms, 13 digits>#<digest of user and event id, 14 digits>
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from datetime import date
 from typing import Any, Final, TypeAlias
 
 from ratelimit.names import Key
-from ratelimit.store.base import Position, Record
+from ratelimit.store.base import Position, Record, TimelinePlace
 from ratelimit.store.directory import Identity, IdentityKind
 
 Attribute: TypeAlias = Mapping[str, Any]
@@ -64,6 +67,8 @@ DATA: Final = "dat"
 CREATED: Final = "crt"
 AT: Final = "at"
 ACTION: Final = "act"
+STATUS: Final = "sts"
+RESOURCE: Final = "pid"
 USER_TYPE: Final = "usr"
 PLAN_TYPE: Final = "plan"
 IDENTITY_TYPE: Final = "idn"
@@ -159,6 +164,25 @@ def parse_event_sk(sk: str) -> Position | None:
 def action_of_event_sk(sk: str) -> str:
     """Return the action in a sort key, also in one of an earlier layout."""
     return unescape([*sk.split("#"), "", ""][2])
+
+
+TIMELINE_SHARDS: Final = 4
+"""Partitions of an action's day and outcome: each takes 1,000 events a second, and a page asks all of them."""
+
+
+def timeline_pk(action: str, day: date, allowed: bool, shard: int) -> str:
+    return f"ACT#{escape(action)}#{day:%Y%m%d}#{'A' if allowed else 'D'}{shard}"
+
+
+def timeline_sk(place: TimelinePlace) -> str:
+    """Return what sorts as the place does; where `tie` is below 0, before all of its millisecond."""
+    return f"{place.at:013}" if place.tie < 0 else f"{place.at:013}#{place.tie:014x}"
+
+
+def parse_timeline_sk(sk: str) -> TimelinePlace:
+    """Return the place of an event. Raise `ValueError` where it is another project's."""
+    at, _, tie = sk.partition("#")
+    return TimelinePlace(int(at), int(tie, 16))
 
 
 def id_pk(user: str) -> str:

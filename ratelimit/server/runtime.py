@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.directory import Directory
-from ratelimit.factory import build_limiter, build_usage_log, working_store
+from ratelimit.factory import build_limiter, build_usage_log, timelines_of, working_store
 from ratelimit.limiter import Limiter
 from ratelimit.metrics import Source, envoy_metrics, parts, webhook_metrics
 from ratelimit.names import Key
@@ -90,6 +90,8 @@ class Runtime:
         else:
             for action in limiter.policies:
                 usage.add_action(action)
+            usage.timelines.clear()
+            usage.timelines.update(timelines_of(limiter.policies.values()))
         return cls(
             config=config,
             store=store,

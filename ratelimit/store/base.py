@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
@@ -152,13 +153,69 @@ class Position(NamedTuple):
     id: str
 
 
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """Which events are wanted; None is any."""
+
+    allowed: bool | None = None
+    status: int | None = None
+    resource: str | None = None
+
+    def wants(self, event: UsageEvent) -> bool:
+        return (
+            self.allowed in (None, event.allowed)
+            and self.status in (None, event.status)
+            and self.resource in (None, event.resource)
+        )
+
+
+ANY: Final = EventFilter()
+
+
+class TimelinePlace(NamedTuple):
+    """Where an event lies among those of its action, of all users: when, and in which order among those of that
+    millisecond. None has two, and no two have the same."""
+
+    at: int
+    tie: int
+
+
+class TimelinePage(NamedTuple):
+    """Events of an action, newest first, and the place after which there may be more; None where there are none."""
+
+    events: Sequence[UsageEvent]
+    rest: TimelinePlace | None
+
+
+MAX_READ: Final = 10_000
+"""Events that are looked at for one page, or a few more: 10 MB, of which a filter may leave nothing."""
+
+
 class EventStore(Protocol):
     """Every method may raise `StoreUnavailable`, and nothing else, when the store gives no usable answer."""
 
-    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
         """Write up to `MAX_EVENTS_PER_PUT`, and return those that the store did not take: they may be put again.
 
-        After `StoreUnavailable` any of them may have been written.
+        Those of the actions in `timelines` are found by `timeline` as well. After `StoreUnavailable` any of them may
+        have been written.
+        """
+        ...
+
+    async def timeline(
+        self,
+        action: str,
+        *,
+        since: int,
+        until: int,
+        limit: int,
+        after: TimelinePlace | None = None,
+        wanted: EventFilter = ANY,
+    ) -> TimelinePage:
+        """Return up to `limit` events of an action, of all users, at `since` <= at < `until` (ms), beginning after a
+        place.
+
+        It looks at some `MAX_READ` events at most, and may miss what was written in the last moments.
         """
         ...
 
@@ -208,6 +265,12 @@ def placed(event: UsageEvent, position: Position) -> UsageEvent:
     if position == position_of(event):
         return event
     return msgspec.structs.replace(event, at_ms=position.at, action=position.action)
+
+
+def timeline_place(event: UsageEvent) -> TimelinePlace:
+    """Return where the event belongs in its action's timeline."""
+    digest = blake2b(f"{len(event.user)}:{event.user}{event.id}".encode(), digest_size=7).digest()
+    return TimelinePlace(event.at_ms, int.from_bytes(digest))
 
 
 def day_of(at: int) -> date:

@@ -8,7 +8,21 @@ from typing import TypeVar
 
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store.base import EventStore, Outcome, Position, Record, Scans, Store, TableStore, Trace, Write
+from ratelimit.store.base import (
+    ANY,
+    EventFilter,
+    EventStore,
+    Outcome,
+    Position,
+    Record,
+    Scans,
+    Store,
+    TableStore,
+    TimelinePage,
+    TimelinePlace,
+    Trace,
+    Write,
+)
 from ratelimit.store.directory import DirectoryStore, Entry, Identity, Page
 
 T = TypeVar("T", bound=Entry)
@@ -57,8 +71,20 @@ class DelegatingEventStore:
     def __init__(self, inner: EventStore) -> None:
         self.inner = inner
 
-    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
-        return await self.inner.put(events)
+    async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
+        return await self.inner.put(events, timelines=timelines)
+
+    async def timeline(
+        self,
+        action: str,
+        *,
+        since: int,
+        until: int,
+        limit: int,
+        after: TimelinePlace | None = None,
+        wanted: EventFilter = ANY,
+    ) -> TimelinePage:
+        return await self.inner.timeline(action, since=since, until=until, limit=limit, after=after, wanted=wanted)
 
     async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
         return await self.inner.find(events)

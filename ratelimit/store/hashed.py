@@ -81,16 +81,16 @@ class HashedUserStore(DelegatingStore):
 
 
 class _HashedEvents(DelegatingEventStore):
-    """What is read back names the user as the question did."""
+    """What is read back names the user as the question did; a timeline, which asks for nobody, names hashes."""
 
     def __init__(self, inner: EventStore, hash: UserHash) -> None:
         super().__init__(inner)
         self._hash = hash
 
-    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
         hidden = [_as(event, self._hash.of(event.user)) for event in events]
         given = {id(one): event for one, event in zip(hidden, events, strict=True)}
-        return [given[id(one)] for one in await self.inner.put(hidden)]
+        return [given[id(one)] for one in await self.inner.put(hidden, timelines=timelines)]
 
     async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
         found = await self.inner.find([_as(event, self._hash.of(event.user)) for event in events])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from datetime import date
 from heapq import nsmallest
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 from zlib import crc32
 
 from ratelimit.cursor import decode_cursor, encode_cursor
@@ -16,19 +16,24 @@ from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
 from ratelimit.store.base import (
+    ANY,
     SCAN_PAGE,
     WHOLE,
+    EventFilter,
     Outcome,
     Part,
     Position,
     Record,
     ScanPage,
+    TimelinePage,
+    TimelinePlace,
     Trace,
     Write,
     day_of,
     placed,
     places_of,
     position_of,
+    timeline_place,
 )
 from ratelimit.store.directory import (
     Entry,
@@ -47,6 +52,7 @@ from ratelimit.store.records import Records
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Entry)
+P = TypeVar("P", bound=tuple[Any, ...])
 
 DEFAULT_MAX_KEYS: Final = 100_000
 DEFAULT_MAX_EVENTS: Final = 100_000
@@ -133,15 +139,39 @@ class MemoryEventStore:
         self.max_events = max_events
         self.evicted = 0
         self._events: OrderedDict[tuple[str, Position], UsageEvent] = OrderedDict()
-        self._days: dict[tuple[str, date], _Day] = {}
+        self._days: dict[tuple[str, date], _Sorted[Position]] = {}
+        self._timelines: dict[str, _Sorted[_TimelineEntry]] = {}
         self._seen: dict[str, dict[str, Position]] = {}
 
-    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
         for event in events:
             first = event if event.placed_by_id else self._first(event)
             if (first.user, position_of(first)) not in self._events:
+                if first.action in timelines:
+                    self._timelines.setdefault(first.action, _Sorted()).add(_timeline_entry(first))
                 self._add(first)
         return ()
+
+    async def timeline(
+        self,
+        action: str,
+        *,
+        since: int,
+        until: int,
+        limit: int,
+        after: TimelinePlace | None = None,
+        wanted: EventFilter = ANY,
+    ) -> TimelinePage:
+        entries = list(self._timelines.get(action, ()))
+        end = bisect_left(entries, min((until,), after or (until,)))
+        found: list[UsageEvent] = []
+        for at, _, user, event_id in reversed(entries[bisect_left(entries, (since,)) : end]):
+            event = self._events[user, Position(at, action, event_id)]
+            if wanted.wants(event):
+                if len(found) == limit:
+                    return TimelinePage(found, timeline_place(found[-1]))
+                found.append(event)
+        return TimelinePage(found, None)
 
     async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
         return [self._found(event) for event in events]
@@ -162,7 +192,7 @@ class MemoryEventStore:
     async def erase(self, user: str, day: date) -> int:
         positions = list(self._days.pop((user, day), ()))
         for position in positions:
-            del self._events[user, position]
+            self._drop_time(self._events.pop((user, position)))
         return len(positions)
 
     async def forget(self, user: str) -> int:
@@ -170,14 +200,14 @@ class MemoryEventStore:
 
     def clear(self) -> None:
         """Forget all of them."""
-        for kept in (self._events, self._days, self._seen):
+        for kept in (self._events, self._days, self._seen, self._timelines):
             kept.clear()
 
     def erase_all(self, users: Collection[str]) -> tuple[int, int]:
         """Delete all events of these users, and what is remembered of ids; return how many of each there were."""
         gone = [(user, position) for user, position in self._events if user in users]
         for user, position in gone:
-            del self._events[user, position]
+            self._drop_time(self._events.pop((user, position)))
             self._days.pop((user, day_of(position.at)), None)
         return len(gone), sum(len(self._seen.pop(user, {})) for user in users)
 
@@ -209,7 +239,7 @@ class MemoryEventStore:
         self._events[event.user, position] = event
         day = event.user, day_of(event.at_ms)
         if (positions := self._days.get(day)) is None:
-            positions = self._days[day] = _Day()
+            positions = self._days[day] = _Sorted()
         positions.add(position)
         if len(self._events) > self.max_events:
             self._evict()
@@ -220,28 +250,43 @@ class MemoryEventStore:
         day = user, day_of(gone.at_ms)
         if self._days[day].remove(oldest):
             del self._days[day]
+        self._drop_time(gone)
         seen = self._seen.get(user, {})
         seen.pop(oldest.id, None)
         if not seen:
             self._seen.pop(user, None)
 
+    def _drop_time(self, event: UsageEvent) -> None:
+        timeline = self._timelines.get(event.action)
+        if timeline is not None and timeline.remove(_timeline_entry(event)):
+            del self._timelines[event.action]
 
-class _Day:
-    """The positions of a user's events of one day, in order. The first goes without a move of all others."""
+
+_TimelineEntry: TypeAlias = tuple[int, int, str, str]
+
+
+def _timeline_entry(event: UsageEvent) -> _TimelineEntry:
+    return (*timeline_place(event), event.user, event.id)
+
+
+class _Sorted(Generic[P]):
+    """Where events lie, in order. The first goes without a move of all others."""
 
     __slots__ = ("_gone", "_positions")
 
     def __init__(self) -> None:
-        self._positions: list[Position] = []
+        self._positions: list[P] = []
         self._gone = 0
         """So many, from the first, are not there any more."""
 
-    def add(self, position: Position) -> None:
+    def add(self, position: P) -> None:
         insort(self._positions, position, lo=self._gone)
 
-    def remove(self, position: Position) -> bool:
-        """Return whether it was the last."""
+    def remove(self, position: P) -> bool:
+        """Return whether it was the last; leave all as they are where it is not there."""
         place = bisect_left(self._positions, position, lo=self._gone)
+        if self._positions[place : place + 1] != [position]:
+            return False
         if place == self._gone:
             self._gone += 1
             if 2 * self._gone > len(self._positions):
@@ -251,7 +296,7 @@ class _Day:
             del self._positions[place]
         return self._gone == len(self._positions)
 
-    def __iter__(self) -> Iterator[Position]:
+    def __iter__(self) -> Iterator[P]:
         return iter(self._positions[self._gone :])
 
 

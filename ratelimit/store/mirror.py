@@ -307,13 +307,13 @@ class _MirroredEvents(DelegatingEventStore):
         self._mirror = mirror
         self._queue = queue
 
-    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
         """The second store gets what the first one took."""
-        left = await self.inner.put(events)
+        left = await self.inner.put(events, timelines=timelines)
         waiting = {id(event) for event in left}
         taken = [event for event in events if id(event) not in waiting]
         if taken:
-            self._queue.follow(taken[0].user, lambda: self._repeat(taken))
+            self._queue.follow(taken[0].user, lambda: self._repeat(taken, timelines))
         return left
 
     async def actions(self, user: str, day: date) -> Set[str]:
@@ -336,9 +336,9 @@ class _MirroredEvents(DelegatingEventStore):
         await self._mirror.forget(user)
         return count
 
-    async def _repeat(self, events: Sequence[UsageEvent]) -> None:
+    async def _repeat(self, events: Sequence[UsageEvent], timelines: Collection[str]) -> None:
         for _ in range(_ATTEMPTS):
-            events = await self._mirror.put(events)
+            events = await self._mirror.put(events, timelines=timelines)
             if not events:
                 return
         raise StoreThrottled(f"{len(events)} events were not taken")

@@ -297,15 +297,38 @@ class UsageLog:
         until: datetime | None = None,
         action: str | None = None,
         allowed: bool | None = None,
+        status: int | None = None,
+        resource: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> EventPage:
         """Return a user's events at `since` <= time < `until`, newest first; by default all that are kept."""
         return self._call(
             self._core.events(
-                user, since=since, until=until, action=action, allowed=allowed, limit=limit, cursor=cursor
+                user, since=since, until=until, action=action, allowed=allowed, status=status, resource=resource,
+                limit=limit, cursor=cursor,
             )
-        )
+        )  # fmt: skip
+
+    def timeline(
+        self,
+        action: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        allowed: bool | None = None,
+        status: int | None = None,
+        resource: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """Return an action's events of all users, newest first."""
+        return self._call(
+            self._core.timeline(
+                action, since=since, until=until, allowed=allowed, status=status, resource=resource, limit=limit,
+                cursor=cursor,
+            )
+        )  # fmt: skip
 
     def totals(
         self,

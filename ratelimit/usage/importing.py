@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from difflib import get_close_matches
@@ -78,13 +78,15 @@ async def import_events(
     *,
     format: FormatName | None = None,
     on_error: OnError = "stop",
+    timelines: Collection[str] = (),
     clock: Clock | None = None,
     progress: Progress = lambda events, size: None,
 ) -> Imported:
     """Put the events of a JSONL, CSV or Parquet file into the store; the counters are not touched.
 
     With `on_error="stop"` the whole file is looked at first, and one bad line raises `BadLines` before anything is
-    written. With `"skip"` bad lines go to `FILE.rejected`. A line that has an id costs a read of the table. Raise
+    written. With `"skip"` bad lines go to `FILE.rejected`. A line that has an id costs a read of the table. Events of
+    the actions in `timelines` are put on their timeline, too. Raise
     `InvalidInput` for a foreign file, `OSError`, and `StoreUnavailable`, after which it may simply be repeated.
     """
     chosen = format or format_of(path)
@@ -101,7 +103,7 @@ async def import_events(
                     rejects.add(line.line)
                     done.conflicting += line.conflicts
             events = [line.event for line in lines if line.event is not None]
-            await _put(store, events)
+            await _put(store, events, timelines)
             done.events += len(events)
             progress(done.events, lines[-1].line.end)
     done.rejected, done.first_rejected = rejects.count, rejects.first
@@ -175,9 +177,9 @@ def _against(line: _Read, there: UsageEvent | None) -> _Read:
     return _Read(line.line._replace(problem=problem), None, conflicts=True)
 
 
-async def _put(store: EventStore, events: Sequence[UsageEvent]) -> None:
+async def _put(store: EventStore, events: Sequence[UsageEvent], timelines: Collection[str]) -> None:
     """Write the events. Raise `StoreUnavailable` where one is not known to be in the table."""
-    await _side_by_side(lambda batch: _put_batch(store, batch), events)
+    await _side_by_side(lambda batch: _put_batch(store, batch, timelines), events)
 
 
 async def _side_by_side(work: Callable[[Sequence[T]], Awaitable[None]], items: Sequence[T]) -> None:
@@ -188,9 +190,9 @@ async def _side_by_side(work: Callable[[Sequence[T]], Awaitable[None]], items: S
             raise result
 
 
-async def _put_batch(store: EventStore, events: Sequence[UsageEvent]) -> None:
+async def _put_batch(store: EventStore, events: Sequence[UsageEvent], timelines: Collection[str]) -> None:
     async def put() -> Sequence[UsageEvent]:
-        left = await store.put(events)
+        left = await store.put(events, timelines=timelines)
         if len(left) == len(events):
             raise StoreThrottled("the store is throttled, it takes no events; repeat the import later: it goes on")
         return left

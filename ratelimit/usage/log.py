@@ -47,6 +47,8 @@ class UsageLog(Reports):
     ) -> None:
         super().__init__(store, actions, clock or SystemClock())
         self.settings = UsageSettings(**options)
+        self.timelines = set(self.settings.timelines)
+        """The actions that have one, now."""
         self._stats = UsageStats()
         self._is_journaled = self.settings.durability == "journal"
         self._pipeline: Pipeline | None = None
@@ -258,7 +260,7 @@ class UsageLog(Reports):
         return pipeline
 
     def _start(self) -> Pipeline:
-        self._pipeline = Pipeline(self._store.events, self.settings, self._stats, self._clock)
+        self._pipeline = Pipeline(self._store.events, self.settings, self._stats, self._clock, self.timelines)
         return self._pipeline
 
     def _enqueue_though_full(self, pipeline: Pipeline, event: UsageEvent) -> Awaitable[bool]:

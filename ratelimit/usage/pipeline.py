@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from ratelimit.clock import SECOND, Clock
-from ratelimit.errors import StoreRefused, StoreUnavailable
+from ratelimit.errors import StoreMisconfigured, StoreRefused, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.retry import Backoff
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
@@ -35,7 +35,14 @@ _TWO_LOOPS: Final = (
 class Pipeline:
     """Made inside of a running event loop, and begins at once."""
 
-    def __init__(self, store: EventStore, settings: UsageSettings, stats: UsageStats, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        settings: UsageSettings,
+        stats: UsageStats,
+        clock: Clock,
+        timelines: Collection[str] = (),
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._settings = settings
@@ -44,7 +51,9 @@ class Pipeline:
         self._spills = settings.full == "spill"
         self._tasks = Tasks("a part of the usage log")
         self._ending: asyncio.Task[None] | None = None
-        self.writer = EventWriter(store, settings, stats, self._settled)
+        self.writer = EventWriter(store, settings, stats, self._settled, timelines)
+        if timelines:
+            self._tasks.start(self._look_at_timelines(store, timelines))
         self.journal: Journal | None = None
         if settings.directory is not None:
             self.journal = Journal(settings.directory, settings, stats, self.writer)
@@ -135,6 +144,16 @@ class Pipeline:
         if self.journal is not None:
             self.journal.refs.release(events)
 
+    async def _look_at_timelines(self, store: EventStore, timelines: Collection[str]) -> None:
+        """Warn where the table has no index for them. Events are kept all the same."""
+        now = self._clock.now() // 1000
+        try:
+            await store.timeline(min(timelines), since=now, until=now + 1, limit=1)
+        except StoreMisconfigured as error:
+            logger.warning("no timeline of %s can be read: %s", ", ".join(sorted(timelines)), error)
+        except StoreUnavailable:
+            pass  # which is said where events are written
+
     async def _adopt_again(self, journal: Journal) -> None:
         while True:
             await asyncio.sleep(self._settings.adopt_interval)
@@ -178,11 +197,13 @@ class EventWriter:
         settings: UsageSettings,
         stats: UsageStats,
         on_settled: Callable[[Sequence[UsageEvent]], None],
+        timelines: Collection[str] = (),
     ) -> None:
         self._store = store
         self._settings = settings
         self._stats = stats
         self._on_settled = on_settled
+        self._timelines = timelines
         self._queue: deque[UsageEvent] = deque()
         self._added = 0
         # Without a task: somebody who cancels all tasks has ended it, and `flush_now` begins again.
@@ -353,7 +374,7 @@ class EventWriter:
         takes_others = self._stats.written > batch.written_before
         try:
             async with asyncio.timeout(_PUT_TIMEOUT_S):
-                return await self._store.put(events)
+                return await self._store.put(events, timelines=self._timelines)
         except StoreRefused as error:
             if len(events) > 1:
                 middle = len(events) // 2

@@ -1,4 +1,4 @@
-"""A user's events, newest first and page by page: the range of a query, its cursor, and the walk over the days."""
+"""Events, newest first and page by page: a user's, by a walk over the days; an action's, by its timeline."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import msgspec
 from ratelimit.clock import DAY, since_epoch
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention
-from ratelimit.event import MAX_FUTURE_MS, MAX_ID_BYTES, RETENTION_DAYS, UsageEvent
+from ratelimit.event import MAX_FUTURE_MS, MAX_ID_BYTES, RETENTION_DAYS, UsageEvent, check_status, resource_text
 from ratelimit.names import MAX_ACTION_BYTES, UserId, check_action, check_user
-from ratelimit.store.base import EventStore, Position, day_of, position_of
+from ratelimit.store.base import MAX_READ, EventFilter, EventStore, Position, TimelinePlace, day_of, position_of
 
 MAX_PAGE: Final = 1000
-MAX_READ: Final = 10_000
-"""Events that are looked at for one page: 10 MB, of which the filters may leave nothing."""
+TIMELINE_DAYS: Final = 7
+"""That are looked at unless more are asked for: each costs several reads, also where it holds nothing."""
 _MIN_READ: Final = 50
 _DAYS_AT_ONCE: Final = 32
 _DAY_MS: Final = DAY // 1000
@@ -47,13 +47,13 @@ class _Cursor(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class EventQuery:
-    """Whose events, at `since` <= time < `until` (ms), of which action, of which answer. Made by `of`."""
+    """Whose events, at `since` <= time < `until` (ms), of which action, and which of them. Made by `of`."""
 
     user: str
     since: int
     until: int
     action: str | None
-    allowed: bool | None
+    wanted: EventFilter
     after: Position | None
     digest: str
 
@@ -66,25 +66,25 @@ class EventQuery:
         since: datetime | None,
         until: datetime | None,
         action: str | None,
-        allowed: bool | None,
+        allowed: bool | None = None,
+        status: int | None = None,
+        resource: str | None = None,
         cursor: str | None,
     ) -> EventQuery:
         """Check a query; `now` is in microseconds. Raise `InvalidInput`, `OutOfRetention`, `InvalidCursor`."""
         user = check_user(user)
         if action is not None:
             check_action(action)
-        if allowed is not None and type(allowed) is not bool:
-            raise InvalidInput(f"allowed must be True, False or None, not {allowed!r}")
+        wanted = _filter(allowed, status, resource)
         first, last = range_of(since, until, now=now)
-        asked = repr((user, since and since.timestamp(), until and until.timestamp(), action, allowed))
-        digest = blake2b(asked.encode(), digest_size=9).hexdigest()
+        digest = _digest(user, since, until, action, wanted)
         if cursor is None:
-            return cls(user, first, last, action, allowed, None, digest)
+            return cls(user, first, last, action, wanted, None, digest)
         at = _read_cursor(cursor, digest)
         # Where retention has moved on, it may lie before `first`: there is nothing left then.
         if not 0 <= at.at < last:
             raise InvalidCursor(_DAMAGED)
-        return cls(user, first, last, action, allowed, Position(at.at, at.action, at.id), digest)
+        return cls(user, first, last, action, wanted, Position(at.at, at.action, at.id), digest)
 
     def cursor(self, last: UsageEvent) -> str:
         """Return where the page after this event begins."""
@@ -92,7 +92,7 @@ class EventQuery:
 
     def wants(self, event: UsageEvent) -> bool:
         """Return whether an event of the range is asked for."""
-        return (self.action is None or event.action == self.action) and self.allowed in (None, event.allowed)
+        return self.action in (None, event.action) and self.wanted.wants(event)
 
     def days(self) -> Iterator[date]:
         """Yield the UTC days to look at, the last one first."""
@@ -105,8 +105,7 @@ class EventQuery:
 
 async def page_of(store: EventStore, query: EventQuery, limit: int) -> EventPage:
     """Return up to `limit` of the `MAX_READ` events that come next, or a few more. Raise `StoreUnavailable`."""
-    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
-        raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
+    _check_limit(limit)
     found: list[UsageEvent] = []
     read = 0
     async for events in _pages(store, query, limit + 1):
@@ -153,6 +152,64 @@ async def _pages(store: EventStore, query: EventQuery, at_once: int) -> AsyncIte
                 yield events
 
 
+class _TimelineCursor(msgspec.Struct, frozen=True, array_like=True):
+    query: str
+    at: int
+    tie: int
+
+
+async def timeline_of(
+    store: EventStore,
+    action: str,
+    *,
+    now: int,
+    since: datetime | None,
+    until: datetime | None,
+    allowed: bool | None,
+    status: int | None,
+    resource: str | None,
+    limit: int,
+    cursor: str | None,
+) -> EventPage:
+    """Return a page of an action's events of all users, without `since` of the last `TIMELINE_DAYS` before `until`.
+
+    Raise as `EventQuery.of`, and `StoreUnavailable`.
+    """
+    check_action(action)
+    _check_limit(limit)
+    wanted = _filter(allowed, status, resource)
+    first, last = range_of(since, until, now=now)
+    if since is None:
+        first = max(first, min(last, now // 1000) - TIMELINE_DAYS * _DAY_MS)
+    digest = _digest("timeline", since, until, action, wanted)
+    after = None
+    if cursor is not None:
+        begin = decode_cursor(cursor, _TimelineCursor)
+        _check_query(begin.query, digest, "action")
+        if not (0 <= begin.at <= last and 0 <= begin.tie < 1 << 56):
+            raise InvalidCursor(_DAMAGED)
+        after = TimelinePlace(begin.at, begin.tie)
+    page = await store.timeline(action, since=first, until=last, limit=limit, after=after, wanted=wanted)
+    return EventPage(tuple(page.events), page.rest and encode_cursor(_TimelineCursor(digest, *page.rest)))
+
+
+def _filter(allowed: bool | None, status: int | None, resource: str | None) -> EventFilter:
+    if allowed is not None and type(allowed) is not bool:
+        raise InvalidInput(f"allowed must be True, False or None, not {allowed!r}")
+    check_status(status)
+    return EventFilter(allowed, status, None if resource is None else resource_text(resource))
+
+
+def _digest(of: str, since: datetime | None, until: datetime | None, *others: object) -> str:
+    asked = repr((of, since and since.timestamp(), until and until.timestamp(), *others))
+    return blake2b(asked.encode(), digest_size=9).hexdigest()
+
+
+def _check_limit(limit: object) -> None:
+    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
+        raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
+
+
 def range_of(since: datetime | None, until: datetime | None, *, now: int) -> tuple[int, int]:
     """Return what is asked for in milliseconds, `until` excluded; by default all that is kept.
 
@@ -181,11 +238,15 @@ def _ms(name: str, time: object) -> int:
 
 def _read_cursor(text: str, digest: str) -> _Cursor:
     cursor = decode_cursor(text, _Cursor)
-    if cursor.query != digest:
-        raise InvalidCursor("the cursor is from another query: repeat user, since, until, action and allowed with it")
+    _check_query(cursor.query, digest, "user, action")
     if len(cursor.action.encode()) > MAX_ACTION_BYTES or len(cursor.id.encode()) > MAX_ID_BYTES:
         raise InvalidCursor(_DAMAGED)
     return cursor
+
+
+def _check_query(asked: str, digest: str, what: str) -> None:
+    if asked != digest:
+        raise InvalidCursor(f"the cursor is from another query: repeat {what}, since, until and the filters with it")
 
 
 _DAMAGED: Final = "the cursor is damaged; take `page.cursor` as it is, or start without one"

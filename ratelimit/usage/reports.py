@@ -21,7 +21,7 @@ from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_us
 from ratelimit.store.base import MAX_PARTS, Part, Record, ScanPage, Scans, TableStore, each_page, first_cursors
 from ratelimit.store.retry import retry
 from ratelimit.usage.erasing import Erased, erase_by_key, spellings
-from ratelimit.usage.queries import EventPage, EventQuery, page_of, walk
+from ratelimit.usage.queries import EventPage, EventQuery, page_of, timeline_of, walk
 
 MAX_TOP: Final = 1000
 DATE_RANGE: Final = RESERVED_ACTION
@@ -80,6 +80,8 @@ class Reports:
         until: datetime | None = None,
         action: str | None = None,
         allowed: bool | None = None,
+        status: int | None = None,
+        resource: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> EventPage:
@@ -89,9 +91,33 @@ class Reports:
         `InvalidInput` for a datetime without a time zone. One read a day of the range, until the page is full.
         """
         query = EventQuery.of(
-            user, now=self._clock.now(), since=since, until=until, action=action, allowed=allowed, cursor=cursor
-        )
+            user, now=self._clock.now(), since=since, until=until, action=action, allowed=allowed, status=status,
+            resource=resource, cursor=cursor,
+        )  # fmt: skip
         return await page_of(self._store.events, query, limit)
+
+    async def timeline(
+        self,
+        action: str,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        allowed: bool | None = None,
+        status: int | None = None,
+        resource: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """Return an action's events of all users, newest first: those that were written while it had a timeline.
+
+        Without `since` it is of the seven days before `until`. The next page is the same query with the page's
+        `cursor`. DynamoDB's index may lack what was written a moment ago. Raise what `events` does, and
+        `StoreMisconfigured` where the table has no such index.
+        """
+        return await timeline_of(
+            self._store.events, action, now=self._clock.now(), since=since, until=until, allowed=allowed,
+            status=status, resource=resource, limit=limit, cursor=cursor,
+        )  # fmt: skip
 
     async def totals(
         self,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias, TypedDict, get_args
 
 from ratelimit.errors import ConfigError
+from ratelimit.names import check_action
 
 Durability: TypeAlias = Literal["memory", "journal"]
 WhenFull: TypeAlias = Literal["wait", "spill", "drop"]
@@ -27,6 +29,7 @@ class UsageOptions(TypedDict, total=False):
     adopt_interval: float
     segment_bytes: int
     journal_bytes: int
+    timelines: Iterable[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ class UsageSettings:
     `adopt_interval`  seconds between looks for journals of processes that have died.
     `segment_bytes`   size of a journal's segment; what a segment holds may be written again after a crash.
     `journal_bytes`   size of the journal at most; beyond it is treated as a full disk.
+    `timelines`       actions whose events are found by `timeline` too: each costs a write unit more. A DynamoDB table
+                      needs the index GSI2 for them.
     """
 
     durability: Durability = "memory"
@@ -59,6 +64,7 @@ class UsageSettings:
     adopt_interval: float = 30.0
     segment_bytes: int = 1024 * 1024
     journal_bytes: int = 1024 * 1024 * 1024
+    timelines: Iterable[str] = ()
 
     def __post_init__(self) -> None:
         _one_of("durability", self.durability, get_args(Durability))
@@ -70,6 +76,8 @@ class UsageSettings:
         for name in ("max_wait", "flush_interval", "grace", "adopt_interval"):
             if type(value := getattr(self, name)) not in (int, float) or not 0 <= value <= 3600:
                 raise ConfigError(name, f"must be seconds from 0 to 3600, not {value!r}")
+        for action in self.timelines:
+            check_action(action)
         if self.journal_dir is None and "journal" in (self.durability, "journal" if self.when_full == "spill" else ""):
             raise ConfigError("journal_dir", "is missing; name a directory on a local disk for the journal")
 

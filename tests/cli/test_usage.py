@@ -310,3 +310,34 @@ def test_help_with_an_example(ratelimit: Command, command: str) -> None:
     status, out, _ = ratelimit("usage", command, "--help")
     assert status == 0
     assert "Example" in out
+
+
+def test_the_timeline_of_an_action(
+    ratelimit: Command, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its events come from a file: what an import puts on it is what the policy says."""
+    url = engine.store_url(f"cli-{uuid4().hex[:8]}", create="true")
+    config = tmp_path / "ratelimit.toml"
+    config.write_text(f'store = "{url}"\n[policies.hint]\nquotas = "5/day"\ntimeline = true\n', encoding="utf-8")
+    monkeypatch.setenv("RATELIMIT_CONFIG", str(config))
+    lines = [
+        {"user": user, "action": "hint", "time": f"{TODAY}T00:00:0{second}Z", "allowed": second != 2, "resource": "/a"}
+        for second, user in enumerate(("alice", "bob", "carol"))
+    ]
+    events = tmp_path / "events.jsonl"
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert ratelimit("usage", "import", str(events)).status == 0
+    status, out, err = ratelimit("usage", "timeline", "hint")
+    assert (status, out) == (3, "")
+    assert "--gsi2` makes the index" in err
+    assert "index GSI2" in ratelimit("table", "verify", "--no-recovery").out
+    assert ratelimit("table", "upgrade", "--no-recovery").status == 0
+    status, out, err = ratelimit("usage", "timeline", "hint", "--limit", "2")
+    assert (status, "alice" in out) == (0, False)
+    assert out.index("carol") < out.index("bob")
+    cursor = err.split("--cursor ")[1].strip()
+    rest = ratelimit("usage", "timeline", "hint", "--limit", "2", "--cursor", cursor, "--json").json
+    assert ([one["user"] for one in rest["events"]], rest["cursor"]) == (["alice"], None)
+    denied = ratelimit("usage", "timeline", "hint", "--denied", "--resource", "/a", "--since", TODAY, "--json").json
+    assert [one["user"] for one in denied["events"]] == ["carol"]
+    assert "no events of hint in this range" in ratelimit("usage", "timeline", "hint", "--status", "500").out

@@ -28,6 +28,7 @@ workloads = st.builds(
     logged=st.none() | st.integers(0, 10**10),
     log=st.sampled_from(["all", "allowed", "denied", "none"]),
     log_sample=shares,
+    timeline=shares,
     days_kept=st.integers(0, 400),
     event_bytes=st.integers(1, 5000),
     reads=st.integers(0, 10**10),
@@ -53,6 +54,15 @@ def test_a_million_checks_cost_a_million_write_units() -> None:
     found = lines(Workload(checks=MILLION, second=Fraction(0)))
     assert found["writes: checks"] == Decimal("0.63")  # 0.625, to the cent
     assert sum(found.values()) == Decimal("0.63")
+
+
+def test_an_event_on_a_timeline_is_written_and_kept_twice() -> None:
+    plain = Workload(checks=0, logged=10 * MILLION)
+    found, both = of(plain), of(replace(plain, timeline=Fraction(1)))
+    assert lines(replace(plain, timeline=Fraction(1)))["writes: timelines"] == lines(plain)["writes: usage log"]
+    assert abs(both.total - 2 * found.total) <= Decimal("0.02")
+    saved = {saving.name: saving.dollars for saving in both.savings}
+    assert abs(saved["timeline = false"] - found.total) <= Decimal("0.02")
 
 
 def test_refused_checks_cost_as_much_unless_the_denial_cache_knew() -> None:

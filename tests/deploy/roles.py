@@ -48,6 +48,7 @@ async def read(settings: Settings, folder: Path) -> None:
         reports = Reports(store, ["hint"], SystemClock())
         today = datetime.now(UTC).date()
         await reports.events("alice")
+        await reports.timeline("hint")
         await reports.totals("alice")
         await reports.summary("alice")
         await reports.reconcile("alice", today)
@@ -132,6 +133,7 @@ async def _log(store: DynamoDBStore, folder: Path) -> None:
             await log.record("alice", "hint", id="order-17")
         await log.flush()
         await log.events("alice")
+        await log.timeline("hint")
         await log.summary("alice")
         lines = folder / "import.jsonl"
         at = int(datetime.now(UTC).timestamp() * 1000)

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from ratelimit.deploy import ROLES, Role, policies
-from ratelimit.dynamodb import DynamoDBStore, Settings, create_table, delete_table
+from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, create_table, delete_table
 from ratelimit.names import Key
 from tests.deploy import recording, roles
 from tests.deploy.tap import Call, Tap, calls_of, tapped
@@ -66,7 +66,7 @@ async def tap(engine: Engine) -> AsyncIterator[Tap]:
 async def table(engine: Engine, tap: Tap) -> AsyncIterator[Settings]:
     """A table that is there; what made it was not on the tap."""
     direct = Settings(table=f"iam-{uuid4()}", region="eu-west-1", endpoint=engine.endpoint, read_timeout=30)
-    await create_table(direct)
+    await create_table(direct, TableSpec(gsi2=True))
     yield replace(direct, endpoint=tap.endpoint)
     await delete_table(direct)
 
@@ -115,7 +115,7 @@ async def test_operate(engine: Engine, tap: Tap) -> None:
 def test_a_policy_names_its_table_and_nothing_else(role: Role) -> None:
     for statement in policy(role)["Statement"]:
         assert statement["Effect"] == "Allow"
-        assert statement["Resource"] in (f"{ARN}:table/{TABLE}", f"{ARN}:table/{TABLE}/index/GSI1")
+        assert statement["Resource"] in (f"{ARN}:table/{TABLE}{part}" for part in ("", "/index/GSI1", "/index/GSI2"))
         assert not any(fnmatchcase(action, "*[*?]*") for action in statement["Action"])
 
 

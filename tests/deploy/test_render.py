@@ -55,7 +55,7 @@ def test_policies(ratelimit: Command) -> None:
     assert "${" not in out
     arns = {statement["Resource"] for document in documents.values() for statement in document["Statement"]}
     table = "arn:aws:dynamodb:eu-west-1:123456789012:table/limits"
-    assert arns == {table, f"{table}/index/GSI1"}
+    assert arns == {table, f"{table}/index/GSI1", f"{table}/index/GSI2"}
     one = ratelimit("deploy", "render", "iam", "--name", "limits", *ACCOUNT, "--role", "serve")
     assert one.json == documents["serve"]
 
@@ -68,7 +68,7 @@ def test_policies_as_the_readme_has_them(ratelimit: Command, monkeypatch: pytest
     assert (status, err) == (0, "")
     arns = {one["Resource"] for document in json.loads(out).values() for one in document["Statement"]}
     table = "arn:aws:dynamodb:*:*:table/ratelimit"
-    assert arns == {table, f"{table}/index/GSI1"}
+    assert arns == {table, f"{table}/index/GSI1", f"{table}/index/GSI2"}
     one = ratelimit("deploy", "render", "iam", "--region", "eu-west-1", "--role", "serve")
     assert "arn:aws:dynamodb:eu-west-1:*:table/ratelimit" in one.out
 

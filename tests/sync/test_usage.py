@@ -59,6 +59,13 @@ def test_record_and_read_back(store: Store) -> None:
         assert usage.events("alice").events == ()
 
 
+def test_the_timeline_of_an_action() -> None:
+    with UsageLog(MemoryStore(), timelines=["hint"]) as usage:
+        ids = {usage.record(user, "hint", status=201) for user in ("alice", "bob")}
+        usage.flush()
+        assert {event.id for event in usage.timeline("hint", status=201).events} == ids
+
+
 def test_threads_record_together(store: Store) -> None:
     with UsageLog(store) as usage:
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeAlias
 
 from ratelimit.errors import StoreUnavailable
@@ -27,7 +27,7 @@ class ScriptedEvents(MemoryEventStore):
         self.most_at_once = 0
         self._taken = asyncio.Event()
 
-    async def put(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent]:
+    async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
         self.batches.append(len(events))
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)

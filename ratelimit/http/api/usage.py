@@ -42,6 +42,10 @@ Moment: TypeAlias = Annotated[
 Allowed: TypeAlias = Literal["true", "false"]
 
 
+Status: TypeAlias = Annotated[int, Meta(ge=100, le=599, description="Only with this HTTP status.")]
+Resource: TypeAlias = Annotated[str, Meta(max_length=200, description="Only what was done to this.")]
+
+
 class SummaryQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of how long."""
 
@@ -95,6 +99,20 @@ class EventsQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     until: Moment | UnsetType = UNSET
     action: Name | UnsetType = UNSET
     allowed: Allowed | UnsetType = UNSET
+    status: Status | UnsetType = UNSET
+    resource: Resource | UnsetType = UNSET
+    limit: Limit = 100
+    cursor: Cursor | UnsetType = UNSET
+
+
+class TimelineQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which events of an action; without `since`, those of the last seven days."""
+
+    since: Moment | UnsetType = UNSET
+    until: Moment | UnsetType = UNSET
+    allowed: Allowed | UnsetType = UNSET
+    status: Status | UnsetType = UNSET
+    resource: Resource | UnsetType = UNSET
     limit: Limit = 100
     cursor: Cursor | UnsetType = UNSET
 
@@ -185,6 +203,7 @@ class UsageRoutes:
             operation("GET", f"{_USER}/usage", self.summary, problems=[503]),
             operation("GET", f"{_USER}/usage/events", self.events, problems=[503]),
             operation("GET", f"{_USER}/usage/totals", self.totals, problems=[503]),
+            operation("GET", "/v1/actions/{action}/timeline", self.timeline, problems=[503]),
             operation("POST", f"{_USER}/erase", self.erase, problems=[503], repeatable=True),
         ]
 
@@ -194,16 +213,12 @@ class UsageRoutes:
 
     async def events(self, user: UserName, query: EventsQuery) -> EventsAnswer:
         """List a user's events, newest first."""
-        page = await self._reports.events(
-            user,
-            since=_moment("since", query.since),
-            until=_moment("until", query.until, end=True),
-            action=None if query.action is UNSET else query.action,
-            allowed=None if query.allowed is UNSET else query.allowed == "true",
-            limit=query.limit,
-            cursor=None if query.cursor is UNSET else query.cursor,
-        )
+        page = await self._reports.events(user, action=None if query.action is UNSET else query.action, **_asked(query))
         return EventsAnswer.of(page)
+
+    async def timeline(self, action: Name, query: TimelineQuery) -> EventsAnswer:
+        """List an action's events of all users, newest first: those written since its policy has `timeline = true`."""
+        return EventsAnswer.of(await self._reports.timeline(action, **_asked(query)))
 
     async def totals(self, user: UserName, query: TotalsQuery) -> TotalsAnswer:
         """Count what a user has used, by action and day or month."""
@@ -218,6 +233,19 @@ class UsageRoutes:
         # There is nothing left to remove: this has the directory forget what it remembers.
         await self._directory.remove_user(user)
         return EraseAnswer(user, int(erased), erased.found, erased.left)
+
+
+def _asked(query: EventsQuery | TimelineQuery) -> dict[str, Any]:
+    """Return what both ask for, as the reports take it."""
+    return {
+        "since": _moment("since", query.since),
+        "until": _moment("until", query.until, end=True),
+        "allowed": None if query.allowed is UNSET else query.allowed == "true",
+        "status": None if query.status is UNSET else query.status,
+        "resource": None if query.resource is UNSET else query.resource,
+        "limit": query.limit,
+        "cursor": None if query.cursor is UNSET else query.cursor,
+    }
 
 
 def _day(path: str, text: str | UnsetType) -> date | None:

@@ -130,3 +130,28 @@ async def test_bad_questions(query: str, told: str) -> None:
         answer = await service.client.get(f"/v1/users/alice/usage{query}")
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
         assert told in answer.json()["detail"]
+
+
+async def test_the_timeline_is_of_all_users_and_filtered() -> None:
+    async with service_on(MemoryStore()) as service:
+        service.usage.timelines.add("hint")
+        for user in ("alice", "bob"):
+            await use(service, user)
+        path = "/v1/actions/hint/timeline"
+        page = (await service.client.get(f"{path}?limit=9")).json()
+        rest = (await service.client.get(f"{path}?limit=9&cursor={page['cursor']}")).json()
+        assert [len(page["events"]), len(rest["events"]), rest["cursor"]] == [9, 5, None]
+        assert {one["user"] for one in page["events"] + rest["events"]} == {"alice", "bob"}
+        for query, count in (
+            ("allowed=false", 4),
+            ("allowed=true&resource=x", 0),
+            ("status=429", 0),
+            (f"until={YESTERDAY}", 0),
+            (f"since={TODAY}", 14),
+        ):
+            assert len((await service.client.get(f"{path}?{query}")).json()["events"]) == count, query
+        assert (await service.client.get("/v1/actions/run/timeline")).json() == {"events": [], "cursor": None}
+        for bad in ("status=9", "limit=0", "user=alice", f"cursor={page['cursor']}&allowed=true"):
+            assert (await service.client.get(f"{path}?{bad}")).status_code == 400, bad
+        found = await service.client.get("/v1/users/alice/usage/events?resource=problem-1&status=200")
+        assert found.json()["events"] == []
