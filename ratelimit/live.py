@@ -21,9 +21,9 @@ from ratelimit.cost import Prices, Workload, dollars
 from ratelimit.cost.metrics import consumption
 from ratelimit.cost.units import HOURS
 from ratelimit.decision import Decision
+from ratelimit.limiter.checker import Observer
 from ratelimit.metrics import BUCKETS, OTHER, DecisionMetrics, Registry
 from ratelimit.metrics import Sample as Counted
-from ratelimit.names import Key
 from ratelimit.top_keys import KeyCounts, TopKeys, added
 
 INTERVAL_S: Final = 5
@@ -57,21 +57,19 @@ class KeyTraffic:
         self.refused = TopKeys(TRACKED_KEYS)
         self.written = TopKeys(TRACKED_KEYS)
 
-    def observe(self, decision: Decision, span: float) -> None:
-        """Count a refusal, as the observer of a limiter whose store tells of its writes."""
-        if not decision.allowed:
-            self.refused.add((decision.user, decision.policy))
+    def observer(self, first: Observer, *, counts_writes: bool) -> Observer:
+        """Return one that tells `first`, and counts refusals; and as a write what was spent, where no store tells of
+        its writes: the embedded one."""
+        refused, written = self.refused.add, self.written.add
 
-    def observe_all(self, decision: Decision, span: float) -> None:
-        """Count a refusal, and take what was spent for a write: nobody tells of those in the embedded store."""
-        if not decision.allowed:
-            self.refused.add((decision.user, decision.policy))
-        elif decision.spent:
-            self.written.add((decision.user, decision.policy))
+        def observe(decision: Decision, span: float) -> None:
+            first(decision, span)
+            if not decision.allowed:
+                refused((decision.user, decision.policy))
+            elif counts_writes and decision.spent:
+                written((decision.user, decision.policy))
 
-    def wrote(self, key: Key) -> None:
-        """Count a write."""
-        self.written.add(key)
+        return observe
 
 
 class Sample(Struct, frozen=True, array_like=True):

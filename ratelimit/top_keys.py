@@ -1,9 +1,13 @@
 """`TopKeys`: the keys that came most often lately, in bounded memory however many there are, with the error of each.
 
-Space-Saving (Metwally, Agrawal, El Abbadi: Efficient Computation of Frequent and Top-k Elements in Data Streams, 2005):
-so many keys are counted, and one that is new takes the place and the count of the one that came least. Their counters
-are kept in lists by count, as in the paper's Stream-Summary; but a key that comes again stays in its list, and is moved
-only when a place is looked for there: what comes often costs an addition in a dict, and all of it is O(1), amortised.
+As in lossy counting (Manku, Motwani: Approximate Frequency Counts over Data Streams, 2002), a key that is dropped
+leaves its count behind as the error of those that come after it. But it is the table that is bounded: where there are
+twice as many keys as are to be kept, the half with the smaller counts is dropped, and the greatest of these is the
+floor, at which the count of a key begins that is not in the table.
+
+Why `size * floor` is at most the number of all that came: that and the sum of what counts are above the floor is. One
+more adds 1 to the sum. And where the floor rises, to the count of the key in place `size + 1`, each of the `size` keys
+before that one gives up as much as it rises.
 """
 
 from __future__ import annotations
@@ -56,55 +60,40 @@ def added(counts: Iterable[KeyCounts]) -> KeyCounts:
 
 
 class TopKeys:
-    """Count keys, `size` of them at most, in two periods: the present one and the one before.
+    """Count keys, twice `size` of them at most, in two periods: the present one and the one before.
 
-    A key that came more often than the `size`-th part of all that came in a period is among those that are counted.
+    A key that came more often than the `size`-th part of all that came in a period is among those that are counted, and
+    no error is greater than that part.
     """
 
-    __slots__ = ("_before", "_counts", "_errors", "_levels", "_lowest", "size")
+    __slots__ = ("_before", "_counts", "_errors", "_floor", "_most", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._most = 2 * size
         self._before = KeyCounts()
         self._begin()
 
     def _begin(self) -> None:
         self._counts: dict[UserAction, int] = {}
         self._errors: dict[UserAction, int] = {}
-        self._levels: dict[int, list[UserAction]] = {}
-        """The keys, each of them once, by a count that it has had: it may have come again since."""
-        self._lowest = 0
-        """No key has a smaller count, and none that was dropped had a greater one."""
+        """Of those that were kept when others were dropped; those that came since have the floor's."""
+        self._floor = 0
+        """No key that was dropped has come more often."""
 
     def add(self, key: UserAction) -> None:
         """Count one more."""
         counts = self._counts
-        count = counts.get(key)
-        if count is not None:
-            counts[key] = count + 1
-            return
-        error = 0
-        if len(counts) >= self.size:
-            error = self._errors[key] = self._drop()
-        counts[key] = error + 1
-        self._levels.setdefault(error + 1, []).append(key)
+        counts[key] = counts.get(key, self._floor) + 1
+        if len(counts) > self._most:
+            self._drop()
 
-    def _drop(self) -> int:
-        """Drop a key with the smallest count, and return that."""
-        levels = self._levels
-        while True:
-            level = levels.get(self._lowest)
-            if not level:
-                levels.pop(self._lowest, None)
-                self._lowest += 1
-                continue
-            key = level.pop()
-            count = self._counts[key]
-            if count == self._lowest:
-                del self._counts[key]
-                self._errors.pop(key, None)
-                return count
-            levels.setdefault(count, []).append(key)
+    def _drop(self) -> None:
+        """Keep `size` keys at most, those with the highest counts."""
+        floor, errors = self._floor, self._errors
+        self._floor = lowest = sorted(self._counts.values())[-self.size - 1]
+        self._counts = {key: count for key, count in self._counts.items() if count > lowest}
+        self._errors = {key: errors.get(key, floor) for key in self._counts}
 
     def rotate(self) -> None:
         """Begin another period: the one before the present one is forgotten."""
@@ -116,6 +105,5 @@ class TopKeys:
         return added((self._before, self._present()))
 
     def _present(self) -> KeyCounts:
-        errors = self._errors
-        keys = [KeyCount(*key, count, errors.get(key, 0)) for key, count in self._counts.items()]
-        return KeyCounts(keys, self._lowest)
+        errors, floor = self._errors, self._floor
+        return KeyCounts([KeyCount(*key, count, errors.get(key, floor)) for key, count in self._counts.items()], floor)

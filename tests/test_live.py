@@ -24,6 +24,7 @@ class Process:
     def __init__(self, policies: list[str] | None = None) -> None:
         self.decisions = DecisionMetrics(policies or ["hint", "run"])
         self.keys = KeyTraffic()
+        self.observe = self.keys.observer(self.decisions, counts_writes=True)
         self.calls = {"UpdateItem": 0.0, "GetItem": 0.0, "DescribeTable": 1.0}
         self.units = {"write": 0.0, "read": 0.0}
         self.throttles = self.events = 0
@@ -51,8 +52,7 @@ class Process:
             spent=int(allowed and not shadow_denied and reason is None),
         )  # fmt: skip
         for _ in range(times):
-            self.decisions(decision, span)
-            self.keys.observe_all(decision, span)
+            self.observe(decision, span)
 
     def read(self) -> Recording:
         """As another worker would get it."""

@@ -36,8 +36,8 @@ def check_bounds(found: KeyCounts, true: Counter[Key]) -> None:
 def test_every_count_is_within_its_bounds_and_what_comes_often_is_there(stream: list[Key], size: int) -> None:
     found, true = counted(stream, size).read(), Counter(stream)
     check_bounds(found, true)
-    assert len(found.keys) == min(size, len(true))
-    assert sum(one.count for one in found.keys) == len(stream)
+    assert len(found.keys) <= 2 * size
+    assert max([found.floor, *(one.error for one in found.keys)]) <= len(stream) / size
     often = {key for key, count in true.items() if count > len(stream) / size}
     assert often <= {(one.user, one.action) for one in found.keys}
 
@@ -58,10 +58,12 @@ def test_two_periods_of_several_processes_are_one_stream(streams: list[tuple[lis
 
 
 def test_the_surest_come_first() -> None:
-    top = counted([*repeat(("alice", "hint"), 3), ("bob", "hint"), ("carol", "hint"), ("dave", "hint")], 2)
-    first, second = top.read().top(5)
-    assert (first.user, first.count, first.error) == ("alice", 3, 0)
-    assert (second.user, second.count, second.error) == ("dave", 3, 2)
+    often = [*repeat(("alice", "hint"), 9), *repeat(("erin", "hint"), 3)]
+    top = counted([*often, ("bob", "hint"), ("carol", "hint"), ("dave", "hint"), *repeat(("frank", "hint"), 2)], 2)
+    first, second, third = top.read().top(5)
+    assert (first.user, first.count, first.error) == ("alice", 9, 0)
+    assert (second.user, second.count, second.error) == ("erin", 3, 0)
+    assert (third.user, third.count, third.error) == ("frank", 3, 1), "it may have been there before, once"
     assert [one.user for one in top.read().top(1)] == ["alice"]
 
 
@@ -71,9 +73,8 @@ def test_a_million_keys_take_the_memory_of_as_many_as_are_counted() -> None:
         top.add((str(number), "hint"))
         if number % 10 == 0:
             top.add(("alice", "hint"))
-    assert len(top._counts) == 512
-    assert sum(map(len, top._levels.values())) == 512
-    assert len(top._levels) < 10
-    assert sys.getsizeof(top._counts) + sys.getsizeof(top._errors) < 100_000
+    assert 0 < len(top._counts) <= 2 * 512
+    assert len(top._errors) <= 512
+    assert sys.getsizeof(top._counts) + sys.getsizeof(top._errors) < 200_000
     first = top.read().top(1)[0]
     assert (first.user, first.count - first.error) == ("alice", 100_000)

@@ -15,6 +15,7 @@ from loadtest.bench import (
     frameworks,
     hotkey,
     lane,
+    live,
     outage,
     peers,
     proxy_bodies,
@@ -44,12 +45,13 @@ app.command("cold")(cold.command)
 app.command("frameworks")(frameworks.command)
 app.command("outage")(outage.command)
 app.command("export")(export.command)
+app.command("live")(live.command)
 
 
 @app.command("all")
 def every() -> None:
     """All of them, one after the other, as they come: some minutes."""
-    names = "lane embedded sync cold frameworks hotkey outage app sidecar proxy-bodies proxy-crowd peers"
+    names = "lane embedded sync cold frameworks hotkey outage live app sidecar proxy-bodies proxy-crowd peers"
     for name in names.split():
         if done := subprocess.run([sys.executable, "-m", "loadtest.bench", name], check=False).returncode:
             raise typer.Exit(done)

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
+from ratelimit.limiter.checker import Observer
 from ratelimit.live import KeyTraffic
 from ratelimit.metrics import DecisionMetrics, Family, Registry, add_observer, by_label, gauge
 from ratelimit.otel import Instruments
@@ -210,15 +211,14 @@ class Sidecar:
     def _make(self, runtime: Runtime) -> AppVersion:
         limiter = runtime.limiter
         self.decisions.add_policies(limiter.policies)
-        add_observer(limiter, self.decisions)
+        observe: Observer = self.decisions
+        if self.keys is not None:
+            if isinstance(runtime.shared, UnclosableStore):
+                runtime.shared.on_write = self.keys.written.add
+            observe = self.keys.observer(observe, counts_writes=runtime.shared is runtime.store)
+        add_observer(limiter, observe)
         if self._instruments is not None:
             add_observer(limiter, self._instruments.observe)
-        if self.keys is not None:
-            observe = self.keys.observe_all
-            if isinstance(runtime.shared, UnclosableStore):
-                runtime.shared.on_write = self.keys.wrote
-                observe = self.keys.observe
-            add_observer(limiter, observe)
         return AppVersion(runtime, self._make_service(runtime))
 
     def _enter(self, version: AppVersion) -> None:

@@ -1,0 +1,122 @@
+"""What the live data of the admin listener cost: checks of a sidecar that has one, beside the same without."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Final
+
+import typer
+
+from loadtest.bench import builds
+from loadtest.bench.crew import Entry, Measured, contest
+from loadtest.bench.ours import ACTION, ROOMY, USERS
+from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.stub import stub_server
+from loadtest.bench.worker import Contender
+from ratelimit.config import Config
+from ratelimit.decision import Decision
+from ratelimit.live import INTERVAL_S, KeyTraffic, Recorder
+from ratelimit.metrics import DecisionMetrics, Registry
+from ratelimit.policy import Policy
+from ratelimit.server.factory import sidecar
+
+CASES: Final[dict[str, dict[str, Any]]] = {
+    f"{USERS} users, memory": {"users": USERS},
+    f"{USERS} users, DynamoDB (stub)": {"users": USERS, "table": True},
+    "a million users, refused": {"users": 1_000_000, "cost": 2, "quotas": "1/day"},
+    "one user, refused": {"users": 1, "cost": 2, "quotas": "1/day"},
+}
+WITH, COMPILED = "with live data", "compiled: "
+_RATE: Final = 10_000
+"""Checks a second that the samples are spread over."""
+_POLICIES: Final = (10, 10_000)
+
+
+@asynccontextmanager
+async def checks(
+    admin: str, users: int, *, quotas: str = ROOMY, cost: int = 1, store: str = "memory://"
+) -> AsyncIterator[Contender]:
+    """A sidecar's limiter, as its configuration makes it."""
+    config = Config(store=store, admin=admin, deadline=30, policies=(Policy(ACTION, quotas),))
+    runtime = sidecar(lambda: config).current.runtime
+    names = itertools.cycle([f"user-{number}" for number in range(users)])
+    check = runtime.limiter.check
+
+    async def call() -> Decision:
+        return await check(next(names), ACTION, cost=cost)
+
+    await runtime.open()
+    yield Contender(call)
+    await runtime.limiter.close()
+    await runtime.end(())
+
+
+def command(
+    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 15,
+    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.3,
+    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
+) -> None:
+    """The live data of the admin listener: what they add to a check, and what a sample of them takes."""
+    conclude(run(rounds=rounds, seconds=seconds), json)
+
+
+def run(*, rounds: int, seconds: float) -> Sheet:
+    """One check after the other, with and without in turn."""
+    uncompiled = builds.compiled()
+    notes = [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
+    with stub_server() as endpoint:
+        entries = list(_entries(endpoint, compiled=not uncompiled))
+        measured, failed = contest(entries, rounds=rounds, seconds=seconds, at_once=1)
+    notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
+    rows, targets = [], []
+    for name, without in measured.items():
+        if (both := measured.get(f"{name}, {WITH}")) is None:
+            continue
+        added = _added(without, both)
+        rows.append(Row(name, {"CPU µs per check": without.median("cpu_us"), "added µs": added}))
+        if "stub" not in name:  # there, the difference is less than what the rest varies by
+            targets.append(Target(f"added to a check, {name}, µs", added, "at most", 1))
+    for policies in _POLICIES:
+        took = _sample_us(policies)
+        name = f"a sample, {policies:,} policies, spread over {_RATE:,} checks/s"
+        rows.append(Row(name, {"CPU µs per check": None, "added µs": took / (INTERVAL_S * _RATE)}))
+    return sheet("live", rows, targets, notes, arguments=f"--rounds {rounds} --seconds {seconds}")
+
+
+def _entries(endpoint: str, *, compiled: bool) -> Iterator[Entry]:
+    for build in (False, True) if compiled else (False,):
+        for case, given in CASES.items():
+            options = {**given, "store": _table(endpoint)} if given.get("table") else {**given}
+            options.pop("table", None)
+            for admin, suffix in (("off", ""), ("127.0.0.1:0", f", {WITH}")):
+                name = f"{COMPILED if build else ''}{case}{suffix}"
+                yield Entry(name, "loadtest.bench.live:checks", {**options, "admin": admin}, compiled=build)
+
+
+def _table(endpoint: str) -> str:
+    return f"dynamodb://bench?region=eu-west-1&endpoint={endpoint}"
+
+
+def _added(without: Measured, both: Measured) -> float:
+    """The median of the rounds, so that a noisy moment hits both."""
+    return float(median(one.cpu_us - other.cpu_us for one, other in zip(both.turns, without.turns, strict=True)))
+
+
+def _sample_us(policies: int) -> float:
+    """Where each policy has been asked since the last one."""
+    names = [f"policy-{number}" for number in range(policies)]
+    decisions = DecisionMetrics(names)
+    recorder = Recorder(0, decisions, Registry(), KeyTraffic())
+    times = []
+    for tick in range(9):
+        for name in names:
+            decisions(Decision(allowed=True, policy=name, cost=1, quotas=()), 0.001)
+        began = time.process_time()
+        recorder.sample(tick)
+        times.append(time.process_time() - began)
+    return median(times) * 1e6
