@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar, Unpack
 
 from flask import Flask, Response, current_app, request
+from starlette.exceptions import HTTPException
 from starlette.responses import Response as StarletteResponse
 
 from ratelimit.config import SettingArgs
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
 from ratelimit.http.admission import MiddlewareState
+from ratelimit.http.inline import InlineArgs, Said
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.wsgi.app_request import AppAnswer, AppRequest, AskingLimiter, AskingLog, decoded, encoded, run, state_of
@@ -72,6 +74,7 @@ class RateLimit:
         app.after_request(extension.start)
         app.teardown_request(extension.end)
         app.register_error_handler(QuotaExceeded, _refuse)
+        app.register_error_handler(HTTPException, _refuse)
 
     @property
     def limiter(self) -> Limiter:
@@ -145,19 +148,19 @@ def _extension() -> _Extension:
     return found
 
 
-def limited(
-    action: str, *, cost: int | Callable[[Any], int] | None = None
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def limited(action: str, **said: Unpack[InlineArgs]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator of a view, or of what a view calls, that checks the request against one policy first.
 
-    `cost`, a number or a function of Flask's request, takes the place of the policy's own. A refusal raises
-    `QuotaExceeded`, which is answered for a view that does not catch it. Raises `UnknownAction`.
+    `cost`, `quotas`, `user` and `key` take the place of the policy's, as in `ratelimit.limited`; functions are given
+    Flask's request. A refusal raises `QuotaExceeded`, and a missing user `MissingUser`, which are answered for a view
+    that does not catch them. Raises `UnknownAction`.
     """
+    inline = _said(action, said)
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
         @wraps(view)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-            check(action, cost=cost)
+            _check(inline)
             answer: R = current_app.ensure_sync(view)(*args, **kwargs)
             return answer
 
@@ -166,13 +169,20 @@ def limited(
     return decorate
 
 
-def check(action: str, *, cost: int | Callable[[Any], int] | None = None) -> Decision:
+def check(action: str, **said: Unpack[InlineArgs]) -> Decision:
     """Check the current request against one policy, as `limited` does, and return the decision."""
+    return _check(_said(action, said))
+
+
+def _said(action: str, said: InlineArgs) -> Said:
+    return Said(action, **said, request_of=lambda _: request)
+
+
+def _check(said: Said) -> Decision:
     checked = _extension().current()
     if checked is None:
-        raise RateLimitError(f"{action!r} was asked for before the request was seen: ask in a view")
-    units = cost
-    return run(checked.ask(action, cost=(lambda _: units(request)) if callable(units) else units))
+        raise RateLimitError(f"{said.action!r} was asked for before the request was seen: ask in a view")
+    return run(checked.ask(said))
 
 
 def decisions() -> list[Decision]:
@@ -193,11 +203,11 @@ def settle(action: str, used: int) -> None:
     checked.settle(action, used)
 
 
-def _refuse(error: QuotaExceeded) -> Response:
+def _refuse(error: QuotaExceeded | HTTPException) -> Response:
     checked = _extension().current()
     if checked is None or checked.admission.has_begun:
         raise error
-    return _response(run(checked.refuse(error.decision, by_app=True)))
+    return _response(run(checked.answer_to(error)))
 
 
 def _response(answer: AppAnswer) -> Response:

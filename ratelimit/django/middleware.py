@@ -9,6 +9,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync, iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from starlette.exceptions import HTTPException
 from starlette.types import Message, Scope
 
 from ratelimit.django.surface import Surface, surface
@@ -32,10 +33,11 @@ class DjangoRequest(AppRequest):
         """Read the body, which Django keeps for its views."""
         return {"type": "http.request", "body": self.request.body, "more_body": False}
 
-    async def identify(self) -> None:
-        """Have Django's user at hand: he may be in the database, which an event loop must not wait for."""
+    async def identify(self, *, is_named: bool = False) -> None:
+        """Have Django's user at hand, where a policy or the view goes by him (`is_named`): he may be in the database,
+        which an event loop must not wait for."""
         scope = self.admission.scope
-        if not self.surface.reads_user or "user" in scope:
+        if not (self.surface.reads_user or is_named) or "user" in scope:
             return
         if not self.is_async:
             scope["user"] = getattr(self.request, "user", None)
@@ -78,9 +80,9 @@ class RateLimitMiddleware:
     def process_exception(self, request: Any, error: Exception) -> HttpResponse | None:
         """Answer a refusal that a view has not handled."""
         checked = getattr(request, "ratelimit", None)
-        if not isinstance(error, QuotaExceeded) or not isinstance(checked, DjangoRequest):
+        if not isinstance(error, QuotaExceeded | HTTPException) or not isinstance(checked, DjangoRequest):
             return None
-        refusing = checked.refuse(error.decision, by_app=True)
+        refusing = checked.answer_to(error)
         return _response(async_to_sync(_awaited)(refusing) if self._is_async else run(refusing))
 
     async def _serve(self, request: Any) -> HttpResponseBase:

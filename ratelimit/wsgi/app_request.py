@@ -14,16 +14,17 @@ from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, QuotaExceeded
 from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.admission import Admission, MiddlewareState
 from ratelimit.http.charges import Recorder
 from ratelimit.http.headers import Headers, HeaderStyle
+from ratelimit.http.inline import Said
 from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.http.refusal import OnRefused, Refusals, rejection
 from ratelimit.limiter import limiter
 from ratelimit.limiter.slots import Slot
-from ratelimit.policy import Cost, Exempt, UserFrom
+from ratelimit.policy import Exempt, UserFrom
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.tasks import Tasks
 from ratelimit.usage import log
@@ -60,7 +61,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return result
     work.close()
     how = "one is async and waits, without an event loop: here it may await the request's body, and nothing else"
-    raise ConfigError("cost, user_from, exempt, on_refused", how)
+    raise ConfigError("cost, quotas, user_from, exempt, on_refused", how)
 
 
 def state_of(
@@ -177,18 +178,22 @@ class AppRequest:
         if refused is None:
             self._hand_over()
             return None
-        if not isinstance(refused, HTTPException):
-            return await self.refuse(refused)
-        response = rejection(refused)
-        fields = await self.start(response.status_code, response.raw_headers)
-        await self.admission.record()
-        return await self._sent(response, fields)
+        return await (self._reject(refused) if isinstance(refused, HTTPException) else self._refuse(refused))
 
-    async def ask(self, action: str, *, cost: Cost | None = None) -> Decision:
-        """Check one policy because a view asks. Raises `QuotaExceeded`, and `UnknownAction`."""
-        decision = await self.admission.ask(action, cost=cost)
+    async def ask(self, said: Said) -> Decision:
+        """Check one policy because a view asks. Raises `QuotaExceeded`, `UnknownAction`, and what functions raise."""
+        admission = self.admission
+        inline = said.about(admission.connection, self.state.options)
+        decision = await admission.ask(said.action, cost=said.cost(), inline=inline)
         self._hand_over()
         return decision
+
+    async def answer_to(self, error: QuotaExceeded | HTTPException) -> AppAnswer:
+        """Return the answer to what a view has raised because of a check; what it has acted on stays spent."""
+        if not isinstance(error, QuotaExceeded):
+            return await self._reject(error)
+        self.admission.charges.act()
+        return await self._refuse(error.decision)
 
     async def receive(self) -> Message:
         """Read on in the body, for a function that asks for it."""
@@ -202,13 +207,15 @@ class AppRequest:
             read, has_more = buffered.hand_over()
             self.admission.scope["wsgi.environ"]["wsgi.input"] = self._reader.after(read, has_more=has_more)
 
-    async def refuse(self, decision: Decision, *, by_app: bool = False) -> AppAnswer:
-        """Return a refusal, when what was taken for it is back. What the app has acted on stays spent."""
-        admission = self.admission
-        if by_app:
-            admission.charges.act()
-        admission.has_begun = True
-        response, fields = await admission.refuse(decision)
+    async def _refuse(self, decision: Decision) -> AppAnswer:
+        self.admission.has_begun = True
+        response, fields = await self.admission.refuse(decision)
+        return await self._sent(response, fields)
+
+    async def _reject(self, error: HTTPException) -> AppAnswer:
+        response = rejection(error)
+        fields = await self.start(response.status_code, response.raw_headers)
+        await self.admission.record()
         return await self._sent(response, fields)
 
     async def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> Headers:

@@ -7,13 +7,15 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
+from starlette.exceptions import HTTPException
+
 from ratelimit.config import SettingArgs
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.admission import MiddlewareState
+from ratelimit.http.inline import InlineArgs, Said
 from ratelimit.http.refusal import OnRefused, stack
 from ratelimit.limiter.alerts import AlertHook
-from ratelimit.policy import Cost
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.wsgi.app_request import (
     AppAnswer,
@@ -92,7 +94,7 @@ class RateLimitMiddleware:
                 return responder.reply(answer)
             body = self.app(environ, responder)
             responder.commit()
-        except QuotaExceeded as error:
+        except (QuotaExceeded, HTTPException) as error:
             return responder.refuse(error)
         except BaseException:
             run(request.end())
@@ -138,12 +140,12 @@ class _Responder:
         fields = run(self._request.start(_code(status), encoded(headers)))
         self._begin(status, [*headers, *decoded(fields)], exc_info)
 
-    def refuse(self, error: QuotaExceeded) -> list[bytes]:
+    def refuse(self, error: QuotaExceeded | HTTPException) -> list[bytes]:
         """Answer that the app was refused what it has asked for. Raises the error where another answer has begun."""
         if self.has_begun:
             run(self._request.end())
             raise error
-        return self.reply(run(self._request.refuse(error.decision, by_app=True)))
+        return self.reply(run(self._request.answer_to(error)))
 
     def reply(self, answer: AppAnswer) -> list[bytes]:
         """Begin an answer of our own, and return its body: none for HEAD, of which not all servers take it off."""
@@ -179,7 +181,7 @@ class _Body:
         except StopIteration:
             self._end()
             raise
-        except QuotaExceeded as error:
+        except (QuotaExceeded, HTTPException) as error:
             self._pieces = iter(responder.refuse(error))
             return next(self._pieces, b"")
         responder.commit()
@@ -207,17 +209,19 @@ def _code(status: str) -> int:
     return int(code) if code.isdecimal() else 500
 
 
-def limited(action: str, *, cost: Cost | None = None) -> Callable[[WSGIEnvironment], Decision]:
+def limited(action: str, **said: Unpack[InlineArgs]) -> Callable[[WSGIEnvironment], Decision]:
     """Return a function of the environment by which a view asks by itself, and which returns the decision.
 
-    A refusal raises `QuotaExceeded`, which the middleware answers where nobody catches it. Raises `UnknownAction`, and
-    `RateLimitError` where there is no middleware.
+    `cost`, `quotas`, `user` and `key` take the place of the policy's, as in `ratelimit.limited`; functions are given
+    Starlette's `Request`. A refusal raises `QuotaExceeded`, and a missing user `MissingUser`, which the middleware
+    answers where nobody catches them. Raises `UnknownAction`, and `RateLimitError` where there is no middleware.
     """
+    inline = Said(action, **said)
 
     def check(environ: WSGIEnvironment) -> Decision:
         request = environ.get(ENVIRON_KEY)
         if not isinstance(request, AppRequest):
             raise RateLimitError(f"limited({action!r}) needs RateLimitMiddleware around the app")
-        return run(request.ask(action, cost=cost))
+        return run(request.ask(inline))
 
     return check

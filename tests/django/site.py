@@ -70,6 +70,23 @@ class ExportLater(View):  # type: ignore[misc]
         return HttpResponse("exported")
 
 
+BY_ACCOUNT: Any = {
+    "quotas": lambda request: f"{request.GET['quota']}/day",
+    "user": ["user", lambda request: request.GET.get("account")],
+    "key": lambda request: request.GET.get("team"),
+}
+
+
+@limited("plan", **BY_ACCOUNT)
+def plan(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("planned")
+
+
+@limited("plan", **BY_ACCOUNT)
+async def plan_later(request: HttpRequest) -> HttpResponse:
+    return HttpResponse("planned")
+
+
 @limited("nothing")
 def unknown(request: HttpRequest) -> HttpResponse:
     return HttpResponse("")
@@ -125,6 +142,8 @@ urlpatterns = [
     path("export/later", export_later),
     path("export/class", Export.as_view()),
     path("export/class/later", ExportLater.as_view()),
+    path("plan", plan),
+    path("plan/later", plan_later),
     path("unknown", unknown),
     path("handled", handled),
     path("broken", broken),

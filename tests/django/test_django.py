@@ -123,6 +123,20 @@ async def test_a_cost_is_a_function_of_djangos_request(client: Site) -> None:
         assert (await client.ask("GET", "/handled?pages=9")).json() == {"no more": "export"}
 
 
+@pytest.mark.parametrize("path", ["/plan", "/plan/later"])
+async def test_a_view_says_quotas_user_and_key(client: Site, path: str) -> None:
+    from tests.django.site import signed_in
+
+    with limits(HINT):
+        asked = [f"GET {path}?quota={quota}&account=acme" for quota in (1, 1, 2)]
+        assert await client.statuses(*asked) == [200, 429, 200]
+        assert await client.statuses(f"GET {path}?quota=1&account=acme&team=sales") == [200]
+        nobody = await client.ask("GET", f"{path}?quota=1")
+        assert (nobody.status_code, nobody.json()["detail"]) == (401, "Who asks for 'plan' is not known.")
+        signed_in.append("7")
+        assert await client.statuses(*[f"GET {path}?quota=1"] * 2) == [200, 429]
+
+
 async def test_an_answer_of_the_sites_own(client: Site) -> None:
     with limits(HINT, on_refused="tests.django.site.teapot"):
         *_, refused = [await client.ask("POST", "/hints") for _ in range(3)]
