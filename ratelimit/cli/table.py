@@ -1,4 +1,4 @@
-"""`ratelimit table create|status|verify|upgrade|delete`: the one table, made and kept as this project needs it."""
+"""`ratelimit table create|status|verify|…`: the one table, made and kept as this project needs it."""
 
 from __future__ import annotations
 
@@ -255,6 +255,27 @@ def regions(
     recorded, wanted = asyncio.run(regions_of_table(settings, change=change))
     say(f"{settings.table}: {recorded or 'not recorded'}; {'now' if change else 'configured is'} {wanted}")
     return ALLOWED if change or recorded in (None, wanted) else REFUSED
+
+
+@app.command()
+@spread
+def sweep(*, target: TableTarget, as_json: JsonOption = False) -> None:
+    """Delete what has expired, where the table does not do it by itself. Reads the whole table; may be repeated.
+
+    A table that is strongly consistent over its regions has no expiry: run this once a day.
+
+    Example:
+
+        ratelimit table sweep limits
+    """
+    from ratelimit.dynamodb import sweep_table
+
+    settings = target.settings()
+    swept = asyncio.run(sweep_table(settings))
+    if as_json:
+        say_json({"name": settings.table, "swept": swept})
+    else:
+        say(f"{settings.table}: {swept} expired item{'s' * (swept != 1)} deleted")
 
 
 @app.command()

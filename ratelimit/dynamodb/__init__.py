@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ratelimit.dynamodb.session import same_table
     from ratelimit.dynamodb.settings import Settings, parse_url
     from ratelimit.dynamodb.store import DynamoDBStore
+    from ratelimit.dynamodb.sweep import sweep_table
     from ratelimit.dynamodb.table import (
         TableProtected,
         Upgraded,
@@ -40,6 +41,7 @@ __all__ = [
     "parse_url",
     "regions_of_table",
     "same_table",
+    "sweep_table",
     "table_status",
     "upgrade_table",
     "verify_table",
@@ -51,6 +53,7 @@ _HOMES: Final = {
     "session": ("same_table",),
     "settings": ("Settings", "parse_url"),
     "store": ("DynamoDBStore",),
+    "sweep": ("sweep_table",),
     "table_diff": ("TableDiff", "TableSpec", "TableStatus"),
 }
 

@@ -14,7 +14,7 @@ from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Retries, Stats
 from ratelimit.dynamodb.control import Control, WaitedInVain, billing_of, is_settled
-from ratelimit.dynamodb.replicas import check_replicas, recorded_and_wanted
+from ratelimit.dynamodb.replicas import check_replicas, is_strong, recorded_and_wanted
 from ratelimit.dynamodb.settings import Settings, is_amazon
 from ratelimit.dynamodb.table_diff import (
     MODES,
@@ -287,11 +287,11 @@ async def create_on(client: Client, retries: Retries, spec: TableSpec = _DEFAULT
     control = Control(client, retries)
     created = False
     try:
-        await control.verify()
+        table = await control.verify()
     except TableNotFound:
         created = await control.create(_definition(control.place.table, spec), _extras(spec))
-        await control.verify()
-    missing = [] if await control.turn_on_expiry() else [TTL_FEATURE]
+        table = await control.verify()
+    missing = [] if is_strong(table) or await control.turn_on_expiry() else [TTL_FEATURE]
     if spec.recovery and not await control.turn_on_recovery():
         missing.append(RECOVERY_FEATURE)
     status = await _status(control)

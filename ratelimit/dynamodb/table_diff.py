@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.control import billing_of, keys_of
 from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.replicas import replicas_of, replicas_problem, shown_replicas
+from ratelimit.dynamodb.replicas import is_strong, replicas_of, replicas_problem, shown_replicas
 from ratelimit.errors import ConfigError
 from ratelimit.regions.regions import RegionsMode
 
@@ -194,7 +194,7 @@ def to_status(description: Mapping[str, Any], snapshot: TableSnapshot) -> TableS
     indexes = tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
     throughput = description.get("ProvisionedThroughput") or {}
     lacks = {
-        TTL_FEATURE: snapshot.ttl != schema.TTL,
+        TTL_FEATURE: snapshot.ttl != schema.TTL and not is_strong(description),
         RECOVERY_FEATURE: snapshot.recovery is False,
         INDEX_FEATURE: schema.GSI1 not in indexes,
     }
@@ -370,6 +370,8 @@ def _protection(table: Mapping[str, Any], spec: TableSpec) -> TableDiff:
 
 def _expiry(snapshot: TableSnapshot) -> TableDiff:
     found, wanted = snapshot.ttl, f"by {schema.TTL}"
+    if not isinstance(snapshot.table, Unknown) and is_strong(snapshot.table):
+        return _line("expiry", "expiry", "not on such replicas: `ratelimit table sweep` deletes what has expired", "")
     if isinstance(found, Unknown):
         return _unknown("expiry", "expiry", found, wanted)
     remedy = UPGRADE if found is None else _OTHER_EXPIRY

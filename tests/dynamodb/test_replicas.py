@@ -9,10 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.dynamodb import DynamoDBStore, Settings, create_table, regions_of_table, verify_table
+from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, create_table, regions_of_table, verify_table
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.replicas import replicas_of, replicas_problem
+from ratelimit.dynamodb.table_diff import TableSnapshot, compare, to_status
 from ratelimit.errors import ReplicaMismatch
 from ratelimit.regions import RegionsMode
 from tests.dynamodb.tables import remove
@@ -92,6 +93,19 @@ async def test_opening_asks_once_and_explains() -> None:
         assert replicated.asked == 1
         async with DynamoDBStore(replace(settings, regions=(HERE, THERE), mode="home")):
             assert replicated.asked == 2
+
+
+def test_strongly_consistent_replicas_need_no_expiry() -> None:
+    described = TinyTable().answer("DescribeTable", {"TableName": "limits"})["Table"] | table(THERE, **STRONG)
+    snapshot = TableSnapshot(place=AMAZON, table=described, ttl=None, recovery=True, tags={})
+    spec = TableSpec(regions=(HERE, THERE), mode="strong")
+    lines = {line.name: line for line in compare(snapshot, spec)}
+    assert lines["expiry"].verdict == "not asked for"
+    assert "`ratelimit table sweep`" in lines["expiry"].found
+    assert lines["replicas"].found.endswith(
+        "strongly consistent; strong: exact: conditions hold in all regions at once"
+    )
+    assert "expiry (ttl)" not in to_status(described, snapshot).missing
 
 
 @pytest.fixture
