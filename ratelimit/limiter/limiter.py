@@ -25,14 +25,13 @@ from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, QuotaExceed
 from ratelimit.limiter.alerts import MAX_PENDING_ALERTS, AlertHook, Alerts
 from ratelimit.limiter.background import MAX_BACKGROUND_WRITES, BackgroundWrites, LimiterStats
 from ratelimit.limiter.checker import Answer, Checker, Observer
-from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
+from ratelimit.limiter.compiled_policy import PolicyResolver
 from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.fallback import Fallback
-from ratelimit.limiter.holding import Hold, Holding
+from ratelimit.limiter.holding import Hold
 from ratelimit.limiter.joint import JointPart, Spend
-from ratelimit.limiter.record_cache import CachedRecord
-from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot, Take
+from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, MAX_PENDING_RETURNS, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
@@ -78,12 +77,7 @@ class Limiter:
         enabled: bool = True,
     ) -> None:
         _check_store(store)
-        if not 0 < deadline <= 60:
-            raise ConfigError("deadline", f"must be more than 0 and at most 60 seconds, not {deadline!r}")
-        if not 0 <= denial_cache <= 60:
-            raise ConfigError("denial_cache", f"must be between 0 and 60 seconds, not {denial_cache!r}")
-        if max_beliefs < 1:
-            raise ConfigError("max_beliefs", f"must be at least 1, not {max_beliefs!r}")
+        _check_bounds(deadline, denial_cache, max_beliefs)
         self.store = store
         self.clock: Clock = clock or SystemClock()
         self.directory = directory
@@ -102,13 +96,11 @@ class Limiter:
         self._checker = Checker(
             self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, background
         )
-        self._holding, self._local_holding = Holding(self._counters), Holding(self._fallback.counters)
-        self._holding.on_expired = self._sweep_in_background
         self._holds = Holds(
-            self._holding,
-            self._checker.call,
+            self._checker,
+            self._counters,
+            self._fallback,
             self.clock,
-            self.stats,
             self._tasks("giving back a slot", MAX_RENEWALS),
             self._aside(),
             self._waits.ask_now,
@@ -254,7 +246,7 @@ class Limiter:
         meanwhile; if this process dies, it comes back by itself after the policy's `hold`. Raises as `check` does, and
         within `async with` `QuotaExceeded`, where nothing was taken.
         """
-        return Slot(self._holds, *self._hold(user, action, cost, 0, quotas, algorithm))
+        return Slot(self._holds, self._hold(user, action, cost, 0, quotas, algorithm), cost)
 
     def reserve(
         self,
@@ -271,7 +263,7 @@ class Limiter:
         back at the end of the block. If this process dies, all of them come back by themselves after the policy's
         `hold`. Raises as `slot` does.
         """
-        return Reservation(self._holds, *self._hold(user, action, cost, cost, quotas, algorithm), cost)
+        return Reservation(self._holds, self._hold(user, action, cost, cost, quotas, algorithm), cost)
 
     def _hold(
         self,
@@ -281,7 +273,7 @@ class Limiter:
         units: int,
         quotas: QuotasLike | None,
         algorithm: AlgorithmName | None,
-    ) -> tuple[Callable[[], Awaitable[Hold]], Take]:
+    ) -> Callable[[], Awaitable[Hold]]:
         key = Key.of(user, action)
         _whole_cost(cost)
 
@@ -292,36 +284,7 @@ class Limiter:
                 raise InvalidInput(f"{action!r} has no slots; give it a quota such as '10 concurrent', or check it")
             return Hold(compiled, key, units)
 
-        async def take(hold: Hold) -> Decision:
-            return await self._take(hold, cost)
-
-        return new_hold, take
-
-    async def _take(self, hold: Hold, cost: int) -> Decision:
-        compiled, key, now = hold.compiled, hold.key, self.clock.now()
-        decision: Decision | None = None
-        if compiled.max_cost is not None and cost > compiled.max_cost:
-            with self._checker.call():
-                decision = self._counters.too_large(compiled, key, now, cost)
-        else:
-            try:
-                with self._checker.call():
-                    decision = await self._holding.take(hold, now, cost)
-            except StoreUnavailable:
-                decision = None
-        if decision is None:
-            verb = partial(_take_locally, self._local_holding, hold)
-            decision = await self._fallback.answer(verb, compiled, key, now, cost)
-        return self._checker.tell(compiled, decision, now)
-
-    def _sweep_in_background(self, key: Key, now: int, cached: CachedRecord) -> None:
-        if not self._checker.background.is_full:
-            self._checker.background.start(self._sweep(key, now, cached))
-
-    async def _sweep(self, key: Key, now: int, cached: CachedRecord) -> None:
-        with self._checker.call():
-            await self._holding.sweep(key, now, cached)
-        self._waits.ask_now(key)
+        return new_hold
 
     async def _undo(self, decision: Decision) -> None:
         await self._checker.background.see_through(self._refund(decision, None), decision.spent, "unreturned")
@@ -520,10 +483,13 @@ def _check_store(store: object) -> None:
     raise ConfigError("store", f"expected a store, not {store!r}; open one first: Limiter(await open_store({url}))")
 
 
-async def _take_locally(
-    holding: Holding, hold: Hold, compiled: CompiledPolicy, key: Key, now: int, cost: int
-) -> Decision:
-    return await holding.take(hold, now, cost)
+def _check_bounds(deadline: float, denial_cache: float, max_beliefs: int) -> None:
+    if not 0 < deadline <= 60:
+        raise ConfigError("deadline", f"must be more than 0 and at most 60 seconds, not {deadline!r}")
+    if not 0 <= denial_cache <= 60:
+        raise ConfigError("denial_cache", f"must be between 0 and 60 seconds, not {denial_cache!r}")
+    if max_beliefs < 1:
+        raise ConfigError("max_beliefs", f"must be at least 1, not {max_beliefs!r}")
 
 
 _limiters: Final[WeakSet[Limiter]] = WeakSet()

@@ -13,8 +13,11 @@ from ratelimit.blocking import Deferred, is_blocking, running_loop, sleep
 from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import HoldExpired, InvalidCost, LimiterClosed, NotHeld, QuotaExceeded, StoreUnavailable
-from ratelimit.limiter.background import LimiterStats
+from ratelimit.limiter.checker import Checker
+from ratelimit.limiter.counters import Counters
+from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.holding import Hold, Holding
+from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.tasks import Tasks
 
@@ -27,42 +30,43 @@ _RENEWALS_PER_HOLD: Final = 3
 
 logger = logging.getLogger("ratelimit")
 
-Take: TypeAlias = Callable[[Hold], Awaitable[Decision]]
 _Failure: TypeAlias = StoreUnavailable | LimiterClosed
 
 
 class Holds:
-    """What a limiter's app holds at the moment. `main` counts on its store, which is asked within a `call`."""
+    """What a limiter's app holds at the moment: in the store, or in this process where that cannot be asked."""
 
     def __init__(
         self,
-        main: Holding,
-        call: Callable[[], AbstractContextManager[object]],
+        checker: Checker,
+        counters: Counters,
+        fallback: Fallback,
         clock: Clock,
-        stats: LimiterStats,
         tasks: Tasks | Deferred,
         run_aside: Callable[[Coroutine[Any, Any, None]], object] | None,
         freed: Callable[[Key], None],
     ) -> None:
-        self._main = main
-        self._call = call
+        self._checker = checker
+        self._counters = counters
+        self._fallback = fallback
         self._clock = clock
-        self._stats = stats
         self._tasks = tasks
         self._run_aside = run_aside
         """Runs what goes on without end beside threads; None where there is an event loop."""
         self._freed = freed
+        self._main, self._local = Holding(counters), Holding(fallback.counters)
+        self._main.on_expired = self._sweep_in_background
         self._looks: object = None
         """The event loop, or just something, in which looks are taken; None while there is nothing to renew."""
         self._held: set[Hold] = set()
         """What is held, and so has to be renewed."""
 
-    async def take(self, hold: Hold, take: Take) -> Decision:
+    async def take(self, hold: Hold, cost: int) -> Decision:
         """Take it, and renew it from now on. Whoever is cancelled meanwhile leaves nothing taken behind."""
         if is_blocking():
-            decision = await take(hold)
+            decision = await self._decide(hold, cost)
         else:
-            taking = asyncio.ensure_future(take(hold))
+            taking = asyncio.ensure_future(self._decide(hold, cost))
             try:
                 await asyncio.wait([taking])
             except asyncio.CancelledError:
@@ -111,6 +115,31 @@ class Holds:
         self._looks = None
         await self._tasks.drain()
 
+    async def _decide(self, hold: Hold, cost: int) -> Decision:
+        compiled, key, now = hold.compiled, hold.key, self._clock.now()
+        decision: Decision | None = None
+        try:
+            with self._checker.call():
+                if compiled.max_cost is not None and cost > compiled.max_cost:
+                    decision = self._counters.too_large(compiled, key, now, cost)
+                else:
+                    decision = await self._main.take(hold, now, cost)
+        except StoreUnavailable:
+            decision = None
+        if decision is None:
+            take = lambda *_: self._local.take(hold, now, cost)  # noqa: E731
+            decision = await self._fallback.answer(take, compiled, key, now, cost)
+        return self._checker.tell(compiled, decision, now)
+
+    def _sweep_in_background(self, key: Key, now: int, cached: CachedRecord) -> None:
+        if not self._checker.background.is_full:
+            self._checker.background.start(self._sweep(key, now, cached))
+
+    async def _sweep(self, key: Key, now: int, cached: CachedRecord) -> None:
+        with self._checker.call():
+            await self._main.sweep(key, now, cached)
+        self._freed(key)
+
     async def _see_through(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it to its end, also where whoever waits for that is cancelled."""
         if isinstance(self._tasks, Deferred):
@@ -134,7 +163,7 @@ class Holds:
             with self._context(hold.holding):
                 was_held = await hold.holding.give_back(hold, self._clock.now(), used)
         except (StoreUnavailable, LimiterClosed) as error:
-            self._stats.lost["unreturned"] += max(1, hold.units - used)
+            self._checker.stats.lost["unreturned"] += max(1, hold.units - used)
             logger.warning("a slot or reservation of %r comes back by itself: %s", hold.key.action, error)
             return error
         self._freed(hold.key)
@@ -150,7 +179,7 @@ class Holds:
             return error
 
     def _context(self, holding: Holding) -> AbstractContextManager[object]:
-        return self._call() if holding is self._main else nullcontext()
+        return self._checker.call() if holding is self._main else nullcontext()
 
     def _keep(self, hold: Hold) -> None:
         self._renew_later(hold)
@@ -218,10 +247,10 @@ class Slot:
     _what = "slot"
     _call = "slot"
 
-    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], take: Take) -> None:
+    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], cost: int) -> None:
         self._holds = holds
         self._new_hold = hold
-        self._take = take
+        self._cost = cost
         self._hold: Hold | None = None
         self._is_asked_for = False
         self.decision: Decision | None = None
@@ -239,7 +268,7 @@ class Slot:
         self._is_asked_for = True
         try:
             hold = await self._new_hold()
-            self.decision = await self._holds.take(hold, self._take)
+            self.decision = await self._holds.take(hold, self._cost)
         except BaseException:
             self._is_asked_for = False
             raise
@@ -250,9 +279,7 @@ class Slot:
     async def release(self) -> None:
         """Give it back: once, or `NotHeld` is raised. Raises nothing for a store that fails: then it comes back by
         itself when its time is over."""
-        hold = self._pop()
-        if hold.decision is not None:
-            await self._holds.give_back_quietly(hold, 0)
+        await self._holds.give_back_quietly(self._pop(), 0)
 
     async def renew(self) -> bool:
         """Hold it a while longer, which goes on by itself all the while. Return whether it is still held.
@@ -275,7 +302,11 @@ class Slot:
     async def finish(self) -> bool:
         """Give back what is left, as the end of `async with` does, without an error of any kind. Return False where its
         time was over before."""
-        return self._hold is None or await self._holds.give_back_quietly(self._pop(), 0)
+        return self._hold is None or await self._holds.give_back_quietly(self._pop(), self._used_at_end)
+
+    @property
+    def _used_at_end(self) -> int:
+        return 0
 
     def __del__(self) -> None:
         """Renew no longer what nobody can give back any more, so that it comes back by itself."""
@@ -302,8 +333,8 @@ class Reservation(Slot):
     _what = "reservation"
     _call = "reserve"
 
-    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], take: Take, units: int) -> None:
-        super().__init__(holds, hold, take)
+    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], units: int) -> None:
+        super().__init__(holds, hold, units)
         self.units = units
         self.used: int | None = None
         """What it was settled at."""
@@ -340,7 +371,7 @@ class Reservation(Slot):
         Raises `HoldExpired` where it was given back already because its time was over, and `StoreUnavailable`: whether
         it was settled is then not known, and if not, all of it comes back when its time is over.
         """
-        await self._release(0 if self.used is None else self.used)
+        await self._release(self.used or 0)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -348,17 +379,13 @@ class Reservation(Slot):
         if self._hold is None:
             return
         if kind is None:
-            await self._release(self.units if self.used is None else self.used)
+            await self._release(self._used_at_end)
         else:
-            hold = self._pop()
-            if hold.decision is not None:
-                await self._holds.give_back_quietly(hold, self.used or 0)
+            await self._holds.give_back_quietly(self._pop(), self.used or 0)
 
-    async def finish(self) -> bool:
-        """Settle, as the end of `async with` does, without an error of any kind. Return False where its time was over
-        before: what was used is not counted then."""
-        used = self.units if self.used is None else self.used
-        return self._hold is None or await self._holds.give_back_quietly(self._pop(), used)
+    @property
+    def _used_at_end(self) -> int:
+        return self.units if self.used is None else self.used
 
     async def _release(self, used: int) -> None:
         hold = self._pop()
