@@ -15,13 +15,13 @@ from ratelimit.flask import limited as flask_limited
 from ratelimit.wsgi import RateLimitMiddleware, limited
 from tests.wsgi.apps import Reply, call, limiter_of
 
-HINT = Policy("hint", "9/day")
+PAGE = Policy("page", "9/day")
 
 App = Callable[..., Iterable[bytes]]
 
 
 def by_wsgi(*policies: Policy, **said: Any) -> App:
-    ask = limited("hint", **said)
+    ask = limited("page", **said)
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         remaining = ask(environ).remaining
@@ -33,10 +33,10 @@ def by_wsgi(*policies: Policy, **said: Any) -> App:
 
 def by_flask(*policies: Policy, **said: Any) -> App:
     app = Flask("site_of_a_test")
-    RateLimit(app, policies=policies or [HINT])
+    RateLimit(app, policies=policies or [PAGE])
 
     @app.post("/hints")
-    @flask_limited("hint", **said)
+    @flask_limited("page", **said)
     def view() -> str:
         return "hinted"
 
@@ -54,7 +54,7 @@ BOTH = pytest.mark.parametrize("app_of", [by_wsgi, by_flask])
 @BOTH
 def test_each_may_be_a_function_of_the_request(app_of: Callable[..., App]) -> None:
     app = app_of(
-        HINT,
+        PAGE,
         quotas=lambda request: request.headers["x-quota"],
         user=lambda request: request.headers.get("x-user"),
         key=lambda request: request.headers.get("x-team"),
@@ -78,7 +78,7 @@ def test_fixed_quotas_need_no_policy(app_of: Callable[..., App]) -> None:
 def test_a_source_that_names_nobody_is_never_the_address(app_of: Callable[..., App]) -> None:
     reply = ask(app_of(user="header:x-user"))
     assert reply.status == 401
-    assert b"Who asks for 'hint' is not known." in reply.body
+    assert b"Who asks for 'page' is not known." in reply.body
     assert issubclass(MissingUser, InvalidUser)
 
 
