@@ -28,7 +28,7 @@ def by_wsgi(*policies: Policy, **said: Any) -> App:
         start_response("200 OK", [("content-type", "text/plain")])
         return [str(remaining).encode()]
 
-    return RateLimitMiddleware(app, limiter=limiter_of(*policies))
+    return RateLimitMiddleware(app, limiter=limiter_of(*(policies or [PAGE])))
 
 
 def by_flask(*policies: Policy, **said: Any) -> App:
