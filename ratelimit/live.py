@@ -223,28 +223,28 @@ def _sum(all_of_them: Iterable[Outcomes]) -> Outcomes:
 
 def document(recordings: Sequence[Recording]) -> dict[str, Any]:
     """Return what they come to together, as `GET /live` answers it; of policies and keys so many as are to be shown."""
-    frames = _frames(recordings)
     totals: dict[str, Outcomes] = {}
+    recent: dict[str, int] = {}
     for recording in recordings:
         for policy, outcomes in recording.totals.items():
             totals[policy] = _plus(totals.get(policy, _NONE), outcomes)
-    totals = {policy: outcomes for policy, outcomes in totals.items() if policy != OTHER or any(outcomes)}
-    recent: dict[str, int] = {}
-    for recording in recordings:
         for sample in recording.samples:
             for policy, outcomes in sample.policies.items():
                 recent[policy] = recent.get(policy, 0) + sum(outcomes)
+    if not any(totals.get(OTHER, ())):
+        totals.pop(OTHER, None)
     shown = nlargest(MAX_SHOWN, totals, lambda policy: (recent.get(policy, 0), sum(totals[policy])))
+    frames = _frames(recordings)
     return {
         "interval_s": INTERVAL_S,
         "series": _series(frames),
         "units": _units({name for recording in recordings for name, _, _ in recording.counted}),
-        "totals": dict(zip(OUTCOMES, _sum(totals.values()), strict=True)),
+        "totals": _named(_sum(totals.values())),
         "policies": [
             {
                 "name": policy,
-                "totals": dict(zip(OUTCOMES, totals[policy], strict=True)),
-                "series": _policy_series(policy, frames),
+                "totals": _named(totals[policy]),
+                "series": _columns(OUTCOMES, [_rates(frame, _of_policy(frame, policy)) for frame in frames]),
             }
             for policy in shown
         ],
@@ -253,6 +253,14 @@ def document(recordings: Sequence[Recording]) -> dict[str, Any]:
         "refused": added(recording.refused for recording in recordings).top(MAX_SHOWN),
         "hot": added(recording.written for recording in recordings).top(MAX_SHOWN),
     }
+
+
+def _named(outcomes: Outcomes) -> dict[str, int]:
+    return dict(zip(OUTCOMES, outcomes, strict=True))
+
+
+def _units(counted: Container[str]) -> str | None:
+    return "measured" if _UNITS in counted else "calls" if _CALLS in counted else None
 
 
 _Frame: TypeAlias = list[Sample]
@@ -264,7 +272,7 @@ def _frames(recordings: Sequence[Recording]) -> list[_Frame]:
     frames: dict[int, _Frame] = {}
     for recording in recordings:
         for sample in recording.samples:
-            for tick in range(sample.tick - sample.ticks + 1, sample.tick + 1):
+            for tick in range(sample.tick + 1 - min(sample.ticks, MAX_SAMPLES), sample.tick + 1):
                 frames.setdefault(tick, []).append(sample)
     if not frames:
         return []
@@ -275,38 +283,36 @@ def _frames(recordings: Sequence[Recording]) -> list[_Frame]:
 
 
 def _series(frames: Sequence[_Frame]) -> dict[str, list[float | None]]:
-    checks = [[_plus(sample.others, _sum(sample.policies.values())) for sample in frame] for frame in frames]
-    found = {
-        outcome: [_rate(frame, [each[place] for each in came]) for frame, came in zip(frames, checks, strict=True)]
-        for place, outcome in enumerate(OUTCOMES)
+    outcomes = [_rates(frame, [_sum((each.others, *each.policies.values())) for each in frame]) for frame in frames]
+    store = [_rates(frame, [(each.writes, each.reads, each.throttles) for each in frame]) for frame in frames]
+    return {
+        **_columns(OUTCOMES, outcomes),
+        **_columns(("writes", "reads", "throttles"), store),
+        "p50_ms": [_quantile(frame, 0.50) for frame in frames],
+        "p99_ms": [_quantile(frame, 0.99) for frame in frames],
     }
-    for name in ("writes", "reads", "throttles"):
-        found[name] = [_rate(frame, [getattr(sample, name) for sample in frame]) for frame in frames]
-    for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99)):
-        found[name] = [_quantile(frame, share) for frame in frames]
-    return found
 
 
-def _units(counted: Container[str]) -> str | None:
-    return "measured" if _UNITS in counted else "calls" if _CALLS in counted else None
+def _of_policy(frame: _Frame, policy: str) -> list[Outcomes]:
+    """Return nothing also where it may have been one of those that were not kept apart."""
+    if any(policy not in each.policies and each.others != _NONE for each in frame):
+        return []
+    return [each.policies.get(policy, _NONE) for each in frame]
 
 
-def _policy_series(policy: str, frames: Sequence[_Frame]) -> dict[str, list[float | None]]:
-    return {outcome: [_policy_rate(policy, place, frame) for frame in frames] for place, outcome in enumerate(OUTCOMES)}
+def _rates(frame: _Frame, counts: Sequence[Sequence[float]]) -> list[float]:
+    """Return the sums by the second; nothing of nothing."""
+    if len(counts) == 1 and not any(counts[0]):
+        return [0.0] * len(counts[0])
+    spans = [each.ticks * INTERVAL_S for each in frame]
+    return [
+        round(sum(count / span for count, span in zip(column, spans, strict=True)), 2)
+        for column in zip(*counts, strict=True)
+    ]
 
 
-def _policy_rate(policy: str, place: int, frame: _Frame) -> float | None:
-    """Return None also where it may have been one of those that were not kept apart."""
-    if any(policy not in sample.policies and sample.others != _NONE for sample in frame):
-        return None
-    return _rate(frame, [sample.policies.get(policy, _NONE)[place] for sample in frame])
-
-
-def _rate(frame: _Frame, counts: Sequence[float]) -> float | None:
-    """Return so many a second."""
-    if not frame:
-        return None
-    return round(sum(count / sample.ticks for count, sample in zip(counts, frame, strict=True)) / INTERVAL_S, 2)
+def _columns(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, list[float | None]]:
+    return {name: [row[place] if row else None for row in rows] for place, name in enumerate(names)}
 
 
 def _quantile(frame: _Frame, share: float) -> float | None:

@@ -75,7 +75,7 @@ def _listener(url: str | None, path: Path | None) -> tuple[str, str | None]:
     if url is None and config.admin == "off":
         raise ConfigError("--url", "the configuration has no admin listener (admin = 'off'); say where one is")
     host, _, port = config.admin.rpartition(":")
-    return url or f"http://{_ANYWHERE.get(host, host)}:{port}", config.admin_token
+    return url or f"http://{_ANYWHERE.get(host, host)}:{port}", config.admin_read_token or config.admin_token
 
 
 def _asked(url: str, token: str | None) -> dict[str, Any]:

@@ -252,7 +252,8 @@ class ServerBackend:
         recordings = {self._number: self._recorder.read()}
         recordings.update({number: _recording_decoder.decode(said) for number, said in others.items() if said})
         runtime = self._sidecar.current.runtime
-        found = live.document(list(recordings.values()))
+        # In a thread, as it takes tens of milliseconds where there are many policies.
+        found = await asyncio.to_thread(live.document, list(recordings.values()))
         for policy in found["policies"]:
             policy.update(_described(policy["name"], runtime))
         for name, counted in (("refused", "count"), ("hot", "writes")):

@@ -140,6 +140,8 @@ def test_where_the_configuration_has_it(ratelimit: Command, port: int, tmp_path:
     path = tmp_path / "ratelimit.toml"
     path.write_text(f'admin = "0.0.0.0:{port}"\nadmin_token = "{TOKEN}"')
     assert ratelimit("top", "--config", str(path), "--json").json == live()
+    path.write_text(f'admin = "0.0.0.0:{port}"\nadmin_token = "{"a" * 16}"\nadmin_read_token = "{TOKEN}"')
+    assert ratelimit("top", "--config", str(path), "--json").status == 0, "the lesser one, where there are two"
     path.write_text('admin = "off"')
     status, _, err = ratelimit("top", "--config", str(path))
     assert (status, "--url: the configuration has no admin listener" in err) == (2, True)

@@ -66,6 +66,11 @@ async def test_reloads_reach_every_worker(engine: Engine, tmp_path: Path) -> Non
         async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
             answers = [await client.post("/v1/authz/hints", headers={"x-api-key": "alice"}) for _ in range(10)]
         assert [answer.status_code for answer in answers] == [200] * 9 + [429]
+        for _ in range(4):  # whoever is asked
+            live = (await admin.get("/live")).json()
+            assert (live["covers"]["workers"], live["covers"]["silent"]) == (2, [])
+            assert live["totals"] == {"allowed": 9, "denied": 1, "shadow_denied": 0, "unavailable": 0}
+            assert live["refused"] == [{"user": "alice", "action": "hint", "count": 1, "error": 0}]
         service.send(SIGTERM)
         assert await service.ended() == 0
     assert TOKEN not in "".join([*service.out, *service.err])
@@ -97,15 +102,19 @@ async def test_a_worker_that_hangs_is_told(engine: Engine, tmp_path: Path) -> No
         try:
             statuses: set[str] = set()
             health: dict[str, Any] = {}
+            live: dict[str, Any] = {}
             async with asyncio.timeout(LONG_S):
                 while "silent" not in statuses:
                     # One that hangs may be given the connection; then another one is asked.
                     async with admin_of(service) as admin:
                         try:
                             health = (await admin.get("/health", timeout=5)).json()
+                            live = (await admin.get("/live", timeout=5)).json()
                         except httpx.TimeoutException:
                             continue
                         statuses = {worker["status"] for worker in health["workers"].values()}
         finally:
             os.kill(hanging, SIGCONT)
         assert (statuses, health["status"]) == ({"ok", "silent"}, "degraded")
+    assert (live["covers"]["workers"], len(live["covers"]["silent"])) == (1, 1)
+    assert live["health"]["status"] == "degraded"

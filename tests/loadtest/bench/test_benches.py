@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench import app, builds, embedded, hotkey, lane, outage, peers, peers_home, requester
+from loadtest.bench import app, builds, embedded, hotkey, lane, live, outage, peers, peers_home, requester
 from loadtest.bench.engines import Absent
 from loadtest.bench.ours import exactness
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, read, sheet
@@ -34,6 +34,13 @@ def rows(done: Sheet) -> dict[str, dict[str, object]]:
 
 def absent(*_: object) -> None:
     raise Absent("not on this machine")
+
+
+def test_live_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "CASES", {"one": {"users": 1}, "a table": {"users": 1, "table": True}})
+    done = live.run(rounds=2, seconds=TINY)
+    assert {"one", "a table"} < set(rows(done))
+    assert all(row.figures["added µs"] is not None for row in done.rows)
 
 
 def test_embedded() -> None:
