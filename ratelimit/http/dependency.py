@@ -66,21 +66,27 @@ def limited(
     if limiter is not None:
         options.policy_check(limiter, action, is_inline=quotas is not None)
 
-    async def check(connection: HTTPConnection, **found: Any) -> Decision:
-        state = RateLimitState.of(connection.scope)
-        inline = said.about(connection, options if state is None else state.options, found)
-        if state is None:
-            return await _check_without_middleware(options, limiter, action, connection, said.cost(found), inline)
-        return await state.handler.ask(
-            action, cost=said.cost(found), limiter=limiter, connection=connection, inline=inline
-        )
-
-    # What Python says of a view that forgets to await.
-    check.__qualname__ = f"limited({action!r})"
-    check.__signature__ = said.signature  # type: ignore[attr-defined]
+    check = _dependency(said, limiter, options)
     _made.add(check)
     if limiter is None and quotas is None:
         _actions[check] = action
+    return check
+
+
+def _dependency(said: Said, limiter: Limiter | None, options: SurfaceOptions) -> Dependency:
+    """Return the function of a request; `options` are those without the middleware."""
+
+    async def check(connection: HTTPConnection, **found: Any) -> Decision:
+        state = RateLimitState.of(connection.scope)
+        inline = said.about(connection, options if state is None else state.options, found)
+        cost = said.cost(found)
+        if state is None:
+            return await _check_without_middleware(options, limiter, said.action, connection, cost, inline)
+        return await state.handler.ask(said.action, cost=cost, limiter=limiter, connection=connection, inline=inline)
+
+    # What Python says of a view that forgets to await.
+    check.__qualname__ = f"limited({said.action!r})"
+    check.__signature__ = said.signature  # type: ignore[attr-defined]
     return check
 
 

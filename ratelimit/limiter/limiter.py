@@ -96,14 +96,9 @@ class Limiter:
         self._checker = Checker(
             self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, background
         )
+        tasks = self._tasks("giving back a slot", MAX_RENEWALS)
         self._holds = Holds(
-            self._checker,
-            self._counters,
-            self._fallback,
-            self.clock,
-            self._tasks("giving back a slot", MAX_RENEWALS),
-            self._aside(),
-            self._waits.ask_now,
+            self._checker, self._counters, self._fallback, self.clock, tasks, self._aside(), self._waits.ask_now
         )
         _limiters.add(self)
 

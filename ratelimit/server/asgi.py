@@ -53,7 +53,6 @@ class AsgiExchange(Exchange):
         """Whether the app knows that there is no more of the body."""
         self._finished = self._lost = False
         self._changed: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         self.request.scope["type"] = "http"
@@ -80,10 +79,6 @@ class AsgiExchange(Exchange):
 
     def on_drained(self) -> None:
         self._wake()
-
-    def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
 
     async def _run(self) -> None:
         try:

@@ -3,7 +3,6 @@ connection itself; all else is an ASGI app's behind it."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Coroutine
 from typing import Any, Final
@@ -81,7 +80,6 @@ class Decided(Exchange):
         self._service = service
         self._admission: Admission | None = None
         self._is_lost = False
-        self._task: asyncio.Task[None] | None = None
 
     def decisions(self) -> list[Decision]:
         return [] if self._admission is None else self._admission.charges.decisions
@@ -90,10 +88,6 @@ class Decided(Exchange):
         self._is_lost = True
         if self._task is None or self._task.done():
             self.over()
-
-    def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self.connection.due = NEVER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from ratelimit.server.problems import ServerProblem
@@ -32,6 +33,8 @@ class Exchange:
     """Of the configuration that it is answered by."""
     sent: int = 0
     """Bytes of the answer's body."""
+    _task: asyncio.Task[None] | None = None
+    """What answers, where that waits."""
 
     def __init__(self, connection: ClientConnection, request: Request) -> None:
         self.connection = connection
@@ -52,6 +55,8 @@ class Exchange:
 
     def cancel(self) -> None:
         """End at once, whatever that breaks off: the process leaves."""
+        if self._task is not None:
+            self._task.cancel()
 
     def on_full(self) -> None:
         """Write nothing more if that can wait: the client does not take it."""

@@ -3,7 +3,6 @@ faster than the slower side takes them."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -61,7 +60,6 @@ class Forward(Exchange):
 
     _admission: Admission | None = None
     _upstream: UpstreamConnection | None = None
-    _task: asyncio.Task[None] | None = None
     _phase: Phase = "connection"
     _head: list[bytes] | None = None
     _held_size: int = 0
@@ -170,10 +168,6 @@ class Forward(Exchange):
         self._let_go()
         if self._task is None or self._task.done():
             self._see_to(self._end())
-
-    def cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
 
     # --- The check
 
