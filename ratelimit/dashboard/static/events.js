@@ -2,7 +2,7 @@
 
 import {ask, button, el, field, number, options, pill, query, say, table, trouble, utc} from "./page.js";
 
-const PAGE = 50;
+const PAGE = 50, MAX_PAGES = 5;
 
 // `path`: where they are asked for; `actions`: what to choose from; `fixed`: the one action that it is about.
 export function eventList({path, actions = [], users = false}) {
@@ -12,7 +12,7 @@ export function eventList({path, actions = [], users = false}) {
   const resource = el("input", {type: "text", size: "16", maxlength: "200"});
   const since = el("input", {type: "datetime-local"}), until = el("input", {type: "datetime-local"});
   const place = el("div", {"aria-busy": "false"}), more = el("div", {class: "buttons"});
-  let events = [], cursor = null;
+  let events = [], cursor = null, turn = 0;
 
   const filters = () => ({
     action: users ? "" : action.value, allowed: outcome.value, status: status.value.trim(), resource: resource.value,
@@ -41,18 +41,21 @@ export function eventList({path, actions = [], users = false}) {
   }
 
   async function read(anew, said = true) {
-    if (anew) events = [], cursor = null;
+    const mine = ++turn;
+    let found = anew ? [] : [...events], next = anew ? null : cursor;
     place.setAttribute("aria-busy", "true");
     try {
       // A page may be short, or empty, where many events had to be read to find it.
-      const before = events.length;
-      for (let turn = 0; turn < 5 && events.length < before + PAGE && (turn === 0 || cursor !== null); turn++) {
-        const found = await ask("GET", path() + query({...filters(), limit: PAGE, cursor}));
-        events.push(...found.events);
-        cursor = found.cursor;
+      const enough = found.length + PAGE;
+      for (let n = 0; n < MAX_PAGES && found.length < enough && (n === 0 || next !== null); n++) {
+        const page = await ask("GET", path() + query({...filters(), limit: PAGE, cursor: next}));
+        if (mine !== turn) return;
+        found.push(...page.events);
+        next = page.cursor;
       }
+      [events, cursor] = [found, next];
       if (said) say(`${events.length} events are shown${cursor === null ? "" : "; there are more"}.`);
-    } finally { place.setAttribute("aria-busy", "false"); }
+    } finally { if (mine === turn) place.setAttribute("aria-busy", "false"); }
     draw();
   }
 

@@ -48,25 +48,27 @@ export function options(select, values, chosen) {
 
 export function button(text, act, {kind = "", label = null, operator = true} = {}) {
   const denied = operator && session.role !== "operator";
+  let busy = false;  // and not disabled meanwhile, which would take the focus away
   return el("button", {
     type: "button", class: kind || null, "aria-label": label, disabled: denied,
     title: denied ? "You may look, and change nothing" : null,
-    onclick: async (event) => {
-      const pressed = event.currentTarget;
-      pressed.disabled = true;
-      try { await act(pressed); } catch (error) { trouble(error); } finally { pressed.disabled = false; }
+    onclick: async () => {
+      if (busy) return;
+      busy = true;
+      try { await act(); } catch (error) { trouble(error); } finally { busy = false; }
     },
   }, text);
 }
 
 export const pill = (text, kind = "") => el("span", {class: `pill ${kind}`}, text);
 
-export function meter(part, whole, label) {
+// How much of a quota is used, or, as a `bar`, how much something is beside the most.
+export function meter(part, whole, label, bar = false) {
   const share = whole ? Math.min(1, part / whole) : 0;
-  const bar = el("div", {class: "meter", role: "img", "aria-label": label}, el("div", {}));
-  bar.firstChild.style.width = `${share * 100}%`;
-  bar.classList.add(share >= 1 ? "full" : share >= 0.8 ? "near" : "room");
-  return bar;
+  const kind = bar ? "" : share >= 1 ? "full" : share >= 0.8 ? "near" : "";
+  const made = el("div", {class: `meter ${kind}`, role: "img", "aria-label": label}, el("div", {}));
+  made.firstChild.style.width = `${share * 100}%`;
+  return made;
 }
 
 // What is said.

@@ -5,6 +5,7 @@ import {chart} from "./charts.js";
 import {eventList} from "./events.js";
 
 const AT_ONCE = 25;  // quotas: each is a read
+const SOON = "here from now on, elsewhere within 30 s";
 const KINDS = ["c1", "c2", "c3", "c4", "c5"];
 
 // Who is there.
@@ -74,7 +75,7 @@ async function one(main, user) {
     events.read(true, false).catch(trouble),
   ]);
   const known = [...new Set([...Object.keys(state.policies), ...Object.keys(state.days), "ratelimit.admin"])];
-  options(actions, [["", "All actions"], ...known.map((name) => [name, name])], "");
+  options(actions, [["", "All actions"], ...known.map((name) => [name, name])], actions.value);
 }
 
 async function read(state) {
@@ -157,7 +158,7 @@ async function override(state, action, done) {
     field("Quotas", text, "As in 5/day, or 100/hour; 1000/day, or unlimited. Empty: as the plan or the policy says."), {read: () => text.value.trim()});
   if (quota === null || quota === before) return;
   await change(state, {quotas: {[action]: quota || null}});
-  say(`${action} of ${state.user} is ${quota || "as the plan or the policy says"} from now on.`);
+  say(`${action} of ${state.user} is ${quota || "as the plan or the policy says"}: ${SOON}.`);
   await done();
 }
 
@@ -185,7 +186,7 @@ function drawEntry(place, state, again) {
     if ((active.value === "yes") !== (entry?.active ?? true)) patch.active = active.value === "yes";
     if (!Object.keys(patch).length) return say("Nothing has changed.");
     await change(state, patch);
-    say(`${state.user} was changed.`);
+    say(`${state.user} was changed: ${SOON}.`);
     await again();
   };
   const overrides = Object.entries(entry?.quotas ?? {}).map(([action, quota]) => [action, quota,
@@ -222,7 +223,9 @@ function stacked(title, totals, keys, label) {
   if (actions.length > most) series.push({name: `${actions.length - most} others`, kind: "c5", values: values(actions.slice(most))});
   const all = values(actions).reduce((a, b) => a + b, 0);
   if (!series.length) series.push({name: "units", kind: "c1", values: keys.map(() => 0)});
-  return chart(title, {series, labels: keys.map(label), bars: true, about: `${number(all)} units in all.`});
+  const drawn = chart(title, {bars: true});
+  drawn.set({series, labels: keys.map(label), about: `${number(all)} units in all.`});
+  return drawn.figure;
 }
 
 function danger(user) {

@@ -1,0 +1,118 @@
+"""`Tab`: the page as a person has it: what is pressed by its name, what is typed by its label, what can be read."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from tests.browser import Page
+
+WITHIN_S: Final = 40.0
+AXE: Final = Path(__file__).parents[2] / ".cache/axe/axe_playwright_python/axe.min.js"
+_FIND: Final = """
+const shown = (one) => one.checkVisibility() && !one.closest("[inert]")
+const top = document.querySelector("dialog[open]") ?? document
+const named = (name) => [...top.querySelectorAll("button, a, summary")].filter(shown)
+  .find((one) => (one.getAttribute("aria-label") ?? one.textContent).trim() === name)
+const labelled = (name) => [...top.querySelectorAll("label")].filter(shown)
+  .find((one) => one.textContent.trim() === name)?.control
+"""
+
+
+class Tab:
+    """One tab on a page. `trouble` are console messages that a test has provoked, and does not want to hear of."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page = page
+        self.address = address
+
+    def open(self, view: str = "", *, scheme: str = "light") -> None:
+        """Load the page anew."""
+        self.page.open("about:blank")
+        self.page.open(f"{self.address}#/{view}", scheme=scheme)
+
+    def log_in(self, token: str, view: str = "") -> None:
+        """Begin a session, after whatever there was."""
+        self.page._ask("Network.clearBrowserCookies")
+        self.open(view)
+        self.fill("Token", token)
+        self.press("Log in")
+        self.until("!document.getElementById('viewer').hidden")
+        self.settle()
+
+    def go(self, view: str) -> None:
+        """Open a view, and wait until it has what it asks for."""
+        self.page.evaluate(f"location.hash = {json.dumps('#/' + view)}")
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until nothing is asked for any more."""
+        until, quiet = time.monotonic() + WITHIN_S, 0
+        while quiet < 3 and time.monotonic() < until:
+            self.page.evaluate("new Promise((done) => setTimeout(done, 25))")
+            quiet = 0 if self.page.pending else quiet + 1
+
+    def press(self, name: str) -> None:
+        """Press the button or the link of this name."""
+        self.until(f"(() => {{ {_FIND}; const one = named({json.dumps(name)}); return one && !one.disabled }})()")
+        self.page.evaluate(f"(() => {{ {_FIND}; const one = named({json.dumps(name)}); one.focus(); one.click() }})()")
+        self.settle()
+
+    def has(self, name: str, *, enabled: bool = False) -> bool:
+        """Tell whether there is such a button or link."""
+        rest = " && !one.disabled" if enabled else ""
+        return bool(self.page.evaluate(
+            f"(() => {{ {_FIND}; const one = named({json.dumps(name)}); return Boolean(one){rest} }})()"
+        ))  # fmt: skip
+
+    def fill(self, label: str, text: str) -> None:
+        """Type into a field, or choose."""
+        self.until(f"(() => {{ {_FIND}; return labelled({json.dumps(label)}) }})()")
+        self.page.evaluate(f"""(() => {{ {_FIND}
+          const one = labelled({json.dumps(label)})
+          one.focus(); one.value = {json.dumps(text)}
+          for (const kind of ["input", "change"]) one.dispatchEvent(new Event(kind, {{bubbles: true}}))
+        }})()""")
+
+    def key(self, key: str, code: int = 0) -> None:
+        """Press a key."""
+        pressed = {"key": key, "code": key, "windowsVirtualKeyCode": code, "text": "\r" if key == "Enter" else ""}
+        for kind in ("keyDown", "keyUp"):
+            self.page._ask("Input.dispatchKeyEvent", type=kind, **pressed)
+
+    @property
+    def text(self) -> str:
+        """What can be read."""
+        return str(self.page.evaluate("document.body.innerText"))
+
+    def reads(self, *texts: str) -> None:
+        """Wait until all of this can be read."""
+        for text in texts:
+            self.until(f"document.body.innerText.includes({json.dumps(text)})", text)
+
+    def until(self, condition: str, what: str = "") -> None:
+        """Wait until something holds."""
+        until = time.monotonic() + WITHIN_S
+        while not self.page.evaluate(f"Boolean({condition})"):
+            assert time.monotonic() < until, (
+                f"{what or condition} did not come about in:\n{self.text[:900]} … {self.text[-900:]}"
+            )
+            time.sleep(0.05)
+
+    def nothing_ran(self) -> None:
+        """Assert that nothing stored has run, and that the console is silent: no violation of the CSP either."""
+        assert self.page.evaluate("window.ran === undefined && !document.querySelector('script:not([src])')")
+        found = self.page.complaints
+        assert not found, found
+
+    def violations(self) -> list[str]:
+        """What axe-core finds that is serious or worse."""
+        self.page.evaluate(AXE.read_text(encoding="utf-8") + "; 0")
+        found: list[dict[str, Any]] = self.page.evaluate("axe.run(document).then((found) => found.violations)")
+        return [
+            f"{one['id']}: {one['help']}: {[node['html'][:200] for node in one['nodes']][:3]}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+        ]
