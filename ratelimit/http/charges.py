@@ -94,7 +94,8 @@ class Charge:
         if not is_reserved:
             return
         if not was_held and used:  # it has gone back to others already
-            await self.limiter.charge(taken.user, self.policy.name, used)
+            quotas = tuple([state.quota for state in taken.quotas]) or None
+            await self.limiter.charge(taken.user, self.policy.name, used, quotas=quotas)
         if used < taken.spent:
             self.decision = msgspec.structs.replace(taken, cost=used, refunded=taken.spent - used)
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
-from ratelimit.decision import Decision
+from ratelimit.decision import Decision, JointDecision
 from ratelimit.errors import ConfigError, QuotaExceeded
 from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.admission import Admission, MiddlewareState
@@ -22,7 +22,7 @@ from ratelimit.http.headers import Headers, HeaderStyle
 from ratelimit.http.inline import Said
 from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.http.refusal import OnRefused, Refusals, rejection
-from ratelimit.limiter import limiter
+from ratelimit.limiter import Spend, limiter
 from ratelimit.limiter.slots import Slot
 from ratelimit.policy import Exempt, UserFrom
 from ratelimit.sync import Limiter, UsageLog
@@ -97,6 +97,9 @@ class AskingLimiter(limiter.Limiter):
     async def check(self, *args: Any, **options: Any) -> Decision:
         """Check, and block."""
         return self.asked.check(*args, **options)
+
+    async def _check_all(self, asked: Sequence[Spend]) -> JointDecision:
+        return self.asked._run(self.asked._core._check_all(asked))
 
     def slot(self, *args: Any, **options: Any) -> Any:
         """Return a slot that blocks."""

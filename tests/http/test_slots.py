@@ -348,5 +348,23 @@ async def test_what_has_gone_back_already_is_charged_where_it_was_used() -> None
     assert (await limiter.peek(USER, "hint")).used == 71
 
 
+async def test_what_a_view_has_reserved_by_quotas_of_its_own_is_charged_to_those() -> None:
+    clock, store = FakeClock(), MemoryStore()
+    policy = Policy("hint", "1000/day", cost=100, reserve=True)
+    limiter, other = (limiter_of(policy, store=store, clock=clock) for _ in range(2))
+    ask = limited("hint", quotas="500/hour", key="acme")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await ask(Request(scope))
+        clock.advance(60)
+        await other.reserve("acme", "hint", 1, quotas="500/hour").take()
+        await other.drain()
+        scope["ratelimit"].settle("hint", 70)
+        await hello(scope, receive, send)
+
+    await call(RateLimitMiddleware(app, limiter=limiter), scope_of(query_string=b""))
+    assert (await limiter.peek("acme", "hint", quotas="500/hour")).used == 71
+
+
 async def _nothing() -> Message:
     raise AssertionError

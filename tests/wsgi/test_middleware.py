@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from wsgiref.util import FileWrapper
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import ratelimit
 from ratelimit import MemoryStore, Policy, QuotaExceeded
 from ratelimit.errors import ConfigError, RateLimitError, UnknownAction
-from ratelimit.sync import InsideEventLoop, Limiter, UsageLog
+from ratelimit.sync import InsideEventLoop, Limiter, UsageLog, open_store
 from ratelimit.wsgi import RateLimitMiddleware, configure, limited
 from tests.wsgi.apps import HINT, call, environ_of, hello, limiter_of
 
@@ -288,3 +289,20 @@ def test_a_policy_that_counts_later_names_a_short_wait_while_others_are_under_wa
     call(middleware)
     assert (inner[0].status, inner[0].header("retry-after")) == (429, ["1"])
     assert call(middleware).status == 500
+
+
+@pytest.mark.parametrize("where", ["memory", "dynamodb"])
+def test_policies_that_are_decided_together(where: str, request: pytest.FixtureRequest) -> None:
+    """What an organisation has no room for is not taken from its members either; nor is what does not count."""
+    url = "memory://"
+    if where == "dynamodb":
+        engine = request.getfixturevalue("engine")
+        url = engine.store_url(f"together-{uuid4().hex[:8]}", create="true")
+    member = Policy("member", "9/day", match="/**", together="org", on_unavailable="deny", count="success")
+    org = Policy("org", "2/day", user_from="header:x-org", on_unavailable="deny", count="success")
+    limiter = Limiter(open_store(url), [member, org], deadline=10)
+    app = RateLimitMiddleware(hello, limiter=limiter)
+    environs = [environ_of(HTTP_X_ORG="acme", HTTP_X_STATUS=status) for status in ("500", "200", "200", "200")]
+    assert [call(app, environ).status for environ in environs] == [500, 200, 200, 429]
+    assert [limiter.peek(*key).used for key in (("ip:203.0.113.7", "member"), ("acme", "org"))] == [2, 2]
+    limiter.close()
