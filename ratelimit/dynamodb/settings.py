@@ -56,7 +56,7 @@ class Settings:
     `attempts`         tries per call, where a retry cannot count twice.
     `connect_timeout`  seconds; so is `read_timeout`, the longest silence while waiting for an answer.
     `regions`          those that count, of a table with replicas: `eu-west-1,us-east-1`.
-    `mode`             how a quota holds in all of them: `home` or `strong`.
+    `mode`             how a quota holds in all of them: `home`, `sum` or `strong`.
     """
 
     table: str
@@ -91,10 +91,10 @@ class Settings:
                 raise ConfigError(field.name, f"must be a number of seconds above 0, not {value!r}")
 
 
-def check_one_home(settings: Settings, what: str) -> None:
-    """Raise `ConfigError` for users who are at home in several regions, for `what` goes to one alone."""
-    if settings.mode == "home" and len(settings.regions) > 1:
-        raise ConfigError("regions", f"{what} one region, and users are at home in {', '.join(settings.regions)}")
+def check_one_region(settings: Settings, what: str) -> None:
+    """Raise `ConfigError` for users who are counted in several regions, for `what` goes to one alone."""
+    if settings.mode in ("home", "sum") and len(settings.regions) > 1:
+        raise ConfigError("regions", f"{what} one region, and users are counted in {', '.join(settings.regions)}")
 
 
 def _check_regions(settings: Settings) -> None:

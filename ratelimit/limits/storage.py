@@ -18,7 +18,7 @@ from ratelimit.blocking import Runner, running_loop
 from ratelimit.clock import SystemClock
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
-from ratelimit.dynamodb.settings import Settings, check_one_home
+from ratelimit.dynamodb.settings import Settings, check_one_region
 from ratelimit.errors import ConfigError, InvalidAction, StoreUnavailable
 from ratelimit.limits.windows import SlidingWindow, Windows
 from ratelimit.names import check_action
@@ -205,7 +205,7 @@ def _options(uri: str, wrap_exceptions: bool, options: dict[str, float | str | b
     try:
         prefix = check_action(own.get("key_prefix", "limits"))
         settings = parse_url(f"{address}?{urlencode(rest)}")
-        check_one_home(settings, "a storage of limits asks")
+        check_one_region(settings, "a storage of limits asks")
     except InvalidAction as error:
         raise ConfigurationError(f"storage.key_prefix: {error}") from None
     except ConfigError as error:

@@ -14,7 +14,7 @@ import msgspec
 from ratelimit.clock import Clock
 from ratelimit.config import Config, masked
 from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url, same_table
-from ratelimit.dynamodb.settings import check_one_home
+from ratelimit.dynamodb.settings import check_one_region
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.convert import Converter
@@ -79,7 +79,7 @@ def source_of(spec: str, terms: ReadOptions, target: Settings) -> Source:
 
 def migration_settings(settings: Settings) -> Settings:
     """Return the same table with a migration's timeouts and attempts, and the consumed units counted."""
-    check_one_home(settings, "a migration fills the table before it counts in many regions, by")
+    check_one_region(settings, "a migration fills the table before it counts in many regions, by")
     return replace(
         settings, consumed=True, read_timeout=_READ_TIMEOUT, connect_timeout=_CONNECT_TIMEOUT, attempts=_ATTEMPTS
     )

@@ -13,14 +13,19 @@ from ratelimit.errors import ConfigError
 from ratelimit.policy import Policy
 from ratelimit.settings import one_of, texts, unknown
 
-RegionsMode: TypeAlias = Literal["home", "strong"]
+RegionsMode: TypeAlias = Literal["home", "sum", "strong"]
 
 PROMISES: Final[Mapping[RegionsMode, str]] = {
     "home": "exact: a user is counted in one region, which the others ask",
+    "sum": "each region counts by itself, and sees the others a moment later: usage is exact, a quota nearly",
     "strong": "exact: conditions hold in all regions at once",
 }
 """What holds of a quota, for people."""
 
+NOT_A_SUM: Final = (
+    "buckets, slots and reservations are no sums of what each region counts: use a fixed or sliding window, or "
+    "mode = 'home'"
+)
 MAX_REGIONS: Final = 32
 MAX_CACHED_HOMES: Final = 10_000
 _REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -74,11 +79,21 @@ def check_policies(regions: Regions, policies: Mapping[str, Policy], *, director
     if regions.mode == "strong" and directory:
         raise ConfigError("directory", f"users and plans are changed in transactions, {_NO_TRANSACTIONS}")
     for name, policy in policies.items():
+        if regions.mode == "sum" and (policy.algorithm == "gcra" or policy.holds):
+            raise ConfigError(
+                f"policies.{name}",
+                NOT_A_SUM,
+            )
         for place, other in enumerate(policy.together):
             path = f"policies.{name}.together[{place}]"
             if regions.mode == "strong":
                 raise ConfigError(path, f"what is decided together is written in a transaction, {_NO_TRANSACTIONS}")
-            if other in policies and policies[other].user_from != policy.user_from and len(regions.all) > 1:
+            if (
+                regions.mode == "home"
+                and len(regions.all) > 1
+                and other in policies
+                and (policies[other].user_from != policy.user_from)
+            ):
                 raise ConfigError(
                     path,
                     f"{other!r} has another user_from, so that its user may be counted in another region, and nothing "

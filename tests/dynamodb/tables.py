@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
-from ratelimit.dynamodb import Settings, TableSpec, delete_table, upgrade_table
+from ratelimit.dynamodb import Settings, TableSpec, create_table, delete_table, upgrade_table
 from ratelimit.dynamodb.client import connect
 from ratelimit.errors import TableNotFound
+from tests.engines import Engine
 
 
 async def make(settings: Settings, **changes: Any) -> None:
@@ -43,6 +48,18 @@ async def remove(settings: Settings) -> None:
     except TableNotFound:
         return
     await delete_table(settings)
+
+
+@asynccontextmanager
+async def replicated(engine: Engine, here: str, there: str) -> AsyncIterator[Settings]:
+    """A table with a replica, for `home` over both regions."""
+    table = Settings(table=f"replicas-{uuid4()}", endpoint=engine.endpoint, region=here)
+    await create_table(table)
+    async with await connect(table) as client:
+        await client.api.update_table(TableName=table.table, ReplicaUpdates=[{"Create": {"RegionName": there}}])
+        yield replace(table, regions=(here, there), mode="home")
+        await client.api.update_table(TableName=table.table, ReplicaUpdates=[{"Delete": {"RegionName": there}}])
+    await remove(table)
 
 
 async def expire_by(settings: Settings, attribute: str) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
-from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, create_table, regions_of_table, verify_table
-from ratelimit.dynamodb.client import connect
+from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, regions_of_table, verify_table
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.replicas import replicas_of, replicas_problem
 from ratelimit.dynamodb.table_diff import TableSnapshot, compare, to_status
 from ratelimit.errors import ReplicaMismatch
 from ratelimit.regions import RegionsMode
-from tests.dynamodb.tables import remove
+from tests.dynamodb.tables import replicated
 from tests.engines import Engine
 from tests.faults import FaultServer, TinyTable, error, ok
 
@@ -113,16 +111,8 @@ async def settings(engine: Engine) -> AsyncIterator[Settings]:
     """A table with a replica, where the engine makes one."""
     if engine.name != "ministack":
         pytest.skip("this engine has no replicas")
-    settings = Settings(table=f"replicas-{uuid4()}", endpoint=engine.endpoint, region=HERE)
-    await create_table(settings)
-    async with await connect(settings) as client:
-        replicas = [{"Create": {"RegionName": THERE}}]
-        await client.api.update_table(TableName=settings.table, ReplicaUpdates=replicas)
-    yield settings
-    async with await connect(settings) as client:
-        replicas = [{"Delete": {"RegionName": THERE}}]
-        await client.api.update_table(TableName=settings.table, ReplicaUpdates=replicas)
-    await remove(settings)
+    async with replicated(engine, HERE, THERE) as settings:
+        yield replace(settings, regions=(), mode=None)
 
 
 @pytest.mark.engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from random import Random
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from ratelimit import Limiter, Policy
 from ratelimit.algorithms.fields import day_field, utc_day
 from ratelimit.names import Key
-from ratelimit.policy import Lease
+from ratelimit.policy import AlgorithmName, Lease
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.regions import home_of
 from ratelimit.store import Store
@@ -20,6 +21,7 @@ from tests.profiles import examples
 from tests.regions.replicator import REGIONS, GlobalTable
 
 LIMIT = 20
+TODAY = date(2026, 1, 5)
 USERS = ("alice", "bob", "carol")
 FEW = examples(30)
 SEEDS = pytest.mark.parametrize("seeds", [range(FEW), pytest.param(range(FEW, 300), marks=pytest.mark.slow)])
@@ -39,15 +41,24 @@ def home(table: GlobalTable, region: str) -> Store:
 class World:
     """Two processes in each region, and what they have admitted."""
 
-    def __init__(self, seed: int, view: View, *, lease: Lease = None, **table: float | bool) -> None:
+    def __init__(
+        self,
+        seed: int,
+        view: View,
+        *,
+        lease: Lease = None,
+        algorithm: AlgorithmName = "fixed_window",
+        **table: float | bool,
+    ) -> None:
         self.random, self.clock = Random(seed), FakeClock()
         self.table = GlobalTable(self.clock, self.random, **table)  # type: ignore[arg-type]
-        policy = Policy("hint", f"{LIMIT}/day", lease=lease, on_unavailable="deny")
+        self.policy = Policy("hint", f"{LIMIT}/day", lease=lease, algorithm=algorithm, on_unavailable="deny")
         self.limiters = [
-            Limiter(view(self.table, region), [policy], clock=self.clock, denial_cache=0)
+            (region, Limiter(view(self.table, region), [self.policy], clock=self.clock, denial_cache=0))
             for region in REGIONS
             for _ in range(2)
         ]
+        self.log: list[tuple[int, str, str, int]] = []
         self.admitted: Counter[str] = Counter()
         self.refused = 0
 
@@ -59,13 +70,19 @@ class World:
             if self.random.random() < cuts:
                 self.table.heal()
             user, cost = self.random.choice(USERS), self.random.choice([1, 1, 2])
-            decision = await self.random.choice(self.limiters).check(user, "hint", cost=cost)
-            self.admitted[user] += cost * decision.allowed
+            region, limiter = self.random.choice(self.limiters)
+            decision = await limiter.check(user, "hint", cost=cost)
+            if decision.allowed:
+                self.admitted[user] += cost
+                self.was_admitted(region, user, cost, cuts=cuts)
             self.refused += not decision.allowed and decision.reason == "quota"
         self.table.heal()
-        for limiter in self.limiters:
+        for _, limiter in self.limiters:
             await limiter.close()
         self.table.settle()
+
+    def was_admitted(self, region: str, user: str, cost: int, *, cuts: float) -> None:
+        """For those who look at each admission."""
 
     def counted(self, region: str, user: str) -> int:
         """What the usage of today is there."""

@@ -172,6 +172,6 @@ async def test_a_region_out_of_reach_does_not_keep_from_opening_but_a_wrong_one_
             raise self.error
 
     await HomeStore({HERE: MemoryStore(), "us-east-1": Closed(StoreUnavailable("away"))}, HERE).open()
-    assert "who is counted in us-east-1 meets on_unavailable for now: away" in caplog.text
+    assert "the replica in us-east-1 is out of reach for now: away" in caplog.text
     with pytest.raises(StoreMisconfigured, match="no table"):
         await HomeStore({HERE: MemoryStore(), "us-east-1": Closed(StoreMisconfigured("no table"))}, HERE).open()

@@ -20,6 +20,7 @@ from ratelimit.opening import store_from_url
 from ratelimit.regions import Regions, RegionsMode
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.regions import PROMISES
+from ratelimit.regions.sum import SumStore
 from ratelimit.store.delegating import layers
 from ratelimit.sync.store import store_from
 
@@ -93,7 +94,8 @@ def test_a_stores_url_may_say_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None
     for store in (store_from_url(url), store_from(url).inner):
         assert isinstance(store, HomeStore)
         assert (store.here, tuple(store.stores)) == ("us-east-1", ALL)
-    assert isinstance(store_from_url(f"{url.replace('home', 'strong')}"), DynamoDBStore)
+    assert isinstance(store_from_url(url.replace("home", "sum")), SumStore)
+    assert isinstance(store_from_url(url.replace("home", "strong")), DynamoDBStore)
 
 
 def test_a_store_in_memory_is_in_no_region() -> None:
@@ -164,6 +166,14 @@ def test_what_is_decided_together_needs_one_region(mode: str, user_from: str, pr
         with pytest.raises(ConfigError) as caught:
             load_checked(env={}, **settings)
         assert str(caught.value).startswith(problem)
+
+
+@pytest.mark.parametrize("policy", [{"algorithm": "gcra"}, {"reserve": True}, {"quotas": "5 concurrent"}])
+def test_what_is_no_sum_is_said(policy: Any) -> None:
+    settings: Any = {"store": STORE, "regions": {**HOME, "mode": "sum"}}
+    load_checked(env={}, **settings, policies={"hint": {"quotas": "5/day"}})
+    with pytest.raises(ConfigError, match=r"^policies\.hint: buckets, slots and reservations are no sums"):
+        load_checked(env={}, **settings, policies={"hint": {"quotas": "5/day", **policy}})
 
 
 def test_what_asks_one_region_alone_says_so() -> None:

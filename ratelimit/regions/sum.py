@@ -1,0 +1,208 @@
+"""`SumStore`: every region counts in an item of its own, and admits what fits beside what it believes of the others.
+
+No item is written in two regions, so that nothing is lost, and no check crosses to another one. Of the others' items
+the own replica is read, in the background and at most `REFRESH_US` ago: what they have admitted since then, and what is
+still on its way here, is not seen. So a quota may be exceeded, by no more than what the other regions admit meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from ratelimit.algorithms.fields import is_held, stale
+from ratelimit.blocking import is_blocking
+from ratelimit.cache import LRUCache
+from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.errors import StoreMisconfigured, StoreUnavailable
+from ratelimit.names import Key
+from ratelimit.regions.regions import NOT_A_SUM
+from ratelimit.regions.stores import RegionsStore
+from ratelimit.store.base import (
+    MAX_WRITES_AT_ONCE,
+    WHOLE,
+    Add,
+    Expect,
+    Op,
+    Outcome,
+    Part,
+    Put,
+    Record,
+    ScanPage,
+    Scans,
+    TableStore,
+    Write,
+)
+from ratelimit.tasks import Tasks
+
+REFRESH_US: Final = 1 * SECOND
+"""The oldest that what is believed of the others may be. It is renewed in the background from half of that on."""
+MAX_BELIEFS: Final = 10_000
+MAX_REFRESHES: Final = 1_000
+
+
+class SumStore(RegionsStore):
+    """A store that counts in the own region, beside what the others have counted."""
+
+    def __init__(self, stores: Mapping[str, TableStore], here: str, *, clock: Clock | None = None) -> None:
+        super().__init__(stores, here)
+        self._others = tuple(region for region in stores if region != here)
+        self._clock = clock or SystemClock()
+        self._beliefs: LRUCache[Key, _Belief] = LRUCache(MAX_BELIEFS)
+        self._refreshes = Tasks("reading what other regions have counted", limit=MAX_REFRESHES)
+
+    @property
+    def scans(self) -> Scans:
+        return _SumScans(self, self.inner.scans)
+
+    async def close(self) -> None:
+        if not is_blocking():
+            await self._refreshes.cancel()
+        await super().close()
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        others = await self._believed(key)
+        outcome = await self.inner.apply(item_of(key, self.here), _less(write, others), now=now)
+        return _plus(outcome, others, write)
+
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        others = [await self._believed(key) for key, _ in writes]
+        own = [
+            (item_of(key, self.here), _less(write, beside)) for (key, write), beside in zip(writes, others, strict=True)
+        ]
+        outcomes = await self.inner.apply_all(own, now=now)
+        parts = zip(outcomes, others, writes, strict=True)
+        return [_plus(outcome, beside, write) for outcome, beside, (_, write) in parts]
+
+    async def read(self, key: Key) -> Record:
+        return (await self.read_all([key]))[0]
+
+    async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
+        by_region = await self.by_region(keys)
+        return [_sum(records.values()) for records in by_region]
+
+    async def by_region(self, keys: Sequence[Key]) -> list[dict[str, Record]]:
+        """Return what each region has counted, as the replica here has it."""
+        items = [item_of(key, region) for key in keys for region in self._regions]
+        found: list[Record] = []
+        for start in range(0, len(items), MAX_WRITES_AT_ONCE):
+            found += await self.inner.read_all(items[start : start + MAX_WRITES_AT_ONCE])
+        size = len(self._regions)
+        return [dict(zip(self._regions, found[at : at + size], strict=True)) for at in range(0, len(found), size)]
+
+    async def delete(self, key: Key) -> None:
+        """In every region, each its own item. Raises `StoreUnavailable` where one is out of reach: repeat it then."""
+        for region, store in self.stores.items():
+            await store.delete(item_of(key, region))
+        self._beliefs.pop(key)
+
+    async def _believed(self, key: Key) -> Record:
+        """Return what the others have counted, as far as it is known here."""
+        if not self._others:
+            return {}
+        now = self._clock.now()
+        belief = self._beliefs.get(key)
+        if belief is None or not 0 <= now - belief.at < REFRESH_US:
+            return await self._refresh(key)
+        due = now - belief.at >= REFRESH_US // 2 and not belief.is_refreshing
+        if due and not self._refreshes.is_full and not is_blocking():
+            belief.is_refreshing = True
+            self._refreshes.start(self._renew(key))
+        return belief.record
+
+    async def _renew(self, key: Key) -> None:
+        with suppress(StoreUnavailable):  # a check that finds it too old asks for it again
+            await self._refresh(key)
+
+    async def _refresh(self, key: Key) -> Record:
+        now = self._clock.now()
+        record = _sum(await self.inner.read_all([item_of(key, region) for region in self._others]))
+        for field in stale(record, now):
+            del record[field]
+        self._beliefs.put(key, _Belief(record, now))
+        return record
+
+
+class _Belief:
+    """What the other regions have counted, when that was read, and whether it is being read again."""
+
+    __slots__ = ("at", "is_refreshing", "record")
+
+    def __init__(self, record: Record, at: int) -> None:
+        self.record = record
+        self.at = at
+        self.is_refreshing = False
+
+
+class _SumScans:
+    """The scans of a `SumStore`: every record once, as the sum of its items."""
+
+    def __init__(self, store: SumStore, inner: Scans) -> None:
+        self._store = store
+        self._inner = inner
+        self.events = inner.events
+
+    async def records(
+        self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
+    ) -> ScanPage[tuple[Key, Record]]:
+        """Return a record where the first of its items is found that has the field; the others are read for it."""
+        page = await self._inner.records(field=field, cursor=cursor, part=part)
+        items = [found for item, _ in page.entries if (found := _parts_of(item, self._store.stores)) is not None]
+        entries: list[tuple[Key, Record]] = []
+        for (key, region), records in zip(items, await self._store.by_region([key for key, _ in items]), strict=True):
+            having = [each for each, record in records.items() if (field in record if field else record)]
+            if having[:1] == [region]:
+                total = _sum(records.values())
+                entries.append((key, total if field is None else {field: total[field]}))
+        return ScanPage(tuple(entries), page.cursor)
+
+
+def item_of(key: Key, region: str) -> Key:
+    """Return the name of the item in which a region counts."""
+    return Key(key.user, f"{key.action}@{region}")
+
+
+def _parts_of(item: Key, regions: Iterable[str]) -> tuple[Key, str] | None:
+    action, _, region = item.action.rpartition("@")
+    return (Key(item.user, action), region) if region in regions else None
+
+
+def _sum(records: Iterable[Record]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record)
+    return dict(total)
+
+
+def _less(write: Write, others: Record) -> Write:
+    """Return the write for the own item that keeps the conditions for the sum."""
+    if any(type(op) is Put or is_held(op.field) for op in write.ops):
+        raise StoreMisconfigured(NOT_A_SUM)
+    if not any(op.field in others for op in write.ops):
+        return write
+    return msgspec.structs.replace(write, ops=tuple(_less_op(op, others.get(op.field, 0)) for op in write.ops))
+
+
+def _less_op(op: Op, others: int) -> Op:
+    if others and type(op) is Add and op.at_most is not None:
+        return Add(op.field, op.amount, op.at_most - others)
+    if others and type(op) is Expect:
+        low = None if op.low is None else op.low - others
+        high = None if op.high is None else op.high - others
+        # A missing item of ours counts as 0, now that the others have one.
+        zero_fits = (low is None or low <= 0) and (high is None or high >= 0)
+        return Expect(op.field, low, high, or_missing=zero_fits)
+    return op
+
+
+def _plus(outcome: Outcome, others: Record, write: Write) -> Outcome:
+    """Return the outcome with the fields of the sum."""
+    if not others:
+        return outcome
+    if write.whole or not outcome.applied:
+        return Outcome(outcome.applied, _sum((outcome.record, others)))
+    return Outcome(True, {field: value + others.get(field, 0) for field, value in outcome.record.items()})
