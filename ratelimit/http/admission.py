@@ -5,6 +5,7 @@ It does not know how requests and answers travel: that is for ASGI's `RequestHan
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
+from ratelimit.blocking import is_blocking
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
@@ -281,11 +283,22 @@ class Admission:
         return self._shared.recorder is None and self.charges.is_settled and not self.charges.held
 
     async def end(self) -> None:
-        """Settle when the request is over. One that was not answered is a failure."""
-        if returned := self.charges.settle(self.succeeded, self.status, self.headers):
+        """Settle when the request is over. One that was not answered is a failure.
+
+        It goes on where the one who waits is cancelled, at each wait even, as anyio has it.
+        """
+        returned = self.charges.settle(self.succeeded, self.status, self.headers)
+        if not returned and not self.charges.held:
+            await self.record()
+        elif is_blocking():
+            await self._end(returned)
+        else:
+            await asyncio.wait([self._shared.refunds.start(self._end(returned))])
+
+    async def _end(self, returned: Sequence[Charge]) -> None:
+        if returned:
             await give_back_all(self._shared.refunds, returned)
-        if self.charges.held:
-            await self.release()
+        await self.release()
         await self.record()
 
     async def release(self) -> None:

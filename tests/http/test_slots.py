@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from anyio import CancelScope
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -25,7 +26,7 @@ from ratelimit.store.directory import User
 from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
 from tests.http.apps import HINT, call, client_of, headers_of, hello, limiter_of, scope_of
-from tests.limiter.stores import CountingStore
+from tests.limiter.stores import CountingStore, YieldingStore
 
 USER = "ip:203.0.113.7"
 EXPORT = Policy("hint", "2 concurrent; 5/day", match="/**")
@@ -104,6 +105,28 @@ async def test_however_the_request_ends(ends: str) -> None:
     task.cancel()
     await asyncio.wait([task])
     assert await held(limiter) == 0
+
+
+async def test_a_request_that_is_cancelled_at_each_of_its_waits_leaves_nothing_behind() -> None:
+    """As anyio's scopes do it, and so Starlette's middlewares: what it took is back, and its event is kept."""
+    store = YieldingStore()
+    slots = Policy("hint", "2 concurrent; 5/day", match="/**")
+    limiter = limiter_of(slots, Policy("paid", "5/day", match="/**", count="success"), store=store)
+    usage = UsageLog(store.memory, clock=limiter.clock)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        cancelled.cancel()
+        await asyncio.sleep(1)
+
+    guarded = RateLimitMiddleware(app, limiter=limiter, usage=usage)
+    async with usage:
+        with CancelScope() as cancelled:
+            await call(guarded, scope_of())
+        await guarded.refunds.drain()
+        await usage.flush()
+    assert await held(limiter) == 0
+    assert (await limiter.peek(USER, "paid")).used == 0
+    assert {event.action: event.cost for event in store.events} == {"hint": 1, "paid": 0}
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_stream() -> None:
