@@ -189,12 +189,13 @@ def _check_outcome(cost: object, allowed: object, status: object) -> None:
         raise InvalidEvent(f"cost must be a whole number from 0 to {MAX_LIMIT}, not {_shown(cost)}")
     if type(allowed) is not bool:
         raise InvalidEvent(f"allowed must be True or False, not {allowed!r}")
-    check_status(status)
+    if status is not None:
+        check_status(status)
 
 
 def check_status(status: object) -> None:
     """Raises `InvalidEvent`."""
-    if status is not None and (type(status) is not int or not 100 <= status <= 599):
+    if type(status) is not int or not 100 <= status <= 599:
         raise InvalidEvent(f"status must be an HTTP status, not {_shown(status)}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
@@ -23,7 +23,7 @@ from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.opening import settings_here, store_from_url
-from ratelimit.policy import Exempt, Policy, UserFrom
+from ratelimit.policy import Exempt, UserFrom, timelines_of
 from ratelimit.regions import Regions
 from ratelimit.regions.regions import check_policies
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
@@ -130,11 +130,6 @@ def build_usage_log(kind: type[L], config: Config, limiter: Limiter, store: Tabl
     options: UsageOptions = {"durability": "journal", "journal_dir": directory} if durability == "journal" else {}
     options["timelines"] = timelines_of(limiter.policies.values())
     return kind(store, actions=limiter.policies, clock=limiter.clock, **options)
-
-
-def timelines_of(policies: Iterable[Policy]) -> list[str]:
-    """Return the actions whose events are on a timeline."""
-    return [policy.name for policy in policies if policy.timeline]
 
 
 class MiddlewareArgs(TypedDict):

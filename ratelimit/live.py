@@ -344,6 +344,7 @@ def cost(recordings: Mapping[str, Recording], prices: Prices) -> dict[str, Any] 
         "checks": (month.units.checks, prices.write_million),
         "refused checks": (month.units.refused, prices.write_million),
         "usage log": (month.units.events, prices.write_million),
+        "timelines": (month.units.timelines, prices.write_million),
         "reads": (month.units.reads, prices.read_million),
     }
     spent = so_far.writes * prices.write_million + so_far.reads * prices.read_million

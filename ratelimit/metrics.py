@@ -204,6 +204,7 @@ BREAKER_STATES: Final = ("closed", "half_open", "open")
 _USAGE: Final = {
     "accepted": "Usage events taken over.",
     "written": "Usage events in the table.",
+    "indexed": "Usage events in the table's second index as well, for a timeline.",
     "retried": "Usage events sent again.",
     "dropped": "Usage events lost: no room, no time left at the end, or refused by the store.",
     "spilled": "Usage events kept in the journal only, because the queue was full.",

@@ -233,6 +233,11 @@ class Policy:
             raise ConfigError("lease", "needs quotas per time: slots are not taken in advance")
 
 
+def timelines_of(policies: Iterable[Policy]) -> list[str]:
+    """Return the actions whose events are on a timeline."""
+    return [policy.name for policy in policies if policy.timeline]
+
+
 def check_together(policies: Mapping[str, Policy]) -> None:
     """Raise `ConfigError` where a policy names one that there is not, or one that leads back to it."""
     for name in policies:

@@ -194,7 +194,7 @@ def test_what_it_costs() -> None:
     units = {line["cause"]: line["units"] for line in found["month"]}
     assert units == {
         "checks": round(2 * 900 * month), "refused checks": round(2 * 100 * month),
-        "usage log": round(2 * 50 * month), "reads": round(2 * 10 * month),
+        "usage log": round(2 * 50 * month), "timelines": 0, "reads": round(2 * 10 * month),
     }  # fmt: skip
     assert (found["seconds"], found["measured"], found["region"]) == (10, True, "eu-west-1")
     assert (found["so_far"]["writes"], found["so_far"]["reads"]) == (2100, 20)

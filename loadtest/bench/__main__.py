@@ -22,6 +22,7 @@ from loadtest.bench import (
     proxy_crowd,
     sidecar,
     sync,
+    timeline,
 )
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -46,6 +47,7 @@ app.command("frameworks")(frameworks.command)
 app.command("outage")(outage.command)
 app.command("export")(export.command)
 app.command("live")(live.command)
+app.command("timeline")(timeline.command)
 
 
 @app.command("all")

@@ -14,7 +14,8 @@ from ratelimit.cli.options import ConfigOption, Configured, JsonOption, StoreOpt
 from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, complain, note, say, say_fields, say_json
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, TableNotFound
-from ratelimit.factory import table_settings, timelines_of
+from ratelimit.factory import table_settings
+from ratelimit.policy import timelines_of
 
 if TYPE_CHECKING:
     from ratelimit.dynamodb import Settings, TableDiff, TableSpec, TableStatus

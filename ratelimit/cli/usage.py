@@ -20,8 +20,8 @@ from ratelimit.cli.progress import progress_bar
 from ratelimit.clock import SystemClock
 from ratelimit.config import Config, masked
 from ratelimit.errors import InvalidInput, StoreUnavailable
-from ratelimit.factory import timelines_of
 from ratelimit.names import check_user
+from ratelimit.policy import timelines_of
 from ratelimit.store import TableStore
 from ratelimit.usage import EventPage, UsageLog
 from ratelimit.usage.erasing import Erased

@@ -171,7 +171,7 @@ def _log_savings(units: Units, workload: Workload, prices: Prices) -> list[Savin
     event = _write_price(units.events + units.timelines, prices) + stored
     savings = [Saving('log = "none"', False, dollars(event))]
     if units.timelines:
-        index = _write_price(units.timelines, prices) + stored * workload.timeline / (1 + workload.timeline)
+        index = _write_price(units.timelines, prices) + stored * units.timelines / (units.events + units.timelines)
         savings.append(Saving("timeline = false", False, dollars(index)))
     # By the check: also where the events were counted in a running service, and nobody said how many checks there are.
     one = replace(workload, checks=1)

@@ -19,6 +19,7 @@ _THROTTLES: Final = "ratelimit_store_throttles_total"
 _UNITS: Final = "ratelimit_store_units_total"
 _DECISIONS: Final = "ratelimit_decisions_total"
 _WRITTEN: Final = "ratelimit_usage_written_total"
+_INDEXED: Final = "ratelimit_usage_indexed_total"
 _SPARED: Final = {
     "denial cache": "ratelimit_denials_cached_total",
     "leases": "ratelimit_checks_leased_total",
@@ -90,7 +91,7 @@ class _Month:
         measured = self.sum(_UNITS, kind="write")
         calls = max(Fraction(0), self.sum(_CALLS, operation=_CHECKS) - self.sum(_THROTTLES))
         # DynamoDB bills a write that it refused, and reports no units for it: those are the calls that are left over.
-        timelines = events * workload.timeline
+        timelines = self.sum(_INDEXED)
         admitted = max(Fraction(0), measured - events - timelines)
         refused = max(Fraction(0), calls - admitted)
         if not measured:
@@ -108,7 +109,7 @@ class _Month:
                 timelines=timelines,
                 reads=self.sum(_UNITS, kind="read") or self.sum(_CALLS, operation=_READS),
                 state_gb=state_gb(workload),
-                event_gb=event_gb(events, workload),
+                event_gb=event_gb(events + timelines, workload),
                 spared=spared,
             ),
         )

@@ -131,7 +131,7 @@ def units_of(workload: Workload) -> Units:
         timelines=events * workload.timeline,
         reads=Fraction(workload.reads),
         state_gb=state_gb(workload),
-        event_gb=event_gb(workload.events, workload),
+        event_gb=event_gb(workload.events * (1 + workload.timeline), workload),
         spared={
             "denial cache": denied * workload.repeated,
             "leases": (admitted - after_leases) * (1 + workload.second),
@@ -147,9 +147,8 @@ def state_gb(workload: Workload) -> Fraction:
 
 
 def event_gb(events: Fraction, workload: Workload) -> Fraction:
-    """Return the storage of all events that are kept at a time; those on a timeline are in the index once more."""
-    stored = events * (1 + workload.timeline)
-    return stored / _DAYS * workload.days_kept * (workload.event_bytes + _OVERHEAD) / _GB
+    """Return the storage of all events that are kept at a time."""
+    return events / _DAYS * workload.days_kept * (workload.event_bytes + _OVERHEAD) / _GB
 
 
 def amount(name: str, text: str) -> int:

@@ -11,6 +11,7 @@ from botocore import xform_name
 
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.dynamodb.errors import Place, is_denied
+from ratelimit.dynamodb.schema import GSI2
 
 LOCAL_REGION: Final = "us-east-1"
 """Of an engine on this machine, where nobody says another."""
@@ -25,6 +26,8 @@ _TIMESTAMP: Final = "%Y%m%dT%H%M%SZ"
 
 _FAST: Final = frozenset(("BatchGetItem", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems"))
 """Operations whose answers are small. (What is written all the time has ways of its own.)"""
+_MAX_FAST_EVENTS: Final = 250
+"""Events are 2 KB at most, so that so many are less than a fast connection takes (`MAX_ANSWER_BYTES`)."""
 
 Verify: TypeAlias = bool | str
 """True, or the file with the certificates to trust."""
@@ -109,7 +112,7 @@ class Client:
 
     async def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer to one request. Raise what botocore raises."""
-        if self.fast is not None and operation in _FAST:
+        if self.fast is not None and _is_small(operation, request):
             answer: dict[str, Any] | None = await self.fast.call(operation, request)
             if answer is not None:
                 return answer
@@ -125,6 +128,12 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _is_small(operation: str, request: Mapping[str, Any]) -> bool:
+    if operation == "Query":
+        return request.get("IndexName") == GSI2 and request["Limit"] <= _MAX_FAST_EVENTS
+    return operation in _FAST
 
 
 class LaterApi:

@@ -26,6 +26,7 @@ from ratelimit.migrate.sources import HashedSource, ReadOptions, known_actions, 
 from ratelimit.migrate.tally import Rules
 from ratelimit.migrate.target import Pace, RawTable, TableProbe, Target
 from ratelimit.migrate.undo import UndoPlan, undo
+from ratelimit.policy import timelines_of
 from ratelimit.store.directory import Identity
 
 
@@ -214,7 +215,8 @@ async def run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock |
         resumed = checkpoint.entity is not None or bool(checkpoint.done)
         with Ledger.begin(workspace.folder, plan.about(checkpoint.run)) as ledger:
             migration = Run(
-                source, Target(store, raw, pace, ledger=ledger), choices, workspace=workspace, checkpoint=checkpoint,
+                source, Target(store, raw, pace, ledger=ledger, timelines=timelines_of(plan.config.policies)), choices,
+                workspace=workspace, checkpoint=checkpoint,
                 rules=Rules(plan.config.policies), ledger=ledger, clock=clock, listener=listener,
             )  # fmt: skip
             await migration.all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 from ratelimit.clock import SECOND, Clock, SystemClock
@@ -116,11 +116,13 @@ class Target:
         pace: Pace,
         *,
         ledger: Ledger | None = None,
+        timelines: Collection[str] = (),
     ) -> None:
         self.store = store
         self._raw = raw
         self._pace = pace
         self._ledger = ledger
+        self._timelines = timelines
         self._turns = asyncio.Semaphore(_IN_FLIGHT)
 
     async def put_events(self, events: Iterable[UsageEvent]) -> list[Outcome]:
@@ -190,14 +192,18 @@ class Target:
 
     async def _put_batch(self, events: Sequence[UsageEvent]) -> None:
         async def put() -> Sequence[UsageEvent]:
-            left = await self.store.events.put(events)
+            left = await self.store.events.put(events, timelines=self._timelines)
             if len(left) == len(events):
                 raise StoreThrottled("the table is throttled, it takes no events; the same command goes on later")
             return left
 
-        await self._pace.take(sum(EVENT_UNITS if event.placed_by_id else 2 * EVENT_UNITS for event in events))
+        await self._pace.take(sum(map(self._units, events)))
         while events := await retry(put):
             await BACKOFF.pause(1)
+
+    def _units(self, event: UsageEvent) -> int:
+        """Return those of an event: a note of an id that was given takes one more, and so does the second index."""
+        return EVENT_UNITS * (1 + (not event.placed_by_id) + (event.action in self._timelines))
 
     async def _put_entry(self, entry: User | Plan, now: int) -> Outcome:
         directory = self.store.directory

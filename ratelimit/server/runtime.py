@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.directory import Directory
-from ratelimit.factory import build_limiter, build_usage_log, timelines_of, working_store
+from ratelimit.factory import build_limiter, build_usage_log, working_store
 from ratelimit.limiter import Limiter
 from ratelimit.metrics import Source, envoy_metrics, parts, webhook_metrics
 from ratelimit.names import Key
+from ratelimit.policy import timelines_of
 from ratelimit.server.webhook import Webhook
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.base import Outcome, Write

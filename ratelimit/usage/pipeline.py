@@ -359,6 +359,8 @@ class EventWriter:
             batch.left = list(unwritten)
             if done:
                 self._stats.written += len(done)
+                if self._timelines:
+                    self._stats.indexed += sum(event.action in self._timelines for event in done)
                 self._on_settled(done)
             if batch.refused:
                 self._drop_refused(batch)

@@ -196,7 +196,8 @@ async def timeline_of(
 def _filter(allowed: bool | None, status: int | None, resource: str | None) -> EventFilter:
     if allowed is not None and type(allowed) is not bool:
         raise InvalidInput(f"allowed must be True, False or None, not {allowed!r}")
-    check_status(status)
+    if status is not None:
+        check_status(status)
     return EventFilter(allowed, status, None if resource is None else resource_text(resource))
 
 

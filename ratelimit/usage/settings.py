@@ -105,6 +105,8 @@ class UsageStats:
     """Taken over: they will be written, unless the process ends before (without a journal), or `dropped` says so."""
     written: int = 0
     """In the table."""
+    indexed: int = 0
+    """Of those written, on a timeline as well: each costs a write unit more."""
     retried: int = 0
     """Sent again: throttled, unprocessed, or without an answer."""
     dropped: int = 0

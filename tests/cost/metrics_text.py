@@ -17,6 +17,7 @@ def worker(
     denied: int,
     cached: int,
     logged: int = 0,
+    indexed: float = 0,
     write_units: float = 0,
     started: float = STARTED,
 ) -> list[Family]:
@@ -33,6 +34,7 @@ def worker(
         counter("ratelimit_checks_leased", "Leased.", 0),
         counter("ratelimit_checks_coalesced", "Coalesced.", 0),
         counter("ratelimit_usage_written", "Events.", logged),
+        counter("ratelimit_usage_indexed", "On a timeline.", indexed),
         gauge("process_start_time_seconds", "Start.", started),
     ]
 

@@ -44,6 +44,13 @@ def test_units_that_dynamodb_counted_go_over_calls(reported: int, checks: int, r
     assert (found.units.checks, found.units.refused, found.units.events) == (checks * 730, refused * 730, 70 * 730)
 
 
+def test_events_on_a_timeline_are_no_checks() -> None:
+    families = worker(allowed=1000, denied=0, cached=0, logged=70, indexed=40, write_units=1110)
+    units = read_metrics(text(families), STARTED + HOUR, STORED).units
+    assert (units.checks, units.events, units.timelines) == (1000 * 730, 70 * 730, 40 * 730)
+    assert units.writes == 1110 * 730
+
+
 def test_refusals_that_shared_a_write_are_not_counted_twice() -> None:
     families = worker(allowed=0, denied=10, cached=0)
     calls = text(families).replace('operation="UpdateItem",worker="1"} 10.0', 'operation="UpdateItem",worker="1"} 4.0')
