@@ -26,6 +26,7 @@ from ratelimit.store.base import (
     MAX_WRITES_AT_ONCE,
     WHOLE,
     Add,
+    Drop,
     Expect,
     Op,
     Outcome,
@@ -65,6 +66,8 @@ class SumStore(RegionsStore):
         await super().close()
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        if all(type(op) is Drop for op in write.ops):
+            await self._drop_elsewhere(key, write, now)
         others = await self._believed(key)
         outcome = await self.inner.apply(item_of(key, self.here), _less(write, others), now=now)
         return _plus(outcome, others, write)
@@ -99,6 +102,15 @@ class SumStore(RegionsStore):
         for region, store in self.stores.items():
             await store.delete(item_of(key, region))
         self._beliefs.pop(key)
+
+    async def _drop_elsewhere(self, key: Key, write: Write, now: int) -> None:
+        """Drop what still counts (a reset) from the others' items too, each in its own region. Raises
+        `StoreUnavailable` where one is out of reach: repeat it then."""
+        gone = stale([op.field for op in write.ops], now)
+        ops = tuple(op for op in write.ops if op.field not in gone)
+        for region in self._others if ops else ():
+            await self.stores[region].apply(item_of(key, region), Write(ops, write.expires_at), now=now)
+            self._beliefs.pop(key)
 
     async def _believed(self, key: Key) -> Record:
         """Return what the others have counted, as far as it is known here."""

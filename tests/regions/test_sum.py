@@ -10,7 +10,7 @@ import pytest
 
 from ratelimit import Limiter, Policy
 from ratelimit.clock import SECOND
-from ratelimit.errors import StoreMisconfigured
+from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.opening import store_from_url
 from ratelimit.policy import AlgorithmName
@@ -182,3 +182,27 @@ async def test_on_a_real_engine_whose_replicas_are_level(engine: Engine) -> None
             await here.reset("alice", "hint")
             there.store._beliefs.clear()  # type: ignore[attr-defined]
             assert (await there.check("alice", "hint")).quotas[0].used == 1
+
+
+async def test_a_reset_reaches_every_region_and_leaves_the_totals() -> None:
+    table = GlobalTable(FakeClock(), Random(1))
+    limiters = [
+        Limiter(summing(table, region), [Policy("hint", "9/day; 50/month")], clock=table.clock, denial_cache=0)
+        for region in REGIONS
+    ]
+    for limiter in limiters:
+        await limiter.check("alice", "hint", cost=3)
+    table.settle()
+    asked = dict(table.asked)
+    assert not (await limiters[0].check("alice", "hint")).allowed
+    assert {pair for pair in asked if table.asked[pair] != asked[pair]} == {(HERE, HERE)}
+    await limiters[0].reset("alice", "hint")
+    table.settle()
+    for limiter in limiters:
+        assert [state.used for state in (await limiter.peek("alice", "hint")).quotas] == [0, 0]
+        assert (await limiter.totals("alice"))["hint"] == {TODAY: 9}
+    await limiters[1].check("alice", "hint")
+    table.settle()
+    table.cut(HERE, "us-east-1")
+    with pytest.raises(StoreUnavailable, match="no way from eu-west-1 to us-east-1"):
+        await limiters[0].reset("alice", "hint")
