@@ -68,8 +68,8 @@ def test_what_came_in_each_interval() -> None:
     one.check(10)
     one.check(3, allowed=False, reason="quota")
     one.recorder.sample(7)
-    one.recorder.sample(7)  # the timer was early
     one.check(5, "run", shadow_denied=True)
+    one.recorder.sample(7)  # the timer was early
     one.check(2, "run", reason="unavailable")
     one.check(1, "run", allowed=False, reason="unavailable")
     one.calls["UpdateItem"], one.calls["GetItem"], one.throttles = 20, 4, 2

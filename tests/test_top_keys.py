@@ -65,6 +65,9 @@ def test_the_surest_come_first() -> None:
     assert (second.user, second.count, second.error) == ("erin", 3, 0)
     assert (third.user, third.count, third.error) == ("frank", 3, 1), "it may have been there before, once"
     assert [one.user for one in top.read().top(1)] == ["alice"]
+    for user in ("frank", "frank", "gina", "hank"):
+        top.add((user, "hint"))
+    assert [(one.user, one.count, one.error) for one in top.read().top(5)] == [("alice", 9, 0), ("frank", 5, 1)]
 
 
 def test_a_million_keys_take_the_memory_of_as_many_as_are_counted() -> None:

@@ -26,14 +26,15 @@ NUMBERS = {"allowed": [800.0, 912.4], "denied": [1.0, 12.0], "shadow_denied": [0
 WELL = {"status": "ok", "store_state": "ok", "breaker": "closed"}
 
 
-def live(*, policies: int = 2, keys: int = 3, user: str = "alice") -> dict[str, Any]:
+def live(*, policies: int = 2, keys: int = 3, user: str = "alice", allowed: float = 912.4) -> dict[str, Any]:
     return {
         "at": "2026-11-28T22:31:05.12Z",
         "covers": {"workers": 2, "silent": [], "since": "2026-11-28T20:31:05Z", "what": "…"},
         "store": "dynamodb://limits?region=eu-west-1",
         "health": {"status": "ok", "workers": {"0": WELL, "1": WELL}},
         "series": {
-            **NUMBERS, "writes": [5.0, 700.0], "reads": [0.0, 0.25], "throttles": [0.0, 0.0],
+            **NUMBERS, "allowed": [800.0, allowed],
+            "writes": [5.0, 700.0], "reads": [0.0, 0.25], "throttles": [0.0, 0.0],
             "p50_ms": [None, 0.41], "p99_ms": [None, 2.25],
         },
         "policies": [
@@ -105,7 +106,7 @@ class Listener(BaseHTTPRequestHandler):
     document: Any = live()
 
     def do_GET(self) -> None:
-        known = self.path == "/live" and self.headers["Authorization"] == f"Bearer {TOKEN}"
+        known = self.document and self.path == "/live" and self.headers["Authorization"] == f"Bearer {TOKEN}"
         self.send_response(200 if known else 401)
         self.end_headers()
         self.wfile.write(json.dumps(self.document).encode() if known else b"no")
@@ -164,15 +165,18 @@ def test_nobody_is_there(ratelimit: Command) -> None:
 
 
 @pytest.mark.process
-def test_it_draws_until_ctrl_c(port: int) -> None:
+def test_it_draws_until_ctrl_c(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Listener, "document", live())
     ours, theirs = pty.openpty()
     env = {**os.environ, "RATELIMIT_ADMIN_TOKEN": TOKEN, "TERM": "xterm", "COLUMNS": "100", "LINES": "24"}
     command = [sys.executable, "-m", "ratelimit", "top", "--url", f"http://127.0.0.1:{port}", "--interval", "0.1"]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
         os.close(theirs)
         seen = ""
-        while seen.count("912 allowed/s") < 2:
-            seen += os.read(ours, 65536).decode("utf-8", "replace")
+        for document, said in ((live(), "912 allowed/s"), (live(allowed=777), "777 allowed/s"), (None, "answered 401")):
+            Listener.document = document
+            while said not in seen:
+                seen += os.read(ours, 65536).decode("utf-8", "replace")
         process.send_signal(SIGINT)
         try:
             while chunk := os.read(ours, 65536):

@@ -12,6 +12,7 @@ import pytest
 
 from ratelimit import live
 from ratelimit.clock import replace_system_clock
+from ratelimit.limiter import Spend
 from ratelimit.names import is_hash
 from ratelimit.server import admin_backend
 from ratelimit.testing import FakeClock
@@ -71,8 +72,12 @@ async def test_writes_are_those_that_the_table_is_asked_for(tmp_path: Path, engi
         assert await service.statuses(9) == [200] * 2 + [429] * 7
         writes = await service.metric("ratelimit_store_calls_total", operation="UpdateItem")
         found = await said(service)
+        limiter = service.sidecar.current.runtime.limiter
+        await limiter.check_all([Spend("bob", "hint"), Spend("carol", "run", quotas="5/day")])
+        together = await said(service)
     assert [(key["user"], key["writes"]) for key in found["hot"]] == [("alice", writes)], "and not one a refusal"
     assert found["refused"][0]["count"] == 7
+    assert {key["user"]: key["writes"] for key in together["hot"]} == {"alice": writes, "bob": 1, "carol": 1}
     assert found["store"].startswith("dynamodb://sidecar-")
     assert found["units"] == "measured"
 
