@@ -124,7 +124,7 @@ async def test_the_plan_holds_also_where_the_table_is_far(ratelimit: Command, pl
 
 async def test_a_plan_that_could_not_be_read_is_said(ratelimit: Command, planned: Planned) -> None:
     server, line = planned
-    server.then(error("AccessDeniedException"))
+    server.then(*[error("AccessDeniedException")] * 2)  # AWS's client is asked again
     found = await asyncio.to_thread(ratelimit, *line)
     assert found.json["quotas"][0]["quota"] == "100/day"
     assert found.err == "note: the user and the plan could not be read: these are the policy's own quotas\n"

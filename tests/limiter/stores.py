@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, Outcome, Record, Write
@@ -93,9 +94,9 @@ async def hang() -> None:
 
 
 def failing(error: Exception) -> Callable[[], Awaitable[None]]:
-    """Answers with this error."""
+    """Answers with this error, each time with a copy: what was raised holds on to the limiter that it went through."""
 
     async def fault() -> None:
-        raise error
+        raise copy(error)
 
     return fault

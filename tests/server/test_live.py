@@ -37,9 +37,9 @@ async def test_now_and_who_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         assert await service.statuses(5) == [200, 200, 429, 429, 429]
         await service.statuses(3, "bob")
         async with asyncio.timeout(30):
-            while sum(filter(None, (found := await said(service))["series"]["denied"])) * 0.05 < 4:
+            while sum(filter(None, (found := await said(service))["series"]["denied"])) * 0.05 < 3.9:
                 await asyncio.sleep(0.01)
-    assert sum(found["series"]["denied"]) * 0.05 == pytest.approx(4)
+    assert sum(found["series"]["denied"]) * 0.05 == pytest.approx(4, abs=0.05), "rates of two decimals"
     assert found["totals"] == {"allowed": 4, "denied": 4, "shadow_denied": 0, "unavailable": 0}
     assert found["refused"] == [
         {"user": "alice", "action": "hint", "count": 3, "error": 0},
