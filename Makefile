@@ -62,6 +62,7 @@ test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local
 
 # Tracing costs twice the CPU, until Python 3.14: so it is not the whole suite, but the part that runs in its own process,
 # with fewer examples of Hypothesis.
+coverage: WORKERS = 3
 coverage: $(INSTALLED)  ## branch coverage of what needs no engine and no program, with the floor that pyproject.toml sets
 	$(PYTEST) -m "not slow and not engine and not process" --hypothesis-profile=quick --cov --cov-report=term:skip-covered $(ARGS)
 

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from itertools import repeat
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +71,7 @@ def test_the_surest_come_first() -> None:
     assert [(one.user, one.count, one.error) for one in top.read().top(5)] == [("alice", 9, 0), ("frank", 5, 1)]
 
 
+@pytest.mark.heavy
 def test_a_million_keys_take_the_memory_of_as_many_as_are_counted() -> None:
     top = TopKeys(512)
     for number in range(1_000_000):

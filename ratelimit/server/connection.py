@@ -45,7 +45,7 @@ STALLED_S: float = 60.0
 """So long nothing of what is left is read, and a connection that closes is given up."""
 LEFTOVER_S: Final = 30.0
 """Seconds for the rest of a body whose request is answered already."""
-_PIECE_S: Final = 5.0
+PIECE_S: float = 5.0
 """Seconds between two pieces of it."""
 
 NEVER: Final = float("inf")
@@ -645,10 +645,10 @@ class Leftover(Exchange):
         super().__init__(connection, request)
         now = connection.loop.time()
         self._until = now + LEFTOVER_S
-        connection.due = now + _PIECE_S
+        connection.due = now + PIECE_S
 
     def on_body(self, data: bytes) -> None:
-        self.connection.due = min(self._until, self.connection.loop.time() + _PIECE_S)
+        self.connection.due = min(self._until, self.connection.loop.time() + PIECE_S)
 
     def on_complete(self, trailers: list[RawHeader]) -> None:
         if not self.request.keep_alive:

@@ -23,7 +23,7 @@ LOST: Final = 1011
 SERVICE_RESTART: Final = 1012
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_LEAVE_S: Final = 5.0
+LEAVE_S: float = 5.0
 """Seconds in which a side that was told to close may answer."""
 _CLOSE_FRAME: Final = 8
 _OPCODES: Final = frozenset({0, 1, 2, 8, 9, 10})
@@ -204,7 +204,7 @@ class WebSocketTunnel:
             self._client.transport.write(_close_frame(client_code, is_masked=False))
         if self._from_client.is_between:
             self._upstream.transport.write(_close_frame(upstream_code, is_masked=True))
-        self._client.due = self._client.loop.time() + _LEAVE_S
+        self._client.due = self._client.loop.time() + LEAVE_S
         self._client.transport.resume_reading()
         self._upstream.resume_reading()
 

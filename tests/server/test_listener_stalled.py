@@ -23,6 +23,7 @@ SMUGGLED = GET % b"smuggled"
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "STALLED_S", 0.1)
     monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.5)
+    monkeypatch.setattr(connection, "PIECE_S", 0.1)
 
 
 def reads_nothing(running: Running, request: bytes) -> socket.socket:

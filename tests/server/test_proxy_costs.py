@@ -150,7 +150,7 @@ async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> N
     assert limiter.stats.lost["unreturned"] == 7
 
 
-async def test_what_takes_long_to_settle_is_answered_once() -> None:
+async def test_what_takes_long_to_settle_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The upstream was in time; what it said is not taken for silence meanwhile."""
     store = FarStore(arrives=False, answers=True)
     limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10), store=store)
@@ -160,11 +160,15 @@ async def test_what_takes_long_to_settle_is_answered_once() -> None:
         store.held = True
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 3\r\n\r\nok")
 
-    settings = ProxySettings(first_byte=0.1, idle=0.1)
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    settings = ProxySettings(first_byte=4, idle=4)
     async with scripted(script) as upstream, in_front_of(upstream, settings, limiter=limiter) as address:
         asked = asyncio.create_task(ask(address, GET.replace(b"host: a", b"host: a\r\nx-api-key: alice")))
         await store.asked.wait()
-        await asyncio.sleep(0.4)
+        monkeypatch.setattr(loop, "time", lambda: now() + 5)
+        for _ in range(10):
+            await asyncio.sleep(0)
         store.let_go.set()
         answer = await asyncio.wait_for(asked, SOON_S)
     assert answer.startswith(b"HTTP/1.1 200 ")

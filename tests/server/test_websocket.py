@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.server import ServerProtocol
 
 from ratelimit.policy import Policy
+from ratelimit.server import tunnel
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
 from tests.http.serving import served
@@ -141,7 +142,8 @@ async def test_an_upstream_that_breaks_the_protocol() -> None:
             assert client.close_code in (1002, 1011)
 
 
-async def test_a_message_that_is_too_large() -> None:
+async def test_a_message_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tunnel, "LEAVE_S", 0.1)  # a client that says nothing more
     async with chatting(ProxySettings(max_message=1000), max_size=None, compression=None) as (_, client):
         await client.send("x" * 2000)
         with pytest.raises(ConnectionClosed):
