@@ -138,6 +138,7 @@ class Leases:
         self._background = background
         self._clock = clock
         self._leases: OrderedDict[_Held, Lease] = OrderedDict()
+        self._spending: set[asyncio.Future[list[Decision]]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         """The loop that has a timer for those that nobody asks for; None while there is none."""
 
@@ -167,7 +168,22 @@ class Leases:
             lease.units += cost
 
     async def spend(self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
-        """Decide on `costs`, from the units held and as many from the store as are missing, and some ahead."""
+        """Decide on `costs`, from the units held and as many from the store as are missing, and some ahead: those are
+        held also where the one who waits is cancelled."""
+        if is_blocking():
+            return await self._spend_now(compiled, key, now, costs)
+        spending = asyncio.ensure_future(self._spend_now(compiled, key, now, costs))
+        self._spending.add(spending)
+        spending.add_done_callback(self._spent)
+        await asyncio.wait([spending])
+        return spending.result()
+
+    def _spent(self, spending: asyncio.Future[list[Decision]]) -> None:
+        self._spending.discard(spending)
+        if not spending.cancelled():
+            spending.exception()  # which nobody has to hear of, should the one who waited have gone
+
+    async def _spend_now(self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
         lease = self._current(compiled, key, now)
         prefetch = lease.prefetch(compiled.lease, now)
         lease.requested += sum(costs)
@@ -193,6 +209,7 @@ class Leases:
     def forget(self) -> None:
         """Leave what is held to the process that this one was forked from: it grants it too."""
         self._leases.clear()
+        self._spending.clear()
 
     async def release(self, key: Key) -> None:
         """Give back what is held of this key, and wait for it."""

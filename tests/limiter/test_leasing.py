@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import date
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from ratelimit.errors import ConfigError, StoreThrottled
 from ratelimit.limiter import Limiter
 from ratelimit.limiter import leasing as leases
 from ratelimit.policy import Lease, Policy
-from ratelimit.store import MemoryStore, Store
+from ratelimit.store import MemoryStore, Outcome, Store
 from ratelimit.testing import FakeClock, virtual_time
 from tests.limiter.stores import CountingStore, FailingStore, failing
 from tests.profiles import examples
@@ -42,6 +43,28 @@ async def test_one_write_pays_for_many_checks() -> None:
     assert [decision.remaining for decision in decisions] == list(range(999, 948, -1))
     await one.check("alice", "hint")
     assert store.taken() == {"apply": 1}
+
+
+async def test_what_was_taken_ahead_is_held_though_the_one_who_waited_has_gone() -> None:
+    class Late(CountingStore):
+        async def apply(self, *args: Any, **options: Any) -> Outcome:
+            outcome = await super().apply(*args, **options)
+            await asyncio.sleep(0.01)
+            return outcome
+
+    store = Late()
+    one = leasing(store, lease=50)
+    asking = asyncio.create_task(one.check("alice", "hint"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await asyncio.sleep(0.02)
+    assert store.taken() == {"apply": 1}
+    assert await one.check("alice", "hint")
+    assert store.taken() == {}, "which is paid from it"
+    await one.close()
+    assert await counted(leasing(store), "alice") == 2
 
 
 async def test_what_is_left_goes_back_at_shutdown() -> None:
