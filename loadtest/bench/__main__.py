@@ -16,6 +16,7 @@ from loadtest.bench import (
     hotkey,
     lane,
     live,
+    operations,
     outage,
     peers,
     proxy_bodies,
@@ -44,6 +45,7 @@ app.command("proxy-crowd")(proxy_crowd.command)
 app.command("sync")(sync.command)
 app.command("cold")(cold.command)
 app.command("frameworks")(frameworks.command)
+app.command("operations")(operations.command)
 app.command("outage")(outage.command)
 app.command("export")(export.command)
 app.command("live")(live.command)
@@ -53,7 +55,9 @@ app.command("timeline")(timeline.command)
 @app.command("all")
 def every() -> None:
     """All of them, one after the other, as they come: some minutes."""
-    names = "lane embedded sync cold frameworks hotkey outage live app sidecar proxy-bodies proxy-crowd peers"
+    names = (
+        "lane embedded sync cold frameworks hotkey outage live app sidecar proxy-bodies proxy-crowd operations peers"
+    )
     for name in names.split():
         if done := subprocess.run([sys.executable, "-m", "loadtest.bench", name], check=False).returncode:
             raise typer.Exit(done)

@@ -16,6 +16,7 @@ from loadtest.bench.worker import Contender
 
 _USERS = 256
 _COUNTED = 512
+WRITES = ("UpdateItem", "PutItem", "DeleteItem", "TransactWriteItems", "BatchWriteItem")
 
 
 @asynccontextmanager
@@ -55,7 +56,7 @@ async def on_dynamodb(endpoint: str, pool: int = 64) -> AsyncIterator[Contender]
 
 async def counted(client: Any, call: Call) -> dict[str, float]:
     """What a call asks of the store, by a client of botocore's: requests of any kind, as sent, and write units."""
-    with _Counts(client) as counts:
+    with Counts(client) as counts:
         for _ in range(_COUNTED):
             await call()
     return {
@@ -65,7 +66,7 @@ async def counted(client: Any, call: Call) -> dict[str, float]:
     }
 
 
-class _Counts:
+class Counts:
     """Asks for the consumed capacity of every call, while entered."""
 
     def __init__(self, client: Any) -> None:
@@ -73,7 +74,7 @@ class _Counts:
         self.requests: Counter[str] = Counter()
         self.write_units = 0.0
 
-    def __enter__(self) -> _Counts:
+    def __enter__(self) -> Counts:
         self._events.register_first("provide-client-params.dynamodb", self._ask, "bench-ask")
         self._events.register_first("before-send.dynamodb", self._sent, "bench-sent")
         self._events.register_last("after-call.dynamodb", self._add, "bench-add")
@@ -94,6 +95,11 @@ class _Counts:
 
     def _add(self, parsed: dict[str, Any], model: Any, **_: object) -> None:
         consumed = parsed.get("ConsumedCapacity") or []
-        if model.name.startswith(("Update", "Put", "Delete", "TransactWrite", "BatchWrite")):
-            each = consumed if isinstance(consumed, list) else [consumed]
-            self.write_units += sum(one["CapacityUnits"] for one in each)
+        units = sum(one["CapacityUnits"] for one in (consumed if isinstance(consumed, list) else [consumed]))
+        if not model.name.startswith(WRITES):
+            return
+        if (error := parsed.get("Error", {}).get("Code")) is not None:
+            # Costs what it would have, and does not say so.
+            refused = {"ConditionalCheckFailedException": 1, "TransactionCanceledException": 2}
+            units = refused.get(error, 0) * len(parsed.get("CancellationReasons", [None]))
+        self.write_units += units

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench import app, builds, embedded, hotkey, lane, live, outage, peers, peers_home, requester
+from loadtest.bench import app, builds, embedded, hotkey, lane, live, operations, outage, peers, peers_home, requester
 from loadtest.bench.engines import Absent
 from loadtest.bench.ours import exactness
 from loadtest.bench.sheet import Row, Sheet, Target, conclude, read, sheet
@@ -57,6 +57,22 @@ def test_lane() -> None:
     assert {lane.BARE, lane.FAST, lane.GCRA, lane.APPLY, lane.FAST + lane.TLS, lane.BARE + lane.TLS} < set(rows(done))
     assert len(done.targets) == 4
     assert done.notes == ["not measured: the compiled build: not in a test"]
+
+
+def test_operations() -> None:
+    done = operations.run(times=2)
+    columns = [f"{operations.OURS}: {what}" for what in ("writes", "reads", "write units")]
+    assert {name: [figures[column] for column in columns] for name, figures in rows(done).items()} == {
+        "check": [1, 0, 1],
+        "refused": [1, 0, 1],
+        "refused again at once": [0, 0, 0],
+        "reserve and settle": [2, 0, 2],
+        "take a slot and return it": [2, 0, 2],
+        "two keys": [1, 0, 4],
+        "two keys, the second refused": [1, 0, 4],
+        "two keys, a second later": [1, 1, 4],
+    }
+    assert done.notes == ["not measured: the peers: not in a test"]
 
 
 def test_hotkey(monkeypatch: pytest.MonkeyPatch) -> None:
