@@ -82,6 +82,16 @@ class Tab:
         for kind in ("keyDown", "keyUp"):
             self.page._ask("Input.dispatchKeyEvent", type=kind, **pressed)
 
+    def column(self, title: str) -> set[str]:
+        """What stands in a column of the last table that has it."""
+        cells = f"table.querySelectorAll('td[data-title={title}]')"
+        return set(
+            self.page.evaluate(f"""(() => {{
+          const table = [...document.querySelectorAll("table")].filter((table) => {cells}.length).at(-1)
+          return table ? [...{cells}].map((cell) => cell.textContent) : []
+        }})()""")
+        )
+
     @property
     def text(self) -> str:
         """What can be read."""

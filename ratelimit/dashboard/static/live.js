@@ -127,7 +127,7 @@ export function refused(main) {
   const note = el("p", {class: "hint"}), denied = el("div"), hot = el("div");
   main.append(note, el("div", {class: "pair"}, card("Refused most", denied), card("Written most", hot)));
   return follow(main, "Refused and hot keys", (live) => {
-    note.textContent = `Of the last ${span(live.keys_window_s)}, counted in bounded memory: where two numbers stand, the truth is between them. It covers ${live.covers.what}.`;
+    note.textContent = `Of the last ${span(Math.max(live.keys_window_s, live.interval_s))}, counted in bounded memory: where two numbers stand, the truth is between them. It covers ${live.covers.what}.`;
     put(denied, keys("Users and actions refused most", "Refusals", live.refused, "count", "Nobody was refused."));
     put(hot, keys("Users and actions written most", live.units === null ? "Checks" : "Writes", live.hot, "writes", "Nothing was written."));
   });

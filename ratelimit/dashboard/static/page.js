@@ -144,13 +144,14 @@ export function dialog(title, content, {action = "Save", danger = false, typed =
 
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", {notation: "compact", maximumSignificantDigits: 3});
-export const number = (value) => (value === null || value === undefined ? "–" : whole.format(value));
-export const brief = (value) => (Math.abs(value) < 1000 ? String(Math.round(value * 100) / 100) : short.format(value));
-export const rate = (value) => (value === null || value === undefined ? "–" : `${brief(value)}/s`);
+const unknown = (value) => value === null || value === undefined;
+export const number = (value) => (unknown(value) ? "–" : whole.format(value));
+export const brief = (value) => (unknown(value) ? "–" : Math.abs(value) < 1000 ? String(Math.round(value * 100) / 100) : short.format(value));
+export const rate = (value) => (unknown(value) ? "–" : `${brief(value)}/s`);
 export const utc = (text) => text.replace("T", " ").replace(/(\.\d+)?(Z|\+00:00)$/, "");
 
 export function span(seconds) {
-  if (seconds === null || seconds === undefined) return "never";
+  if (unknown(seconds)) return "never";
   const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
   const first = units.findIndex(([, size]) => seconds >= size);
   if (first < 0) return seconds > 0 ? "under 1 s" : "now";
