@@ -60,7 +60,7 @@ _SAFE: Final = (
 )
 # What the API needs of a request: neither the session, nor where it came from.
 _PASSED_ON: Final = (b"content-type", b"content-length", b"idempotency-key")
-_LOOKS: Final = frozenset({"/v1/peek"})
+_PEEK: Final = "/v1/peek"
 """Asked by POST, and changes nothing."""
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -146,13 +146,12 @@ class Dashboard:
             wait = b"%d" % (1 + int(decision.retry_after or 0))
             raise self._refuse(request, 429, "too many attempts to log in; wait a minute", (b"retry-after", wait))
         body = decode_body(LoginBody, await read_body(request.scope, request.receive))
-        cookie = self._auth.open(body.token)
-        if cookie is None:
+        role = self._auth.role_of(body.token)
+        if role is None:
             raise self._refuse(request, 401, "this is not the token")
         await self._auth.limiter.refund(decision)
-        logger.info("logged in from %s, as %s", self._address(request.scope), cookie.partition(".")[0])
-        viewer = Viewer(*[cookie.partition(".")[0]] * 2)  # type: ignore[arg-type]
-        return self._opened(request, viewer, cookie, is_new=True)
+        logger.info("logged in from %s, as %s", self._address(request.scope), role)
+        return self._opened(request, Viewer(role, role), self._auth.cookie(role), is_new=True)
 
     def _opened(self, request: Request, viewer: Viewer, cookie: str, *, is_new: bool) -> Response:
         parts = self._parts()
@@ -199,7 +198,7 @@ class Dashboard:
             raise error if looks else self._refuse(request, error.problem.status, "nobody is logged in") from None
         if not looks and (why := refusal(request)) is not None:
             raise self._refuse(request, 403, why)
-        changes = not looks and path not in _LOOKS
+        changes = not looks and path != _PEEK
         if changes and viewer.role != "operator":
             raise self._refuse(request, 403, f"{viewer.name} may look, and change nothing")
         body = b"" if looks else await _body(request)

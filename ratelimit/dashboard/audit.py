@@ -23,13 +23,13 @@ logger = logging.getLogger("ratelimit.dashboard")
 AUDIT_ACTION: Final = "ratelimit.admin"
 # Of what a change says, these are who it concerns, or who that is to others.
 _UNSAID: Final = frozenset({"identities", "user", "actions", "quick", "decision", "checks"})
+_USER: Final = re.compile(r"(?<=^/v1/users/)[^/]+")
 _NAMED: Final = re.compile(r"/v1/(?P<kind>users|plans)/(?P<name>[^/]+)(?P<verb>/[a-z]+)?")
 
 
 def shown(path: str) -> str:
     """Return a path without the user in it, fit for a log."""
-    found = _NAMED.fullmatch(path)
-    return path if found is None or found["kind"] == "plans" else f"/v1/users/*{found['verb'] or ''}"
+    return _USER.sub("*", path)
 
 
 async def record(usage: UsageLog | None, viewer: Viewer, method: str, path: str, body: bytes, status: int) -> None:

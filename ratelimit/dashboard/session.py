@@ -78,13 +78,17 @@ class TokenLogin:
             return None
         return Viewer(role, role)
 
-    def open(self, given: str) -> str | None:
-        """Return the cookie of a new session; None where this is no token."""
+    def role_of(self, given: str) -> Role | None:
+        """Return the role of who has this token; None where it is none."""
         for role, token in self._tokens().items():
             if hmac.compare_digest(given.encode(), token.encode()):
-                said = f"{role}.{self._clock.now() // SECOND + SESSION_S}.{token_urlsafe(16)}"
-                return f"{said}.{_mac(token, said)}"
+                return role
         return None
+
+    def cookie(self, role: Role) -> str:
+        """Return the cookie of a new session."""
+        said = f"{role}.{self._clock.now() // SECOND + SESSION_S}.{token_urlsafe(16)}"
+        return f"{said}.{_mac(self._tokens()[role], said)}"
 
 
 def tokens_of(operator: str | None, reader: str | None) -> Tokens:

@@ -74,6 +74,8 @@ async def test_a_change_is_the_operators_alone_and_comes_from_the_page(
         one.client.headers["origin"] = ORIGIN
         await one.log_in(READER)
         assert await refusals(one, method, path, body, caplog) == 403
+        path = "/v1/users/alice/usage/events"
+        assert await refusals(one, "GET", path, None, caplog, **{"sec-fetch-site": "cross-site"}) == 403
         assert (await one.limiter.peek("alice", "hint")).used == 1
         assert (await one.usage.events("alice")).events == ()
         assert await one.directory.store.read(User, "alice") is None
