@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, Field
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota
 from ratelimit.names import check_action
@@ -156,6 +157,48 @@ def _part(value: object) -> float:
     return float(value)
 
 
+class RefusalTemplate(NamedTuple):
+    """How a refusal is answered."""
+
+    body: str
+    status: int = 429
+    content_type: str = "text/plain; charset=utf-8"
+
+
+PLACEHOLDERS: Final = ("policy", "limit", "remaining", "retry_after")
+"""What may stand in the braces of a template's body."""
+PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
+_CONTENT_TYPE: Final = re.compile(r"[!-~]+/[!-~][ -~]*")
+
+
+def _refusal(value: object) -> RefusalTemplate | None:
+    if value is None or isinstance(value, RefusalTemplate):
+        return value
+    table = {"body": value} if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        raise ConfigError("", f"must be text, or a table such as {{status = 429, body = 'Slow down.'}}, not {value!r}")
+    for name in table:
+        if name not in RefusalTemplate._fields:
+            raise unknown(str(name), str(name), RefusalTemplate._fields)
+    if not isinstance(table.get("body"), str):
+        raise ConfigError("body", f"expected the text of the answer, not {table.get('body')!r}")
+    template = RefusalTemplate(**table)
+    status: object = template.status
+    if type(status) is not int or not 400 <= status <= 599:
+        raise ConfigError("status", f"must be a status from 400 to 599, not {status!r}")
+    content_type: object = template.content_type
+    if not isinstance(content_type, str) or not _CONTENT_TYPE.fullmatch(content_type):
+        raise ConfigError("content_type", f"expected one such as 'application/json', not {content_type!r}")
+    for name in PLACEHOLDER.findall(template.body):
+        if name not in PLACEHOLDERS:
+            raise ConfigError("body", f"{{{name}}} stands for nothing; there are: {', '.join(PLACEHOLDERS)}")
+    return template
+
+
+def _shown_refusal(template: RefusalTemplate | None) -> object:
+    return None if template is None else template._asdict()
+
+
 @converting_dataclass
 class Policy:
     """A named rule; the name is the action it limits. Raises `ConfigError` with the path to a bad value."""
@@ -201,6 +244,12 @@ class Policy:
     reserve: bool = setting(False, _truth, boolean)
     """Whether the units of a request are reserved until its answer has ended: what it turns out not to have used, as
     `X-RateLimit-Cost` says, or the app, goes back, and so does all of it if this process dies meanwhile."""
+    refusal: Converted[RefusalTemplate | Mapping[str, Any] | str | None, RefusalTemplate | None] = setting(
+        None, _refusal, shown=_shown_refusal
+    )
+    """How a request is answered that is refused: a text, or `{status = 429, content_type = "text/html", body = "…"}`.
+    `{retry_after}` (whole seconds), `{limit}`, `{remaining}` and `{policy}` are filled in. The surface's own answer
+    where there is none, and where the quota could not be checked."""
     alert_at: Converted[Iterable[float], tuple[float, ...]] = setting((), _thresholds, numbers)
     """Parts of a limit (`[0.8, 1.0]`) at which the limiter's `on_alert` is called."""
     log: Log = setting("all", one_of(Log))

@@ -8,7 +8,7 @@ import pytest
 
 from ratelimit.errors import ConfigError, InvalidAction, InvalidUser
 from ratelimit.names import MAX_USER_BYTES, Key
-from ratelimit.policy import Policy
+from ratelimit.policy import Policy, RefusalTemplate
 from ratelimit.quota import UNLIMITED, Quota
 
 
@@ -83,3 +83,29 @@ def test_an_action_that_cannot_be_stored_is_refused(action: str) -> None:
 @pytest.mark.parametrize("user", ["alice", "a#b%c/d", "ålice ❤", "a b", "ip:2001:db8::/64", "x" * MAX_USER_BYTES])
 def test_any_other_text_is_a_user(user: str) -> None:
     assert Key.of(user, "hint").user == user
+
+
+@pytest.mark.parametrize(
+    ("refusal", "path"),
+    [
+        (7, "refusal: must be text, or a table"),
+        ({}, "refusal.body: expected the text"),
+        ({"body": 7}, "refusal.body: expected the text"),
+        ({"body": "", "staus": 429}, r"refusal.staus: unknown setting; did you mean 'status'\?"),
+        ({"body": "", "status": 200}, "refusal.status: must be a status from 400 to 599"),
+        ({"body": "", "status": "429"}, "refusal.status: must be a status from 400 to 599"),
+        ({"body": "", "content_type": "html"}, "refusal.content_type: expected one such as"),
+        ({"body": "", "content_type": "text/html\r\nset-cookie: a=b"}, "refusal.content_type: expected one such as"),
+        ("Wait {seconds} s.", r"refusal.body: \{seconds\} stands for nothing; there are: policy, limit"),
+    ],
+)
+def test_bad_refusals(refusal: Any, path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        Policy("hint", "5/day", refusal=refusal)
+
+
+def test_a_refusal_is_a_text_or_a_table() -> None:
+    template = RefusalTemplate("Slow down.")
+    assert Policy("hint", "5/day", refusal="Slow down.").refusal == template
+    assert Policy("hint", "5/day", refusal={"body": "Slow down."}).refusal == template
+    assert Policy("hint", "5/day", refusal=template).refusal == template

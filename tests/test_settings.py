@@ -80,7 +80,7 @@ def test_every_setting_has_a_variable_that_its_check_reads(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(POLICY_SETTINGS))
 def test_every_setting_of_a_policy_has_one_too(name: str) -> None:
     written = {"lease": "auto", "match": "/a", "user_from": "user", "exempt": "/b", "alert_at": "0.8"}
-    written |= {"together": "org", "share": "0.2"}
+    written |= {"together": "org", "share": "0.2", "refusal": "Slow down."}
     default = Policy("hint", "5/day")
     text = written.get(name) or ("5/day" if name == "quotas" else str(getattr(default, name)))
     env = {"RATELIMIT_POLICIES__HINT__QUOTAS": "5/day", f"RATELIMIT_POLICIES__HINT__{name.upper()}": text}

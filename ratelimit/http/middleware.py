@@ -80,7 +80,7 @@ class RateLimitMiddleware:
             max_body_bytes=max_body_bytes,
         )
         routes = Routes([options.policy_check(limiter, action) for action in limiter.policies])
-        refusals = Refusals(options.writer, app, on_refused)
+        refusals = Refusals(options.writer, app, on_refused, limiter.policies.values())
         recorder = None if usage is None else Recorder(usage)
         inner = [one._state for one in stack(app) if isinstance(one, RateLimitMiddleware)]
         self._state: MiddlewareState = MiddlewareState(

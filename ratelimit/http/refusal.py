@@ -6,10 +6,11 @@ refusal; and preflights, which that one answers by itself, are no requests to co
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from http import HTTPStatus
 from inspect import isawaitable
+from math import ceil
 from typing import Any, Final, Protocol, TypeAlias
 
 from starlette.applications import Starlette
@@ -24,6 +25,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.headers import Headers, HeaderWriter
 from ratelimit.http.problems import Problem, ProblemResponse, problem_of, respond
+from ratelimit.policy import PLACEHOLDER, Policy, RefusalTemplate
 
 OnRefused: TypeAlias = "Callable[[HTTPConnection, Decision], Response | Awaitable[Response]]"
 
@@ -32,6 +34,8 @@ POLICY_VIOLATION: Final = 1008
 TOO_MANY_REQUESTS: Final = 4429
 """The same for servers that let an app close with 1000 and 3000 to 4999 only."""
 _MAX_DEPTH: Final = 100
+_BY_TEMPLATE: Final = ("quota", "concurrency", "too_large")
+"""What a policy's template answers; whoever is not known to be over a quota is told the truth."""
 
 
 class Asked(Protocol):
@@ -51,10 +55,13 @@ class Asked(Protocol):
 class Refusals:
     """How one middleware answers what it refuses. `app` is what stands further in."""
 
-    __slots__ = ("_app", "_cors", "_has_looked", "_inner", "_on_refused", "_writer")
+    __slots__ = ("_app", "_cors", "_has_looked", "_inner", "_on_refused", "_templates", "_writer")
 
-    def __init__(self, writer: HeaderWriter, app: ASGIApp, on_refused: OnRefused | None) -> None:
+    def __init__(
+        self, writer: HeaderWriter, app: ASGIApp, on_refused: OnRefused | None, policies: Iterable[Policy]
+    ) -> None:
         self._writer = writer
+        self._templates = {policy.name: policy.refusal for policy in policies if policy.refusal is not None}
         self._app = app
         self._on_refused = on_refused
         self._cors: CORSMiddleware | None = None
@@ -72,7 +79,9 @@ class Refusals:
         """Return the answer to a request that was refused so, and what fields to add. Raises what the app's function
         does."""
         response: Response | None
-        if self._on_refused is None:
+        if (template := self._templates.get(decision.policy)) is not None and decision.reason in _BY_TEMPLATE:
+            response = _filled(template, decision)
+        elif self._on_refused is None:
             response = await self._by_the_app(decision, asked)
             if response is None:
                 return refusal(decision, self._writer), []
@@ -123,6 +132,18 @@ async def _send_with(fields: Headers, send: Send, message: Message) -> None:
     if message["type"].endswith("http.response.start"):
         message = {**message, "headers": [*message["headers"], *fields]}
     await send(message)
+
+
+def _filled(template: RefusalTemplate, decision: Decision) -> Response:
+    wait = "" if decision.retry_after is None else str(max(1, ceil(decision.retry_after)))
+    values = {
+        "policy": decision.policy,
+        "limit": str(decision.limit or 0),
+        "remaining": str(decision.remaining or 0),
+        "retry_after": wait,
+    }
+    body = PLACEHOLDER.sub(lambda found: values[found[1]], template.body)
+    return Response(body, template.status, {"content-type": template.content_type})
 
 
 def refusal(decision: Decision, writer: HeaderWriter) -> Response:

@@ -76,7 +76,7 @@ def state_of(
     """Return what all requests through one surface share. Raises `ConfigError` with the path to a bad option."""
     surface = SurfaceOptions(**options)
     routes = Routes([surface.policy_check(limiter, action) for action in limiter.policies])
-    refusals = Refusals(surface.writer, cast(Any, app), on_refused)
+    refusals = Refusals(surface.writer, cast(Any, app), on_refused, limiter.policies.values())
     recorder = None if usage is None else Recorder(usage)
     return MiddlewareState(limiter, surface, routes, Tasks("a refund"), refusals, recorder, inner)
 

@@ -25,12 +25,14 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
-from ratelimit.errors import QuotaExceeded, RateLimitError
+from ratelimit.errors import QuotaExceeded, RateLimitError, StoreUnavailable
 from ratelimit.http import EXPOSE_HEADERS, RateLimitMiddleware, limited, quota_exceeded_handler
 from ratelimit.http.headers import LIMIT_FIELDS
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
+from ratelimit.testing import FakeClock
 from tests.http.apps import call, client_of, headers_of, hello, limiter_of, scope_of, used
+from tests.limiter.stores import FailingStore, failing
 
 ORIGIN = "https://app.example"
 PREFLIGHT = {"origin": ORIGIN, "access-control-request-method": "POST"}
@@ -380,3 +382,39 @@ async def test_fastapi_adds_middleware_in_the_same_two_orders() -> None:
             refused = await client.get("/hints", headers={"origin": ORIGIN})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (429, "*")
         assert refused.headers["access-control-expose-headers"] == "RateLimit, Retry-After"
+
+
+BODY = '{"error": "{policy}: {limit} a day, {remaining} left", "wait": {retry_after}}'
+TEMPLATE = {"status": 420, "content_type": "application/json", "body": BODY}
+
+
+async def test_a_policys_template_goes_before_the_functions_of_the_app() -> None:
+    clock = FakeClock()
+    policies = [Policy("hint", "2/day", match="/hints", refusal=TEMPLATE), Policy("other", "0/day", match="/other")]
+    app = RateLimitMiddleware(
+        hello, limiter=limiter_of(*policies, clock=clock), on_refused=lambda *_: PlainTextResponse("theirs", 418)
+    )
+    async with client_of(app) as client:
+        answers = [await client.get("/hints") for _ in range(3)]
+        other = await client.get("/other")
+    refused = answers[-1]
+    assert (refused.status_code, refused.headers["content-type"]) == (420, "application/json")
+    assert refused.json() == {"error": "hint: 2 a day, 0 left", "wait": int(refused.headers["retry-after"])}
+    assert refused.headers["ratelimit"].startswith('"hint";r=0;t=')
+    assert (other.status_code, other.text) == (418, "theirs")
+
+
+async def test_a_template_says_nothing_of_quotas_that_could_not_be_checked() -> None:
+    policy = Policy("hint", "2/day", match="/**", on_unavailable="deny", refusal="Slow down.")
+    store = FailingStore()
+    store.fault = failing(StoreUnavailable("gone"))
+    async with client_of(RateLimitMiddleware(hello, limiter=limiter_of(policy, store=store))) as client:
+        assert (await client.get("/")).status_code == 503
+
+
+async def test_a_template_for_what_can_never_pass_says_no_time() -> None:
+    policy = Policy("hint", "2/day", match="/**", cost=3, refusal="{retry_after}{nothing known, so it stays}")
+    async with client_of(RateLimitMiddleware(hello, limiter=limiter_of(policy))) as client:
+        refused = await client.get("/")
+    assert (refused.status_code, refused.text) == (429, "{nothing known, so it stays}")
+    assert refused.headers["content-type"] == "text/plain; charset=utf-8"
