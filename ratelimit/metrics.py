@@ -19,6 +19,7 @@ from ratelimit.directory import Directory, DirectoryStats
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.background import Loss
 from ratelimit.limiter.checker import Observer
+from ratelimit.regions.home import HomeStore
 from ratelimit.store import MemoryStore, MirrorStore, Store
 from ratelimit.store.delegating import layers
 from ratelimit.store.mirror import MirrorStats
@@ -277,6 +278,8 @@ def store_metrics(store: Store) -> list[Family]:
             found += mirror_metrics(layer.stats)
         elif isinstance(layer, MemoryStore):
             found += memory_metrics(layer)
+        elif isinstance(layer, HomeStore):
+            found += region_metrics(layer.asked)
     stats = store_stats(store)
     return found if stats is None else [*dynamodb_metrics(stats), *found]
 
@@ -308,6 +311,11 @@ def dynamodb_metrics(stats: Stats) -> list[Family]:
             units if any(units.values()) else {},
         ),
     ]
+
+
+def region_metrics(asked: Mapping[str, int]) -> list[Family]:
+    """Return those of a store that asks other regions as well."""
+    return [by_label("ratelimit_region_requests", "Requests about counters, by their region.", "region", asked)]
 
 
 def memory_metrics(store: MemoryStore) -> list[Family]:

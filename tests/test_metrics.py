@@ -32,12 +32,16 @@ from ratelimit.metrics import (
     limiter_metrics,
     memory_metrics,
     mirror_metrics,
+    region_metrics,
+    store_metrics,
     store_stats,
     usage_metrics,
     webhook_metrics,
 )
+from ratelimit.names import Key
 from ratelimit.policy import Policy
 from ratelimit.prometheus import exposition, process_families
+from ratelimit.regions.home import HomeStore
 from ratelimit.server.factory import sidecar
 from ratelimit.store import MemoryStore, MirrorStore
 from ratelimit.store.hashed import HashedUserStore
@@ -71,6 +75,7 @@ def every_metric() -> list[Family]:
     return [
         *metrics.collect(), *limiter_metrics(limiter), *memory_metrics(MemoryStore()), *dynamodb_metrics(stats),
         *usage_metrics(UsageStats()), *mirror_metrics(MirrorStats()), *directory_metrics(DirectoryStats()),
+        *region_metrics({"eu-west-1": 2, "us-east-1": 1}),
         *webhook_metrics(3, 1), *envoy_metrics({("edge", "ok"): 2}), *process_families(),
     ]  # fmt: skip
 
@@ -207,3 +212,14 @@ def as_scraped() -> set[str]:
     """What all of them are called by who scrapes them."""
     metrics = [*every_metric(), *of_the_sidecar()]
     return {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in metrics}
+
+
+async def test_what_crosses_to_other_regions_is_told() -> None:
+    store = HomeStore({region: MemoryStore() for region in ("eu-west-1", "us-east-1")}, "eu-west-1")
+    for number in range(40):
+        await store.read(Key(f"user-{number}", "hint"))
+    (family,) = [family for family in store_metrics(store) if family.name == "ratelimit_region_requests"]
+    counted = {sample.labels["region"]: sample.value for sample in family.samples}
+    assert counted == store.asked
+    assert sum(counted.values()) == 40
+    assert min(counted.values()) > 5

@@ -31,6 +31,10 @@ def main(
     modes: Annotated[
         str, typer.Option(help="Of `plain`, `coalesced`, `lease=N`, `lease=auto`; separated by commas.")
     ] = "plain,coalesced,lease=100,lease=auto",
+    regions: Annotated[
+        int, typer.Option(help='Spread the processes over so many, with each user at home in one: `mode = "home"`.')
+    ] = 1,
+    crossing: Annotated[float, typer.Option(help="Milliseconds to another region and back.")] = 80,
     seed: Annotated[int, typer.Option(help="The same seed gives the same figures.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write all figures to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them to this PNG (needs matplotlib).")] = None,
@@ -60,7 +64,15 @@ def main(
         chosen = [Mode.parse(mode) for mode in modes.split(",")]
         limit = limit or f"{max(1, round(0.8 * rate * (seconds - ramp / 2) * hottest_share(keys)))}/day"
         case = Case(
-            processes=processes, rate=rate, seconds=seconds, ramp=ramp, keys=cast(Keys, keys), limit=limit, seed=seed
+            processes=processes,
+            rate=rate,
+            seconds=seconds,
+            ramp=ramp,
+            keys=cast(Keys, keys),
+            limit=limit,
+            seed=seed,
+            regions=regions,
+            crossing_ms=crossing,
         )
     except InvalidInput as error:
         _leave(str(error))

@@ -16,11 +16,12 @@ from .simulation import Case, Result
 
 _COLUMNS: Final = (
     "mode", "p50\nms", "p99\nms", "p99.9\nms", "units\n/check", "sent/s\n1st s", "sent/s\nlater", "taken/s\n",
-    "throttles\n", "unav.\n%", "over\n", "under\n%", "early\n%", "held\n", "lost\n", "wall\ns",
+    "cross.\n/check", "throttles\n", "unav.\n%", "over\n", "under\n%", "early\n%", "held\n", "lost\n", "wall\ns",
 )  # fmt: skip
 
 LEGEND: Final = """\
 sent/s   writes a second sent to the hottest item: in the first second, and in the busiest one after it
+cross.   writes that crossed to another region
 taken/s  those that were not throttled, in the busiest second
 unav.    checks that the store gave no answer to: left to the policy's on_unavailable, and refused here
 over     units admitted beyond the quota          under  units within it, asked for, that nobody got
@@ -32,20 +33,21 @@ def show(case: Case, results: Sequence[Result], console: Console | None = None) 
     """Print the case, its table and what the columns mean."""
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 130)
     ramp = f", rising over {case.ramp:g} s" if case.ramp else ""
+    regions = f", over {case.regions} regions, {case.crossing_ms:g} ms apart" if case.regions > 1 else ""
     console.print(
         f"{case.processes:,} processes, {case.rate:,.0f} checks/s on {case.keys} keys for {case.seconds:g} virtual s"
-        f"{ramp}, {case.limit} a user, seed {case.seed}"
+        f"{ramp}, {case.limit} a user, seed {case.seed}{regions}"
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, column in enumerate(_COLUMNS):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)
     for result in results:
-        table.add_row(*_row(result))
+        table.add_row(*_row(case, result))
     console.print(table)
     console.print(LEGEND, style="dim")
 
 
-def _row(result: Result) -> list[str]:
+def _row(case: Case, result: Result) -> list[str]:
     later = _short(result.attempted_peak) if len(result.attempted) > 1 else "-"
     return [
         result.mode,
@@ -54,6 +56,7 @@ def _row(result: Result) -> list[str]:
         _short(result.attempted_first),
         later,
         _short(result.taken_peak),
+        f"{result.crossings / max(1, result.checks):.4f}" if case.regions > 1 else "-",
         _short(result.throttles),
         f"{100 * result.unavailable:.2f}",
         f"{result.over_admission:,}",

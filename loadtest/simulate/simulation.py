@@ -22,7 +22,7 @@ from ratelimit.testing import virtual_time
 
 from .clients import ACTION, Mode, Process
 from .demand import Demand, Keys, Users
-from .table import SimulatedStore, Table, at_once
+from .table import RegionalStore, SimulatedStore, Table, at_once
 from .tally import Tally
 
 _STOPS: Final = 500
@@ -40,6 +40,10 @@ class Case:
     ramp: float = 0.0
     """Seconds over which the rate rises from 0; without, every process starts from nothing under full load."""
     seed: int = 1
+    regions: int = 1
+    """Regions that the processes are spread over, each user at home in one of them (`mode = "home"`)."""
+    crossing_ms: float = 80.0
+    """What the way to another region and back takes."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.processes <= 100_000:
@@ -51,6 +55,8 @@ class Case:
             raise ConfigError("ramp", f"must be between 0 and the {self.seconds:g} seconds, not {self.ramp!r}")
         if self.keys not in ("hot", "zipf"):
             raise ConfigError("keys", f"use hot or zipf, not {self.keys!r}")
+        if not 1 <= self.regions <= self.processes:
+            raise ConfigError("regions", f"must be between 1 and the {self.processes} processes, not {self.regions}")
         Quota.parse(self.limit)
 
 
@@ -84,6 +90,8 @@ class Result(msgspec.Struct, frozen=True):
     attempted: list[int]
     """Writes that reached the hottest item, second by second."""
     wall_seconds: float
+    crossings: int = 0
+    """Writes to another region."""
 
 
 def simulate(case: Case, mode: Mode) -> Result:
@@ -114,7 +122,9 @@ async def _simulate(case: Case, mode: Mode) -> Result:
     demand, service = Random(case.seed), Random(case.seed + 1)
     table = Table(loop, service)
     tally = Tally(Quota.parse(case.limit))
-    processes = [mode.process(SimulatedStore(table, service), case.limit, clock) for _ in range(case.processes)]
+    processes = [
+        mode.process(_store(case, table, service, number), case.limit, clock) for number in range(case.processes)
+    ]
 
     async def ask(user: str, process: int) -> None:
         began = loop.time()
@@ -127,6 +137,13 @@ async def _simulate(case: Case, mode: Mode) -> Result:
     result = _result(mode, table, tally, duration, held)
     await _shut_down(processes)
     return msgspec.structs.replace(result, lost=_counted(table) - sum(tally.admitted.values()))
+
+
+def _store(case: Case, table: Table, random: Random, process: int) -> SimulatedStore:
+    if case.regions == 1:
+        return SimulatedStore(table, random)
+    here, crossing_s = process % case.regions, case.crossing_ms / 1000
+    return RegionalStore(table, random, here=here, regions=case.regions, crossing_s=crossing_s)
 
 
 async def _shut_down(processes: list[Process]) -> None:
@@ -164,6 +181,7 @@ def _result(mode: Mode, table: Table, tally: Tally, duration: float, held: int) 
         lost=0,
         attempted=[attempted[second] for second in range(int(duration) + 1)],
         wall_seconds=0.0,
+        crossings=table.crossings,
     )
 
 

@@ -26,6 +26,7 @@ from ratelimit.dynamodb.calls import (
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import StoreThrottled
 from ratelimit.names import Key
+from ratelimit.regions.regions import home_of
 from ratelimit.store import MemoryStore, Outcome, Record, Write
 
 WRITES_A_SECOND: Final = 1000
@@ -49,6 +50,7 @@ class Table:
         """Writes that arrived, throttled ones included, by item and second."""
         self.taken: defaultdict[Key, Counter[int]] = defaultdict(Counter)
         """Writes that the item took: each is one write unit."""
+        self.crossings = 0
         self.reads = 0
         self.throttles = 0
         self.conflicts = 0
@@ -171,6 +173,29 @@ class SimulatedStore:
 
     async def _pause_briefly(self, attempt: int) -> None:
         await asyncio.sleep(self._random.random() * TRANSACTION_BACKOFF.bound_s(attempt))
+
+
+class RegionalStore(SimulatedStore):
+    """The same in one of many regions, where the users who are at home in another one are a crossing away.
+
+    Only what a check asks crosses: `apply`.
+    """
+
+    def __init__(self, table: Table, random: Random, *, here: int, regions: int, crossing_s: float) -> None:
+        super().__init__(table, random)
+        self._regions = tuple(f"region-{number}" for number in range(regions))
+        self._here = self._regions[here]
+        self._crossing_s = crossing_s
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        """See `Store.apply`."""
+        if home_of(key.user, self._regions) == self._here:
+            return await super().apply(key, write, now=now)
+        self._table.crossings += 1
+        await asyncio.sleep(self._crossing_s / 2)
+        outcome = await super().apply(key, write, now=now)
+        await asyncio.sleep(self._crossing_s / 2)
+        return outcome
 
 
 class _Bucket:

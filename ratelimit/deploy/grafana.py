@@ -102,6 +102,7 @@ ROWS: Final[dict[str, list[Panel]]] = {
              "ended: {{reason}}": _rate("ratelimit_store_connections_dropped_total", "reason")},
         ),
         Panel("Units lost", {"{{kind}}": _rate("ratelimit_units_lost_total", "kind")}),
+        Panel("Requests by region", {"{{region}}": _rate("ratelimit_region_requests_total", "region")}),
         Panel("Mirror", _rates("ratelimit_mirror_", "written", "failed", "dropped", "different")),
         Panel("Mirror: writes that wait", {"": _now("ratelimit_mirror_waiting", "instance")}, "none"),
         Panel(
@@ -111,7 +112,10 @@ ROWS: Final[dict[str, list[Panel]]] = {
         ),
     ],
     "Usage log": [
-        Panel("Events", _rates("ratelimit_usage_", "accepted", "written", "retried", "spilled", "replayed", "erased")),
+        Panel(
+            "Events",
+            _rates("ratelimit_usage_", "accepted", "written", "indexed", "retried", "spilled", "replayed", "erased"),
+        ),
         Panel("Lost or damaged", _rates("ratelimit_usage_", "dropped", "unjournaled", "torn", "damaged")),
         Panel(
             "Waiting", {"in memory": _now("ratelimit_usage_depth"), "on their way": _now("ratelimit_usage_in_flight")},

@@ -53,6 +53,20 @@ def test_the_same_seed_gives_the_same_figures(mode: str) -> None:
     assert other != first
 
 
+def test_a_lease_crosses_to_the_home_once_for_all_of_its_units() -> None:
+    """Three of four processes are in another region than the user, and none of them asks for each check."""
+    case = replace(SMALL, regions=4, crossing_ms=80, limit="100000/day", rate=500, seconds=3)
+    each, leased = (of(case, mode) for mode in ("plain", "lease=49"))
+    for result in (each, leased):
+        assert result.over_admission == 0
+        assert result.unavailable == 0
+    assert 0.7 < each.crossings / each.checks < 0.8
+    assert each.p50 > 80
+    assert leased.crossings / leased.checks < 0.03
+    assert leased.p50 < 1
+    assert of(SMALL, "lease=49").crossings == 0
+
+
 def test_auto_leases_keep_a_hot_item_under_its_capacity() -> None:
     """200 processes, 100 checks a second each: coalescing alone would write some 15,000 times a second."""
     result = of(HOT, "lease=auto")
@@ -81,7 +95,9 @@ def test_an_unknown_mode_says_which_there_are(text: str) -> None:
         Mode.parse(text)
 
 
-@pytest.mark.parametrize("change", [{"processes": 0}, {"rate": 0}, {"seconds": -1}, {"ramp": 9}, {"keys": "warm"}])
+@pytest.mark.parametrize(
+    "change", [{"processes": 0}, {"rate": 0}, {"seconds": -1}, {"ramp": 9}, {"keys": "warm"}, {"regions": 21}]
+)
 def test_a_case_names_what_is_wrong(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         replace(SMALL, **change)  # type: ignore[arg-type]
