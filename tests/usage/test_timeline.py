@@ -14,6 +14,7 @@ from ratelimit.clock import DAY, HOUR
 from ratelimit.config import Config, load_config
 from ratelimit.dynamodb import DynamoDBStore, TableSpec, create_table
 from ratelimit.dynamodb.events import event_item
+from ratelimit.dynamodb.schema import TIMELINE_SHARDS
 from ratelimit.errors import InvalidCursor, InvalidEvent, InvalidInput, StoreMisconfigured
 from ratelimit.event import UsageEvent
 from ratelimit.policy import Policy
@@ -101,18 +102,47 @@ async def test_every_query_has_the_answer_of_a_plain_list(
     random = Random(17)
     made = some_events(random, action, 300)
     await put(store, made, action)
-    for bound in (10_000, 60):
+    for bound, at_once in ((10_000, 100), (60, 3)):
         monkeypatch.setattr("ratelimit.dynamodb.timeline.MAX_READ", bound)
-        for _ in range(8):
+        monkeypatch.setattr("ratelimit.dynamodb.timeline._AT_ONCE_FILTERED", at_once)
+        for _ in range(6):
             since = NOW_MS + random.choice([-4 * DAY_MS, -DAY_MS, -DAY_MS // 2])
             until = NOW_MS + random.choice([DAY_MS, 0, -DAY_MS // 2])
             wanted = EventFilter(
                 random.choice([None, True, False]), random.choice([None, None, 200, 429]), random.choice([None, "a"])
             )
-            limit = random.choice([1, 7, 50, 1000]) if bound > 60 else random.choice([20, 50])
+            limit = random.choice([20, 50, 1000]) if bound > 60 else random.choice([20, 50])
             expected = [one for one in newest_first(made) if since <= one.at_ms < until and wanted.wants(one)]
             found = await all_of(store, action, limit=limit, since=since, until=until, wanted=wanted)
             assert found == expected, (since, until, wanted, limit)
+
+
+async def test_a_page_is_full_also_where_the_newest_are_in_one_shard_and_the_last_one_knows_it(
+    store: TableStore, action: str
+) -> None:
+    some = [event(f"user-{n}", action, -n) for n in range(400)]
+    newest = [one for one in some if timeline_place(one).tie % TIMELINE_SHARDS == 0][:40]
+    made = newest + [one for one in some if one.at_ms < newest[-1].at_ms][:60]
+    await put(store, made, action)
+    today: dict[str, Any] = {"since": NOW_MS - 1000, "until": NOW_MS + 1, "limit": 50}
+    first = await store.events.timeline(action, **today)
+    last = await store.events.timeline(action, after=first.rest, **today)
+    assert [*first.events, *last.events] == made
+    assert (len(first.events), last.rest) == (50, None)
+
+
+async def test_where_it_stops_looking_early_nothing_is_told_out_of_turn(
+    store: TableStore, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shard has many that are not wanted, and behind them one that is; the others have only older ones."""
+    monkeypatch.setattr("ratelimit.dynamodb.timeline.MAX_READ", 1)
+    monkeypatch.setattr("ratelimit.dynamodb.timeline._AT_ONCE_FILTERED", 3)
+    some = [event(f"user-{n}", action, -n, status=200) for n in range(100)]
+    newest = [one for one in some if timeline_place(one).tie % TIMELINE_SHARDS == 0][:12]
+    wanted = event("wanted", action, newest[-1].at_ms - NOW_MS, status=429, id=newest[-1].id)
+    older = [event(f"user-{n}", action, -1000 - n, status=429) for n in range(20)]
+    await put(store, [*newest, wanted, *older], action)
+    assert await all_of(store, action, wanted=EventFilter(status=429)) == [wanted, *older]
 
 
 async def test_what_comes_while_somebody_pages_repeats_and_hides_nothing(store: TableStore, action: str) -> None:
