@@ -130,7 +130,7 @@ async def test_connections_that_die_while_idle_are_noticed(server: FaultServer, 
 
 async def test_more_callers_than_connections(server: FaultServer) -> None:
     server.always(slow(0.002))
-    async with new_store(server, pool=3) as store:
+    async with new_store(server, pool=3, connect_timeout=30) as store:
         outcomes = await asyncio.gather(*(apply(store) for _ in range(60)))
         assert sorted(outcome.record["d1"] for outcome in outcomes) == list(range(1, 61))
         assert store.stats.connections == 3
