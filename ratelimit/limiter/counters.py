@@ -47,7 +47,7 @@ class Counters:
 
     def __init__(self, store: Store, max_records: int, denial_cache: int, alerts: Alerts | None = None) -> None:
         self.store = store
-        self._records = store.records if type(store) is MemoryStore else None
+        self.embedded = store.records if type(store) is MemoryStore else None
         """Those of the embedded store, which nobody has to wait for."""
         self._alerts = alerts
         self.cache = RecordCache(max_records)
@@ -65,7 +65,7 @@ class Counters:
 
         It may be up to `denial_cache` late in seeing what another process gave back; it never admits.
         """
-        if not self._is_fresh(compiled, cached, now) or compiled.fits(now, cost, cached.record):
+        if not self.is_fresh(compiled, cached, now) or compiled.fits(now, cost, cached.record):
             return None
         return decide(compiled, key, now, cost, cached.record)
 
@@ -74,9 +74,9 @@ class Counters:
     ) -> Decision | None:
         """Spend `cost` in the embedded store, which nobody has to wait for. None where the store is another one, or
         has no room by what is believed: then `spend_one` decides."""
-        if self._records is None or (write := compiled.spend(now, cost, cached)) is None:
+        if self.embedded is None or (write := compiled.spend(now, cost, cached)) is None:
             return None
-        outcome = self._records.apply(key, write, now)
+        outcome = self.embedded.apply(key, write, now)
         if not self._took(compiled, key, now, cost, cached, write, outcome):
             return None
         return admit(compiled, key, now, cost, cached.record)
@@ -93,7 +93,7 @@ class Counters:
             if not compiled.fits(now, cost, cached.record):
                 if RESERVED in cached.record and await self.swept(key, now, cached):
                     continue
-                await self._renew(compiled, key, now, cached)
+                await self.renew(compiled, key, now, cached)
                 return decide(compiled, key, now, cost, cached.record)
         raise changing(key)
 
@@ -128,7 +128,7 @@ class Counters:
                 if RESERVED in cached.record and await self.swept(key, now, cached):
                     fitting, total = costs, sum(costs)
                     continue
-                await self._renew(compiled, key, now, cached)
+                await self.renew(compiled, key, now, cached)
                 return _answers(compiled, key, now, costs, fitting, cached.record, held=prefetch.held)
         raise changing(key)
 
@@ -203,7 +203,7 @@ class Counters:
         cached.learn(record, now)
         if not compiled.fits(now, cost, compiled.without(now, held, record)) and await self.swept(key, now, cached):
             record = cached.record
-        return _inactive(compiled, decide(compiled, key, now, cost, compiled.without(now, held, record)))
+        return inactive(compiled, decide(compiled, key, now, cost, compiled.without(now, held, record)))
 
     async def reset(self, key: Key, now: int) -> None:
         """Forget what was spent; the totals, which are history, stay, and what somebody holds."""
@@ -222,7 +222,7 @@ class Counters:
 
     def too_large(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
         """Return the refusal of a cost that can never pass, by the record as this process last saw it."""
-        return _inactive(compiled, decide(compiled, key, now, cost, self.cached(key).record))
+        return inactive(compiled, decide(compiled, key, now, cost, self.cached(key).record))
 
     def cached(self, key: Key) -> CachedRecord:
         """Return what is believed of a record."""
@@ -234,7 +234,7 @@ class Counters:
             return False
         return await self.sweep(key, now, cached)
 
-    async def _renew(self, compiled: CompiledPolicy, key: Key, now: int, cached: CachedRecord) -> None:
+    async def renew(self, compiled: CompiledPolicy, key: Key, now: int, cached: CachedRecord) -> None:
         """Let what has changed about the quotas take effect though nothing fits.
 
         If the record has changed meanwhile, the next check sees to it.
@@ -246,7 +246,7 @@ class Counters:
 
     async def _look(self, compiled: CompiledPolicy, key: Key, now: int, cached: CachedRecord) -> None:
         """Let the cached record be the truth that speaks against a write, or makes it worth another attempt."""
-        if not self._is_fresh(compiled, cached, now):
+        if not self.is_fresh(compiled, cached, now):
             cached.learn_refusal(await self.store.read(key), now)
 
     def _took(
@@ -276,7 +276,8 @@ class Counters:
         if self._alerts is not None and compiled.policy.alert_at:
             self._alerts.observe(compiled, key, now, amount, compiled.states(now, amount, record))
 
-    def _is_fresh(self, compiled: CompiledPolicy, cached: CachedRecord, now: int) -> bool:
+    def is_fresh(self, compiled: CompiledPolicy, cached: CachedRecord, now: int) -> bool:
+        """Return whether the store has refused something just now, and would again."""
         return compiled.final and 0 <= now - cached.refused_at < self._denial_cache
 
     def _learn(self, key: Key, cached: CachedRecord, write: Write, record: Record, now: int) -> None:
@@ -291,9 +292,9 @@ class Counters:
             return
         cached.learn(record, now)
         if len(cached.stale) >= _MIN_STALE:
-            if self._records is not None:
+            if self.embedded is not None:
                 clean = drops(now, cached.stale)
-                self._records.apply(key, clean, now)
+                self.embedded.apply(key, clean, now)
                 cached.dropped(clean, now)
             elif self.on_stale is not None:
                 self.on_stale(key, cached, now)
@@ -344,7 +345,8 @@ def admit(compiled: CompiledPolicy, key: Key, now: int, cost: int, record: Recor
     )
 
 
-def _inactive(compiled: CompiledPolicy, refusal: Decision) -> Decision:
+def inactive(compiled: CompiledPolicy, refusal: Decision) -> Decision:
+    """Return the refusal, and where the user may do nothing at all, say so."""
     return msgspec.structs.replace(refusal, quotas=(), reason="inactive") if compiled.inactive else refusal
 
 

@@ -20,7 +20,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter.batching import Coalescer
 from ratelimit.limiter.compiled_policy import CompiledPolicy
-from ratelimit.limiter.counters import Counters, _inactive, admit, decide, in_mode
+from ratelimit.limiter.counters import Counters, admit, decide, in_mode, inactive
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key, UserId
@@ -138,7 +138,7 @@ class Spending:
             return True
         self._decide(refused, {})
         for part in unfit_parts:
-            await self._counters._renew(part.compiled, part.key, self._now, self._cached[part.key])
+            await self._counters.renew(part.compiled, part.key, self._now, self._cached[part.key])
         return await self._write(plan, contended) if plan.chosen else True
 
     async def _write(self, plan: _Plan, contended: bool) -> bool:
@@ -184,14 +184,14 @@ class Spending:
         """Return whether it is to be looked at before anything is planned: on the embedded store, whatever it is."""
         if key in self._seen:
             return False
-        return self._counters._records is not None or not 0 <= self._now - self._cached[key].seen_at < LOOK_US
+        return self._counters.embedded is not None or not 0 <= self._now - self._cached[key].seen_at < LOOK_US
 
     def _is_known(self, part: JointPart) -> bool:
         """Return whether a refusal is certain."""
         compiled, key, cost = part
         if key in self._seen or (compiled.max_cost is not None and cost > compiled.max_cost):
             return True
-        return self._counters._is_fresh(compiled, self._cached[key], self._now)
+        return self._counters.is_fresh(compiled, self._cached[key], self._now)
 
     def _fits(self, part: JointPart) -> bool:
         return part.compiled.fits(self._now, part.cost, self._cached[part.key].record)
@@ -238,7 +238,7 @@ def _decision(part: JointPart, now: int, cached: CachedRecord) -> Decision:
 
 
 def _meant(part: JointPart, decision: Decision) -> Decision:
-    return decision if decision.allowed else in_mode(part.compiled, _inactive(part.compiled, decision))
+    return decision if decision.allowed else in_mode(part.compiled, inactive(part.compiled, decision))
 
 
 def _expected(write: Write, cached: CachedRecord) -> dict[str, int]:
