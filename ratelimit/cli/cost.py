@@ -30,6 +30,7 @@ from ratelimit.cost import (
     load_prices,
     number,
     read_metrics,
+    replicated,
     share,
     units_of,
 )
@@ -81,6 +82,9 @@ def cost(
         str, typer.Option(metavar="SHARE", help="Of the admitted, those of leases.", rich_help_panel=_SPARED)
     ] = "0%",
     lease: Annotated[str, typer.Option(metavar="N", help="Units of a lease.", rich_help_panel=_SPARED)] = "10",
+    replicas: Annotated[
+        str, typer.Option(metavar="N", help="Of the table, in so many regions, all at this one's prices.")
+    ] = "1",
     tasks: Annotated[
         str, typer.Option(metavar="N", help="On Fargate, behind a load balancer.", rich_help_panel=_SERVICE)
     ] = "0",
@@ -135,6 +139,7 @@ def cost(
         coalesced=share("--coalesced", coalesced),
         leased=share("--leased", leased),
         lease=amount("--lease", lease),
+        replicas=amount("--replicas", replicas),
         tasks=amount("--tasks", tasks),
         vcpu=number("--vcpu", vcpu),
         memory=number("--memory", memory),
@@ -142,6 +147,7 @@ def cost(
     rates = load_prices(region, prices)
     consumption = None if from_metrics is None else _consumption(from_metrics, workload)
     units: Units = units_of(workload) if consumption is None else consumption.units
+    units = replicated(units, workload.replicas)
     times, aim = number("--peak", peak), share("--utilisation", utilisation)
     found = estimate(units, workload, rates, peak=times, utilisation=aim)
     report(found, units, rates, consumption, as_json=as_json)

@@ -4,7 +4,7 @@ but reading the price file."""
 from ratelimit.cost.estimate import Estimate, Line, Provisioned, Saving, Throughput, dollars, estimate
 from ratelimit.cost.metrics import SHORTEST, Consumption, read_metrics
 from ratelimit.cost.prices import DEFAULT_REGION, Prices, load_prices
-from ratelimit.cost.units import LogMode, Units, Workload, amount, in_short, number, share, units_of
+from ratelimit.cost.units import LogMode, Units, Workload, amount, in_short, number, replicated, share, units_of
 
 __all__ = [
     "DEFAULT_REGION",
@@ -26,6 +26,7 @@ __all__ = [
     "load_prices",
     "number",
     "read_metrics",
+    "replicated",
     "share",
     "units_of",
 ]

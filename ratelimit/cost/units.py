@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -29,7 +29,8 @@ _OVERHEAD: Final = 100
 _STATE_BYTES: Final = 700
 _WINDOW_BYTES: Final = 20
 _SHARES: Final = ("denied", "repeated", "coalesced", "leased", "second", "log_sample", "timeline")
-_AT_LEAST_ONE: Final = ("lease", "actions", "event_bytes")
+_REFUSALS: Final = "denial cache"
+_AT_LEAST_ONE: Final = ("lease", "actions", "event_bytes", "replicas")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class Workload:
     `coalesced`    of the admitted checks, those that rode in another's write: many at once on one key.
     `leased`       of the admitted checks, those of policies with a lease of so many units, `lease`.
     `second`       of the written checks, those that took a second write, because what was remembered was out of date.
+    `replicas`     of the table, one in each of so many regions.
     `tasks`        of the sidecar on Fargate behind a load balancer, of `vcpu` and `memory` (GB) each.
     """
 
@@ -66,6 +68,7 @@ class Workload:
     leased: Fraction = Fraction(0)
     lease: int = 10
     second: Fraction = Fraction(2, 100)
+    replicas: int = 1
     tasks: int = 0
     vcpu: Fraction = Fraction(1, 2)
     memory: Fraction = Fraction(1)
@@ -116,6 +119,20 @@ class Units:
         return self.checks + self.refused + self.events + self.timelines
 
 
+def replicated(units: Units, replicas: int) -> Units:
+    """Return what the same writes come to on a table with so many replicas: each is billed in every region, but for
+    those that were refused, and every region keeps all of it."""
+    return replace(
+        units,
+        checks=units.checks * replicas,
+        events=units.events * replicas,
+        timelines=units.timelines * replicas,
+        state_gb=units.state_gb * replicas,
+        event_gb=units.event_gb * replicas,
+        spared={name: writes * (1 if name == _REFUSALS else replicas) for name, writes in units.spared.items()},
+    )
+
+
 def units_of(workload: Workload) -> Units:
     """Return what a workload comes to."""
     denied = workload.checks * workload.denied
@@ -133,7 +150,7 @@ def units_of(workload: Workload) -> Units:
         state_gb=state_gb(workload),
         event_gb=event_gb(workload.events * (1 + workload.timeline), workload),
         spared={
-            "denial cache": denied * workload.repeated,
+            _REFUSALS: denied * workload.repeated,
             "leases": (admitted - after_leases) * (1 + workload.second),
             "coalescing": (after_leases - written) * (1 + workload.second),
         },

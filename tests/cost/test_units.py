@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.cost import amount, in_short, number, share
+from ratelimit.cost import Workload, amount, in_short, number, replicated, share, units_of
 from ratelimit.errors import ConfigError
 
 
@@ -73,3 +73,13 @@ def test_what_is_no_number(text: str) -> None:
 )
 def test_in_short(value: int, text: str) -> None:
     assert in_short(value) == text
+
+
+def test_replicas_are_billed_for_what_is_written_and_not_for_what_is_refused() -> None:
+    one = units_of(Workload(checks=1_000_000, denied=Fraction(1, 5), users=1000, log="all", timeline=Fraction(1, 2)))
+    three = replicated(one, 3)
+    for name in ("checks", "events", "timelines", "state_gb", "event_gb"):
+        assert getattr(three, name) == 3 * getattr(one, name) > 0
+    assert (three.refused, three.reads) == (one.refused, one.reads)
+    assert three.spared["denial cache"] == one.spared["denial cache"] > 0
+    assert replicated(one, 1) == one
