@@ -341,3 +341,5 @@ def test_the_timeline_of_an_action(
     denied = ratelimit("usage", "timeline", "hint", "--denied", "--resource", "/a", "--since", TODAY, "--json").json
     assert [one["user"] for one in denied["events"]] == ["carol"]
     assert "no events of hint in this range" in ratelimit("usage", "timeline", "hint", "--status", "500").out
+    assert ratelimit("demo", "seed", "--users", "3", "--days", "3").status == 0
+    assert "demo-" in ratelimit("usage", "timeline", "hint").out, "a migration puts it there too"
