@@ -15,6 +15,7 @@ from typing import Any, Final, ParamSpec, TypeVar, Unpack
 from flask import Flask, Response, current_app, request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response as StarletteResponse
+from starlette.types import Message
 
 from ratelimit.config import SettingArgs
 from ratelimit.decision import Decision
@@ -94,6 +95,20 @@ class RateLimit:
         return response
 
 
+class _FlaskRequest(AppRequest):
+    __slots__ = ()
+
+    async def receive(self) -> Message:
+        """Read the body, or take what Flask has kept of it, where the app was faster. Raises `RateLimitError` where it
+        has kept nothing."""
+        asked = request.__dict__
+        if (kept := asked.get("_cached_data")) is not None:
+            return {"type": "http.request", "body": kept, "more_body": False}
+        if "stream" in asked:
+            raise RateLimitError("a function has asked for the body, which the app has read as a form or stream before")
+        return await super().receive()
+
+
 class _Extension:
     """What an app has of it, and what it does with each request."""
 
@@ -115,7 +130,7 @@ class _Extension:
             from flask_login import current_user
 
             scope["user"] = current_user
-        checked = environ[ENVIRON_KEY] = AppRequest(self.state, scope, environ.get(ENVIRON_KEY))
+        checked = environ[ENVIRON_KEY] = _FlaskRequest(self.state, scope, environ.get(ENVIRON_KEY))
         answer = run(checked.begin())
         return None if answer is None else _response(answer)
 

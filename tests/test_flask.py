@@ -264,3 +264,46 @@ def test_what_a_request_holds_is_held_until_its_stream_has_ended() -> None:
     assert limiter.peek("ip:127.0.0.1", "tokens").used == 3
     with app.app_context(), app.test_request_context("/"), pytest.raises(RateLimitError, match="do it in a view"):
         settle("tokens", 1)
+
+
+async def name_of(asked: Any) -> str:
+    return str((await asked.json())["name"])
+
+
+async def words(asked: Any) -> int:
+    return len(str((await asked.json())["text"]).split())
+
+
+@pytest.mark.parametrize("reads_first", [True, False])
+def test_the_app_may_read_the_body_before_the_limits_do(reads_first: bool) -> None:
+    app = Flask("site_of_a_test")
+    if reads_first:
+        app.before_request(lambda: flask_request.get_json(silent=True) and None)
+    login = Policy("login", "1/day", match="POST /login", user_from=name_of)
+    RateLimit(app, policies=[login, Policy("text", "9/day", cost=words)])
+    limiter = app.extensions["ratelimit"].limiter
+
+    @app.post("/login")
+    def view() -> Any:
+        return flask_request.get_json()["name"]
+
+    @app.post("/text")
+    @limited("text")
+    def text() -> Any:
+        return flask_request.get_json()["text"]
+
+    client = app.test_client()
+    answers = [client.post("/login", json={"name": name}) for name in ("alice", "alice", "bob")]
+    assert [answer.status_code for answer in answers] == [200, 429, 200]
+    assert [answers[0].text, answers[2].text] == ["alice", "bob"]
+    assert client.post("/text", json={"text": "four words and more"}).text == "four words and more"
+    assert limiter.peek("ip:127.0.0.1", "text").used == 4
+
+
+def test_a_body_that_the_app_has_read_as_a_form_is_told() -> None:
+    app = Flask("site_of_a_test")
+    app.testing = True
+    app.before_request(lambda: flask_request.form and None)
+    RateLimit(app, policies=[Policy("login", "1/day", match="POST /login", user_from=account)])
+    with pytest.raises(RateLimitError, match="has read as a form"):
+        app.test_client().post("/login", data={"name": "alice"})
