@@ -20,7 +20,7 @@ from ratelimit.store import Add, MemoryStore, Outcome, Write
 from ratelimit.store.directory import Plan, User
 from ratelimit.testing import FakeClock, virtual_time
 from ratelimit.testing.virtual_time import VirtualClock
-from tests.limiter.stores import FailingStore, failing
+from tests.limiter.stores import FailingStore, failing, hang
 from tests.regions.replicator import REGIONS, GlobalTable
 
 HERE = REGIONS[0]
@@ -110,6 +110,16 @@ async def test_a_home_that_is_away_shuts_out_nobody_else() -> None:
     away.fault = None
     clock.advance(1)
     assert (await limiter.check(user_of("us-east-1"), "hint")).allowed
+
+
+async def test_a_home_that_never_answers_costs_three_deadlines() -> None:
+    store, away = failing_home(FakeClock())
+    away.fault = hang
+    limiter = Limiter(store, [Policy("hint", "9/day", on_unavailable="deny")], clock=FakeClock(), deadline=0.02)
+    for _ in range(9):
+        assert (await limiter.check(user_of("us-east-1"), "hint")).reason == "unavailable"
+    assert away.calls["apply"] == 3
+    assert (await limiter.check(user_of(HERE), "hint")).allowed
 
 
 async def test_a_home_that_is_left_alone_has_written_nothing() -> None:
