@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import PurePosixPath
 from secrets import token_urlsafe
@@ -38,6 +37,7 @@ from ratelimit.directory import Directory
 from ratelimit.http.addresses import Addresses
 from ratelimit.http.api import Api
 from ratelimit.http.api.app import UNEXPECTED, decode_body, headers_of, raw_path, read_body
+from ratelimit.http.api.operation import package_version
 from ratelimit.http.auth import FOREIGN
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.problems import Problem, ProblemError, ProblemResponse
@@ -161,7 +161,7 @@ class Dashboard:
             "csrf": csrf_token(cookie),
             "login": isinstance(self._auth, TokenLogin) and self._auth.is_needed,
             "now": parts.limiter.clock.now() / SECOND,
-            "version": version("ratelimit-dynamodb"),
+            "version": package_version(),
             "has": {
                 "admin": self._admin is not None,
                 "directory": parts.limiter.directory is not None,

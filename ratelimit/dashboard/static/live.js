@@ -161,7 +161,7 @@ export function cost(main) {
         tile("So far", money(found.so_far.dollars), `in ${span(found.seconds)}`),
         tile("Write units so far", number(found.so_far.writes)), tile("Read units so far", number(found.so_far.reads))),
       found.seconds < 600 ? el("p", {class: "notice"}, "These workers have run for minutes only: the month may look quite different.") : "",
-      card("A month by cause", table("Projected month", [["Cause", ""], ["Units", "number"], ["", ""], ["Dollars", "number"]], found.month.map((line) => [
+      card("A month by cause", table("Projected month", [["Cause", ""], ["Units", "number"], ["Share", ""], ["Dollars", "number"]], found.month.map((line) => [
         line.cause, number(line.units), meter(Number(line.dollars), most, `${line.dollars} dollars`, true), money(line.dollars)]))),
       el("p", {class: "hint"}, `It is ${found.basis}: ${covers.what}. ${found.measured ? "Units are DynamoDB’s own count." : "A call is taken for one unit; with consumed=true in the store’s URL DynamoDB counts them."} `,
         "Storage is not in it; on demand, without taxes and free tier."));

@@ -25,7 +25,7 @@ let ids = 0;
 // `columns`: [title, "number" | ""]; `rows`: arrays of texts or elements. Rows turn into blocks where there is no room.
 export function table(caption, columns, rows, empty = "Nothing here.") {
   if (!rows.length) return el("p", {class: "empty"}, empty);
-  const head = columns.map(([title, kind]) => el("th", {scope: "col", class: kind || null}, title));
+  const head = columns.map(([title, kind]) => el("th", {scope: "col", class: kind || null}, title || el("span", {class: "hidden"}, "Actions")));
   const body = rows.map((row) => el("tr", {}, row.map((cell, n) => {
     const [title, kind] = columns[n];
     return el("td", {class: [kind, cell === "–" && "none"].filter(Boolean).join(" ") || null, "data-title": title || null}, cell);
@@ -86,7 +86,7 @@ export const calm = () => document.getElementById("trouble").replaceChildren();
 
 export class Problem extends Error {
   constructor(status, title, detail) {
-    super(status === 503 ? `${title}: ${detail}. What is shown may be old.` : detail || title);
+    super(status === 503 ? `${title}: ${detail.replace(/\.$/, "")}. What is shown may be old.` : detail || title);
     this.status = status;
   }
 }

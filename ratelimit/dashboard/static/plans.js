@@ -103,7 +103,7 @@ async function drawPolicies(place) {
 
   function draw() {
     const wanted = names.filter((name) => name.includes(search.value));
-    body.replaceChildren(table("Policies", [["Policy", ""], ["Quotas", ""], ["Matches", ""], ["Algorithm", ""], ["In the shadow", ""], ["", ""]], wanted.slice(0, shown).map((name) => {
+    body.replaceChildren(table("Policies", [["Policy", ""], ["Quotas", ""], ["Matches", ""], ["Algorithm", ""], ["In the shadow", ""], ["More", ""]], wanted.slice(0, shown).map((name) => {
       const one = policies[name];
       return [
         el("span", {}, el("b", {}, name), " ", one.mode === "shadow" ? pill("shadow", "warn") : ""),

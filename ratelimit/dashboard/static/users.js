@@ -35,10 +35,10 @@ export async function users(main, [user]) {
     const page = await ask("GET", `v1/users${query({plan: plan.value, limit: 100, cursor})}`);
     found.push(...page.users);
     cursor = page.cursor;
-    place.replaceChildren(table("Users of the directory", [["User", ""], ["Plan", ""], ["Role", ""], ["Overrides", ""], ["", ""]], found.map((each) => [
+    place.replaceChildren(table("Users of the directory", [["User", ""], ["Plan", ""], ["Role", ""], ["Overrides", ""], ["State", ""]], found.map((each) => [
       el("a", {href: `#/users/${seg(each.id)}`}, each.id), each.plan ?? "–", each.role,
       Object.entries(each.quotas).map(([action, quota]) => `${action}: ${quota}`).join(", ") || "–",
-      each.active ? "" : pill("inactive", "bad"),
+      each.active ? "active" : pill("inactive", "bad"),
     ]), "No user has an entry. Who has none is still limited by the policies: look them up by their id."));
     more.replaceChildren(cursor === null ? "" : button("More users", () => list(false), {operator: false}));
   }

@@ -274,7 +274,7 @@ def openapi(operations: Iterable[Operation], *, token: bool) -> dict[str, Any]:
         components["securitySchemes"] = {"bearer": _BEARER}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "ratelimit", "version": _version(), "description": "The limiter, as JSON over HTTP."},
+        "info": {"title": "ratelimit", "version": package_version(), "description": "The limiter, as JSON over HTTP."},
         "paths": paths,
         "components": components,
     }
@@ -325,7 +325,8 @@ def _query_parameters(query: type[Struct]) -> list[dict[str, Any]]:
     return [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
 
 
-def _version() -> str:
+def package_version() -> str:
+    """Return the version of this package; 0 where it is not installed."""
     try:
         return version("ratelimit-dynamodb")
     except PackageNotFoundError:
