@@ -20,7 +20,7 @@ export function eventList({path, actions = [], users = false}) {
   });
 
   function draw() {
-    const columns = [["Time (UTC)", ""], users ? ["User", ""] : ["Action", ""], ["Outcome", ""], ["Cost", "number"],
+    const columns = [["Time (UTC)", "time"], users ? ["User", ""] : ["Action", ""], ["Outcome", ""], ["Cost", "number"],
       ["Status", "number"], ["Took", "number"], ["Resource", ""], ["More", ""]];
     place.replaceChildren(table("Events, newest first", columns, events.map(row), "No event is like that."));
     more.replaceChildren(cursor === null ? "" : button("Older events", () => read(false), {operator: false}));

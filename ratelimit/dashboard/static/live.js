@@ -41,6 +41,7 @@ async function follow(main, title, draw) {
 function put(place, ...parts) { if (!place.contains(document.activeElement)) place.replaceChildren(...parts); }
 
 const tile = (title, value, note = "") => el("li", {}, el("span", {}, title), el("b", {}, value), el("small", {}, note));
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}.`;
 const last = (values) => values.at(-1) ?? null;
 const sum = (totals) => OUTCOMES.reduce((all, [key]) => all + totals[key], 0);
 const share = (part, all) => (all ? `${Math.round((part / all) * 1000) / 10} %` : "–");
@@ -117,7 +118,7 @@ function drawCovers(place, live) {
     : [name, pill(each.status, each.status === "ok" ? "good" : "bad"), span(each.uptime), `${each.store}: ${each.store_state}`, each.breaker,
       number(each.requests), each.usage === null ? "off" : `${number(each.usage.depth)} wait, ${number(each.usage.dropped)} lost`, each.configuration]);
   put(place,
-    el("p", {}, `${live.covers.what[0].toUpperCase()}${live.covers.what.slice(1)}. Counted since ${utc(live.covers.since)} UTC, in `, el("code", {}, live.store), "."),
+    el("p", {}, `${sentence(live.covers.what)} Counted since ${utc(live.covers.since)} UTC, in `, el("code", {}, live.store), "."),
     table("Workers", [["Worker", ""], ["State", ""], ["Up", ""], ["Store", ""], ["Breaker", ""], ["Requests", "number"], ["Usage log", ""], ["Configuration", ""]], rows));
 }
 
@@ -154,7 +155,7 @@ export function cost(main) {
       return put(body, card("This month", el("p", {class: "empty"}, why)));
     }
     const most = Math.max(...found.month.map((line) => Number(line.dollars)), 0.01);
-    const money = (text) => `${Number(text).toLocaleString("en", {minimumFractionDigits: 2, maximumFractionDigits: 2})} $`;
+    const money = (text) => Number(text).toLocaleString("en", {style: "currency", currency: found.currency});
     put(body,
       el("ul", {class: "tiles"},
         tile("A month at this rate", money(found.total), `${found.region}, prices of ${found.as_of}`),
@@ -163,7 +164,7 @@ export function cost(main) {
       found.seconds < 600 ? el("p", {class: "notice"}, "These workers have run for minutes only: the month may look quite different.") : "",
       card("A month by cause", table("Projected month", [["Cause", ""], ["Units", "number"], ["Share", ""], ["Dollars", "number"]], found.month.map((line) => [
         line.cause, number(line.units), meter(Number(line.dollars), most, `${line.dollars} dollars`, true), money(line.dollars)]))),
-      el("p", {class: "hint"}, `It is ${found.basis}: ${covers.what}. ${found.measured ? "Units are DynamoDB’s own count." : "A call is taken for one unit; with consumed=true in the store’s URL DynamoDB counts them."} `,
-        "Storage is not in it; on demand, without taxes and free tier."));
+      el("p", {class: "hint"}, `${sentence(found.basis)} It covers ${covers.what}. ${found.measured ? "Units are DynamoDB’s own count." : "A call is taken for one unit; with consumed=true in the store’s URL DynamoDB counts them."} `,
+        "Billed on demand, without taxes and free tier."));
   });
 }
