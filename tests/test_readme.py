@@ -40,7 +40,7 @@ async def test_the_fastapi_example_limits() -> None:
 def test_every_way_to_write_a_quota_is_one() -> None:
     table = TEXT.partition("| you write | it means |")[2].partition("\n\n")[0]
     written = [text for row in table.splitlines()[2:] for text in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
-    assert len(written) == 9
+    assert len(written) == 10
     assert [parse_quotas(text) for text in written]
 
 
