@@ -118,6 +118,10 @@ class TableNotFound(StoreMisconfigured):
     """The table does not exist in this region and account."""
 
 
+class IndexNotFound(StoreMisconfigured):
+    """The table lacks the index that a question needs."""
+
+
 class TableMismatch(StoreMisconfigured):
     """The table exists, but its keys are not those of this project."""
 

@@ -35,7 +35,7 @@ from ratelimit.dynamodb.schema import (
 )
 from ratelimit.dynamodb.timeline import TimelinePageReader, timeline_keys
 from ratelimit.dynamodb.transport.base import Transport
-from ratelimit.errors import StoreMisconfigured, StoreRefused, StoreThrottled, StoreUnavailable
+from ratelimit.errors import IndexNotFound, StoreMisconfigured, StoreRefused, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.store.base import (
     ANY,
@@ -238,7 +238,7 @@ class DynamoDBEventStore:
             if "index" not in str(error):
                 raise
             mend = f"`ratelimit table upgrade {self._calls.table} --gsi2` makes the index"
-            raise StoreMisconfigured(f"{error}; {mend}") from error
+            raise IndexNotFound(f"{error}; {mend}") from error
         except (KeyError, ValueError, TypeError) as error:
             raise self._unreadable(error) from error
         return TimelinePage([event for event in events if event is not None], rest)

@@ -15,7 +15,7 @@ from ratelimit.config import Config, load_config
 from ratelimit.dynamodb import DynamoDBStore, TableSpec, create_table
 from ratelimit.dynamodb.events import event_item
 from ratelimit.dynamodb.schema import TIMELINE_SHARDS
-from ratelimit.errors import InvalidCursor, InvalidEvent, InvalidInput, StoreMisconfigured
+from ratelimit.errors import IndexNotFound, InvalidCursor, InvalidEvent, InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.policy import Policy
 from ratelimit.server.runtime import Runtime
@@ -284,7 +284,7 @@ async def test_without_the_index_events_are_kept_and_it_says_what_to_do(
             await usage.record(f"user-{action}", action)
             await usage.flush()
             assert len((await usage.events(f"user-{action}")).events) == 1
-            with pytest.raises(StoreMisconfigured, match="ratelimit table upgrade usage-suite --gsi2"):
+            with pytest.raises(IndexNotFound, match="ratelimit table upgrade usage-suite --gsi2"):
                 await usage.timeline(action)
     assert "table upgrade usage-suite --gsi2" in caplog.text
 

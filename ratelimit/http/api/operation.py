@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ratelimit.directory import Contended
-from ratelimit.errors import ConfigError, InvalidInput, RateLimitError, StoreUnavailable
+from ratelimit.errors import ConfigError, IndexNotFound, InvalidInput, RateLimitError, StoreUnavailable
 from ratelimit.http.problems import TEMPORARY_REDUCED_CAPACITY, Problem, ProblemError
 from ratelimit.quota import MAX_LIMIT
 from ratelimit.store.directory import IdentityTaken
@@ -206,6 +206,9 @@ def refused(status: int, title: str, detail: str, *headers: tuple[bytes, bytes])
 
 def problem_of_error(error: RateLimitError) -> ApiProblem:
     """Return what this package's own errors are for a client."""
+    if isinstance(error, IndexNotFound):
+        detail = "The table has no index for timelines; `ratelimit table upgrade --gsi2` makes it."
+        return ApiProblem(title="Not found", status=404, detail=detail)
     if isinstance(error, StoreUnavailable):
         # Not the message: it names tables and hosts.
         detail = "The store gives no answer at the moment; it is not known whether anything was written."

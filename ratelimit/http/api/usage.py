@@ -203,7 +203,7 @@ class UsageRoutes:
             operation("GET", f"{_USER}/usage", self.summary, problems=[503]),
             operation("GET", f"{_USER}/usage/events", self.events, problems=[503]),
             operation("GET", f"{_USER}/usage/totals", self.totals, problems=[503]),
-            operation("GET", "/v1/actions/{action}/timeline", self.timeline, problems=[503]),
+            operation("GET", "/v1/actions/{action}/timeline", self.timeline, problems=[404]),
             operation("POST", f"{_USER}/erase", self.erase, problems=[503], repeatable=True),
         ]
 
