@@ -32,7 +32,7 @@ from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.holding import Hold
 from ratelimit.limiter.joint import JointPart, Spend
 from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot
-from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, MAX_PENDING_RETURNS, WaitQueues, check_timeout
+from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
@@ -91,7 +91,7 @@ class Limiter:
         self._fallback = Fallback(Counters(MemoryStore(), max_beliefs, denial_cache_us), self.breaker)
         circuit = None if isinstance(store, MemoryStore) else self._circuit(deadline)
         background = BackgroundWrites(self.stats, self._tasks("a background write", MAX_BACKGROUND_WRITES))
-        self._waits = WaitQueues(self.clock, self._tasks("a wait that was given up", MAX_PENDING_RETURNS))
+        self._waits = WaitQueues(self.clock, self._tasks("a wait that was given up"))
         self._resolver = PolicyResolver(policies, directory, enabled=enabled)
         self._checker = Checker(
             self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, background
@@ -107,7 +107,7 @@ class Limiter:
     def _circuit(self, deadline: float) -> CircuitBreaker:
         return CircuitBreaker(self.clock, deadline, self.breaker)
 
-    def _tasks(self, what: str, limit: int) -> Tasks | Deferred:
+    def _tasks(self, what: str, limit: int | None = None) -> Tasks | Deferred:
         return Tasks(what, limit=limit)
 
     def _aside(self) -> Callable[[Coroutine[Any, Any, None]], object] | None:

@@ -22,7 +22,6 @@ from ratelimit.limiter.deadline import closed
 from ratelimit.tasks import Tasks
 
 DEFAULT_TIMEOUT: Final = 60.0
-MAX_PENDING_RETURNS: Final = 1000
 _MIN_PAUSE_US: Final = SECOND // 100
 
 Ask: TypeAlias = Callable[[], Awaitable[Decision]]

@@ -44,7 +44,7 @@ class _LimiterCore(limiter.Limiter):
     def _circuit(self, deadline: float) -> BlockingCircuit:
         return BlockingCircuit(self.clock, deadline, self.breaker)
 
-    def _tasks(self, what: str, limit: int) -> Deferred:
+    def _tasks(self, what: str, limit: int | None = None) -> Deferred:
         return Deferred(self._runner)
 
     def _aside(self) -> Callable[[Coroutine[Any, Any, None]], object]:
