@@ -1,7 +1,7 @@
 """Live data: the last minutes of a process as samples, its busiest keys, and several processes' as one document.
 
-A timer samples what is counted anyway (`Recorder.sample`). Of the checks themselves only `KeyTraffic` hears, and the
-bench `live` says what that costs.
+A timer samples what is counted anyway (`LiveRecorder.sample`). Of the checks themselves only `KeyTraffic` hears, and
+the bench `live` says what that costs.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class KeyTraffic:
         return observe
 
 
-class Sample(Struct, frozen=True, array_like=True):
+class Interval(Struct, frozen=True, array_like=True):
     """What came in the time up to a tick: the number of intervals since the machine started."""
 
     tick: int
@@ -95,7 +95,7 @@ class Recording(Struct, frozen=True):
     """Microseconds since the epoch."""
     age_s: int
     """Seconds that it has recorded for, whatever the clock has done meanwhile."""
-    samples: list[Sample]
+    samples: list[Interval]
     totals: dict[str, Outcomes]
     keys_window_s: int
     refused: KeyCounts
@@ -104,7 +104,7 @@ class Recording(Struct, frozen=True):
     """Its metrics, but for the decisions."""
 
 
-class Recorder:
+class LiveRecorder:
     """Records the last minutes of one process; `sample` is to be called at the end of every interval."""
 
     def __init__(self, since: int, decisions: DecisionMetrics, registry: Registry, keys: KeyTraffic) -> None:
@@ -112,7 +112,7 @@ class Recorder:
         self._decisions = decisions
         self._registry = registry
         self._keys = keys
-        self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
+        self._samples: deque[Interval] = deque(maxlen=MAX_SAMPLES)
         self._tick: int | None = None
         self._age = 0
         self._periods = (0, 0)
@@ -140,7 +140,7 @@ class Recorder:
         others = _sum(outcomes for policy, outcomes in came.items() if policy not in kept)
         took = [now - before for now, before in zip(spans, self._spans, strict=True)]
         units = [max(0.0, now - before) for now, before in zip(store, self._store, strict=True)]
-        self._samples.append(Sample(tick, ticks, kept, others, took, *units))
+        self._samples.append(Interval(tick, ticks, kept, others, took, *units))
         self._totals, self._spans, self._store = totals, spans, store
         former, present = self._periods
         self._periods = former, present + ticks
@@ -263,7 +263,7 @@ def _units(counted: Container[str]) -> str | None:
     return "measured" if _UNITS in counted else "calls" if _CALLS in counted else None
 
 
-_Frame: TypeAlias = list[Sample]
+_Frame: TypeAlias = list[Interval]
 """Samples of one interval, one for each process that has one."""
 
 

@@ -14,7 +14,7 @@ from ratelimit import live
 from ratelimit.cost import load_prices
 from ratelimit.cost.units import HOURS
 from ratelimit.decision import Decision, Reason
-from ratelimit.live import INTERVAL_S, MAX_SAMPLED_POLICIES, MAX_SHOWN, KeyTraffic, Recorder, Recording
+from ratelimit.live import INTERVAL_S, MAX_SAMPLED_POLICIES, MAX_SHOWN, KeyTraffic, LiveRecorder, Recording
 from ratelimit.metrics import DecisionMetrics, Registry, by_label, counter
 
 
@@ -31,7 +31,7 @@ class Process:
         registry = Registry()
         registry.register("store", self._metrics)
         registry.register("decisions", self.decisions.collect)
-        self.recorder = Recorder(0, self.decisions, registry, self.keys)
+        self.recorder = LiveRecorder(0, self.decisions, registry, self.keys)
 
     def _metrics(self) -> list[Any]:
         found = [

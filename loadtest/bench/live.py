@@ -20,7 +20,7 @@ from loadtest.bench.stub import stub_server
 from loadtest.bench.worker import Contender
 from ratelimit.config import Config
 from ratelimit.decision import Decision
-from ratelimit.live import INTERVAL_S, KeyTraffic, Recorder
+from ratelimit.live import INTERVAL_S, KeyTraffic, LiveRecorder
 from ratelimit.metrics import DecisionMetrics, Registry
 from ratelimit.policy import Policy
 from ratelimit.server.factory import sidecar
@@ -111,7 +111,7 @@ def _sample_us(policies: int) -> float:
     """Where each policy has been asked since the last one."""
     names = [f"policy-{number}" for number in range(policies)]
     decisions = DecisionMetrics(names)
-    recorder = Recorder(0, decisions, Registry(), KeyTraffic())
+    recorder = LiveRecorder(0, decisions, Registry(), KeyTraffic())
     times = []
     for tick in range(9):
         for name in names:

@@ -31,7 +31,7 @@ from ratelimit.errors import (
 )
 from ratelimit.factory import table_settings
 from ratelimit.http.auth import Token
-from ratelimit.live import INTERVAL_S, KeyTraffic, Recorder, Recording
+from ratelimit.live import INTERVAL_S, KeyTraffic, LiveRecorder, Recording
 from ratelimit.metrics import OTHER, decode, encode, gauge
 from ratelimit.names import Key
 from ratelimit.prometheus import exposition
@@ -195,7 +195,7 @@ class ServerBackend:
         self._since = self._clock.now()
         self._readiness = Readiness(lambda: sidecar.current.runtime.store, self._clock)
         self._token = lru_cache(maxsize=1)(Token)
-        self._recorder = Recorder(self._since, sidecar.decisions, sidecar.registry, sidecar.keys or KeyTraffic())
+        self._recorder = LiveRecorder(self._since, sidecar.decisions, sidecar.registry, sidecar.keys or KeyTraffic())
         self._recording = Tasks("recording the last minutes")
         self._bus: WorkerBus | None = None
         if folder is not None:
