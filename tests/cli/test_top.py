@@ -164,13 +164,18 @@ def test_nobody_is_there(ratelimit: Command) -> None:
     assert "--url: 'nowhere' is no URL" in ratelimit("top", "--url", "nowhere").err
 
 
+# A process that was started in the background of a shell ignores Ctrl-C, and those that it starts with it.
+RUN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from ratelimit.cli import main; main()"
+
+
 @pytest.mark.process
 def test_it_draws_until_ctrl_c(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Listener, "document", live())
     ours, theirs = pty.openpty()
     env = {**os.environ, "RATELIMIT_ADMIN_TOKEN": TOKEN, "TERM": "xterm", "COLUMNS": "100", "LINES": "24"}
-    command = [sys.executable, "-m", "ratelimit", "top", "--url", f"http://127.0.0.1:{port}", "--interval", "0.1"]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+    command = [sys.executable, "-c", RUN, "top", "--url", f"http://127.0.0.1:{port}", "--interval", "0.1"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    try:
         os.close(theirs)
         seen = ""
         for document, said in ((live(), "912 allowed/s"), (live(allowed=777), "777 allowed/s"), (None, "answered 401")):
@@ -184,7 +189,10 @@ def test_it_draws_until_ctrl_c(port: int, monkeypatch: pytest.MonkeyPatch) -> No
         except OSError:  # the other end was closed
             pass
         assert process.wait(30) == 0
-    os.close(ours)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
     assert "\x1b[?1049h" in seen, "the alternate screen"
     assert "\x1b[?1049l" in seen, "and back"
     assert "Traceback" not in seen

@@ -318,7 +318,11 @@ def test_a_clock_that_is_off(tab: Tab) -> None:
         tab.page._ask("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
 
 
-def test_what_was_done_is_in_the_log(place: Ground) -> None:
+def test_what_was_done_is_in_the_log(tab: Tab, place: Ground) -> None:
+    tab.open("users/alice")
+    tab.press("Reset hint")
+    tab.press("Reset")
+    tab.reads("hint of alice was reset.")
     log = place.served.log.read_text()
     assert re.search(r"operator \(operator\) POST /v1/reset: 204", log)
     assert "alice" not in log

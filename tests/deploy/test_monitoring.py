@@ -146,7 +146,8 @@ async def test_a_real_prometheus_answers_every_query(engine: Engine, tmp_path: P
     (tmp_path / "envoy" / "edge.yaml").write_text(ENVOY)
     (tmp_path / "ratelimit.toml").write_text(POLICIES)
     whole: dict[str, Any] = {
-        "RATELIMIT_STORE": engine.store_url("monitored", create="true", consumed="true"),
+        "RATELIMIT_STORE": engine.store_url("monitored", region="eu-west-1", create="true", consumed="true"),
+        "RATELIMIT_REGIONS": "mode=home all=eu-west-1",
         "RATELIMIT_MIRROR": "memory://",
         "RATELIMIT_USAGE": f"journal:{tmp_path}/journal",
         "RATELIMIT_DIRECTORY": "true",
