@@ -320,6 +320,8 @@ def test_a_clock_that_is_off(tab: Tab) -> None:
 
 def test_what_was_done_is_in_the_log(tab: Tab, place: Ground) -> None:
     tab.open("users/alice")
+    tab.reads("Quotas")
+    tab.settle()
     tab.press("Reset hint")
     tab.press("Reset")
     tab.reads("hint of alice was reset.")
