@@ -53,17 +53,19 @@ async def test_what_was_taken_ahead_is_held_though_the_one_who_waited_has_gone()
     class Late(CountingStore):
         async def apply(self, *args: Any, **options: Any) -> Outcome:
             outcome = await super().apply(*args, **options)
-            await asyncio.sleep(0.01)
+            await answered.wait()
             return outcome
 
-    store = Late()
+    answered, store = asyncio.Event(), Late()
     one = leasing(store, lease=50)
     asking = asyncio.create_task(one.check("alice", "hint"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     asking.cancel()
     await asyncio.wait([asking])
-    await asyncio.sleep(0.02)
+    answered.set()
+    for _ in range(10):  # turns of the loop, in which it is taken
+        await asyncio.sleep(0)
     assert store.taken() == {"apply": 1}
     assert await one.check("alice", "hint")
     assert store.taken() == {}, "which is paid from it"
