@@ -163,10 +163,8 @@ class _Taken(Struct, frozen=True, array_like=True):
         `texts` are those of the quotas.
         """
         spent = 0 if decision.reason == "unavailable" else decision.spent
-        positions = [state.position for state in decision.quotas] if spent else []
-        taken = cls(
-            decision.user, decision.policy, spent, decision.at_us, list(zip(texts, positions, strict=False)), urandom(8)
-        )
+        quotas = [(text, s.position) for text, s in zip(texts, decision.quotas, strict=True)] if spent else []
+        taken = cls(decision.user, decision.policy, spent, decision.at_us, quotas, urandom(8))
         return urlsafe_b64encode(_pack(taken)).rstrip(b"=").decode()
 
 
