@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
 from ratelimit.blocking import sleep
+from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 
 T = TypeVar("T")
 Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...]
@@ -44,3 +45,16 @@ class Backoff:
             except on:
                 await self.pause(attempt)
         return await call()
+
+
+# Another attempt of work that takes minutes, where the store is away for some seconds.
+
+
+STORE_ATTEMPTS: Final = 10
+"""Which take some 10 seconds."""
+STORE_BACKOFF: Final = Backoff(first_s=0.1, max_s=5.0)
+
+
+async def retry_store(call: Callable[[], Awaitable[T]]) -> T:
+    """Return what `call` does, which may happen twice. Raise the last error, `StoreMisconfigured` at once."""
+    return await STORE_BACKOFF.retry(call, attempts=STORE_ATTEMPTS, on=StoreUnavailable, but=StoreMisconfigured)

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from ratelimit.retry import Backoff
+from ratelimit.errors import StoreMisconfigured, StoreThrottled, StoreUnavailable
+from ratelimit.retry import Backoff, retry_store
 
 BACKOFF = Backoff(0.1, 5.0)
 
@@ -63,3 +64,19 @@ async def test_exceptions_to_the_rule_are_raised_at_once(pauses: list[float]):
     with pytest.raises(FileNotFoundError):
         await BACKOFF.retry(Flaky(FileNotFoundError()), attempts=3, on=OSError, but=FileNotFoundError)
     assert pauses == []
+
+
+@pytest.mark.parametrize(("error", "calls"), [(StoreUnavailable, 10), (StoreThrottled, 10), (StoreMisconfigured, 1)])
+async def test_only_a_store_that_may_come_back_is_asked_again(
+    error: type[StoreUnavailable], calls: int, pauses: list[float]
+):
+    asked = 0
+
+    async def call() -> None:
+        nonlocal asked
+        asked += 1
+        raise error("away")
+
+    with pytest.raises(error):
+        await retry_store(call)
+    assert (asked, len(pauses)) == (calls, calls - 1)

@@ -10,16 +10,14 @@ import asyncio
 import logging
 import math
 import re
-import socket
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from enum import IntEnum
 from functools import lru_cache, partial
 from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from ratelimit.envoy.header_block import header_block
-from ratelimit.envoy.http2 import PER_TICK, Headers, Http2Protocol, Stream
+from ratelimit.envoy.http2 import Headers, Http2Protocol, Stream
 from ratelimit.limiter.deadline import SharedTimer
 
 logger: Final = logging.getLogger("ratelimit.grpc")
@@ -32,9 +30,6 @@ _MIN_CALL_S: Final = 0.001
 _STEPS: Final = 8
 """Deadlines are told apart by eighths of a doubling, so that few timers do for all: one comes by up to 9 % early, which
 is left for the way back."""
-_TICK_S: Final = 1.0
-_LOOK_AGAIN_S: Final = 0.02
-_BACKLOG: Final = 2048
 
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -243,70 +238,6 @@ class GrpcProtocol(Http2Protocol[CallTarget]):
         elif not stream.answered:
             self._succeed(stream, answer.result())
         self.flush_soon()
-
-
-class GrpcListener:
-    """Serve methods, by path, and `grpc.health.v1.Health/Check`. The socket, which listens, stays its owner's."""
-
-    def __init__(self, methods: Mapping[bytes, Method], sock: socket.socket) -> None:
-        self._state = ServerState(methods)
-        self._socket = sock
-        self._server: asyncio.Server | None = None
-        self._ticking: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Serve."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: GrpcProtocol(self._state), sock=self._socket, backlog=_BACKLOG)
-        self._ticking = loop.create_task(self._tick())
-
-    async def drain(self, *, linger: float, grace: float) -> None:
-        """Tell clients to leave, and answer them for `linger` seconds more. What runs after `grace` seconds is cut off.
-
-        It accepts for half as long again as newcomers are let in, as there may be a queue, or handshakes on their way.
-        """
-        loop = asyncio.get_running_loop()
-        since = loop.time()
-        linger = min(linger, grace / 2)
-        self._state.draining = True
-        while (now := loop.time()) < since + grace:
-            for connection in list(self._state.connections):
-                connection.leave(now + linger)
-                connection.tick(now)
-            if now >= since + 1.5 * linger:
-                await self._stop_accepting()
-            if self._server is None and not self._state.connections:
-                return
-            await asyncio.sleep(_LOOK_AGAIN_S)
-        await self._stop_accepting()
-        if calls := sum(len(each.streams) for each in self._state.connections):
-            logger.warning("%d calls were not finished in time and are cut off", calls)
-        for connection in list(self._state.connections):
-            connection.cut_off()
-
-    async def stop(self) -> None:
-        """Stop at once what `drain` has left."""
-        await self._stop_accepting()
-        if self._ticking is not None:
-            self._ticking.cancel()
-        for connection in list(self._state.connections):
-            connection.cut_off()
-
-    async def _stop_accepting(self) -> None:
-        # asyncio's server would lose, unclosed, what it accepted a turn of its loop before (python/cpython#109564).
-        if self._server is not None:
-            with suppress(NotImplementedError):  # of the loop on Windows, which loses nothing
-                asyncio.get_running_loop().remove_reader(self._socket)
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            self._server.close()
-            self._server = None
-
-    async def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(_TICK_S)
-            for connection in list(self._state.connections):
-                connection.tick(loop.time(), PER_TICK)
 
 
 @lru_cache(256)

@@ -25,8 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.clock import SECOND
 from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
-from ratelimit.http.dependency import unknown_action
-from ratelimit.http.openapi import describe_refusals
+from ratelimit.http.dependency import describe_refusals, unknown_action
 from ratelimit.limiter import Limiter
 from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog

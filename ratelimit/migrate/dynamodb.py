@@ -36,9 +36,9 @@ from ratelimit.migrate.convert import Converter, derived_id, shown
 from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, Expired, SourceRow
 from ratelimit.migrate.target import LOOKED_AT, RawTable, is_foreign, kind_of
 from ratelimit.names import Key
+from ratelimit.retry import retry_store
 from ratelimit.store import Record
 from ratelimit.store.directory import Identity, Plan, User, name_of
-from ratelimit.store.retry import retry
 
 _SHOWN: Final = 20
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
@@ -60,7 +60,7 @@ class TableSource:
         """Raise `TableMismatch` for a table in which nothing is this project's."""
         await self._store.open()
         await self._raw.open()
-        items, _ = await retry(lambda: self._raw.scan(limit=LOOKED_AT))
+        items, _ = await retry_store(lambda: self._raw.scan(limit=LOOKED_AT))
         if items and all(map(is_foreign, items)):
             kinds = Counter(kind_of(item["PK"]["S"], item["SK"]["S"]) for item in items)
             has = ", ".join(f"{count} items {kind}" for kind, count in kinds.most_common(_SHOWN))
@@ -101,21 +101,21 @@ class TableSource:
         await self._store.close()
 
     async def _fresh(self, key: Key) -> Record:
-        return await retry(lambda: self._store.read(key))
+        return await retry_store(lambda: self._store.read(key))
 
     async def _page(self, entity: Entity, cursor: str | None) -> tuple[Sequence[Entry], str | None]:
         store = self._store
         try:
             if entity in ("plans", "users"):
                 kind: type[Plan | User] = Plan if entity == "plans" else User
-                page = await retry(lambda: store.directory.page(kind, limit=1000, cursor=cursor))
+                page = await retry_store(lambda: store.directory.page(kind, limit=1000, cursor=cursor))
                 return page.entries, page.cursor
             if entity == "events":
                 now = self._clock.now() // 1000
                 since, until = now - _RETENTION_MS, now + MAX_FUTURE_MS
-                events = await retry(lambda: store.scans.events(since=since, until=until, cursor=cursor))
+                events = await retry_store(lambda: store.scans.events(since=since, until=until, cursor=cursor))
                 return events.entries, events.cursor
-            records = await retry(lambda: store.scans.records(cursor=cursor))
+            records = await retry_store(lambda: store.scans.records(cursor=cursor))
             return [Counted(key, record, partial(self._fresh, key)) for key, record in records.entries], records.cursor
         except InvalidCursor:
             raise InvalidInput("the checkpoint does not fit the source any more; begin anew with --restart") from None
@@ -246,7 +246,7 @@ class LegacySource:
     async def open(self) -> None:
         """Raise `TableMismatch` for a table that is keyed otherwise."""
         await self._raw.open()
-        description = await retry(self._raw.description)
+        description = await retry_store(self._raw.description)
         keys = [key["AttributeName"] for key in description.get("KeySchema", ())]
         if sorted(keys) != ["PK", "SK"]:
             hint = "; a session table holds no usage" if {"sessionId", "opportunityId"} & set(keys) else ""
@@ -265,7 +265,7 @@ class LegacySource:
         if entity == "events":  # what is noted is noted in one pass only: the others read the same items
             self._events = stand
         while True:
-            items, stand.cursor = await retry(lambda: self._raw.scan(limit=size, after=stand.cursor))
+            items, stand.cursor = await retry_store(lambda: self._raw.scan(limit=size, after=stand.cursor))
             stand.done += len(items)
             found = [self._read(entity, unmarshal(item)) for item in items]
             place = msgspec.json.encode(stand).decode()

@@ -21,7 +21,7 @@ from ratelimit.migrate.convert import Converter, DuplicateCounter
 from ratelimit.migrate.mapping import HELD, Seen, absent, first_of, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.mapping import Mapping as Columns
 from ratelimit.migrate.rows import Batch, Entity, SourceRefused, SourceRow, SourceUnavailable
-from ratelimit.store.retry import retry
+from ratelimit.retry import retry_store
 
 # A database by its URL, opened so that nothing can be changed in it, and that odd values concern their row only.
 
@@ -411,7 +411,7 @@ class SqlSource:
                 await asyncio.gather(working, return_exceptions=True)
                 raise
 
-        return await (attempt() if once else retry(attempt))
+        return await (attempt() if once else retry_store(attempt))
 
     def _explained(self, work: Callable[[], T], what: str) -> T:
         errors = self._sa.exc

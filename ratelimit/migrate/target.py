@@ -32,10 +32,10 @@ from ratelimit.errors import InvalidInput, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.ledger import Ledger
 from ratelimit.names import Key
+from ratelimit.retry import STORE_BACKOFF, retry_store
 from ratelimit.store import Record, Write
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, position_of
 from ratelimit.store.directory import IdentityTaken, Plan, User, name_of
-from ratelimit.store.retry import BACKOFF, retry
 
 # `Pace`: so many write units a second, and no more.
 
@@ -131,7 +131,7 @@ class Target:
         One that is there is never changed: `kept` where it says something else than the source does.
         """
         by_key = {(event_pk(one.user, day_of(one.at_ms)), event_sk(position_of(one))): one for one in events}
-        there = await retry(lambda: self.store.events.items(list(by_key), consistent=False))
+        there = await retry_store(lambda: self.store.events.items(list(by_key), consistent=False))
         fresh = [event for key, event in by_key.items() if key not in there]
         if self._ledger is not None:
             self._ledger.note_events(fresh)
@@ -168,27 +168,27 @@ class Target:
 
         async def delete(batch: Sequence[tuple[str, str]]) -> None:
             await self._pace.take(EVENT_UNITS * len(batch))
-            await retry(lambda: self.store.events.delete([item_key(*key) for key in batch]))
+            await retry_store(lambda: self.store.events.delete([item_key(*key) for key in batch]))
 
         await self.each(batches, delete)
 
     async def delete_entry(self, kind: type[User | Plan], name: str, *, version: int, now: int) -> bool:
         """Delete an entry. Return False where it was changed since this version; True also where it is gone already."""
         directory = self.store.directory
-        found = await retry(lambda: directory.read(kind, name))
+        found = await retry_store(lambda: directory.read(kind, name))
         if found is None:
             return True
         if found.version != version:
             return False
         await self._pace.take(entry_units(found))
-        return await retry(lambda: directory.replace(found, None, now=now))
+        return await retry_store(lambda: directory.replace(found, None, now=now))
 
     async def record(self, key: Key) -> Record:
-        return await retry(lambda: self.store.read(key))
+        return await retry_store(lambda: self.store.read(key))
 
     async def pause(self, attempt: int = 1) -> None:
         """Wait, before something is tried again."""
-        await BACKOFF.pause(attempt)
+        await STORE_BACKOFF.pause(attempt)
 
     async def _put_batch(self, events: Sequence[UsageEvent]) -> None:
         async def put() -> Sequence[UsageEvent]:
@@ -198,8 +198,8 @@ class Target:
             return left
 
         await self._pace.take(sum(map(self._units, events)))
-        while events := await retry(put):
-            await BACKOFF.pause(1)
+        while events := await retry_store(put):
+            await STORE_BACKOFF.pause(1)
 
     def _units(self, event: UsageEvent) -> int:
         """Return those of an event: a note of an id that was given takes one more, and so does the second index."""
@@ -208,14 +208,14 @@ class Target:
     async def _put_entry(self, entry: User | Plan, now: int) -> Outcome:
         directory = self.store.directory
         while True:
-            found = await retry(lambda: directory.read(type(entry), name_of(entry)))
+            found = await retry_store(lambda: directory.read(type(entry), name_of(entry)))
             if found is not None:
                 return "there" if found == entry else "kept"
             await self._pace.take(entry_units(entry))
             if self._ledger is not None:
                 self._ledger.note_entry(entry, version=now)
             # What is noted and not written is nobody's: a version that an entry does not have is not taken back.
-            if await retry(lambda: directory.replace(None, entry, now=now)):
+            if await retry_store(lambda: directory.replace(None, entry, now=now)):
                 return "written"
 
     async def each(self, items: Sequence[T], work: Callable[[T], Awaitable[R]]) -> list[R]:

@@ -22,9 +22,9 @@ from ratelimit.migrate.runner import ProgressListener, ahead, chunks, learn_rule
 from ratelimit.migrate.sources import migration_settings
 from ratelimit.migrate.tally import MARK, SCHEMA, Rules, Tally
 from ratelimit.names import Key
+from ratelimit.retry import retry_store
 from ratelimit.store.base import ScanPage, day_of
 from ratelimit.store.directory import Plan, User, name_of
-from ratelimit.store.retry import retry
 
 # `Verdict`: what a verification has found.
 
@@ -345,7 +345,7 @@ class _Check:
             await asyncio.to_thread(sides.note, SOURCE, events)
         cursor: str | None = None
         while True:
-            page: ScanPage[UsageEvent] = await retry(
+            page: ScanPage[UsageEvent] = await retry_store(
                 lambda cursor=cursor: self._store.scans.events(since=since, until=until + 1, cursor=cursor)  # type: ignore[misc]
             )
             compared.target += len(page.entries)
@@ -361,7 +361,7 @@ class _Check:
         kind: type[User | Plan] = User if entity == "users" else Plan
         cursor: str | None = None
         while True:
-            page = await retry(
+            page = await retry_store(
                 lambda cursor=cursor: self._store.directory.page(kind, limit=1000, cursor=cursor)  # type: ignore[misc]
             )
             sides.note(TARGET, page.entries)
@@ -382,7 +382,7 @@ class _Check:
             await asyncio.to_thread(sides.note, SOURCE, added)
         cursor: str | None = None
         while True:
-            page = await retry(lambda cursor=cursor: self._store.scans.records(cursor=cursor))  # type: ignore[misc]
+            page = await retry_store(lambda cursor=cursor: self._store.scans.records(cursor=cursor))  # type: ignore[misc]
             await asyncio.to_thread(sides.note, TARGET, page.entries)
             if (cursor := page.cursor) is None:
                 break

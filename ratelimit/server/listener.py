@@ -7,6 +7,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from email.utils import formatdate
 from typing import Any, Final, Protocol
@@ -78,14 +79,71 @@ class StartFailed(RateLimitError):
     """The service did not start. The reason is in the log."""
 
 
-class Listener:
-    """Has to be made within the event loop's process; the socket stays its owner's."""
+class DrainingListener:
+    """Accepts connections on a socket, which stays its owner's, until it drains."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self._server: asyncio.Server | None = None
+
+    async def drain(self, *, linger: float, grace: float) -> None:
+        """Tell clients to leave by what they are answered, for `linger` seconds. What runs is cut off after `grace`.
+
+        It accepts for half as long again as newcomers are let in, as there may be a queue, or handshakes on their way.
+        """
+        if not self._is_accepting():
+            return
+        accepts = ShutdownTimeouts(linger=linger, grace=grace).accepts
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while (now := loop.time()) < since + grace:
+            self._tell_to_leave(now, linger)
+            if now >= since + 1.5 * accepts:
+                await self._stop_accepting()
+            if not self._is_accepting() and not self.is_busy:
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        await self._stop_accepting()
+        await self._cut_off()
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether there is any connection, or request under way."""
+        raise NotImplementedError
+
+    def _is_accepting(self) -> bool:
+        return self._server is not None
+
+    def _tell_to_leave(self, now: float, linger: float) -> None:
+        """Tell those who are connected that they have `linger` seconds; called again and again."""
+        raise NotImplementedError
+
+    async def _cut_off(self) -> None:
+        """End what is left."""
+        raise NotImplementedError
+
+    async def _accept(self, make: Callable[[], Any]) -> None:
+        # Protocols are so by their methods: of no class of asyncio's, so that they can be compiled.
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(make, sock=self._listening, backlog=BACKLOG)
+
+    async def _stop_accepting(self) -> None:
+        # asyncio's server would lose, unclosed, what it accepted a turn of its loop before (python/cpython#109564).
+        if self._server is not None:
+            with suppress(NotImplementedError):  # of the loop on Windows, which loses nothing
+                asyncio.get_running_loop().remove_reader(self._listening)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+            self._server.close()
+            self._server = None
+
+
+class Listener(DrainingListener):
+    """Has to be made within the event loop's process."""
 
     def __init__(self, service: Service, listening: socket.socket) -> None:
+        super().__init__(listening)
         self._service = service
-        self._listening = listening
         self._shared: ListenerState | None = None
-        self._server: asyncio.Server | None = None
         self._tick: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
@@ -97,37 +155,8 @@ class Listener:
             raise StartFailed(str(error)) from error
         loop = asyncio.get_running_loop()
         self._shared = shared = ListenerState(self._service, loop)
-
-        def make() -> Any:
-            # A protocol by its methods: of no class of asyncio's, so that it can be compiled.
-            return ClientConnection(shared)
-
-        self._server = await loop.create_server(make, sock=self._listening, backlog=BACKLOG)
+        await self._accept(lambda: ClientConnection(shared))
         self._tick = loop.call_later(TICK_S, self._look, loop, shared)
-
-    async def drain(self, *, linger: float, grace: float) -> None:
-        """Tell clients to leave by what they are answered. Connections that are idle for `linger` seconds close; what
-        runs is cut off after `grace` seconds.
-
-        It accepts for half as long again as newcomers are let in, as there may be a queue, or handshakes on their way.
-        """
-        shared = self._shared
-        if shared is None:
-            return
-        accepts = 1.5 * ShutdownTimeouts(linger=linger, grace=grace).accepts
-        loop = asyncio.get_running_loop()
-        since = loop.time()
-        shared.draining = True
-        while (now := loop.time()) < since + grace:
-            for connection in list(shared.connections):
-                connection.drain(now, linger)
-            if now >= since + accepts:
-                await self._stop_accepting()
-            if self._server is None and not self.is_busy:
-                return
-            await asyncio.sleep(_LOOK_AGAIN_S)
-        await self._stop_accepting()
-        await self._cut_off(shared)
 
     async def stop(self) -> None:
         """End the service."""
@@ -137,19 +166,17 @@ class Listener:
 
     @property
     def is_busy(self) -> bool:
-        """Return whether there is any connection, or request under way."""
         return self._shared is not None and bool(self._shared.connections or self._shared.exchanges)
 
-    async def _stop_accepting(self) -> None:
-        # asyncio's server would lose, unclosed, what it accepted a turn of its loop before (python/cpython#109564).
-        if self._server is not None:
-            with suppress(NotImplementedError):  # of the loop on Windows, which loses nothing
-                asyncio.get_running_loop().remove_reader(self._listening)
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            self._server.close()
-            self._server = None
+    def _tell_to_leave(self, now: float, linger: float) -> None:
+        assert self._shared is not None
+        self._shared.draining = True
+        for connection in list(self._shared.connections):
+            connection.drain(now, linger)
 
-    async def _cut_off(self, shared: ListenerState) -> None:
+    async def _cut_off(self) -> None:
+        assert self._shared is not None
+        shared = self._shared
         if shared.exchanges:
             logger.warning("%d requests were not finished in time and are cut off", len(shared.exchanges))
         for connection in list(shared.connections):

@@ -29,7 +29,7 @@ from ratelimit.server.shutdown import ShutdownTimeouts, on_signals
 from ratelimit.server.sidecar import Sidecar
 
 if TYPE_CHECKING:
-    from ratelimit.envoy.grpc import GrpcListener
+    from ratelimit.server.envoy import GrpcListener
 
 logger = logging.getLogger("ratelimit.serving")
 
@@ -153,8 +153,7 @@ class Worker:
 
 def _grpc_listener(sidecar: Sidecar, sock: socket.socket) -> GrpcListener:
     # Imported here: it needs the extra `envoy`.
-    from ratelimit.envoy.grpc import GrpcListener
-    from ratelimit.server.envoy import grpc_methods
+    from ratelimit.server.envoy import GrpcListener, grpc_methods
 
     return GrpcListener(grpc_methods(sidecar), sock)
 

@@ -20,8 +20,8 @@ from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import check_action, check_user
+from ratelimit.retry import retry_store
 from ratelimit.store.base import MAX_PARTS, Ask, Part, ScanPage, TableStore, each_page, first_cursors
-from ratelimit.store.retry import retry
 from ratelimit.usage.formats import Encoder
 from ratelimit.usage.queries import MAX_PAGE, EventQuery, page_of, range_of
 
@@ -102,7 +102,7 @@ def _source(store: TableStore, reached: ExportCheckpoint, clock: Clock) -> Ask[U
     since, until = reached.since, reached.until
 
     async def of_all(part: Part, cursor: str | None) -> ScanPage[UsageEvent]:
-        return await retry(lambda: store.scans.events(since=since, until=until, cursor=cursor, part=part))
+        return await retry_store(lambda: store.scans.events(since=since, until=until, cursor=cursor, part=part))
 
     async def of_user(_: Part, cursor: str | None) -> ScanPage[UsageEvent]:
         assert user is not None
@@ -110,7 +110,7 @@ def _source(store: TableStore, reached: ExportCheckpoint, clock: Clock) -> Ask[U
             user, now=clock.now(), since=reached.asked.since, until=reached.asked.until,
             action=None, allowed=None, cursor=cursor,
         )  # fmt: skip
-        page = await retry(lambda: page_of(store.events, query, MAX_PAGE))
+        page = await retry_store(lambda: page_of(store.events, query, MAX_PAGE))
         return ScanPage(page.events, page.cursor)
 
     return of_all if user is None else of_user

@@ -23,8 +23,8 @@ from ratelimit.clock import Clock, SystemClock, since_epoch
 from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
 from ratelimit.event import UsageEvent
 from ratelimit.event_id import id_from, time_of
+from ratelimit.retry import STORE_BACKOFF, retry_store
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
-from ratelimit.store.retry import BACKOFF, retry
 from ratelimit.usage.export import beside
 from ratelimit.usage.formats import FIELDS, FileLine, FormatName, format_of, read_lines
 from ratelimit.usage.parquet import read_rows
@@ -162,7 +162,7 @@ async def _compared(store: EventStore, lines: list[_Read]) -> list[_Read]:
 
     async def find(some: Sequence[_Read]) -> None:
         events = [line.event for line in some if line.event is not None]
-        found = await retry(lambda: store.find(events))
+        found = await retry_store(lambda: store.find(events))
         there.update({id(event): one for event, one in zip(events, found, strict=True) if one is not None})
 
     await _side_by_side(find, asked)
@@ -197,8 +197,8 @@ async def _put_batch(store: EventStore, events: Sequence[UsageEvent], timelines:
             raise StoreThrottled("the store is throttled, it takes no events; repeat the import later: it goes on")
         return left
 
-    while events := await retry(put):
-        await BACKOFF.pause(1)
+    while events := await retry_store(put):
+        await STORE_BACKOFF.pause(1)
 
 
 class _Rejects:

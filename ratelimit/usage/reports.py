@@ -18,8 +18,8 @@ from ratelimit.algorithms.totals import kept_range, totals_of, utc_date
 from ratelimit.clock import Clock
 from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
 from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_user
+from ratelimit.retry import retry_store
 from ratelimit.store.base import MAX_PARTS, Part, Record, ScanPage, Scans, TableStore, each_page, first_cursors
-from ratelimit.store.retry import retry
 from ratelimit.usage.erasing import Erased, erase_by_key, spellings
 from ratelimit.usage.queries import EventPage, EventQuery, page_of, timeline_of, walk
 
@@ -250,7 +250,7 @@ async def top_of(scans: Scans, day: date, action: str, *, count: int, parts: int
     field = day_field(day)
 
     async def ask(part: Part, cursor: str | None) -> ScanPage[tuple[Key, Record]]:
-        return await retry(lambda: scans.records(field=field, cursor=cursor, part=part))
+        return await retry_store(lambda: scans.records(field=field, cursor=cursor, part=part))
 
     best: list[TopUser] = []
     async with aclosing(each_page(ask, first_cursors(parts), of=parts)) as pages:

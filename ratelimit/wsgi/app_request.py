@@ -28,7 +28,7 @@ from ratelimit.policy import Exempt, UserFrom
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.tasks import Tasks
 from ratelimit.usage import log
-from ratelimit.wsgi.body import InputReader
+from ratelimit.wsgi.environ import InputReader
 
 T = TypeVar("T")
 

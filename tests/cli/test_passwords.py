@@ -57,7 +57,7 @@ def test_no_part_of_it_is_in_what_is_shown(scheme: str, password: str) -> None:
 def test_a_source(
     scheme: str, password: str, ratelimit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ratelimit.store.retry.ATTEMPTS", 1)
+    monkeypatch.setattr("ratelimit.retry.STORE_ATTEMPTS", 1)
     source = f"{scheme}://app:{password}@127.0.0.1:9/app"
     store = "dynamodb://t?region=eu-west-1&endpoint=http://127.0.0.1:9"
     for command in (("run",), ("run", "--json"), ("run", "--dry-run"), ("verify",), ("verify", "--json")):

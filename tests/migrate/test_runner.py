@@ -145,7 +145,7 @@ async def test_a_database_that_goes_away(
     rest = [row async for batch in pages for row in batch.rows]
     assert len(first.rows) + len(rest) == 12
     await source.close()
-    monkeypatch.setattr("ratelimit.store.retry.ATTEMPTS", 2)
+    monkeypatch.setattr("ratelimit.retry.STORE_ATTEMPTS", 2)
     gone = url.rpartition("@")[0] + "@127.0.0.1:9/" + url.rpartition("/")[2]
     with pytest.raises(SourceUnavailable, match="cannot be read"):
         await SqlSource(gone, Converter(Mapping(), clock=SystemClock())).open()
