@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from difflib import get_close_matches
 from types import TracebackType
@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 from ratelimit.errors import ConfigError
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.regions import Regions
+from ratelimit.regions.split import SplitStore
 from ratelimit.regions.sum import SumStore
 from ratelimit.store import MemoryStore, TableStore
 
@@ -102,15 +103,16 @@ def _dynamodb(url: str, regions: Regions | None) -> TableStore:
 def over_regions(settings: Settings, regions: Regions | None, store: Callable[[Settings], TableStore]) -> TableStore:
     """Return the store on a table, by one `store` for each region that has to be asked. Raises `ConfigError`."""
     settings = settings_here(settings, regions)
-    kind = None if settings.mode is None else _OVER_REGIONS.get(settings.mode)
-    if kind is None or settings.region is None:
+    if settings.mode in (None, "strong") or settings.region is None:
         return store(settings)
     endpoints = {} if regions is None else regions.endpoints
     stores = {
         region: store(replace(settings, region=region, endpoint=endpoints.get(region, settings.endpoint)))
         for region in settings.regions
     }
-    return kind(stores, settings.region)
+    if settings.mode == "split":
+        return SplitStore(stores, settings.region, settings.shares)
+    return (HomeStore if settings.mode == "home" else SumStore)(stores, settings.region)
 
 
 def settings_here(settings: Settings, regions: Regions | None) -> Settings:
@@ -126,10 +128,11 @@ def settings_here(settings: Settings, regions: Regions | None) -> Settings:
     if regions is None:
         return replace(settings, region=here)
     endpoint = regions.endpoints.get(here, settings.endpoint)
-    return replace(settings, region=here, endpoint=endpoint, regions=regions.all, mode=regions.mode)
+    return replace(
+        settings, region=here, endpoint=endpoint, regions=regions.all, mode=regions.mode, shares=regions.shares
+    )
 
 
-_OVER_REGIONS: Final[Mapping[str, type[HomeStore] | type[SumStore]]] = {"home": HomeStore, "sum": SumStore}
 _MOST_DIGITS: Final = 18
 _MEMORY: Final = "memory://, or memory://?max_keys=1000"
 _EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"

@@ -132,8 +132,8 @@ class Config:
     mirror: str = setting("off", _mirror, shown=masked)
     """Another store, as a URL, that is written to as well while stores are changed; it decides nothing."""
     regions: Regions | None = setting(None, read_regions, regions_of_text, shown=shown_regions)
-    """Of a table with replicas: how a quota holds in all regions (`mode`: `home`, `sum` or `strong`), which those are
-    (`all`), and which is this one (`here`; by default the store's, or `AWS_REGION`); or `off`."""
+    """Of a table with replicas: how a quota holds in all regions (`mode`: `home`, `sum`, `strong` or `split`), which
+    those are (`all`), and which is this one (`here`; by default the store's, or `AWS_REGION`); or `off`."""
     deadline: float = setting(DEFAULT_DEADLINE, _seconds(least=MIN_DEADLINE), number)
     """Seconds a check may wait for the store; then the policy's `on_unavailable` answers."""
     denial_cache: float = setting(DEFAULT_DENIAL_CACHE, _seconds(least=0.0), number)

@@ -26,7 +26,8 @@ consistent read:
 
 How the regions of a table with replicas count, so that all processes do it alike:
 
-    PK = REGIONS                      SK = META   tp = rgn    mod = home | strong   all = <regions, with commas>
+    PK = REGIONS                      SK = META   tp = rgn    mod = home | sum | strong | split
+         all = <regions, with commas>   shr = <their shares, with commas>, where they have some
 
 `GSI2` is made on request, for the timeline of an action across all users. It holds the events of actions that are to
 have one, by action, UTC day, outcome (`A` allowed, `D` denied) and shard; no counter is ever on it:
@@ -81,6 +82,7 @@ REGIONS: Final = "REGIONS"
 REGIONS_TYPE: Final = "rgn"
 MODE: Final = "mod"
 ALL: Final = "all"
+SHARES: Final = "shr"
 
 _IDENTITY_PREFIXES: Final[dict[IdentityKind, str]] = {"email": "EMAIL#", "api_key": "KEY#"}
 

@@ -39,6 +39,7 @@ class StoreOptions(TypedDict, total=False):
     read_timeout: float
     regions: tuple[str, ...]
     mode: RegionsMode | None
+    shares: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,8 @@ class Settings:
     `attempts`         tries per call, where a retry cannot count twice.
     `connect_timeout`  seconds; so is `read_timeout`, the longest silence while waiting for an answer.
     `regions`          those that count, of a table with replicas: `eu-west-1,us-east-1`.
-    `mode`             how a quota holds in all of them: `home`, `sum` or `strong`.
+    `mode`             how a quota holds in all of them: `home`, `sum`, `strong` or `split`.
+    `shares`           of each of them, for `split`: `2,1`; equal ones where there are none.
     """
 
     table: str
@@ -71,6 +73,7 @@ class Settings:
     read_timeout: float = 2.0
     regions: tuple[str, ...] = ()
     mode: RegionsMode | None = None
+    shares: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if type(self.table) is not str or not _TABLE.fullmatch(self.table):
@@ -79,7 +82,7 @@ class Settings:
             raise ConfigError("region", f"{self.region!r} is not a region; write it like 'eu-west-1'")
         if self.endpoint is not None:
             _check_endpoint(self.endpoint)
-        if self.regions or self.mode is not None:
+        if self.regions or self.mode is not None or self.shares:
             _check_regions(self)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -93,13 +96,13 @@ class Settings:
 
 def check_one_region(settings: Settings, what: str) -> None:
     """Raise `ConfigError` for users who are counted in several regions, for `what` goes to one alone."""
-    if settings.mode in ("home", "sum") and len(settings.regions) > 1:
+    if settings.mode not in (None, "strong") and len(settings.regions) > 1:
         raise ConfigError("regions", f"{what} one region, and users are counted in {', '.join(settings.regions)}")
 
 
 def _check_regions(settings: Settings) -> None:
     try:
-        check_regions(settings.mode, settings.regions)
+        check_regions(settings.mode, settings.regions, settings.shares)
     except ConfigError as error:
         raise ConfigError(error.path.replace("all", "regions"), error.problem) from None
     if settings.region is not None and settings.region not in settings.regions:
@@ -228,6 +231,7 @@ _BY_TYPE: Final[dict[str, Callable[[str, str], Any]]] = {
     "str | None": _text,
     "RegionsMode | None": _text,
     "tuple[str, ...]": lambda name, text: tuple(_text(name, text).split(",")),
+    "tuple[int, ...]": lambda name, text: tuple(_whole(name, part) for part in _text(name, text).split(",")),
     "bool": _boolean,
     "int": _whole,
     "float": _seconds,

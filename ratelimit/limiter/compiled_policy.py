@@ -28,6 +28,7 @@ from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource, check_together, members_of
 from ratelimit.quota import INACTIVE, UNLIMITED, Quota, Quotas, QuotasLike, to_quotas
+from ratelimit.regions.split import SplitStore
 from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record, Write
 
 _DAY_S: Final = DAY // SECOND
@@ -286,8 +287,20 @@ class PolicyResolver:
     Of the latter two the most recently used ones are kept.
     """
 
-    def __init__(self, policies: Iterable[Policy], directory: QuotaSource | None, *, enabled: bool = True) -> None:
-        self.policies: Mapping[str, Policy] = MappingProxyType(_by_name(policies))
+    def __init__(
+        self,
+        policies: Iterable[Policy],
+        directory: QuotaSource | None,
+        *,
+        enabled: bool = True,
+        split: SplitStore | None = None,
+    ) -> None:
+        found = _by_name(policies)
+        if split is not None:
+            found = {name: split.share_policy(policy) for name, policy in found.items()}
+        self.policies: Mapping[str, Policy] = MappingProxyType(found)
+        self._split = split
+        """Whose share of every quota holds; None where all of it does."""
         self._enabled = enabled
         self._directory = directory if enabled else None
         check_together(self.policies)
@@ -308,10 +321,12 @@ class PolicyResolver:
         if not self._enabled and (quotas is None or key.action in self._named):
             quotas = algorithm = None
         if quotas is not None:
-            return self._with(key.action, to_quotas(quotas) if self._enabled else UNLIMITED, algorithm)
+            own = to_quotas(quotas) if self._enabled else UNLIMITED
+            return self._with(key.action, own if self._split is None else self._split.share(own), algorithm)
         if self._directory is not None:
             found = await self._directory.quotas_for(key.user, key.action)
             if found is not None:
+                found = found if self._split is None else self._split.share(found)
                 return self._with(key.action, self._usable(key.action, found, algorithm), algorithm)
         compiled = self._named.get(key.action)
         if compiled is None:

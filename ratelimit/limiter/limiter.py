@@ -36,6 +36,7 @@ from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
+from ratelimit.regions.split import split_of
 from ratelimit.store.base import MAX_WRITES_AT_ONCE, Store
 from ratelimit.store.memory import MemoryStore
 from ratelimit.tasks import Tasks
@@ -92,7 +93,7 @@ class Limiter:
         circuit = None if isinstance(store, MemoryStore) else self._circuit(deadline)
         background = BackgroundWrites(self.stats, self._tasks("a background write", MAX_BACKGROUND_WRITES))
         self._waits = WaitQueues(self.clock, self._tasks("a wait that was given up"))
-        self._resolver = PolicyResolver(policies, directory, enabled=enabled)
+        self._resolver = PolicyResolver(policies, directory, enabled=enabled, split=split_of(store))
         self._checker = Checker(
             self._resolver, self._counters, self._fallback, circuit, self.clock, deadline, background
         )

@@ -13,12 +13,13 @@ from ratelimit.errors import ConfigError
 from ratelimit.policy import Policy
 from ratelimit.settings import one_of, texts, unknown
 
-RegionsMode: TypeAlias = Literal["home", "sum", "strong"]
+RegionsMode: TypeAlias = Literal["home", "sum", "strong", "split"]
 
 PROMISES: Final[Mapping[RegionsMode, str]] = {
     "home": "exact: a user is counted in one region, which the others ask",
     "sum": "each region counts by itself, and sees the others a moment later: usage is exact, a quota nearly",
     "strong": "exact: conditions hold in all regions at once",
+    "split": "exact: each region has a fixed share of every quota, and no more",
 }
 """What holds of a quota, for people."""
 
@@ -27,6 +28,7 @@ NOT_A_SUM: Final = (
     "mode = 'home'"
 )
 MAX_REGIONS: Final = 32
+MAX_SHARE: Final = 1_000_000
 MAX_CACHED_HOMES: Final = 10_000
 _REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _check_mode = one_of(RegionsMode)
@@ -44,23 +46,25 @@ class Regions:
     `all`        every region that counts, in an order that all processes write alike.
     `here`       the one that this process is in; None leaves it to the store's URL, or `AWS_REGION`.
     `endpoints`  servers other than Amazon's own, by region.
+    `shares`     of each region of `all`, in that order, for `split`: whole numbers, equal ones where there are none.
     """
 
     mode: RegionsMode
     all: tuple[str, ...]
     here: str | None = None
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    shares: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_regions(self.mode, self.all)
+        check_regions(self.mode, self.all, self.shares)
         for name, regions in (("here", () if self.here is None else (self.here,)), ("endpoints", self.endpoints)):
             for region in regions:
                 if region not in self.all:
                     raise ConfigError(name, not_in_list(region, self.all))
 
 
-def check_regions(mode: object, regions: tuple[object, ...]) -> None:
-    """Raise `ConfigError` for what is no list of regions, or no mode."""
+def check_regions(mode: object, regions: tuple[object, ...], shares: tuple[object, ...] = ()) -> None:
+    """Raise `ConfigError` for what is no list of regions, no mode, or no shares of these regions."""
     try:
         _check_mode(mode)
     except ConfigError as error:
@@ -72,6 +76,21 @@ def check_regions(mode: object, regions: tuple[object, ...]) -> None:
             raise ConfigError(f"all[{position}]", f"{region!r} is not a region; write it like 'eu-west-1'")
         if region in regions[:position]:
             raise ConfigError(f"all[{position}]", f"{region!r} is there twice")
+    _check_shares(mode, regions, shares)
+
+
+def _check_shares(mode: object, regions: tuple[object, ...], shares: tuple[object, ...]) -> None:
+    if not shares:
+        return
+    if mode != "split":
+        raise ConfigError("shares", f"are for mode = 'split', not {mode!r}: leave them out")
+    if len(shares) != len(regions):
+        raise ConfigError("shares", f"expected one for each of the {len(regions)} regions, not {len(shares)}")
+    for position, share in enumerate(shares):
+        if type(share) is not int or not 0 <= share <= MAX_SHARE:
+            raise ConfigError(f"shares[{position}]", f"must be a whole number from 0 to {MAX_SHARE}, not {share!r}")
+    if not any(shares):
+        raise ConfigError("shares", "all are 0: nobody could do anything anywhere")
 
 
 def check_policies(regions: Regions, policies: Mapping[str, Policy], *, directory: bool) -> None:
@@ -128,29 +147,44 @@ def read_regions(value: object) -> Regions | None:
         table["all"] = cast("tuple[str, ...]", texts(table["all"]))
     except ConfigError as error:
         raise error.under("all") from None
+    table["shares"] = _tuple(table.get("shares", ()))
     endpoints = table.get("endpoints", {})
     if not isinstance(endpoints, Mapping) or not all(isinstance(each, str) for each in endpoints.values()):
         raise ConfigError("endpoints", "expected URLs by region, as in { eu-west-1 = 'http://localhost:4566' }")
     return Regions(**table)
 
 
+def _tuple(shares: object) -> tuple[int, ...]:
+    if not isinstance(shares, list | tuple):
+        raise ConfigError("shares", f"expected whole numbers in the order of `all`, as in [2, 1], not {shares!r}")
+    return tuple(shares)
+
+
 def shown_regions(regions: Regions | None) -> object:
     """Return a table, or `off`, as `read_regions` takes it."""
     if regions is None:
         return "off"
-    found = {"mode": regions.mode, "all": list(regions.all), "here": regions.here, "endpoints": dict(regions.endpoints)}
+    found = {
+        "mode": regions.mode,
+        "all": list(regions.all),
+        "here": regions.here,
+        "endpoints": dict(regions.endpoints),
+        "shares": list(regions.shares),
+    }
     return {name: value for name, value in found.items() if value}
 
 
 def regions_of_text(text: str) -> object:
-    """Read `mode=home all=eu-west-1,us-east-1 here=eu-west-1`, as an environment variable has it; give back text that
-    is not like that, for the check to complain about."""
+    """Read `mode=split all=eu-west-1,us-east-1 shares=2,1`, as an environment variable has it; give back text that is
+    not like that, for the check to complain about."""
     parts = [part.partition("=") for part in text.split()]
     if not all(separator for _, separator, _ in parts):
         return text
     table: dict[str, object] = {name: value for name, _, value in parts}
-    if isinstance(table.get("all"), str):
-        table["all"] = [item for item in str(table["all"]).split(",") if item]
+    for name in table.keys() & {"all", "shares"}:
+        table[name] = [item for item in str(table[name]).split(",") if item]
+    if "shares" in table:
+        table["shares"] = [int(item) if item.isdecimal() else item for item in table["shares"]]  # type: ignore[attr-defined]
     return table
 
 
@@ -165,5 +199,5 @@ def home_of(user: str, regions: tuple[str, ...]) -> str:
 
 
 _NO_TRANSACTIONS: Final = "which a table that is strongly consistent over its regions does not have: use mode = 'home'"
-_NAMES: Final = ("mode", "all", "here", "endpoints")
+_NAMES: Final = ("mode", "all", "here", "endpoints", "shares")
 _EXAMPLE: Final = "{ mode = 'home', all = ['eu-west-1', 'us-east-1'] }"

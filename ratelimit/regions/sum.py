@@ -85,8 +85,11 @@ class SumStore(RegionsStore):
         return (await self.read_all([key]))[0]
 
     async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
-        by_region = await self.by_region(keys)
-        return [_sum(records.values()) for records in by_region]
+        return [self.merged(records) for records in await self.by_region(keys)]
+
+    def merged(self, by_region: Mapping[str, Record]) -> Record:
+        """Return what the regions have counted as one record."""
+        return _sum(by_region.values())
 
     async def by_region(self, keys: Sequence[Key]) -> list[dict[str, Record]]:
         """Return what each region has counted, as the replica here has it."""
@@ -168,8 +171,8 @@ class _SumScans:
         for (key, region), records in zip(items, await self._store.by_region([key for key, _ in items]), strict=True):
             having = [each for each, record in records.items() if (field in record if field else record)]
             if having[:1] == [region]:
-                total = _sum(records.values())
-                entries.append((key, total if field is None else {field: total[field]}))
+                merged = self._store.merged(records)
+                entries.append((key, merged if field is None else {field: merged.get(field, 0)}))
         return ScanPage(tuple(entries), page.cursor)
 
 

@@ -17,15 +17,18 @@ from ratelimit.factory import build_store, load_checked
 from ratelimit.limits.storage import DynamoDBStorage
 from ratelimit.migrate.sources import migration_settings
 from ratelimit.opening import store_from_url
+from ratelimit.quota import to_quotas
 from ratelimit.regions import Regions, RegionsMode
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.regions import PROMISES
+from ratelimit.regions.split import SplitStore
 from ratelimit.regions.sum import SumStore
 from ratelimit.store.delegating import layers
 from ratelimit.sync.store import store_from
 
 ALL = ("eu-west-1", "us-east-1")
 HOME = {"mode": "home", "all": list(ALL)}
+SPLIT = {**HOME, "mode": "split"}
 STORE = "dynamodb://limits?region=eu-west-1"
 
 
@@ -36,10 +39,17 @@ def test_from_a_file_the_environment_and_arguments() -> None:
     env = {"RATELIMIT_REGIONS": "mode=home all=eu-west-1,us-east-1 here=us-east-1"}
     assert load_config(env=env, regions="off").regions == Regions("home", ALL, "us-east-1")
     assert load_config(env={"RATELIMIT_REGIONS": "off"}, regions=HOME).regions is None
+    env = {"RATELIMIT_REGIONS": "mode=split all=eu-west-1,us-east-1 shares=3,1"}
+    assert load_config(env=env).regions == Regions("split", ALL, shares=(3, 1))
+    with pytest.raises(ConfigError, match=r"^regions\.shares\[1\]: must be a whole number.*not 'x'"):
+        load_config(env={"RATELIMIT_REGIONS": "mode=split all=eu-west-1,us-east-1 shares=3,x"})
 
 
 def test_it_is_shown_as_it_is_written() -> None:
-    config = load_config(env={}, regions={**HOME, "here": "us-east-1", "endpoints": {"us-east-1": "http://[::1]:1"}})
+    config = load_config(
+        env={},
+        regions={**SPLIT, "here": "us-east-1", "endpoints": {"us-east-1": "http://[::1]:1"}, "shares": [2, 1]},
+    )
     found = json.loads(json.dumps(document(config)))
     assert load_config(env={}, **found) == config
     assert load_config(env={}, **tomllib.loads(_toml(found))) == config
@@ -60,6 +70,12 @@ def test_every_mode_says_what_it_promises() -> None:
         ({**HOME, "all": []}, "regions.all: expected 1 to 32 regions"),
         ({**HOME, "all": ["eu-west-1", "EU"]}, "regions.all[1]: 'EU' is not a region"),
         ({**HOME, "all": ["eu-west-1", "eu-west-1"]}, "regions.all[1]: 'eu-west-1' is there twice"),
+        ({**HOME, "shares": [1, 1]}, "regions.shares: are for mode = 'split', not 'home'"),
+        ({**SPLIT, "shares": [1]}, "regions.shares: expected one for each of the 2 regions, not 1"),
+        ({**SPLIT, "shares": [1, -1]}, "regions.shares[1]: must be a whole number from 0 to 1000000, not -1"),
+        ({**SPLIT, "shares": [1, 0.5]}, "regions.shares[1]: must be a whole number"),
+        ({**SPLIT, "shares": [0, 0]}, "regions.shares: all are 0"),
+        ({**SPLIT, "shares": 3}, "regions.shares: expected whole numbers in the order of `all`"),
         ({**HOME, "all": 3}, "regions.all: expected text or a list of text, not 3"),
         (
             {**HOME, "here": "ap-south-1"},
@@ -96,6 +112,9 @@ def test_a_stores_url_may_say_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None
         assert (store.here, tuple(store.stores)) == ("us-east-1", ALL)
     assert isinstance(store_from_url(url.replace("home", "sum")), SumStore)
     assert isinstance(store_from_url(url.replace("home", "strong")), DynamoDBStore)
+    split = store_from_url(url.replace("home", "split&shares=2,1"))
+    assert isinstance(split, SplitStore)
+    assert split.share(to_quotas("10/day")) == to_quotas("3/day")
 
 
 def test_a_store_in_memory_is_in_no_region() -> None:

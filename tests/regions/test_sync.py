@@ -16,13 +16,16 @@ REGIONS = ("eu-west-1", "us-east-1")
 USERS = tuple(f"user-{number}" for number in range(8))
 
 
-@pytest.mark.parametrize("mode", ["home", "sum"])
-async def test_a_quota_holds_over_both_regions(engine: Engine, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "allowed"),
+    [("home", "yyyynn"), ("sum", "yyyynn"), ("split", "yynyyn")],
+)
+async def test_a_quota_holds_over_both_regions(engine: Engine, mode: str, allowed: str) -> None:
     if engine.name != "ministack":
         pytest.skip("this engine has no replicas")
     async with replicated(engine, *REGIONS) as table:
         admitted = await asyncio.to_thread(count, engine, table, mode)
-    assert admitted == {user: [True] * 4 + [False] * 2 for user in USERS}
+    assert admitted == {user: [each == "y" for each in allowed] for user in USERS}
 
 
 def count(engine: Engine, table: Settings, mode: str) -> dict[str, list[bool]]:
