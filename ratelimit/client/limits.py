@@ -26,6 +26,9 @@ from ratelimit.tasks import Tasks
 
 MAX_GROUPS: Final = 1024
 """Origins, or what else requests are told apart by, of which is known what they allow."""
+MAX_WAIT_S: Final = 86_400.0
+"""Seconds for which an answer is believed that says to wait: then one request finds out. A server that means
+milliseconds, or says something absurd, keeps nobody out for ever."""
 _UNSAID: Final = Backoff(first_s=0.5, max_s=60.0)
 """How long to wait after a refusal that does not say it."""
 
@@ -89,11 +92,11 @@ class _QuotaEstimate(_Traffic):
         if overlapping is not None:
             self.available = max(self.available, told.remaining - overlapping)
         self.available = min(self.available, told.remaining)
-        self.close_until(now + round(told.reset_s * SECOND))
+        self.close_for(told.reset_s, now)
 
-    def close_until(self, reset_at: int) -> None:
-        """Let nothing more be sent before that than there is room for now."""
-        self.reset_at = max(self.reset_at or 0, reset_at)
+    def close_for(self, wait_s: float, now: int) -> None:
+        """Let nothing more be sent for so long than there is room for now."""
+        self.reset_at = max(self.reset_at or 0, now + round(min(wait_s, MAX_WAIT_S) * SECOND))
 
 
 class _Group(_Traffic):
@@ -220,7 +223,7 @@ class OriginLimits:
         if group.finding_out is None:
             group.finding_out = _QuotaEstimate()
         group.finding_out.available = 0
-        group.finding_out.close_until(now + round(wait * SECOND))
+        group.finding_out.close_for(wait, now)
 
     def ended(self, permit: Permit, told: Iterable[_QuotaEstimate] = ()) -> None:
         """Tell those who wait that a request is not under way any more, answered or not."""

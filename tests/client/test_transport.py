@@ -21,6 +21,7 @@ from starlette.routing import Route
 from ratelimit import ConfigError, LimiterClosed, Policy, RateLimitMiddleware, configure, sync
 from ratelimit.blocking import InsideEventLoop
 from ratelimit.client import AsyncRateLimitTransport, RateLimitTransport, WaitTooLong
+from ratelimit.client.limits import MAX_WAIT_S
 from ratelimit.clock import Clock, seconds
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.policy import AlgorithmName
@@ -303,14 +304,35 @@ def test_a_refusal_that_says_nothing_is_waited_out_longer_each_time() -> None:
     assert all(most / 2 <= pause <= most + 0.1 for pause, most in zip(pauses, (1, 2, 4), strict=True))
 
 
-@pytest.mark.parametrize("told", ["600", "600000000000000"])
-async def test_a_refusal_for_longer_than_it_may_wait_is_the_callers(told: str) -> None:
-    origin = Origin(httpx.Response(429, headers={"retry-after": told}, text="slow down"))
+async def test_a_refusal_for_longer_than_it_may_wait_is_the_callers() -> None:
+    origin = Origin(httpx.Response(429, headers={"retry-after": "600"}, text="slow down"))
     async with origin.client(FakeClock()) as client:
         assert (await client.post("a", content=b"text")).text == "slow down"
         with pytest.raises(WaitTooLong) as caught:
             await client.get("b")
-    assert (caught.value.retry_after, origin.asked) == (float(told), ["a"])
+    assert (caught.value.retry_after, origin.asked) == (600, ["a"])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        httpx.Response(429, headers={"retry-after": "999999999999999"}),
+        httpx.Response(429, headers={"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}),
+        httpx.Response(200, headers={"ratelimit": '"a";r=0;t=999999999999999'}),
+        httpx.Response(200, headers={"x-ratelimit-remaining": "0", "x-ratelimit-reset": "999999999999999"}),
+    ],
+    ids=["seconds", "date", "draft", "milliseconds"],
+)
+async def test_nothing_that_a_server_says_keeps_it_shut_for_ever(told: httpx.Response) -> None:
+    clock, origin = FakeClock(), Origin(told)
+    async with origin.client(clock) as client:
+        await client.get("a")
+        with pytest.raises(WaitTooLong) as caught:
+            await client.get("b")
+        assert caught.value.retry_after == MAX_WAIT_S
+        clock.advance(MAX_WAIT_S)
+        await client.get("c")
+    assert origin.asked == ["a", "c"]
 
 
 async def test_a_body_that_can_be_read_once_is_sent_once() -> None:
