@@ -6,6 +6,7 @@ refusal; and preflights, which that one answers by itself, are no requests to co
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from http import HTTPStatus
@@ -135,12 +136,14 @@ async def _send_with(fields: Headers, send: Send, message: Message) -> None:
 
 
 def _filled(template: RefusalTemplate, decision: Decision) -> Response:
-    wait = "" if decision.retry_after is None else str(max(1, ceil(decision.retry_after)))
+    is_json = "json" in template.content_type
+    never = "null" if is_json else ""
     values = {
-        "policy": decision.policy,
+        # As what stands between quotes.
+        "policy": json.dumps(decision.policy)[1:-1] if is_json else decision.policy,
         "limit": str(decision.limit or 0),
         "remaining": str(decision.remaining or 0),
-        "retry_after": wait,
+        "retry_after": never if decision.retry_after is None else str(max(1, ceil(decision.retry_after))),
     }
     body = PLACEHOLDER.sub(lambda found: values[found[1]], template.body)
     return Response(body, template.status, {"content-type": template.content_type})

@@ -412,6 +412,13 @@ async def test_a_template_says_nothing_of_quotas_that_could_not_be_checked() -> 
         assert (await client.get("/")).status_code == 503
 
 
+async def test_a_template_of_json_is_json_whatever_is_filled_in() -> None:
+    policy = Policy('a "hint"', "2/day", match="/**", cost=3, refusal=TEMPLATE)
+    async with client_of(RateLimitMiddleware(hello, limiter=limiter_of(policy))) as client:
+        refused = await client.get("/")
+    assert refused.json() == {"error": 'a "hint": 2 a day, 2 left', "wait": None}
+
+
 async def test_a_template_for_what_can_never_pass_says_no_time() -> None:
     policy = Policy("hint", "2/day", match="/**", cost=3, refusal="{retry_after}{nothing known, so it stays}")
     async with client_of(RateLimitMiddleware(hello, limiter=limiter_of(policy))) as client:
