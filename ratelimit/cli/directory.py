@@ -16,6 +16,7 @@ from ratelimit.cli.output import note, say, say_fields, say_json, say_table
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError
 from ratelimit.names import check_user
+from ratelimit.policy import check_usable
 from ratelimit.quota import Quotas, QuotasLike
 from ratelimit.store.directory import Identity, Plan, User, check_plan
 
@@ -55,6 +56,12 @@ def read_quotas(pairs: list[str] | None) -> dict[str, QuotasLike]:
             raise ConfigError("--quota", f"{pair!r} is not ACTION=QUOTAS; {_EXAMPLE}")
         found[action] = f"{found[action]}; {quotas}" if action in found else quotas
     return found
+
+
+def _check_quotas(at: Configured, quotas: Mapping[str, Quotas]) -> None:
+    """Raise `ConfigError` for what the configured policies cannot keep."""
+    if quotas:
+        check_usable({policy.name: policy for policy in at.load().policies}, quotas)
 
 
 def merged(
@@ -157,7 +164,7 @@ def set_plan(
             return Plan(name, merged({} if old is None else old.quotas, given, without))
 
     with as_options():  # what is wrong is said before anything is asked of the table
-        Plan(name, given)
+        _check_quotas(at, Plan(name, given).quotas)
     _report_plan(run(at, lambda directory: directory.change_plan(name, change)), as_json=as_json)
 
 
@@ -291,6 +298,7 @@ def set_user(
     with as_options():  # what is wrong is said before anything is asked of the table
         gone = [_identity(text) for text in without_identity or ()]
         given = User(user, quotas=read_quotas(quota), identities=_identities(email, api_key, pepper_file), **fields)
+        _check_quotas(at, given.quotas)
 
     def change(old: User | None) -> User:
         return _changed(User(user) if old is None else old, given, fields, without, gone)

@@ -10,13 +10,14 @@ from inspect import isawaitable
 from typing import Any, Final, Protocol
 
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES, check_max_body_bytes
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, InvalidCost, SlotNeeded, UnknownAction
-from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies
+from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies, warn_once
 from ratelimit.http.charges import Charge, JointCharge, Pending, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
 from ratelimit.http.identity import DEFAULT_USER_FROM, UserResolver
@@ -31,6 +32,10 @@ MAX_REMEMBERED: Final = 1024
 _MAX_REMEMBERED_LENGTH: Final = 256
 """Characters of a request worth remembering, as it came: with `MAX_REMEMBERED`, a bound on memory."""
 _SOON_S: Final = 1.0
+_NOT_TOGETHER: Final = (
+    "the plan limits how many requests go on at the same time, which is not decided together with other policies: the"
+    " plan has to leave that quota out"
+)
 
 
 class Inline(Protocol):
@@ -193,7 +198,11 @@ class JointPolicyCheck(PolicyCheck):
             if its_units:
                 asked.append(one)
                 found.append(await one._spend(connection, its_units, None))
-        answer = await self.limiter._check_all([spend for _, spend in found])
+        try:
+            answer = await self.limiter._check_all([spend for _, spend in found])
+        except SlotNeeded:  # by this user's own quotas
+            warn_once(f"{self.policy.name}: {_NOT_TOGETHER}")
+            raise HTTPException(403, _NOT_TOGETHER) from None
         charges: list[JointCharge] = []
         for one, (user, _), decision in zip(asked, found, answer, strict=True):
             if not answer and decision.allowed and not decision.shadow_denied:

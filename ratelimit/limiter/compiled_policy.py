@@ -387,6 +387,8 @@ class PolicyResolver:
             changes: dict[str, Any] = {"quotas": quotas}
             if algorithm is not None:
                 changes["algorithm"] = algorithm
+            if any(quota.is_concurrent for quota in quotas) or algorithm not in (None, "fixed_window"):
+                changes["lease"] = None  # which only spares writes: units of these are not taken in advance
             policy = self.policies.get(action)
             made = Policy(action, **changes) if policy is None else replace(policy, **changes)
             compiled = CompiledPolicy(made, inactive=quotas is INACTIVE)

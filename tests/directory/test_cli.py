@@ -151,6 +151,15 @@ def test_bad_input_is_one_clear_line(ratelimit: Command, command: tuple[str, ...
     assert err.count("\n") == 1
 
 
+def test_quotas_that_a_policy_cannot_keep_are_refused(ratelimit: Command, tmp_path: Path) -> None:
+    file = tmp_path / "ratelimit.toml"
+    file.write_text("[policies.api]\nquotas = '5/day'\ntogether = 'org'\n[policies.org]\nquotas = '9/day'\n")
+    for command in (("plan", "set", "pro"), ("user", "set", "acme")):
+        status, out, err = ratelimit(*command, "--quota", "org=2 concurrent", "--config", str(file))
+        assert (status, out) == (2, "")
+        assert err.startswith("error: --quota org: 'org' is decided together with other policies")
+
+
 def test_a_near_miss_is_named(ratelimit: Command) -> None:
     ratelimit("plan", "set", "premium", "--quota", "hint=50/day")
     assert "did you mean 'premium'?" in ratelimit("user", "set", "alice", "--plan", "premum").err

@@ -215,11 +215,12 @@ async def test_with_others_it_is_not_decided() -> None:
             limiter_of(alone, Policy("all", "1/day", match="/**", together="hint"))
 
 
-async def test_slots_of_a_users_own() -> None:
+@pytest.mark.parametrize("policy", [HINT, Policy("hint", "5/day", match="/**", lease=5)], ids=["plain", "leased"])
+async def test_slots_of_a_users_own(policy: Policy) -> None:
     store = MemoryStore()
     directory = Directory(store.directory)
     await directory.put_user(User(USER, quotas={"hint": "1 concurrent"}))
-    limiter = Limiter(store, [HINT], clock=FakeClock(), directory=directory)
+    limiter = Limiter(store, [policy], clock=FakeClock(), directory=directory)
     app = Slow()
     guarded = RateLimitMiddleware(app, limiter=limiter)
     first = asyncio.create_task(call(guarded, scope_of()))

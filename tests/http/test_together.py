@@ -24,9 +24,12 @@ from ratelimit import (
     limited,
     load_config,
 )
+from ratelimit.directory import Directory
 from ratelimit.factory import load_checked
+from ratelimit.http.api import Api
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore
+from ratelimit.store.directory import User
 from ratelimit.testing import FakeClock
 
 ORG = Policy("org", "4/day", user_from="header:x-org")
@@ -179,3 +182,30 @@ def test_what_cannot_be_says_where(tmp_path: Path, of_a: str, of_b: str, problem
 def test_a_limiter_says_where_as_well() -> None:
     with pytest.raises(ConfigError, match=r"policies\.api\.together\[1\]: no policy is named 'address'"):
         Limiter(MemoryStore(), [API, ORG])
+
+
+async def test_slots_of_a_users_own_are_refused_with_the_reason_and_spend_nothing() -> None:
+    store = MemoryStore()
+    directory = Directory(store.directory)
+    await directory.put_user(User("acme", quotas={"org": "2 concurrent"}))
+    limiter = Limiter(store, (API, ORG, ADDRESS), clock=FakeClock(), directory=directory)
+    async with app(limiter) as client:
+        refused = await client.get("/x", headers={"x-user": "a", "x-org": "acme"})
+        assert await statuses(client, "a", **{"x-org": "other"}) == [200]
+    assert refused.status_code == 403
+    assert "how many requests go on at the same time" in refused.json()["detail"]
+    assert await used(limiter, ("a", "api"), ("acme", "org")) == [1, 0]
+
+
+async def test_such_a_plan_is_refused_where_it_is_written() -> None:
+    store = MemoryStore()
+    limiter = Limiter(store, (API, ORG, ADDRESS), directory=Directory(store.directory))
+    transport = httpx.ASGITransport(Api(limiter, store, directory=Directory(store.directory)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        body = {"quotas": {"org": "9/day; 2 concurrent"}}
+        for path in ("/v1/plans/pro", "/v1/users/acme"):
+            for write in (client.put, client.patch):
+                answer = await write(path, json=body)
+                assert answer.status_code == 400
+                assert "quotas.org" in answer.text
+        assert (await client.put("/v1/plans/pro", json={"quotas": {"other": "2 concurrent"}})).status_code == 200

@@ -193,7 +193,7 @@ class Api:
         self.operations: tuple[Operation, ...] = (
             *self._limiter.operations(),
             *UsageRoutes(reports, directory).operations(),
-            *DirectoryRoutes(directory).operations(),
+            *DirectoryRoutes(directory, limiter.policies).operations(),
             operation("GET", "/v1/openapi.json", self.document, open=True),
         )
         self._router = Router(self.operations)

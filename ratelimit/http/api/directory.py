@@ -11,6 +11,7 @@ from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.http.api.operation import Name, Operation, QuotasText, UserName, operation
 from ratelimit.names import check_user
+from ratelimit.policy import Policy, check_usable
 from ratelimit.quota import Quotas, QuotasLike
 from ratelimit.store.directory import Identity, Plan, Role, User, check_plan
 
@@ -142,9 +143,10 @@ def texts(quotas: Mapping[str, Quotas]) -> dict[str, str]:
 class DirectoryRoutes:
     """Reads go past the directory's cache: who changes something sees that it is so."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, policies: Mapping[str, Policy]) -> None:
         self._directory = directory
         self._store = directory.store
+        self._policies = policies
 
     def operations(self) -> list[Operation]:
         return [
@@ -182,6 +184,7 @@ class DirectoryRoutes:
             active=body.active,
             identities=_identities(body.identities),
         )
+        check_usable(self._policies, new.quotas)
         await self._check_plan(new.plan)
         await self._directory.put_user(new)
         return UserAnswer.of(new)
@@ -192,7 +195,8 @@ class DirectoryRoutes:
         def patched(old: User | None) -> User:
             return _patched(old or _missing("user", user), body)
 
-        _patched(User(user), body)  # What is wrong is said before anything is asked of the table.
+        # What is wrong is said before anything is asked of the table.
+        check_usable(self._policies, _patched(User(user), body).quotas)
         if body.plan is not UNSET:
             await self._check_plan(body.plan)
         return UserAnswer.of(await self._directory.change_user(user, patched))
@@ -214,6 +218,7 @@ class DirectoryRoutes:
     async def put_plan(self, plan: Name, body: PlanBody) -> PlanAnswer:
         """Make a plan, or put another in the place of the one that is there."""
         new = Plan(plan, body.quotas)
+        check_usable(self._policies, new.quotas)
         await self._directory.put_plan(new)
         return PlanAnswer.of(new)
 
@@ -223,7 +228,7 @@ class DirectoryRoutes:
         def patched(old: Plan | None) -> Plan:
             return Plan(plan, _merged((old or _missing("plan", plan)).quotas, body.quotas))
 
-        Plan(plan, _merged({}, body.quotas))
+        check_usable(self._policies, Plan(plan, _merged({}, body.quotas)).quotas)
         return PlanAnswer.of(await self._directory.change_plan(plan, patched))
 
     async def remove_plan(self, plan: Name) -> None:
