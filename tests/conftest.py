@@ -9,14 +9,15 @@ import subprocess
 from collections.abc import Generator, Iterator
 from functools import cache
 
+import certifi
 import pytest
-from botocore import hooks
+from botocore import hooks, httpsession
 from botocore.hooks import EventAliaser, HierarchicalEmitter
 
 from ratelimit import retry
 from tests import profiles as profiles
 from tests.deploy.recording import every_call_is_granted as every_call_is_granted
-from tests.engines import Choice, Engine, EngineError, choose, isolate, start
+from tests.engines import AUTHORITY, Choice, Engine, EngineError, choose, isolate, start
 
 _CHOICE = pytest.StashKey[Choice]()
 _ENGINE = pytest.StashKey[Engine | None]()
@@ -28,6 +29,7 @@ _event_name = cache(EventAliaser(HierarchicalEmitter())._alias_event_name)
 EventAliaser._alias_event_name = lambda self, name: _event_name(name)
 _accepts_kwargs = cache(hooks.accepts_kwargs)
 hooks.accepts_kwargs = lambda handler: _accepts_kwargs(getattr(handler, "__func__", handler))
+certifi.where = httpsession.where = lambda: AUTHORITY  # what clients trust where nothing is said
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,6 +2,6 @@
 
 from ratelimit.testing.engines import Engine, EngineError, start
 from tests.engines.choice import Choice, choose
-from tests.engines.environment import isolate
+from tests.engines.environment import AUTHORITY, isolate
 
-__all__ = ["Choice", "Engine", "EngineError", "choose", "isolate", "start"]
+__all__ = ["AUTHORITY", "Choice", "Engine", "EngineError", "choose", "isolate", "start"]

@@ -81,10 +81,12 @@ def test_an_engine_that_is_unknown_is_named_with_those_that_are_not() -> None:
 def test_nothing_of_the_developer_is_left() -> None:
     environ = {
         "AWS_PROFILE": "production", "AWS_SESSION_TOKEN": "secret", "RATELIMIT_STORE": "dynamodb://production",
-        "HTTPS_PROXY": "http://proxy", "RATELIMIT_TEST_ENGINE": "ministack", "PATH": "/bin",
+        "HTTPS_PROXY": "http://proxy", "REQUESTS_CA_BUNDLE": "/ca.pem",
+        "RATELIMIT_TEST_ENGINE": "ministack", "PATH": "/bin",
     }  # fmt: skip
     isolate(environ)
-    assert {"AWS_PROFILE", "AWS_SESSION_TOKEN", "RATELIMIT_STORE", "HTTPS_PROXY"}.isdisjoint(environ)
+    gone = {"AWS_PROFILE", "AWS_SESSION_TOKEN", "RATELIMIT_STORE", "HTTPS_PROXY", "REQUESTS_CA_BUNDLE"}
+    assert gone.isdisjoint(environ)
     assert environ["PATH"] == "/bin"
     assert environ["RATELIMIT_TEST_ENGINE"] == "ministack"
     assert environ["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
