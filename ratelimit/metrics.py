@@ -20,6 +20,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.limiter.background import Loss
 from ratelimit.limiter.checker import Observer
 from ratelimit.regions.home import HomeStore
+from ratelimit.regions.sum import SumStore
 from ratelimit.store import MemoryStore, MirrorStore, Store
 from ratelimit.store.delegating import layers
 from ratelimit.store.mirror import MirrorStats
@@ -280,6 +281,8 @@ def store_metrics(store: Store) -> list[Family]:
             found += memory_metrics(layer)
         elif isinstance(layer, HomeStore):
             found += region_metrics(layer.asked)
+        elif type(layer) is SumStore:
+            found += sum_metrics(layer)
     stats = store_stats(store)
     return found if stats is None else [*dynamodb_metrics(stats), *found]
 
@@ -316,6 +319,14 @@ def dynamodb_metrics(stats: Stats) -> list[Family]:
 def region_metrics(asked: Mapping[str, int]) -> list[Family]:
     """Return those of a store that asks other regions as well."""
     return [by_label("ratelimit_region_requests", "Requests about counters, by their region.", "region", asked)]
+
+
+def sum_metrics(store: SumStore) -> list[Family]:
+    """Return those of a store that adds up what the regions have counted."""
+    return [
+        counter("ratelimit_region_units_found", "Units that other regions were found to have admitted.", store.found),
+        gauge("ratelimit_region_excess_units", "Units by which a quota may be exceeded so.", store.excess),
+    ]
 
 
 def memory_metrics(store: MemoryStore) -> list[Family]:

@@ -35,6 +35,7 @@ from ratelimit.metrics import (
     region_metrics,
     store_metrics,
     store_stats,
+    sum_metrics,
     usage_metrics,
     webhook_metrics,
 )
@@ -42,6 +43,7 @@ from ratelimit.names import Key
 from ratelimit.policy import Policy
 from ratelimit.prometheus import exposition, process_families
 from ratelimit.regions.home import HomeStore
+from ratelimit.regions.sum import SumStore
 from ratelimit.server.factory import sidecar
 from ratelimit.store import MemoryStore, MirrorStore
 from ratelimit.store.hashed import HashedUserStore
@@ -75,7 +77,7 @@ def every_metric() -> list[Family]:
     return [
         *metrics.collect(), *limiter_metrics(limiter), *memory_metrics(MemoryStore()), *dynamodb_metrics(stats),
         *usage_metrics(UsageStats()), *mirror_metrics(MirrorStats()), *directory_metrics(DirectoryStats()),
-        *region_metrics({"eu-west-1": 2, "us-east-1": 1}),
+        *region_metrics({"eu-west-1": 2, "us-east-1": 1}), *sum_metrics(SumStore({"one": MemoryStore()}, "one")),
         *webhook_metrics(3, 1), *envoy_metrics({("edge", "ok"): 2}), *process_families(),
     ]  # fmt: skip
 

@@ -103,6 +103,12 @@ ROWS: Final[dict[str, list[Panel]]] = {
         ),
         Panel("Units lost", {"{{kind}}": _rate("ratelimit_units_lost_total", "kind")}),
         Panel("Requests by region", {"{{region}}": _rate("ratelimit_region_requests_total", "region")}),
+        Panel(
+            "What regions do not see of each other",
+            {"a quota may be exceeded by": f"max(ratelimit_region_excess_units{_selector('')})",
+             "found a second": _rate("ratelimit_region_units_found_total")},
+            "none",
+        ),
         Panel("Mirror", _rates("ratelimit_mirror_", "written", "failed", "dropped", "different")),
         Panel("Mirror: writes that wait", {"": _now("ratelimit_mirror_waiting", "instance")}, "none"),
         Panel(

@@ -14,10 +14,10 @@ from typing import Final
 
 import msgspec
 
-from ratelimit.algorithms.fields import is_held, stale
+from ratelimit.algorithms.fields import current_totals, is_held, stale
 from ratelimit.blocking import is_blocking
 from ratelimit.cache import LRUCache
-from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.clock import MINUTE, SECOND, Clock, SystemClock
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.regions.regions import NOT_A_SUM
@@ -42,6 +42,9 @@ from ratelimit.tasks import Tasks
 
 REFRESH_US: Final = 1 * SECOND
 """The oldest that what is believed of the others may be. It is renewed in the background from half of that on."""
+ASSUMED_LAG_US: Final = 1 * SECOND
+"""Of the replication, for what is told: AWS measures it (`ReplicationLatency`), and promises nothing."""
+EXCESS_KEPT_US: Final = MINUTE
 MAX_BELIEFS: Final = 10_000
 MAX_REFRESHES: Final = 1_000
 
@@ -55,6 +58,16 @@ class SumStore(RegionsStore):
         self._clock = clock or SystemClock()
         self._beliefs: LRUCache[Key, _Belief] = LRUCache(MAX_BELIEFS)
         self._refreshes = Tasks("reading what other regions have counted", limit=MAX_REFRESHES)
+        self.found = 0
+        """Units that the others were found to have admitted since they were last looked at."""
+        self._excess = (0, 0.0)
+
+    @property
+    def excess(self) -> float:
+        """Return how many units a quota may be exceeded by: the most of any user within the last minute, at the rate at
+        which the others were found to admit, for as long as that is not seen here."""
+        at, units = self._excess
+        return units if self._clock.now() - at < EXCESS_KEPT_US else 0.0
 
     @property
     def scans(self) -> Scans:
@@ -138,8 +151,20 @@ class SumStore(RegionsStore):
         record = _sum(await self.inner.read_all([item_of(key, region) for region in self._others]))
         for field in stale(record, now):
             del record[field]
+        self._note(self._beliefs.get(key), record, now)
         self._beliefs.put(key, _Belief(record, now))
         return record
+
+    def _note(self, belief: _Belief | None, record: Record, now: int) -> None:
+        """Note how fast the others admit, by what the day's total was a while ago."""
+        if belief is None or now <= belief.at:
+            return
+        today, _ = current_totals(now)
+        found = max(0, record.get(today, 0) - belief.record.get(today, 0))
+        self.found += found
+        excess = found * (ASSUMED_LAG_US + REFRESH_US) / (now - belief.at)
+        if excess >= self.excess:
+            self._excess = (now, excess)
 
 
 class _Belief:

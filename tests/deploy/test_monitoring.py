@@ -155,7 +155,10 @@ async def test_a_real_prometheus_answers_every_query(engine: Engine, tmp_path: P
         "RATELIMIT_ENVOY_CONFIG": f"{tmp_path}/envoy",
     }
     unreachable = f"dynamodb://lost?region=eu-west-1&endpoint=http://127.0.0.1:{free_port()}"
-    others: list[dict[str, Any]] = [{"RATELIMIT_STORE": "memory://"}, {"RATELIMIT_STORE": unreachable}]
+    others: list[dict[str, Any]] = [
+        {"RATELIMIT_STORE": "memory://"},
+        {"RATELIMIT_STORE": unreachable, "RATELIMIT_REGIONS": "mode=sum all=eu-west-1"},
+    ]
     async with AsyncExitStack() as stack:
         urls, admins = [], []
         for env in (whole, *others):

@@ -34,9 +34,10 @@ class GlobalTable:
         regions: Sequence[str] = REGIONS,
         strong: bool = False,
         lost_answers: float = 0.0,
+        lag_s: tuple[float, float] = (MIN_LAG_S, MAX_LAG_S),
     ) -> None:
         self.clock, self.random, self.regions = clock, random, tuple(regions)
-        self.strong, self.lost_answers = strong, lost_answers
+        self.strong, self.lost_answers, self.lag_s = strong, lost_answers, lag_s
         one = Records(10_000)
         self.records = {region: one if strong else Records(10_000) for region in regions}
         self.cuts: set[frozenset[str]] = set()
@@ -89,7 +90,7 @@ class GlobalTable:
         record = self.records[region].read(key)
         for target in self.regions:
             if target != region:
-                due = self.clock.now() + round(self.random.uniform(MIN_LAG_S, MAX_LAG_S) * SECOND)
+                due = self.clock.now() + round(self.random.uniform(*self.lag_s) * SECOND)
                 heappush(self._waiting, (due, next(self._numbers), region, target, key, stamp, record))
 
     def check(self, caller: str, region: str) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from ratelimit import Limiter, Policy
+from ratelimit.algorithms.fields import day_field, utc_day
 from ratelimit.clock import SECOND
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
+from ratelimit.metrics import sum_metrics
 from ratelimit.names import Key
 from ratelimit.opening import store_from_url
 from ratelimit.policy import AlgorithmName
@@ -206,3 +208,48 @@ async def test_a_reset_reaches_every_region_and_leaves_the_totals() -> None:
     table.cut(HERE, "us-east-1")
     with pytest.raises(StoreUnavailable, match="no way from eu-west-1 to us-east-1"):
         await limiters[0].reset("alice", "hint")
+
+
+async def test_what_a_quota_may_be_exceeded_by_is_told() -> None:
+    """Ten units a second are admitted elsewhere, and here somebody looks every second: two seconds are not seen."""
+    clock = FakeClock()
+    stores = {region: MemoryStore() for region in REGIONS}
+    here, key = SumStore(stores, HERE, clock=clock), Key("alice", "hint")
+    policy = Policy("hint", "1000/day")
+    limiter = Limiter(here, [policy], clock=clock)
+    await limiter.check("alice", "hint")
+    assert (here.excess, here.found) == (0, 0)
+    for seconds in range(1, 4):
+        for _ in range(10):
+            item = item_of(key, "us-east-1")
+            await stores[HERE].apply(item, Write((Add(day_field(utc_day(clock.now())), 1),), 2**40), now=0)
+        clock.advance(1)
+        await limiter.check("alice", "hint")
+        assert (here.excess, here.found) == (20, 10 * seconds)
+    assert sum_metrics(here)[0].samples[0].value == 30
+    assert sum_metrics(here)[1].samples[0].value == 20
+    clock.advance(59)
+    await limiter.check("alice", "hint")
+    assert here.excess == 20, "the most of a minute"
+    clock.advance(2)
+    assert here.excess == 0
+
+
+@SEEDS
+async def test_what_is_told_is_no_less_than_what_happens_where_all_ask_all_the_time(seeds: range) -> None:
+    """With a lag of at most 1 s, as it is taken to be, and many checks a second in each region."""
+    over = 0
+    for seed in seeds:
+        random, clock = Random(seed), FakeClock()
+        table = GlobalTable(clock, random, lag_s=(0.2, 1.0))
+        policy = Policy("hint", "200/day")
+        stores = [SumStore(table.stores(region), region, clock=clock) for region in REGIONS]
+        limiters = [Limiter(store, [policy], clock=clock, denial_cache=0) for store in stores]
+        admitted, told = 0, 0.0
+        for _ in range(600):
+            clock.advance(random.uniform(0.005, 0.015))
+            admitted += (await random.choice(limiters).check("alice", "hint")).allowed
+            told = max(told, *(store.excess for store in stores))
+        assert admitted - 200 <= told, seed
+        over += admitted > 200
+    assert over > len(seeds) / 2
