@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from ratelimit.config import SETTINGS
+from ratelimit.deploy import alert_rules
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.deploy.tools import ROOT, run, tool
@@ -39,6 +40,7 @@ EVERYTHING: Final = {
     "networkPolicy": {"enabled": True, "clients": [{"podSelector": {}}], "monitoring": [{"namespaceSelector": {}}]},
     "serviceAccount": {"roleArn": ROLE, "annotations": {"a": "b"}},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
     "service": {"annotations": {"a": "b"}},
     "imagePullSecrets": [{"name": "registry"}],
     "extraArgs": ["--grpc=0.0.0.0:8081"],
@@ -78,7 +80,8 @@ def sidecar(objects: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def test_helm_and_the_schemas_of_kubernetes(values: Path, case: str) -> None:
     objects = rendered(values, CASES[case])
     run(tool("helm"), "lint", "--strict", str(CHART), "--values", values)
-    objects.pop("ServiceMonitor", None)  # the Prometheus operator's, not Kubernetes'
+    for kind in ("ServiceMonitor", "PrometheusRule"):  # the Prometheus operator's, not Kubernetes'
+        objects.pop(kind, None)
     manifest = values.with_name("objects.yaml")
     manifest.write_text(yaml.safe_dump_all(objects.values()), encoding="utf-8")
     for version in VERSIONS:
@@ -89,11 +92,13 @@ def test_what_there_is(values: Path) -> None:
     always = {"ConfigMap", "Deployment", "PodDisruptionBudget", "Service", "ServiceAccount"}
     assert set(rendered(values, GATEWAY)) == always | {"HorizontalPodAutoscaler"}
     objects = rendered(values, EVERYTHING)
-    assert set(objects) == always | {"NetworkPolicy", "Service/admin", "ServiceMonitor"}
+    assert set(objects) == always | {"NetworkPolicy", "Service/admin", "ServiceMonitor", "PrometheusRule"}
     assert objects["Deployment"]["spec"]["replicas"] == 2
     assert objects["ServiceAccount"]["metadata"]["annotations"] == {"eks.amazonaws.com/role-arn": ROLE, "a": "b"}
     (endpoint,) = objects["ServiceMonitor"]["spec"]["endpoints"]
-    assert endpoint["authorization"]["credentials"] == {"name": "limits", "key": "admin-token"}
+    assert endpoint["authorization"]["credentials"] == {"name": "limits", "key": "admin-read-token"}
+    assert objects["PrometheusRule"]["spec"] == yaml.safe_load(alert_rules())
+    assert objects["PrometheusRule"]["metadata"]["labels"]["release"] == "prometheus"
     wanted = objects["ServiceMonitor"]["spec"]["selector"]["matchLabels"]
     assert wanted.items() <= objects["Service/admin"]["metadata"]["labels"].items()
     assert not wanted.items() <= objects["Service"]["metadata"]["labels"].items()
@@ -127,7 +132,8 @@ def test_it_takes_no_more_than_it_needs(values: Path) -> None:
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert [path for path, mount in mounts.items() if not mount.get("readOnly")] == ["/var/lib/ratelimit"]
     secrets = [each for each in container["env"] if "TOKEN" in each["name"]]
-    assert [each["valueFrom"]["secretKeyRef"]["key"] for each in secrets] == ["admin-token", "api-token"]
+    keys = [each["valueFrom"]["secretKeyRef"]["key"] for each in secrets]
+    assert keys == ["admin-token", "admin-read-token", "api-token"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -154,6 +160,15 @@ def test_the_decision_endpoint_has_a_token(values: Path) -> None:
     for given, optional in ((NEEDED, False), (GATEWAY, True)):
         variables = {each["name"]: each for each in sidecar(rendered(values, given))["env"]}
         assert variables["RATELIMIT_API_TOKEN"]["valueFrom"]["secretKeyRef"]["optional"] is optional
+
+
+def test_prometheus_may_only_look(values: Path) -> None:
+    """So the Secret has to have a token for that, where there is a ServiceMonitor."""
+    for enabled in (True, False):
+        given = {**GATEWAY, "existingSecret": "123", "serviceMonitor": {"enabled": enabled}}
+        variables = {each["name"]: each for each in sidecar(rendered(values, given))["env"]}
+        asked = variables["RATELIMIT_ADMIN_READ_TOKEN"]["valueFrom"]["secretKeyRef"]
+        assert asked == {"name": "123", "key": "admin-read-token", "optional": not enabled}
 
 
 def test_probes_ask_the_admin_listener(values: Path) -> None:
@@ -204,6 +219,9 @@ def test_the_configuration_is_understood_and_a_change_of_it_rolls_the_pods(
         ({**GATEWAY, "existingSecret": ""}, "existingSecret: say which Secret has the admin-token"),
         ({**GATEWAY, "app": {"containers": [SHOP]}}, "app.containers: only in mode sidecar"),
         ({**GATEWAY, "serviceAccount": {"roleArn": "limits"}}, "at '/serviceAccount/roleArn'"),
+        ({**GATEWAY, "linger": 40}, "linger: more than grace"),
+        ({**GATEWAY, "autoscaling": {"min": 11}}, "autoscaling.min: more than autoscaling.max"),
+        ({**SIDECAR, "app": {"port": 8080, "containers": [SHOP]}}, "app.port: 8080 and 9090 are the sidecar's own"),
         ({**NEEDED, "mode": "sidecar"}, "mode sidecar: say the app's containers in app.containers"),
     ],
 )
@@ -218,11 +236,11 @@ def test_bad_values_are_said(values: Path, given: dict[str, Any], told: str) -> 
 def test_it_serves_and_is_ready(values: Path, tmp_path: Path) -> None:
     """The container's command, variables and configuration, carried out here: on free ports, counting in memory."""
     objects = rendered(values, {**NEEDED, "workers": 1, "store": "memory://"})
-    container, token = sidecar(objects), "a-token-of-more-than-16"
+    container = sidecar(objects)
     config = tmp_path / "ratelimit.toml"
     text = objects["ConfigMap"]["data"]["ratelimit.toml"].replace("/var/lib/ratelimit", str(tmp_path))
     config.write_text(text, encoding="utf-8")
-    env = {each["name"]: each.get("value", token) for each in container["env"]}
+    env = {each["name"]: each.get("value", f"the-token-{each['name']}") for each in container["env"]}
     env |= {"RATELIMIT_CONFIG": str(config), "RATELIMIT_ADMIN": "127.0.0.1:0", "PATH": os.environ["PATH"]}
     command = [sys.executable, "-m", "ratelimit", *container["args"]]
     here = ["--host", "127.0.0.1", "--port", "0", "--json", "--linger", "0"]
@@ -233,7 +251,10 @@ def test_it_serves_and_is_ready(values: Path, tmp_path: Path) -> None:
             told = json.loads(process.stdout.readline())
             assert httpx.get(f"{told['admin']}{container['readinessProbe']['httpGet']['path']}").status_code == 200
             assert httpx.get(f"{told['admin']}/metrics").status_code == 401
-            bearer = {"Authorization": f"Bearer {token}"}
+            bearer = {"Authorization": "Bearer the-token-RATELIMIT_ADMIN_READ_TOKEN"}
+            assert httpx.get(f"{told['admin']}/metrics", headers=bearer).status_code == 200
+            assert httpx.post(f"{told['admin']}/reload", headers=bearer).status_code == 401
+            bearer = {"Authorization": "Bearer the-token-RATELIMIT_API_TOKEN"}
             asked = httpx.post(
                 f"{told['listening']}/v1/check", json={"user": "alice", "action": "api"}, headers=bearer
             ).json()

@@ -21,6 +21,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "ratelimit.upstream" -}}
 {{- if eq .Values.mode "sidecar" -}}
 {{- if not .Values.app.containers }}{{ fail "mode sidecar: say the app's containers in app.containers" }}{{ end -}}
+{{- if has (int .Values.app.port) (list 8080 9090) }}{{ fail "app.port: 8080 and 9090 are the sidecar's own in the same pod; have the app listen elsewhere" }}{{ end -}}
 {{- .Values.upstream | default (printf "http://127.0.0.1:%d" (int .Values.app.port)) }}
 {{- else -}}
 {{- if .Values.app.containers }}{{ fail "app.containers: only in mode sidecar" }}{{ end -}}
@@ -54,9 +55,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
     - {name: RATELIMIT_STORE, value: {{ required "store: say where it counts, as in dynamodb://TABLE?region=REGION" .Values.store | quote }}}
     - {name: RATELIMIT_ADMIN, value: {{ ternary "[::]:9090" "0.0.0.0:9090" .Values.ipv6 | quote }}}
     - name: RATELIMIT_ADMIN_TOKEN
-      valueFrom: {secretKeyRef: {name: {{ required "existingSecret: say which Secret has the admin-token" .Values.existingSecret }}, key: admin-token}}
+      valueFrom: {secretKeyRef: {name: {{ required "existingSecret: say which Secret has the admin-token" .Values.existingSecret | quote }}, key: admin-token}}
+    - name: RATELIMIT_ADMIN_READ_TOKEN
+      valueFrom: {secretKeyRef: {name: {{ .Values.existingSecret | quote }}, key: admin-read-token, optional: {{ not .Values.serviceMonitor.enabled }}}}
     - name: RATELIMIT_API_TOKEN
-      valueFrom: {secretKeyRef: {name: {{ .Values.existingSecret }}, key: api-token, optional: {{ ne $upstream "" }}}}
+      valueFrom: {secretKeyRef: {name: {{ .Values.existingSecret | quote }}, key: api-token, optional: {{ ne $upstream "" }}}}
     {{- with .Values.extraEnv }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
