@@ -33,7 +33,7 @@ _MARK_BYTES: Final = len(MARK.encode())
 _ids = EventIds()
 
 
-class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One user did, or tried to do, one action. Made by `UsageEvent.of`, which checks every part."""
 
     id: str

@@ -18,8 +18,10 @@ _CHECK_BITS: Final = 24
 _CHECK_MASK: Final = (1 << _CHECK_BITS) - 1
 _RANDOM_BITS: Final = 74 - _CHECK_BITS
 _RANDOM_MASK: Final = (1 << _RANDOM_BITS) - 1
-_LOW_BITS: Final = 62
+# Below the version stand 12 bits of the random part; below the variant the others, and the checksum.
+_LOW_BITS: Final = 62 - _CHECK_BITS
 _LOW_MASK: Final = (1 << _LOW_BITS) - 1
+_VERSION_AND_VARIANT: Final = 0x7 << 76 | 0b10 << 62
 
 # Their own, which no `random.seed` of an app's makes the same in several processes.
 _steps = Random()
@@ -34,32 +36,38 @@ class EventIds:
     in the middle of it do not go on alike.
     """
 
-    __slots__ = ("_at", "_random")
+    __slots__ = ("_at", "_prefix", "_random")
 
     def __init__(self) -> None:
         self._at = -1
+        self._prefix = ""
         self._random = 0
 
     def new(self, at: int) -> str:
         """Return an id that carries the time `at`, in milliseconds."""
         if at != self._at:
             self._at = at
+            self._prefix = _text_of_time(at)
             self._random = int.from_bytes(os.urandom(10)) & _RANDOM_MASK >> 1
         else:
             self._random = (self._random + 1 + _steps.getrandbits(32)) & _RANDOM_MASK
-        return _text_of_id(at, self._random)
+        return self._prefix + _text_of_rest(at, self._random)
 
 
 def id_from(at: int, content: bytes) -> str:
     """Return the one id that an event of this time and content has: the same whenever it is asked for."""
-    return _text_of_id(at, int.from_bytes(blake2b(content, digest_size=10).digest()) & _RANDOM_MASK)
+    random = int.from_bytes(blake2b(content, digest_size=10).digest()) & _RANDOM_MASK
+    return _text_of_time(at) + _text_of_rest(at, random)
 
 
-def _text_of_id(at: int, random: int) -> str:
-    tail = random << _CHECK_BITS | _check(at, random)
-    high, low = tail >> _LOW_BITS, tail & _LOW_MASK
-    text = f"{at << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+def _text_of_time(at: int) -> str:
+    return f"{at >> 16:08x}-{at & 0xFFFF:04x}-"
+
+
+def _text_of_rest(at: int, random: int) -> str:
+    bits = (random >> _LOW_BITS << 40 | random & _LOW_MASK) << _CHECK_BITS | _VERSION_AND_VARIANT | _check(at, random)
+    text = bits.to_bytes(10).hex("-", 2)
+    return f"{text[:14]}{text[15:19]}{text[20:]}"
 
 
 def time_of(event_id: str) -> int | None:
@@ -75,8 +83,8 @@ def made_at(event_id: str) -> int | None:
     if at is None:
         return None
     bits = int(event_id.replace("-", ""), 16)
-    tail = (bits >> 64 & 0xFFF) << _LOW_BITS | bits & _LOW_MASK
-    return at if tail & _CHECK_MASK == _check(at, tail >> _CHECK_BITS) else None
+    random = (bits >> 64 & 0xFFF) << _LOW_BITS | bits >> _CHECK_BITS & _LOW_MASK
+    return at if bits & _CHECK_MASK == _check(at, random) else None
 
 
 def _check(at: int, random: int) -> int:

@@ -11,6 +11,7 @@ from heapq import nsmallest
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 from zlib import crc32
 
+from ratelimit.clock import DAY
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
@@ -29,7 +30,6 @@ from ratelimit.store.base import (
     TimelinePlace,
     Trace,
     Write,
-    day_of,
     placed,
     places_of,
     position_of,
@@ -132,24 +132,31 @@ class MemoryStore:
 
 
 class MemoryEventStore:
-    """Events in this process's memory. When there are `max_events`, the one written first gives way: see `evicted`."""
+    """Events in this process's memory. When there are `max_events`, the one written first gives way: see `evicted`.
+
+    What is kept for an event is of plain tuples, texts and numbers, which the garbage collector does not look through
+    again and again, as it would 100,000 lists.
+    """
 
     def __init__(self, *, max_events: int = DEFAULT_MAX_EVENTS) -> None:
         _check_bound("max_events", max_events)
         self.max_events = max_events
         self.evicted = 0
-        self._events: OrderedDict[tuple[str, Position], UsageEvent] = OrderedDict()
-        self._days: dict[tuple[str, date], _Sorted[Position]] = {}
+        self._events: OrderedDict[_EventKey, UsageEvent] = OrderedDict()
+        self._users: dict[str, _Sorted[_EventKey]] = {}
         self._timelines: dict[str, _Sorted[_TimelineEntry]] = {}
         self._seen: dict[str, dict[str, Position]] = {}
 
     async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
         for event in events:
             first = event if event.placed_by_id else self._first(event)
-            if (first.user, position_of(first)) not in self._events:
+            key = (first.user, first.at_ms, first.action, first.id)
+            if key not in self._events:
+                self._add(key, first)
                 if first.action in timelines:
                     self._timelines.setdefault(first.action, _Sorted()).add(_timeline_entry(first))
-                self._add(first)
+                if len(self._events) > self.max_events:
+                    self._evict()
         return ()
 
     async def timeline(
@@ -162,11 +169,10 @@ class MemoryEventStore:
         after: TimelinePlace | None = None,
         wanted: EventFilter = ANY,
     ) -> TimelinePage:
-        entries = list(self._timelines.get(action, ()))
-        end = bisect_left(entries, min((until,), after or (until,)))
+        entries = self._timelines.get(action, _Sorted()).between((since,), min((until,), after or (until,)))
         found: list[UsageEvent] = []
-        for at, _, user, event_id in reversed(entries[bisect_left(entries, (since,)) : end]):
-            event = self._events[user, Position(at, action, event_id)]
+        for at, _, user, event_id in reversed(entries):
+            event = self._events[user, at, action, event_id]
             if wanted.wants(event):
                 if len(found) == limit:
                     return TimelinePage(found, timeline_place(found[-1]))
@@ -179,37 +185,32 @@ class MemoryEventStore:
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:
-        positions = list(self._days.get((user, day), ()))
-        end = bisect_left(positions, (until, "", ""))
-        if after is not None:
-            end = min(end, bisect_left(positions, after))
-        start = max(bisect_left(positions, (since, "", "")), end - limit)
-        return [self._events[user, position] for position in reversed(positions[start:end])]
+        first, end = _day(user, day)
+        end = min(end, (user, until) if after is None else min((user, until), (user, *after)))
+        keys = self._of(user).between(max(first, (user, since)), end, last=limit)
+        return [self._events[key] for key in reversed(keys)]
 
     async def actions(self, user: str, day: date) -> Set[str]:
-        return {position.action for position in self._days.get((user, day), ())}
+        return {action for _, _, action, _ in self._of(user).between(*_day(user, day))}
 
     async def erase(self, user: str, day: date) -> int:
-        positions = list(self._days.pop((user, day), ()))
-        for position in positions:
-            self._drop_time(self._events.pop((user, position)))
-        return len(positions)
+        gone = self._of(user).cut(*_day(user, day))
+        if not self._of(user):
+            self._users.pop(user, None)
+        return self._forget(gone)
 
     async def forget(self, user: str) -> int:
         return len(self._seen.pop(user, {}))
 
     def clear(self) -> None:
         """Forget all of them."""
-        for kept in (self._events, self._days, self._seen, self._timelines):
+        for kept in (self._events, self._users, self._seen, self._timelines):
             kept.clear()
 
     def erase_all(self, users: Collection[str]) -> tuple[int, int]:
         """Delete all events of these users, and what is remembered of ids; return how many of each there were."""
-        gone = [(user, position) for user, position in self._events if user in users]
-        for user, position in gone:
-            self._drop_time(self._events.pop((user, position)))
-            self._days.pop((user, day_of(position.at)), None)
-        return len(gone), sum(len(self._seen.pop(user, {})) for user in users)
+        gone = sum(self._forget(list(self._users.pop(user, ()))) for user in users)
+        return gone, sum(len(self._seen.pop(user, {})) for user in users)
 
     def __len__(self) -> int:
         return len(self._events)
@@ -217,10 +218,13 @@ class MemoryEventStore:
     def __iter__(self) -> Iterator[UsageEvent]:
         return iter(self._events.values())
 
+    def _of(self, user: str) -> _Sorted[_EventKey]:
+        return self._users.get(user, _Sorted())
+
     def _found(self, event: UsageEvent) -> UsageEvent | None:
         seen = self._seen.get(event.user, {}).get(event.id)
         for position in places_of(event) if seen is None else (seen,):
-            found = self._events.get((event.user, position))
+            found = self._events.get((event.user, *position))
             if found is not None and found.expires_at >= event.at_ms // 1000:
                 return found
         return None
@@ -234,27 +238,28 @@ class MemoryEventStore:
         seen[event.id] = position_of(first)
         return first
 
-    def _add(self, event: UsageEvent) -> None:
-        position = position_of(event)
-        self._events[event.user, position] = event
-        day = event.user, day_of(event.at_ms)
-        if (positions := self._days.get(day)) is None:
-            positions = self._days[day] = _Sorted()
-        positions.add(position)
-        if len(self._events) > self.max_events:
-            self._evict()
+    def _add(self, key: _EventKey, event: UsageEvent) -> None:
+        self._events[key] = event
+        keys = self._users.get(event.user)
+        if keys is None:
+            keys = self._users[event.user] = _Sorted()
+        keys.add(key)
+
+    def _forget(self, keys: Sequence[_EventKey]) -> int:
+        for key in keys:
+            self._drop_time(self._events.pop(key))
+        return len(keys)
 
     def _evict(self) -> None:
-        (user, oldest), gone = self._events.popitem(last=False)
+        key, gone = self._events.popitem(last=False)
         self.evicted += 1
-        day = user, day_of(gone.at_ms)
-        if self._days[day].remove(oldest):
-            del self._days[day]
+        if self._users[gone.user].remove(key):
+            del self._users[gone.user]
         self._drop_time(gone)
-        seen = self._seen.get(user, {})
-        seen.pop(oldest.id, None)
-        if not seen:
-            self._seen.pop(user, None)
+        if (seen := self._seen.get(gone.user)) is not None:
+            seen.pop(gone.id, None)
+            if not seen:
+                del self._seen[gone.user]
 
     def _drop_time(self, event: UsageEvent) -> None:
         timeline = self._timelines.get(event.action)
@@ -262,7 +267,17 @@ class MemoryEventStore:
             del self._timelines[event.action]
 
 
+_EventKey: TypeAlias = tuple[str, int, str, str]
+"""The user of an event, and where it lies: its time, action and id."""
 _TimelineEntry: TypeAlias = tuple[int, int, str, str]
+_DAY_MS: Final = DAY // 1000
+_EPOCH: Final = date(1970, 1, 1)
+
+
+def _day(user: str, day: date) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return what is before all keys of a user's day, and after them."""
+    start = (day - _EPOCH).days * _DAY_MS
+    return (user, start), (user, start + _DAY_MS)
 
 
 def _timeline_entry(event: UsageEvent) -> _TimelineEntry:
@@ -270,7 +285,7 @@ def _timeline_entry(event: UsageEvent) -> _TimelineEntry:
 
 
 class _Sorted(Generic[P]):
-    """Where events lie, in order. The first goes without a move of all others."""
+    """Where events lie, in order. The first goes without a move of all others, the last comes without a search."""
 
     __slots__ = ("_gone", "_positions")
 
@@ -280,21 +295,45 @@ class _Sorted(Generic[P]):
         """So many, from the first, are not there any more."""
 
     def add(self, position: P) -> None:
-        insort(self._positions, position, lo=self._gone)
+        positions = self._positions
+        if not positions or positions[-1] < position:
+            positions.append(position)
+        else:
+            insort(positions, position, lo=self._gone)
 
     def remove(self, position: P) -> bool:
         """Return whether it was the last; leave all as they are where it is not there."""
-        place = bisect_left(self._positions, position, lo=self._gone)
-        if self._positions[place : place + 1] != [position]:
-            return False
+        positions, place = self._positions, self._gone
+        if positions[place] != position:
+            place = bisect_left(positions, position, lo=place)
+            if positions[place : place + 1] != [position]:
+                return False
         if place == self._gone:
             self._gone += 1
-            if 2 * self._gone > len(self._positions):
-                del self._positions[: self._gone]
+            if 2 * self._gone > len(positions):
+                del positions[: self._gone]
                 self._gone = 0
         else:
-            del self._positions[place]
-        return self._gone == len(self._positions)
+            del positions[place]
+        return self._gone == len(positions)
+
+    def between(self, low: tuple[Any, ...], high: tuple[Any, ...], *, last: int | None = None) -> Sequence[P]:
+        """Return those with `low` <= position < `high`; of these only so many of the `last`."""
+        positions: list[Any] = self._positions
+        start = bisect_left(positions, low, lo=self._gone)
+        end = bisect_left(positions, high, lo=start)
+        return positions[start if last is None else max(start, end - last) : end]
+
+    def cut(self, low: tuple[Any, ...], high: tuple[Any, ...]) -> Sequence[P]:
+        """Take away, and return, those with `low` <= position < `high`."""
+        cut = self.between(low, high)
+        if cut:
+            start = bisect_left(self._positions, cut[0], lo=self._gone)
+            del self._positions[start : start + len(cut)]
+        return cut
+
+    def __len__(self) -> int:
+        return len(self._positions) - self._gone
 
     def __iter__(self) -> Iterator[P]:
         return iter(self._positions[self._gone :])
