@@ -10,20 +10,21 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from ratelimit import otel
 from ratelimit.clock import Clock
-from ratelimit.config import Config, HeadersMode, Problems, SettingArgs, read_config
+from ratelimit.config import Config, Problems, SettingArgs, read_config
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.http.addresses import is_loopback
+from ratelimit.http.middleware import SurfaceArgs
 from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.opening import settings_here, store_from_url
-from ratelimit.policy import Exempt, UserFrom, timelines_of
+from ratelimit.policy import timelines_of
 from ratelimit.regions import Regions
 from ratelimit.regions.regions import check_policies
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
@@ -132,17 +133,23 @@ def build_usage_log(kind: type[L], config: Config, limiter: Limiter, store: Tabl
     return kind(store, actions=limiter.policies, clock=limiter.clock, **options)
 
 
-class MiddlewareArgs(TypedDict):
+class MiddlewareArgs(SurfaceArgs):
     """What `RateLimitMiddleware` takes besides the app."""
 
     limiter: Limiter
-    user_from: tuple[UserFrom, ...]
-    trusted_proxies: int | tuple[str, ...]
-    ipv6_prefix: int
-    headers: HeadersMode
-    exempt: tuple[Exempt, ...]
-    max_body_bytes: int
     usage: UsageLog | None
+
+
+def surface_args(config: Config) -> SurfaceArgs:
+    """Return what a configuration says of any surface."""
+    return SurfaceArgs(
+        user_from=config.user_from,
+        trusted_proxies=config.trusted_proxies,
+        ipv6_prefix=config.ipv6_prefix,
+        headers=config.headers,
+        exempt=config.exempt if config.enabled else (_everything,),
+        max_body_bytes=config.max_body_bytes,
+    )
 
 
 def middleware_args(
@@ -163,16 +170,7 @@ def middleware_args(
         limiter = build_limiter(config, store=store, clock=clock, on_alert=on_alert)
         usage = build_usage_log(UsageLog, config, limiter, store)
         show_metrics(config, limiter, usage)
-    return MiddlewareArgs(
-        limiter=limiter,
-        usage=usage,
-        user_from=config.user_from,
-        trusted_proxies=config.trusted_proxies,
-        ipv6_prefix=config.ipv6_prefix,
-        headers=config.headers,
-        exempt=exemptions(config),
-        max_body_bytes=config.max_body_bytes,
-    )
+    return MiddlewareArgs(limiter=limiter, usage=usage, **surface_args(config))
 
 
 def show_metrics(config: Config, limiter: Limiter | sync.Limiter, usage: UsageLog | sync.UsageLog | None) -> None:
@@ -184,11 +182,6 @@ def show_metrics(config: Config, limiter: Limiter | sync.Limiter, usage: UsageLo
         except ImportError:
             raise ConfigError("metrics", "needs prometheus_client: pip install prometheus-client") from None
         expose(limiter, usage=usage)
-
-
-def exemptions(config: Config) -> tuple[Exempt, ...]:
-    """Return what no policy checks: everything, where nothing is limited."""
-    return config.exempt if config.enabled else (_everything,)
 
 
 def _everything(request: object) -> bool:

@@ -204,6 +204,11 @@ def _together(items: list[str | Quota]) -> Quotas:
 
 
 @lru_cache(maxsize=1024)
+def quotas_text(quotas: Quotas) -> str:
+    """Return quotas as they may be given."""
+    return "; ".join(map(str, quotas)) or "unlimited"
+
+
 def parse_quotas(text: str) -> Quotas:
     """Read `5/day`, `10 per 5 minutes`, `100/hour; 1000/day` (`,` and `|` too), `10 concurrent`, `unlimited` or `-1`.
 

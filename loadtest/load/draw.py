@@ -7,7 +7,7 @@ from itertools import accumulate
 from random import Random
 from typing import Final
 
-from ..plan import MARK, SERIES, USERS_OF, Plan, Series
+from loadtest.plan import MARK, SERIES, USERS_OF, Plan, Series
 
 _EXPONENT: Final = 1.1
 

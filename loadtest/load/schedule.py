@@ -11,7 +11,7 @@ from math import ceil
 from random import Random
 from typing import Final, NamedTuple
 
-from ..plan import Series
+from loadtest.plan import Series
 
 _HAIR: Final = 1e-6
 """Of a step: what floating-point arithmetic may be off by."""

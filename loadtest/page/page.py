@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from ..result import GroupResult, Quantiles, Report
-from .plots import added_plot, errors_plot, latency_plot, style_of, throughput_plot, units_plot
+from loadtest.result import GroupResult, Quantiles, Report
+from loadtest.page.plots import added_plot, errors_plot, latency_plot, style_of, throughput_plot, units_plot
 
 _STYLE: Final = Path(__file__).with_name("page.css")
 _TITLES: Final = {

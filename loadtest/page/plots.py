@@ -6,9 +6,9 @@ from itertools import chain
 from math import log10
 from typing import Final
 
-from ..quantiles import quantile
-from ..result import GroupResult, SeriesResult
-from .svg import Frame, Scale, decades, linear, logarithmic, ticks
+from loadtest.quantiles import quantile
+from loadtest.result import GroupResult, SeriesResult
+from loadtest.page.svg import Frame, Scale, decades, linear, logarithmic, ticks
 
 _NINES: Final = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)
 _ROW: Final = 34

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-from ..result import Quantiles, Report
-from .page import page
+from loadtest.result import Quantiles, Report
+from loadtest.page.page import page
 
 _QUANTILES: Final = ("p50", "p90", "p99", "p999", "most", "mean")
 

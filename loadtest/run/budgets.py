@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from ..result import GroupResult, Verdict
-from .options import ENGINES, Options, Trouble
+from loadtest.result import GroupResult, Verdict
+from loadtest.run.options import ENGINES, Options, Trouble
 
 _EVERYBODY: Final = "all"
 

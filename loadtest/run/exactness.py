@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .tally import Tally, Who
+from loadtest.run.tally import Tally, Who
 
 _MOST_TOLD: Final = 10
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from ratelimit.config.secrets import masked
 
-from .options import Options
+from loadtest.run.options import Options
 
 _PACKAGES: Final = ("ratelimit-dynamodb", "locust", "uvicorn", "uvloop", "aiobotocore", "starlette", "ministack")
 

@@ -17,8 +17,8 @@ from ratelimit.factory import table_settings
 from ratelimit.opening import open_store
 from ratelimit.testing.engines import EngineError, start
 
-from ..plan import MARK
-from .options import Options, Trouble
+from loadtest.plan import MARK
+from loadtest.run.options import Options, Trouble
 
 TABLE: Final = "ratelimit-loadtest"
 POOL: Final = "64"

@@ -6,9 +6,9 @@ import sys
 import time
 from typing import Final, TextIO
 
-from ..load.samples import Batch
-from ..quantiles import quantiles
-from .tally import Tally
+from loadtest.load.samples import Batch
+from loadtest.quantiles import quantiles
+from loadtest.run.tally import Tally
 
 _EVERY: Final = 5.0
 _WINDOW: Final = 5_000

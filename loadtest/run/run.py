@@ -12,19 +12,19 @@ from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..load.draw import user_prefix
-from ..page.write import write
-from ..plan import Group, Plan
-from ..result import FORMAT, GroupResult, Report
-from .budgets import judge, read_budgets
-from .figures import figures
-from .generate import check_port, generate
-from .machine import environment, load
-from .options import Options, Trouble
-from .place import place
-from .progress import Progress
-from .servers import servers
-from .tally import Tally
+from loadtest.load.draw import user_prefix
+from loadtest.page.write import write
+from loadtest.plan import Group, Plan
+from loadtest.result import FORMAT, GroupResult, Report
+from loadtest.run.budgets import judge, read_budgets
+from loadtest.run.figures import figures
+from loadtest.run.generate import check_port, generate
+from loadtest.run.machine import environment, load
+from loadtest.run.options import Options, Trouble
+from loadtest.run.place import place
+from loadtest.run.progress import Progress
+from loadtest.run.servers import servers
+from loadtest.run.tally import Tally
 
 INTERRUPTED = 130
 

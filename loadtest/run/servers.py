@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from ..plan import Group
-from .options import Trouble
+from loadtest.plan import Group
+from loadtest.run.options import Trouble
 
 READY_WITHIN: Final = 120.0
 BOOKS_WITHIN: Final = 600.0

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ..load.samples import Batch, Sample
-from ..plan import SERIES, Plan
+from loadtest.load.samples import Batch, Sample
+from loadtest.plan import SERIES, Plan
 
 Who: TypeAlias = tuple[str, str]
 """Action and user."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .simulation import Case, Result
-from .table import WRITES_A_SECOND
+from loadtest.simulate.simulation import Case, Result
+from loadtest.simulate.table import WRITES_A_SECOND
 
 
 def plot(case: Case, results: Sequence[Result], path: Path) -> None:

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from .simulation import Case, Result
+from loadtest.simulate.simulation import Case, Result
 
 _COLUMNS: Final = (
     "mode", "p50\nms", "p99\nms", "p99.9\nms", "units\n/check", "sent/s\n1st s", "sent/s\nlater", "taken/s\n",

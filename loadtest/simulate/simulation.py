@@ -20,10 +20,10 @@ from ratelimit.errors import ConfigError
 from ratelimit.quota import Quota
 from ratelimit.testing import virtual_time
 
-from .clients import ACTION, Mode, Process
-from .demand import Demand, Keys, Users
-from .table import RegionalStore, SimulatedStore, Table, at_once
-from .tally import Tally
+from loadtest.simulate.clients import ACTION, Mode, Process
+from loadtest.simulate.demand import Demand, Keys, Users
+from loadtest.simulate.table import RegionalStore, SimulatedStore, Table, at_once
+from loadtest.simulate.tally import Tally
 
 _STOPS: Final = 500
 

@@ -17,7 +17,7 @@ from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError
 from ratelimit.names import check_user
 from ratelimit.policy import check_usable
-from ratelimit.quota import Quotas, QuotasLike
+from ratelimit.quota import Quotas, QuotasLike, quotas_text
 from ratelimit.store.directory import Identity, Plan, User, check_plan
 
 plans: Final = typer.Typer(help="Plans: named quotas per action, which users subscribe to.")
@@ -94,14 +94,9 @@ def _of_option(error: ConfigError) -> ConfigError:
     return ConfigError(f"{option} {rest}".rstrip(), error.problem)
 
 
-def show_quotas(quotas: Quotas) -> str:
-    """Return quotas as they may be typed."""
-    return "; ".join(map(str, quotas)) or "unlimited"
-
-
 def quotas_document(quotas: Mapping[str, Quotas]) -> dict[str, str]:
     """Return quotas as `--json` shows them."""
-    return {action: show_quotas(several) for action, several in quotas.items()}
+    return {action: quotas_text(several) for action, several in quotas.items()}
 
 
 def read_key(key: str, pepper: Path | None) -> Identity:
@@ -197,7 +192,7 @@ def list_plans(*, at: Configured, as_json: JsonOption = False) -> None:
         rows = [
             (plan.name, *pair)
             for plan in plans
-            for pair in [(action, show_quotas(quotas)) for action, quotas in plan.quotas.items()] or [("-", "-")]
+            for pair in [(action, quotas_text(quotas)) for action, quotas in plan.quotas.items()] or [("-", "-")]
         ]
         say_table(("plan", "action", "quotas"), rows)
     else:
@@ -239,7 +234,7 @@ def _report_plan(plan: Plan, *, as_json: bool) -> None:
         return
     say(plan.name, style="bold green")
     if plan.quotas:
-        say_table(("action", "quotas"), [(action, show_quotas(quotas)) for action, quotas in plan.quotas.items()])
+        say_table(("action", "quotas"), [(action, quotas_text(quotas)) for action, quotas in plan.quotas.items()])
     else:
         say("  no quotas of its own: the policies' hold")
 
@@ -450,11 +445,11 @@ def _in_force(user: User, plan: Plan | None) -> list[tuple[str, str, str]]:
     """Per action that anything is said of."""
     if not user.active:
         return [("(every)", "refused", "inactive")]
-    rows = [(action, show_quotas(quotas), "the user") for action, quotas in user.quotas.items()]
+    rows = [(action, quotas_text(quotas), "the user") for action, quotas in user.quotas.items()]
     if user.role == "admin":
         return [*rows, ("(every other)", "unlimited", "admin")]
     others = {} if plan is None else {name: quotas for name, quotas in plan.quotas.items() if name not in user.quotas}
-    return rows + [(action, show_quotas(quotas), "the plan") for action, quotas in others.items()]
+    return rows + [(action, quotas_text(quotas), "the plan") for action, quotas in others.items()]
 
 
 def _user_document(user: User) -> dict[str, Any]:
@@ -469,7 +464,7 @@ def _user_document(user: User) -> dict[str, Any]:
 
 
 def _user_row(user: User) -> tuple[str, ...]:
-    own = ", ".join(f"{action}={show_quotas(quotas)}" for action, quotas in user.quotas.items())
+    own = ", ".join(f"{action}={quotas_text(quotas)}" for action, quotas in user.quotas.items())
     return (user.id, user.plan or "-", user.role, _state(user), own or "-")
 
 

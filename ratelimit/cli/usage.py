@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import typer
 
+from ratelimit import numerals
 from ratelimit.algorithms.fields import Per
 from ratelimit.cli.options import Configured, JsonOption, YesOption, spread, whole
 from ratelimit.cli.output import REFUSED, note, say, say_json, say_table
@@ -565,47 +565,27 @@ def _report_export(done: ExportCheckpoint, out: Path, *, as_json: bool) -> None:
 
 # How days and moments are typed.
 
-_WORDS: Final = {"today": 0, "yesterday": 1}
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_HINT: Final = "write 2026-01-05, today or yesterday"
-_HINT_OR_TIME: Final = "write 2026-01-05, or 2026-01-05T12:00:00Z"
+_DAYS_AGO: Final = {"today": 0, "yesterday": 1}
 
 
 def to_day(option: str, text: str) -> date:
     """Read `2026-01-05`, `today`, `yesterday`. Raises `InvalidInput` naming the option."""
-    day = _read_day(text)
-    if day is None:
-        raise InvalidInput(f"{option}: {text!r} is no day; {_HINT}")
-    return day
+    try:
+        return numerals.to_day(_date_of(text))
+    except ValueError:
+        raise InvalidInput(f"{option}: {text!r} is no day; write 2026-01-05, today or yesterday") from None
 
 
 def to_moment(option: str, text: str | None, *, end: bool = False) -> datetime | None:
-    """Read a day, which begins at midnight UTC and at its `end` is over, or a time; one without a zone is in UTC.
-
-    Raises as `to_day`.
-    """
-    if text is None:
-        return None
+    """Read a day, which begins at midnight UTC and at its `end` is over, or a time. Raises as `to_day`."""
     try:
-        if day := _read_day(text):
-            return datetime.combine(day, time(), UTC) + timedelta(days=1 if end else 0)
-        if _DAY.match(text):  # ISO 8601 has other ways to write a day, which would be taken for its midnight
-            moment = datetime.fromisoformat(text)
-            # In UTC from here on: near the ends of the calendar, where that cannot be, it is no moment.
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    raise InvalidInput(f"{option}: {text!r} is no date; {_HINT_OR_TIME}")
-
-
-def _read_day(text: str) -> date | None:
-    if text in _WORDS:
-        return _today() - timedelta(days=_WORDS[text])
-    try:
-        return date.fromisoformat(text) if _DAY.fullmatch(text) else None
+        return None if text is None else numerals.to_moment(_date_of(text), end=end)
     except ValueError:
-        return None
+        raise InvalidInput(f"{option}: {text!r} is no date; write 2026-01-05, or 2026-01-05T12:00:00Z") from None
 
 
-def _today() -> date:
-    return datetime.fromtimestamp(SystemClock().now() / 1_000_000, UTC).date()
+def _date_of(text: str) -> str:
+    if text not in _DAYS_AGO:
+        return text
+    today = datetime.fromtimestamp(SystemClock().now() / 1_000_000, UTC).date()
+    return str(today - timedelta(days=_DAYS_AGO[text]))

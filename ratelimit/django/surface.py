@@ -17,7 +17,8 @@ from ratelimit.errors import ConfigError
 from ratelimit.factory import configure as configure_for_a_loop
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.lifespan import LimiterLifespan
-from ratelimit.wsgi.app_request import AskingLimiter, AskingLog, encoded, state_of
+from ratelimit.http.middleware import state_of
+from ratelimit.wsgi.app_request import AskingLimiter, AskingLog, encoded
 from ratelimit.wsgi.configure import configure
 
 NAME: Final = "RATELIMIT"

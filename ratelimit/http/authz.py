@@ -14,21 +14,18 @@ allowed counts, also for policies with `count = "success"` or `"failure"`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, TypedDict, Unpack
+from typing import Final, Unpack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.errors import InvalidInput
-from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.body import no_body
 from ratelimit.http.gateway_question import Dialect, asked, dialect_or_plain
-from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.lifespan import no_lifespan
-from ratelimit.http.middleware import RateLimitMiddleware
+from ratelimit.http.middleware import RateLimitMiddleware, SurfaceArgs
 from ratelimit.http.problems import Problem, ProblemResponse
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.limiter import Limiter
-from ratelimit.policy import Exempt, UserFrom
 from ratelimit.usage import UsageLog
 
 PREFIX: Final = "/v1/authz"
@@ -37,17 +34,6 @@ STATUS: Final = b"x-rl-status"
 
 REDUCED: Final = 503
 """The status of a refusal because the store cannot be asked, which no gateway is to see."""
-
-
-class SurfaceArgs(TypedDict, total=False):
-    """What `SurfaceOptions` is made of."""
-
-    user_from: UserFrom | Iterable[UserFrom]
-    trusted_proxies: TrustedProxies
-    ipv6_prefix: int
-    headers: HeaderStyle
-    exempt: Exempt | Iterable[Exempt]
-    max_body_bytes: int
 
 
 class Authz:

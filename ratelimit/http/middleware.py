@@ -7,9 +7,9 @@ untouched, but for the headers on the one that starts the response.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Any, Self, TypedDict, Unpack, cast
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -32,6 +32,34 @@ from ratelimit.limiter.alerts import AlertHook
 from ratelimit.policy import Exempt, UserFrom
 from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog
+
+
+class SurfaceArgs(TypedDict, total=False):
+    """What every surface takes, as `RateLimitMiddleware` explains it."""
+
+    user_from: UserFrom | Iterable[UserFrom]
+    trusted_proxies: TrustedProxies
+    ipv6_prefix: int
+    headers: HeaderStyle
+    exempt: Exempt | Iterable[Exempt]
+    max_body_bytes: int
+
+
+def state_of(
+    limiter: Limiter,
+    usage: UsageLog | None = None,
+    *,
+    app: object = None,
+    on_refused: OnRefused | None = None,
+    inner: Sequence[MiddlewareState] = (),
+    options: SurfaceArgs,
+) -> MiddlewareState:
+    """Return what all requests through one surface share. Raises `ConfigError` with the path to a bad option."""
+    surface = SurfaceOptions(**options)
+    routes = Routes([surface.policy_check(limiter, action) for action in limiter.policies])
+    refusals = Refusals(surface.writer, cast(Any, app), on_refused, limiter.policies.values())
+    recorder = None if usage is None else Recorder(usage)
+    return MiddlewareState(limiter, surface, routes, Tasks("a refund"), refusals, recorder, inner)
 
 
 class RateLimitMiddleware:
@@ -70,8 +98,7 @@ class RateLimitMiddleware:
     ) -> None:
         self.app = app
         self.limiter = limiter
-        self.refunds = Tasks("a refund")
-        options = SurfaceOptions(
+        options = SurfaceArgs(
             user_from=user_from,
             trusted_proxies=trusted_proxies,
             ipv6_prefix=ipv6_prefix,
@@ -79,13 +106,11 @@ class RateLimitMiddleware:
             exempt=exempt,
             max_body_bytes=max_body_bytes,
         )
-        routes = Routes([options.policy_check(limiter, action) for action in limiter.policies])
-        refusals = Refusals(options.writer, app, on_refused, limiter.policies.values())
-        recorder = None if usage is None else Recorder(usage)
         inner = [one._state for one in stack(app) if isinstance(one, RateLimitMiddleware)]
-        self._state: MiddlewareState = MiddlewareState(
-            limiter, options, routes, self.refunds, refusals, recorder, inner
+        self._state: MiddlewareState = state_of(
+            limiter, usage, app=app, on_refused=on_refused, inner=inner, options=options
         )
+        self.refunds = self._state.refunds
         self._lifespan = LimiterLifespan(limiter, self.refunds, usage)
 
     @classmethod

@@ -20,7 +20,7 @@ from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
 from ratelimit.dynamodb.settings import Settings, check_one_region
 from ratelimit.errors import ConfigError, InvalidAction, StoreUnavailable
-from ratelimit.limits.windows import SlidingWindow, Windows
+from ratelimit.limits.windows import SlidingCounts, Windows
 from ratelimit.names import check_action
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class DynamoDBStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport,
         """Take units of the sliding window, if they fit."""
         return self._run(self._windows.acquire_sliding(key, limit, expiry, amount))
 
-    def get_sliding_window(self, key: str, expiry: float) -> SlidingWindow:
+    def get_sliding_window(self, key: str, expiry: float) -> SlidingCounts:
         """Return units and seconds left of the window before, and of this."""
         return self._run(self._windows.get_sliding(key, expiry))
 
@@ -176,7 +176,7 @@ class AsyncDynamoDBStorage(
         """Take units of the sliding window, if they fit."""
         return await self._windows.acquire_sliding(key, limit, expiry, amount)
 
-    async def get_sliding_window(self, key: str, expiry: float) -> SlidingWindow:
+    async def get_sliding_window(self, key: str, expiry: float) -> SlidingCounts:
         """Return units and seconds left of the window before, and of this."""
         return await self._windows.get_sliding(key, expiry)
 

@@ -39,7 +39,7 @@ _MOMENT_LETTERS: Final = 10
 _DIGEST: Final = "sha256:"
 
 
-class SlidingWindow(NamedTuple):
+class SlidingCounts(NamedTuple):
     """How a sliding window stands, as `limits` wants it: units and seconds left of the window before and of this."""
 
     previous: int
@@ -148,11 +148,11 @@ class Windows:
             record = outcome.record
         raise _contended(where)
 
-    async def get_sliding(self, key: str, expiry: float) -> SlidingWindow:
+    async def get_sliding(self, key: str, expiry: float) -> SlidingCounts:
         """Return how the window stands, and the one before."""
         where, length = self._sliding_of(key, expiry)
         _, previous, current, left = _slide(await self._store.read(where), self._clock.now(), length)
-        return SlidingWindow(previous, left / SECOND if previous else 0.0, current, (left + length) / SECOND)
+        return SlidingCounts(previous, left / SECOND if previous else 0.0, current, (left + length) / SECOND)
 
     async def clear_sliding(self, key: str, expiry: float) -> None:
         """Forget the window of the key, and the one before."""

@@ -21,7 +21,7 @@ from ratelimit.migrate.forecast import DryRun, Forecast
 from ratelimit.migrate.ledger import Ledger, RunInfo, conflicts, earlier_runs, place_of_table
 from ratelimit.migrate.mapping import Mapping
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused
-from ratelimit.migrate.runner import DEFAULT_BATCH, Choices, OnError, ProgressListener, Run
+from ratelimit.migrate.runner import DEFAULT_BATCH, Choices, MigrationRun, OnError, ProgressListener
 from ratelimit.migrate.sources import HashedSource, ReadOptions, known_actions, migration_settings, source_of
 from ratelimit.migrate.tally import Rules
 from ratelimit.migrate.target import Pace, RawTable, TableProbe, Target
@@ -214,7 +214,7 @@ async def run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock |
         checkpoint = workspace.begun(clock.now())
         resumed = checkpoint.entity is not None or bool(checkpoint.done)
         with Ledger.begin(workspace.folder, plan.about(checkpoint.run)) as ledger:
-            migration = Run(
+            migration = MigrationRun(
                 source, Target(store, raw, pace, ledger=ledger, timelines=timelines_of(plan.config.policies)), choices,
                 workspace=workspace, checkpoint=checkpoint,
                 rules=Rules(plan.config.policies), ledger=ledger, clock=clock, listener=listener,

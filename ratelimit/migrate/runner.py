@@ -1,4 +1,4 @@
-"""`Run`: everything from a source to a table, batch by batch, with a checkpoint after each."""
+"""`MigrationRun`: everything from a source to a table, batch by batch, with a checkpoint after each."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Choices:
             raise InvalidInput(f"--batch-size must be from 1 to 10000, not {self.batch_size!r}")
 
 
-class Run:
+class MigrationRun:
     """One migration, or what is left of it. `checkpoint` is where it stands."""
 
     def __init__(
@@ -81,7 +81,7 @@ class Run:
         self._source = source
         self._target = target
         self._choices = choices
-        self._desk = workspace
+        self._workspace = workspace
         self._rules = rules
         self._ledger = ledger
         self._clock = clock or SystemClock()
@@ -97,7 +97,7 @@ class Run:
             checkpoint.entity = checkpoint.place = None
             checkpoint.done, checkpoint.counts, checkpoint.rejects_bytes, checkpoint.notes = [], {}, 0, []
             checkpoint.stamp = stamp
-        self._desk.begin(checkpoint)
+        self._workspace.begin(checkpoint)
         try:
             if self._choices.backup:
                 await asyncio.to_thread(back_up, self._source.files, began=checkpoint.began)
@@ -105,8 +105,8 @@ class Run:
                 if entity not in checkpoint.done:
                     await self._one(entity)
         finally:
-            self._desk.close()
-        self._desk.finish()
+            self._workspace.close()
+        self._workspace.finish()
         return checkpoint
 
     async def _one(self, entity: Entity) -> None:
@@ -182,11 +182,11 @@ class Run:
         await learn_rules(self._target.store.directory, self._rules)
         now = self._clock.now()
         counters = CounterWriter(self._target, now=now, ledger=self._ledger)
-        with Scratch(self._desk.folder, SCHEMA) as scratch:
+        with Scratch(self._workspace.folder, SCHEMA) as scratch:
             tally = Tally(scratch, self._rules, now=now, keyed=self._source.keyed)
             rejected = await self._read_uses(tally, counts, self._keep_rejects)
             if rejected and not self._choices.leave_rejected:
-                self.checkpoint.note([waiting(rejected, f" (they are in {self._desk.rejects})")])
+                self.checkpoint.note([waiting(rejected, f" (they are in {self._workspace.rejects})")])
                 return
             if marks := await self._write_counters(counters, tally, counts):
                 tally.again(marks.items())
@@ -231,13 +231,13 @@ class Run:
 
     def _save(self) -> None:
         self.checkpoint.units = self._units_before + self._target.store.stats.write_units
-        self._desk.save(self.checkpoint)
+        self._workspace.save(self.checkpoint)
 
     def _reject(self, entity: Entity, row: SourceRow, counts: Counts) -> None:
         if self._choices.on_error == "stop":
             raise BadRow(f"{row.where}: {row.problem}; without --on-error stop it is set aside, and the rest goes on")
         counts.reject(row.problem)
-        self._desk.reject(entity, row)
+        self._workspace.reject(entity, row)
 
 
 def chunks(items: Iterable[T]) -> Iterator[list[T]]:

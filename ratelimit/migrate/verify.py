@@ -22,6 +22,7 @@ from ratelimit.migrate.runner import ProgressListener, ahead, chunks, learn_rule
 from ratelimit.migrate.sources import migration_settings
 from ratelimit.migrate.tally import MARK, SCHEMA, Rules, Tally
 from ratelimit.names import Key
+from ratelimit.quota import quotas_text
 from ratelimit.retry import retry_store
 from ratelimit.store.base import ScanPage, day_of
 from ratelimit.store.directory import Plan, User, name_of
@@ -117,7 +118,7 @@ class EventDiff:
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch = scratch
-        self._sample = Sample()
+        self._sample = EventSample()
 
     def note(self, side: Side, events: Sequence[UsageEvent]) -> None:
         """Note events. The source has to be first: what is in the sample is found out there."""
@@ -151,7 +152,7 @@ class EventDiff:
             verdict.differs("events", name, source, target)
 
 
-class Sample:
+class EventSample:
     """The events with the smallest digests of their ids: the same ones on both sides, however many there are."""
 
     def __init__(self, most: int = SAMPLED) -> None:
@@ -282,7 +283,7 @@ def _whole(event: UsageEvent) -> str:
 
 
 def _said(entry: User | Plan) -> str:
-    quotas = {action: "; ".join(map(str, of)) or "unlimited" for action, of in sorted(entry.quotas.items())}
+    quotas = {action: quotas_text(of) for action, of in sorted(entry.quotas.items())}
     if isinstance(entry, Plan):
         return f"{quotas}"
     identities = sorted(map(str, entry.identities))

@@ -7,7 +7,7 @@ blocking call, so that they never do.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
-from typing import Any, NamedTuple, TypedDict, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -15,33 +15,17 @@ from starlette.types import Message, Scope
 
 from ratelimit.decision import Decision, JointDecision
 from ratelimit.errors import ConfigError, QuotaExceeded
-from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.admission import Admission, MiddlewareState
-from ratelimit.http.charges import Recorder
-from ratelimit.http.headers import Headers, HeaderStyle
+from ratelimit.http.headers import Headers
 from ratelimit.http.inline import Said
-from ratelimit.http.policy_check import Routes, SurfaceOptions
-from ratelimit.http.refusal import OnRefused, Refusals, rejection
+from ratelimit.http.refusal import rejection
 from ratelimit.limiter import Spend, limiter
 from ratelimit.limiter.slots import Slot
-from ratelimit.policy import Exempt, UserFrom
 from ratelimit.sync import Limiter, UsageLog
-from ratelimit.tasks import Tasks
 from ratelimit.usage import log
 from ratelimit.wsgi.environ import InputReader
 
 T = TypeVar("T")
-
-
-class Options(TypedDict, total=False):
-    """What every surface takes, as `RateLimitMiddleware` explains it."""
-
-    user_from: UserFrom | Iterable[UserFrom]
-    trusted_proxies: TrustedProxies
-    ipv6_prefix: int
-    headers: HeaderStyle
-    exempt: Exempt | Iterable[Exempt]
-    max_body_bytes: int
 
 
 class AppAnswer(NamedTuple):
@@ -62,23 +46,6 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     work.close()
     how = "one is async and waits, without an event loop: here it may await the request's body, and nothing else"
     raise ConfigError("cost, quotas, user_from, exempt, on_refused", how)
-
-
-def state_of(
-    limiter: limiter.Limiter,
-    usage: log.UsageLog | None = None,
-    *,
-    app: object = None,
-    on_refused: OnRefused | None = None,
-    inner: Sequence[MiddlewareState] = (),
-    options: Options,
-) -> MiddlewareState:
-    """Return what all requests through one surface share. Raises `ConfigError` with the path to a bad option."""
-    surface = SurfaceOptions(**options)
-    routes = Routes([surface.policy_check(limiter, action) for action in limiter.policies])
-    refusals = Refusals(surface.writer, cast(Any, app), on_refused, limiter.policies.values())
-    recorder = None if usage is None else Recorder(usage)
-    return MiddlewareState(limiter, surface, routes, Tasks("a refund"), refusals, recorder, inner)
 
 
 class AskingLimiter(limiter.Limiter):

@@ -8,15 +8,15 @@ from typing import Any, Unpack, cast
 from ratelimit.clock import Clock
 from ratelimit.config import Config, SettingArgs
 from ratelimit.errors import ConfigError
-from ratelimit.factory import build_usage_log, exemptions, load_checked, show_metrics, working_store
+from ratelimit.factory import build_usage_log, load_checked, show_metrics, surface_args, working_store
+from ratelimit.http.middleware import SurfaceArgs
 from ratelimit.http.tracing import spans
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Directory, Limiter, UsageLog
 from ratelimit.sync.store import store_from, store_of
-from ratelimit.wsgi.app_request import Options
 
 
-class WsgiArgs(Options):
+class WsgiArgs(SurfaceArgs):
     """What `RateLimitMiddleware` takes besides the app."""
 
     limiter: Limiter
@@ -41,16 +41,7 @@ def configure(
         build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store)),
     )
     show_metrics(config, limiter, usage)
-    return WsgiArgs(
-        limiter=limiter,
-        usage=usage,
-        user_from=config.user_from,
-        trusted_proxies=config.trusted_proxies,
-        ipv6_prefix=config.ipv6_prefix,
-        headers=config.headers,
-        exempt=exemptions(config),
-        max_body_bytes=config.max_body_bytes,
-    )
+    return WsgiArgs(limiter=limiter, usage=usage, **surface_args(config))
 
 
 def build_limiter(config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None) -> Limiter:

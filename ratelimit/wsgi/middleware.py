@@ -14,6 +14,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.inline import InlineArgs, Said
+from ratelimit.http.middleware import SurfaceArgs, state_of
 from ratelimit.http.refusal import OnRefused, stack
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Limiter, UsageLog
@@ -22,11 +23,9 @@ from ratelimit.wsgi.app_request import (
     AppRequest,
     AskingLimiter,
     AskingLog,
-    Options,
     decoded,
     encoded,
     run,
-    state_of,
 )
 from ratelimit.wsgi.configure import configure
 from ratelimit.wsgi.environ import ENVIRON_KEY, scope_of
@@ -54,7 +53,7 @@ class RateLimitMiddleware:
         limiter: Limiter,
         usage: UsageLog | None = None,
         on_refused: OnRefused | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[SurfaceArgs],
     ) -> None:
         self.app = app
         self.limiter = limiter

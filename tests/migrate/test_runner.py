@@ -22,7 +22,7 @@ from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.factory import build_store
 from ratelimit.migrate import Done, Mapping, SourceUnavailable, dry_run
 from ratelimit.migrate.convert import Converter
-from ratelimit.migrate.runner import Run
+from ratelimit.migrate.runner import MigrationRun
 from ratelimit.migrate.sql import SqlSource, with_driver
 from ratelimit.migrate.tally import MARK
 from ratelimit.names import Key
@@ -109,16 +109,16 @@ async def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     asked = plan_of(to_sqlite(WORLD, tmp_path / "app.db"), table, tmp_path, batch_size=7)
     taken = 0
-    take = Run._take
+    take = MigrationRun._take
 
-    async def interrupted(self: Run, entity: Any, rows: Any, counts: Any) -> None:
+    async def interrupted(self: MigrationRun, entity: Any, rows: Any, counts: Any) -> None:
         nonlocal taken
         taken += len(rows)
         await take(self, entity, rows, counts)
         if taken == 3 + 12 + 28:
             raise KeyboardInterrupt  # after the write, before the checkpoint
 
-    monkeypatch.setattr(Run, "_take", interrupted)
+    monkeypatch.setattr(MigrationRun, "_take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         await bring(asked)
     monkeypatch.undo()

@@ -20,7 +20,7 @@ from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.migrate import MigrationPlan, Undone, UndoPlan, migration_settings, undo
 from ratelimit.migrate.checkpoint import new_run
 from ratelimit.migrate.ledger import FieldChange, is_same_place
-from ratelimit.migrate.runner import Run
+from ratelimit.migrate.runner import MigrationRun
 from ratelimit.migrate.target import RawTable, Target
 from ratelimit.migrate.undo import fields_after, remaining
 from ratelimit.store.directory import User
@@ -189,14 +189,14 @@ async def test_a_run_that_was_broken_off_is_taken_back_too(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = plan_of(dump(tmp_path, uses(40)), table, tmp_path, batch_size=7)
-    take = Run._take
+    take = MigrationRun._take
 
-    async def broken_off(self: Run, entity: Any, rows: Any, counts: Any) -> None:
+    async def broken_off(self: MigrationRun, entity: Any, rows: Any, counts: Any) -> None:
         await take(self, entity, rows, counts)
         if counts.read >= 21:
             raise KeyboardInterrupt  # after the write, before the checkpoint
 
-    monkeypatch.setattr(Run, "_take", broken_off)
+    monkeypatch.setattr(MigrationRun, "_take", broken_off)
     with pytest.raises(KeyboardInterrupt):
         await bring(asked)
     monkeypatch.undo()

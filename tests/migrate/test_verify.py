@@ -15,7 +15,7 @@ import pytest
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.event import UsageEvent
 from ratelimit.migrate import Entity, MigrationPlan, Verdict
-from ratelimit.migrate.verify import Sample
+from ratelimit.migrate.verify import EventSample
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Write
 from ratelimit.store.directory import User
@@ -187,7 +187,7 @@ async def test_one_altered_event_of_a_file_is_found(table: str, tmp_path: Path) 
 
 def test_a_sample_is_the_same_on_both_sides_in_whatever_order() -> None:
     events = [UsageEvent.of("alice", "hint", now=10**15, id=f"event-{number}") for number in range(50)]
-    sample = Sample(most=10)
+    sample = EventSample(most=10)
     for event in events:
         sample.keep(hash(event.id), event)
     for event in reversed(events):

@@ -12,7 +12,7 @@ from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.http.api.operation import Name, Operation, QuotasText, UserName, operation
 from ratelimit.names import check_user
 from ratelimit.policy import Policy, check_usable
-from ratelimit.quota import Quotas, QuotasLike
+from ratelimit.quota import Quotas, QuotasLike, quotas_text
 from ratelimit.store.directory import Identity, Plan, Role, User, check_plan
 
 T = TypeVar("T")
@@ -110,21 +110,19 @@ class UserAnswer(Struct, frozen=True, kw_only=True):
         )
 
 
-class UsersQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which users."""
-
-    plan: Name | UnsetType = UNSET
-    identity: IdentityText | UnsetType = UNSET
-    id: UserName | UnsetType = UNSET
-    limit: Limit = 100
-    cursor: Cursor | UnsetType = UNSET
-
-
 class PageQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which page."""
 
     limit: Limit = 100
     cursor: Cursor | UnsetType = UNSET
+
+
+class UsersQuery(PageQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which users."""
+
+    plan: Name | UnsetType = UNSET
+    identity: IdentityText | UnsetType = UNSET
+    id: UserName | UnsetType = UNSET
 
 
 class UsersAnswer(Struct, frozen=True):
@@ -137,7 +135,7 @@ class UsersAnswer(Struct, frozen=True):
 
 def texts(quotas: Mapping[str, Quotas]) -> dict[str, str]:
     """Write quotas as they may be given."""
-    return {action: "; ".join(map(str, several)) or "unlimited" for action, several in quotas.items()}
+    return {action: quotas_text(several) for action, several in quotas.items()}
 
 
 class DirectoryRoutes:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -13,8 +12,9 @@ from ratelimit.algorithms.fields import DAYS_KEPT, Per
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent, encode_metadata
-from ratelimit.http.api.directory import Cursor, Limit
+from ratelimit.http.api.directory import PageQuery
 from ratelimit.http.api.operation import Name, Operation, UserName, operation
+from ratelimit.numerals import to_day, to_moment
 from ratelimit.usage import EventPage
 from ratelimit.usage.formats import text_of_time
 from ratelimit.usage.reports import DATE_RANGE, Reports
@@ -92,20 +92,7 @@ class TotalsAnswer(Struct, frozen=True):
     totals: dict[str, dict[date, int]]
 
 
-class EventsQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which events."""
-
-    since: Moment | UnsetType = UNSET
-    until: Moment | UnsetType = UNSET
-    action: Name | UnsetType = UNSET
-    allowed: Allowed | UnsetType = UNSET
-    status: Status | UnsetType = UNSET
-    resource: Resource | UnsetType = UNSET
-    limit: Limit = 100
-    cursor: Cursor | UnsetType = UNSET
-
-
-class TimelineQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TimelineQuery(PageQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which events of an action; without `since`, those of the last seven days."""
 
     since: Moment | UnsetType = UNSET
@@ -113,8 +100,12 @@ class TimelineQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     allowed: Allowed | UnsetType = UNSET
     status: Status | UnsetType = UNSET
     resource: Resource | UnsetType = UNSET
-    limit: Limit = 100
-    cursor: Cursor | UnsetType = UNSET
+
+
+class EventsQuery(TimelineQuery, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which events."""
+
+    action: Name | UnsetType = UNSET
 
 
 class EventAnswer(Struct, frozen=True, kw_only=True):
@@ -186,11 +177,6 @@ class EraseAnswer(Struct, frozen=True):
     """Damaged files of the journal that name the user, for a person to look at."""
 
 
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
-_HINT: Final = "write 2026-01-05"
-_HINT_OR_TIME: Final = "write 2026-01-05, or 2026-01-05T12:00:00Z"
-
-
 class UsageRoutes:
     """Days and times are those of UTC, unless a time says otherwise."""
 
@@ -235,7 +221,7 @@ class UsageRoutes:
         return EraseAnswer(user, int(erased), erased.found, erased.left)
 
 
-def _asked(query: EventsQuery | TimelineQuery) -> dict[str, Any]:
+def _asked(query: TimelineQuery) -> dict[str, Any]:
     """Return what both ask for, as the reports take it."""
     return {
         "since": _moment("since", query.since),
@@ -249,28 +235,16 @@ def _asked(query: EventsQuery | TimelineQuery) -> dict[str, Any]:
 
 
 def _day(path: str, text: str | UnsetType) -> date | None:
-    if text is UNSET:
-        return None
     try:
-        if _DAY.fullmatch(text):
-            return date.fromisoformat(text)
+        return None if text is UNSET else to_day(text)
     except ValueError:
-        pass
-    raise ConfigError(path, f"{text!r} is no day; {_HINT}")
+        raise ConfigError(path, f"{text!r} is no day; write 2026-01-05") from None
 
 
 def _moment(path: str, text: str | UnsetType, *, end: bool = False) -> datetime | None:
     """Read a day or a time. A day begins at midnight, and at its `end` is over."""
-    if text is UNSET:
-        return None
     try:
-        if _DAY.fullmatch(text):
-            return datetime.combine(date.fromisoformat(text), time(), UTC) + timedelta(days=1 if end else 0)
-        if _DAY.match(text):  # ISO 8601 has other ways to write a day, which would be taken for its midnight
-            # A query string's `+` is a space, where nobody took care to encode it.
-            moment = datetime.fromisoformat(text.replace(" ", "+"))
-            # In UTC from here on: near the ends of the calendar, where that cannot be, it is no moment.
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        pass
-    raise ConfigError(path, f"{text!r} is no date; {_HINT_OR_TIME}")
+        # A query string's `+` is a space, where nobody took care to encode it.
+        return None if text is UNSET else to_moment(text.replace(" ", "+"), end=end)
+    except ValueError:
+        raise ConfigError(path, f"{text!r} is no date; write 2026-01-05, or 2026-01-05T12:00:00Z") from None
