@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 
 from ratelimit.cli.output import say, say_table
 
-from loadtest.quantiles import difference
-from loadtest.result import GroupResult, Interval, Report, SeriesResult, read_report
+from .quantiles import difference
+from .result import GroupResult, Interval, Report, SeriesResult, read_report
 
 SAME: Final = 0
 SLOWER: Final = 1

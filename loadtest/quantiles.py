@@ -12,7 +12,7 @@ from math import ceil
 from random import Random
 from typing import Final
 
-from loadtest.result import Interval, Quantiles
+from .result import Interval, Quantiles
 
 ROUNDS: Final = 400
 MOST_USED: Final = 6_000

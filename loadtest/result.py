@@ -7,9 +7,9 @@ from typing import Final
 
 import msgspec
 
-from loadtest.plan import Group
-from loadtest.run.exactness import Exactness
-from loadtest.run.options import Trouble
+from .plan import Group
+from .run.exactness import Exactness
+from .run.options import Trouble
 
 FORMAT: Final = 1
 

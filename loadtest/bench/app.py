@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from loadtest.bench import builds, requester
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
 from loadtest.bench.stub import stub_server
 
 _NAMES = {
@@ -45,7 +45,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds, at_once=at_once), json)
 
 
-def run(*, rounds: int, seconds: float, at_once: int = 32) -> Sheet:
+def run(*, rounds: int, seconds: float, at_once: int = 32) -> BenchReport:
     """A server for each variant, one of them busy at a time."""
     uncompiled = builds.compiled()
     variants = [name for name in _NAMES if not (uncompiled and name.endswith(_COMPILED))]
@@ -63,7 +63,7 @@ def run(*, rounds: int, seconds: float, at_once: int = 32) -> Sheet:
     notes = [f"requests by {client}, uvicorn on uvloop and httptools; all share this machine's cores"]
     notes += [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}"
-    return sheet("app", rows, _targets(turns), notes, arguments=options)
+    return bench_report("app", rows, _targets(turns), notes, arguments=options)
 
 
 def _turn(port: int, seconds: float, at_once: int) -> _Turn:

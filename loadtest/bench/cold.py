@@ -16,8 +16,8 @@ from typing import Annotated, Final
 
 import typer
 
-from loadtest.bench.crew import CREDENTIALS
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.runner import CREDENTIALS
 from loadtest.bench.stub import stub_server
 
 MEMORY = "ratelimit.sync, memory"
@@ -97,7 +97,7 @@ def command(
     conclude(run(rounds=rounds), json)
 
 
-def run(*, rounds: int) -> Sheet:
+def run(*, rounds: int) -> BenchReport:
     """One start after the other, in turns; the first of each is not counted."""
     starts: dict[str, list[list[float]]] = {name: [] for name in _PROGRAMS}
     with stub_server() as endpoint:
@@ -107,7 +107,7 @@ def run(*, rounds: int) -> Sheet:
                 if number:
                     starts[name].append(marks)
     rows = [Row(name, _figures(marks)) for name, marks in starts.items()]
-    return sheet("cold", rows, _targets(rows), arguments=f"--rounds {rounds}")
+    return bench_report("cold", rows, _targets(rows), arguments=f"--rounds {rounds}")
 
 
 def _start(parts: Mapping[str, str], endpoint: str) -> list[float]:

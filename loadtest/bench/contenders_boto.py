@@ -11,8 +11,7 @@ from typing import Any
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
-from loadtest.bench.turns import Call
-from loadtest.bench.worker import Contender
+from loadtest.bench.worker import Call, Contender
 
 _USERS = 256
 _COUNTED = 512

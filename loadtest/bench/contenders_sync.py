@@ -11,8 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-from loadtest.bench.turns import Turn, at
-from loadtest.bench.worker import Contender
+from loadtest.bench.worker import Contender, Turn, at
 from ratelimit.limiter import Limiter
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore

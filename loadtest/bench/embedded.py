@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from loadtest.bench import builds, peers_home
-from loadtest.bench.crew import Entry, Measured, contest, ratio
 from loadtest.bench.ours import ROOMY
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
 
 OURS = "Limiter, memory"
@@ -30,7 +30,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds), json)
 
 
-def run(*, rounds: int, seconds: float) -> Sheet:
+def run(*, rounds: int, seconds: float) -> BenchReport:
     """One check after the other."""
     python, missing = peers_home.python()
     uncompiled = builds.compiled()
@@ -41,7 +41,7 @@ def run(*, rounds: int, seconds: float) -> Sheet:
     notes += [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
     notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
     rows = [Row(name, _figures(one, measured.get(THEIRS))) for name, one in measured.items()]
-    return sheet("embedded", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}")
+    return bench_report("embedded", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}")
 
 
 def _entries(endpoint: str, python: str | None, *, compiled: bool) -> list[Entry]:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from loadtest.bench.crew import Entry, Measured, contest
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.runner import Entry, Measured, contest
 from loadtest.bench.stub import stub_server
 
 DJANGO, FLASK = "Django", "Flask"
@@ -29,13 +29,15 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds), json)
 
 
-def run(*, rounds: int, seconds: float) -> Sheet:
+def run(*, rounds: int, seconds: float) -> BenchReport:
     """One request after the other to the WSGI app, in a process each."""
     with stub_server() as endpoint:
         measured, failed = contest(_entries(endpoint), rounds=rounds, seconds=seconds, at_once=1)
     notes = [f"not measured: {name}: {reason}" for name, reason in failed.items()]
     rows = [Row(name, _figures(name, measured)) for name in measured]
-    return sheet("frameworks", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}")
+    return bench_report(
+        "frameworks", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}"
+    )
 
 
 def _entries(endpoint: str) -> list[Entry]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from loadtest.bench.crew import Entry, Measured, contest, ratio
 from loadtest.bench.engines import Absent, engine
 from loadtest.bench.ours import exactness
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
 
 COALESCED = "one key, fast lane, coalesced"
@@ -45,7 +45,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, delay=delay, uvloop=uvloop), json)
 
 
-def run(*, rounds: int, seconds: float, at_once: int = 256, delay: float = 0.002, uvloop: bool = False) -> Sheet:
+def run(*, rounds: int, seconds: float, at_once: int = 256, delay: float = 0.002, uvloop: bool = False) -> BenchReport:
     """Against a stub that answers late; then on an engine that counts, up to the quota and beyond."""
     with stub_server(delay=delay) as endpoint:
         shared = {"endpoint": endpoint, "users": max(256, at_once), "pool": at_once, "uvloop": uvloop}
@@ -62,7 +62,7 @@ def run(*, rounds: int, seconds: float, at_once: int = 256, delay: float = 0.002
     targets = _targets(measured)
     _add_exactness(at_once, targets, notes)
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once} --delay {delay}" + " --uvloop" * uvloop
-    return sheet("hotkey", rows, targets, notes, arguments=options)
+    return bench_report("hotkey", rows, targets, notes, arguments=options)
 
 
 def _add_exactness(at_once: int, targets: list[Target], notes: list[str]) -> None:

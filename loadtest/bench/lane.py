@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from loadtest.bench import builds
-from loadtest.bench.crew import Entry, Measured, contest, ratio
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
 
 BARE = "aiobotocore, a bare update_item"
@@ -42,7 +42,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, uvloop=uvloop), json)
 
 
-def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False) -> Sheet:
+def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False) -> BenchReport:
     """256 users, two windows."""
     uncompiled = builds.compiled()
     notes = [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
@@ -57,7 +57,7 @@ def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False)
     notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
     rows = [Row(name, _figures(one, measured.get(_peer(name)))) for name, one in measured.items()]
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}" + " --uvloop" * uvloop
-    return sheet("lane", rows, _targets(measured), notes, arguments=options)
+    return bench_report("lane", rows, _targets(measured), notes, arguments=options)
 
 
 def _entries(shared: dict[str, Any], *, compiled: bool) -> list[Entry]:

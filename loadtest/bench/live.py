@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from loadtest.bench import builds
-from loadtest.bench.crew import Entry, Measured, contest
 from loadtest.bench.ours import ACTION, ROOMY, USERS
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.runner import Entry, Measured, contest
 from loadtest.bench.stub import stub_server
 from loadtest.bench.worker import Contender
 from ratelimit.config import Config
@@ -65,7 +65,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds), json)
 
 
-def run(*, rounds: int, seconds: float) -> Sheet:
+def run(*, rounds: int, seconds: float) -> BenchReport:
     """One check after the other, with and without in turn."""
     uncompiled = builds.compiled()
     notes = [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
@@ -85,7 +85,7 @@ def run(*, rounds: int, seconds: float) -> Sheet:
         took = _sample_us(policies)
         name = f"a sample, {policies:,} policies, spread over {_RATE:,} checks/s"
         rows.append(Row(name, {"CPU µs per check": None, "added µs": took / (INTERVAL_S * _RATE)}))
-    return sheet("live", rows, targets, notes, arguments=f"--rounds {rounds} --seconds {seconds}")
+    return bench_report("live", rows, targets, notes, arguments=f"--rounds {rounds} --seconds {seconds}")
 
 
 def _entries(endpoint: str, *, compiled: bool) -> Iterator[Entry]:

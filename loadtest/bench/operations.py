@@ -21,7 +21,7 @@ import typer
 from loadtest.bench import peers_home
 from loadtest.bench.engines import engine
 from loadtest.bench.peers import ZAE
-from loadtest.bench.sheet import Figure, Row, Sheet, conclude, sheet
+from loadtest.bench.report import BenchReport, Figure, Row, bench_report, conclude
 from ratelimit import Limiter, Policy
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.names import Key
@@ -52,7 +52,7 @@ def command(
     conclude(run(times), json)
 
 
-def run(times: int) -> Sheet:
+def run(times: int) -> BenchReport:
     """Count both, and put them side by side."""
     notes = []
     with engine("ministack") as endpoint:
@@ -68,7 +68,7 @@ def run(times: int) -> Sheet:
             for what, figure in bills.get(name, {}).items()
         }
         rows.append(Row(name, of_both))
-    return sheet("operations", rows, notes=notes, arguments=f"--times {times}")
+    return bench_report("operations", rows, notes=notes, arguments=f"--times {times}")
 
 
 def _of_zae(endpoint: str, times: int) -> tuple[Bills, str]:

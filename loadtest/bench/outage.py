@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import typer
 
-from loadtest.bench.sheet import Figure, Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Figure, Row, Target, bench_report, conclude
 from loadtest.bench.stub import Mood, stub_server
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter
@@ -54,7 +54,7 @@ def command(
     conclude(run(rounds=rounds, at_once=at_once, repeats=repeats), json)
 
 
-def run(*, rounds: int, at_once: int = 32, repeats: int = 2_000) -> Sheet:
+def run(*, rounds: int, at_once: int = 32, repeats: int = 2_000) -> BenchReport:
     """Every fault with every answer to it, in turn."""
     os.environ |= {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "eu-west-1"}
     cases = {
@@ -76,7 +76,7 @@ def run(*, rounds: int, at_once: int = 32, repeats: int = 2_000) -> Sheet:
         "gc.freeze() once the store is open"
     ]
     options = f"--rounds {rounds} --at-once {at_once} --repeats {repeats}"
-    return sheet("outage", rows, targets, notes, arguments=options)
+    return bench_report("outage", rows, targets, notes, arguments=options)
 
 
 async def _case(fault: Fault, answer: OnUnavailable, fast: bool, rounds: int, at_once: int, repeats: int) -> _Case:

@@ -15,11 +15,11 @@ from typing import Annotated
 import typer
 
 from loadtest.bench import builds, peers_home
-from loadtest.bench.crew import Entry, Measured, contest, ratio
 from loadtest.bench.engines import Absent, engine, redis
 from loadtest.bench.ours import ROOMY
 from loadtest.bench.replay import replay_server, tally
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import Running
 
 FAST = "ratelimit, fast lane"
@@ -46,7 +46,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, uvloop=uvloop), json)
 
 
-def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False) -> Sheet:
+def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False) -> BenchReport:
     """Everything that this machine has; the notes say what it has not."""
     notes: list[str] = []
     python, missing = peers_home.python()
@@ -59,7 +59,7 @@ def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False)
     notes += _on_the_engines(measured, replaying)
     rows = [Row(name, _figures(one)) for name, one in measured.items()]
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}" + " --uvloop" * uvloop
-    return sheet("peers", rows, _targets(measured), notes, arguments=options)
+    return bench_report("peers", rows, _targets(measured), notes, arguments=options)
 
 
 def _open(

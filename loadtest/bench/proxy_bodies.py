@@ -11,8 +11,8 @@ from typing import Annotated, Final, NamedTuple, TypeAlias
 
 import typer
 
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
 from loadtest.bench.servers import Server, sidecar
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
 
 MB: Final = 1 << 20
 _PIECE: Final = bytes(range(256)) * 256
@@ -40,14 +40,14 @@ def command(
     conclude(run(megabytes=megabytes), json)
 
 
-def run(*, megabytes: int) -> Sheet:
+def run(*, megabytes: int) -> BenchReport:
     """One sidecar for all of them, one after the other."""
     passed = asyncio.run(transfer(megabytes * MB))
     rows = [Row(name, {"MB/s": one.size / one.seconds / MB, "RSS, MB more": one.grown}) for name, one in passed.items()]
     most = max(one.grown for one in passed.values())
     targets = [Target("the sidecar's resident memory, MB more than at the start", most, "at most", 50)]
     notes = [f"each body has {megabytes} MB; the client and the upstream are one process, which shares the cores"]
-    return sheet("proxy-bodies", rows, targets, notes, arguments=f"--megabytes {megabytes}")
+    return bench_report("proxy-bodies", rows, targets, notes, arguments=f"--megabytes {megabytes}")
 
 
 async def transfer(size: int) -> dict[str, Passed]:

@@ -14,9 +14,9 @@ from typing import Annotated, Final
 
 import typer
 
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
 from loadtest.bench.servers import CLIENT_CORE, Server, module, on_client_core, sidecar
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
-from loadtest.bench.turns import Turn, take_turn
+from loadtest.bench.worker import Turn, take_turn
 
 _GET: Final = b"GET / HTTP/1.1\r\nhost: a\r\nx-user: a\r\n\r\n"
 
@@ -33,7 +33,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, uploads=uploads, sockets=sockets), json)
 
 
-def run(*, rounds: int, seconds: float, at_once: int, uploads: int, sockets: int) -> Sheet:
+def run(*, rounds: int, seconds: float, at_once: int, uploads: int, sockets: int) -> BenchReport:
     """Turns alone and with the crowd, by turns."""
     alone: list[Turn] = []
     crowded: list[Turn] = []
@@ -51,7 +51,7 @@ def run(*, rounds: int, seconds: float, at_once: int, uploads: int, sockets: int
     targets = [Target("p99 with the crowd, times that without", slower, "at most", 2)]
     notes = ["the sidecar limits; the upstream is a uvicorn of its own; all share this machine's cores"]
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once} --uploads {uploads} --sockets {sockets}"
-    return sheet("proxy-crowd", rows, targets, notes, arguments=options)
+    return bench_report("proxy-crowd", rows, targets, notes, arguments=options)
 
 
 @contextmanager
@@ -98,7 +98,7 @@ async def _get(reader: StreamReader, writer: StreamWriter) -> None:
 
 @contextmanager
 def _crowd(port: int, uploads: int, sockets: int) -> Iterator[None]:
-    command = [sys.executable, "-m", "loadtest.bench.crowd", str(port), str(uploads), str(sockets)]
+    command = [sys.executable, "-m", "loadtest.bench.many_clients", str(port), str(uploads), str(sockets)]
     with subprocess.Popen(on_client_core(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

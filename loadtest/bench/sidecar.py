@@ -23,8 +23,8 @@ import typer
 from loadtest.bench import builds, peers_home, requester
 from loadtest.bench.engines import Absent
 from loadtest.bench.pace import latencies
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
 from loadtest.bench.servers import Server, free_port, haproxy, module, nginx, on_client_core, program, sidecar
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
 from loadtest.bench.stub import stub_server
 
 Load: TypeAlias = Callable[[int, float, int], "tuple[float, int]"]
@@ -78,7 +78,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, rate=rate), json)
 
 
-def run(*, rounds: int, seconds: float, at_once: int = 32, rate: int = 1000) -> Sheet:
+def run(*, rounds: int, seconds: float, at_once: int = 32, rate: int = 1000) -> BenchReport:
     """One upstream, a program for each contender, one of them busy at a time."""
     notes = [f"requests by {'wrk' if requester.has_wrk() else 'our own client (there is no wrk)'}, of RLS by h2load"]
     turns: dict[str, list[_Turn]] = {}
@@ -108,7 +108,7 @@ def run(*, rounds: int, seconds: float, at_once: int = 32, rate: int = 1000) -> 
                 p99.setdefault(name, []).append(latencies(server.port, rate=rate, seconds=seconds)["p99"])
     rows = [Row(name, _figures(name, turns, servers[name][0].floor, p99)) for name in turns]
     options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once} --rate {rate}"
-    return sheet("sidecar", rows, _targets(turns), notes, arguments=options)
+    return bench_report("sidecar", rows, _targets(turns), notes, arguments=options)
 
 
 def _contenders(upstream: int, dynamodb: str, notes: list[str]) -> list[Contender]:

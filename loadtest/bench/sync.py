@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from loadtest.bench import builds
-from loadtest.bench.crew import Entry, Measured, contest, ratio
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, sheet
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
 
 MEMORY = "sync check, memory"
@@ -29,7 +29,7 @@ def command(
     conclude(run(rounds=rounds, seconds=seconds), json)
 
 
-def run(*, rounds: int, seconds: float) -> Sheet:
+def run(*, rounds: int, seconds: float) -> BenchReport:
     """One check after the other, but where threads are named."""
     uncompiled = builds.compiled()
     notes = [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
@@ -39,7 +39,7 @@ def run(*, rounds: int, seconds: float) -> Sheet:
         )
     notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
     rows = [Row(name, _figures(one, measured.get(BARE))) for name, one in measured.items()]
-    return sheet("sync", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}")
+    return bench_report("sync", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}")
 
 
 def _entries(endpoint: str, *, compiled: bool) -> list[Entry]:

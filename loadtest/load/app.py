@@ -9,7 +9,7 @@ from locust import FastHttpUser, constant_throughput, task
 
 from ratelimit.numerals import to_int
 
-from loadtest.plan import MARK
+from ..plan import MARK
 
 _REFUSED: Final = 429
 

@@ -6,7 +6,7 @@ import json
 import socket
 from typing import Any, Final, Protocol
 
-from loadtest.plan import Outcome, Series
+from ..plan import Outcome, Series
 
 _PATIENCE: Final = 30.0
 _LETTERS: Final[dict[str, Outcome]] = {"a": "allowed", "r": "refused", "f": "failed"}

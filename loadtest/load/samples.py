@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypeAlias
 
-from loadtest.plan import Outcome
+from ..plan import Outcome
 
 Row: TypeAlias = list[Any]
 """A `Sample` as JSON and msgpack carry it."""

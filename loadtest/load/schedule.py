@@ -6,12 +6,14 @@ late, and its waiting counts: a closed loop would have left it out just when it 
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
+from itertools import accumulate
 from math import ceil
 from random import Random
 from typing import Final, NamedTuple
 
-from loadtest.plan import Series
+from ..plan import MARK, SERIES, USERS_OF, Plan, Series
 
 _HAIR: Final = 1e-6
 """Of a step: what floating-point arithmetic may be off by."""
@@ -62,3 +64,40 @@ class Schedule:
         """How many were intended and never taken."""
         intended = ceil((self._duration - self._first) / self._step - _HAIR)
         return max(0, intended - self.taken)
+
+
+# Who asks: users drawn from populations of several shapes, the same ones again for the same seed.
+
+_EXPONENT: Final = 1.1
+
+
+class Draw:
+    """The users of one generator. Each series has its own, so that what they spend can be told apart."""
+
+    def __init__(self, plan: Plan, worker: int) -> None:
+        self._prefix = user_prefix(plan.run)
+        self._series = SERIES[plan.group]
+        names = [series.name for series in self._series]
+        self._owner = [names.index(series.as_series or series.name) for series in self._series]
+        self._worker = worker
+        self._random = Random(f"{plan.seed}:{worker}:users")
+        self._fresh = 0
+        self._zipf = list(accumulate(1 / rank**_EXPONENT for rank in range(1, USERS_OF["zipf"] + 1)))
+
+    def user(self, number: int) -> str:
+        """For one request of the series with this number."""
+        series = self._series[number]
+        return f"{self._prefix}{self._owner[number]}-{self._who(series)}"
+
+    def _who(self, series: Series) -> str:
+        if series.users == "fresh":
+            self._fresh += 1
+            return f"{self._worker}.{self._fresh}"
+        if series.users == "zipf":
+            return str(bisect(self._zipf, self._random.random() * self._zipf[-1]))
+        return str(self._random.randrange(USERS_OF[series.users]))
+
+
+def user_prefix(run: str) -> str:
+    """What the users of one run have in common, and no others."""
+    return f"{MARK}{run}-"

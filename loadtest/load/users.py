@@ -9,11 +9,10 @@ import gevent
 from locust import LoadTestShape, User, task
 from locust.env import Environment
 
-from loadtest.plan import SERIES, Outcome, Plan
-from loadtest.load.clients import Client, client_of
-from loadtest.load.draw import Draw
-from loadtest.load.samples import Batch, Sample, Tray
-from loadtest.load.schedule import Schedule, Ticket
+from ..plan import SERIES, Outcome, Plan
+from .clients import Client, client_of
+from .samples import Batch, Sample, Tray
+from .schedule import Draw, Schedule, Ticket
 
 LEAD: Final = 1.0
 """Seconds in which the users are spawned, before the schedule begins."""

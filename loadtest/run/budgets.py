@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from loadtest.result import GroupResult, Verdict
-from loadtest.run.options import ENGINES, Options, Trouble
+from ..result import GroupResult, Verdict
+from .options import ENGINES, Options, Trouble
 
 _EVERYBODY: Final = "all"
 

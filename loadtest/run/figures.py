@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
-from loadtest.load.samples import Sample
-from loadtest.plan import SERIES
-from loadtest.quantiles import difference, quantile, quantiles
-from loadtest.result import Added, GroupResult, Meter, Pace, SeriesResult
-from loadtest.run.exactness import compare_books
-from loadtest.run.tally import Tally
+from ..load.samples import Sample
+from ..plan import SERIES
+from ..quantiles import difference, quantile, quantiles
+from ..result import Added, GroupResult, Meter, Pace, SeriesResult
+from .exactness import Tally, compare_books
 
 
 def figures(tally: Tally, books: Sequence[Mapping[str, Any]], *, complete: bool) -> GroupResult:

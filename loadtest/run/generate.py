@@ -16,9 +16,9 @@ import msgspec
 
 from ratelimit.testing.engines import run_with_parent
 
-from loadtest.load.samples import Batch
-from loadtest.plan import CUT_SHORT, Group, Plan
-from loadtest.run.options import Options, Trouble
+from ..load.samples import Batch
+from ..plan import CUT_SHORT, Group, Plan
+from .options import Options, Trouble
 
 LOCUSTFILE: Final = Path(__file__).parents[1] / "load" / "locustfile.py"
 STOP_TIMEOUT: Final = 15

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from loadtest.plan import GROUPS, Group
+from ..plan import GROUPS, Group
 
 ENGINES: Final = ("localstack", "dynamodb-local", "ministack", "memory")
 BUDGETS: Final = Path(__file__).parents[1] / "budgets.toml"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import signal
 import sys
 import tempfile
@@ -9,22 +11,122 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final, TextIO
 
-from loadtest.load.draw import user_prefix
-from loadtest.page.write import write
-from loadtest.plan import Group, Plan
-from loadtest.result import FORMAT, GroupResult, Report
-from loadtest.run.budgets import judge, read_budgets
-from loadtest.run.figures import figures
-from loadtest.run.generate import check_port, generate
-from loadtest.run.machine import environment, load
-from loadtest.run.options import Options, Trouble
-from loadtest.run.place import place
-from loadtest.run.progress import Progress
-from loadtest.run.servers import servers
-from loadtest.run.tally import Tally
+from ratelimit.config.secrets import masked
+
+from ..load.samples import Batch
+from ..load.schedule import user_prefix
+from ..page.page import write
+from ..plan import Group, Plan
+from ..quantiles import quantiles
+from ..result import FORMAT, GroupResult, Report
+from .budgets import judge, read_budgets
+from .exactness import Tally
+from .figures import figures
+from .generate import check_port, generate
+from .options import Options, Trouble
+from .servers import place, servers
+
+# A line that says how far it is: rewritten in place on a terminal, and now and then a new one elsewhere.
+
+_EVERY: Final = 5.0
+_WINDOW: Final = 5_000
+_WIDTH: Final = 100
+
+
+class Progress:
+    """Of one group. Speaks on stderr."""
+
+    def __init__(self, tally: Tally, out: TextIO = sys.stderr) -> None:
+        self._tally = tally
+        self._out = out
+        self._began = time.monotonic()
+        self._told = 0.0 if out.isatty() else self._began
+
+    def tell(self, worker: str, batch: Batch) -> None:
+        """A batch has come."""
+        self._tally.add(worker, batch)
+        now = time.monotonic()
+        if self._out.isatty():
+            self._out.write(f"\r{self.line():<{_WIDTH}}")
+            self._out.flush()
+        elif now - self._told >= _EVERY:
+            self._told = now
+            self._out.write(f"{self.line()}\n")
+            self._out.flush()
+
+    def end(self) -> None:
+        """The last one stays."""
+        self._out.write(f"{chr(13) if self._out.isatty() else ''}{self.line():<{_WIDTH}}\n")
+        self._out.flush()
+
+    def line(self) -> str:
+        """The latencies are those of the latest few seconds."""
+        tally, plan = self._tally, self._tally.plan
+        latest = tally.samples[-_WINDOW:]
+        if not latest:
+            return f"{plan.group:<10} warming up"
+        at = max(sample.at for sample in latest[-100:]) / 1e6
+        answered = [sample.latency for sample in latest if sample.outcome != "failed"]
+        failed = sum(sample.outcome == "failed" for sample in tally.samples)
+        found = quantiles(answered)
+        times = f"p50 {found.p50:.2f}  p99 {found.p99:.2f} ms" if found else "no answers"
+        rate = len(tally.samples) / at if at else 0.0
+        how_far = f"{plan.group:<10} {at:5.0f} of {plan.duration:.0f} s"
+        return f"{how_far}  {rate:6.1f}/s of {plan.rate:g}  {times}  {failed} errors"
+
+
+# The environment of a run, for whoever reads its figures later.
+
+_PACKAGES: Final = ("ratelimit-dynamodb", "locust", "uvicorn", "uvloop", "aiobotocore", "starlette", "ministack")
+
+
+def environment(options: Options) -> dict[str, str]:
+    """By name, in the order to be shown."""
+    return {
+        "counted in": options.place if options.store is None else masked(options.store),
+        "machine": f"{os.cpu_count()} cores, {_processor()}",
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name))),
+        "load when it began": load(),
+        "rate": f"{options.paced:g} requests a second, {options.users} users, {options.duration:g} s after "
+        f"{options.warm_up:g} s of warming up",
+        "generators": _generators(options),
+        "seed": str(options.seed),
+    }
+
+
+def load() -> str:
+    """The load average of the last minute: other programs were at work where it is high."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+def _generators(options: Options) -> str:
+    if options.expect_workers:
+        return f"{options.expect_workers} workers of Locust, started by hand"
+    return "1 process of Locust" if options.processes == 1 else f"{options.processes} processes of Locust"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
 
 INTERRUPTED = 130
 

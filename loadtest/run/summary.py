@@ -7,9 +7,9 @@ from typing import Final
 
 from ratelimit.cli.output import say, say_table
 
-from loadtest.result import GroupResult, Report
-from loadtest.run.options import Options, Trouble
-from loadtest.run.run import INTERRUPTED, run
+from ..result import GroupResult, Report
+from .options import Options, Trouble
+from .run import INTERRUPTED, run
 
 HOLD: Final = 0
 BROKEN: Final = 1

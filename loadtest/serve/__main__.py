@@ -14,10 +14,10 @@ from starlette.types import ASGIApp
 
 from ratelimit.server.listener import Listener
 
-from loadtest.serve import driver
-from loadtest.serve.apps import APPS, SERVICES
-from loadtest.serve.books import Books
-from loadtest.serve.control import obey, run
+from . import driver
+from .apps import APPS, SERVICES
+from .books import Books
+from .control import obey, run
 
 _GRACE_S: Final = 1.0
 

@@ -18,7 +18,7 @@ from ratelimit.factory import MiddlewareArgs, middleware_args
 from ratelimit.server.factory import decision_service, proxy_service
 from ratelimit.server.listener import Service
 
-from loadtest.serve.books import Books
+from .books import Books
 
 _CONFIG: Final = Config(user_from=("header:x-user",))
 

@@ -17,7 +17,7 @@ from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.base import Ask, each_page, first_cursors
 from ratelimit.usage import UsageLog
 
-from loadtest.plan import QUOTAS
+from ..plan import QUOTAS
 
 DEADLINE: Final = 5.0
 """Seconds a check may take: so long that a slow engine shows in the latencies, and not as one that failed."""

@@ -15,9 +15,9 @@ from typing import Final, cast
 
 from ratelimit.limiter import Limiter
 
-from loadtest.plan import SERIES
-from loadtest.serve.books import Books
-from loadtest.serve.control import obey
+from ..plan import SERIES
+from .books import Books
+from .control import obey
 
 _NOTHING: Final = b"a 0 \n"
 

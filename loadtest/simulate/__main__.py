@@ -10,10 +10,10 @@ import typer
 
 from ratelimit.errors import InvalidInput
 
-from loadtest.simulate.clients import Mode
-from loadtest.simulate.demand import Keys, hottest_share
-from loadtest.simulate.report import save, show
-from loadtest.simulate.simulation import Case, simulate
+from .clients import Mode
+from .demand import Keys, hottest_share
+from .report import save, show
+from .simulation import Case, simulate
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
@@ -84,7 +84,7 @@ def main(
     if json is not None:
         save(case, results, json)
     if plot is not None:
-        from loadtest.simulate.plot import plot as draw
+        from .report import plot as draw
 
         draw(case, results, plot)
     if any(result.over_admission for result in results):

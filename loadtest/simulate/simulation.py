@@ -5,25 +5,83 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from time import perf_counter
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
 from ratelimit.algorithms.totals import totals_of
+from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError
 from ratelimit.quota import Quota
 from ratelimit.testing import virtual_time
 
-from loadtest.simulate.clients import ACTION, Mode, Process
-from loadtest.simulate.demand import Demand, Keys, Users
-from loadtest.simulate.table import RegionalStore, SimulatedStore, Table, at_once
-from loadtest.simulate.tally import Tally
+from .clients import ACTION, Mode, Process
+from .demand import Demand, Keys, Users
+from .table import RegionalStore, SimulatedStore, Table, at_once
+
+# What came of the checks of one run, counted as they are answered.
+
+# A user, and the index of the window.
+Share: TypeAlias = tuple[str, int]
+
+
+class Tally:
+    """Counts decisions against one quota."""
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+        self.latencies = array("d")
+        """Seconds, of every check."""
+        self.asked: Counter[Share] = Counter()
+        self.admitted: Counter[Share] = Counter()
+        self.unavailable = 0
+        self.early = 0
+        """Refused by the quota at a moment when fewer than its limit had been granted to anybody."""
+        self._span = quota.window.span(0)
+
+    def count(self, user: str, decision: Decision, latency: float) -> None:
+        """One answer. It counts into the window of the moment it was decided in."""
+        if not self._span.start <= decision.at_us < self._span.end:
+            self._span = self.quota.window.span(decision.at_us)
+        share = (user, self._span.index)
+        self.latencies.append(latency)
+        self.asked[share] += 1
+        if decision.allowed:
+            self.admitted[share] += 1
+        elif decision.reason == "unavailable":
+            self.unavailable += 1
+        elif self.admitted[share] < self.quota.limit:
+            self.early += 1
+
+    @property
+    def checks(self) -> int:
+        """All that were answered."""
+        return len(self.latencies)
+
+    @property
+    def over_admission(self) -> int:
+        """Units admitted beyond a quota. Must be 0."""
+        return sum(max(0, admitted - self.quota.limit) for admitted in self.admitted.values())
+
+    @property
+    def under_admission(self) -> float:
+        """Of the units that were asked for and within the quota, the share that nobody got."""
+        due = {share: min(asked, self.quota.limit) for share, asked in self.asked.items()}
+        missed = sum(max(0, units - self.admitted[share]) for share, units in due.items())
+        return missed / sum(due.values()) if due else 0.0
+
+    def quantiles(self, *shares: float) -> list[float]:
+        """Latencies in seconds that these shares of the checks stayed within."""
+        ordered = sorted(self.latencies)
+        return [ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0 for share in shares]
+
 
 _STOPS: Final = 500
 

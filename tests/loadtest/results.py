@@ -11,8 +11,8 @@ from loadtest.load.samples import Batch, Sample
 from loadtest.plan import SERIES, Group, Outcome, Plan
 from loadtest.result import FORMAT, GroupResult, Report
 from loadtest.run.budgets import Budgets, judge
+from loadtest.run.exactness import Tally
 from loadtest.run.figures import figures
-from loadtest.run.tally import Tally
 
 Latency = Callable[[Random, int, int], int]
 """Of a series, in a second: µs."""

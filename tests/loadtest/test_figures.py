@@ -13,10 +13,9 @@ from loadtest.plan import SERIES
 from loadtest.quantiles import difference, quantile, quantiles
 from loadtest.result import read_report
 from loadtest.run.budgets import Budgets, judge, read_budgets
-from loadtest.run.exactness import compare_books
+from loadtest.run.exactness import Tally, compare_books
 from loadtest.run.figures import figures
 from loadtest.run.options import ENGINES, Options, Trouble
-from loadtest.run.tally import Tally
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.loadtest.results import book, encoded, plan, report, result

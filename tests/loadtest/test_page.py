@@ -12,10 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from loadtest.page.page import page
-from loadtest.page.plots import latency_plot
-from loadtest.page.svg import decades, number, ticks
-from loadtest.page.write import write
+from loadtest.page.page import page, write
+from loadtest.page.plots import decades, latency_plot, number, ticks
 from loadtest.plan import GROUPS
 from loadtest.result import Report, read_report
 from tests.browser import Page, browser

@@ -6,8 +6,7 @@ from collections import Counter
 
 import pytest
 
-from loadtest.load.draw import Draw, user_prefix
-from loadtest.load.schedule import Schedule, Ticket
+from loadtest.load.schedule import Draw, Schedule, Ticket, user_prefix
 from loadtest.plan import GROUPS, SERIES, USERS_OF, Group, Plan, Series
 
 TWO = (Series("one", "x", None), Series("other", "x", None, weight=3))

@@ -12,8 +12,8 @@ import pytest
 from loadtest.bench import app, builds, embedded, hotkey, lane, live, operations, outage, peers, peers_home, requester
 from loadtest.bench.engines import Absent
 from loadtest.bench.ours import exactness
-from loadtest.bench.sheet import Row, Sheet, Target, conclude, read, sheet
-from loadtest.bench.turns import take_turn
+from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude, read
+from loadtest.bench.worker import take_turn
 from tests.engines import Engine
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ def _nothing_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builds, "compiled", lambda: "not in a test")
 
 
-def rows(done: Sheet) -> dict[str, dict[str, object]]:
+def rows(done: BenchReport) -> dict[str, dict[str, object]]:
     return {row.name: dict(row.figures) for row in done.rows}
 
 
@@ -132,7 +132,7 @@ def test_a_run_is_held_against_the_last(tmp_path: Path, capsys: pytest.CaptureFi
     file = tmp_path / "deep" / "kept.json"
     for speed in (100.0, 150.0):
         row = Row("ours", {"checks/s": speed, "p99 ms": None})
-        done = sheet("kept", [row], [Target("fast", speed, "at least", 120)])
+        done = bench_report("kept", [row], [Target("fast", speed, "at least", 120)])
         conclude(done, file)
     assert read(file) == done
     said = capsys.readouterr().out

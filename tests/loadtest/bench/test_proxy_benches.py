@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from loadtest.bench import builds, crowd, pace, peers_home, proxy_bodies, proxy_crowd, requester, sidecar
+from loadtest.bench import builds, many_clients, pace, peers_home, proxy_bodies, proxy_crowd, requester, sidecar
 from loadtest.bench.servers import module
 from tests.server.sockets import GET, ask, close
 
@@ -23,7 +23,7 @@ async def test_bodies_of_200_mb_each_way_pass_in_bounded_memory() -> None:
 async def test_clients_that_take_their_time_keep_nobody_waiting() -> None:
     """How much longer others wait is measured by `python -m loadtest.bench proxy-crowd`."""
     with proxy_crowd.in_front_of_app() as server:
-        writers = await crowd.gather(server.port, uploads=200, sockets=200)
+        writers = await many_clients.gather(server.port, uploads=200, sockets=200)
         for writer in writers[:200]:
             writer.write(b"x")
         answers = await asyncio.gather(*(ask(f"127.0.0.1:{server.port}", GET) for _ in range(50)))

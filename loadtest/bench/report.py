@@ -44,7 +44,7 @@ class Target(msgspec.Struct, frozen=True):
         return self.figure >= self.bound if self.sense == "at least" else self.figure <= self.bound
 
 
-class Sheet(msgspec.Struct, frozen=True):
+class BenchReport(msgspec.Struct, frozen=True):
     """One run of one benchmark."""
 
     bench: str
@@ -59,18 +59,18 @@ class Sheet(msgspec.Struct, frozen=True):
     """What could not be measured, and why; and whatever else a reader has to know."""
 
 
-def sheet(
+def bench_report(
     bench: str, rows: Sequence[Row], targets: Sequence[Target] = (), notes: Sequence[str] = (), *, arguments: str = ""
-) -> Sheet:
+) -> BenchReport:
     """The figures, and where they come from."""
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     date = datetime.now(UTC).isoformat(timespec="seconds")
     command = f"python -m loadtest.bench {bench} {arguments}".rstrip()
-    return Sheet(bench, command, date, machine, round(load, 1), list(rows), list(targets), list(notes))
+    return BenchReport(bench, command, date, machine, round(load, 1), list(rows), list(targets), list(notes))
 
 
-def conclude(done: Sheet, file: Path | None) -> None:
+def conclude(done: BenchReport, file: Path | None) -> None:
     """Print it, hold it against the last one, and keep it."""
     file = file or LATEST / f"{done.bench}.json"
     last = read(file) or read(KEPT / f"{done.bench}.json")
@@ -87,15 +87,15 @@ def conclude(done: Sheet, file: Path | None) -> None:
     file.write_bytes(msgspec.json.format(msgspec.json.encode(done)) + b"\n")
 
 
-def read(file: Path) -> Sheet | None:
+def read(file: Path) -> BenchReport | None:
     """A run that was kept; None where there is none, or it is of another kind."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Sheet)
+        return msgspec.json.decode(file.read_bytes(), type=BenchReport)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def _table(done: Sheet) -> Table:
+def _table(done: BenchReport) -> Table:
     table = Table(title=f"{done.command}\n{done.date}, {done.machine}, load {done.load}", title_justify="left")
     columns = _columns(done)
     table.add_column("")
@@ -106,7 +106,7 @@ def _table(done: Sheet) -> Table:
     return table
 
 
-def _changes(done: Sheet, last: Sheet) -> Table:
+def _changes(done: BenchReport, last: BenchReport) -> Table:
     table = Table(title=f"change since {last.date}: {last.command}", title_justify="left")
     columns = _columns(done)
     before: Mapping[str, Row] = {row.name: row for row in last.rows}
@@ -119,7 +119,7 @@ def _changes(done: Sheet, last: Sheet) -> Table:
     return table
 
 
-def _columns(done: Sheet) -> list[str]:
+def _columns(done: BenchReport) -> list[str]:
     return list(dict.fromkeys(column for row in done.rows for column in row.figures))
 
 

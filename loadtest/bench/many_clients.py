@@ -1,4 +1,4 @@
-"""Clients that take their time: `python -m loadtest.bench.crowd PORT UPLOADS SOCKETS`.
+"""Clients that take their time: `python -m loadtest.bench.many_clients PORT UPLOADS SOCKETS`.
 
 Each upload sends a byte of its body a second and never comes to its end; each websocket is open and says nothing.
 Prints `ready` when all of them are in place, and lets go when its standard input ends.

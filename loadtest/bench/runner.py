@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, Final
 
 from loadtest.bench import builds
-from loadtest.bench.turns import Turn
+from loadtest.bench.worker import Turn
 
 _LAST_WORDS: Final = 300
 CREDENTIALS: Final = {
