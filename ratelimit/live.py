@@ -1,30 +1,44 @@
 """Live data: the last minutes of a process as samples, its busiest keys, and several processes' as one document.
 
-A timer samples what is counted anyway (`LiveRecorder.sample`). Of the checks themselves only `KeyTraffic` hears, and
-the bench `live` says what that costs.
+What is counted anyway is sampled by the first check, or reader, of each interval: no timer has to be started or ended.
+What that adds to a check, the bench `live` says.
 """
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache, partial
 from heapq import nlargest
 from itertools import accumulate
-from typing import Any, Final, TypeAlias
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from msgspec import Struct
-from prometheus_client.core import Sample as Scraped
 
-from ratelimit.cost import Prices, Workload, dollars
-from ratelimit.cost.metrics import consumption
+from ratelimit.clock import instant
+from ratelimit.cost import DEFAULT_REGION, Prices, Workload, dollars, load_prices
+from ratelimit.cost.metrics import Scraped, consumption
 from ratelimit.cost.units import HOURS
 from ratelimit.decision import Decision
+from ratelimit.errors import ConfigError
+from ratelimit.http.api.operation import package_version
+from ratelimit.http.health import Readiness, health_of
+from ratelimit.limiter import Limiter
 from ratelimit.limiter.checker import Observer
-from ratelimit.metrics import BUCKETS, OTHER, DecisionMetrics, Registry
+from ratelimit.metrics import BUCKETS, OTHER, DecisionMetrics, Registry, decisions_of, parts, table_store
 from ratelimit.metrics import Sample as Counted
-from ratelimit.top_keys import KeyCounts, TopKeys, added
+from ratelimit.policy import Policy
+from ratelimit.regions.stores import RegionsStore
+from ratelimit.store.delegating import layers
+from ratelimit.store.hashed import HashedUserStore, UserHash
+from ratelimit.top_keys import KeyCount, KeyCounts, TopKeys, added
+
+if TYPE_CHECKING:
+    from ratelimit.usage import UsageLog
 
 INTERVAL_S: Final = 5
 MAX_SAMPLES: Final = 180
@@ -50,34 +64,12 @@ _KINDS: Final = {
 }
 
 
-class KeyTraffic:
-    """The users and actions that are refused most, and those that are written most."""
-
-    def __init__(self) -> None:
-        self.refused = TopKeys(TRACKED_KEYS)
-        self.written = TopKeys(TRACKED_KEYS)
-
-    def observer(self, first: Observer, *, counts_writes: bool) -> Observer:
-        """Return one that tells `first`, and counts refusals; and as a write what was spent, where no store tells of
-        its writes: the embedded one."""
-        refused, written = self.refused.add, self.written.add
-
-        def observe(decision: Decision, span: float) -> None:
-            first(decision, span)
-            if not decision.allowed:
-                refused((decision.user, decision.policy))
-            elif counts_writes and decision.spent:
-                written((decision.user, decision.policy))
-
-        return observe
-
-
 class Interval(Struct, frozen=True, array_like=True):
-    """What came in the time up to a tick: the number of intervals since the machine started."""
+    """What came in the time up to a tick."""
 
     tick: int
     ticks: int
-    """How many intervals it is about; more than one where the process could not keep up."""
+    """How many intervals it is about; more than one where nobody counted meanwhile."""
     policies: dict[str, Outcomes]
     """The busiest of them."""
     others: Outcomes
@@ -105,26 +97,53 @@ class Recording(Struct, frozen=True):
 
 
 class LiveRecorder:
-    """Records the last minutes of one process; `sample` is to be called at the end of every interval."""
+    """Records the last minutes of one process, and the users and actions that are refused most and written most."""
 
-    def __init__(self, since: int, decisions: DecisionMetrics, registry: Registry, keys: KeyTraffic) -> None:
+    def __init__(self, since: int, decisions: DecisionMetrics, registry: Registry) -> None:
+        self.refused = TopKeys(TRACKED_KEYS)
+        self.written = TopKeys(TRACKED_KEYS)
         self._since = since
         self._decisions = decisions
         self._registry = registry
-        self._keys = keys
         self._samples: deque[Interval] = deque(maxlen=MAX_SAMPLES)
-        self._tick: int | None = None
+        self._tick = _tick()
+        self._due = 0.0
         self._age = 0
         self._periods = (0, 0)
         """Samples in the former period of the keys, and in the present one."""
         self._totals: dict[str, Outcomes] = {}
         self._spans = [0] * (len(BUCKETS) + 1)
-        self._store = (0.0, 0.0, 0.0)
+        self._store = _of_the_store(self._counted())
+
+    def observer(self, first: Observer, *, counts_writes: bool) -> Observer:
+        """Return one that tells `first`, which counts decisions, and counts refusals; and as a write what was spent,
+        where no store tells of its writes."""
+        refused, written = self.refused.add, self.written.add
+
+        def observe(decision: Decision, span: float) -> None:
+            if monotonic() >= self._due:
+                self.advance()
+            first(decision, span)
+            if not decision.allowed:
+                refused((decision.user, decision.policy))
+            elif counts_writes and decision.spent:
+                written((decision.user, decision.policy))
+
+        return observe
+
+    def advance(self) -> None:
+        """Sample the intervals that are over."""
+        tick = _tick()
+        if tick > self._tick:
+            # What is not sampled yet came in the first of them: whatever comes later samples before it counts.
+            self.sample(self._tick + 1)
+            self.sample(tick)
+        self._due = (tick + 1) * INTERVAL_S
 
     def sample(self, tick: int) -> None:
         """Keep what has come since the last time."""
-        ticks = 1 if self._tick is None else tick - self._tick
-        if ticks < 1:  # the timer was early
+        ticks = tick - self._tick
+        if ticks < 1:
             return
         self._tick = tick
         self._age += ticks
@@ -146,19 +165,20 @@ class LiveRecorder:
         self._periods = former, present + ticks
         if present + ticks >= KEY_PERIOD:
             self._periods = present + ticks, 0
-            self._keys.refused.rotate()
-            self._keys.written.rotate()
+            self.refused.rotate()
+            self.written.rotate()
 
     def read(self) -> Recording:
         """Return all of it."""
+        self.advance()
         return Recording(
             since=self._since,
             age_s=self._age * INTERVAL_S,
             samples=list(self._samples),
             totals=self._outcomes(),
             keys_window_s=sum(self._periods) * INTERVAL_S,
-            refused=self._keys.refused.read(),
-            written=self._keys.written.read(),
+            refused=self.refused.read(),
+            written=self.written.read(),
             counted=[(one.name, one.labels, one.value) for one in self._counted()],
         )
 
@@ -167,6 +187,11 @@ class LiveRecorder:
 
     def _counted(self) -> list[Counted]:
         return [sample for metric in self._registry.collect(but="decisions") for sample in metric.samples]
+
+
+def _tick() -> int:
+    """Return the number of intervals since the machine started: it is the same for all of its processes."""
+    return int(monotonic() // INTERVAL_S)
 
 
 def _outcomes(counts: Mapping[tuple[object, ...], int]) -> Outcomes:
@@ -219,6 +244,80 @@ def _sum(all_of_them: Iterable[Outcomes]) -> Outcomes:
 
 
 # Several processes' recordings as one.
+
+
+class About(NamedTuple):
+    """What else there is to say of those who have recorded."""
+
+    covers: str
+    """Which processes these are, and which are not among them."""
+    health: Mapping[str, object]
+    store: str
+    source: Callable[[Policy], str]
+    """Where a policy stands."""
+    hot_by: Literal["checks", "writes"]
+    """What is counted of the keys that are `hot`."""
+    silent: Sequence[str] = ()
+    file: str | None = None
+    rejected: bool = False
+
+
+async def live_document(recordings: Mapping[str, Recording], limiter: Limiter, about: About) -> dict[str, Any]:
+    """Return what all of them come to, as `GET /live` answers it, and the page draws it."""
+    # In a thread, as it takes tens of milliseconds where there are many policies.
+    found = await asyncio.to_thread(document, list(recordings.values()))
+    for policy in found["policies"]:
+        policy.update(_described(policy["name"], limiter, about.source))
+    stores, table = list(layers(limiter.store)), table_store(limiter.store)
+    secrets = [each.user_hash for each in stores if isinstance(each, HashedUserStore)]
+    for name, counted in (("refused", "count"), ("hot", "writes")):
+        found[name] = [_shown(key, counted, secrets) for key in found[name]]
+    replicas = [_replica(each) for each in stores if isinstance(each, RegionsStore)]
+    return {
+        "at": instant(limiter.clock.now()),
+        "covers": {
+            "workers": len(recordings),
+            "silent": about.silent,
+            "since": instant(min(recording.since for recording in recordings.values())),
+            "what": "; ".join((about.covers, *replicas)),
+        },
+        "store": about.store,
+        "configuration": {"file": about.file, "state": "last good" if about.rejected else "as read"},
+        "health": about.health,
+        **found,
+        "hot_by": about.hot_by,
+        "cost": cost(recordings, _prices(None if table is None else table.settings.region)),
+    }
+
+
+def _described(name: str, limiter: Limiter, source: Callable[[Policy], str]) -> dict[str, object]:
+    """Return what holds for a policy now, and where that stands."""
+    policy = limiter.policies.get(name)
+    if policy is None:
+        return {"source": "call" if name == OTHER else None}
+    quotas = [str(quota) for quota in policy.quotas] or ["unlimited"]
+    return {"quotas": quotas, "algorithm": policy.algorithm, "mode": policy.mode, "source": source(policy)}
+
+
+def _shown(key: KeyCount, counted: str, secrets: Sequence[UserHash]) -> dict[str, object]:
+    user = key.user
+    for secret in secrets:
+        user = secret.of(user)
+    return {"user": user, "action": key.action, counted: key.count, "error": key.error}
+
+
+def _replica(store: RegionsStore) -> str:
+    others = ", ".join(region for region in store.stores if region != store.here)
+    return f"of the table, the replica in {store.here}, and neither what is asked of {others} nor what is copied there"
+
+
+@lru_cache(maxsize=8)
+def _prices(region: str | None) -> Prices:
+    """Return those of a region, or of the default one where they are not known."""
+    try:
+        return load_prices(region or DEFAULT_REGION)
+    except ConfigError:
+        return load_prices()
 
 
 def document(recordings: Sequence[Recording]) -> dict[str, Any]:
@@ -349,7 +448,7 @@ def cost(recordings: Mapping[str, Recording], prices: Prices) -> dict[str, Any] 
     }
     spent = so_far.writes * prices.write_million + so_far.reads * prices.read_million
     return {
-        "basis": "projected from what these workers have counted since they started; storage is left out",
+        "basis": "projected from what has been counted since the start; storage is left out",
         "seconds": month.seconds,
         "measured": month.is_measured,
         "region": prices.region,
@@ -372,3 +471,35 @@ def _labelled(worker: str, recording: Recording) -> Iterator[Scraped]:
     for outcome, count in zip(OUTCOMES, _sum(recording.totals.values()), strict=True):
         reason = "quota" if outcome == "denied" else "none"
         yield Scraped("ratelimit_decisions_total", {"outcome": outcome, "reason": reason, "worker": worker}, count)
+
+
+# Of an app.
+
+
+class AppLive:
+    """The live data of an app's limiter, in this process, recorded from now on."""
+
+    def __init__(self, limiter: Limiter, usage: UsageLog | None) -> None:
+        decisions, registry = decisions_of(limiter), Registry()
+        for part, read in parts(limiter, limiter.store, limiter.directory, usage):
+            registry.register(part, partial(read, part))
+        self._limiter = limiter
+        self._usage = usage
+        self._since = limiter.clock.now()
+        self._readiness = Readiness(lambda: limiter.store, limiter.clock)
+        self._recorder = LiveRecorder(self._since, decisions, registry)
+        limiter.observer = self._recorder.observer(limiter.observer or decisions, counts_writes=True)
+
+    async def __call__(self) -> dict[str, Any]:
+        """Return the document."""
+        limiter = self._limiter
+        health = await health_of(limiter, self._usage, self._readiness, self._since)
+        table = table_store(limiter.store)
+        about = About(
+            covers="this process of the app; others are not among them",
+            health={"status": health.status, "version": package_version(), "workers": {"0": health}},
+            store=f"{health.store}://{'' if table is None else table.settings.table}",
+            source=lambda policy: "app",
+            hot_by="checks",
+        )
+        return await live_document({"0": self._recorder.read()}, limiter, about)

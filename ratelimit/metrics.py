@@ -7,10 +7,11 @@ Prometheus has them; `prometheus.py` and `otel.py` hand them on, both the same o
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, get_args
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import msgspec
 
@@ -28,6 +29,7 @@ from ratelimit.usage.settings import UsageStats
 
 if TYPE_CHECKING:
     from ratelimit import sync
+    from ratelimit.dynamodb import DynamoDBStore
     from ratelimit.dynamodb.calls import Stats
     from ratelimit.usage import UsageLog
 
@@ -128,8 +130,8 @@ class DecisionMetrics:
     """
 
     def __init__(self, policies: Iterable[str] = ()) -> None:
-        self._other: dict[tuple[object, ...], int] = {}
-        self._counts: dict[str, dict[tuple[object, ...], int]] = {}
+        self._other: defaultdict[tuple[object, ...], int] = defaultdict(int)
+        self._counts: dict[str, defaultdict[tuple[object, ...], int]] = {}
         self._spans = [0] * (len(BUCKETS) + 1)
         self._sum = 0.0
         self.add_policies(policies)
@@ -137,14 +139,14 @@ class DecisionMetrics:
     def add_policies(self, policies: Iterable[str]) -> None:
         """Give these a label of their own from now on, beginning at 0."""
         for policy in policies:
-            self._counts.setdefault(policy, self._other if policy == OTHER else {_ALLOWED: 0, _DENIED: 0})
+            if policy not in self._counts:
+                self._counts[policy] = self._other if policy == OTHER else defaultdict(int, {_ALLOWED: 0, _DENIED: 0})
 
     def __call__(self, decision: Decision, span: float) -> None:
         """Count one more, which took so many seconds."""
         counts = self._counts.get(decision.policy, self._other)
-        outcome = (decision.allowed, decision.shadow_denied, decision.reason)
-        counts[outcome] = counts.get(outcome, 0) + 1
-        self._spans[bisect_left(BUCKETS, span)] += 1
+        counts[decision.allowed, decision.shadow_denied, decision.reason] += 1
+        self._spans[bisect_left(BUCKETS, span) if span > _AT_ONCE else 0] += 1
         self._sum += span
 
     def counts(self) -> Mapping[str, Mapping[tuple[object, ...], int]]:
@@ -189,12 +191,24 @@ def add_observer(limiter: Limiter, observer: Observer) -> None:
     limiter.observer = observe
 
 
+def decisions_of(limiter: Limiter) -> DecisionMetrics:
+    """Return what counts a limiter's decisions, from the first call on: one, for however many look."""
+    found = _counted.get(limiter)
+    if found is None:
+        found = _counted[limiter] = DecisionMetrics(limiter.policies)
+        add_observer(limiter, found)
+    return found
+
+
+_counted: Final[WeakKeyDictionary[Limiter, DecisionMetrics]] = WeakKeyDictionary()
+
 OTHER: Final = "other"
 """The policy of checks that brought quotas of their own, for an action that the configuration does not name."""
 CHECK_SECONDS: Final = "ratelimit_check_seconds"
 CHECK_SECONDS_HELP: Final = "Seconds that a check took."
 BUCKETS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
+_AT_ONCE: Final = BUCKETS[0]
 _ALLOWED: Final = (True, False, None)
 _DENIED: Final = (False, False, "quota")
 
@@ -283,18 +297,18 @@ def store_metrics(store: Store) -> list[Family]:
             found += region_metrics(layer.asked)
         elif type(layer) is SumStore:
             found += sum_metrics(layer)
-    stats = store_stats(store)
-    return found if stats is None else [*dynamodb_metrics(stats), *found]
+    table = table_store(store)
+    return found if table is None else [*dynamodb_metrics(table.stats), *found]
 
 
-def store_stats(store: Store) -> Stats | None:
-    """Return what a store has asked of DynamoDB; None where it asks nobody."""
+def table_store(store: Store) -> DynamoDBStore | None:
+    """Return the store of the table that a store stands on; of several regions, this one's. None where it has none."""
     *_, innermost = layers(store)
     if isinstance(innermost, MemoryStore):
         return None
     from ratelimit.dynamodb import DynamoDBStore
 
-    return innermost.stats if isinstance(innermost, DynamoDBStore) else None
+    return innermost if isinstance(innermost, DynamoDBStore) else None
 
 
 def dynamodb_metrics(stats: Stats) -> list[Family]:
@@ -385,8 +399,7 @@ def watch(
     core = limiter if isinstance(limiter, Limiter) else limiter._core
     is_new = ref(core) not in registry
     if is_new:
-        decisions = DecisionMetrics(core.policies)
-        add_observer(core, decisions)
+        decisions = decisions_of(core)
         registry.register(decisions, decisions.collect)
     for part, read in parts(core, core.store, core.directory, usage):
         registry.register(ref(part), _Weak(part, read))

@@ -51,8 +51,8 @@ def expose(
 ) -> None:
     """Show a limiter's metrics in a registry of prometheus_client: those of its store and directory, and of `usage`.
 
-    What has been checked before is not among them. Harmless where it is done already. It keeps nothing alive: when the
-    limiter goes, its gauges go with it, and its counters stay as they were last read.
+    What was checked before anything looked is not among them. Harmless where it is done already. It keeps nothing
+    alive: when the limiter goes, its gauges go with it, and its counters stay as they were last read.
     """
     families = _exposed.get(registry) or Registry()
     watch(families, limiter, usage)

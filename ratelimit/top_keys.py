@@ -84,7 +84,11 @@ class TopKeys:
     def add(self, key: UserAction) -> None:
         """Count one more."""
         counts = self._counts
-        counts[key] = counts.get(key, self._floor) + 1
+        count = counts.get(key)
+        if count is not None:
+            counts[key] = count + 1
+            return
+        counts[key] = self._floor + 1
         if len(counts) > self._most:
             self._drop()
 

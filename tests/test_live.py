@@ -14,24 +14,35 @@ from ratelimit import live
 from ratelimit.cost import load_prices
 from ratelimit.cost.units import HOURS
 from ratelimit.decision import Decision, Reason
-from ratelimit.live import INTERVAL_S, MAX_SAMPLED_POLICIES, MAX_SHOWN, KeyTraffic, LiveRecorder, Recording
+from ratelimit.live import INTERVAL_S, MAX_SAMPLED_POLICIES, MAX_SHOWN, LiveRecorder, Recording
 from ratelimit.metrics import DecisionMetrics, Registry, by_label, counter
 
 
-class Process:
-    """One that counts, and is sampled when the test says so."""
+class Time:
+    """What the monotonic clock of the machine shows."""
 
-    def __init__(self, policies: list[str] | None = None) -> None:
+    tick = 0
+
+
+@pytest.fixture(autouse=True)
+def time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "monotonic", lambda: (Time.tick + 0.5) * INTERVAL_S)
+
+
+class Process:
+    """One that counts in the interval after `tick`, until the test says that it is another one."""
+
+    def __init__(self, policies: list[str] | None = None, *, tick: int = 0) -> None:
+        self.tick = Time.tick = tick
         self.decisions = DecisionMetrics(policies or ["hint", "run"])
-        self.keys = KeyTraffic()
-        self.observe = self.keys.observer(self.decisions, counts_writes=True)
         self.calls = {"UpdateItem": 0.0, "GetItem": 0.0, "DescribeTable": 1.0}
         self.units = {"write": 0.0, "read": 0.0}
         self.throttles = self.events = 0
         registry = Registry()
         registry.register("store", self._metrics)
         registry.register("decisions", self.decisions.collect)
-        self.recorder = LiveRecorder(0, self.decisions, registry, self.keys)
+        self.recorder = LiveRecorder(0, self.decisions, registry)
+        self.observe = self.recorder.observer(self.decisions, counts_writes=True)
 
     def _metrics(self) -> list[Any]:
         found = [
@@ -51,11 +62,18 @@ class Process:
             allowed=allowed, policy=policy, cost=1, quotas=(), reason=reason, shadow_denied=shadow_denied, user=user,
             spent=int(allowed and not shadow_denied and reason is None),
         )  # fmt: skip
+        Time.tick = self.tick
         for _ in range(times):
             self.observe(decision, span)
 
+    def sample(self, tick: int) -> None:
+        """Let it be that interval, and somebody look."""
+        self.tick = Time.tick = tick
+        self.recorder.read()
+
     def read(self) -> Recording:
         """As another worker would get it."""
+        Time.tick = self.tick
         return msgspec.json.decode(msgspec.json.encode(self.recorder.read()), type=Recording)
 
 
@@ -64,16 +82,16 @@ def per_second(*counts: float | None) -> list[float | None]:
 
 
 def test_what_came_in_each_interval() -> None:
-    one = Process()
+    one = Process(tick=6)
     one.check(10)
     one.check(3, allowed=False, reason="quota")
-    one.recorder.sample(7)
+    one.sample(7)
     one.check(5, "run", shadow_denied=True)
-    one.recorder.sample(7)  # the timer was early
+    one.sample(7)  # which is not over
     one.check(2, "run", reason="unavailable")
     one.check(1, "run", allowed=False, reason="unavailable")
     one.calls["UpdateItem"], one.calls["GetItem"], one.throttles = 20, 4, 2
-    one.recorder.sample(8)
+    one.sample(8)
     found = live.document([one.read()])
     series = found["series"]
     assert series["allowed"] == per_second(10, 0)
@@ -92,38 +110,40 @@ def test_what_came_in_each_interval() -> None:
 
 def test_how_long_checks_took() -> None:
     one = Process()
-    one.recorder.sample(1)
+    one.sample(1)
     one.check(98, span=0.0003)  # between 0.1 and 0.5 ms
     one.check(2, span=0.03)  # between 25 and 50 ms
-    one.recorder.sample(2)
+    one.sample(2)
     one.check(1, span=7)
-    one.recorder.sample(3)
+    one.sample(3)
     series = live.document([one.read()])["series"]
     assert series["p50_ms"] == [None, pytest.approx(0.1 + 0.4 * 50 / 98, abs=0.001), 1000]
     assert series["p99_ms"] == [None, pytest.approx(25 + 25 * 0.5), 1000]
 
 
-def test_a_process_that_could_not_keep_up_has_spread_it_evenly() -> None:
+def test_what_came_while_nobody_looked_is_of_its_interval() -> None:
     one = Process()
-    one.recorder.sample(1)
+    one.sample(1)
     one.check(30)
-    one.recorder.sample(4)
-    assert live.document([one.read()])["series"]["allowed"] == per_second(0, 10, 10, 10)
+    one.tick = 4
+    one.check(3)
+    one.sample(5)
+    assert live.document([one.read()])["series"]["allowed"] == per_second(0, 30, 0, 0, 3)
 
 
 def test_workers_together() -> None:
-    one, other = Process(), Process()
+    one, other = Process(tick=4), Process(tick=4)
     one.check(10)
-    one.recorder.sample(5)
+    one.sample(5)
     one.check(1)
-    one.recorder.sample(7)  # in which the other one was away
+    one.sample(7)
     other.check(20, user="bob", allowed=False, reason="quota")
-    other.recorder.sample(5)
-    one.recorder.sample(8)
-    other.recorder.sample(8)
-    one.recorder.sample(9)  # and the other one not yet
+    other.sample(5)
+    one.sample(8)
+    other.sample(8)
+    one.sample(9)  # and the other one not yet
     found = live.document([one.read(), other.read()])
-    assert found["series"]["allowed"] == per_second(10, 0.5, 0.5, 0)
+    assert found["series"]["allowed"] == per_second(10, 1, 0, 0)
     assert found["series"]["denied"] == per_second(20, 0, 0, 0)
     assert found["totals"]["denied"] == 20
     assert [(key.user, key.count, key.error) for key in found["refused"]] == [("bob", 20, 0)]
@@ -131,12 +151,13 @@ def test_workers_together() -> None:
 
 
 def test_a_worker_that_came_later_leaves_no_hole() -> None:
-    one, other = Process(), Process()
+    one = Process()
     for tick in (1, 2, 3):
         one.check(5)
-        one.recorder.sample(tick)
+        one.sample(tick)
+    other = Process(tick=2)
     other.check(5)
-    other.recorder.sample(3)
+    other.sample(3)
     assert live.document([one.read(), other.read()])["series"]["allowed"] == per_second(5, 5, 10)
     assert live.document([Process().read()])["series"]["allowed"] == []
 
@@ -145,13 +166,13 @@ def test_keys_are_those_of_the_last_two_periods() -> None:
     one = Process()
     one.check(2, user="long ago", allowed=False, reason="quota")
     for tick in range(1, live.KEY_PERIOD + 1):
-        one.recorder.sample(tick)
+        one.sample(tick)
     one.check(1, user="before", allowed=False, reason="quota")
     found = live.document([one.read()])
     assert [key.user for key in found["refused"]] == ["long ago", "before"]
     assert found["keys_window_s"] == live.KEY_PERIOD * INTERVAL_S
     for tick in range(live.KEY_PERIOD + 1, 2 * live.KEY_PERIOD + 11):
-        one.recorder.sample(tick)
+        one.sample(tick)
     found = live.document([one.read()])
     assert [key.user for key in found["refused"]] == ["before"]
     assert found["keys_window_s"] == (live.KEY_PERIOD + 10) * INTERVAL_S
@@ -163,10 +184,10 @@ def test_ten_thousand_policies_and_hours_are_bounded(monkeypatch: pytest.MonkeyP
     one = Process(names)
     for tick in range(1, 41):
         one.check(3, names[tick])
-        one.recorder.sample(tick)
+        one.sample(tick)
     for name in names[100:300]:
         one.check(1, name)
-    one.recorder.sample(41)
+    one.sample(41)
     recording = one.read()
     assert len(recording.samples) == 20
     assert len(recording.samples[-1].policies) == MAX_SAMPLED_POLICIES
@@ -183,11 +204,11 @@ def test_ten_thousand_policies_and_hours_are_bounded(monkeypatch: pytest.MonkeyP
 def test_what_it_costs() -> None:
     one, prices = Process(), load_prices("eu-west-1")
     assert live.cost({"0": one.read()}, prices) is None, "it has recorded nothing"
-    one.recorder.sample(1)
+    one.sample(1)
     one.check(900)
     one.check(100, allowed=False, reason="quota")
     one.calls["UpdateItem"], one.units["write"], one.units["read"], one.events = 1000, 950.0, 10.0, 50
-    one.recorder.sample(2)
+    one.sample(2)
     found = live.cost({"0": one.read(), "1": one.read()}, prices)
     assert found is not None
     month = HOURS * 3600 / 10
@@ -209,6 +230,6 @@ def test_what_is_counted_in_memory_costs_nothing() -> None:
     one = Process()
     one.calls.clear()
     one.check()
-    one.recorder.sample(1)
+    one.sample(1)
     assert live.cost({"0": one.read()}, load_prices()) is None
     assert live.document([one.read()])["units"] is None

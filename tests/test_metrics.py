@@ -34,8 +34,8 @@ from ratelimit.metrics import (
     mirror_metrics,
     region_metrics,
     store_metrics,
-    store_stats,
     sum_metrics,
+    table_store,
     usage_metrics,
     webhook_metrics,
 )
@@ -200,8 +200,8 @@ def test_what_to_do_when_speaks_of_metrics_that_there_are() -> None:
 def test_a_store_is_seen_through_what_is_around_it() -> None:
     store = DynamoDBStore(table="limits", region="eu-west-1")
     for around in (store, MirrorStore(store, MemoryStore()), HashedUserStore(MirrorStore(store, MemoryStore()), "s")):
-        assert store_stats(around) is store.stats
-    assert store_stats(HashedUserStore(MemoryStore(), "s")) is None
+        assert table_store(around) is store
+    assert table_store(HashedUserStore(MemoryStore(), "s")) is None
 
 
 def of_the_sidecar() -> list[Family]:

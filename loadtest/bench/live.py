@@ -1,4 +1,5 @@
-"""What the live data of the admin listener cost: checks of a sidecar that has one, beside the same without."""
+"""What the live data cost: checks of a sidecar that has an admin listener, and of an app that has the page, beside the
+same without."""
 
 from __future__ import annotations
 
@@ -19,17 +20,23 @@ from loadtest.bench.runner import Entry, Measured, contest
 from loadtest.bench.stub import stub_server
 from loadtest.bench.worker import Contender
 from ratelimit.config import Config
+from ratelimit.dashboard import dashboard
 from ratelimit.decision import Decision
-from ratelimit.live import INTERVAL_S, KeyTraffic, LiveRecorder
+from ratelimit.limiter import Limiter
+from ratelimit.live import INTERVAL_S, LiveRecorder
 from ratelimit.metrics import DecisionMetrics, Registry
 from ratelimit.policy import Policy
+from ratelimit.prometheus import expose
 from ratelimit.server.factory import sidecar
+from ratelimit.store import MemoryStore
 
 CASES: Final[dict[str, dict[str, Any]]] = {
     f"{USERS} users, memory": {"users": USERS},
     f"{USERS} users, DynamoDB (stub)": {"users": USERS, "table": True},
     "a million users, refused": {"users": 1_000_000, "cost": 2, "quotas": "1/day"},
     "one user, refused": {"users": 1, "cost": 2, "quotas": "1/day"},
+    "an app with metrics, memory": {"users": USERS, "app": True},
+    "an app without metrics, memory": {"users": USERS, "app": False},
 }
 WITH, COMPILED = "with live data", "compiled: "
 _RATE: Final = 10_000
@@ -44,16 +51,31 @@ async def checks(
     """A sidecar's limiter, as its configuration makes it."""
     config = Config(store=store, admin=admin, deadline=30, policies=(Policy(ACTION, quotas),))
     runtime = sidecar(lambda: config).current.runtime
+    await runtime.open()
+    yield _contender(runtime.limiter, users, cost)
+    await runtime.limiter.close()
+    await runtime.end(())
+
+
+@asynccontextmanager
+async def app_checks(admin: str, users: int, *, metrics: bool) -> AsyncIterator[Contender]:
+    """An app's limiter, that the page is made for, or is not."""
+    async with Limiter(MemoryStore(), [Policy(ACTION, ROOMY)]) as limiter:
+        if metrics:
+            expose(limiter)
+        if admin != "off":
+            dashboard(limiter, auth="none")
+        yield _contender(limiter, users, 1)
+
+
+def _contender(limiter: Limiter, users: int, cost: int) -> Contender:
     names = itertools.cycle([f"user-{number}" for number in range(users)])
-    check = runtime.limiter.check
+    check = limiter.check
 
     async def call() -> Decision:
         return await check(next(names), ACTION, cost=cost)
 
-    await runtime.open()
-    yield Contender(call)
-    await runtime.limiter.close()
-    await runtime.end(())
+    return Contender(call)
 
 
 def command(
@@ -61,7 +83,7 @@ def command(
     seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.3,
     json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
 ) -> None:
-    """The live data of the admin listener: what they add to a check, and what a sample of them takes."""
+    """The live data: what they add to a check, and what a sample of them takes."""
     conclude(run(rounds=rounds, seconds=seconds), json)
 
 
@@ -91,11 +113,14 @@ def run(*, rounds: int, seconds: float) -> BenchReport:
 def _entries(endpoint: str, *, compiled: bool) -> Iterator[Entry]:
     for build in (False, True) if compiled else (False,):
         for case, given in CASES.items():
-            options = {**given, "store": _table(endpoint)} if given.get("table") else {**given}
-            options.pop("table", None)
+            contender, options = "checks", {**given}
+            if options.pop("table", False):
+                options["store"] = _table(endpoint)
+            if "app" in options:
+                contender, options["metrics"] = "app_checks", options.pop("app")
             for admin, suffix in (("off", ""), ("127.0.0.1:0", f", {WITH}")):
                 name = f"{COMPILED if build else ''}{case}{suffix}"
-                yield Entry(name, "loadtest.bench.live:checks", {**options, "admin": admin}, compiled=build)
+                yield Entry(name, f"loadtest.bench.live:{contender}", {**options, "admin": admin}, compiled=build)
 
 
 def _table(endpoint: str) -> str:
@@ -111,9 +136,9 @@ def _sample_us(policies: int) -> float:
     """Where each policy has been asked since the last one."""
     names = [f"policy-{number}" for number in range(policies)]
     decisions = DecisionMetrics(names)
-    recorder = LiveRecorder(0, decisions, Registry(), KeyTraffic())
+    recorder = LiveRecorder(0, decisions, Registry())
     times = []
-    for tick in range(9):
+    for tick in range(10**12, 10**12 + 9):  # after any that this machine has seen
         for name in names:
             decisions(Decision(allowed=True, policy=name, cost=1, quotas=()), 0.001)
         began = time.process_time()

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
 
 from ratelimit.cost.units import HOURS, Units, Workload, event_gb, state_gb
 from ratelimit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from prometheus_client.samples import Sample
 
 _STARTED: Final = "process_start_time_seconds"
 _CALLS: Final = "ratelimit_store_calls_total"
@@ -31,6 +28,14 @@ _READS: Final = ("GetItem", "BatchGetItem", "Query", "Scan")
 # Below this, a minute more or less decides what the month looks like.
 SHORTEST: Final = 600.0
 _MOST: Final = 1e15
+
+
+class Scraped(NamedTuple):
+    """A sample of a metric, as one reads it: its name is Prometheus'."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +68,7 @@ def read_metrics(text: str, now: float, workload: Workload) -> Consumption:
     return consumption(samples, ages, workload)
 
 
-def consumption(samples: Iterable[Sample], ages: Mapping[str, float], workload: Workload) -> Consumption:
+def consumption(samples: Iterable[Scraped], ages: Mapping[str, float], workload: Workload) -> Consumption:
     """Return what these samples come to in a month; `ages` are the seconds that each worker has counted for."""
     return _Month(list(samples), ages).consumption(workload)
 
@@ -71,7 +76,7 @@ def consumption(samples: Iterable[Sample], ages: Mapping[str, float], workload: 
 class _Month:
     """Sums over workers, each worker's counters scaled from its own age to a month."""
 
-    def __init__(self, samples: list[Sample], ages: Mapping[str, float]) -> None:
+    def __init__(self, samples: list[Scraped], ages: Mapping[str, float]) -> None:
         self._samples = samples
         self._ages = ages
 
@@ -115,26 +120,26 @@ class _Month:
         )
 
 
-def _samples(text: str) -> Iterator[Sample]:
+def _samples(text: str) -> Iterator[Scraped]:
     try:
         from prometheus_client.parser import text_string_to_metric_families
     except ImportError:
         raise ConfigError("from-metrics", "needs the extra: pip install 'ratelimit-dynamodb[sidecar]'") from None
     try:
         for family in text_string_to_metric_families(text):
-            yield from family.samples
+            yield from (Scraped(*sample[:3]) for sample in family.samples)
     except (ValueError, IndexError, KeyError) as error:
         raise ConfigError("from-metrics", f"the answer is not Prometheus' text: {error}") from None
 
 
-def _value(sample: Sample) -> float:
+def _value(sample: Scraped) -> float:
     """Return a count or a time: Prometheus has room for NaN and infinities, which say nothing."""
     if not 0 <= sample.value <= _MOST:
         raise ConfigError("from-metrics", f"{sample.name} is {sample.value:g}: neither a count nor a time")
     return sample.value
 
 
-def _worker(sample: Sample) -> str:
+def _worker(sample: Scraped) -> str:
     return str(sample.labels.get("worker", ""))
 
 

@@ -1,19 +1,19 @@
 """`Dashboard`: the page as an ASGI app: its files, its sessions, and below `v1/` the native API for whoever is let in.
 
-The page has no data of its own: it asks the native API and, where there is one, the admin listener's routes below
-`admin/`. What changes something there is the operator's alone, has to come from the page itself, and is logged; once
-done, the usage log has an event of it.
+The page has no data of its own: it asks for the live data, the native API and, where there is one, the admin listener's
+routes below `admin/`. What changes something there is the operator's alone, has to come from the page itself, and is
+logged; once done, the usage log has an event of it.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from pathlib import PurePosixPath
 from secrets import token_urlsafe
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from starlette.requests import Request
@@ -42,6 +42,7 @@ from ratelimit.http.auth import FOREIGN
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.problems import Problem, ProblemError, ProblemResponse
 from ratelimit.limiter import Limiter
+from ratelimit.live import AppLive
 from ratelimit.usage import UsageLog
 
 logger = logging.getLogger("ratelimit.dashboard")
@@ -65,6 +66,9 @@ _PEEK: Final = "/v1/peek"
 _encode: Final = msgspec.json.Encoder().encode
 
 
+Live: TypeAlias = Callable[[], Awaitable[Mapping[str, object]]]
+
+
 class Parts(NamedTuple):
     """What the page is about."""
 
@@ -80,11 +84,13 @@ class LoginBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Dashboard:
-    """`parts` is asked with each request what is at work now; `admin` answers what else the page may ask."""
+    """`parts` is asked with each request what is at work now, `live` for the live data; `admin` answers what else the
+    page may ask."""
 
-    def __init__(self, parts: Callable[[], Parts], auth: Auth, admin: ASGIApp | None = None) -> None:
+    def __init__(self, parts: Callable[[], Parts], auth: Auth, live: Live, admin: ASGIApp | None = None) -> None:
         self._parts = parts
         self._auth = auth
+        self._live = live
         self._admin = admin
         self._address = Addresses().of
         folder = files("ratelimit.dashboard") / "static"
@@ -202,12 +208,14 @@ class Dashboard:
         if changes and viewer.role != "operator":
             raise self._refuse(request, 403, f"{viewer.name} may look, and change nothing")
         body = b"" if looks else await _body(request)
-        if path.startswith("/v1/"):
+        if path == "/live" and looks:
+            answer = _json(await self._live())
+        elif path.startswith("/v1/"):
             answer = await self._ask_api(request, path, body)
         elif path.startswith("/admin/") and self._admin is not None:
             answer = await _ask(self._admin, request, path.removeprefix("/admin"), body)
         else:
-            raise _refused(404, "Not found", "There are the page, session, v1/ and admin/")
+            raise _refused(404, "Not found", "There are the page, session, live, v1/ and admin/")
         if changes:
             await audit.record(self._parts().usage, viewer, request.method, path, body, answer.status_code)
         return answer
@@ -244,12 +252,13 @@ def dashboard(
 
     `auth` is called with each request (a Starlette `Request`), and says who sent it: a `Viewer`, or None for somebody
     who is not to see the page; it may be a coroutine function. `"none"` admits everybody who gets to the app, as an
-    operator: for where something in front has asked. `usage` and `directory` are those of the limiter.
+    operator: for where something in front has asked. `usage` and `directory` are those of the limiter. What the page
+    shows of the last minutes is of this process: make it beside the limiter, as it counts the checks from then on.
     """
     if directory is None and isinstance(limiter.directory, Directory):
         directory = limiter.directory
     parts = Parts(Api(limiter, limiter.store, usage=usage, directory=directory), limiter, usage)  # type: ignore[arg-type]
-    return Dashboard(lambda: parts, anybody if auth == "none" else auth)
+    return Dashboard(lambda: parts, anybody if auth == "none" else auth, AppLive(limiter, usage))
 
 
 def _hardened(send: Send) -> Send:

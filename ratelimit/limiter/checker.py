@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 from ratelimit.algorithms import Taken
-from ratelimit.clock import Clock, seconds
+from ratelimit.clock import SECOND, Clock, seconds
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter.background import BackgroundWrites
@@ -156,7 +156,8 @@ class Checker:
         if not decision.allowed:
             decision = in_mode(compiled, decision)
         if self.observer is not None:
-            self.observer(decision, seconds(max(0, self._clock.now() - now)))
+            took = self._clock.now() - now
+            self.observer(decision, took / SECOND if took > 0 else 0.0)
         return decision
 
     def _answer_locally(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:

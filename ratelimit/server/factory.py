@@ -54,11 +54,11 @@ def sidecar(
     served = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings), log=log)
     if admin_address(served.current.runtime.config) is not None:
         backend = ServerBackend(served, bus_dir, file)
-        served.admin = admin_app(backend, backend.token, backend.lifespan, partial(_page, served))
+        served.admin = admin_app(backend, backend.token, backend.lifespan, partial(_page, served, backend))
     return served
 
 
-def _page(served: Sidecar, routes: ASGIApp) -> Dashboard:
+def _page(served: Sidecar, backend: ServerBackend, routes: ASGIApp) -> Dashboard:
     """Make the page of whichever configuration is at work."""
 
     @lru_cache(maxsize=1)
@@ -71,7 +71,7 @@ def _page(served: Sidecar, routes: ASGIApp) -> Dashboard:
         return tokens_of(config.admin_token, config.admin_read_token)
 
     login = TokenLogin(tokens, served.current.runtime.limiter.clock)
-    return Dashboard(lambda: parts(served.current.runtime), login, routes)
+    return Dashboard(lambda: parts(served.current.runtime), login, backend.live, routes)
 
 
 def _in_front_of(upstream: str, settings: ProxySettings | None) -> ServiceFactory:

@@ -15,7 +15,7 @@ from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.limiter.checker import Observer
-from ratelimit.live import KeyTraffic
+from ratelimit.live import LiveRecorder
 from ratelimit.metrics import DecisionMetrics, Family, Registry, add_observer, by_label, gauge
 from ratelimit.otel import Instruments
 from ratelimit.prometheus import process_families
@@ -116,6 +116,8 @@ class Sidecar:
         """Whether it has started, and not ended yet."""
         self.rejected = False
         """Whether the last reload was refused."""
+        self._alive: list[AppVersion] = []
+        """The configuration at work, and those before it that still have requests to finish."""
         self.registry = Registry()
         self.decisions = DecisionMetrics()
         self._source = source
@@ -131,12 +133,12 @@ class Sidecar:
         self.registry.register(self, self._metrics)
         self._instruments = Instruments.of(self.registry)
         config = source()
-        self.keys = None if config.admin == "off" else KeyTraffic()
-        """Who is refused and who is written most, for the admin listener."""
-        self.current = self._make(Runtime.of(config, clock=clock))
+        runtime = Runtime.of(config, clock=clock)
+        since = runtime.limiter.clock.now()
+        self.recorder = None if config.admin == "off" else LiveRecorder(since, self.decisions, self.registry)
+        """The last minutes, for the admin listener."""
+        self.current = self._make(runtime)
         """The configuration at work."""
-        self._alive: list[AppVersion] = []
-        """That one, and those before it that still have requests to finish."""
         self._enter(self.current)
 
     def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
@@ -212,10 +214,10 @@ class Sidecar:
         limiter = runtime.limiter
         self.decisions.add_policies(limiter.policies)
         observe: Observer = self.decisions
-        if self.keys is not None:
+        if self.recorder is not None:
             if isinstance(runtime.shared, UnclosableStore):
-                runtime.shared.on_write = self.keys.written.add
-            observe = self.keys.observer(observe, counts_writes=runtime.shared is runtime.store)
+                runtime.shared.on_write = self.recorder.written.add
+            observe = self.recorder.observer(observe, counts_writes=runtime.shared is runtime.store)
         add_observer(limiter, observe)
         if self._instruments is not None:
             add_observer(limiter, self._instruments.observe)

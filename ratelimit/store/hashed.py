@@ -53,9 +53,9 @@ class HashedUserStore(DelegatingStore):
 
     def __init__(self, store: TableStore, secret: str) -> None:
         super().__init__(store)
-        self._hash = UserHash(secret)
-        self.events = _HashedEvents(store.events, self._hash)
-        self.directory = _HashedDirectory(store.directory, self._hash)
+        self.user_hash = UserHash(secret)
+        self.events = _HashedEvents(store.events, self.user_hash)
+        self.directory = _HashedDirectory(store.directory, self.user_hash)
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         return await self.inner.apply(self._key(key), write, now=now)
@@ -74,10 +74,10 @@ class HashedUserStore(DelegatingStore):
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
         """Also what is from before hashing was turned on, under the names themselves."""
-        return await self.inner.erase({*users, *map(self._hash.of, users)})
+        return await self.inner.erase({*users, *map(self.user_hash.of, users)})
 
     def _key(self, key: Key) -> Key:
-        return Key(self._hash.of(key.user), key.action)
+        return Key(self.user_hash.of(key.user), key.action)
 
 
 class _HashedEvents(DelegatingEventStore):

@@ -13,6 +13,7 @@ from ratelimit.dashboard.session import Auth, TokenLogin, tokens_of
 from ratelimit.directory import Directory
 from ratelimit.http.api import Api
 from ratelimit.limiter import Limiter
+from ratelimit.live import AppLive
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
@@ -53,7 +54,8 @@ async def page(*, auth: Auth | None = None, operator: str | None = OPERATOR, rea
     tokens: dict[str, str | None] = {"operator": operator, "reader": reader}
     async with limiter, UsageLog(store, actions=limiter.policies, clock=clock) as usage:
         parts = Parts(Api(limiter, store, usage=usage, directory=directory), limiter, usage)
-        app = Dashboard(lambda: parts, auth or TokenLogin(lambda: tokens_of(**tokens), clock))
+        login = auth or TokenLogin(lambda: tokens_of(**tokens), clock)
+        app = Dashboard(lambda: parts, login, AppLive(limiter, usage))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url=base_url, headers={"origin": base_url}) as client:
             yield Page(client, app, clock, tokens, limiter, usage, directory)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from itertools import count
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
+from starlette.types import ASGIApp
 
-from ratelimit import Limiter, MemoryStore, Policy, UsageLog
+from ratelimit import Limiter, MemoryStore, Policy, UsageLog, live, open_store
 from ratelimit.algorithms.fields import utc_day
 from ratelimit.dashboard import Viewer, dashboard
 from ratelimit.dashboard.app import CSP
 from ratelimit.dashboard.session import COOKIE, SESSION_S, anybody
+from ratelimit.names import is_hash
+from ratelimit.prometheus import expose
+from ratelimit.regions.home import HomeStore
 from ratelimit.store.directory import User
+from ratelimit.store.hashed import HashedUserStore
 from tests.dashboard.clients import OPERATOR, ORIGIN, READER, Page, page
+from tests.engines import Engine
 
 CHANGES: list[tuple[str, str, Any]] = [
     ("PUT", "/v1/users/alice", {"plan": "pro"}),
@@ -258,3 +268,82 @@ async def test_where_something_in_front_has_asked() -> None:
     client = await mounted("none")
     assert (await client.get("/ops/limits/session")).json()["role"] == "operator"
     assert anybody(Request({"type": "http"})).role == "operator"
+
+
+# What a mounted page says of the last minutes.
+
+
+@pytest.fixture
+def next_interval(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Go on to the next interval."""
+    now = count(1000.0, live.INTERVAL_S)
+    times = [next(now)]
+    monkeypatch.setattr(live, "monotonic", lambda: times[-1])
+    return lambda: times.append(next(now))
+
+
+async def said(app: ASGIApp) -> Any:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app.example") as client:
+        answer = await client.get("/limits/live")
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+        assert (await client.post("/limits/live")).status_code == 403
+        return answer.json()
+
+
+def app_with_page(limiter: Limiter) -> Starlette:
+    return Starlette(routes=[Mount("/limits", dashboard(limiter, usage=UsageLog(MemoryStore()), auth="none"))])
+
+
+async def test_the_last_minutes_of_this_process(next_interval: Callable[[], None]) -> None:
+    limiter = Limiter(HashedUserStore(MemoryStore(), "a-secret-of-enough-letters"), [Policy("hint", "2/day")])
+    told: list[str] = []
+    limiter.observer = lambda decision, span: told.append(decision.policy)
+    app, registry = app_with_page(limiter), CollectorRegistry()
+    expose(limiter, registry=registry)
+    for _ in range(5):
+        await limiter.check("alice", "hint")
+    next_interval()
+    await limiter.check("bob", "run", quotas="9/day")
+    next_interval()
+    found = await said(app)
+    assert found["series"]["denied"] == [3 / live.INTERVAL_S, 0]
+    assert found["series"]["allowed"] == [2 / live.INTERVAL_S, 1 / live.INTERVAL_S]
+    assert found["totals"] == {"allowed": 3, "denied": 3, "shadow_denied": 0, "unavailable": 0}
+    assert [(one["name"], one["source"]) for one in found["policies"]] == [("hint", "app"), ("other", "call")]
+    (refused,) = found["refused"]
+    assert (refused["action"], refused["count"], is_hash(refused["user"])) == ("hint", 3, True)
+    assert ([each["writes"] for each in found["hot"]], found["hot_by"]) == ([2, 1], "checks")
+    assert (found["store"], found["cost"]) == ("memory://", None)
+    assert found["covers"]["what"] == "this process of the app; others are not among them"
+    (worker,) = found["health"]["workers"].values()
+    assert (worker["store_state"], worker["breaker"], worker["requests"]) == ("ok", "closed", None)
+    assert worker["usage"]["dropped"] == 0
+    assert told == ["hint"] * 5 + ["run"], "whoever was told before is told still"
+    assert registry.get_sample_value("ratelimit_check_seconds_count") == 6, "counted once, however many look"
+
+
+async def test_what_it_costs_in_this_process(engine: Engine, next_interval: Callable[[], None]) -> None:
+    url = engine.store_url(f"page-{uuid4().hex[:8]}", create="true")
+    async with Limiter(await open_store(url), [Policy("hint", "2/day")], deadline=30) as limiter:
+        app = app_with_page(limiter)
+        await limiter.check("alice", "hint")
+        next_interval()
+        found = await said(app)
+    assert found["series"]["writes"] == [1 / live.INTERVAL_S]
+    assert (found["cost"]["so_far"]["writes"], found["cost"]["seconds"]) == (1, live.INTERVAL_S)
+    assert found["store"].startswith("dynamodb://page-")
+
+
+async def test_over_many_regions_it_says_of_which_replica_it_speaks() -> None:
+    store = HomeStore({region: MemoryStore() for region in ("eu-west-1", "us-east-1", "ap-south-1")}, "us-east-1")
+    found = await said(app_with_page(Limiter(store)))
+    assert "the replica in us-east-1, and neither what is asked of eu-west-1, ap-south-1" in found["covers"]["what"]
+
+
+async def test_who_is_not_let_in_sees_no_live_data() -> None:
+    async with page() as one:
+        assert (await one.client.get("/live")).status_code == 401
+        await one.log_in(READER)
+        assert (await one.client.get("/live")).json()["totals"]["allowed"] == 0
+        answer = await one.client.get("/live", headers={"sec-fetch-site": "cross-site"})
+        assert answer.status_code == 403

@@ -25,6 +25,8 @@ async def test_it_is_beside_the_admin_routes_and_asks_them(tmp_path: Path) -> No
         headers = {"origin": "http://127.0.0.1"}
         session = (await admin.post("/dashboard/session", json={"token": OPERATOR}, headers=headers)).json()
         assert session["has"]["admin"]
+        said = (await admin.get("/dashboard/live")).json()
+        assert ("the workers of this sidecar" in said["covers"]["what"], said["hot_by"]) == (True, "checks")
         config = (await admin.get("/dashboard/admin/config")).json()
         assert (config["admin_token"], config["admin_read_token"]) == ("***", "***")
         assert (await admin.get("/config")).status_code == 401, "a session is the page's"

@@ -21,7 +21,7 @@ from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent
 from ratelimit.factory import build_store, load_checked
 from ratelimit.limiter import Reservation
-from ratelimit.metrics import store_stats
+from ratelimit.metrics import table_store
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
 from ratelimit.store.base import Add, Outcome, Write
@@ -313,7 +313,7 @@ def test_the_setting() -> None:
     assert isinstance(store, MirrorStore)
     assert isinstance(store.mirror, MemoryStore)
     assert store.mirror.max_keys == 7
-    assert store_stats(store) is None
+    assert table_store(store) is None
     assert isinstance(build_store(load_config(env={})), MemoryStore)
 
 

@@ -8,11 +8,11 @@ import {users} from "./users.js";
 
 // By the first part of the address behind the #; each fills `main`, and may return what ends it.
 const VIEWS = {
-  now: {title: "Now", show: now, needs: "admin"},
-  refused: {title: "Refused", show: refused, needs: "admin"},
+  now: {title: "Now", show: now},
+  refused: {title: "Refused", show: refused},
   users: {title: "Users", show: users},
   plans: {title: "Plans & policies", show: plans},
-  cost: {title: "Cost", show: cost, needs: "admin"},
+  cost: {title: "Cost", show: cost},
   activity: {title: "Activity", show: activity},
 };
 
@@ -20,13 +20,12 @@ let end = null, turn = 0;
 
 async function show() {
   const [name, ...rest] = location.hash.replace(/^#\//, "").split("/").map(decoded);
-  const known = Object.entries(VIEWS).filter(([, view]) => !view.needs || session.has[view.needs]);
-  const [key, view] = known.find(([key]) => key === name) ?? known[0];
+  const key = Object.hasOwn(VIEWS, name) ? name : "now", view = VIEWS[key];
   const mine = ++turn, main = document.getElementById("main");
   end?.();
   end = null;
   calm();
-  drawNav(known, key);
+  drawNav(key);
   main.replaceChildren();
   document.title = `${rest[0] ?? view.title} · ratelimit`;
   try {
@@ -41,10 +40,10 @@ function decoded(text) {
   try { return decodeURIComponent(text); } catch { return text; }
 }
 
-function drawNav(known, current) {
+function drawNav(current) {
   const nav = document.getElementById("nav");
   nav.hidden = false;
-  nav.replaceChildren(...known.map(([key, view]) =>
+  nav.replaceChildren(...Object.entries(VIEWS).map(([key, view]) =>
     el("a", {href: `#/${key}`, "aria-current": key === current ? "page" : null}, view.title)));
 }
 

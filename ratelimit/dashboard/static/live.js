@@ -20,7 +20,7 @@ async function follow(main, title, draw) {
     let next = 5;
     if (!paused && !document.hidden) {
       try {
-        const live = await ask("GET", "admin/live");
+        const live = await ask("GET", "live");
         next = live.interval_s;
         when.textContent = `as of ${utc(live.at).slice(11)} UTC`;
         if (failed) calm();
@@ -102,7 +102,7 @@ function drawPolicies(place, live) {
     const went = OUTCOMES.filter(([key]) => one.totals[key]).map(([key]) => ({kind: KINDS[key], values: one.series[key]}));
     return [
       el("span", {}, el("b", {}, one.name), " ", one.mode === "shadow" ? pill("shadow", "warn") : "", one.source === "envoy" ? pill("Envoy") : ""),
-      one.quotas.join("; ") || "unlimited", rate(all), rate(rates[1]), rate(rates[2]), rate(rates[3]),
+      one.quotas?.join("; ") ?? (one.source ? "as each call says" : "no policy any more"), rate(all), rate(rates[1]), rate(rates[2]), rate(rates[3]),
       went.length ? spark(`${one.name}: ${rate(all)} now`, went) : "–", number(sum(one.totals)),
     ];
   });
@@ -116,7 +116,7 @@ function drawCovers(place, live) {
   const rows = Object.entries(live.health.workers).map(([name, each]) => each.status === "silent"
     ? [name, pill("silent", "bad"), "–", "–", "–", "–", "–", "–"]
     : [name, pill(each.status, each.status === "ok" ? "good" : "bad"), span(each.uptime), `${each.store}: ${each.store_state}`, each.breaker,
-      number(each.requests), each.usage === null ? "off" : `${number(each.usage.depth)} wait, ${number(each.usage.dropped)} lost`, each.configuration]);
+      number(each.requests), each.usage === null ? "off" : `${number(each.usage.depth)} wait, ${number(each.usage.dropped)} lost`, each.configuration ?? "–"]);
   put(place,
     el("p", {}, `${sentence(live.covers.what)} Counted since ${utc(live.covers.since)} UTC, in `, el("code", {}, live.store), "."),
     table("Workers", [["Worker", ""], ["State", ""], ["Up", ""], ["Store", ""], ["Breaker", ""], ["Requests", "number"], ["Usage log", ""], ["Configuration", ""]], rows));
@@ -130,7 +130,7 @@ export function refused(main) {
   return follow(main, "Refused and hot keys", (live) => {
     note.textContent = `Of the last ${span(Math.max(live.keys_window_s, live.interval_s))}, counted in bounded memory: where two numbers stand, the truth is between them. It covers ${live.covers.what}.`;
     put(denied, keys("Users and actions refused most", "Refusals", live.refused, "count", "Nobody was refused."));
-    put(hot, keys("Users and actions written most", live.units === null ? "Checks" : "Writes", live.hot, "writes", "Nothing was written."));
+    put(hot, keys("Users and actions written most", live.hot_by === "checks" ? "Checks" : "Writes", live.hot, "writes", "Nothing was written."));
   });
 }
 
@@ -161,7 +161,7 @@ export function cost(main) {
         tile("A month at this rate", money(found.total), `${found.region}, prices of ${found.as_of}`),
         tile("So far", money(found.so_far.dollars), `in ${span(found.seconds)}`),
         tile("Write units so far", number(found.so_far.writes)), tile("Read units so far", number(found.so_far.reads))),
-      found.seconds < 600 ? el("p", {class: "notice"}, "These workers have run for minutes only: the month may look quite different.") : "",
+      found.seconds < 600 ? el("p", {class: "notice"}, "Only minutes have been counted: the month may look quite different.") : "",
       card("A month by cause", table("Projected month", [["Cause", ""], ["Units", "number"], ["Share", ""], ["Dollars", "number"]], found.month.map((line) => [
         line.cause, number(line.units), meter(Number(line.dollars), most, `${line.dollars} dollars`, true), money(line.dollars)]))),
       el("p", {class: "hint"}, `${sentence(found.basis)} It covers ${covers.what}. ${found.measured ? "Units are DynamoDB’s own count." : "A call is taken for one unit; with consumed=true in the store’s URL DynamoDB counts them."} `,

@@ -17,7 +17,7 @@ export async function plans(main) {
 // The file, and what a reload would do.
 
 async function drawConfig(place, changes, reloaded) {
-  const {configuration, store} = await ask("GET", "admin/live");
+  const {configuration, store} = await ask("GET", "live");
   const preview = async () => { changes.replaceChildren(shown(await ask("GET", "admin/reload"), "A reload would change nothing.")); };
   const reload = async () => {
     const would = await ask("GET", "admin/reload");
@@ -96,7 +96,7 @@ async function remove(plan, done) {
 // Policies.
 
 async function drawPolicies(place) {
-  const [{policies}, live] = await Promise.all([ask("GET", "v1/policies"), session.has.admin ? ask("GET", "admin/live") : {policies: []}]);
+  const [{policies}, live] = await Promise.all([ask("GET", "v1/policies"), ask("GET", "live")]);
   const names = Object.keys(policies), counted = new Map(live.policies.map((one) => [one.name, one.totals]));
   const search = el("input", {type: "search"}), body = el("div"), more = el("div", {class: "buttons"});
   let shown = AT_ONCE;

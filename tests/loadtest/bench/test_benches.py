@@ -37,9 +37,13 @@ def absent(*_: object) -> None:
 
 
 def test_live_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "CASES", {"one": {"users": 1}, "a table": {"users": 1, "table": True}})
+    monkeypatch.setattr(
+        live,
+        "CASES",
+        {"one": {"users": 1}, "a table": {"users": 1, "table": True}, "an app": {"users": 1, "app": True}},
+    )
     done = live.run(rounds=2, seconds=TINY)
-    assert {"one", "a table"} < set(rows(done))
+    assert {"one", "a table", "an app"} < set(rows(done))
     assert all(row.figures["added µs"] is not None for row in done.rows)
 
 
