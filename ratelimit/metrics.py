@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import accumulate
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, get_args
 from weakref import WeakKeyDictionary, ref
 
@@ -79,25 +80,35 @@ class Registry:
 
     def __init__(self) -> None:
         self._sources: dict[Hashable, Source] = {}
+        self._owners: dict[Hashable, ref[Any]] = {}
         self._past: list[Family] = []
+        self._lock = Lock()
+        """Of a source that is read a last time: whoever collects meanwhile sees it once."""
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._sources
 
-    def register(self, key: Hashable, source: Source) -> None:
-        """Read this source too; harmless where it is read already."""
+    def register(self, key: Hashable, source: Source, owner: ref[Any] | None = None) -> None:
+        """Read this source too, until its owner is gone; harmless where it is read already."""
         self._sources.setdefault(key, source)
+        if owner is not None:
+            self._owners.setdefault(key, owner)
 
     def retire(self, key: Hashable) -> None:
         """Read a source a last time. Its counters stay, its gauges go."""
-        source = self._sources.pop(key, None)
-        if source is not None:
-            self._past = _merged([*self._past, *(family for family in source() if family.type != "gauge")])
+        with self._lock:
+            self._owners.pop(key, None)
+            source = self._sources.pop(key, None)
+            if source is not None:
+                self._past = _merged([*self._past, *(family for family in source() if family.type != "gauge")])
 
     def collect(self, *, but: Hashable = None) -> list[Family]:
         """Read all sources, or all but one."""
-        sources = [source for key, source in list(self._sources.items()) if key != but]
-        return _merged([*self._past, *(family for source in sources for family in source())])
+        for key in [key for key, owner in list(self._owners.items()) if owner() is None]:
+            self.retire(key)
+        with self._lock:
+            past, sources = self._past, [source for key, source in list(self._sources.items()) if key != but]
+        return _merged([*past, *(family for source in sources for family in source())])
 
 
 def _merged(families: Iterable[Family]) -> list[Family]:
@@ -400,9 +411,9 @@ def watch(
     is_new = ref(core) not in registry
     if is_new:
         decisions = decisions_of(core)
-        registry.register(decisions, decisions.collect)
+        registry.register(decisions, decisions.collect, ref(core))
     for part, read in parts(core, core.store, core.directory, usage):
-        registry.register(ref(part), _Weak(part, read))
+        registry.register(ref(part), _Weak(part, read), ref(part))
     return core if is_new else None
 
 
@@ -416,8 +427,6 @@ class _Weak:
 
     def __call__(self) -> list[Family]:
         part = self._part()
-        if part is None:
-            self._last = [family for family in self._last if family.type != "gauge"]
-        else:
+        if part is not None:
             self._last = self._read(part)
         return self._last

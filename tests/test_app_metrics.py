@@ -32,7 +32,7 @@ from ratelimit import (
 from ratelimit.config import load_config
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
-from ratelimit.metrics import BUCKETS
+from ratelimit.metrics import BUCKETS, Registry, watch
 from ratelimit.prometheus import expose
 from ratelimit.server.factory import sidecar
 from ratelimit.testing import FakeClock
@@ -81,6 +81,20 @@ async def test_limiters_add_up_and_one_that_has_gone_stays_counted() -> None:
     assert value(registry, "ratelimit_decisions_total", **ALLOWED) == 3
     assert value(registry, "ratelimit_denials_cached_total") == 0
     assert value(registry, "ratelimit_breaker_state", state="closed") is None
+
+
+async def test_what_is_left_of_those_that_have_gone_does_not_grow() -> None:
+    registry, families = CollectorRegistry(), Registry()
+    for _ in range(3):
+        limiter = Limiter(MemoryStore(), [HINT])
+        expose(limiter, registry=registry)
+        watch(families, limiter)
+        await limiter.check("alice", "hint")
+        del limiter
+        gc.collect()
+    assert [value(registry, "ratelimit_decisions_total", **ALLOWED) for _ in range(2)] == [3, 3]
+    assert sum(family.name == "ratelimit_decisions" for family in families.collect()) == 1
+    assert not families._sources
 
 
 def test_a_blocking_limiter_too() -> None:
