@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -53,6 +53,7 @@ MAX_BODY_S: Final = 30.0
 """Seconds for a body to arrive."""
 # A query string longer than what our longest cursors and names come to is not ours.
 _MAX_QUERY: Final = 16 * 1024
+_UNQUOTED: Final = "/:@!$&'()*+,;="
 
 
 def field(scope: Scope, name: bytes) -> bytes | None:
@@ -279,8 +280,11 @@ def _chosen(found: RouteMatch, method: str) -> Operation | None:
 def raw_path(scope: Scope) -> str:
     """Return the path as it was sent, less what the app is mounted under."""
     raw: bytes | None = scope.get("raw_path")
-    path: str = scope["path"] if raw is None else raw.partition(b"?")[0].decode("latin-1")
-    return path.removeprefix(scope.get("root_path", ""))
+    # Not every server says how it was sent: behind AWS Lambda nobody does.
+    path = quote(scope["path"], _UNQUOTED) if raw is None else raw.partition(b"?")[0].decode("latin-1")
+    root: str = scope.get("root_path", "")
+    mount = "/".join(path.split("/")[: root.count("/") + 1])
+    return path[len(mount) :] if root and unquote(mount) == root else path
 
 
 def headers_of(answer: ApiAnswer) -> list[tuple[bytes, bytes]]:

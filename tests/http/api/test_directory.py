@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
+from starlette.types import ASGIApp
 
+from ratelimit.dashboard import dashboard
+from ratelimit.directory import Directory
+from ratelimit.http.api import Api
+from ratelimit.limiter import Limiter
 from ratelimit.store import MemoryStore
-from ratelimit.store.directory import Identity
-from tests.http.api.clients import Service, service_on
+from ratelimit.store.directory import Identity, User
+from tests.http.api.clients import POLICIES, Service, service_on
 from tests.http.api.clients import service as service
+from tests.http.apps import call, scope_of
 
 KEY = str(Identity.api_key("an-api-key-that-is-long-enough"))
 
@@ -145,3 +153,24 @@ async def test_a_plan_has_to_exist(service: Service, user: str) -> None:
         answer = await service.client.request(method, f"/v1/users/{user}", json={"plan": f"none-{user}"})
         assert answer.status_code == 404
         assert "there is no plan" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("app", ["api", "dashboard"])
+@pytest.mark.parametrize("root", ["", "/limits", "/m ü"])
+@pytest.mark.parametrize("is_raw", [True, False])
+async def test_users_of_any_name_are_found_wherever_it_is_mounted(app: str, root: str, is_raw: bool) -> None:
+    """Servers such as AWS Lambda's do not say how the path was sent."""
+    store = MemoryStore()
+    directory = Directory(store.directory)
+    limiter = Limiter(store, POLICIES, directory=directory)
+    asked: ASGIApp = Api(limiter, store, directory=directory) if app == "api" else dashboard(limiter, auth="none")
+    for name in ("jürgen", "日本", "a%2Fb", "100%"):
+        await directory.put_user(User(name))
+        raw: dict[str, Any] = (
+            {"raw_path": quote(f"{root}/v1/users/").encode() + quote(name, "").encode()} if is_raw else {}
+        )
+        scope = scope_of(
+            f"{root}/v1/users/{name}", method="GET", root_path=root, headers=[(b"host", b"localhost")], **raw
+        )
+        start, body = await call(asked, scope)
+        assert (start["status"], json.loads(body["body"])["id"]) == (200, name)
