@@ -47,7 +47,7 @@ async def directory(**options: Any) -> tuple[Directory, CountingDirectoryStore, 
     ],
 )
 async def test_which_quotas_hold(store: DirectoryStore, user: User, action: str, quotas: Quotas | None) -> None:
-    one = Directory(store)
+    one = Directory(store, deadline=30)
     await one.put_plan(PRO)
     await one.put_user(user)
     found = await one.quotas_for("alice", action)
@@ -260,7 +260,7 @@ async def test_a_read_that_a_change_overtook_is_not_kept() -> None:
 
 
 async def test_simultaneous_changes_are_all_made(store: DirectoryStore) -> None:
-    one = Directory(store)
+    one = Directory(store, deadline=30)
 
     def adding(number: int) -> Any:
         return lambda old: User("dora", quotas={**(old.quotas if old else {}), f"action-{number}": "5/day"})
@@ -281,7 +281,7 @@ async def test_simultaneous_changes_are_all_made(store: DirectoryStore) -> None:
 
 
 async def test_users_are_found_by_their_identities(store: DirectoryStore) -> None:
-    one = Directory(store)
+    one = Directory(store, deadline=30)
     email, key = Identity.email("erin@example.com"), Identity.api_key("erins-api-key-000", pepper=b"pepper")
     await one.put_user(User("erin", identities=[email, key]))
     assert await one.find(email) == await one.find(key) == User("erin", identities=[email, key])
@@ -298,7 +298,7 @@ async def test_users_are_found_by_their_identities(store: DirectoryStore) -> Non
 async def test_an_identity_taken_away_elsewhere_does_not_open_the_door() -> None:
     one, store, _ = await directory()
     email = Identity.email("alice@example.com")
-    elsewhere = Directory(store)
+    elsewhere = Directory(store, deadline=30)
     await elsewhere.put_user(User("alice", identities=[email]))
     assert await one.find(email) is not None
     await elsewhere.put_user(User("alice"))
@@ -318,7 +318,7 @@ async def test_who_changes_in_vain_is_told() -> None:
 
 
 async def test_lists(store: DirectoryStore) -> None:
-    one = Directory(store)
+    one = Directory(store, deadline=30)
     await one.put_plan(Plan("list", {}))
     for number in range(3):
         await one.put_user(User(f"listed-{number}", plan="list"))

@@ -184,7 +184,7 @@ import sys
 from ratelimit import Policy
 from ratelimit.sync import Limiter, open_store
 
-limiter = Limiter(open_store(sys.argv[1]), [Policy("hint", "1/day", on_unavailable="deny")])
+limiter = Limiter(open_store(sys.argv[1]), [Policy("hint", "1/day", on_unavailable="deny")], deadline=30)
 print([limiter.check("alice", "hint").allowed for _ in range(2)], limiter.check("alice", "hint").reason)
 print(*sorted({"botocore.session", "urllib3", "aiohttp", "starlette", "ratelimit.usage"} & sys.modules.keys()))
 """
@@ -222,7 +222,7 @@ HEAVY = {"botocore.session", "urllib3", "aiohttp", "aiobotocore"}
 
 async def main():
     async with await open_store(sys.argv[1]) as store, UsageLog(store) as usage:
-        limiter = Limiter(store, [Policy("hint", "1/day", on_unavailable="deny")])
+        limiter = Limiter(store, [Policy("hint", "1/day", on_unavailable="deny")], deadline=30)
         print([(await limiter.check("alice", "hint")).reason for _ in range(2)])
         await usage.record("alice", "hint", resource="1")
         await usage.flush()

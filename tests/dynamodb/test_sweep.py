@@ -32,7 +32,7 @@ async def test_only_what_has_expired_goes(settings: Settings) -> None:
         for number in range(60):
             write = Write((Add("n", 1),), expires_at=now // SECOND + (100 if number < 10 else 100_000))
             await store.apply(Key(f"user-{number}", "hint"), write, now=now)
-        limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock)
+        limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
         await limiter.check("user-0", "hint")  # which moves its time
         assert await sweep_table(settings, clock=clock) == 0
         clock.advance(200)

@@ -290,7 +290,9 @@ async def test_users_and_plans_go_to_both() -> None:
     assert await other.user("bob") is None
 
 
-async def test_a_cut_over_and_the_way_back_are_settings(engine: Engine) -> None:
+async def test_a_cut_over_and_the_way_back_are_settings(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ratelimit.store.mirror._DEADLINE_S", 30.0)
+    monkeypatch.setattr("ratelimit.store.mirror._DRAIN_TIMEOUT_S", 60.0)
     one, two = (engine.store_url(f"mirror-{uuid4().hex[:8]}", create="true") for _ in range(2))
     policies = {"hint": {"quotas": "6/day"}}
     allowed = 0

@@ -121,10 +121,10 @@ async def test_what_only_the_mirror_holds_is_erased() -> None:
     clock, primary, second = at_noon(), MemoryStore(), MemoryStore()
     entry = User("alice", identities=[Identity.email("alice@example.com")])
     assert await second.directory.replace(None, entry, now=clock.now())
-    await Limiter(second, [Policy("hint", "5/day")], clock=clock).check("alice", "hint")
+    await Limiter(second, [Policy("hint", "5/day")], clock=clock, deadline=30).check("alice", "hint")
     both = MirrorStore(primary, second)
     await both.open()
-    await Limiter(both, [Policy("solve", "5/day")], clock=clock).check("alice", "solve")
+    await Limiter(both, [Policy("solve", "5/day")], clock=clock, deadline=30).check("alice", "solve")
     erased = await Reports(both, [], clock).erase("alice")
     assert erased.found == {"counters": 2, "entries": 1, "identities": 1}
     assert await second.directory.find(Identity.email("alice@example.com")) is None
@@ -330,7 +330,9 @@ async def test_an_erase_that_broke_off_anywhere_goes_on_when_repeated(applied: b
     while not erased:
         fails_at += 1
         clock, store = at_noon(), MemoryStore()
-        await Limiter(store, [Policy("of no policy here", "5/day")], clock=clock).check("alice", "of no policy here")
+        await Limiter(store, [Policy("of no policy here", "5/day")], clock=clock, deadline=30).check(
+            "alice", "of no policy here"
+        )
         async with UsageLog(store, clock=clock) as usage:
             await usage.record("alice", "of no policy here", id="order-17")
             await usage.flush()
