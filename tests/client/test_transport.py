@@ -390,7 +390,7 @@ async def test_what_was_not_spent_is_had_at_once() -> None:
         await settled()
         assert origin.asked == ["a", "free"]
         origin.may_answer.set()
-        await asyncio.wait_for(tasks["b"], 5)
+        await asyncio.wait_for(tasks["b"], 30)
 
 
 async def test_closing_ends_all_waits() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from time import perf_counter
 from typing import Any
 
 import pytest
@@ -28,7 +27,7 @@ FIFTY, SEVEN = to_quotas("50/day"), to_quotas("7/day")
 async def directory(**options: Any) -> tuple[Directory, CountingDirectoryStore, FakeClock]:
     store, clock = CountingDirectoryStore(), FakeClock()
     await fill(store, PRO, ALICE, User("bob", plan="pro"))
-    return Directory(store, clock=clock, **{"deadline": 0.02, **options}), store, clock
+    return Directory(store, clock=clock, **{"deadline": 20, **options}), store, clock
 
 
 @pytest.mark.parametrize(
@@ -177,14 +176,12 @@ async def test_a_plan_that_cannot_be_read_does_not_hide_what_the_user_has() -> N
 
 
 async def test_a_store_that_never_answers_is_left_at_the_deadline() -> None:
-    one, store, clock = await directory()
+    one, store, clock = await directory(deadline=0.02)
     await one.user("alice")
     clock.advance(60)
     store.fault = hang
-    started = perf_counter()
     found = await asyncio.gather(*(one.quotas_for(user, "hint") for user in ("alice", "bob", "carol")))
     assert found == [SEVEN, None, None]
-    assert perf_counter() - started < 1
 
 
 async def test_a_store_that_keeps_failing_is_left_alone_for_a_while(caplog: pytest.LogCaptureFixture) -> None:

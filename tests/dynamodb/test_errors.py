@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -58,7 +57,7 @@ async def store(
     store = DynamoDBStore(
         table="limits",
         endpoint=server.endpoint,
-        read_timeout=0.3,
+        read_timeout=20,
         fast=request.param,
     )
     async with store:
@@ -93,7 +92,6 @@ NOBODY_KNOWS = [
     (status(400, b"[1]"), AnswerLost),
     (half(), AnswerLost),
     (hang_up(), AnswerLost),
-    (slow(5), AnswerLost),
 ]
 MISCONFIGURED = [
     (error("ResourceNotFoundException"), TableNotFound),
@@ -203,16 +201,17 @@ async def test_a_crash_and_a_comeback(server: FaultServer, store: DynamoDBStore)
     assert (await apply(store)).record == {"d1": 2}
 
 
-async def test_a_silent_server_is_given_up(server: FaultServer, store: DynamoDBStore) -> None:
-    server.then(slow(5))
-    began = time.perf_counter()
-    with pytest.raises(AnswerLost, match="in time"):
-        await apply(store)
-    assert 0.25 < time.perf_counter() - began < 2
+@pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
+async def test_a_silent_server_is_given_up(server: FaultServer, fast: bool) -> None:
+    server.then(slow(600))
+    async with DynamoDBStore(table="limits", endpoint=server.endpoint, read_timeout=0.3, fast=fast) as store:
+        with pytest.raises(AnswerLost, match="in time"):
+            await apply(store)
+        assert server.received["UpdateItem"] == 1
 
 
 async def test_a_deadline_of_the_caller_cuts_in_and_harms_nobody(server: FaultServer, store: DynamoDBStore) -> None:
-    server.then(slow(5))
+    server.then(slow(600))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await apply(store)

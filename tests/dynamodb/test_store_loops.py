@@ -61,7 +61,7 @@ def gone(apart: Apart) -> bool:
     """Whether the server has no connection left, after a moment."""
 
     async def wait() -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while apart.server.connections:
                 await asyncio.sleep(0.005)
 

@@ -51,7 +51,7 @@ async def store(
     request: pytest.FixtureRequest, server: FaultServer, pauses: list[float]
 ) -> AsyncIterator[DynamoDBStore]:
     async with DynamoDBStore(
-        table="limits", endpoint=server.endpoint, read_timeout=0.5, fast=request.param, consumed=True
+        table="limits", endpoint=server.endpoint, read_timeout=20, fast=request.param, consumed=True
     ) as store:
         yield store
 

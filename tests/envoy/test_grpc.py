@@ -338,39 +338,42 @@ async def slowly(message: bytes) -> bytes:
 async def test_grpcio_is_answered() -> None:
     methods: dict[bytes, Method] = {ECHO: echo, b"/test.Service/Slow": lambda message, call: slowly(message)}
     async with serving(methods) as (_, address), grpc.aio.insecure_channel(address) as channel:
-        assert await call_of(channel)(b"hello", timeout=5) == b"hello"
-        assert await call_of(channel)(bytes(60_000), timeout=5) == bytes(60_000)
-        many = [call_of(channel)(str(n).encode(), timeout=10) for n in range(500)]
+        assert await call_of(channel)(b"hello", timeout=30) == b"hello"
+        assert await call_of(channel)(bytes(60_000), timeout=30) == bytes(60_000)
+        many = [call_of(channel)(str(n).encode(), timeout=60) for n in range(500)]
         assert await asyncio.gather(*many) == [str(n).encode() for n in range(500)]
-        assert await call_of(channel, HEALTH)(b"", timeout=5) == b"\x08\x01"
-        assert await call_of(channel, b"/test.Service/Slow")(b"late", timeout=5) == b"late"
+        assert await call_of(channel, HEALTH)(b"", timeout=30) == b"\x08\x01"
+        assert await call_of(channel, b"/test.Service/Slow")(b"late", timeout=30) == b"late"
         for path, message, timeout, code in [
-            (b"/test.Service/Other", b"", 5, grpc.StatusCode.UNIMPLEMENTED),
-            (b"/grpc.health.v1.Health/Watch", b"", 5, grpc.StatusCode.UNIMPLEMENTED),
-            (ECHO, bytes(1_000_000), 5, grpc.StatusCode.RESOURCE_EXHAUSTED),
+            (b"/test.Service/Other", b"", 30, grpc.StatusCode.UNIMPLEMENTED),
+            (b"/grpc.health.v1.Health/Watch", b"", 30, grpc.StatusCode.UNIMPLEMENTED),
+            (ECHO, bytes(1_000_000), 30, grpc.StatusCode.RESOURCE_EXHAUSTED),
             (b"/test.Service/Slow", b"", 0.05, grpc.StatusCode.DEADLINE_EXCEEDED),
         ]:
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await call_of(channel, path)(message, timeout=timeout)
             assert failed.value.code() == code
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await call_of(channel)(bytes(10_000), timeout=5, compression=grpc.Compression.Gzip)
+            await call_of(channel)(bytes(10_000), timeout=30, compression=grpc.Compression.Gzip)
         assert "compressed" in str(failed.value.details())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_draining_cuts_no_call_and_grpcio_goes_elsewhere() -> None:
-    async with serving({ECHO: lambda message, call: slowly(message)}) as (listener, address):
+    begun = asyncio.Event()
+
+    async def held(message: bytes) -> bytes:
+        begun.set()
+        return await slowly(message)
+
+    async with serving({ECHO: lambda message, call: held(message)}) as (listener, address):
         async with grpc.aio.insecure_channel(address) as channel:
-            under_way = asyncio.ensure_future(call_of(channel)(b"late", timeout=5))
-            await asyncio.sleep(0.1)
-            loop = asyncio.get_running_loop()
-            since = loop.time()
-            await listener.drain(linger=0.05, grace=10)
-            assert loop.time() - since < 2
+            under_way = asyncio.ensure_future(call_of(channel)(b"late", timeout=30))
+            await begun.wait()
+            await asyncio.wait_for(listener.drain(linger=0.05, grace=600), 60)
             assert await under_way == b"late"
             with pytest.raises(grpc.aio.AioRpcError) as failed:
-                await call_of(channel)(b"", timeout=5)
+                await call_of(channel)(b"", timeout=30)
             assert failed.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
@@ -379,7 +382,7 @@ async def test_draining_answers_who_comes_meanwhile_and_cuts_off_what_does_not_e
 ) -> None:
     async with serving({ECHO: lambda message, call: forever() if message else b"here"}) as (listener, address):
         host, port = address.split(":")
-        draining = asyncio.ensure_future(listener.drain(linger=0.2, grace=0.5))
+        draining = asyncio.ensure_future(listener.drain(linger=1, grace=0.5))
         await asyncio.sleep(0.05)
         reader, writer = await asyncio.open_connection(host, int(port))
         client = Client()  # for its encoder
@@ -387,7 +390,7 @@ async def test_draining_answers_who_comes_meanwhile_and_cuts_off_what_does_not_e
         assert (await reader.readuntil(b"here")).endswith(b"here")
         await draining
         with suppress(ConnectionError):
-            await asyncio.wait_for(reader.read(), 5)
+            await asyncio.wait_for(reader.read(), 30)
         writer.close()
         assert "1 calls were not finished in time" in caplog.text
 

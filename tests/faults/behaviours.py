@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from asyncio import StreamWriter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -56,6 +57,17 @@ def slow(seconds: float, then: Behaviour | None = None) -> Behaviour:
     async def behave(exchange: Exchange) -> bool:
         await asyncio.sleep(seconds)
         return await answer(exchange)
+
+    return behave
+
+
+def held(released: threading.Event) -> Behaviour:
+    """Execute and answer when that is allowed."""
+
+    async def behave(exchange: Exchange) -> bool:
+        while not released.is_set():
+            await asyncio.sleep(0.002)
+        return await ok()(exchange)
 
     return behave
 

@@ -15,10 +15,10 @@ from tests.faults import Behaviour, FaultServer, garbage, half, hang_up, interna
 
 pytestmark = pytest.mark.heavy
 
-DEADLINE = 0.5
+DEADLINE = 1.0
 ANSWERS: list[OnUnavailable] = ["allow", "deny", "local"]
 BAD_DAYS = [
-    pytest.param(slow(2), id="2 s an answer"),
+    pytest.param(slow(30), id="30 s an answer"),
     pytest.param(internal_error(), id="500"),
     pytest.param(throttled(), id="throttled"),
     pytest.param(garbage(), id="garbage"),
@@ -45,7 +45,7 @@ async def test_a_bad_day_is_a_decision(bad_day: Behaviour, on_unavailable: OnUna
     clock = FakeClock()
     async with FaultServer() as server:
         limiter, _ = on(server, on_unavailable, clock)
-        async with limiter, asyncio.timeout(10):
+        async with limiter, asyncio.timeout(60):
             server.always(bad_day)
             decisions = [await limiter.check("alice", "hint") for _ in range(4)]
             assert [decision.allowed for decision in decisions] == expected(on_unavailable, 4)
@@ -61,7 +61,7 @@ async def test_a_dead_server_is_a_decision_and_soon_no_call_at_all(on_unavailabl
     clock = FakeClock()
     async with FaultServer() as server:
         limiter, store = on(server, on_unavailable, clock)
-        async with limiter, asyncio.timeout(10):
+        async with limiter, asyncio.timeout(60):
             await limiter.check("warm", "hint")
             await server.refuse()
             decisions = [await limiter.check("alice", "hint") for _ in range(30)]
@@ -81,7 +81,7 @@ async def test_a_server_that_was_never_there_is_a_decision_too() -> None:
     async with FaultServer() as server:
         await server.refuse()
         limiter, _ = on(server, "allow", FakeClock())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await limiter.check("alice", "hint")).reason == "unavailable"
         await limiter.close()
 

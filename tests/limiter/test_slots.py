@@ -333,7 +333,7 @@ async def test_in_shadow_nobody_is_held_up() -> None:
 async def test_a_store_that_fails(answer: Any) -> None:
     store = FailingStore()
     policy = Policy("export", "1 concurrent", on_unavailable=answer)
-    limiter = Limiter(store, [policy], clock=FakeClock(), deadline=0.05)
+    limiter = Limiter(store, [policy], clock=FakeClock(), deadline=20)
     store.fault = failing(StoreUnavailable("gone"))
     decisions = [await limiter.slot("alice", "export").take() for _ in range(2)]
     assert [decision.allowed for decision in decisions] == {
@@ -345,7 +345,7 @@ async def test_a_store_that_fails(answer: Any) -> None:
 
 async def test_a_store_that_fails_in_between_is_none_of_the_apps_business(caplog: pytest.LogCaptureFixture) -> None:
     store = FailingStore()
-    limiter = limiter_of(store, deadline=0.05)
+    limiter = limiter_of(store, deadline=0.5)
     async with limiter.slot("alice", "export"):
         store.fault = hang
     assert limiter.stats.lost["unreturned"] == 1

@@ -159,7 +159,7 @@ async def test_a_request_that_began_before_the_last_answer_was_complete_is_not_i
         else:
             await no_lifespan(scope, receive, send)
 
-    keep_alive = 0.2
+    keep_alive = 0.5
     monkeypatch.setattr(connection, "KEEP_ALIVE_S", keep_alive)
     async with listening(AsgiService(app)) as address:
         async with connected(address) as (reader, writer):

@@ -40,7 +40,7 @@ async def test_held_while_the_upstream_answers_and_back_when_the_client_has_all_
         writer.write(b"0\r\n\r\n")
 
     async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
-        async with httpx.AsyncClient() as client, asyncio.timeout(5):
+        async with httpx.AsyncClient() as client, asyncio.timeout(30):
             async with client.stream("GET", f"http://{address}/") as first:
                 assert first.status_code == 200
                 refused = await client.get(f"http://{address}/")
@@ -65,7 +65,7 @@ async def test_a_client_or_an_upstream_that_leaves(upstream_dies: bool) -> None:
             await asyncio.sleep(5)
 
     async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async with connected(address) as (reader, writer):
                 writer.write(GET)
                 await reader.readuntil(b"1\r\na\r\n")
@@ -89,7 +89,7 @@ async def test_a_tunnel_holds_its_slot_until_it_is_closed() -> None:
         await reader.read()
 
     async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async with connected(address) as (reader, writer):
                 writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n" + WEBSOCKET + b"\r\n")
                 await reader.readuntil(b"hello")
@@ -101,7 +101,7 @@ async def test_a_tunnel_holds_its_slot_until_it_is_closed() -> None:
 
 async def test_an_upstream_that_is_not_there() -> None:
     limiter = limiter_of(ONE)
-    async with in_front_of("127.0.0.1:1", limiter=limiter) as address, asyncio.timeout(5):
+    async with in_front_of("127.0.0.1:1", limiter=limiter) as address, asyncio.timeout(30):
         for _ in range(2):
             assert b" 502 " in await ask(address, GET)
         await until(lambda: not limiter._holds._held)
@@ -128,7 +128,7 @@ async def test_a_cost_that_the_upstream_states_at_the_beginning_or_at_the_end(
         writer.write(HEAD[:-2] + head + b"\r\n1\r\na\r\n0\r\n" + trailer + b"\r\n")
 
     async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             answer = await ask(address, GET)
             assert b"x-ratelimit-cost" not in answer
         assert await held(limiter, "r") == 0

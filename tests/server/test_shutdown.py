@@ -58,7 +58,7 @@ async def test_no_request_is_cut(way: str) -> None:
 @pytest.mark.process
 async def test_newcomers_are_let_in_until_a_load_balancer_has_heard() -> None:
     """Readiness says 503 from the signal on, and nobody is refused meanwhile; after `--linger` nobody listens."""
-    options = (*QUICK, "--linger", "3", "--admin", "127.0.0.1:0")
+    options = (*QUICK, "--linger", "6", "--admin", "127.0.0.1:0")
     async with scripted(quick) as upstream, served("--upstream", f"http://{upstream}", *options) as service:
         ready = service.banner["admin"].removeprefix("http://")
         assert (await ask(ready, READY)).startswith(b"HTTP/1.1 200 ")
@@ -76,7 +76,7 @@ async def test_newcomers_are_let_in_until_a_load_balancer_has_heard() -> None:
             await asyncio.sleep(0.05)
         assert came > 1
         assert await service.ended() == 0
-        assert loop.time() > since + 3
+        assert loop.time() > since + 6
         assert nobody_at(service.port)
 
 

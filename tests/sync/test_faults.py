@@ -18,16 +18,16 @@ from ratelimit.policy import OnUnavailable, Policy
 from ratelimit.sync import Limiter, open_store
 from ratelimit.sync.store import store_from
 from ratelimit.testing import FakeClock
-from tests.faults import Behaviour, error, garbage, half, hang_up, internal_error, ok, slow, throttled
+from tests.faults import Behaviour, error, garbage, half, hang_up, held, internal_error, ok, slow, throttled
 from tests.faults.apart import Apart
 from tests.faults.oddities import checksum, chunked, gzipped, raw, then_close, twice
 
 pytestmark = pytest.mark.heavy
 
-DEADLINE = 0.5
+DEADLINE = 1.0
 ANSWERS: list[OnUnavailable] = ["allow", "deny", "local"]
 BAD_DAYS = [
-    pytest.param(slow(2), id="2 s an answer"),
+    pytest.param(slow(30), id="30 s an answer"),
     pytest.param(internal_error(), id="500"),
     pytest.param(throttled(), id="throttled"),
     pytest.param(garbage(), id="garbage"),
@@ -78,22 +78,21 @@ def test_a_bad_day_is_a_decision(
 def test_the_deadline_is_kept_whoever_sends(apart: Apart, url: str, clock: FakeClock, verb: str) -> None:
     with on(url, "deny", clock, deadline=0.2) as limiter:
         getattr(limiter, verb)("alice", "hint")
-        apart.server.always(slow(1.5))
-        began = time.monotonic()
+        apart.server.always(slow(600))
         assert getattr(limiter, verb)("alice", "hint").reason == "unavailable"
-        assert 0.19 < time.monotonic() - began < 1
 
 
 def test_while_one_thread_waits_the_others_go_on(apart: Apart, url: str, clock: FakeClock) -> None:
     with on(url, "deny", clock, deadline=10) as limiter:
-        apart.server.then(slow(1))
+        released = threading.Event()
+        apart.server.then(held(released))
         late = threading.Thread(target=limiter.check, args=("alice", "hint"))
         late.start()
         while not apart.server.received["UpdateItem"]:
             time.sleep(0.001)
-        began = time.monotonic()
         assert limiter.check("bob", "hint").reason is None
-        assert time.monotonic() - began < 0.9
+        assert late.is_alive()
+        released.set()
         late.join()
 
 
@@ -126,10 +125,12 @@ def test_a_server_that_was_never_there(apart: Apart, url: str, clock: FakeClock)
 
 def test_opening_goes_on_where_a_check_gives_up(apart: Apart, url: str, clock: FakeClock) -> None:
     """It is not begun anew by each: some seconds may be needed, and a check has not got them."""
-    apart.server.everything(slow(0.3))
-    limiter = on(url, "deny", clock, deadline=0.05)
+    released = threading.Event()
+    apart.server.everything(held(released))
+    limiter = on(url, "deny", clock, deadline=0.5)
     assert limiter.check("alice", "hint").reason == "unavailable"
     apart.server.always(ok())
+    released.set()
     limiter.open()
     assert apart.server.received["DescribeTable"] == 1
     clock.advance(60)
@@ -211,14 +212,16 @@ def test_more_threads_than_connections(apart: Apart, url: str, clock: FakeClock)
 
 
 def test_waiting_for_a_connection_ends(apart: Apart, url: str, clock: FakeClock) -> None:
-    apart.server.always(slow(1))
-    with on(f"{url}&pool=2&connect_timeout=0.1&attempts=1", "deny", clock, deadline=20) as limiter:
+    released = threading.Event()
+    apart.server.always(held(released))
+    with on(f"{url}&pool=2&connect_timeout=0.5&attempts=1", "deny", clock, deadline=20) as limiter:
         with ThreadPoolExecutor(2) as pool:
             busy = [pool.submit(limiter.check, f"user-{number}", "hint") for number in range(2)]
             while apart.server.received["UpdateItem"] < 2:
                 time.sleep(0.001)
             assert limiter.check("alice", "hint").reason == "unavailable"
             assert stats(limiter).dropped == {"no_connection": 1}
+            released.set()
             assert [check.result().reason for check in busy] == [None, None]
 
 
@@ -235,13 +238,15 @@ def test_a_connection_is_idle_from_its_answer_on(apart: Apart, url: str, clock: 
 
 def test_giving_up_harms_nobody(apart: Apart, url: str, clock: FakeClock) -> None:
     """A late answer must not become the next caller's."""
-    with on(url, "deny", clock, deadline=0.03) as limiter:
+    released = threading.Event()
+    with on(url, "deny", clock, deadline=0.5) as limiter:
         limiter.check("warm", "hint")
-        apart.server.always(slow(0.1))
+        apart.server.always(held(released))
         for _ in range(3):
             assert limiter.check("alice", "hint").reason == "unavailable"
         assert stats(limiter).dropped == {"cancelled": 3}
         apart.server.recover()
+        released.set()
         assert limiter.check("bob", "hint").used == 1
 
 
@@ -254,7 +259,7 @@ def test_closing_leaves_nothing_behind(apart: Apart, url: str, clock: FakeClock)
 
     use()
     gc.collect()
-    latest = time.monotonic() + 5
+    latest = time.monotonic() + 60
     while apart.server.connections and time.monotonic() < latest:
         time.sleep(0.005)
     assert apart.server.connections == 0

@@ -30,7 +30,7 @@ for _ in range(2):  # the second time, the log's thread is at work
     began = time.monotonic()
     views = [gevent.spawn(view, number) for number in range(20)]
     gevent.joinall(views, raise_error=True)
-    print({one.value for one in views}, time.monotonic() - began < 2)
+    print({one.value for one in views}, time.monotonic() - began < 15)
 usage.flush()
 limiter.close()
 """
@@ -38,7 +38,9 @@ limiter.close()
 
 @pytest.mark.process
 def test_greenlets_wait_side_by_side(apart: Apart, url: str) -> None:
-    apart.server.always(slow(0.2))
-    done = subprocess.run([sys.executable, "-c", PROGRAM, url], capture_output=True, text=True, timeout=60, check=False)
+    apart.server.always(slow(1))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, url], capture_output=True, text=True, timeout=100, check=False
+    )
     assert (done.stdout, done.returncode) == ("{None} True\n" * 2, 0), done.stderr
     assert set(events_in(apart)) == {f"{number:02}" for number in range(20)}

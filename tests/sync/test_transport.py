@@ -134,7 +134,7 @@ class Wallet:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    latest = time.monotonic() + 10
+    latest = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < latest
         time.sleep(0.002)

