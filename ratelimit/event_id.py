@@ -36,22 +36,22 @@ class EventIds:
     in the middle of it do not go on alike.
     """
 
-    __slots__ = ("_at", "_prefix", "_random")
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
-        self._at = -1
-        self._prefix = ""
-        self._random = 0
+        self._last = (-1, "", 0)
 
     def new(self, at: int) -> str:
         """Return an id that carries the time `at`, in milliseconds."""
-        if at != self._at:
-            self._at = at
-            self._prefix = _text_of_time(at)
-            self._random = int.from_bytes(os.urandom(10)) & _RANDOM_MASK >> 1
+        # Read once and written once: other threads may be in here, at another millisecond.
+        last, prefix, random = self._last
+        if at != last:
+            prefix = _text_of_time(at)
+            random = int.from_bytes(os.urandom(10)) & _RANDOM_MASK >> 1
         else:
-            self._random = (self._random + 1 + _steps.getrandbits(32)) & _RANDOM_MASK
-        return self._prefix + _text_of_rest(at, self._random)
+            random = (random + 1 + _steps.getrandbits(32)) & _RANDOM_MASK
+        self._last = (at, prefix, random)
+        return prefix + _text_of_rest(at, random)
 
 
 def id_from(at: int, content: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -98,6 +99,21 @@ def test_an_id_made_here_is_known_from_a_uuid7_of_somebody_else() -> None:
         assert (time_of(other), made_at(other)) == (NOW_MS, None)
         assert event(id=other).at_ms == NOW_MS
         assert not event(id=other).placed_by_id
+
+
+def test_a_thread_that_makes_ids_while_another_does_leaves_each_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, others = EventIds(), []
+    urandom = os.urandom
+
+    def meanwhile(size: int) -> bytes:
+        monkeypatch.setattr(os, "urandom", urandom)
+        others.append(ids.new(NOW_MS + 1))
+        return urandom(size)
+
+    monkeypatch.setattr(os, "urandom", meanwhile)
+    made = [ids.new(NOW_MS), *others, ids.new(NOW_MS), ids.new(NOW_MS + 1)]
+    assert [made_at(each) for each in made] == [NOW_MS, NOW_MS + 1, NOW_MS, NOW_MS + 1]
+    assert len(set(made)) == 4
 
 
 @pytest.mark.parametrize(
