@@ -106,7 +106,23 @@ def build_limiter(
     store = working_store(config) if store is None else store
     if directory is None and config.directory:
         directory = Directory(store.directory, clock=clock)
-    limiter = Limiter(
+    return limiter_on(Limiter, config, store, directory, clock=clock, on_alert=on_alert)
+
+
+K = TypeVar("K", Limiter, "sync.Limiter")
+
+
+def limiter_on(
+    kind: Callable[..., K],
+    config: Config,
+    store: object,
+    directory: object,
+    *,
+    clock: Clock | None,
+    on_alert: AlertHook | None,
+) -> K:
+    """Return a limiter of this kind, and of a configuration, on a store and a directory that go with it."""
+    limiter = kind(
         store,
         (*config.policies, *config.envoy_config.policies),
         clock=clock,

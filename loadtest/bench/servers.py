@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from loadtest.bench.engines import Absent
+from ratelimit.testing.engines import free_port
 
 SERVER_CORE: Final = 0
 CLIENT_CORE: Final = 1
@@ -150,14 +151,6 @@ def haproxy(upstream: int) -> Iterator[Server]:
 def on_client_core(command: Sequence[str]) -> list[str]:
     """The command of a client, away from the server that it measures."""
     return [*_pinned(CLIENT_CORE), *command]
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _installed(name: str, package: str) -> str:

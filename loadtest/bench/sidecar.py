@@ -24,8 +24,9 @@ from loadtest.bench import builds, peers_home, requester
 from loadtest.bench.engines import Absent
 from loadtest.bench.pace import latencies
 from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
-from loadtest.bench.servers import Server, free_port, haproxy, module, nginx, on_client_core, program, sidecar
+from loadtest.bench.servers import Server, haproxy, module, nginx, on_client_core, program, sidecar
 from loadtest.bench.stub import stub_server
+from ratelimit.testing.engines import free_port
 
 Load: TypeAlias = Callable[[int, float, int], "tuple[float, int]"]
 """Asks a port for so many seconds with so many connections: requests a second, and how many."""

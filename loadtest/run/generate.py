@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from ratelimit.testing.engines import run_with_parent
+from ratelimit.testing.engines import free_port, run_with_parent
 
 from ..load.samples import Batch
 from ..plan import CUT_SHORT, Group, Plan
@@ -104,14 +104,6 @@ def _command(plan: Plan, options: Options, html: Path) -> list[str]:
         command += ["--processes", str(options.processes), "--master-bind-host", "127.0.0.1"]
         command += ["--master-bind-port", port, "--master-port", port]
     return [*command, _USERS[plan.group]]
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def check_port(host: str, port: int) -> None:

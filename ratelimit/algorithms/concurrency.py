@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Final
 
 from ratelimit.algorithms.base import Ops, Taken
-from ratelimit.algorithms.fields import SLOTS
+from ratelimit.algorithms.fields import RESERVED, SLOTS
+from ratelimit.clock import SECOND
 from ratelimit.decision import QuotaState
 from ratelimit.quota import MAX_LIMIT, Quota
-from ratelimit.store.base import Add, Record
+from ratelimit.store.base import Add, Expect, Op, Record
 
 RETRY_AFTER_S: Final = 1.0
 """When a slot will be free cannot be known: whoever finds none is told to ask again so soon."""
@@ -49,3 +50,86 @@ class Concurrency:
         left = max(0, self.quota.limit - used)
         retry_after = 0.0 if left else RETRY_AFTER_S if self.quota.limit else None
         return QuotaState(self.quota, used, left, 0.0, retry_after)
+
+
+# `Held`: what is held of a record, slots and reserved units, as the operations that take it and give it back. It
+# stands in the record beside what it was taken from, in a field that says by its name when it is over: c 3 ·
+# c1764349275 2 · c1764349290 1 three slots in use r 1500 · r1764349275_75d 1500 · d20758 9000 of the 9,000 units spent
+# today, 1,500 are reserved Whoever gives back takes it out of both in one write, on the condition that it is still in
+# the field; and whoever finds a field whose time is over takes all of it out of both, on the condition that it is as
+# he found it. So each unit goes back once, whoever does it. Ends are rounded up, so that there are a handful of fields
+# however many hold something.
+
+
+class HeldUnits:
+    """So many, counted in one field that says when they are over, and in a `total` of all."""
+
+    __slots__ = ("field", "total", "units")
+
+    def __init__(self, total: str, field: str, units: int) -> None:
+        self.total = total
+        self.field = field
+        self.units = units
+
+
+class Held:
+    """What is held of a record: a slot, reserved units, or both. `start` and `end` are epoch seconds."""
+
+    __slots__ = ("end", "fields", "start")
+
+    def __init__(self, fields: tuple[HeldUnits, ...], start: int, end: int) -> None:
+        self.fields = fields
+        self.start = start
+        self.end = end
+
+    def take(self) -> Ops:
+        """Hold it. Slots are added to their total where there is room, by their rule."""
+        ops: list[Op] = []
+        for one in self.fields:
+            ops.append(Add(one.field, one.units))
+            if one.total == RESERVED:
+                ops.append(Add(RESERVED, one.units))
+        return tuple(ops)
+
+    def give_back(self) -> Ops:
+        """Hold it no longer, if it still is."""
+        return tuple(
+            [
+                op
+                for one in self.fields
+                for op in (
+                    Expect(one.field, low=one.units),
+                    Add(one.field, -one.units),
+                    Add(one.total, -one.units),
+                )
+            ]
+        )
+
+    def move_to(self, later: Held) -> Ops:
+        """Hold it until later, if it still is."""
+        return tuple(
+            [
+                op
+                for one, other in zip(self.fields, later.fields, strict=True)
+                for op in (
+                    Expect(one.field, low=one.units),
+                    Add(one.field, -one.units),
+                    Add(other.field, one.units),
+                )
+            ]
+        )
+
+    def is_in(self, record: Record) -> bool:
+        """Return whether a true record says that it is still held."""
+        return all(record.get(one.field, 0) >= one.units for one in self.fields)
+
+
+def held_step(hold: int) -> int:
+    """Return the seconds to whose multiples the ends are rounded up, so that there are few fields of them."""
+    return max(1, hold // 4)
+
+
+def held_until(now: int, hold: int) -> int:
+    """Return the epoch second at which is over what is held from now on."""
+    step = held_step(hold)
+    return -(-(now + hold * SECOND) // (step * SECOND)) * step

@@ -22,8 +22,7 @@ from ratelimit.http.addresses import NO_ADDRESS, warn_once
 from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.policy import Policy
 from ratelimit.server.address import Address
-from ratelimit.server.serve import Server, missing_packages
-from ratelimit.server.shutdown import ShutdownTimeouts
+from ratelimit.server.serve import Server, ShutdownTimeouts, missing_packages
 
 logger = logging.getLogger("ratelimit.serving")
 FORMATS: Final = ("text", "json", "off")

@@ -10,7 +10,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from django.urls import get_resolver
 
-from ratelimit.django.surface import surface
+from ratelimit.django.middleware import surface
 from ratelimit.django.views import asked
 from ratelimit.errors import ConfigError
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
+from ratelimit.algorithms.concurrency import Held, HeldUnits, held_step, held_until
 from ratelimit.algorithms.fields import (
     RESERVED,
     SLOTS,
@@ -23,7 +24,6 @@ from ratelimit.cache import LRUCache
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, InvalidInput, SlotNeeded, UnknownAction
-from ratelimit.limiter.held import Held, HeldUnits, held_step, held_until
 from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource, check_together, members_of

@@ -9,13 +9,13 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from ratelimit.algorithms import Taken
+from ratelimit.algorithms.concurrency import Held
 from ratelimit.algorithms.fields import RESERVED, HeldField, bucket_limit_field, held_fields
 from ratelimit.blocking import Signal
 from ratelimit.clock import SECOND
 from ratelimit.decision import Decision
 from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.limiter.counters import ATTEMPTS, CONTENDED, Counters, admit, changing, decide
-from ratelimit.limiter.held import Held
 from ratelimit.limiter.record_cache import NEVER, CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy

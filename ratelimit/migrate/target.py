@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
+from ratelimit.blocking import sleep
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb import DynamoDBStore
@@ -46,18 +47,11 @@ _CATCH_UP: Final = SECOND // 2
 class Pace:
     """Units are due one after the other, `rate` of them a second; None does not wait at all."""
 
-    def __init__(
-        self,
-        rate: float | None,
-        *,
-        clock: Clock | None = None,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, rate: float | None, *, clock: Clock | None = None) -> None:
         if rate is not None and not 0 < rate <= 1_000_000:
             raise InvalidInput(f"--rate must be write units a second, above 0, not {rate!r}")
         self.rate = rate
         self._clock = clock or SystemClock()
-        self._sleep = sleep
         self._due = 0.0
 
     async def take(self, units: float) -> None:
@@ -68,7 +62,7 @@ class Pace:
         turn = max(self._due, now - _CATCH_UP) if self._due else float(now)
         self._due = turn + units / self.rate * SECOND
         if turn > now:
-            await self._sleep((turn - now) / SECOND)
+            await sleep((turn - now) / SECOND)
 
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.problems import ServerProblem
 from ratelimit.server.request import Request
-from ratelimit.server.shutdown import ShutdownTimeouts
+from ratelimit.server.serve import ShutdownTimeouts
 
 logger = logging.getLogger("ratelimit.serving")
 

@@ -24,8 +24,7 @@ from ratelimit.errors import ConfigError, RateLimitError
 from ratelimit.server.address import Listening
 from ratelimit.server.asgi import AsgiService
 from ratelimit.server.listener import Listener, StartFailed
-from ratelimit.server.serve import LOGGING
-from ratelimit.server.shutdown import ShutdownTimeouts, on_signals
+from ratelimit.server.serve import LOGGING, ShutdownTimeouts, on_signals
 from ratelimit.server.sidecar import Sidecar
 
 if TYPE_CHECKING:

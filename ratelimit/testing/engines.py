@@ -147,7 +147,7 @@ def _start(name: str, scratch: Path, environment: Mapping[str, str]) -> tuple[En
     launch = _LAUNCHES[name]
     problems = []
     for attempt in range(START_ATTEMPTS):
-        port = _free_port()
+        port = free_port()
         engine = Engine(name, f"http://127.0.0.1:{port}", scratch / f"engine-{attempt}.log")
         process = _spawn(launch, port, scratch, engine, environment)
         try:
@@ -228,7 +228,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return one that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -8,9 +8,8 @@ from typing import Any, Unpack, cast
 from ratelimit.clock import Clock
 from ratelimit.config import Config, SettingArgs
 from ratelimit.errors import ConfigError
-from ratelimit.factory import build_usage_log, load_checked, show_metrics, surface_args, working_store
+from ratelimit.factory import build_usage_log, limiter_on, load_checked, show_metrics, surface_args, working_store
 from ratelimit.http.middleware import SurfaceArgs
-from ratelimit.http.tracing import spans
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Directory, Limiter, UsageLog
 from ratelimit.sync.store import store_from, store_of
@@ -52,15 +51,5 @@ def build_limiter(config: Config, *, clock: Clock | None = None, on_alert: Alert
         store = store_from(config.store, user_hash_key=config.user_hash_key, regions=config.regions)
     else:
         store = store_of(working_store(config))
-    limiter = Limiter(
-        store,
-        (*config.policies, *config.envoy_config.policies),
-        clock=clock,
-        deadline=config.deadline,
-        denial_cache=config.denial_cache,
-        directory=Directory(store.directory) if config.directory else None,
-        on_alert=on_alert,
-        enabled=config.enabled,
-    )
-    limiter.observer = spans(limiter.clock)
-    return limiter
+    directory = Directory(store.directory) if config.directory else None
+    return limiter_on(Limiter, config, store, directory, clock=clock, on_alert=on_alert)

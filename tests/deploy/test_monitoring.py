@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from ratelimit.deploy import alert_rules, dashboard
+from ratelimit.testing.engines import free_port
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.deploy.tools import ROOT, TOOLS, lacking, run, tool
 from tests.engines import Engine
-from tests.http.authz.gateways import free_port
 from tests.server.processes import LONG_S, served
 from tests.test_metrics import as_scraped
 

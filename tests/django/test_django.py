@@ -18,7 +18,7 @@ from django.urls import clear_url_caches
 from mangum import Mangum
 
 from ratelimit import Alert, Policy
-from ratelimit.django.surface import surface
+from ratelimit.django.middleware import surface
 from ratelimit.errors import ConfigError, LimiterClosed, RateLimitError, UnknownAction
 from tests.http.apps import client_of
 from tests.http.test_no_lifespan import EVENT

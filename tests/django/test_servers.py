@@ -8,8 +8,9 @@ from uuid import uuid4
 
 import pytest
 
+from ratelimit.testing.engines import free_port
 from tests.engines import Engine
-from tests.wsgi.test_servers import ask, free_port, serving
+from tests.wsgi.test_servers import ask, serving
 
 SITE = """
 import os

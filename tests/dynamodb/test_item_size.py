@@ -11,6 +11,7 @@ from datetime import date, timedelta
 
 import pytest
 
+from ratelimit.algorithms.concurrency import Held
 from ratelimit.algorithms.fields import (
     DAYS_KEPT,
     MONTHS_KEPT,
@@ -27,7 +28,6 @@ from ratelimit.dynamodb.expressions import number
 from ratelimit.dynamodb.schema import TTL, TYPE, Attribute, Item, limit_key
 from ratelimit.errors import InvalidUser
 from ratelimit.limiter.compiled_policy import CompiledPolicy
-from ratelimit.limiter.held import Held
 from ratelimit.names import MAX_ACTION_BYTES, MAX_USER_BYTES, Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import Window

@@ -16,9 +16,10 @@ import yaml
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 
+from ratelimit.testing.engines import free_port
 from tests.envoy import rls
 from tests.http.apps import hello
-from tests.http.authz.gateways import ROOT, binary, free_port
+from tests.http.authz.gateways import ROOT, binary
 from tests.http.serving import served as serving
 from tests.server.processes import served
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from loadtest.run.generate import LOCUSTFILE, free_port
+from loadtest.run.generate import LOCUSTFILE
 from ratelimit import Policy, RateLimitMiddleware
-from ratelimit.testing.engines import run_with_parent
+from ratelimit.testing.engines import free_port, run_with_parent
 from tests.http.apps import hello, limiter_of
 from tests.http.serving import served
 

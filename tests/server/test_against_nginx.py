@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.http.authz.gateways import binary, free_port
+from ratelimit.testing.engines import free_port
+from tests.http.authz.gateways import binary
 from tests.server.processes import QUICK, served
 from tests.server.sockets import close, scripted
 from tests.server.strict import Headers, Message, NotStrict, read_answer, read_body, read_request_head

@@ -18,7 +18,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from ratelimit import open_store
-from ratelimit.server import shutdown
+from ratelimit.server.serve import on_signals
 from ratelimit.usage import UsageLog
 from tests.engines import Engine
 from tests.server.clients import Clients
@@ -170,7 +170,7 @@ async def test_a_signal_that_is_told_twice_is_one(monkeypatch: pytest.MonkeyPatc
     def note(what: str) -> Callable[[], None]:
         return lambda: told.append(what)
 
-    shutdown.on_signals(stop=note("stop"), at_once=note("at once"), reload=note("reload"), replace=note("replace"))
+    on_signals(stop=note("stop"), at_once=note("at once"), reload=note("reload"), replace=note("replace"))
     for now in (1.0, 1.001, 1.049, 2.0):  # noqa: B007 (the loop's time)
         handlers[SIGTERM]()
     assert told == ["stop", "at once", f"exit {128 + SIGTERM}"]

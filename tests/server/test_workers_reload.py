@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from ratelimit.server.address import Address
-from ratelimit.server.shutdown import ShutdownTimeouts
+from ratelimit.server.serve import ShutdownTimeouts
 from ratelimit.server.workers import Worker
 from tests.engines import Engine
 from tests.http.apps import settled

@@ -9,7 +9,7 @@ import pytest
 
 from ratelimit.server import workers
 from ratelimit.server.address import Address
-from ratelimit.server.shutdown import ShutdownTimeouts
+from ratelimit.server.serve import ShutdownTimeouts
 from ratelimit.server.workers import DONE, Supervisor, WorkerSpec
 from tests.http.apps import settled
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 
+from ratelimit.testing.engines import free_port
 from tests.engines import Engine
 
 SITE = """
@@ -54,13 +55,6 @@ for worker in workers:
     os.waitpid(worker, 0)
 """
 GUNICORN = ("-m", "gunicorn", "site_of_a_test:app", "--workers=3", "--bind=127.0.0.1:PORT")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -40,19 +40,14 @@ class _Kept(msgspec.Struct):
 
 
 class IdempotencyCache:
-    """At most `max_answers` of `max_bytes` in all, each for `kept_for` microseconds; of more, the oldest give way,
-    counted in `evicted`."""
+    """At most `MAX_ANSWERS` of `MAX_BYTES` in all, each for `KEPT_FOR`; of more, the oldest give way, counted in
+    `evicted`."""
 
-    def __init__(
-        self, clock: Clock, *, max_answers: int = MAX_ANSWERS, max_bytes: int = MAX_BYTES, kept_for: int = KEPT_FOR
-    ) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.evicted = 0
         self.replayed = 0
         self._clock = clock
-        self._max_answers = max_answers
-        self._max_bytes = max_bytes
         self._bytes = 0
-        self._kept_for = kept_for
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
 
     async def answer(self, key: str, path: str, body: bytes, act: Callable[[], Awaitable[ApiAnswer]]) -> ApiAnswer:
@@ -67,7 +62,7 @@ class IdempotencyCache:
         kept = self._kept.get((path, key))
         if kept is None:
             task = asyncio.ensure_future(act())
-            self._keep((path, key), _Kept(digest, self._clock.now() + self._kept_for, task))
+            self._keep((path, key), _Kept(digest, self._clock.now() + KEPT_FOR, task))
             return await asyncio.shield(task)
         if kept.digest != digest:
             raise refused(422, "The key is taken", "Idempotency-Key: was used for a different body; make a new one")
@@ -95,7 +90,7 @@ class IdempotencyCache:
         self._make_room()
 
     def _make_room(self) -> None:
-        while len(self._kept) > self._max_answers or self._bytes > self._max_bytes:
+        while len(self._kept) > MAX_ANSWERS or self._bytes > MAX_BYTES:
             self._forget(next(iter(self._kept)))
             self.evicted += 1
 
@@ -103,7 +98,7 @@ class IdempotencyCache:
         now = self._clock.now()
         while self._kept:
             place, oldest = next(iter(self._kept.items()))
-            if now < oldest.expires and now >= oldest.expires - 2 * self._kept_for:
+            if now < oldest.expires and now >= oldest.expires - 2 * KEPT_FOR:
                 return
             self._forget(place)
 

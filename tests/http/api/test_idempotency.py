@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from ratelimit.http.api import idempotency
 from ratelimit.http.api.idempotency import ApiAnswer, IdempotencyCache
 from ratelimit.testing import FakeClock
 
@@ -25,8 +26,13 @@ class Service:
         return await self.cache.answer(key, "/v1/check", b"{}", act)
 
 
+@pytest.fixture(autouse=True)
+def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "MAX_BYTES", 1000)
+
+
 async def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
-    service = Service(IdempotencyCache(FakeClock(), max_bytes=1000))
+    service = Service(IdempotencyCache(FakeClock()))
     for number in range(50):
         await service.ask(str(number), size=100)
         assert len(service.cache) <= 10
@@ -39,16 +45,17 @@ async def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
 
 
 async def test_an_answer_that_is_too_large_on_its_own_is_not_kept() -> None:
-    service = Service(IdempotencyCache(FakeClock(), max_bytes=1000))
+    service = Service(IdempotencyCache(FakeClock()))
     assert len((await service.ask("one", size=1001)).body) == 1001
     assert len(service.cache) == 0
     await service.ask("two", size=1000)
     assert len(service.cache) == 1
 
 
-async def test_room_comes_back_with_what_expires_and_what_failed() -> None:
+async def test_room_comes_back_with_what_expires_and_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "KEPT_FOR", 10_000_000)
     clock = FakeClock()
-    service = Service(IdempotencyCache(clock, max_bytes=1000, kept_for=10_000_000))
+    service = Service(IdempotencyCache(clock))
     for number in range(10):
         await service.ask(f"failed {number}", size=1000, status=503)
     for round_ in range(5):
@@ -58,8 +65,9 @@ async def test_room_comes_back_with_what_expires_and_what_failed() -> None:
     assert (service.acted, service.cache.evicted) == (60, 0)
 
 
-async def test_one_that_gave_way_while_it_ran_takes_no_room() -> None:
-    cache, go = IdempotencyCache(FakeClock(), max_answers=1, max_bytes=1000), asyncio.Event()
+async def test_one_that_gave_way_while_it_ran_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "MAX_ANSWERS", 1)
+    cache, go = IdempotencyCache(FakeClock()), asyncio.Event()
 
     async def slow() -> ApiAnswer:
         await go.wait()

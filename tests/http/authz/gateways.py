@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import shutil
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +14,8 @@ from typing import Final
 
 import httpx
 import pytest
+
+from ratelimit.testing.engines import free_port
 
 ROOT: Final = Path(__file__).parents[3]
 REQUIRED: Final = "RATELIMIT_TEST_GATEWAYS"
@@ -88,13 +89,6 @@ def _adapted(config: str, ports: dict[str, str], *, patient: bool) -> str:
     for written, address in ports.items():
         config = re.sub(rf"(?<=[: ]){written}\b", address.rpartition(":")[2], config)
     return config
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def _until_it_answers(address: str, ready: int, process: asyncio.subprocess.Process, log: Path) -> None:

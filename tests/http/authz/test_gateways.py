@@ -13,8 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from ratelimit.http.authz import Authz
 from ratelimit.policy import Policy
+from ratelimit.testing.engines import free_port
 from tests.http.apps import hello, limiter_of
-from tests.http.authz.gateways import GATEWAYS, free_port, running
+from tests.http.authz.gateways import GATEWAYS, running
 from tests.http.serving import served
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from ratelimit.cli import run
 from ratelimit.cli.output import INVALID
 from ratelimit.cli.table import app as table_app
-from ratelimit.django.surface import settings_of
+from ratelimit.django.middleware import settings_of
 from ratelimit.errors import ConfigError
 from ratelimit.factory import load_checked
 
