@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http.client import HTTPException
 from typing import Final
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -30,7 +30,7 @@ def ask(url: str, what: str, *, token: str | None, option: str) -> bytes:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ConfigError(option, f"{url!r} is no URL of {what}; write it like http://127.0.0.1:8081/{what}")
+        raise ConfigError(option, f"{url!r} is no URL; write it like http://127.0.0.1:8081/{what}")
     address = url if parts.path not in ("", "/") else parts._replace(path=f"/{what}").geturl()
     headers = {"Accept": "text/plain, application/json"}
     if token:
@@ -43,5 +43,8 @@ def ask(url: str, what: str, *, token: str | None, option: str) -> bytes:
         error.close()
         hint = f"; set {TOKEN}" if error.code in (401, 403) else ""
         raise StoreUnavailable(f"{address} answered {error.code}{hint}") from None
+    except URLError as error:
+        why = getattr(error.reason, "strerror", None) or error.reason
+        raise StoreUnavailable(f"nothing answers at {address}: {why}; is the service running there?") from None
     except (OSError, HTTPException, ValueError) as error:
-        raise StoreUnavailable(f"no {what} from {address}: {error}") from None
+        raise StoreUnavailable(f"no usable answer from {address}: {error}") from None

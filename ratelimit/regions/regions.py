@@ -200,4 +200,6 @@ def home_of(user: str, regions: tuple[str, ...]) -> str:
 
 _NO_TRANSACTIONS: Final = "which a table that is strongly consistent over its regions does not have: use mode = 'home'"
 _NAMES: Final = ("mode", "all", "here", "endpoints", "shares")
-_EXAMPLE: Final = "{ mode = 'home', all = ['eu-west-1', 'us-east-1'] }"
+_EXAMPLE: Final = (
+    "{ mode = 'home', all = ['eu-west-1', 'us-east-1'] }, or RATELIMIT_REGIONS='mode=home all=eu-west-1,us-east-1'"
+)

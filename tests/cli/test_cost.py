@@ -113,7 +113,7 @@ def test_from_life(ratelimit: Command, service: str, monkeypatch: pytest.MonkeyP
 def test_nobody_there(ratelimit: Command) -> None:
     status, _, err = ratelimit("cost", "--from-metrics", "http://127.0.0.1:9/metrics")
     assert status == 3
-    assert err.startswith("error: no metrics from http://127.0.0.1:9/metrics")
+    assert err.startswith("error: nothing answers at http://127.0.0.1:9/metrics: ")
 
 
 def test_a_redirect_is_not_followed_with_the_token(ratelimit: Command, monkeypatch: pytest.MonkeyPatch) -> None:

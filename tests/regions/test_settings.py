@@ -93,6 +93,11 @@ def test_what_is_wrong_is_said(value: Any, problem: str) -> None:
     assert str(caught.value).startswith(problem)
 
 
+def test_the_environments_way_to_write_it_is_said_too() -> None:
+    with pytest.raises(ConfigError, match="or RATELIMIT_REGIONS='mode=home all=eu-west-1,us-east-1', not 'home'"):
+        load_config(env={"RATELIMIT_REGIONS": "home"})
+
+
 def test_a_store_for_each_region() -> None:
     config = load_config(env={}, store=STORE, regions={**HOME, "endpoints": {"us-east-1": "http://127.0.0.1:2"}})
     store = build_store(config)
