@@ -113,9 +113,14 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
         Raises `InvalidEvent`, for what else there is to keep with it.
         """
         event_id = _ids.new(at_ms) if id is None else id
-        if resource is not None:
+        # Nearly all of them are short, and ASCII.
+        if resource is not None and (
+            type(resource) is not str or len(resource) > MAX_RESOURCE_BYTES or not resource.isascii()
+        ):
             resource = _text("resource", resource, MAX_RESOURCE_BYTES)
-        if request_id is not None:
+        if request_id is not None and (
+            type(request_id) is not str or len(request_id) > MAX_REQUEST_ID_BYTES or not request_id.isascii()
+        ):
             request_id = _text("request_id", request_id, MAX_REQUEST_ID_BYTES)
         kept = {} if metadata is None else _metadata(metadata, _room(user, action, event_id, resource, request_id))
         return cls(
@@ -209,8 +214,6 @@ def _shown(value: object) -> str:
 def _text(name: str, text: str, most: int) -> str:
     if type(text) is not str:
         raise InvalidEvent(f"{name} must be text, not {type(text).__name__}")
-    if len(text) <= most and text.isascii():
-        return text
     return _trimmed(_encoded(name, text), text, most)
 
 

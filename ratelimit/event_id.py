@@ -22,11 +22,16 @@ _RANDOM_MASK: Final = (1 << _RANDOM_BITS) - 1
 _LOW_BITS: Final = 62 - _CHECK_BITS
 _LOW_MASK: Final = (1 << _LOW_BITS) - 1
 _VERSION_AND_VARIANT: Final = 0x7 << 76 | 0b10 << 62
+_MAX_RECENT: Final = 4096
 
 # Their own, which no `random.seed` of an app's makes the same in several processes.
 _steps = Random()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_steps.seed)
+
+
+# The times of ids that were made a moment ago, which the store asks for next: they need no look at their checksum.
+_recent: Final[dict[str, int]] = {}
 
 
 class EventIds:
@@ -51,7 +56,11 @@ class EventIds:
         else:
             random = (random + 1 + _steps.getrandbits(32)) & _RANDOM_MASK
         self._last = (at, prefix, random)
-        return prefix + _text_of_rest(at, random)
+        event_id = prefix + _text_of_rest(at, random)
+        if len(_recent) >= _MAX_RECENT:
+            _recent.clear()
+        _recent[event_id] = at
+        return event_id
 
 
 def id_from(at: int, content: bytes) -> str:
@@ -79,6 +88,9 @@ def time_of(event_id: str) -> int | None:
 
 def made_at(event_id: str) -> int | None:
     """Return what `time_of` does, but None also for a UUIDv7 that was not made here (save one in 16 million)."""
+    at = _recent.get(event_id)
+    if at is not None:
+        return at
     at = time_of(event_id)
     if at is None:
         return None

@@ -81,6 +81,8 @@ class Admission:
     headers: Any = ()
     """The answer's own fields."""
     succeeded: bool = False
+    request_id: bytes | None = None
+    """The request's id, where the surface knows it: visible ASCII."""
     _connection: Any = None
 
     def __init__(
@@ -227,7 +229,7 @@ class Admission:
             if one.spent and not one.counts(self.succeeded, self.status, self.headers):
                 await give_back_all(self._shared.refunds, [one])
             one.settle()
-        for pending in self._write(charges, None):
+        for pending in self._write_late(charges):
             await pending
 
     @property
@@ -318,16 +320,18 @@ class Admission:
     def write(self) -> Sequence[Awaitable[bool]]:
         """Write down what was checked and is not yet. Return what is to be awaited, if anything, until it is kept."""
         shared = self._shared
-        if shared.recorder is None or not (charges := self.charges.to_record()):
+        recorder = shared.recorder
+        if recorder is None or not (charges := self.charges.to_record()):
             return ()
-        return self._write(charges, max(0, shared.clock.now() - self._since) / 1000)
+        duration = max(0, shared.clock.now() - self._since) / 1000
+        return recorder.record(self.scope, charges, status=self.status, duration=duration, request_id=self.request_id)
 
-    def _write(self, charges: Sequence[Charge], duration: float | None) -> Sequence[Awaitable[bool]]:
+    def _write_late(self, charges: Sequence[Charge]) -> Sequence[Awaitable[bool]]:
         """Write these down, with this middleware's log or that of one further out."""
         recorder = self._shared.recorder
         if recorder is not None:
-            return recorder.record(self.scope, charges, status=self.status, duration=duration)
-        return () if self._outer is None else self._outer._write(charges, duration)
+            return recorder.record(self.scope, charges, status=self.status, duration=None, request_id=self.request_id)
+        return () if self._outer is None else self._outer._write_late(charges)
 
 
 def _only_a_slash(scope: Scope, headers: Any) -> bool:

@@ -329,27 +329,35 @@ class Recorder:
         self._usage = usage
 
     def record(
-        self, scope: Scope, charges: Sequence[Charge], *, status: int, duration: float | None
+        self,
+        scope: Scope,
+        charges: Sequence[Charge],
+        *,
+        status: int,
+        duration: float | None,
+        request_id: bytes | None = None,
     ) -> list[Awaitable[bool]]:
         """Keep the events. Return what to await until they are kept as durably as the log promises.
 
-        The duration is in milliseconds; None of what does not end with an answer.
+        The duration is in milliseconds; None of what does not end with an answer. The id is by default what the
+        request's fields say.
         """
         waiting: list[Awaitable[bool]] = []
         for charge in charges:
-            decision = charge.decision
-            if not charge.user or not wants_event(charge.policy, allowed=decision.allowed):
+            decision, policy = charge.decision, charge.policy
+            allowed = decision.allowed
+            if not charge.user or not ((allowed and policy.log == "all") or wants_event(policy, allowed=allowed)):
                 continue
             pending = self._usage._accept(
                 charge.user,
-                charge.policy.name,
+                policy.name,
                 at_us=decision.at_us,
                 cost=decision.cost,
-                allowed=decision.allowed,
+                allowed=allowed,
                 status=status,
                 duration=duration,
                 resource=app_path(scope),
-                request_id=_request_id(scope),
+                request_id=_request_id(scope) if request_id is None else request_id.decode(),
                 metadata=_SHADOW if decision.shadow_denied else None,
             )
             if pending is not None:

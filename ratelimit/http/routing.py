@@ -130,16 +130,17 @@ def app_method(scope: Scope) -> str:
 
 def app_path(scope: Scope) -> str:
     """Return the path to tell people of: less `root_path`, as Starlette takes it off, and tidied."""
-    return tidy(_without(scope.get("root_path", ""), scope["path"]))
+    path: str = scope["path"]
+    if root := scope.get("root_path", ""):
+        path = _without(root, path)
+    return tidy(path)
 
 
 def tidy(path: str) -> str:
     """Make slashes single, and leave none at the end; the root is `/`."""
     if "//" in path:
         path = _SLASHES.sub("/", path)
-    if len(path) > 1 and path[-1] == "/":
-        return path[:-1]
-    return path or "/"
+    return (path.removesuffix("/") if path.endswith("/") else path) or "/"
 
 
 def _without(root: str, path: str) -> str:

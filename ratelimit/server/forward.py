@@ -193,6 +193,7 @@ class Forward(Exchange):
     def _check(self) -> None:
         """Check, and go on at once where nobody has to be waited for."""
         self._admission = admission = Admission(self._proxy.state, self.request.scope)
+        admission.request_id = self.request.id
         try:
             answer = admission.begin()
         except Exception:
@@ -213,6 +214,7 @@ class Forward(Exchange):
         try:
             await self._proxy.lifespan.before_request()
             self._admission = admission = Admission(self._proxy.state, self.request.scope)
+            admission.request_id = self.request.id
             await self._decide(admission, admission.begin())
         except Exception:
             logger.exception(_UNCHECKED)

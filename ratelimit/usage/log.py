@@ -176,11 +176,14 @@ class UsageLog(Reports):
         return self._enqueue(event)
 
     def _enqueue(self, event: UsageEvent) -> Awaitable[bool] | None:
-        self.add_action(event.action)
-        pipeline = self._pipeline or (None if self._closed else self._start())
+        if event.action not in self._actions:
+            self.add_action(event.action)
+        pipeline = self._pipeline
         if pipeline is None:
-            return self._drop()
-        if pipeline.loop is not asyncio.get_running_loop():
+            if self._closed:
+                return self._drop()
+            pipeline = self._start()
+        elif pipeline.loop is not asyncio.get_running_loop():
             try:
                 pipeline = self._follow(pipeline)
             except StoreUnavailable as error:

@@ -68,7 +68,7 @@ class Pipeline:
         Where events may spill, at most half of it, as long as others wait on the disk: else these might wait for ever.
         """
         if self.journal is None:
-            return self.writer.room
+            return self._settings.max_queue - len(self.writer.queue)
         if self._settings.durability == "journal" and self.journal.is_full:
             return 0
         kept_free = self._settings.max_queue // 2 if self._spills and self.journal.replay else 0
@@ -204,8 +204,10 @@ class EventWriter:
         self._stats = stats
         self._on_settled = on_settled
         self._timelines = timelines
-        self._queue: deque[UsageEvent] = deque()
-        self._added = 0
+        self.queue: deque[UsageEvent] = deque()
+        """What waits."""
+        self._taken = 0
+        """How many have left it since the beginning."""
         # Without a task: somebody who cancels all tasks has ended it, and `flush_now` begins again.
         self._batches: dict[_InFlightBatch, asyncio.Task[None] | None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -217,7 +219,7 @@ class EventWriter:
     @property
     def depth(self) -> int:
         """Return how many events wait."""
-        return len(self._queue)
+        return len(self.queue)
 
     @property
     def in_flight(self) -> int:
@@ -232,13 +234,13 @@ class EventWriter:
     @property
     def room(self) -> int:
         """Return how many more may be added."""
-        return self._settings.max_queue - len(self._queue)
+        return self._settings.max_queue - len(self.queue)
 
     def add(self, event: UsageEvent) -> None:
         """Take an event over. The caller has looked for `room`."""
-        self._queue.append(event)
-        self._added += 1
-        if len(self._queue) >= MAX_EVENTS_PER_PUT:
+        queue = self.queue
+        queue.append(event)
+        if len(queue) >= MAX_EVENTS_PER_PUT:
             self._send_due()
         elif self._timer is None:
             self._flush_later()
@@ -255,7 +257,7 @@ class EventWriter:
 
         Raise `StoreUnavailable` when stopped meanwhile.
         """
-        target = self._added
+        target = self._taken + len(self.queue)
         while self._oldest() <= target and not (until_failing and self.is_failing):
             self.flush_now()
             await self.changed()
@@ -288,12 +290,13 @@ class EventWriter:
 
     def forget(self) -> None:
         """Forget what waits: for tests."""
-        self._queue.clear()
+        self._taken += len(self.queue)
+        self.queue.clear()
 
     def _give_up(self) -> list[UsageEvent]:
         self._is_stopped = True
-        left = [event for batch in self._batches for event in batch.left] + list(self._queue)
-        self._queue.clear()
+        left = [event for batch in self._batches for event in batch.left] + list(self.queue)
+        self.queue.clear()
         for batch in self._batches:
             batch.left = []
         return left
@@ -304,8 +307,7 @@ class EventWriter:
 
     def _oldest(self) -> int:
         """Return the number of the oldest event that is not in the table yet, the first one ever being 1."""
-        waiting = self._added - len(self._queue) + 1
-        return min((batch.first for batch in self._batches), default=waiting)
+        return min((batch.first for batch in self._batches), default=self._taken + 1)
 
     def _flush_later(self) -> None:
         if self._timer is None:
@@ -319,14 +321,15 @@ class EventWriter:
 
     def _send_due(self) -> None:
         """Send what is due, as far as there may be more batches; what is not due yet has its time set."""
-        while self._queue and len(self._batches) < self._settings.in_flight:
-            if len(self._queue) < MAX_EVENTS_PER_PUT and not self._is_due:
+        queue = self.queue
+        while queue and len(self._batches) < self._settings.in_flight:
+            if len(queue) < MAX_EVENTS_PER_PUT and not self._is_due:
                 break
-            first = self._added - len(self._queue) + 1
-            events = [self._queue.popleft() for _ in range(min(MAX_EVENTS_PER_PUT, len(self._queue)))]
-            self._start(_InFlightBatch(first, events, self._stats.written))
+            events = [queue.popleft() for _ in range(min(MAX_EVENTS_PER_PUT, len(queue)))]
+            self._start(_InFlightBatch(self._taken + 1, events, self._stats.written))
+            self._taken += len(events)
             self._changed.set()
-        if not self._queue:
+        if not queue:
             self._is_due = False
         elif not self._is_due:
             self._flush_later()

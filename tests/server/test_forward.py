@@ -229,6 +229,23 @@ async def test_a_log_that_fails_spoils_no_answer(caplog: pytest.LogCaptureFixtur
     assert "a usage event could not be kept" in caplog.text
 
 
+async def test_an_event_has_the_id_that_the_upstream_and_the_client_see() -> None:
+    limiter, store = limiter_of(Policy("api", "9/day", match="/**")), MemoryStore()
+    async with (
+        UsageLog(store) as usage,
+        answering(OK) as (upstream, asked),
+        in_front_of(upstream, limiter=limiter, usage=usage) as address,
+    ):
+        answers = [await ask(address, GET), await ask(address, GET.replace(b"\r\n", b"\r\nx-request-id: r-1\r\n", 1))]
+        await usage.flush()
+    ids = [event.request_id for event in store.events]
+    assert ids[1] == "r-1"
+    for request_id, answer, request in zip(ids, answers, asked, strict=True):
+        assert request_id is not None
+        assert f"x-request-id: {request_id}".encode() in answer.lower()
+        assert f"x-request-id: {request_id}".encode() in request.lower()
+
+
 async def test_a_count_function_that_fails_is_a_fault_and_leaves_nothing_open(caplog: pytest.LogCaptureFixture) -> None:
     def count(response: object) -> bool:
         raise RuntimeError("a bug")
