@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Final, cast
 import typer
 
 from ratelimit.cli.admin_client import TOKEN, ask
-from ratelimit.cli.options import JsonOption
+from ratelimit.cli.options import JsonOption, spread
 from ratelimit.cli.output import in_words, note, say, say_json, say_table
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.cost import (
@@ -42,54 +43,88 @@ _SERVICE: Final = "The sidecar"
 _PRICES: Final = "Prices"
 
 
-def cost(
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """The month in numbers, what of it is spared, and the sidecar."""
+
     checks: Annotated[
         str | None,
         typer.Option(metavar="N", help="Checks, the refused included: 50M, 1.5k.", rich_help_panel=_WORKLOAD),
-    ] = None,
-    denied: Annotated[str, typer.Option(metavar="SHARE", help="Of them: 20%.", rich_help_panel=_WORKLOAD)] = "0%",
-    users: Annotated[str, typer.Option(metavar="N", help="That come.", rich_help_panel=_WORKLOAD)] = "0",
-    actions: Annotated[str, typer.Option(metavar="N", help="Of each user.", rich_help_panel=_WORKLOAD)] = "1",
+    ] = None
+    denied: Annotated[str, typer.Option(metavar="SHARE", help="Of them: 20%.", rich_help_panel=_WORKLOAD)] = "0%"
+    users: Annotated[str, typer.Option(metavar="N", help="That come.", rich_help_panel=_WORKLOAD)] = "0"
+    actions: Annotated[str, typer.Option(metavar="N", help="Of each user.", rich_help_panel=_WORKLOAD)] = "1"
     windows: Annotated[
         str, typer.Option(metavar="N", help="In a policy: more cost storage, no writes.", rich_help_panel=_WORKLOAD)
-    ] = "1",
+    ] = "1"
     events: Annotated[
         str | None,
         typer.Option(metavar="N", help="Of the usage log; by default as --log says.", rich_help_panel=_WORKLOAD),
-    ] = None,
+    ] = None
     log: Annotated[
         str, typer.Option(metavar="MODE", help="all, allowed, denied or none.", rich_help_panel=_WORKLOAD)
-    ] = "none",
+    ] = "none"
     log_sample: Annotated[
         str, typer.Option(metavar="SHARE", help="Of the refused, those logged.", rich_help_panel=_WORKLOAD)
-    ] = "100%",
+    ] = "100%"
     timeline: Annotated[
         str, typer.Option(metavar="SHARE", help="Of the events, those on a timeline.", rich_help_panel=_WORKLOAD)
-    ] = "0%",
-    days: Annotated[str, typer.Option(metavar="N", help="That an event is kept.", rich_help_panel=_WORKLOAD)] = "90",
-    event_bytes: Annotated[str, typer.Option(metavar="N", help="Of an event.", rich_help_panel=_WORKLOAD)] = "300",
+    ] = "0%"
+    days: Annotated[str, typer.Option(metavar="N", help="That an event is kept.", rich_help_panel=_WORKLOAD)] = "90"
+    event_bytes: Annotated[str, typer.Option(metavar="N", help="Of an event.", rich_help_panel=_WORKLOAD)] = "300"
     reads: Annotated[
         str, typer.Option(metavar="N", help="Peeks, users and plans, queries.", rich_help_panel=_WORKLOAD)
-    ] = "0",
+    ] = "0"
     cached: Annotated[
         str,
         typer.Option(metavar="SHARE", help="Of the refused, those the denial cache knew.", rich_help_panel=_SPARED),
-    ] = "50%",
+    ] = "50%"
     coalesced: Annotated[
         str, typer.Option(metavar="SHARE", help="Of the admitted, those in another's write.", rich_help_panel=_SPARED)
-    ] = "0%",
+    ] = "0%"
     leased: Annotated[
         str, typer.Option(metavar="SHARE", help="Of the admitted, those of leases.", rich_help_panel=_SPARED)
-    ] = "0%",
-    lease: Annotated[str, typer.Option(metavar="N", help="Units of a lease.", rich_help_panel=_SPARED)] = "10",
+    ] = "0%"
+    lease: Annotated[str, typer.Option(metavar="N", help="Units of a lease.", rich_help_panel=_SPARED)] = "10"
     replicas: Annotated[
         str, typer.Option(metavar="N", help="Of the table, in so many regions, all at this one's prices.")
-    ] = "1",
+    ] = "1"
     tasks: Annotated[
         str, typer.Option(metavar="N", help="On Fargate, behind a load balancer.", rich_help_panel=_SERVICE)
-    ] = "0",
-    vcpu: Annotated[str, typer.Option(metavar="N", help="Of a task.", rich_help_panel=_SERVICE)] = "0.5",
-    memory: Annotated[str, typer.Option(metavar="GB", help="Of a task.", rich_help_panel=_SERVICE)] = "1",
+    ] = "0"
+    vcpu: Annotated[str, typer.Option(metavar="N", help="Of a task.", rich_help_panel=_SERVICE)] = "0.5"
+    memory: Annotated[str, typer.Option(metavar="GB", help="Of a task.", rich_help_panel=_SERVICE)] = "1"
+
+    def read(self) -> Workload:
+        """Return the month that they describe. Raises `ConfigError`."""
+        return Workload(
+            checks=amount("--checks", self.checks or "0"),
+            denied=share("--denied", self.denied),
+            users=amount("--users", self.users),
+            actions=amount("--actions", self.actions),
+            windows=amount("--windows", self.windows),
+            logged=None if self.events is None else amount("--events", self.events),
+            log=cast(LogMode, self.log),
+            log_sample=share("--log-sample", self.log_sample),
+            timeline=share("--timeline", self.timeline),
+            days_kept=amount("--days", self.days),
+            event_bytes=amount("--event-bytes", self.event_bytes),
+            reads=amount("--reads", self.reads),
+            repeated=share("--cached", self.cached),
+            coalesced=share("--coalesced", self.coalesced),
+            leased=share("--leased", self.leased),
+            lease=amount("--lease", self.lease),
+            replicas=amount("--replicas", self.replicas),
+            tasks=amount("--tasks", self.tasks),
+            vcpu=number("--vcpu", self.vcpu),
+            memory=number("--memory", self.memory),
+        )
+
+
+@spread
+def cost(
+    *,
+    given: WorkloadOptions,
     region: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=_PRICES)] = DEFAULT_REGION,
     prices: Annotated[
         Path | None,
@@ -120,30 +155,9 @@ def cost(
 
         ratelimit cost --from-metrics http://127.0.0.1:8081/metrics --users 100k
     """
-    if (checks is None) == (from_metrics is None):
+    if (given.checks is None) == (from_metrics is None):
         raise ConfigError("--checks", "say how many a month, as in 50M, or read them with --from-metrics URL")
-    workload = Workload(
-        checks=amount("--checks", checks or "0"),
-        denied=share("--denied", denied),
-        users=amount("--users", users),
-        actions=amount("--actions", actions),
-        windows=amount("--windows", windows),
-        logged=None if events is None else amount("--events", events),
-        log=cast(LogMode, log),
-        log_sample=share("--log-sample", log_sample),
-        timeline=share("--timeline", timeline),
-        days_kept=amount("--days", days),
-        event_bytes=amount("--event-bytes", event_bytes),
-        reads=amount("--reads", reads),
-        repeated=share("--cached", cached),
-        coalesced=share("--coalesced", coalesced),
-        leased=share("--leased", leased),
-        lease=amount("--lease", lease),
-        replicas=amount("--replicas", replicas),
-        tasks=amount("--tasks", tasks),
-        vcpu=number("--vcpu", vcpu),
-        memory=number("--memory", memory),
-    )
+    workload = given.read()
     rates = load_prices(region, prices)
     consumption = None if from_metrics is None else _consumption(from_metrics, workload)
     units: Units = units_of(workload) if consumption is None else consumption.units

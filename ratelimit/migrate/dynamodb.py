@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -33,7 +32,7 @@ from ratelimit.errors import InvalidCursor, InvalidInput, TableMismatch, Unknown
 from ratelimit.event import MAX_FUTURE_MS, RETENTION_DAYS, UsageEvent
 from ratelimit.migrate import convert
 from ratelimit.migrate.convert import Converter, derived_id, shown
-from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, Expired, SourceRow
+from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, Expired, Source, SourceRow
 from ratelimit.migrate.target import LOOKED_AT, RawTable, is_foreign, kind_of
 from ratelimit.names import Key
 from ratelimit.retry import retry_store
@@ -44,7 +43,7 @@ _SHOWN: Final = 20
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
 
 
-class TableSource:
+class TableSource(Source):
     """A batch is a page of the table, of whatever size."""
 
     keyed = True
@@ -85,13 +84,6 @@ class TableSource:
             yield Batch(rows, f"{done}:{cursor or ''}", done)
             if cursor is None:
                 return
-
-    @property
-    def files(self) -> Sequence[Path]:
-        return ()
-
-    def stamp(self) -> str:
-        return ""
 
     async def notes(self) -> Sequence[str]:
         return ["counters are brought over once: what the other table counts afterwards takes a mirror"]
@@ -229,7 +221,7 @@ class Stand(msgspec.Struct):
     collisions: CollisionCounter = msgspec.field(default_factory=CollisionCounter)
 
 
-class LegacySource:
+class LegacySource(Source):
     """Reads the whole table once for each entity: one read unit for 4 KB of it."""
 
     # One user may be there under both kinds of keys, with the same use.
@@ -272,13 +264,6 @@ class LegacySource:
             yield Batch([row for row in found if row is not None], place, stand.done)
             if stand.cursor is None:
                 return
-
-    @property
-    def files(self) -> Sequence[Path]:
-        return ()
-
-    def stamp(self) -> str:
-        return ""
 
     async def notes(self) -> Sequence[str]:
         others, collisions = self._events.others, self._events.collisions

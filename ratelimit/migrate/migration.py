@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from collections.abc import Mapping as AnyMapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -147,7 +147,8 @@ async def dry_run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clo
     clock = clock or SystemClock()
     settings = migration_settings(plan.target)
     store = DynamoDBStore(settings)  # opened by its first use: a dry run needs no table
-    async with opened(plan.open(clock)) as source, RawTable(settings) as raw, aclosing_store(store):
+    async with opened(plan.open(clock)) as source, RawTable(settings) as raw, AsyncExitStack() as exits:
+        exits.push_async_callback(store.close)
         choices = plan.choices(await source.entities())
         remarks, is_there = await _remarked(plan, raw)
         rules = Rules(plan.config.policies)
@@ -161,15 +162,6 @@ async def dry_run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clo
         check_found(source, {name: each.read for name, each in forecast.counts.items()}, notes)
         forecast.notes += [*notes, *remarks, *_conflicting(plan)]
     return forecast
-
-
-@asynccontextmanager
-async def aclosing_store(store: DynamoDBStore) -> AsyncIterator[None]:
-    """Close it at the end, whether or not it was opened."""
-    try:
-        yield
-    finally:
-        await store.close()
 
 
 def _conflicting(plan: MigrationPlan) -> list[str]:

@@ -104,11 +104,11 @@ class Source(Protocol):
     @property
     def files(self) -> Sequence[Path]:
         """Return what a backup has to hold; nothing for a server."""
-        ...
+        return ()
 
     def stamp(self) -> str:
-        """Return the size and time of a file. Where it has changed, a `place` is good no more."""
-        ...
+        """Return the size and time of a file. Where it has changed, a `place` is good no more; keys stay good."""
+        return ""
 
     async def notes(self) -> Sequence[str]:
         """Return what a reader of the report should know: what was left alone, what is suspicious."""

@@ -20,7 +20,7 @@ from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.migrate.convert import Converter, DuplicateCounter
 from ratelimit.migrate.mapping import HELD, Seen, absent, first_of, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.mapping import Mapping as Columns
-from ratelimit.migrate.rows import Batch, Entity, SourceRefused, SourceRow, SourceUnavailable
+from ratelimit.migrate.rows import Batch, Entity, Source, SourceRefused, SourceRow, SourceUnavailable
 from ratelimit.retry import retry_store
 
 # A database by its URL, opened so that nothing can be changed in it, and that odd values concern their row only.
@@ -173,7 +173,7 @@ class _Table(NamedTuple):
     """Columns of times that are in UTC, though their values do not say so."""
 
 
-class SqlSource:
+class SqlSource(Source):
     """A database by its URL: `mysql://`, `postgresql://`, `sqlite:///file`, or any other of SQLAlchemy's.
 
     A table whose key column is unique is read by it (`WHERE id > … ORDER BY id LIMIT …`), so that a page costs the same
@@ -253,10 +253,6 @@ class SqlSource:
         if self._engine.dialect.name != "sqlite":
             return ()
         return (Path(unquote(str(self._engine.url.database).removeprefix("file://"))),)
-
-    def stamp(self) -> str:
-        """Return nothing: keys stay what they are."""
-        return ""
 
     async def notes(self) -> Sequence[str]:
         notes = self._converter.notes()
