@@ -28,7 +28,7 @@ _ENVIRONMENT: Final = {
     "AWS_REGION": "eu-west-1",
     "RATELIMIT_DEADLINE": "30",
 }
-_READY_S: Final = 30.0
+_READY_S: Final = 120.0
 _ENDS_S: Final = 10.0
 _LAST_WORDS: Final = 300
 
