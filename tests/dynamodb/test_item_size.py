@@ -103,6 +103,7 @@ def test_what_is_held_takes_few_fields_however_much_it_is(algorithm: AlgorithmNa
             (taken, compiled.renewed(now, one) if taken < now and (now - taken) // SECOND % renewed == 0 else one)
             for taken, one in held
         )
-        fields = {part.field for _, one in held for part in one.fields}
-        longest = max(longest, sum(len(field) + 4 for field in fields))
+        if second % 5 == 0:
+            fields = {part.field for _, one in held for part in one.fields}
+            longest = max(longest, sum(len(field) + 4 for field in fields))
     assert longest < {"fixed_window": 300, "gcra": 750}[algorithm]

@@ -239,7 +239,7 @@ async def test_who_closes_only_its_own_side_is_answered(running: Running) -> Non
     writer.write_eof()
     while not running.app.asked:
         await asyncio.sleep(0)
-    await asyncio.sleep(1)  # longer than the listener takes to see that a client has left for good
+    await asyncio.sleep(0.6)  # longer than the listener takes to see that a client has left for good
     running.app.later.set()
     said = await answer(reader)
     assert said.startswith(b"http/1.1 200 ")
