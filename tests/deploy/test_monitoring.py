@@ -200,11 +200,11 @@ async def _work(client: httpx.AsyncClient, urls: list[str]) -> None:
 
 @asynccontextmanager
 async def _prometheus(folder: Path, targets: list[str]) -> AsyncIterator[str]:
-    """One that scrapes these every half second, on a loopback port."""
+    """One that scrapes these every second, on a loopback port."""
     address = f"127.0.0.1:{free_port()}"
     config = folder / "prometheus.yaml"
     config.write_text(yaml.safe_dump({
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"},
         "rule_files": [str(ROOT / RULES)],
         "scrape_configs": [{"job_name": "ratelimit", "static_configs": [{"targets": targets}]}],
     }))  # fmt: skip

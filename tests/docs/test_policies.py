@@ -237,9 +237,15 @@ async def test_two_exports_at_the_same_time() -> None:
 
 
 async def test_a_third_export_is_told_so() -> None:
-    export, done = (await recipe("slot.py"))["export"], asyncio.Event()
-    waiting = [asyncio.create_task(export("alice", done.wait)) for _ in range(2)]
-    await asyncio.sleep(0.01)
+    export, done, begun = (await recipe("slot.py"))["export"], asyncio.Event(), []
+
+    async def work() -> bool:
+        begun.append(1)
+        return await done.wait()
+
+    waiting = [asyncio.create_task(export("alice", work)) for _ in range(2)]
+    while len(begun) < 2:
+        await asyncio.sleep(0)
     assert await export("alice", done.wait) == "busy, ask again in 1 s"
     done.set()
     assert await asyncio.gather(*waiting) == [True, True]

@@ -15,7 +15,7 @@ from ratelimit.envoy import http2
 from ratelimit.envoy.grpc import MAX_CALL_S, MAX_MESSAGE, Call, GrpcError, Method, Status
 from ratelimit.envoy.http2 import END_HEADERS, END_STREAM, frame
 from ratelimit.server.envoy import GrpcListener
-from tests.envoy.wire import ECHO, Client, echo, prefixed
+from tests.envoy.wire import ECHO, Client, echo, prefixed, settled
 
 HEALTH = b"/grpc.health.v1.Health/Check"
 
@@ -84,7 +84,7 @@ async def test_a_method_may_be_awaited_while_others_answer() -> None:
     assert {stream: answer.message for stream, answer in client.answers().items()} == {3: b"early"}
     before = client.transport.writes
     ready.set()
-    await asyncio.sleep(0.01)
+    await settled()
     assert {stream: answer.message for stream, answer in client.answers().items()} == {1: b"late a", 5: b"late b"}
     assert client.transport.writes == before + 1
 
@@ -116,7 +116,7 @@ async def test_an_error_is_a_status(
 
     client = Client({ECHO: method})
     client.send(client.call(1))
-    await asyncio.sleep(0.01)
+    await settled()
     answer = client.answers()[1]
     assert (answer.message, answer.status, answer.headers[b"grpc-message"]) == (None, status, text)
     assert ("a call of 192.0.2.1:1234 failed" in caplog.text) is isinstance(error, RuntimeError)
@@ -265,7 +265,7 @@ async def test_a_call_is_cancelled_that_nobody_waits_for(how: str, caplog: pytes
         client.protocol.connection_lost(None)
     else:
         client.protocol.eof_received()
-    await asyncio.sleep(0.01)
+    await settled()
     assert cancelled == [1]
     assert client.said() == []
     assert caplog.text == ""
@@ -277,7 +277,7 @@ async def test_a_call_that_cancels_itself_is_answered() -> None:
 
     client = Client({ECHO: lambda message, call: method()})
     client.send(client.call(1))
-    await asyncio.sleep(0.01)
+    await settled()
     assert client.answers()[1].status == 1
 
 

@@ -15,7 +15,7 @@ from ratelimit.envoy import http2
 from ratelimit.envoy.grpc import Call
 from ratelimit.envoy.http2 import ACK, END_HEADERS, END_STREAM, PADDED, PREFACE, WITH_PRIORITY, frame
 from tests.envoy.fuzz import fuzz
-from tests.envoy.wire import ECHO, HEAD, Client, prefixed, unprefixed
+from tests.envoy.wire import ECHO, HEAD, Client, prefixed, settled, unprefixed
 
 ANSWERED = ["HEADERS 1", "DATA 1", "HEADERS 1 END"]
 WORD = struct.Struct(">I").pack
@@ -600,7 +600,7 @@ async def test_a_connection_that_is_left_ends_with_its_last_call() -> None:
     client.send(client.call(3))
     assert client.said() == reset_by("REFUSED_STREAM", 3)
     ready.set()
-    await asyncio.sleep(0.01)
+    await settled()
     assert client.answers()[1].message == b"late"
     client.tick(1)
     assert client.said() == ["ended"]

@@ -25,6 +25,12 @@ HEAD = [
 ]
 
 
+async def settled() -> None:
+    """Let methods run that have nothing to wait for."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 class Frame(NamedTuple):
     kind: int
     flags: int

@@ -131,17 +131,18 @@ async def test_a_request_that_is_cancelled_at_each_of_its_waits_leaves_nothing_b
 
 async def test_a_client_that_leaves_in_the_middle_of_a_stream() -> None:
     limiter = limiter_of(Policy("hint", "1 concurrent", match="/**"))
-    endless = asyncio.Event()
+    endless, has_begun = asyncio.Event(), asyncio.Event()
 
     async def pieces() -> Any:
         yield b"data: 1\n\n"
+        has_begun.set()
         await endless.wait()
 
     async def view(request: Request) -> Response:
         return StreamingResponse(pieces())
 
     async def receive() -> Message:
-        await asyncio.sleep(0.01)
+        await has_begun.wait()
         return {"type": "http.disconnect"}
 
     app = RateLimitMiddleware(Starlette(routes=[Route("/", view)]), limiter=limiter)

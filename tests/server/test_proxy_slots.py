@@ -62,7 +62,7 @@ async def test_a_client_or_an_upstream_that_leaves(upstream_dies: bool) -> None:
         writer.write(HEAD + b"1\r\na\r\n")
         await writer.drain()
         if not upstream_dies:
-            await asyncio.sleep(5)
+            await reader.read()
 
     async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
         async with asyncio.timeout(30):
