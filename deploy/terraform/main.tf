@@ -1,8 +1,12 @@
-# The one table (as `ratelimit table create` makes it), and who may do what on it: what ratelimit/deploy/table.yaml has for
-# CloudFormation, which a test compares with this. docs/deployment.md tells the rest.
+# The one table (as `ratelimit table create` makes it), and who may do what on it: what ratelimit/deploy/table.yaml and
+# global-table.yaml have for CloudFormation, which a test compares with this. docs/deployment.md tells the rest.
 
 locals {
   indexes = var.timeline_index ? ["GSI1", "GSI2"] : ["GSI1"]
+
+  # Replicas that agree at once have neither an expiry, nor need they a stream.
+  is_strong = var.consistency == "STRONG"
+  has_lag   = length(var.replica_regions) > 0 && !local.is_strong
 }
 
 resource "aws_dynamodb_table" "this" {
@@ -11,6 +15,8 @@ resource "aws_dynamodb_table" "this" {
   hash_key                    = "PK"
   range_key                   = "SK"
   deletion_protection_enabled = var.deletion_protection
+  stream_enabled              = local.has_lag
+  stream_view_type            = local.has_lag ? "NEW_AND_OLD_IMAGES" : null
   tags                        = var.tags
 
   dynamic "attribute" {
@@ -31,9 +37,30 @@ resource "aws_dynamodb_table" "this" {
     }
   }
 
-  ttl {
-    attribute_name = "ttl"
-    enabled        = true
+  dynamic "replica" {
+    for_each = toset(var.replica_regions)
+    content {
+      region_name                 = replica.value
+      consistency_mode            = var.consistency
+      deletion_protection_enabled = var.deletion_protection
+      point_in_time_recovery      = true
+      propagate_tags              = true
+    }
+  }
+
+  dynamic "global_table_witness" {
+    for_each = var.witness_region == "" ? [] : [var.witness_region]
+    content {
+      region_name = global_table_witness.value
+    }
+  }
+
+  dynamic "ttl" {
+    for_each = local.is_strong ? [] : ["ttl"]
+    content {
+      attribute_name = ttl.value
+      enabled        = true
+    }
   }
 
   point_in_time_recovery {
@@ -51,12 +78,25 @@ resource "aws_dynamodb_table" "this" {
   # What people have used is theirs: neither a destroyed module nor a replaced resource takes it along.
   lifecycle {
     prevent_destroy = true
+
+    precondition {
+      condition     = var.kms_key_arn == "" || length(var.replica_regions) == 0
+      error_message = "A key of one region encrypts no replica in another: leave kms_key_arn empty."
+    }
+
+    precondition {
+      condition     = !local.is_strong || length(var.replica_regions) == (var.witness_region == "" ? 2 : 1)
+      error_message = "STRONG is for three regions, or for two and a witness."
+    }
   }
 }
 
 locals {
   # arn:PARTITION:dynamodb:REGION:ACCOUNT:table/NAME
   arn = split(":", aws_dynamodb_table.this.arn)
+
+  # Who works in one of many regions asks the others too.
+  region = length(var.replica_regions) == 0 ? local.arn[3] : "*"
 
   roles = {
     serve   = "the middleware, the sidecar, and the commands that change data"
@@ -76,7 +116,7 @@ resource "aws_iam_policy" "this" {
 
   policy = templatefile("${path.module}/../../ratelimit/deploy/iam/${each.key}.json", {
     Partition = local.arn[1]
-    Region    = local.arn[3]
+    Region    = local.region
     AccountId = local.arn[4]
     TableName = var.table_name
   })

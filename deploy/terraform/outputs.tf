@@ -7,8 +7,8 @@ output "table_arn" {
 }
 
 output "store" {
-  description = "The value of RATELIMIT_STORE."
-  value       = "dynamodb://${aws_dynamodb_table.this.name}?region=${local.arn[3]}"
+  description = "The value of RATELIMIT_STORE; with replicas, AWS_REGION says which one it is."
+  value       = "dynamodb://${aws_dynamodb_table.this.name}${local.region == "*" ? "" : "?region=${local.region}"}"
 }
 
 output "policy_arns" {

@@ -1,4 +1,4 @@
-# The parameters of ratelimit/deploy/table.yaml, with its defaults.
+# The parameters of ratelimit/deploy/table.yaml, with its defaults, and those of global-table.yaml about its replicas.
 
 variable "table_name" {
   description = "The table's name, as in RATELIMIT_STORE=dynamodb://NAME."
@@ -44,6 +44,34 @@ variable "slow_check_milliseconds" {
     condition     = var.slow_check_milliseconds >= 1
     error_message = "Expected 1 or more."
   }
+}
+
+variable "replica_regions" {
+  description = "Regions with a replica, beside the one of the provider; none for a table in one region."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for region in var.replica_regions : can(regex("^[a-z0-9]+(-[a-z0-9]+)+$", region))])
+    error_message = "Expected regions, as in [\"us-east-1\", \"ap-south-1\"]."
+  }
+}
+
+variable "consistency" {
+  description = "EVENTUAL for mode home; STRONG, with three replicas or two and a witness, for mode strong. It never changes."
+  type        = string
+  default     = "EVENTUAL"
+
+  validation {
+    condition     = contains(["EVENTUAL", "STRONG"], var.consistency)
+    error_message = "Expected EVENTUAL or STRONG."
+  }
+}
+
+variable "witness_region" {
+  description = "With STRONG and two replicas, the region of the witness; empty for none."
+  type        = string
+  default     = ""
 }
 
 variable "tags" {

@@ -82,44 +82,83 @@ def resources(**parameters: str) -> dict[str, Any]:
 def test_the_table_is_the_one_of_the_template(timeline: bool) -> None:
     wanted = resources(TimelineIndex=str(timeline).lower())["Table"]["Properties"]
     found = valued(module()["resource"]["aws_dynamodb_table.this"])
-    attributes, index, encryption = (each for block in found.pop("dynamic") for each in block.items())
+    dynamic = dict(each for block in found.pop("dynamic") for each in block.items())
+    index, encryption, expiry = (dynamic[name] for name in ("global_secondary_index", "server_side_encryption", "ttl"))
+    lag = (found.pop("stream_enabled"), found.pop("stream_view_type"))
+    assert lag == (module()["locals"]["has_lag"], '${local.has_lag ? "NEW_AND_OLD_IMAGES" : null}')
+    (lifecycle,) = found.pop("lifecycle")
+    assert lifecycle["prevent_destroy"] is True
     assert found == {
         "name": wanted["TableName"],
         "billing_mode": wanted["BillingMode"],
         "hash_key": "PK",
         "range_key": "SK",
         "deletion_protection_enabled": wanted["DeletionProtectionEnabled"] == "true",
-        "ttl": [{"attribute_name": wanted["TimeToLiveSpecification"]["AttributeName"], "enabled": True}],
         "point_in_time_recovery": [{"enabled": True}],
-        "lifecycle": [{"prevent_destroy": True}],
         "tags": {},
     }
     assert [key["AttributeName"] for key in wanted["KeySchema"]] == ["PK", "SK"]
+    assert expiry["for_each"] == '${local.is_strong ? [] : ["ttl"]}'
+    assert expiry["content"] == [{"attribute_name": "${ttl.value}", "enabled": True}]
+    assert wanted["TimeToLiveSpecification"]["AttributeName"] == "ttl"
 
     assert module()["locals"]["indexes"] == '${var.timeline_index ? ["GSI1", "GSI2"] : ["GSI1"]}'
     names = [each["IndexName"] for each in wanted["GlobalSecondaryIndexes"]]
     assert names == ["GSI1", "GSI2"][: 1 + timeline]
-    assert index[0] == "global_secondary_index"
-    assert index[1]["for_each"] == module()["locals"]["indexes"]
+    assert index["for_each"] == module()["locals"]["indexes"]
     for name, each in zip(names, wanted["GlobalSecondaryIndexes"], strict=True):
-        (content,) = valued(index[1]["content"], **{"global_secondary_index.value": name})
+        (content,) = valued(index["content"], **{"global_secondary_index.value": name})
         keys = [key["AttributeName"] for key in each["KeySchema"]]
         projection = each["Projection"]["ProjectionType"]
         assert content == {"name": name, "hash_key": keys[0], "range_key": keys[1], "projection_type": projection}
 
-    assert attributes[0] == "attribute"
-    assert attributes[1]["content"] == [{"name": "${attribute.value}", "type": "S"}]
+    attributes = dynamic["attribute"]
+    assert attributes["content"] == [{"name": "${attribute.value}", "type": "S"}]
     of_indexes = 'flatten([for index in local.indexes : ["${index}PK", "${index}SK"]])'
-    assert attributes[1]["for_each"] == f'${{concat(["PK", "SK"], {of_indexes})}}'
+    assert attributes["for_each"] == f'${{concat(["PK", "SK"], {of_indexes})}}'
     assert [each["AttributeName"] for each in wanted["AttributeDefinitions"]] == [
         name for prefix in ("", *names) for name in (f"{prefix}PK", f"{prefix}SK")
     ]
 
     key = resources(KmsKeyArn="arn:aws:kms:x")["Table"]["Properties"]["SSESpecification"]
-    (content,) = valued(encryption[1]["content"], **{"server_side_encryption.value": "arn:aws:kms:x"})
+    (content,) = valued(encryption["content"], **{"server_side_encryption.value": "arn:aws:kms:x"})
     assert content == {"enabled": key["SSEEnabled"], "kms_key_arn": key["KMSMasterKeyId"]}
-    assert encryption[0] == "server_side_encryption"
-    assert encryption[1]["for_each"] == '${var.kms_key_arn == "" ? [] : [var.kms_key_arn]}'
+    assert encryption["for_each"] == '${var.kms_key_arn == "" ? [] : [var.kms_key_arn]}'
+
+
+@pytest.mark.parametrize("consistency", ["EVENTUAL", "STRONG"])
+def test_the_replicas_are_those_of_the_template(consistency: str) -> None:
+    """Beside what is the table's own, which both templates have alike."""
+    places = {"SecondRegion": "us-east-1", "Consistency": consistency, "WitnessRegion": "us-west-2"}
+    wanted = filled(parse(text_of("global-table")), TableName="limits", **places)["Table"]["Properties"]
+    table = module()["resource"]["aws_dynamodb_table.this"]
+    dynamic = dict(each for block in table["dynamic"] for each in block.items())
+
+    names = module()["locals"]
+    assert names["is_strong"] == '${var.consistency == "STRONG"}'
+    assert names["has_lag"] == "${length(var.replica_regions) > 0 && !local.is_strong}"
+    assert wanted.get("StreamSpecification") == (
+        None if consistency == "STRONG" else {"StreamViewType": "NEW_AND_OLD_IMAGES"}
+    )
+    assert ("TimeToLiveSpecification" in wanted) == (consistency != "STRONG")
+
+    scope = {"replica.value": "us-east-1", "var.consistency": consistency, "global_table_witness.value": "us-west-2"}
+    assert dynamic["replica"]["for_each"] == "${toset(var.replica_regions)}"
+    (replica,) = valued(dynamic["replica"]["content"], **scope)
+    assert replica.pop("propagate_tags") is True
+    assert replica.pop("consistency_mode") == wanted["MultiRegionConsistency"] == consistency
+    there = wanted["Replicas"][1]
+    assert replica == {
+        "region_name": there["Region"],
+        "deletion_protection_enabled": there["DeletionProtectionEnabled"] == "true",
+        "point_in_time_recovery": there["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"],
+    }
+    assert dynamic["global_table_witness"]["for_each"] == '${var.witness_region == "" ? [] : [var.witness_region]}'
+    assert valued(dynamic["global_table_witness"]["content"], **scope) == [{"region_name": "us-west-2"}]
+    assert wanted["GlobalTableWitnesses"] == [{"Region": "us-west-2"}]
+    of_table = resources()["Table"]["Properties"]
+    for part in ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode", "TableName"):
+        assert wanted[part] == of_table[part], part
 
 
 @pytest.mark.parametrize("topic", ["", TOPIC])
@@ -150,8 +189,9 @@ def test_the_alarms_are_those_of_the_template(topic: str) -> None:
     assert not found
 
 
+@pytest.mark.parametrize("region", ["eu-west-1", "*"])
 @pytest.mark.parametrize("role", ROLES)
-def test_the_policies_are_the_files(role: str) -> None:
+def test_the_policies_are_the_files(role: str, region: str) -> None:
     """The module has no statement of its own: it fills the files that `ratelimit deploy render iam` fills."""
     policy = module()["resource"]["aws_iam_policy.this"]
     call = re.fullmatch(
@@ -163,8 +203,10 @@ def test_the_policies_are_the_files(role: str) -> None:
     arn = ["arn", "aws", "dynamodb", "eu-west-1", "123456789012", "table/limits"]
     for place, value in re.findall(r"(\w+)\s*=\s*([\w.\[\]]+)", call["places"]):
         at = re.fullmatch(r"local\.arn\[(\d)\]", value)
-        text = text.replace(f"${{{place}}}", arn[int(at[1])] if at else str(valued(f"${{{value}}}")))
-    assert json.loads(text) == policies(table="limits", region="eu-west-1", account="123456789012")[role]  # type: ignore[index]
+        scope = {"local.region": region}
+        text = text.replace(f"${{{place}}}", arn[int(at[1])] if at else str(valued(f"${{{value}}}", **scope)))
+    assert module()["locals"]["region"] == '${length(var.replica_regions) == 0 ? local.arn[3] : "*"}'
+    assert json.loads(text) == policies(table="limits", region=region, account="123456789012")[role]  # type: ignore[index]
     assert module()["locals"]["arn"] == '${split(":", aws_dynamodb_table.this.arn)}'
     told = resources()[f"{role.title()}Policy"]["Properties"]["Description"]
     assert told == f"ratelimit on limits: {module()['locals']['roles'][role]}"
@@ -185,7 +227,11 @@ def test_the_variables_are_the_parameters() -> None:
     parameters = parse(text_of("table"))["Parameters"]
     found = module()["variable"]
     snake = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): given for name, given in parameters.items()}
-    assert set(found) == {*snake, "tags"}
+    many = parse(text_of("global-table"))["Parameters"]
+    snake |= {"consistency": many["Consistency"], "witness_region": many["WitnessRegion"]}
+    assert set(found) == {*snake, "tags", "replica_regions"}
+    assert many["SecondRegion"]["AllowedPattern"] in found["replica_regions"]["validation"][0]["condition"]
+    assert many["Consistency"]["AllowedValues"] == ["EVENTUAL", "STRONG"]
     for name, given in snake.items():
         default = {"true": True, "false": False}.get(given["Default"], given["Default"])
         assert found[name]["default"] == default, name
