@@ -112,7 +112,9 @@ def over_regions(settings: Settings, regions: Regions | None, store: Callable[[S
     }
     if settings.mode == "split":
         return SplitStore(stores, settings.region, settings.shares)
-    return (HomeStore if settings.mode == "home" else SumStore)(stores, settings.region)
+    if settings.mode == "sum":
+        return SumStore(stores, settings.region)
+    return HomeStore(stores, settings.region, failover=settings.failover)
 
 
 def settings_here(settings: Settings, regions: Regions | None) -> Settings:
@@ -129,7 +131,13 @@ def settings_here(settings: Settings, regions: Regions | None) -> Settings:
         return replace(settings, region=here)
     endpoint = regions.endpoints.get(here, settings.endpoint)
     return replace(
-        settings, region=here, endpoint=endpoint, regions=regions.all, mode=regions.mode, shares=regions.shares
+        settings,
+        region=here,
+        endpoint=endpoint,
+        regions=regions.all,
+        mode=regions.mode,
+        shares=regions.shares,
+        failover=regions.failover,
     )
 
 

@@ -15,7 +15,11 @@ from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, complain, note, 
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, TableNotFound
 from ratelimit.factory import table_settings
+from ratelimit.opening import over_regions
 from ratelimit.policy import timelines_of
+from ratelimit.regions import Regions
+from ratelimit.regions.failover import MOVES_IN_S
+from ratelimit.regions.home import HomeStore
 
 if TYPE_CHECKING:
     from ratelimit.dynamodb import Settings, TableDiff, TableSpec, TableStatus
@@ -51,6 +55,10 @@ class TableTarget:
     def is_url(self) -> bool:
         """Return whether the table is named by its URL."""
         return "://" in (self.table or "")
+
+    def regions(self) -> Regions | None:
+        """Return what is configured of regions; a table's URL says all by itself."""
+        return None if self.is_url else self._configured().regions
 
     def has_timelines(self) -> bool:
         """Return whether a configured policy needs the index of timelines; a URL alone asks for no configuration."""
@@ -237,6 +245,12 @@ def regions(
     change: Annotated[
         bool, typer.Option("--change", help="Count as configured from now on; with every process stopped.")
     ] = False,
+    away: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGIONS|none", help="With `failover`: the regions that are to count nobody, with commas."
+        ),
+    ] = None,
 ) -> int:
     """How the regions of a table with replicas count, and how they are configured to; exit status 1 where that differs.
 
@@ -247,15 +261,40 @@ def regions(
         ratelimit table regions --config ratelimit.toml
 
         ratelimit table regions --config ratelimit.toml --change
+
+        ratelimit table regions --config ratelimit.toml --away us-east-1
     """
     from ratelimit.dynamodb import regions_of_table
 
     settings = target.settings()
     if settings.mode is None:
         raise ConfigError("regions", "is off: set it to how the regions are to count")
+    if away is not None:
+        asyncio.run(_homes(settings, target.regions(), [] if away == "none" else away.split(",")))
+        who = "every region is a home again" if away == "none" else f"nobody is at home in {away}"
+        say(f"{settings.table}: {who}; who is moved is counted again in {MOVES_IN_S:g} seconds")
+        return ALLOWED
     recorded, wanted = asyncio.run(regions_of_table(settings, change=change))
-    say(f"{settings.table}: {recorded or 'not recorded'}; {'now' if change else 'configured is'} {wanted}")
+    lost = asyncio.run(_homes(settings, target.regions())) if settings.failover else []
+    nobody = f"; nobody is at home in {', '.join(lost)}" if lost else ""
+    say(f"{settings.table}: {recorded or 'not recorded'}; {'now' if change else 'configured is'} {wanted}{nobody}")
     return ALLOWED if change or recorded in (None, wanted) else REFUSED
+
+
+async def _homes(settings: Settings, regions: Regions | None, away: list[str] | None = None) -> list[str]:
+    """Return the regions that count nobody, which may be told so before."""
+    from ratelimit.dynamodb import DynamoDBStore
+
+    store = over_regions(settings, regions, DynamoDBStore)
+    if not isinstance(store, HomeStore) or store.homes is None:
+        raise ConfigError("regions.failover", "is off, and without it no process would stop counting where it does")
+    try:
+        if away is not None:
+            await store.homes.move(away)
+        await store.homes.ask()
+        return store.homes.away
+    finally:
+        await store.close()
 
 
 @app.command()

@@ -119,9 +119,12 @@ def _record(settings: Settings) -> dict[str, Any]:
     texts = {schema.TYPE: schema.REGIONS_TYPE, schema.MODE: str(settings.mode), schema.ALL: ",".join(settings.regions)}
     if settings.shares:
         texts[schema.SHARES] = ",".join(map(str, settings.shares))
+    if settings.failover:
+        texts[schema.FAILOVER] = "on"
     return {**_KEY, **{name: {"S": text} for name, text in texts.items()}}
 
 
 def _shown(item: Mapping[str, Any]) -> str:
     shares = f", shared {item[schema.SHARES]['S']}" if schema.SHARES in item else ""
-    return f"mode = {item[schema.MODE]['S']!r} over {item[schema.ALL]['S']}{shares}"
+    failover = ", with failover" if schema.FAILOVER in item else ""
+    return f"mode = {item[schema.MODE]['S']!r} over {item[schema.ALL]['S']}{shares}{failover}"

@@ -28,6 +28,7 @@ How the regions of a table with replicas count, so that all processes do it alik
 
     PK = REGIONS                      SK = META   tp = rgn    mod = home | sum | strong | split
          all = <regions, with commas>   shr = <their shares, with commas>, where they have some
+         fov = on, where the users of a region may be moved
 
 `GSI2` is made on request, for the timeline of an action across all users. It holds the events of actions that are to
 have one, by action, UTC day, outcome (`A` allowed, `D` denied) and shard; no counter is ever on it:
@@ -83,6 +84,7 @@ REGIONS_TYPE: Final = "rgn"
 MODE: Final = "mod"
 ALL: Final = "all"
 SHARES: Final = "shr"
+FAILOVER: Final = "fov"
 
 _IDENTITY_PREFIXES: Final[dict[IdentityKind, str]] = {"email": "EMAIL#", "api_key": "KEY#"}
 

@@ -40,6 +40,7 @@ class StoreOptions(TypedDict, total=False):
     regions: tuple[str, ...]
     mode: RegionsMode | None
     shares: tuple[int, ...]
+    failover: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class Settings:
     `regions`          those that count, of a table with replicas: `eu-west-1,us-east-1`.
     `mode`             how a quota holds in all of them: `home`, `sum`, `strong` or `split`.
     `shares`           of each of them, for `split`: `2,1`; equal ones where there are none.
+    `failover`         whether the users of a lost region may be moved to the others, for `home`.
     """
 
     table: str
@@ -74,6 +76,7 @@ class Settings:
     regions: tuple[str, ...] = ()
     mode: RegionsMode | None = None
     shares: tuple[int, ...] = ()
+    failover: bool = False
 
     def __post_init__(self) -> None:
         if type(self.table) is not str or not _TABLE.fullmatch(self.table):
@@ -82,7 +85,7 @@ class Settings:
             raise ConfigError("region", f"{self.region!r} is not a region; write it like 'eu-west-1'")
         if self.endpoint is not None:
             _check_endpoint(self.endpoint)
-        if self.regions or self.mode is not None or self.shares:
+        if self.regions or self.mode is not None or self.shares or self.failover:
             _check_regions(self)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -102,7 +105,7 @@ def check_one_region(settings: Settings, what: str) -> None:
 
 def _check_regions(settings: Settings) -> None:
     try:
-        check_regions(settings.mode, settings.regions, settings.shares)
+        check_regions(settings.mode, settings.regions, settings.shares, failover=settings.failover)
     except ConfigError as error:
         raise ConfigError(error.path.replace("all", "regions"), error.problem) from None
     if settings.region is not None and settings.region not in settings.regions:

@@ -29,6 +29,7 @@ NOT_A_SUM: Final = (
 )
 MAX_REGIONS: Final = 32
 MAX_SHARE: Final = 1_000_000
+MIN_FAILOVER_REGIONS: Final = 3
 MAX_CACHED_HOMES: Final = 10_000
 _REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _check_mode = one_of(RegionsMode)
@@ -47,6 +48,7 @@ class Regions:
     `here`       the one that this process is in; None leaves it to the store's URL, or `AWS_REGION`.
     `endpoints`  servers other than Amazon's own, by region.
     `shares`     of each region of `all`, in that order, for `split`: whole numbers, equal ones where there are none.
+    `failover`   whether the users of a lost region may be moved to the others, for `home`.
     """
 
     mode: RegionsMode
@@ -54,16 +56,19 @@ class Regions:
     here: str | None = None
     endpoints: Mapping[str, str] = field(default_factory=dict)
     shares: tuple[int, ...] = ()
+    failover: bool = False
 
     def __post_init__(self) -> None:
-        check_regions(self.mode, self.all, self.shares)
+        check_regions(self.mode, self.all, self.shares, failover=self.failover)
         for name, regions in (("here", () if self.here is None else (self.here,)), ("endpoints", self.endpoints)):
             for region in regions:
                 if region not in self.all:
                     raise ConfigError(name, not_in_list(region, self.all))
 
 
-def check_regions(mode: object, regions: tuple[object, ...], shares: tuple[object, ...] = ()) -> None:
+def check_regions(
+    mode: object, regions: tuple[object, ...], shares: tuple[object, ...] = (), *, failover: object = False
+) -> None:
     """Raise `ConfigError` for what is no list of regions, no mode, or no shares of these regions."""
     try:
         _check_mode(mode)
@@ -77,6 +82,13 @@ def check_regions(mode: object, regions: tuple[object, ...], shares: tuple[objec
         if region in regions[:position]:
             raise ConfigError(f"all[{position}]", f"{region!r} is there twice")
     _check_shares(mode, regions, shares)
+    if type(failover) is not bool:
+        raise ConfigError("failover", f"must be true or false, not {failover!r}")
+    if failover and (mode != "home" or len(regions) < MIN_FAILOVER_REGIONS):
+        raise ConfigError(
+            "failover",
+            "is for mode = 'home' over three regions or more: what most of them say holds, and of two no one is",
+        )
 
 
 def _check_shares(mode: object, regions: tuple[object, ...], shares: tuple[object, ...]) -> None:
@@ -170,6 +182,7 @@ def shown_regions(regions: Regions | None) -> object:
         "here": regions.here,
         "endpoints": dict(regions.endpoints),
         "shares": list(regions.shares),
+        "failover": regions.failover,
     }
     return {name: value for name, value in found.items() if value}
 
@@ -183,6 +196,8 @@ def regions_of_text(text: str) -> object:
     table: dict[str, object] = {name: value for name, _, value in parts}
     for name in table.keys() & {"all", "shares"}:
         table[name] = [item for item in str(table[name]).split(",") if item]
+    if table.get("failover") in ("true", "false"):
+        table["failover"] = table["failover"] == "true"
     if "shares" in table:
         table["shares"] = [int(item) if item.isdecimal() else item for item in table["shares"]]  # type: ignore[attr-defined]
     return table
@@ -199,7 +214,7 @@ def home_of(user: str, regions: tuple[str, ...]) -> str:
 
 
 _NO_TRANSACTIONS: Final = "which a table that is strongly consistent over its regions does not have: use mode = 'home'"
-_NAMES: Final = ("mode", "all", "here", "endpoints", "shares")
+_NAMES: Final = ("mode", "all", "here", "endpoints", "shares", "failover")
 _EXAMPLE: Final = (
     "{ mode = 'home', all = ['eu-west-1', 'us-east-1'] }, or RATELIMIT_REGIONS='mode=home all=eu-west-1,us-east-1'"
 )

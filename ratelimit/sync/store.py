@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from ratelimit.blocking import Runner
 from ratelimit.errors import ConfigError
-from ratelimit.opening import over_regions, store_from_url
+from ratelimit.opening import over_regions, settings_here, store_from_url
 from ratelimit.regions import Regions
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.directory import DirectoryStore
@@ -87,7 +87,9 @@ def store_from(url: str, *, user_hash_key: str | None = None, regions: Regions |
 
     runner = Runner()
     try:
-        settings = parse_url(url)
+        settings = settings_here(parse_url(url), regions)
+        if settings.failover:
+            raise ConfigError("failover", "needs an event loop, to ask the regions behind the answers; turn it off")
         inner = over_regions(settings, regions, lambda each: BlockingDynamoDBStore(each, runner))
     except ConfigError as error:
         raise error.under("store") from None

@@ -51,14 +51,16 @@ async def remove(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def replicated(engine: Engine, here: str, there: str) -> AsyncIterator[Settings]:
-    """A table with a replica, for `home` over both regions."""
+async def replicated(engine: Engine, here: str, *others: str) -> AsyncIterator[Settings]:
+    """A table with replicas, for `home` over all of the regions."""
     table = Settings(table=f"replicas-{uuid4()}", endpoint=engine.endpoint, region=here)
     await create_table(table)
     async with await connect(table) as client:
-        await client.api.update_table(TableName=table.table, ReplicaUpdates=[{"Create": {"RegionName": there}}])
-        yield replace(table, regions=(here, there), mode="home")
-        await client.api.update_table(TableName=table.table, ReplicaUpdates=[{"Delete": {"RegionName": there}}])
+        for change in ("Create", "Delete"):
+            for there in others:
+                await client.api.update_table(TableName=table.table, ReplicaUpdates=[{change: {"RegionName": there}}])
+            if change == "Create":
+                yield replace(table, regions=(here, *others), mode="home")
     await remove(table)
 
 

@@ -51,7 +51,7 @@ class World:
         **table: float | bool,
     ) -> None:
         self.random, self.clock = Random(seed), FakeClock()
-        self.table = GlobalTable(self.clock, self.random, **table)  # type: ignore[arg-type]
+        self.table = self.new_table(**table)
         self.policy = Policy("hint", f"{LIMIT}/day", lease=lease, algorithm=algorithm, on_unavailable="deny")
         self.limiters = [
             (region, Limiter(view(self.table, region), [self.policy], clock=self.clock, denial_cache=0))
@@ -62,9 +62,16 @@ class World:
         self.admitted: Counter[str] = Counter()
         self.refused = 0
 
+    def new_table(self, **options: float | bool) -> GlobalTable:
+        return GlobalTable(self.clock, self.random, **options)  # type: ignore[arg-type]
+
+    async def step(self) -> None:
+        """For what happens between checks."""
+
     async def run(self, steps: int = 120, *, cuts: float = 0.05) -> None:
         for _ in range(steps):
             self.clock.advance(self.random.choice([0.0, 0.0, 0.01, 0.1, 1.0, 3.0]))
+            await self.step()
             if self.random.random() < cuts:
                 self.table.cut(*self.random.sample(REGIONS, 2))
             if self.random.random() < cuts:

@@ -20,7 +20,7 @@ from ratelimit.opening import store_from_url
 from ratelimit.quota import to_quotas
 from ratelimit.regions import Regions, RegionsMode
 from ratelimit.regions.home import HomeStore
-from ratelimit.regions.regions import PROMISES
+from ratelimit.regions.regions import PROMISES, regions_of_text, shown_regions
 from ratelimit.regions.split import SplitStore
 from ratelimit.regions.sum import SumStore
 from ratelimit.store.delegating import layers
@@ -76,6 +76,9 @@ def test_every_mode_says_what_it_promises() -> None:
         ({**SPLIT, "shares": [1, 0.5]}, "regions.shares[1]: must be a whole number"),
         ({**SPLIT, "shares": [0, 0]}, "regions.shares: all are 0"),
         ({**SPLIT, "shares": 3}, "regions.shares: expected whole numbers in the order of `all`"),
+        ({**HOME, "failover": True}, "regions.failover: is for mode = 'home' over three regions or more"),
+        ({**SPLIT, "failover": True}, "regions.failover: is for mode = 'home'"),
+        ({**HOME, "failover": "yes"}, "regions.failover: must be true or false, not 'yes'"),
         ({**HOME, "all": 3}, "regions.all: expected text or a list of text, not 3"),
         (
             {**HOME, "here": "ap-south-1"},
@@ -198,6 +201,19 @@ def test_what_is_no_sum_is_said(policy: Any) -> None:
     load_checked(env={}, **settings, policies={"hint": {"quotas": "5/day"}})
     with pytest.raises(ConfigError, match=r"^policies\.hint: buckets, slots and reservations are no sums"):
         load_checked(env={}, **settings, policies={"hint": {"quotas": "5/day", **policy}})
+
+
+def test_users_that_may_be_moved_need_an_event_loop() -> None:
+    url = "dynamodb://limits?region=eu-west-1&regions=eu-west-1,us-east-1,ap-south-1&mode=home&failover=true"
+    store = store_from_url(url)
+    assert isinstance(store, HomeStore)
+    assert store.homes is not None
+    with pytest.raises(ConfigError, match=r"^store\.failover: needs an event loop"):
+        store_from(url)
+    text = "mode=home all=eu-west-1,us-east-1,ap-south-1 failover=true"
+    regions = load_config(env={"RATELIMIT_REGIONS": text}).regions
+    assert regions == Regions("home", (*ALL, "ap-south-1"), failover=True)
+    assert regions_of_text(text) == shown_regions(regions)
 
 
 def test_what_asks_one_region_alone_says_so() -> None:
