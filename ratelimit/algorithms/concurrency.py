@@ -6,14 +6,25 @@ gives back is over stands in a field beside it (see `limiter/holding.py`). Of wh
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from ratelimit.algorithms.base import Ops, Taken
-from ratelimit.algorithms.fields import RESERVED, SLOTS
+from ratelimit.algorithms.fields import (
+    RESERVED,
+    SLOTS,
+    bucket_field,
+    bucket_limit_field,
+    bucket_returned_field,
+    held_fields,
+    is_held,
+    is_total,
+    window_field,
+)
 from ratelimit.clock import SECOND
 from ratelimit.decision import QuotaState
-from ratelimit.quota import MAX_LIMIT, Quota
-from ratelimit.store.base import Add, Expect, Op, Record
+from ratelimit.quota import MAX_LIMIT, Quota, Window
+from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record
 
 RETRY_AFTER_S: Final = 1.0
 """When a slot will be free cannot be known: whoever finds none is told to ask again so soon."""
@@ -53,12 +64,15 @@ class Concurrency:
 
 
 # `Held`: what is held of a record, slots and reserved units, as the operations that take it and give it back. It
-# stands in the record beside what it was taken from, in a field that says by its name when it is over: c 3 ·
-# c1764349275 2 · c1764349290 1 three slots in use r 1500 · r1764349275_75d 1500 · d20758 9000 of the 9,000 units spent
-# today, 1,500 are reserved Whoever gives back takes it out of both in one write, on the condition that it is still in
-# the field; and whoever finds a field whose time is over takes all of it out of both, on the condition that it is as
-# he found it. So each unit goes back once, whoever does it. Ends are rounded up, so that there are a handful of fields
-# however many hold something.
+# stands in the record beside what it was taken from, in a field that says by its name when it is over:
+#
+#     c 3 · c1764349275 2 · c1764349290 1          three slots in use
+#     r 1500 · r1764349275_75d 1500 · d20758 9000  of the 9,000 units spent today, 1,500 are reserved
+#
+# Whoever gives back takes it out of both in one write, on the condition that it is still in the field; and whoever
+# finds a field whose time is over takes all of it out of both, on the condition that it is as he found it. So each
+# unit goes back once, whoever does it. Ends are rounded up, so that there are a handful of fields however many hold
+# something.
 
 
 class HeldUnits:
@@ -122,6 +136,39 @@ class Held:
     def is_in(self, record: Record) -> bool:
         """Return whether a true record says that it is still held."""
         return all(record.get(one.field, 0) >= one.units for one in self.fields)
+
+
+def without_spent(now: int, record: Record) -> Ops:
+    """Return what leaves of a record its totals, and what is held together with what was taken for it: that is given
+    back once more, by the holder or when the time is over. Nothing is done where that has changed meanwhile."""
+    ops: list[Op] = []
+    gone = {field for field in record if not is_total(field) and not is_held(field)}
+    windows, buckets = _reserved(record)
+    for field in gone.intersection(windows):
+        gone.remove(field)
+        ops += [Expect(field, low=record[field]), Add(field, min(0, windows[field] - record[field]))]
+    now *= 1000  # nanoseconds, as buckets count
+    for window, reserved in buckets.items():
+        field, returned_field = bucket_field(window), bucket_returned_field(window)
+        if (full_at := record.get(field, 0)) > now:
+            gone -= {field, bucket_limit_field(window), returned_field}
+            kept = min(full_at, now + reserved)
+            ops += [Expect(field, low=full_at, high=full_at), Put(field, kept), Add(returned_field, full_at - kept)]
+    return (*ops, *map(Drop, sorted(gone)))
+
+
+def _reserved(record: Record) -> tuple[dict[str, int], dict[Window, int]]:
+    """Return how much of each counter is reserved: units of windows, nanoseconds of buckets."""
+    windows: Counter[str] = Counter()
+    buckets: Counter[Window] = Counter()
+    for one in held_fields(record):
+        for window in one.windows:
+            if one.buckets:
+                limit = max(1, record.get(bucket_limit_field(window), 1))
+                buckets[window] += record[one.name] * -(-window.longest * 1000 // limit)
+            else:
+                windows[window_field(window, window.span(one.start * SECOND).index)] += record[one.name]
+    return windows, buckets
 
 
 def held_step(hold: int) -> int:

@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 
 from ratelimit.algorithms import Taken
-from ratelimit.algorithms.fields import RESERVED, SLOTS, buckets_end, current_totals, is_held, is_total
+from ratelimit.algorithms.concurrency import without_spent
+from ratelimit.algorithms.fields import RESERVED, SLOTS, buckets_end, current_totals
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled
 from ratelimit.limiter.alerts import Alerts
@@ -207,11 +208,14 @@ class Counters:
 
     async def reset(self, key: Key, now: int) -> None:
         """Forget what was spent; the totals, which are history, stay, and what somebody holds."""
-        record = await self.store.read(key)
-        if fields := [field for field in record if not is_total(field) and not is_held(field)]:
-            await self.store.apply(key, drops(now, fields), now=now)
-        left = {field: value for field, value in record.items() if is_total(field) or is_held(field)}
-        self.cached(key).learn(left, now)
+        for _ in range(ATTEMPTS):
+            record = await self.store.read(key)
+            if not (ops := without_spent(now, record)):
+                return self.cached(key).learn(record, now)
+            outcome = await self.store.apply(key, Write(ops, drops(now, []).expires_at, whole=True), now=now)
+            if outcome.applied:
+                return self.cached(key).learn(outcome.record, now)
+        raise changing(key)
 
     async def clean(self, key: Key, cached: CachedRecord, now: int) -> None:
         """Drop what is past its use from a record, as much as one write may."""

@@ -436,7 +436,8 @@ class Limiter:
     async def reset(self, user: UserId, action: str) -> None:
         """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`.
 
-        What other processes hold by a lease they still grant.
+        Slots and reserved units stay taken by whoever holds them. What other processes hold by a lease they still
+        grant.
         """
         key = Key.of(user, action)
         await self._checker.leases.release(key)

@@ -319,6 +319,28 @@ async def test_reset_leaves_what_somebody_holds() -> None:
     assert (await limiter.peek("alice", "export")).quotas[0].used == 0
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dies", [False, True])
+async def test_units_that_are_reserved_over_a_reset_go_back_once(algorithm: AlgorithmName, dies: bool) -> None:
+    clock = FakeClock()
+    limiter = Limiter(MemoryStore(), [Policy("run", "10/day", algorithm=algorithm)], clock=clock)
+    await limiter.check("alice", "run", cost=3)
+    reservation = limiter.reserve("alice", "run", 4)
+    assert await reservation.take()
+    await limiter.reset("alice", "run")
+    assert (await limiter.peek("alice", "run")).remaining == 6
+    assert await limiter.check("alice", "run", cost=6)
+    assert not await limiter.check("alice", "run")
+    if dies:
+        del reservation
+        clock.advance(COMES_BACK_S)
+    else:
+        reservation.settle(0)
+        await reservation.release()
+    assert await limiter.check("alice", "run", cost=3), "of the four, a bucket may have somewhat less"
+    assert not await limiter.check("alice", "run", cost=2)
+
+
 async def test_in_shadow_nobody_is_held_up() -> None:
     policy = Policy("export", "1 concurrent", mode="shadow")
     limiter = Limiter(MemoryStore(), [policy], clock=FakeClock())
