@@ -83,7 +83,7 @@ def test_workers_that_fork_count_together_on_the_table(engine: Engine, tmp_path:
         **{
             'broker="memory://", backend="cache+memory://"': f'broker="filesystem://", backend="file://{tmp_path}"',
             'open_store("memory://")': f"open_store({store!r})",
-            "2/minute": "5/day",
+            '[Policy("mail", quotas="2/minute")],': '[Policy("mail", quotas="5/day")], deadline=30,',
             "raise self.retry(exc=error, countdown=wait)": 'return f"refused in {os.getpid()}"',
             'return f"{text} to {user_id}"': 'return f"sent in {os.getpid()}"',
             "from celery import Celery": "import os\n\nfrom celery import Celery",

@@ -96,7 +96,7 @@ def test_loops_side_by_side(apart: Apart, fast: bool) -> None:
 
     async def several() -> None:
         await store.open()
-        barrier.wait(20)
+        barrier.wait(60)
         for _ in range(10):
             written = (await store.apply(ALICE, ADD, now=0)).record["d1"]
             with lock:

@@ -111,4 +111,4 @@ def test_an_engine_does_not_outlive_its_session() -> None:
         assert process.stdout.readline() == b"up\n"
         process.stdin.close()
         assert process.stdout.read() == b""  # the end of the output: nobody holds it any more
-        assert process.wait(timeout=10) != 0
+        assert process.wait(timeout=60) != 0

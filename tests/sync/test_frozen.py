@@ -59,5 +59,5 @@ def test_frozen_and_thawed(apart: Apart, url: str) -> None:
             os.kill(function.pid, signal.SIGCONT)
             assert call() == f"{used} None 0"
         function.stdin.close()
-        assert function.wait(20) == 0
+        assert function.wait(60) == 0
     assert events_in(apart) == ["1", "2", "3"]

@@ -53,7 +53,7 @@ def in_threads(number: int, work: Callable[[], Any]) -> list[Any]:
     ready = threading.Barrier(number)
 
     def run(_: int) -> Any:
-        ready.wait(20)
+        ready.wait(60)
         return work()
 
     with ThreadPoolExecutor(number) as pool:

@@ -109,7 +109,7 @@ class Issuer:
 
     def issue(self) -> dict[str, str]:
         self.asked += 1
-        assert self.may_answer.wait(20)
+        assert self.may_answer.wait(60)
         if self.error is not None:
             raise self.error
         expiry = (datetime.now(UTC) + timedelta(hours=6)).isoformat()

@@ -75,7 +75,7 @@ def serving(folder: Path, store: str, command: list[str], port: int, *, site: st
             yield
         finally:
             server.terminate()
-            server.wait(20)
+            server.wait(60)
 
 
 def ask(port: int, user: str) -> tuple[int, str | None, str | None]:
