@@ -19,14 +19,12 @@ from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from math import inf
 from time import monotonic
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-T = TypeVar("T")
+from ratelimit.blocking_wait import BlockingDeadline, this_thread, wait_for
 
-BlockingCall: TypeAlias = Callable[[float], T]
-"""Takes the seconds that it may block at most, and raises `TimeoutError` when they are over."""
+T = TypeVar("T")
 
 running_loop: Final = asyncio._get_running_loop
 """Returns the event loop that this thread runs; None where there is none."""
@@ -36,24 +34,6 @@ logger: Final = logging.getLogger("ratelimit")
 
 class InsideEventLoop(RuntimeError):
     """A blocking call in a thread that runs an event loop, which it would hold up."""
-
-
-def wait_for(call: BlockingCall[T]) -> T:
-    """Return what the call returns, while other threads may go on. Only in a coroutine that a `Runner` runs."""
-    runner = _thread.runner
-    assert runner is not None
-    runner.lock.release()
-    try:
-        left = _thread.deadline - monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return call(left)
-    except TimeoutError:
-        if monotonic() < _thread.deadline:
-            raise
-        raise asyncio.CancelledError from None
-    finally:
-        runner.lock.acquire()
 
 
 def refuse_event_loop(
@@ -99,11 +79,6 @@ async def aside(work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work)
 
 
-def seconds_left() -> float:
-    """Return how long this thread may take for what it does."""
-    return _thread.deadline - monotonic()
-
-
 def _sleep(seconds: float, left: float) -> None:
     time.sleep(min(seconds, left))
     if left < seconds:
@@ -143,43 +118,6 @@ def _wait_for_event(event: threading.Event, seconds: float, left: float) -> None
         raise TimeoutError
 
 
-class _Thread(threading.local):
-    deadline: float = inf
-    """When what this thread runs has to be over, as `monotonic` has it."""
-    runner: Runner | None = None
-    """Who runs it."""
-
-
-_thread: Final = _Thread()
-
-
-class BlockingDeadline:
-    """`with Deadline(seconds):` ends the waits in it when the time is over. One inside of another cannot outlast it."""
-
-    def __init__(self, seconds: float) -> None:
-        self._before = _thread.deadline
-        self.due = min(self._before, monotonic() + seconds)
-
-    def __enter__(self) -> Self:
-        _thread.deadline = self.due
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _thread.deadline = self._before
-        if kind is asyncio.CancelledError and self.due < self._before:
-            raise TimeoutError from error
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, trace)
-
-
 class Runner:
     """Runs coroutines that share state, from any number of threads, as if they were tasks of one event loop."""
 
@@ -208,14 +146,14 @@ class Runner:
 
     def run_on(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it where the lock is held, once."""
-        outer, _thread.runner = _thread.runner, self
+        outer, this_thread.lock = this_thread.lock, self.lock
         try:
             work.send(None)
         except StopIteration as done:
             result: T = done.value
             return result
         finally:
-            _thread.runner = outer
+            this_thread.lock = outer
         work.close()
         raise RuntimeError(f"{work!r} waits for an event loop, and there is none")
 

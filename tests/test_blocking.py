@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ratelimit.blocking import BlockingDeadline, Deferred, InsideEventLoop, Runner, sleep, timeout, wait_for
+from ratelimit.blocking import Deferred, InsideEventLoop, Runner, sleep, timeout
+from ratelimit.blocking_wait import BlockingDeadline, wait_for
 
 
 def test_between_two_waits_nobody_else_runs() -> None:

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
-from ratelimit.blocking import Deferred, Runner, refuse_event_loop, wait_for
+from ratelimit.blocking import Deferred, Runner, refuse_event_loop
+from ratelimit.blocking_wait import wait_for
 from ratelimit.client.limits import OriginLimits
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.errors import ConfigError

@@ -11,7 +11,8 @@ from math import inf
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-from ratelimit.blocking import Runner, wait_for
+from ratelimit.blocking import Runner
+from ratelimit.blocking_wait import wait_for
 from ratelimit.dynamodb.access import Client, LaterApi, ServerClock
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.environment import Way, way_of

@@ -10,7 +10,7 @@ from botocore import exceptions as aws
 from botocore.config import Config
 from botocore.session import Session, get_session
 
-from ratelimit.blocking import seconds_left
+from ratelimit.blocking_wait import seconds_left
 from ratelimit.dynamodb.access import Client, ServerClock
 from ratelimit.dynamodb.blocking import BlockingApi
 from ratelimit.dynamodb.errors import ISSUER, Place, explained

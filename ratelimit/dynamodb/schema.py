@@ -115,9 +115,10 @@ def unescape(part: str) -> str:
 
 def limit_pk(key: Key) -> str:
     user, action = key
-    if "#" in user or "%" in user or "#" in action or "%" in action:
-        user, action = escape(user), escape(action)
-    return f"USR#{user}#LIM#{action}"
+    pk = f"USR#{user}#LIM#{action}"
+    if "%" in pk or pk.count("#") > 3:
+        return f"USR#{escape(user)}#LIM#{escape(action)}"
+    return pk
 
 
 def limit_key(key: Key) -> dict[str, Attribute]:

@@ -48,17 +48,18 @@ class ConditionalWriter:
 
     async def apply(self, key: Key, write: Write) -> Outcome:
         self._stats.calls["UpdateItem"] += 1
-        result: UpdateResult | StoreUnavailable
+        answer: UpdateResult | None = None
+        failed: StoreUnavailable | None = None
         try:
-            result = await self._transport.apply(key, write)
+            answer = await self._transport.apply(key, write)
         except StoreUnavailable as error:
-            result = error
-        if isinstance(result, StoreUnavailable):
+            failed = error
+        if answer is None:
+            assert failed is not None
             again = partial(self._transport.apply, key, write)
-            answer = await self._retries.after(result, "UpdateItem", again, on=NOT_EXECUTED)
-        else:
-            answer = result
-        self._stats.write_units += answer.write_units
+            answer = await self._retries.after(failed, "UpdateItem", again, on=NOT_EXECUTED)
+        if answer.write_units:
+            self._stats.write_units += answer.write_units
         if answer.record is not None:
             return Outcome(answer.applied, answer.record)
         if answer.item is None:

@@ -52,7 +52,8 @@ class Checker:
         self.background = background
         self.leases = Leases(counters, self._take, self._give_back, self.background, clock)
         self.coalescer: Coalescer[int, Decision] | None = None
-        if circuit is not None and not isinstance(circuit, BlockingCircuit):
+        self._blocking_circuit = circuit if isinstance(circuit, BlockingCircuit) else None
+        if circuit is not None and self._blocking_circuit is None:
             self.coalescer = Coalescer(self._spend_many, clock, deadline)
         self.joint = JointChecker(self, counters, fallback, clock, deadline)
         self._closed = False
@@ -128,9 +129,10 @@ class Checker:
             if compiled is None:
                 return self.check_by(key, cost, None, None)
         now = self._clock.now()
-        decision = self._answer_locally(compiled, key, now, cost)
+        cached = self._counters.cache.get_or_make(key, CachedRecord)
+        decision = self._answer_locally(compiled, key, now, cost, cached)
         if decision is None:
-            return self._ask(compiled, key, now, cost)
+            return self._ask(compiled, key, now, cost, cached)
         return decision if decision.allowed and self.observer is None else self.tell(compiled, decision, now)
 
     async def check_by(
@@ -140,11 +142,16 @@ class Checker:
         answer = self.check(key, cost, await self._resolver.of_check(key, quotas, algorithm))
         return answer if isinstance(answer, Decision) else await answer
 
-    async def _ask(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
+    async def _ask(self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord) -> Decision:
         """Return the store's decision, else the fallback's."""
         decision: Decision | None
+        circuit = self._blocking_circuit
         try:
-            decision = await self._spend(compiled, key, now, cost)
+            if circuit is None or compiled.lease is not None:
+                decision = await self._spend(compiled, key, now, cost)
+            else:
+                with circuit.call():
+                    decision = await self._counters.spend_one(compiled, key, now, cost, cached)
         except StoreUnavailable:
             decision = None
         if decision is None:
@@ -160,7 +167,9 @@ class Checker:
             self.observer(decision, took / SECOND if took > 0 else 0.0)
         return decision
 
-    def _answer_locally(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
+    def _answer_locally(
+        self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord
+    ) -> Decision | None:
         """Return the decision that does not have to wait for the store, if there is one."""
         max_cost = compiled.max_cost
         if max_cost is None and self._circuit is not None:
@@ -175,7 +184,6 @@ class Checker:
             if self.leases.held(compiled, key, now):
                 return None
         counters = self._counters
-        cached = counters.cache.get_or_make(key, CachedRecord)
         if cached.refused_at >= 0:
             refusal = counters.known_refusal(compiled, key, now, cost, cached)
             if refusal is not None:

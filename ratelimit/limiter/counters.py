@@ -82,9 +82,12 @@ class Counters:
             return None
         return admit(compiled, key, now, cost, cached.record)
 
-    async def spend_one(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
+    async def spend_one(
+        self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord | None = None
+    ) -> Decision:
         """Spend `cost` if it fits: one round trip, and at most one more where the cached record was out of date."""
-        cached = self.cache.get_or_make(key, CachedRecord)
+        if cached is None:
+            cached = self.cache.get_or_make(key, CachedRecord)
         for attempt in range(ATTEMPTS):
             write = compiled.spend(now, cost, cached, attempt >= CONTENDED)
             if write is None:

@@ -14,7 +14,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
 
-from ratelimit import blocking
+from ratelimit.blocking import sleep
+from ratelimit.blocking_wait import BlockingDeadline, this_thread
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock, seconds
 from ratelimit.errors import LimiterClosed, StoreThrottled, StoreUnavailable
@@ -243,14 +244,14 @@ class BlockingCircuit(CircuitBreaker):
         """Return when the calls under way have ended, in whatever thread."""
         latest = monotonic() + 2 * self.deadline
         while self.under_way and monotonic() < latest:
-            await blocking.sleep(_LOOK_S)
+            await sleep(_LOOK_S)
 
 
-class BlockingStoreCall(blocking.BlockingDeadline):
+class BlockingStoreCall(BlockingDeadline):
     """A call that this thread makes. Its time is over where it waits; nobody else ends it."""
 
     def __init__(self, circuit: BlockingCircuit) -> None:
-        super().__init__(circuit.deadline)
+        self._seconds = circuit.deadline
         self._circuit = circuit
 
     def __exit__(
@@ -258,9 +259,12 @@ class BlockingStoreCall(blocking.BlockingDeadline):
     ) -> None:
         circuit = self._circuit
         circuit.under_way -= 1
-        try:
-            super().__exit__(kind, error, trace)
-        except TimeoutError:
-            raise circuit.too_late() from error
+        if error is None:
+            this_thread.deadline = self._before
+        else:
+            try:
+                super().__exit__(kind, error, trace)
+            except TimeoutError:
+                raise circuit.too_late() from error
         if error is not None or circuit.breaker.failed_calls:
             circuit.settle(error)

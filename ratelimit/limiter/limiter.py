@@ -33,7 +33,7 @@ from ratelimit.limiter.holding import Hold
 from ratelimit.limiter.joint import JointPart, Spend
 from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, WaitQueues, check_timeout
-from ratelimit.names import Key, UserId
+from ratelimit.names import Key, UserId, check_user
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
 from ratelimit.regions.split import split_of
@@ -193,11 +193,13 @@ class Limiter:
     def _begin(
         self, user: UserId, action: str, cost: int, quotas: QuotasLike | None, algorithm: AlgorithmName | None
     ) -> Answer:
-        key = Key.of(user, action)
+        compiled = self._resolver.named.get(action) if type(action) is str else None
+        # The name of a policy was checked with the policy.
+        key = Key.of(user, action) if compiled is None else tuple.__new__(Key, (check_user(user), action))
         if type(cost) is not int or not 0 < cost <= MAX_LIMIT:
             raise _bad_cost(cost)
         if quotas is None and algorithm is None:
-            return self._checker.check(key, cost)
+            return self._checker.check(key, cost, compiled)
         return self._checker.check_by(key, cost, quotas, algorithm)
 
     async def wait(

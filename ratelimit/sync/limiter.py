@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from ratelimit.algorithms.fields import Per
-from ratelimit.blocking import Deferred, Runner, refuse_event_loop, wait_for
+from ratelimit.blocking import Deferred, Runner, refuse_event_loop, running_loop
+from ratelimit.blocking_wait import wait_for
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision, JointDecision
@@ -166,7 +167,8 @@ class Limiter:
 
         Raises what the async one does, and `InsideEventLoop` in a thread that runs an event loop.
         """
-        refuse_event_loop("Limiter")
+        if running_loop() is not None:
+            refuse_event_loop("Limiter")
         runner = self._runner
         with runner.lock:
             answer = self._core._begin(user, action, cost, quotas, algorithm)

@@ -39,7 +39,7 @@ def gzipped() -> Behaviour:
 
     async def behave(exchange: Exchange) -> bool:
         body = gzip.compress(json.dumps(exchange.good_answer()).encode())
-        await exchange.send(200, body, headers={"Content-Encoding": "gzip"})
+        await exchange.send(200, body, headers={"Content-Encoding": "gzip", "x-amz-crc32": crc32(body)})
         return True
 
     return behave

@@ -17,7 +17,8 @@ import trustme
 from botocore.credentials import RefreshableCredentials
 from botocore.exceptions import CredentialRetrievalError
 
-from ratelimit.blocking import BlockingDeadline, Runner
+from ratelimit.blocking import Runner
+from ratelimit.blocking_wait import BlockingDeadline
 from ratelimit.dynamodb.transport.threads import ThreadCredentials
 from ratelimit.errors import StoreUnavailable
 from ratelimit.policy import Policy

@@ -79,13 +79,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_cut_off)
 
 
-def _poll_of(watched: socket.socket) -> Callable[[int], list[tuple[int, int]]] | None:
-    """Return what tells whether anything has come on a connection on which nothing should: its end, most likely."""
+def _poll_of(watched: socket.socket) -> Callable[[float], list[Any]]:
+    """Return what waits so many milliseconds until something has come on a connection, and returns whether it has."""
     if not hasattr(select, "poll"):
-        return None
+        return partial(_select, watched)
     poll = select.poll()
     poll.register(watched, select.POLLIN)
     return poll.poll
+
+
+def _select(watched: socket.socket, milliseconds: float) -> list[Any]:
+    return select.select([watched], [], [], milliseconds / 1000)[0]
 
 
 class Endpoint(NamedTuple):
@@ -165,8 +169,9 @@ class Connection(asyncio.Protocol):
         self.since = now
 
     def is_quiet(self) -> bool:
-        """Return whether nothing has come on an idle one, of which the loop may not have heard yet."""
-        return self._poll is None or not self._poll(0)
+        """Return whether nothing has come on an idle one, of which the loop may not have heard yet: its end, most
+        likely."""
+        return not self._poll(0)
 
     def expire(self) -> None:
         """End it, for the answer is overdue."""
@@ -218,7 +223,8 @@ class Connection(asyncio.Protocol):
             return
         status = self._parser.get_status_code()
         head = self._received[: self._received.find(b"\r\n\r\n") + 2].lower()
-        if problem := self._problem(status, head):
+        is_as_ever = b"\r\nx-amz-crc32: %d\r\n" % crc32(self._body) in head and b"\r\ncontent-encoding:" not in head
+        if not (is_as_ever and status >= 200) and (problem := self._problem(status, head)):
             self._spoiled(problem)
             return
         self.busy, self._received = False, b""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -30,7 +29,7 @@ from ratelimit.dynamodb.errors import (
     unsignable,
 )
 from ratelimit.dynamodb.expressions import encode
-from ratelimit.dynamodb.schema import NOT_FIELDS, PK, SK, STATE, limit_pk
+from ratelimit.dynamodb.schema import NOT_FIELDS, PK, SK, STATE, TTL, TYPE, limit_pk
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,
@@ -61,10 +60,13 @@ def read_update(response: Response) -> UpdateResult:
         numbers = decode_numbers(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _read_oddity(response)
-    record = {
-        name: value.N for name, value in numbers.Attributes.items() if value.N is not None and name not in NOT_FIELDS
-    }
-    return UpdateResult(True, None, _units(numbers.ConsumedCapacity), record)
+    attributes, consumed = numbers.Attributes, numbers.ConsumedCapacity
+    attributes.pop(TYPE, None)
+    attributes.pop(TTL, None)
+    record: dict[str, Any] = {name: value.N for name, value in attributes.items()}
+    if None in record.values():  # of a whole item, or of somebody else's attribute
+        record = {name: number for name, number in record.items() if number is not None and name not in NOT_FIELDS}
+    return UpdateResult(True, None, 0.0 if consumed is None else consumed.CapacityUnits, record)
 
 
 def _read_oddity(response: Response) -> UpdateResult:
@@ -273,11 +275,11 @@ class FastTransport:
 
     def apply(self, key: Key, write: Write) -> Coroutine[Any, Any, UpdateResult]:
         body = self._bodies.body(limit_pk(key), write)
-        return self._send(self._update, body, partial(self._slow.apply, key, write))
+        return self._send(self._update, body, self._slow.apply, (key, write))
 
     def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Coroutine[Any, Any, BatchWriteResult]:
         body = to_json({"RequestItems": {self._table: requests}, **self._capacity})
-        return self._send(self._batch, body, partial(self._slow.write_batch, requests))
+        return self._send(self._batch, body, self._slow.write_batch, (requests,))
 
     async def call(self, name: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """Send any other operation, and return its answer; None where it has to be sent in another way.
@@ -287,7 +289,7 @@ class FastTransport:
         operation = self._others.get(name)
         if operation is None:
             operation = self._others[name] = _Operation(name, self._endpoint, read_any)
-        result: dict[str, Any] | ClientError | None = await self._send(operation, to_json(request), _nothing)
+        result: dict[str, Any] | ClientError | None = await self._send(operation, to_json(request), _nothing, ())
         if isinstance(result, ClientError):
             raise result
         return result
@@ -304,20 +306,26 @@ class FastTransport:
         await self.pool.close()
 
     async def _send(
-        self, operation: _Operation, body: bytes, send_slowly: Callable[[], Awaitable[Any]], after: str = ""
+        self,
+        operation: _Operation,
+        body: bytes,
+        send_slowly: Callable[..., Awaitable[Any]],
+        request: tuple[Any, ...],
+        after: str = "",
     ) -> Any:
-        """Return the answer, or what `send_slowly` does where it is needed. `after` says why it is asked once more."""
+        """Return the answer, or what `send_slowly` does with the `request` where it is needed. `after` says why it is
+        asked once more."""
         skew = self._server_clock.skew
         try:
-            secrets = self._credentials.at_hand or await self._credentials.secrets()
+            secrets = self._credentials.at_hand() or await self._credentials.secrets()
             now = elapsed()
             connection = self.pool.take(now)
             if connection is None:
                 connection = await self.pool.wait()
                 now = elapsed()
             try:
-                request = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
-                answer = connection.ask(request, now)
+                signed = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
+                answer = connection.ask(signed, now)
                 response = answer if isinstance(answer, Response) else await answer
             except BaseException:
                 # Out of time, or worse: an answer that still comes must not be the next one's.
@@ -343,8 +351,8 @@ class FastTransport:
         else:
             self._stats.fallbacks[unusual] += 1
             if unusual != "clock":
-                return await send_slowly()
-        return await self._send(operation, body, send_slowly, unusual)
+                return await send_slowly(*request)
+        return await self._send(operation, body, send_slowly, request, unusual)
 
     def _unusual(
         self, operation: _Operation, response: Response, skew: int, after: str

@@ -41,9 +41,12 @@ class IdleConnections:
         was idle for too long, while nobody looked."""
         while self._idle:
             connection = self._idle.pop()
-            if now - connection.since >= self._max_idle:
+            idle = now - connection.since
+            if idle < CLOSE_LOOK_S and connection.usable:
+                return connection
+            if idle >= self._max_idle:
                 connection.end("idle")
-            elif connection.usable and (now - connection.since < CLOSE_LOOK_S or connection.is_quiet()):
+            elif connection.usable and connection.is_quiet():
                 return connection
             else:
                 connection.end("closed")

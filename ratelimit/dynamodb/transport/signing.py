@@ -66,7 +66,7 @@ class Signer:
 
     def request(self, body: bytes, secrets: Secrets, second: int) -> bytes:
         """Return the whole request as it is sent, signed for this moment (epoch seconds)."""
-        if second != self._second or secrets != self._secrets:
+        if second != self._second or secrets is not self._secrets:
             self._turn_to(secrets, second)
         canonical = self._canonical.copy()
         canonical.update(sha256(body).hexdigest().encode())
@@ -137,14 +137,13 @@ class CredentialsCache:
         """The task that refreshes them; None while there is none."""
         self._not_before = 0.0
 
-    @property
     def at_hand(self) -> Secrets | None:
         """Return the credentials to sign with now, where that can be told without asking botocore: static ones."""
         secrets, now = self._secrets, self._credentials
         if self._refreshable or secrets is None:
             return None
-        same = now.secret_key == secrets.secret_key and now.access_key == secrets.access_key
-        return secrets if same and (now.token or None) == secrets.token else None
+        same = (now.access_key, now.secret_key, now.token or None) == secrets
+        return secrets if same else None
 
     async def secrets(self) -> Secrets:
         """Return the credentials to sign with now. Raise `Unsignable`, or what botocore raises where it finds none."""

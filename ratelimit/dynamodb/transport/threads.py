@@ -16,13 +16,12 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from math import ceil
 from time import monotonic
 from typing import Any, Final, cast
 
 from botocore import exceptions as aws
 
-from ratelimit.blocking import wait_for
+from ratelimit.blocking_wait import BlockingCall, wait_for
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.errors import Place, StoreUnreachable, explain
 from ratelimit.dynamodb.transport.connection import (
@@ -50,6 +49,7 @@ class ThreadConnection(Connection):
         self._socket = connected
         self._timeout = timeout
         self._is_waiting = False
+        self._request = b""
         self._response: Response | None = None
         self._error: Exception | None = None
         self._transport = cast(asyncio.Transport, _Closing(self._close))
@@ -73,11 +73,15 @@ class ThreadConnection(Connection):
         """Send a request; only while `usable`. Return the answer, or raise one of `boto_errors`."""
         self._begin(now)
         self._is_waiting = True
-        due = monotonic() + self._timeout
+        self._request = request
+        step: BlockingCall[bytes] = self._exchange
         try:
-            self._take(wait_for(partial(self._exchange, request, due)))
             while self.busy and self.usable:
-                self._take(wait_for(partial(self._receive, due)))
+                if data := wait_for(step):
+                    self.data_received(data)
+                else:
+                    self.eof_received()
+                step = self._receive
         except TimeoutError:
             self.expire()
         except OSError as error:
@@ -98,51 +102,40 @@ class ThreadConnection(Connection):
     def _fail(self, error: Exception) -> None:
         self._error = self._error or error
 
-    def _take(self, data: bytes) -> None:
-        if data:
-            self.data_received(data)
-        else:
-            self.eof_received()
-
-    def _exchange(self, request: bytes, due: float, left: float) -> bytes:
-        sent = self._send(request)
-        if sent < len(request):
-            due = min(due, monotonic() + left)
-            while sent < len(request):
-                self._wait_to_write(due)
-                sent += self._send(request[sent:])
-            left = due - monotonic()
-        return self._receive(due, left)
-
-    def _send(self, data: bytes) -> int:
+    def _exchange(self, left: float) -> bytes:
+        """Send, and return what comes: at the first attempt, as is almost always possible."""
+        request, sent = self._request, 0
         try:
-            return self._socket.send(data)
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return 0
+            sent = self._socket.send(request)
+            if sent == len(request):
+                # (Rounded up to a millisecond, so that the time is over when it says so.)
+                if not self._poll(1000 * (left if left < self._timeout else self._timeout)):
+                    raise TimeoutError
+                return self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        due = self.since + left
+        while sent < len(request):
+            self._wait_to_write(due)
+            with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                sent += self._socket.send(request[sent:])
+        return self._receive(due - elapsed())
 
-    def _receive(self, due: float, left: float) -> bytes:
-        due = min(due, monotonic() + left)
-        while True:
-            self._wait_to_read(due)
+    def _wait_to_write(self, due: float) -> None:
+        left = min(due, self.since + self._timeout) - elapsed()
+        if left <= 0 or not select.select([], [self._socket], [], left)[1]:
+            raise TimeoutError
+
+    def _receive(self, left: float) -> bytes:
+        """Return what comes. Raise `TimeoutError` where nothing has come by then."""
+        now = elapsed()
+        due = min(now + left, self.since + self._timeout)
+        while now < due and self._poll((due - now) * 1000):
             try:
                 return self._socket.recv(_READ_BYTES)
             except (BlockingIOError, ssl.SSLWantReadError):
-                continue
-
-    def _wait_to_read(self, due: float) -> None:
-        """Raise `TimeoutError` where nothing has come by then."""
-        left = due - monotonic()
-        if left <= 0:
-            raise TimeoutError
-        # Rounded up, so that the time is over when it says so.
-        ready = self._poll(ceil(left * 1000)) if self._poll else select.select([self._socket], [], [], left)[0]
-        if not ready:
-            raise TimeoutError
-
-    def _wait_to_write(self, due: float) -> None:
-        left = due - monotonic()
-        if left <= 0 or not select.select([], [self._socket], [], left)[1]:
-            raise TimeoutError
+                now = elapsed()
+        raise TimeoutError
 
     def _close(self) -> None:
         """Another thread may wait for it, which closes it then: its number is not to be another's by then."""
