@@ -271,6 +271,8 @@ _EventKey: TypeAlias = tuple[str, int, str, str]
 """The user of an event, and where it lies: its time, action and id."""
 _TimelineEntry: TypeAlias = tuple[int, int, str, str]
 _DAY_MS: Final = DAY // 1000
+# Of what is in order one part may be gone: it takes memory until all others are moved.
+_GONE_PARTS: Final = 16
 _EPOCH: Final = date(1970, 1, 1)
 
 
@@ -310,7 +312,7 @@ class _Sorted(Generic[P]):
                 return False
         if place == self._gone:
             self._gone += 1
-            if 2 * self._gone > len(positions):
+            if _GONE_PARTS * self._gone > len(positions):
                 del positions[: self._gone]
                 self._gone = 0
         else:
