@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from difflib import get_close_matches
-from types import TracebackType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -42,9 +41,7 @@ class OpeningStore:
     async def __aenter__(self) -> TableStore:
         return await self._open()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._store.close()
 
     async def _open(self) -> TableStore:

@@ -6,7 +6,6 @@ They lean on the interface of transports alone, and so they serve the clients of
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, TypeVar
 
 from ratelimit.blocking import Deferred, Runner, refuse_event_loop
@@ -109,14 +108,9 @@ class AsyncRateLimitTransport(AsyncBaseTransport):
         await self._transport.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
+    async def __aexit__(self, *error: Any) -> None:
         await self._sender.limits.close()
-        await self._transport.__aexit__(kind, error, trace)
+        await self._transport.__aexit__(*error)
 
 
 class RateLimitTransport(BaseTransport):
@@ -155,14 +149,9 @@ class RateLimitTransport(BaseTransport):
         self._transport.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._run(self._sender.limits.close())
-        self._transport.__exit__(kind, error, trace)
+        self._transport.__exit__(*error)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         refuse_event_loop("AsyncRateLimitTransport", work, package="ratelimit.client")

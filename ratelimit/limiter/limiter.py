@@ -7,7 +7,6 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import partial
-from types import TracebackType
 from typing import Any, Final, Self, overload
 from weakref import WeakSet
 
@@ -168,9 +167,7 @@ class Limiter:
         await self.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def check(

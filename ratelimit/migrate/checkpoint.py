@@ -11,7 +11,6 @@ from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
 from tempfile import mkstemp
-from types import TracebackType
 from typing import Any, BinaryIO, Final, Literal, Self
 
 import msgspec
@@ -203,8 +202,6 @@ class Scratch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._database.close()
         self._path.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ They count in memory, from nothing, by a clock that only the test turns; and wha
 from __future__ import annotations
 
 import gc
-from types import TracebackType
 from typing import Any, Self, cast
 
 from ratelimit.algorithms.totals import totals_of
@@ -35,9 +34,7 @@ class Limits:
         replace_system_clock(self.clock)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         replace_system_clock(None)
         self.reset_all()
 
