@@ -112,16 +112,22 @@ class Registry:
 
 
 def _merged(families: Iterable[Family]) -> list[Family]:
-    found: dict[str, tuple[Family, dict[Hashable, Sample]]] = {}
+    found: dict[str, list[Family]] = {}
     for family in families:
-        _, samples = found.setdefault(family.name, (family, {}))
+        found.setdefault(family.name, []).append(family)
+    return [same[0] if len(same) == 1 else _sum(same) for same in found.values()]
+
+
+def _sum(same: list[Family]) -> Family:
+    found: dict[Hashable, Sample] = {}
+    for family in same:
         for sample in family.samples:
             key = sample.name, frozenset(sample.labels.items())
-            before = samples.get(key)
+            before = found.get(key)
             if before is not None and family.type != "gauge":
                 sample = sample._replace(value=before.value + sample.value)
-            samples[key] = sample
-    return [family._replace(samples=list(samples.values())) for family, samples in found.values()]
+            found[key] = sample
+    return same[0]._replace(samples=list(found.values()))
 
 
 # How workers tell one another their metrics. Quicker to read than the text format, for whoever collects from many also

@@ -6,7 +6,7 @@ here count in plain attributes, and the workers of a sidecar are told apart by s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
@@ -28,11 +28,13 @@ def exposition(workers: Mapping[str, Iterable[Family]], accept: str) -> tuple[by
 
     The worker becomes a label of every sample.
     """
-    all_workers = Registry()
+    found: dict[str, Family] = {}
     for worker, families in workers.items():
-        all_workers.register(worker, lambda worker=worker, families=families: _labelled(worker, families))  # type: ignore[misc]
+        for family in families:
+            samples = [sample._replace(labels={"worker": worker, **sample.labels}) for sample in family.samples]
+            found.setdefault(family.name, family._replace(samples=[])).samples.extend(samples)
     encode, content_type = choose_encoder(accept)
-    return encode(_Families(all_workers)), content_type
+    return encode(_Families(found.values)), content_type
 
 
 def process_families() -> list[Family]:
@@ -57,24 +59,18 @@ def expose(
     families = _exposed.get(registry) or Registry()
     watch(families, limiter, usage)
     if registry not in _exposed:
-        registry.register(_Families(families))
+        registry.register(_Families(families.collect))
         _exposed[registry] = families
-
-
-def _labelled(worker: str, families: Iterable[Family]) -> Iterator[Family]:
-    for family in families:
-        samples = [sample._replace(labels={"worker": worker, **sample.labels}) for sample in family.samples]
-        yield family._replace(samples=samples)
 
 
 class _Families(Collector):
     """Our families as prometheus_client's `Metric` values."""
 
-    def __init__(self, families: Registry) -> None:
-        self._families = families
+    def __init__(self, read: Callable[[], Iterable[Family]]) -> None:
+        self._read = read
 
     def collect(self) -> Iterator[Metric]:
-        for name, documentation, kind, samples in self._families.collect():
+        for name, documentation, kind, samples in self._read():
             metric = Metric(name, documentation, kind)
             for sample in samples:
                 metric.add_sample(*sample)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from ratelimit.dynamodb import Settings, delete_table
+from ratelimit.metrics import Family
 from tests.engines import Engine
 from tests.server.running import running, write
 
@@ -38,3 +41,21 @@ async def test_not_ready_before_the_start_and_when_it_leaves(tmp_path: Path) -> 
         assert await service.statuses(1) == [200], "everything else goes on"
         service.sidecar.stopping, service.sidecar.running = False, False
         assert (await service.admin.get("/health/ready")).status_code == 503
+
+
+async def test_metrics_are_written_while_requests_are_answered(tmp_path: Path) -> None:
+    answered = threading.Event()
+    async with running(write(tmp_path)) as service:
+        registry = service.sidecar.registry
+        collect = registry.collect
+
+        def collect_slowly(**options: Any) -> list[Family]:
+            assert answered.is_set() or answered.wait(60), "nobody is answered meanwhile"
+            return collect(**options)
+
+        registry.collect = collect_slowly  # type: ignore[method-assign]
+        scrape = asyncio.create_task(service.admin.get("/metrics"))
+        await asyncio.sleep(0)
+        assert await service.statuses(1) == [200]
+        answered.set()
+        assert "ratelimit_up" in (await scrape).text
