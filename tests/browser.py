@@ -27,9 +27,6 @@ _FLAGS: Final = (
 )  # fmt: skip
 
 
-_ENDS: Final = ("Network.loadingFinished", "Network.loadingFailed")
-
-
 class Page:
     """The one tab."""
 
@@ -43,10 +40,13 @@ class Page:
     def open(self, url: str, *, scheme: str = "light") -> None:
         """Until it has loaded, in light or dark."""
         self._events.clear()
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self._ask("Emulation.setEmulatedMedia", features=features)
+        self.prefer(scheme)
         self._ask("Page.navigate", url=url)
         self._until("Page.loadEventFired")
+
+    def prefer(self, scheme: str) -> None:
+        """Have it light or dark."""
+        self._ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def resize(self, width: int, height: int) -> None:
         """Have the window so large, as a phone's where it is narrow."""
@@ -83,12 +83,6 @@ class Page:
     def requests(self) -> list[str]:
         """Every URL that was fetched."""
         return [e["params"]["request"]["url"] for e in self._events if e["method"] == "Network.requestWillBeSent"]
-
-    @property
-    def pending(self) -> set[str]:
-        """The requests that have no answer yet."""
-        ended = {e["params"]["requestId"] for e in self._events if e["method"] in _ENDS}
-        return {e["params"]["requestId"] for e in self._events if e["method"] == "Network.requestWillBeSent"} - ended
 
     def _ask(self, method: str, **parameters: object) -> dict[str, Any]:
         self._next += 1

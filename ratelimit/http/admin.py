@@ -45,7 +45,7 @@ class AdminBackend(Protocol):
         """Return the configuration in effect, secrets masked."""
         ...
 
-    def preview(self) -> Mapping[str, object]:
+    async def preview(self) -> Mapping[str, object]:
         """Return what a reload would change. Raises `ConfigError`."""
         ...
 
@@ -126,7 +126,7 @@ class _Routes:
 
     async def reload(self, request: Request) -> Response:
         try:
-            return _json(await self._backend.reload() if request.method == "POST" else self._backend.preview())
+            return _json(await (self._backend.reload() if request.method == "POST" else self._backend.preview()))
         except (ConfigError, StoreMisconfigured) as error:
             return _problem(422, "The configuration was not taken over", str(error))
         except StoreUnavailable as error:

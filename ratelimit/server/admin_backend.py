@@ -132,8 +132,8 @@ class ServerBackend:
     def config(self) -> Mapping[str, object]:
         return document(self._sidecar.current.runtime.config)
 
-    def preview(self) -> Mapping[str, object]:
-        reloaded, config = self._sidecar.preview()
+    async def preview(self) -> Mapping[str, object]:
+        reloaded, config = await self._sidecar.preview()
         now, then = self.config(), document(config)
         settings = {name: Reloading(_setting(now, name), _setting(then, name)) for name in reloaded.changed}
         return {"changed": reloaded.changed, "restart": reloaded.restart, "settings": settings}

@@ -184,14 +184,15 @@ class Sidecar:
         logger.warning("the configuration was reloaded: %s", _summary(reloaded))
         return reloaded
 
-    def preview(self) -> tuple[Reloaded, Config]:
+    async def preview(self) -> tuple[Reloaded, Config]:
         """Return what a reload would change now, and to what. Raises `ConfigError` where it would be refused."""
-        config = self._source()
+        config = await asyncio.to_thread(self._source)
         return _difference(self.current.runtime.config, config), config
 
     async def _reload(self) -> Reloaded:
         former = self.current
-        config = self._source()
+        # In a thread: ten thousand policies take more than a second to check.
+        config = await asyncio.to_thread(self._source)
         reloaded = _difference(former.runtime.config, config)
         if not reloaded.changed:
             return reloaded

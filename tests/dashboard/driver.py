@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tests.browser import Page
 
-WITHIN_S: Final = 40.0
+WITHIN_S: Final = 90.0
 AXE: Final = Path(__file__).parents[2] / ".cache/axe/axe_playwright_python/axe.min.js"
 _FIND: Final = """
 const shown = (one) => one.checkVisibility() && !one.closest("[inert]")
@@ -21,12 +21,33 @@ const labelled = (name) => [...top.querySelectorAll("label")].filter(shown)
 """
 
 
+# Counted in the page: what the browser tells of its network may come later than what it does next.
+_COUNT_REQUESTS: Final = """
+window.underWay = 0
+const ask = window.fetch
+window.fetch = async (...what) => {
+  window.underWay += 1
+  try {
+    const answer = await ask(...what)
+    await answer.clone().arrayBuffer()
+    return answer
+  } finally { window.underWay -= 1 }
+}
+"""
+_SETTLE: Final = """(async () => {
+  for (let quiet = 0; quiet < 3; quiet = window.underWay ? 0 : quiet + 1) {
+    await new Promise((done) => setTimeout(done, 20))
+  }
+})()"""
+
+
 class Tab:
     """One tab on a page. `trouble` are console messages that a test has provoked, and does not want to hear of."""
 
     def __init__(self, page: Page, address: str) -> None:
         self.page = page
         self.address = address
+        page._ask("Page.addScriptToEvaluateOnNewDocument", source=_COUNT_REQUESTS)
 
     def open(self, view: str = "", *, scheme: str = "light") -> None:
         """Load the page anew."""
@@ -49,10 +70,7 @@ class Tab:
 
     def settle(self) -> None:
         """Wait until nothing is asked for any more."""
-        until, quiet = time.monotonic() + WITHIN_S, 0
-        while quiet < 3 and time.monotonic() < until:
-            self.page.evaluate("new Promise((done) => setTimeout(done, 25))")
-            quiet = 0 if self.page.pending else quiet + 1
+        self.page.evaluate(_SETTLE)
 
     def press(self, name: str) -> None:
         """Press the button or the link of this name."""
@@ -101,6 +119,15 @@ class Tab:
         """Wait until all of this can be read."""
         for text in texts:
             self.until(f"document.body.innerText.includes({json.dumps(text)})", text)
+
+    def shows(self, *quotas: str) -> None:
+        """Wait until these quotas can be read, and draw the view again where they cannot: while the directory is late,
+        it is the policies' own that hold."""
+        until = time.monotonic() + WITHIN_S
+        while not all(quota in self.text for quota in quotas):
+            assert time.monotonic() < until, f"{quotas} did not come about in:\n{self.text[:900]}"
+            self.page.evaluate("window.dispatchEvent(new Event('hashchange'))")
+            self.settle()
 
     def until(self, condition: str, what: str = "") -> None:
         """Wait until something holds."""

@@ -98,17 +98,17 @@ class Ground(NamedTuple):
 
 
 @contextmanager
-def ground(folder: Path) -> Iterator[Ground]:
+def ground(folder: Path, *, events: int = EVENTS) -> Iterator[Ground]:
     """All of it, with what the users did in the last five weeks."""
     with ExitStack() as engine:
         running = engine.enter_context(start())
         store = running.store_url("page", consumed="true")
-        asyncio.run(_fill(running.store_url("page")))
+        asyncio.run(_fill(running.store_url("page"), events))
         with serving(configured(folder, store)) as served:
             yield Ground(served, folder, store, engine)
 
 
-async def _fill(url: str) -> None:
+async def _fill(url: str, count: int) -> None:
     now = SystemClock().now()
     await create_table(parse_url(url), TableSpec(gsi2=True))
     async with open_store(url) as store:
@@ -116,16 +116,19 @@ async def _fill(url: str) -> None:
         await directory.put_plan(Plan(PLAN, {"hint": "50/day"}))
         await directory.put_user(User("alice", plan=PLAN, identities=[Identity.email("alice@example.com")]))
         await directory.put_user(User(SCRIPT, quotas={"hint": "9/day", RUNS: "2/day"}))
-        events = [_event(number, now) for number in range(EVENTS)]
+        if count == EVENTS:  # more than a page of either
+            await asyncio.gather(*(directory.put_user(User(f"user-{number}")) for number in range(100)))
+            await asyncio.gather(*(directory.put_plan(Plan(f"z-{number}", {})) for number in range(100)))
+        events = [_event(number, now, count) for number in range(count)]
         batches = [events[at : at + 25] for at in range(0, len(events), 25)]
         for at in range(0, len(batches), 20):
             assert not any(await asyncio.gather(*map(store.events.put, batches[at : at + 20])))
 
 
-def _event(number: int, now: int) -> UsageEvent:
+def _event(number: int, now: int, count: int) -> UsageEvent:
     user = ["alice", SCRIPT, *(f"user-{each}" for each in range(USERS - 2))][number % USERS]
     return UsageEvent.of(
-        user, ("hint", "chat", RUNS)[number % 3], now=now, at_ms=(now - number * 35 * DAY // EVENTS) // 1000,
+        user, ("hint", "chat", RUNS)[number % 3], now=now, at_ms=(now - number * 35 * DAY // count) // 1000,
         allowed=number % 4 > 0, status=200 if number % 4 else 429, duration=number % 90 / 2, cost=1 + number % 3,
         resource=(RUNS, LINK, "problem-7")[number % 7 % 3], request_id=SCRIPT[:99],
         metadata={RUNS: SCRIPT, "model": LINK} if number % 2 else None,

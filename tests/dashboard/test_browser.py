@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.browser import REQUIRED, browser
+from tests.browser import REQUIRED
 from tests.dashboard.clients import OPERATOR, READER
 from tests.dashboard.driver import AXE, Tab
 from tests.dashboard.ground import PLAN, RUNS, SCRIPT, Ground, configured, ground, serving
@@ -23,13 +23,8 @@ VIEWS = ["now", "refused", "users", "users/alice", "plans", "cost", "activity"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
     with ground(tmp_path_factory.mktemp("page")) as found:
+        use(found)
         yield found
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with browser(tmp_path_factory.mktemp("profile")) as page:
-        yield Tab(page, "")
 
 
 @pytest.fixture
@@ -43,7 +38,7 @@ def tab(window: Tab, place: Ground) -> Tab:
 
 def use(place: Ground, times: int = 6) -> None:
     """Some checks by everybody."""
-    with httpx.Client(base_url=place.served.api, trust_env=False) as client:
+    with httpx.Client(base_url=place.served.api, trust_env=False, timeout=60) as client:
         for user in ("alice", SCRIPT, "user-1"):
             for action in ("hint", "chat", RUNS):
                 for _ in range(times):
@@ -52,21 +47,22 @@ def use(place: Ground, times: int = 6) -> None:
             client.post("/v1/authz/hints", headers={"x-api-key": user})
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_every_view(tab: Tab, place: Ground, width: int, scheme: str, tmp_path: Path) -> None:
-    use(place)
-    tab.page.resize(width, 900)
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_view(tab: Tab, view: str, tmp_path: Path) -> None:
     shots = Path(os.environ.get("RATELIMIT_TEST_SCREENSHOTS", tmp_path))
-    for view in VIEWS:
-        tab.open(view, scheme=scheme)
-        tab.until("document.querySelector('.card')")
-        tab.settle()
-        assert tab.page.evaluate("document.documentElement.scrollWidth") <= width, f"{view} is too wide"
-        (shots / f"{view.replace('/', '-')}-{width}-{scheme}.png").write_bytes(tab.page.screenshot())
-        tab.nothing_ran()
-        if AXE.exists():
-            assert tab.violations() == [], view
+    tab.page.resize(390, 900)
+    tab.open(view)
+    tab.until("document.querySelector('.card')")
+    tab.settle()
+    for width in (390, 1280):
+        tab.page.resize(width, 900)
+        for scheme in ("light", "dark"):
+            tab.page.prefer(scheme)
+            assert tab.page.evaluate("document.documentElement.scrollWidth") <= width, f"too wide at {width}"
+            (shots / f"{view.replace('/', '-')}-{width}-{scheme}.png").write_bytes(tab.page.screenshot())
+            if AXE.exists():
+                assert tab.violations() == []
+    tab.nothing_ran()
 
 
 def test_axe_is_there() -> None:
@@ -107,12 +103,14 @@ def test_a_user_and_every_button(tab: Tab, place: Ground) -> None:
     tab.go("users")
     tab.fill("User", "alice@example.com")
     tab.press("Open")
-    tab.reads("alice", f"plan {PLAN}", "50/day", "email:alice@example.com")
+    tab.reads("alice", f"plan {PLAN}", "email:alice@example.com")
+    tab.shows("50/day")
     tab.press("Reset hint")
     tab.press("Cancel")
     tab.press("Reset hint")
     tab.press("Reset")
-    tab.reads("hint of alice was reset.", "0 / 50")
+    tab.reads("hint of alice was reset.")
+    tab.shows("0 / 50")
     use(place, 1)
     tab.press("Refund chat")
     tab.fill("Units", "2")
@@ -126,13 +124,15 @@ def test_a_user_and_every_button(tab: Tab, place: Ground) -> None:
     tab.press("Override hint")
     tab.fill("Quotas", "8/day")
     tab.press("Save")
-    tab.reads("/ 8", "hint of alice is 8/day: here from now on")
+    tab.reads("hint of alice is 8/day: here from now on")
+    tab.shows("/ 8")
     tab.press("Change the override of hint")
     tab.fill("Quotas", "9/day")
     tab.press("Save")
-    tab.reads("/ 9")
+    tab.shows("/ 9")
     tab.press("Remove the override of hint")
-    tab.reads("/ 50", "No overrides")
+    tab.reads("No overrides")
+    tab.shows("/ 50")
     tab.fill("Plan", "")
     tab.fill("Role", "admin")
     tab.fill("State", "no")
@@ -169,10 +169,23 @@ def test_the_events_of_a_user_by_every_filter(tab: Tab) -> None:
     tab.nothing_ran()
 
 
+def test_lists_that_are_longer_than_a_page(tab: Tab) -> None:
+    rows = "[...document.querySelectorAll('table')].at(-1).querySelectorAll('tbody tr').length"
+    tab.go("users")
+    assert tab.page.evaluate(rows) == 100
+    tab.press("More users")
+    tab.until(f"{rows} > 100", "all users")
+    tab.go("plans")
+    tab.press("More plans")
+    tab.until("document.querySelector('table').querySelectorAll('tbody tr').length > 100", "all plans")
+    tab.nothing_ran()
+
+
 def test_who_is_named_to_run(tab: Tab) -> None:
     tab.go("users")
     tab.press(SCRIPT)
-    tab.reads(SCRIPT, RUNS, "9/day")
+    tab.reads(SCRIPT, RUNS)
+    tab.shows("9/day")
     assert tab.page.evaluate("document.querySelector('h1').textContent") == SCRIPT
     for summary in ("Details", "As a table"):
         tab.press(summary)
@@ -203,12 +216,11 @@ def test_erasing_takes_the_name(tab: Tab, place: Ground) -> None:
 def test_several_workers_are_one_service(window: Tab, place: Ground, tmp_path: Path) -> None:
     with serving(configured(tmp_path, place.store), "--workers", "2") as served:
         window.address = served.page
-        for _ in range(4):
-            window.log_in(OPERATOR)
-            for _ in range(4):
-                window.open("now")  # on whichever connection
-                window.reads("as of")
-                assert window.has("Log out")
+        window.log_in(OPERATOR)
+        for _ in range(6):
+            window.open("now")  # on whichever connection
+            window.reads("as of")
+            assert window.has("Log out")
         workers = "[...document.querySelectorAll('table')].at(-1).querySelectorAll('tbody tr').length"
         assert window.page.evaluate(workers) == 2
         window.nothing_ran()
@@ -240,6 +252,10 @@ def test_plans_and_policies(tab: Tab, place: Ground) -> None:
     tab.press("Reload…")
     tab.press("Reload")
     tab.reads("Reloaded: policies.hint.", "6/day; 3/minute")
+    configured(place.folder, place.store)
+    tab.press("Reload…")
+    tab.press("Reload")
+    tab.reads("5/day; 3/minute")
     tab.nothing_ran()
 
 
@@ -328,36 +344,3 @@ def test_what_was_done_is_in_the_log(tab: Tab, place: Ground) -> None:
     log = place.served.log.read_text()
     assert re.search(r"operator \(operator\) POST /v1/reset: 204", log)
     assert "alice" not in log
-
-
-def test_ten_thousand_policies(window: Tab, tmp_path: Path) -> None:
-    config = configured(tmp_path, "memory://")
-    config.write_text(config.read_text() + "".join(f'[policies.p{n}]\nquotas = "{n + 1}/day"\n' for n in range(10_000)))
-    with serving(config) as served:
-        window.address = served.page
-        window.log_in(OPERATOR, "plans")
-        window.fill("Find one of 10,003", "p99")
-        window.reads("p9901")
-        window.press("86 more")
-        window.go("users/alice")
-        window.reads("9,978 more")
-        window.fill("Find an action", "p7777")
-        window.reads("7778/day")
-        window.go("now")
-        window.reads("9,953 more")
-        window.nothing_ran()
-
-
-def test_a_store_that_is_down_while_the_page_is_open(tab: Tab, place: Ground) -> None:
-    tab.go("users/alice")
-    tab.reads("refused")
-    place.engine.close()
-    tab.press("Filter")
-    tab.until("document.getElementById('trouble').innerText.includes('may be old')", "that the store is away")
-    tab.reads("refused", "Quotas")
-    for view in ("now", "refused", "plans", "users", "cost", "users/bob"):
-        tab.go(view)
-        assert tab.page.evaluate("document.querySelector('h1').textContent")
-    tab.go("now")
-    tab.until("/store (unavailable|late)/.test(document.body.innerText)", "the state of the store")
-    assert tab.page.evaluate("window.ran === undefined")

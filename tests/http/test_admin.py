@@ -46,7 +46,7 @@ class FakeBackend:
     def config(self) -> Mapping[str, object]:
         return {"admin_token": "***"}
 
-    def preview(self) -> Mapping[str, object]:
+    async def preview(self) -> Mapping[str, object]:
         if self.error is not None:
             raise self.error
         return {"changed": ["policies.hint"]}
