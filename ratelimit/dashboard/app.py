@@ -135,7 +135,8 @@ class Dashboard:
             cookie = request.cookies.get(COOKIE)
             return self._opened(request, viewer, cookie or token_urlsafe(16), is_new=not cookie)
         if request.method not in ("POST", "DELETE"):
-            raise _refused(405, "Method not allowed", "A session takes GET, POST and DELETE", (b"allow", b"GET, POST"))
+            allow = b"GET, HEAD, POST, DELETE"
+            raise _refused(405, "Method not allowed", "A session takes GET, POST and DELETE", (b"allow", allow))
         if (why := foreign_site(request)) is not None:
             raise self._refuse(request, 403, why)
         if request.method == "DELETE":

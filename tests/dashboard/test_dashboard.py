@@ -227,6 +227,7 @@ async def test_every_answer_is_hardened() -> None:
         assert "style=" not in markup
         assert "<script>" not in markup
         assert (await one.client.post("/")).status_code == 405
+        assert (await one.client.put("/session")).headers["allow"] == "GET, HEAD, POST, DELETE"
         assert (await one.client.get("/v1/plans", headers={"sec-fetch-site": "cross-site"})).status_code == 403
 
 
