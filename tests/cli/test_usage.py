@@ -132,7 +132,7 @@ def test_out_and_in_again(ratelimit: Command, url: str, engine: Engine, tmp_path
 
 def test_export_to_standard_output(url: str) -> None:
     line = [sys.executable, "-m", "ratelimit", "usage", "export", "--store", url, "--user", "alice"]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=90, check=True)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=True)
     assert [json.loads(one)["user"] for one in done.stdout.splitlines()] == ["alice"] * 4
     assert done.stderr == ""
 

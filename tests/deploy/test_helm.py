@@ -20,7 +20,7 @@ from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.deploy.tools import ROOT, run, tool
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CHART: Final = ROOT / "deploy" / "helm" / "ratelimit"
 VERSIONS: Final = ("1.30", "1.37")
@@ -228,7 +228,7 @@ def test_the_configuration_is_understood_and_a_change_of_it_rolls_the_pods(
 def test_bad_values_are_said(values: Path, given: dict[str, Any], told: str) -> None:
     values.write_text(yaml.safe_dump(given), encoding="utf-8")
     command = [tool("helm"), "template", "shop", str(CHART), "--values", str(values)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode != 0
     assert told in done.stderr
 

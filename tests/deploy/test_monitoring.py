@@ -139,7 +139,7 @@ def test_promtool_raises_each_alert_when_it_should() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_a_real_prometheus_answers_every_query(engine: Engine, tmp_path: Path) -> None:
     """It scrapes a sidecar with all there is, one that counts in memory, and one whose store is out of reach."""
     (tmp_path / "envoy").mkdir()
@@ -171,7 +171,7 @@ async def test_a_real_prometheus_answers_every_query(engine: Engine, tmp_path: P
             httpx.AsyncClient(base_url=prometheus, timeout=LONG_S, trust_env=False)
         )
         unanswered, health, raised = queries(), {}, {""}
-        async with asyncio.timeout(3 * LONG_S):
+        async with asyncio.timeout(5 * LONG_S):
             while unanswered.keys() - WELL or raised != {"RatelimitBreakerOpen", "RatelimitStoreUnavailable"}:
                 await _work(client, urls)
                 for name, query in list(unanswered.items()):

@@ -248,7 +248,7 @@ def test_on_lambda_aws_own_client_is_imported_when_it_is_needed(way: str, engine
     url = engine.store_url(f"lambda-{uuid4().hex[:8]}")
     open_store(f"{url}&create=true").close()
     command = [sys.executable, "-W", "error", "-c", LATER, url, way]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=dict(os.environ))
     assert done.stdout == "[None, 'quota']\n[]\n['1'] True\n", done.stderr
 
 

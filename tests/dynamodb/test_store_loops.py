@@ -198,7 +198,7 @@ asyncio.run(main())
 @pytest.mark.parametrize("transport", ["fast", "slow"])
 def test_processes_forked_from_a_running_loop(apart: Apart, transport: str) -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, apart.server.endpoint, transport]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout.splitlines() == ["parent None", "child None"] * 3
     assert [line for line in done.stderr.splitlines() if "was forked from one that uses this limiter" not in line] == []
     assert int(apart.server.table.items["USR#alice#LIM#hint", "STATE"][day_field()]["N"]) == 6

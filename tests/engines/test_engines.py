@@ -53,7 +53,7 @@ def test_a_suite_without_its_engine_fails_and_skips_nothing() -> None:
     one = "tests/engines/test_engines.py::test_the_engine_answers"
     env = {**os.environ, "RATELIMIT_TEST_ENDPOINT": "http://127.0.0.1:9"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", one]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no engine answers" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 error")

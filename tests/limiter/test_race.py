@@ -49,7 +49,7 @@ with fork.Pool(int(processes)) as pool:
 def race(url: str, user: str, quotas: str, algorithm: str) -> list[int]:
     """Units admitted by each process; all of them start at once, when all are ready."""
     command = [sys.executable, "-c", RACE, url, user, quotas, algorithm, str(PROCESSES), str(TASKS)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     admitted: list[int] = json.loads(done.stdout)
     return admitted
@@ -154,7 +154,7 @@ def test_several_keys_stay_of_one_mind_when_processes_are_killed(engine: Engine,
     asyncio.run(used())  # creates the table
     numbers = map(str, (lease, PROCESSES, TASKS, len(users)))
     command = [sys.executable, "-c", JOINT_RACE, url, algorithm, *numbers]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["exits"] == [-9] * 3 + [0] * (PROCESSES - 3), done.stderr

@@ -91,7 +91,7 @@ def test_racing_processes_threads_and_tasks_take_exactly_the_limit(
     engine: Engine, processes: int, threads: int
 ) -> None:
     command = [sys.executable, "-c", RACE, url_on(engine, read_timeout="30"), *map(str, (LIMIT, processes, threads))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     by_process = json.loads(done.stdout)
     for way in range(2):

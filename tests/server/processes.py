@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-LONG_S = 60.0
+LONG_S = 120.0
 COMMAND = (sys.executable, "-m", "ratelimit", "serve")
 QUICK = ("--action", "api", "--quota", "1000000/day", "--user-from", "header:x-api-key")
 

@@ -125,5 +125,7 @@ if __name__ == "__main__":
         print(set(pool.map(work, [sys.argv[1]] * 20)))
     limiter.close()
 """
-    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, url], capture_output=True, text=True, timeout=240, check=False
+    )
     assert (done.stdout, done.stderr) == ("{None}\n", "")

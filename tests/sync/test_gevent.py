@@ -39,8 +39,7 @@ limiter.close()
 @pytest.mark.process
 def test_greenlets_wait_side_by_side(apart: Apart, url: str) -> None:
     apart.server.always(slow(1))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, url], capture_output=True, text=True, timeout=100, check=False
-    )
+    command = [sys.executable, "-c", PROGRAM, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (done.stdout, done.returncode) == ("{None} True\n" * 2, 0), done.stderr
     assert set(events_in(apart)) == {f"{number:02}" for number in range(20)}

@@ -65,7 +65,7 @@ def test_racing_threads_admit_exactly_the_limit(engine: Engine, quotas: str, alg
     url = f"dynamodb://race-{uuid4().hex[:8]}?region=eu-west-1&endpoint={engine.endpoint}&create=true&read_timeout=30"
     with Limiter(open_store(url), [Policy("hint", quotas)], clock=FakeClock(), deadline=60) as limiter:
         command = [sys.executable, "-c", RACE, url, quotas, algorithm, str(PROCESSES), str(THREADS)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr
         checks, admitted = zip(*json.loads(done.stdout), strict=True)
         assert sum(checks) == 2 * PROCESSES * THREADS

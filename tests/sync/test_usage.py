@@ -209,7 +209,7 @@ match sys.argv[2]:
 
 def run(url: str, ending: str, options: str = "{}") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", AT_THE_END, url, ending, options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.process

