@@ -69,7 +69,8 @@ class Way(NamedTuple):
 
     def client(self, api: LaterApi, settings: Settings, exits: AsyncExitStack, clock: ServerClock) -> Client:
         """Return a client that goes this way, and by `api` where something is unusual."""
-        place = Place(settings.table, self.endpoint.region, without_userinfo(self.endpoint.url))
+        url = without_userinfo(self.endpoint.url)
+        place = Place(settings.table, self.endpoint.region, url, len(settings.regions) > 1)
         return Client(api, place, exits, credentials=self.credentials, verify=self.verify, clock=clock)
 
 

@@ -59,6 +59,8 @@ class Place:
     table: str
     region: str
     endpoint: str
+    is_replica: bool = False
+    """Whether it is one of several regions that count."""
 
     def __str__(self) -> str:
         server = "" if not self.endpoint or is_amazon(self.endpoint) else f" at {self.endpoint}"
@@ -292,6 +294,12 @@ def _answered(error: aws.ClientError, place: Place) -> StoreUnavailable:
 
 
 def _missing(error: aws.ClientError, place: Place) -> StoreUnavailable:
+    if place.is_replica:
+        return TableNotFound(
+            f"there is no replica of {place}: add one to the table of the other regions, which fills by itself, or "
+            "stop all processes, take the region out of the list, run `ratelimit table regions --change`, "
+            "and start them"
+        )
     return TableNotFound(
         f"there is no {place}; create it with `ratelimit table create {place.table}`, "
         "add create=true to the store URL, or check ?region="

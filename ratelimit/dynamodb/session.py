@@ -98,7 +98,7 @@ def locate(session: Session, settings: Settings, clock: ServerClock) -> tuple[st
     if is_loopback(endpoint):
         # The instance metadata service is the last in the chain, and seconds away where there is none.
         session.get_component("credential_provider").remove("iam-role")
-    return endpoint, Place(settings.table, region, without_userinfo(endpoint or ""))
+    return endpoint, Place(settings.table, region, without_userinfo(endpoint or ""), len(settings.regions) > 1)
 
 
 @cache
@@ -172,7 +172,8 @@ def opened(
     api: Any, settings: Settings, exits: AsyncExitStack, *, credentials: Any, verify: Verify, clock: ServerClock
 ) -> Client:
     """Return the client around one of botocore's that was just made."""
-    place = Place(settings.table, api.meta.region_name, without_userinfo(api.meta.endpoint_url))
+    endpoint = without_userinfo(api.meta.endpoint_url)
+    place = Place(settings.table, api.meta.region_name, endpoint, len(settings.regions) > 1)
     return Client(api, place, exits, credentials=credentials, verify=verify, clock=clock)
 
 

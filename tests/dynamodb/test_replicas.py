@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
+from ratelimit import Limiter, Policy
 from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, regions_of_table, verify_table
+from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.replicas import replicas_of, replicas_problem
 from ratelimit.dynamodb.table_diff import TableSnapshot, compare, to_status
-from ratelimit.errors import ReplicaMismatch
+from ratelimit.errors import ReplicaMismatch, TableNotFound
+from ratelimit.names import Key
+from ratelimit.opening import open_store, store_from_url
 from ratelimit.regions import RegionsMode
+from ratelimit.regions.regions import home_of
 from tests.dynamodb.tables import replicated
 from tests.engines import Engine
 from tests.faults import FaultServer, TinyTable, error, ok
@@ -135,6 +140,39 @@ async def test_a_real_engines_replicas_are_noticed(settings: Settings) -> None:
 
 def over(settings: Settings, *regions: str, mode: RegionsMode = "home") -> Settings:
     return replace(settings, regions=regions, mode=mode)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("change", [{"shares": (2, 1)}, {"mode": "sum"}, {"regions": (THERE, HERE)}])
+async def test_shares_and_their_order_are_agreed_on_too(settings: Settings, change: dict[str, Any]) -> None:
+    async with DynamoDBStore(over(settings, HERE, THERE, mode="split")):
+        pass
+    store = DynamoDBStore(replace(over(settings, HERE, THERE, mode="split"), **change))
+    with pytest.raises(ReplicaMismatch, match=r"counted by mode = 'split' over eu-west-1,us-east-1, and this"):
+        await store.open()
+    await store.close()
+
+
+@pytest.mark.engine
+async def test_a_replica_that_is_removed_while_it_counts_is_told_apart_from_a_table_that_is_not_made(
+    settings: Settings,
+) -> None:
+    home = over(settings, HERE, THERE)
+    url = f"dynamodb://{home.table}?endpoint={home.endpoint}&region={HERE}&regions={HERE},{THERE}&mode=home"
+    user = next(name for name in map("user-{}".format, range(99)) if home_of(name, home.regions) == THERE)
+    policy = Policy("hint", "5/day", on_unavailable="deny")
+    async with Limiter(store_from_url(url), [policy], deadline=30) as limiter:
+        assert (await limiter.check(user, "hint")).allowed
+        async with await connect(settings) as client:
+            for change in ("Delete", "Create"):
+                updates = [{change: {"RegionName": THERE}}]
+                await client.api.update_table(TableName=settings.table, ReplicaUpdates=updates)
+                if change == "Delete":
+                    assert (await limiter.check(user, "hint")).reason == "unavailable", "and not counted anywhere else"
+                    with pytest.raises(TableNotFound, match=r"no replica of table .* in us-east-1.*take the region"):
+                        await limiter.store.read(Key(user, "hint"))
+                    with pytest.raises(TableNotFound, match="no replica of table"):
+                        await open_store(url)
 
 
 @pytest.mark.engine

@@ -59,6 +59,19 @@ async def test_every_region_asks_the_home() -> None:
     assert (await limiters[0].peek(user, "hint")).used == 0
 
 
+async def test_who_was_at_home_in_a_region_that_is_taken_out_of_the_list_is_counted_on_elsewhere() -> None:
+    table, policy = GlobalTable(FakeClock(), Random(1)), Policy("hint", "5/day")
+    users = [user_of(region) for region in REGIONS]
+    for user in users:
+        limiter = Limiter(HomeStore(table.stores(HERE), HERE), [policy], clock=table.clock)
+        assert (await limiter.check(user, "hint", cost=4)).allowed
+    table.settle()  # as whoever changes the list has to wait for
+    left = {region: store for region, store in table.stores(HERE).items() if region != REGIONS[2]}
+    limiter = Limiter(HomeStore(left, HERE), [policy], clock=table.clock, denial_cache=0)
+    for user in users:
+        assert [(await limiter.check(user, "hint")).allowed for _ in range(2)] == [True, False], user
+
+
 class Far(MemoryStore):
     """A store that is a crossing away."""
 
