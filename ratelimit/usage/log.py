@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
-from ratelimit.event import UsageEvent
+from ratelimit.event import MAX_REQUEST_ID_BYTES, MAX_RESOURCE_BYTES, UsageEvent
 from ratelimit.names import UserId
 from ratelimit.store.base import TableStore
 from ratelimit.usage.erasing import Erased, spellings
@@ -164,10 +164,26 @@ class UsageLog(Reports):
         event is on the disk, or there was room; False where it was lost, which is counted. Raise nothing, also for an
         event that `record` would refuse: it is not to break an answer.
         """
-        now = self._clock.now() if at_us is None else at_us
+        at_ms = (self._clock.now() if at_us is None else at_us) // 1000
+        pipeline = self._pipeline
+        if (
+            metadata is None
+            and pipeline is not None
+            and pipeline.journal is None
+            and self._attended is not False
+            and pipeline.loop is asyncio.get_running_loop()
+            and pipeline.room > 0
+            and (resource is None or _is_short(resource, MAX_RESOURCE_BYTES))
+            and (request_id is None or _is_short(request_id, MAX_REQUEST_ID_BYTES))
+        ):
+            if action not in self._actions:
+                self.add_action(action)
+            self._stats.accepted += 1
+            pipeline.writer.add((user, action, at_ms, cost, allowed, status, duration, resource, request_id))
+            return None
         try:
             event = UsageEvent.of_decision(
-                user, action, at_ms=now // 1000, cost=cost, allowed=allowed, status=status, duration=duration,
+                user, action, at_ms=at_ms, cost=cost, allowed=allowed, status=status, duration=duration,
                 resource=resource, request_id=request_id, metadata=metadata,
             )  # fmt: skip
         except InvalidInput as error:
@@ -304,6 +320,11 @@ class UsageLog(Reports):
         dropped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         dropped.set_result(False)
         return dropped
+
+
+def _is_short(text: object, most: int) -> bool:
+    """Return whether nothing has to be cut off, nor looked for in it."""
+    return type(text) is str and len(text) <= most and text.isascii()
 
 
 unwritten: Final[WeakSet[Any]] = WeakSet()

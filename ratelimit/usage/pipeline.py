@@ -13,7 +13,7 @@ from typing import Final
 
 from ratelimit.clock import SECOND, Clock
 from ratelimit.errors import StoreMisconfigured, StoreRefused, StoreUnavailable
-from ratelimit.event import UsageEvent
+from ratelimit.event import EventDraft, UsageEvent, made
 from ratelimit.retry import Backoff
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
 from ratelimit.tasks import Tasks
@@ -204,7 +204,7 @@ class EventWriter:
         self._stats = stats
         self._on_settled = on_settled
         self._timelines = timelines
-        self.queue: deque[UsageEvent] = deque()
+        self.queue: deque[UsageEvent | EventDraft] = deque()
         """What waits."""
         self._taken = 0
         """How many have left it since the beginning."""
@@ -236,8 +236,8 @@ class EventWriter:
         """Return how many more may be added."""
         return self._settings.max_queue - len(self.queue)
 
-    def add(self, event: UsageEvent) -> None:
-        """Take an event over. The caller has looked for `room`."""
+    def add(self, event: UsageEvent | EventDraft) -> None:
+        """Take an event over. The caller has looked for `room`, and gives drafts where there is no journal."""
         queue = self.queue
         queue.append(event)
         if len(queue) >= MAX_EVENTS_PER_PUT:
@@ -295,7 +295,7 @@ class EventWriter:
 
     def _give_up(self) -> list[UsageEvent]:
         self._is_stopped = True
-        left = [event for batch in self._batches for event in batch.left] + list(self.queue)
+        left = [event for batch in self._batches for event in batch.left] + [made(one) for one in self.queue]
         self.queue.clear()
         for batch in self._batches:
             batch.left = []
@@ -325,7 +325,7 @@ class EventWriter:
         while queue and len(self._batches) < self._settings.in_flight:
             if len(queue) < MAX_EVENTS_PER_PUT and not self._is_due:
                 break
-            events = [queue.popleft() for _ in range(min(MAX_EVENTS_PER_PUT, len(queue)))]
+            events = [made(queue.popleft()) for _ in range(min(MAX_EVENTS_PER_PUT, len(queue)))]
             self._start(_InFlightBatch(self._taken + 1, events, self._stats.written))
             self._taken += len(events)
             self._changed.set()
