@@ -79,7 +79,7 @@ def serving(folder: Path, store: str, command: list[str], port: int, *, site: st
 
 
 def ask(port: int, user: str) -> tuple[int, str | None, str | None]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request("POST", "/hints", headers={"x-api-key": user})
         answer = connection.getresponse()
