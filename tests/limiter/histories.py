@@ -84,6 +84,7 @@ class History:
             if all(at <= self.clock.now() for at, _ in self.admitted):  # else the clock went back behind them
                 await self.assert_truthful(decision, cost)
         self.assert_within_limits()
+        await drained(self.limiter, self.other)
         return decision
 
     @property
@@ -132,6 +133,13 @@ class History:
             assert spent <= (quota.burst or quota.limit) + rate * max(0, end - start) + 1e-9
 
 
+async def drained(*limiters: object) -> None:
+    """Return when what goes on behind answers is over: the clean-up of a record would change it under who reads it."""
+    for one in limiters:
+        if isinstance(one, Limiter):
+            await one.drain()
+
+
 @dataclass
 class JointHistory:
     """Checks of a user and an organisation together, on one store, by two processes whose beliefs are their own."""
@@ -168,4 +176,5 @@ class JointHistory:
                     await one.assert_truthful(decision, cost)
         for one in members:
             one.assert_within_limits()
+        await drained(*self.limiters)
         return [decision.allowed for decision in answer], answer.refused

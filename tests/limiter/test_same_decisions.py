@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from uuid import uuid4
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ratelimit.decision import Decision
 from ratelimit.dynamodb import DynamoDBStore, create_table
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore
@@ -60,8 +62,17 @@ def test_the_same_joint_decisions_on_dynamodb(
         async with table:
             in_dynamodb = JointHistory(table, *policies, prefix=prefix)
             for advance, name, cost in history:
-                assert await in_dynamodb.step(advance, name, cost) == await in_memory.step(advance, name, cost)
+                ours, theirs = [await one.step(advance, name, cost) for one in (in_dynamodb, in_memory)]
+                assert _decided(ours) == _decided(theirs)
             for one in (*in_memory.users.values(), in_memory.orgs):
                 assert await table.read(one.key) == await in_memory.store.read(one.key)
 
     asyncio.run(run())
+
+
+def _decided(answer: tuple[list[bool], Decision | None]) -> tuple[list[bool], Decision | None]:
+    """Leave out what is told of quotas that can never admit this: it is what the process has seen last."""
+    allowed, refused = answer
+    if refused is not None and refused.reason == "too_large":
+        refused = msgspec.structs.replace(refused, quotas=())
+    return allowed, refused
