@@ -246,9 +246,14 @@ async def test_what_waits_on_the_disk_gets_its_turn_however_much_comes(tmp_path:
         stop = False
 
         async def more_than_it_takes() -> None:
+            """At every turn of the loop, and no more than the disk takes."""
+            assert usage._pipeline is not None
+            journal = usage._pipeline.journal
+            assert journal is not None
             while not stop:
                 for _ in range(20):
-                    usage._accept("bob", "hint")
+                    if not journal.is_full:
+                        usage._accept("bob", "hint")
                 await asyncio.sleep(0)
 
         coming = asyncio.create_task(more_than_it_takes())
