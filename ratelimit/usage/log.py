@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
-from ratelimit.event import MAX_REQUEST_ID_BYTES, MAX_RESOURCE_BYTES, UsageEvent
+from ratelimit.event import MAX_REQUEST_ID_BYTES, MAX_RESOURCE_BYTES, EventDraft, UsageEvent
 from ratelimit.names import UserId
 from ratelimit.store.base import TableStore
 from ratelimit.usage.erasing import Erased, spellings
@@ -164,7 +164,8 @@ class UsageLog(Reports):
         event is on the disk, or there was room; False where it was lost, which is counted. Raise nothing, also for an
         event that `record` would refuse: it is not to break an answer.
         """
-        at_ms = (self._clock.now() if at_us is None else at_us) // 1000
+        at_ms = max(0, self._clock.now() if at_us is None else at_us) // 1000
+        draft = (user, action, at_ms, cost, allowed, status, duration, resource, request_id)
         pipeline = self._pipeline
         if (
             metadata is None
@@ -179,8 +180,12 @@ class UsageLog(Reports):
             if action not in self._actions:
                 self.add_action(action)
             self._stats.accepted += 1
-            pipeline.writer.add((user, action, at_ms, cost, allowed, status, duration, resource, request_id))
+            pipeline.writer.add(draft)
             return None
+        return self._accept_whole(draft, metadata)
+
+    def _accept_whole(self, draft: EventDraft, metadata: Mapping[str, Any] | None) -> Awaitable[bool] | None:
+        user, action, at_ms, cost, allowed, status, duration, resource, request_id = draft
         try:
             event = UsageEvent.of_decision(
                 user, action, at_ms=at_ms, cost=cost, allowed=allowed, status=status, duration=duration,

@@ -152,6 +152,16 @@ async def test_it_does_not_wait_for_ever() -> None:
         assert (usage.stats.accepted, usage.stats.dropped) == (1, 2)
 
 
+async def test_a_clock_before_1970_costs_no_event() -> None:
+    async with opened() as (usage, events):
+        for metadata in (None, {"page": 1}):
+            usage._accept("alice", "hint", metadata=metadata, at_us=-5_000_000)
+            usage._accept("bob", "hint")
+        await usage.flush()
+        assert sorted(event.user for event in events) == ["alice", "alice", "bob", "bob"]
+        assert usage.stats.dropped == 0
+
+
 async def test_close_writes_what_waits() -> None:
     async with opened(flush_interval=60, grace=10) as (usage, events):
         for _ in range(60):
