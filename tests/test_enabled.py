@@ -21,7 +21,7 @@ from ratelimit import (
     limited,
 )
 from ratelimit.config import load_config
-from ratelimit.server.runtime import Runtime
+from ratelimit.server.sidecar import Runtime
 from ratelimit.wsgi.configure import configure as configure_for_threads
 from tests.http.apps import client_of, lifespan_of
 

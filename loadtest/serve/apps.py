@@ -15,8 +15,9 @@ from starlette.types import ASGIApp
 from ratelimit import RateLimitMiddleware, limited
 from ratelimit.config import Config
 from ratelimit.factory import MiddlewareArgs, middleware_args
-from ratelimit.server.factory import decision_service, proxy_service
+from ratelimit.server.factory import decision_service
 from ratelimit.server.listener import Service
+from ratelimit.server.proxy import Proxy
 
 from .books import Books
 
@@ -44,13 +45,13 @@ def limited_app(books: Books, upstream: str) -> ASGIApp:
 
 def proxy(books: Books, upstream: str) -> Service:
     """The sidecar's proxy, as `ratelimit serve` builds it."""
-    return proxy_service(_CONFIG, f"http://{upstream}", args=_args(books, "proxy"))
+    return Proxy(f"http://{upstream}", _args(books, "proxy"))
 
 
 def decision(books: Books, upstream: str) -> Service:
     """The decision endpoint, and the native API on the same limiter."""
     del upstream
-    return decision_service(_CONFIG, store=books.log_store, args=_args(books, "decision"))
+    return decision_service(_CONFIG, books.log_store, _args(books, "decision"))
 
 
 APPS: Final[dict[str, Callable[[Books, str], ASGIApp]]] = {"bare": bare, "limited": limited_app}

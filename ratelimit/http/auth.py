@@ -8,16 +8,14 @@ has pointed here.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from ratelimit.config import check_token
 from ratelimit.errors import ConfigError
-from ratelimit.http.problems import Problem, ProblemResponse
+from ratelimit.http.problems import Problem
 
 
 class AuthFailure(Problem, frozen=True, kw_only=True):
@@ -99,25 +97,3 @@ def _reads_as_address(host: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-NO_STORE: Final = (b"cache-control", b"no-store")
-OPEN: Final = frozenset({"/health", "/health/live", "/health/ready"})
-
-
-class BearerAuth:
-    """Let anybody in to the health of the service, and to the rest of an app whoever the token admits.
-
-    `token` is asked each time which one holds now.
-    """
-
-    def __init__(self, app: ASGIApp, token: Callable[[], Token]) -> None:
-        self._app = app
-        self._token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        guarded = scope["type"] == "http" and scope["path"] not in OPEN
-        reads = guarded and scope["method"] in ("GET", "HEAD")
-        failure = self._token().failure(scope["headers"], reads=reads) if guarded else None
-        app = self._app if failure is None else ProblemResponse(failure, (NO_STORE, *failure.headers))
-        await app(scope, receive, send)

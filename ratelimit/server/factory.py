@@ -11,16 +11,14 @@ from ratelimit.config import Config
 from ratelimit.dashboard.app import Dashboard, Parts
 from ratelimit.dashboard.session import TokenLogin, Tokens, tokens_of
 from ratelimit.factory import MiddlewareArgs, admin_address, decision_app, middleware_args
-from ratelimit.http.admin import admin_app
 from ratelimit.http.api import Api
 from ratelimit.http.api.idempotency import IdempotencyCache
 from ratelimit.server.access_log import AccessFormat, AccessLog
-from ratelimit.server.admin_backend import ServerBackend
+from ratelimit.server.admin import AdminBackend, admin_app
 from ratelimit.server.decisions import Decisions
 from ratelimit.server.listener import Service
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.runtime import Runtime
-from ratelimit.server.sidecar import ConfigSource, ServiceFactory, Sidecar
+from ratelimit.server.sidecar import ConfigSource, Runtime, ServiceFactory, Sidecar
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -53,12 +51,12 @@ def sidecar(
     log = None if access_log == "off" else AccessLog(access_log, shown=_without_user if upstream is None else str)
     served = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings), log=log)
     if admin_address(served.current.runtime.config) is not None:
-        backend = ServerBackend(served, bus_dir, file)
-        served.admin = admin_app(backend, backend.token, backend.lifespan, partial(_page, served, backend))
+        backend = AdminBackend(served, bus_dir, file)
+        served.admin = admin_app(backend, partial(_page, served, backend))
     return served
 
 
-def _page(served: Sidecar, backend: ServerBackend, routes: ASGIApp) -> Dashboard:
+def _page(served: Sidecar, backend: AdminBackend, routes: ASGIApp) -> Dashboard:
     """Make the page of whichever configuration is at work."""
 
     @lru_cache(maxsize=1)
@@ -75,11 +73,7 @@ def _page(served: Sidecar, backend: ServerBackend, routes: ASGIApp) -> Dashboard
 
 
 def _in_front_of(upstream: str, settings: ProxySettings | None) -> ServiceFactory:
-    def make(runtime: Runtime) -> Service:
-        args = middleware_args(runtime.config, runtime.limiter, runtime.usage)
-        return proxy_service(runtime.config, upstream, settings, args=args)
-
-    return make
+    return lambda runtime: Proxy(upstream, _args(runtime), settings)
 
 
 def _decisions(host: str | None) -> ServiceFactory:
@@ -89,12 +83,15 @@ def _decisions(host: str | None) -> ServiceFactory:
         nonlocal idempotency
         if idempotency is None:
             idempotency = IdempotencyCache(runtime.limiter.clock)
-        args = middleware_args(runtime.config, runtime.limiter, runtime.usage)
         return decision_service(
-            runtime.config, host=host, store=runtime.shared, args=args, idempotency=idempotency, envoy=runtime.envoy
+            runtime.config, runtime.shared, _args(runtime), host=host, idempotency=idempotency, envoy=runtime.envoy
         )
 
     return make
+
+
+def _args(runtime: Runtime) -> MiddlewareArgs:
+    return middleware_args(runtime.config, runtime.limiter, runtime.usage)
 
 
 def _without_user(path: str) -> str:
@@ -102,22 +99,12 @@ def _without_user(path: str) -> str:
     return _USER.sub("*", path)
 
 
-def proxy_service(
-    config: Config, upstream: str, settings: ProxySettings | None = None, *, args: MiddlewareArgs | None = None
-) -> Proxy:
-    """Build what stands in front of an upstream, of a configuration that stays. Raises `ConfigError`.
-
-    `args` are the middleware's, where its parts are there already.
-    """
-    return Proxy(upstream, args or middleware_args(config), settings)
-
-
 def decision_service(
     config: Config,
+    store: TableStore,
+    args: MiddlewareArgs,
     *,
     host: str | None = None,
-    store: TableStore | None = None,
-    args: MiddlewareArgs | None = None,
     idempotency: IdempotencyCache | None = None,
     envoy: RateLimitService | None = None,
 ) -> Service:

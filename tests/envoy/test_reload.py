@@ -48,7 +48,7 @@ async def ask(sidecar: Sidecar, user: str) -> Any:
 
 async def test_a_call_under_way_is_answered_by_the_rules_it_began_with(tmp_path: Path, monkeypatch) -> None:
     store = Slow()
-    monkeypatch.setattr("ratelimit.server.runtime.working_store", lambda config: store)
+    monkeypatch.setattr("ratelimit.server.sidecar.working_store", lambda config: store)
     async with running(write(tmp_path, settings=rules(tmp_path, 5))) as service:
         assert brief(await ask(service.sidecar, "alice")) == [(OK, 4)]
         store.open_gate.clear()

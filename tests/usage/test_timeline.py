@@ -18,7 +18,7 @@ from ratelimit.dynamodb.schema import TIMELINE_SHARDS
 from ratelimit.errors import IndexNotFound, InvalidCursor, InvalidEvent, InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.policy import Policy
-from ratelimit.server.runtime import Runtime
+from ratelimit.server.sidecar import Runtime
 from ratelimit.store import MemoryStore, MirrorStore, TableStore
 from ratelimit.store.base import EventFilter, TimelinePlace, timeline_place
 from ratelimit.store.hashed import HashedUserStore

@@ -1,9 +1,10 @@
-"""`ServerBackend`: what the admin listener shows, collected from this worker and from the others."""
+"""`admin_app`: the admin listener's routes, who may ask, and `AdminBackend`: what they show, collected from this worker
+and from the others."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from importlib.metadata import version
@@ -12,21 +13,130 @@ from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.config import document, masked
-from ratelimit.errors import ConfigError, RateLimitError
+from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured, StoreUnavailable
 from ratelimit.http.auth import Token
 from ratelimit.http.health import Readiness, WorkerHealth, health_of
+from ratelimit.http.problems import Problem, ProblemResponse
 from ratelimit.live import About, Recording, live_document
 from ratelimit.metrics import decode, encode, gauge
 from ratelimit.prometheus import exposition
 from ratelimit.server.sidecar import Sidecar
 from ratelimit.server.worker_bus import WorkerBus
 
+PAGE: Final = "/dashboard/"
+OPEN: Final = ("/health", "/health/live", "/health/ready")
+"""What anybody may ask: it names nobody, and no secrets."""
+PATHS: Final = (*OPEN, "/live", "/metrics", "/config", "/reload")
+
+_NO_STORE: Final = (b"cache-control", b"no-store")
 _ASK_TIMEOUT_S: Final = 2.0
 _RELOAD_TIMEOUT_S: Final = 30.0
 _DONE: Final = b"done"
 _UP: Final = "1 where the worker answers, 0 where it is there and does not."
+_COVERS: Final = "the workers of this sidecar; other sidecars on the same table are not among them"
+
+_encode: Final = msgspec.json.Encoder().encode
+_health_decoder: Final = msgspec.json.Decoder(WorkerHealth)
+_recording_decoder: Final = msgspec.json.Decoder(Recording)
+
+
+def admin_app(backend: AdminBackend, page: Callable[[ASGIApp], ASGIApp] | None = None) -> ASGIApp:
+    """Make the app. `page` makes that below `/dashboard/`: it is given the routes, and says itself whom it lets in."""
+
+    async def ready(request: Request) -> Response:
+        reason = await backend.unready()
+        if reason is None:
+            return _json({"status": "ready"})
+        return _problem(503, "Not ready", reason, (b"retry-after", b"1"))
+
+    async def metrics(request: Request) -> Response:
+        body, content_type = await backend.metrics(request.headers.get("accept", ""))
+        return Response(body, headers={"cache-control": "no-store", "content-type": content_type})
+
+    async def reload(request: Request) -> Response:
+        try:
+            return _json(await (backend.reload() if request.method == "POST" else backend.preview()))
+        except (ConfigError, StoreMisconfigured) as error:
+            return _problem(422, "The configuration was not taken over", str(error))
+        except StoreUnavailable as error:
+            return _problem(503, "The configuration was not taken over", str(error))
+
+    routes = Starlette(
+        routes=[
+            Route("/health", _showing(backend.health)),
+            Route("/health/live", _showing(backend.alive)),
+            Route("/health/ready", ready),
+            Route("/live", _showing(backend.live)),
+            Route("/metrics", metrics),
+            Route("/config", _showing(backend.config)),
+            Route("/reload", reload, methods=["GET", "POST"]),
+        ],
+        lifespan=backend.lifespan,
+        exception_handlers={HTTPException: _no_route, Exception: _bug},
+    )
+    routes.router.redirect_slashes = False
+    return _Guarded(routes, backend.token, None if page is None else page(routes))
+
+
+class _Guarded:
+    """Lets anybody in to the health of the service, and to the other routes whom the token admits that holds now."""
+
+    def __init__(self, routes: ASGIApp, token: Callable[[], Token], page: ASGIApp | None) -> None:
+        self._routes = routes
+        self._token = token
+        self._page = page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._routes
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if self._page is not None and path.startswith(PAGE):
+                app, scope = self._page, {**scope, "root_path": PAGE.rstrip("/")}
+            elif self._page is not None and path in ("/", PAGE.rstrip("/")):
+                # Relative: a proxy in front may have it elsewhere.
+                app = Response(status_code=307, headers={"location": PAGE.lstrip("/")})
+            elif path not in OPEN:
+                reads = scope["method"] in ("GET", "HEAD")
+                failure = self._token().failure(scope["headers"], reads=reads)
+                app = app if failure is None else ProblemResponse(failure, (_NO_STORE, *failure.headers))
+        await app(scope, receive, send)
+
+
+def _showing(read: Callable[[], Awaitable[object]]) -> Callable[[Request], Awaitable[Response]]:
+    async def show(request: Request) -> Response:
+        return _json(await read())
+
+    return show
+
+
+def _json(value: object) -> Response:
+    return Response(_encode(value), headers={"cache-control": "no-store"}, media_type="application/json")
+
+
+def _problem(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> Response:
+    return ProblemResponse(Problem(title=title, status=status, detail=detail), (_NO_STORE, *headers))
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"{request.url.path} takes {allowed}"
+        return _problem(405, "Method not allowed", detail, (b"allow", allowed.encode()))
+    return _problem(error.status_code, "Not found", f"There are: {', '.join(PATHS)}")
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    """The server writes the traceback to its log."""
+    return _problem(500, "A fault of ours", "What it was is in the log.")
 
 
 class Reloading(Struct, frozen=True):
@@ -42,15 +152,9 @@ class Silent(Struct, frozen=True):
     status: Literal["silent"] = "silent"
 
 
-_encode: Final = msgspec.json.Encoder().encode
-_health_decoder: Final = msgspec.json.Decoder(WorkerHealth)
-_recording_decoder: Final = msgspec.json.Decoder(Recording)
-_COVERS: Final = "the workers of this sidecar; other sidecars on the same table are not among them"
-
-
-class ServerBackend:
-    """An `AdminBackend`. `folder`: where the workers of this service meet; None where there is one. `file`: where its
-    configuration is."""
+class AdminBackend:
+    """`folder`: where the workers of this service meet; None where there is one. `file`: where its configuration
+    is."""
 
     def __init__(self, sidecar: Sidecar, folder: Path | None, file: str | None = None) -> None:
         self._sidecar = sidecar
@@ -84,9 +188,12 @@ class ServerBackend:
         config = self._sidecar.current.runtime.config
         return self._token(config.admin_token, config.admin_read_token)
 
+    async def alive(self) -> Mapping[str, object]:
+        return {"status": "live"}
+
     async def health(self) -> Mapping[str, object]:
         workers: dict[str, WorkerHealth | Silent] = {self._number: await self._health()}
-        for number, said in (await self._ask("health", within=_ASK_TIMEOUT_S)).items():
+        for number, said in (await self._ask("health")).items():
             workers[number] = Silent() if said is None else _health_decoder.decode(said)
         well = all(worker.status == "ok" for worker in workers.values())
         status = "leaving" if self._sidecar.stopping else "ok" if well else "degraded"
@@ -101,7 +208,7 @@ class ServerBackend:
         return None if state == "ok" else f"The store cannot be used: {state}."
 
     async def metrics(self, accept: str) -> tuple[bytes, str]:
-        others = await self._ask("metrics", within=_ASK_TIMEOUT_S)
+        others = await self._ask("metrics")
         return await asyncio.to_thread(self._exposition, others, accept)
 
     def _exposition(self, others: Mapping[str, bytes | None], accept: str) -> tuple[bytes, str]:
@@ -113,7 +220,7 @@ class ServerBackend:
         return exposition(workers, accept)
 
     async def live(self) -> Mapping[str, object]:
-        health, others = await asyncio.gather(self.health(), self._ask("live", within=_ASK_TIMEOUT_S))
+        health, others = await asyncio.gather(self.health(), self._ask("live"))
         recordings = {self._number: self._recording()}
         recordings.update({number: _recording_decoder.decode(said) for number, said in others.items() if said})
         runtime = self._sidecar.current.runtime
@@ -129,12 +236,12 @@ class ServerBackend:
         )
         return await live_document(recordings, runtime.limiter, about)
 
-    def config(self) -> Mapping[str, object]:
+    async def config(self) -> Mapping[str, object]:
         return document(self._sidecar.current.runtime.config)
 
     async def preview(self) -> Mapping[str, object]:
         reloaded, config = await self._sidecar.preview()
-        now, then = self.config(), document(config)
+        now, then = document(self._sidecar.current.runtime.config), document(config)
         settings = {name: Reloading(_setting(now, name), _setting(then, name)) for name in reloaded.changed}
         return {"changed": reloaded.changed, "restart": reloaded.restart, "settings": settings}
 
@@ -152,7 +259,7 @@ class ServerBackend:
     def _number(self) -> str:
         return "0" if self._bus is None else self._bus.number
 
-    async def _ask(self, question: str, *, within: float) -> dict[str, bytes | None]:
+    async def _ask(self, question: str, *, within: float = _ASK_TIMEOUT_S) -> dict[str, bytes | None]:
         return {} if self._bus is None else await self._bus.ask(question, within=within)
 
     async def _health(self) -> WorkerHealth:

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from ratelimit.errors import ConfigError, StoreUnavailable
-from ratelimit.http.admin import admin_app
 from ratelimit.http.auth import Token
+from ratelimit.server.admin import AdminBackend, admin_app
 
 TOKEN = "a-secret-of-enough-letters"
 GUARDED = [
@@ -23,13 +23,17 @@ GUARDED = [
 ]
 
 
-class FakeBackend:
+class FakeBackend(AdminBackend):
     """One that shows what the test wants."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str | None = None) -> None:
+        self.admitting = Token(token)
         self.reason: str | None = None
         self.error: Exception | None = None
         self.reloads = 0
+
+    def token(self) -> Token:
+        return self.admitting
 
     async def health(self) -> Mapping[str, object]:
         return {"status": "ok"}
@@ -43,7 +47,7 @@ class FakeBackend:
     async def live(self) -> Mapping[str, object]:
         return {"refused": [{"user": "alice"}]}
 
-    def config(self) -> Mapping[str, object]:
+    async def config(self) -> Mapping[str, object]:
         return {"admin_token": "***"}
 
     async def preview(self) -> Mapping[str, object]:
@@ -60,17 +64,17 @@ class FakeBackend:
 
 @asynccontextmanager
 async def asking(
-    backend: FakeBackend | None = None, *, token: str | None = None, host: str = "127.0.0.1:8081", **headers: str
+    backend: FakeBackend | None = None, *, host: str = "127.0.0.1:8081", **headers: str
 ) -> AsyncIterator[httpx.AsyncClient]:
-    app = admin_app(backend or FakeBackend(), lambda: Token(token))
+    app = admin_app(backend or FakeBackend())
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers) as client:
         yield client
 
 
 async def test_health_is_for_everybody() -> None:
-    backend = FakeBackend()
-    async with asking(backend, token=TOKEN, host="a.name.of.mine") as client:
+    backend = FakeBackend(TOKEN)
+    async with asking(backend, host="a.name.of.mine") as client:
         assert (await client.get("/health")).json() == {"status": "ok"}
         assert (await client.get("/health/live")).status_code == 200
         assert (await client.get("/health/ready")).status_code == 200
@@ -95,8 +99,8 @@ async def test_health_is_for_everybody() -> None:
     ],
 )
 async def test_the_rest_takes_the_token(method: str, path: str, headers: list[tuple[str, str]]) -> None:
-    backend = FakeBackend()
-    async with asking(backend, token=TOKEN) as client:
+    backend = FakeBackend(TOKEN)
+    async with asking(backend) as client:
         answer = await client.request(method, path, headers=headers)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -107,8 +111,8 @@ async def test_the_rest_takes_the_token(method: str, path: str, headers: list[tu
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 async def test_with_the_token(scheme: str) -> None:
-    backend = FakeBackend()
-    async with asking(backend, token=TOKEN, host="a.name.of.mine", authorization=f"{scheme} {TOKEN}") as client:
+    backend = FakeBackend(TOKEN)
+    async with asking(backend, host="a.name.of.mine", authorization=f"{scheme} {TOKEN}") as client:
         assert (await client.get("/config")).json() == {"admin_token": "***"}
         answer = await client.get("/metrics", headers={"accept": "x/y"})
         assert (answer.text, answer.headers["content-type"]) == ("# x/y", "text/plain; version=0.0.4")
