@@ -274,7 +274,7 @@ class Admission:
     def fields(self, theirs: Any) -> Headers:
         """Return the RateLimit fields that an answer with these fields has not set itself."""
         ours = self._shared.options.writer.fields(self.charges.shown)
-        if not ours:
+        if not ours or not theirs:
             return ours
         taken = [lower for name, _ in theirs if (lower := name.lower()) in LIMIT_FIELDS]
         return [field for field in ours if field[0] not in taken] if taken else ours

@@ -250,7 +250,7 @@ class Charges:
 
     def settle_unanswered(self) -> None:
         """Leave spent what is, as it will not be known how the request ends, nor when: a slot comes back by itself."""
-        for charge in self.spent:
+        for charge in self._all[self._settled :]:
             charge.settle()
         if self.held:
             self.held = [charge for charge in self.held if charge.is_reserved or charge.forget()]

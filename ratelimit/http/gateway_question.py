@@ -41,31 +41,33 @@ class GatewayQuestion(NamedTuple):
 
 def asked(scope: Scope, prefix: str) -> GatewayQuestion:
     """Read the question in a request. Raises `InvalidInput` where it is unclear: no limit is off by accident."""
-    headers = _Fields(scope)
-    suffix = _suffix(scope, prefix)
-    if suffix:
-        if suffix == "/" and ("x-forwarded-uri" in headers or "x-original-uri" in headers):
+    # Of a field that comes twice the last counts, as gateways append theirs.
+    fields: dict[bytes, bytes] = dict(scope["headers"])
+    if suffix := _suffix(scope, prefix):
+        if suffix == "/" and (b"x-forwarded-uri" in fields or b"x-original-uri" in fields):
             raise InvalidInput(f"write the address without the slash at its end: {prefix}, or send no X-*-Uri fields")
         method, query = scope.get("method", "GET"), scope["query_string"]
-        return GatewayQuestion(_original(scope, headers, method, suffix, query, host=None), "plain")
+        return GatewayQuestion(_original(scope, fields, method, suffix, query, host=None), "plain")
     dialect = dialect_of(scope)
-    family = "x-forwarded" if dialect == "plain" else "x-original"
-    uri = headers[f"{family}-uri"]
+    family = "X-Forwarded" if dialect == "plain" else "X-Original"
+    uri = _text(fields, f"{family}-Uri")
     if uri is None:
         raise InvalidInput(
-            f"which request is this about? Send its path as {family.title()}-Uri, or append it to {prefix}"
-            + (" (with X-Original-URI, write ?dialect=nginx)" if "x-original-uri" in headers else "")
+            f"which request is this about? Send its path as {family}-Uri, or append it to {prefix}"
+            + (" (with X-Original-URI, write ?dialect=nginx)" if b"x-original-uri" in fields else "")
         )
-    method = headers[f"{family}-method"] or ("GET" if scope["type"] == "websocket" else None)
-    if method is None:
-        raise InvalidInput(f"which method did the request have? Send it as {family.title()}-Method")
+    asked_method = _text(fields, f"{family}-Method") or ("GET" if scope["type"] == "websocket" else None)
+    if asked_method is None:
+        raise InvalidInput(f"which method did the request have? Send it as {family}-Method")
     path, _, text = _ORIGIN.sub("", uri).partition("#")[0].partition("?")
-    query, host = text.encode("latin-1"), headers[f"{family}-host"]
-    return GatewayQuestion(_original(scope, headers, method, path, query, host=host), dialect)
+    query, host = text.encode("latin-1"), _text(fields, f"{family}-Host")
+    return GatewayQuestion(_original(scope, fields, asked_method, path, query, host=host), dialect)
 
 
 def dialect_of(scope: Scope) -> Dialect:
     """Read the dialect off the address. Raises `InvalidInput` for one that is not known."""
+    if not scope["query_string"]:
+        return "plain"
     pairs = dict(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
     dialect = pairs.get("dialect", "plain")
     if dialect not in _DIALECTS:
@@ -73,55 +75,48 @@ def dialect_of(scope: Scope) -> Dialect:
     return cast(Dialect, dialect)
 
 
-class _Fields:
-    """The fields by name. Of one that comes twice the last counts, as gateways append theirs."""
-
-    def __init__(self, scope: Scope) -> None:
-        self._found: dict[bytes, bytes] = dict(scope["headers"])
-
-    def __getitem__(self, name: str) -> str | None:
-        value = self._found.get(name.encode())
-        return None if value is None else value.decode("latin-1").strip()
-
-    def __contains__(self, name: str) -> bool:
-        return name.encode() in self._found
+def _text(fields: dict[bytes, bytes], name: str) -> str | None:
+    value = fields.get(name.lower().encode())
+    return None if value is None else value.decode("latin-1").strip()
 
 
 def _suffix(scope: Scope, prefix: str) -> str:
     raw: bytes | None = scope.get("raw_path")
-    path = scope["path"] if raw is None else raw.partition(b"?")[0].decode("latin-1")
+    path: str = scope["path"] if raw is None else raw.partition(b"?")[0].decode("latin-1")
     root: str = scope.get("root_path", "")
     if root and path.startswith(f"{root}/"):
         path = path[len(root) :]
-    return cast(str, path[len(prefix) :])
+    return path[len(prefix) :]
 
 
-def _original(scope: Scope, headers: _Fields, method: str, raw_path: str, query: bytes, *, host: str | None) -> Scope:
+def _original(
+    scope: Scope, fields: dict[bytes, bytes], method: str, raw_path: str, query: bytes, *, host: str | None
+) -> Scope:
     path, problem = _read_path_again(raw_path) if len(raw_path) <= _MAX_KNOWN_PATH else _read_path(raw_path)
     if problem:
         raise InvalidInput(problem)
     if not _METHOD.fullmatch(method):
         raise InvalidInput(f"{method[:40]!r} is no method")
-    upgrades = scope["type"] == "websocket" or (headers["upgrade"] or "").lower() == "websocket"
+    upgrades = scope["type"] == "websocket" or fields.get(b"upgrade", b"").strip().lower() == b"websocket"
     # Patterns take a handshake for a GET as well.
     method = WEBSOCKET if upgrades and method.upper() == "GET" else method.upper()
-    fields = scope["headers"]
-    if "connection" in headers:
-        named = named_by_connection(fields)
-        fields = [field for field in fields if field[0] not in named or field[0].startswith(b"x-forwarded-")]
+    headers = scope["headers"]
+    if b"connection" in fields:
+        named = named_by_connection(headers)
+        headers = [field for field in headers if field[0] not in named or field[0].startswith(b"x-forwarded-")]
     if host is not None:
-        fields = [(name, value) for name, value in fields if name != b"host"]
-        fields.append((b"host", host.encode("latin-1")))
+        headers = [(name, value) for name, value in headers if name != b"host"]
+        headers.append((b"host", host.encode("latin-1")))
     return {
         **scope,
         "type": "http",
         "method": method,
-        "scheme": headers["x-forwarded-proto"] or "http",
+        "scheme": _text(fields, "x-forwarded-proto") or "http",
         "root_path": "",
         "path": path,
         "raw_path": raw_path.encode("latin-1", "replace"),
         "query_string": query,
-        "headers": fields,
+        "headers": headers,
     }
 
 

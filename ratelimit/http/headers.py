@@ -92,7 +92,8 @@ class HeaderWriter:
         state = states[number]
         if prepared.has_slots and state.quota.is_concurrent:
             return prepared.policy, b"%b%d" % (prepared.limits[number], state.remaining)
-        return prepared.policy, b"%b%d;t=%d" % (prepared.limits[number], state.remaining, _whole(_span(state)))
+        span = _whole(state.retry_after or state.reset_after)
+        return prepared.policy, b"%b%d;t=%d" % (prepared.limits[number], state.remaining, span)
 
     def prepared(self, decision: Decision) -> Prepared:
         """Return what is the same in every answer on the decision's policy."""
@@ -144,7 +145,8 @@ def item_names(policy: str, quotas: Iterable[Quota]) -> list[str]:
 
 def _legacy_fields(decision: Decision) -> Headers:
     state = decision.quotas[tightest(decision)]
-    reset_at = -(-(decision.at_us + round(_span(state) * SECOND)) // SECOND)
+    span = state.retry_after or state.reset_after
+    reset_at = -(-(decision.at_us + round(span * SECOND)) // SECOND)
     return [
         (b"x-ratelimit-limit", b"%d" % _amount(state.quota)),
         (b"x-ratelimit-remaining", b"%d" % state.remaining),
@@ -163,10 +165,6 @@ def tightest(decision: Decision) -> int:
         return 0
     least = decision.tightest
     return next(number for number, state in enumerate(decision.quotas) if state is least)
-
-
-def _span(state: QuotaState) -> float:
-    return state.retry_after or state.reset_after
 
 
 def _whole(seconds: float) -> int:

@@ -405,13 +405,10 @@ class ClientConnection:
     ) -> None:
         """Write the head of the answer. `upgrade`: the protocol that follows a 101."""
         lines: list[bytes] = []
-        has_length = has_date = False
         for name, value in headers:
-            if name == b"content-length":
-                has_length = True
-            elif name == b"date":
-                has_date = True
             lines += (name, b": ", value, b"\r\n")
+        names = lines[::4]
+        has_length, has_date = b"content-length" in names, b"date" in names
         self.write_head(status, reason, lines, has_length=has_length, has_date=has_date, close=close, upgrade=upgrade)
 
     def write_head(

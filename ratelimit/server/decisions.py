@@ -75,11 +75,13 @@ def _is_plain(request: Request) -> bool:
 class Decided(Exchange):
     """Answered as soon as something is decided."""
 
+    _admission: Admission | None = None
+    _is_lost: bool = False
+
     def __init__(self, connection: ClientConnection, request: Request, service: Decisions) -> None:
-        super().__init__(connection, request)
+        self.connection = connection
+        self.request = request
         self._service = service
-        self._admission: Admission | None = None
-        self._is_lost = False
 
     def decisions(self) -> list[Decision]:
         return [] if self._admission is None else self._admission.charges.decisions
@@ -120,7 +122,7 @@ class Question(Decided):
             self._write(500, FAULT.headers(), FAULT.encode())
             return
         if answer is None and self._service.state.recorder is None:
-            self._allow(admission, question.dialect)
+            self._allow(admission)
         else:
             self._run(self._decide(admission, answer, question.dialect))
 
@@ -130,7 +132,7 @@ class Question(Decided):
             if refused is None:
                 admission.status = 200
                 await admission.record()
-                self._allow(admission, dialect)
+                self._allow(admission)
             elif isinstance(refused, HTTPException):
                 self._respond(rejection(refused), [], dialect)
             else:
@@ -139,12 +141,18 @@ class Question(Decided):
             logger.exception(_UNANSWERED)
             self._write(500, FAULT.headers(), FAULT.encode())
 
-    def _allow(self, admission: Admission, dialect: Dialect) -> None:
+    def _allow(self, admission: Admission) -> None:
         # What the upstream will answer is not known here.
         admission.charges.settle_unanswered()
         admission.leave()
-        headers = [(b"content-length", b"0"), *admission.fields(())]
-        self._write(*for_gateway(200, headers, dialect), b"")
+        if not self._is_lost:
+            lines = [b"content-length: 0\r\n"]
+            for name, value in admission.fields(()):
+                lines += (name, b": ", value, b"\r\n")
+            lines.append(b"cache-control: no-store\r\n")
+            self.connection.write_head(200, b"OK", lines, has_length=True, has_date=False)
+            self.connection.finish()
+        self.over()
 
     def _respond(self, response: Response, fields: list[RawHeader], dialect: Dialect) -> None:
         status, body = response.status_code, bytes(response.body)

@@ -6,7 +6,7 @@ import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import datetime
-from os import urandom
+from random import getrandbits
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -153,7 +153,7 @@ class _Taken(Struct, frozen=True, array_like=True):
     spent: Annotated[int, Meta(ge=0, le=MAX_LIMIT)]
     at_us: Annotated[int, Meta(ge=0, le=2**53)]
     quotas: list[tuple[str, int]]
-    nonce: bytes
+    nonce: int
     """Tells apart what is otherwise the same."""
 
     @classmethod
@@ -164,7 +164,7 @@ class _Taken(Struct, frozen=True, array_like=True):
         """
         spent = 0 if decision.reason == "unavailable" else decision.spent
         quotas = [(text, s.position) for text, s in zip(texts, decision.quotas, strict=True)] if spent else []
-        taken = cls(decision.user, decision.policy, spent, decision.at_us, quotas, urandom(8))
+        taken = cls(decision.user, decision.policy, spent, decision.at_us, quotas, getrandbits(64))
         return urlsafe_b64encode(_pack(taken)).rstrip(b"=").decode()
 
 
