@@ -21,13 +21,22 @@ from ratelimit.config import SettingArgs
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
 from ratelimit.http.admission import MiddlewareState
-from ratelimit.http.inline import InlineArgs, Said
+from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.middleware import state_of
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Limiter, UsageLog
-from ratelimit.wsgi.app_request import AppAnswer, AppRequest, AskingLimiter, AskingLog, decoded, encoded, run
+from ratelimit.wsgi.app_request import (
+    ENVIRON_KEY,
+    AppAnswer,
+    AppRequest,
+    AskingLimiter,
+    AskingLog,
+    decoded,
+    encoded,
+    run,
+    scope_of,
+)
 from ratelimit.wsgi.configure import configure
-from ratelimit.wsgi.environ import ENVIRON_KEY, scope_of
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -27,34 +27,46 @@ KeyOf: TypeAlias = "Callable[[Request], Hashable]"
 Close: TypeAlias = "Callable[[Response], Awaitable[object]]"
 
 
-class _Sender:
+class _Transport:
     """What both have in common."""
 
-    def __init__(self, clock: Clock, tasks: Tasks | Deferred, timeout: float, retries: int, key: KeyOf | None) -> None:
+    def __init__(
+        self,
+        transport: Any,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        retries: int = DEFAULT_RETRIES,
+        key: KeyOf | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         check_timeout(timeout)
         if type(retries) is not int or retries < 0:
             raise ConfigError("retries", f"must be a whole number of at least 0, not {retries!r}")
-        self.clock = clock
-        self.limits = OriginLimits(clock, tasks)
+        self._transport = transport
+        self._clock = clock or SystemClock()
+        self._limits = OriginLimits(self._clock, self._tasks())
         self._timeout_us = round(timeout * SECOND)
         self._retries = retries
         self._key = key
 
-    async def send(self, request: Request, ask: Callable[[], Awaitable[Response]], close: Close) -> Response:
+    def _tasks(self) -> Tasks | Deferred:
+        return Tasks("a turn that was given up")
+
+    async def _send(self, request: Request, ask: Callable[[], Awaitable[Response]], close: Close) -> Response:
         """Return the answer to a request that is sent when it may be, and again where it was refused all the same."""
         origin = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
         key = None if self._key is None else self._key(request)
-        due = self.clock.now() + self._timeout_us
+        due = self._clock.now() + self._timeout_us
         left = self._retries if _is_repeatable(request) else 0
         while True:
-            permit = await self.limits.admit(origin, key, due)
+            permit = await self._limits.admit(origin, key, due)
             try:
                 response = await ask()
             except BaseException:
-                self.limits.ended(permit)
+                self._limits.ended(permit)
                 raise
-            self.limits.answered(permit, response.status_code, response.headers)
-            if response.status_code != 429 or not left or not self.limits.may_be_sent_by(permit, due):
+            self._limits.answered(permit, response.status_code, response.headers)
+            if response.status_code != 429 or not left or not self._limits.may_be_sent_by(permit, due):
                 return response
             left -= 1
             await close(response)
@@ -69,7 +81,7 @@ def _is_repeatable(request: Request) -> bool:
     return True
 
 
-class AsyncRateLimitTransport(AsyncBaseTransport):
+class AsyncRateLimitTransport(_Transport, AsyncBaseTransport):
     """Sends a request when its server's limits let it, by what its answers say; those of one origin in their order.
 
     `transport` is what sends it: `httpx.AsyncHTTPTransport()`, with what the client would be told of TLS and proxies.
@@ -82,26 +94,14 @@ class AsyncRateLimitTransport(AsyncBaseTransport):
     What nothing is known of, one request finds out, and the others wait for its answer.
     """
 
-    def __init__(
-        self,
-        transport: AsyncBaseTransport,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        retries: int = DEFAULT_RETRIES,
-        key: KeyOf | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        self._transport = transport
-        self._sender = _Sender(clock or SystemClock(), Tasks("a turn that was given up"), timeout, retries, key)
-
     async def handle_async_request(self, request: Request) -> Response:
         """Send it. Raises `WaitTooLong`, and what the transport raises."""
         ask = self._transport.handle_async_request
-        return await self._sender.send(request, lambda: ask(request), lambda response: response.aclose())
+        return await self._send(request, lambda: ask(request), lambda response: response.aclose())
 
     async def aclose(self) -> None:
         """Have all leave who wait, and close the transport."""
-        await self._sender.limits.close()
+        await self._limits.close()
         await self._transport.aclose()
 
     async def __aenter__(self) -> Self:
@@ -109,40 +109,33 @@ class AsyncRateLimitTransport(AsyncBaseTransport):
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        await self._sender.limits.close()
+        await self._limits.close()
         await self._transport.__aexit__(*error)
 
 
-class RateLimitTransport(BaseTransport):
+class RateLimitTransport(_Transport, BaseTransport):
     """The same for `httpx.Client`, from any number of threads: `RateLimitTransport(httpx.HTTPTransport())`."""
 
-    def __init__(
-        self,
-        transport: BaseTransport,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        retries: int = DEFAULT_RETRIES,
-        key: KeyOf | None = None,
-        clock: Clock | None = None,
-    ) -> None:
-        self._transport = transport
+    def _tasks(self) -> Deferred:
         self._runner = Runner()
-        self._sender = _Sender(clock or SystemClock(), Deferred(self._runner), timeout, retries, key)
+        return Deferred(self._runner)
 
     def handle_request(self, request: Request) -> Response:
         """Send it. Raises `WaitTooLong`, and what the transport raises."""
 
+        handle: Callable[[Request], Response] = self._transport.handle_request
+
         async def ask() -> Response:
-            return wait_for(lambda left: self._transport.handle_request(request))
+            return wait_for(lambda left: handle(request))
 
         async def close(response: Response) -> None:
             wait_for(lambda left: response.close())
 
-        return self._run(self._sender.send(request, ask, close))
+        return self._run(self._send(request, ask, close))
 
     def close(self) -> None:
         """Have all leave who wait, and close the transport."""
-        self._run(self._sender.limits.close())
+        self._run(self._limits.close())
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -150,7 +143,7 @@ class RateLimitTransport(BaseTransport):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._run(self._sender.limits.close())
+        self._run(self._limits.close())
         self._transport.__exit__(*error)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:

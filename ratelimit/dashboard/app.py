@@ -36,7 +36,7 @@ from ratelimit.dashboard.session import (
 from ratelimit.directory import Directory
 from ratelimit.http.addresses import Addresses
 from ratelimit.http.api import Api
-from ratelimit.http.api.app import UNEXPECTED, decode_body, headers_of, raw_path, read_body
+from ratelimit.http.api.app import UNEXPECTED, decode_body, headers_of, raw_path, read_body, without_user
 from ratelimit.http.api.operation import package_version
 from ratelimit.http.auth import FOREIGN
 from ratelimit.http.lifespan import no_lifespan
@@ -237,7 +237,7 @@ class Dashboard:
 
     def _refuse(self, request: Request, status: int, why: str, *headers: tuple[bytes, bytes]) -> ProblemError:
         """Log that something is refused, and return what to raise."""
-        path = audit.shown(raw_path(request.scope))
+        path = without_user(raw_path(request.scope))
         logger.warning("refused %s %s from %s: %s", request.method, path, self._address(request.scope), why)
         return _refused(status, "Refused", why[:1].upper() + why[1:], *headers)
 

@@ -16,6 +16,7 @@ import msgspec
 
 from ratelimit.dashboard.session import Viewer
 from ratelimit.errors import RateLimitError
+from ratelimit.http.api.app import without_user
 from ratelimit.usage import UsageLog
 
 logger = logging.getLogger("ratelimit.dashboard")
@@ -23,18 +24,12 @@ logger = logging.getLogger("ratelimit.dashboard")
 AUDIT_ACTION: Final = "ratelimit.admin"
 # Of what a change says, these are who it concerns, or who that is to others.
 _UNSAID: Final = frozenset({"identities", "user", "actions", "quick", "decision", "checks"})
-_USER: Final = re.compile(r"(?<=^/v1/users/)[^/]+")
 _NAMED: Final = re.compile(r"/v1/(?P<kind>users|plans)/(?P<name>[^/]+)(?P<verb>/[a-z]+)?")
-
-
-def shown(path: str) -> str:
-    """Return a path without the user in it, fit for a log."""
-    return _USER.sub("*", path)
 
 
 async def record(usage: UsageLog | None, viewer: Viewer, method: str, path: str, body: bytes, status: int) -> None:
     """Log what was changed, or was to be; and have the usage log keep what was."""
-    logger.info("%s (%s) %s %s: %d", viewer.name, viewer.role, method, shown(path), status)
+    logger.info("%s (%s) %s %s: %d", viewer.name, viewer.role, method, without_user(path), status)
     if usage is None or status >= 400:
         return
     user, metadata = _event(method, path, _said(body))
@@ -55,7 +50,7 @@ def _event(method: str, path: str, said: Mapping[str, Any]) -> tuple[str, dict[s
     else:
         # Who was erased leaves no trace here either.
         user = None if found["verb"] == "/erase" else unquote(found["name"])
-        metadata = {"what": f"{method} {shown(path)}"}
+        metadata = {"what": f"{method} {without_user(path)}"}
     values = {name: value for name, value in said.items() if name not in _UNSAID}
     return AUDIT_ACTION if user is None else str(user), {**metadata, **({"set": values} if values else {})}
 

@@ -5,7 +5,6 @@ MIDDLEWARE = [..., "django.contrib.auth.middleware.AuthenticationMiddleware", "r
 RATELIMIT = {"path": "ratelimit.toml"}
 """
 
-from ratelimit.django.middleware import RateLimitMiddleware
-from ratelimit.django.views import limited
+from ratelimit.django.middleware import RateLimitMiddleware, limited
 
 __all__ = ["RateLimitMiddleware", "limited"]

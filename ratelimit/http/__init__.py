@@ -2,9 +2,8 @@
 
 from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.body import InvalidBody
-from ratelimit.http.dependency import describe_refusals, limited, quota_exceeded_handler
+from ratelimit.http.dependency import MissingUser, describe_refusals, limited, quota_exceeded_handler
 from ratelimit.http.headers import EXPOSE_HEADERS, HeaderStyle
-from ratelimit.http.inline import MissingUser
 from ratelimit.http.middleware import RateLimitMiddleware
 from ratelimit.http.request_handler import RateLimitState
 

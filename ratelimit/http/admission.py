@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from starlette.exceptions import HTTPException
@@ -21,11 +21,14 @@ from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
 from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all, parts_of, release_all
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
-from ratelimit.http.policy_check import Exemption, Inline, PolicyCheck, Routes, SurfaceOptions
+from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost
 from ratelimit.tasks import Tasks
+
+if TYPE_CHECKING:
+    from ratelimit.http.dependency import SaidOfRequest
 
 Refusal: TypeAlias = Decision | HTTPException | None
 """The decision of the first policy that refuses, or what a function of the app has raised; None where all is well."""
@@ -192,7 +195,7 @@ class Admission:
         cost: Cost | None = None,
         limiter: Limiter | None = None,
         connection: HTTPConnection | None = None,
-        inline: Inline | None = None,
+        inline: SaidOfRequest | None = None,
     ) -> Decision:
         """Check one policy because a view asks, and return the decision. Raises `QuotaExceeded`, and as `check` of
         `PolicyCheck` does."""

@@ -1,6 +1,5 @@
-"""ASGI lifespans: `LifespanRunner` begins and ends an app as a server does; `join_lifespan` adds to what an app does
-when it begins and ends; and `LimiterLifespan` opens the limiter with the app and closes it after the app, or opens it
-late.
+"""ASGI lifespans: `LifespanRunner` begins and ends an app as a server does; `LimiterLifespan` opens the limiter with
+the app and closes it after the app, or opens it late.
 
 Where no lifespan comes (a sub-app that is mounted, a server that runs none), the first request opens the limiter; those
 that come meanwhile wait with it, at most `OPEN_WAIT_S`. Nobody will say then that the process ends, so that a usage log
@@ -17,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -39,6 +37,7 @@ _NO_LIFESPAN: Final = (
     "waits until its usage event is written; open the usage log in the outer app's lifespan (`async with usage:`), or "
     "keep a journal"
 )
+_ENDS: Final = frozenset({"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"})
 _COMPLETES: Final = frozenset({"http.response.body", "http.response.pathsend", "websocket.http.response.body"})
 
 logger = logging.getLogger("ratelimit")
@@ -92,69 +91,6 @@ async def no_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
             return
 
 
-async def join_lifespan(
-    app: ASGIApp,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-    *,
-    start: Callable[[], Awaitable[None]] | None = None,
-    end: Callable[[], Awaitable[None]],
-    check: Callable[[], str | None] | None = None,
-    name: str = "",
-) -> None:
-    """Run the lifespan of an app (`no_lifespan` for none), `start` before it begins, and `end` once after it has ended.
-
-    What `start` raises as `StoreMisconfigured` or `ConfigError` fails the start, and so does what `check` finds wrong
-    when the app has begun, both with the `name` in front. What the app raises passes, so that a server sees as ever
-    whether it supports lifespans.
-    """
-    first: list[Message] = [await receive()]
-    try:
-        if start is not None:
-            await start()
-    except (StoreMisconfigured, ConfigError) as error:
-        await send({"type": "lifespan.startup.failed", "message": f"{name}{error}"})
-        return
-
-    async def replay() -> Message:
-        return first.pop() if first else await receive()
-
-    said = _LifespanSend(send, end, check, name)
-    try:
-        await app(scope, replay, said.pass_on)
-    finally:
-        await said.finish()
-
-
-class _LifespanSend:
-    """What an app says of its lifespan, on its way to the server."""
-
-    def __init__(
-        self, send: Send, end: Callable[[], Awaitable[None]], check: Callable[[], str | None] | None, name: str
-    ) -> None:
-        self._send = send
-        self._end = end
-        self._check = check
-        self._name = name
-        self._has_ended = False
-
-    async def pass_on(self, message: Message) -> None:
-        if message["type"] == "lifespan.startup.complete" and self._check is not None:
-            problem = self._check()
-            if problem is not None:
-                message = {"type": "lifespan.startup.failed", "message": f"{self._name}{problem}"}
-        if message["type"] in ("lifespan.shutdown.complete", "lifespan.shutdown.failed", "lifespan.startup.failed"):
-            await self.finish()  # before the server hears of it: it may stop the event loop at once
-        await self._send(message)
-
-    async def finish(self) -> None:
-        """End, unless that has been done."""
-        if not self._has_ended:
-            self._has_ended = True
-            await self._end()
-
-
 class LimiterLifespan:
     """Whether the limiter is open, and who opens it next."""
 
@@ -177,18 +113,46 @@ class LimiterLifespan:
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the lifespan of the app within that of the limiter."""
+        """Run the lifespan of the app within that of the limiter: open before it begins, close once after it has ended.
 
-        def unknown() -> str | None:
-            # Views ask the innermost middleware, which is here first.
-            if scope.setdefault(_LOOKED_AT, self) is not self:
-                return None
-            describe_refusals(scope.get("app"))
-            return unknown_action(scope.get("app"), self._limiter.policies)
+        What the app raises passes, so that a server sees as ever whether it supports lifespans.
+        """
+        first: list[Message] = [await receive()]
+        is_closed = False
+        try:
+            await self.open()
+        except (StoreMisconfigured, ConfigError) as error:
+            await send(_failed(str(error)))
+            return
 
-        await join_lifespan(
-            app, scope, receive, send, start=self.open, end=self.close, check=unknown, name="ratelimit: "
-        )
+        async def replay() -> Message:
+            return first.pop() if first else await receive()
+
+        async def close() -> None:
+            nonlocal is_closed
+            if not is_closed:
+                is_closed = True
+                await self.close()
+
+        async def pass_on(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete" and (problem := self._problem_of(scope)) is not None:
+                message = _failed(problem)
+            if message["type"] in _ENDS:
+                await close()  # before the server hears of it: it may stop the event loop at once
+            await send(message)
+
+        try:
+            await app(scope, replay, pass_on)
+        finally:
+            await close()
+
+    def _problem_of(self, scope: Scope) -> str | None:
+        """Say what is wrong with the app, now that it has begun."""
+        # Views ask the innermost middleware, which is here first.
+        if scope.setdefault(_LOOKED_AT, self) is not self:
+            return None
+        describe_refusals(scope.get("app"))
+        return unknown_action(scope.get("app"), self._limiter.policies)
 
     async def before_request(self) -> None:
         """Open, where nobody has; wait only for the first try. Never raises for a store."""
@@ -255,3 +219,7 @@ class LimiterLifespan:
         else:
             self._is_open = True
             self.ready = not self.is_frozen
+
+
+def _failed(problem: str) -> Message:
+    return {"type": "lifespan.startup.failed", "message": f"ratelimit: {problem}"}

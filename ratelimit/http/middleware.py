@@ -16,13 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.clock import Clock
 from ratelimit.config import SettingArgs
-from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES
 from ratelimit.errors import QuotaExceeded
-from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, TrustedProxies
+from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.charges import Recorder
 from ratelimit.http.headers import HeaderStyle
-from ratelimit.http.identity import DEFAULT_USER_FROM
 from ratelimit.http.lifespan import LimiterLifespan
 from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.http.refusal import OnRefused, Refusals, stack
@@ -87,25 +85,12 @@ class RateLimitMiddleware:
         app: ASGIApp,
         *,
         limiter: Limiter,
-        user_from: UserFrom | Iterable[UserFrom] = DEFAULT_USER_FROM,
-        trusted_proxies: TrustedProxies = 0,
-        ipv6_prefix: int = DEFAULT_IPV6_PREFIX,
-        headers: HeaderStyle = "draft",
-        exempt: Exempt | Iterable[Exempt] = (),
-        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         usage: UsageLog | None = None,
         on_refused: OnRefused | None = None,
+        **options: Unpack[SurfaceArgs],
     ) -> None:
         self.app = app
         self.limiter = limiter
-        options = SurfaceArgs(
-            user_from=user_from,
-            trusted_proxies=trusted_proxies,
-            ipv6_prefix=ipv6_prefix,
-            headers=headers,
-            exempt=exempt,
-            max_body_bytes=max_body_bytes,
-        )
         inner = [one._state for one in stack(app) if isinstance(one, RateLimitMiddleware)]
         self._state: MiddlewareState = state_of(
             limiter, usage, app=app, on_refused=on_refused, inner=inner, options=options

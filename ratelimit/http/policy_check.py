@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from inspect import isawaitable
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -25,7 +25,10 @@ from ratelimit.http.routing import Patterns, RequestTarget
 from ratelimit.limiter import Limiter, Spend
 from ratelimit.names import Key
 from ratelimit.policy import Cost, Exempt, Policy, UserFrom, members_of
-from ratelimit.quota import UNLIMITED, QuotasLike
+from ratelimit.quota import UNLIMITED
+
+if TYPE_CHECKING:
+    from ratelimit.http.dependency import SaidOfRequest
 
 MAX_REMEMBERED: Final = 1024
 """Requests whose policies are remembered."""
@@ -36,16 +39,6 @@ _NOT_TOGETHER: Final = (
     "the plan limits how many requests go on at the same time, which is not decided together with other policies: the"
     " plan has to leave that quota out"
 )
-
-
-class Inline(Protocol):
-    """What a view says in the place of what its policy does."""
-
-    has_quotas: bool
-
-    async def said(self) -> tuple[str | None, str | None, QuotasLike | None]:
-        """Return the user, whom the usage log names; what is counted in the user's place; and the quotas."""
-        ...
 
 
 class PolicyCheck:
@@ -101,7 +94,7 @@ class PolicyCheck:
         return charge
 
     async def check(
-        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: Inline | None = None
+        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: SaidOfRequest | None = None
     ) -> Charge:
         """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
 
@@ -124,7 +117,7 @@ class PolicyCheck:
             charge = await self._charge(user, answer, units, spend)
         return charge if self._pending is None else self._counted_later(charge, self._pending)
 
-    async def _spend(self, connection: HTTPConnection, units: int, inline: Inline | None) -> tuple[str, Spend]:
+    async def _spend(self, connection: HTTPConnection, units: int, inline: SaidOfRequest | None) -> tuple[str, Spend]:
         """Return whose it is, and what is counted for it."""
         if inline is None:
             user = await self.user_resolver.user_of(connection)
@@ -181,7 +174,7 @@ class JointPolicyCheck(PolicyCheck):
         self.others = others
 
     async def check(
-        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: Inline | None = None
+        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: SaidOfRequest | None = None
     ) -> Charge:
         """Decide, and spend. What is free or exempt for this policy is so for all, and for another for that one alone.
 

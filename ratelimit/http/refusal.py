@@ -12,7 +12,7 @@ from functools import partial
 from http import HTTPStatus
 from inspect import isawaitable
 from math import ceil
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers as RequestHeaders
@@ -28,6 +28,9 @@ from ratelimit.http.headers import Headers, HeaderWriter
 from ratelimit.http.problems import Problem, ProblemResponse, problem_of, respond
 from ratelimit.policy import PLACEHOLDER, Policy, RefusalTemplate
 
+if TYPE_CHECKING:
+    from ratelimit.http.admission import Admission
+
 OnRefused: TypeAlias = "Callable[[HTTPConnection, Decision], Response | Awaitable[Response]]"
 
 POLICY_VIOLATION: Final = 1008
@@ -37,20 +40,6 @@ TOO_MANY_REQUESTS: Final = 4429
 _MAX_DEPTH: Final = 100
 _BY_TEMPLATE: Final = ("quota", "concurrency", "too_large")
 """What a policy's template answers; whoever is not known to be over a quota is told the truth."""
-
-
-class Asked(Protocol):
-    """The request that is refused."""
-
-    @property
-    def scope(self) -> Scope:
-        """The request's."""
-        ...
-
-    @property
-    def connection(self) -> HTTPConnection:
-        """What functions of the app are called with."""
-        ...
 
 
 class Refusals:
@@ -76,7 +65,7 @@ class Refusals:
         names = {name.lower() for name, _ in scope["headers"]}
         return {b"origin", b"access-control-request-method"} <= names and self._find_cors() is not None
 
-    async def of(self, decision: Decision, asked: Asked) -> tuple[Response, Headers]:
+    async def of(self, decision: Decision, asked: Admission) -> tuple[Response, Headers]:
         """Return the answer to a request that was refused so, and what fields to add. Raises what the app's function
         does."""
         response: Response | None
@@ -92,7 +81,7 @@ class Refusals:
         taken = {name.lower() for name, _ in response.raw_headers}
         return response, [field for field in self._writer.refusal(decision) if field[0] not in taken]
 
-    async def _by_the_app(self, decision: Decision, asked: Asked) -> Response | None:
+    async def _by_the_app(self, decision: Decision, asked: Admission) -> Response | None:
         """Return the answer of the handler that the app has for what a view raises; None where there is none."""
         app = self._inner or asked.scope.get("app")
         if asked.scope["type"] != "http" or not isinstance(app, Starlette):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
 from limits.aio.storage import MovingWindowSupport as AsyncMovingWindowSupport
@@ -20,18 +20,78 @@ from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
 from ratelimit.dynamodb.settings import Settings, check_one_region
 from ratelimit.errors import ConfigError, InvalidAction, StoreUnavailable
-from ratelimit.limits.windows import SlidingCounts, Windows
+from ratelimit.limits.windows import Windows
 from ratelimit.names import check_action
 
-T = TypeVar("T")
-
-_HEALTH: Final = "health"
 _OWN: Final = ("key_prefix", "wrap_exceptions")
 _ALIASES: Final = {"endpoint_url": "endpoint"}
 _TRUE: Final = ("true", "1", "yes", "on")
 
 
-class DynamoDBStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport, TimestampedSlidingWindow):
+class _Verbs:
+    """What `limits` asks of a storage. `_do` returns what a coroutine does; or, for event loops, the coroutine."""
+
+    _store: DynamoDBStore
+    _windows: Windows
+
+    def _do(self, work: Coroutine[Any, Any, object]) -> Any:
+        return work
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        """What a call raises where the table gives no answer."""
+        return StoreUnavailable
+
+    def incr(self, key: str, expiry: float, amount: float = 1) -> Any:
+        """Add to the key's window, a new one of `expiry` seconds where there is none; return its units."""
+        return self._do(self._windows.incr(key, expiry, amount))
+
+    def get(self, key: str) -> Any:
+        """Return the units in the key's window."""
+        return self._do(self._windows.get(key))
+
+    def get_expiry(self, key: str) -> Any:
+        """Return when the key's window ends, in seconds since the epoch; where there is none, now."""
+        return self._do(self._windows.get_expiry(key))
+
+    def check(self) -> Any:
+        """Return whether the table answers."""
+        return self._do(self._windows.can_be_read())
+
+    def reset(self) -> Any:
+        """Forget all windows under this prefix; return how many there were. Reads the whole table."""
+        return self._do(self._store.erase_actions(self._windows.actions))
+
+    def clear(self, key: str) -> Any:
+        """Forget the key's fixed and moving window."""
+        return self._do(self._windows.clear(key))
+
+    def acquire_entry(self, key: str, limit: int, expiry: float, amount: float = 1) -> Any:
+        """Take units of the moving window, if they fit."""
+        return self._do(self._windows.acquire_entry(key, limit, expiry, amount))
+
+    def get_moving_window(self, key: str, limit: int, expiry: float) -> Any:
+        """Return when the moving window begins, in seconds since the epoch, and its units."""
+        return self._do(self._windows.get_moving_window(key, expiry))
+
+    def acquire_sliding_window_entry(self, key: str, limit: int, expiry: float, amount: float = 1) -> Any:
+        """Take units of the sliding window, if they fit."""
+        return self._do(self._windows.acquire_sliding(key, limit, expiry, amount))
+
+    def get_sliding_window(self, key: str, expiry: float) -> Any:
+        """Return units and seconds left of the window before, and of this."""
+        return self._do(self._windows.get_sliding(key, expiry))
+
+    def clear_sliding_window(self, key: str, expiry: float) -> Any:
+        """Forget the key's sliding window."""
+        return self._do(self._windows.clear_sliding(key, expiry))
+
+    def close(self) -> Any:
+        """Let go of the connections; harmless when closed. `limits` itself never closes a storage."""
+        return self._do(self._store.close())
+
+
+class DynamoDBStorage(_Verbs, Storage, MovingWindowSupport, SlidingWindowCounterSupport, TimestampedSlidingWindow):
     """`dynamodb://TABLE?region=…`, for threads. It opens itself with its first use, and is used after a fork as before.
 
     In a thread that runs an event loop, as under slowapi, the loop waits for each call.
@@ -48,64 +108,7 @@ class DynamoDBStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport,
         self._store = BlockingDynamoDBStore(chosen.settings, self._runner)
         self._windows = Windows(self._store, chosen.key_prefix, SystemClock())
 
-    @property
-    def base_exceptions(self) -> type[Exception]:
-        """What a call raises where the table gives no answer."""
-        return StoreUnavailable
-
-    def incr(self, key: str, expiry: float, amount: float = 1) -> int:
-        """Add to the key's window, a new one of `expiry` seconds where there is none; return its units."""
-        return self._run(self._windows.incr(key, expiry, amount))
-
-    def get(self, key: str) -> int:
-        """Return the units in the key's window."""
-        return self._run(self._windows.get(key))
-
-    def get_expiry(self, key: str) -> float:
-        """Return when the key's window ends, in seconds since the epoch; where there is none, now."""
-        return self._run(self._windows.get_expiry(key))
-
-    def check(self) -> bool:
-        """Return whether the table answers."""
-        try:
-            self._run(self._windows.get(_HEALTH))
-        except StoreUnavailable:
-            return False
-        return True
-
-    def reset(self) -> int:
-        """Forget all windows under this prefix; return how many there were. Reads the whole table."""
-        return self._run(self._store.erase_actions(self._windows.actions))
-
-    def clear(self, key: str) -> None:
-        """Forget the key's fixed and moving window."""
-        self._run(self._windows.clear(key))
-
-    def acquire_entry(self, key: str, limit: int, expiry: float, amount: float = 1) -> bool:
-        """Take units of the moving window, if they fit."""
-        return self._run(self._windows.acquire_entry(key, limit, expiry, amount))
-
-    def get_moving_window(self, key: str, limit: int, expiry: float) -> tuple[float, int]:
-        """Return when the moving window begins, in seconds since the epoch, and its units."""
-        return self._run(self._windows.get_moving_window(key, expiry))
-
-    def acquire_sliding_window_entry(self, key: str, limit: int, expiry: float, amount: float = 1) -> bool:
-        """Take units of the sliding window, if they fit."""
-        return self._run(self._windows.acquire_sliding(key, limit, expiry, amount))
-
-    def get_sliding_window(self, key: str, expiry: float) -> SlidingCounts:
-        """Return units and seconds left of the window before, and of this."""
-        return self._run(self._windows.get_sliding(key, expiry))
-
-    def clear_sliding_window(self, key: str, expiry: float) -> None:
-        """Forget the key's sliding window."""
-        self._run(self._windows.clear_sliding(key, expiry))
-
-    def close(self) -> None:
-        """Let go of the connections; harmless when closed. `limits` itself never closes a storage."""
-        self._run(self._store.close())
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def _do(self, work: Coroutine[Any, Any, object]) -> Any:
         loop = running_loop()
         if loop is None:
             return self._runner.run(work, "limits")
@@ -118,7 +121,7 @@ class DynamoDBStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport,
 
 
 class AsyncDynamoDBStorage(
-    AsyncStorage, AsyncMovingWindowSupport, AsyncSlidingWindowCounterSupport, TimestampedSlidingWindow
+    _Verbs, AsyncStorage, AsyncMovingWindowSupport, AsyncSlidingWindowCounterSupport, TimestampedSlidingWindow
 ):
     """`async+dynamodb://TABLE?region=…`, for event loops. It opens itself with its first use on each."""
 
@@ -130,63 +133,6 @@ class AsyncDynamoDBStorage(
         super().__init__(uri, wrap_exceptions=chosen.wrap_exceptions)
         self._store = DynamoDBStore(chosen.settings)
         self._windows = Windows(self._store, chosen.key_prefix, SystemClock())
-
-    @property
-    def base_exceptions(self) -> type[Exception]:
-        """What a call raises where the table gives no answer."""
-        return StoreUnavailable
-
-    async def incr(self, key: str, expiry: float, amount: float = 1) -> int:
-        """Add to the key's window, a new one of `expiry` seconds where there is none; return its units."""
-        return await self._windows.incr(key, expiry, amount)
-
-    async def get(self, key: str) -> int:
-        """Return the units in the key's window."""
-        return await self._windows.get(key)
-
-    async def get_expiry(self, key: str) -> float:
-        """Return when the key's window ends, in seconds since the epoch; where there is none, now."""
-        return await self._windows.get_expiry(key)
-
-    async def check(self) -> bool:
-        """Return whether the table answers."""
-        try:
-            await self._windows.get(_HEALTH)
-        except StoreUnavailable:
-            return False
-        return True
-
-    async def reset(self) -> int:
-        """Forget all windows under this prefix; return how many there were. Reads the whole table."""
-        return await self._store.erase_actions(self._windows.actions)
-
-    async def clear(self, key: str) -> None:
-        """Forget the key's fixed and moving window."""
-        await self._windows.clear(key)
-
-    async def acquire_entry(self, key: str, limit: int, expiry: float, amount: float = 1) -> bool:
-        """Take units of the moving window, if they fit."""
-        return await self._windows.acquire_entry(key, limit, expiry, amount)
-
-    async def get_moving_window(self, key: str, limit: int, expiry: float) -> tuple[float, int]:
-        """Return when the moving window begins, in seconds since the epoch, and its units."""
-        return await self._windows.get_moving_window(key, expiry)
-
-    async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: float, amount: float = 1) -> bool:
-        """Take units of the sliding window, if they fit."""
-        return await self._windows.acquire_sliding(key, limit, expiry, amount)
-
-    async def get_sliding_window(self, key: str, expiry: float) -> SlidingCounts:
-        """Return units and seconds left of the window before, and of this."""
-        return await self._windows.get_sliding(key, expiry)
-
-    async def clear_sliding_window(self, key: str, expiry: float) -> None:
-        """Forget the key's sliding window."""
-        await self._windows.clear_sliding(key, expiry)
-
-    async def close(self) -> None:
-        """Let go of this loop's connections; harmless when closed. `limits` itself never closes a storage."""
-        await self._store.close()
 
 
 class _Options(NamedTuple):

@@ -37,6 +37,7 @@ _MAX_ATTEMPTS: Final = 10
 _DIGITS: Final = digits + ascii_lowercase
 _MOMENT_LETTERS: Final = 10
 _DIGEST: Final = "sha256:"
+_HEALTH: Final = "health"
 
 
 class SlidingCounts(NamedTuple):
@@ -74,6 +75,14 @@ class Windows:
             if outcome.applied:
                 return outcome.record["n"]
         raise _contended(where)
+
+    async def can_be_read(self) -> bool:
+        """Return whether the table answers."""
+        try:
+            await self.get(_HEALTH)
+        except StoreUnavailable:
+            return False
+        return True
 
     async def get(self, key: str) -> int:
         """Return the units in the window."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from ratelimit.dashboard.app import Dashboard, Parts
 from ratelimit.dashboard.session import TokenLogin, Tokens, tokens_of
 from ratelimit.factory import MiddlewareArgs, admin_address, decision_app, middleware_args
 from ratelimit.http.api import Api
+from ratelimit.http.api.app import without_user
 from ratelimit.http.api.idempotency import IdempotencyCache
 from ratelimit.server.access_log import AccessFormat, AccessLog
 from ratelimit.server.admin import AdminBackend, admin_app
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from ratelimit.envoy.service import RateLimitService
     from ratelimit.server.upstream import ProxySettings
     from ratelimit.store import TableStore
-
-
-_USER = re.compile(r"(?<=^/v1/users/)[^/]+")
 
 
 def sidecar(
@@ -48,7 +45,7 @@ def sidecar(
     are given the same empty directory (0700) as `bus_dir`: whichever of them is asked collects from all. `file` is what
     the source reads, for those who ask.
     """
-    log = None if access_log == "off" else AccessLog(access_log, shown=_without_user if upstream is None else str)
+    log = None if access_log == "off" else AccessLog(access_log, shown=without_user if upstream is None else str)
     served = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings), log=log)
     if admin_address(served.current.runtime.config) is not None:
         backend = AdminBackend(served, bus_dir, file)
@@ -92,11 +89,6 @@ def _decisions(host: str | None) -> ServiceFactory:
 
 def _args(runtime: Runtime) -> MiddlewareArgs:
     return middleware_args(runtime.config, runtime.limiter, runtime.usage)
-
-
-def _without_user(path: str) -> str:
-    # The API's own paths say whom they are about.
-    return _USER.sub("*", path)
 
 
 def decision_service(

@@ -13,12 +13,13 @@ from ratelimit.config import SettingArgs
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.admission import MiddlewareState
-from ratelimit.http.inline import InlineArgs, Said
+from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.middleware import SurfaceArgs, state_of
 from ratelimit.http.refusal import OnRefused, stack
 from ratelimit.limiter.alerts import AlertHook
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.wsgi.app_request import (
+    ENVIRON_KEY,
     AppAnswer,
     AppRequest,
     AskingLimiter,
@@ -26,9 +27,9 @@ from ratelimit.wsgi.app_request import (
     decoded,
     encoded,
     run,
+    scope_of,
 )
 from ratelimit.wsgi.configure import configure
-from ratelimit.wsgi.environ import ENVIRON_KEY, scope_of
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo

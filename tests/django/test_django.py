@@ -212,7 +212,7 @@ async def test_settings_that_make_no_sense_stop_the_start(client: Site) -> None:
 
 
 def ids(**given: Any) -> list[str]:
-    from ratelimit.django.checks import check_settings
+    from ratelimit.django.apps import check_settings
 
     with override_settings(**given):
         return [message.id for message in check_settings(None)]

@@ -25,7 +25,7 @@ from slowapi.errors import RateLimitExceeded
 from ratelimit import Policy, RateLimitMiddleware, configure
 from ratelimit import limited as limited_in_asgi
 from ratelimit.django import limited as limited_in_django
-from ratelimit.django.views import asked
+from ratelimit.django.middleware import asked
 from ratelimit.flask import RateLimit, limited
 from tests.http.apps import client_of
 

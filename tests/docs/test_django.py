@@ -49,9 +49,9 @@ def test_the_site_limits_by_path_and_in_views(site: dict[str, Any], fresh: None)
 
 
 def test_every_message_of_the_check_is_on_the_page() -> None:
-    import ratelimit.django.checks
+    import ratelimit.django.apps
 
-    code = Path(ratelimit.django.checks.__file__).read_text(encoding="utf-8")
+    code = Path(ratelimit.django.apps.__file__).read_text(encoding="utf-8")
     wanted = set(re.findall(r"ratelimit\.[EW]\d+", code))
     assert wanted == set(re.findall(r"ratelimit\.[EW]\d+", text_of("docs/django.md")))
 

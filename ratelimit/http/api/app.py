@@ -7,6 +7,7 @@ also keeps forms of foreign web pages out.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
@@ -285,6 +286,14 @@ def raw_path(scope: Scope) -> str:
     root: str = scope.get("root_path", "")
     mount = "/".join(path.split("/")[: root.count("/") + 1])
     return path[len(mount) :] if root and unquote(mount) == root else path
+
+
+_USER: Final = re.compile(r"(?<=^/v1/users/)[^/]+")
+
+
+def without_user(path: str) -> str:
+    """Return a path fit for a log: the API's own say whom they are about."""
+    return _USER.sub("*", path)
 
 
 def headers_of(answer: ApiAnswer) -> list[tuple[bytes, bytes]]:
