@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
@@ -25,41 +27,44 @@ from loadtest.bench import (
     sync,
     timeline,
 )
+from loadtest.bench.report import conclude, reported
 
-app = typer.Typer(add_completion=False, help=__doc__)
+app = typer.Typer(add_completion=False, result_callback=conclude)
+
+BENCHES: Final = {
+    "lane": lane.run,
+    "embedded": embedded.run,
+    "sync": sync.run,
+    "cold": cold.run,
+    "frameworks": frameworks.run,
+    "hotkey": hotkey.run,
+    "outage": outage.run,
+    "live": live.run,
+    "app": app_bench.run,
+    "sidecar": sidecar.run,
+    "proxy-bodies": proxy_bodies.run,
+    "proxy-crowd": proxy_crowd.run,
+    "operations": operations.run,
+    "peers": peers.run,
+}
+for name, run in BENCHES.items():
+    app.command(name)(reported(name, run))
+app.command("export")(export.command)
+app.command("timeline")(timeline.command)
 
 
 @app.callback()
-def main() -> None:
+def main(
+    file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Keep the figures in this file.")] = None,
+) -> None:
     """Micro benchmarks: contenders take turns within one run, medians and ratios count."""
-
-
-app.command("lane")(lane.command)
-app.command("embedded")(embedded.command)
-app.command("hotkey")(hotkey.command)
-app.command("peers")(peers.command)
-app.command("app")(app_bench.command)
-app.command("sidecar")(sidecar.command)
-app.command("proxy-bodies")(proxy_bodies.command)
-app.command("proxy-crowd")(proxy_crowd.command)
-app.command("sync")(sync.command)
-app.command("cold")(cold.command)
-app.command("frameworks")(frameworks.command)
-app.command("operations")(operations.command)
-app.command("outage")(outage.command)
-app.command("export")(export.command)
-app.command("live")(live.command)
-app.command("timeline")(timeline.command)
 
 
 @app.command("all")
 def every() -> None:
     """All of them, one after the other, as they come: some minutes."""
-    names = (
-        "lane embedded sync cold frameworks hotkey outage live app sidecar proxy-bodies proxy-crowd operations peers"
-    )
-    for name in names.split():
-        if done := subprocess.run([sys.executable, "-m", "loadtest.bench", name], check=False).returncode:
+    for bench in BENCHES:
+        if done := subprocess.run([sys.executable, "-m", "loadtest.bench", bench], check=False).returncode:
             raise typer.Exit(done)
 
 

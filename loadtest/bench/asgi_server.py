@@ -1,11 +1,12 @@
 """ASGI apps on one uvicorn worker, each a process of its own: `python -m loadtest.bench.asgi_server PORT VARIANT`.
 
 `app` is an upstream that takes bodies and websockets and answers at once; `proxy UPSTREAM_PORT` is a proxy built the
-usual way, with Starlette and httpx.
+usual way, with Starlette and httpx. Any other is the app that `loadtest.bench app` measures, on the stub at ENDPOINT.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,9 +16,15 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ratelimit.dynamodb import DynamoDBStore
+from ratelimit.http import RateLimitMiddleware
+from ratelimit.limiter import Limiter
+from ratelimit.policy import Policy
+from ratelimit.store import MemoryStore
 
 _BODY: Final = b"hello"
 _HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
@@ -66,12 +73,39 @@ def usual_proxy(upstream: str) -> Starlette:
     return Starlette(routes=[Route("/{path:path}", forward, methods=methods)], lifespan=lifespan)
 
 
-def main(port: int, variant: str, upstream: str = "") -> None:
+def hello_app(variant: str, endpoint: str) -> Starlette:
+    """The same app for all: `bare`, or with the middleware on the `embedded` store, the `fast` lane or the `slow` one;
+    `frozen` is the fast lane in a process that calls `gc.freeze()` as it starts."""
+
+    async def hello(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if variant == "frozen":
+            gc.collect()
+            gc.freeze()
+        yield
+
+    app = Starlette(routes=[Route("/", hello)], lifespan=lifespan)
+    if variant != "bare":
+        policy = Policy("hello", "1000000000/hour", match="GET /", on_unavailable="deny")
+        table = DynamoDBStore(table="bench", endpoint=endpoint, fast=variant != "slow")
+        limiter = Limiter(MemoryStore() if variant == "embedded" else table, [policy], deadline=30)
+        app.add_middleware(RateLimitMiddleware, limiter=limiter, user_from="header:x-user")
+    return app
+
+
+def main(port: int, variant: str, other: str = "") -> None:
     """On uvloop and httptools, until a signal comes."""
+    served: ASGIApp = app
+    if variant != "app":
+        served = usual_proxy(f"http://127.0.0.1:{other}") if variant == "proxy" else hello_app(variant, other)
+    with_headers = variant not in ("app", "proxy")
     uvicorn.run(
-        app if variant == "app" else usual_proxy(f"http://127.0.0.1:{upstream}"), port=port, loop="uvloop",
-        http="httptools", ws="websockets-sansio", log_level="warning", access_log=False, proxy_headers=False,
-        server_header=False, date_header=False, timeout_graceful_shutdown=1,
+        served, port=port, loop="uvloop", http="httptools", ws="websockets-sansio", log_level="warning",
+        access_log=False, proxy_headers=with_headers, server_header=with_headers, date_header=with_headers,
+        timeout_graceful_shutdown=1,
     )  # fmt: skip
 
 

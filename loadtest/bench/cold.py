@@ -10,13 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
-from typing import Annotated, Final
+from typing import Final
 
-import typer
-
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.report import Findings, Rounds, Row, Target
 from loadtest.bench.runner import CREDENTIALS
 from loadtest.bench.stub import stub_server
 
@@ -53,19 +50,16 @@ limiter = runner.run(opened())
 """,
     "check": "assert runner.run(limiter.check('alice', 'hint')).reason is None",
 }
+_SYNC: Final = {
+    "imports": "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, open_store",
+    "opening": _OPENING,
+    "check": "assert limiter.check('alice', 'hint').reason is None",
+}
 _PROGRAMS: Final[Mapping[str, Mapping[str, str]]] = {
-    MEMORY: {
-        "imports": "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, open_store",
-        "opening": "limiter = Limiter(open_store('memory://'), [Policy('hint', '9/day')])",
-        "check": "limiter.check('alice', 'hint')",
-    },
-    OURS: {
-        "imports": "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, open_store",
-        "opening": _OPENING,
-        "check": "assert limiter.check('alice', 'hint').reason is None",
-    },
+    MEMORY: {**_SYNC, "opening": "limiter = Limiter(open_store('memory://'), [Policy('hint', '9/day')])"},
+    OURS: _SYNC,
     "ratelimit.sync, DynamoDB, and a usage log": {
-        "imports": "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, UsageLog, open_store",
+        "imports": _SYNC["imports"] + ", UsageLog",
         "opening": f"{_OPENING}usage = UsageLog(store)",
         "check": "limiter.check('alice', 'hint')\nusage.record('alice', 'hint')\nusage.flush()",
     },
@@ -75,10 +69,8 @@ _PROGRAMS: Final[Mapping[str, Mapping[str, str]]] = {
         "imports": "import os; os.environ['AWS_LAMBDA_FUNCTION_NAME'] = 'bench'\n" + _ON_A_LOOP["imports"],
     },
     BY_BOTOCORE: {
-        "imports": "import os; os.environ['AWS_IGNORE_CONFIGURED_ENDPOINT_URLS'] = 'true'\n"
-        "from ratelimit import Policy\nfrom ratelimit.sync import Limiter, open_store",
-        "opening": _OPENING,
-        "check": "assert limiter.check('alice', 'hint').reason is None",
+        **_SYNC,
+        "imports": "import os; os.environ['AWS_IGNORE_CONFIGURED_ENDPOINT_URLS'] = 'true'\n" + _SYNC["imports"],
     },
     BARE: {
         "imports": "from botocore.config import Config\nfrom botocore.session import get_session",
@@ -89,16 +81,8 @@ _PROGRAMS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def command(
-    rounds: Annotated[int, typer.Option(help="Starts of each contender.")] = 7,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """A cold start: imports, opening, the first check."""
-    conclude(run(rounds=rounds), json)
-
-
-def run(*, rounds: int) -> BenchReport:
-    """One start after the other, in turns; the first of each is not counted."""
+def run(rounds: Rounds = 7) -> Findings:
+    """A cold start: imports, opening, the first check. In turns; the first start of each is not counted."""
     starts: dict[str, list[list[float]]] = {name: [] for name in _PROGRAMS}
     with stub_server() as endpoint:
         for number in range(rounds + 1):
@@ -107,29 +91,21 @@ def run(*, rounds: int) -> BenchReport:
                 if number:
                     starts[name].append(marks)
     rows = [Row(name, _figures(marks)) for name, marks in starts.items()]
-    return bench_report("cold", rows, _targets(rows), arguments=f"--rounds {rounds}")
+    return Findings(rows, _targets(rows))
 
 
 def _start(parts: Mapping[str, str], endpoint: str) -> list[float]:
     program = _CLOCKED
     for name, text in parts.items():
         program = program.replace("{" + name + "}", text)
+    # Nothing of this machine's own set-up of AWS.
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "REQUESTS_"))}
     done = subprocess.run(
-        [sys.executable, "-c", program, endpoint],
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+        [sys.executable, "-c", program, endpoint], env={**theirs, **CREDENTIALS}, capture_output=True, text=True,
+        timeout=120, check=True,
+    )  # fmt: skip
     marks: list[float] = json.loads(done.stdout)
     return marks
-
-
-def _environment() -> dict[str, str]:
-    """Return what a function is started with: nothing of this machine's own set-up of AWS."""
-    theirs = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "REQUESTS_"))}
-    return {**theirs, **CREDENTIALS}
 
 
 def _figures(starts: list[list[float]]) -> dict[str, float | None]:

@@ -29,20 +29,7 @@ async def on_dynamodb(endpoint: str, pool: int = 64) -> AsyncIterator[Contender]
         users = itertools.cycle(range(_USERS))
 
         async def call() -> None:
-            await client.update_item(
-                TableName="bench",
-                Key={"PK": {"S": f"USR#bare-{next(users)}#LIM#hint"}, "SK": {"S": "STATE"}},
-                UpdateExpression="SET #tp = :tp, #ttl = :ttl ADD #window :one, #day :one, #month :one",
-                ConditionExpression="attribute_not_exists(#window) OR #window <= :most",
-                ExpressionAttributeNames={
-                    "#tp": "tp", "#ttl": "ttl", "#window": "h494000", "#day": "u261121", "#month": "u2611",
-                },
-                ExpressionAttributeValues={
-                    ":tp": {"S": "lim"}, ":ttl": {"N": "1800000000"}, ":one": {"N": "1"}, ":most": {"N": "999999999"},
-                },
-                ReturnValues="UPDATED_NEW",
-                ReturnValuesOnConditionCheckFailure="ALL_OLD",
-            )  # fmt: skip
+            await client.update_item(**check_of(f"bare-{next(users)}"))
 
         for _ in range(_USERS):
             await call()
@@ -51,6 +38,24 @@ async def on_dynamodb(endpoint: str, pool: int = 64) -> AsyncIterator[Contender]
             return await counted(client, call)
 
         yield Contender(call, count)
+
+
+def check_of(user: str) -> dict[str, Any]:
+    """Return the `UpdateItem` that a check sends."""
+    return {
+        "TableName": "bench",
+        "Key": {"PK": {"S": f"USR#{user}#LIM#hint"}, "SK": {"S": "STATE"}},
+        "UpdateExpression": "SET #tp = :tp, #ttl = :ttl ADD #window :one, #day :one, #month :one",
+        "ConditionExpression": "attribute_not_exists(#window) OR #window <= :most",
+        "ExpressionAttributeNames": {
+            "#tp": "tp", "#ttl": "ttl", "#window": "h494000", "#day": "u261121", "#month": "u2611",
+        },
+        "ExpressionAttributeValues": {
+            ":tp": {"S": "lim"}, ":ttl": {"N": "1800000000"}, ":one": {"N": "1"}, ":most": {"N": "999999999"},
+        },
+        "ReturnValues": "UPDATED_NEW",
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }  # fmt: skip
 
 
 async def counted(client: Any, call: Call) -> dict[str, float]:

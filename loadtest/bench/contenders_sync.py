@@ -83,25 +83,11 @@ async def bare(endpoint: str) -> AsyncIterator[Contender]:
     from botocore.config import Config
     from botocore.session import get_session
 
+    from loadtest.bench.contenders_boto import check_of
+
     client = get_session().create_client("dynamodb", endpoint_url=endpoint, config=Config(proxies={}))
 
-    def update(user: str) -> None:
-        client.update_item(
-            TableName="bench",
-            Key={"PK": {"S": f"USR#{user}#LIM#hint"}, "SK": {"S": "STATE"}},
-            UpdateExpression="SET #tp = :tp, #ttl = :ttl ADD #window :one, #day :one, #month :one",
-            ConditionExpression="attribute_not_exists(#window) OR #window <= :most",
-            ExpressionAttributeNames={
-                "#tp": "tp", "#ttl": "ttl", "#window": "h494000", "#day": "u261121", "#month": "u2611",
-            },
-            ExpressionAttributeValues={
-                ":tp": {"S": "lim"}, ":ttl": {"N": "1800000000"}, ":one": {"N": "1"}, ":most": {"N": "999999999"},
-            },
-            ReturnValues="UPDATED_NEW",
-            ReturnValuesOnConditionCheckFailure="ALL_OLD",
-        )  # fmt: skip
-
-    yield contender(update)
+    yield contender(lambda user: client.update_item(**check_of(user)))
     client.close()
 
 

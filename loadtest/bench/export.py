@@ -5,15 +5,11 @@ The stub is another process, and everything else is real: the client, the scan, 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
@@ -21,6 +17,8 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from loadtest.bench.servers import megabytes_of
+from loadtest.bench.stub import Asked, response, running, serve
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.dynamodb.events import event_item
 from ratelimit.dynamodb.schema import table_definition
@@ -40,8 +38,9 @@ def command(
     parts: Annotated[int, typer.Option(help="Parts read side by side.")] = 1,
 ) -> None:
     """Memory of an export: the peak must stay within 50 MB of the start (exit status 1 if it does not)."""
-    with _stub(events // parts) as endpoint, TemporaryDirectory() as directory:
-        grown = asyncio.run(_run(endpoint, Path(directory) / "events", format, parts=parts))
+    stub = running("loadtest.bench.export", str(events // parts))
+    with stub as server, TemporaryDirectory() as directory:
+        grown = asyncio.run(_run(server.endpoint, Path(directory) / "events", format, parts=parts))
     raise typer.Exit(grown > _MOST)
 
 
@@ -51,15 +50,16 @@ async def _run(endpoint: str, path: Path, format: str, *, parts: int) -> float:
     async with DynamoDBStore(table="bench", region="eu-west-1", endpoint=endpoint) as store:
         # The first page brings in what a client loads once; the start is a client that is at work.
         await store.scans.events(since=0, until=10**13)
-        start, peak, began = _rss(), _rss(), time.monotonic()
+        start = peak = megabytes_of("VmRSS")
+        began = time.monotonic()
 
         def watch(_events: int, _size: int) -> None:
             nonlocal peak
-            peak = max(peak, _rss())
+            peak = max(peak, megabytes_of("VmRSS"))
 
         done = await export_events(store, ExportQuery(store="bench", format=format, parts=parts), sink, progress=watch)
         took = time.monotonic() - began
-    high = _high_water()
+    high = megabytes_of("VmHWM")
     Console(soft_wrap=True).print(
         f"{done.events:,} events, {done.bytes / _MB:,.0f} MB of {format}, {took:.0f} s ({done.events / took:,.0f}/s)\n"
         f"memory: {start:.1f} MB at the start, {peak:.1f} MB at the peak between pages, {high:.1f} MB high-water mark: "
@@ -75,32 +75,6 @@ def _sink(path: Path, format: str) -> Sink:
 
         return ParquetFile(path)
     return File(path, Csv() if format == "csv" else Jsonl(), resume=False)
-
-
-def _status(name: str) -> float:
-    """A line of this process's /proc/self/status, in megabytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) / 1024
-    raise LookupError(name)
-
-
-def _rss() -> float:
-    return _status("VmRSS")
-
-
-def _high_water() -> float:
-    return _status("VmHWM")
-
-
-@contextmanager
-def _stub(events: int) -> Iterator[str]:
-    line = [sys.executable, "-m", "loadtest.bench.export", str(events)]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.stdin.close()
 
 
 class _Pages:
@@ -127,28 +101,16 @@ def _event(number: int, now: int) -> UsageEvent:
     )  # fmt: skip
 
 
-async def _serve(events: int) -> None:
-    pages = _Pages(events)
+class _Scan(Asked):
+    def __init__(self, pages: _Pages) -> None:
+        super().__init__()
+        self._pages = pages
 
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                start = head.index(b"content-length:") + 15
-                body = await reader.readexactly(int(head[start : head.index(b"\r", start)]))
-                answer = json.dumps(pages.answer(json.loads(body)) if b"_20120810.scan" in head else _TABLE).encode()
-                writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(answer)}\r\n\r\n".encode() + answer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            writer.close()
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    server.close()
+    def asked(self, head: bytes, request: bytes) -> None:
+        is_scan = b"_20120810.scan" in head
+        self.transport.write(response(self._pages.answer(json.loads(request[len(head) + 4 :])) if is_scan else _TABLE))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("events", type=int)
-    asyncio.run(_serve(parser.parse_args().events))
+    pages = _Pages(int(sys.argv[1]))
+    asyncio.run(serve(lambda: _Scan(pages)))

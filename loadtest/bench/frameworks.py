@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.report import Findings, Rounds, Row, Seconds, Target
 from loadtest.bench.runner import Entry, Measured, contest
 from loadtest.bench.stub import stub_server
 
@@ -20,24 +17,11 @@ FLASK_THEIRS = "Flask, Flask-Limiter, memory, with headers"
 _HERE = "loadtest.bench.contenders_frameworks"
 
 
-def command(
-    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 9,
-    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.5,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """A limited view of Django and of Flask, by us and by others."""
-    conclude(run(rounds=rounds, seconds=seconds), json)
-
-
-def run(*, rounds: int, seconds: float) -> BenchReport:
-    """One request after the other to the WSGI app, in a process each."""
+def run(rounds: Rounds = 9, seconds: Seconds = 0.5) -> Findings:
+    """A limited view of Django and of Flask, by us and by others: one request after the other, in a process each."""
     with stub_server() as endpoint:
-        measured, failed = contest(_entries(endpoint), rounds=rounds, seconds=seconds, at_once=1)
-    notes = [f"not measured: {name}: {reason}" for name, reason in failed.items()]
-    rows = [Row(name, _figures(name, measured)) for name in measured]
-    return bench_report(
-        "frameworks", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}"
-    )
+        measured, notes = contest(_entries(endpoint), rounds=rounds, seconds=seconds)
+    return Findings([Row(name, _figures(name, measured)) for name in measured], _targets(measured), notes)
 
 
 def _entries(endpoint: str) -> list[Entry]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from loadtest.bench.engines import Absent, engine
 from loadtest.bench.ours import exactness
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target, Uvloop
 from loadtest.bench.runner import Entry, Measured, contest, ratio
+from loadtest.bench.servers import Absent, engine
 from loadtest.bench.stub import stub_server
 
 COALESCED = "one key, fast lane, coalesced"
@@ -33,36 +32,28 @@ _QUOTA = 5_000
 _CHECKS = 8_000
 
 
-def command(
-    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 7,
-    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.8,
-    at_once: Annotated[int, typer.Option(help="Checks at a time.")] = 256,
+def run(
+    rounds: Rounds = 7,
+    seconds: Seconds = 0.8,
+    at_once: AtOnce = 256,
     delay: Annotated[float, typer.Option(help="Seconds that the store takes to answer.")] = 0.002,
-    uvloop: Annotated[bool, typer.Option(help="Run the clients on uvloop.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """One hot key, 256 at a time: coalesced, and each check on its own."""
-    conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, delay=delay, uvloop=uvloop), json)
-
-
-def run(*, rounds: int, seconds: float, at_once: int = 256, delay: float = 0.002, uvloop: bool = False) -> BenchReport:
-    """Against a stub that answers late; then on an engine that counts, up to the quota and beyond."""
+    uvloop: Uvloop = False,
+) -> Findings:
+    """One hot key, 256 at a time, coalesced and each check on its own: on a stub that answers late, and then on an
+    engine that counts, up to the quota and beyond."""
     with stub_server(delay=delay) as endpoint:
         shared = {"endpoint": endpoint, "users": max(256, at_once), "pool": at_once, "uvloop": uvloop}
         entries = [
             Entry(name, "loadtest.bench.ours:on_dynamodb", {**shared, **options}) for name, options in _ENTRIES.items()
         ]
         entries.append(Entry(NOTHING, "loadtest.bench.ours:nothing", {"delay": delay, "uvloop": uvloop}))
-        measured, failed = contest(entries, rounds=rounds, seconds=seconds, at_once=at_once)
-    notes = [f"not measured: {name}: {reason}" for name, reason in failed.items()]
+        measured, notes = contest(entries, rounds=rounds, seconds=seconds, at_once=at_once)
     if PLAIN in measured and NOTHING in measured:
         most = ratio(measured[NOTHING], measured[PLAIN], "per_second")
         notes.append(f"if a coalesced check took no time at all, it would be {most:.2f} times: {PLAIN}")
-    rows = [Row(name, _figures(one)) for name, one in measured.items()]
     targets = _targets(measured)
     _add_exactness(at_once, targets, notes)
-    options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once} --delay {delay}" + " --uvloop" * uvloop
-    return bench_report("hotkey", rows, targets, notes, arguments=options)
+    return Findings([Row(name, _figures(one)) for name, one in measured.items()], targets, notes)
 
 
 def _add_exactness(at_once: int, targets: list[Target], notes: list[str]) -> None:
@@ -86,8 +77,7 @@ def _add_exactness(at_once: int, targets: list[Target], notes: list[str]) -> Non
 def _figures(one: Measured) -> dict[str, float | None]:
     return {
         "checks/s": one.median("per_second"),
-        "p50 ms": one.median("p50_us") / 1000,
-        "p99 ms": one.median("p99_us") / 1000,
+        **one.milliseconds(),
         "CPU µs per check": one.median("cpu_us"),
         "writes per check": one.counts.get("writes_per_check"),
     }

@@ -7,16 +7,13 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import typer
-
-from loadtest.bench import builds
+from loadtest.bench.builds import Build
 from loadtest.bench.ours import ACTION, ROOMY, USERS
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
-from loadtest.bench.runner import Entry, Measured, contest
+from loadtest.bench.report import Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.runner import Entry, contest, difference
 from loadtest.bench.stub import stub_server
 from loadtest.bench.worker import Contender
 from ratelimit.config import Config
@@ -78,28 +75,16 @@ def _contender(limiter: Limiter, users: int, cost: int) -> Contender:
     return Contender(call)
 
 
-def command(
-    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 15,
-    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.3,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """The live data: what they add to a check, and what a sample of them takes."""
-    conclude(run(rounds=rounds, seconds=seconds), json)
-
-
-def run(*, rounds: int, seconds: float) -> BenchReport:
-    """One check after the other, with and without in turn."""
-    uncompiled = builds.compiled()
-    notes = [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
+def run(rounds: Rounds = 15, seconds: Seconds = 0.3) -> Findings:
+    """The live data: what they add to a check, one after the other with and without in turn, and what a sample of them
+    takes."""
     with stub_server() as endpoint:
-        entries = list(_entries(endpoint, compiled=not uncompiled))
-        measured, failed = contest(entries, rounds=rounds, seconds=seconds, at_once=1)
-    notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
+        measured, notes = contest(list(_entries(endpoint)), rounds=rounds, seconds=seconds)
     rows, targets = [], []
     for name, without in measured.items():
         if (both := measured.get(f"{name}, {WITH}")) is None:
             continue
-        added = _added(without, both)
+        added = difference(both, without, "cpu_us")
         rows.append(Row(name, {"CPU µs per check": without.median("cpu_us"), "added µs": added}))
         # On the stub, the difference is less than what the rest varies by; without metrics, it is of counting at all.
         if "stub" not in name and "without metrics" not in name:
@@ -108,29 +93,21 @@ def run(*, rounds: int, seconds: float) -> BenchReport:
         took = _sample_us(policies)
         name = f"a sample, {policies:,} policies, spread over {_RATE:,} checks/s"
         rows.append(Row(name, {"CPU µs per check": None, "added µs": took / (INTERVAL_S * _RATE)}))
-    return bench_report("live", rows, targets, notes, arguments=f"--rounds {rounds} --seconds {seconds}")
+    return Findings(rows, targets, notes)
 
 
-def _entries(endpoint: str, *, compiled: bool) -> Iterator[Entry]:
-    for build in (False, True) if compiled else (False,):
+def _entries(endpoint: str) -> Iterator[Entry]:
+    builds: dict[str, Build] = {"": "", COMPILED: "compiled"}
+    for prefix, build in builds.items():
         for case, given in CASES.items():
             contender, options = "checks", {**given}
             if options.pop("table", False):
-                options["store"] = _table(endpoint)
+                options["store"] = f"dynamodb://bench?region=eu-west-1&endpoint={endpoint}"
             if "app" in options:
                 contender, options["metrics"] = "app_checks", options.pop("app")
             for admin, suffix in (("off", ""), ("127.0.0.1:0", f", {WITH}")):
-                name = f"{COMPILED if build else ''}{case}{suffix}"
-                yield Entry(name, f"loadtest.bench.live:{contender}", {**options, "admin": admin}, compiled=build)
-
-
-def _table(endpoint: str) -> str:
-    return f"dynamodb://bench?region=eu-west-1&endpoint={endpoint}"
-
-
-def _added(without: Measured, both: Measured) -> float:
-    """The median of the rounds, so that a noisy moment hits both."""
-    return float(median(one.cpu_us - other.cpu_us for one, other in zip(both.turns, without.turns, strict=True)))
+                target = f"loadtest.bench.live:{contender}"
+                yield Entry(f"{prefix}{case}{suffix}", target, {**options, "admin": admin}, build)
 
 
 def _sample_us(policies: int) -> float:

@@ -13,15 +13,15 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from loadtest.bench import peers_home
-from loadtest.bench.engines import engine
+from loadtest.bench.builds import absent, interpreter
 from loadtest.bench.peers import ZAE
-from loadtest.bench.report import BenchReport, Figure, Row, bench_report, conclude
+from loadtest.bench.report import Figure, Findings, Row
+from loadtest.bench.runner import CREDENTIALS
+from loadtest.bench.servers import engine
 from ratelimit import Limiter, Policy
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.names import Key
@@ -44,22 +44,11 @@ _READS = ("GetItem", "BatchGetItem", "TransactGetItems", "Query")
 _WITHIN_S = 300.0
 
 
-def command(
-    times: Annotated[int, typer.Option(help="Users that each operation is done for.")] = 20,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
+def run(times: Annotated[int, typer.Option(help="Users that each operation is done for.")] = 20) -> Findings:
     """Calls and write units of each operation, beside zae-limiter's."""
-    conclude(run(times), json)
-
-
-def run(times: int) -> BenchReport:
-    """Count both, and put them side by side."""
-    notes = []
     with engine("ministack") as endpoint:
         ours = asyncio.run(_operations(endpoint, times))
-        theirs, missing = _of_zae(endpoint, times)
-        if missing:
-            notes.append(missing)
+        theirs, notes = _of_zae(endpoint, times)
     rows = []
     for name in {**ours, **theirs}:
         of_both = {
@@ -68,22 +57,19 @@ def run(times: int) -> BenchReport:
             for what, figure in bills.get(name, {}).items()
         }
         rows.append(Row(name, of_both))
-    return bench_report("operations", rows, notes=notes, arguments=f"--times {times}")
+    return Findings(rows, notes=notes)
 
 
-def _of_zae(endpoint: str, times: int) -> tuple[Bills, str]:
-    python, missing = peers_home.python()
-    if python is None:
-        return {}, missing
+def _of_zae(endpoint: str, times: int) -> tuple[Bills, list[str]]:
+    if lacking := absent(["peers"]):
+        return {}, [*lacking.values()]
+    python, environment = interpreter("peers")
     command = [python, "-m", "loadtest.bench.contenders_zae", endpoint, str(times)]
-    credentials = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
-    done = subprocess.run(
-        command, env={**os.environ, **credentials}, capture_output=True, text=True, timeout=_WITHIN_S, check=False
-    )
+    env = {**os.environ, **CREDENTIALS, **environment}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_WITHIN_S, check=False)
     if done.returncode:
-        return {}, f"not counted: {ZAE}: {done.stderr[-500:]}"
-    bills: Bills = json.loads(done.stdout)
-    return bills, ""
+        return {}, [f"not counted: {ZAE}: {done.stderr[-500:]}"]
+    return json.loads(done.stdout), []
 
 
 class _Store(DynamoDBStore):

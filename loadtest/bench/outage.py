@@ -8,13 +8,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import typer
 
-from loadtest.bench.report import BenchReport, Figure, Row, Target, bench_report, conclude
+from loadtest.bench.report import AtOnce, Figure, Findings, Rounds, Row, Target
+from loadtest.bench.runner import CREDENTIALS
 from loadtest.bench.stub import Mood, stub_server
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter
@@ -44,19 +44,14 @@ class _Case(NamedTuple):
         return max(0.0, max(self.waits) - DEADLINE) * 1000
 
 
-def command(
-    rounds: Annotated[int, typer.Option(help="Bursts of checks per case.")] = 5,
-    at_once: Annotated[int, typer.Option(help="Checks in a burst, of as many users.")] = 32,
+def run(
+    rounds: Rounds = 5,
+    at_once: AtOnce = 32,
     repeats: Annotated[int, typer.Option(help="Checks with the breaker open, per round.")] = 2_000,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """A bad store: how late a check may be, and what it costs once the breaker is open."""
-    conclude(run(rounds=rounds, at_once=at_once, repeats=repeats), json)
-
-
-def run(*, rounds: int, at_once: int = 32, repeats: int = 2_000) -> BenchReport:
-    """Every fault with every answer to it, in turn."""
-    os.environ |= {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "eu-west-1"}
+) -> Findings:
+    """A bad store: how late a check may be, and what it costs once the breaker is open. Every fault with every answer
+    to it, in bursts of as many users as checks."""
+    os.environ |= CREDENTIALS
     cases = {
         (fault, lane, answer): asyncio.run(_case(fault, answer, lane == "fast", rounds, at_once, repeats))
         for fault in get_args(Fault)
@@ -75,8 +70,7 @@ def run(*, rounds: int, at_once: int = 32, repeats: int = 2_000) -> BenchReport:
         f"deadline {DEADLINE * 1000:.0f} ms; {at_once} checks at a time; throttling does not open the breaker; "
         "gc.freeze() once the store is open"
     ]
-    options = f"--rounds {rounds} --at-once {at_once} --repeats {repeats}"
-    return bench_report("outage", rows, targets, notes, arguments=options)
+    return Findings(rows, targets, notes)
 
 
 async def _case(fault: Fault, answer: OnUnavailable, fast: bool, rounds: int, at_once: int, repeats: int) -> _Case:

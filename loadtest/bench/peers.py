@@ -9,17 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from loadtest.bench import builds, peers_home
-from loadtest.bench.engines import Absent, engine, redis
 from loadtest.bench.ours import ROOMY
 from loadtest.bench.replay import replay_server, tally
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target, Uvloop
 from loadtest.bench.runner import Entry, Measured, contest, ratio
+from loadtest.bench.servers import Absent, engine, redis
 from loadtest.bench.stub import Running
 
 FAST = "ratelimit, fast lane"
@@ -35,58 +31,44 @@ REPLAY = "replay server"
 LOCAL = "DynamoDB Local"
 
 
-def command(
-    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 1.5,
-    at_once: Annotated[int, typer.Option(help="Checks at a time.")] = 32,
-    uvloop: Annotated[bool, typer.Option(help="Run all clients on uvloop.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """Against zae-limiter and `limits` with Redis: 256 users, so many checks at a time."""
-    conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, uvloop=uvloop), json)
-
-
-def run(*, rounds: int, seconds: float, at_once: int = 32, uvloop: bool = False) -> BenchReport:
-    """Everything that this machine has; the notes say what it has not."""
+def run(rounds: Rounds = 5, seconds: Seconds = 1.5, at_once: AtOnce = 32, uvloop: Uvloop = False) -> Findings:
+    """Against zae-limiter and `limits` with Redis: 256 users, so many checks at a time, with what this machine has."""
     notes: list[str] = []
-    python, missing = peers_home.python()
-    if missing:
-        notes.append(missing)
     with ExitStack() as exits:
-        entries, replaying = _open(exits, python, notes, uvloop=uvloop)
+        entries, replaying = _open(exits, notes, uvloop=uvloop)
         measured, failed = contest(entries, rounds=rounds, seconds=seconds, at_once=at_once)
-    notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
-    notes += _on_the_engines(measured, replaying)
-    rows = [Row(name, _figures(one)) for name, one in measured.items()]
-    options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once}" + " --uvloop" * uvloop
-    return bench_report("peers", rows, _targets(measured), notes, arguments=options)
+    notes += [*failed, *_on_the_engines(measured, replaying)]
+    return Findings([Row(name, _figures(one)) for name, one in measured.items()], _targets(measured), notes)
 
 
-def _open(
-    exits: ExitStack, python: str | None, notes: list[str], *, uvloop: bool
-) -> tuple[list[Entry], Running | None]:
-    """Who can be measured, and the replay server, if there is an engine to stand before."""
+def _open(exits: ExitStack, notes: list[str], *, uvloop: bool) -> tuple[list[Entry], Running | None]:
+    """Return who can be measured, and the replay server, if there is an engine to stand before."""
     entries: list[Entry] = []
     replaying = None
-    if uncompiled := builds.compiled():
-        notes.append(f"not measured: the compiled build: {uncompiled}")
     local = _there(exits, lambda: engine("dynamodb-local"), f"everything on {LOCAL}", notes)
     behind = local or _there(exits, lambda: engine("ministack"), f"everything on the {REPLAY}", notes)
     if behind is not None:
         replaying = exits.enter_context(replay_server(behind))
-        entries += _on_dynamodb(replaying.endpoint, REPLAY, python, uvloop=uvloop)
-    url = _there(exits, redis, "limits with Redis", notes)
-    if url is not None and python is not None:
-        entries += _on_redis(url, python, uvloop=uvloop)
+        entries += _on_dynamodb(REPLAY, {"endpoint": replaying.endpoint, "uvloop": uvloop})
+    if (url := _there(exits, redis, "limits with Redis", notes)) is not None:
+        entries += [
+            Entry(
+                name, "loadtest.bench.contenders_limits:on_redis",
+                {"url": url, "quotas": ROOMY, "client": client, "stats": stats, "uvloop": uvloop}, "peers",
+            )
+            for name, client, stats in (
+                (REDIS, "coredis", False), (REDIS_STATS, "coredis", True), (REDISPY, "redispy", False),
+            )
+        ]  # fmt: skip
     if local is not None:
-        entries += _on_dynamodb(local, LOCAL, python, uvloop=uvloop)
+        entries += _on_dynamodb(LOCAL, {"endpoint": local, "uvloop": uvloop})
     return entries, replaying
 
 
 def _there(
     exits: ExitStack, opened: Callable[[], AbstractContextManager[str]], what: str, notes: list[str]
 ) -> str | None:
-    """Where it listens; None if it is not on this machine, and a note of what is not measured therefore."""
+    """Return where it listens; None if it is not on this machine, and a note of what is not measured therefore."""
     try:
         return exits.enter_context(opened())
     except Absent as reason:
@@ -94,41 +76,22 @@ def _there(
         return None
 
 
-def _on_dynamodb(endpoint: str, where: str, python: str | None, *, uvloop: bool) -> list[Entry]:
+def _on_dynamodb(where: str, other: dict[str, Any]) -> list[Entry]:
     """The fast lane comes first, and makes the table for those after it."""
-    ours = {"endpoint": endpoint, "create": True, "uvloop": uvloop}
-    other = {"endpoint": endpoint, "uvloop": uvloop}
-    entries = [
-        Entry(f"{FAST}, {where}", "loadtest.bench.ours:on_dynamodb", ours),
-        Entry(f"{SLOW}, {where}", "loadtest.bench.ours:on_dynamodb", {**ours, "fast": False}),
-        Entry(f"{BARE}, {where}", "loadtest.bench.contenders_boto:on_dynamodb", other),
-    ]
-    if not builds.compiled():
-        entries.insert(1, Entry(f"{COMPILED}, {where}", "loadtest.bench.ours:on_dynamodb", ours, compiled=True))
-    if python is not None:
-        entries.append(Entry(f"{ZAE}, {where}", "loadtest.bench.contenders_zae:on_dynamodb", other, python))
-    return entries
-
-
-def _on_redis(url: str, python: str, *, uvloop: bool) -> list[Entry]:
+    here, ours = "loadtest.bench.ours:on_dynamodb", {**other, "create": True}
     return [
-        Entry(
-            name,
-            "loadtest.bench.contenders_limits:on_redis",
-            {"url": url, "quotas": ROOMY, "client": client, "stats": stats, "uvloop": uvloop},
-            python,
-        )
-        for name, client, stats in (
-            (REDIS, "coredis", False), (REDIS_STATS, "coredis", True), (REDISPY, "redispy", False),
-        )
-    ]  # fmt: skip
+        Entry(f"{FAST}, {where}", here, ours),
+        Entry(f"{COMPILED}, {where}", here, ours, "compiled"),
+        Entry(f"{SLOW}, {where}", here, {**ours, "fast": False}),
+        Entry(f"{BARE}, {where}", "loadtest.bench.contenders_boto:on_dynamodb", other),
+        Entry(f"{ZAE}, {where}", "loadtest.bench.contenders_zae:on_dynamodb", other, "peers"),
+    ]
 
 
 def _figures(one: Measured) -> dict[str, float | None]:
     return {
         "checks/s": one.median("per_second"),
-        "p50 ms": one.median("p50_us") / 1000,
-        "p99 ms": one.median("p99_us") / 1000,
+        **one.milliseconds(),
         "client CPU µs per check": one.median("cpu_us"),
         # Ours makes no calls but writes.
         "calls per check": one.counts.get("calls_per_check", one.counts.get("writes_per_check")),

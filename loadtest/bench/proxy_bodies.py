@@ -6,13 +6,12 @@ import asyncio
 import time
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Annotated, Final, NamedTuple, TypeAlias
 
 import typer
 
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
-from loadtest.bench.servers import Server, sidecar
+from loadtest.bench.report import Findings, Row, Target
+from loadtest.bench.servers import Server, megabytes_of, sidecar
 
 MB: Final = 1 << 20
 _PIECE: Final = bytes(range(256)) * 256
@@ -32,22 +31,14 @@ class Passed(NamedTuple):
     """MB that the sidecar's resident memory had, at most, more than before."""
 
 
-def command(
-    megabytes: Annotated[int, typer.Option(help="Size of each body.")] = 1024,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """A body of 1 GB up, one down, and one up in chunks: the sidecar's memory stays as it was."""
-    conclude(run(megabytes=megabytes), json)
-
-
-def run(*, megabytes: int) -> BenchReport:
-    """One sidecar for all of them, one after the other."""
+def run(megabytes: Annotated[int, typer.Option(help="Size of each body.")] = 1024) -> Findings:
+    """A body of 1 GB up, one down, and one up in chunks, one after the other: the sidecar's memory stays as it was."""
     passed = asyncio.run(transfer(megabytes * MB))
     rows = [Row(name, {"MB/s": one.size / one.seconds / MB, "RSS, MB more": one.grown}) for name, one in passed.items()]
     most = max(one.grown for one in passed.values())
     targets = [Target("the sidecar's resident memory, MB more than at the start", most, "at most", 50)]
     notes = [f"each body has {megabytes} MB; the client and the upstream are one process, which shares the cores"]
-    return bench_report("proxy-bodies", rows, targets, notes, arguments=f"--megabytes {megabytes}")
+    return Findings(rows, targets, notes)
 
 
 async def transfer(size: int) -> dict[str, Passed]:
@@ -57,7 +48,7 @@ async def transfer(size: int) -> dict[str, Passed]:
     async with server:
         with sidecar("--upstream", f"http://127.0.0.1:{port}") as ours:
             await _pass(ours, 1, _download)
-            start = _resident(ours.pid)
+            start = megabytes_of("VmRSS", ours.pid)
             passed = {name: await _pass(ours, size, way, start) for name, way in _WAYS.items()}
         # The sidecar is gone, and with it the upstream's connections: let those that serve them come to their end.
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -75,7 +66,7 @@ async def _pass(server: Server, size: int, way: Way, start: float = 0.0) -> Pass
         writer.close()
     if arrived != size:
         raise RuntimeError(f"of {size} bytes {arrived} arrived")
-    return Passed(size, time.perf_counter() - since, _peak(server.pid) - start)
+    return Passed(size, time.perf_counter() - since, megabytes_of("VmHWM", server.pid) - start)
 
 
 async def _upload(reader: StreamReader, writer: StreamWriter, size: int) -> int:
@@ -157,17 +148,3 @@ async def _chunked(reader: StreamReader) -> int:
 
 def _length(head: bytes) -> int:
     return int(head.lower().partition(b"content-length:")[2].partition(b"\r")[0])
-
-
-def _resident(pid: int) -> float:
-    return _status(pid, "VmRSS:")
-
-
-def _peak(pid: int) -> float:
-    return _status(pid, "VmHWM:")
-
-
-def _status(pid: int, field: str) -> float:
-    """MB, from Linux's account of the process."""
-    lines = Path("/proc", str(pid), "status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

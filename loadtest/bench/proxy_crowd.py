@@ -1,57 +1,58 @@
-"""What others notice of slow clients: latencies through the sidecar on its own, and with a crowd on it."""
+"""What others notice of slow clients: latencies through the sidecar on its own, and with a crowd on it.
+
+The crowd is `python -m loadtest.bench.proxy_crowd PORT UPLOADS SOCKETS`: each upload sends a byte of its body a second
+and never comes to its end; each websocket is open and says nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
+import base64
+import os
 import sys
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from statistics import median
 from typing import Annotated, Final
 
 import typer
 
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.runner import Measured, ratio
 from loadtest.bench.servers import CLIENT_CORE, Server, module, on_client_core, sidecar
+from loadtest.bench.stub import announce, talking
 from loadtest.bench.worker import Turn, take_turn
 
 _GET: Final = b"GET / HTTP/1.1\r\nhost: a\r\nx-user: a\r\n\r\n"
+_EVERY_S: Final = 1.0
+_AT_ONCE: Final = 50
 
 
-def command(
-    rounds: Annotated[int, typer.Option(help="Turns with and without the crowd.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 4,
-    at_once: Annotated[int, typer.Option(help="Requests at a time, of those that are measured.")] = 4,
+def run(
+    rounds: Rounds = 5,
+    seconds: Seconds = 4,
+    at_once: AtOnce = 4,
     uploads: Annotated[int, typer.Option(help="Clients that send a byte a second.")] = 500,
     sockets: Annotated[int, typer.Option(help="Websockets on which nothing is said.")] = 500,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """500 uploads at a byte a second and 500 idle websockets: what the others notice of them."""
-    conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, uploads=uploads, sockets=sockets), json)
-
-
-def run(*, rounds: int, seconds: float, at_once: int, uploads: int, sockets: int) -> BenchReport:
-    """Turns alone and with the crowd, by turns."""
-    alone: list[Turn] = []
-    crowded: list[Turn] = []
+) -> Findings:
+    """500 uploads at a byte a second and 500 idle websockets: what the others notice of them, alone and with the crowd
+    by turns."""
+    alone, crowded = Measured(), Measured()
     with in_front_of_app() as server:
         asyncio.run(_turn(server.port, seconds / 4, at_once))
         for _ in range(rounds):
-            alone.append(asyncio.run(_turn(server.port, seconds, at_once)))
-            with _crowd(server.port, uploads, sockets):
-                crowded.append(asyncio.run(_turn(server.port, seconds, at_once)))
+            alone.turns.append(asyncio.run(_turn(server.port, seconds, at_once)))
+            command = [sys.executable, "-m", "loadtest.bench.proxy_crowd", *map(str, (server.port, uploads, sockets))]
+            with talking(on_client_core(command)):
+                crowded.turns.append(asyncio.run(_turn(server.port, seconds, at_once)))
     rows = [
-        Row("nobody else", _figures(alone)),
-        Row(f"{uploads} slow uploads, {sockets} websockets", _figures(crowded)),
+        Row(name, {"requests/s": one.median("per_second"), **one.milliseconds()})
+        for name, one in {"nobody else": alone, f"{uploads} slow uploads, {sockets} websockets": crowded}.items()
     ]
-    slower = median(many.p99_us / one.p99_us for one, many in zip(alone, crowded, strict=True))
+    slower = ratio(crowded, alone, "p99_us")
     targets = [Target("p99 with the crowd, times that without", slower, "at most", 2)]
     notes = ["the sidecar limits; the upstream is a uvicorn of its own; all share this machine's cores"]
-    options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once} --uploads {uploads} --sockets {sockets}"
-    return bench_report("proxy-crowd", rows, targets, notes, arguments=options)
+    return Findings(rows, targets, notes)
 
 
 @contextmanager
@@ -64,21 +65,15 @@ def in_front_of_app() -> Iterator[Server]:
         yield server
 
 
-def _figures(turns: list[Turn]) -> dict[str, float | None]:
-    return {
-        "requests/s": median(turn.per_second for turn in turns),
-        "p50 ms": median(turn.p50_us for turn in turns) / 1000,
-        "p99 ms": median(turn.p99_us for turn in turns) / 1000,
-    }
-
-
 async def _turn(port: int, seconds: float, at_once: int) -> Turn:
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(at_once)]
     idle = list(connections)
 
     async def call() -> None:
-        connection = idle.pop()
-        await _get(*connection)
+        reader, writer = connection = idle.pop()
+        writer.write(_GET)
+        head = await _said(reader, b"HTTP/1.1 200 ")
+        await reader.readexactly(int(head.lower().partition(b"content-length:")[2].partition(b"\r")[0]))
         idle.append(connection)
 
     try:
@@ -88,23 +83,58 @@ async def _turn(port: int, seconds: float, at_once: int) -> Turn:
             writer.close()
 
 
-async def _get(reader: StreamReader, writer: StreamWriter) -> None:
-    writer.write(_GET)
+async def crowd(port: int, *, uploads: int, sockets: int) -> list[StreamWriter]:
+    """Gather all of them, some at a time."""
+    ways = [_upload] * uploads + [_websocket] * sockets
+    found: list[StreamWriter] = []
+    for begin in range(0, len(ways), _AT_ONCE):
+        found += await asyncio.gather(*(way(port) for way in ways[begin : begin + _AT_ONCE]))
+    return found
+
+
+async def _upload(port: int) -> StreamWriter:
+    """As far as the upstream has said that it is there: it answers the `Expect`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 1000000\r\n\r\n")
+    await _said(reader, b"HTTP/1.1 100 ")
+    return writer
+
+
+async def _websocket(port: int) -> StreamWriter:
+    """As far as the handshake goes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    key = base64.b64encode(os.urandom(16))
+    writer.write(
+        b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+        b"sec-websocket-key: %b\r\n\r\n" % key
+    )
+    await _said(reader, b"HTTP/1.1 101 ")
+    return writer
+
+
+async def _said(reader: StreamReader, start: bytes) -> bytes:
     head = await reader.readuntil(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200 "):
-        raise RuntimeError(f"answered {head[:60]!r}")
-    await reader.readexactly(int(head.lower().partition(b"content-length:")[2].partition(b"\r")[0]))
+    if not head.startswith(start):
+        raise RuntimeError(f"expected {start!r}, not {head[:60]!r}")
+    return head
 
 
-@contextmanager
-def _crowd(port: int, uploads: int, sockets: int) -> Iterator[None]:
-    command = [sys.executable, "-m", "loadtest.bench.many_clients", str(port), str(uploads), str(sockets)]
-    with subprocess.Popen(on_client_core(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        if process.stdout.readline() != "ready\n":
-            raise RuntimeError("the crowd did not come together")
-        try:
-            yield
-        finally:
-            process.stdin.close()
+async def _drip(writer: StreamWriter) -> None:
+    while True:
+        writer.write(b"x")
+        await asyncio.sleep(_EVERY_S)
+
+
+async def _main(port: int, uploads: int, sockets: int) -> None:
+    writers = await crowd(port, uploads=uploads, sockets=sockets)
+    dripping = []
+    for writer in writers[:uploads]:
+        dripping.append(asyncio.create_task(_drip(writer)))
+        await asyncio.sleep(_EVERY_S / uploads)  # evenly
+    await announce("ready")
+    for task in dripping:
+        task.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*map(int, sys.argv[1:])))

@@ -9,25 +9,42 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from math import ceil
 from pathlib import Path
 from typing import Literal, TypeAlias
-from urllib.request import ProxyHandler, build_opener
 
-from loadtest.bench.servers import on_client_core
+from loadtest.bench.servers import Server, on_client_core
+from loadtest.bench.worker import Turn
 
 Shape: TypeAlias = Literal["get", "authz", "check"]
+
+Load: TypeAlias = Callable[..., tuple[float, int]]
+"""Asks a port for so many `seconds`, `at_once`: requests a second, and how many."""
 
 _SCRIPT = Path(__file__).with_name("requests.lua")
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _MADE = re.compile(r"(\d+) requests in")
 _BAD = re.compile(r"Non-2xx.*|Socket errors.*")
-_OPENER = build_opener(ProxyHandler({}))
 
 
 def has_wrk() -> bool:
     """Whether it is installed."""
     return shutil.which("wrk") is not None
+
+
+def client() -> str:
+    """Return who asks, for people."""
+    return "wrk" if has_wrk() else "our own client (there is no wrk)"
+
+
+def turn_of(server: Server, load: Load | None = None, *, seconds: float, at_once: int) -> Turn:
+    """Let a server be asked for so many seconds, and return what it has done and used. Raises `RuntimeError`."""
+    before = server.cpu_seconds()
+    rate, requests = (load or request_many)(server.port, seconds=seconds, at_once=at_once)
+    if not requests:
+        raise RuntimeError("nothing was answered")
+    return Turn(requests, requests / rate, server.cpu_seconds() - before)
 
 
 def request_many(port: int, *, seconds: float, at_once: int, shape: Shape = "get") -> tuple[float, int]:
@@ -47,13 +64,6 @@ def request_many(port: int, *, seconds: float, at_once: int, shape: Shape = "get
     if rate is None or made is None or bad is not None:
         raise RuntimeError(said if bad is None else bad.group())
     return float(rate.group(1)), int(made.group(1))
-
-
-def read(port: int, path: str) -> str:
-    """The body of one answer."""
-    with _OPENER.open(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
-        body: bytes = response.read()
-        return body.decode()
 
 
 def _request(user: str, shape: str) -> bytes:

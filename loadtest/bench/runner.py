@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
-from loadtest.bench import builds
+from loadtest.bench.builds import Build, absent, interpreter
 from loadtest.bench.worker import Turn
+
+T = TypeVar("T")
 
 _LAST_WORDS: Final = 300
 CREDENTIALS: Final = {
@@ -33,14 +34,12 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One contender: what to open (`module:function`), with what, in which Python."""
+    """One contender: what to open (`module:function`), with what, in which build."""
 
     name: str
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    python: str = sys.executable
-    compiled: bool = False
-    """On the compiled build of ours, which is there."""
+    build: Build = ""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -52,25 +51,50 @@ class Measured:
     counts: dict[str, float] = field(default_factory=dict)
 
     def median(self, figure: str) -> float:
-        """The middle one of the turns' figures (`per_second`, `cpu_us`, ...)."""
-        return float(median([getattr(turn, figure) for turn in self.turns]))
+        """Return the middle one of the turns' figures (`per_second`, `cpu_us`, ...)."""
+        return float(median(getattr(turn, figure) for turn in self.turns))
+
+    def milliseconds(self) -> dict[str, float | None]:
+        """Return the latencies, by columns of a table."""
+        return {"p50 ms": self.median("p50_us") / 1000, "p99 ms": self.median("p99_us") / 1000}
 
 
 def ratio(one: Measured, other: Measured, figure: str) -> float:
-    """How many times the other's figure this one's is: the median of the rounds, so that a noisy moment hits both."""
+    """Return how many times the other's figure this one's is: the median of the rounds, so that a noisy moment hits
+    both."""
     pairs = zip(one.turns, other.turns, strict=True)
-    return float(median([getattr(mine, figure) / getattr(theirs, figure) for mine, theirs in pairs]))
+    return float(median(getattr(mine, figure) / getattr(theirs, figure) for mine, theirs in pairs))
 
 
-def contest(
-    entries: Sequence[Entry], *, rounds: int, seconds: float, at_once: int
-) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Everybody's turns, in an order that is turned round every round; and who failed, with the reason."""
+def difference(one: Measured, other: Measured, figure: str) -> float:
+    """Return by how much this one's figure is above the other's, in the same way."""
+    pairs = zip(one.turns, other.turns, strict=True)
+    return float(median(getattr(mine, figure) - getattr(theirs, figure) for mine, theirs in pairs))
+
+
+def in_turns(names: Collection[T], rounds: int) -> Iterator[T]:
+    """Yield the names that are there by then, in an order that is turned round every round."""
+    for number in range(rounds):
+        yield from list(names)[:: -1 if number % 2 else 1]
+
+
+class Contest(NamedTuple):
+    """What was measured, by name; and notes of what was not, with the reasons."""
+
+    measured: dict[str, Measured]
+    notes: list[str]
+
+
+def contest(entries: Sequence[Entry], *, rounds: int, seconds: float, at_once: int = 1) -> Contest:
+    """Measure those whose build is there, each in a process of its own."""
+    lacking = absent(entry.build for entry in entries)
     measured: dict[str, Measured] = {}
     failed: dict[str, str] = {}
     with ExitStack() as exits:
         workers: dict[str, _Worker] = {}
         for entry in entries:
+            if entry.build in lacking:
+                continue
             try:
                 worker = exits.enter_context(_running(entry))
                 worker.turn(seconds=seconds / 2, at_once=at_once)
@@ -78,17 +102,15 @@ def contest(
                 failed[entry.name] = str(error)
                 continue
             workers[entry.name], measured[entry.name] = worker, Measured()
-        for number in range(rounds):
-            names = list(workers)
-            for name in reversed(names) if number % 2 else names:
-                try:
-                    measured[name].turns.append(workers[name].turn(seconds=seconds, at_once=at_once))
-                except Failed as error:
-                    failed[name] = str(error)
-                    del workers[name], measured[name]
+        for name in in_turns(workers, rounds):
+            try:
+                measured[name].turns.append(workers[name].turn(seconds=seconds, at_once=at_once))
+            except Failed as error:
+                failed[name] = str(error)
+                del workers[name], measured[name]
         for name, worker in workers.items():
             measured[name].counts = worker.ask("count")
-    return measured, failed
+    return Contest(measured, [*lacking.values(), *(f"not measured: {name}: {why}" for name, why in failed.items())])
 
 
 class _Worker:
@@ -120,8 +142,8 @@ class _Worker:
 
 @contextmanager
 def _running(entry: Entry) -> Iterator[_Worker]:
-    command = [entry.python, "-m", "loadtest.bench.worker", entry.target, json.dumps(dict(entry.options))]
-    where = builds.environment() if entry.compiled else {"PYTHONPATH": str(builds.ROOT)}
+    python, where = interpreter(entry.build)
+    command = [python, "-m", "loadtest.bench.worker", entry.target, json.dumps(dict(entry.options))]
     environment = {**os.environ, **CREDENTIALS, **where, **entry.environment}
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as errors:
         process = subprocess.Popen(

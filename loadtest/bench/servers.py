@@ -1,4 +1,4 @@
-"""Programs that stand side by side in a bench: each on a free port, a core of its own, with what it has used of it."""
+"""Programs that stand side by side in a bench: each on a free port, with what it has used of a core of its own."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from loadtest.bench.engines import Absent
-from ratelimit.testing.engines import free_port
+from loadtest.bench.builds import Build, interpreter
+from loadtest.bench.runner import CREDENTIALS
+from ratelimit.testing.engines import EngineError, free_port, start
 
 SERVER_CORE: Final = 0
 CLIENT_CORE: Final = 1
 """Also that of the upstream."""
 ROOMY: Final = "1000000000/hour"
 
-_ENVIRONMENT: Final = {
-    "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
-    "AWS_SECRET_ACCESS_KEY": "not-a-secret",
-    "AWS_REGION": "eu-west-1",
-    "RATELIMIT_DEADLINE": "30",
-}
 _READY_S: Final = 120.0
 _ENDS_S: Final = 10.0
 _LAST_WORDS: Final = 300
@@ -66,6 +60,10 @@ backend app
 """
 
 
+class Absent(Exception):
+    """What was asked for is not on this machine; the message says what is missing."""
+
+
 class Server(NamedTuple):
     """A program that listens."""
 
@@ -79,9 +77,9 @@ class Server(NamedTuple):
 
 @contextmanager
 def program(
-    command: Sequence[str], port: int, *, core: int = SERVER_CORE, env: Mapping[str, str] | None = None
+    command: Sequence[str], port: int, *, core: int | None = SERVER_CORE, env: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """One that listens on this port soon. Raises `Absent`, with its last words, where it does not."""
+    """Run one that listens on this port soon. Raises `Absent`, with its last words, where it does not."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*_pinned(core), *command],
@@ -105,20 +103,22 @@ def program(
 
 
 @contextmanager
-def module(name: str, *arguments: str, core: int = SERVER_CORE, python: str = sys.executable) -> Iterator[Server]:
-    """One of ours, or of a peer: `python -m NAME PORT ARGUMENTS`."""
-    port = free_port()
-    with program([python, "-m", name, str(port), *arguments], port, core=core) as server:
+def module(name: str, *arguments: str, core: int = SERVER_CORE, build: Build = "") -> Iterator[Server]:
+    """Run one of ours, or of a peer: `python -m NAME PORT ARGUMENTS`."""
+    port, (python, environment) = free_port(), interpreter(build)
+    command = [python, "-m", name, str(port), *arguments]
+    with program(command, port, core=core, env={**CREDENTIALS, **environment}) as server:
         yield server
 
 
 @contextmanager
-def sidecar(*options: str, env: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """`ratelimit serve`, with one roomy policy for every request, users by `X-User`, and no access log."""
-    port = free_port()
-    policy = ("--action", "api", "--quota", ROOMY, "--user-from", "header:x-user")
-    command = [sys.executable, "-m", "ratelimit", "serve", "--port", str(port), "--admin", "off", "--access-log", "off"]
-    with program([*command, *policy, "--linger", "0", *options], port, env={**_ENVIRONMENT, **(env or {})}) as server:
+def sidecar(*options: str, build: Build = "", env: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Run `ratelimit serve`, with one roomy policy for every request, users by `X-User`, and no access log."""
+    port, (python, environment) = free_port(), interpreter(build)
+    command = [python, "-m", "ratelimit", "serve", "--port", str(port), "--admin", "off", "--access-log", "off"]
+    policy = ("--action", "api", "--quota", ROOMY, "--user-from", "header:x-user", "--linger", "0")
+    given = {**CREDENTIALS, "RATELIMIT_DEADLINE": "30", **environment, **(env or {})}
+    with program([*command, *policy, *options], port, env=given) as server:
         yield server
 
 
@@ -148,6 +148,34 @@ def haproxy(upstream: int) -> Iterator[Server]:
             yield server
 
 
+@contextmanager
+def redis() -> Iterator[str]:
+    """Run a Redis that keeps nothing, and yield its URL. Raises `Absent`."""
+    found, port = _installed("redis-server", "redis-server"), free_port()
+    with tempfile.TemporaryDirectory() as scratch:
+        keeping = ["--save", "", "--appendonly", "no", "--dir", scratch]
+        with program([found, "--port", str(port), "--bind", "127.0.0.1", *keeping], port, core=None):
+            yield f"redis://127.0.0.1:{port}"
+
+
+@contextmanager
+def engine(name: str) -> Iterator[str]:
+    """Run an engine that speaks DynamoDB, and yield its endpoint. Raises `Absent`."""
+    exits = ExitStack()
+    try:
+        running = exits.enter_context(start(name))
+    except EngineError as error:
+        raise Absent(str(error)) from error
+    with exits:
+        yield running.endpoint
+
+
+def megabytes_of(field: str, pid: int | str = "self") -> float:
+    """Return a line of `/proc/PID/status`, such as `VmRSS`."""
+    lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
 def on_client_core(command: Sequence[str]) -> list[str]:
     """The command of a client, away from the server that it measures."""
     return [*_pinned(CLIENT_CORE), *command]
@@ -159,8 +187,9 @@ def _installed(name: str, package: str) -> str:
     raise Absent(f"there is no {name} on the PATH (Debian's package {package} has it)")
 
 
-def _pinned(core: int) -> list[str]:
-    return ["taskset", "-c", str(core)] if shutil.which("taskset") and (os.cpu_count() or 1) > core else []
+def _pinned(core: int | None) -> list[str]:
+    is_there = core is not None and shutil.which("taskset") and (os.cpu_count() or 1) > core
+    return ["taskset", "-c", str(core)] if is_there else []
 
 
 def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:

@@ -13,23 +13,22 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Final, NamedTuple, TypeAlias
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
-from loadtest.bench import builds, peers_home, requester
-from loadtest.bench.engines import Absent
+from loadtest.bench import requester
+from loadtest.bench.builds import Build, absent
 from loadtest.bench.pace import latencies
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
-from loadtest.bench.servers import Server, haproxy, module, nginx, on_client_core, program, sidecar
+from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.runner import Measured, difference, in_turns, ratio
+from loadtest.bench.servers import Absent, Server, haproxy, module, nginx, on_client_core, sidecar
 from loadtest.bench.stub import stub_server
 from ratelimit.testing.engines import free_port
-
-Load: TypeAlias = Callable[[int, float, int], "tuple[float, int]"]
-"""Asks a port for so many seconds with so many connections: requests a second, and how many."""
 
 NGINX, FLOOR, MEMORY = "nginx, limit_req", "the floor: httptools and nothing else", "ours"
 LOGGED, DYNAMODB, AUTHZ, CHECK = "ours, usage log", "ours, DynamoDB (stub)", "ours, /v1/authz", "ours, /v1/check"
@@ -57,93 +56,84 @@ class Contender(NamedTuple):
 
     name: str
     start: Callable[[], AbstractContextManager[Server]]
-    load: Load
-    floor: str
+    load: requester.Load = requester.request_many
+    floor: str = FLOOR
     paced: bool = False
     """Whether its latency at a steady rate is measured as well."""
+    build: Build = ""
 
 
-class _Turn(NamedTuple):
-    per_second: float
-    cpu_us: float
-
-
-def command(
-    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 5,
-    seconds: Annotated[int, typer.Option(help="Length of one turn, in whole seconds.")] = 2,
-    at_once: Annotated[int, typer.Option(help="Connections.")] = 32,
+def run(
+    rounds: Rounds = 5,
+    seconds: Seconds = 2,
+    at_once: AtOnce = 32,
     rate: Annotated[int, typer.Option(help="Requests a second where latencies are measured.")] = 1000,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """The sidecar beside nginx, HAProxy and the least that Python can do; the decision endpoint; Envoy's service."""
-    conclude(run(rounds=rounds, seconds=seconds, at_once=at_once, rate=rate), json)
-
-
-def run(*, rounds: int, seconds: float, at_once: int = 32, rate: int = 1000) -> BenchReport:
-    """One upstream, a program for each contender, one of them busy at a time."""
-    notes = [f"requests by {'wrk' if requester.has_wrk() else 'our own client (there is no wrk)'}, of RLS by h2load"]
-    turns: dict[str, list[_Turn]] = {}
+) -> Findings:
+    """The sidecar beside nginx, HAProxy and the least that Python can do; the decision endpoint; Envoy's service. One
+    upstream, a program for each contender, one of them busy at a time."""
+    notes = [f"requests by {requester.client()}, of RLS by h2load"]
+    measured: dict[str, Measured] = {}
     p99: dict[str, list[float]] = {}
     with ExitStack() as exits:
         upstream = exits.enter_context(_upstream(notes))
+        contenders = _contenders(upstream.port, exits.enter_context(stub_server()))
+        lacking = absent(each.build for each in contenders)
+        notes += lacking.values()
         servers: dict[str, tuple[Contender, Server]] = {}
-        for each in _contenders(upstream.port, exits.enter_context(stub_server()), notes):
+        for each in contenders:
+            if each.build in lacking:
+                continue
             try:
                 server = exits.enter_context(each.start())
-                each.load(server.port, min(1, seconds), at_once)
+                each.load(server.port, seconds=min(1, seconds), at_once=at_once)
             except (Absent, RuntimeError, OSError, subprocess.SubprocessError) as error:
                 notes.append(f"not measured: {each.name}: {error}")
                 continue
-            servers[each.name] = each, server
-            turns[each.name] = []
-        for number in range(rounds):
-            for name in [*reversed(servers)] if number % 2 else [*servers]:
-                try:
-                    turns[name].append(_turn(*servers[name], seconds, at_once))
-                except (RuntimeError, subprocess.SubprocessError) as error:
-                    notes.append(f"not measured: {name}: {error}")
-                    del servers[name], turns[name]
+            servers[each.name], measured[each.name] = (each, server), Measured()
+        for name in in_turns(servers, rounds):
+            each, server = servers[name]
+            try:
+                turn = requester.turn_of(server, each.load, seconds=seconds, at_once=at_once)
+                measured[name].turns.append(turn)
+            except (RuntimeError, subprocess.SubprocessError) as error:
+                notes.append(f"not measured: {name}: {error}")
+                del servers[name], measured[name]
         paced = {"": upstream, **{name: server for name, (each, server) in servers.items() if each.paced}}
         for _ in range(rounds if rate else 0):
             for name, server in paced.items():
                 p99.setdefault(name, []).append(latencies(server.port, rate=rate, seconds=seconds)["p99"])
-    rows = [Row(name, _figures(name, turns, servers[name][0].floor, p99)) for name in turns]
-    options = f"--rounds {rounds} --seconds {seconds} --at-once {at_once} --rate {rate}"
-    return bench_report("sidecar", rows, _targets(turns), notes, arguments=options)
+    rows = [Row(name, _figures(name, measured, servers[name][0].floor, p99)) for name in measured]
+    return Findings(rows, _targets(measured), notes)
 
 
-def _contenders(upstream: int, dynamodb: str, notes: list[str]) -> list[Contender]:
-    found = [
-        _proxy(NGINX, lambda: nginx(upstream), paced=True),
-        _proxy(HAPROXY, lambda: haproxy(upstream), paced=True),
-        _proxy(FLOOR, lambda: module("loadtest.bench.proxy_floor", str(upstream)), paced=True),
-        _proxy(USUAL, lambda: module("loadtest.bench.asgi_server", "proxy", str(upstream))),
+def _contenders(upstream: int, dynamodb: str) -> list[Contender]:
+    return [
+        Contender(NGINX, lambda: nginx(upstream), paced=True),
+        Contender(HAPROXY, lambda: haproxy(upstream), paced=True),
+        Contender(FLOOR, lambda: module("loadtest.bench.proxy_floor", str(upstream)), paced=True),
+        Contender(USUAL, lambda: module("loadtest.bench.asgi_server", "proxy", str(upstream))),
         Contender(GRPC_FLOOR, lambda: module("loadtest.bench.grpc_floor"), _load_grpc, GRPC_FLOOR),
-        Contender(GRPC_AIO, _grpc_aio, _load_grpc, GRPC_FLOOR),
-        *_ours(upstream, dynamodb, "", {}),
-    ]
-    if uncompiled := builds.compiled():
-        notes.append(f"not measured: the compiled build: {uncompiled}")
-    else:
-        found += _ours(upstream, dynamodb, COMPILED, builds.environment())
-    return found
+        Contender(GRPC_AIO, lambda: module("loadtest.bench.grpc_aio", build="peers"), _load_grpc, GRPC_FLOOR,
+                  build="peers"),
+        *_ours(upstream, dynamodb, "", ""),
+        *_ours(upstream, dynamodb, COMPILED, "compiled"),
+    ]  # fmt: skip
 
 
-def _ours(upstream: int, dynamodb: str, build: str, env: dict[str, str]) -> list[Contender]:
+def _ours(upstream: int, dynamodb: str, prefix: str, build: Build) -> list[Contender]:
     behind = ("--upstream", f"http://127.0.0.1:{upstream}")
     store = ("--store", f"dynamodb://bench?region=eu-west-1&endpoint={dynamodb}")
-    return [
-        _proxy(build + MEMORY, lambda: sidecar(*behind, env=env), paced=True),
-        _proxy(build + LOGGED, lambda: sidecar(*behind, env={**env, "RATELIMIT_USAGE": "memory"})),
-        _proxy(build + DYNAMODB, lambda: sidecar(*behind, *store, env=env), paced=True),
-        Contender(build + AUTHZ, lambda: sidecar(env=env), _load("authz"), FLOOR),
-        Contender(build + CHECK, lambda: sidecar(env=env), _load("check"), FLOOR),
-        Contender(build + RLS, lambda: _rls(env), _load_grpc, GRPC_FLOOR),
+    authz, check = (partial(requester.request_many, shape=shape) for shape in ("authz", "check"))
+    started = partial(sidecar, build=build)
+    found = [
+        Contender(MEMORY, lambda: started(*behind), paced=True),
+        Contender(LOGGED, lambda: started(*behind, env={"RATELIMIT_USAGE": "memory"})),
+        Contender(DYNAMODB, lambda: started(*behind, *store), paced=True),
+        Contender(AUTHZ, started, authz),
+        Contender(CHECK, started, check),
+        Contender(RLS, lambda: _rls(build), _load_grpc, GRPC_FLOOR),
     ]
-
-
-def _proxy(name: str, start: Callable[[], AbstractContextManager[Server]], *, paced: bool = False) -> Contender:
-    return Contender(name, start, _load("get"), FLOOR, paced)
+    return [each._replace(name=prefix + each.name, build=build) for each in found]
 
 
 @contextmanager
@@ -157,31 +147,16 @@ def _upstream(notes: list[str]) -> Iterator[Server]:
         yield server
 
 
-def _load(shape: requester.Shape) -> Load:
-    return lambda port, seconds, at_once: requester.request_many(port, seconds=seconds, at_once=at_once, shape=shape)
-
-
 @contextmanager
-def _rls(env: dict[str, str]) -> Iterator[Server]:
+def _rls(build: Build) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "bench.yaml").write_text(_ENVOY_CONFIG)
         port = free_port()
-        with sidecar("--grpc", f"127.0.0.1:{port}", "--envoy-config", folder, env=env) as server:
+        with sidecar("--grpc", f"127.0.0.1:{port}", "--envoy-config", folder, build=build) as server:
             yield Server(port, server.pid)
 
 
-@contextmanager
-def _grpc_aio() -> Iterator[Server]:
-    python, why = peers_home.python()
-    if python is None:
-        raise Absent(why)
-    port = free_port()
-    environment = {"PYTHONPATH": str(builds.ROOT)}
-    with program([python, "-m", "loadtest.bench.grpc_aio", str(port)], port, env=environment) as server:
-        yield server
-
-
-def _load_grpc(port: int, seconds: float, at_once: int) -> tuple[float, int]:
+def _load_grpc(port: int, *, seconds: float, at_once: int) -> tuple[float, int]:
     """32 calls at a time on each of two connections, whatever the connections of the others."""
     if shutil.which("h2load") is None:
         raise Absent("there is no h2load on the PATH (Debian's package nghttp2-client has it)")
@@ -210,56 +185,41 @@ def _message() -> bytes:
     return b"\0" + struct.pack(">I", len(message)) + message
 
 
-def _turn(contender: Contender, server: Server, seconds: float, at_once: int) -> _Turn:
-    before = server.cpu_seconds()
-    rate, requests = contender.load(server.port, seconds, at_once)
-    if not requests:
-        raise RuntimeError(f"{contender.name} has answered nothing")
-    return _Turn(rate, (server.cpu_seconds() - before) / requests * 1e6)
-
-
 def _figures(
-    name: str, turns: dict[str, list[_Turn]], floor: str, p99: dict[str, list[float]]
+    name: str, measured: dict[str, Measured], floor: str, p99: dict[str, list[float]]
 ) -> dict[str, float | None]:
     added = None
     if name in p99:
         added = median(mine - theirs for mine, theirs in zip(p99[name], p99[""], strict=True))
     return {
-        "requests/s": median(turn.per_second for turn in turns[name]),
-        "CPU µs per request": _cpu(turns, name),
-        "x CPU of nginx": None if floor == GRPC_FLOOR else _ratio(turns, name, NGINX),
-        "x CPU of the floor": _ratio(turns, name, floor),
+        "requests/s": measured[name].median("per_second"),
+        "CPU µs per request": measured[name].median("cpu_us"),
+        "x CPU of nginx": None if floor == GRPC_FLOOR else _times(measured, name, NGINX),
+        "x CPU of the floor": _times(measured, name, floor),
         "p99 added, ms": added,
     }
 
 
-def _cpu(turns: dict[str, list[_Turn]], name: str) -> float:
-    return median(turn.cpu_us for turn in turns[name])
+def _times(measured: dict[str, Measured], one: str, other: str) -> float | None:
+    """Return how many times the CPU of the other; None where not both were measured."""
+    return ratio(measured[one], measured[other], "cpu_us") if one in measured and other in measured else None
 
 
-def _ratio(turns: dict[str, list[_Turn]], one: str, other: str) -> float | None:
-    """Times the CPU of the other: the median of the rounds, so that a noisy moment hits both."""
-    if one not in turns or other not in turns:
-        return None
-    return float(median(mine.cpu_us / theirs.cpu_us for mine, theirs in zip(turns[one], turns[other], strict=True)))
-
-
-def _targets(turns: dict[str, list[_Turn]]) -> list[Target]:
+def _targets(measured: dict[str, Measured]) -> list[Target]:
     found = []
     for build in ("", COMPILED):
         found += [
-            Target(f"CPU µs of a request, {build + name}", _cpu(turns, build + name), "at most", bound)
+            Target(f"CPU µs of a request, {build + name}", measured[build + name].median("cpu_us"), "at most", bound)
             for name, bound in ((MEMORY, 60), (AUTHZ, 30), (CHECK, 40), (RLS, 60))
-            if build + name in turns
+            if build + name in measured
         ]
         for name, bound in ((build + LOGGED, 15), (build + DYNAMODB, 35)):
-            if name in turns and build + MEMORY in turns:
-                pairs = zip(turns[name], turns[build + MEMORY], strict=True)
-                more = median(one.cpu_us - plain.cpu_us for one, plain in pairs)
+            if name in measured and build + MEMORY in measured:
+                more = difference(measured[name], measured[build + MEMORY], "cpu_us")
                 found.append(Target(f"CPU µs more than {build + MEMORY}, {name}", more, "at most", bound))
     for one, other, most in ((MEMORY, FLOOR, 3.0), (MEMORY, NGINX, 4.0), (COMPILED + MEMORY, FLOOR, 2.2)):
-        if (times := _ratio(turns, one, other)) is not None:
+        if (times := _times(measured, one, other)) is not None:
             found.append(Target(f"times the CPU of {other}: {one}", times, "at most", most))
-    if (times := _ratio(turns, GRPC_AIO, RLS)) is not None:
+    if (times := _times(measured, GRPC_AIO, RLS)) is not None:
         found.append(Target(f"times the CPU of {RLS}: {GRPC_AIO}", times, "at least", 4))
     return found

@@ -13,8 +13,8 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
@@ -30,8 +30,6 @@ _DESCRIPTION: Final[dict[str, Any]] = {
     "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in ("PK", "SK")],
     "KeySchema": [{"AttributeName": "PK", "KeyType": "HASH"}, {"AttributeName": "SK", "KeyType": "RANGE"}],
 }
-
-
 _ERRORS: Final = {
     "refusing": (400, "ConditionalCheckFailedException"),
     "throttling": (400, "ProvisionedThroughputExceededException"),
@@ -50,26 +48,43 @@ def stub_server(*, delay: float = 0.0, mood: Mood = "ok", certificate: Path | No
 
 @dataclass
 class Running:
-    """A server in a process of its own."""
+    """A program that has said its first line."""
 
-    endpoint: str
+    first_line: str
     last_words: str = ""
-    """What it printed after its port: known once it has ended."""
+    """What it printed after that: known once it has ended."""
+
+    @property
+    def endpoint(self) -> str:
+        """Return where it listens, if that line is its port."""
+        return f"http://127.0.0.1:{int(self.first_line)}"
 
 
 @contextmanager
-def running(module: str, *arguments: str) -> Iterator[Running]:
-    """A module that ends in `serve`, until the block does."""
-    command = [sys.executable, "-m", module, *arguments]
+def talking(command: Sequence[str]) -> Iterator[Running]:
+    """Run a program that says a line and ends with its standard input, until the block does."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        server = Running(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        if not (first := process.stdout.readline()):
+            raise RuntimeError(f"{' '.join(command)} said nothing")
+        program = Running(first)
         try:
-            yield server
+            yield program
         finally:
             process.stdin.close()
-            server.last_words = process.stdout.read()
+            program.last_words = process.stdout.read()
+
+
+def running(module: str, *arguments: str) -> AbstractContextManager[Running]:
+    """Run a module that ends in `serve`."""
+    return talking([sys.executable, "-m", module, *arguments])
+
+
+async def announce(line: object) -> None:
+    """Say a line to whoever is `talking` to this program, and wait until the standard input ends."""
+    print(line, flush=True)  # noqa: T201
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 class Asked(asyncio.Protocol):
@@ -130,12 +145,12 @@ class _Stub(Asked):
 
     def _in_mood(self, attributes: dict[str, dict[str, str]]) -> bytes:
         if self._mood == "ok":
-            return _response({"Attributes": attributes})
+            return response({"Attributes": attributes})
         status, code = _ERRORS[self._mood]
         answer: dict[str, Any] = {"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "so it goes"}
         if self._mood == "refusing":
             answer["Item"] = {name: _SPENT if "N" in value else value for name, value in attributes.items()}
-        return _response(answer, status)
+        return response(answer, status)
 
 
 def _length(head: bytes) -> int:
@@ -146,8 +161,8 @@ def _length(head: bytes) -> int:
     return int(head[start : end if end > 0 else len(head)])
 
 
-def _response(answer: object, status: int = 200) -> bytes:
-    """As long, and with as many headers, as Amazon's."""
+def response(answer: object, status: int = 200) -> bytes:
+    """Return an answer as long, and with as many headers, as Amazon's."""
     body = json.dumps(answer, separators=(",", ":")).encode()
     return (
         f"HTTP/1.1 {status} OK\r\nServer: Server\r\nDate: Sat, 21 Nov 2026 00:00:00 GMT\r\n"
@@ -158,15 +173,13 @@ def _response(answer: object, status: int = 200) -> bytes:
 
 
 # To a `DescribeTable`, and to a `BatchWriteItem` as well.
-_HEALTHY: Final = _response({"Table": _DESCRIPTION, "UnprocessedItems": {}})
+_HEALTHY: Final = response({"Table": _DESCRIPTION, "UnprocessedItems": {}})
 
 
 async def serve(make: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None = None) -> None:
     """On a free port, which is printed, until the standard input ends."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(make, "127.0.0.1", 0, ssl=tls)
-    print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201
-    await loop.run_in_executor(None, sys.stdin.read)
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0, ssl=tls)
+    await announce(server.sockets[0].getsockname()[1])
     server.close()
 
 

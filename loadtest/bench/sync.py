@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
-
-from loadtest.bench import builds
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude
+from loadtest.bench.report import Findings, Rounds, Row, Seconds, Target
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
 
@@ -20,31 +14,18 @@ _HERE = "loadtest.bench.contenders_sync"
 _MEMORY_US, _DYNAMODB_US, _TIMES = 8, 45, 10
 
 
-def command(
-    rounds: Annotated[int, typer.Option(help="Turns of each contender.")] = 7,
-    seconds: Annotated[float, typer.Option(help="Length of one turn.")] = 0.5,
-    json: Annotated[Path | None, typer.Option(help="Keep the figures in this file.")] = None,
-) -> None:
-    """The limiter without an event loop: in memory, and on a stub that answers at once."""
-    conclude(run(rounds=rounds, seconds=seconds), json)
-
-
-def run(*, rounds: int, seconds: float) -> BenchReport:
-    """One check after the other, but where threads are named."""
-    uncompiled = builds.compiled()
-    notes = [f"not measured: the compiled build: {uncompiled}"] if uncompiled else []
+def run(rounds: Rounds = 7, seconds: Seconds = 0.5) -> Findings:
+    """The limiter without an event loop, in memory and on a stub: one check after the other, but where threads are
+    named."""
     with stub_server() as endpoint:
-        measured, failed = contest(
-            _entries(endpoint, compiled=not uncompiled), rounds=rounds, seconds=seconds, at_once=1
-        )
-    notes += [f"not measured: {name}: {reason}" for name, reason in failed.items()]
+        measured, notes = contest(_entries(endpoint), rounds=rounds, seconds=seconds)
     rows = [Row(name, _figures(one, measured.get(BARE))) for name, one in measured.items()]
-    return bench_report("sync", rows, _targets(measured), notes, arguments=f"--rounds {rounds} --seconds {seconds}")
+    return Findings(rows, _targets(measured), notes)
 
 
-def _entries(endpoint: str, *, compiled: bool) -> list[Entry]:
-    on_stub: dict[str, Any] = {"endpoint": endpoint}
-    entries = [
+def _entries(endpoint: str) -> list[Entry]:
+    on_stub = {"endpoint": endpoint}
+    return [
         Entry(MEMORY, f"{_HERE}:in_memory"),
         Entry("sync check, memory, gcra", f"{_HERE}:in_memory", {"algorithm": "gcra"}),
         Entry(DYNAMODB, f"{_HERE}:on_dynamodb", on_stub),
@@ -53,13 +34,9 @@ def _entries(endpoint: str, *, compiled: bool) -> list[Entry]:
         Entry("instead: an event loop in each thread", f"{_HERE}:loop_of_its_own", on_stub),
         Entry("instead: one event loop, in a thread", f"{_HERE}:loop_in_a_thread", on_stub),
         Entry(BARE, f"{_HERE}:bare", on_stub),
+        Entry("sync check, memory, compiled", f"{_HERE}:in_memory", build="compiled"),
+        Entry("sync check, DynamoDB (stub), compiled", f"{_HERE}:on_dynamodb", on_stub, "compiled"),
     ]
-    if compiled:
-        entries += [
-            Entry("sync check, memory, compiled", f"{_HERE}:in_memory", compiled=True),
-            Entry("sync check, DynamoDB (stub), compiled", f"{_HERE}:on_dynamodb", on_stub, compiled=True),
-        ]
-    return entries
 
 
 def _figures(one: Measured, bare: Measured | None) -> dict[str, float | None]:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.bench.engines import Absent, engine
+from loadtest.bench.servers import Absent, engine
 from ratelimit.clock import DAY
 from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, create_table
 from ratelimit.event import UsageEvent

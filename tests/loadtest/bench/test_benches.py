@@ -9,26 +9,42 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench import app, builds, embedded, hotkey, lane, live, operations, outage, peers, peers_home, requester
-from loadtest.bench.engines import Absent
+from loadtest.bench import (
+    app,
+    builds,
+    cold,
+    embedded,
+    frameworks,
+    hotkey,
+    lane,
+    live,
+    operations,
+    outage,
+    peers,
+    requester,
+    sync,
+)
 from loadtest.bench.ours import exactness
-from loadtest.bench.report import BenchReport, Row, Target, bench_report, conclude, read
+from loadtest.bench.report import Findings, Row, Target, conclude, read, reported
+from loadtest.bench.servers import Absent
 from loadtest.bench.worker import take_turn
 from tests.engines import Engine
 
 pytestmark = pytest.mark.slow
 
 TINY = 0.02
+NO_PEERS = f"not measured: the peers ({', '.join(builds.PINNED)}): not in a test"
+NOT_COMPILED = "not measured: the compiled build: not in a test"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Installing the peers, or compiling, takes its time."""
-    monkeypatch.setattr(peers_home, "python", lambda: (None, "not measured: the peers: not in a test"))
+    monkeypatch.setattr(builds, "peers", lambda: "not in a test")
     monkeypatch.setattr(builds, "compiled", lambda: "not in a test")
 
 
-def rows(done: BenchReport) -> dict[str, dict[str, object]]:
+def rows(done: Findings) -> dict[str, dict[str, object]]:
     return {row.name: dict(row.figures) for row in done.rows}
 
 
@@ -53,14 +69,14 @@ def test_embedded() -> None:
     assert {embedded.OURS, embedded.REFUSED} < set(rows(done))
     calls = next(target for target in done.targets if target.promise.startswith("calls"))
     assert calls.met
-    assert done.notes == ["not measured: the peers: not in a test", "not measured: the compiled build: not in a test"]
+    assert done.notes == [NOT_COMPILED, NO_PEERS]
 
 
 def test_lane() -> None:
     done = lane.run(rounds=1, seconds=TINY, at_once=4)
     assert {lane.BARE, lane.FAST, lane.GCRA, lane.APPLY, lane.FAST + lane.TLS, lane.BARE + lane.TLS} < set(rows(done))
     assert len(done.targets) == 4
-    assert done.notes == ["not measured: the compiled build: not in a test"]
+    assert done.notes == [NOT_COMPILED]
 
 
 def test_operations() -> None:
@@ -76,7 +92,7 @@ def test_operations() -> None:
         "two keys, the second refused": [1, 0, 4],
         "two keys, a second later": [1, 1, 4],
     }
-    assert done.notes == ["not measured: the peers: not in a test"]
+    assert done.notes == [NO_PEERS]
 
 
 def test_hotkey(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +127,7 @@ def test_peers_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(peers, "redis", absent)
     done = peers.run(rounds=1, seconds=TINY)
     assert not done.rows
-    assert len(done.notes) == 5
+    assert len(done.notes) == 3
     assert all("not measured" in note for note in done.notes)
 
 
@@ -132,13 +148,41 @@ def test_peers_are_measured_on_the_replay_server(monkeypatch: pytest.MonkeyPatch
     assert "handed" in done.notes[-1]
 
 
+def test_sync() -> None:
+    done = sync.run(rounds=1, seconds=TINY)
+    figures = rows(done)
+    assert {sync.MEMORY, sync.DYNAMODB, sync.BARE} < set(figures)
+    assert len(figures) == 8
+    assert all(row["checks/s"] and row["p50 µs"] for row in figures.values())
+    assert len(done.targets) == 3
+    assert done.notes == [NOT_COMPILED]
+
+
+def test_cold() -> None:
+    done = cold.run(rounds=1)
+    assert [row.name for row in done.rows][:2] == [cold.MEMORY, cold.OURS]
+    assert all(value is not None and value > 0 for row in done.rows for value in row.figures.values())
+
+
+def test_frameworks() -> None:
+    done = frameworks.run(rounds=1, seconds=TINY)
+    figures = rows(done)
+    assert len(figures) == 10
+    assert all(row["requests/s"] and row["CPU µs per request"] for row in figures.values())
+    assert [name for name, row in figures.items() if row["of which for the limit"] is None] == ["Django", "Flask"]
+    assert len(done.targets) == 2
+    assert done.notes == []
+
+
 def test_a_run_is_held_against_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "deep" / "kept.json"
     for speed in (100.0, 150.0):
         row = Row("ours", {"checks/s": speed, "p99 ms": None})
-        done = bench_report("kept", [row], [Target("fast", speed, "at least", 120)])
+        found = Findings([row], [Target("fast", speed, "at least", 120)])
+        done = reported("kept", lambda found=found, **_: found)(at_once=3, uvloop=True, loop=False)
         conclude(done, file)
     assert read(file) == done
+    assert done.command == "python -m loadtest.bench kept --at-once 3 --uvloop"
     said = capsys.readouterr().out
     assert "MISSED fast" in said
     assert "+50 %" in said
