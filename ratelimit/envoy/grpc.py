@@ -48,7 +48,7 @@ _TRAILERS: Final = header_block(("grpc-status", "0"))
 
 
 class Status(IntEnum):
-    """How a call ended. (gRPC's statuscodes.md)"""
+    """How a call of ours ends. (gRPC's statuscodes.md)"""
 
     OK = 0
     CANCELLED = 1
@@ -56,17 +56,11 @@ class Status(IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
-    ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
-    ABORTED = 10
-    OUT_OF_RANGE = 11
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
-    DATA_LOSS = 15
-    UNAUTHENTICATED = 16
 
 
 class GrpcError(Exception):

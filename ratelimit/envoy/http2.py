@@ -68,22 +68,17 @@ _HOP_BY_HOP: Final = {b"connection", b"proxy-connection", b"keep-alive", b"trans
 
 
 class ErrorCode(IntEnum):
-    """Section 7."""
+    """Those that a server of ours sends. (Section 7)"""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
-    INTERNAL_ERROR = 2
     FLOW_CONTROL_ERROR = 3
-    SETTINGS_TIMEOUT = 4
     STREAM_CLOSED = 5
     FRAME_SIZE_ERROR = 6
     REFUSED_STREAM = 7
     CANCEL = 8
     COMPRESSION_ERROR = 9
-    CONNECT_ERROR = 10
     ENHANCE_YOUR_CALM = 11
-    INADEQUATE_SECURITY = 12
-    HTTP_1_1_REQUIRED = 13
 
 
 class Http2Error(Exception):

@@ -163,8 +163,7 @@ class RateLimitService:
         return await self._when_kept(await self._decide(plan))
 
     async def _when_kept(self, answer: CallAnswer) -> bytes:
-        await _kept(answer)
-        return write_response(answer.response)
+        return write_response(await _kept(answer))
 
     async def respond(self, request: RateLimitRequest) -> RateLimitResponse:
         """Answer a request that came otherwise. Raises `InvalidInput`, and `GrpcError` where a refund is not taken."""

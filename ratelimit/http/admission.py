@@ -6,7 +6,7 @@ It does not know how requests and answers travel: that is for ASGI's `RequestHan
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -19,7 +19,7 @@ from ratelimit.blocking import is_blocking
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
-from ratelimit.http.charges import Charge, Charges, Recorder, give_back_all, parts_of, release_all
+from ratelimit.http.charges import Charge, Charges, Recorder, give_back
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
 from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals
@@ -141,9 +141,6 @@ class Admission:
                 return charge.decision
         return None
 
-    def _begin(self, policy_check: PolicyCheck) -> Charge | Coroutine[Any, Any, Charge]:
-        return policy_check.begin(self.scope) if policy_check.is_plain else policy_check.check(self.connection)
-
     async def _check_on(self, first: Awaitable[Charge], policy_checks: Sequence[PolicyCheck], number: int) -> Refusal:
         """Go on with the check of this number. What a function of the app raises that is no answer is raised here, when
         what was taken for the request is back."""
@@ -155,7 +152,8 @@ class Admission:
                 self.charges.add(charge)
                 if not charge.decision.allowed:
                     return charge.decision
-                answer = self._begin(policy_check)
+                plain = policy_check.is_plain
+                answer = policy_check.begin(self.scope) if plain else policy_check.check(self.connection)
                 charge = answer if isinstance(answer, Charge) else await answer
             self.charges.add(charge)
             return None if charge.decision.allowed else charge.decision
@@ -164,7 +162,7 @@ class Admission:
         except Exception as error:  # noqa: BLE001 (raised below, as nothing may be awaited here)
             failure = error
         if taken := [charge for charge in self.charges.all[begun:] if charge.spent]:
-            await give_back_all(self._shared.refunds, taken)
+            await self.give_back(taken)
         await self.release()
         if not isinstance(failure, RateLimitError):
             failure.add_note(_RAISED)
@@ -227,10 +225,10 @@ class Admission:
 
     async def _settle_late(self, charge: Charge) -> None:
         """See through what was checked after the answer has begun: settle it, and write it down."""
-        charges = parts_of(charge)
+        charges = (charge, *charge.others)
         for one in charges:
             if one.spent and not one.counts(self.succeeded, self.status, self.headers):
-                await give_back_all(self._shared.refunds, [one])
+                await self.give_back([one])
             one.settle()
         for pending in self._write_late(charges):
             await pending
@@ -258,8 +256,12 @@ class Admission:
         return self.charges.settle(success, status, headers)
 
     async def give_back(self, charges: Sequence[Charge]) -> None:
-        """Return when their units are back, or lost."""
-        await give_back_all(self._shared.refunds, charges)
+        """Return when all that they hold is back, or lost. It goes on where the one who waits is cancelled.
+
+        The answer waits for it: whoever has it may ask again at once. What cannot be given back within the limiter's
+        deadline stays spent: usage reads too high, never too low.
+        """
+        await self._all([give_back(charge, charge.spent) for charge in charges])
 
     async def refuse(self, decision: Decision) -> tuple[Response, Headers]:
         """Return the answer to a refusal, and fields to add to it, when what was taken for it is back and recorded."""
@@ -268,7 +270,7 @@ class Admission:
         self.status = response.status_code
         self.headers = [*response.raw_headers, *fields]
         if returned := self.charges.refuse(decision, self.status, self.headers):
-            await give_back_all(shared.refunds, returned)
+            await self.give_back(returned)
         await self.release()
         if shared.recorder is not None:
             await self.record()
@@ -295,20 +297,27 @@ class Admission:
         returned = self.charges.settle(self.succeeded, self.status, self.headers)
         if not returned and not self.charges.held:
             await self.record()
-        elif is_blocking():
-            await self._end(returned)
         else:
-            await asyncio.wait([self._shared.refunds.start(self._end(returned))])
+            await self._all([self._end(returned)])
 
     async def _end(self, returned: Sequence[Charge]) -> None:
         if returned:
-            await give_back_all(self._shared.refunds, returned)
+            await self.give_back(returned)
         await self.release()
         await self.record()
 
     async def release(self) -> None:
-        """Give back what is held until the answer has ended, and settle what is reserved."""
-        await release_all(self._shared.refunds, self.charges)
+        """Return when what is held until the answer has ended is back. It goes on where who waits is cancelled."""
+        held, self.charges.held = self.charges.held, ()
+        if held:
+            await self._all([charge.release() for charge in held])
+
+    async def _all(self, works: Iterable[Coroutine[Any, Any, None]]) -> None:
+        if is_blocking():
+            for work in works:
+                await work
+        else:
+            await asyncio.wait([self._shared.refunds.start(work) for work in works])
 
     def leave(self) -> None:
         """Do so behind an answer that has ended, wherever it did: what is held still goes back."""

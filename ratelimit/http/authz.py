@@ -37,22 +37,22 @@ REDUCED: Final = 503
 
 
 class Authz:
-    """An ASGI app that answers requests to `prefix` and below it, whatever their method; others are `fallback`'s.
+    """An ASGI app that answers requests to `/v1/authz` and below it, whatever their method; others are `fallback`'s.
 
     The other options are those of `RateLimitMiddleware`. The gateway is a proxy in front: `trusted_proxies` has to
     count it, or all clients share its address. The limiter is opened with the lifespan, or by the first request.
     """
+
+    prefix: Final = PREFIX
 
     def __init__(
         self,
         *,
         limiter: Limiter,
         usage: UsageLog | None = None,
-        prefix: str = PREFIX,
         fallback: ASGIApp | None = None,
         **options: Unpack[SurfaceArgs],
     ) -> None:
-        self.prefix = prefix
         self.middleware = RateLimitMiddleware(_Allowed(fallback), limiter=limiter, usage=usage, **options)
         self.fallback = fallback
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Iterable, Sequence
 from random import random as _draw
@@ -12,13 +11,11 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Scope
 
-from ratelimit.blocking import is_blocking
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import NotHeld, QuotaExceeded, StoreUnavailable
 from ratelimit.http.routing import app_path
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
-from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog
 
 _REQUEST_ID: Final = b"x-request-id"
@@ -35,7 +32,7 @@ without a lock: where one loses sight of an entry of another's, a refusal only n
 class Charge:
     """What was decided for whom, and what it takes to give it back."""
 
-    __slots__ = ("_pending", "decision", "hold", "limiter", "policy", "user")
+    __slots__ = ("_pending", "decision", "hold", "limiter", "others", "policy", "user")
 
     def __init__(self, limiter: Limiter, policy: Policy, user: str, decision: Decision) -> None:
         self.limiter = limiter
@@ -45,6 +42,8 @@ class Charge:
         self._pending: Pending | None = None
         self.hold: Any = None
         """The slot or the reservation that is held until the answer has ended; None where there is none."""
+        self.others: Sequence[Charge] = ()
+        """Those that were decided together with it."""
 
     @property
     def is_reserved(self) -> bool:
@@ -99,11 +98,6 @@ class Charge:
         if used < taken.spent:
             self.decision = msgspec.structs.replace(taken, cost=used, refunded=taken.spent - used)
 
-    def forget(self) -> bool:
-        """Leave what is held to its end, which comes by itself. Return False."""
-        self.hold = None
-        return False
-
     def await_answer(self, pending: Pending) -> None:
         """Count its units among those that may still be given back, until it is settled."""
         self._pending = pending
@@ -132,21 +126,6 @@ class Charge:
         return msgspec.structs.replace(state, used=used, remaining=remaining, reset_after=reset_after)
 
 
-class JointCharge(Charge):
-    """One of several that were decided together; the first of them knows the `others`."""
-
-    __slots__ = ("others",)
-
-    def __init__(self, limiter: Limiter, policy: Policy, user: str, decision: Decision) -> None:
-        super().__init__(limiter, policy, user, decision)
-        self.others: Sequence[Charge] = ()
-
-
-def parts_of(charge: Charge) -> list[Charge]:
-    """Return the charge, and those that were decided together with it."""
-    return [charge, *charge.others] if isinstance(charge, JointCharge) else [charge]
-
-
 def room(state: QuotaState, returned: int) -> int:
     """Return the units that are left where so many are given back; below 0 after a charge."""
     return (state.quota.burst or state.quota.limit) - state.used + returned
@@ -169,34 +148,30 @@ class Charges:
     """Those that hold something until the answer has ended."""
 
     def __init__(self) -> None:
-        self._all: list[Charge] = []
+        self.all: list[Charge] = []
+        """In the order they were made, but for late ones."""
 
     @property
     def decisions(self) -> list[Decision]:
         """Return them in the order they were made; of those made after the answer began, each policy's last."""
-        return [*[charge.decision for charge in self._all], *(self._late or {}).values()]
-
-    @property
-    def all(self) -> Sequence[Charge]:
-        """Return them in the order they were made, but for late ones."""
-        return self._all
+        return [*[charge.decision for charge in self.all], *(self._late or {}).values()]
 
     @property
     def shown(self) -> list[Decision]:
         """Return those that the response's headers speak of: a shadow policy is not to be seen."""
         if self._is_refused and self.refused is not None:
             return [self.refused]
-        return [charge.decision for charge in self._all if charge.policy.mode == "enforce"]
+        return [charge.decision for charge in self.all if charge.policy.mode == "enforce"]
 
     @property
     def spent(self) -> list[Charge]:
         """Return those that took units and are not settled yet."""
-        return [charge for charge in self._all[self._settled :] if charge.spent]
+        return [charge for charge in self.all[self._settled :] if charge.spent]
 
     @property
     def is_settled(self) -> bool:
         """Return whether nothing was added since."""
-        return self._settled == len(self._all)
+        return self._settled == len(self.all)
 
     @property
     def is_acted_on(self) -> bool:
@@ -205,23 +180,23 @@ class Charges:
 
     def add(self, charge: Charge) -> None:
         """Take note of a check, and of those that were decided together with it."""
-        self._all.append(charge)
+        self.all.append(charge)
         if charge.hold is not None:
             self.held = [*self.held, charge]
-        if isinstance(charge, JointCharge):
-            self._all += charge.others
+        if charge.others:
+            self.all += charge.others
         if not charge.decision.allowed:
             self.refused = charge.decision
 
     def act(self) -> None:
         """Take note that the app acts on what was admitted so far: a later refusal does not give it back."""
-        self._acted_on = len(self._all)
+        self._acted_on = len(self.all)
 
     def add_late(self, charge: Charge) -> None:
         """Take note of a check after the answer has begun: there may be any number of them."""
         if self._late is None:
             self._late = {}
-        for part in parts_of(charge):
+        for part in (charge, *charge.others):
             self._late[part.policy.name] = part.decision
         if charge.hold is not None:
             self.held = [*self.held, charge]
@@ -238,39 +213,42 @@ class Charges:
 
     def settle(self, success: bool, status: int, headers: Any) -> list[Charge]:
         """Take note of the answer. Return what does not count with it, and so has to be given back."""
-        returned = _uncounted(self._all[self._settled :], success, status, headers)
-        self._settled = len(self._all)
+        returned = _uncounted(self.all[self._settled :], success, status, headers)
+        self._settled = len(self.all)
         return returned
 
     def cancel(self) -> list[Charge]:
         """Undo what was no request of its own after all. Return all that it spent, whatever counts."""
         spent = self.spent
-        self._settled = len(self._all)
+        self._settled = len(self.all)
         return spent
 
     def settle_unanswered(self) -> None:
         """Leave spent what is, as it will not be known how the request ends, nor when: a slot comes back by itself."""
-        for charge in self._all[self._settled :]:
+        for charge in self.all[self._settled :]:
             charge.settle()
         if self.held:
-            self.held = [charge for charge in self.held if charge.is_reserved or charge.forget()]
-        self._settled = len(self._all)
+            for charge in self.held:
+                if not charge.policy.reserve:
+                    charge.hold = None
+            self.held = [charge for charge in self.held if charge.is_reserved]
+        self._settled = len(self.all)
 
     def refuse(self, refused: Decision, status: int, headers: Any) -> list[Charge]:
         """Take note of the refusal, of which alone the headers speak from now on. Return what was taken for that same
         decision; what the app has acted on counts as it does with such an answer."""
         self.refused = refused
         self._is_refused = True
-        taken = [charge for charge in self._all[max(self._settled, self._acted_on) :] if charge.spent]
+        taken = [charge for charge in self.all[max(self._settled, self._acted_on) :] if charge.spent]
         if self._settled < self._acted_on:
-            taken += _uncounted(self._all[self._settled : self._acted_on], False, status, headers)
-        self._settled = len(self._all)
+            taken += _uncounted(self.all[self._settled : self._acted_on], False, status, headers)
+        self._settled = len(self.all)
         return taken
 
     def to_record(self) -> list[Charge]:
         """Return what has not been recorded yet, each once."""
-        charges = self._all[self._recorded :]
-        self._recorded = len(self._all)
+        charges = self.all[self._recorded :]
+        self._recorded = len(self.all)
         return charges
 
 
@@ -285,29 +263,6 @@ def _uncounted(charges: Iterable[Charge], success: bool, status: int, headers: A
         else:
             returned.append(charge)
     return returned
-
-
-async def give_back_all(refunds: Tasks, charges: Sequence[Charge]) -> None:
-    """Return when all that they hold is back, or lost. It goes on where the one who waits is cancelled.
-
-    The answer waits for it: whoever has it may ask again at once. What cannot be given back within the limiter's
-    deadline stays spent: usage reads too high, never too low.
-    """
-    if is_blocking():
-        for charge in charges:
-            await give_back(charge, charge.spent)
-        return
-    await asyncio.wait([refunds.start(give_back(charge, charge.spent)) for charge in charges])
-
-
-async def release_all(refunds: Tasks, charges: Charges) -> None:
-    """Return when what is held until the answer has ended is back. It goes on where the one who waits is cancelled."""
-    held, charges.held = charges.held, ()
-    if is_blocking():
-        for charge in held:
-            await charge.release()
-    elif held:
-        await asyncio.wait([refunds.start(charge.release()) for charge in held])
 
 
 async def give_back(charge: Charge, units: int) -> None:

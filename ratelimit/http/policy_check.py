@@ -18,7 +18,7 @@ from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES, check_max_body_byt
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, InvalidCost, SlotNeeded, UnknownAction
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies, warn_once
-from ratelimit.http.charges import Charge, JointCharge, Pending, room
+from ratelimit.http.charges import Charge, Pending, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
 from ratelimit.http.identity import DEFAULT_USER_FROM, UserResolver
 from ratelimit.http.routing import Patterns, RequestTarget
@@ -44,7 +44,7 @@ _NOT_TOGETHER: Final = (
 class PolicyCheck:
     """Raises `ConfigError` with the path to a bad `match`, `exempt` or `user_from` of the policy."""
 
-    __slots__ = ("_checker", "_exempt", "_pending", "holds", "is_plain", "limiter", "match", "policy", "user_resolver")
+    __slots__ = ("_checker", "_pending", "exempt", "holds", "is_plain", "limiter", "match", "policy", "user_resolver")
 
     def __init__(self, limiter: Limiter, policy: Policy, user_resolver: UserResolver) -> None:
         self.limiter = limiter
@@ -52,7 +52,7 @@ class PolicyCheck:
         self.user_resolver = user_resolver
         try:
             self.match = _patterns("match", policy.match, any_case=True)
-            self._exempt = Exemption(policy.exempt)
+            self.exempt = Exemption(policy.exempt)
         except ConfigError as error:
             raise error.under(f"policies.{policy.name}") from error
         self._pending: Pending | None = None if policy.count == "all" else {}
@@ -62,7 +62,7 @@ class PolicyCheck:
         own = type(limiter).check is not Limiter.check or "check" in vars(limiter)
         self.holds = policy.holds
         """Whether what it takes is given back when the answer has ended, a slot or a reservation."""
-        asks = self.holds or bool(self._exempt) or callable(policy.cost) or not user_resolver.is_plain
+        asks = self.holds or bool(self.exempt) or callable(policy.cost) or not user_resolver.is_plain
         self.is_plain = not asks and not own and self._pending is None
         """Whether the scope is all that it takes to decide, as `begin` does."""
 
@@ -103,7 +103,7 @@ class PolicyCheck:
         """
         policy = self.policy
         units: Any = policy.cost if cost is None else cost
-        if self._exempt and await self._exempt.covers(connection):
+        if self.exempt and await self.exempt.covers(connection):
             return self.free()
         if callable(units):
             units = await self._asked(units, connection)
@@ -130,19 +130,16 @@ class PolicyCheck:
         answer = cost(connection)
         units = await answer if isawaitable(answer) else answer
         if type(units) is not int or units < 0:
-            raise _bad_cost(self.policy.name, units)
+            what = f"policies.{self.policy.name}.cost: the function returned {units!r}"
+            how = "raise HTTPException(400) for what the client has sent wrong"
+            raise InvalidCost(f"{what}: a whole number of at least 0 is expected; {how}")
         return units
 
     async def _units(self, cost: Cost, connection: HTTPConnection) -> int:
         """Return what a request costs that is no check of its own: 0 where it is free or exempt."""
-        if self._exempt and await self._exempt.covers(connection):
+        if self.exempt and await self.exempt.covers(connection):
             return 0
         return await self._asked(cost, connection) if callable(cost) else cost
-
-    def warn(self, root: str) -> None:
-        """Tell the log of patterns that begin with the prefix that the app is mounted under."""
-        self.match.warn(root)
-        self._exempt.warn(root)
 
     def free(self) -> Charge:
         """Return what a request is charged that this policy does not count."""
@@ -196,11 +193,11 @@ class JointPolicyCheck(PolicyCheck):
         except SlotNeeded:  # by this user's own quotas
             warn_once(f"{self.policy.name}: {_NOT_TOGETHER}")
             raise HTTPException(403, _NOT_TOGETHER) from None
-        charges: list[JointCharge] = []
+        charges: list[Charge] = []
         for one, (user, _), decision in zip(asked, found, answer, strict=True):
             if not answer and decision.allowed and not decision.shadow_denied:
                 decision = msgspec.structs.replace(decision, cost=0)  # which was not taken
-            charge = JointCharge(self.limiter, one.policy, user, decision)
+            charge = Charge(self.limiter, one.policy, user, decision)
             if one._pending is not None:
                 one._counted_later(charge, one._pending)
             charges.append(charge)
@@ -222,28 +219,23 @@ def _soon(state: QuotaState) -> QuotaState:
     return msgspec.structs.replace(state, retry_after=min(state.retry_after, _SOON_S)) if state.retry_after else state
 
 
-def _bad_cost(policy: str, units: object) -> InvalidCost:
-    how = "a whole number of at least 0 is expected; raise HTTPException(400) for what the client has sent wrong"
-    return InvalidCost(f"policies.{policy}.cost: the function returned {units!r}: {how}")
-
-
 class Exemption:
     """Requests that are never checked: patterns as in `match`, or functions of the request. Raises `ConfigError`."""
 
-    __slots__ = ("_functions", "_patterns")
+    __slots__ = ("_functions", "patterns")
 
     def __init__(self, exempt: Exempt | Iterable[Exempt]) -> None:
         listed = [exempt] if isinstance(exempt, str) or callable(exempt) else list(exempt)
         for number, one in enumerate(listed):
             if not isinstance(one, str) and not callable(one):
                 raise ConfigError(f"exempt[{number}]", f"expected a pattern or a function, not {one!r}")
-        self._patterns = _patterns("exempt", [one for one in listed if isinstance(one, str)])
+        self.patterns = _patterns("exempt", [one for one in listed if isinstance(one, str)])
         self._functions: list[Callable[[Any], object]] = [one for one in listed if callable(one)]
 
     async def covers(self, connection: HTTPConnection) -> bool:
         """Return whether one of them fits."""
         scope = connection.scope
-        if self._patterns and self._patterns.cover(scope):
+        if self.patterns and self.patterns.cover(scope):
             return True
         for function in self._functions:
             answer = function(connection)
@@ -251,12 +243,8 @@ class Exemption:
                 return True
         return False
 
-    def warn(self, root: str) -> None:
-        """Tell the log of patterns that begin with the prefix that the app is mounted under."""
-        self._patterns.warn(root)
-
     def __bool__(self) -> bool:
-        return bool(self._patterns or self._functions)
+        return bool(self.patterns or self._functions)
 
 
 def _patterns(path: str, texts: Iterable[str], *, any_case: bool = False) -> Patterns:
@@ -306,9 +294,10 @@ class SurfaceOptions:
 
     def warn(self, root: str) -> None:
         """Tell the log of patterns that begin with the prefix that the app is mounted under."""
-        self.exempt.warn(root)
+        self.exempt.patterns.warn(root)
         for policy_check in self._policy_checks.values():
-            policy_check.warn(root)
+            policy_check.match.warn(root)
+            policy_check.exempt.patterns.warn(root)
 
     def address_of(self, connection: HTTPConnection) -> str:
         """Return the client's address, as a user."""

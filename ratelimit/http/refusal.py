@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from inspect import isawaitable
 from math import ceil
@@ -45,8 +45,6 @@ _BY_TEMPLATE: Final = ("quota", "concurrency", "too_large")
 class Refusals:
     """How one middleware answers what it refuses. `app` is what stands further in."""
 
-    __slots__ = ("_app", "_cors", "_has_looked", "_inner", "_on_refused", "_templates", "_writer")
-
     def __init__(
         self, writer: HeaderWriter, app: ASGIApp, on_refused: OnRefused | None, policies: Iterable[Policy]
     ) -> None:
@@ -54,8 +52,6 @@ class Refusals:
         self._templates = {policy.name: policy.refusal for policy in policies if policy.refusal is not None}
         self._app = app
         self._on_refused = on_refused
-        self._cors: CORSMiddleware | None = None
-        self._has_looked = False
         self._inner = next((one for one in stack(app) if isinstance(one, Starlette)), None)
 
     def is_preflight(self, scope: Scope) -> bool:
@@ -63,7 +59,7 @@ class Refusals:
         if scope["type"] != "http" or scope["method"] != "OPTIONS":
             return False
         names = {name.lower() for name, _ in scope["headers"]}
-        return {b"origin", b"access-control-request-method"} <= names and self._find_cors() is not None
+        return {b"origin", b"access-control-request-method"} <= names and self._cors is not None
 
     async def of(self, decision: Decision, asked: Admission) -> tuple[Response, Headers]:
         """Return the answer to a request that was refused so, and what fields to add. Raises what the app's function
@@ -100,8 +96,7 @@ class Refusals:
 
     async def send(self, response: Response, fields: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or a handshake that was not accepted yet, without reading anything of it."""
-        cors = self._cors if self._has_looked else self._find_cors()
-        if cors is not None and scope["type"] == "http":
+        if (cors := self._cors) is not None and scope["type"] == "http":
             send = partial(cors.send, send=send, request_headers=RequestHeaders(scope=scope))
         if fields:
             send = partial(_send_with, fields, send)
@@ -110,11 +105,20 @@ class Refusals:
         else:
             await respond(response, scope, receive, send, close=closing(scope))
 
-    def _find_cors(self) -> CORSMiddleware | None:
-        if not self._has_looked:
-            self._has_looked = True
-            self._cors = _cors_of(self._app)
-        return self._cors
+    @cached_property
+    def _cors(self) -> CORSMiddleware | None:
+        """Return the first one further in: as Starlette has built its stack, or is going to."""
+        for one in stack(self._app):
+            if isinstance(one, CORSMiddleware):
+                return one
+            if isinstance(one, Starlette):
+                kinds: list[Any] = one.user_middleware
+                for own in kinds:
+                    if isinstance(own.cls, type) and issubclass(own.cls, CORSMiddleware):
+                        make: Any = own.cls
+                        cors: CORSMiddleware = make(one.router, *own.args, **own.kwargs)
+                        return cors
+        return None
 
 
 async def _send_with(fields: Headers, send: Send, message: Message) -> None:
@@ -164,18 +168,3 @@ def stack(app: object) -> Iterator[object]:
     for _ in range(_MAX_DEPTH):
         yield app
         app = getattr(app, "app", None)
-
-
-def _cors_of(app: ASGIApp) -> CORSMiddleware | None:
-    """Return the first one further in: as Starlette has built its stack, or is going to."""
-    for one in stack(app):
-        if isinstance(one, CORSMiddleware):
-            return one
-        if isinstance(one, Starlette):
-            kinds: list[Any] = one.user_middleware
-            for own in kinds:
-                if isinstance(own.cls, type) and issubclass(own.cls, CORSMiddleware):
-                    make: Any = own.cls
-                    cors: CORSMiddleware = make(one.router, *own.args, **own.kwargs)
-                    return cors
-    return None

@@ -42,53 +42,43 @@ class AccessLog:
     def write(self, exchange: Exchange, *, names_client: bool) -> None:
         """Log one that has been answered, or was not: its status is 0 then."""
         request, connection = exchange.request, exchange.connection
-        self._entry(
-            request,
-            client=connection.client if names_client else None,
-            method="WEBSOCKET" if request.opens_websocket else request.method.decode(),
-            path=request.scope["raw_path"].decode("latin-1"),
-            status=exchange.status,
-            sent=exchange.sent,
-            ms=(connection.loop.time() - request.since) * 1000,
-            decisions=exchange.decisions(),
-        )
+        entry = {
+            "method": "WEBSOCKET" if request.opens_websocket else request.method.decode(),
+            "path": request.scope["raw_path"].decode("latin-1"),
+            "status": exchange.status,
+            "bytes": exchange.sent,
+        }
+        self._log(connection, request, entry, exchange.decisions(), names_client=names_client)
 
     def write_refused(
         self, connection: ClientConnection, request: Request, problem: ServerProblem, *, names_client: bool
     ) -> None:
         """Log a request that the server has answered itself, as nobody could have read it."""
         path = _PATH.match(request.target)
-        self._entry(
-            request,
-            client=connection.client if names_client else None,
-            method=request.method.decode() if request.target else "-",
-            path=path[0].decode("latin-1") if path else "-",
-            status=problem.status,
-            sent=problem.length,
-            ms=(connection.loop.time() - request.since) * 1000 if request.since else 0.0,
-            decisions=(),
-        )
+        entry = {
+            "method": request.method.decode() if request.target else "-",
+            "path": path[0].decode("latin-1") if path else "-",
+            "status": problem.status,
+            "bytes": problem.length,
+        }
+        self._log(connection, request, entry, (), names_client=names_client)
 
-    def _entry(
+    def _log(
         self,
+        connection: ClientConnection,
         request: Request,
-        *,
-        client: tuple[str, int] | None,
-        method: str,
-        path: str,
-        status: int,
-        sent: int,
-        ms: float,
+        said: dict[str, Any],
         decisions: Sequence[Decision],
+        *,
+        names_client: bool,
     ) -> None:
-        entry: dict[str, Any] = {
+        client = connection.client if names_client else None
+        entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "client": client[0] if client else None,
-            "method": method,
-            "path": self._shown(path),
-            "status": status,
-            "bytes": sent,
-            "ms": round(ms, 1),
+            **said,
+            "path": self._shown(said["path"]),
+            "ms": round((connection.loop.time() - request.since) * 1000, 1) if request.since else 0.0,
             "request_id": (request.id or b"-").decode(),
             "policies": {decision.policy: _outcome(decision) for decision in decisions},
         }

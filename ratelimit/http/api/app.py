@@ -117,8 +117,6 @@ def decode_body(kind: type[T], body: bytes) -> T:
 def decode_query(kind: type[T], scope: Scope) -> T:
     """Decode the query string as a struct of texts and numbers."""
     raw: bytes = scope["query_string"]
-    if not raw:
-        return _converted({}, kind)
     if len(raw) > _MAX_QUERY:
         raise ProblemError(bad_input("", f"the query string has more than {_MAX_QUERY} bytes"))
     try:
@@ -130,10 +128,6 @@ def decode_query(kind: type[T], scope: Scope) -> T:
         if name in values:
             raise ProblemError(bad_input(name, "is given twice"))
         values[name] = value
-    return _converted(values, kind)
-
-
-def _converted(values: dict[str, str], kind: type[T]) -> T:
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
