@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -16,8 +16,7 @@ from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError, StoreUnavailable, UnknownAction
 from ratelimit.factory import build_limiter, build_store
 from ratelimit.limiter import Limiter
-from ratelimit.policy import AlgorithmName, Policy
-from ratelimit.quota import to_quotas
+from ratelimit.policy import Policy
 
 # A person waits longer than a request may: a first call finds credentials and shakes hands.
 _DEADLINE = 5.0
@@ -79,22 +78,19 @@ def _policy(settings: Config, action: str, quota: list[str] | None, algorithm: s
     """The configured policy or one made of the options; a store that fails is to show, so `on_unavailable` is deny."""
     named = {policy.name: policy for policy in settings.policies}
     try:
+        # Together: a burst goes with an algorithm only.
+        said: dict[str, Any] = {"algorithm": algorithm} if algorithm else {}
+        if quota:
+            said["quotas"] = "; ".join(quota)
         if action in named:
             # A lease would take more than was asked for.
-            policy = replace(named[action], on_unavailable="deny", lease=None)
-            policy = replace(policy, quotas=to_quotas(_joined(quota))) if quota else policy
-        elif quota:
-            policy = Policy(action, _joined(quota), on_unavailable="deny")
-        else:
-            known = f"there are: {', '.join(named)}" if named else "none is configured"
-            raise UnknownAction(f"no policy is named {action!r} ({known}); add --quota 5/day, or --config FILE")
-        return replace(policy, algorithm=cast(AlgorithmName, algorithm)) if algorithm else policy
+            return replace(named[action], on_unavailable="deny", lease=None, **said)
+        if quota:
+            return Policy(action, on_unavailable="deny", **said)
     except ConfigError as error:
         raise _of_option(error) from None
-
-
-def _joined(quota: list[str]) -> str:
-    return "; ".join(quota)
+    known = f"there are: {', '.join(named)}" if named else "none is configured"
+    raise UnknownAction(f"no policy is named {action!r} ({known}); add --quota 5/day, or --config FILE")
 
 
 def _of_option(error: ConfigError) -> ConfigError:

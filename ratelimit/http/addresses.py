@@ -176,8 +176,17 @@ def _networks(texts: str | Iterable[str]) -> tuple[IPv4Network | IPv6Network, ..
         try:
             if not isinstance(text, str):
                 raise ValueError(f"expected text, not {text!r}")
-            found.append(ip_network(text.strip()))
+            found.append(_as_peers(ip_network(text.strip())))
         except ValueError as error:
             problem = f"{error}; write a network, as in '10.0.0.0/8', or an address"
             raise ConfigError(f"trusted_proxies[{number}]", problem) from error
     return tuple(found)
+
+
+def _as_peers(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """Return a network of mapped addresses (`::ffff:10.0.0.0/104`) as that of IPv4, as which peers are compared."""
+    if isinstance(network, IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return IPv4Network((mapped, network.prefixlen - 96))
+    return network

@@ -230,7 +230,8 @@ def _cookie(name: str) -> _Reader:
                         if found is not None and found != one:
                             return None
                         found = one
-        if found is None:
+        if found is None or found.startswith('"'):
+            # Of a quoted one without its end some take off the last character, whatever it is.
             return None
         if "%" in found or not found.isascii():
             found = text(unquote_to_bytes(found.encode("latin-1")))

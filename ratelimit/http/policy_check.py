@@ -21,7 +21,7 @@ from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProx
 from ratelimit.http.charges import Charge, Pending, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
 from ratelimit.http.identity import DEFAULT_USER_FROM, UserResolver
-from ratelimit.http.routing import Patterns, RequestTarget
+from ratelimit.http.routing import Patterns, RequestTarget, overriding_methods
 from ratelimit.limiter import Limiter, Spend
 from ratelimit.names import Key
 from ratelimit.policy import Cost, Exempt, Policy, UserFrom, members_of
@@ -340,7 +340,8 @@ class Routes:
 
     def __init__(self, policy_checks: Sequence[PolicyCheck]) -> None:
         self._policy_checks = tuple(one for one in policy_checks if one.match)
-        self._known: dict[tuple[str, str | None, str, str, Any], tuple[PolicyCheck, ...]] = {}
+        self._known: dict[tuple[str, str | None, str, str, Any], tuple[tuple[PolicyCheck, ...], bool]] = {}
+        """What each has to pass, and whether by another method it would be more."""
 
     def find(self, scope: Scope) -> tuple[PolicyCheck, ...]:
         """Return the checks that a request has to pass."""
@@ -349,12 +350,21 @@ class Routes:
         found = self._known.get(request)
         if found is None:
             target = RequestTarget(scope)
-            found = _apart([one for one in self._policy_checks if one.match.fit(target)])
+            checks = self._fitting(target)
+            target.methods = None
+            found = _apart(checks), len(checks) < len(self._fitting(target))
             if len(self._known) >= MAX_REMEMBERED:
                 self._known.clear()
             if sum(map(len, filter(None, request))) <= _MAX_REMEMBERED_LENGTH:
                 self._known[request] = found
-        return found
+        if found[1] and (methods := overriding_methods(scope)):
+            target = RequestTarget(scope)
+            target.methods = methods.union(target.methods or ())
+            return _apart(self._fitting(target))
+        return found[0]
+
+    def _fitting(self, target: RequestTarget) -> list[PolicyCheck]:
+        return [one for one in self._policy_checks if one.match.fit(target)]
 
 
 def _apart(found: Sequence[PolicyCheck]) -> tuple[PolicyCheck, ...]:

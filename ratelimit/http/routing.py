@@ -8,7 +8,8 @@
 Paths are compared as the app's routing sees them: decoded, without the `root_path`, in every form that `RequestTarget`
 knows. Policies take capitals for small letters, as Express and ASP.NET do; exemptions are for what is written as they
 are. Slashes at the end are ignored on both sides. `GET` means HEAD too, as Starlette routes it, and websocket
-handshakes, which are GETs.
+handshakes, which are GETs. A method that a request asks to be taken for another one's (`X-HTTP-Method-Override`) counts
+as well as the one that it has.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from starlette.types import Scope
 
@@ -30,6 +31,10 @@ logger = logging.getLogger("ratelimit.http")
 WEBSOCKET: Final = "WEBSOCKET"
 MAX_FORMS: Final = 16
 """Paths that one is read as. One that is odd in more ways is nobody's: it could be any."""
+
+# By which frameworks take one method for another (Express, Rails, Spring, Symfony, ASP.NET, the recipes of Flask).
+_OVERRIDES: Final = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
+_OVERRIDE_PARAMETER: Final = "_method"
 
 _ODD = re.compile(r"[\x00-\x20\x7f\\;?#]")
 # `.` or `..` as a segment, also to those to whom a semicolon or a backslash ends one.
@@ -51,10 +56,11 @@ class RequestTarget:
     tells of.
     """
 
-    __slots__ = ("method", "paths", "root")
+    __slots__ = ("methods", "paths", "root")
 
     def __init__(self, scope: Scope) -> None:
-        self.method: str = app_method(scope).upper()
+        self.methods: frozenset[str] | None = frozenset([app_method(scope).upper()])
+        """Of which one has to fit; None where any would do."""
         self.paths = forms(scope)
         self.root: str = scope.get("root_path", "")
 
@@ -128,6 +134,16 @@ def app_method(scope: Scope) -> str:
     return WEBSOCKET if scope["type"] == "websocket" else scope["method"]
 
 
+def overriding_methods(scope: Scope) -> frozenset[str]:
+    """Return the methods, in capitals, that the request asks to be taken for beside its own."""
+    if scope["type"] == "websocket":
+        return frozenset()
+    said = [value.decode("latin-1") for name, value in scope["headers"] if name in _OVERRIDES]
+    if query := scope.get("query_string"):
+        said += [value for name, value in parse_qsl(query.decode("latin-1")) if name == _OVERRIDE_PARAMETER]
+    return frozenset([one.strip().upper() for text in said for one in text.split(",")])
+
+
 def app_path(scope: Scope) -> str:
     """Return the path to tell people of: less `root_path`, as Starlette takes it off, and tidied."""
     path: str = scope["path"]
@@ -193,8 +209,9 @@ class Pattern:
 
     def matches(self, method: str, path: str) -> bool:
         """Return whether it fits a method (`WEBSOCKET` for a handshake) and one form of a path."""
-        if self._methods is not None and method not in self._methods:
-            return False
+        return (self._methods is None or method in self._methods) and self._is_of(path)
+
+    def _is_of(self, path: str) -> bool:
         if self._exact is not None:
             return self._folded(path) == self._exact
         return self._regex.fullmatch(path) is not None
@@ -205,13 +222,13 @@ class Pattern:
     def fits(self, target: RequestTarget) -> bool:
         """Return whether one form does, or would if the pattern were not written with the prefix that the app is
         mounted under."""
+        if self._methods is not None and target.methods is not None and self._methods.isdisjoint(target.methods):
+            return False
         if target.paths is None:
-            return self._methods is None or target.method in self._methods
+            return True
         prefix = tidy(target.root) if target.root and self.repeats(target.root) else None
         for path in target.paths:
-            if self.matches(target.method, path):
-                return True
-            if prefix is not None and self.matches(target.method, tidy(prefix + path)):
+            if self._is_of(path) or (prefix is not None and self._is_of(tidy(prefix + path))):
                 return True
         return False
 
@@ -254,17 +271,22 @@ class Patterns:
         return any(pattern.fits(target) for pattern in self._patterns)
 
     def cover(self, scope: Scope) -> bool:
-        """Return whether they fit it in all of its forms, with its method as it was sent: an exemption holds."""
+        """Return whether they fit it in all of its forms, with its method as it was sent, and with those that it asks
+        to be taken for: an exemption holds."""
         paths = forms(scope)
         if paths is None:
             return False
-        method = app_method(scope)
+        if not self._cover(app_method(scope), paths):
+            self.warn(scope.get("root_path", ""))
+            return False
+        return all(self._cover(method, paths) for method in overriding_methods(scope))
+
+    def _cover(self, method: str, paths: Iterable[str]) -> bool:
         for path in paths:
             for pattern in self._patterns:
                 if pattern.matches(method, path):
                     break
             else:
-                self.warn(scope.get("root_path", ""))
                 return False
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
@@ -59,6 +60,16 @@ def test_peek_spends_nothing(ratelimit: Command) -> None:
     result = ratelimit("check", "alice", "hint", "--quota", "5/day", "--peek", "--json")
     assert result.json["quotas"][0]["used"] == 0
     assert ratelimit("check", "alice", "hint", "--quota", "5/day", "--peek").out.startswith("would be allowed")
+
+
+def test_a_burst_goes_with_its_algorithm(ratelimit: Command, tmp_path: Path) -> None:
+    """As an example of `--help` has it."""
+    config = tmp_path / "ratelimit.toml"
+    config.write_text('[policies.known]\nquotas = "5/day"\n', encoding="utf-8")
+    for action, *more in (("search",), ("known", "--config", str(config))):
+        options = ("--quota", "10/second burst 20", "--algorithm", "gcra", "--json", *more)
+        status, out, _ = ratelimit("check", "alice", action, *options)
+        assert (status, json.loads(out)["quotas"][0]["quota"]) == (0, "10/second burst 20")
 
 
 def test_unlimited(ratelimit: Command) -> None:

@@ -162,6 +162,22 @@ def node_site(folder: Path) -> ASGIApp:
     return app
 
 
+def overriding(app: ASGIApp) -> ASGIApp:
+    """As Flask's recipe does, and those of Express, Rails, Spring, Symfony and ASP.NET for a POST: the method that a
+    field or a parameter names takes the place of the request's own."""
+
+    async def overridden(scope: Scope, receive: Receive, send: Send) -> None:
+        asked = Request(scope)
+        said = [asked.headers.get(name, "") for name in OVERRIDING_FIELDS] + asked.query_params.getlist("_method")
+        method = next(filter(None, said), scope["method"]).split(",")[0].strip().upper()
+        await app({**scope, "method": method}, receive, send)
+
+    return overridden
+
+
+OVERRIDING_FIELDS: Final = ("x-http-method-override", "x-http-method", "x-method-override")
+
+
 def whatwg_path(target: str) -> str:
     """The path by the URL standard (url.spec.whatwg.org), for a target that is parsed against an http base."""
     target = re.sub(r"[\t\n\r]", "", target.strip("".join(map(chr, range(33)))))

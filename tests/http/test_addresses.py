@@ -113,6 +113,10 @@ def test_networks_are_walked_until_somebody_is_not_trusted() -> None:
     assert seen(trusted, "1.1.1.1", peer="::ffff:10.0.0.1") == "ip:1.1.1.1"
     assert seen(trusted, "1.1.1.1", peer=None) == "ip:unknown"
     assert seen("10.0.0.1", "1.1.1.1") == "ip:1.1.1.1"
+    # As a socket for both kinds of addresses shows them.
+    for network in ("::ffff:10.0.0.0/104", "::ffff:10.0.0.1", "::ffff:0:0/96"):
+        assert seen([network], "1.1.1.1") == seen([network], "1.1.1.1", peer="::ffff:10.0.0.1") == "ip:1.1.1.1"
+    assert seen(["::ffff:10.0.0.0/104"], "1.1.1.1", peer="11.0.0.1") == "ip:11.0.0.1"
 
 
 def test_several_headers_are_one_list() -> None:

@@ -288,6 +288,12 @@ def test_a_cookie_is_one_user_however_it_is_encoded(line: bytes) -> None:
     assert named_by("cookie:session", line) == "abc"
 
 
+@pytest.mark.parametrize("value", ['"abc', '"abcd', '"abc1', '"', '"abc"x', '"%61bc1'])
+def test_a_cookie_whose_quotation_does_not_end_is_no_name(value: str) -> None:
+    """Express's parser took the first and the last character off, whatever that was: a new user each time."""
+    assert named_by("cookie:session", f"session={value}".encode()) == ADDRESS
+
+
 @pytest.mark.parametrize("source", ["header:x-user", "cookie:user"])
 @pytest.mark.parametrize("name", ["josé", "Ünal", "日本", "ñ#1"])
 async def test_a_name_in_utf_8_is_the_one_of_the_api(source: str, name: str) -> None:

@@ -314,8 +314,8 @@ def test_a_path_that_was_rewritten_is_not_what_was_sent() -> None:
 
 
 def test_a_method_is_taken_in_capitals() -> None:
-    assert RequestTarget(scope_of(method="post")).method == "POST"
-    assert RequestTarget(scope_of(kind="websocket")).method == "WEBSOCKET"
+    assert RequestTarget(scope_of(method="post")).methods == {"POST"}
+    assert RequestTarget(scope_of(kind="websocket")).methods == {"WEBSOCKET"}
 
 
 @pytest.mark.parametrize("target", [*DOTTED, *UNCLEAR])

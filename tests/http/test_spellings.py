@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
@@ -26,7 +26,7 @@ from ratelimit.http.authz import Authz
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from tests.http.apps import call, limiter_of, scope_of
-from tests.http.routers import OPEN, SECRET, SITES, make_folder, set_up
+from tests.http.routers import OPEN, OVERRIDING_FIELDS, SECRET, SITES, make_folder, overriding, set_up
 from tests.http.serving import served
 from tests.server.sockets import ask, in_front_of
 
@@ -322,6 +322,36 @@ async def test_whatever_the_decision_endpoint_allows_was_counted(site: ASGIApp, 
         return await body_of(site, scope_as_sent(method, target)) if start["status"] == 200 else ""
 
     assert await try_all(limiter, fetch) >= EASY
+
+
+WAYS_TO_OVERRIDE: Final = (
+    *((field, value, "") for field in OVERRIDING_FIELDS for value in ("POST", "post", " Post ", "POST, GET")),
+    *(
+        ("accept", "*/*", query)
+        for query in ("_method=POST", "a=b&_method=post", "_%6dethod=%50OST", "_method=POST&_method=GET")
+    ),
+)
+
+
+@pytest.mark.parametrize("surface", ["middleware", "sidecar", "authz"])
+async def test_whatever_is_asked_for_by_another_method_was_counted(surface: str, folder: Path) -> None:
+    limiter = limiter_of(*POLICIES)
+    site = overriding(SITES["starlette"](folder))
+    async with AsyncExitStack() as stack:
+        if surface == "sidecar":
+            upstream = await stack.enter_async_context(served(site, log_level="critical"))
+            address = await stack.enter_async_context(in_front_of(upstream, limiter=limiter))
+        else:
+            app = RateLimitMiddleware(site, limiter=limiter) if surface == "middleware" else Authz(limiter=limiter)
+            address = await stack.enter_async_context(served(app, log_level="critical"))
+        prefix = "/v1/authz" if surface == "authz" else ""
+        for number, (field, value, query) in enumerate(WAYS_TO_OVERRIDE, 1):
+            head = f"GET {prefix}/hints?{query} HTTP/1.1\r\nhost: a\r\n{field}: {value}\r\nconnection: close\r\n\r\n"
+            answer = await ask(address, head.encode())
+            assert surface == "authz" or answer.endswith(SECRET.encode()), (field, value, query)
+            assert await used(limiter) == [number, number], (field, value, query)
+        await ask(address, f"GET {prefix}/hints HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n".encode())
+        assert await used(limiter) == [number, number]
 
 
 _DETOURS: Final = ("", ".", "%2e", "none/..", "free/..", "%2E%2e/static", "free/../../static", ";a/..;")

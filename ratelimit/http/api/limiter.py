@@ -164,14 +164,19 @@ class _Taken(Struct, frozen=True, array_like=True):
         """
         spent = 0 if decision.reason == "unavailable" else decision.spent
         quotas = [(text, s.position) for text, s in zip(texts, decision.quotas, strict=True)] if spent else []
-        taken = cls(decision.user, decision.policy, spent, decision.at_us, quotas, getrandbits(64))
-        return urlsafe_b64encode(_pack(taken)).rstrip(b"=").decode()
+        return cls(decision.user, decision.policy, spent, decision.at_us, quotas, getrandbits(64)).text()
+
+    def text(self) -> str:
+        """Return the one spelling of it."""
+        return urlsafe_b64encode(_pack(self)).rstrip(b"=").decode()
 
 
 def decision_of(text: str) -> Decision:
     """Return what a refund needs of the decision with this `id`. Raises `ConfigError`."""
     try:
         taken = _unpack(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if taken.text() != text:  # it is known by its text that something was given back
+            raise ValueError("another spelling of it")
         key = Key.of(taken.user, taken.action) if taken.spent else Key(taken.user, taken.action)
         states = [QuotaState(Quota.parse(quota), 0, 0, 0.0, 0.0, position) for quota, position in taken.quotas]
     except (ValueError, msgspec.DecodeError):  # of which an `InvalidInput` is one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
 import httpx
@@ -74,6 +75,19 @@ async def test_a_refund_names_the_decision_that_it_gives_back() -> None:
             assert (await client.post("/v1/peek", json=ask)).json()["used"] == 6
             assert await refund(decision=second["id"]) == 204
             assert (await client.post("/v1/peek", json=ask)).json()["used"] == 0
+
+
+async def test_a_decision_is_given_back_under_one_name_only() -> None:
+    """Base64 and msgpack may both be written in several ways, and what was given back is known by the id."""
+    async with api() as client:
+        first = (await client.post("/v1/check", json={**ALICE, "cost": 2})).json()["id"]
+        await client.post("/v1/check", json={**ALICE, "cost": 3})
+        assert (await client.post("/v1/refund", json={"decision": first})).status_code == 204
+        packed = urlsafe_b64decode(first + "=" * (-len(first) % 4))
+        longer = urlsafe_b64encode(b"\xdc\x00" + packed[:1].replace(b"\x96", b"\x06") + packed[1:]).decode().rstrip("=")
+        for other in (f"{first}=", f"{first}!", f" {first}", f"{first[:9]}\n{first[9:]}", f"{first}====", longer):
+            assert (await client.post("/v1/refund", json={"decision": other})).status_code == 400, other
+        assert (await client.post("/v1/peek", json=ALICE)).json()["used"] == 3
 
 
 @pytest.mark.parametrize(
