@@ -128,12 +128,10 @@ class _Extension:
         self.state = state
 
     def current(self) -> AppRequest | None:
-        """Return the current request, where it has begun here."""
         found = request.environ.get(ENVIRON_KEY)
         return found if isinstance(found, AppRequest) and found.state is self.state else None
 
     def begin(self) -> Response | None:
-        """Check it; return the answer where no view is to see it."""
         environ = request.environ
         scope = scope_of(environ)
         if getattr(current_app, "login_manager", None) is not None:
@@ -145,7 +143,6 @@ class _Extension:
         return None if answer is None else _response(answer)
 
     def start(self, response: Response) -> Response:
-        """Settle, as the answer begins."""
         checked = self.current()
         if checked is None:
             return response
@@ -160,7 +157,6 @@ class _Extension:
         return response
 
     def end(self, error: BaseException | None) -> None:
-        """Settle where there was no answer."""
         checked = self.current()
         if checked is not None and not checked.admission.has_begun:
             run(checked.end())

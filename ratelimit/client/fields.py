@@ -120,7 +120,6 @@ def _retry_after(field: str, server_now: float) -> float | None:
 
 
 def _date(field: str) -> int | None:
-    """Return the time of an HTTP date; None where it is none."""
     try:
         date = parsedate_to_datetime(field)
         return since_epoch(date) if date.tzinfo is not None else None
@@ -129,7 +128,6 @@ def _date(field: str) -> int | None:
 
 
 def _number(text: str | None) -> float | None:
-    """Return the number that a field begins with."""
     found = None if text is None else _NUMBER.match(text)
     return None if found is None else float(found[1])
 

@@ -125,7 +125,6 @@ class _Group(_Traffic):
         return latest if is_known or latest > now else None
 
     def known(self) -> Iterator[_QuotaEstimate]:
-        """Yield what requests are limited by."""
         if self.finding_out is not None:
             yield self.finding_out
         for key in list(self.quotas):

@@ -98,7 +98,6 @@ class Dashboard:
         self._files["/"] = self._files.pop("/index.html")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
         if scope["type"] == "lifespan":
             await no_lifespan(scope, receive, send)
         elif scope["type"] != "http":

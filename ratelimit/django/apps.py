@@ -26,7 +26,6 @@ class RateLimitConfig(AppConfig):  # type: ignore[misc]
     label = "ratelimit_dynamodb"
 
     def ready(self) -> None:
-        """Register the check."""
         register(check_settings)
 
 

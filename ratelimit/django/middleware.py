@@ -80,8 +80,6 @@ def _make(is_async: bool) -> Surface:
 
 
 def _adapted(on_refused: Callable[[Any, Decision], HttpResponse]) -> Callable[[Any, Decision], Response]:
-    """Return a function of Django's request as one of Starlette's."""
-
     def answer(connection: Any, decision: Decision) -> Response:
         made = on_refused(connection.scope["django.request"], decision)
         response = Response(made.content, made.status_code)
@@ -114,7 +112,6 @@ class DjangoRequest(AppRequest):
         super().__init__(surface.state, _scope(request))
 
     async def receive(self) -> Message:
-        """Read the body, which Django keeps for its views."""
         return {"type": "http.request", "body": self.request.body, "more_body": False}
 
     async def identify(self, *, is_named: bool = False) -> None:
@@ -132,7 +129,6 @@ class DjangoRequest(AppRequest):
             scope["user"] = user
 
     def end_later(self) -> Callable[[], object]:
-        """Return what ends it when the answer has, in whatever thread that is."""
         if not self.is_async:
             return lambda: run(self.end())
         loop, tasks = asyncio.get_running_loop(), self.state.refunds

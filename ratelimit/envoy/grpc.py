@@ -98,11 +98,9 @@ class Running:
         self.answer = answer
 
     def done(self) -> bool:
-        """Return whether it has ended."""
         return self.answer.done()
 
     def expire(self) -> None:
-        """Answer that it is too late."""
         self.connection.fail(self.stream, GrpcError(Status.DEADLINE_EXCEEDED, "no answer in time"))
         self.connection.flush_soon()
         self.answer.cancel()
@@ -200,12 +198,10 @@ class GrpcProtocol(Http2Protocol[CallTarget]):
             self._wait(stream, answer, deadline)
 
     def on_reset(self, stream: Stream[CallTarget]) -> None:
-        """Cancel what is awaited."""
         if answer := self._running.pop(stream.id, None):
             answer.cancel()
 
     def fail(self, stream: Stream[CallTarget], error: BaseException) -> None:
-        """Answer with the status that an error stands for."""
         if not isinstance(error, GrpcError):
             logger.error("a call of %s failed", self.peer, exc_info=error)
             error = GrpcError(Status.INTERNAL, "internal error")

@@ -172,7 +172,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         It has to be once the body is too large: all of it is kept."""
 
     def on_request(self, stream: Stream[T]) -> None:
-        """A request has arrived whole."""
         raise NotImplementedError
 
     def on_reset(self, stream: Stream[T]) -> None:
@@ -237,7 +236,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
             self._flush()
 
     def cut_off(self) -> None:
-        """Close at once, whatever is under way."""
         self._transport.abort()
 
     def _tick_streams(self, now: float) -> None:
@@ -563,7 +561,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         return stream
 
     def _reset(self, stream_id: int, code: ErrorCode) -> None:
-        """End a stream without an answer."""
         self._send_reset(stream_id, code)
         if (stream := self._drop(stream_id)) is not None:
             self.on_reset(stream)

@@ -220,7 +220,6 @@ class RateLimitService:
         return Check(user, action, cost, descriptor.negative, None, quota, limit, window, rule.quota_mode)
 
     async def _decide(self, plan: CallPlan) -> CallAnswer:
-        """Check what has to be checked, and count the call."""
         checks = plan.checks
         if len(checks) == 1:
             outcomes = [await self._check(checks[0])]

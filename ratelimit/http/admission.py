@@ -243,7 +243,6 @@ class Admission:
         return resolver.read(self.scope) if resolver.is_plain else None
 
     async def find_user(self) -> str:
-        """Return who it is, asking the app's functions."""
         return await self._shared.options.user_resolver.user_of(self.connection)
 
     def answer(self, status: int, headers: Any, *, success: bool) -> list[Charge]:
@@ -286,7 +285,6 @@ class Admission:
 
     @property
     def is_over(self) -> bool:
-        """Return whether nothing is left for `end` to do."""
         return self._shared.recorder is None and self.charges.is_settled and not self.charges.held
 
     async def end(self) -> None:
@@ -325,7 +323,6 @@ class Admission:
             self._shared.refunds.start(self.release())
 
     async def record(self) -> None:
-        """Write down what was checked and is not yet."""
         for pending in self.write():
             await pending
 
@@ -339,7 +336,6 @@ class Admission:
         return recorder.record(self.scope, charges, status=self.status, duration=duration, request_id=self.request_id)
 
     def _write_late(self, charges: Sequence[Charge]) -> Sequence[Awaitable[bool]]:
-        """Write these down, with this middleware's log or that of one further out."""
         recorder = self._shared.recorder
         if recorder is not None:
             return recorder.record(self.scope, charges, status=self.status, duration=None, request_id=self.request_id)

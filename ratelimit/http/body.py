@@ -51,7 +51,6 @@ class BufferedRequest(Request):
         return self._body
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body, when all of it is there."""
         yield await self.body()
         yield b""
 
@@ -77,7 +76,6 @@ class BufferedRequest(Request):
         return self._body if hasattr(self, "_body") else bytes(self._bytes), self._has_more
 
     async def replay(self) -> Message:
-        """Be the app's `receive`."""
         if not self.is_read:
             return await self._original()
         body, has_more = self.hand_over()

@@ -47,7 +47,6 @@ class Charge:
 
     @property
     def is_reserved(self) -> bool:
-        """Return whether it is to be settled yet."""
         return self.hold is not None and self.policy.reserve
 
     @property
@@ -99,7 +98,6 @@ class Charge:
             self.decision = msgspec.structs.replace(taken, cost=used, refunded=taken.spent - used)
 
     def await_answer(self, pending: Pending) -> None:
-        """Count its units among those that may still be given back, until it is settled."""
         self._pending = pending
         pending.setdefault(self.decision.user, {})[id(self)] = self.decision.cost
 
@@ -112,7 +110,6 @@ class Charge:
                 pending.pop(self.decision.user, None)
 
     def _with_room(self, state: QuotaState, units: int) -> QuotaState:
-        """Return how the quota stands with these units given back."""
         quota, algorithm = state.quota, self.policy.algorithm
         if quota.is_concurrent:
             return state
@@ -170,7 +167,6 @@ class Charges:
 
     @property
     def is_settled(self) -> bool:
-        """Return whether nothing was added since."""
         return self._settled == len(self.all)
 
     @property
@@ -246,7 +242,6 @@ class Charges:
         return taken
 
     def to_record(self) -> list[Charge]:
-        """Return what has not been recorded yet, each once."""
         charges = self.all[self._recorded :]
         self._recorded = len(self.all)
         return charges

@@ -60,9 +60,7 @@ class Depends(Protocol):
     """FastAPI's, of which the value is known when a view is called."""
 
     @property
-    def dependency(self) -> Callable[..., Any] | None:
-        """What it calls."""
-        ...
+    def dependency(self) -> Callable[..., Any] | None: ...
 
 
 class Said:
@@ -102,7 +100,6 @@ class Said:
 
     @property
     def signature(self) -> Signature:
-        """Return that of the dependency: what it depends on itself is for FastAPI to find."""
         own = Parameter("connection", Parameter.POSITIONAL_OR_KEYWORD, annotation=HTTPConnection)
         others = [
             Parameter(name, Parameter.KEYWORD_ONLY, default=value, annotation=Any)
@@ -126,7 +123,6 @@ class Said:
         return SaidOfRequest(self, connection, options, found)
 
     async def value(self, name: str, connection: HTTPConnection, found: Mapping[str, Any]) -> Any:
-        """Return what is said of this."""
         if name in found:
             return found[name]
         value = self._given.get(name)
@@ -222,8 +218,6 @@ def limited(
 
 
 def _dependency(said: Said, limiter: Limiter | None, options: SurfaceOptions) -> Dependency:
-    """Return the function of a request; `options` are those without the middleware."""
-
     async def check(connection: HTTPConnection, **found: Any) -> Decision:
         state = RateLimitState.of(connection.scope)
         inline = said.about(connection, options if state is None else state.options, found)

@@ -96,7 +96,6 @@ class HeaderWriter:
         return prepared.policy, b"%b%d;t=%d" % (prepared.limits[number], state.remaining, span)
 
     def prepared(self, decision: Decision) -> Prepared:
-        """Return what is the same in every answer on the decision's policy."""
         prepared = self._prepared.get(decision.policy)
         if prepared is None or not prepared.is_for(decision.quotas):
             if len(self._prepared) >= _MAX_PREPARED:
@@ -155,7 +154,6 @@ def _legacy_fields(decision: Decision) -> Headers:
 
 
 def _room(decision: Decision) -> tuple[bool, int]:
-    """Sort a refusal first, then what has least left."""
     return decision.allowed, decision.quotas[tightest(decision)].remaining
 
 

@@ -92,7 +92,6 @@ class Readiness:
         return "ok"
 
     def _say(self, state: StoreState, why: str) -> StoreState:
-        """Log it once, until it changes."""
         if self._said != state:
             logger.warning("not ready, the store cannot be used: %s", why)
             self._said = state

@@ -147,7 +147,6 @@ class LimiterLifespan:
             await close()
 
     def _problem_of(self, scope: Scope) -> str | None:
-        """Say what is wrong with the app, now that it has begun."""
         # Views ask the innermost middleware, which is here first.
         if scope.setdefault(_LOOKED_AT, self) is not self:
             return None

@@ -84,7 +84,6 @@ class PolicyCheck:
         return await self._hold(user, spend or Spend(user, self.policy.name, units))
 
     async def _hold(self, user: str, spend: Spend) -> Charge:
-        """Take a slot, or a reservation."""
         limiter: Any = self.limiter
         take = limiter.reserve if self.policy.reserve else limiter.slot
         hold: Any = take(spend.user, spend.action, cost=spend.cost, quotas=spend.quotas)
@@ -118,7 +117,6 @@ class PolicyCheck:
         return charge if self._pending is None else self._counted_later(charge, self._pending)
 
     async def _spend(self, connection: HTTPConnection, units: int, inline: SaidOfRequest | None) -> tuple[str, Spend]:
-        """Return whose it is, and what is counted for it."""
         if inline is None:
             user = await self.user_resolver.user_of(connection)
             return user, Spend(user, self.policy.name, units)
@@ -233,7 +231,6 @@ class Exemption:
         self._functions: list[Callable[[Any], object]] = [one for one in listed if callable(one)]
 
     async def covers(self, connection: HTTPConnection) -> bool:
-        """Return whether one of them fits."""
         scope = connection.scope
         if self.patterns and self.patterns.cover(scope):
             return True
@@ -300,7 +297,6 @@ class SurfaceOptions:
             policy_check.exempt.patterns.warn(root)
 
     def address_of(self, connection: HTTPConnection) -> str:
-        """Return the client's address, as a user."""
         return self._addresses.of(connection.scope)
 
     def _make(self, limiter: Any, action: str, is_inline: bool) -> PolicyCheck:
@@ -344,7 +340,6 @@ class Routes:
         """What each has to pass, and whether by another method it would be more."""
 
     def find(self, scope: Scope) -> tuple[PolicyCheck, ...]:
-        """Return the checks that a request has to pass."""
         get = scope.get
         request = (scope["type"], get("method"), scope["path"], get("root_path", ""), get("raw_path"))
         found = self._known.get(request)

@@ -32,7 +32,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     detail: str
 
     def encode(self) -> bytes:
-        """Return the body."""
         return _encoder.encode(self)
 
 

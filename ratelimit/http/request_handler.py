@@ -60,7 +60,6 @@ class RateLimitState:
 
     @classmethod
     def of(cls, scope: Scope) -> RateLimitState | None:
-        """Return what a middleware further out has left."""
         state = scope.get(SCOPE_KEY)
         return state if isinstance(state, cls) else None
 
@@ -85,7 +84,6 @@ class RequestHandler(Admission):
         return receive
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message of the app on."""
         kind = message["type"]
         if not self.has_begun and kind in _STARTS:
             if self.charges.raised is not None and message.get("status") == 500 and self._escaped():
@@ -121,11 +119,9 @@ class RequestHandler(Admission):
         return True
 
     async def reject(self, error: HTTPException) -> None:
-        """Answer what a function of the app has raised about the request."""
         await self._shared.refusals.send(rejection(error), [], self.scope, self._receive, self.send)
 
     def _start(self, message: Message) -> list[Charge]:
-        """Note how the answer begins. Return what has to be given back first."""
         self.has_begun = True
         kind = message["type"]
         accepted = kind == "websocket.accept"

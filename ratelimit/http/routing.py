@@ -267,7 +267,6 @@ class Patterns:
         """The prefix that `warn` has looked for last."""
 
     def fit(self, target: RequestTarget) -> bool:
-        """Return whether one of them fits the request in one of its forms: a policy counts it."""
         return any(pattern.fits(target) for pattern in self._patterns)
 
     def cover(self, scope: Scope) -> bool:

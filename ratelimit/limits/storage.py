@@ -39,23 +39,18 @@ class _Verbs:
 
     @property
     def base_exceptions(self) -> type[Exception]:
-        """What a call raises where the table gives no answer."""
         return StoreUnavailable
 
     def incr(self, key: str, expiry: float, amount: float = 1) -> Any:
-        """Add to the key's window, a new one of `expiry` seconds where there is none; return its units."""
         return self._do(self._windows.incr(key, expiry, amount))
 
     def get(self, key: str) -> Any:
-        """Return the units in the key's window."""
         return self._do(self._windows.get(key))
 
     def get_expiry(self, key: str) -> Any:
-        """Return when the key's window ends, in seconds since the epoch; where there is none, now."""
         return self._do(self._windows.get_expiry(key))
 
     def check(self) -> Any:
-        """Return whether the table answers."""
         return self._do(self._windows.can_be_read())
 
     def reset(self) -> Any:
@@ -63,27 +58,21 @@ class _Verbs:
         return self._do(self._store.erase_actions(self._windows.actions))
 
     def clear(self, key: str) -> Any:
-        """Forget the key's fixed and moving window."""
         return self._do(self._windows.clear(key))
 
     def acquire_entry(self, key: str, limit: int, expiry: float, amount: float = 1) -> Any:
-        """Take units of the moving window, if they fit."""
         return self._do(self._windows.acquire_entry(key, limit, expiry, amount))
 
     def get_moving_window(self, key: str, limit: int, expiry: float) -> Any:
-        """Return when the moving window begins, in seconds since the epoch, and its units."""
         return self._do(self._windows.get_moving_window(key, expiry))
 
     def acquire_sliding_window_entry(self, key: str, limit: int, expiry: float, amount: float = 1) -> Any:
-        """Take units of the sliding window, if they fit."""
         return self._do(self._windows.acquire_sliding(key, limit, expiry, amount))
 
     def get_sliding_window(self, key: str, expiry: float) -> Any:
-        """Return units and seconds left of the window before, and of this."""
         return self._do(self._windows.get_sliding(key, expiry))
 
     def clear_sliding_window(self, key: str, expiry: float) -> Any:
-        """Forget the key's sliding window."""
         return self._do(self._windows.clear_sliding(key, expiry))
 
     def close(self) -> Any:

@@ -29,11 +29,9 @@ class AsgiService(Service):
         self._lifespan = LifespanRunner(app)
 
     async def start(self) -> None:
-        """Begin the app's lifespan. Raises `StoreMisconfigured`."""
         await self._lifespan.start()
 
     async def end(self) -> None:
-        """End the app's lifespan."""
         await self._lifespan.end()
 
     def exchange(self, connection: ClientConnection, request: Request) -> Exchange:

@@ -42,7 +42,6 @@ class GrpcListener(DrainingListener):
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Serve."""
         await self._accept(lambda: GrpcProtocol(self._state))
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
 

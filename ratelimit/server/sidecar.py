@@ -227,7 +227,6 @@ class AppVersion:
             self.over()
 
     def over(self) -> None:
-        """Take note that one has ended."""
         self.requests -= 1
         if not self.requests:
             self._idle.set()
@@ -239,7 +238,6 @@ class AppVersion:
             await self._idle.wait()
 
     def cut_off(self) -> None:
-        """Wait no longer for what is under way."""
         self._is_cut_off = True
         self._idle.set()
 
@@ -292,18 +290,15 @@ class Sidecar:
         self._enter(self.current)
 
     def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
-        """Return who answers, by the configuration at work."""
         return self.current.exchange(connection, request)
 
     def over(self, exchange: Exchange) -> None:
-        """Count and log a request that has ended."""
         version: AppVersion = exchange.version
         version.over()
         if self._log is not None:
             self._log.write(exchange, names_client=self.names_clients)
 
     def refused(self, connection: ClientConnection, request: Request, problem: ServerProblem) -> None:
-        """Log a request that nobody could be asked for."""
         if self._log is not None:
             self._log.write_refused(connection, request, problem, names_client=self.names_clients)
 

@@ -70,26 +70,21 @@ class AskingLimiter(limiter.Limiter):
         self._checker = core._checker
 
     async def check(self, *args: Any, **options: Any) -> Decision:
-        """Check, and block."""
         return self.asked.check(*args, **options)
 
     async def _check_all(self, asked: Sequence[Spend]) -> JointDecision:
         return self.asked._run(self.asked._core._check_all(asked))
 
     def slot(self, *args: Any, **options: Any) -> Any:
-        """Return a slot that blocks."""
         return _AskingHold(self.asked, self.asked._core.slot(*args, **options))
 
     def reserve(self, *args: Any, **options: Any) -> Any:
-        """Return a reservation that blocks."""
         return _AskingHold(self.asked, self.asked._core.reserve(*args, **options))
 
     async def charge(self, *args: Any, **options: Any) -> Decision:
-        """Charge, and block."""
         return self.asked.charge(*args, **options)
 
     async def refund(self, *args: Any, **options: Any) -> None:
-        """Refund, and block."""
         self.asked.refund(*args, **options)
 
 
@@ -174,7 +169,6 @@ class AppRequest:
         return await self._refuse(error.decision)
 
     async def receive(self) -> Message:
-        """Read on in the body, for a function that asks for it."""
         if self._reader is None:
             self._reader = InputReader(self.admission.scope["wsgi.environ"])
         return await self._reader.receive()
@@ -282,7 +276,6 @@ def _field(name: str) -> bytes:
 
 
 def _client(environ: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Return the peer's address; None behind a unix socket."""
     address = environ.get("REMOTE_ADDR")
     port = str(environ.get("REMOTE_PORT") or "")
     return (address, int(port) if port.isdecimal() else 0) if address else None
@@ -307,14 +300,12 @@ class InputReader:
         return piece
 
     async def receive(self) -> Message:
-        """Be ASGI's `receive`, which blocks."""
         piece = self.read(_PIECE_BYTES)
         if not piece and self._left:
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": piece, "more_body": bool(piece) and self._left != 0}
 
     def after(self, read: bytes, *, has_more: bool) -> io.BufferedIOBase:
-        """Return the `wsgi.input` of the app: what was read, and the rest."""
         return io.BufferedReader(_Replayed(read, self)) if has_more else io.BytesIO(read)
 
 

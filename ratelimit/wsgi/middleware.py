@@ -127,7 +127,6 @@ class _Responder:
         return self.write
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body, as old apps do."""
         self.commit()
         if self._write is not None:
             self._write(data)
@@ -192,7 +191,6 @@ class _Body:
         return piece
 
     def close(self) -> None:
-        """Settle where the client has gone, or the app has failed."""
         try:
             if hasattr(self._body, "close"):
                 self._body.close()
