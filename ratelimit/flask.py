@@ -36,7 +36,7 @@ from ratelimit.wsgi.app_request import (
     run,
     scope_of,
 )
-from ratelimit.wsgi.configure import configure
+from ratelimit.wsgi.middleware import configure
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -22,7 +22,7 @@ from ratelimit import (
 )
 from ratelimit.config import load_config
 from ratelimit.server.sidecar import Runtime
-from ratelimit.wsgi.configure import configure as configure_for_threads
+from ratelimit.wsgi.middleware import configure as configure_for_threads
 from tests.http.apps import client_of, lifespan_of
 
 POLICIES = [

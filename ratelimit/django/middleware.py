@@ -26,7 +26,7 @@ from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.lifespan import LimiterLifespan
 from ratelimit.http.middleware import state_of
 from ratelimit.wsgi.app_request import AppAnswer, AppRequest, AskingLimiter, AskingLog, decoded, encoded, run, scope_of
-from ratelimit.wsgi.configure import configure
+from ratelimit.wsgi.middleware import configure
 
 # What `settings.RATELIMIT` describes: made once a process, for threads or for the event loop, and again when the
 # settings change, as they do in tests.
@@ -162,8 +162,9 @@ class RateLimitMiddleware:
         checked = getattr(request, "ratelimit", None)
         if not isinstance(error, QuotaExceeded | HTTPException) or not isinstance(checked, DjangoRequest):
             return None
-        refusing = checked.answer_to(error)
-        return _response(async_to_sync(_awaited)(refusing) if self._is_async else run(refusing))
+        if self._is_async:
+            return _response(async_to_sync(checked.answer_to)(error))
+        return _response(run(checked.answer_to(error)))
 
     async def _serve(self, request: Any) -> HttpResponseBase:
         shared = surface(is_async=self._is_async)
@@ -190,11 +191,6 @@ class RateLimitMiddleware:
                 await shared.lifespan.settle()
         made: HttpResponseBase = response
         return made
-
-
-async def _awaited(refusing: Any) -> AppAnswer:
-    answer: AppAnswer = await refusing
-    return answer
 
 
 def _scope(request: Any) -> Scope:

@@ -253,7 +253,8 @@ class RateLimitService:
             decision = await limiter.peek(check.user, check.action, quotas=quotas)
             return _outcome(check, decision)
         decision = await limiter.check(check.user, check.action, cost=check.cost, quotas=quotas)
-        if check.cost > 1 and not decision.spent and _left(decision) and not self._all_or_nothing:
+        left = decision.quotas[0].remaining if decision.quotas else 0
+        if check.cost > 1 and not decision.spent and left and not self._all_or_nothing:
             charged = await limiter.charge(check.user, check.action, check.cost, quotas=quotas)
             decision = replace(decision, quotas=charged.quotas)
         return _outcome(check, decision)
@@ -354,10 +355,6 @@ def _is_over(checks: list[Check], outcomes: list[CheckOutcome]) -> bool:
     modes = [check.quota_mode for check in checks]
     hard = any(is_over and not mode for is_over, mode in zip(over, modes, strict=True))
     return hard or (True in modes and all(is_over for is_over, mode in zip(over, modes, strict=True) if mode))
-
-
-def _left(decision: Decision) -> int:
-    return decision.quotas[0].remaining if decision.quotas else 0
 
 
 def _outcome(check: Check, decision: Decision) -> CheckOutcome:

@@ -53,7 +53,8 @@ class Token:
     def failure(self, headers: Iterable[tuple[bytes, bytes]], *, reads: bool = False) -> AuthFailure | None:
         """Return why a request is not let in; None where it is. The time that takes says nothing about the token."""
         if self._expected is None:
-            return FOREIGN if _is_foreign(headers) else None
+            foreign = (name == b"origin" or (name == b"host" and not _is_address(value)) for name, value in headers)
+            return FOREIGN if any(foreign) else None
         given = [value for name, value in headers if name == b"authorization"]
         if len(given) != 1:
             return NO_TOKEN
@@ -78,16 +79,10 @@ _MAX_HOST: Final = 256
 """Bytes of a name with a port, and more."""
 
 
-def _is_foreign(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"origin" or (name == b"host" and not _is_address(value)) for name, value in headers)
-
-
-def _is_address(host: bytes) -> bool:
-    return len(host) <= _MAX_HOST and _reads_as_address(host)
-
-
 @lru_cache(256)
-def _reads_as_address(host: bytes) -> bool:
+def _is_address(host: bytes) -> bool:
+    if len(host) > _MAX_HOST:
+        return False
     text = host.decode("latin-1")
     name = text.rpartition(":")[0] if text.isascii() and text.rpartition(":")[2].isdecimal() else text
     if name in ("", "localhost"):

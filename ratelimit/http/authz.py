@@ -134,17 +134,14 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            await self._start(message["status"], message["headers"])
+            self._reduced = message["status"] == REDUCED
+            status, fields = for_gateway(message["status"], message["headers"], self.dialect)
+            await self._send({"type": f"{self._kind}.start", "status": status, "headers": fields})
         else:
             body: bytes = message.get("body", b"")
             if self._reduced:
                 body = reduced_body(body)
             await self._send({**message, "type": f"{self._kind}.body", "body": body if self._has_body else b""})
-
-    async def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self._reduced = status == REDUCED
-        status, fields = for_gateway(status, headers, self.dialect)
-        await self._send({"type": f"{self._kind}.start", "status": status, "headers": fields})
 
 
 _not_found: Final = ProblemResponse(Problem(title="Not found", status=404, detail=f"Ask {PREFIX}."))

@@ -232,11 +232,6 @@ def _dependency(said: Said, limiter: Limiter | None, options: SurfaceOptions) ->
     return check
 
 
-def is_limited(dependency: Any) -> bool:
-    """Return whether it was made by `limited`."""
-    return dependency in _made
-
-
 def unknown_action(app: object, known: Iterable[str]) -> str | None:
     """Say what is wrong with the first route of a FastAPI app that depends on an unknown action. What is mounted in it
     may have a middleware of its own."""
@@ -348,18 +343,12 @@ def describe_refusals(app: Any) -> None:
 
     def openapi() -> dict[str, Any]:
         document: dict[str, Any] = original()
-        for path, methods in _limited_routes(app):
-            for method in methods:
-                operation = document.get("paths", {}).get(path, {}).get(method.lower())
+        for route, dependency in dependencies_of(getattr(app, "routes", None) or ()):
+            for method in getattr(route, "methods", None) or () if dependency in _made else ():
+                operation = document.get("paths", {}).get(route.path_format, {}).get(method.lower())
                 if operation is not None:
                     operation.setdefault("responses", {}).setdefault("429", _REFUSAL)
         return document
 
     app.openapi = openapi
     setattr(app, _DESCRIBED, True)
-
-
-def _limited_routes(app: Any) -> Iterable[tuple[str, Iterable[str]]]:
-    for route, dependency in dependencies_of(getattr(app, "routes", None) or ()):
-        if is_limited(dependency):
-            yield route.path_format, getattr(route, "methods", None) or ()

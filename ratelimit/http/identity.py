@@ -143,7 +143,7 @@ def _listed(user_from: object) -> list[object]:
 
 def _reader(source: object, path: str) -> _Reader:
     if source == "user":
-        return _authenticated
+        return lambda scope: name_of(scope.get("user"))
     kind, _, name = source.partition(":") if isinstance(source, str) else ("", "", "")
     if kind not in ("header", "cookie"):
         near = get_close_matches(kind or str(source), _SOURCES, n=1)
@@ -245,10 +245,6 @@ def _cookie(name: str) -> _Reader:
         return found
 
     return read
-
-
-def _authenticated(scope: Scope) -> str | None:
-    return name_of(scope.get("user"))
 
 
 def name_of(user: Any) -> str | None:

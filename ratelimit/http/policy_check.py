@@ -149,7 +149,7 @@ class PolicyCheck:
         decision = charge.decision
         if charge.spent:
             charge.await_answer(pending)
-        elif decision.reason == "quota" and _may_fit(decision, _units(pending, decision.user)):
+        elif decision.reason == "quota" and _may_fit(decision, sum(list(pending.get(decision.user, {}).values()))):
             quotas = tuple([_soon(state) for state in decision.quotas])
             wait = None if decision.retry_after is None else min(decision.retry_after, _SOON_S)
             charge.decision = msgspec.structs.replace(decision, quotas=quotas, retry_after=wait)
@@ -202,10 +202,6 @@ class JointPolicyCheck(PolicyCheck):
         first = charges[0] if answer.refused is None else charges[answer.decisions.index(answer.refused)]
         first.others = [charge for charge in charges if charge is not first]
         return first
-
-
-def _units(pending: Pending, user: str) -> int:
-    return sum(list(pending.get(user, {}).values()))
 
 
 def _may_fit(refused: Decision, pending: int) -> bool:

@@ -113,7 +113,7 @@ class Windows:
             if used + units > limit:
                 return False
             over = [name for name in record if len(name) == _MOMENT_LETTERS and name < begins][:MAX_DROPPED]
-            at = now if limit <= MAX_MOMENTS else _round_up(now, length // MAX_MOMENTS)
+            at = now if limit <= MAX_MOMENTS else -(-now // (grid := length // MAX_MOMENTS)) * grid
             write = _write(
                 at + length,
                 # Another record under this key, whose units are its own, has begun at another moment.
@@ -200,10 +200,6 @@ def _contended(where: Key) -> StoreUnavailable:
 def _counting(record: Record, begins: str) -> Mapping[str, int]:
     """Return the units of each moment from one on, by their names, which sort as the moments do."""
     return {name: units for name, units in record.items() if len(name) == _MOMENT_LETTERS and name >= begins}
-
-
-def _round_up(now: int, grid: int) -> int:
-    return -(-now // grid) * grid
 
 
 def _name(at: int) -> str:

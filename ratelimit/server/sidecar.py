@@ -326,7 +326,9 @@ class Sidecar:
                 raise
             self.rejected = False
             self._reloads["done"] += 1
-        logger.warning("the configuration was reloaded: %s", _summary(reloaded))
+        changed = ", ".join(reloaded.changed) or "nothing has changed"
+        restart = "".join(f"; {name} takes a restart" for name in reloaded.restart)
+        logger.warning("the configuration was reloaded: %s%s", changed, restart)
         return reloaded
 
     async def preview(self) -> tuple[Reloaded, Config]:
@@ -435,8 +437,3 @@ def _difference(former: Config, following: Config) -> Reloaded:
         changed.append("policies")
     # Its socket was bound by the parent, before there was a worker.
     return Reloaded([name for name in changed if name != "admin"], [name for name in changed if name == "admin"])
-
-
-def _summary(reloaded: Reloaded) -> str:
-    changed = ", ".join(reloaded.changed) or "nothing has changed"
-    return changed + "".join(f"; {name} takes a restart" for name in reloaded.restart)

@@ -90,20 +90,17 @@ class Webhook:
 
     def _request(self, alert: Alert) -> tuple[dict[str, str], bytes]:
         alert_id = str(uuid4())
-        body = msgspec.json.encode({"id": alert_id, **_document(alert)})
+        body = msgspec.json.encode({
+            "id": alert_id,
+            "user": alert.user,
+            "action": alert.action,
+            "threshold": alert.threshold,
+            "quota": str(alert.quota),
+            "limit": alert.quota.limit,
+            "used": alert.used,
+            "at": f"{alert.at:%Y-%m-%dT%H:%M:%S}.{alert.at.microsecond // 1000:03}Z",
+        })  # fmt: skip
         headers = {"content-type": "application/json", "idempotency-key": alert_id}
         if self._secret:
             headers["x-ratelimit-signature"] = f"sha256={hmac.digest(self._secret.encode(), body, 'sha256').hex()}"
         return headers, body
-
-
-def _document(alert: Alert) -> dict[str, str | int | float]:
-    return {
-        "user": alert.user,
-        "action": alert.action,
-        "threshold": alert.threshold,
-        "quota": str(alert.quota),
-        "limit": alert.quota.limit,
-        "used": alert.used,
-        "at": f"{alert.at:%Y-%m-%dT%H:%M:%S}.{alert.at.microsecond // 1000:03}Z",
-    }

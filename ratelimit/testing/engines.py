@@ -115,7 +115,10 @@ def start(
     """
     if endpoint is not None:
         engine = Engine(name, endpoint)
-        _check_answers(engine)
+        try:
+            engine.call("ListTables", {})
+        except OSError as error:
+            raise EngineError(f"no engine answers at {engine.endpoint}: {error}") from error
         yield engine
         return
     if name not in _LAUNCHES:
@@ -133,13 +136,6 @@ def run_with_parent(command: list[str], **options: Any) -> subprocess.Popen[byte
     return subprocess.Popen(
         [sys.executable, str(_KILL_WITH_PARENT), *command], stdin=subprocess.PIPE, start_new_session=True, **options
     )
-
-
-def _check_answers(engine: Engine) -> None:
-    try:
-        engine.call("ListTables", {})
-    except OSError as error:
-        raise EngineError(f"no engine answers at {engine.endpoint}: {error}") from error
 
 
 def _start(name: str, scratch: Path, environment: Mapping[str, str]) -> tuple[Engine, subprocess.Popen[bytes]]:
@@ -237,12 +233,6 @@ def free_port() -> int:
 
 
 # --- ministack --------------------------------------------------------------------------------------------------------
-
-
-def _ministack_command(port: int) -> list[str]:
-    """It takes its port from the environment."""
-    del port
-    return [sys.executable, "-m", "ministack"]
 
 
 def _ministack_environment(port: int, scratch: Path) -> dict[str, str]:
@@ -477,7 +467,7 @@ class _Launch:
 
 
 _LAUNCHES: Final = {
-    "ministack": _Launch(_ministack_command, _ministack_environment),
+    "ministack": _Launch(lambda _: [sys.executable, "-m", "ministack"], _ministack_environment),
     "dynamodb-local": _Launch(_dynamodb_local_command, _dynamodb_local_environment, WARM_UP_WRITES),
     "localstack": _Launch(_localstack_command, _localstack_environment, WARM_UP_WRITES),
 }

@@ -7,7 +7,6 @@ code (`http/admission.py`), run without an event loop.
 """
 
 from ratelimit.wsgi.app_request import AppRequest
-from ratelimit.wsgi.configure import configure
-from ratelimit.wsgi.middleware import RateLimitMiddleware, limited
+from ratelimit.wsgi.middleware import RateLimitMiddleware, configure, limited
 
 __all__ = ["AppRequest", "RateLimitMiddleware", "configure", "limited"]

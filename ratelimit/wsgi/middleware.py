@@ -1,23 +1,26 @@
-"""`RateLimitMiddleware`: asks the limiter before a request reaches a WSGI app."""
+"""`RateLimitMiddleware`: asks the limiter before a request reaches a WSGI app; `configure` makes its arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
 from starlette.exceptions import HTTPException
 
-from ratelimit.config import SettingArgs
+from ratelimit.clock import Clock
+from ratelimit.config import Config, SettingArgs
 from ratelimit.decision import Decision
-from ratelimit.errors import QuotaExceeded, RateLimitError
+from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
+from ratelimit.factory import build_usage_log, limiter_on, load_checked, show_metrics, surface_args, working_store
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.middleware import SurfaceArgs, state_of
 from ratelimit.http.refusal import OnRefused, stack
 from ratelimit.limiter.alerts import AlertHook
-from ratelimit.sync import Limiter, UsageLog
+from ratelimit.sync import Directory, Limiter, UsageLog
+from ratelimit.sync.store import store_from, store_of
 from ratelimit.wsgi.app_request import (
     ENVIRON_KEY,
     AppAnswer,
@@ -29,13 +32,52 @@ from ratelimit.wsgi.app_request import (
     run,
     scope_of,
 )
-from ratelimit.wsgi.configure import configure
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+
+
+class WsgiArgs(SurfaceArgs):
+    """What `RateLimitMiddleware` takes besides the app."""
+
+    limiter: Limiter
+    usage: UsageLog | None
+
+
+def configure(
+    path: str | Path | None = None,
+    *,
+    clock: Clock | None = None,
+    on_alert: AlertHook | None = None,
+    **settings: Unpack[SettingArgs],
+) -> WsgiArgs:
+    """Return the arguments of the middleware, as `ratelimit.configure` does, for threads.
+
+    The store opens with the first check. Raises `ConfigError` with all that is wrong.
+    """
+    config = load_checked(path, **settings)
+    limiter = build_limiter(config, clock=clock, on_alert=on_alert)
+    usage = cast(
+        "UsageLog | None",
+        build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store)),
+    )
+    show_metrics(config, limiter, usage)
+    return WsgiArgs(limiter=limiter, usage=usage, **surface_args(config))
+
+
+def build_limiter(config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None) -> Limiter:
+    """Return the limiter of a configuration, for threads. Raises `ConfigError`."""
+    if config.mirror != "off":
+        raise ConfigError("mirror", "is written to by apps with an event loop and by the sidecar; leave it out here")
+    if config.enabled:
+        store = store_from(config.store, user_hash_key=config.user_hash_key, regions=config.regions)
+    else:
+        store = store_of(working_store(config))
+    directory = Directory(store.directory) if config.directory else None
+    return limiter_on(Limiter, config, store, directory, clock=clock, on_alert=on_alert)
 
 
 class RateLimitMiddleware:

@@ -25,7 +25,6 @@ from ratelimit.http.api.operation import (
     RETRY_AFTER,
     ApiProblem,
     Operation,
-    RouteMatch,
     Router,
     arguments,
     bad_input,
@@ -231,7 +230,8 @@ class Api:
 
     async def _find_and_carry_out(self, scope: Scope, body: Body) -> ApiAnswer:
         found = self._router.find(raw_path(scope))
-        one = None if found is None else _chosen(found, scope["method"])
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        one = None if found is None else found.by_method.get(method)
         if one is None or not one.open:
             self._admit(scope["headers"])  # before anything is said about what there is
         if found is None:
@@ -266,10 +266,6 @@ async def _answer(work: Awaitable[ApiAnswer]) -> ApiAnswer:
         return _problem(error.problem, error.headers)
     except RateLimitError as error:
         return _problem(problem_of_error(error))
-
-
-def _chosen(found: RouteMatch, method: str) -> Operation | None:
-    return found.by_method.get("GET" if method == "HEAD" else method)
 
 
 def raw_path(scope: Scope) -> str:

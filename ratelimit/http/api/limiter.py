@@ -6,6 +6,7 @@ import asyncio
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from random import getrandbits
 from typing import Annotated, Any, Final
 
@@ -242,7 +243,10 @@ class LimiterRoutes:
         spent."""
         for number, asked in enumerate(body.checks):
             _check_input(asked, at=f"checks[{number}].")
-        results = await (self._together(body.checks) if body.together else self._one_by_one(body.checks))
+        if body.together:
+            results = await self._together(body.checks)
+        else:
+            results = list(await asyncio.gather(*map(self._result, body.checks)))
         return BatchAnswer(results, all(one.decision is not None and one.decision.allowed for one in results))
 
     async def peek(self, body: CheckBody) -> DecisionAnswer:
@@ -265,8 +269,12 @@ class LimiterRoutes:
     async def refund(self, body: RefundBody) -> None:
         """Give back what was spent."""
         if body.decision is not None:
-            _check_alone(body)
-            await self._limiter.refund(self._decision(body.decision), cost=body.cost)
+            for name in ("user", "action", "at", "quotas", "algorithm"):
+                if getattr(body, name) is not None:
+                    raise ConfigError(name, "is not said beside a decision, which says it itself")
+            # The same object for the same id: it knows what has been given back of it.
+            decision = self._refunded.get_or_make(body.decision, partial(decision_of, body.decision))
+            await self._limiter.refund(decision, cost=body.cost)
             return
         if body.user is None or body.action is None:
             missing = "user" if body.user is None else "action"
@@ -275,16 +283,9 @@ class LimiterRoutes:
             body.user, body.action, body.cost or 1, at=body.at, quotas=body.quotas, algorithm=body.algorithm
         )
 
-    def _decision(self, decision_id: str) -> Decision:
-        """Return the same object for the same id: it knows what has been given back of it."""
-        return self._refunded.get_or_make(decision_id, lambda: decision_of(decision_id))
-
     async def reset(self, body: ResetBody) -> None:
         """Forget what was spent of an action's quotas; the totals stay."""
         await self._limiter.reset(body.user, body.action)
-
-    async def _one_by_one(self, checks: Sequence[CheckBody]) -> list[BatchResult]:
-        return list(await asyncio.gather(*map(self._result, checks)))
 
     async def _together(self, checks: Sequence[CheckBody]) -> list[BatchResult]:
         answer = await self._limiter.check_all(
@@ -324,12 +325,6 @@ class LimiterRoutes:
         )
         if waiting is not None:
             await waiting
-
-
-def _check_alone(body: RefundBody) -> None:
-    for name in ("user", "action", "at", "quotas", "algorithm"):
-        if getattr(body, name) is not None:
-            raise ConfigError(name, "is not said beside a decision, which says it itself")
 
 
 def _check_input(body: CheckBody, *, at: str = "") -> None:

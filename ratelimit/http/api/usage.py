@@ -128,19 +128,8 @@ class EventAnswer(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, event: UsageEvent) -> EventAnswer:
-        return cls(
-            id=event.id,
-            user=event.user,
-            action=event.action,
-            time=text_of_time(event),
-            cost=event.cost,
-            allowed=event.allowed,
-            status=event.status,
-            duration=event.duration,
-            resource=event.resource,
-            request_id=event.request_id,
-            metadata=Raw(encode_metadata(event.metadata)),
-        )
+        same = {name: getattr(event, name) for name in cls.__struct_fields__ if name not in ("time", "metadata")}
+        return cls(**same, time=text_of_time(event), metadata=Raw(encode_metadata(event.metadata)))
 
 
 class EventsAnswer(Struct, frozen=True):
