@@ -17,6 +17,7 @@ from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.errors import ConfigError, RateLimitError, StoreThrottled, StoreUnavailable
 from ratelimit.names import UserId, check_user
 from ratelimit.quota import INACTIVE, UNLIMITED, Quotas
+from ratelimit.settings import stat
 from ratelimit.store.directory import (
     DirectoryStore,
     Entry,
@@ -58,26 +59,17 @@ class Contended(RateLimitError):
 class DirectoryStats:
     """Sums since the directory was made. Each bound that may be hit has one that shows it was."""
 
-    hits: int = 0
-    """Answered from the cache."""
-    reads: int = 0
-    """Asked of the store: users, plans and identities."""
-    shared: int = 0
-    """Joined a read that was under way."""
-    failures: int = 0
-    """Reads without a usable answer."""
-    spared: int = 0
-    """Not even tried, because the store had failed repeatedly."""
-    late: int = 0
-    """Gave up waiting for a read."""
-    stale: int = 0
-    """Answered by what was known before, because there was nothing newer to be had."""
-    without: int = 0
-    """Times that a policy's own quotas had to do, because nothing was known."""
-    unknown_plans: int = 0
-    """Times that a policy's own quotas held, because the user's plan does not exist."""
-    evicted: int = 0
-    """Gave way to others before their time was up: `max_users` is small for this traffic."""
+    hits: int = stat("Questions about users and plans answered from the cache.")
+    reads: int = stat("Questions about users and plans asked of the store.")
+    shared: int = stat("Questions that joined a read under way.")
+    failures: int = stat("Reads of users and plans without a usable answer.")
+    spared: int = stat("Reads not even tried, because the store had failed repeatedly.")
+    late: int = stat("Questions that gave up waiting for a read.")
+    stale: int = stat("Questions answered by what was known before.")
+    without: int = stat("Times that a policy's own quotas had to do, because nothing was known.")
+    unknown_plans: int = stat("Times that a policy's own quotas held, because the user's plan does not exist.")
+    evicted: int = stat("Answers that gave way to others before their time was up.")
+    """Then `max_users` is small for this traffic."""
 
 
 class CacheOptions(NamedTuple):

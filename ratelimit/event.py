@@ -113,14 +113,10 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
         Raises `InvalidEvent`, for what else there is to keep with it.
         """
         event_id = _ids.new(at_ms) if id is None else id
-        # Nearly all of them are short, and ASCII.
-        if resource is not None and (
-            type(resource) is not str or len(resource) > MAX_RESOURCE_BYTES or not resource.isascii()
-        ):
+        # Nearly all of them are short.
+        if resource is not None and not is_short(resource, MAX_RESOURCE_BYTES):
             resource = _text("resource", resource, MAX_RESOURCE_BYTES)
-        if request_id is not None and (
-            type(request_id) is not str or len(request_id) > MAX_REQUEST_ID_BYTES or not request_id.isascii()
-        ):
+        if request_id is not None and not is_short(request_id, MAX_REQUEST_ID_BYTES):
             request_id = _text("request_id", request_id, MAX_REQUEST_ID_BYTES)
         kept = {} if metadata is None else _metadata(metadata, _room(user, action, event_id, resource, request_id))
         return cls(
@@ -225,6 +221,11 @@ def _shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 64:
         return f"a number of {value.bit_length()} bits"
     return repr(value)
+
+
+def is_short(text: object, most: int) -> bool:
+    """Return whether nothing has to be cut off, nor looked for in it: it is ASCII."""
+    return type(text) is str and len(text) <= most and text.isascii()
 
 
 def _text(name: str, text: str, most: int) -> str:

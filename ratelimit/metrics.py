@@ -23,6 +23,7 @@ from ratelimit.limiter.background import Loss
 from ratelimit.limiter.checker import Observer
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.sum import SumStore
+from ratelimit.settings import stats_of
 from ratelimit.store import MemoryStore, MirrorStore, Store
 from ratelimit.store.delegating import layers
 from ratelimit.store.mirror import MirrorStats
@@ -234,43 +235,6 @@ _DENIED: Final = (False, False, "quota")
 
 BREAKER_STATES: Final = ("closed", "half_open", "open")
 
-_USAGE: Final = {
-    "accepted": "Usage events taken over.",
-    "written": "Usage events in the table.",
-    "indexed": "Usage events in the table's second index as well, for a timeline.",
-    "retried": "Usage events sent again.",
-    "dropped": "Usage events lost: no room, no time left at the end, or refused by the store.",
-    "spilled": "Usage events kept in the journal only, because the queue was full.",
-    "replayed": "Usage events found in the journal of a process that ended before.",
-    "erased": "Usage events in a journal that were not written, because the user was erased meanwhile.",
-    "unjournaled": "Usage events meant for the journal that the disk did not take.",
-    "torn": "Segments of the journal that ended in a broken record.",
-    "damaged": "Segments of the journal that were damaged before their end, and kept.",
-}
-_USAGE_NOW: Final = {
-    "depth": "Usage events that wait in memory.",
-    "in_flight": "Usage events on their way to the table.",
-    "journal_bytes": "Bytes in the journal.",
-}
-_DIRECTORY: Final = {
-    "hits": "Questions about users and plans answered from the cache.",
-    "reads": "Questions about users and plans asked of the store.",
-    "shared": "Questions that joined a read under way.",
-    "failures": "Reads of users and plans without a usable answer.",
-    "spared": "Reads not even tried, because the store had failed repeatedly.",
-    "late": "Questions that gave up waiting for a read.",
-    "stale": "Questions answered by what was known before.",
-    "without": "Times that a policy's own quotas had to do, because nothing was known.",
-    "unknown_plans": "Times that a policy's own quotas held, because the user's plan does not exist.",
-    "evicted": "Answers that gave way to others before their time was up.",
-}
-_MIRROR: Final = {
-    "written": "Writes that the mirror has taken.",
-    "failed": "Writes that the mirror did not take.",
-    "dropped": "Writes that the mirror was not even given: too many waited.",
-    "different": "Writes after which a field stood elsewhere than in the store that decides.",
-}
-
 
 def limiter_metrics(limiter: Limiter) -> list[Family]:
     """Return a limiter's metrics."""
@@ -370,25 +334,24 @@ def memory_metrics(store: MemoryStore) -> list[Family]:
 
 def mirror_metrics(stats: MirrorStats) -> list[Family]:
     """Return those of a second store that is kept up to date."""
-    return [
-        *_counters("ratelimit_mirror_", _MIRROR, stats),
-        gauge("ratelimit_mirror_waiting", "Writes that wait for the mirror.", stats.waiting),
-    ]
+    return _sums("ratelimit_mirror_", stats)
 
 
 def usage_metrics(stats: UsageStats) -> list[Family]:
     """Return those of the usage log."""
-    now = [gauge(f"ratelimit_usage_{name}", text, getattr(stats, name)) for name, text in _USAGE_NOW.items()]
-    return [*_counters("ratelimit_usage_", _USAGE, stats), *now]
+    return _sums("ratelimit_usage_", stats)
 
 
 def directory_metrics(stats: DirectoryStats) -> list[Family]:
     """Return those of the cache of users and plans."""
-    return _counters("ratelimit_directory_", _DIRECTORY, stats)
+    return _sums("ratelimit_directory_", stats)
 
 
-def _counters(prefix: str, texts: Mapping[str, str], stats: object) -> list[Family]:
-    return [counter(prefix + name, text, getattr(stats, name)) for name, text in texts.items()]
+def _sums(prefix: str, stats: object) -> list[Family]:
+    return [
+        (gauge if is_gauge else counter)(prefix + name, text, getattr(stats, name))
+        for name, (text, is_gauge) in stats_of(type(stats)).items()
+    ]
 
 
 # The parts of an app.

@@ -94,6 +94,22 @@ def _setting_of(each: Field[Any]) -> Setting | None:
     return cast("Setting | None", each.metadata.get(_KEY))
 
 
+# What is counted: a field of a class of sums says the text of its metric, too.
+
+_METRIC: Final = "metric"
+
+
+def stat(text: str, *, gauge: bool = False) -> int:
+    """Declare a number that begins at 0, by what it says as a metric: a counter, or with `gauge` how it stands now."""
+    found: int = field(default=0, metadata={_METRIC: (text, gauge)})
+    return found
+
+
+def stats_of(kind: type[Any]) -> dict[str, tuple[str, bool]]:
+    """Return the text of each number of a class of sums, and whether it is a gauge, by name."""
+    return {each.name: each.metadata[_METRIC] for each in fields(kind) if _METRIC in each.metadata}
+
+
 # How a setting is written in an environment variable.
 
 

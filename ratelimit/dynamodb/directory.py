@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 from uuid import uuid4
 
 from ratelimit.clock import SECOND
+from ratelimit.cursor import MAX_PAGE, check_count
 from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
 from ratelimit.dynamodb.errors import PART_REFUSED, canceled
 from ratelimit.dynamodb.schema import (
@@ -42,7 +43,6 @@ from ratelimit.store.directory import (
     Plan,
     UnreadableEntry,
     User,
-    check_limit,
     check_pair,
     decode_place,
     encode_place,
@@ -175,7 +175,7 @@ class DynamoDBDirectoryStore:
         self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
     ) -> Page[T]:
         """List a page. All users are a scan of the index, which holds no counters and no events."""
-        check_limit(limit)
+        check_count("limit", limit, MAX_PAGE)
         listing = f"{kind.__name__}:{plan or ''}"
         start: Item | None = None
         if cursor is not None:

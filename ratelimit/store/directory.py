@@ -227,8 +227,6 @@ def _identities(value: Iterable[Identity]) -> tuple[Identity, ...]:
 Entry: TypeAlias = User | Plan
 T = TypeVar("T", bound=Entry)
 
-MAX_PAGE: Final = 1_000
-
 
 class IdentityTaken(InvalidInput):
     """An identity that belongs to another user; nothing was written."""
@@ -297,13 +295,6 @@ def next_version(old: Entry | None, now: int) -> int:
 def name_of(entry: Entry) -> str:
     """Return a user's id, a plan's name."""
     return entry.id if isinstance(entry, User) else entry.name
-
-
-def check_limit(limit: int) -> int:
-    """Return the limit of a page. Raises `InvalidInput`."""
-    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
-        raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
-    return limit
 
 
 def encode_place(listing: str, *place: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 from zlib import crc32
 
 from ratelimit.clock import DAY
-from ratelimit.cursor import decode_cursor, encode_cursor
+from ratelimit.cursor import MAX_PAGE, check_count, decode_cursor, encode_cursor
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
@@ -41,7 +41,6 @@ from ratelimit.store.directory import (
     IdentityTaken,
     Page,
     User,
-    check_limit,
     check_pair,
     decode_place,
     encode_place,
@@ -361,6 +360,7 @@ class MemoryDirectoryStore:
         self, kind: type[E], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
     ) -> Page[E]:
         """In the order of names."""
+        check_count("limit", limit, MAX_PAGE)
         listing = f"{kind.__name__}:{plan or ''}"
         after = None if cursor is None else decode_place(cursor, listing, parts=1)[0]
         found = [
@@ -368,7 +368,7 @@ class MemoryDirectoryStore:
             for name, entry in sorted(self._entries.get(kind, {}).items())
             if (after is None or name > after) and (plan is None or (isinstance(entry, User) and entry.plan == plan))
         ]
-        names = found[: check_limit(limit)]
+        names = found[:limit]
         entries = tuple(cast(E, self._entries[kind][name]) for name in names)
         return Page(entries, encode_place(listing, names[-1]) if len(found) > len(names) else None)
 

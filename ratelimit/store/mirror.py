@@ -21,6 +21,7 @@ from ratelimit.cache import LRUCache
 from ratelimit.errors import RateLimitError, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
+from ratelimit.settings import stat
 from ratelimit.store.base import Add, EventStore, Expect, Op, Outcome, Put, Record, TableStore, Trace, Write
 from ratelimit.store.delegating import DelegatingDirectoryStore, DelegatingEventStore, DelegatingStore
 from ratelimit.store.directory import DirectoryStore, Entry, check_pair, name_of
@@ -59,15 +60,14 @@ class MirrorDifference(NamedTuple):
 class MirrorStats:
     """How a mirror keeps up. Each bound that may be hit has a counter that shows it was."""
 
-    written: int = 0
-    failed: int = 0
-    """Writes that the mirror did not take: it is behind by them."""
-    dropped: int = 0
-    """Writes that were not even tried, because `MAX_WAITING` others waited, or time was up at the end."""
-    different: int = 0
-    """Writes after which a field stood elsewhere than in the store that decides. With several processes, two that write
-    the same record at the same moment may show here and be equal a moment later: `MirrorStore.compare` tells."""
-    waiting: int = 0
+    written: int = stat("Writes that the mirror has taken.")
+    failed: int = stat("Writes that the mirror did not take.")
+    """It is behind by them."""
+    dropped: int = stat("Writes that the mirror was not even given: too many waited.")
+    different: int = stat("Writes after which a field stood elsewhere than in the store that decides.")
+    """With several processes, two that write the same record at the same moment may show here and be equal a moment
+    later: `MirrorStore.compare` tells."""
+    waiting: int = stat("Writes that wait for the mirror.", gauge=True)
     differences: deque[MirrorDifference] = field(default_factory=lambda: deque(maxlen=MAX_DIFFERENCES))
     """The last ones."""
 

@@ -17,13 +17,14 @@ from typing import BinaryIO, Final, Protocol, TypeAlias
 import msgspec
 
 from ratelimit.clock import Clock, SystemClock
+from ratelimit.cursor import MAX_PAGE, check_count
 from ratelimit.errors import InvalidInput
 from ratelimit.event import UsageEvent
 from ratelimit.names import check_action, check_user
 from ratelimit.retry import retry_store
 from ratelimit.store.base import MAX_PARTS, Ask, Part, ScanPage, TableStore, each_page, first_cursors
 from ratelimit.usage.formats import Encoder
-from ratelimit.usage.queries import MAX_PAGE, EventQuery, page_of, range_of
+from ratelimit.usage.queries import EventQuery, page_of, range_of
 
 Progress: TypeAlias = Callable[[int, int], object]
 """Called with the events and the bytes so far."""
@@ -73,8 +74,7 @@ async def export_events(
 def _beginning(asked: ExportQuery, clock: Clock) -> ExportCheckpoint:
     if asked.action is not None:
         check_action(asked.action)
-    if type(asked.parts) is not int or not 1 <= asked.parts <= MAX_PARTS:
-        raise InvalidInput(f"parts must be a whole number from 1 to {MAX_PARTS}, not {asked.parts!r}")
+    check_count("parts", asked.parts, MAX_PARTS)
     if asked.user is not None and check_user(asked.user) and asked.parts > 1:
         raise InvalidInput("a user's events are read in their order: leave parts at 1")
     since, until = range_of(asked.since, asked.until, now=clock.now())
@@ -106,10 +106,8 @@ def _source(store: TableStore, reached: ExportCheckpoint, clock: Clock) -> Ask[U
 
     async def of_user(_: Part, cursor: str | None) -> ScanPage[UsageEvent]:
         assert user is not None
-        query = EventQuery.of(
-            user, now=clock.now(), since=reached.asked.since, until=reached.asked.until,
-            action=None, allowed=None, cursor=cursor,
-        )  # fmt: skip
+        asked = reached.asked
+        query = EventQuery.of(user, now=clock.now(), since=asked.since, until=asked.until, cursor=cursor)
         page = await retry_store(lambda: page_of(store.events, query, MAX_PAGE))
         return ScanPage(page.events, page.cursor)
 

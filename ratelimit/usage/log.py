@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
-from ratelimit.event import MAX_REQUEST_ID_BYTES, MAX_RESOURCE_BYTES, EventDraft, UsageEvent
+from ratelimit.event import MAX_REQUEST_ID_BYTES, MAX_RESOURCE_BYTES, EventDraft, UsageEvent, is_short
 from ratelimit.names import UserId
 from ratelimit.store.base import TableStore
 from ratelimit.usage.erasing import Erased, spellings
@@ -174,8 +174,8 @@ class UsageLog(Reports):
             and self._attended is not False
             and pipeline.loop is asyncio.get_running_loop()
             and pipeline.room > 0
-            and (resource is None or _is_short(resource, MAX_RESOURCE_BYTES))
-            and (request_id is None or _is_short(request_id, MAX_REQUEST_ID_BYTES))
+            and (resource is None or is_short(resource, MAX_RESOURCE_BYTES))
+            and (request_id is None or is_short(request_id, MAX_REQUEST_ID_BYTES))
         ):
             if action not in self._actions:
                 self.add_action(action)
@@ -325,11 +325,6 @@ class UsageLog(Reports):
         dropped: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         dropped.set_result(False)
         return dropped
-
-
-def _is_short(text: object, most: int) -> bool:
-    """Return whether nothing has to be cut off, nor looked for in it."""
-    return type(text) is str and len(text) <= most and text.isascii()
 
 
 unwritten: Final[WeakSet[Any]] = WeakSet()

@@ -8,18 +8,17 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from ratelimit.clock import DAY, since_epoch
-from ratelimit.cursor import decode_cursor, encode_cursor
+from ratelimit.cursor import MAX_PAGE, check_count, decode_cursor, encode_cursor
 from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention
 from ratelimit.event import MAX_FUTURE_MS, MAX_ID_BYTES, RETENTION_DAYS, UsageEvent, check_status, resource_text
 from ratelimit.names import MAX_ACTION_BYTES, UserId, check_action, check_user
-from ratelimit.store.base import MAX_READ, EventFilter, EventStore, Position, TimelinePlace, day_of, position_of
+from ratelimit.store.base import ANY, MAX_READ, EventFilter, EventStore, Position, TimelinePlace, day_of, position_of
 
-MAX_PAGE: Final = 1000
 TIMELINE_DAYS: Final = 7
 """That are looked at unless more are asked for: each costs several reads, also where it holds nothing."""
 _MIN_READ: Final = 50
@@ -34,15 +33,6 @@ class EventPage(msgspec.Struct, frozen=True):
     """Newest first. Fewer than asked for, or none, where many others had to be read to find them."""
     cursor: str | None
     """Where the next page begins; None where this is the last one."""
-
-
-class _Cursor(msgspec.Struct, frozen=True, array_like=True):
-    """Where a page ended, and in which query; the rest of that is told by the query, as it is repeated."""
-
-    query: str
-    at: int
-    action: str
-    id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +55,28 @@ class EventQuery:
         now: int,
         since: datetime | None,
         until: datetime | None,
-        action: str | None,
-        allowed: bool | None = None,
-        status: int | None = None,
-        resource: str | None = None,
-        cursor: str | None,
+        action: str | None = None,
+        wanted: EventFilter = ANY,
+        cursor: str | None = None,
     ) -> EventQuery:
         """Check a query; `now` is in microseconds. Raise `InvalidInput`, `OutOfRetention`, `InvalidCursor`."""
         user = check_user(user)
         if action is not None:
             check_action(action)
-        wanted = _filter(allowed, status, resource)
         first, last = range_of(since, until, now=now)
         digest = _digest(user, since, until, action, wanted)
-        if cursor is None:
-            return cls(user, first, last, action, wanted, None, digest)
-        at = _read_cursor(cursor, digest)
-        # Where retention has moved on, it may lie before `first`: there is nothing left then.
-        if not 0 <= at.at < last:
-            raise InvalidCursor(_DAMAGED)
-        return cls(user, first, last, action, wanted, Position(at.at, at.action, at.id), digest)
+        after = None
+        if cursor is not None:
+            after = Position(*_place_in(cursor, tuple[str, int, str, str], digest, "user, action"))
+            # Where retention has moved on, it may lie before `first`: there is nothing left then.
+            is_whole = len(after.action.encode()) <= MAX_ACTION_BYTES and len(after.id.encode()) <= MAX_ID_BYTES
+            if not (0 <= after.at < last and is_whole):
+                raise InvalidCursor(_DAMAGED)
+        return cls(user, first, last, action, wanted, after, digest)
 
     def cursor(self, last: UsageEvent) -> str:
         """Return where the page after this event begins."""
-        return encode_cursor(_Cursor(self.digest, last.at_ms, last.action, last.id))
+        return encode_cursor((self.digest, *position_of(last)))
 
     def wants(self, event: UsageEvent) -> bool:
         """Return whether an event of the range is asked for."""
@@ -105,7 +93,7 @@ class EventQuery:
 
 async def page_of(store: EventStore, query: EventQuery, limit: int) -> EventPage:
     """Return up to `limit` of the `MAX_READ` events that come next, or a few more. Raise `StoreUnavailable`."""
-    _check_limit(limit)
+    check_count("limit", limit, MAX_PAGE)
     found: list[UsageEvent] = []
     read = 0
     async for events in _pages(store, query, limit + 1):
@@ -152,12 +140,6 @@ async def _pages(store: EventStore, query: EventQuery, at_once: int) -> AsyncIte
                 yield events
 
 
-class _TimelineCursor(msgspec.Struct, frozen=True, array_like=True):
-    query: str
-    at: int
-    tie: int
-
-
 async def timeline_of(
     store: EventStore,
     action: str,
@@ -165,9 +147,7 @@ async def timeline_of(
     now: int,
     since: datetime | None,
     until: datetime | None,
-    allowed: bool | None,
-    status: int | None,
-    resource: str | None,
+    wanted: EventFilter,
     limit: int,
     cursor: str | None,
 ) -> EventPage:
@@ -176,24 +156,22 @@ async def timeline_of(
     Raise as `EventQuery.of`, and `StoreUnavailable`.
     """
     check_action(action)
-    _check_limit(limit)
-    wanted = _filter(allowed, status, resource)
+    check_count("limit", limit, MAX_PAGE)
     first, last = range_of(since, until, now=now)
     if since is None:
         first = max(first, min(last, now // 1000) - TIMELINE_DAYS * _DAY_MS)
     digest = _digest("timeline", since, until, action, wanted)
     after = None
     if cursor is not None:
-        begin = decode_cursor(cursor, _TimelineCursor)
-        _check_query(begin.query, digest, "action")
-        if not (0 <= begin.at <= last and 0 <= begin.tie < 1 << 56):
+        after = TimelinePlace(*_place_in(cursor, tuple[str, int, int], digest, "action"))
+        if not (0 <= after.at <= last and 0 <= after.tie < 1 << 56):
             raise InvalidCursor(_DAMAGED)
-        after = TimelinePlace(begin.at, begin.tie)
     page = await store.timeline(action, since=first, until=last, limit=limit, after=after, wanted=wanted)
-    return EventPage(tuple(page.events), page.rest and encode_cursor(_TimelineCursor(digest, *page.rest)))
+    return EventPage(tuple(page.events), page.rest and encode_cursor((digest, *page.rest)))
 
 
-def _filter(allowed: bool | None, status: int | None, resource: str | None) -> EventFilter:
+def event_filter(allowed: bool | None, status: int | None, resource: str | None) -> EventFilter:
+    """Return the filter. Raise `InvalidInput` for what no event can have."""
     if allowed is not None and type(allowed) is not bool:
         raise InvalidInput(f"allowed must be True, False or None, not {allowed!r}")
     if status is not None:
@@ -204,11 +182,6 @@ def _filter(allowed: bool | None, status: int | None, resource: str | None) -> E
 def _digest(of: str, since: datetime | None, until: datetime | None, *others: object) -> str:
     asked = repr((of, since and since.timestamp(), until and until.timestamp(), *others))
     return blake2b(asked.encode(), digest_size=9).hexdigest()
-
-
-def _check_limit(limit: object) -> None:
-    if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
-        raise InvalidInput(f"limit must be a whole number from 1 to {MAX_PAGE}, not {limit!r}")
 
 
 def range_of(since: datetime | None, until: datetime | None, *, now: int) -> tuple[int, int]:
@@ -237,17 +210,12 @@ def _ms(name: str, time: object) -> int:
     return -(-since_epoch(time) // 1000)
 
 
-def _read_cursor(text: str, digest: str) -> _Cursor:
-    cursor = decode_cursor(text, _Cursor)
-    _check_query(cursor.query, digest, "user, action")
-    if len(cursor.action.encode()) > MAX_ACTION_BYTES or len(cursor.id.encode()) > MAX_ID_BYTES:
-        raise InvalidCursor(_DAMAGED)
-    return cursor
-
-
-def _check_query(asked: str, digest: str, what: str) -> None:
-    if asked != digest:
+def _place_in(cursor: str, kind: type[tuple[Any, ...]], digest: str, what: str) -> tuple[Any, ...]:
+    """Return where the page begins, in the query that has this digest."""
+    query, *place = decode_cursor(cursor, kind)
+    if query != digest:
         raise InvalidCursor(f"the cursor is from another query: repeat {what}, since, until and the filters with it")
+    return tuple(place)
 
 
 _DAMAGED: Final = "the cursor is damaged; take `page.cursor` as it is, or start without one"

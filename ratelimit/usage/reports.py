@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from contextlib import aclosing
 from datetime import UTC, date, datetime, time, timedelta
 from heapq import nlargest
-from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,12 +15,23 @@ import msgspec
 from ratelimit.algorithms.fields import DAYS_KEPT, Per, day_field, utc_day
 from ratelimit.algorithms.totals import kept_range, totals_of, utc_date
 from ratelimit.clock import Clock
+from ratelimit.cursor import check_count
 from ratelimit.errors import InvalidInput, OutOfRetention, StoreUnavailable
 from ratelimit.names import RESERVED_ACTION, Key, UserId, check_action, check_user
 from ratelimit.retry import retry_store
-from ratelimit.store.base import MAX_PARTS, Part, Record, ScanPage, Scans, TableStore, each_page, first_cursors
+from ratelimit.store.base import (
+    ANY,
+    MAX_PARTS,
+    EventFilter,
+    Part,
+    Record,
+    ScanPage,
+    TableStore,
+    each_page,
+    first_cursors,
+)
 from ratelimit.usage.erasing import Erased, erase_by_key, spellings
-from ratelimit.usage.queries import EventPage, EventQuery, page_of, timeline_of, walk
+from ratelimit.usage.queries import EventPage, EventQuery, event_filter, page_of, timeline_of, walk
 
 MAX_TOP: Final = 1000
 DATE_RANGE: Final = RESERVED_ACTION
@@ -90,10 +100,8 @@ class Reports:
         The next page is the same query with the page's `cursor`. Raise `OutOfRetention`, `InvalidCursor`, and
         `InvalidInput` for a datetime without a time zone. One read a day of the range, until the page is full.
         """
-        query = EventQuery.of(
-            user, now=self._clock.now(), since=since, until=until, action=action, allowed=allowed, status=status,
-            resource=resource, cursor=cursor,
-        )  # fmt: skip
+        wanted, now = event_filter(allowed, status, resource), self._clock.now()
+        query = EventQuery.of(user, now=now, since=since, until=until, action=action, wanted=wanted, cursor=cursor)
         return await page_of(self._store.events, query, limit)
 
     async def timeline(
@@ -115,8 +123,8 @@ class Reports:
         `StoreMisconfigured` where the table has no such index.
         """
         return await timeline_of(
-            self._store.events, action, now=self._clock.now(), since=since, until=until, allowed=allowed,
-            status=status, resource=resource, limit=limit, cursor=cursor,
+            self._store.events, action, now=self._clock.now(), since=since, until=until,
+            wanted=event_filter(allowed, status, resource), limit=limit, cursor=cursor,
         )  # fmt: skip
 
     async def totals(
@@ -163,7 +171,7 @@ class Reports:
         first, last = self._range(day, day)
         await self._flush_soon()
         logged: Counter[str] = Counter()
-        async for event in walk(self._store.events, self._query(user, first, last, allowed=True)):
+        async for event in walk(self._store.events, self._query(user, first, last, EventFilter(allowed=True))):
             logged[event.action] += event.cost
         actions = dict.fromkeys((*self.actions, *logged))
         totals = await self.totals(user, first, last, actions=actions)
@@ -181,7 +189,24 @@ class Reports:
         """
         check_action(action)
         self._range(day, day)
-        return await top_of(self._store.scans, utc_date("day", day), action, count=count, parts=parts)
+        check_count("count", count, MAX_TOP)
+        check_count("parts", parts, MAX_PARTS)
+        field = day_field(utc_date("day", day))
+
+        async def ask(part: Part, cursor: str | None) -> ScanPage[tuple[Key, Record]]:
+            return await retry_store(lambda: self._store.scans.records(field=field, cursor=cursor, part=part))
+
+        best: list[TopUser] = []
+        async with aclosing(each_page(ask, first_cursors(parts), of=parts)) as pages:
+            async for _, page in pages:
+                found = [
+                    TopUser(key.user, record[field])
+                    for key, record in page.entries
+                    if key.action == action and record[field] > 0
+                ]
+                # The greatest, and of those that are equal the first by name: `nlargest` keeps their order.
+                best = nlargest(count, sorted([*best, *found]), key=lambda one: one.total)
+        return best
 
     async def erase(self, user: UserId, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
         """Delete every trace of a user, whatever the action and however old. Return how many items of what there were.
@@ -231,40 +256,7 @@ class Reports:
         query = self._query(user, first, last)
         return list(dict.fromkeys([event.action async for event in walk(self._store.events, query)]))
 
-    def _query(self, user: UserId, first: date, last: date, *, allowed: bool | None = None) -> EventQuery:
+    def _query(self, user: UserId, first: date, last: date, wanted: EventFilter = ANY) -> EventQuery:
         since = datetime.combine(first, time(), UTC)
         until = datetime.combine(last + timedelta(days=1), time(), UTC)
-        return EventQuery.of(
-            user, now=self._clock.now(), since=since, until=until, action=None, allowed=allowed, cursor=None
-        )
-
-
-async def top_of(scans: Scans, day: date, action: str, *, count: int, parts: int = 1) -> list[TopUser]:
-    """Return the `count` users with the highest totals, the highest first; those with the same one by name.
-
-    It reads the whole table, and keeps a few names. `parts` are read side by side: quicker, for the same price. Raise
-    `StoreUnavailable`.
-    """
-    _check_most("count", count, MAX_TOP)
-    _check_most("parts", parts, MAX_PARTS)
-    field = day_field(day)
-
-    async def ask(part: Part, cursor: str | None) -> ScanPage[tuple[Key, Record]]:
-        return await retry_store(lambda: scans.records(field=field, cursor=cursor, part=part))
-
-    best: list[TopUser] = []
-    async with aclosing(each_page(ask, first_cursors(parts), of=parts)) as pages:
-        async for _, page in pages:
-            found = (
-                TopUser(key.user, record[field])
-                for key, record in page.entries
-                if key.action == action and record[field] > 0
-            )
-            by_name = sorted(chain(best, found), key=lambda one: one.user)
-            best = nlargest(count, by_name, key=lambda one: one.total)
-    return best
-
-
-def _check_most(name: str, value: int, most: int) -> None:
-    if type(value) is not int or not 1 <= value <= most:
-        raise InvalidInput(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+        return EventQuery.of(user, now=self._clock.now(), since=since, until=until, wanted=wanted)

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, TypedDict, get_args
 
 from ratelimit.errors import ConfigError
 from ratelimit.names import check_action
+from ratelimit.settings import stat
 
 Durability: TypeAlias = Literal["memory", "journal"]
 WhenFull: TypeAlias = Literal["wait", "spill", "drop"]
@@ -99,33 +100,23 @@ def _one_of(path: str, value: str, choices: tuple[str, ...]) -> None:
 
 @dataclass(slots=True)
 class UsageStats:
-    """Numbers of events since the log was made. Each bound that may be hit has a counter that shows it was."""
+    """Numbers of events since the log was made. Each bound that may be hit has a counter that shows it was.
 
-    accepted: int = 0
-    """Taken over: they will be written, unless the process ends before (without a journal), or `dropped` says so."""
-    written: int = 0
-    """In the table."""
-    indexed: int = 0
-    """Of those written, on a timeline as well: each costs a write unit more."""
-    retried: int = 0
-    """Sent again: throttled, unprocessed, or without an answer."""
-    dropped: int = 0
-    """Lost: no room, no time left at the end, or refused by the store. Each time with a line in the log."""
-    spilled: int = 0
-    """Kept in the journal only, because the queue was full; read back when there is room."""
-    replayed: int = 0
-    """Found in the journal of a process that ended before it had written them."""
-    erased: int = 0
-    """Found in a journal, and not written, because the user was erased meanwhile."""
-    unjournaled: int = 0
-    """Meant for the journal, and kept in memory only, because the disk did not take them."""
-    torn: int = 0
-    """Segments that ended in a broken record. What a record that had returned wrote is never among it."""
-    damaged: int = 0
-    """Segments that were damaged before their end, where records may have been; kept, with the ending `.damaged`."""
-    depth: int = 0
-    """Waiting in memory, now."""
-    in_flight: int = 0
-    """On their way to the table, now."""
-    journal_bytes: int = 0
-    """In the journal, now; of what dead processes left, what was found so far."""
+    They will be written, unless the process ends before (without a journal), or `dropped` says so: each time with a
+    line in the log. What a record that had returned wrote is never among what is `torn`.
+    """
+
+    accepted: int = stat("Usage events taken over.")
+    written: int = stat("Usage events in the table.")
+    indexed: int = stat("Usage events in the table's second index as well, for a timeline.")
+    retried: int = stat("Usage events sent again.")
+    dropped: int = stat("Usage events lost: no room, no time left at the end, or refused by the store.")
+    spilled: int = stat("Usage events kept in the journal only, because the queue was full.")
+    replayed: int = stat("Usage events found in the journal of a process that ended before.")
+    erased: int = stat("Usage events in a journal that were not written, because the user was erased meanwhile.")
+    unjournaled: int = stat("Usage events meant for the journal that the disk did not take.")
+    torn: int = stat("Segments of the journal that ended in a broken record.")
+    damaged: int = stat("Segments of the journal that were damaged before their end, and kept.")
+    depth: int = stat("Usage events that wait in memory.", gauge=True)
+    in_flight: int = stat("Usage events on their way to the table.", gauge=True)
+    journal_bytes: int = stat("Bytes in the journal.", gauge=True)

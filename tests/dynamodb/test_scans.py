@@ -21,7 +21,7 @@ from ratelimit.store import MemoryStore, Part, TableStore
 from ratelimit.store.base import each_page, first_cursors
 from ratelimit.testing import FakeClock
 from ratelimit.usage import UsageLog
-from ratelimit.usage.reports import top_of
+from ratelimit.usage.reports import Reports
 from tests.engines import Engine
 from tests.faults import FaultServer, garbage, throttled
 from tests.faults.behaviours import Exchange
@@ -201,7 +201,7 @@ async def test_a_page_that_takes_longer_than_a_check_may_is_waited_for() -> None
     async with FaultServer() as server:
         async with DynamoDBStore(table="limits", endpoint=server.endpoint, read_timeout=0.2) as store:
             server.always(one_by_one)
-            assert await top_of(store.scans, TODAY, "hint", count=3, parts=4) == []
+            assert await Reports(store, (), FakeClock(NOON / 1_000_000)).top(TODAY, "hint", parts=4) == []
         assert server.received["Scan"] == 4
 
 

@@ -19,7 +19,7 @@ from ratelimit.policy import AlgorithmName
 from ratelimit.regions.sum import REFRESH_US, SumStore, item_of
 from ratelimit.store import Add, MemoryStore, Put, Store, Write
 from ratelimit.testing import FakeClock
-from ratelimit.usage.reports import top_of
+from ratelimit.usage.reports import Reports
 from tests.dynamodb.tables import replicated
 from tests.engines import Engine
 from tests.profiles import examples
@@ -108,10 +108,7 @@ async def test_what_the_others_have_counted_is_told_as_one_record() -> None:
         Key("alice", "a@b"): {"u260105": 6},
         Key("bob", "a@b"): {"u260105": 1},
     }
-    assert [(user.user, user.total) for user in await top_of(store.scans, TODAY, "a@b", count=5)] == [
-        ("alice", 6),
-        ("bob", 1),
-    ]
+    assert await Reports(store, (), FakeClock()).top(TODAY, "a@b") == [("alice", 6), ("bob", 1)]
 
 
 async def test_resetting_reaches_each_regions_item() -> None:

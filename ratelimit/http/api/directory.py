@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, NoReturn, TypeAlias, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from ratelimit.cursor import MAX_PAGE
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.http.api.operation import Name, Operation, QuotasText, UserName, operation
@@ -16,8 +17,6 @@ from ratelimit.quota import Quotas, QuotasLike, quotas_text
 from ratelimit.store.directory import Identity, Plan, Role, User, check_plan
 
 T = TypeVar("T")
-
-MAX_PAGE: Final = 1000
 
 _USER: Final = "/v1/users/{user}"
 _PLAN: Final = "/v1/plans/{plan}"
