@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from ratelimit.dynamodb.calls import Stats
     from ratelimit.dynamodb.errors import AnswerLost, StoreUnreachable
+    from ratelimit.dynamodb.scans import sweep_table
     from ratelimit.dynamodb.session import same_table
     from ratelimit.dynamodb.settings import Settings, parse_url
     from ratelimit.dynamodb.store import DynamoDBStore
-    from ratelimit.dynamodb.sweep import sweep_table
     from ratelimit.dynamodb.table import (
         TableProtected,
         Upgraded,
@@ -50,10 +50,10 @@ __all__ = [
 _HOMES: Final = {
     "calls": ("Stats",),
     "errors": ("AnswerLost", "StoreUnreachable"),
+    "scans": ("sweep_table",),
     "session": ("same_table",),
     "settings": ("Settings", "parse_url"),
     "store": ("DynamoDBStore",),
-    "sweep": ("sweep_table",),
     "table_diff": ("TableDiff", "TableSpec", "TableStatus"),
 }
 

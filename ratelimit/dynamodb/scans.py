@@ -14,9 +14,10 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 
+from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb.access import Client
-from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
+from ratelimit.dynamodb.calls import ConditionFailed, Retries, Stats, TableCalls
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore, event_of
 from ratelimit.dynamodb.schema import (
@@ -27,6 +28,7 @@ from ratelimit.dynamodb.schema import (
     OWNER,
     PK,
     SK,
+    TTL,
     TYPE,
     Item,
     escape,
@@ -46,6 +48,7 @@ from ratelimit.store.base import (
     Record,
     ScanPage,
     Trace,
+    batches,
     each_page,
     first_cursors,
 )
@@ -55,9 +58,11 @@ T = TypeVar("T")
 
 _EVENTS: Final = "tp = :type AND crt BETWEEN :since AND :until"
 _RECORDS: Final = "tp = :type"
+_EXPIRED: Final = "#ttl < :now"
 _READ_TIMEOUT_S: Final = 60.0
 _SEARCH_ATTEMPTS: Final = 10
 _PARTS: Final = 4
+_DELETES_AT_ONCE: Final = 25
 _USER: Final = "USR#"
 _EMAIL: Final = "EMAIL#"
 
@@ -190,28 +195,67 @@ async def erase(
 async def erase_actions(actions: Collection[str], calls: TableCalls, events: DynamoDBEventStore) -> int:
     """Delete the counters of these actions, of all users, and return how many there were. Reads the whole table."""
     values = {f":v{number}": {"S": f"#LIM#{escape(action)}"} for number, action in enumerate(actions)}
-    request: dict[str, Any] = {
-        "FilterExpression": " OR ".join(f"contains({PK}, {value})" for value in values),
-        "ExpressionAttributeValues": values,
-        "ProjectionExpression": f"{PK}, {SK}",
-        "Limit": SCAN_PAGE,
-        "ConsistentRead": True,
-    }
+    test = " OR ".join(f"contains({PK}, {value})" for value in values)
+    request = {"FilterExpression": test, "ExpressionAttributeValues": values, "ConsistentRead": True}
     erased = 0
-    while True:
-        items, last = await calls.page("Scan", attempts=_SEARCH_ATTEMPTS, **request)
-        found = [item for item in items if (key := parse_limit_pk(item[PK]["S"])) and key.action in actions]
-        for start in range(0, len(found), MAX_EVENTS_PER_PUT):
-            await events.delete(found[start : start + MAX_EVENTS_PER_PUT])
+    async for keys in _each_key(calls, request):
+        found = [item for item in keys if (key := parse_limit_pk(item[PK]["S"])) and key.action in actions]
+        for group in batches(found, MAX_EVENTS_PER_PUT):
+            await events.delete(group)
         erased += len(found)
+    return erased
+
+
+async def sweep_table(settings: Settings, *, clock: Clock | None = None) -> int:
+    """Delete the items whose time is over, and return how many there were. Reads the whole table; may be repeated.
+
+    For a table that does not do it itself: one strongly consistent over its regions. An item that is written again
+    meanwhile stays: its time has moved.
+    """
+    from ratelimit.dynamodb.client import connect  # which takes its time, and threads do without
+
+    settings = replace(settings, read_timeout=max(settings.read_timeout, _READ_TIMEOUT_S))
+    async with await connect(settings) as client:
+
+        async def opened() -> Client:
+            return client
+
+        calls = TableCalls(opened, settings, stats := Stats(), Retries(_SEARCH_ATTEMPTS, stats))
+        expired: dict[str, Any] = {
+            "ExpressionAttributeNames": {"#ttl": TTL},
+            "ExpressionAttributeValues": {":now": {"N": str((clock or SystemClock()).now() // SECOND)}},
+        }
+
+        async def delete(key: Item) -> bool:
+            try:
+                await calls.run("DeleteItem", Key=key, ConditionExpression=_EXPIRED, **expired)
+            except ConditionFailed:  # it was written again, or is gone
+                return False
+            return True
+
+        swept = 0
+        async for keys in _each_key(calls, {"FilterExpression": _EXPIRED, **expired}):
+            for group in batches(keys, _DELETES_AT_ONCE):
+                swept += sum(await asyncio.gather(*map(delete, group)))
+        return swept
+
+
+async def _each_key(calls: TableCalls, request: Mapping[str, Any]) -> AsyncIterator[Sequence[Item]]:
+    """Yield the keys of all that a filter lets through, page by page."""
+    start: Mapping[str, Any] = {}
+    projection = f"{PK}, {SK}"
+    while True:
+        keys, last = await calls.page(
+            "Scan", attempts=_SEARCH_ATTEMPTS, Limit=SCAN_PAGE, ProjectionExpression=projection, **request, **start
+        )
+        yield keys
         if last is None:
-            return erased
-        request["ExclusiveStartKey"] = last
+            return
+        start = {"ExclusiveStartKey": last}
 
 
 async def _delete(events: DynamoDBEventStore, found: Sequence[_Found], erased: Counter[Trace]) -> None:
-    for start in range(0, len(found), MAX_EVENTS_PER_PUT):
-        group = found[start : start + MAX_EVENTS_PER_PUT]
+    for group in batches(found, MAX_EVENTS_PER_PUT):
         await events.delete([one.key for one in group])
         erased.update(one.trace for one in group)
 

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeAlias, TypedDict
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from ratelimit.errors import ConfigError
-from ratelimit.numerals import to_float, to_int
 from ratelimit.regions.regions import RegionsMode, check_regions, is_region, not_in_list
+from ratelimit.settings import boolean, number
 
 DEFAULT_POOL: Final = 64
 
@@ -162,8 +162,6 @@ def _split(url: str) -> SplitResult | None:
 
 SCHEME: Final = "dynamodb"
 
-_TRUE: Final = ("true", "1", "yes", "on")
-_FALSE: Final = ("false", "0", "no", "off")
 _UNENCODED: Final = "an & within it has to be written as %26, a ? as %3F and a # as %23"
 
 
@@ -194,7 +192,9 @@ def _parameters(pairs: list[tuple[str, str]]) -> dict[str, Any]:
             raise ConfigError(name, _unknown(name))
         if name in values:
             raise ConfigError(name, "is given twice")
-        values[name] = _READERS[name](name, text)
+        if not text:
+            raise ConfigError(name, "is empty; leave it out, or give it a value")
+        values[name] = _READERS[name](text)
     return values
 
 
@@ -203,40 +203,15 @@ def _unknown(name: str) -> str:
     return "unknown parameter; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_READERS)}")
 
 
-def _text(name: str, text: str) -> str:
-    if not text:
-        raise ConfigError(name, "is empty; leave it out, or give it a value")
-    return text
-
-
-def _boolean(name: str, text: str) -> bool:
-    if text.lower() not in (*_TRUE, *_FALSE):
-        raise ConfigError(name, f"must be true or false, not {text!r}")
-    return text.lower() in _TRUE
-
-
-def _whole(name: str, text: str) -> int:
-    try:
-        return to_int(text)
-    except ValueError:
-        raise ConfigError(name, f"must be a whole number, not {text!r}") from None
-
-
-def _seconds(name: str, text: str) -> float:
-    try:
-        return to_float(text)
-    except ValueError:
-        raise ConfigError(name, f"must be a number of seconds, not {text!r}") from None
-
-
 _HOW: Final = "write dynamodb://my-table?region=eu-west-1"
-_BY_TYPE: Final[dict[str, Callable[[str, str], Any]]] = {
-    "str | None": _text,
-    "RegionsMode | None": _text,
-    "tuple[str, ...]": lambda name, text: tuple(_text(name, text).split(",")),
-    "tuple[int, ...]": lambda name, text: tuple(_whole(name, part) for part in _text(name, text).split(",")),
-    "bool": _boolean,
-    "int": _whole,
-    "float": _seconds,
+# What is odd stays as it is, for `Settings` to complain about.
+_BY_TYPE: Final[dict[str, Callable[[str], Any]]] = {
+    "str | None": str,
+    "RegionsMode | None": str,
+    "tuple[str, ...]": lambda text: tuple(text.split(",")),
+    "tuple[int, ...]": lambda text: tuple(map(number, text.split(","))),
+    "bool": boolean,
+    "int": number,
+    "float": number,
 }
 _READERS: Final = {field.name: _BY_TYPE[str(field.type)] for field in fields(Settings) if field.name != "table"}

@@ -6,7 +6,8 @@ are left out there and reported; on Amazon's own endpoint they are not optional.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -201,20 +202,20 @@ async def create_table(settings: Settings, spec: TableSpec = _DEFAULT_SPEC) -> T
     """
     if spec.billing == "provisioned" and spec.throughput is None:
         raise ConfigError("read", "is missing: a table that is created provisioned needs its read and write units")
-    async with await _connect(settings) as client:
-        return await create_on(client, _retries(settings), spec)
+    async with _control(settings) as control:
+        return await _create(control, spec)
 
 
 async def table_status(settings: Settings) -> TableStatus:
     """Tell how the table stands. Raise `TableNotFound`."""
-    async with await _connect(settings) as client:
-        return await _status(Control(client, _retries(settings)))
+    async with _control(settings) as control:
+        return await _status(control)
 
 
 async def verify_table(settings: Settings, spec: TableSpec = _DEFAULT_SPEC) -> tuple[TableDiff, ...]:
     """Compare what is with what should be, part by part; what permissions hide is told, too. Raise `TableNotFound`."""
-    async with await _connect(settings) as client:
-        return compare(await look(Control(client, _retries(settings))), _with_regions(spec, settings))
+    async with _control(settings) as control:
+        return compare(await look(control), _with_regions(spec, settings))
 
 
 async def upgrade_table(
@@ -225,9 +226,8 @@ async def upgrade_table(
     within: float = UPGRADE_TIMEOUT_S,
 ) -> Upgraded:
     """Mend what can be mended in place, waiting up to `within` seconds for each change. Raises `TableNotFound`."""
-    async with await _connect(settings) as client:
-        wanted = _with_regions(spec, settings)
-        return await Upgrade(Control(client, _retries(settings)), wanted, tell=tell, within=within).run()
+    async with _control(settings) as control:
+        return await Upgrade(control, _with_regions(spec, settings), tell=tell, within=within).run()
 
 
 def _with_regions(spec: TableSpec, settings: Settings) -> TableSpec:
@@ -239,8 +239,7 @@ async def delete_table(settings: Settings) -> bool:
 
     Raises `TableProtected`.
     """
-    async with await _connect(settings) as client:
-        control = Control(client, _retries(settings))
+    async with _control(settings) as control:
         try:
             table = await control.describe()
         except TableNotFound:
@@ -258,9 +257,8 @@ async def regions_of_table(settings: Settings, *, change: bool = False) -> tuple
 
     With `change` that is recorded. Every process has to be stopped then, or some users are counted in two places.
     """
-    async with await _connect(settings) as client:
-        control = Control(client, _retries(settings))
-        check_replicas(await control.verify(), client.place, settings)
+    async with _control(settings) as control:
+        check_replicas(await control.verify(), control.place, settings)
         return await recorded_and_wanted(control.call, settings, change=change)
 
 
@@ -270,8 +268,7 @@ async def count_items(settings: Settings) -> tuple[int, bool]:
     The first MB is counted now (128 read units at most); of more than that DynamoDB's own count tells, which is hours
     old.
     """
-    async with await _connect(settings) as client:
-        control = Control(client, _retries(settings))
+    async with _control(settings) as control:
         counted = int((await control.describe()).get("ItemCount", 0))
         try:
             page = await control.call("scan", Select="COUNT")
@@ -282,9 +279,12 @@ async def count_items(settings: Settings) -> tuple[int, bool]:
         return int(page["Count"]), True
 
 
-async def create_on(client: Client, retries: Retries, spec: TableSpec = _DEFAULT_SPEC) -> TableStatus:
+async def create_on(client: Client, retries: Retries) -> TableStatus:
     """Do as `create_table` does, on a client that is open."""
-    control = Control(client, retries)
+    return await _create(Control(client, retries), _DEFAULT_SPEC)
+
+
+async def _create(control: Control, spec: TableSpec) -> TableStatus:
     created = False
     try:
         table = await control.verify()
@@ -326,15 +326,14 @@ def _extras(spec: TableSpec) -> Mapping[str, Any]:
     return extras
 
 
-async def _connect(settings: Settings) -> Client:
+@asynccontextmanager
+async def _control(settings: Settings) -> AsyncIterator[Control]:
     """The control plane takes its time, which a check could not afford."""
     from ratelimit.dynamodb.client import connect  # which takes its time, and threads do without
 
-    return await connect(replace(settings, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S))
-
-
-def _retries(settings: Settings) -> Retries:
-    return Retries(max(settings.attempts, _ATTEMPTS), Stats())
+    patient = replace(settings, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
+    async with await connect(patient) as client:
+        yield Control(client, Retries(max(settings.attempts, _ATTEMPTS), Stats()))
 
 
 async def look(control: Control) -> TableSnapshot:

@@ -26,7 +26,7 @@ from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName
 from ratelimit.quota import QuotasLike
-from ratelimit.store.base import MAX_WRITES_AT_ONCE, Add, Put, Record, Write
+from ratelimit.store.base import MAX_WRITES_AT_ONCE, Add, Put, Record, Write, batches
 from ratelimit.tasks import start_now
 
 if TYPE_CHECKING:
@@ -197,8 +197,7 @@ class Spending:
         return part.compiled.fits(self._now, part.cost, self._cached[part.key].record)
 
     async def _read(self, keys: list[Key]) -> None:
-        for start in range(0, len(keys), MAX_WRITES_AT_ONCE):
-            some = keys[start : start + MAX_WRITES_AT_ONCE]
+        for some in batches(keys, MAX_WRITES_AT_ONCE):
             records = await self._counters.store.read_all(some)
             self._learn(list(zip(some, records, strict=True)))
 

@@ -37,6 +37,7 @@ from ratelimit.store.base import (
     Scans,
     TableStore,
     Write,
+    batches,
 )
 from ratelimit.tasks import Tasks
 
@@ -108,10 +109,9 @@ class SumStore(RegionsStore):
         """Return what each region has counted, as the replica here has it."""
         items = [item_of(key, region) for key in keys for region in self._regions]
         found: list[Record] = []
-        for start in range(0, len(items), MAX_WRITES_AT_ONCE):
-            found += await self.inner.read_all(items[start : start + MAX_WRITES_AT_ONCE])
-        size = len(self._regions)
-        return [dict(zip(self._regions, found[at : at + size], strict=True)) for at in range(0, len(found), size)]
+        for some in batches(items, MAX_WRITES_AT_ONCE):
+            found += await self.inner.read_all(some)
+        return [dict(zip(self._regions, each, strict=True)) for each in batches(found, len(self._regions))]
 
     async def delete(self, key: Key) -> None:
         """In every region, each its own item. Raises `StoreUnavailable` where one is out of reach: repeat it then."""

@@ -7,7 +7,7 @@ where it is implemented.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from hashlib import blake2b
@@ -353,6 +353,11 @@ async def each_page(
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
+
+
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Yield them in their order, so many at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def first_cursors(parts: int) -> dict[int, str | None]:

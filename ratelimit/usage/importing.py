@@ -24,7 +24,7 @@ from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
 from ratelimit.event import UsageEvent
 from ratelimit.event_id import id_from, time_of
 from ratelimit.retry import STORE_BACKOFF, retry_store
-from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore, batches
 from ratelimit.usage.export import beside
 from ratelimit.usage.formats import FIELDS, FileLine, FormatName, format_of, read_lines
 from ratelimit.usage.parquet import read_rows
@@ -135,8 +135,8 @@ async def _check(store: EventStore, path: Path, format: FormatName, now: int) ->
     """Raise `BadLines` where there are any."""
     few: list[FileLine] = []
     count = conflicting = 0
-    batches = _batches(path, format, now)
-    while lines := await asyncio.to_thread(next, batches, None):
+    some = _batches(path, format, now)
+    while lines := await asyncio.to_thread(next, some, None):
         for line in await _compared(store, lines):
             if line.event is None:
                 few += [line.line] if len(few) < _NAMED_LINES else []
@@ -184,8 +184,8 @@ async def _put(store: EventStore, events: Sequence[UsageEvent], timelines: Colle
 
 async def _side_by_side(work: Callable[[Sequence[T]], Awaitable[None]], items: Sequence[T]) -> None:
     """Do it to all of them, so many at a time as a store takes. Raise what one of them raised, when all have ended."""
-    batches = [items[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(items), MAX_EVENTS_PER_PUT)]
-    for result in await asyncio.gather(*map(work, batches), return_exceptions=True):
+    parts = batches(items, MAX_EVENTS_PER_PUT)
+    for result in await asyncio.gather(*map(work, parts), return_exceptions=True):
         if result is not None:
             raise result
 

@@ -57,10 +57,10 @@ def test_an_endpoint_may_be_percent_encoded() -> None:
         ("dynamodb://limits?endpoint=localhost:4566", "endpoint", "write it like 'http://localhost:4566'"),
         ("dynamodb://limits?endpoint=http://localhost:port", "endpoint", "not a URL"),
         ("dynamodb://limits?endpoint=ftp://x", "endpoint", "not a URL"),
-        ("dynamodb://limits?pool=many", "pool", "whole number, not 'many'"),
+        ("dynamodb://limits?pool=many", "pool", "whole number of at least 1, not 'many'"),
         ("dynamodb://limits?pool=0", "pool", "at least 1, not 0"),
-        ("dynamodb://limits?read_timeout=soon", "read_timeout", "number of seconds, not 'soon'"),
-        ("dynamodb://limits?read_timeout=nan", "read_timeout", "must be a number of seconds, not 'nan'"),
+        ("dynamodb://limits?read_timeout=soon", "read_timeout", "number of seconds above 0, not 'soon'"),
+        ("dynamodb://limits?read_timeout=nan", "read_timeout", "must be a number of seconds above 0, not 'nan'"),
         ("dynamodb://limits?connect_timeout=-1", "connect_timeout", "above 0"),
     ],
 )

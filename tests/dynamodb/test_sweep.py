@@ -9,7 +9,7 @@ import pytest
 from ratelimit import Limiter, Policy
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.dynamodb import DynamoDBStore, Settings, create_table
-from ratelimit.dynamodb.sweep import sweep_table
+from ratelimit.dynamodb.scans import sweep_table
 from ratelimit.names import Key
 from ratelimit.store import Add, Write
 from ratelimit.testing import FakeClock

@@ -103,8 +103,8 @@ async def test_every_query_has_the_answer_of_a_plain_list(
     made = some_events(random, action, 300)
     await put(store, made, action)
     for bound, at_once in ((10_000, 100), (60, 3)):
-        monkeypatch.setattr("ratelimit.dynamodb.timeline.MAX_READ", bound)
-        monkeypatch.setattr("ratelimit.dynamodb.timeline._AT_ONCE_FILTERED", at_once)
+        monkeypatch.setattr("ratelimit.dynamodb.events.MAX_READ", bound)
+        monkeypatch.setattr("ratelimit.dynamodb.events._AT_ONCE_FILTERED", at_once)
         for _ in range(6):
             since = NOW_MS + random.choice([-4 * DAY_MS, -DAY_MS, -DAY_MS // 2])
             until = NOW_MS + random.choice([DAY_MS, 0, -DAY_MS // 2])
@@ -135,8 +135,8 @@ async def test_where_it_stops_looking_early_nothing_is_told_out_of_turn(
     store: TableStore, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One shard has many that are not wanted, and behind them one that is; the others have only older ones."""
-    monkeypatch.setattr("ratelimit.dynamodb.timeline.MAX_READ", 1)
-    monkeypatch.setattr("ratelimit.dynamodb.timeline._AT_ONCE_FILTERED", 3)
+    monkeypatch.setattr("ratelimit.dynamodb.events.MAX_READ", 1)
+    monkeypatch.setattr("ratelimit.dynamodb.events._AT_ONCE_FILTERED", 3)
     some = [event(f"user-{n}", action, -n, status=200) for n in range(100)]
     newest = [one for one in some if timeline_place(one).tie % TIMELINE_SHARDS == 0][:12]
     wanted = event("wanted", action, newest[-1].at_ms - NOW_MS, status=429, id=newest[-1].id)
