@@ -133,7 +133,6 @@ class ReadThroughCache(Generic[K, V]):
         return len(self._answers)
 
     def _start(self, key: K, now: int) -> asyncio.Task[V]:
-        """Return the read under way, or a new one."""
         stats = self._options.stats
         read = self._reads.get(key)
         if read is not None:
@@ -298,13 +297,11 @@ class Directory:
 
         `change` may be asked again. Raises as `put_user` does, `Contended`, and what `change` raises.
         """
-        return cast(User, await self._replace_user(user, change))
+        return cast(User, (await self._replace_user(user, change))[1])
 
     async def remove_user(self, user: UserId) -> bool:
         """Remove the user and all identities, not what was counted; return False where there was none."""
-        found: list[User] = []
-        await self._replace_user(user, partial(_remove, found))
-        return bool(found)
+        return (await self._replace_user(user, lambda _: None))[0] is not None
 
     async def put_plan(self, plan: Plan) -> None:
         """Make the plan this one, whatever was there under this name. Raises `StoreUnavailable`."""
@@ -312,13 +309,11 @@ class Directory:
 
     async def change_plan(self, name: str, change: Callable[[Plan | None], Plan]) -> Plan:
         """Make the plan `change` of it, as `change_user` does."""
-        return cast(Plan, await self._replace_plan(name, change))
+        return cast(Plan, (await self._replace_plan(name, change))[1])
 
     async def remove_plan(self, name: str) -> bool:
         """Remove the plan; return False where there was none. For its users, the policies' own quotas hold then."""
-        found: list[Plan] = []
-        await self._replace_plan(name, partial(_remove, found))
-        return bool(found)
+        return (await self._replace_plan(name, lambda _: None))[0] is not None
 
     def users(self, *, plan: str | None = None) -> AsyncIterator[User]:
         """Return all users, or a plan's, straight from the store; what changed a few seconds ago may not show yet."""
@@ -337,7 +332,9 @@ class Directory:
             if (cursor := page.cursor) is None:
                 return
 
-    async def _replace_user(self, user: UserId, change: Callable[[User | None], User | None]) -> User | None:
+    async def _replace_user(
+        self, user: UserId, change: Callable[[User | None], User | None]
+    ) -> tuple[User | None, User | None]:
         user = check_user(user)
         touched: set[Identity] = set()
 
@@ -354,31 +351,27 @@ class Directory:
             for identity in touched:
                 self._ids.forget(identity)
 
-    async def _replace_plan(self, name: str, change: Callable[[Plan | None], Plan | None]) -> Plan | None:
+    async def _replace_plan(
+        self, name: str, change: Callable[[Plan | None], Plan | None]
+    ) -> tuple[Plan | None, Plan | None]:
         try:
             return await self._replace(Plan, check_plan("plan", name), change)
         finally:
             self._plans.forget(name)
 
-    async def _replace(self, kind: type[T], name: str, change: Callable[[T | None], T | None]) -> T | None:
-        """Read, change, and replace if nobody was faster, else once more: so no change is lost."""
+    async def _replace(
+        self, kind: type[T], name: str, change: Callable[[T | None], T | None]
+    ) -> tuple[T | None, T | None]:
+        """Read, change, and replace if nobody was faster, else once more: so no change is lost. Return both."""
         for _ in range(_ATTEMPTS):
             old = await self.store.read(kind, name)
             new = change(old)
             if old == new or await self.store.replace(old, new, now=self.clock.now()):
-                return new
+                return old, new
         raise Contended(f"{kind.__name__.lower()} {name!r} was changed by others {_ATTEMPTS} times over; try again")
 
     def _by(self) -> float:
-        """Return the time at which the caller will have waited long enough, as `loop_time` has it."""
         return loop_time() + self._deadline
-
-
-def _remove(found: list[T], old: T | None) -> T | None:
-    """Change an entry to nothing, and note in `found` that it was there."""
-    if old is not None:
-        found.append(old)
-    return None
 
 
 def _own_quotas(user: User, action: str) -> Quotas | None:

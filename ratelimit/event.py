@@ -242,7 +242,6 @@ def _encoded(name: str, text: str) -> bytes:
 
 
 def resource_text(resource: str) -> str:
-    """Return a resource as an event that names it has it. Raises `InvalidEvent`."""
     return _text("resource", resource, MAX_RESOURCE_BYTES)
 
 
@@ -291,7 +290,6 @@ def _cut(value: str, left: int) -> str:
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> bytes:
-    """Return it as compact JSON. Raises `InvalidEvent` for what JSON cannot say."""
     try:
         return _json(dict(metadata))
     except (TypeError, ValueError, RecursionError) as error:

@@ -47,7 +47,6 @@ class EventIds:
         self._last = (-1, "", 0)
 
     def new(self, at: int) -> str:
-        """Return an id that carries the time `at`, in milliseconds."""
         # Read once and written once: other threads may be in here, at another millisecond.
         last, prefix, random = self._last
         if at != last:

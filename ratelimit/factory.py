@@ -22,7 +22,7 @@ from ratelimit.http.middleware import SurfaceArgs
 from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.alerts import AlertHook
+from ratelimit.limiter.background import AlertHook
 from ratelimit.opening import settings_here, store_from_url
 from ratelimit.policy import timelines_of
 from ratelimit.regions import Regions

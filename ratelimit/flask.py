@@ -23,7 +23,7 @@ from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.middleware import state_of
-from ratelimit.limiter.alerts import AlertHook
+from ratelimit.limiter.background import AlertHook
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.wsgi.app_request import (
     ENVIRON_KEY,

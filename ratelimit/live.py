@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache, partial
 from heapq import nlargest
@@ -51,7 +51,7 @@ MAX_SHOWN: Final = 50
 """Policies, and keys of either kind."""
 
 OUTCOMES: Final = ("allowed", "denied", "shadow_denied", "unavailable")
-Outcomes: TypeAlias = tuple[int, int, int, int]
+Outcomes: TypeAlias = tuple[int, ...]
 """How many checks came to each of `OUTCOMES`."""
 _NONE: Final[Outcomes] = (0, 0, 0, 0)
 _UNITS: Final = "ratelimit_store_units_total"
@@ -141,7 +141,6 @@ class LiveRecorder:
         self._due = (tick + 1) * INTERVAL_S
 
     def sample(self, tick: int) -> None:
-        """Keep what has come since the last time."""
         ticks = tick - self._tick
         if ticks < 1:
             return
@@ -149,13 +148,13 @@ class LiveRecorder:
         self._age += ticks
         totals, spans, store = self._outcomes(), self._decisions.spans(), _of_the_store(self._counted())
         came = {
-            policy: _minus(now, before)
+            policy: tuple(after - former for after, former in zip(now, before, strict=True))
             for policy, now in totals.items()
             if (before := self._totals.get(policy, _NONE)) != now
         }
-        kept = (
-            came if len(came) <= MAX_SAMPLED_POLICIES else dict(nlargest(MAX_SAMPLED_POLICIES, came.items(), _checks))
-        )
+        kept = came
+        if len(came) > MAX_SAMPLED_POLICIES:
+            kept = dict(nlargest(MAX_SAMPLED_POLICIES, came.items(), lambda entry: sum(entry[1])))
         others = _sum(outcomes for policy, outcomes in came.items() if policy not in kept)
         took = [now - before for now, before in zip(spans, self._spans, strict=True)]
         units = [max(0.0, now - before) for now, before in zip(store, self._store, strict=True)]
@@ -169,7 +168,6 @@ class LiveRecorder:
             self.written.rotate()
 
     def read(self) -> Recording:
-        """Return all of it."""
         self.advance()
         return Recording(
             since=self._since,
@@ -195,17 +193,11 @@ def _tick() -> int:
 
 
 def _outcomes(counts: Mapping[tuple[object, ...], int]) -> Outcomes:
-    allowed = denied = shadow_denied = unavailable = 0
+    found = dict.fromkeys(OUTCOMES, 0)
     for (is_allowed, is_shadow_denied, reason), count in counts.items():
-        if reason == "unavailable":
-            unavailable += count
-        elif is_shadow_denied:
-            shadow_denied += count
-        elif is_allowed:
-            allowed += count
-        else:
-            denied += count
-    return allowed, denied, shadow_denied, unavailable
+        name = "shadow_denied" if is_shadow_denied else "allowed" if is_allowed else "denied"
+        found["unavailable" if reason == "unavailable" else name] += count
+    return tuple(found.values())
 
 
 def _of_the_store(counted: Iterable[Counted]) -> tuple[float, float, float]:
@@ -224,23 +216,8 @@ def _of_the_store(counted: Iterable[Counted]) -> tuple[float, float, float]:
     return found["write"], found["read"], throttles
 
 
-def _checks(entry: tuple[str, Outcomes]) -> int:
-    return sum(entry[1])
-
-
-def _minus(now: Outcomes, before: Outcomes) -> Outcomes:
-    return now[0] - before[0], now[1] - before[1], now[2] - before[2], now[3] - before[3]
-
-
-def _plus(one: Outcomes, other: Outcomes) -> Outcomes:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
-
-
-def _sum(all_of_them: Iterable[Outcomes]) -> Outcomes:
-    total = _NONE
-    for outcomes in all_of_them:
-        total = _plus(total, outcomes)
-    return total
+def _sum(several: Iterable[Outcomes]) -> Outcomes:
+    return tuple(map(sum, zip(_NONE, *several, strict=True)))
 
 
 # Several processes' recordings as one.
@@ -272,7 +249,12 @@ async def live_document(recordings: Mapping[str, Recording], limiter: Limiter, a
     secrets = [each.user_hash for each in stores if isinstance(each, HashedUserStore)]
     for name, counted in (("refused", "count"), ("hot", "writes")):
         found[name] = [_shown(key, counted, secrets) for key in found[name]]
-    replicas = [_replica(each) for each in stores if isinstance(each, RegionsStore)]
+    replicas = [
+        f"of the table, the replica in {each.here}, and neither what is asked of "
+        f"{', '.join(region for region in each.stores if region != each.here)} nor what is copied there"
+        for each in stores
+        if isinstance(each, RegionsStore)
+    ]
     return {
         "at": instant(limiter.clock.now()),
         "covers": {
@@ -291,7 +273,6 @@ async def live_document(recordings: Mapping[str, Recording], limiter: Limiter, a
 
 
 def _described(name: str, limiter: Limiter, source: Callable[[Policy], str]) -> dict[str, object]:
-    """Return what holds for a policy now, and where that stands."""
     policy = limiter.policies.get(name)
     if policy is None:
         return {"source": "call" if name == OTHER else None}
@@ -304,11 +285,6 @@ def _shown(key: KeyCount, counted: str, secrets: Sequence[UserHash]) -> dict[str
     for secret in secrets:
         user = secret.of(user)
     return {"user": user, "action": key.action, counted: key.count, "error": key.error}
-
-
-def _replica(store: RegionsStore) -> str:
-    others = ", ".join(region for region in store.stores if region != store.here)
-    return f"of the table, the replica in {store.here}, and neither what is asked of {others} nor what is copied there"
 
 
 @lru_cache(maxsize=8)
@@ -326,7 +302,7 @@ def document(recordings: Sequence[Recording]) -> dict[str, Any]:
     recent: dict[str, int] = {}
     for recording in recordings:
         for policy, outcomes in recording.totals.items():
-            totals[policy] = _plus(totals.get(policy, _NONE), outcomes)
+            totals[policy] = _sum((totals.get(policy, _NONE), outcomes))
         for sample in recording.samples:
             for policy, outcomes in sample.policies.items():
                 recent[policy] = recent.get(policy, 0) + sum(outcomes)
@@ -334,10 +310,11 @@ def document(recordings: Sequence[Recording]) -> dict[str, Any]:
         totals.pop(OTHER, None)
     shown = nlargest(MAX_SHOWN, totals, lambda policy: (recent.get(policy, 0), sum(totals[policy])))
     frames = _frames(recordings)
+    counted = {name for recording in recordings for name, _, _ in recording.counted}
     return {
         "interval_s": INTERVAL_S,
         "series": _series(frames),
-        "units": _units({name for recording in recordings for name, _, _ in recording.counted}),
+        "units": "measured" if _UNITS in counted else "calls" if _CALLS in counted else None,
         "totals": _named(_sum(totals.values())),
         "policies": [
             {
@@ -356,10 +333,6 @@ def document(recordings: Sequence[Recording]) -> dict[str, Any]:
 
 def _named(outcomes: Outcomes) -> dict[str, int]:
     return dict(zip(OUTCOMES, outcomes, strict=True))
-
-
-def _units(counted: Container[str]) -> str | None:
-    return "measured" if _UNITS in counted else "calls" if _CALLS in counted else None
 
 
 _Frame: TypeAlias = list[Interval]
@@ -415,7 +388,6 @@ def _columns(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str,
 
 
 def _quantile(frame: _Frame, share: float) -> float | None:
-    """Return milliseconds, as Prometheus would: evenly spread within a bucket, and at most the last bound."""
     spans: list[int] = [sum(counts) for counts in zip(*(sample.spans for sample in frame), strict=True)]
     reached = list(accumulate(spans))
     if not reached or not reached[-1]:
@@ -491,7 +463,6 @@ class AppLive:
         limiter.observer = self._recorder.observer(limiter.observer or decisions, counts_writes=True)
 
     async def __call__(self) -> dict[str, Any]:
-        """Return the document."""
         limiter = self._limiter
         health = await health_of(limiter, self._usage, self._readiness, self._since)
         table = table_store(limiter.store)

@@ -62,12 +62,10 @@ def counter(name: str, documentation: str, value: float) -> Family:
 
 
 def gauge(name: str, documentation: str, value: float) -> Family:
-    """Return a gauge without labels."""
     return Family(name, documentation, "gauge", [Sample(name, {}, value)])
 
 
 def by_label(name: str, documentation: str, label: str, values: Mapping[str, float]) -> Family:
-    """Return a counter of the values of one label."""
     # A copy: it may be counted on by other threads.
     samples = [Sample(f"{name}_total", {label: each}, count) for each, count in dict(values).items()]
     return Family(name, documentation, "counter", samples)
@@ -137,7 +135,6 @@ decode: Final = msgspec.json.Decoder(list[Family]).decode
 
 
 def encode(families: Iterable[Family]) -> bytes:
-    """Write metrics down for another worker."""
     return msgspec.json.encode(list(families))
 
 
@@ -176,7 +173,6 @@ class DecisionMetrics:
         return list(self._spans)
 
     def collect(self) -> list[Family]:
-        """Return the counts as they stand."""
         decisions = []
         for policy, counts in self.counts().items():
             for (allowed, shadow_denied, reason), count in dict(counts).items():
@@ -237,7 +233,6 @@ BREAKER_STATES: Final = ("closed", "half_open", "open")
 
 
 def limiter_metrics(limiter: Limiter) -> list[Family]:
-    """Return a limiter's metrics."""
     lost = {loss: limiter.stats.lost[loss] for loss in get_args(Loss)}
     state, stats = limiter.breaker.state, limiter.stats
     states = [Sample("ratelimit_breaker_state", {"state": each}, float(each == state)) for each in BREAKER_STATES]
@@ -252,7 +247,6 @@ def limiter_metrics(limiter: Limiter) -> list[Family]:
 
 
 def webhook_metrics(sent: int, failed: int) -> list[Family]:
-    """Return those of the receiver of alerts."""
     results = {"sent": sent, "failed": failed}
     return [by_label("ratelimit_alerts", "Alerts posted to the webhook, by how it ended.", "result", results)]
 
@@ -267,7 +261,6 @@ def envoy_metrics(calls: Mapping[tuple[str, str], int]) -> list[Family]:
 
 
 def store_metrics(store: Store) -> list[Family]:
-    """Return those of a store, and of all that it stands on."""
     found: list[Family] = []
     for layer in layers(store):
         if isinstance(layer, MirrorStore):
@@ -312,12 +305,10 @@ def dynamodb_metrics(stats: Stats) -> list[Family]:
 
 
 def region_metrics(asked: Mapping[str, int]) -> list[Family]:
-    """Return those of a store that asks other regions as well."""
     return [by_label("ratelimit_region_requests", "Requests about counters, by their region.", "region", asked)]
 
 
 def sum_metrics(store: SumStore) -> list[Family]:
-    """Return those of a store that adds up what the regions have counted."""
     return [
         counter("ratelimit_region_units_found", "Units that other regions were found to have admitted.", store.found),
         gauge("ratelimit_region_excess_units", "Units by which a quota may be exceeded so.", store.excess),
@@ -325,7 +316,6 @@ def sum_metrics(store: SumStore) -> list[Family]:
 
 
 def memory_metrics(store: MemoryStore) -> list[Family]:
-    """Return those of the embedded store."""
     return [
         gauge("ratelimit_store_records", "Records in the embedded store.", len(store)),
         counter("ratelimit_store_evicted", "Records that gave way before their time: max_keys.", store.evicted),
@@ -333,17 +323,14 @@ def memory_metrics(store: MemoryStore) -> list[Family]:
 
 
 def mirror_metrics(stats: MirrorStats) -> list[Family]:
-    """Return those of a second store that is kept up to date."""
     return _sums("ratelimit_mirror_", stats)
 
 
 def usage_metrics(stats: UsageStats) -> list[Family]:
-    """Return those of the usage log."""
     return _sums("ratelimit_usage_", stats)
 
 
 def directory_metrics(stats: DirectoryStats) -> list[Family]:
-    """Return those of the cache of users and plans."""
     return _sums("ratelimit_directory_", stats)
 
 

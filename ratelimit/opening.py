@@ -12,8 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 from ratelimit.errors import ConfigError
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.regions import Regions
-from ratelimit.regions.split import SplitStore
-from ratelimit.regions.sum import SumStore
+from ratelimit.regions.sum import SplitStore, SumStore
 from ratelimit.store import MemoryStore, TableStore
 
 if TYPE_CHECKING:

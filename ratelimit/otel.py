@@ -56,7 +56,6 @@ class Instruments:
             create(_dotted(name), [callback], description=documentation)
 
     def observe(self, decision: Decision, span: float) -> None:
-        """Take note of how long a check took."""
         self._record(span)
 
     def _callback(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:

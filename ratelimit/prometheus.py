@@ -64,8 +64,6 @@ def expose(
 
 
 class _Families(Collector):
-    """Our families as prometheus_client's `Metric` values."""
-
     def __init__(self, read: Callable[[], Iterable[Family]]) -> None:
         self._read = read
 

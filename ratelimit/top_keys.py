@@ -37,11 +37,7 @@ class KeyCounts(Struct, frozen=True, array_like=True):
 
     def top(self, number: int) -> list[KeyCount]:
         """Return those that came most often for certain, beginning with the first."""
-        return sorted(self.keys, key=_certain, reverse=True)[:number]
-
-
-def _certain(key: KeyCount) -> tuple[int, int]:
-    return key.count - key.error, key.count
+        return sorted(self.keys, key=lambda key: (key.count - key.error, key.count), reverse=True)[:number]
 
 
 def added(counts: Iterable[KeyCounts]) -> KeyCounts:
@@ -82,7 +78,6 @@ class TopKeys:
         """No key that was dropped has come more often."""
 
     def add(self, key: UserAction) -> None:
-        """Count one more."""
         counts = self._counts
         count = counts.get(key)
         if count is not None:
@@ -93,7 +88,6 @@ class TopKeys:
             self._drop()
 
     def _drop(self) -> None:
-        """Keep `size` keys at most, those with the highest counts."""
         floor, errors = self._floor, self._errors
         self._floor = lowest = sorted(self._counts.values())[-self.size - 1]
         self._counts = {key: count for key, count in self._counts.items() if count > lowest}

@@ -1,7 +1,7 @@
 """Concurrency: at most `limit` slots at the same time, each given back when what it was taken for has ended.
 
 The record has one counter of the slots in use, to which a slot is added only where there is room. When one that nobody
-gives back is over stands in a field beside it (see `limiter/holding.py`). Of what a request costs it knows nothing.
+gives back is over stands in a field beside it (see `limiter/slots.py`). Of what a request costs it knows nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class Concurrency:
         return ()
 
     def renew(self, now: int, record: Record) -> Ops:
-        """A counter knows of no limit."""
         return ()
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
@@ -97,7 +96,6 @@ class Held:
         self.end = end
 
     def take(self) -> Ops:
-        """Hold it. Slots are added to their total where there is room, by their rule."""
         ops: list[Op] = []
         for one in self.fields:
             ops.append(Add(one.field, one.units))
@@ -177,6 +175,5 @@ def held_step(hold: int) -> int:
 
 
 def held_until(now: int, hold: int) -> int:
-    """Return the epoch second at which is over what is held from now on."""
     step = held_step(hold)
     return -(-(now + hold * SECOND) // (step * SECOND)) * step

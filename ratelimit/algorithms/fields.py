@@ -46,14 +46,12 @@ _TOTAL_FIELD = re.compile(r"u(\d{2})(\d{2})(\d{2})?", re.ASCII)
 
 
 def window_field(window: Window, index: int) -> str:
-    """Return the counter of one window."""
     if window.count == 1:
         return f"{_LETTERS[window.unit]}{index}"
     return f"{_LETTERS[window.unit]}{window.count}_{index}"
 
 
 def bucket_field(window: Window) -> str:
-    """Return the arrival time of a GCRA bucket."""
     return f"g{_LETTERS[window.unit]}{window.count if window.count > 1 else ''}"
 
 
@@ -64,12 +62,10 @@ def bucket_window(field: str) -> Window | None:
 
 
 def bucket_limit_field(window: Window) -> str:
-    """Return the limit that a bucket's arrival time counts by."""
     return bucket_field(window) + "l"
 
 
 def bucket_returned_field(window: Window) -> str:
-    """Return the field of all that was ever given back to a bucket."""
     return bucket_field(window) + "r"
 
 
@@ -89,7 +85,6 @@ class HeldField:
 
 
 def slots_field(end: int) -> str:
-    """Return the field of slots that are over at an epoch second."""
     return f"{SLOTS}{end}"
 
 
@@ -123,12 +118,10 @@ def buckets_end(record: Mapping[str, int]) -> int:
 
 
 def day_field(day: date) -> str:
-    """Return the total of one UTC day."""
     return f"u{day:%y%m%d}"
 
 
 def month_field(day: date) -> str:
-    """Return the total of the calendar month that the day lies in."""
     return f"u{day:%y%m}"
 
 
@@ -152,12 +145,10 @@ def total_fields(record: Iterable[str]) -> Iterator[tuple[str, date, bool]]:
 
 
 def utc_day(now: int) -> date:
-    """Return the UTC day of a moment in microseconds."""
     return datetime.fromtimestamp(now // SECOND, UTC).date()
 
 
 def check_per(per: object) -> None:
-    """Raise `InvalidInput` unless it is one of `Per`."""
     if per not in get_args(Per):
         raise InvalidInput(f"per must be one of {', '.join(map(repr, get_args(Per)))}, not {per!r}")
 

@@ -42,7 +42,6 @@ class FixedWindow:
         return (Add(self._field, cost),)
 
     def renew(self, now: int, record: Record) -> Ops:
-        """A counter knows of no limit."""
         return ()
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:

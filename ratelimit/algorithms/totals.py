@@ -35,7 +35,6 @@ class Totals:
         self._ops: dict[int, Ops] = {}
 
     def add(self, now: int, amount: int) -> Ops:
-        """Count `amount` units into the day and the month of `now`."""
         if now // DAY != self._day:
             self._turn_to(now)
         ops = self._ops.get(amount)

@@ -18,8 +18,7 @@ from ratelimit.factory import table_settings
 from ratelimit.opening import over_regions
 from ratelimit.policy import timelines_of
 from ratelimit.regions import Regions
-from ratelimit.regions.failover import MOVES_IN_S
-from ratelimit.regions.home import HomeStore
+from ratelimit.regions.home import MOVES_IN_S, HomeStore
 
 if TYPE_CHECKING:
     from ratelimit.dynamodb import Settings, TableDiff, TableSpec, TableStatus

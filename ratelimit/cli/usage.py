@@ -24,11 +24,10 @@ from ratelimit.names import check_user
 from ratelimit.policy import timelines_of
 from ratelimit.store import TableStore
 from ratelimit.usage import EventPage, UsageLog
-from ratelimit.usage.erasing import Erased
 from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, Sink, StreamSink, export_events
 from ratelimit.usage.formats import FORMATS, Csv, FormatName, Jsonl, document, text_of_time
 from ratelimit.usage.importing import OnError, import_events
-from ratelimit.usage.reports import DATE_RANGE, Reports
+from ratelimit.usage.reports import DATE_RANGE, Erased, Reports
 
 app: Final = typer.Typer(
     help="The usage log: events and exact totals, read, exported, imported, erased.",

@@ -13,9 +13,8 @@ from weakref import WeakSet
 
 from ratelimit.blocking import Runner
 from ratelimit.blocking_wait import wait_for
-from ratelimit.dynamodb.access import Client, LaterApi, ServerClock
+from ratelimit.dynamodb.access import Client, LaterApi, ServerClock, Way, way_of
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.dynamodb.environment import Way, way_of
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.store import DynamoDBStore, Opened
 from ratelimit.dynamodb.transport.base import Transport

@@ -75,7 +75,6 @@ class Retries:
     async def run(
         self, operation: str, call: Callable[[], Awaitable[T]], *, on: Errors, attempts: int | None = None
     ) -> T:
-        """Return the result of `call`, sent again after an error of the kinds `on`. Raise the last one."""
         self._stats.calls[operation] += 1
         try:
             return await call()
@@ -130,19 +129,15 @@ class TableCalls:
         self._capacity = capacity(settings)
 
     async def run(self, operation: str, *, attempts: int | None = None, **request: Any) -> dict[str, Any]:
-        """Return the answer to what may happen twice."""
         return await self.retry(operation, lambda: self.send(operation, **request), on=HARMLESS, attempts=attempts)
 
     async def page(
         self, operation: str, *, attempts: int | None = None, **request: Any
     ) -> tuple[list[Any], dict[str, Any] | None]:
-        """Return the items of a `Query` or a `Scan`, and the key that the next page begins after."""
         answer = await self.listing(operation, attempts=attempts, **request)
         return answer["Items"], answer.get("LastEvaluatedKey") or None
 
     async def listing(self, operation: str, *, attempts: int | None = None, **request: Any) -> dict[str, Any]:
-        """Return the answer to a `Query` or a `Scan`, which holds `Items`."""
-
         async def send() -> dict[str, Any]:
             answer = await self.send(operation, **request)
             if "Items" not in answer:
@@ -152,7 +147,6 @@ class TableCalls:
         return await self.retry(operation, send, on=HARMLESS, attempts=attempts)
 
     async def items(self, keys: Sequence[Mapping[str, Any]], *, consistent: bool) -> list[Any]:
-        """Return the items that there are of up to 100 keys, in no order."""
         left = list(keys)
         found: list[Any] = []
 
@@ -171,7 +165,6 @@ class TableCalls:
         return found
 
     async def once(self, operation: str, **request: Any) -> dict[str, Any]:
-        """Return the answer of the one attempt."""
         self.stats.calls[operation] += 1
         return await self.send(operation, **request)
 
@@ -195,7 +188,6 @@ class TableCalls:
 
 
 def capacity(settings: Settings) -> dict[str, str]:
-    """Return the parameter that asks for the consumed capacity, where the settings do."""
     return {"ReturnConsumedCapacity": "TOTAL"} if settings.consumed else {}
 
 

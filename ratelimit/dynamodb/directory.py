@@ -8,32 +8,10 @@ from uuid import uuid4
 
 from ratelimit.clock import SECOND
 from ratelimit.cursor import MAX_PAGE, check_count
+from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
 from ratelimit.dynamodb.errors import PART_REFUSED, canceled
-from ratelimit.dynamodb.schema import (
-    ALL_PLANS,
-    CREATED,
-    DATA,
-    GSI1,
-    GSI1PK,
-    GSI1SK,
-    IDENTITY_TYPE,
-    META,
-    OWNER,
-    PK,
-    PLAN_TYPE,
-    SK,
-    TYPE,
-    UPDATED,
-    USER_TYPE,
-    VERSION,
-    Attribute,
-    Item,
-    identity_pk,
-    parse_name,
-    plan_pk,
-    user_pk,
-)
+from ratelimit.dynamodb.schema import Attribute, Item
 from ratelimit.quota import Quotas, QuotasLike
 from ratelimit.store.directory import (
     Entry,
@@ -61,37 +39,39 @@ _UNLIMITED: Final = "-1"
 
 
 def entry_key(kind: type[Any], name: str) -> dict[str, Attribute]:
-    return {PK: {"S": user_pk(name) if kind is User else plan_pk(name)}, SK: {"S": META}}
+    return {
+        schema.PK: {"S": schema.user_pk(name) if kind is User else schema.plan_pk(name)},
+        schema.SK: {"S": schema.META},
+    }
 
 
 def entry_values(entry: Entry, *, now: int, version: int) -> dict[str, Attribute]:
     """Return every attribute of a user or a plan but its key and `crt`."""
     own = _user_values(entry) if isinstance(entry, User) else _plan_values(entry)
-    return {**own, UPDATED: {"N": str(now // SECOND)}, VERSION: {"N": str(version)}}
+    return {**own, schema.UPDATED: {"N": str(now // SECOND)}, schema.VERSION: {"N": str(version)}}
 
 
 def entry_of(kind: type[T], item: Item) -> T:
-    """Return the user or plan that an item holds. Raise `UnreadableEntry`."""
-    name = parse_name(item[PK]["S"])
+    name = schema.parse_name(item[schema.PK]["S"])
     try:
-        version = int(item[VERSION]["N"]) if VERSION in item else 0
-        data = item[DATA]["M"]
+        version = int(item[schema.VERSION]["N"]) if schema.VERSION in item else 0
+        data = item[schema.DATA]["M"]
         return cast(T, _user(name, data, version) if kind is User else Plan(name, _quotas(data), version=version))
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        what = USER_TYPE if kind is User else PLAN_TYPE
+        what = schema.USER_TYPE if kind is User else schema.PLAN_TYPE
         raise UnreadableEntry(f"the row of {what} {name!r} cannot be read: {error}; set it anew") from error
 
 
 def identity_key(identity: Identity) -> dict[str, Attribute]:
-    return {PK: {"S": identity_pk(identity)}, SK: {"S": META}}
+    return {schema.PK: {"S": schema.identity_pk(identity)}, schema.SK: {"S": schema.META}}
 
 
 def identity_item(identity: Identity, user: str, *, now: int) -> dict[str, Attribute]:
     return {
         **identity_key(identity),
-        TYPE: {"S": IDENTITY_TYPE},
-        OWNER: {"S": user},
-        CREATED: {"N": str(now // SECOND)},
+        schema.TYPE: {"S": schema.IDENTITY_TYPE},
+        schema.OWNER: {"S": user},
+        schema.CREATED: {"N": str(now // SECOND)},
     }
 
 
@@ -106,19 +86,19 @@ def _user_values(user: User) -> dict[str, Attribute]:
     if user.identities:
         data[_IDENTITIES] = {"L": [{"S": str(identity)} for identity in user.identities]}
     return {
-        TYPE: {"S": USER_TYPE},
-        DATA: {"M": data},
-        GSI1PK: {"S": plan_pk(user.plan)},
-        GSI1SK: {"S": user_pk(user.id)},
+        schema.TYPE: {"S": schema.USER_TYPE},
+        schema.DATA: {"M": data},
+        schema.GSI1PK: {"S": schema.plan_pk(user.plan)},
+        schema.GSI1SK: {"S": schema.user_pk(user.id)},
     }
 
 
 def _plan_values(plan: Plan) -> dict[str, Attribute]:
     return {
-        TYPE: {"S": PLAN_TYPE},
-        DATA: {"M": _quota_values(plan.quotas)},
-        GSI1PK: {"S": ALL_PLANS},
-        GSI1SK: {"S": plan_pk(plan.name)},
+        schema.TYPE: {"S": schema.PLAN_TYPE},
+        schema.DATA: {"M": _quota_values(plan.quotas)},
+        schema.GSI1PK: {"S": schema.ALL_PLANS},
+        schema.GSI1SK: {"S": schema.plan_pk(plan.name)},
     }
 
 
@@ -149,7 +129,7 @@ def _quotas(data: Mapping[str, Any]) -> dict[str, QuotasLike]:
 Change: TypeAlias = dict[str, dict[str, Any]]
 """One part of a transaction."""
 
-_PLACE: Final = (PK, SK, GSI1PK, GSI1SK)
+_PLACE: Final = (schema.PK, schema.SK, schema.GSI1PK, schema.GSI1SK)
 
 
 class DynamoDBDirectoryStore:
@@ -169,7 +149,7 @@ class DynamoDBDirectoryStore:
 
     async def find(self, identity: Identity) -> str | None:
         item = await self._get(identity_key(identity))
-        return str(item[OWNER]["S"]) if OWNER in item else None
+        return str(item[schema.OWNER]["S"]) if schema.OWNER in item else None
 
     async def page(
         self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
@@ -213,7 +193,7 @@ class DynamoDBDirectoryStore:
             return {"Delete": {**where, **({"ExpressionAttributeValues": values} if values else {})}}
         sets = entry_values(new, now=now, version=next_version(old, now))
         values |= {f":{name}": value for name, value in sets.items()}
-        created = f"{CREATED} = if_not_exists({CREATED}, :{UPDATED})"
+        created = f"{schema.CREATED} = if_not_exists({schema.CREATED}, :{schema.UPDATED})"
         update = f"SET {', '.join([created, *(f'{name} = :{name}' for name in sets)])}"
         return {"Update": {**where, "UpdateExpression": update, "ExpressionAttributeValues": values}}
 
@@ -247,13 +227,16 @@ class DynamoDBDirectoryStore:
     ) -> tuple[list[Item], Item | None]:
         everybody = kind is User and plan is None
         paging = {"Limit": limit} | ({} if start is None else {"ExclusiveStartKey": start})
-        request: dict[str, Any] = {"IndexName": GSI1, **paging}
+        request: dict[str, Any] = {"IndexName": schema.GSI1, **paging}
         if everybody:
-            request |= {"FilterExpression": f"{TYPE} = :type", "ExpressionAttributeValues": {":type": {"S": USER_TYPE}}}
-        else:
-            place = plan_pk(plan) if kind is User else ALL_PLANS
             request |= {
-                "KeyConditionExpression": f"{GSI1PK} = :place",
+                "FilterExpression": f"{schema.TYPE} = :type",
+                "ExpressionAttributeValues": {":type": {"S": schema.USER_TYPE}},
+            }
+        else:
+            place = schema.plan_pk(plan) if kind is User else schema.ALL_PLANS
+            request |= {
+                "KeyConditionExpression": f"{schema.GSI1PK} = :place",
                 "ExpressionAttributeValues": {":place": {"S": place}},
             }
 
@@ -275,16 +258,15 @@ def _verdict(codes: Sequence[str], come: Sequence[Identity]) -> bool:
 
 
 def _still(old: Entry | None) -> tuple[str, dict[str, Attribute]]:
-    """Return the condition that what is there is what was read."""
     if old is None:
-        return f"attribute_not_exists({PK})", {}
+        return f"attribute_not_exists({schema.PK})", {}
     if old.version == 0:  # written by another program, without one
-        return f"attribute_exists({PK}) AND attribute_not_exists({VERSION})", {}
-    return f"{VERSION} = :old", {":old": {"N": str(old.version)}}
+        return f"attribute_exists({schema.PK}) AND attribute_not_exists({schema.VERSION})", {}
+    return f"{schema.VERSION} = :old", {":old": {"N": str(old.version)}}
 
 
 def _nobody_elses(user: str) -> dict[str, Any]:
     return {
-        "ConditionExpression": f"attribute_not_exists({PK}) OR {OWNER} = :user",
+        "ConditionExpression": f"attribute_not_exists({schema.PK}) OR {schema.OWNER} = :user",
         "ExpressionAttributeValues": {":user": {"S": user}},
     }

@@ -54,8 +54,6 @@ class ConnectionStale(aws.ConnectionClosedError):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a call went, for messages."""
-
     table: str
     region: str
     endpoint: str
@@ -67,12 +65,7 @@ class Place:
         return f"table {self.table!r} in {self.region}{server}"
 
 
-_BOTO_ERRORS: Final = (
-    aws.ClientError,
-    aws.BotoCoreError,
-    UnusableAnswer,
-    OSError,
-)
+_BOTO_ERRORS: Final = (aws.ClientError, aws.BotoCoreError, UnusableAnswer, OSError)
 
 CONDITION_FAILED: Final = "ConditionalCheckFailedException"
 """DynamoDB's name for a conditional write that it refuses."""
@@ -85,46 +78,22 @@ _STILL_UNDER_WAY: Final = "TransactionInProgressException"
 ISSUER: Final = "issuer"
 """Of an error's details: who was asked, where that was not the table's server, but one that gives credentials."""
 
-_THROTTLES: Final = frozenset(
-    (
-        "ProvisionedThroughputExceededException",
-        "ThrottlingException",
-        "Throttling",
-        "ThrottledException",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "TooManyRequestsException",
-        "LimitExceededException",
-        "TransactionConflictException",
-        "ReplicatedWriteConflictException",
-    )
-)
-_STRANGERS: Final = frozenset(
-    (
-        "UnrecognizedClientException",
-        "InvalidClientTokenId",
-        "InvalidSignatureException",
-        "SignatureDoesNotMatch",
-        "IncompleteSignature",
-        "IncompleteSignatureException",
-        "MissingAuthenticationToken",
-        "MissingAuthenticationTokenException",
-        "RequestExpired",
-        "RequestInTheFuture",
-        "RequestTimeTooSkewed",
-    )
-)
+_THROTTLES: Final = frozenset((
+    "ProvisionedThroughputExceededException", "ThrottlingException", "Throttling", "ThrottledException",
+    "RequestLimitExceeded", "RequestThrottled", "TooManyRequestsException", "LimitExceededException",
+    "TransactionConflictException", "ReplicatedWriteConflictException",
+))  # fmt: skip
+_STRANGERS: Final = frozenset((
+    "UnrecognizedClientException", "InvalidClientTokenId", "InvalidSignatureException", "SignatureDoesNotMatch",
+    "IncompleteSignature", "IncompleteSignatureException", "MissingAuthenticationToken",
+    "MissingAuthenticationTokenException", "RequestExpired", "RequestInTheFuture", "RequestTimeTooSkewed",
+))  # fmt: skip
 _EXPIRED: Final = frozenset(("ExpiredTokenException", "ExpiredToken"))
 _DENIED: Final = frozenset(("AccessDeniedException", "AccessDenied", "NotAuthorized", "OptInRequired"))
 _NO_CREDENTIALS: Final = (
-    aws.NoCredentialsError,
-    aws.PartialCredentialsError,
-    aws.CredentialRetrievalError,
-    aws.TokenRetrievalError,
-    aws.NoAuthTokenError,
-    aws.ProfileNotFound,
-    aws.SSOError,
-)
+    aws.NoCredentialsError, aws.PartialCredentialsError, aws.CredentialRetrievalError, aws.TokenRetrievalError,
+    aws.NoAuthTokenError, aws.ProfileNotFound, aws.SSOError,
+)  # fmt: skip
 # botocore's words for what happens on the way; all others that it has are about the set-up.
 _TRANSPORT: Final = (aws.HTTPClientError, aws.ConnectionError)
 _TRANSACTION: Final = "TransactWriteItems"
@@ -175,7 +144,6 @@ def imported(module: str, name: str) -> tuple[type, ...]:
 
 
 def code_of(error: BaseException) -> str:
-    """Return DynamoDB's name for an error; empty where it did not come from there."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, aws.ClientError) else ""
 
 
@@ -204,7 +172,6 @@ def unsignable(place: Place) -> AccessDenied:
 
 
 def explain(error: BaseException, place: Place) -> StoreUnavailable:
-    """Return the error to raise for one that came from botocore, aiohttp or the network."""
     if isinstance(error, aws.ClientError):
         return _no_credentials(error, place) if error.operation_name in _CREDENTIALS_FROM else _answered(error, place)
     cause = error.kwargs.get("error") if isinstance(error, aws.HTTPClientError) else error

@@ -17,38 +17,9 @@ from datetime import UTC, date, datetime, time, timedelta
 from operator import itemgetter
 from typing import Any, Final
 
+from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
-from ratelimit.dynamodb.schema import (
-    ACTION,
-    AT,
-    CREATED,
-    DATA,
-    EVENT_TYPE,
-    GSI2,
-    GSI2PK,
-    GSI2SK,
-    ID_TYPE,
-    PK,
-    RESOURCE,
-    SK,
-    STATUS,
-    TIMELINE_SHARDS,
-    TTL,
-    TYPE,
-    Attribute,
-    Item,
-    action_of_event_sk,
-    event_pk,
-    event_sk,
-    event_sk_bound,
-    id_pk,
-    id_sk,
-    parse_event_pk,
-    parse_event_sk,
-    parse_timeline_sk,
-    timeline_pk,
-    timeline_sk,
-)
+from ratelimit.dynamodb.schema import Attribute, Item
 from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.errors import IndexNotFound, StoreMisconfigured, StoreRefused, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent, encode_metadata
@@ -81,28 +52,28 @@ def event_item(event: UsageEvent, timelines: Collection[str] = ()) -> dict[str, 
     `timelines` are the actions whose events are on a timeline.
     """
     data: dict[str, Attribute] = {
-        ACTION: {"S": event.action},
+        schema.ACTION: {"S": event.action},
         _COST: {"N": str(event.cost)},
         _ALLOWED: {"BOOL": event.allowed},
     }
     if event.status is not None:
-        data[STATUS] = {"N": str(event.status)}
+        data[schema.STATUS] = {"N": str(event.status)}
     if event.duration is not None:
         data[_DURATION] = {"N": str(event.duration)}
     if event.resource is not None:
-        data[RESOURCE] = {"S": event.resource}
+        data[schema.RESOURCE] = {"S": event.resource}
     if event.request_id is not None:
         data[_REQUEST_ID] = {"S": event.request_id}
     if event.metadata:
         # As text: it comes back exactly as it was, and costs less than a map, in bytes and in time.
         data[_METADATA] = {"S": encode_metadata(event.metadata).decode()}
     item: dict[str, Attribute] = {
-        PK: {"S": event_pk(event.user, day_of(event.at_ms))},
-        SK: {"S": event_sk(position_of(event))},
-        TYPE: {"S": EVENT_TYPE},
-        DATA: {"M": data},
-        CREATED: {"N": str(event.at_ms // 1000)},
-        TTL: {"N": str(event.expires_at)},
+        schema.PK: {"S": schema.event_pk(event.user, day_of(event.at_ms))},
+        schema.SK: {"S": schema.event_sk(position_of(event))},
+        schema.TYPE: {"S": schema.EVENT_TYPE},
+        schema.DATA: {"M": data},
+        schema.CREATED: {"N": str(event.at_ms // 1000)},
+        schema.TTL: {"N": str(event.expires_at)},
     }
     return item | timeline_keys(event) if event.action in timelines else item
 
@@ -110,16 +81,16 @@ def event_item(event: UsageEvent, timelines: Collection[str] = ()) -> dict[str, 
 def timeline_keys(event: UsageEvent) -> dict[str, Attribute]:
     """Return what puts the item of an event on the timeline."""
     place = timeline_place(event)
-    pk = timeline_pk(event.action, day_of(event.at_ms), event.allowed, place.tie % TIMELINE_SHARDS)
-    return {GSI2PK: {"S": pk}, GSI2SK: {"S": timeline_sk(place)}}
+    pk = schema.timeline_pk(event.action, day_of(event.at_ms), event.allowed, place.tie % schema.TIMELINE_SHARDS)
+    return {schema.GSI2PK: {"S": pk}, schema.GSI2SK: {"S": schema.timeline_sk(place)}}
 
 
 def event_of(user: str, item: Item) -> UsageEvent | None:
     """Return the event that an item holds; None where it is another project's. Raise `ValueError`, `KeyError`, ..."""
-    position = parse_event_sk(item[SK]["S"])
+    position = schema.parse_event_sk(item[schema.SK]["S"])
     if position is None:
         return None
-    data = item[DATA]["M"]
+    data = item[schema.DATA]["M"]
     return UsageEvent(
         id=position.id,
         user=user,
@@ -127,9 +98,9 @@ def event_of(user: str, item: Item) -> UsageEvent | None:
         at_ms=position.at,
         cost=int(data[_COST]["N"]),
         allowed=data[_ALLOWED]["BOOL"],
-        status=_number(data, STATUS, int),
+        status=_number(data, schema.STATUS, int),
         duration=_number(data, _DURATION, float),
-        resource=data.get(RESOURCE, {}).get("S"),
+        resource=data.get(schema.RESOURCE, {}).get("S"),
         request_id=data.get(_REQUEST_ID, {}).get("S"),
         metadata=json.loads(data[_METADATA]["S"]) if _METADATA in data else {},
     )
@@ -140,30 +111,29 @@ def _number(data: Item, name: str, kind: type[Any]) -> Any:
 
 
 def id_item(event: UsageEvent) -> dict[str, Attribute]:
-    """Return the note of where an id was first seen."""
     return {
         **id_key(event),
-        TYPE: {"S": ID_TYPE},
-        AT: {"N": str(event.at_ms)},
-        ACTION: {"S": event.action},
-        TTL: {"N": str(event.expires_at)},
+        schema.TYPE: {"S": schema.ID_TYPE},
+        schema.AT: {"N": str(event.at_ms)},
+        schema.ACTION: {"S": event.action},
+        schema.TTL: {"N": str(event.expires_at)},
     }
 
 
 def id_key(event: UsageEvent) -> dict[str, Attribute]:
-    return item_key(id_pk(event.user), id_sk(event.id))
+    return item_key(schema.id_pk(event.user), schema.id_sk(event.id))
 
 
 def _key(user: str, position: Position) -> tuple[str, str]:
-    return event_pk(user, day_of(position.at)), event_sk(position)
+    return schema.event_pk(user, day_of(position.at)), schema.event_sk(position)
 
 
 def item_key(pk: str, sk: str) -> dict[str, Attribute]:
-    return {PK: {"S": pk}, SK: {"S": sk}}
+    return {schema.PK: {"S": pk}, schema.SK: {"S": sk}}
 
 
 def noted_position(event_id: str, item: Item) -> Position:
-    return Position(int(item[AT]["N"]), item[ACTION]["S"], event_id)
+    return Position(int(item[schema.AT]["N"]), item[schema.ACTION]["S"], event_id)
 
 
 _NOT_THERE: Final = {"ConditionExpression": "attribute_not_exists(PK)"}
@@ -188,7 +158,11 @@ class DynamoDBEventStore:
         direct = [event for event in events if event.placed_by_id]
         parts = [direct] if direct else []
         parts += [[event] for event in events if not event.placed_by_id]
-        results = await asyncio.gather(*(self._put_part(part, timelines) for part in parts), return_exceptions=True)
+        puts = [
+            self._put_batch(part, timelines) if part is direct else self._put_first(part[0], timelines)
+            for part in parts
+        ]
+        results = await asyncio.gather(*puts, return_exceptions=True)
         unwritten: list[UsageEvent] = []
         failures: list[BaseException] = []
         for part, result in zip(parts, results, strict=True):
@@ -204,7 +178,7 @@ class DynamoDBEventStore:
 
     async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
         """Return what is kept under the id of each, by one or two `BatchGetItem` of a read unit each."""
-        given = [(id_pk(event.user), id_sk(event.id)) for event in events if not event.placed_by_id]
+        given = [(schema.id_pk(event.user), schema.id_sk(event.id)) for event in events if not event.placed_by_id]
         notes = await self.items(given, consistent=True)
         keys = [[_key(event.user, place) for place in self._places(event, notes)] for event in events]
         items = await self.items([key for some in keys for key in some], consistent=True)
@@ -214,26 +188,24 @@ class DynamoDBEventStore:
         ]
 
     async def items(self, keys: Sequence[tuple[str, str]], *, consistent: bool) -> dict[tuple[str, str], Item]:
-        """Return the items of these primary keys that there are: a read unit each, or half where not `consistent`."""
         parts = batches([item_key(*key) for key in dict.fromkeys(keys)], _MAX_BATCH_GET)
         found = await asyncio.gather(*(self._calls.items(part, consistent=consistent) for part in parts))
-        return {(item[PK]["S"], item[SK]["S"]): item for items in found for item in items}
+        return {(item[schema.PK]["S"], item[schema.SK]["S"]): item for items in found for item in items}
 
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
     ) -> Sequence[UsageEvent]:
-        """Return a user's events of a day, the latest first, from the one after `after` on."""
-        pk = event_pk(user, day)
+        pk = schema.event_pk(user, day)
         request: dict[str, Any] = {
             "KeyConditionExpression": "PK = :pk AND SK BETWEEN :since AND :until",
             "ExpressionAttributeValues": {
                 ":pk": {"S": pk},
-                ":since": {"S": event_sk_bound(since)},
-                ":until": {"S": event_sk_bound(until)},
+                ":since": {"S": schema.event_sk_bound(since)},
+                ":until": {"S": schema.event_sk_bound(until)},
             },
             "ScanIndexForward": False,
         }
-        start: Item | None = None if after is None else {PK: {"S": pk}, SK: {"S": event_sk(after)}}
+        start: Item | None = None if after is None else {schema.PK: {"S": pk}, schema.SK: {"S": schema.event_sk(after)}}
         found: list[UsageEvent] = []
         while True:
             items, start = await self._query(request, start, limit - len(found))
@@ -251,11 +223,10 @@ class DynamoDBEventStore:
         after: TimelinePlace | None = None,
         wanted: EventFilter = ANY,
     ) -> TimelinePage:
-        """Return a page of an action's events of all users, from the index `GSI2`."""
         below = min(after or TimelinePlace(until, 0), TimelinePlace(until, 0))
         try:
             items, rest = await TimelinePageReader(self._calls, action, since, below, wanted).page(limit)
-            events = [event_of(parse_event_pk(item[PK]["S"]) or "", item) for item in items]
+            events = [event_of(schema.parse_event_pk(item[schema.PK]["S"]) or "", item) for item in items]
         except StoreRefused as error:
             if "index" not in str(error):
                 raise
@@ -267,15 +238,17 @@ class DynamoDBEventStore:
 
     async def actions(self, user: str, day: date) -> Set[str]:
         """Return the actions of a day, by their keys: what cannot be read otherwise is found all the same."""
-        return {action_of_event_sk(key[SK]["S"]) async for keys in self._keys(event_pk(user, day)) for key in keys}
+        return {
+            schema.action_of_event_sk(key[schema.SK]["S"])
+            async for keys in self._keys(schema.event_pk(user, day))
+            for key in keys
+        }
 
     async def erase(self, user: str, day: date) -> int:
-        """Delete a user's events of a day. Return how many there were."""
-        return await self._delete_partition(event_pk(user, day))
+        return await self._delete_partition(schema.event_pk(user, day))
 
     async def forget(self, user: str) -> int:
-        """Delete what is remembered of a user's event ids."""
-        return await self._delete_partition(id_pk(user))
+        return await self._delete_partition(schema.id_pk(user))
 
     async def delete(self, keys: Sequence[Item]) -> None:
         """Delete up to `MAX_EVENTS_PER_PUT` items, whatever they are."""
@@ -289,23 +262,17 @@ class DynamoDBEventStore:
 
         await self._calls.retry("BatchWriteItem", send, on=HARMLESS)
 
-    async def _put_part(self, part: Sequence[UsageEvent], timelines: Collection[str]) -> list[UsageEvent]:
-        """Return what was not written of it."""
-        if part[0].placed_by_id:
-            return await self._put_batch(part, timelines)
-        return await self._put_first(part[0], timelines)
-
     async def _put_batch(self, events: Sequence[UsageEvent], timelines: Collection[str]) -> list[UsageEvent]:
         """Write all of them in one request, which must not name a key twice."""
         by_key: dict[str, tuple[UsageEvent, Item]] = {}
         for event in events:
             item = event_item(event, timelines)
-            by_key.setdefault(item[PK]["S"] + item[SK]["S"], (event, item))
+            by_key.setdefault(item[schema.PK]["S"] + item[schema.SK]["S"], (event, item))
         requests = [{"PutRequest": {"Item": item}} for _, item in by_key.values()]
         self._calls.stats.calls["BatchWriteItem"] += 1
         left = await self._write_batch(requests)
         keys = (request["PutRequest"]["Item"] for request in left)
-        return [by_key[key[PK]["S"] + key[SK]["S"]][0] for key in keys]
+        return [by_key[key[schema.PK]["S"] + key[schema.SK]["S"]][0] for key in keys]
 
     async def _put_first(self, event: UsageEvent, timelines: Collection[str]) -> list[UsageEvent]:
         """Write an event whose id was given where that id was first seen, unless it is there already."""
@@ -332,8 +299,8 @@ class DynamoDBEventStore:
 
     def _places(self, event: UsageEvent, notes: Mapping[tuple[str, str], Item]) -> list[Position]:
         """Return where an event may lie. A note that has expired says nothing, as when an event is put."""
-        note = notes.get((id_pk(event.user), id_sk(event.id)))
-        if note is None or int(note[TTL]["N"]) < event.at_ms // 1000:
+        note = notes.get((schema.id_pk(event.user), schema.id_sk(event.id)))
+        if note is None or int(note[schema.TTL]["N"]) < event.at_ms // 1000:
             return places_of(event)
         try:
             return [noted_position(event.id, note)]
@@ -364,12 +331,11 @@ class DynamoDBEventStore:
         while True:
             items, start = await self._query(request, start, at_once)
             if items:
-                yield [{PK: item[PK], SK: item[SK]} for item in items]
+                yield [{schema.PK: item[schema.PK], schema.SK: item[schema.SK]} for item in items]
             if start is None:
                 return
 
     async def _write_batch(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the requests that were not processed."""
         result = await (await self._transport()).write_batch(requests)
         self._calls.stats.write_units += result.write_units
         return list(result.left)
@@ -385,10 +351,9 @@ class DynamoDBEventStore:
 
 
 def _not_seen_before(event: UsageEvent) -> dict[str, Any]:
-    """Return the condition that there is no note of its id, or one that has expired and was not taken away yet."""
     return {
         "ConditionExpression": f"{_NOT_THERE['ConditionExpression']} OR #ttl < :at",
-        "ExpressionAttributeNames": {"#ttl": TTL},
+        "ExpressionAttributeNames": {"#ttl": schema.TTL},
         "ExpressionAttributeValues": {":at": {"N": str(event.at_ms // 1000)}},
     }
 
@@ -423,9 +388,8 @@ class TimelinePageReader:
         """Newest first."""
 
     async def page(self, limit: int) -> tuple[list[Item], TimelinePlace | None]:
-        """Return up to `limit` items, and the place after which there may be more."""
         is_filtered = "FilterExpression" in self._request
-        at_once = _AT_ONCE_FILTERED if is_filtered else limit * 3 // (2 * TIMELINE_SHARDS) + 4
+        at_once = _AT_ONCE_FILTERED if is_filtered else limit * 3 // (2 * schema.TIMELINE_SHARDS) + 4
         days_at_once, read = 1, 0
         while read < MAX_READ:
             shards = self._needed(limit)
@@ -447,10 +411,10 @@ class TimelinePageReader:
     def _next_days(self, count: int) -> list[_Shard]:
         days = [self._days.popleft() for _ in range(min(count, len(self._days)))]
         shards = [
-            _Shard(timeline_pk(self._action, day, allowed, shard), min(self._below, _end_of(day)))
+            _Shard(schema.timeline_pk(self._action, day, allowed, shard), min(self._below, _end_of(day)))
             for day in days
             for allowed in self._outcomes
-            for shard in range(TIMELINE_SHARDS)
+            for shard in range(schema.TIMELINE_SHARDS)
         ]
         self._shards += shards
         return shards
@@ -462,9 +426,9 @@ class TimelinePageReader:
         for shard, answer in zip(shards, answers, strict=True):
             if isinstance(answer, BaseException):
                 raise answer
-            self._found += [(parse_timeline_sk(item[GSI2SK]["S"]), item) for item in answer["Items"]]
+            self._found += [(schema.parse_timeline_sk(item[schema.GSI2SK]["S"]), item) for item in answer["Items"]]
             last = answer.get("LastEvaluatedKey")
-            shard.bound = parse_timeline_sk(last[GSI2SK]["S"]) if last else None
+            shard.bound = schema.parse_timeline_sk(last[schema.GSI2SK]["S"]) if last else None
             looked_at += answer.get("ScannedCount", len(answer["Items"]))
         self._found.sort(key=itemgetter(0), reverse=True)
         return looked_at
@@ -475,7 +439,7 @@ class TimelinePageReader:
         values = {
             **self._request["ExpressionAttributeValues"],
             ":pk": {"S": shard.pk},
-            ":until": {"S": timeline_sk(TimelinePlace(at, tie - 1))},
+            ":until": {"S": schema.timeline_sk(TimelinePlace(at, tie - 1))},
         }
         return await self._calls.listing(
             "Query", **self._request | {"ExpressionAttributeValues": values, "Limit": limit}
@@ -494,17 +458,17 @@ class TimelinePageReader:
 
 def _request(since: int, wanted: EventFilter) -> dict[str, Any]:
     """Return the query, but for what is each shard's. The outcome is a part of the key, and so needs no filter."""
-    values: dict[str, Attribute] = {":since": {"S": timeline_sk(TimelinePlace(since, -1))}}
+    values: dict[str, Attribute] = {":since": {"S": schema.timeline_sk(TimelinePlace(since, -1))}}
     tests = []
     if wanted.status is not None:
-        tests.append(f"{DATA}.{STATUS} = :status")
+        tests.append(f"{schema.DATA}.{schema.STATUS} = :status")
         values[":status"] = {"N": str(wanted.status)}
     if wanted.resource is not None:
-        tests.append(f"{DATA}.{RESOURCE} = :resource")
+        tests.append(f"{schema.DATA}.{schema.RESOURCE} = :resource")
         values[":resource"] = {"S": wanted.resource}
     return {
-        "IndexName": GSI2,
-        "KeyConditionExpression": f"{GSI2PK} = :pk AND {GSI2SK} BETWEEN :since AND :until",
+        "IndexName": schema.GSI2,
+        "KeyConditionExpression": f"{schema.GSI2PK} = :pk AND {schema.GSI2SK} BETWEEN :since AND :until",
         "ExpressionAttributeValues": values,
         "ScanIndexForward": False,
         **({"FilterExpression": " AND ".join(tests)} if tests else {}),
@@ -512,7 +476,6 @@ def _request(since: int, wanted: EventFilter) -> dict[str, Any]:
 
 
 def _days(since: int, below: TimelinePlace) -> Iterator[date]:
-    """Yield the UTC days to look at, the last one first."""
     newest = below.at - (below.tie == 0)
     if newest < since:
         return

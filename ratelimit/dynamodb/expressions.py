@@ -22,7 +22,6 @@ Update: TypeAlias = Mapping[str, Any]
 
 
 def encode(write: Write) -> Update:
-    """Return the parameters of one `UpdateItem`, all but the table and the key."""
     draft = _Draft()
     draft.set(TYPE, {"S": LIMIT_TYPE})
     draft.set(TTL, number(write.expires_at))

@@ -16,26 +16,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.cursor import decode_cursor, encode_cursor
+from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import ConditionFailed, Retries, Stats, TableCalls
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore, event_of
-from ratelimit.dynamodb.schema import (
-    EVENT_TYPE,
-    IDENTITY_TYPE,
-    LIMIT_TYPE,
-    META,
-    OWNER,
-    PK,
-    SK,
-    TTL,
-    TYPE,
-    Item,
-    escape,
-    parse_event_pk,
-    parse_limit_pk,
-    record_of,
-)
+from ratelimit.dynamodb.schema import Item
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.event import UsageEvent
@@ -86,7 +72,7 @@ class DynamoDBScans:
         self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
     ) -> ScanPage[UsageEvent]:
         values = {
-            ":type": {"S": EVENT_TYPE},
+            ":type": {"S": schema.EVENT_TYPE},
             ":since": {"N": str(since // 1000)},
             ":until": {"N": str(until // 1000)},
         }
@@ -99,7 +85,7 @@ class DynamoDBScans:
     ) -> ScanPage[tuple[Key, Record]]:
         request: dict[str, Any] = {
             "FilterExpression": _RECORDS,
-            "ExpressionAttributeValues": {":type": {"S": LIMIT_TYPE}},
+            "ExpressionAttributeValues": {":type": {"S": schema.LIMIT_TYPE}},
         }
         if field is not None:
             request["FilterExpression"] += " AND attribute_exists(#field)"
@@ -135,10 +121,10 @@ class DynamoDBScans:
         where: dict[str, Any] = {} if part.of == 1 else {"Segment": part.index, "TotalSegments": part.of}
         if cursor is not None:
             pk, sk = decode_cursor(cursor, tuple[str, str])
-            where["ExclusiveStartKey"] = {PK: {"S": pk}, SK: {"S": sk}}
+            where["ExclusiveStartKey"] = {schema.PK: {"S": pk}, schema.SK: {"S": sk}}
 
         items, last = await self._calls.page("Scan", attempts=attempts, ConsistentRead=True, **request, **where)
-        rest = encode_cursor((last[PK]["S"], last[SK]["S"])) if last else None
+        rest = encode_cursor((last[schema.PK]["S"], last[schema.SK]["S"])) if last else None
         entries = (self._read(item, read) for item in items)
         return ScanPage(tuple(entry for entry in entries if entry is not None), rest)
 
@@ -146,20 +132,20 @@ class DynamoDBScans:
         try:
             return read(item)
         except (KeyError, ValueError, TypeError) as error:
-            where = item.get(PK, {}).get("S")
+            where = item.get(schema.PK, {}).get("S")
             raise StoreMisconfigured(
                 f"table {self._calls.table!r} holds an item that cannot be read, under {where!r}: {error!r}"
             ) from error
 
 
 def _event(item: Item) -> UsageEvent | None:
-    user = parse_event_pk(item[PK]["S"])
+    user = schema.parse_event_pk(item[schema.PK]["S"])
     return None if user is None else event_of(user, item)
 
 
 def _record(item: Item) -> tuple[Key, Record] | None:
-    key = parse_limit_pk(item[PK]["S"])
-    return None if key is None else (key, record_of(item))
+    key = schema.parse_limit_pk(item[schema.PK]["S"])
+    return None if key is None else (key, schema.record_of(item))
 
 
 class _Found(NamedTuple):
@@ -194,12 +180,14 @@ async def erase(
 
 async def erase_actions(actions: Collection[str], calls: TableCalls, events: DynamoDBEventStore) -> int:
     """Delete the counters of these actions, of all users, and return how many there were. Reads the whole table."""
-    values = {f":v{number}": {"S": f"#LIM#{escape(action)}"} for number, action in enumerate(actions)}
-    test = " OR ".join(f"contains({PK}, {value})" for value in values)
+    values = {f":v{number}": {"S": f"#LIM#{schema.escape(action)}"} for number, action in enumerate(actions)}
+    test = " OR ".join(f"contains({schema.PK}, {value})" for value in values)
     request = {"FilterExpression": test, "ExpressionAttributeValues": values, "ConsistentRead": True}
     erased = 0
     async for keys in _each_key(calls, request):
-        found = [item for item in keys if (key := parse_limit_pk(item[PK]["S"])) and key.action in actions]
+        found = [
+            item for item in keys if (key := schema.parse_limit_pk(item[schema.PK]["S"])) and key.action in actions
+        ]
         for group in batches(found, MAX_EVENTS_PER_PUT):
             await events.delete(group)
         erased += len(found)
@@ -222,7 +210,7 @@ async def sweep_table(settings: Settings, *, clock: Clock | None = None) -> int:
 
         calls = TableCalls(opened, settings, stats := Stats(), Retries(_SEARCH_ATTEMPTS, stats))
         expired: dict[str, Any] = {
-            "ExpressionAttributeNames": {"#ttl": TTL},
+            "ExpressionAttributeNames": {"#ttl": schema.TTL},
             "ExpressionAttributeValues": {":now": {"N": str((clock or SystemClock()).now() // SECOND)}},
         }
 
@@ -243,7 +231,7 @@ async def sweep_table(settings: Settings, *, clock: Clock | None = None) -> int:
 async def _each_key(calls: TableCalls, request: Mapping[str, Any]) -> AsyncIterator[Sequence[Item]]:
     """Yield the keys of all that a filter lets through, page by page."""
     start: Mapping[str, Any] = {}
-    projection = f"{PK}, {SK}"
+    projection = f"{schema.PK}, {schema.SK}"
     while True:
         keys, last = await calls.page(
             "Scan", attempts=_SEARCH_ATTEMPTS, Limit=SCAN_PAGE, ProjectionExpression=projection, **request, **start
@@ -274,8 +262,8 @@ class _Names:
     def __init__(self, users: Collection[str], emails: Collection[str]) -> None:
         self._owners = users
         self._begin = {
-            _USER: {form for user in users for form in (escape(user), user)},
-            _EMAIL: {form for name in (*users, *emails) for form in (escape(name), name)},
+            _USER: {form for user in users for form in (schema.escape(user), user)},
+            _EMAIL: {form for name in (*users, *emails) for form in (schema.escape(name), name)},
         }
 
     def request(self) -> dict[str, Any]:
@@ -284,30 +272,30 @@ class _Names:
         return {
             "FilterExpression": " OR ".join(tests),
             "ExpressionAttributeValues": {f":v{number}": {"S": text} for number, (_, text) in enumerate(texts)},
-            "ProjectionExpression": f"{PK}, {SK}, {TYPE}, {OWNER}",
+            "ProjectionExpression": f"{schema.PK}, {schema.SK}, {schema.TYPE}, {schema.OWNER}",
         }
 
     def found(self, item: Item) -> _Found | None:
         """Return what an item is; None where it is not the user's, or of another project in the same table."""
         trace = self._trace(item)
-        return None if trace is None else _Found(trace, {PK: item[PK], SK: item[SK]})
+        return None if trace is None else _Found(trace, {schema.PK: item[schema.PK], schema.SK: item[schema.SK]})
 
     def _texts(self) -> Iterator[tuple[str, str]]:
         for prefix, forms in self._begin.items():
             for form in sorted(forms):
                 if prefix == _USER:
-                    yield f"{PK} = {{}}", prefix + form
-                yield f"begins_with({PK}, {{}})", f"{prefix}{form}#"
+                    yield f"{schema.PK} = {{}}", prefix + form
+                yield f"begins_with({schema.PK}, {{}})", f"{prefix}{form}#"
         for user in self._owners:
-            yield f"{OWNER} = {{}}", user
+            yield f"{schema.OWNER} = {{}}", user
 
     def _trace(self, item: Item) -> Trace | None:
-        pk, sk = item[PK]["S"], item[SK]["S"]
-        if item.get(TYPE) == {"S": IDENTITY_TYPE} and item.get(OWNER, {}).get("S") in self._owners:
+        pk, sk = item[schema.PK]["S"], item[schema.SK]["S"]
+        if item.get(schema.TYPE) == {"S": schema.IDENTITY_TYPE} and item.get(schema.OWNER, {}).get("S") in self._owners:
             return "identities"
         for prefix, forms in self._begin.items():
             for form in forms:
-                if pk == prefix + form and prefix == _USER and sk == META:
+                if pk == prefix + form and prefix == _USER and sk == schema.META:
                     return "entries"
                 if pk.startswith(f"{prefix}{form}#") and (trace := _trace_of(pk.removeprefix(f"{prefix}{form}#"))):
                     return trace

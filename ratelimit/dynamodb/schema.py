@@ -142,7 +142,6 @@ def event_pk(user: str, day: date) -> str:
 
 
 def parse_event_pk(pk: str) -> str | None:
-    """Return the user of a partition of events; None where it is another project's."""
     match pk.split("#"):
         case ["USR", user, "ULOG", _]:
             return unescape(user)
@@ -159,7 +158,6 @@ def event_sk_bound(at: int) -> str:
 
 
 def parse_event_sk(sk: str) -> Position | None:
-    """Return the position of an event; None where it is another project's."""
     match sk.split("#"):
         case ["ULOG", at, action, event_id] if at.isascii() and at.isdecimal():
             return Position(int(at), unescape(action), unescape(event_id))
@@ -185,7 +183,6 @@ def timeline_sk(place: TimelinePlace) -> str:
 
 
 def parse_timeline_sk(sk: str) -> TimelinePlace:
-    """Return the place of an event. Raise `ValueError` where it is another project's."""
     at, _, tie = sk.partition("#")
     return TimelinePlace(int(at), int(tie, 16))
 
@@ -227,7 +224,6 @@ def table_definition(table: str, indexes: Sequence[str] = (GSI1,)) -> dict[str, 
 
 
 def index_definition(name: str) -> dict[str, Any]:
-    """Return an index as `CreateTable` and `UpdateTable` want it on a table that is billed on demand."""
     return {
         "IndexName": name,
         "KeySchema": _keys(INDEX_SCHEMAS[name]),

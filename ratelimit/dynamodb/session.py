@@ -141,7 +141,6 @@ def check_credentials(found: Any, place: Place) -> None:
 
 
 def unusable_credentials(error: ValueError, place: Place) -> StoreMisconfigured:
-    """Return the error for an address or a token of the container's that botocore does not take."""
     return StoreMisconfigured(f"no AWS credentials for {place}: {error}")
 
 
@@ -159,7 +158,6 @@ def client_options(settings: Settings, endpoint: str | None) -> dict[str, Any]:
 
 
 def no_url() -> StoreMisconfigured:
-    """Return the error for an endpoint that botocore cannot read."""
     return StoreMisconfigured("the endpoint is not a URL; look at AWS_ENDPOINT_URL_DYNAMODB")
 
 
@@ -171,7 +169,6 @@ def check_answers(api: Any) -> None:
 def opened(
     api: Any, settings: Settings, exits: AsyncExitStack, *, credentials: Any, verify: Verify, clock: ServerClock
 ) -> Client:
-    """Return the client around one of botocore's that was just made."""
     endpoint = without_userinfo(api.meta.endpoint_url)
     place = Place(settings.table, api.meta.region_name, endpoint, len(settings.regions) > 1)
     return Client(api, place, exits, credentials=credentials, verify=verify, clock=clock)

@@ -12,11 +12,10 @@ from importlib import import_module
 from typing import Any, ClassVar, NamedTuple, Self, Unpack
 
 from ratelimit.blocking import aside
-from ratelimit.dynamodb.access import Client, LaterApi, ServerClock
+from ratelimit.dynamodb.access import Client, LaterApi, ServerClock, Way, way_of
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
 from ratelimit.dynamodb.control import prepare
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
-from ratelimit.dynamodb.environment import Way, way_of
 from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.scans import DynamoDBScans, erase, erase_actions
 from ratelimit.dynamodb.schema import PK, limit_key, limit_pk

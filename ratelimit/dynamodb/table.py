@@ -14,8 +14,15 @@ from typing import Any, Final, TypeAlias, TypeVar
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Retries, Stats
-from ratelimit.dynamodb.control import Control, WaitedInVain, billing_of, is_settled
-from ratelimit.dynamodb.replicas import check_replicas, is_strong, recorded_and_wanted
+from ratelimit.dynamodb.control import (
+    Control,
+    WaitedInVain,
+    billing_of,
+    check_replicas,
+    is_settled,
+    is_strong,
+    recorded_and_wanted,
+)
 from ratelimit.dynamodb.settings import Settings, is_amazon
 from ratelimit.dynamodb.table_diff import (
     MODES,

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.control import billing_of, keys_of
+from ratelimit.dynamodb.control import billing_of, is_strong, keys_of, replicas_of, replicas_problem, shown_replicas
 from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.replicas import is_strong, replicas_of, replicas_problem, shown_replicas
 from ratelimit.errors import ConfigError
 from ratelimit.regions.regions import RegionsMode
 
@@ -62,12 +61,10 @@ class TableSpec:
 
     @property
     def indexes(self) -> tuple[str, ...]:
-        """Return the names of the indexes."""
         return (schema.GSI1, schema.GSI2) if self.gsi2 else (schema.GSI1,)
 
     @property
     def throughput(self) -> dict[str, int] | None:
-        """Return the table's, in wire form; None where it is not fixed."""
         if self.read is None or self.write is None:
             return None
         return _throughput(self.read, self.write)
@@ -81,7 +78,6 @@ class TableSpec:
         return _throughput(self.read, self.write)
 
     def encryption(self) -> dict[str, Any]:
-        """Return the `SSESpecification`."""
         return {"Enabled": True, "SSEType": "KMS", "KMSMasterKeyId": self.kms_key}
 
 
@@ -119,8 +115,6 @@ _LOCAL: Final = ":ddblocal:"
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A part that could not be looked at."""
-
     why: str
     permission: str | None = None
     """The IAM action that would let it be looked at; None where this engine does not know the part at all."""
@@ -189,7 +183,6 @@ class TableStatus:
 
 
 def to_status(description: Mapping[str, Any], snapshot: TableSnapshot) -> TableStatus:
-    """Put a snapshot in one record; its description has to be known."""
     parts: dict[str, object] = {"expiry": snapshot.ttl, "recovery": snapshot.recovery, "tags": snapshot.tags}
     indexes = tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
     throughput = description.get("ProvisionedThroughput") or {}
@@ -261,7 +254,6 @@ class TableDiff:
 
     @property
     def mendable(self) -> bool:
-        """Return whether `upgrade` can do something about it."""
         return self.verdict == "differs" and self.remedy == UPGRADE
 
 
@@ -290,11 +282,8 @@ def _replicas(snapshot: TableSnapshot, table: Mapping[str, Any], spec: TableSpec
     problem = replicas_problem(table, snapshot.place, spec.mode, spec.regions)
     if problem is None:
         return _line("replicas", "replicas", found, found)
-    return _line("replicas", "replicas", found, _wanted_replicas(spec), remedy=problem)
-
-
-def _wanted_replicas(spec: TableSpec) -> str:
-    return "a mode to count in" if spec.mode is None else f"{', '.join(spec.regions)}, for {spec.mode}"
+    wanted = "a mode to count in" if spec.mode is None else f"{', '.join(spec.regions)}, for {spec.mode}"
+    return _line("replicas", "replicas", found, wanted, remedy=problem)
 
 
 def _keys(table: Mapping[str, Any]) -> Iterator[TableDiff]:
@@ -329,7 +318,8 @@ def _index_text(table: Mapping[str, Any], index: Mapping[str, Any]) -> str:
 
 def _billing(table: Mapping[str, Any], spec: TableSpec) -> TableDiff:
     mode, throughput = billing_of(table), table.get("ProvisionedThroughput") or {}
-    found, wanted, remedy = _words(mode), str(spec.billing or "on-demand"), UPGRADE
+    found = next((words for words, name in MODES.items() if name == mode), mode)
+    wanted, remedy = str(spec.billing or "on-demand"), UPGRADE
     if spec.throughput:
         wanted = f"{wanted}, {_units(spec.throughput)}"
         found = f"{found}, {_units(throughput)}" if mode == MODES["provisioned"] else found
@@ -340,10 +330,6 @@ def _billing(table: Mapping[str, Any], spec: TableSpec) -> TableDiff:
 
 def _units(throughput: Mapping[str, Any]) -> str:
     return f"{throughput.get('ReadCapacityUnits')} read, {throughput.get('WriteCapacityUnits')} write"
-
-
-def _words(mode: str) -> str:
-    return next((words for words, name in MODES.items() if name == mode), mode)
 
 
 def _encryption(snapshot: TableSnapshot, table: Mapping[str, Any], spec: TableSpec) -> TableDiff:

@@ -26,7 +26,7 @@ from ratelimit.http.policy_check import Routes, SurfaceOptions
 from ratelimit.http.refusal import OnRefused, Refusals, stack
 from ratelimit.http.request_handler import RequestHandler
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.alerts import AlertHook
+from ratelimit.limiter.background import AlertHook
 from ratelimit.policy import Exempt, UserFrom
 from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog

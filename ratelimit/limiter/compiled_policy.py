@@ -28,7 +28,7 @@ from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource, check_together, members_of
 from ratelimit.quota import INACTIVE, UNLIMITED, Quota, Quotas, QuotasLike, to_quotas
-from ratelimit.regions.split import SplitStore
+from ratelimit.regions.sum import SplitStore
 from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record, Write
 
 _DAY_S: Final = DAY // SECOND
@@ -77,7 +77,6 @@ class CompiledPolicy:
         """Which quota, which threshold of it, and the units that reach that."""
 
     def spend(self, now: int, cost: int, cached: CachedRecord, contended: bool = False) -> Write | None:
-        """Take `cost` from every quota or from none, and count it; None where, as far as is known, it does not fit."""
         parts: list[Ops] = []
         for one in self._rules:
             ops = one.spend(now, cost, cached.record, contended)
@@ -153,7 +152,6 @@ class CompiledPolicy:
         return max(starts) // SECOND
 
     def fits(self, now: int, cost: int, record: Record) -> bool:
-        """Return whether a record, if true, has room for `cost`."""
         return cost <= 0 or None not in [one.spend(now, cost, record) for one in self._rules]
 
     def ahead(self, now: int, cost: int, wanted: int, share: int, record: Record) -> int:
@@ -183,7 +181,6 @@ class CompiledPolicy:
         return Write(tuple(ops), self._kept_until(ops, cached))
 
     def charge(self, now: int, cost: int, cached: CachedRecord, contended: bool = False) -> Write:
-        """Take `cost` from every quota whether or not it fits, and count it."""
         parts = [one.charge(now, cost, cached.record, contended) for one in self._rules]
         self._turn_to(now)
         cached.is_clean(self._epoch_start, now)
@@ -212,7 +209,6 @@ class CompiledPolicy:
         return Write(ops, self._kept_until(ops, cached)) if ops else None
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
-        """Return how every quota stands by a true record."""
         if len(self._rules) == 1:
             return (self._rules[0].state(now, cost, record),)
         return tuple([one.state(now, cost, record) for one in self._rules])
@@ -267,7 +263,6 @@ class CompiledPolicy:
 
 
 def drops(now: int, fields: list[str]) -> Write:
-    """Return a write that drops these fields and does nothing else."""
     return Write(tuple(map(Drop, fields)), (now // DAY + KEPT_DAYS) * _DAY_S)
 
 
@@ -380,7 +375,6 @@ class PolicyResolver:
         return compiled
 
     def _with(self, action: str, quotas: Quotas, algorithm: AlgorithmName | None) -> CompiledPolicy:
-        """Return the action's policy with these quotas, or a new one."""
         key = (action, quotas, quotas is UNLIMITED, quotas is INACTIVE, algorithm)
         compiled = self._made.get(key)
         if compiled is None:

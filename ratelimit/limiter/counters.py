@@ -13,7 +13,7 @@ from ratelimit.algorithms.concurrency import without_spent
 from ratelimit.algorithms.fields import RESERVED, SLOTS, buckets_end, current_totals
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled
-from ratelimit.limiter.alerts import Alerts
+from ratelimit.limiter.background import Alerts
 from ratelimit.limiter.compiled_policy import DROPS_AT_ONCE, CompiledPolicy, drops
 from ratelimit.limiter.record_cache import NEVER, CachedRecord, RecordCache
 from ratelimit.names import Key

@@ -65,36 +65,10 @@ Answer: TypeAlias = list[Decision]
 """A decision for each part of a group."""
 
 
-class JointCounters:
-    """Spends groups on one store: all parts of a group or none."""
-
-    def __init__(self, counters: Counters) -> None:
-        self._counters = counters
-
-    def known_refusal(self, group: Group, now: int) -> Answer | None:
-        """Return the answer that the store would surely give, where one of the parts is known to be refused."""
-        for part in group:
-            cached = self._counters.cache.peek(part.key)
-            if (
-                part.is_enforced
-                and cached is not None
-                and self._counters.known_refusal(part.compiled, part.key, now, part.cost, cached) is not None
-            ):
-                return self.look(group, now)
-        return None
-
-    def look(self, group: Group, now: int) -> Answer:
-        """Return how each part stands by what is known of it, nothing being spent."""
-        return [_decision(part, now, self._counters.cached(part.key)) for part in group]
-
-    def spending(self, groups: Sequence[Group], now: int) -> Spending:
-        """Return what spends those that fit, in this order: all of them in one write, or as many as that takes."""
-        return Spending(self._counters, groups, now)
-
-
 class Spending:
-    """Some groups: those that are decided, whose `answers` are known by their number, and those that are `left`. `run`
-    may raise `StoreUnavailable`."""
+    """Spends on one store those groups that fit, in their order, each all or none: in one write, or as many as that
+    takes. Of those that are decided the `answers` are known by their number, others are `left`. `run` may raise
+    `StoreUnavailable`."""
 
     def __init__(self, counters: Counters, groups: Sequence[Group], now: int) -> None:
         self.answers: dict[int, Answer] = {}
@@ -107,7 +81,6 @@ class Spending:
         """Those read since this began: what does not fit them is refused."""
 
     async def run(self) -> None:
-        """Decide all of them."""
         attempt = 0
         while self.left:
             if attempt == _ATTEMPTS:
@@ -142,7 +115,6 @@ class Spending:
         return await self._write(plan, contended) if plan.chosen else True
 
     async def _write(self, plan: _Plan, contended: bool) -> bool:
-        """Write what was planned."""
         writes: list[tuple[Key, Write]] = []
         for key, (compiled, total) in plan.totals.items():
             write = compiled.spend(self._now, total, self._cached[key], contended)
@@ -232,6 +204,11 @@ class _Plan:
             self.chosen[number] = parts
 
 
+def _look(counters: Counters, group: Group, now: int) -> Answer:
+    """Return how each part stands by what is known of it, nothing being spent."""
+    return [_decision(part, now, counters.cached(part.key)) for part in group]
+
+
 def _decision(part: JointPart, now: int, cached: CachedRecord) -> Decision:
     return _meant(part, decide(part.compiled, part.key, now, part.cost, cached.record))
 
@@ -266,8 +243,7 @@ class JointChecker:
 
     def __init__(self, checker: Checker, counters: Counters, fallback: Fallback, clock: Clock, deadline: float) -> None:
         self._checker = checker
-        self._counters = JointCounters(counters)
-        self._local = JointCounters(fallback.counters)
+        self._counters = counters
         self._fallback = fallback
         self._clock = clock
         self._coalescer: Coalescer[Group, Answer | None] = Coalescer(self._spend_many, clock, deadline)
@@ -295,7 +271,6 @@ class JointChecker:
         ]
 
     async def finish(self) -> None:
-        """Let those who wait have their answers."""
         await self._coalescer.finish()
 
     async def _alone(self, part: JointPart) -> Decision:
@@ -306,8 +281,8 @@ class JointChecker:
         if any(part.compiled.lease is not None for part in group):
             return await self._check_leased(group)
         now = self._clock.now()
-        answer = self._counters.known_refusal(group, now)
-        if answer is not None:
+        if any(self._is_known_refusal(part, now) for part in group):
+            answer: Answer | None = _look(self._counters, group, now)
             self._checker.stats.denials_cached += 1
         else:
             try:
@@ -318,6 +293,13 @@ class JointChecker:
             answer = await self._answer_unasked(group, now)
         self._checker.observe(answer, now)
         return answer
+
+    def _is_known_refusal(self, part: JointPart, now: int) -> bool:
+        """Return whether the store would surely refuse this part, and with it the group."""
+        cached = self._counters.cache.peek(part.key)
+        if not part.is_enforced or cached is None:
+            return False
+        return self._counters.known_refusal(part.compiled, part.key, now, part.cost, cached) is not None
 
     async def _check_leased(self, group: Group) -> Answer:
         """Take what has a lease from what this process holds, and write the rest; where that is refused, hold it again.
@@ -339,7 +321,7 @@ class JointChecker:
             if len(answers) < len(group) or not all(answers.values()):
                 self._restore(leased, answers)
         now = self._clock.now()
-        return [answers[part.key] if part.key in answers else self._counters.look([part], now)[0] for part in group]
+        return [answers[part.key] if part.key in answers else _look(self._counters, [part], now)[0] for part in group]
 
     def _restore(self, leased: Group, answers: dict[Key, Decision]) -> None:
         """Put back what was taken from where it was: the lease, or what this process counts without the store."""
@@ -376,7 +358,7 @@ class JointChecker:
 
     async def _spend_now(self, groups: Sequence[Group], now: int) -> list[Answer | None]:
         """Return the answers; None for those that the store has not decided, where it has decided others."""
-        spending = self._counters.spending(groups, now)
+        spending = Spending(self._counters, groups, now)
         try:
             with self._checker.store_call():
                 await spending.run()
@@ -394,10 +376,10 @@ class JointChecker:
             for part in group
             if part not in local
         }
-        spending = self._local.spending([local], now)
+        spending = Spending(self._fallback.counters, [local], now)
         if all(answers.values()):
             await spending.run()
-        decided = spending.answers.get(0) or self._local.look(local, now)
+        decided = spending.answers.get(0) or _look(self._fallback.counters, local, now)
         for part, decision in zip(local, decided, strict=True):
             unasked = decision.allowed and not decision.shadow_denied
             answers[part.key] = msgspec.structs.replace(decision, reason="unavailable") if unasked else decision

@@ -94,7 +94,6 @@ class Lease:
             self._counted, self._counted_at = counted, now
 
     def throttled(self) -> None:
-        """Take more ahead, to write more seldom."""
         self._ahead = min(2 * self._ahead, MAX_AHEAD_US)
 
     def _rate(self, now: int) -> int:
@@ -212,12 +211,10 @@ class Leases:
         self._spending.clear()
 
     async def release(self, key: Key) -> None:
-        """Give back what is held of this key, and wait for it."""
         of_key = [held for held in self._leases if held[0] == key]
         await self._return_all(iter([(held, self._leases.pop(held)) for held in of_key]))
 
     async def close(self) -> None:
-        """Give back everything."""
         leases, self._leases = self._leases, OrderedDict()
         left = iter(leases.items())
         if is_blocking():
@@ -245,7 +242,6 @@ class Leases:
         return lease
 
     def _return_idle(self, now: int, looks: int) -> None:
-        """End leases that are not used."""
         for _ in range(min(looks, len(self._leases))):
             (key, compiled), lease = next(iter(self._leases.items()))
             if now - lease.used_at < IDLE_US:

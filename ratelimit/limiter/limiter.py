@@ -21,21 +21,26 @@ from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND, Clock, SystemClock, since_epoch
 from ratelimit.decision import Decision, JointDecision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, QuotaExceeded, StoreThrottled, StoreUnavailable
-from ratelimit.limiter.alerts import MAX_PENDING_ALERTS, AlertHook, Alerts
-from ratelimit.limiter.background import MAX_BACKGROUND_WRITES, BackgroundWrites, LimiterStats
+from ratelimit.limiter.background import (
+    MAX_BACKGROUND_WRITES,
+    MAX_PENDING_ALERTS,
+    AlertHook,
+    Alerts,
+    BackgroundWrites,
+    LimiterStats,
+)
 from ratelimit.limiter.checker import Answer, Checker, Observer
 from ratelimit.limiter.compiled_policy import PolicyResolver
 from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.fallback import Fallback
-from ratelimit.limiter.holding import Hold
 from ratelimit.limiter.joint import JointPart, Spend
-from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot
+from ratelimit.limiter.slots import MAX_RENEWALS, Hold, Holds, Reservation, Slot
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId, check_user
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
-from ratelimit.regions.split import split_of
+from ratelimit.regions.sum import split_of
 from ratelimit.store.base import MAX_WRITES_AT_ONCE, Store
 from ratelimit.store.memory import MemoryStore
 from ratelimit.tasks import Tasks

@@ -71,7 +71,6 @@ class CachedRecord:
         return not self.stale
 
     def dropped(self, write: Write, now: int) -> None:
-        """Note that a write with these drops was applied."""
         gone = {op.field for op in write.ops if type(op) is Drop}
         self.stale = [field for field in self.stale if field not in gone]
         if not self.stale:

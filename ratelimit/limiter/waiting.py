@@ -38,14 +38,11 @@ class PausingClock(Protocol):
 
 
 def check_timeout(timeout: float) -> None:
-    """Raise `ConfigError` for what is no number of seconds."""
     if not 0 <= timeout < inf:
         raise ConfigError("timeout", f"must be 0 seconds or more, not {timeout!r}")
 
 
 class _Waiter:
-    """One who waits."""
-
     __slots__ = ("asking", "cost", "due", "error", "signal")
 
     def __init__(self, cost: int, due: int) -> None:
@@ -59,7 +56,6 @@ class _Waiter:
         """What it is asking; goes on if it leaves meanwhile."""
 
     def fail(self, error: QuotaExceeded | LimiterClosed) -> None:
-        """Have it leave, unless it has to already."""
         if self.error is None:
             self.error = error
         self.signal.set()
@@ -125,7 +121,6 @@ class WaitQueues:
         return key in self._queues
 
     def open(self) -> None:
-        """Take those who wait, again where it was closed."""
         self._closed = False
 
     async def close(self) -> None:
@@ -137,11 +132,9 @@ class WaitQueues:
         await self.drain()
 
     async def drain(self) -> None:
-        """Return when what was given up by now is given back."""
         await self._tasks.drain()
 
     def forget(self) -> None:
-        """Forget those who wait in a process that this one is a copy of."""
         self._queues.clear()
         self._tasks.forget(None)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from ratelimit.errors import ConfigError
 from ratelimit.policy import Policy
-from ratelimit.settings import one_of, texts, unknown
+from ratelimit.settings import one_of, plain, texts, unknown
 
 RegionsMode: TypeAlias = Literal["home", "sum", "strong", "split"]
 
@@ -111,10 +111,7 @@ def check_policies(regions: Regions, policies: Mapping[str, Policy], *, director
         raise ConfigError("directory", f"users and plans are changed in transactions, {_NO_TRANSACTIONS}")
     for name, policy in policies.items():
         if regions.mode == "sum" and (policy.algorithm == "gcra" or policy.holds):
-            raise ConfigError(
-                f"policies.{name}",
-                NOT_A_SUM,
-            )
+            raise ConfigError(f"policies.{name}", NOT_A_SUM)
         for place, other in enumerate(policy.together):
             path = f"policies.{name}.together[{place}]"
             if regions.mode == "strong":
@@ -173,18 +170,9 @@ def _tuple(shares: object) -> tuple[int, ...]:
 
 
 def shown_regions(regions: Regions | None) -> object:
-    """Return a table, or `off`, as `read_regions` takes it."""
     if regions is None:
         return "off"
-    found = {
-        "mode": regions.mode,
-        "all": list(regions.all),
-        "here": regions.here,
-        "endpoints": dict(regions.endpoints),
-        "shares": list(regions.shares),
-        "failover": regions.failover,
-    }
-    return {name: value for name, value in found.items() if value}
+    return {name: plain(value) for name in _NAMES if (value := getattr(regions, name))}
 
 
 def regions_of_text(text: str) -> object:
@@ -214,7 +202,7 @@ def home_of(user: str, regions: tuple[str, ...]) -> str:
 
 
 _NO_TRANSACTIONS: Final = "which a table that is strongly consistent over its regions does not have: use mode = 'home'"
-_NAMES: Final = ("mode", "all", "here", "endpoints", "shares", "failover")
+_NAMES: Final = tuple(each.name for each in fields(Regions))
 _EXAMPLE: Final = (
     "{ mode = 'home', all = ['eu-west-1', 'us-east-1'] }, or RATELIMIT_REGIONS='mode=home all=eu-west-1,us-east-1'"
 )

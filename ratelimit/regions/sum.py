@@ -1,25 +1,31 @@
 """`SumStore`: every region counts in an item of its own, and admits what fits beside what it believes of the others.
+`SplitStore`: it admits a fixed share of each quota instead, whatever the others do.
 
 No item is written in two regions, so that nothing is lost, and no check crosses to another one. Of the others' items
-the own replica is read, in the background and at most `REFRESH_US` ago: what they have admitted since then, and what is
-still on its way here, is not seen. So a quota may be exceeded, by no more than what the other regions admit meanwhile.
+the own replica is read: to sum the totals up, which decide nothing, and for a `SumStore` in the background, at most
+`REFRESH_US` ago. What they have admitted since then, and what is still on its way here, that one does not see. So a
+quota may be exceeded, by no more than what the other regions admit meanwhile.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import msgspec
 
-from ratelimit.algorithms.fields import current_totals, is_held, stale
+from ratelimit.algorithms.fields import current_totals, is_held, is_total, stale
 from ratelimit.blocking import is_blocking
 from ratelimit.cache import LRUCache
 from ratelimit.clock import MINUTE, SECOND, Clock, SystemClock
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.names import Key
+from ratelimit.policy import Policy
+from ratelimit.quota import INACTIVE, UNLIMITED, Quota, Quotas
 from ratelimit.regions.regions import NOT_A_SUM
 from ratelimit.regions.stores import RegionsStore
 from ratelimit.store.base import (
@@ -35,11 +41,15 @@ from ratelimit.store.base import (
     Record,
     ScanPage,
     Scans,
+    Store,
     TableStore,
     Write,
     batches,
 )
+from ratelimit.store.delegating import layers
 from ratelimit.tasks import Tasks
+
+logger = logging.getLogger("ratelimit")
 
 REFRESH_US: Final = 1 * SECOND
 """The oldest that what is believed of the others may be. It is renewed in the background from half of that on."""
@@ -102,7 +112,6 @@ class SumStore(RegionsStore):
         return [self.merged(records) for records in await self.by_region(keys)]
 
     def merged(self, by_region: Mapping[str, Record]) -> Record:
-        """Return what the regions have counted as one record."""
         return _sum(by_region.values())
 
     async def by_region(self, keys: Sequence[Key]) -> list[dict[str, Record]]:
@@ -129,7 +138,6 @@ class SumStore(RegionsStore):
             self._beliefs.pop(key)
 
     async def _believed(self, key: Key) -> Record:
-        """Return what the others have counted, as far as it is known here."""
         if not self._others:
             return {}
         now = self._clock.now()
@@ -240,9 +248,59 @@ def _less_op(op: Op, others: int) -> Op:
 
 
 def _plus(outcome: Outcome, others: Record, write: Write) -> Outcome:
-    """Return the outcome with the fields of the sum."""
     if not others:
         return outcome
     if write.whole or not outcome.applied:
         return Outcome(outcome.applied, _sum((outcome.record, others)))
     return Outcome(True, {field: value + others.get(field, 0) for field, value in outcome.record.items()})
+
+
+class SplitStore(SumStore):
+    """A store that counts in the own region, by that region's share."""
+
+    def __init__(self, stores: Mapping[str, TableStore], here: str, shares: Sequence[int] = ()) -> None:
+        super().__init__(stores, here)
+        weights = tuple(shares) or (1,) * len(stores)
+        place = self._regions.index(here)
+        self._before, self._upto, self._whole = sum(weights[:place]), sum(weights[: place + 1]), sum(weights)
+
+    def share(self, quotas: Quotas) -> Quotas:
+        """Return what falls to this region: of a limit, the shares of all regions add up to it exactly, the first of
+        them having the remainder. A bucket holds at least one unit at once."""
+        if quotas is UNLIMITED or quotas is INACTIVE:
+            return quotas
+        return tuple(
+            Quota(
+                self._part(quota.limit), quota.window, None if quota.burst is None else max(1, self._part(quota.burst))
+            )
+            for quota in quotas
+        )
+
+    def share_policy(self, policy: Policy) -> Policy:
+        """Return the policy with its share, and warn of a quota of which nothing falls to this region."""
+        shared = replace(policy, quotas=self.share(policy.quotas))
+        for whole, own in zip(policy.quotas, shared.quotas, strict=True):
+            if own.limit == 0 < whole.limit:
+                logger.warning(
+                    "policies.%s: of %s nothing falls to %s, which refuses everybody: give it a larger share, or the "
+                    "quota a larger limit", policy.name, whole, self.here,
+                )  # fmt: skip
+        return shared
+
+    def _part(self, amount: int) -> int:
+        return -(-amount * self._upto // self._whole) + (-amount * self._before // self._whole)
+
+    async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        return await self.inner.apply(item_of(key, self.here), write, now=now)
+
+    async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
+        return await self.inner.apply_all([(item_of(key, self.here), write) for key, write in writes], now=now)
+
+    def merged(self, by_region: Mapping[str, Record]) -> Record:
+        totals = {field: value for field, value in super().merged(by_region).items() if is_total(field)}
+        return {**by_region[self.here], **totals}
+
+
+def split_of(store: Store) -> SplitStore | None:
+    """Return the store that has a share only, among those that a store stands on."""
+    return next((layer for layer in layers(store) if isinstance(layer, SplitStore)), None)

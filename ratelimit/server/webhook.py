@@ -19,7 +19,7 @@ from uuid import uuid4
 import msgspec
 
 from ratelimit.config import masked_path
-from ratelimit.limiter.alerts import Alert
+from ratelimit.limiter.background import Alert
 from ratelimit.retry import Backoff
 
 if TYPE_CHECKING:

@@ -249,7 +249,6 @@ class EventStore(Protocol):
 
 
 def position_of(event: UsageEvent) -> Position:
-    """Return where the event belongs."""
     return Position(event.at_ms, event.action, event.id)
 
 
@@ -379,14 +378,10 @@ class TableStore(Store, Protocol):
     """
 
     @property
-    def events(self) -> EventStore:
-        """The usage events."""
-        ...
+    def events(self) -> EventStore: ...
 
     @property
-    def directory(self) -> DirectoryStore:
-        """The users and plans."""
-        ...
+    def directory(self) -> DirectoryStore: ...
 
     @property
     def scans(self) -> Scans:

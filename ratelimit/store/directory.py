@@ -293,7 +293,6 @@ def next_version(old: Entry | None, now: int) -> int:
 
 
 def name_of(entry: Entry) -> str:
-    """Return a user's id, a plan's name."""
     return entry.id if isinstance(entry, User) else entry.name
 
 

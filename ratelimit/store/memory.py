@@ -202,7 +202,6 @@ class MemoryEventStore:
         return len(self._seen.pop(user, {}))
 
     def clear(self) -> None:
-        """Forget all of them."""
         for kept in (self._events, self._users, self._seen, self._timelines):
             kept.clear()
 
@@ -229,7 +228,6 @@ class MemoryEventStore:
         return None
 
     def _first(self, event: UsageEvent) -> UsageEvent:
-        """Return the event at the position where its id was first seen."""
         seen = self._seen.setdefault(event.user, {})
         first = placed(event, seen.get(event.id, position_of(event)))
         if first.expires_at < event.at_ms // 1000:
@@ -326,7 +324,6 @@ class _Sorted(Generic[P]):
         return positions[start if last is None else max(start, end - last) : end]
 
     def cut(self, low: tuple[Any, ...], high: tuple[Any, ...]) -> Sequence[P]:
-        """Take away, and return, those with `low` <= position < `high`."""
         cut = self.between(low, high)
         if cut:
             start = bisect_left(self._positions, cut[0], lo=self._gone)
@@ -436,14 +433,14 @@ def _page(
 ) -> tuple[list[T], str | None]:
     """By key and not by number, so that what goes meanwhile makes nothing else skipped."""
     after = None if cursor is None else decode_cursor(cursor, kind)
-    left = (key for key in entries if (after is None or key > after) and _part_of(key, part.of) == part.index)
+    left = (
+        key
+        for key in entries
+        if (after is None or key > after) and (part.of == 1 or crc32(key[0].encode()) % part.of == part.index)
+    )
     keys = nsmallest(SCAN_PAGE + 1, left)
     rest = encode_cursor(keys[SCAN_PAGE - 1]) if len(keys) > SCAN_PAGE else None
     return [entries[key] for key in keys[:SCAN_PAGE]], rest
-
-
-def _part_of(key: tuple[Any, ...], parts: int) -> int:
-    return crc32(key[0].encode()) % parts if parts > 1 else 0
 
 
 def _check_bound(name: str, bound: object) -> None:

@@ -91,7 +91,6 @@ class MirrorQueue:
         self._workers = Tasks("a worker of the mirror")
 
     def follow(self, name: Hashable, work: Work) -> None:
-        """Have the work done, later; or never, where too much waits already."""
         self._enqueue(name, work)
 
     async def finish(self, name: Hashable, work: Work) -> None:
@@ -125,7 +124,6 @@ class MirrorQueue:
             self._drop(left)
 
     def _enqueue(self, name: Hashable, work: Work) -> _Entry | None:
-        """Return the work's place; None where too much waits already."""
         if self.stats.waiting >= MAX_WAITING:
             self._drop(1)
             return None
@@ -180,7 +178,6 @@ class MirrorStore(DelegatingStore):
 
     @property
     def stats(self) -> MirrorStats:
-        """How the mirror keeps up."""
         return self._queue.stats
 
     async def open(self) -> None:
@@ -210,7 +207,6 @@ class MirrorStore(DelegatingStore):
         return outcomes
 
     async def delete(self, key: Key) -> None:
-        """In both, before it returns."""
         await self.inner.delete(key)
         await self._queue.finish(key, lambda: self.mirror.delete(key))
 
@@ -222,7 +218,6 @@ class MirrorStore(DelegatingStore):
         return {trace: max(erased.get(trace, 0), mirrored.get(trace, 0)) for trace in {**erased, **mirrored}}
 
     async def settle(self) -> None:
-        """Return when the mirror has, or has refused, all that was written before."""
         await self._queue.drain()
 
     async def compare(self, key: Key) -> Sequence[MirrorDifference]:
@@ -275,19 +270,16 @@ class MirrorStore(DelegatingStore):
 
 
 def _absolute(write: Write) -> list[str]:
-    """Return the fields that are put in the mirror as the number which they have."""
+    """Return the fields that are put in the mirror as the number which they have, because that was planned from its own
+    value (a bucket's), and is not only added to or given back."""
     expected = {op.field: op for op in write.ops if type(op) is Expect}
-    return [op.field for op in write.ops if type(op) in (Add, Put) and _is_absolute(op, expected)]
-
-
-def _is_absolute(op: Op, expected: Mapping[str, Expect]) -> bool:
-    """A number that was planned from its own value (a bucket's), and not one that is only added to or given back."""
-    condition = expected.get(op.field)
-    return condition is not None and not _is_give_back(op, condition)
-
-
-def _is_give_back(op: Op, condition: Expect) -> bool:
-    return type(op) is Add and op.amount < 0 and condition.low == -op.amount
+    return [
+        op.field
+        for op in write.ops
+        if type(op) in (Add, Put)
+        and (condition := expected.get(op.field)) is not None
+        and not (type(op) is Add and op.amount < 0 and condition.low == -op.amount)
+    ]
 
 
 def _repeated(op: Op, expected: Mapping[str, Expect]) -> tuple[Op, ...]:
@@ -308,7 +300,6 @@ class _MirroredEvents(DelegatingEventStore):
         self._queue = queue
 
     async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
-        """The second store gets what the first one took."""
         left = await self.inner.put(events, timelines=timelines)
         waiting = {id(event) for event in left}
         taken = [event for event in events if id(event) not in waiting]
@@ -323,14 +314,12 @@ class _MirroredEvents(DelegatingEventStore):
         return ours | await self._mirror.actions(user, day)
 
     async def erase(self, user: str, day: date) -> int:
-        """In both, before it returns."""
         erased = await self.inner.erase(user, day)
         await self._queue.drain()
         await self._mirror.erase(user, day)
         return erased
 
     async def forget(self, user: str) -> int:
-        """In both, before it returns."""
         count = await self.inner.forget(user)
         await self._queue.drain()
         await self._mirror.forget(user)

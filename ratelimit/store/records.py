@@ -40,7 +40,6 @@ class Records:
         self._ranked: list[OrderedDict[Key, _Stored]] = [OrderedDict() for _ in range(_RANKS)]
 
     def apply(self, key: Key, write: Write, now: int) -> Outcome:
-        """Run the write, as `Store.apply` has it."""
         stored = self._records.get(key)
         if stored is None and self._ranked_count:
             stored = self._find(key)
@@ -66,7 +65,6 @@ class Records:
         return Outcome(True, dict(stored.fields) if write.whole else touched)
 
     def apply_all(self, writes: Sequence[tuple[Key, Write]], now: int) -> list[Outcome]:
-        """Run the writes, as `Store.apply_all` has it."""
         records = [self.read(key) for key, _ in writes]
         held = [all(_holds(op, record) for op in write.ops) for (_, write), record in zip(writes, records, strict=True)]
         if all(held):
@@ -75,12 +73,10 @@ class Records:
         return [Outcome(holds, {} if holds else record) for holds, record in zip(held, records, strict=True)]
 
     def read(self, key: Key) -> Record:
-        """Return a copy; empty where there is none."""
         stored = self._records.get(key) or self._find(key)
         return {} if stored is None else dict(stored.fields)
 
     def delete(self, key: Key) -> None:
-        """Forget the record; harmless where there is none."""
         if self._records.pop(key, None) is None and (stored := self._find(key)) is not None:
             self._take(key, stored)
 

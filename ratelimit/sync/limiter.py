@@ -17,8 +17,7 @@ from ratelimit.clock import Clock
 from ratelimit.decision import Decision, JointDecision
 from ratelimit.errors import ConfigError
 from ratelimit.limiter import limiter
-from ratelimit.limiter.alerts import Alert, AlertHook
-from ratelimit.limiter.background import LimiterStats
+from ratelimit.limiter.background import Alert, AlertHook, LimiterStats
 from ratelimit.limiter.checker import Observer
 from ratelimit.limiter.deadline import BlockingCircuit
 from ratelimit.limiter.joint import Spend

@@ -27,9 +27,8 @@ from ratelimit.store import MemoryStore
 from ratelimit.sync.store import Store, store_of
 from ratelimit.tasks import Tasks
 from ratelimit.usage import log
-from ratelimit.usage.erasing import Erased
 from ratelimit.usage.queries import EventPage
-from ratelimit.usage.reports import Reconciliation, TopUser
+from ratelimit.usage.reports import Erased, Reconciliation, TopUser
 from ratelimit.usage.settings import UsageOptions, UsageSettings, UsageStats
 
 T = TypeVar("T")

@@ -179,7 +179,6 @@ class File:
         self._file: BinaryIO | None = None
 
     def begin(self, checkpoint: ExportCheckpoint) -> ExportCheckpoint:
-        """Begin the file, or go on with it where told to resume."""
         if self._resume:
             return self._go_on(checkpoint.asked)
         if self._saved.exists():
@@ -204,7 +203,6 @@ class File:
         os.replace(fresh, self._saved)
 
     def finish(self) -> int:
-        """Give the file its name, and return its size."""
         assert self._file is not None
         size = self._file.tell()
         os.fsync(self._file.fileno())
@@ -214,7 +212,6 @@ class File:
         return size
 
     def abandon(self) -> None:
-        """Close the file: what there is stays, to be gone on with."""
         if self._file is not None:
             self._file.close()
 
@@ -255,7 +252,6 @@ class StreamSink:
         self._size = 0
 
     def begin(self, checkpoint: ExportCheckpoint) -> ExportCheckpoint:
-        """Write what stands before the first event."""
         self._write(self._encoder.head)
         return checkpoint
 

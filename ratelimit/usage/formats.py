@@ -93,12 +93,10 @@ class Csv:
 
 
 def document(event: UsageEvent) -> dict[str, Any]:
-    """Return all columns of an event, for programs."""
     return {**_plain(event), "metadata": event.metadata}
 
 
 def text_of_time(event: UsageEvent) -> str:
-    """Return the time of an event in UTC, to the millisecond."""
     return event.at.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
@@ -112,7 +110,6 @@ def _plain(event: UsageEvent) -> dict[str, Any]:
 
 
 def _raw(event: UsageEvent) -> msgspec.Raw:
-    """Return it as it is stored, to the letter: `msgspec` spells some numbers otherwise."""
     return msgspec.Raw(encode_metadata(event.metadata))
 
 
@@ -295,12 +292,8 @@ def _or_text(parse: Callable[[str], object], cell: str) -> object:
         return cell
 
 
-def _number(cell: str) -> object:
-    return _or_text(lambda text: to_int(text.strip()), cell)
-
-
-def _decimal(cell: str) -> object:
-    return _or_text(lambda text: to_float(text.strip()), cell)
+def _number(parse: Callable[[str], object]) -> Callable[[str], object]:
+    return lambda cell: _or_text(lambda text: parse(text.strip()), cell)
 
 
 def _no_utf8(error: UnicodeDecodeError) -> str:
@@ -310,10 +303,8 @@ def _no_utf8(error: UnicodeDecodeError) -> str:
 _KNOWN: Final = f"there are: {', '.join(FIELDS)}"
 _TRUTH: Final = {"true": True, "false": False, "1": True, "0": False}
 _VALUES: Final[dict[str, Callable[[str], object]]] = {
-    "cost": _number,
-    "status": _number,
-    "at": _number,
-    "duration": _decimal,
+    **dict.fromkeys(("cost", "status", "at"), _number(to_int)),
+    "duration": _number(to_float),
     "allowed": lambda cell: _TRUTH.get(cell.lower(), cell),
     "metadata": to_json,
 }

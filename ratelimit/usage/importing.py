@@ -146,7 +146,6 @@ async def _check(store: EventStore, path: Path, format: FormatName, now: int) ->
 
 
 def _batches(path: Path, format: FormatName, now: int) -> Iterator[list[_Read]]:
-    """Yield so many lines as go out at once."""
     lines = _parsed(path, format, now)
     while batch := list(islice(lines, _BATCHES_IN_FLIGHT * MAX_EVENTS_PER_PUT)):
         yield batch
@@ -178,7 +177,6 @@ def _against(line: _Read, there: UsageEvent | None) -> _Read:
 
 
 async def _put(store: EventStore, events: Sequence[UsageEvent], timelines: Collection[str]) -> None:
-    """Write the events. Raise `StoreUnavailable` where one is not known to be in the table."""
     await _side_by_side(lambda batch: _put_batch(store, batch, timelines), events)
 
 
@@ -215,7 +213,6 @@ class _Rejects:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file, if there is one."""
         if self._file is not None:
             self._file.close()
 

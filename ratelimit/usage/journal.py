@@ -121,7 +121,6 @@ class Journal:
         await self._in_thread(self._own_lock)
 
     async def adopt(self) -> None:
-        """Put what dead processes left in line to be replayed."""
         await self.replay.adopt(self._directory)
 
     async def roll(self) -> None:
@@ -241,8 +240,6 @@ class Journal:
 
 
 class _CommitGroup:
-    """Events that share a sync."""
-
     __slots__ = ("appends", "over")
 
     def __init__(self, over: asyncio.Future[None]) -> None:
@@ -251,15 +248,12 @@ class _CommitGroup:
 
 
 class _PendingAppend(NamedTuple):
-    """One event on its way to the disk."""
-
     event: UsageEvent
     data: bytes
     spill: bool
     done: asyncio.Future[bool]
 
     def resolve(self, *, kept: bool) -> None:
-        """Tell whoever waits, if they still do."""
         if not self.done.done():
             self.done.set_result(kept)
 
@@ -288,7 +282,6 @@ class SegmentRefs:
         return id(event) in self._segment_of
 
     def release(self, events: Sequence[UsageEvent]) -> None:
-        """Let go of events that the table has, or will never take."""
         for event in events:
             segment = self._segment_of.pop(id(event), None)
             if segment is not None:
@@ -339,7 +332,6 @@ class ReplayQueue:
         return bool(self._queue)
 
     async def filled(self) -> None:
-        """Return when something is in line."""
         while not self._queue:
             self._filled.clear()
             await self._filled.wait()
@@ -369,7 +361,6 @@ class ReplayQueue:
                 self._enqueue(_ByteRange(segment, 0, segment.size, adopted=True))
 
     async def read(self, most: int) -> list[UsageEvent]:
-        """Return up to `most` of the events that are next in line."""
         part = self._queue[0]
         segment, start, end = part.segment, part.start, part.end
 

@@ -17,9 +17,8 @@ from ratelimit.errors import ConfigError, InvalidInput, StoreUnavailable
 from ratelimit.event import MAX_REQUEST_ID_BYTES, MAX_RESOURCE_BYTES, EventDraft, UsageEvent, is_short
 from ratelimit.names import UserId
 from ratelimit.store.base import TableStore
-from ratelimit.usage.erasing import Erased, spellings
 from ratelimit.usage.pipeline import Pipeline
-from ratelimit.usage.reports import Reports
+from ratelimit.usage.reports import Erased, Reports, spellings
 from ratelimit.usage.segments import Erasures
 from ratelimit.usage.settings import UsageOptions, UsageSettings, UsageStats
 

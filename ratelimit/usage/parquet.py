@@ -33,7 +33,6 @@ class ParquetFile:
         self._waiting: list[UsageEvent] = []
 
     def begin(self, checkpoint: ExportCheckpoint) -> ExportCheckpoint:
-        """Begin the file anew."""
         self._writer = self._arrow.parquet.ParquetWriter(self._part, self._schema)
         return checkpoint
 
@@ -48,7 +47,6 @@ class ParquetFile:
         """Do nothing: no export could go on from there."""
 
     def finish(self) -> int:
-        """Write the directory, give the file its name, and return its size."""
         if self._waiting:
             self._write_group()
         self._writer.close()
@@ -57,7 +55,6 @@ class ParquetFile:
         return size
 
     def abandon(self) -> None:
-        """Delete what there is: it is worth nothing."""
         if self._writer is not None:
             self._writer.close()
         self._part.unlink(missing_ok=True)
@@ -90,7 +87,6 @@ def read_rows(path: Path) -> Iterator[FileLine]:
 
 
 def _values(arrow: Any, path: Path, name: str, column: Any) -> list[Any]:
-    """Return the values of a column, a time as milliseconds."""
     if name == "time" and arrow.types.is_timestamp(column.type):
         if column.type.tz is None:
             raise InvalidInput(f"{path}: the column time has no time zone; make it a timestamp in UTC")

@@ -160,7 +160,6 @@ class Pipeline:
             await journal.adopt()
 
     async def _replay(self, journal: Journal) -> None:
-        """Read back what only the disk holds, as long as the queue is less than three quarters full."""
         up_to = max(1, self._settings.max_queue * 3 // 4)
         while True:
             await journal.replay.filled()
@@ -218,12 +217,10 @@ class EventWriter:
 
     @property
     def depth(self) -> int:
-        """Return how many events wait."""
         return len(self.queue)
 
     @property
     def in_flight(self) -> int:
-        """Return how many events are on their way."""
         return sum(len(batch.left) for batch in self._batches)
 
     @property
@@ -233,7 +230,6 @@ class EventWriter:
 
     @property
     def room(self) -> int:
-        """Return how many more may be added."""
         return self._settings.max_queue - len(self.queue)
 
     def add(self, event: UsageEvent | EventDraft) -> None:
@@ -302,7 +298,6 @@ class EventWriter:
         return left
 
     async def stopped(self) -> None:
-        """Return when no batch is in flight any more."""
         await asyncio.gather(*filter(None, self._batches.values()), return_exceptions=True)
 
     def _oldest(self) -> int:
@@ -353,7 +348,6 @@ class EventWriter:
         self._send_due()
 
     async def _send(self, batch: _InFlightBatch) -> None:
-        """Put the batch, and again what is left of it, until nothing is."""
         attempt = 0
         while True:
             batch.error, batch.refused = None, []

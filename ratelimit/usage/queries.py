@@ -75,15 +75,12 @@ class EventQuery:
         return cls(user, first, last, action, wanted, after, digest)
 
     def cursor(self, last: UsageEvent) -> str:
-        """Return where the page after this event begins."""
         return encode_cursor((self.digest, *position_of(last)))
 
     def wants(self, event: UsageEvent) -> bool:
-        """Return whether an event of the range is asked for."""
         return self.action in (None, event.action) and self.wanted.wants(event)
 
     def days(self) -> Iterator[date]:
-        """Yield the UTC days to look at, the last one first."""
         newest = self.until - 1 if self.after is None else self.after.at
         day, first = day_of(newest), day_of(self.since)
         while day >= first and newest >= self.since:
@@ -108,7 +105,6 @@ async def page_of(store: EventStore, query: EventQuery, limit: int) -> EventPage
 
 
 async def walk(store: EventStore, query: EventQuery) -> AsyncIterator[UsageEvent]:
-    """Yield every event of a query, newest first."""
     async for events in _pages(store, query, MAX_PAGE):
         for event in filter(query.wants, events):
             yield event

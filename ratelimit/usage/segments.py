@@ -50,7 +50,6 @@ _BEGINNING: Final = b'{"id":'
 
 
 def frame(event: UsageEvent) -> bytes:
-    """Return the event as one frame."""
     payload = _encode(event)
     return _HEAD.pack(len(payload), crc32(payload)) + payload
 
@@ -150,7 +149,6 @@ class Segment:
         self.lock.forget(self)
 
     def close(self) -> None:
-        """Append no more."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -215,7 +213,6 @@ class JournalLock:
         return segment, start
 
     def forget(self, segment: Segment) -> None:
-        """Note that a segment was deleted, and release the lock with the last one."""
         self.segments.remove(segment)
         if self._releasing and not self.segments:
             self.release()
@@ -239,7 +236,6 @@ class JournalLock:
             self._fd = -1
 
     def release_when_empty(self) -> None:
-        """Release it once every segment is deleted."""
         self._releasing = True
         if not self.segments:
             self.release()
@@ -389,7 +385,6 @@ class Erasures:
         self._erased.clear()
 
     def covers(self, event: UsageEvent) -> bool:
-        """Return whether it is of somebody who was erased after it."""
         if not self._lines:
             return False
         until = self._erased.get(event.user)

@@ -18,7 +18,7 @@ from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.middleware import SurfaceArgs, state_of
 from ratelimit.http.refusal import OnRefused, stack
-from ratelimit.limiter.alerts import AlertHook
+from ratelimit.limiter.background import AlertHook
 from ratelimit.sync import Directory, Limiter, UsageLog
 from ratelimit.sync.store import store_from, store_of
 from ratelimit.wsgi.app_request import (

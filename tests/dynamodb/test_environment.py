@@ -17,9 +17,8 @@ from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 
 from ratelimit.blocking import Runner
 from ratelimit.dynamodb import DynamoDBStore, Settings
-from ratelimit.dynamodb.access import LaterApi
+from ratelimit.dynamodb.access import LEFT_TO_BOTOCORE, LaterApi, Way, way_of
 from ratelimit.dynamodb.blocking_client import connect
-from ratelimit.dynamodb.environment import LEFT_TO_BOTOCORE, Way, way_of
 from ratelimit.dynamodb.store import LeanDynamoDBStore
 from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.select import find_endpoint

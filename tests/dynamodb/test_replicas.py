@@ -11,8 +11,8 @@ import pytest
 from ratelimit import Limiter, Policy
 from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, regions_of_table, verify_table
 from ratelimit.dynamodb.client import connect
+from ratelimit.dynamodb.control import replicas_of, replicas_problem
 from ratelimit.dynamodb.errors import Place
-from ratelimit.dynamodb.replicas import replicas_of, replicas_problem
 from ratelimit.dynamodb.table_diff import TableSnapshot, compare, to_status
 from ratelimit.errors import ReplicaMismatch, TableNotFound
 from ratelimit.names import Key

@@ -23,7 +23,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, InvalidCost, InvalidUser, QuotaExceeded, StoreUnavailable
 from ratelimit.http import RateLimitMiddleware, RateLimitState, limited
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.alerts import Alert
+from ratelimit.limiter.background import Alert
 from ratelimit.names import UserId
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore

@@ -18,8 +18,7 @@ from ratelimit.errors import ConfigError, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.opening import store_from_url
 from ratelimit.policy import Lease
-from ratelimit.regions.failover import LEASE_S, MAX_SKEW_S, RENEW_S, SLACK_S
-from ratelimit.regions.home import HomeStore
+from ratelimit.regions.home import LEASE_S, MAX_SKEW_S, RENEW_S, SLACK_S, HomeStore
 from ratelimit.regions.regions import home_of
 from ratelimit.store import Store
 from ratelimit.testing import FakeClock

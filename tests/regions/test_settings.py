@@ -21,8 +21,7 @@ from ratelimit.quota import to_quotas
 from ratelimit.regions import Regions, RegionsMode
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.regions import PROMISES, regions_of_text, shown_regions
-from ratelimit.regions.split import SplitStore
-from ratelimit.regions.sum import SumStore
+from ratelimit.regions.sum import SplitStore, SumStore
 from ratelimit.store.delegating import layers
 from ratelimit.sync.store import store_from
 

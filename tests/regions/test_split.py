@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ratelimit import Limiter, Policy, Quota
 from ratelimit.policy import AlgorithmName, Lease
 from ratelimit.quota import CONCURRENT, INACTIVE, UNLIMITED, Quotas, to_quotas
-from ratelimit.regions.split import SplitStore
+from ratelimit.regions.sum import SplitStore
 from ratelimit.store import MemoryStore, Store
 from ratelimit.store.hashed import HashedUserStore
 from ratelimit.testing import FakeClock

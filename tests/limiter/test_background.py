@@ -73,7 +73,7 @@ async def test_a_slow_hook_is_not_waited_for() -> None:
 
 
 async def test_a_hook_that_never_ends_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ratelimit.limiter.alerts._DRAIN_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("ratelimit.limiter.background._DRAIN_TIMEOUT_S", 0.01)
     cancelled = asyncio.Event()
 
     async def hook(alert: Alert) -> None:
