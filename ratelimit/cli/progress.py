@@ -14,9 +14,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from ratelimit.cli.output import in_words
 from ratelimit.clock import SECOND, Clock, SystemClock
-from ratelimit.migrate.checkpoint import Counts
+from ratelimit.migrate.checkpoint import Counts, ProgressListener
 from ratelimit.migrate.rows import Entity
-from ratelimit.migrate.runner import ProgressListener
 
 _LINE_EVERY: Final = 10 * SECOND
 _WORTH_A_RATE: Final = SECOND // 2

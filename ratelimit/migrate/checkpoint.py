@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from secrets import token_hex
 from tempfile import mkstemp
-from typing import Any, BinaryIO, Final, Literal, Self
+from typing import Any, BinaryIO, Final, Literal, Protocol, Self
 
 import msgspec
 
@@ -53,6 +53,14 @@ class Counts(msgspec.Struct):
         if kind not in self.reasons and len(self.reasons) >= _MOST_REASONS:
             kind = "others"
         self.reasons[kind] = self.reasons.get(kind, 0) + 1
+
+
+class ProgressListener(Protocol):
+    """Hears how reading goes."""
+
+    def __call__(self, entity: Entity, counts: Counts, done: int, size: int | None) -> None:
+        """Hear of a batch: `done` of `size` (None where nobody knows it) is behind the counts."""
+        ...
 
 
 class Checkpoint(msgspec.Struct, kw_only=True):
@@ -169,6 +177,7 @@ class Workspace:
 
 # `Scratch`: sums and notes that may outgrow memory, in an SQLite file that goes with the run.
 
+SEEN: Final = "CREATE TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID;"
 _CACHE_KB: Final = 16 * 1024
 
 
@@ -189,6 +198,14 @@ class Scratch:
     def put(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         """Run the statement for each of the rows."""
         self._database.executemany(statement, rows)
+
+    def is_new(self, event_id: str) -> bool:
+        """Return whether an event's id comes for the first time; `SEEN` has to be in the schema."""
+        raw = bytes.fromhex(event_id.replace("-", ""))
+        if self.one("SELECT 1 FROM seen WHERE id = ?", raw):
+            return False
+        self.put("INSERT INTO seen VALUES (?)", [(raw,)])
+        return True
 
     def rows(self, query: str, *parameters: Any) -> Iterator[tuple[Any, ...]]:
         """Yield what a query finds, as it is read."""

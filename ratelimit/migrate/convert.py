@@ -293,16 +293,9 @@ class Converter:
 
     def _user(self, row: Mapping[str, Any]) -> User:
         columns = self.mapping.users
-        plan, email = _of(row, columns.plan), _of(row, columns.email)
-        active, admin = _of(row, columns.active), _of(row, columns.admin)
-        return User(
-            text("id", _of(row, columns.id)),
-            plan=None if plan in (None, "") else text("plan", plan),
-            quotas=_quotas(row, columns.quotas),
-            role="admin" if admin is not None and truth("admin", admin) else "user",
-            active=True if active is None else truth("active", active),
-            identities=() if email in (None, "") else (Identity.email(email),),
-        )
+        names = ("plan", "email", "active", "admin")
+        said = {name: _of(row, getattr(columns, name)) for name in names}
+        return user_of(text("id", _of(row, columns.id)), _quotas(row, columns.quotas), **said)
 
     def _event(self, row: Mapping[str, Any], nth: int) -> UsageEvent | Expired:
         columns = self.mapping.events
@@ -333,6 +326,18 @@ class Converter:
         if (metadata := _of(row, columns.metadata)) not in (None, "", b""):
             found["metadata"] = mapping(metadata)
         return found
+
+
+def user_of(name: str, quotas: dict[str, str], *, plan: Any, email: Any, active: Any, admin: Any) -> User:
+    """Make a user of what a row says; None, and no plan and no e-mail, is what it does not say."""
+    return User(
+        name,
+        plan=None if plan in (None, "") else text("plan", plan),
+        quotas=quotas,
+        role="admin" if admin is not None and truth("admin", admin) else "user",
+        active=True if active is None else truth("active", active),
+        identities=() if email in (None, "") else (Identity.email(email),),
+    )
 
 
 def derived_id(at: int, *said: str, nth: int = 0) -> str:

@@ -7,18 +7,15 @@ from typing import Final
 
 from ratelimit.algorithms import rule
 from ratelimit.algorithms.fields import bucket_field, bucket_limit_field, bucket_window, stale
-from ratelimit.clock import DAY, SECOND
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.ledger import Ledger
 from ratelimit.migrate.rows import Counted
-from ratelimit.migrate.tally import MARK, Sum, Tallied, is_bucket
+from ratelimit.migrate.tally import MARK, Sum, Tallied, expiry_of, is_bucket
 from ratelimit.migrate.target import Outcome, Target
 from ratelimit.names import Key
 from ratelimit.quota import Quota
 from ratelimit.store import Add, Expect, Op, Put, Record, Write
 
-# As the limiter has it: thirteen months of totals outlive the last write.
-_KEPT_DAYS: Final = 400
 _ATTEMPTS: Final = 10
 
 
@@ -29,7 +26,7 @@ class CounterWriter:
         self._target = target
         self._ledger = ledger
         self._now = now
-        self._expires_at = (now // DAY + _KEPT_DAYS) * (DAY // SECOND)
+        self._expires_at = expiry_of(now)
 
     async def add(self, found: Tallied) -> Outcome | int:
         """Add the sums; where a run has been that came less far, none: the mark that is there comes back.

@@ -32,12 +32,12 @@ from ratelimit.errors import InvalidCursor, InvalidInput, TableMismatch, Unknown
 from ratelimit.event import MAX_FUTURE_MS, RETENTION_DAYS, UsageEvent
 from ratelimit.migrate import convert
 from ratelimit.migrate.convert import Converter, derived_id, shown
-from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, Expired, Source, SourceRow
+from ratelimit.migrate.rows import ENTITIES, Batch, Counted, Entity, Entry, Expired, Source, SourceRow, rows_of
 from ratelimit.migrate.target import LOOKED_AT, RawTable, is_foreign, kind_of
 from ratelimit.names import Key
 from ratelimit.retry import retry_store
 from ratelimit.store import Record
-from ratelimit.store.directory import Identity, Plan, User, name_of
+from ratelimit.store.directory import Plan, User, name_of
 
 _SHOWN: Final = 20
 _RETENTION_MS: Final = RETENTION_DAYS * DAY // 1000
@@ -75,7 +75,7 @@ class TableSource(Source):
         """Return None: nobody counts what is in a table."""
         return None
 
-    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+    async def _batches(self, entity: Entity, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         done, cursor = _place(after)
         while True:
             entries, cursor = await self._page(entity, cursor)
@@ -171,6 +171,7 @@ _EXECUTION: Final = "execution"
 # What a user had whose inline plan did not say.
 _HINTS_A_DAY: Final = 5
 _EXECUTIONS_A_DAY: Final = 10
+_USER_FIELDS: Final = {"plan": "plan", "email": "em", "active": "act", "admin": "stf"}
 _MOST_KINDS: Final = 20
 
 
@@ -222,11 +223,10 @@ class Stand(msgspec.Struct):
 
 
 class LegacySource(Source):
-    """Reads the whole table once for each entity: one read unit for 4 KB of it."""
+    """Reads the whole table once for each entity: one read unit for 4 KB of it.
 
-    # One user may be there under both kinds of keys, with the same use.
-    keyed = False
-    totals = False
+    It is not keyed: one user may be there under both kinds of keys, with the same use.
+    """
 
     def __init__(self, raw: RawTable, converter: Converter) -> None:
         self.name = f"earlier://{raw.settings.table}"
@@ -246,13 +246,13 @@ class LegacySource(Source):
         self._items = description.get("ItemCount") or None
 
     async def entities(self) -> Sequence[Entity]:
-        return ("plans", "users", "events", "counters")
+        return ENTITIES
 
     async def size(self, entity: Entity) -> int | None:
         """Return the items of the whole table, as DynamoDB counted them some hours ago."""
         return self._items
 
-    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+    async def _batches(self, entity: Entity, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         stand = Stand() if after is None else msgspec.json.decode(after, type=Stand)
         if entity == "events":  # what is noted is noted in one pass only: the others read the same items
             self._events = stand
@@ -284,7 +284,7 @@ class LegacySource(Source):
         kind, name = _place_of(pk, sk)
         if kind is None and entity == "events":
             self._note_other(pk, sk)
-        if kind != ("events" if entity == "counters" else entity):
+        if kind != rows_of(entity):
             return None
         where = f"{pk} / {sk}"
         try:
@@ -340,19 +340,11 @@ class LegacySource(Source):
         return found.entry
 
     def _user(self, name: str, data: Mapping[str, Any]) -> User:
-        plan, email, inline = data.get("plan"), data.get("em"), data.get("pln")
-        active, staff = data.get("act"), data.get("stf")
-        quotas = {}
+        quotas, inline = {}, data.get("pln")
         if isinstance(inline, dict):
             quotas = self._limits(inline.get("mhd", _HINTS_A_DAY), inline.get("med", _EXECUTIONS_A_DAY))
-        return User(
-            name,
-            plan=None if plan in (None, "") else convert.text("plan", plan),
-            quotas=quotas,
-            role="admin" if staff is not None and convert.truth("stf", staff) else "user",
-            active=True if active is None else convert.truth("act", active),
-            identities=() if email in (None, "") else (Identity.email(email),),
-        )
+        said = {field: data.get(short) for field, short in _USER_FIELDS.items()}
+        return convert.user_of(name, quotas, **said)
 
     def _limits(self, hints: object, executions: object) -> dict[str, str]:
         """Return quotas by the new names of the actions."""

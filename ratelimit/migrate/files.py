@@ -25,7 +25,7 @@ from ratelimit.errors import InvalidInput
 from ratelimit.migrate.convert import Converter, DuplicateCounter
 from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, UnreadableJson
 from ratelimit.migrate.mapping import HELD, Seen, absent, recognised, sketch, unknown_table, unmapped
-from ratelimit.migrate.rows import Batch, Entity, SourceRefused, SourceRow, readable
+from ratelimit.migrate.rows import Batch, Entity, Source, SourceRefused, SourceRow, is_asked, readable, rows_of
 
 # Opening a file of rows as text: unpacked where it is gzip, and refused by what it is where it is no such file.
 
@@ -57,7 +57,7 @@ _DUMPS: Final = (
 )  # fmt: skip
 _WIDE: Final = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LOOKED_AT: Final = 64
-SQLITE: Final = b"SQLite format 3\x00"
+_SQLITE: Final = b"SQLite format 3\x00"
 
 
 class OpenFile(NamedTuple):
@@ -73,6 +73,14 @@ def split_name(path: Path) -> tuple[str, TextKind | None]:
     bare = path.with_suffix("") if path.suffix.lower() == _PACKED else path
     kind = _SUFFIXES.get(bare.suffix.lower())
     return (bare.stem if kind or bare.suffix else bare.name), kind
+
+
+def is_sqlite(path: Path) -> bool:
+    """Tell by its first bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
 
 
 def check_encoding(name: str) -> str:
@@ -161,28 +169,19 @@ class _Row(NamedTuple):
     done: int
 
 
-class FileSource:
+class FileSource(Source):
     """A file, or a folder of them. `only` is the entity that a file is about whose name does not say it; `wanted` those
     that are asked for, none for all."""
 
-    keyed = False
-    totals = False
-
     def __init__(
-        self,
-        path: Path,
-        converter: Converter,
-        *,
-        only: Entity | None = None,
-        wanted: Collection[str] = (),
-        encoding: str = UTF_8,
+        self, path: Path, converter: Converter, *, only: Entity | None, wanted: Collection[str], encoding: str
     ) -> None:
         self.name = str(path)
         self._path = path
         self._converter = converter
         self._only = only
         self._wanted = wanted
-        self._encoding = encoding
+        self._encoding = check_encoding(encoding)
         self._places: dict[Entity, list[_FilePosition]] = {}
         self._seen: Seen = {}
         self._fields: dict[Entity, dict[str, None]] = {}
@@ -210,7 +209,7 @@ class FileSource:
         """Return a number of bytes."""
         return sum(place.path.stat().st_size for place in self._places_of(entity))
 
-    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+    async def _batches(self, entity: Entity, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         rows = self._rows(entity)
         count, nth = int(after or 0), DuplicateCounter()
         try:
@@ -231,9 +230,6 @@ class FileSource:
             notes.append(f"left alone, as they hold no usage: {', '.join(ignored)}")
         return [readable(note) for note in notes]
 
-    async def close(self) -> None:
-        pass
-
     @property
     def files(self) -> Sequence[Path]:
         return tuple(dict.fromkeys(place.path for places in self._places.values() for place in places))
@@ -245,7 +241,7 @@ class FileSource:
     def _read(self, entity: Entity, row: _Row, nth: DuplicateCounter) -> SourceRow:
         if row.problem:
             return SourceRow(row.where, None, row.problem, row.text)
-        if len(seen := self._fields.setdefault("events" if entity == "counters" else entity, {})) < _SHOWN_FIELDS:
+        if len(seen := self._fields.setdefault(rows_of(entity), {})) < _SHOWN_FIELDS:
             seen.update(dict.fromkeys(row.fields))
         return self._converter.read(entity, row.where, row.fields, nth=self._nth(entity, row, nth))
 
@@ -258,7 +254,7 @@ class FileSource:
         return nth.of(row.fields) if is_counted else 0
 
     def _places_of(self, entity: Entity) -> Sequence[_FilePosition]:
-        entity = "events" if entity == "counters" else entity
+        entity = rows_of(entity)
         if entity not in self._places:
             raise InvalidInput(f"{self.name} holds no {entity}")
         return self._places[entity]
@@ -301,7 +297,7 @@ class FileSource:
     def _check_fields(self) -> None:
         """A field that the mapping names, and that no row has, is a mistake. Mostly the first row has them all."""
         for kind, places in self._places.items():
-            if self._wanted and kind not in self._wanted and not (kind == "events" and "counters" in self._wanted):
+            if not is_asked(kind, self._wanted):
                 continue
             there: dict[str, None] = {}
             for row in self._rows(kind):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from ratelimit.clock import Clock, SystemClock
 from ratelimit.cost import load_prices
+from ratelimit.dynamodb import DynamoDBStore
+from ratelimit.errors import TableNotFound
 from ratelimit.event import UsageEvent
-from ratelimit.migrate.checkpoint import Counts, Scratch
+from ratelimit.migrate.checkpoint import Counts, ProgressListener, Scratch
+from ratelimit.migrate.ledger import Ledger
+from ratelimit.migrate.plan import MigrationPlan
 from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Source, SourceRow
-from ratelimit.migrate.runner import Choices, ProgressListener, ahead, uses_of, waiting
+from ratelimit.migrate.runner import ahead, check_found, opened, refusal_of, remarks_of, uses_of, waiting
+from ratelimit.migrate.sources import migration_settings, source_of
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
-from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, entry_units
+from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, Pace, RawTable, TableProbe, entry_units
 from ratelimit.quota import quotas_text
 from ratelimit.store.directory import Identity, IdentityTaken, Plan, User
 
@@ -47,37 +53,36 @@ class DryRun:
     """Reads a source as a run would."""
 
     def __init__(
-        self, source: Source, choices: Choices, *, rules: Rules, now: int, listener: ProgressListener, owner: FindOwner
+        self, plan: MigrationPlan, source: Source, *, now: int, listener: ProgressListener, owner: FindOwner
     ) -> None:
+        self._plan = plan
         self._source = source
-        self._choices = choices
-        self._rules = rules
         self._now = now
         self._tell = listener
         self._owner = owner
         self.forecast = Forecast()
 
-    async def all(self, *, rate: float | None) -> Forecast:
+    async def all(self) -> Forecast:
         """Raises `SourceUnavailable`, `SourceRefused`, `OSError`."""
-        forecast, entities = self.forecast, self._choices.entities
+        forecast, entities = self.forecast, self._plan.chosen(await self._source.entities())
         counted = "counters" in entities and not self._source.totals
-        schema = SCHEMA + _OWNERS
+        schema, rules = SCHEMA + _OWNERS, Rules(self._plan.config.policies)
         with TemporaryDirectory(prefix="ratelimit-migrate-") as folder, Scratch(Path(folder), schema) as scratch:
-            tally = Tally(scratch, self._rules, now=self._now, keyed=self._source.keyed)
+            tally = Tally(scratch, rules, now=self._now, keyed=self._source.keyed)
             for entity in entities:
                 if entity != "counters" or not counted or "events" not in entities:
                     await self._one(entity, tally, scratch)
             if counted:
                 self._sum_up(tally.count())
         forecast.dollars = _dollars(forecast.write_units)
-        forecast.seconds = forecast.write_units / (rate or USUAL_RATE)
+        forecast.seconds = forecast.write_units / (self._plan.rate or USUAL_RATE)
         return forecast
 
     async def _one(self, entity: Entity, tally: Tally, scratch: Scratch) -> None:
         forecast, source = self.forecast, self._source
         counts = forecast.counts[entity] = Counts()
         size = await source.size(entity)
-        async with aclosing(ahead(source.batches(entity, after=None, size=self._choices.batch_size))) as batches:
+        async with aclosing(ahead(source.batches(entity, after=None, size=self._plan.batch_size))) as batches:
             async for batch in batches:
                 await asyncio.to_thread(tally.add, uses_of(row.entry for row in batch.rows))
                 rows = [await self._owned(row, scratch) for row in batch.rows] if entity == "users" else batch.rows
@@ -99,7 +104,7 @@ class DryRun:
     def _sum_up(self, counters: int) -> None:
         counts = self.forecast.counts
         uses = counts["events"] if "events" in counts else counts["counters"]
-        if uses.rejected and not self._choices.leave_rejected:
+        if uses.rejected and not self._plan.leave_rejected:
             self.forecast.notes.append(waiting(uses.rejected))
             counters = 0
         counts.setdefault("counters", Counts(read=uses.read)).written = counters
@@ -153,3 +158,44 @@ def _dollars(write_units: int) -> float:
     """Price it on demand, as `ratelimit cost` does. To find out what is there already takes half as many read units."""
     prices = load_prices()
     return float(write_units * prices.write_million + write_units * prices.read_million / 2) / 1_000_000
+
+
+async def dry_run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock | None = None) -> Forecast:
+    """Return what a run would do. Raises as `run`."""
+    Pace(plan.rate)  # says what is wrong with it
+    clock = clock or SystemClock()
+    settings = migration_settings(plan.target)
+    store = DynamoDBStore(settings)  # opened by its first use: a dry run needs no table
+    async with opened(source_of(plan, clock)) as source, RawTable(settings) as raw, AsyncExitStack() as exits:
+        exits.push_async_callback(store.close)
+        remarks, is_there = await _remarked(plan, raw)
+
+        async def owner(identity: Identity) -> str | None:
+            return await store.directory.find(identity) if is_there else None
+
+        forecast = await DryRun(plan, source, now=clock.now(), listener=listener, owner=owner).all()
+        notes = await source.notes()
+        check_found(source, forecast.counts, notes)
+        forecast.notes += [*notes, *remarks]
+    return forecast
+
+
+async def _remarked(plan: MigrationPlan, raw: RawTable) -> tuple[list[str], bool]:
+    """Return what is to be said of the table and of earlier runs, and whether the table is there.
+
+    Raises `InvalidInput` for a run to replace that is not known.
+    """
+    try:
+        probe, missing = await TableProbe.at(raw), ""
+    except TableNotFound as error:
+        probe, missing = TableProbe(empty=True, foreign=""), str(error)
+    remarks = [missing] if missing else []
+    if refusal := refusal_of(plan, probe):
+        remarks.append(f"a run would be refused: {refusal}")
+    else:
+        remarks += remarks_of(probe)
+    for run in plan.replace:
+        with Ledger.of(plan.work_dir, run) as ledger:
+            counts = ", ".join(f"{count:,} {entity}" for entity, count in ledger.counts().items())
+        remarks.append(f"of run {run} would be taken back first: {counts}")
+    return remarks, not missing

@@ -27,7 +27,7 @@ from typing import Any, Final, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ratelimit.errors import ConfigError, InvalidInput
-from ratelimit.migrate.rows import Entity
+from ratelimit.migrate.rows import Entity, is_asked, rows_of
 from ratelimit.names import check_action
 from ratelimit.quota import Window
 
@@ -92,7 +92,7 @@ class Mapping:
 
     def columns(self, entity: str) -> dict[str, Names]:
         """Return the columns of an entity, by the path to where the mapping names them."""
-        section = _section_of(entity)
+        section = rows_of(entity)
         part = getattr(self, section)
         found = {f"{section}.{each.name}": getattr(part, each.name) for each in fields(part)}
         quotas = found.pop(f"{section}.quotas", {})
@@ -102,7 +102,7 @@ class Mapping:
 
     def tables(self, entity: str) -> Names:
         """Return the tables of which the first that exists holds the entity."""
-        names: Names = getattr(self, _section_of(entity)).table
+        names: Names = getattr(self, rows_of(entity)).table
         return names
 
     def is_given(self, path: str) -> bool:
@@ -233,10 +233,6 @@ def first_of(names: Names, there: Iterable[str]) -> str | None:
     return next((name for name in names if name in held), None)
 
 
-def _section_of(entity: str) -> str:
-    return "events" if entity == "counters" else entity
-
-
 def absent(mapping: Mapping, entity: str, where: str, there: Collection[str], *, needed: bool = True) -> str:
     """Say what is wrong with the columns of an entity; empty where all that the mapping names are there.
 
@@ -323,8 +319,7 @@ def recognised(mapping: Mapping, kind: Entity, names: Collection[str]) -> str | 
 def unknown_table(mapping: Mapping, wanted: Collection[str], found: Collection[str], there: Iterable[str]) -> str:
     """Say what is wrong where the mapping names a table that is not there; empty where it does not."""
     for kind in HELD:
-        asked = not wanted or kind in wanted or (kind == "events" and "counters" in wanted)
-        if asked and kind not in found and mapping.is_given(f"{kind}.table"):
+        if is_asked(kind, wanted) and kind not in found and mapping.is_given(f"{kind}.table"):
             names, has = mapping.tables(kind), list(there)
             tried = " or ".join(map(repr, names))
             return f"{kind}.table: there is no {tried}{near(names, has)}; it has: {', '.join(has[:_MOST]) or 'nothing'}"

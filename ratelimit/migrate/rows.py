@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, cast, get_args
+
+import msgspec
 
 from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import Key
+from ratelimit.retry import retry_store
 from ratelimit.store.base import Record
 from ratelimit.store.directory import Plan, User
+from ratelimit.store.hashed import UserHash
+
+E = TypeVar("E", bound=str)
+P = TypeVar("P", covariant=True)
 
 Entity: TypeAlias = Literal["plans", "users", "events", "counters"]
 ENTITIES: Final[tuple[Entity, ...]] = get_args(Entity)
 """In the order in which they are brought over: a plan is there before its users, the counters are the last."""
+
+
+def rows_of(entity: E) -> E:
+    """Return the entity whose rows these are: counters are counted from the rows of events."""
+    return cast(E, "events") if entity == "counters" else entity
+
+
+def is_asked(entity: Entity, wanted: Collection[str]) -> bool:
+    """Return whether the rows of an entity are needed for what is wanted; nothing wanted is all."""
+    return not wanted or entity in map(rows_of, wanted)
 
 
 class SourceUnavailable(StoreUnavailable):
@@ -32,7 +53,6 @@ class Expired(NamedTuple):
     user: str
     action: str
     at_ms: int
-    """Milliseconds."""
     cost: int
 
 
@@ -69,7 +89,7 @@ class Batch(NamedTuple):
     """How much of `Source.size` is behind them."""
 
 
-class Source(Protocol):
+class Source(ABC):
     """Where users come from. Read only: nothing in here ever writes to it.
 
     Every method may raise `SourceUnavailable`, `SourceRefused`, and `OSError` for a file.
@@ -77,29 +97,37 @@ class Source(Protocol):
 
     name: str
     """For people, without secrets."""
-    totals: bool
+    totals = False
     """Whether its counters are sums that it has itself (`Counted`); else they are counted from its rows."""
+    users: UserHash | None = None
+    """What each user is exchanged for; None where they stay as they are. Rejected rows always do."""
 
+    @abstractmethod
     async def open(self) -> None:
         """Reach it, and find out what it has."""
-        ...
 
+    @abstractmethod
     async def entities(self) -> Sequence[Entity]:
         """Return what there is of the four."""
-        ...
 
+    @abstractmethod
     async def size(self, entity: Entity) -> int | None:
         """Return what `Batch.done` will come to; None where nobody knows."""
-        ...
 
-    def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         """Yield its rows from the beginning, or from the `place` of a batch."""
-        ...
+        async with aclosing(self._batches(entity, after, size)) as batches:
+            async for batch in batches:
+                yield batch if self.users is None else _hashed(batch, self.users)
+
+    @abstractmethod
+    def _batches(self, entity: Entity, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+        """Yield them, users as they are there."""
 
     @property
     def keyed(self) -> bool:
         """Return whether each row is there once by its key: none is counted twice. Known once it is open."""
-        ...
+        return False
 
     @property
     def files(self) -> Sequence[Path]:
@@ -110,13 +138,44 @@ class Source(Protocol):
         """Return the size and time of a file. Where it has changed, a `place` is good no more; keys stay good."""
         return ""
 
+    @abstractmethod
     async def notes(self) -> Sequence[str]:
         """Return what a reader of the report should know: what was left alone, what is suspicious."""
-        ...
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 (a file has nothing to close)
         """Let go of it."""
-        ...
+
+
+def _hashed(batch: Batch, users: UserHash) -> Batch:
+    def exchanged(entry: Entry | None) -> Entry | None:
+        if isinstance(entry, UsageEvent):
+            return msgspec.structs.replace(entry, user=users.of(entry.user))
+        if isinstance(entry, Expired):
+            return entry._replace(user=users.of(entry.user))
+        if isinstance(entry, User):
+            return replace(entry, id=users.of(entry.id))
+        if isinstance(entry, Counted):
+            return entry._replace(key=Key(users.of(entry.key.user), entry.key.action))
+        return entry
+
+    return batch._replace(rows=[row._replace(entry=exchanged(row.entry)) for row in batch.rows])
+
+
+class _Page(Protocol[P]):
+    @property
+    def entries(self) -> Sequence[P]: ...
+    @property
+    def cursor(self) -> str | None: ...
+
+
+async def each_page(ask: Callable[..., Awaitable[_Page[P]]]) -> AsyncGenerator[Sequence[P], None]:
+    """Yield page after page; `ask` is given the `cursor` where each begins. Raises as `retry_store`."""
+    cursor: str | None = None
+    while True:
+        page = await retry_store(partial(ask, cursor=cursor))
+        yield page.entries
+        if (cursor := page.cursor) is None:
+            return
 
 
 def readable(text: str) -> str:

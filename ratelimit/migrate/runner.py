@@ -1,64 +1,45 @@
-"""`MigrationRun`: everything from a source to a table, batch by batch, with a checkpoint after each."""
+"""`run`: everything from a source to a table, batch by batch, with a checkpoint after each."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, closing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, closing
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Final, TypeVar
+
+import msgspec
 
 from ratelimit.clock import SECOND, Clock, SystemClock
+from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
-from ratelimit.migrate.checkpoint import Checkpoint, Counts, Scratch, Workspace
+from ratelimit.migrate.checkpoint import Checkpoint, Counts, ProgressListener, Scratch, Workspace
 from ratelimit.migrate.counters import CounterWriter
-from ratelimit.migrate.ledger import Ledger
-from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Source, SourceRow
+from ratelimit.migrate.files import is_sqlite
+from ratelimit.migrate.ledger import Ledger, conflicts, earlier_runs
+from ratelimit.migrate.plan import MigrationPlan
+from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Source, SourceRefused, SourceRow, each_page
+from ratelimit.migrate.sources import migration_settings, source_of
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
-from ratelimit.migrate.target import IdentityConflict, Target
+from ratelimit.migrate.target import IdentityConflict, Pace, RawTable, TableProbe, Target
+from ratelimit.migrate.undo import UndoPlan, undo
 from ratelimit.names import Key
+from ratelimit.policy import timelines_of
 from ratelimit.store.directory import DirectoryStore, Plan, User
 
 T = TypeVar("T")
 
 _SOME: Final = 200
-OnError: TypeAlias = Literal["skip", "stop"]
-
-DEFAULT_BATCH: Final = 1000
-
-
-class ProgressListener(Protocol):
-    """Hears how reading goes."""
-
-    def __call__(self, entity: Entity, counts: Counts, done: int, size: int | None) -> None:
-        """Hear of a batch: `done` of `size` (None where nobody knows it) is behind the counts."""
-        ...
 
 
 class BadRow(InvalidInput):
     """A row that cannot be used, and `on_error` is `stop`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """What is asked for."""
-
-    entities: tuple[Entity, ...]
-    batch_size: int = DEFAULT_BATCH
-    on_error: OnError = "skip"
-    backup: bool = True
-    mirrored: bool = False
-    leave_rejected: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.batch_size <= 10_000:
-            raise InvalidInput(f"--batch-size must be from 1 to 10000, not {self.batch_size!r}")
 
 
 class MigrationRun:
@@ -66,29 +47,28 @@ class MigrationRun:
 
     def __init__(
         self,
+        plan: MigrationPlan,
         source: Source,
         target: Target,
-        choices: Choices,
         *,
         workspace: Workspace,
         checkpoint: Checkpoint,
-        rules: Rules,
-        ledger: Ledger | None = None,
-        clock: Clock | None = None,
+        ledger: Ledger,
+        clock: Clock,
         listener: ProgressListener,
     ) -> None:
         self.checkpoint = checkpoint
+        self._plan = plan
         self._source = source
         self._target = target
-        self._choices = choices
         self._workspace = workspace
-        self._rules = rules
+        self._rules = Rules(plan.config.policies)
         self._ledger = ledger
-        self._clock = clock or SystemClock()
+        self._clock = clock
         self._tell = listener
         self._units_before = checkpoint.units
 
-    async def all(self) -> Checkpoint:
+    async def all(self) -> None:
         """Bring everything over. Raises `StoreUnavailable` (`SourceUnavailable` too), `InvalidInput`, `OSError`:
         after any of them, and after a crash, the same again goes on."""
         checkpoint = self.checkpoint
@@ -99,15 +79,14 @@ class MigrationRun:
             checkpoint.stamp = stamp
         self._workspace.begin(checkpoint)
         try:
-            if self._choices.backup:
+            if self._plan.backup:
                 await asyncio.to_thread(back_up, self._source.files, began=checkpoint.began)
-            for entity in self._choices.entities:
+            for entity in self._plan.chosen(await self._source.entities()):
                 if entity not in checkpoint.done:
                     await self._one(entity)
         finally:
             self._workspace.close()
         self._workspace.finish()
-        return checkpoint
 
     async def _one(self, entity: Entity) -> None:
         checkpoint = self.checkpoint
@@ -127,7 +106,7 @@ class MigrationRun:
         checkpoint, counts = self.checkpoint, self.checkpoint.of(entity)
         size = await self._source.size(entity)
         self._tell(entity, counts, checkpoint.behind, size)
-        batches = self._source.batches(entity, after=checkpoint.place, size=self._choices.batch_size)
+        batches = self._source.batches(entity, after=checkpoint.place, size=self._plan.batch_size)
         async with aclosing(ahead(batches)) as found:
             async for batch in found:
                 await self._take(entity, batch.rows, counts)
@@ -170,7 +149,7 @@ class MigrationRun:
     async def _take_counters(self, rows: Sequence[SourceRow], counts: Counts) -> None:
         counters = CounterWriter(self._target, now=self._clock.now(), ledger=self._ledger)
         found = [row.entry for row in rows if isinstance(row.entry, Counted)]
-        counts.note(await self._target.each(found, counters.follow if self._choices.mirrored else counters.copy))
+        counts.note(await self._target.each(found, counters.follow if self._plan.mirrored else counters.copy))
 
     async def _count_up(self) -> None:
         """Count all uses first, and then write. What is written carries a mark, so going on may count anew.
@@ -185,7 +164,7 @@ class MigrationRun:
         with Scratch(self._workspace.folder, SCHEMA) as scratch:
             tally = Tally(scratch, self._rules, now=now, keyed=self._source.keyed)
             rejected = await self._read_uses(tally, counts, self._keep_rejects)
-            if rejected and not self._choices.leave_rejected:
+            if rejected and not self._plan.leave_rejected:
                 self.checkpoint.note([waiting(rejected, f" (they are in {self._workspace.rejects})")])
                 return
             if marks := await self._write_counters(counters, tally, counts):
@@ -198,7 +177,7 @@ class MigrationRun:
     async def _read_uses(self, tally: Tally, counts: Counts, keep: Callable[[Sequence[SourceRow]], None]) -> int:
         """Return how many rows cannot be used; `keep` is told of them."""
         size, rejected = await self._source.size("counters"), 0
-        batches = self._source.batches("counters", after=None, size=self._choices.batch_size)
+        batches = self._source.batches("counters", after=None, size=self._plan.batch_size)
         async with aclosing(ahead(batches)) as found:
             async for batch in found:
                 await asyncio.to_thread(tally.add, uses_of(row.entry for row in batch.rows))
@@ -210,7 +189,7 @@ class MigrationRun:
         return rejected
 
     def _keep_rejects(self, rows: Sequence[SourceRow]) -> None:
-        if "events" not in self._choices.entities:
+        if self._plan.entities and "events" not in self._plan.entities:
             for row in rows:
                 self._reject("counters", row, self.checkpoint.counts["counters"])
 
@@ -234,7 +213,7 @@ class MigrationRun:
         self._workspace.save(self.checkpoint)
 
     def _reject(self, entity: Entity, row: SourceRow, counts: Counts) -> None:
-        if self._choices.on_error == "stop":
+        if self._plan.on_error == "stop":
             raise BadRow(f"{row.where}: {row.problem}; without --on-error stop it is set aside, and the rest goes on")
         counts.reject(row.problem)
         self._workspace.reject(entity, row)
@@ -265,13 +244,9 @@ async def learn_rules(directory: DirectoryStore, rules: Rules) -> None:
     """Teach the rules the quotas of all plans and users that are in the table, whoever put them there."""
     kinds: tuple[type[Plan | User], ...] = (Plan, User)
     for kind in kinds:
-        cursor: str | None = None
-        while True:
-            page = await directory.page(kind, limit=_SOME, cursor=cursor)
-            for entry in page.entries:
+        async for entries in each_page(partial(directory.page, kind, limit=_SOME)):
+            for entry in entries:
                 rules.learn(entry.quotas)
-            if (cursor := page.cursor) is None:
-                break
 
 
 async def ahead(batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[Batch, None]:
@@ -289,35 +264,127 @@ async def ahead(batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[Batch, N
 
 # A copy of a file source, beside it, before anything begins: `users.json.backup-20260105T120000Z`.
 
-_SQLITE: Final = b"SQLite format 3\x00"
 
-
-def back_up(files: Sequence[Path], *, began: int) -> list[Path]:
+def back_up(files: Sequence[Path], *, began: int) -> None:
     """Make the copies, once for a migration that `began` then (µs). Raises `OSError`."""
     stamp = datetime.fromtimestamp(began // SECOND, UTC).strftime("%Y%m%dT%H%M%SZ")
-    copies = []
     for file in files:
-        copy = backup_of(file, stamp)
+        copy = file.with_name(f"{file.name}.backup-{stamp}")
         if not copy.exists():
             part = copy.with_name(copy.name + ".part")
             _copy(file, part)
             part.replace(copy)
-        copies.append(copy)
-    return copies
-
-
-def backup_of(file: Path, stamp: str) -> Path:
-    """Return where the copy goes."""
-    return file.with_name(f"{file.name}.backup-{stamp}")
 
 
 def _copy(file: Path, to: Path) -> None:
-    with file.open("rb") as opened:
-        is_sqlite = opened.read(len(_SQLITE)) == _SQLITE
-    if not is_sqlite:
+    if not is_sqlite(file):
         shutil.copy2(file, to)
         return
     # A database that is in use is copied whole only by SQLite itself.
     url = f"{file.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(url, uri=True)) as source, closing(sqlite3.connect(to)) as copy:
         source.backup(copy)
+
+
+class Done(msgspec.Struct, kw_only=True):
+    """What a run has come to, all earlier ones included that it went on with."""
+
+    source: str
+    run: str
+    """Its id, by which it can be taken back."""
+    checkpoint: Checkpoint
+    seconds: float
+    """Of this run."""
+    notes: list[str]
+    rejects: str | None
+    """The file with the rejected rows."""
+
+
+async def run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock | None = None) -> Done:
+    """Bring everything over, or go on with that.
+
+    Raises `InvalidInput` (`ConfigError`, `SourceRefused`, `BadRow` too), `StoreUnavailable` (`SourceUnavailable` too),
+    `OSError` for a file. After any of the last two, and after a crash, the same plan goes on where it stopped.
+    """
+    clock = clock or SystemClock()
+    workspace, pace, started = plan.workspace(), Pace(plan.rate), clock.now()
+    if plan.restart:
+        workspace.forget()
+    settings = migration_settings(plan.target)
+    async with opened(source_of(plan, clock)) as source, DynamoDBStore(settings) as store, RawTable(settings) as raw:
+        plan.chosen(await source.entities())  # says what is not there, before anything else is asked
+        probe = await TableProbe.at(raw)
+        if refusal := refusal_of(plan, probe):
+            raise InvalidInput(refusal)
+        plan.work_dir.mkdir(parents=True, exist_ok=True)
+        if plan.replace:  # nothing of the new run is in the table by then
+            back = UndoPlan(runs=plan.replace, target=plan.target, rate=plan.rate, work_dir=plan.work_dir)
+            await undo(back, listener=listener, clock=clock)
+        checkpoint = workspace.begun(clock.now())
+        resumed = checkpoint.entity is not None or bool(checkpoint.done)
+        with Ledger.begin(workspace.folder, plan.about(checkpoint.run)) as ledger:
+            timelines = timelines_of(plan.config.policies)
+            migration = MigrationRun(
+                plan, source, Target(store, raw, pace, ledger=ledger, timelines=timelines), workspace=workspace,
+                checkpoint=checkpoint, ledger=ledger, clock=clock, listener=listener,
+            )  # fmt: skip
+            await migration.all()
+        check_found(source, checkpoint.counts, checkpoint.notes)
+        notes = [*checkpoint.notes, *([] if resumed else [*remarks_of(probe), *_unknown_runs(plan, checkpoint)])]
+    return Done(
+        source=source.name,
+        run=checkpoint.run,
+        checkpoint=checkpoint,
+        seconds=(clock.now() - started) / 1_000_000,
+        notes=notes,
+        rejects=str(workspace.rejects) if checkpoint.rejects_bytes else None,
+    )
+
+
+def _unknown_runs(plan: MigrationPlan, checkpoint: Checkpoint) -> list[str]:
+    """Return what is to be said of counters that were there, and of which no run has left a ledger here."""
+    about = plan.about(checkpoint.run)
+    counters = checkpoint.counts.get("counters")
+    if counters is None or not counters.there or len(earlier_runs(plan.work_dir, about)) > 1:
+        return []
+    return [
+        "earlier runs have marked counters of this table, and none from this source has left a ledger in "
+        f"{plan.work_dir.absolute()}: whether they had these settings is not known; give the --work-dir that they had"
+    ]
+
+
+@asynccontextmanager
+async def opened(source: Source) -> AsyncIterator[Source]:
+    """Open a source, and close it again."""
+    try:
+        await source.open()
+        yield source
+    finally:
+        await source.close()
+
+
+def check_found(source: Source, counts: Mapping[Entity, Counts], notes: Sequence[str]) -> None:
+    """Raise `SourceRefused` where nothing was found: that is no success."""
+    if not any(each.read for each in counts.values()):
+        saw = "".join(f"; {each}" for each in notes)
+        raise SourceRefused(
+            f"nothing was found in {source.name}: no rows of {', '.join(counts)}{saw}; where they have other names, "
+            "tell in a --mapping FILE (`ratelimit migrate mapping` prints one to start from)"
+        )
+
+
+def refusal_of(plan: MigrationPlan, probe: TableProbe) -> str:
+    """Say why nothing may be written: the table is another's, or an earlier run is in the way; empty where it may."""
+    if probe.foreign and not plan.foreign:
+        return (
+            f"table {plan.target.table!r} holds what is not this project's ({probe.foreign}); name another table, "
+            "or add --into-foreign to write beside it"
+        )
+    return conflicts(plan.work_dir, plan.about(""), replaced=plan.replace)
+
+
+def remarks_of(probe: TableProbe) -> list[str]:
+    """Return what is to be said of a table that is written to."""
+    if probe.foreign:
+        return [f"the table holds what is not this project's: {probe.foreign}"]
+    return [] if probe.empty else ["the table is not empty: what is there already is left as it is"]

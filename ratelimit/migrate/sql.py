@@ -20,7 +20,16 @@ from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.migrate.convert import Converter, DuplicateCounter
 from ratelimit.migrate.mapping import HELD, Seen, absent, first_of, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.mapping import Mapping as Columns
-from ratelimit.migrate.rows import Batch, Entity, Source, SourceRefused, SourceRow, SourceUnavailable
+from ratelimit.migrate.rows import (
+    Batch,
+    Entity,
+    Source,
+    SourceRefused,
+    SourceRow,
+    SourceUnavailable,
+    is_asked,
+    rows_of,
+)
 from ratelimit.retry import retry_store
 
 # A database by its URL, opened so that nothing can be changed in it, and that odd values concern their row only.
@@ -181,15 +190,7 @@ class SqlSource(Source):
     row cannot be known in another run, so an interrupted one begins it anew. A path is SQLite's.
     """
 
-    totals = False
-
-    def __init__(
-        self,
-        url: str | Path,
-        converter: Converter,
-        *,
-        wanted: Collection[str] = (),
-    ) -> None:
+    def __init__(self, url: str | Path, converter: Converter, *, wanted: Collection[str] = ()) -> None:
         try:
             import sqlalchemy
         except ImportError:
@@ -214,7 +215,7 @@ class SqlSource(Source):
             try:
                 found = recognised(self._mapping, kind, seen)
             except InvalidInput as error:
-                if self._asks(kind):
+                if is_asked(kind, self._wanted):
                     raise SourceRefused(f"{self.name}: {error}") from None
                 continue
             if found is not None:
@@ -226,7 +227,9 @@ class SqlSource(Source):
             raise SourceRefused(f"nothing in {self.name} is recognised; {sketch(self._mapping, counted)}")
         for kind, table in self._places.items():
             self._tables[table] = await self._run(partial(self._described, table))
-            if self._asks(kind) and (problem := absent(self._mapping, kind, table, self._tables[table].columns)):
+            if is_asked(kind, self._wanted) and (
+                problem := absent(self._mapping, kind, table, self._tables[table].columns)
+            ):
                 raise SourceRefused(f"{self.name}: {problem}")
 
     async def entities(self) -> Sequence[Entity]:
@@ -239,7 +242,7 @@ class SqlSource(Source):
         query = self._sa.select(self._sa.func.count()).select_from(table)
         return int(await self._run(lambda: self._fetch(query)[0][0]))
 
-    async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
+    async def _batches(self, entity: Entity, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
         table = self._selectable(entity)
         key = self._key(entity)
         pages = self._unkeyed(entity, table, size) if key is None else self._keyed(entity, table, key, after, size)
@@ -257,7 +260,7 @@ class SqlSource(Source):
     async def notes(self) -> Sequence[str]:
         notes = self._converter.notes()
         for kind, table in self._places.items():
-            if self._asks(kind) and (left := unmapped(self._mapping, kind, self._tables[table].columns)):
+            if is_asked(kind, self._wanted) and (left := unmapped(self._mapping, kind, self._tables[table].columns)):
                 notes.append(f"{table}: nothing is read from the columns {', '.join(left)}")
         others = sorted(set(self._tables) - set(self._places.values()))
         return [*notes, f"left alone, as they hold no usage: {', '.join(others)}"] if others else notes
@@ -314,11 +317,8 @@ class SqlSource(Source):
     def _mapping(self) -> Columns:
         return self._converter.mapping
 
-    def _asks(self, kind: Entity) -> bool:
-        return not self._wanted or kind in self._wanted or (kind == "events" and "counters" in self._wanted)
-
     def _table(self, entity: Entity) -> str | None:
-        return self._places.get("events" if entity == "counters" else entity)
+        return self._places.get(rows_of(entity))
 
     def _selectable(self, entity: Entity) -> Any:
         """Select by name only, so that values come as the driver has them, of whatever type the table says."""
@@ -336,7 +336,7 @@ class SqlSource(Source):
     def _key(self, entity: Entity) -> str | None:
         """Return the column to read a table by; None where no two rows are sure to differ in it."""
         table = self._tables.get(self._table(entity) or "")
-        names = self._mapping.columns(entity).get("events.id" if entity == "counters" else f"{entity}.id", ())
+        names = self._mapping.columns(entity).get(f"{rows_of(entity)}.id", ())
         key = None if table is None else first_of(names, table.columns)
         return key if table is not None and key in table.keys else None
 

@@ -18,7 +18,7 @@ from ratelimit.algorithms import Rule, Totals, rule
 from ratelimit.algorithms.fields import bucket_field, first_kept, stale, utc_day
 from ratelimit.clock import DAY, SECOND
 from ratelimit.event import UsageEvent
-from ratelimit.migrate.checkpoint import Scratch
+from ratelimit.migrate.checkpoint import SEEN, Scratch
 from ratelimit.migrate.rows import Expired
 from ratelimit.names import Key
 from ratelimit.policy import Policy
@@ -29,14 +29,16 @@ MARK: Final = "umoved"
 """Milliseconds. Named like a total, so that a reset leaves it, and not like a day's, so that no report reads it."""
 
 _LARGEST: Final = 2**62
+_KEPT_DAYS: Final = 400
+"""As the limiter has it: thirteen months of totals outlive the last write."""
 # Of a bucket there is a row for each moment, since its uses are put together in the order of time, which a source may
 # not have.
-SCHEMA: Final = """
+SCHEMA: Final = f"""
+    {SEEN}
     CREATE TABLE sums (user TEXT, action TEXT, field TEXT, floor INTEGER, amount INTEGER,
                        PRIMARY KEY (user, action, field, floor)) WITHOUT ROWID;
     CREATE TABLE newest (user TEXT, action TEXT, at INTEGER, PRIMARY KEY (user, action)) WITHOUT ROWID;
     CREATE TABLE marks (user TEXT, action TEXT, at INTEGER, PRIMARY KEY (user, action)) WITHOUT ROWID;
-    CREATE TABLE seen (id BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 _ADD: Final = f"""
     INSERT INTO sums VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET amount = min({_LARGEST}, amount + excluded.amount)
@@ -138,7 +140,7 @@ class Tally:
             # In milliseconds, as the marks are.
             if use.at_ms >= self._now // 1000 or not self._is_wanted(use):
                 continue
-            if not self._keyed and not self._is_new(use.id):
+            if not self._keyed and not self._scratch.is_new(use.id):
                 continue
             key = Key(use.user, use.action)
             for field, floor, amount in self._fields(use.action, use.at_ms * 1000, use.cost):
@@ -190,13 +192,6 @@ class Tally:
             fields = self._kept_totals[day] = [field for field in made if field not in gone]
         return fields
 
-    def _is_new(self, event_id: str) -> bool:
-        raw = bytes.fromhex(event_id.replace("-", ""))
-        if self._scratch.one("SELECT 1 FROM seen WHERE id = ?", raw):
-            return False
-        self._scratch.put("INSERT INTO seen VALUES (?)", [(raw,)])
-        return True
-
     def _is_wanted(self, use: Use) -> bool:
         if not self._again:
             return True
@@ -206,6 +201,11 @@ class Tally:
     def _mark(self, user: str, action: str) -> int | None:
         found: int | None = self._scratch.one("SELECT at FROM marks WHERE user = ? AND action = ?", user, action)
         return found
+
+
+def expiry_of(now: int) -> int:
+    """Return the second until which a record is kept that is written now (µs)."""
+    return (now // DAY + _KEPT_DAYS) * (DAY // SECOND)
 
 
 def is_bucket(field: str) -> bool:

@@ -21,15 +21,14 @@ from ratelimit.algorithms.fields import (
     current_totals,
     total_fields,
 )
-from ratelimit.clock import DAY, SECOND, Clock, SystemClock
+from ratelimit.clock import DAY, Clock, SystemClock
 from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
-from ratelimit.migrate.checkpoint import Counts, forget_run
+from ratelimit.migrate.checkpoint import Counts, ProgressListener, forget_run
 from ratelimit.migrate.ledger import FieldChange, Ledger, RecordChange, is_same_place, later_on_top, place_of_table
 from ratelimit.migrate.rows import ENTITIES
-from ratelimit.migrate.runner import ProgressListener
 from ratelimit.migrate.sources import migration_settings
-from ratelimit.migrate.tally import MARK, is_bucket
+from ratelimit.migrate.tally import MARK, expiry_of, is_bucket
 from ratelimit.migrate.target import Pace, RawTable, Target
 from ratelimit.store import Add, Drop, Expect, Op, Put, Record, Write
 from ratelimit.store.directory import Plan, User
@@ -38,7 +37,6 @@ UndoOutcome: TypeAlias = Literal["taken back", "gone", "kept"]
 
 _ATTEMPTS: Final = 20
 _SOME: Final = 200
-_KEPT_DAYS: Final = 400
 
 
 class Undone(msgspec.Struct, kw_only=True):
@@ -101,7 +99,7 @@ class _Undo:
         self._done = done
         self._now = now
         self._tell = listener
-        self._expires_at = (now // DAY + _KEPT_DAYS) * (DAY // SECOND)
+        self._expires_at = expiry_of(now)
 
     async def look(self) -> None:
         """Count what there is to be taken back."""

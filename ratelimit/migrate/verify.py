@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from hashlib import blake2b
 from heapq import heappush, heappushpop
 from typing import Any, Final, Literal, TypeAlias
@@ -14,17 +15,16 @@ import msgspec
 from ratelimit.clock import DAY, Clock, SystemClock
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.event import RETENTION_DAYS, UsageEvent
-from ratelimit.migrate.checkpoint import Counts, Scratch
+from ratelimit.migrate.checkpoint import Counts, ProgressListener, Scratch
 from ratelimit.migrate.counters import live
-from ratelimit.migrate.migration import MigrationPlan, check_found, opened
-from ratelimit.migrate.rows import Counted, Entity, Source
-from ratelimit.migrate.runner import ProgressListener, ahead, chunks, learn_rules, uses_of
-from ratelimit.migrate.sources import migration_settings
+from ratelimit.migrate.plan import MigrationPlan
+from ratelimit.migrate.rows import Counted, Entity, Source, each_page
+from ratelimit.migrate.runner import ahead, check_found, chunks, learn_rules, opened, uses_of
+from ratelimit.migrate.sources import migration_settings, source_of
 from ratelimit.migrate.tally import MARK, SCHEMA, Rules, Tally
 from ratelimit.names import Key
 from ratelimit.quota import quotas_text
-from ratelimit.retry import retry_store
-from ratelimit.store.base import ScanPage, day_of
+from ratelimit.store.base import day_of
 from ratelimit.store.directory import Plan, User, name_of
 
 # `Verdict`: what a verification has found.
@@ -109,6 +109,7 @@ _TAKEN: Final = """
     ON entries.name = wished.name WHERE entries.s1 IS NULL AND owners.name <> wished.name ORDER BY wished.name
 """
 _NAMED: Final = 20
+_PAGE: Final = 1000
 SAMPLED: Final = 2_000
 _DIGEST: Final = 2**62 - 1
 
@@ -295,14 +296,14 @@ async def verify(
 ) -> Verdict:
     """Compare. `more_is_fine` where the table is in use already. Raises as `run` does."""
     clock = clock or SystemClock()
-    async with opened(plan.open(clock)) as source, DynamoDBStore(migration_settings(plan.target)) as store:
-        choices = plan.choices(await source.entities())
+    async with opened(source_of(plan, clock)) as source, DynamoDBStore(migration_settings(plan.target)) as store:
+        entities = plan.chosen(await source.entities())
         plan.work_dir.mkdir(parents=True, exist_ok=True)
         check = _Check(source, store, Verdict(more_is_fine=more_is_fine), plan, clock.now(), listener)
-        for entity in choices.entities:
+        for entity in entities:
             await check.one(entity)
         check.verdict.notes += await source.notes()
-        check_found(source, check.read, check.verdict.notes)
+        check_found(source, check.counts, check.verdict.notes)
     return check.verdict
 
 
@@ -319,12 +320,12 @@ class _Check:
         listener: ProgressListener,
     ) -> None:
         self.verdict = verdict
+        self.counts: dict[Entity, Counts] = {}
         self._source = source
         self._store = store
         self._plan = plan
         self._now = now
         self._tell = listener
-        self.read: dict[Entity, int] = {}
 
     async def one(self, entity: Entity) -> None:
         compared = self.verdict.entities[entity] = Compared()
@@ -337,22 +338,18 @@ class _Check:
                 await self._entries(entity, scratch, compared)
 
     async def _events(self, scratch: Scratch, compared: Compared) -> None:
-        sides, seen = EventDiff(scratch), _Seen(scratch, needed=not self._source.keyed)
+        sides, is_keyed = EventDiff(scratch), self._source.keyed
         until = self._now // 1000
         since = until - RETENTION_DAYS * DAY // 1000
         async for entries in self._from_source("events"):
-            events = [one for one in entries if isinstance(one, UsageEvent) and one.at_ms <= until and seen.first(one)]
+            events = [one for one in entries if isinstance(one, UsageEvent) and one.at_ms <= until]
+            events = [one for one in events if is_keyed or scratch.is_new(one.id)]
             compared.source += len(events)
             await asyncio.to_thread(sides.note, SOURCE, events)
-        cursor: str | None = None
-        while True:
-            page: ScanPage[UsageEvent] = await retry_store(
-                lambda cursor=cursor: self._store.scans.events(since=since, until=until + 1, cursor=cursor)  # type: ignore[misc]
-            )
-            compared.target += len(page.entries)
-            await asyncio.to_thread(sides.note, TARGET, page.entries)
-            if (cursor := page.cursor) is None:
-                break
+        scans = self._store.scans
+        async for found in each_page(partial(scans.events, since=since, until=until + 1)):
+            compared.target += len(found)
+            await asyncio.to_thread(sides.note, TARGET, found)
         sides.judge(self.verdict, compared)
 
     async def _entries(self, entity: Entity, scratch: Scratch, compared: Compared) -> None:
@@ -360,14 +357,9 @@ class _Check:
         async for entries in self._from_source(entity):
             sides.note(SOURCE, [one for one in entries if isinstance(one, User | Plan)])
         kind: type[User | Plan] = User if entity == "users" else Plan
-        cursor: str | None = None
-        while True:
-            page = await retry_store(
-                lambda cursor=cursor: self._store.directory.page(kind, limit=1000, cursor=cursor)  # type: ignore[misc]
-            )
-            sides.note(TARGET, page.entries)
-            if (cursor := page.cursor) is None:
-                break
+        directory = self._store.directory
+        async for found in each_page(partial(directory.page, kind, limit=_PAGE)):
+            sides.note(TARGET, found)
         sides.judge(self.verdict, compared)
 
     async def _counters(self, scratch: Scratch, compared: Compared) -> None:
@@ -378,41 +370,18 @@ class _Check:
         async for entries in self._from_source("counters"):
             await asyncio.to_thread(tally.add, uses_of(entries))
             sides.note(SOURCE, [(one.key, one.record) for one in entries if isinstance(one, Counted)])
-        for found in chunks(tally.counters()):
-            added = [(one.key, {field: each.on(None) for field, each in one.sums.items()}) for one in found]
+        for some in chunks(tally.counters()):
+            added = [(one.key, {field: each.on(None) for field, each in one.sums.items()}) for one in some]
             await asyncio.to_thread(sides.note, SOURCE, added)
-        cursor: str | None = None
-        while True:
-            page = await retry_store(lambda cursor=cursor: self._store.scans.records(cursor=cursor))  # type: ignore[misc]
-            await asyncio.to_thread(sides.note, TARGET, page.entries)
-            if (cursor := page.cursor) is None:
-                break
+        async for found in each_page(self._store.scans.records):
+            await asyncio.to_thread(sides.note, TARGET, found)
         sides.judge(self.verdict, compared)
 
     async def _from_source(self, entity: Entity) -> AsyncGenerator[Sequence[Any], None]:
-        self.read[entity] = 0
-        counts, size = Counts(), await self._source.size(entity)
+        counts, size = self.counts.setdefault(entity, Counts()), await self._source.size(entity)
         batches = self._source.batches(entity, after=None, size=self._plan.batch_size)
         async with aclosing(ahead(batches)) as found:
             async for batch in found:
                 counts.read += len(batch.rows)
-                self.read[entity] = counts.read
                 self._tell(entity, counts, batch.done, size)
                 yield [row.entry for row in batch.rows if row.entry is not None]
-
-
-class _Seen:
-    """Whether an event comes for the first time, where a source may have it twice."""
-
-    def __init__(self, scratch: Scratch, *, needed: bool) -> None:
-        self._scratch = scratch
-        self._needed = needed
-
-    def first(self, event: UsageEvent) -> bool:
-        if not self._needed:
-            return True
-        raw = bytes.fromhex(event.id.replace("-", ""))
-        if self._scratch.one("SELECT 1 FROM seen WHERE id = ?", raw):
-            return False
-        self._scratch.put("INSERT INTO seen VALUES (?)", [(raw,)])
-        return True

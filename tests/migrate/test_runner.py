@@ -23,6 +23,7 @@ from ratelimit.factory import build_store
 from ratelimit.migrate import Done, Mapping, SourceUnavailable, dry_run
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.runner import MigrationRun
+from ratelimit.migrate.sources import source_of
 from ratelimit.migrate.sql import SqlSource, with_driver
 from ratelimit.migrate.tally import MARK
 from ratelimit.names import Key
@@ -136,7 +137,7 @@ async def test_a_database_that_goes_away(
 ) -> None:
     """Its connections are cut between two pages: the run does not even notice. A server that is gone ends it."""
     url = to_sql(WORLD, database(kind))
-    source = plan_of(url, table, tmp_path).open(SystemClock())
+    source = source_of(plan_of(url, table, tmp_path), SystemClock())
     assert isinstance(source, SqlSource)
     await source.open()
     pages = source.batches("users", after=None, size=5)
