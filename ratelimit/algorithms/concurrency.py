@@ -12,6 +12,7 @@ from typing import Final
 from ratelimit.algorithms.base import Ops, Taken
 from ratelimit.algorithms.fields import (
     RESERVED,
+    RESET,
     SLOTS,
     bucket_field,
     bucket_limit_field,
@@ -140,7 +141,7 @@ def without_spent(now: int, record: Record) -> Ops:
     """Return what leaves of a record its totals, and what is held together with what was taken for it: that is given
     back once more, by the holder or when the time is over. Nothing is done where that has changed meanwhile."""
     ops: list[Op] = []
-    gone = {field for field in record if not is_total(field) and not is_held(field)}
+    gone = {field for field in record if not is_total(field) and not is_held(field) and field != RESET}
     windows, buckets = _reserved(record)
     for field in gone.intersection(windows):
         gone.remove(field)

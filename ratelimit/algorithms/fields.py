@@ -12,6 +12,7 @@ yesterday's counter simply is another field, dropped by a later write.
     c, r            slots in use; units reserved
     c1764349275     of the slots in use, those that are over at that epoch second, unless they are given back or renewed
     r1764349275_75hd  the same of the units reserved: taken at least 75 s before, from the windows `h` and `d`
+    z               when it was last reset, in microseconds
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ratelimit.quota import Unit, Window
 Per: TypeAlias = Literal["day", "month"]
 SLOTS: Final = "c"
 RESERVED: Final = "r"
+RESET: Final = "z"
 
 DAYS_KEPT: Final = 35
 MONTHS_KEPT: Final = 13

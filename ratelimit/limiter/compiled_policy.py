@@ -13,6 +13,7 @@ from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
 from ratelimit.algorithms.concurrency import Held, HeldUnits, held_step, held_until
 from ratelimit.algorithms.fields import (
     RESERVED,
+    RESET,
     SLOTS,
     bucket_field,
     held_fields,
@@ -198,11 +199,15 @@ class CompiledPolicy:
     ) -> Write | None:
         """Give back `cost` of what was taken: all of it where the record is not known (None), else what is left of it;
         None where nothing is. `positions` are those of a decision's states, in the order of the quotas; `also` is done
-        in the same write."""
+        in the same write, and ends what was held: that is taken after a reset too, which has forgotten all else."""
         places = positions or [0] * len(self._rules)
         parts = [
             one.refund(now, cost, record, taken, position) for one, position in zip(self._rules, places, strict=True)
         ]
+        if not also and record is not None and record.get(RESET, 0) > taken.at:
+            parts = []
+        elif not also and any(parts):
+            parts.append((Expect(RESET, high=taken.at, or_missing=True),))
         parts.append(self._totals.refund(taken.at, cost, record))
         self._turn_to(now)
         ops: Ops = (*also, *[op for part in parts for op in part])

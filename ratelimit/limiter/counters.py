@@ -10,14 +10,14 @@ import msgspec
 
 from ratelimit.algorithms import Taken
 from ratelimit.algorithms.concurrency import without_spent
-from ratelimit.algorithms.fields import RESERVED, SLOTS, buckets_end, current_totals
+from ratelimit.algorithms.fields import RESERVED, RESET, SLOTS, buckets_end, current_totals
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled
 from ratelimit.limiter.background import Alerts
 from ratelimit.limiter.compiled_policy import DROPS_AT_ONCE, CompiledPolicy, drops
 from ratelimit.limiter.record_cache import NEVER, CachedRecord, RecordCache
 from ratelimit.names import Key
-from ratelimit.store.base import Outcome, Record, Store, Write
+from ratelimit.store.base import Outcome, Put, Record, Store, Write
 from ratelimit.store.memory import MemoryStore
 
 # Two suffice unless others change the same record in between; this many in a row means a record beyond fair use.
@@ -210,11 +210,13 @@ class Counters:
         return inactive(compiled, decide(compiled, key, now, cost, compiled.without(now, held, record)))
 
     async def reset(self, key: Key, now: int) -> None:
-        """Forget what was spent; the totals, which are history, stay, and what somebody holds."""
+        """Forget what was spent; the totals, which are history, stay, and what somebody holds. The record says when, so
+        that what was taken before is not given back out of what others take after."""
         for _ in range(ATTEMPTS):
             record = await self.store.read(key)
             if not (ops := without_spent(now, record)):
                 return self.cached(key).learn(record, now)
+            ops = (Put(RESET, now), *ops)
             outcome = await self.store.apply(key, Write(ops, drops(now, []).expires_at, whole=True), now=now)
             if outcome.applied:
                 return self.cached(key).learn(outcome.record, now)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ratelimit.algorithms import rule
-from ratelimit.algorithms.fields import bucket_field, bucket_limit_field, bucket_window, stale
+from ratelimit.algorithms.fields import RESET, bucket_field, bucket_limit_field, bucket_window, stale
 from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.ledger import Ledger
 from ratelimit.migrate.rows import Counted
@@ -93,7 +93,7 @@ def live(record: Mapping[str, int], now: int) -> dict[str, int]:
 
     What was given back to a bucket stays when it is full: the decisions that may yet be refunded count from it.
     """
-    gone = {MARK, *stale(record, now)}
+    gone = {MARK, RESET, *stale(record, now)}
     for field, value in record.items():
         window = bucket_window(field)
         if window is not None and value <= now * 1000:

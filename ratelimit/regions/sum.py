@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from ratelimit.algorithms.fields import current_totals, is_held, is_total, stale
+from ratelimit.algorithms.fields import RESET, current_totals, is_held, is_total, stale
 from ratelimit.blocking import is_blocking
 from ratelimit.cache import LRUCache
 from ratelimit.clock import MINUTE, SECOND, Clock, SystemClock
@@ -90,6 +90,8 @@ class SumStore(RegionsStore):
         await super().close()
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
+        if write.ops[0].field == RESET:  # what says when would be added up
+            write = msgspec.structs.replace(write, ops=write.ops[1:])
         if all(type(op) is Drop for op in write.ops):
             await self._drop_elsewhere(key, write, now)
         others = await self._believed(key)

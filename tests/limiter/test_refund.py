@@ -141,6 +141,27 @@ async def test_it_goes_where_it_was_taken_whatever_holds_by_now(algorithm: Algor
     assert [state.used for state in peeked.quotas] == [0, 0]
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_what_a_reset_has_forgotten_is_not_given_back_out_of_what_others_take(algorithm: AlgorithmName) -> None:
+    store, clock = CountingStore(), FakeClock()
+    # Who refunds, who resets, and who takes meanwhile: three processes.
+    first, second, third = (
+        limiter(Policy("hint", "10/day; 30/month", algorithm=algorithm), store, clock=clock) for _ in range(3)
+    )
+    early = await first.check("alice", "hint", cost=5)
+    clock.advance(0.001)
+    await second.reset("alice", "hint")
+    clock.advance(0.001)
+    late = await third.check("alice", "hint", cost=3)
+    await first.refund(early)
+    # The day's sum is no quota: it says what was used, and five units were not.
+    assert await first.totals("alice") == {"hint": {date(2026, 1, 5): 3}}
+    await first.refund("alice", "hint", 5, at=early.at)
+    assert [state.used for state in (await third.peek("alice", "hint")).quotas] == [3, 3]
+    await second.refund(late)
+    assert await used(first) == 0
+
+
 async def test_of_those_that_were_written_together_each_is_given_back_by_itself() -> None:
     store = CountingStore()
     gate = asyncio.Event()
