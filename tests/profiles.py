@@ -1,4 +1,4 @@
-"""How many examples Hypothesis tries: 100 of each kind, and 20 with `make test-quick`."""
+"""How many examples Hypothesis tries: 100 of each kind, and 10 with `make test-quick`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _USUAL: Final = 100
 
 # A shared machine is slow at times: time limits are pytest-timeout's. The blob repeats here what failed elsewhere.
 settings.register_profile("ratelimit", deadline=None, print_blob=True, max_examples=_USUAL)
-settings.register_profile("quick", settings.get_profile("ratelimit"), max_examples=20)
+settings.register_profile("quick", settings.get_profile("ratelimit"), max_examples=10)
 settings.load_profile("ratelimit")
 
 

@@ -47,6 +47,8 @@ LEFTOVER_S: Final = 30.0
 """Seconds for the rest of a body whose request is answered already."""
 PIECE_S: float = 5.0
 """Seconds between two pieces of it."""
+LOOK_AGAIN_S: float = 0.25
+"""How often it is looked whether a client that has closed its side has closed the other too."""
 
 NEVER: Final = float("inf")
 
@@ -56,8 +58,6 @@ _MAX_PIECE: Final = 64 * 1024
 _METHOD: Final = re.compile(rb"[\r\n]*[!#$%&'*+.^_`|~0-9A-Za-z-]+ ")
 # What every answer begins with.
 _BEGINNING: Final = b"HTTP/1.1 "
-# How often it is looked whether a client that has closed its side has closed the other too.
-_LOOK_AGAIN_S: Final = 0.25
 _RESET, _LINGERING = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 _BODILESS: Final = frozenset({204, 304})
 _UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -619,7 +619,7 @@ class ClientConnection:
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.transport.abort()
         else:
-            self.loop.call_later(_LOOK_AGAIN_S, self._look_for_reset)
+            self.loop.call_later(LOOK_AGAIN_S, self._look_for_reset)
 
     def _close_by(self, how: bytes) -> None:
         if self.exchange is None or self.exchange.request.version == "1.1":

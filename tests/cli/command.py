@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging.config
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -37,6 +38,8 @@ def ratelimit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("typer.main.get_command", _the_program)
+    # `ratelimit serve` would leave handlers that write to the streams of this test.
+    monkeypatch.setattr(logging.config, "dictConfig", lambda config: None)
 
     def run(*args: str) -> Result:
         with pytest.raises(SystemExit) as left:

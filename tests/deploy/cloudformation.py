@@ -13,11 +13,11 @@ NO_VALUE: Final = {"Ref": "AWS::NoValue"}
 _TAGS: Final = ("Ref", "Condition", "Sub", "GetAtt", "If", "Not", "Equals", "Split", "ImportValue", "Join")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     """`!Ref X` becomes `{"Ref": "X"}`, `!Sub x` `{"Fn::Sub": "x"}`, as CloudFormation's JSON has it."""
 
 
-def _tagged(name: str, loader: yaml.SafeLoader, node: yaml.Node) -> dict[str, Any]:
+def _tagged(name: str, loader: yaml.CSafeLoader, node: yaml.Node) -> dict[str, Any]:
     match node:
         case yaml.SequenceNode():
             value: Any = loader.construct_sequence(node, deep=True)

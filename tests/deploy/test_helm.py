@@ -60,7 +60,7 @@ def rendered(values: Path, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every object by its kind; the admin listener's Service by a name of its own."""
     values.write_text(yaml.safe_dump(given), encoding="utf-8")
     text = run(tool("helm"), "template", "shop", str(CHART), "--namespace", "shop", "--values", values)
-    objects = [each for each in yaml.safe_load_all(text) if each]
+    objects = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
     found = {each["kind"] + ("/admin" if each["metadata"]["name"].endswith("-admin") else ""): each for each in objects}
     assert len(found) == len(objects)
     return found

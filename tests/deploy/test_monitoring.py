@@ -64,7 +64,7 @@ def queries() -> dict[str, str]:
 
 
 def rules() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = yaml.safe_load(alert_rules())["groups"][0]["rules"]
+    found: list[dict[str, Any]] = yaml.load(alert_rules(), yaml.CSafeLoader)["groups"][0]["rules"]
     return found
 
 

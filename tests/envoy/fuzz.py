@@ -166,14 +166,13 @@ _VALUES = (
 )
 
 
-async def fuzz(seconds: float, seed: int) -> int:
-    """Run connection after connection for so long; return how many. Each has a seed of its own, one after the other."""
-    until = time.monotonic() + seconds
+async def fuzz(seed: int, is_over: Callable[[int], bool]) -> int:
+    """Run connection after connection until there are enough; return how many. The next one has the next seed."""
     loop = asyncio.get_running_loop()
     faults: list[object] = []
     loop.set_exception_handler(lambda loop, context: faults.append(context))
     runs = 0
-    while time.monotonic() < until:
+    while not is_over(runs):
         try:
             await Fuzz(seed + runs).run()
             assert not faults, faults
@@ -188,4 +187,6 @@ async def fuzz(seconds: float, seed: int) -> int:
 
 if __name__ == "__main__":
     logging.disable()
-    print(asyncio.run(fuzz(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1)))  # noqa: T201
+    until = time.monotonic() + float(sys.argv[1])
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    print(asyncio.run(fuzz(seed, lambda _: time.monotonic() > until)))  # noqa: T201

@@ -99,15 +99,15 @@ class World:
 async def test_naive_regions_admit_too_much_and_lose_usage() -> None:
     """The fault: each region counts in the same item, sees only its own version, and the last writer wins."""
     over = lost = worst = 0
-    for seed in range(20):
+    for seed in range(10):
         world = World(seed, naive)
         await world.run(steps=400, cuts=0)
         for user in USERS:
             over += world.admitted[user] > LIMIT
             lost += world.counted(REGIONS[0], user) < world.admitted[user]
             worst = max(worst, world.admitted[user])
-    assert over > 30
-    assert lost > 30
+    assert over > 15
+    assert lost > 15
     assert LIMIT < worst <= len(REGIONS) * LIMIT
 
 

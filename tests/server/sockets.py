@@ -87,7 +87,7 @@ async def listening(service: Service) -> AsyncIterator[str]:
     try:
         yield place.where.removeprefix("http://")
     finally:
-        await listener.drain(linger=0, grace=1)
+        await listener.drain(linger=0, grace=0.1)
         await listener.stop()
 
 

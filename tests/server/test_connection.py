@@ -15,6 +15,7 @@ from ratelimit.http.lifespan import no_lifespan
 from ratelimit.policy import Policy
 from ratelimit.server import connection
 from ratelimit.server.asgi import AsgiService
+from ratelimit.server.listener import TICK_S
 from tests.http.apps import limiter_of
 from tests.http.spellings import PLAIN
 from tests.server.sockets import GET, OK, answering, ask, connected, in_front_of, listening, scripted, until_gone
@@ -153,7 +154,7 @@ async def test_a_request_that_began_before_the_last_answer_was_complete_is_not_i
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             if scope["path"] == "/slow":
-                await asyncio.sleep(3 * keep_alive)
+                await asyncio.sleep(keep_alive + 2 * TICK_S)
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
             await send({"type": "http.response.body", "body": b"ok"})
         else:

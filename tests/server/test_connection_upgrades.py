@@ -11,7 +11,7 @@ import pytest
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.server.sockets import OK, ask, connected, in_front_of, scripted
-from tests.server.test_forward import MB, MOST_UNDERWAY, answer_at_length
+from tests.server.test_forward import ALL, MOST_UNDERWAY, answer_at_length
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: a\r\nx-api-key: mallory\r\n\r\n"
 H2C = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n"
@@ -117,7 +117,7 @@ async def test_a_handshake_behind_a_download_does_not_make_it_run_away() -> None
             writer.write(b"GET /big HTTP/1.1\r\nhost: a\r\n\r\n" + HANDSHAKE)
             assert await stuck < MOST_UNDERWAY
             await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(50 * MB)
+            await reader.readexactly(ALL)
             assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200 ")
 
 

@@ -30,6 +30,7 @@ MB = 1 << 20
 _EXPECTING = b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 MOST_UNDERWAY = 20 * MB
+ALL = 30 * MB
 
 
 async def test_an_upload_waits_for_an_upstream_that_does_not_read() -> None:
@@ -38,16 +39,16 @@ async def test_an_upload_waits_for_an_upstream_that_does_not_read() -> None:
     async def script(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         await go_on.wait()
-        await reader.readexactly(50 * MB)
+        await reader.readexactly(ALL)
         writer.write(OK)
 
     async with scripted(script) as upstream, in_front_of(upstream) as address:
         async with connected(address) as (reader, writer):
-            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
-            sent = await fill(writer, 50 * MB)
+            writer.write(b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % (ALL))
+            sent = await fill(writer, ALL)
             assert sent < MOST_UNDERWAY
             go_on.set()
-            while sent < 50 * MB:
+            while sent < ALL:
                 writer.write(bytes(MB))
                 await writer.drain()
                 sent += MB
@@ -55,11 +56,11 @@ async def test_an_upload_waits_for_an_upstream_that_does_not_read() -> None:
 
 
 async def answer_at_length(writer: StreamWriter, stuck: asyncio.Future[int]) -> None:
-    """50 MB. `stuck` is told how many bytes had been taken when no more were for a while."""
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (50 * MB))
-    sent = await fill(writer, 50 * MB)
+    """30 MB. `stuck` is told how many bytes had been taken when no more were for a while."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (ALL))
+    sent = await fill(writer, ALL)
     stuck.set_result(sent)
-    while sent < 50 * MB:
+    while sent < ALL:
         writer.write(bytes(MB))
         await writer.drain()
         sent += MB
@@ -77,7 +78,7 @@ async def test_a_download_waits_for_a_client_that_does_not_read() -> None:
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
             assert await stuck < MOST_UNDERWAY
-            assert len(await reader.read()) == 50 * MB
+            assert len(await reader.read()) == ALL
 
 
 async def test_a_connection_whose_answer_was_held_back_is_read_again() -> None:
@@ -265,7 +266,7 @@ async def fill(writer: StreamWriter, size: int) -> int:
         writer.write(bytes(MB))
         sent += MB
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(0.2):
                 await writer.drain()
         except TimeoutError:
             break

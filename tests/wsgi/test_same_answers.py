@@ -269,10 +269,5 @@ async def test_asgi_and_wsgi_answer_alike(case: str) -> None:
     for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
         assert (one.status, sorted(one.headers), one.body) == (other.status, sorted(other.headers), other.body), number
     assert events == kept
-
-
-def test_the_table_is_about_something() -> None:
-    """Refusals, and what is admitted, of nearly every case."""
-    for case, (policies, options, asks) in CASES.items():
-        found = {reply.status for reply in by_wsgi(policies, options, asks)[0]}
-        assert len(found) > 1 or case in ("exempt", "nothing at all"), (case, found)
+    # Refusals, and what is admitted, of nearly every case.
+    assert len({one.status for one in wanted}) > 1 or case in ("exempt", "nothing at all")
