@@ -12,6 +12,7 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from typing import Any, Final
+from uuid import RFC_4122, UUID
 from zoneinfo import ZoneInfo
 
 from ratelimit.clock import DAY, Clock
@@ -27,8 +28,11 @@ from ratelimit.store.directory import Identity, Plan, User
 # Single values as sources write them, as this project needs them: times, texts, truths, numbers, JSON objects.
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# An epoch of so many digits before the point is in these parts of a second: good from 1973 to 5138.
+# An epoch of so many digits before the point is in these parts of a second: good from 1973 to 5138. What has fewer is
+# none: 0 for no time, the number of a day (2461374.9).
+_FEWEST_DIGITS: Final = 9
 _UNITS: Final = ((11, 1000), (14, 1), (17, 0.001))
+_UUID_BYTES: Final = 16
 _DATE_DIGITS: Final = 8
 # Strictly: what reads RFC 2822 in the standard library passes over whatever it does not know, `PM` too.
 _RFC_2822 = re.compile(
@@ -79,12 +83,15 @@ def milliseconds(value: object, *, zone: Zone, format: str = "") -> int:
 
 
 def text(name: str, value: object) -> str:
-    """Read a user's id or an action, whether the source has it as text or as a number. Raises `InvalidInput`."""
+    """Read a user's id or an action, whether the source has it as text, as a number or as a UUID, and however wide its
+    column is (`CHAR(36)`). Raises `InvalidInput`."""
+    if isinstance(value, bytes):
+        value = _of_bytes(name, value)
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InvalidInput(f"{name} is missing")
-    if isinstance(value, bytes):
-        return value.decode(errors="backslashreplace")
-    return str(whole(name, value)) if isinstance(value, bool | float | Decimal) else str(value)
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        raise InvalidInput(f"{name} must be text or a whole number, not {value!r}")
+    return str(whole(name, value)) if isinstance(value, bool | float | Decimal) else str(value).strip()
 
 
 def truth(name: str, value: object) -> bool:
@@ -150,6 +157,16 @@ def plain(value: object, *, deepest: int = _DEEPEST) -> Any:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else _unicode(str(value))
 
 
+def _of_bytes(name: str, value: bytes) -> str:
+    """Of 16 bytes a UUID has bits that no text has there."""
+    if len(value) == _UUID_BYTES and (found := UUID(bytes=value)).variant == RFC_4122:
+        return str(found)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{name} is binary, and neither a UUID nor text") from None
+
+
 def _is_plain(text: str) -> bool:
     return text.isascii() and "_" not in text
 
@@ -173,7 +190,7 @@ def _of_datetime(value: datetime, zone: Zone) -> int:
 def _of_epoch(value: float, shown: object) -> int:
     digits = len(str(int(abs(value)))) if math.isfinite(value) else 99
     for most, factor in _UNITS:
-        if digits <= most:
+        if _FEWEST_DIGITS <= digits <= most:
             return int(value * factor)
     raise InvalidInput(f"time {shown} is no epoch in seconds, milliseconds or microseconds")
 

@@ -26,6 +26,7 @@ from ratelimit.migrate.convert import Converter, DuplicateCounter
 from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, UnreadableJson
 from ratelimit.migrate.mapping import HELD, Seen, absent, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.rows import Batch, Entity, Source, SourceRefused, SourceRow, is_asked, readable, rows_of
+from ratelimit.usage.formats import fields_once
 
 # Opening a file of rows as text: unpacked where it is gzip, and refused by what it is where it is no such file.
 
@@ -385,7 +386,7 @@ def _object(line: str, encoding: str) -> tuple[dict[str, Any], str]:
     if problem := _bad_text(line, encoding):
         return {}, problem
     try:
-        found = json.loads(line)
+        found = json.loads(line, object_pairs_hook=fields_once)
     except (ValueError, RecursionError) as error:
         return {}, f"is not JSON: {error}" + ("" if line.endswith("\n") else _CUT)
     return (found, "") if isinstance(found, dict) else ({}, "is no JSON object")

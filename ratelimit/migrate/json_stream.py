@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, Final, TextIO
 
 from ratelimit.errors import InvalidInput
+from ratelimit.usage.formats import fields_once
 
 _CHUNK: Final = 64 * 1024
 MAX_ELEMENT: Final = 4 * 1024 * 1024
@@ -26,7 +27,7 @@ class JsonStream:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._decode = json.JSONDecoder().raw_decode
+        self._decode = json.JSONDecoder(object_pairs_hook=fields_once).raw_decode
         self._text = ""
         self._at = 0
         self._ended = False
@@ -63,7 +64,7 @@ class JsonStream:
                 return
 
     def value(self) -> Any:
-        """Return the next value, whole. Raises `UnreadableJson`."""
+        """Return the next value, whole. Raises `UnreadableJson`, also where an object has a name twice."""
         self.peek()
         while True:
             try:

@@ -176,7 +176,7 @@ def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[FileLine]:
         if not text.strip():
             continue
         try:
-            fields = json.loads(raw.decode(), object_pairs_hook=_fields_once)
+            fields = json.loads(raw.decode(), object_pairs_hook=fields_once)
             problem = "" if isinstance(fields, dict) else "is no JSON object"
         except UnicodeDecodeError as error:
             fields, problem = {}, _no_utf8(error)
@@ -271,7 +271,8 @@ def _fields(header: list[str], cells: list[str]) -> dict[str, Any]:
     return {name: _VALUES.get(name, without_mark)(cell) for name, cell in zip(header, cells, strict=True) if cell}
 
 
-def _fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON. Raises `ValueError` where a name stands in it twice: who knows which is meant?"""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]

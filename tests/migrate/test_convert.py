@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from uuid import UUID
 
 import pytest
 
@@ -13,6 +14,7 @@ from ratelimit.migrate import convert
 
 NOON = 1_767_614_400_000  # 2026-01-05T12:00:00Z
 BERLIN = convert.Zone("Europe/Berlin")
+USER = UUID("9f1c2d3e-4f5a-4b6c-8d7e-6f5a4b3c2d1e")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_a_time_in_a_format_of_its_own() -> None:
     [
         "yesterday", "", "05/01/2026 13:00", None, True, datetime.now().date(), "nan", 10**20, Decimal("Infinity"),
         "5 Jan 2026 10:00 PM", "Jan 5, 2026, 10:00 PM", "Mon, 05 Jan 2026 12:00:00 CEST", "5 Jan 2026 10:00 CEST",
-        "Mon, 05 Jan 2026 12:00:00", "5 Jan 2026 10:00", "31 Feb 2026 10:00 GMT", "Mon Jan 05 2026 13:00:00 GMT+0100",
+        0, "0", -1, 2461374.9, "2461374.9", 99_999_999, "Mon, 05 Jan 2026 12:00:00", "5 Jan 2026 10:00", "31 Feb 2026 10:00 GMT", "Mon Jan 05 2026 13:00:00 GMT+0100",
     ],
 )  # fmt: skip
 def test_what_is_no_time(written: object) -> None:
@@ -91,12 +93,24 @@ def test_what_is_nested_too_deep_is_trimmed() -> None:
     assert json.dumps(convert.plain({"a": deep})).count("[") == 99
 
 
-@pytest.mark.parametrize(("value", "meant"), [(7, "7"), (Decimal(7), "7"), ("a#b", "a#b"), (7.0, "7")])
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        (7, "7"), (Decimal(7), "7"), ("a#b", "a#b"), (7.0, "7"), (" al ice\t", "al ice"), ("josé".encode(), "josé"),
+        (b"alice   ", "alice"), (b"sixteen letters!", "sixteen letters!"), (USER, str(USER)), (USER.bytes, str(USER)),
+    ],
+)  # fmt: skip
 def test_texts(value: object, meant: str) -> None:
     assert convert.text("user", value) == meant
 
 
-@pytest.mark.parametrize("value", [None, "", "  ", True, 1.5, float("nan"), float("inf"), Decimal("Infinity")])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, "", "  ", True, 1.5, float("nan"), float("inf"), Decimal("Infinity"), ["alice"], {"$oid": "1"}, ("a", "b"),
+        b"", b"\xff\x00", b"\xff" * 15, b"\xff" * 16,
+    ],
+)  # fmt: skip
 def test_what_is_no_text(value: object) -> None:
     with pytest.raises(InvalidInput, match="user"):
         convert.text("user", value)

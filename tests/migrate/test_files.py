@@ -90,10 +90,24 @@ async def test_a_row_that_is_too_long_is_set_aside(
 async def test_a_row_that_python_cannot_read_is_set_aside(name: str, table: str, tmp_path: Path) -> None:
     deep = '{"user_id": ' + "[" * 5000 + "]" * 5000 + "}"
     long = '{"user_id": ' + "9" * 5000 + "}"
-    rows = [json.dumps(row(1)), deep, long, json.dumps(row(2))]
+    twice = json.dumps(row(3)).replace("{", '{"user_id": "mallory", ', 1)
+    rows = [json.dumps(row(1)), deep, long, twice, json.dumps(row(2))]
     path = tmp_path / name
     path.write_text("\n".join(rows) if name.endswith("l") else "[" + ",".join(rows) + "]")
     asked = plan_of(path, table, tmp_path)
     forecast = await dry_run(asked, listener=unheard)
     for counts in (forecast.counts["events"], (await bring(asked)).checkpoint.of("events")):
-        assert (counts.written, counts.rejected) == (2, 2)
+        assert (counts.written, counts.rejected) == (2, 3)
+
+
+async def test_cells_with_spaces_around_them_are_what_they_say(table: str, tmp_path: Path) -> None:
+    """As a database prints them, or one whose columns are of a fixed width."""
+    at = NOW.strftime("%Y-%m-%d %H:%M:%S")
+    (tmp_path / "usage_log.csv").write_text(
+        f"id, user_id, action, created_at, cost\n1, alice, hint, {at}, 2\n2,alice   ,hint  ,{at} ,3\n"
+    )
+    await bring(plan_of(tmp_path, table, tmp_path))
+    assert sorted((one.user, one.action, one.cost) for one in await events_in(table)) == [
+        ("alice", "hint", 2),
+        ("alice", "hint", 3),
+    ]
