@@ -53,7 +53,8 @@ def test_a_time_in_a_format_of_its_own() -> None:
     [
         "yesterday", "", "05/01/2026 13:00", None, True, datetime.now().date(), "nan", 10**20, Decimal("Infinity"),
         "5 Jan 2026 10:00 PM", "Jan 5, 2026, 10:00 PM", "Mon, 05 Jan 2026 12:00:00 CEST", "5 Jan 2026 10:00 CEST",
-        0, "0", -1, 2461374.9, "2461374.9", 99_999_999, "Mon, 05 Jan 2026 12:00:00", "5 Jan 2026 10:00", "31 Feb 2026 10:00 GMT", "Mon Jan 05 2026 13:00:00 GMT+0100",
+        0, "0", -1, 2461374.9, "2461374.9", 99_999_999,
+        "Mon, 05 Jan 2026 12:00:00", "5 Jan 2026 10:00", "31 Feb 2026 10:00 GMT", "Mon Jan 05 2026 13:00:00 GMT+0100",
     ],
 )  # fmt: skip
 def test_what_is_no_time(written: object) -> None:
@@ -107,7 +108,8 @@ def test_texts(value: object, meant: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        None, "", "  ", True, 1.5, float("nan"), float("inf"), Decimal("Infinity"), ["alice"], {"$oid": "1"}, ("a", "b"),
+        None, "", "  ", True, 1.5, float("nan"), float("inf"), Decimal("Infinity"), ["alice"], {"$oid": "1"},
+        ("a", "b"),
         b"", b"\xff\x00", b"\xff" * 15, b"\xff" * 16,
     ],
 )  # fmt: skip
