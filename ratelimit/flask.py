@@ -22,7 +22,6 @@ from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.dependency import InlineArgs, Said
-from ratelimit.http.middleware import state_of
 from ratelimit.limiter.background import AlertHook
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.wsgi.app_request import (
@@ -74,7 +73,7 @@ class RateLimit:
             raise ConfigError("RATELIMIT", f"expected the settings by name, as a dict, not {config!r}")
         args = configure(**{**self._settings, **config})
         limiter, usage = args.pop("limiter"), args.pop("usage")  # type: ignore[misc]
-        state = state_of(
+        state = MiddlewareState(
             AskingLimiter(limiter),
             None if usage is None else AskingLog(usage),
             on_refused=None if self._on_refused is None else self._refused,

@@ -28,7 +28,7 @@ from ratelimit.policy import Cost
 from ratelimit.tasks import Tasks
 
 if TYPE_CHECKING:
-    from ratelimit.http.dependency import SaidOfRequest
+    from ratelimit.http.dependency import Inline
 
 Refusal: TypeAlias = Decision | HTTPException | None
 """The decision of the first policy that refuses, or what a function of the app has raised; None where all is well."""
@@ -50,22 +50,23 @@ class MiddlewareState:
 
     def __init__(
         self,
-        limiter: Limiter,
-        options: SurfaceOptions,
-        routes: Routes,
-        refunds: Tasks,
-        refusals: Refusals,
-        recorder: Recorder | None,
-        inner: Sequence[MiddlewareState],
+        limiter: Any,
+        usage: Any = None,
+        *,
+        app: Any = None,
+        on_refused: Any = None,
+        inner: Sequence[MiddlewareState] = (),
+        options: Any,
     ) -> None:
-        self.limiter = limiter
-        self.clock = limiter.clock
-        self.options = options
-        self.exemption = options.exempt if options.exempt else None
-        self.routes = routes
-        self.refunds = refunds
-        self.refusals = refusals
-        self.recorder = recorder
+        """`options` are `SurfaceArgs`. Raises `ConfigError` with the path to a bad one."""
+        self.options = SurfaceOptions(**options)
+        self.routes = Routes([self.options.policy_check(limiter, action) for action in limiter.policies])
+        self.limiter: Limiter = limiter
+        self.clock: Any = limiter.clock
+        self.exemption = self.options.exempt if self.options.exempt else None
+        self.refunds = Tasks("a refund")
+        self.refusals = Refusals(self.options.writer, app, on_refused, limiter.policies.values())
+        self.recorder = None if usage is None else Recorder(usage)
         self.inner = inner
         """Those of the middlewares that stand next to it, further in."""
 
@@ -193,7 +194,7 @@ class Admission:
         cost: Cost | None = None,
         limiter: Limiter | None = None,
         connection: HTTPConnection | None = None,
-        inline: SaidOfRequest | None = None,
+        inline: Inline | None = None,
     ) -> Decision:
         """Check one policy because a view asks, and return the decision. Raises `QuotaExceeded`, and as `check` of
         `PolicyCheck` does."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from inspect import Parameter, Signature, isawaitable
-from typing import Any, Final, Protocol, TypeAlias, TypedDict
-from weakref import WeakKeyDictionary, WeakSet
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
+from weakref import WeakKeyDictionary
 
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
@@ -24,7 +25,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import InvalidCost, InvalidUser, QuotaExceeded, RateLimitError
 from ratelimit.http.addresses import Addresses, warn_once
 from ratelimit.http.identity import UserResolver, name_of
-from ratelimit.http.policy_check import SurfaceOptions
+from ratelimit.http.policy_check import PolicyCheck, SurfaceOptions
 from ratelimit.http.problems import CONTENT_TYPE, respond
 from ratelimit.http.refusal import closing, refusal
 from ratelimit.http.request_handler import RateLimitState
@@ -93,8 +94,9 @@ class Said:
             self._given["quotas"] = to_quotas(quotas)
         if key is not None and not callable(key):
             check_user(key)
-        self.users = UserResolver(self._given["user"], Addresses()) if "user" in self._given else None
-        self.reads_user = self.users is not None and "user" in (user, *(user if isinstance(user, list | tuple) else ()))
+        self._users = UserResolver(self._given["user"], Addresses()) if "user" in self._given else None
+        sources = user if isinstance(user, list | tuple) else (user,)
+        self.reads_user = self._users is not None and "user" in sources
         """Whether it goes by the authenticated user."""
         self.names = self._given.keys() | self._depends.keys()
 
@@ -113,16 +115,37 @@ class Said:
 
     def about(
         self, connection: HTTPConnection, options: SurfaceOptions, found: Mapping[str, Any] = _NOTHING
-    ) -> SaidOfRequest | None:
+    ) -> Inline | None:
         """Return the rest of what it says of a request; None where that is nothing."""
         if missing := self._depends.keys() - found.keys():
             how = f"{', '.join(sorted(missing))} is a Depends(…), which FastAPI calls: use it as Depends(limited(…))"
             raise RateLimitError(f"limited({self.action!r}): {how}")
         if self.names.isdisjoint(("user", "key", "quotas")):
             return None
-        return SaidOfRequest(self, connection, options, found)
+        return Inline("quotas" in self.names, partial(self._said, connection, options, found))
 
-    async def value(self, name: str, connection: HTTPConnection, found: Mapping[str, Any]) -> Any:
+    async def _said(
+        self, connection: HTTPConnection, options: SurfaceOptions, found: Mapping[str, Any]
+    ) -> tuple[str | None, str | None, QuotasLike | None]:
+        user = await self._user(connection, options, found) if "user" in self.names else None
+        key = await self._value("key", connection, found)
+        quotas = await self._value("quotas", connection, found)
+        return user, None if key is None else check_user(key), quotas
+
+    async def _user(self, connection: HTTPConnection, options: SurfaceOptions, found: Mapping[str, Any]) -> str:
+        users = self._users
+        name = name_of(found["user"]) if users is None else await users.named(connection)
+        if name is None and users is not None and users.lists_address:
+            name = options.address_of(connection)
+        if name is None:
+            warn_once(
+                f"limited({self.action!r}): none of its sources names a user: has what sets it been run before? FastAPI"
+                ' sees to that with user=Depends(…); and add "address" to the sources if it is to take the place'
+            )
+            raise MissingUser(self.action)
+        return check_user(name)
+
+    async def _value(self, name: str, connection: HTTPConnection, found: Mapping[str, Any]) -> Any:
         if name in found:
             return found[name]
         value = self._given.get(name)
@@ -138,44 +161,18 @@ def _adapted(value: Any, request_of: Callable[[HTTPConnection], Any]) -> Any:
     return (lambda connection: value(request_of(connection))) if callable(value) else value
 
 
-class SaidOfRequest:
+class Inline(NamedTuple):
     """What it says of one request, asked for where the request is not exempt."""
 
-    def __init__(
-        self, said: Said, connection: HTTPConnection, options: SurfaceOptions, found: Mapping[str, Any]
-    ) -> None:
-        self._said = said
-        self._connection = connection
-        self._options = options
-        self._found = found
-        self.has_quotas = "quotas" in said.names
-
-    async def said(self) -> tuple[str | None, str | None, QuotasLike | None]:
-        user = await self._user() if "user" in self._said.names else None
-        key = await self._said.value("key", self._connection, self._found)
-        quotas = await self._said.value("quotas", self._connection, self._found)
-        return user, None if key is None else check_user(key), quotas
-
-    async def _user(self) -> str:
-        users, connection = self._said.users, self._connection
-        name = name_of(self._found["user"]) if users is None else await users.named(connection)
-        if name is None and users is not None and users.lists_address:
-            name = self._options.address_of(connection)
-        if name is None:
-            action = self._said.action
-            warn_once(
-                f"limited({action!r}): none of its sources names a user: has what sets it been run before? FastAPI "
-                'sees to that with user=Depends(…); and add "address" to the sources if it is to take the place'
-            )
-            raise MissingUser(action)
-        return check_user(name)
+    has_quotas: bool
+    said: Callable[[], Awaitable[tuple[str | None, str | None, QuotasLike | None]]]
+    """Returns the user, whom the usage log names; what is counted in the user's place; and the quotas."""
 
 
 Dependency: TypeAlias = Callable[[HTTPConnection], Awaitable[Decision]]
 
-_actions: Final[WeakKeyDictionary[Dependency, str]] = WeakKeyDictionary()
-"""Of each dependency that asks the middleware's limiter."""
-_made: Final[WeakSet[Dependency]] = WeakSet()
+_made: Final[WeakKeyDictionary[Dependency, str | None]] = WeakKeyDictionary()
+"""Those that `limited` has made, and the action of each that asks the middleware's limiter."""
 
 
 def limited(
@@ -211,9 +208,7 @@ def limited(
         options.policy_check(limiter, action, is_inline=quotas is not None)
 
     check = _dependency(said, limiter, options)
-    _made.add(check)
-    if limiter is None and quotas is None:
-        _actions[check] = action
+    _made[check] = action if limiter is None and quotas is None else None
     return check
 
 
@@ -222,9 +217,14 @@ def _dependency(said: Said, limiter: Limiter | None, options: SurfaceOptions) ->
         state = RateLimitState.of(connection.scope)
         inline = said.about(connection, options if state is None else state.options, found)
         cost = said.cost(found)
-        if state is None:
-            return await _check_without_middleware(options, limiter, said.action, connection, cost, inline)
-        return await state.handler.ask(said.action, cost=cost, limiter=limiter, connection=connection, inline=inline)
+        if state is not None:
+            ask = state.handler.ask
+            return await ask(said.action, cost=cost, limiter=limiter, connection=connection, inline=inline)
+        policy_check = _unattended(options, limiter, said.action, is_inline=inline is not None and inline.has_quotas)
+        charge = await policy_check.check(connection, cost=cost, inline=inline)
+        if not charge.decision.allowed:
+            raise QuotaExceeded(charge.decision)
+        return charge.decision
 
     # What Python says of a view that forgets to await.
     check.__qualname__ = f"limited({said.action!r})"
@@ -237,7 +237,7 @@ def unknown_action(app: object, known: Iterable[str]) -> str | None:
     may have a middleware of its own."""
     names = sorted(known)
     for route, dependency in dependencies_of(getattr(app, "routes", None) or ()):
-        action = _actions.get(dependency)
+        action = _made.get(dependency)
         if action is not None and action not in names:
             near = get_close_matches(action, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
@@ -259,28 +259,20 @@ def dependencies_of(routes: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
                     yield route, dependant.call
 
 
-async def _check_without_middleware(
-    options: SurfaceOptions,
-    limiter: Limiter | None,
-    action: str,
-    connection: HTTPConnection,
-    cost: Cost | None,
-    inline: SaidOfRequest | None,
-) -> Decision:
+def _unattended(options: SurfaceOptions, limiter: Limiter | None, action: str, *, is_inline: bool) -> PolicyCheck:
+    """Return the check of a policy that can do without the middleware. Raises `RateLimitError`."""
     if limiter is None:
         raise RateLimitError(f"limited({action!r}) needs RateLimitMiddleware around the app, or limiter=…")
-    policy_check = options.policy_check(limiter, action, is_inline=inline is not None and inline.has_quotas)
-    if policy_check.policy.count != "all":
-        count = "by a function" if callable(policy_check.policy.count) else f"only {policy_check.policy.count}"
-        problem = f"counts {count}, which takes RateLimitMiddleware to see how the response ends"
+    policy_check = options.policy_check(limiter, action, is_inline=is_inline)
+    count = policy_check.policy.count
+    if count != "all":
+        how = "by a function" if callable(count) else f"only {count}"
+        problem = f"counts {how}, which takes RateLimitMiddleware to see how the response ends"
         raise RateLimitError(f"limited({action!r}): the policy {problem}")
     if policy_check.holds:
         problem = "holds what it takes until the answer has ended, which takes RateLimitMiddleware to see that"
         raise RateLimitError(f"limited({action!r}): the policy {problem}")
-    charge = await policy_check.check(connection, cost=cost, inline=inline)
-    if not charge.decision.allowed:
-        raise QuotaExceeded(charge.decision)
-    return charge.decision
+    return policy_check
 
 
 async def quota_exceeded_handler(connection: Request | WebSocket, error: Exception) -> Response | None:

@@ -94,10 +94,6 @@ async def no_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
 class LimiterLifespan:
     """Whether the limiter is open, and who opens it next."""
 
-    __slots__ = (
-        "_is_open", "_limiter", "_refunds", "_retry_at", "_task", "_usage", "_wait_s", "_warned", "is_frozen", "ready"
-    )  # fmt: skip
-
     def __init__(self, limiter: Limiter, refunds: Tasks, usage: UsageLog | None = None) -> None:
         self.is_frozen = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
         """Whether the process stands still between requests."""

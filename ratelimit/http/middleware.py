@@ -7,9 +7,9 @@ untouched, but for the headers on the one that starts the response.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, cast
+from typing import Self, TypedDict, Unpack
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,16 +19,13 @@ from ratelimit.config import SettingArgs
 from ratelimit.errors import QuotaExceeded
 from ratelimit.http.addresses import TrustedProxies
 from ratelimit.http.admission import MiddlewareState
-from ratelimit.http.charges import Recorder
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.http.lifespan import LimiterLifespan
-from ratelimit.http.policy_check import Routes, SurfaceOptions
-from ratelimit.http.refusal import OnRefused, Refusals, stack
+from ratelimit.http.refusal import OnRefused, stack
 from ratelimit.http.request_handler import RequestHandler
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.background import AlertHook
 from ratelimit.policy import Exempt, UserFrom
-from ratelimit.tasks import Tasks
 from ratelimit.usage import UsageLog
 
 
@@ -41,23 +38,6 @@ class SurfaceArgs(TypedDict, total=False):
     headers: HeaderStyle
     exempt: Exempt | Iterable[Exempt]
     max_body_bytes: int
-
-
-def state_of(
-    limiter: Limiter,
-    usage: UsageLog | None = None,
-    *,
-    app: object = None,
-    on_refused: OnRefused | None = None,
-    inner: Sequence[MiddlewareState] = (),
-    options: SurfaceArgs,
-) -> MiddlewareState:
-    """Return what all requests through one surface share. Raises `ConfigError` with the path to a bad option."""
-    surface = SurfaceOptions(**options)
-    routes = Routes([surface.policy_check(limiter, action) for action in limiter.policies])
-    refusals = Refusals(surface.writer, cast(Any, app), on_refused, limiter.policies.values())
-    recorder = None if usage is None else Recorder(usage)
-    return MiddlewareState(limiter, surface, routes, Tasks("a refund"), refusals, recorder, inner)
 
 
 class RateLimitMiddleware:
@@ -92,7 +72,7 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter
         inner = [one._state for one in stack(app) if isinstance(one, RateLimitMiddleware)]
-        self._state: MiddlewareState = state_of(
+        self._state: MiddlewareState = MiddlewareState(
             limiter, usage, app=app, on_refused=on_refused, inner=inner, options=options
         )
         self.refunds = self._state.refunds

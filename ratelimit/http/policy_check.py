@@ -28,7 +28,7 @@ from ratelimit.policy import Cost, Exempt, Policy, UserFrom, members_of
 from ratelimit.quota import UNLIMITED
 
 if TYPE_CHECKING:
-    from ratelimit.http.dependency import SaidOfRequest
+    from ratelimit.http.dependency import Inline
 
 MAX_REMEMBERED: Final = 1024
 """Requests whose policies are remembered."""
@@ -93,7 +93,7 @@ class PolicyCheck:
         return charge
 
     async def check(
-        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: SaidOfRequest | None = None
+        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: Inline | None = None
     ) -> Charge:
         """Decide, and spend. A free or exempt request is allowed at a cost of 0, asking nobody.
 
@@ -116,7 +116,7 @@ class PolicyCheck:
             charge = await self._charge(user, answer, units, spend)
         return charge if self._pending is None else self._counted_later(charge, self._pending)
 
-    async def _spend(self, connection: HTTPConnection, units: int, inline: SaidOfRequest | None) -> tuple[str, Spend]:
+    async def _spend(self, connection: HTTPConnection, units: int, inline: Inline | None) -> tuple[str, Spend]:
         if inline is None:
             user = await self.user_resolver.user_of(connection)
             return user, Spend(user, self.policy.name, units)
@@ -169,7 +169,7 @@ class JointPolicyCheck(PolicyCheck):
         self.others = others
 
     async def check(
-        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: SaidOfRequest | None = None
+        self, connection: HTTPConnection, *, cost: Cost | None = None, inline: Inline | None = None
     ) -> Charge:
         """Decide, and spend. What is free or exempt for this policy is so for all, and for another for that one alone.
 

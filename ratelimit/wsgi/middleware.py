@@ -16,7 +16,7 @@ from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
 from ratelimit.factory import build_usage_log, limiter_on, load_checked, show_metrics, surface_args, working_store
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.dependency import InlineArgs, Said
-from ratelimit.http.middleware import SurfaceArgs, state_of
+from ratelimit.http.middleware import SurfaceArgs
 from ratelimit.http.refusal import OnRefused, stack
 from ratelimit.limiter.background import AlertHook
 from ratelimit.sync import Directory, Limiter, UsageLog
@@ -101,7 +101,7 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter
         self.usage = usage
-        self._state: MiddlewareState = state_of(
+        self._state: MiddlewareState = MiddlewareState(
             AskingLimiter(limiter),
             None if usage is None else AskingLog(usage),
             app=app,
