@@ -26,11 +26,9 @@ from ratelimit.http.api.operation import (
     ApiProblem,
     Operation,
     Router,
-    arguments,
     bad_input,
     invalid,
     openapi,
-    operation,
     problem_of_error,
     refused,
     to_json,
@@ -189,7 +187,7 @@ class Api:
             *self._limiter.operations(),
             *UsageRoutes(reports, directory).operations(),
             *DirectoryRoutes(directory, limiter.policies).operations(),
-            operation("GET", "/v1/openapi.json", self.document, open=True),
+            Operation("GET", "/v1/openapi.json", self.document, open=True),
         )
         self._router = Router(self.operations)
         self._document = msgspec.convert(openapi(self.operations, token=bool(self._token)), Document)
@@ -249,7 +247,7 @@ class Api:
 
         async def act() -> ApiAnswer:
             try:
-                return _success(await one.act(**arguments(one, part, query, body)))
+                return _success(await one.act(**one.arguments(part, query, body)))
             except RateLimitError as error:
                 return _problem(problem_of_error(error))
 

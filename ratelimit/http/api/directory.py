@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from ratelimit.cursor import MAX_PAGE
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError, InvalidInput
-from ratelimit.http.api.operation import Name, Operation, QuotasText, UserName, operation
+from ratelimit.http.api.operation import Name, Operation, QuotasText, UserName
 from ratelimit.names import check_user
 from ratelimit.policy import Policy, check_usable
 from ratelimit.quota import Quotas, QuotasLike, quotas_text
@@ -147,16 +147,16 @@ class DirectoryRoutes:
 
     def operations(self) -> list[Operation]:
         return [
-            operation("GET", "/v1/users", self.users, problems=[503]),
-            operation("GET", _USER, self.user, problems=[404, 503]),
-            operation("PUT", _USER, self.put_user, problems=[404, 409, 503]),
-            operation("PATCH", _USER, self.patch_user, problems=[404, 409, 503]),
-            operation("DELETE", _USER, self.remove_user, problems=[404, 409, 503]),
-            operation("GET", "/v1/plans", self.plans, problems=[503]),
-            operation("GET", _PLAN, self.plan, problems=[404, 503]),
-            operation("PUT", _PLAN, self.put_plan, problems=[409, 503]),
-            operation("PATCH", _PLAN, self.patch_plan, problems=[404, 409, 503]),
-            operation("DELETE", _PLAN, self.remove_plan, problems=[404, 409, 503]),
+            Operation("GET", "/v1/users", self.users, problems=[503]),
+            Operation("GET", _USER, self.user, problems=[404, 503]),
+            Operation("PUT", _USER, self.put_user, problems=[404, 409, 503]),
+            Operation("PATCH", _USER, self.patch_user, problems=[404, 409, 503]),
+            Operation("DELETE", _USER, self.remove_user, problems=[404, 409, 503]),
+            Operation("GET", "/v1/plans", self.plans, problems=[503]),
+            Operation("GET", _PLAN, self.plan, problems=[404, 503]),
+            Operation("PUT", _PLAN, self.put_plan, problems=[409, 503]),
+            Operation("PATCH", _PLAN, self.patch_plan, problems=[404, 409, 503]),
+            Operation("DELETE", _PLAN, self.remove_plan, problems=[404, 409, 503]),
         ]
 
     async def users(self, query: UsersQuery) -> UsersAnswer:

@@ -25,7 +25,6 @@ from ratelimit.http.api.operation import (
     Name,
     Operation,
     QuotasText,
-    operation,
     problem_of_error,
 )
 from ratelimit.http.charges import wants_event
@@ -220,13 +219,13 @@ class LimiterRoutes:
 
     def operations(self) -> list[Operation]:
         return [
-            operation("GET", "/v1/policies", self.policies),
-            operation("POST", "/v1/check", self.check, problems=[404], repeatable=True),
-            operation("POST", "/v1/check/batch", self.check_batch, problems=[404], repeatable=True),
-            operation("POST", "/v1/peek", self.peek, problems=[404]),
-            operation("POST", "/v1/charge", self.charge, problems=[404], repeatable=True),
-            operation("POST", "/v1/refund", self.refund, problems=[404, 503], repeatable=True),
-            operation("POST", "/v1/reset", self.reset, problems=[503], repeatable=True),
+            Operation("GET", "/v1/policies", self.policies),
+            Operation("POST", "/v1/check", self.check, problems=[404], repeatable=True),
+            Operation("POST", "/v1/check/batch", self.check_batch, problems=[404], repeatable=True),
+            Operation("POST", "/v1/peek", self.peek, problems=[404]),
+            Operation("POST", "/v1/charge", self.charge, problems=[404], repeatable=True),
+            Operation("POST", "/v1/refund", self.refund, problems=[404, 503], repeatable=True),
+            Operation("POST", "/v1/reset", self.reset, problems=[503], repeatable=True),
         ]
 
     async def policies(self) -> PoliciesAnswer:

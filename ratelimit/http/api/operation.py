@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, get_type_hints
@@ -35,61 +34,44 @@ class NoQuery(Struct, frozen=True, forbid_unknown_fields=True):
     """Nothing may stand behind the question mark."""
 
 
-@dataclass(frozen=True, slots=True)
 class Operation:
-    """Made by `operation`."""
+    """One of the API: `problems` is what may go wrong besides what may anywhere, `repeatable` whether an
+    `Idempotency-Key` makes a repeat of it harmless, `open` whether it is answered without a token."""
 
-    method: Method
-    path: str
-    act: Callable[..., Awaitable[object]]
-    part: str | None
-    """The name in the path's braces."""
-    part_type: Any
-    query: type[Struct]
-    body: type[Struct] | None
-    answer: type[Struct] | None
-    problems: tuple[int, ...]
-    """What may go wrong besides what may anywhere."""
-    repeatable: bool
-    """Whether an `Idempotency-Key` makes a repeat of it harmless."""
-    open: bool
-    """Whether it is answered without a token."""
+    def __init__(
+        self,
+        method: Method,
+        path: str,
+        act: Callable[..., Awaitable[object]],
+        *,
+        problems: Iterable[int] = (),
+        repeatable: bool = False,
+        open: bool = False,
+    ) -> None:
+        hints = get_type_hints(act, include_extras=True)
+        self.method = method
+        self.path = path
+        self.act = act
+        self.name = str(act.__name__)
+        self.summary = (act.__doc__ or "").partition("\n")[0]
+        self.part = next((part[1:-1] for part in path.split("/") if part.startswith(_OPEN)), None)
+        """The name in the path's braces."""
+        self.part_type: Any = None if self.part is None else hints[self.part]
+        self.query: type[Struct] = hints.get("query", NoQuery)
+        self.body: type[Struct] | None = hints.get("body")
+        self.answer: type[Struct] | None = None if hints["return"] is type(None) else hints["return"]
+        self.problems = tuple(problems)
+        self.repeatable = repeatable
+        self.open = open
 
-    @property
-    def name(self) -> str:
-        return str(self.act.__name__)
-
-    @property
-    def summary(self) -> str:
-        return (self.act.__doc__ or "").partition("\n")[0]
-
-
-def operation(
-    method: Method,
-    path: str,
-    act: Callable[..., Awaitable[object]],
-    *,
-    problems: Iterable[int] = (),
-    repeatable: bool = False,
-    open: bool = False,
-) -> Operation:
-    """Make an operation of `act`, by its own annotations."""
-    hints = get_type_hints(act, include_extras=True)
-    answer = hints["return"]
-    part = next((part[1:-1] for part in path.split("/") if part.startswith(_OPEN)), None)
-    return Operation(
-        method,
-        path,
-        act,
-        part,
-        part_type=None if part is None else hints[part],
-        query=hints.get("query", NoQuery),
-        body=hints.get("body"),
-        answer=None if answer is type(None) else answer,
-        problems=tuple(problems),
-        repeatable=repeatable,
-        open=open,
-    )
+    def arguments(self, part: str | None, query: Any, body: Any) -> dict[str, Any]:
+        """Return what `act` is called with."""
+        given: dict[str, Any] = {} if self.part is None else {self.part: part}
+        if self.query is not NoQuery:
+            given["query"] = query
+        if self.body is not None:
+            given["body"] = body
+        return given
 
 
 class RouteMatch(NamedTuple):
@@ -99,6 +81,10 @@ class RouteMatch(NamedTuple):
     by_method: Mapping[str, Operation]
     raw_part: str | None
     """The part of it that stands in braces, percent-encoded."""
+
+
+def _fits(part: str, given: str) -> bool:
+    return bool(given) if part.startswith(_OPEN) else part == given
 
 
 class Router:
@@ -115,24 +101,10 @@ class Router:
             return RouteMatch(raw_path, there, None)
         given = raw_path.split("/")
         for parts, template in self._split:
-            if len(parts) == len(given) and all(map(_same, parts, given)):
+            if len(parts) == len(given) and all(map(_fits, parts, given)):
                 part = next(text for name, text in zip(parts, given, strict=True) if name.startswith(_OPEN))
                 return RouteMatch(template, self.templates[template], part)
         return None
-
-
-def _same(part: str, given: str) -> bool:
-    return bool(given) if part.startswith(_OPEN) else part == given
-
-
-def arguments(one: Operation, part: str | None, query: Any, body: Any) -> dict[str, Any]:
-    """Return what `act` is called with."""
-    given: dict[str, Any] = {} if one.part is None else {one.part: part}
-    if one.query is not NoQuery:
-        given["query"] = query
-    if one.body is not None:
-        given["body"] = body
-    return given
 
 
 # What several operations take.
@@ -146,36 +118,21 @@ _QUOTAS: Final = {
     "examples": ["5/day", "100/hour; 1000/day", "10 per 5 minutes", "unlimited"],
 }
 
-UserName: TypeAlias = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=256,
-        description="Without control characters; at most 256 bytes, of which `#` and `%` take three.",
-        extra_json_schema=_PRINTABLE,
-    ),
-]
+
+def _name(max_length: int) -> Meta:
+    about = f"Without control characters; at most {max_length} bytes, of which `#` and `%` take three."
+    return Meta(min_length=1, max_length=max_length, description=about, extra_json_schema=_PRINTABLE)
+
+
+UserName: TypeAlias = Annotated[str, _name(256)]
 GivenUser: TypeAlias = UserName | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 """As callers may give it in a body: 12345 is the user "12345"."""
-Name: TypeAlias = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=64,
-        description="Without control characters; at most 64 bytes, of which `#` and `%` take three.",
-        extra_json_schema=_PRINTABLE,
-    ),
-]
+Name: TypeAlias = Annotated[str, _name(64)]
 """Of an action or a plan."""
 Cost: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="Units; by default 1.")]
 QuotasText: TypeAlias = Annotated[
     str,
-    Meta(
-        min_length=1,
-        max_length=1024,
-        description="Several are one decision.",
-        extra_json_schema=_QUOTAS,
-    ),
+    Meta(min_length=1, max_length=1024, description="Several are one decision.", extra_json_schema=_QUOTAS),
 ]
 
 

@@ -13,7 +13,7 @@ from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError
 from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.http.api.directory import PageQuery
-from ratelimit.http.api.operation import Name, Operation, UserName, operation
+from ratelimit.http.api.operation import Name, Operation, UserName
 from ratelimit.numerals import to_day, to_moment
 from ratelimit.usage import EventPage
 from ratelimit.usage.formats import text_of_time
@@ -175,11 +175,11 @@ class UsageRoutes:
 
     def operations(self) -> list[Operation]:
         return [
-            operation("GET", f"{_USER}/usage", self.summary, problems=[503]),
-            operation("GET", f"{_USER}/usage/events", self.events, problems=[503]),
-            operation("GET", f"{_USER}/usage/totals", self.totals, problems=[503]),
-            operation("GET", "/v1/actions/{action}/timeline", self.timeline, problems=[404]),
-            operation("POST", f"{_USER}/erase", self.erase, problems=[503], repeatable=True),
+            Operation("GET", f"{_USER}/usage", self.summary, problems=[503]),
+            Operation("GET", f"{_USER}/usage/events", self.events, problems=[503]),
+            Operation("GET", f"{_USER}/usage/totals", self.totals, problems=[503]),
+            Operation("GET", "/v1/actions/{action}/timeline", self.timeline, problems=[404]),
+            Operation("POST", f"{_USER}/erase", self.erase, problems=[503], repeatable=True),
         ]
 
     async def summary(self, user: UserName, query: SummaryQuery) -> SummaryAnswer:
