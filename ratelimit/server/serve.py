@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,10 +134,10 @@ class Server:
                 for address in (self.admin, self.grpc)
             )
             say = partial(announce, public.where, *(None if each is None else each.where for each in (admin, grpc)))
-            if self.workers == 1:
-                return run_on_loop(serve_single(make, public, admin, self.shutdown, say, grpc))
-            bus_dir = Path(stack.enter_context(TemporaryDirectory(prefix="ratelimit-")))
             sockets = [None if each is None else each.socket for each in (admin, grpc)]
-            spec = WorkerSpec(make, public.socket, sockets[0], bus_dir, self.shutdown, sockets[1])
+            spec = WorkerSpec(make, self.shutdown, public.socket, sockets[0], sockets[1])
             listening = [public] if grpc is None else [public, grpc]
+            if self.workers == 1:
+                return run_on_loop(serve_single(spec, listening, say))
+            spec = replace(spec, bus_dir=Path(stack.enter_context(TemporaryDirectory(prefix="ratelimit-"))))
             return run_on_loop(Supervisor(spec, self.workers, listening, refresh).run(say))

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,23 +62,30 @@ class SidecarFactory(Protocol):
         """Raises `ConfigError`."""
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What a worker needs for its work. It has to pickle where there are several, who meet in `bus_dir`."""
+
+    make: SidecarFactory
+    shutdown: ShutdownTimeouts
+    public: socket.socket
+    admin: socket.socket | None = None
+    grpc: socket.socket | None = None
+    bus_dir: Path | None = None
+
+
 class Worker:
     """Serve the app, gRPC and the admin listener on one event loop. `stop`, `hand_over` and `reload` are for signal
     handlers: they return at once."""
 
-    def __init__(
-        self,
-        sidecar: Sidecar,
-        public: socket.socket,
-        admin: socket.socket | None,
-        shutdown: ShutdownTimeouts,
-        grpc: socket.socket | None = None,
-    ) -> None:
+    def __init__(self, sidecar: Sidecar, spec: WorkerSpec) -> None:
         self._sidecar = sidecar
-        self._public = Listener(sidecar, public)
-        self._grpc = None if grpc is None else _grpc_listener(sidecar, grpc)
-        self._admin = None if admin is None or sidecar.admin is None else Listener(AsgiService(sidecar.admin), admin)
-        self._shutdown = shutdown
+        self._shutdown = spec.shutdown
+        self._public = Listener(sidecar, spec.public)
+        self._grpc = None if spec.grpc is None else _grpc_listener(sidecar, spec.grpc)
+        self._admin: Listener | None = None
+        if spec.admin is not None and sidecar.admin is not None:
+            self._admin = Listener(AsgiService(sidecar.admin), spec.admin)
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
         self._reload_again = False
@@ -176,42 +183,22 @@ def run_on_loop(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-async def serve_single(
-    make: SidecarFactory,
-    public: Listening,
-    admin: Listening | None,
-    shutdown: ShutdownTimeouts,
-    announce: Callable[[], None],
-    grpc: Listening | None = None,
-) -> int:
+async def serve_single(spec: WorkerSpec, listening: Iterable[Listening], announce: Callable[[], None]) -> int:
     """Serve from this process alone, which takes the signals itself. Return the exit status."""
     # A loop closes what it serves from, and the address is its owner's to take down.
-    sockets = [None if each is None else each.socket.dup() for each in (admin, grpc)]
-    worker = Worker(make(), public.socket.dup(), sockets[0], shutdown, sockets[1])
+    admin, grpc = (None if each is None else each.dup() for each in (spec.admin, spec.grpc))
+    worker = Worker(spec.make(), replace(spec, public=spec.public.dup(), admin=admin, grpc=grpc))
 
     def stop() -> None:
-        for listening in (public, grpc):
-            if listening is not None:
-                asyncio.get_running_loop().call_later(shutdown.accepts, listening.close)
+        for each in listening:
+            asyncio.get_running_loop().call_later(spec.shutdown.accepts, each.close)
         worker.stop()
 
-    def replace() -> None:
+    def replace_them() -> None:
         logger.warning("SIGUSR2 replaces workers one after the other, and here is only one: start with --workers 2")
 
-    on_signals(stop=stop, at_once=lambda: None, reload=worker.reload, replace=replace)
+    on_signals(stop=stop, at_once=lambda: None, reload=worker.reload, replace=replace_them)
     return await worker.run(announce)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """What a worker's process needs for its work. It has to pickle."""
-
-    make: SidecarFactory
-    public: socket.socket
-    admin: socket.socket | None
-    bus_dir: Path
-    shutdown: ShutdownTimeouts
-    grpc: socket.socket | None = None
 
 
 class WorkerProcess:
@@ -277,7 +264,7 @@ async def _serve(spec: WorkerSpec, orders: Connection) -> int:
     except RateLimitError as error:
         logger.error("a worker cannot start: %s", error)
         return NOT_STARTED
-    worker = Worker(sidecar, spec.public, spec.admin, spec.shutdown, spec.grpc)
+    worker = Worker(sidecar, spec)
     actions: dict[bytes, Callable[[], None]] = {
         STOP: worker.stop,
         HAND_OVER: worker.hand_over,

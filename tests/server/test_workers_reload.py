@@ -12,7 +12,7 @@ import pytest
 
 from ratelimit.server.address import Address
 from ratelimit.server.serve import ShutdownTimeouts
-from ratelimit.server.workers import Worker
+from ratelimit.server.workers import Worker, WorkerSpec
 from tests.engines import Engine
 from tests.http.apps import settled
 from tests.server.processes import QUICK, Served, served, until
@@ -61,7 +61,7 @@ async def test_a_second_reload_during_the_first_is_not_lost() -> None:
     """The file may have been read already, by then."""
     sidecar = SlowToReload()
     with Address(port=0).bind().socket as listening:
-        worker = Worker(sidecar, listening, None, ShutdownTimeouts())  # type: ignore[arg-type]
+        worker = Worker(sidecar, WorkerSpec(lambda **_: sidecar, ShutdownTimeouts(), listening))  # type: ignore[arg-type]
         worker.reload()
         await settled()
         worker.reload()

@@ -41,7 +41,7 @@ async def test_a_slot_that_was_taken_meanwhile_is_left_alone(tmp_path: Path, mon
     real = asyncio.sleep
     monkeypatch.setattr("asyncio.sleep", lambda span: pause_is_over.wait() if span else real(0))
     with Address(port=0).bind().socket as listening:
-        spec = WorkerSpec(lambda **_: None, listening, None, tmp_path, ShutdownTimeouts())  # type: ignore[arg-type]
+        spec = WorkerSpec(lambda **_: None, ShutdownTimeouts(), listening, bus_dir=tmp_path)  # type: ignore[arg-type]
         one = Supervisor(spec, 1, (), lambda: None)
         one._workers = {0: Started(one._spec)}  # type: ignore[dict-item]
         keeping = asyncio.create_task(one._keep(0))
