@@ -97,10 +97,10 @@ class Admission:
         receive: Receive | None = None,
     ) -> None:
         """`receive` is what the body comes from, where functions of the app may read it."""
-        if outer is not None and not outer.leads_to(shared):
-            outer.charges.act()
+        if outer is not None and all(one is not shared for one in outer._shared.inner):
+            outer.charges.act()  # something stands in between, and may have acted on what was admitted
         self._outer = outer
-        self._shared = shared
+        self._shared: MiddlewareState = shared
         self._since = 0 if shared.recorder is None else shared.clock.now()
         self.scope = scope
         self._receive: Any = receive
@@ -196,19 +196,14 @@ class Admission:
         connection: HTTPConnection | None = None,
         inline: Inline | None = None,
     ) -> Decision:
-        """Check one policy because a view asks, and return the decision. Raises `QuotaExceeded`, and as `check` of
-        `PolicyCheck` does."""
+        """Check one policy because a view asks, which acts on the decision that is returned. Raises `QuotaExceeded`,
+        and as `check` of `PolicyCheck` does."""
         shared, is_inline = self._shared, inline is not None and inline.has_quotas
         policy_check = shared.options.policy_check(limiter or shared.limiter, action, is_inline=is_inline)
         if self.exempt:
             charge = policy_check.free()
         else:
             charge = await policy_check.check(connection or self.connection, cost=cost, inline=inline)
-        await self.take(charge)
-        return charge.decision
-
-    async def take(self, charge: Charge) -> None:
-        """Take note of a check that a view has asked for, on whose answer it acts. Raises `QuotaExceeded`."""
         decision, charges = charge.decision, self.charges
         if self.has_begun:
             charges.add_late(charge)
@@ -219,10 +214,7 @@ class Admission:
         if not decision.allowed:
             charges.raised = QuotaExceeded(decision)
             raise charges.raised
-
-    def leads_to(self, shared: MiddlewareState) -> bool:
-        """Return whether there are but middlewares between this one and that: nothing has been done in between."""
-        return any(one is shared for one in self._shared.inner)
+        return decision
 
     async def _settle_late(self, charge: Charge) -> None:
         """See through what was checked after the answer has begun: settle it, and write it down."""

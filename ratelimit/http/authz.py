@@ -53,7 +53,7 @@ class Authz:
         fallback: ASGIApp | None = None,
         **options: Unpack[SurfaceArgs],
     ) -> None:
-        self.middleware = RateLimitMiddleware(_Allowed(fallback), limiter=limiter, usage=usage, **options)
+        self.middleware = RateLimitMiddleware(self._allow, limiter=limiter, usage=usage, **options)
         self.fallback = fallback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,16 +79,10 @@ class Authz:
         answer.dialect = question.dialect
         await self.middleware(question.scope, no_body, answer.send)
 
-
-class _Allowed:
-    """The app behind the middleware: everything that gets here may pass. The lifespan is the fallback's."""
-
-    def __init__(self, fallback: ASGIApp | None) -> None:
-        self._fallback = fallback
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _allow(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Be the app behind the middleware: what gets here may pass. The lifespan is the fallback's."""
         if scope["type"] == "lifespan":
-            await (self._fallback or no_lifespan)(scope, receive, send)
+            await (self.fallback or no_lifespan)(scope, receive, send)
             return
         state = RateLimitState.of(scope)
         assert state is not None

@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -139,19 +138,6 @@ async def _bug(request: Request, error: Exception) -> Response:
     return _problem(500, "A fault of ours", "What it was is in the log.")
 
 
-class Reloading(Struct, frozen=True):
-    """What a reload would make of a setting, both as in `GET /config`; None where it is not set."""
-
-    now: object
-    then: object
-
-
-class Silent(Struct, frozen=True):
-    """One that is there and does not answer."""
-
-    status: Literal["silent"] = "silent"
-
-
 class AdminBackend:
     """`folder`: where the workers of this service meet; None where there is one. `file`: where its configuration
     is."""
@@ -192,12 +178,13 @@ class AdminBackend:
         return {"status": "live"}
 
     async def health(self) -> Mapping[str, object]:
-        workers: dict[str, WorkerHealth | Silent] = {self._number: await self._health()}
-        for number, said in (await self._ask("health")).items():
-            workers[number] = Silent() if said is None else _health_decoder.decode(said)
-        well = all(worker.status == "ok" for worker in workers.values())
+        said = await self._ask("health")
+        others = {number: _health_decoder.decode(health) for number, health in said.items() if health is not None}
+        workers = {self._number: await self._health(), **others}
+        silent = {number: {"status": "silent"} for number in said.keys() - workers.keys()}
+        well = not silent and all(worker.status == "ok" for worker in workers.values())
         status = "leaving" if self._sidecar.stopping else "ok" if well else "degraded"
-        return {"status": status, "version": version("ratelimit-dynamodb"), "workers": workers}
+        return {"status": status, "version": version("ratelimit-dynamodb"), "workers": {**workers, **silent}}
 
     async def unready(self) -> str | None:
         if self._sidecar.stopping:
@@ -242,7 +229,7 @@ class AdminBackend:
     async def preview(self) -> Mapping[str, object]:
         reloaded, config = await self._sidecar.preview()
         now, then = document(self._sidecar.current.runtime.config), document(config)
-        settings = {name: Reloading(_setting(now, name), _setting(then, name)) for name in reloaded.changed}
+        settings = {name: {"now": _setting(now, name), "then": _setting(then, name)} for name in reloaded.changed}
         return {"changed": reloaded.changed, "restart": reloaded.restart, "settings": settings}
 
     async def reload(self) -> Mapping[str, object]:

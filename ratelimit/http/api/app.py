@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from functools import partial, wraps
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, unquote_to_bytes
 
 import msgspec
@@ -42,6 +42,7 @@ from ratelimit.store import TableStore
 from ratelimit.usage import UsageLog
 from ratelimit.usage.reports import Reports
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 JSON: Final = b"application/json"
@@ -63,16 +64,11 @@ def field(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-def check_kind(scope: Scope) -> None:
-    """Raise `ProblemError` for a body that is not declared as JSON."""
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """Read the whole body, declared as JSON, of at most `MAX_BODY` bytes, in at most `MAX_BODY_S`."""
     kind = (field(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
     if kind != JSON:
         raise refused(415, "Unsupported media type", "Send JSON, with Content-Type: application/json")
-
-
-async def read_body(scope: Scope, receive: Receive) -> bytes:
-    """Read the whole body, declared as JSON, of at most `MAX_BODY` bytes, in at most `MAX_BODY_S`."""
-    check_kind(scope)
     length = field(scope, b"content-length") or b"0"
     announced = int(length) if length.isdigit() and len(length) < 20 else 0
     try:
@@ -145,7 +141,20 @@ def decode_part(one: Operation, raw: str) -> str:
 
 Body: TypeAlias = Callable[[], Awaitable[bytes]]
 
-_UNEXPECTED: Final = ApiProblem(title="Internal error", status=500, detail="A fault of the server; it is logged.")
+
+def _answering(work: Callable[P, Awaitable[ApiAnswer]]) -> Callable[P, Awaitable[ApiAnswer]]:
+    """Make answers of what the work raises."""
+
+    @wraps(work)
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> ApiAnswer:
+        try:
+            return await work(*args, **kwargs)
+        except ProblemError as error:
+            return _problem(error.problem, error.headers)
+        except RateLimitError as error:
+            return _problem(problem_of_error(error))
+
+    return answer
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -210,15 +219,9 @@ class Api:
             raise  # For the server's log.
         await _send(answer, scope, send)
 
-    async def answer(self, scope: Scope, body: Body) -> ApiAnswer:
-        """Return the answer to a request; `body` reads its body, if that is wanted, and may raise `ProblemError`."""
-        return await _answer(self._find_and_carry_out(scope, body))
-
+    @_answering
     async def check(self, headers: list[tuple[bytes, bytes]], body: bytes) -> ApiAnswer:
         """Return the answer to a `POST /v1/check` of JSON that has no query and no key to repeat it by."""
-        return await _answer(self._check(headers, body))
-
-    async def _check(self, headers: list[tuple[bytes, bytes]], body: bytes) -> ApiAnswer:
         self._admit(headers)
         return _success(await self._limiter.check(decode_body(CheckBody, body)))
 
@@ -226,7 +229,9 @@ class Api:
         if (failure := self._token.failure(headers)) is not None:
             raise refused(failure.status, failure.title, failure.detail, *failure.headers)
 
-    async def _find_and_carry_out(self, scope: Scope, body: Body) -> ApiAnswer:
+    @_answering
+    async def answer(self, scope: Scope, body: Body) -> ApiAnswer:
+        """Return the answer to a request; `body` reads its body, if that is wanted, and may raise `ProblemError`."""
         found = self._router.find(raw_path(scope))
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         one = None if found is None else found.by_method.get(method)
@@ -255,15 +260,6 @@ class Api:
         if key is None:
             return await act()
         return await self.idempotency.answer(key.decode("latin-1"), raw_path(scope), raw, act)
-
-
-async def _answer(work: Awaitable[ApiAnswer]) -> ApiAnswer:
-    try:
-        return await work
-    except ProblemError as error:
-        return _problem(error.problem, error.headers)
-    except RateLimitError as error:
-        return _problem(problem_of_error(error))
 
 
 def raw_path(scope: Scope) -> str:
@@ -306,5 +302,7 @@ def _problem(problem: Problem, headers: tuple[tuple[bytes, bytes], ...] = ()) ->
     return ApiAnswer(problem.status, to_json(problem), ((b"content-type", CONTENT_TYPE), *headers, *wait))
 
 
-UNEXPECTED: Final = _problem(_UNEXPECTED)
+UNEXPECTED: Final = _problem(
+    ApiProblem(title="Internal error", status=500, detail="A fault of the server; it is logged.")
+)
 """What is answered where something fails that nobody has thought of."""
