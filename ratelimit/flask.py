@@ -26,7 +26,6 @@ from ratelimit.limiter.background import AlertHook
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.wsgi.app_request import (
     ENVIRON_KEY,
-    AppAnswer,
     AppRequest,
     AskingLimiter,
     AskingLog,
@@ -230,9 +229,9 @@ def _refuse(error: QuotaExceeded | HTTPException) -> Response:
     return _response(run(checked.answer_to(error)))
 
 
-def _response(answer: AppAnswer) -> Response:
-    response = current_app.response_class(answer.body, answer.status)
+def _response(answer: StarletteResponse) -> Response:
+    response = current_app.response_class(bytes(answer.body), answer.status_code)
     response.headers.clear()
-    for name, value in decoded(answer.headers):
+    for name, value in decoded(answer.raw_headers):
         response.headers.add(name, value)
     return response

@@ -40,7 +40,7 @@ from ratelimit.http.api.app import UNEXPECTED, decode_body, headers_of, raw_path
 from ratelimit.http.api.operation import package_version
 from ratelimit.http.auth import FOREIGN
 from ratelimit.http.lifespan import no_lifespan
-from ratelimit.http.problems import Problem, ProblemError, ProblemResponse
+from ratelimit.http.problems import Problem, ProblemError, ProblemResponse, answer_of
 from ratelimit.limiter import Limiter
 from ratelimit.live import AppLive
 from ratelimit.usage import UsageLog
@@ -213,7 +213,7 @@ class Dashboard:
         elif path.startswith("/v1/"):
             answer = await self._ask_api(request, path, body)
         elif path.startswith("/admin/") and self._admin is not None:
-            answer = await _ask(self._admin, request, path.removeprefix("/admin"), body)
+            answer = await answer_of(self._admin, _scope(request, path.removeprefix("/admin")), body)
         else:
             raise _refused(404, "Not found", "There are the page, session, live, v1/ and admin/")
         if changes:
@@ -280,22 +280,6 @@ async def _body(request: Request) -> bytes:
 def _scope(request: Request, path: str) -> Scope:
     headers = [(name, value) for name, value in request.headers.raw if name in _PASSED_ON]
     return {**request.scope, "headers": headers, "path": path, "raw_path": path.encode("latin-1"), "root_path": ""}
-
-
-async def _ask(app: ASGIApp, request: Request, path: str, body: bytes) -> Response:
-    """Return what another app answers, whole."""
-    messages: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: Message) -> None:
-        messages.append(message)
-
-    await app(_scope(request, path), receive, send)
-    answer = Response(b"".join(message.get("body", b"") for message in messages[1:]), messages[0]["status"])
-    answer.raw_headers = list(messages[0]["headers"])
-    return answer
 
 
 def _json(value: object) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from inspect import isawaitable
 from typing import Any, Final, NamedTuple, Unpack
 
@@ -24,7 +24,7 @@ from ratelimit.factory import configure as configure_for_a_loop
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.lifespan import LimiterLifespan
-from ratelimit.wsgi.app_request import AppAnswer, AppRequest, AskingLimiter, AskingLog, decoded, encoded, run, scope_of
+from ratelimit.wsgi.app_request import AppRequest, AskingLimiter, AskingLog, decoded, encoded, run, scope_of
 from ratelimit.wsgi.middleware import configure
 
 # What `settings.RATELIMIT` describes: made once a process, for threads or for the event loop, and again when the
@@ -45,13 +45,6 @@ class Surface(NamedTuple):
     """Opens what has an event loop, as Django tells nobody when it starts."""
 
 
-def surface(*, is_async: bool) -> Surface:
-    """Return the process's own. Raises `ConfigError` with all that is wrong."""
-    if is_async not in _made:
-        _made[is_async] = _make(is_async)
-    return _made[is_async]
-
-
 def settings_of() -> dict[str, Any]:
     """Return `settings.RATELIMIT`: a file's `path`, `on_refused`, `on_alert`, and settings as in `load_config`."""
     found = getattr(settings, NAME, None)
@@ -60,7 +53,9 @@ def settings_of() -> dict[str, Any]:
     return found
 
 
-def _make(is_async: bool) -> Surface:
+@cache
+def surface(*, is_async: bool) -> Surface:
+    """Return the process's own. Raises `ConfigError` with all that is wrong."""
     given = dict(settings_of())
     on_refused = given.pop("on_refused", None)
     if isinstance(on_refused, str):
@@ -88,12 +83,9 @@ def _adapted(on_refused: Callable[[Any, Decision], HttpResponse]) -> Callable[[A
     return answer
 
 
-_made: Final[dict[bool, Surface]] = {}
-
-
 def _changed(*, setting: str, **_: object) -> None:
     if setting == NAME:
-        _made.clear()
+        surface.cache_clear()
 
 
 setting_changed.connect(_changed)
@@ -199,10 +191,10 @@ def _scope(request: Any) -> Scope:
     return {**scope, "django.request": request}
 
 
-def _response(answer: AppAnswer) -> HttpResponse:
-    response = HttpResponse(answer.body, status=answer.status)
+def _response(answer: Response) -> HttpResponse:
+    response = HttpResponse(answer.body, status=answer.status_code)
     del response["content-type"]
-    for name, value in decoded(answer.headers):
+    for name, value in decoded(answer.raw_headers):
         response[name] = value
     return response
 

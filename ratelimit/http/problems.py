@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
 from ratelimit.http.headers import HeaderWriter, item_name, tightest
@@ -68,6 +68,24 @@ async def respond(response: Response, scope: Scope, receive: Receive, send: Send
     else:
         # Servers make a 403 of it, whatever the code.
         await send(close)
+
+
+async def answer_of(app: ASGIApp, scope: Scope, body: bytes = b"") -> Response:
+    """Return what an app answers to a request with this body, whole."""
+    inbox: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    outbox: list[Message] = []
+
+    async def receive() -> Message:
+        return inbox.pop() if inbox else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        outbox.append(message)
+
+    await app(scope, receive, send)
+    start, *parts = outbox
+    answer = Response(b"".join(part.get("body", b"") for part in parts), start["status"])
+    answer.raw_headers = list(start["headers"])
+    return answer
 
 
 def problem_of(decision: Decision, writer: HeaderWriter) -> QuotaProblem:

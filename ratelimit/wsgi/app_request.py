@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeVar
+from functools import lru_cache, partial
+from typing import Any, Final, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -21,6 +21,7 @@ from ratelimit.errors import ConfigError, QuotaExceeded
 from ratelimit.http.admission import Admission, MiddlewareState
 from ratelimit.http.dependency import Said
 from ratelimit.http.headers import Headers
+from ratelimit.http.problems import answer_of
 from ratelimit.http.refusal import rejection
 from ratelimit.limiter import Spend, limiter
 from ratelimit.limiter.slots import Slot
@@ -34,14 +35,6 @@ ENVIRON_KEY: Final = "ratelimit"
 
 _UNPREFIXED: Final = ("CONTENT_TYPE", "CONTENT_LENGTH")
 _PIECE_BYTES: Final = 65_536
-
-
-class AppAnswer(NamedTuple):
-    """An answer of our own, in the place of the app's."""
-
-    status: int
-    headers: Headers
-    body: bytes
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -145,7 +138,7 @@ class AppRequest:
         """
         self.admission.charges.settle_held(action, used)
 
-    async def begin(self) -> AppAnswer | None:
+    async def begin(self) -> Response | None:
         """Check it. Return the answer where the app is not to see it."""
         refused = await self.admission.check()
         if refused is None:
@@ -161,7 +154,7 @@ class AppRequest:
         self._hand_over()
         return decision
 
-    async def answer_to(self, error: QuotaExceeded | HTTPException) -> AppAnswer:
+    async def answer_to(self, error: QuotaExceeded | HTTPException) -> Response:
         """Return the answer to what a view has raised because of a check; what it has acted on stays spent."""
         if not isinstance(error, QuotaExceeded):
             return await self._reject(error)
@@ -179,12 +172,12 @@ class AppRequest:
             read, has_more = buffered.hand_over()
             self.admission.scope["wsgi.environ"]["wsgi.input"] = self._reader.after(read, has_more=has_more)
 
-    async def _refuse(self, decision: Decision) -> AppAnswer:
+    async def _refuse(self, decision: Decision) -> Response:
         self.admission.has_begun = True
         response, fields = await self.admission.refuse(decision)
         return await self._sent(response, fields)
 
-    async def _reject(self, error: HTTPException) -> AppAnswer:
+    async def _reject(self, error: HTTPException) -> Response:
         response = rejection(error)
         fields = await self.start(response.status_code, response.raw_headers)
         await self.admission.record()
@@ -203,19 +196,8 @@ class AppRequest:
         if not self.admission.is_over:
             await self.admission.end()
 
-    async def _sent(self, response: Response, fields: Headers) -> AppAnswer:
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await self.state.refusals.send(response, fields, self.admission.scope, _disconnected, send)
-        start, *parts = sent
-        return AppAnswer(start["status"], list(start["headers"]), b"".join(part.get("body", b"") for part in parts))
-
-
-async def _disconnected() -> Message:
-    return {"type": "http.disconnect"}
+    async def _sent(self, response: Response, fields: Headers) -> Response:
+        return await answer_of(partial(self.state.refusals.send, response, fields), self.admission.scope)
 
 
 def encoded(headers: Iterable[tuple[str, str]]) -> Headers:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack, cast
 
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 
 from ratelimit.clock import Clock
-from ratelimit.config import Config, SettingArgs
+from ratelimit.config import SettingArgs
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError, QuotaExceeded, RateLimitError
 from ratelimit.factory import build_usage_log, limiter_on, load_checked, show_metrics, surface_args, working_store
@@ -23,7 +24,6 @@ from ratelimit.sync import Directory, Limiter, UsageLog
 from ratelimit.sync.store import store_from, store_of
 from ratelimit.wsgi.app_request import (
     ENVIRON_KEY,
-    AppAnswer,
     AppRequest,
     AskingLimiter,
     AskingLog,
@@ -59,17 +59,6 @@ def configure(
     The store opens with the first check. Raises `ConfigError` with all that is wrong.
     """
     config = load_checked(path, **settings)
-    limiter = build_limiter(config, clock=clock, on_alert=on_alert)
-    usage = cast(
-        "UsageLog | None",
-        build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store)),
-    )
-    show_metrics(config, limiter, usage)
-    return WsgiArgs(limiter=limiter, usage=usage, **surface_args(config))
-
-
-def build_limiter(config: Config, *, clock: Clock | None = None, on_alert: AlertHook | None = None) -> Limiter:
-    """Return the limiter of a configuration, for threads. Raises `ConfigError`."""
     if config.mirror != "off":
         raise ConfigError("mirror", "is written to by apps with an event loop and by the sidecar; leave it out here")
     if config.enabled:
@@ -77,7 +66,13 @@ def build_limiter(config: Config, *, clock: Clock | None = None, on_alert: Alert
     else:
         store = store_of(working_store(config))
     directory = Directory(store.directory) if config.directory else None
-    return limiter_on(Limiter, config, store, directory, clock=clock, on_alert=on_alert)
+    limiter = limiter_on(Limiter, config, store, directory, clock=clock, on_alert=on_alert)
+    usage = cast(
+        "UsageLog | None",
+        build_usage_log(cast(Any, UsageLog), config, cast(Any, limiter), cast(Any, limiter.store)),
+    )
+    show_metrics(config, limiter, usage)
+    return WsgiArgs(limiter=limiter, usage=usage, **surface_args(config))
 
 
 class RateLimitMiddleware:
@@ -188,12 +183,13 @@ class _Responder:
             raise error
         return self.reply(run(self._request.answer_to(error)))
 
-    def reply(self, answer: AppAnswer) -> list[bytes]:
+    def reply(self, answer: Response) -> list[bytes]:
         """Begin an answer of our own, and return its body: none for HEAD, of which not all servers take it off."""
         self._held = None
-        self._begin(f"{answer.status} {_PHRASES.get(answer.status, 'Refused')}", decoded(answer.headers), None)
+        status = answer.status_code
+        self._begin(f"{status} {_PHRASES.get(status, 'Refused')}", decoded(answer.raw_headers), None)
         run(self._request.end())
-        return [] if self._request.admission.scope["method"] == "HEAD" else [answer.body]
+        return [] if self._request.admission.scope["method"] == "HEAD" else [bytes(answer.body)]
 
     def _begin(self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None) -> None:
         self.has_begun = True
