@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from datetime import date, datetime
+from datetime import datetime
 from functools import partial
 from inspect import isawaitable, iscoroutine
-from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from ratelimit.algorithms.fields import Per
 from ratelimit.blocking import Deferred, Runner, refuse_event_loop, running_loop
 from ratelimit.blocking_wait import wait_for
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock
-from ratelimit.decision import Decision, JointDecision
+from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError
 from ratelimit.limiter import limiter
 from ratelimit.limiter.background import Alert, AlertHook, LimiterStats
 from ratelimit.limiter.checker import Observer
 from ratelimit.limiter.deadline import BlockingCircuit
-from ratelimit.limiter.joint import Spend
 from ratelimit.limiter.limiter import DEFAULT_DEADLINE, DEFAULT_DENIAL_CACHE, DEFAULT_MAX_BELIEFS
-from ratelimit.limiter.waiting import DEFAULT_TIMEOUT
 from ratelimit.names import UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import QuotasLike
@@ -30,6 +26,7 @@ from ratelimit.store import MemoryStore
 from ratelimit.sync.directory import Directory
 from ratelimit.sync.slots import Reservation, Slot
 from ratelimit.sync.store import Store, store_of
+from ratelimit.sync.twin import twin_of
 
 T = TypeVar("T")
 
@@ -129,28 +126,15 @@ class Limiter:
     def observer(self, observer: Observer | None) -> None:
         self._core.observer = observer
 
-    def open(self) -> None:
-        """Open the store. Raises `StoreUnavailable`, or `StoreMisconfigured` where waiting would not help."""
-        self._run(self._core.open())
-
-    def drain(self) -> None:
-        """Run what was left to do after answers by other threads, which they have not got to yet."""
-        self._run(self._core.drain())
-
-    def close(self) -> None:
-        """Let the checks under way have their answers, return what was taken ahead, and close the store.
-
-        A check after that raises `LimiterClosed`, in whatever thread, until `open` is called again.
-        """
-        self._run(self._core.close())
+    open = twin_of(limiter.Limiter.open)
+    drain = twin_of(limiter.Limiter.drain)
+    close = twin_of(limiter.Limiter.close)
 
     def __enter__(self) -> Self:
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def check(
@@ -176,49 +160,12 @@ class Limiter:
             runner.run_later()
         return decision
 
-    def wait(
-        self,
-        user: UserId,
-        action: str,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        cost: int = 1,
-        quotas: QuotasLike | None = None,
-        algorithm: AlgorithmName | None = None,
-    ) -> Decision:
-        """Spend `cost` units as soon as they fit, within `timeout` seconds, threads in the order in which they came.
-
-        Raises what the async one does, and `InsideEventLoop` in a thread that runs an event loop.
-        """
-        return self._run(self._core.wait(user, action, timeout=timeout, cost=cost, quotas=quotas, algorithm=algorithm))
-
-    def check_all(self, spends: Iterable[Spend | tuple[UserId, str] | tuple[UserId, str, int]]) -> JointDecision:
-        """Spend all of it if every quota has room, or nothing at all, as the async one does."""
-        return self._run(self._core.check_all(spends))
-
-    def peek(
-        self,
-        user: UserId,
-        action: str,
-        *,
-        cost: int = 1,
-        quotas: QuotasLike | None = None,
-        algorithm: AlgorithmName | None = None,
-    ) -> Decision:
-        """Return what `check` would answer now, spending nothing. Raises as `check` does."""
-        return self._run(self._core.peek(user, action, cost=cost, quotas=quotas, algorithm=algorithm))
-
-    def charge(
-        self,
-        user: UserId,
-        action: str,
-        cost: int,
-        *,
-        quotas: QuotasLike | None = None,
-        algorithm: AlgorithmName | None = None,
-    ) -> Decision:
-        """Spend what is owed afterwards: always allowed, and a quota may go over its limit. Raises as `check` does."""
-        return self._run(self._core.charge(user, action, cost, quotas=quotas, algorithm=algorithm))
+    wait = twin_of(limiter.Limiter.wait)
+    check_all = twin_of(limiter.Limiter.check_all)
+    peek = twin_of(limiter.Limiter.peek)
+    charge = twin_of(limiter.Limiter.charge)
+    reset = twin_of(limiter.Limiter.reset)
+    totals = twin_of(limiter.Limiter.totals)
 
     @overload
     def refund(self, user: Decision, *, cost: int | None = None) -> None: ...
@@ -269,22 +216,6 @@ class Limiter:
         """
         return Reservation(self._core.reserve(user, action, cost, quotas=quotas, algorithm=algorithm), self._run)
 
-    def reset(self, user: UserId, action: str) -> None:
-        """Forget what this user has spent of this action's quotas; the totals stay. Raises `StoreUnavailable`."""
-        self._run(self._core.reset(user, action))
-
-    def totals(
-        self,
-        user: UserId,
-        since: date | None = None,
-        until: date | None = None,
-        *,
-        per: Per = "day",
-        actions: Iterable[str] | None = None,
-    ) -> dict[str, dict[date, int]]:
-        """Return the units used per action and UTC day, or month. Raises `OutOfRetention`, and `StoreUnavailable`."""
-        return self._run(self._core.totals(user, since, until, per=per, actions=actions))
-
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work, "Limiter")
 
@@ -294,6 +225,6 @@ def _source(directory: Directory | None, runner: Runner) -> QuotaSource | None:
         return None
     if not isinstance(directory, Directory):
         raise ConfigError("directory", f"expected a Directory of ratelimit.sync, not {directory!r}")
-    if directory.runner is not runner:
+    if directory._runner is not runner:
         raise ConfigError("directory", "is on another store; make it on this one: Directory(store.directory)")
-    return directory.core
+    return directory._core

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from ratelimit.decision import Decision
 from ratelimit.limiter import slots
+from ratelimit.sync.twin import twin_of
 
 T = TypeVar("T")
 
@@ -37,17 +38,9 @@ class Slot:
         """Return whether it is held: not where it was let pass unasked, is given back, or was not renewed in time."""
         return self._core.is_held
 
-    def take(self) -> Decision:
-        """Take it if there is room. Raises what `limiter.check` raises, and `NotHeld` where it was taken before."""
-        return self._run(self._core.take())
-
-    def release(self) -> None:
-        """Give it back: once, or `NotHeld` is raised. Raises what the async one does."""
-        self._run(self._core.release())
-
-    def renew(self) -> bool:
-        """Hold it a while longer. Return whether it is still held. Raises `StoreUnavailable`."""
-        return self._run(self._core.renew())
+    take = twin_of(slots.Slot.take)
+    release = twin_of(slots.Slot.release)
+    renew = twin_of(slots.Slot.renew)
 
     def __enter__(self) -> Self:
         self._run(self._core.__aenter__())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from inspect import iscoroutinefunction
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -56,9 +55,7 @@ class Store:
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -12,12 +12,10 @@ from collections import deque
 from collections.abc import Coroutine, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, wait
 from dataclasses import replace
-from datetime import date, datetime
-from types import TracebackType
+from datetime import datetime
 from typing import Any, Final, Self, TypeVar, Unpack
 from weakref import WeakSet
 
-from ratelimit.algorithms.fields import Per
 from ratelimit.blocking import refuse_event_loop
 from ratelimit.clock import Clock, SystemClock
 from ratelimit.errors import InvalidInput, StoreUnavailable
@@ -25,10 +23,9 @@ from ratelimit.event import UsageEvent
 from ratelimit.names import UserId
 from ratelimit.store import MemoryStore
 from ratelimit.sync.store import Store, store_of
+from ratelimit.sync.twin import twin_of
 from ratelimit.tasks import Tasks
 from ratelimit.usage import log
-from ratelimit.usage.queries import EventPage
-from ratelimit.usage.reports import Erased, Reconciliation, TopUser
 from ratelimit.usage.settings import UsageOptions, UsageSettings, UsageStats
 
 T = TypeVar("T")
@@ -221,9 +218,7 @@ class UsageLog:
         self.open()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def record(
@@ -284,78 +279,14 @@ class UsageLog:
             return False
         return self._keep(event)
 
-    def flush(self) -> None:
-        """Return when all that was accepted so far is in the table; how long the store needs, it waits."""
-        self._call(self._core.flush())
-
-    def events(
-        self,
-        user: UserId,
-        *,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        action: str | None = None,
-        allowed: bool | None = None,
-        status: int | None = None,
-        resource: str | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> EventPage:
-        """Return a user's events at `since` <= time < `until`, newest first; by default all that are kept."""
-        return self._call(
-            self._core.events(
-                user, since=since, until=until, action=action, allowed=allowed, status=status, resource=resource,
-                limit=limit, cursor=cursor,
-            )
-        )  # fmt: skip
-
-    def timeline(
-        self,
-        action: str,
-        *,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        allowed: bool | None = None,
-        status: int | None = None,
-        resource: str | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-    ) -> EventPage:
-        """Return an action's events of all users, newest first."""
-        return self._call(
-            self._core.timeline(
-                action, since=since, until=until, allowed=allowed, status=status, resource=resource, limit=limit,
-                cursor=cursor,
-            )
-        )  # fmt: skip
-
-    def totals(
-        self,
-        user: UserId,
-        since: date | None = None,
-        until: date | None = None,
-        *,
-        per: Per = "day",
-        actions: Iterable[str] | None = None,
-    ) -> dict[str, dict[date, int]]:
-        """Return the units used per action and UTC day, or month, by the limiter's own counters."""
-        return self._call(self._core.totals(user, since, until, per=per, actions=actions))
-
-    def summary(self, user: UserId, days: int = 7, *, actions: Iterable[str] | None = None) -> dict[str, Any]:
-        """Return the units used in the last days, per action: what a user's own page shows."""
-        return self._call(self._core.summary(user, days, actions=actions))
-
-    def reconcile(self, user: UserId, day: date) -> dict[str, Reconciliation]:
-        """Count a user's day twice, by the events and by the totals, and return both per action."""
-        return self._call(self._core.reconcile(user, day))
-
-    def top(self, day: date, action: str, *, count: int = 10, parts: int = 1) -> list[TopUser]:
-        """Return the users who used most of an action on a UTC day. Reads the whole table."""
-        return self._call(self._core.top(day, action, count=count, parts=parts))
-
-    def erase(self, user: UserId, *, actions: Iterable[str] = (), quick: bool = False) -> Erased:
-        """Erase all that there is of a user; return what was found."""
-        return self._call(self._core.erase(user, actions=actions, quick=quick))
+    flush = twin_of(log.UsageLog.flush)
+    events = twin_of(log.UsageLog.events)
+    timeline = twin_of(log.UsageLog.timeline)
+    totals = twin_of(log.UsageLog.totals)
+    summary = twin_of(log.UsageLog.summary)
+    reconcile = twin_of(log.UsageLog.reconcile)
+    top = twin_of(log.UsageLog.top)
+    erase = twin_of(log.UsageLog.erase)
 
     def _keep(self, event: UsageEvent) -> bool:
         core = self._core
@@ -377,7 +308,7 @@ class UsageLog:
             core.count_drop("the usage log was closed")
             return False
 
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what the coroutine does in the thread; in one of its own, where the log is closed."""
         refuse_event_loop("UsageLog", work)
         with self._lock:
