@@ -243,12 +243,10 @@ class Directory:
         self._deadline = deadline
         breaker = BreakerState(failures=MAX_FAILURES)
         options = CacheOptions(self.clock, round(cache_for * SECOND), deadline, breaker, self.stats)
-        self._users: ReadThroughCache[str, User | None]
-        self._users = ReadThroughCache(partial(store.read, User), options, max_entries=max_users)
-        self._plans: ReadThroughCache[str, Plan | None]
-        self._plans = ReadThroughCache(partial(store.read, Plan), options, max_entries=MAX_CACHED_PLANS)
-        self._ids: ReadThroughCache[Identity, str | None]
-        self._ids = ReadThroughCache(store.find, options, max_entries=max_users)
+        self._users = ReadThroughCache[str, User | None](partial(store.read, User), options, max_entries=max_users)
+        read_plan = partial(store.read, Plan)
+        self._plans = ReadThroughCache[str, Plan | None](read_plan, options, max_entries=MAX_CACHED_PLANS)
+        self._ids = ReadThroughCache[Identity, str | None](store.find, options, max_entries=max_users)
 
     async def quotas_for(self, user: UserId, action: str) -> Quotas | None:
         """Return the quotas to check with; None where the action's policy decides by its own.

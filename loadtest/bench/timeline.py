@@ -92,16 +92,15 @@ async def _read(store: DynamoDBStore, wanted: EventFilter, until: int, limit: in
     took: list[float] = []
     cpu = time.process_time()
     found = 0
-    after: TimelinePlace | None = None
+    below = TimelinePlace(until, 0)
     while len(took) < most:
         began = time.perf_counter()
-        page = await store.events.timeline(
-            "hint", since=until - DAY // 1000, until=until, limit=limit, after=after, wanted=wanted
-        )
+        page = await store.events.timeline("hint", since=until - DAY // 1000, below=below, limit=limit, wanted=wanted)
         took.append((time.perf_counter() - began) * 1000)
         found += len(page.events)
-        if (after := page.rest) is None:
+        if page.rest is None:
             break
+        below = page.rest
     cpu = time.process_time() - cpu
     took.sort()
     asked, read = store.stats.calls["Query"] - queries, store.stats.read_units - units

@@ -214,16 +214,8 @@ class DynamoDBEventStore:
                 return found
 
     async def timeline(
-        self,
-        action: str,
-        *,
-        since: int,
-        until: int,
-        limit: int,
-        after: TimelinePlace | None = None,
-        wanted: EventFilter = ANY,
+        self, action: str, *, since: int, below: TimelinePlace, limit: int, wanted: EventFilter = ANY
     ) -> TimelinePage:
-        below = min(after or TimelinePlace(until, 0), TimelinePlace(until, 0))
         try:
             items, rest = await TimelinePageReader(self._calls, action, since, below, wanted).page(limit)
             events = [event_of(schema.parse_event_pk(item[schema.PK]["S"]) or "", item) for item in items]

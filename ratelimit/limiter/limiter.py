@@ -30,7 +30,7 @@ from ratelimit.limiter.background import (
     LimiterStats,
 )
 from ratelimit.limiter.checker import Answer, Checker, Observer
-from ratelimit.limiter.compiled_policy import PolicyResolver
+from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
 from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.fallback import Fallback
@@ -330,10 +330,7 @@ class Limiter:
         algorithm: AlgorithmName | None = None,
     ) -> Decision:
         """Return what `check` would answer now, spending nothing. Raises as `check` does."""
-        key = Key.of(user, action)
-        compiled = await self._resolver.of(key, quotas, algorithm)
-        _whole_cost(cost)
-        now = self.clock.now()
+        compiled, key, now = await self._prepare(user, action, cost, quotas, algorithm)
         try:
             with self._checker.call():
                 decision = await self._counters.peek(
@@ -356,10 +353,7 @@ class Limiter:
 
         Where the store cannot be reached nothing is charged to it, and the decision's `reason` is `"unavailable"`.
         """
-        key = Key.of(user, action)
-        compiled = await self._resolver.of(key, quotas, algorithm)
-        _whole_cost(cost)
-        now = self.clock.now()
+        compiled, key, now = await self._prepare(user, action, cost, quotas, algorithm)
         try:
             with self._checker.call():
                 decision = await self._counters.charge(compiled, key, now, cost)
@@ -405,14 +399,21 @@ class Limiter:
                 raise InvalidInput("a decision says itself what it took: beside it, only cost=… can be given")
             await self._refund(user, cost)
             return
-        key = Key.of(user, action)
-        compiled = await self._resolver.of(key, quotas, algorithm)
-        units = _whole_cost(1 if cost is None else cost)
-        now = self.clock.now()
+        units = 1 if cost is None else cost
+        compiled, key, now = await self._prepare(user, action, units, quotas, algorithm)
         taken = Taken(now if at is None else _moment(at), units)
         with self._checker.call():
             await self._counters.refund(compiled, key, now, units, taken)
         self._waits.ask_now(key)
+
+    async def _prepare(
+        self, user: UserId, action: str | None, cost: int, quotas: QuotasLike | None, algorithm: AlgorithmName | None
+    ) -> tuple[CompiledPolicy, Key, int]:
+        """Return the policy and key, once all is checked, and the moment."""
+        key = Key.of(user, action)
+        compiled = await self._resolver.of(key, quotas, algorithm)
+        _whole_cost(cost)
+        return compiled, key, self.clock.now()
 
     async def _refund(self, decision: Decision, cost: int | None) -> None:
         held = decision.spent - decision.refunded

@@ -203,17 +203,9 @@ class EventStore(Protocol):
         ...
 
     async def timeline(
-        self,
-        action: str,
-        *,
-        since: int,
-        until: int,
-        limit: int,
-        after: TimelinePlace | None = None,
-        wanted: EventFilter = ANY,
+        self, action: str, *, since: int, below: TimelinePlace, limit: int, wanted: EventFilter = ANY
     ) -> TimelinePage:
-        """Return up to `limit` events of an action, of all users, at `since` <= at < `until` (ms), beginning after a
-        place.
+        """Return up to `limit` events of an action, of all users, from `since` (ms) on, and below a place.
 
         It looks at some `MAX_READ` events at most, and may miss what was written in the last moments.
         """

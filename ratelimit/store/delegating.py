@@ -75,16 +75,9 @@ class DelegatingEventStore:
         return await self.inner.put(events, timelines=timelines)
 
     async def timeline(
-        self,
-        action: str,
-        *,
-        since: int,
-        until: int,
-        limit: int,
-        after: TimelinePlace | None = None,
-        wanted: EventFilter = ANY,
+        self, action: str, *, since: int, below: TimelinePlace, limit: int, wanted: EventFilter = ANY
     ) -> TimelinePage:
-        return await self.inner.timeline(action, since=since, until=until, limit=limit, after=after, wanted=wanted)
+        return await self.inner.timeline(action, since=since, below=below, limit=limit, wanted=wanted)
 
     async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
         return await self.inner.find(events)

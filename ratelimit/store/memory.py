@@ -159,16 +159,9 @@ class MemoryEventStore:
         return ()
 
     async def timeline(
-        self,
-        action: str,
-        *,
-        since: int,
-        until: int,
-        limit: int,
-        after: TimelinePlace | None = None,
-        wanted: EventFilter = ANY,
+        self, action: str, *, since: int, below: TimelinePlace, limit: int, wanted: EventFilter = ANY
     ) -> TimelinePage:
-        entries = self._timelines.get(action, _Sorted()).between((since,), min((until,), after or (until,)))
+        entries = self._timelines.get(action, _Sorted()).between((since,), below)
         found: list[UsageEvent] = []
         for at, _, user, event_id in reversed(entries):
             event = self._events[user, at, action, event_id]

@@ -61,7 +61,7 @@ class Journal:
         self._writer = writer
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ratelimit-journal")
         self.refs = SegmentRefs(self._thread)
-        self.replay = ReplayQueue(self._thread, self.refs, stats, Erasures(directory))
+        self.replay = ReplayQueue(self._thread, directory, self.refs, stats)
         self._lock: JournalLock | None = None
         self._active: Segment | None = None
         self._gathering: _CommitGroup | None = None
@@ -119,9 +119,6 @@ class Journal:
     async def open(self) -> None:
         """Make the directory, and this process's lock in it. Raise `OSError`."""
         await self._in_thread(self._own_lock)
-
-    async def adopt(self) -> None:
-        await self.replay.adopt(self._directory)
 
     async def roll(self) -> None:
         """Append elsewhere from now on, so that what the table has goes from the disk."""
@@ -312,10 +309,11 @@ class ReplayQueue:
     Belongs to the event loop; reads in the journal's thread.
     """
 
-    def __init__(self, thread: Executor, refs: SegmentRefs, stats: UsageStats, erasures: Erasures) -> None:
-        self.erasures = erasures
+    def __init__(self, thread: Executor, directory: Path, refs: SegmentRefs, stats: UsageStats) -> None:
+        self.erasures = Erasures(directory)
         """As they were when the last events were read."""
         self._thread = thread
+        self._directory = directory
         self._refs = refs
         self._stats = stats
         self._queue: deque[_ByteRange] = deque()
@@ -345,12 +343,12 @@ class ReplayQueue:
         else:
             self._enqueue(_ByteRange(segment, start, end, adopted=False))
 
-    async def adopt(self, directory: Path) -> None:
+    async def adopt(self) -> None:
         """Put in line what dead processes left, and once more what could not be read."""
         loop = asyncio.get_running_loop()
-        locks, failures = await loop.run_in_executor(self._thread, self._adopt_dead, directory)
+        locks, failures = await loop.run_in_executor(self._thread, self._adopt_dead)
         for name in failures.keys() - self._failures:
-            logger.warning("cannot look into %s/%s, it is tried again: %s", directory, name, failures[name])
+            logger.warning("cannot look into %s/%s, it is tried again: %s", self._directory, name, failures[name])
         self._failures = failures
         again, self._unreadable = self._unreadable, []
         for part in again:
@@ -390,9 +388,9 @@ class ReplayQueue:
         for lock in self._locks:
             lock.release()
 
-    def _adopt_dead(self, directory: Path) -> tuple[list[JournalLock], dict[str, OSError]]:
+    def _adopt_dead(self) -> tuple[list[JournalLock], dict[str, OSError]]:
         """Adopt in the thread: so `release` knows every lock, even if nobody waits for this answer any more."""
-        locks, failures = adopt_dead(directory)
+        locks, failures = adopt_dead(self._directory)
         for lock in locks:
             lock.release_when_empty()
         self._locks = [*(former for former in self._locks if former.segments), *locks]

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from types import TracebackType
 from typing import Any, Final, Self, Unpack
 from weakref import WeakSet
 
@@ -108,9 +107,7 @@ class UsageLog(Reports):
         await self.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def record(
@@ -246,7 +243,7 @@ class UsageLog(Reports):
             pipeline = self._here(self._pipeline) or self._start()
             await pipeline.open()
             assert pipeline.journal is not None
-            await pipeline.journal.adopt()
+            await pipeline.journal.replay.adopt()
             erased = await super().erase(user, actions=actions, quick=quick)
             await pipeline.journal.roll()
             left = await pipeline.journal.damaged_files_of(names)

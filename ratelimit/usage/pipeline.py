@@ -15,7 +15,7 @@ from ratelimit.clock import SECOND, Clock
 from ratelimit.errors import StoreMisconfigured, StoreRefused, StoreUnavailable
 from ratelimit.event import EventDraft, UsageEvent, made
 from ratelimit.retry import Backoff
-from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore, TimelinePlace
 from ratelimit.tasks import Tasks
 from ratelimit.usage.journal import Journal
 from ratelimit.usage.settings import UsageSettings, UsageStats
@@ -57,7 +57,7 @@ class Pipeline:
         self.journal: Journal | None = None
         if settings.directory is not None:
             self.journal = Journal(settings.directory, settings, stats, self.writer)
-            self._adopting = self._tasks.start(self.journal.adopt())
+            self._adopting = self._tasks.start(self.journal.replay.adopt())
             self._replaying = self._tasks.start(self._replay(self.journal))
             self._tasks.start(self._adopt_again(self.journal))
 
@@ -148,7 +148,7 @@ class Pipeline:
         """Warn where the table has no index for them. Events are kept all the same."""
         now = self._clock.now() // 1000
         try:
-            await store.timeline(min(timelines), since=now, until=now + 1, limit=1)
+            await store.timeline(min(timelines), since=now, below=TimelinePlace(now + 1, 0), limit=1)
         except StoreMisconfigured as error:
             logger.warning("no timeline of %s can be read: %s", ", ".join(sorted(timelines)), error)
         except StoreUnavailable:
@@ -157,7 +157,7 @@ class Pipeline:
     async def _adopt_again(self, journal: Journal) -> None:
         while True:
             await asyncio.sleep(self._settings.adopt_interval)
-            await journal.adopt()
+            await journal.replay.adopt()
 
     async def _replay(self, journal: Journal) -> None:
         up_to = max(1, self._settings.max_queue * 3 // 4)

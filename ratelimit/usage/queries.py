@@ -157,12 +157,12 @@ async def timeline_of(
     if since is None:
         first = max(first, min(last, now // 1000) - TIMELINE_DAYS * _DAY_MS)
     digest = _digest("timeline", since, until, action, wanted)
-    after = None
+    below = end = TimelinePlace(last, 0)
     if cursor is not None:
-        after = TimelinePlace(*_place_in(cursor, tuple[str, int, int], digest, "action"))
-        if not (0 <= after.at <= last and 0 <= after.tie < 1 << 56):
+        below = TimelinePlace(*_place_in(cursor, tuple[str, int, int], digest, "action"))
+        if not (0 <= below.at <= last and 0 <= below.tie < 1 << 56):
             raise InvalidCursor(_DAMAGED)
-    page = await store.timeline(action, since=first, until=last, limit=limit, after=after, wanted=wanted)
+    page = await store.timeline(action, since=first, below=min(below, end), limit=limit, wanted=wanted)
     return EventPage(tuple(page.events), page.rest and encode_cursor((digest, *page.rest)))
 
 

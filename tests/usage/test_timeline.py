@@ -71,12 +71,15 @@ async def all_of(
     """Page by page."""
     found: list[UsageEvent] = []
     asked = AROUND | asked
+    below = after or TimelinePlace(asked.pop("until"), 0)
+    asked.pop("until", None)
     while True:
-        page = await store.events.timeline(action, limit=limit, after=after, **asked)
+        page = await store.events.timeline(action, limit=limit, below=below, **asked)
         assert len(page.events) <= limit
         found += page.events
-        if (after := page.rest) is None:
+        if page.rest is None:
             return found
+        below = page.rest
 
 
 def newest_first(events: list[UsageEvent]) -> list[UsageEvent]:
@@ -124,9 +127,10 @@ async def test_a_page_is_full_also_where_the_newest_are_in_one_shard_and_the_las
     newest = [one for one in some if timeline_place(one).tie % TIMELINE_SHARDS == 0][:40]
     made = newest + [one for one in some if one.at_ms < newest[-1].at_ms][:60]
     await put(store, made, action)
-    today: dict[str, Any] = {"since": NOW_MS - 1000, "until": NOW_MS + 1, "limit": 50}
-    first = await store.events.timeline(action, **today)
-    last = await store.events.timeline(action, after=first.rest, **today)
+    today: dict[str, Any] = {"since": NOW_MS - 1000, "limit": 50}
+    first = await store.events.timeline(action, below=TimelinePlace(NOW_MS + 1, 0), **today)
+    assert first.rest is not None
+    last = await store.events.timeline(action, below=first.rest, **today)
     assert [*first.events, *last.events] == made
     assert (len(first.events), last.rest) == (50, None)
 
@@ -147,7 +151,8 @@ async def test_where_it_stops_looking_early_nothing_is_told_out_of_turn(
 
 async def test_what_comes_while_somebody_pages_repeats_and_hides_nothing(store: TableStore, action: str) -> None:
     await put(store, [event(f"user-{n}", action, -1000 * n) for n in range(30)], action)
-    first = await store.events.timeline(action, limit=10, **AROUND)
+    tomorrow = TimelinePlace(AROUND["until"], 0)
+    first = await store.events.timeline(action, since=AROUND["since"], below=tomorrow, limit=10)
     await put(store, [event("new", action), event("late", action, -9500)], action)
     rest = await all_of(store, action, limit=7, after=first.rest)
     users = [*(f"user-{n}" for n in range(10)), "late", *(f"user-{n}" for n in range(10, 30))]
@@ -268,7 +273,9 @@ async def test_it_costs_a_write_unit_more_and_a_page_few_reads(engine: Engine, a
         await put(store, made[150:], action)
         for wanted, most in ((EventFilter(), 12), (EventFilter(allowed=True), 8), (EventFilter(allowed=False), 4)):
             calls, units = store.stats.calls["Query"], store.stats.read_units
-            page = await store.events.timeline(action, since=NOW_MS - DAY_MS, until=NOW_MS + 1, limit=30, wanted=wanted)
+            page = await store.events.timeline(
+                action, since=NOW_MS - DAY_MS, below=TimelinePlace(NOW_MS + 1, 0), limit=30, wanted=wanted
+            )
             assert len(page.events) == 30
             assert store.stats.calls["Query"] - calls <= most
             assert store.stats.read_units - units <= most
