@@ -34,7 +34,6 @@ class PausingClock(Protocol):
 
     async def pause(self, seconds: float, signal: Signal) -> None:
         """Return when so many seconds have passed, or the signal is set."""
-        ...
 
 
 def check_timeout(timeout: float) -> None:

@@ -103,18 +103,15 @@ class Store(Protocol):
 
     async def open(self) -> None:
         """Make ready; harmless when it is already. Raises `StoreMisconfigured` where waiting would not help."""
-        ...
 
     async def close(self) -> None:
         """Let go of connections; harmless when closed. `open` may be called again."""
-        ...
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         """Run the write, atomically against every other process. `now` (µs) only guides garbage collection.
 
         After `StoreUnavailable` the write may have been applied, or not; after `StoreThrottled` it was not.
         """
-        ...
 
     async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
         """Run up to `MAX_WRITES_AT_ONCE` writes of different keys, all or none, atomically against every other process.
@@ -122,19 +119,15 @@ class Store(Protocol):
         An outcome that is not `applied` tells why none was: its conditions did not hold, and that is the record. Of the
         others nothing is told. After `StoreUnavailable` all of them may have been applied, or none.
         """
-        ...
 
     async def read(self, key: Key) -> Record:
         """Return the whole record, strongly consistent; empty where there is none."""
-        ...
 
     async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
         """Read up to `MAX_WRITES_AT_ONCE` records, in their order, as `read` does each of them."""
-        ...
 
     async def delete(self, key: Key) -> None:
         """Forget the whole record, totals included."""
-        ...
 
 
 # Usage events. An event is found by user, UTC day and position. The position is a function of the event, so writing it
@@ -200,7 +193,6 @@ class EventStore(Protocol):
         Those of the actions in `timelines` are found by `timeline` as well. After `StoreUnavailable` any of them may
         have been written.
         """
-        ...
 
     async def timeline(
         self, action: str, *, since: int, below: TimelinePlace, limit: int, wanted: EventFilter = ANY
@@ -209,14 +201,12 @@ class EventStore(Protocol):
 
         It looks at some `MAX_READ` events at most, and may miss what was written in the last moments.
         """
-        ...
 
     async def find(self, events: Sequence[UsageEvent]) -> Sequence[UsageEvent | None]:
         """Return, of up to `MAX_EVENTS_PER_PUT`, what is kept under the id of each already; None where nothing is.
 
         An id that was made for its event is looked for at its own time and with the action that the event has.
         """
-        ...
 
     async def page(
         self, user: str, day: date, *, since: int, until: int, limit: int, after: Position | None = None
@@ -225,19 +215,15 @@ class EventStore(Protocol):
 
         Fewer than `limit` means that there are no more. Sees all that was written before.
         """
-        ...
 
     async def actions(self, user: str, day: date) -> Set[str]:
         """Return the actions of the events of a user's UTC day."""
-        ...
 
     async def erase(self, user: str, day: date) -> int:
         """Delete the events of a user's UTC day; return how many there were. Harmless when repeated."""
-        ...
 
     async def forget(self, user: str) -> int:
         """Delete what is remembered of a user's event ids; return how many there were."""
-        ...
 
 
 def position_of(event: UsageEvent) -> Position:
@@ -304,13 +290,11 @@ class Scans(Protocol):
         self, *, since: int, until: int, cursor: str | None = None, part: Part = WHOLE
     ) -> ScanPage[UsageEvent]:
         """Return events at `since` <= at < `until` (ms), of all users, in no order; also the latest written."""
-        ...
 
     async def records(
         self, *, field: str | None = None, cursor: str | None = None, part: Part = WHOLE
     ) -> ScanPage[tuple[Key, Record]]:
         """Return the counters of all users and actions; with `field`, of those that have it, that one field."""
-        ...
 
 
 Ask: TypeAlias = Callable[[Part, str | None], Awaitable[ScanPage[T]]]
@@ -378,11 +362,9 @@ class TableStore(Store, Protocol):
     @property
     def scans(self) -> Scans:
         """All of the events and counters, whoever they belong to."""
-        ...
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
         """Delete everything of whoever goes by these names, however old and of whatever action; how many there were.
 
         It is found by reading all that there is. Harmless when repeated. Raises `StoreUnavailable`.
         """
-        ...

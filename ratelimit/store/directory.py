@@ -253,11 +253,9 @@ class DirectoryStore(Protocol):
 
     async def read(self, kind: type[T], name: str) -> T | None:
         """Return the user or plan of this name: `read(User, "alice")`. Sees all that was written before."""
-        ...
 
     async def find(self, identity: Identity) -> str | None:
         """Return the id of the user who has this identity. Sees all that was written before."""
-        ...
 
     async def page(
         self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
@@ -266,7 +264,6 @@ class DirectoryStore(Protocol):
 
         Raises `InvalidCursor` for one that is damaged or came from another list.
         """
-        ...
 
     async def replace(self, old: Entry | None, new: Entry | None, *, now: int) -> bool:
         """Put `new` in the place of `old`, as it was read, with all identities, or do nothing at all.
@@ -274,7 +271,6 @@ class DirectoryStore(Protocol):
         `old` is None for one that is not to be there yet, `new` is None to remove it. False where somebody else has
         changed it since. Raises `IdentityTaken`. `now` in microseconds.
         """
-        ...
 
 
 def check_pair(old: Entry | None, new: Entry | None) -> Entry:

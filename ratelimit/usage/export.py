@@ -148,23 +148,18 @@ class Sink(Protocol):
 
     def begin(self, checkpoint: ExportCheckpoint) -> ExportCheckpoint:
         """Make ready, and return where to begin: elsewhere than asked where there is something to go on with."""
-        ...
 
     def write(self, events: Sequence[UsageEvent]) -> int:
         """Write the events, and return the bytes that they took."""
-        ...
 
     def save(self, checkpoint: ExportCheckpoint) -> None:
         """Make sure of what was written so far."""
-        ...
 
     def finish(self) -> int:
         """End it, as all is written, and return the size of it."""
-        ...
 
     def abandon(self) -> None:
         """Let go of it: there will be no more for now."""
-        ...
 
 
 class File:

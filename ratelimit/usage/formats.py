@@ -68,7 +68,6 @@ class Encoder(Protocol):
 
     def encode(self, events: Sequence[UsageEvent]) -> bytes:
         """Return the events as whole lines."""
-        ...
 
 
 class Jsonl:
