@@ -267,12 +267,10 @@ class UsageLog:
 
         Return False where it was lost, which is counted. Raise nothing, also for an event that `record` would refuse.
         """
-        now = self._clock.now() if at_us is None else at_us
+        at_ms = max(0, self._clock.now() if at_us is None else at_us) // 1000
         try:
-            event = UsageEvent.of_decision(
-                user, action, at_ms=now // 1000, cost=cost, allowed=allowed, status=status, duration=duration,
-                resource=resource, request_id=request_id, metadata=metadata,
-            )  # fmt: skip
+            draft = (user, action, at_ms, cost, allowed, status, duration, resource, request_id)
+            event = UsageEvent.of_decision(draft, metadata)
         except InvalidInput as error:
             logger.warning("a usage event cannot be kept: %s", error)
             self._core.count_drop("the usage log is given bad events")

@@ -181,12 +181,8 @@ class UsageLog(Reports):
         return self._accept_whole(draft, metadata)
 
     def _accept_whole(self, draft: EventDraft, metadata: Mapping[str, Any] | None) -> Awaitable[bool] | None:
-        user, action, at_ms, cost, allowed, status, duration, resource, request_id = draft
         try:
-            event = UsageEvent.of_decision(
-                user, action, at_ms=at_ms, cost=cost, allowed=allowed, status=status, duration=duration,
-                resource=resource, request_id=request_id, metadata=metadata,
-            )  # fmt: skip
+            event = UsageEvent.of_decision(draft, metadata)
         except InvalidInput as error:
             logger.warning("a usage event cannot be kept: %s", error)
             return self._drop("the usage log is given bad events")

@@ -66,6 +66,14 @@ def test_the_timeline_of_an_action() -> None:
         assert {event.id for event in usage.timeline("hint", status=201).events} == ids
 
 
+def test_a_clock_before_1970_costs_no_event() -> None:
+    memory = MemoryStore()
+    with UsageLog(memory) as usage:
+        assert usage._accept("alice", "hint", at_us=-5_000_000)
+        usage.flush()
+    assert [(event.user, event.at_ms) for event in memory.events] == [("alice", 0)]
+
+
 def test_threads_record_together(store: Store) -> None:
     with UsageLog(store) as usage:
 
