@@ -17,6 +17,7 @@ from ratelimit.settings import (
     boolean,
     converting_dataclass,
     items,
+    keep,
     number,
     numbers,
     one_of,
@@ -25,6 +26,7 @@ from ratelimit.settings import (
     settings_of,
     texts,
     texts_or_functions,
+    truth,
     unknown,
 )
 
@@ -145,12 +147,6 @@ def _share(value: object) -> float | None:
     return None if value is None else _part(value)
 
 
-def _truth(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError("", f"must be true or false, not {value!r}")
-    return value
-
-
 def _part(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ConfigError("", f"must be a part from 0 to 1, not {value!r}")
@@ -242,7 +238,7 @@ class Policy:
     spend, or none. They take what this one costs, unless they have a `cost`, and need no `match`."""
     share: float | None = setting(None, _share, number)
     """Beside the quotas, a part of those of the first policy in `together`: 0.2 is a fifth of them."""
-    reserve: bool = setting(False, _truth, boolean)
+    reserve: bool = setting(False, truth, boolean)
     """Whether the units of a request are reserved until its answer has ended: what it turns out not to have used, as
     `X-RateLimit-Cost` says, or the app, goes back, and so does all of it if this process dies meanwhile."""
     refusal: Converted[RefusalTemplate | Mapping[str, Any] | str | None, RefusalTemplate | None] = setting(
@@ -257,7 +253,7 @@ class Policy:
     """Which requests a surface writes to its usage log: `"all"`, `"allowed"`, `"denied"` or `"none"`."""
     log_sample: float = setting(1.0, _part, number)
     """Of the refused requests, the part that is written: 0.01 is one in a hundred."""
-    timeline: bool = setting(False, _truth, boolean)
+    timeline: bool = setting(False, truth, boolean)
     """Whether the events of the action are also listed over all users (`usage timeline`): each costs a write unit more,
     and the table needs its second index, `GSI2`."""
 
@@ -267,9 +263,9 @@ class Policy:
         return self.reserve or any(quota.is_concurrent for quota in self.quotas)
 
     def __post_init__(self) -> None:
-        _keep(self, "name", _name)
+        keep(self, "name", _name)
         for name, each in POLICY_SETTINGS.items():
-            _keep(self, name, each.check)
+            keep(self, name, each.check)
         for position, quota in enumerate(self.quotas):
             if quota.burst is not None and self.algorithm != "gcra":
                 raise ConfigError(f"quotas[{position}]", f"burst needs algorithm = 'gcra', not {self.algorithm!r}")
@@ -321,14 +317,6 @@ def members_of(policies: Mapping[str, Policy], name: str) -> list[str]:
 
     add(name, ())
     return found
-
-
-def _keep(policy: Policy, name: str, check: Callable[[Any], object]) -> None:
-    """Put the checked value in the place of the given one."""
-    try:
-        object.__setattr__(policy, name, check(getattr(policy, name)))
-    except ConfigError as error:
-        raise error.under(name) from None
 
 
 _QUOTAS: Final = Setting(_quotas, from_file=_quota_tables, shown=_shown_quotas)

@@ -94,6 +94,14 @@ def _setting_of(each: Field[Any]) -> Setting | None:
     return cast("Setting | None", each.metadata.get(_KEY))
 
 
+def keep(instance: object, name: str, check: Callable[[Any], object]) -> None:
+    """Put the checked value of a frozen instance's field in the place of the given one."""
+    try:
+        object.__setattr__(instance, name, check(getattr(instance, name)))
+    except ConfigError as error:
+        raise error.under(name) from error.__cause__
+
+
 # What is counted: a field of a class of sums says the text of its metric, too.
 
 _METRIC: Final = "metric"
@@ -173,6 +181,13 @@ def one_of(literal: object) -> Callable[[object], str]:
         raise ConfigError("", f"unknown value {value!r}; {hint}")
 
     return check
+
+
+def truth(value: object) -> bool:
+    """Take True or False."""
+    if type(value) is not bool:
+        raise ConfigError("", f"must be true or false, not {value!r}")
+    return value
 
 
 def texts(value: object) -> tuple[object, ...]:

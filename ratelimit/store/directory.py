@@ -6,7 +6,7 @@ import hmac
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar, cast, get_args
 
@@ -22,7 +22,7 @@ from ratelimit.errors import (
 )
 from ratelimit.names import UserId, check_action, check_user
 from ratelimit.quota import Quotas, QuotasLike, to_quotas
-from ratelimit.settings import one_of
+from ratelimit.settings import Converted, converting_dataclass, keep, one_of, truth
 
 # `Identity`: how a user is known to the outside world, in the form in which it may be stored. An e-mail is stored as
 # it is, lower-cased. An API key is stored as HMAC-SHA-256 under a pepper, which is a secret of the application and
@@ -105,7 +105,7 @@ MAX_IDENTITIES: Final = 20
 """Of one user: they are written with the user in one transaction."""
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@converting_dataclass
 class Plan:
     """Named quotas per action. Raises `ConfigError` with the path to a bad value (`quotas.hint`).
 
@@ -114,17 +114,17 @@ class Plan:
     """
 
     name: str
-    quotas: Mapping[str, Quotas]
-    version: int = field(compare=False)
+    quotas: Converted[Mapping[str, QuotasLike], Mapping[str, Quotas]]
+    _: KW_ONLY
+    version: int = field(default=0, compare=False)
     """Changes with every change in the store, which sets it; 0 for one that was not read from there."""
 
-    def __init__(self, name: str, quotas: Mapping[str, QuotasLike], *, version: int = 0) -> None:
-        object.__setattr__(self, "name", check_plan("name", name))
-        object.__setattr__(self, "quotas", _quotas(quotas))
-        object.__setattr__(self, "version", version)
+    def __post_init__(self) -> None:
+        keep(self, "name", lambda name: check_plan("", name))
+        keep(self, "quotas", _quotas)
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@converting_dataclass
 class User:
     """One user, as far as limits are concerned. Raises `ConfigError` with the path to a bad value.
 
@@ -135,37 +135,23 @@ class User:
     `identities`   e-mails and digests of API keys that this user, and no other, is found by.
     """
 
-    id: str
-    plan: str | None
-    quotas: Mapping[str, Quotas]
-    role: Role
-    active: bool
-    identities: tuple[Identity, ...]
-    version: int = field(compare=False)
+    id: Converted[UserId, str]
+    _: KW_ONLY
+    plan: str | None = None
+    quotas: Converted[Mapping[str, QuotasLike], Mapping[str, Quotas]] = field(default_factory=dict)  # type: ignore[arg-type]
+    role: Role = "user"
+    active: bool = True
+    identities: Converted[Iterable[Identity], tuple[Identity, ...]] = ()  # type: ignore[assignment]
+    version: int = field(default=0, compare=False)
     """As `Plan.version`."""
 
-    def __init__(
-        self,
-        id: UserId,  # what everybody calls it
-        *,
-        plan: str | None = None,
-        quotas: Mapping[str, QuotasLike] = MappingProxyType({}),
-        role: Role = "user",
-        active: bool = True,
-        identities: Iterable[Identity] = (),
-        version: int = 0,
-    ) -> None:
-        values: dict[str, object] = {
-            "id": _id(id),
-            "plan": None if plan is None else check_plan("plan", plan),
-            "quotas": _quotas(quotas),
-            "role": _role(role),
-            "active": _boolean("active", active),
-            "identities": _identities(identities),
-            "version": version,
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+    def __post_init__(self) -> None:
+        keep(self, "id", _id)
+        keep(self, "plan", lambda plan: None if plan is None else check_plan("", plan))
+        keep(self, "quotas", _quotas)
+        keep(self, "role", one_of(Role))
+        keep(self, "active", truth)
+        keep(self, "identities", _identities)
 
 
 def check_plan(path: str, name: str) -> str:
@@ -180,47 +166,34 @@ def _id(user: UserId) -> str:
     try:
         return check_user(user)
     except InvalidUser as error:
-        raise ConfigError("id", str(error)) from error
+        raise ConfigError("", str(error)) from error
 
 
 def _quotas(value: Mapping[str, QuotasLike]) -> Mapping[str, Quotas]:
     if not isinstance(value, Mapping):
-        raise ConfigError("quotas", f"expected quotas by action, as in {{'hint': '5/day'}}, not {value!r}")
+        raise ConfigError("", f"expected quotas by action, as in {{'hint': '5/day'}}, not {value!r}")
     if len(value) > MAX_ACTIONS:
-        raise ConfigError("quotas", f"{len(value)} actions are named, and {MAX_ACTIONS} are the most")
+        raise ConfigError("", f"{len(value)} actions are named, and {MAX_ACTIONS} are the most")
     found: dict[str, Quotas] = {}
     for action, quotas in value.items():
         try:
             found[check_action(action)] = to_quotas(quotas)
         except InvalidAction as error:
-            raise ConfigError("quotas", str(error)) from error
+            raise ConfigError("", str(error)) from error
         except ConfigError as error:
-            raise error.under(f"quotas.{action}") from error
+            raise error.under(action) from error
         except InvalidQuota as error:
-            raise ConfigError(f"quotas.{action}", str(error)) from error
+            raise ConfigError(action, str(error)) from error
     return MappingProxyType(found)
-
-
-def _role(role: Role) -> str:
-    try:
-        return one_of(Role)(role)
-    except ConfigError as error:
-        raise error.under("role") from None
-
-
-def _boolean(path: str, value: bool) -> bool:
-    if type(value) is not bool:
-        raise ConfigError(path, f"must be true or false, not {value!r}")
-    return value
 
 
 def _identities(value: Iterable[Identity]) -> tuple[Identity, ...]:
     identities = tuple(dict.fromkeys(value))
     for number, identity in enumerate(identities):
         if not isinstance(identity, Identity):
-            raise ConfigError(f"identities[{number}]", "expected Identity.email(address) or Identity.api_key(key)")
+            raise ConfigError(f"[{number}]", "expected Identity.email(address) or Identity.api_key(key)")
     if len(identities) > MAX_IDENTITIES:
-        raise ConfigError("identities", f"{len(identities)} are named, and {MAX_IDENTITIES} are the most")
+        raise ConfigError("", f"{len(identities)} are named, and {MAX_IDENTITIES} are the most")
     return identities
 
 
