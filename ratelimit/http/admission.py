@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -19,7 +20,7 @@ from ratelimit.blocking import is_blocking
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
-from ratelimit.http.charges import Charge, Charges, Recorder, give_back
+from ratelimit.http.charges import Charge, Charges, give_back, record
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
 from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals
@@ -66,7 +67,7 @@ class MiddlewareState:
         self.exemption = self.options.exempt if self.options.exempt else None
         self.refunds = Tasks("a refund")
         self.refusals = Refusals(self.options.writer, app, on_refused, limiter.policies.values())
-        self.recorder = None if usage is None else Recorder(usage)
+        self.recorder = None if usage is None else partial(record, usage)
         self.inner = inner
         """Those of the middlewares that stand next to it, further in."""
 
@@ -326,12 +327,12 @@ class Admission:
         if recorder is None or not (charges := self.charges.to_record()):
             return ()
         duration = max(0, shared.clock.now() - self._since) / 1000
-        return recorder.record(self.scope, charges, status=self.status, duration=duration, request_id=self.request_id)
+        return recorder(self.scope, charges, status=self.status, duration=duration, request_id=self.request_id)
 
     def _write_late(self, charges: Sequence[Charge]) -> Sequence[Awaitable[bool]]:
         recorder = self._shared.recorder
         if recorder is not None:
-            return recorder.record(self.scope, charges, status=self.status, duration=None, request_id=self.request_id)
+            return recorder(self.scope, charges, status=self.status, duration=None, request_id=self.request_id)
         return () if self._outer is None else self._outer._write_late(charges)
 
 

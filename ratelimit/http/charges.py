@@ -132,10 +132,9 @@ class Charges:
     """Everything that one request was checked for before it was answered. What does not count in the end is handed out
     once, to be given back: by `settle` when the answer is known, by `refuse` when the request is refused after all."""
 
-    refused: Decision | None = None
     raised: QuotaExceeded | None = None
     """What a view was last told of a refusal."""
-    _is_refused: bool = False
+    _refused: Decision | None = None
     _acted_on: int = 0
     """So many of them, from the first, the app has acted on; are not to be given back any more; are recorded."""
     _settled: int = 0
@@ -156,8 +155,8 @@ class Charges:
     @property
     def shown(self) -> list[Decision]:
         """Return those that the response's headers speak of: a shadow policy is not to be seen."""
-        if self._is_refused and self.refused is not None:
-            return [self.refused]
+        if self._refused is not None:
+            return [self._refused]
         return [charge.decision for charge in self.all if charge.policy.mode == "enforce"]
 
     @property
@@ -181,8 +180,6 @@ class Charges:
             self.held = [*self.held, charge]
         if charge.others:
             self.all += charge.others
-        if not charge.decision.allowed:
-            self.refused = charge.decision
 
     def act(self) -> None:
         """Take note that the app acts on what was admitted so far: a later refusal does not give it back."""
@@ -196,8 +193,6 @@ class Charges:
             self._late[part.policy.name] = part.decision
         if charge.hold is not None:
             self.held = [*self.held, charge]
-        if not charge.decision.allowed:
-            self.refused = charge.decision
 
     def settle_held(self, action: str, used: int) -> None:
         """Settle what a policy has reserved. Raises `InvalidCost`, and `NotHeld` where nothing is, or not any more."""
@@ -233,8 +228,7 @@ class Charges:
     def refuse(self, refused: Decision, status: int, headers: Any) -> list[Charge]:
         """Take note of the refusal, of which alone the headers speak from now on. Return what was taken for that same
         decision; what the app has acted on counts as it does with such an answer."""
-        self.refused = refused
-        self._is_refused = True
+        self._refused = refused
         taken = [charge for charge in self.all[max(self._settled, self._acted_on) :] if charge.spent]
         if self._settled < self._acted_on:
             taken += _uncounted(self.all[self._settled : self._acted_on], False, status, headers)
@@ -270,49 +264,42 @@ async def give_back(charge: Charge, units: int) -> None:
         logger.warning("%d units of %r were not given back: %s", units, name, error)
 
 
-class Recorder:
-    """Make a usage event of each charge that its policy's `log` asks for."""
+def record(
+    usage: UsageLog,
+    scope: Scope,
+    charges: Sequence[Charge],
+    *,
+    status: int,
+    duration: float | None,
+    request_id: bytes | None = None,
+) -> list[Awaitable[bool]]:
+    """Keep an event of each charge that its policy's `log` asks for. Return what to await until they are kept as
+    durably as the log promises.
 
-    __slots__ = ("_usage",)
-
-    def __init__(self, usage: UsageLog) -> None:
-        self._usage = usage
-
-    def record(
-        self,
-        scope: Scope,
-        charges: Sequence[Charge],
-        *,
-        status: int,
-        duration: float | None,
-        request_id: bytes | None = None,
-    ) -> list[Awaitable[bool]]:
-        """Keep the events. Return what to await until they are kept as durably as the log promises.
-
-        The duration is in milliseconds; None of what does not end with an answer. The id is by default what the
-        request's fields say.
-        """
-        waiting: list[Awaitable[bool]] = []
-        for charge in charges:
-            decision, policy = charge.decision, charge.policy
-            allowed = decision.allowed
-            if not charge.user or not ((allowed and policy.log == "all") or wants_event(policy, allowed=allowed)):
-                continue
-            pending = self._usage._accept(
-                charge.user,
-                policy.name,
-                at_us=decision.at_us,
-                cost=decision.cost,
-                allowed=allowed,
-                status=status,
-                duration=duration,
-                resource=app_path(scope),
-                request_id=_request_id(scope) if request_id is None else request_id.decode(),
-                metadata=_SHADOW if decision.shadow_denied else None,
-            )
-            if pending is not None:
-                waiting.append(pending)
-        return waiting
+    The duration is in milliseconds; None of what does not end with an answer. The id is by default what the request's
+    fields say.
+    """
+    waiting: list[Awaitable[bool]] = []
+    for charge in charges:
+        decision, policy = charge.decision, charge.policy
+        allowed = decision.allowed
+        if not charge.user or not ((allowed and policy.log == "all") or wants_event(policy, allowed=allowed)):
+            continue
+        pending = usage._accept(
+            charge.user,
+            policy.name,
+            at_us=decision.at_us,
+            cost=decision.cost,
+            allowed=allowed,
+            status=status,
+            duration=duration,
+            resource=app_path(scope),
+            request_id=_request_id(scope) if request_id is None else request_id.decode(),
+            metadata=_SHADOW if decision.shadow_denied else None,
+        )
+        if pending is not None:
+            waiting.append(pending)
+    return waiting
 
 
 def wants_event(policy: Policy, *, allowed: bool) -> bool:
