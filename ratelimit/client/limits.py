@@ -143,12 +143,10 @@ class Permit:
             quota.available -= 1
 
     def end(self) -> None:
-        """Note that it is not under way any more."""
         for one in (self.group, *self.marks):
             one.in_flight -= 1
 
     def cancel(self) -> None:
-        """Note that it was never sent."""
         for one in (self.group, *self.marks):
             one.sent -= 1
         for quota in self.marks:
@@ -181,7 +179,6 @@ class OriginLimits:
         return turn.permit
 
     def answered(self, permit: Permit, status: int, headers: Mapping[str, str]) -> None:
-        """Take note of an answer."""
         group, now = permit.group, self._clock.now()
         said = fields.read(headers, now)
         told = {self._learn(permit, quota, now) for quota in said.quotas}
@@ -239,7 +236,6 @@ class OriginLimits:
         return room_at is None or room_at <= due
 
     async def close(self) -> None:
-        """Have all leave who wait."""
         await self._queues.close()
 
 
@@ -254,7 +250,6 @@ class _Turn:
         self._due = due
 
     async def ask(self) -> Decision:
-        """Return whether it may be sent now, once that is known."""
         group, clock = self._group, self._limits._clock
         while (room_at := group.room_at(now := clock.now())) is None and now < self._due:
             group.news = Signal()
@@ -266,7 +261,6 @@ class _Turn:
         return Decision(True, group.origin, 1, (), at_us=now)
 
     async def give_back(self, _: Decision) -> None:
-        """Undo that, as nobody waits for it any more."""
         self.permit.cancel()
         self._limits.ended(self.permit)
 

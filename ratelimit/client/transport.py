@@ -100,7 +100,6 @@ class AsyncRateLimitTransport(_Transport, AsyncBaseTransport):
         return await self._send(request, lambda: ask(request), lambda response: response.aclose())
 
     async def aclose(self) -> None:
-        """Have all leave who wait, and close the transport."""
         await self._limits.close()
         await self._transport.aclose()
 
@@ -134,7 +133,6 @@ class RateLimitTransport(_Transport, BaseTransport):
         return self._run(self._send(request, ask, close))
 
     def close(self) -> None:
-        """Have all leave who wait, and close the transport."""
         self._run(self._limits.close())
         self._transport.close()
 

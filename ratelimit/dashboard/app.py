@@ -2,18 +2,21 @@
 
 The page has no data of its own: it asks for the live data, the native API and, where there is one, the admin listener's
 routes below `admin/`. What changes something there is the operator's alone, has to come from the page itself, and is
-logged; once done, the usage log has an event of it.
+logged; once done, the usage log has an event of it: the user's whom it concerns, which goes where the user is erased;
+what concerns none (a plan, a reload, an erasure that is done) is kept under the name of the action itself.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from pathlib import PurePosixPath
 from secrets import token_urlsafe
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from urllib.parse import unquote
 
 import msgspec
 from starlette.requests import Request
@@ -21,7 +24,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.clock import SECOND
-from ratelimit.dashboard import audit
 from ratelimit.dashboard.session import (
     COOKIE,
     SESSION_S,
@@ -34,6 +36,7 @@ from ratelimit.dashboard.session import (
     refusal,
 )
 from ratelimit.directory import Directory
+from ratelimit.errors import RateLimitError
 from ratelimit.http.addresses import Addresses
 from ratelimit.http.api import Api
 from ratelimit.http.api.app import UNEXPECTED, decode_body, headers_of, raw_path, read_body, without_user
@@ -64,6 +67,12 @@ _PASSED_ON: Final = (b"content-type", b"content-length", b"idempotency-key")
 _PEEK: Final = "/v1/peek"
 """Asked by POST, and changes nothing."""
 _encode: Final = msgspec.json.Encoder().encode
+
+
+AUDIT_ACTION: Final = "ratelimit.admin"
+# Of what a change says, these are who it concerns, or who that is to others.
+_UNSAID: Final = frozenset({"identities", "user", "actions", "quick", "decision", "checks"})
+_NAMED: Final = re.compile(r"/v1/(?P<kind>users|plans)/(?P<name>[^/]+)(?P<verb>/[a-z]+)?")
 
 
 Live: TypeAlias = Callable[[], Awaitable[Mapping[str, object]]]
@@ -217,7 +226,7 @@ class Dashboard:
         else:
             raise _refused(404, "Not found", "There are the page, session, live, v1/ and admin/")
         if changes:
-            await audit.record(self._parts().usage, viewer, request.method, path, body, answer.status_code)
+            await _keep(self._parts().usage, viewer, request.method, path, body, answer.status_code)
         return answer
 
     async def _ask_api(self, request: Request, path: str, body: bytes) -> Response:
@@ -288,3 +297,41 @@ def _json(value: object) -> Response:
 
 def _refused(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> ProblemError:
     return ProblemError(Problem(title=title, status=status, detail=detail), headers)
+
+
+# What was changed.
+
+
+async def _keep(usage: UsageLog | None, viewer: Viewer, method: str, path: str, body: bytes, status: int) -> None:
+    """Log what was changed, or was to be; and have the usage log keep what was."""
+    logger.info("%s (%s) %s %s: %d", viewer.name, viewer.role, method, without_user(path), status)
+    if usage is None or status >= 400:
+        return
+    user, metadata = _event(method, path, _said(body))
+    metadata = {"who": viewer.name, "role": viewer.role, **metadata}
+    try:
+        await usage.record(user, AUDIT_ACTION, cost=0, status=status, metadata=metadata)
+    except RateLimitError as error:
+        logger.error("the usage log did not keep that %s did %s: %s", viewer.name, metadata["what"], error)
+
+
+def _event(method: str, path: str, said: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    found = _NAMED.fullmatch(path)
+    if found is None:
+        user, metadata = said.get("user"), {"what": f"{method} {path}"}
+    elif found["kind"] == "plans":
+        user, metadata = None, {"what": f"{method} /v1/plans", "plan": unquote(found["name"])}
+    else:
+        # Who was erased leaves no trace here either.
+        user = None if found["verb"] == "/erase" else unquote(found["name"])
+        metadata = {"what": f"{method} {without_user(path)}"}
+    values = {name: value for name, value in said.items() if name not in _UNSAID}
+    return AUDIT_ACTION if user is None else str(user), {**metadata, **({"set": values} if values else {})}
+
+
+def _said(body: bytes) -> Mapping[str, Any]:
+    try:
+        said = msgspec.json.decode(body) if body else {}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}

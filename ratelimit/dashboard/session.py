@@ -61,7 +61,6 @@ class TokenLogin:
 
     @property
     def is_needed(self) -> bool:
-        """Return whether there is a token to be shown."""
         return bool(self._tokens())
 
     def __call__(self, request: Request) -> Viewer | None:
@@ -86,7 +85,6 @@ class TokenLogin:
         return None
 
     def cookie(self, role: Role) -> str:
-        """Return the cookie of a new session."""
         said = f"{role}.{self._clock.now() // SECOND + SESSION_S}.{token_urlsafe(16)}"
         return f"{said}.{_mac(self._tokens()[role], said)}"
 

@@ -180,7 +180,6 @@ class GrpcProtocol(Http2Protocol[CallTarget]):
             self.answer(stream, refusal)
 
     def on_request(self, stream: Stream[CallTarget]) -> None:
-        """Call the method, unless something is wrong with the request."""
         target, body = stream.target, stream.body
         method = target.method
         if method is None or body[:1] != b"\0" or len(body) - 5 != int.from_bytes(body[1:5], "big"):
@@ -219,7 +218,6 @@ class GrpcProtocol(Http2Protocol[CallTarget]):
         self._state.timer(left).watch(Running(self, stream, answer), self.loop)
 
     def _done(self, stream: Stream[CallTarget], answer: asyncio.Future[bytes]) -> None:
-        """Answer with what was awaited. A call that nobody waits for any more was cancelled."""
         self._running.pop(stream.id, None)
         if answer.cancelled():
             self.fail(stream, GrpcError(Status.CANCELLED, "cancelled"))

@@ -71,7 +71,6 @@ class Addresses:
         return _as_user(self._through_proxies(_parse(peer), scope), self._prefix)
 
     def trusts_peer(self, scope: Scope) -> bool:
-        """Return whether what the peer says about the way so far is to be believed."""
         client = scope.get("client")
         return self._trusts(_parse(client[0] if client else ""), 0)
 

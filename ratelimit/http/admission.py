@@ -218,7 +218,6 @@ class Admission:
         return decision
 
     async def _settle_late(self, charge: Charge) -> None:
-        """See through what was checked after the answer has begun: settle it, and write it down."""
         charges = (charge, *charge.others)
         for one in charges:
             if one.spent and not one.counts(self.succeeded, self.status, self.headers):

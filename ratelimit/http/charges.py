@@ -55,7 +55,6 @@ class Charge:
         return int(self.decision.spent) - int(self.decision.refunded)
 
     def counts(self, success: bool, status: int, headers: Any) -> bool:
-        """Return whether it counts with an answer that begins so."""
         count: Any = self.policy.count
         if count == "all":
             return True

@@ -205,7 +205,6 @@ class JointPolicyCheck(PolicyCheck):
 
 
 def _may_fit(refused: Decision, pending: int) -> bool:
-    """Return whether it would have passed without the units that are pending."""
     return pending > 0 and all(room(state, pending) >= refused.cost for state in refused.quotas)
 
 
@@ -286,7 +285,6 @@ class SurfaceOptions:
         return found
 
     def warn(self, root: str) -> None:
-        """Tell the log of patterns that begin with the prefix that the app is mounted under."""
         self.exempt.patterns.warn(root)
         for policy_check in self._policy_checks.values():
             policy_check.match.warn(root)

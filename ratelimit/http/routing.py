@@ -384,7 +384,6 @@ def _segment(segment: str, text: str) -> str:
 
 
 def _split(segment: str) -> Iterator[str]:
-    """Yield what stands before, between and behind its placeholders."""
     at = 0
     for found in _PLACEHOLDER.finditer(segment):
         yield segment[at : found.start()]

@@ -46,7 +46,6 @@ class TraceContext:
 
     @classmethod
     def current(cls) -> TraceContext | None:
-        """Return it; None where nobody collects spans."""
         return None if _tracer() is None else cls()
 
     @contextmanager

@@ -170,7 +170,6 @@ class AdminBackend:
                 await self._bus.end()
 
     def token(self) -> Token:
-        """Return the one that is configured now."""
         config = self._sidecar.current.runtime.config
         return self._token(config.admin_token, config.admin_read_token)
 

@@ -54,8 +54,6 @@ def sidecar(
 
 
 def _page(served: Sidecar, backend: AdminBackend, routes: ASGIApp) -> Dashboard:
-    """Make the page of whichever configuration is at work."""
-
     @lru_cache(maxsize=1)
     def parts(runtime: Runtime) -> Parts:
         api = Api(runtime.limiter, runtime.shared, usage=runtime.usage, directory=runtime.directory)

@@ -184,7 +184,6 @@ def _envoy_service(config: Config, limiter: Limiter, usage: UsageLog | None) -> 
 
 
 def _place(config: Config) -> tuple[object, ...]:
-    """Return what makes it another store."""
     return config.enabled, config.store, config.regions, config.mirror, config.user_hash_key
 
 

@@ -265,7 +265,6 @@ def _patched(old: User, body: UserPatch) -> User:
 
 
 def _missing(what: Literal["user", "plan"], name: str) -> NoReturn:
-    """Raise `UnknownUser` or `UnknownPlan`."""
     error = UnknownUser if what == "user" else UnknownPlan
     raise error(f"there is no {what} {name!r}")
 

@@ -211,7 +211,6 @@ class UsageRoutes:
 
 
 def _asked(query: TimelineQuery) -> dict[str, Any]:
-    """Return what both ask for, as the reports take it."""
     return {
         "since": _moment("since", query.since),
         "until": _moment("until", query.until, end=True),
