@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-from ratelimit.blocking_wait import BlockingDeadline, this_thread, wait_for
+from ratelimit.blocking_wait import BlockingDeadline, ThreadState, this_thread, wait_for
 
 T = TypeVar("T")
 
@@ -146,14 +146,15 @@ class Runner:
 
     def run_on(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it where the lock is held, once."""
-        outer, this_thread.lock = this_thread.lock, self.lock
+        thread: ThreadState = this_thread.state
+        outer, thread.lock = thread.lock, self.lock
         try:
             work.send(None)
         except StopIteration as done:
             result: T = done.value
             return result
         finally:
-            this_thread.lock = outer
+            thread.lock = outer
         work.close()
         raise RuntimeError(f"{work!r} waits for an event loop, and there is none")
 

@@ -15,22 +15,38 @@ T = TypeVar("T")
 BlockingCall: TypeAlias = Callable[[float], T]
 """Takes the seconds that it may block at most, and raises `TimeoutError` when they are over."""
 
-# Of each thread: `deadline`, when what it runs has to be over, as `monotonic` has it; `lock`, that of the `Runner` that
-# runs it. (Made so since a class that is compiled has its values in one place for all threads.)
-this_thread: Final[Any] = type("ThisThread", (threading.local,), {"deadline": inf, "lock": None})()
+
+class ThreadState:
+    """What a thread runs: until when, as `monotonic` has it, and with the lock of which `Runner`."""
+
+    __slots__ = ("deadline", "lock")
+
+    def __init__(self) -> None:
+        self.deadline = inf
+        self.lock: Any = None
+
+
+def _begin_thread(local: Any) -> None:
+    local.state = ThreadState()
+
+
+# Its `state` is that of the thread that asks. (Made so since a class that is compiled has its values in one place for
+# all threads.)
+this_thread: Final[Any] = type("ThisThread", (threading.local,), {"__init__": _begin_thread})()
 
 
 def wait_for(call: BlockingCall[T]) -> T:
     """Return what the call returns, while other threads may go on. Only in a coroutine that a `Runner` runs."""
-    lock = this_thread.lock
+    thread: ThreadState = this_thread.state
+    lock = thread.lock
     lock.release()
     try:
-        left = this_thread.deadline - monotonic()
+        left = thread.deadline - monotonic()
         if left <= 0:
             raise TimeoutError
         return call(left)
     except TimeoutError:
-        if monotonic() < this_thread.deadline:
+        if monotonic() < thread.deadline:
             raise
         raise asyncio.CancelledError from None
     finally:
@@ -39,8 +55,8 @@ def wait_for(call: BlockingCall[T]) -> T:
 
 def seconds_left() -> float:
     """Return how long this thread may take for what it does."""
-    deadline: float = this_thread.deadline
-    return deadline - monotonic()
+    thread: ThreadState = this_thread.state
+    return thread.deadline - monotonic()
 
 
 class BlockingDeadline:
@@ -50,18 +66,16 @@ class BlockingDeadline:
         self._seconds = seconds
 
     def __enter__(self) -> Self:
-        before: float = this_thread.deadline
-        due = monotonic() + self._seconds
-        if before < due:
-            due = before
-        self._before, self.due = before, due
-        this_thread.deadline = due
+        thread: ThreadState = this_thread.state
+        self._before, self.due = thread.deadline, min(thread.deadline, monotonic() + self._seconds)
+        thread.deadline = self.due
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        this_thread.deadline = self._before
+        thread: ThreadState = this_thread.state
+        thread.deadline = self._before
         if kind is asyncio.CancelledError and self.due < self._before:
             raise TimeoutError from error
 

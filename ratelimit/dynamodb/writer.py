@@ -48,7 +48,7 @@ class ConditionalWriter:
 
     async def apply(self, key: Key, write: Write) -> Outcome:
         self._stats.calls["UpdateItem"] += 1
-        answer: UpdateResult | None = None
+        answer: Outcome | UpdateResult | None = None
         failed: StoreUnavailable | None = None
         try:
             answer = await self._transport.apply(key, write)
@@ -58,10 +58,9 @@ class ConditionalWriter:
             assert failed is not None
             again = partial(self._transport.apply, key, write)
             answer = await self._retries.after(failed, "UpdateItem", again, on=NOT_EXECUTED)
-        if answer.write_units:
-            self._stats.write_units += answer.write_units
-        if answer.record is not None:
-            return Outcome(answer.applied, answer.record)
+        if isinstance(answer, Outcome):
+            return answer
+        self._stats.write_units += answer.write_units
         if answer.item is None:
             return Outcome(answer.applied, {} if self._tells else await self._untold(key))
         if not answer.applied:

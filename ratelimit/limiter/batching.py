@@ -47,21 +47,19 @@ class Coalescer(Generic[C, A]):
         self._tasks = Tasks("a batch of checks")
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def is_writing(self, batch_key: BatchKey) -> bool:
-        """Return whether a write is under way there."""
-        return batch_key in self._queues
-
-    def begin(self, batch_key: BatchKey) -> None:
-        """Note that a write is under way, until it ends."""
+    def begin(self, batch_key: BatchKey) -> bool:
+        """Note that a write is under way, until it ends; return False where one is already."""
+        if batch_key in self._queues:
+            return False
         self._queues[batch_key] = None
+        return True
 
     def end(self, batch_key: BatchKey) -> None:
         """Note that it has ended; those who wait are next."""
-        queue = self._queues.get(batch_key)
-        if not queue:
-            self._queues.pop(batch_key, None)
-            return
-        self._tasks.start(self._send_queue(batch_key, queue))
+        queue = self._queues.pop(batch_key, None)
+        if queue:
+            self._queues[batch_key] = queue
+            self._tasks.start(self._send_queue(batch_key, queue))
 
     def enqueue(self, batch_key: BatchKey, cost: C) -> asyncio.Future[A]:
         """Return the decision on `cost`, by a write that leaves when the present one ends; or `StoreUnavailable`."""

@@ -148,10 +148,15 @@ class Checker:
         circuit = self._blocking_circuit
         try:
             if circuit is None or compiled.lease is not None:
-                decision = await self._spend(compiled, key, now, cost)
+                decision = await self._spend(compiled, key, now, cost, cached)
             else:
-                with circuit.call():
+                before = circuit.begin()
+                try:
                     decision = await self._counters.spend_one(compiled, key, now, cost, cached)
+                except BaseException as error:
+                    circuit.end(before, error)
+                    raise
+                circuit.end(before)
         except StoreUnavailable:
             decision = None
         if decision is None:
@@ -173,7 +178,7 @@ class Checker:
         """Return the decision that does not have to wait for the store, if there is one."""
         max_cost = compiled.max_cost
         if max_cost is None and self._circuit is not None:
-            return self._count_in_background(compiled, key, now, cost)
+            return self._count_in_background(compiled, key, now, cost, cached)
         if max_cost is not None and cost > max_cost:
             return self._counters.too_large(compiled, key, now, cost)
         if compiled.lease is not None:
@@ -193,49 +198,40 @@ class Checker:
             return None
         return counters.spend_at_once(compiled, key, now, cost, cached)
 
-    def _count_in_background(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision | None:
+    def _count_in_background(
+        self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord
+    ) -> Decision | None:
         """Where there is no limit the answer is known, and is counted behind it."""
         if self.background.is_full:
             return None
-        self.background.start(self._spend(compiled, key, now, cost), units=cost, loss="uncounted")
+        self.background.start(self._spend(compiled, key, now, cost, cached), units=cost, loss="uncounted")
         return Decision(
             allowed=True, policy=compiled.policy.name, cost=cost, quotas=(), at_us=now, user=key.user, spent=cost
         )
 
-    def _spend(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Coroutine[Any, Any, Decision]:
+    async def _spend(self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord) -> Decision:
+        """Return the store's decision, in a batch where a write of this record is under way."""
         coalescer = self.coalescer
-        if coalescer is None:
-            return self._spend_one(compiled, key, now, cost)
-        return self._spend_in_turn(coalescer, compiled, key, now, cost)
-
-    async def _spend_in_turn(
-        self, coalescer: Coalescer[int, Decision], compiled: CompiledPolicy, key: Key, now: int, cost: int
-    ) -> Decision:
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._enter(loop, coalescer)
         batch_key = (key, compiled)
-        if coalescer.is_writing(batch_key):
-            return await coalescer.enqueue(batch_key, cost)
-        coalescer.begin(batch_key)
+        if coalescer is not None:
+            self._enter(asyncio.get_running_loop(), coalescer)
+            if not coalescer.begin(batch_key):
+                return await coalescer.enqueue(batch_key, cost)
         try:
-            return await self._spend_one(compiled, key, now, cost)
+            if compiled.lease is not None:
+                return (await self.leases.spend(compiled, key, now, (cost,)))[0]
+            with self.store_call():
+                return await self._counters.spend_one(compiled, key, now, cost, cached)
         finally:
-            coalescer.end(batch_key)
+            if coalescer is not None:
+                coalescer.end(batch_key)
 
     def _enter(self, loop: asyncio.AbstractEventLoop, coalescer: Coalescer[int, Decision]) -> None:
         """Begin in another loop than before, which is over: nothing that was under way there will come back."""
-        self._loop = loop
-        coalescer.forget(loop)
-        self.background.forget(loop)
-
-    async def _spend_one(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
-        if compiled.lease is not None:
-            return (await self.leases.spend(compiled, key, now, (cost,)))[0]
-        if self._circuit is None:
-            return await self._counters.spend_one(compiled, key, now, cost)
-        with self._circuit.call():
-            return await self._counters.spend_one(compiled, key, now, cost)
+        if loop is not self._loop:
+            self._loop = loop
+            coalescer.forget(loop)
+            self.background.forget(loop)
 
     async def _spend_many(self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
         self.stats.coalesced += len(costs)

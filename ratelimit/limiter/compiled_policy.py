@@ -70,7 +70,9 @@ class CompiledPolicy:
         self._today = 0
         self._expires_at = 0
         self._counts_until = 0
-        self._writes: dict[int, tuple[list[Ops], Write]] = {}
+        self._writes: dict[int, _KeptWrite] = {}
+        self._is_steady = policy.algorithm == "fixed_window" and not self.is_concurrent
+        """Whether a write is the same for every record that has room for it."""
         self.lease: Lease = policy.lease if self._rules else None
         self.max_cost = min((rule.max_cost for rule in self._rules), default=None)
         """The largest cost that can ever pass; None where there is no limit."""
@@ -78,22 +80,29 @@ class CompiledPolicy:
         """Which quota, which threshold of it, and the units that reach that."""
 
     def spend(self, now: int, cost: int, cached: CachedRecord, contended: bool = False) -> Write | None:
+        record, kept = cached.record, self._writes.get(cost)
+        is_settled = (
+            self._epoch_start <= now < self._epoch_end
+            and cached.day == self._today
+            and cached.cleaned_at >= self._epoch_start
+            and cached.until <= self._expires_at
+        )
+        if is_settled and kept is not None and kept.most is not None:
+            for field, most in kept.most:
+                if record.get(field, 0) > most:
+                    return None
+            return kept.write
         parts: list[Ops] = []
         for one in self._rules:
-            ops = one.spend(now, cost, cached.record, contended)
+            ops = one.spend(now, cost, record, contended)
             if ops is None:
                 return None
             parts.append(ops)
-        if not self._epoch_start <= now < self._epoch_end:
-            self._turn_to(now)
-        if (
-            cached.day != self._today
-            or (cached.cleaned_at < self._epoch_start and not cached.is_clean(self._epoch_start, now))
-            or cached.until > self._expires_at
-        ):
+        self._turn_to(now)
+        if cached.day != self._today or not cached.is_clean(self._epoch_start, now) or cached.until > self._expires_at:
             return self._with_drops(now, [*parts, self._totals.add(now, cost)], cached)
         kept = self._writes.get(cost)
-        return kept[1] if kept is not None and kept[0] == parts else self._write(now, cost, parts)
+        return kept.write if kept is not None and kept.parts == parts else self._write(now, cost, parts)
 
     def hold(self, now: int, cost: int, cached: CachedRecord, held: Held, contended: bool = False) -> Write | None:
         """Spend as `spend` does, and note in the record what of it is held, and until when. Asks for the whole record,
@@ -214,9 +223,10 @@ class CompiledPolicy:
         return Write(ops, self._kept_until(ops, cached)) if ops else None
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:
-        if len(self._rules) == 1:
-            return (self._rules[0].state(now, cost, record),)
-        return tuple([one.state(now, cost, record) for one in self._rules])
+        states: tuple[QuotaState, ...] = ()
+        for one in self._rules:
+            states += (one.state(now, cost, record),)
+        return states
 
     def _write(self, now: int, cost: int, parts: list[Ops]) -> Write:
         ops: Ops = ()
@@ -227,7 +237,8 @@ class CompiledPolicy:
         if recurs:
             if len(self._writes) >= MAX_KEPT_WRITES:
                 self._writes.clear()
-            self._writes[cost] = (parts, write)
+            most = [(op.field, op.at_most - op.amount) for op in ops if type(op) is Add and op.at_most is not None]
+            self._writes[cost] = _KeptWrite(parts, write, most if self._is_steady else None)
         return write
 
     def _with_drops(self, now: int, parts: list[Ops], cached: CachedRecord) -> Write:
@@ -265,6 +276,18 @@ class CompiledPolicy:
         ends = [span.end + one.lasts for span, one in zip(spans, self._timed, strict=True)]
         self._counts_until = -(-max(ends, default=0) // SECOND)
         self._writes.clear()
+
+
+class _KeptWrite:
+    """A write that may come out again. `most` is what each of its counters may stand at, where that is all it depends
+    on."""
+
+    __slots__ = ("most", "parts", "write")
+
+    def __init__(self, parts: list[Ops], write: Write, most: list[tuple[str, int]] | None) -> None:
+        self.parts = parts
+        self.write = write
+        self.most = most
 
 
 def drops(now: int, fields: list[str]) -> Write:

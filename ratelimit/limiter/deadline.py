@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 from ratelimit.blocking import sleep
-from ratelimit.blocking_wait import BlockingDeadline, this_thread
+from ratelimit.blocking_wait import ThreadState, this_thread
 from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock, seconds
 from ratelimit.errors import LimiterClosed, StoreThrottled, StoreUnavailable
@@ -114,17 +114,21 @@ class Deadline:
             self._expired = True
             self._task.cancel()
 
+    def leave(self) -> bool:
+        """Note that the block is left. Return whether it was cancelled only because its time was over."""
+        task, self._task = self._task, None
+        assert task is not None
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_result(None)
+        return self._expired and task.uncancel() <= self._cancelling
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        task, self._task = self._task, None
-        assert task is not None
-        if self.ended is not None and not self.ended.done():
-            self.ended.set_result(None)
-        if self._expired and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        if self.leave() and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
 
@@ -209,12 +213,11 @@ class StoreCall(Deadline):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            super().__exit__(kind, error, trace)
-        except TimeoutError:
-            raise self._circuit.too_late() from error
-        if error is not None or self._circuit.breaker.failed_calls:
-            self._circuit.settle(error)
+        circuit = self._circuit
+        if self.leave() and kind is asyncio.CancelledError:
+            raise circuit.too_late() from error
+        if error is not None or circuit.breaker.failed_calls:
+            circuit.settle(error)
 
 
 # Seconds between looks for calls that other threads have under way.
@@ -222,18 +225,36 @@ _LOOK_S: Final = 0.005
 
 
 class BlockingCircuit(CircuitBreaker):
-    """The same without an event loop: whoever waits looks at the time."""
+    """The same without an event loop: whoever waits looks at the time, and nobody else ends a call."""
 
     def __init__(self, clock: Clock, deadline: float, breaker: BreakerState) -> None:
         super().__init__(clock, deadline, breaker)
         self.under_way = 0
 
     def call(self) -> BlockingStoreCall:
-        """Begin a call, as `CircuitBreaker` does."""
+        """Return a context for a call, as `CircuitBreaker` does."""
+        return BlockingStoreCall(self)
+
+    def begin(self) -> float:
+        """Begin a call of this thread, and return the deadline until then, for `end`. Raises as `call` does."""
         if self.closed or self.breaker.failed_calls:
             self._admit()
         self.under_way += 1
-        return BlockingStoreCall(self)
+        thread: ThreadState = this_thread.state
+        before, due = thread.deadline, monotonic() + self.deadline
+        if due < before:
+            thread.deadline = due
+        return before
+
+    def end(self, before: float, error: BaseException | None = None) -> None:
+        """End a call, with what was raised in it. Raises `StoreUnavailable` where its time is over."""
+        self.under_way -= 1
+        thread: ThreadState = this_thread.state
+        due, thread.deadline = thread.deadline, before
+        if error is not None and due < before and type(error) is asyncio.CancelledError:
+            raise self.too_late() from error
+        if error is not None or self.breaker.failed_calls:
+            self.settle(error)
 
     def forget(self) -> None:
         """Leave to the parent what its other threads are at, as well."""
@@ -247,24 +268,20 @@ class BlockingCircuit(CircuitBreaker):
             await sleep(_LOOK_S)
 
 
-class BlockingStoreCall(BlockingDeadline):
-    """A call that this thread makes. Its time is over where it waits; nobody else ends it."""
+class BlockingStoreCall:
+    """A call that this thread makes."""
+
+    __slots__ = ("_before", "_circuit")
 
     def __init__(self, circuit: BlockingCircuit) -> None:
-        self._seconds = circuit.deadline
         self._circuit = circuit
+        self._before = 0.0
+
+    def __enter__(self) -> Self:
+        self._before = self._circuit.begin()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        circuit = self._circuit
-        circuit.under_way -= 1
-        if error is None:
-            this_thread.deadline = self._before
-        else:
-            try:
-                super().__exit__(kind, error, trace)
-            except TimeoutError:
-                raise circuit.too_late() from error
-        if error is not None or circuit.breaker.failed_calls:
-            circuit.settle(error)
+        self._circuit.end(self._before, error)

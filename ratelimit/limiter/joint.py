@@ -342,9 +342,8 @@ class JointChecker:
             return (await self._spend_now([group], now))[0]
         self._coalescer.forget(loop)
         batch_key = group[-1].key, group[-1].compiled
-        if self._coalescer.is_writing(batch_key):
+        if not self._coalescer.begin(batch_key):
             return await self._coalescer.enqueue(batch_key, group)
-        self._coalescer.begin(batch_key)
         try:
             return (await self._spend_now([group], now))[0]
         finally:

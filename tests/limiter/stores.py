@@ -64,6 +64,7 @@ class FailingStore(CountingStore):
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
         self.calls["apply"] += 1
+        self.writes.append(write)
         if self.fault is not None:
             await self.fault()
         return await self.memory.apply(key, write, now=now)

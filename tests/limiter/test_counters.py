@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from ratelimit.algorithms.fields import window_field
+from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
@@ -15,7 +16,7 @@ from ratelimit.store import Outcome, Write
 from ratelimit.store.base import Drop, Put
 from ratelimit.testing import FakeClock
 from tests.limiter.histories import ALGORITHMS
-from tests.limiter.stores import CountingStore
+from tests.limiter.stores import CountingStore, FailingStore, failing
 
 
 class LateStore(CountingStore):
@@ -188,6 +189,36 @@ async def test_the_records_used_last_are_the_ones_remembered() -> None:
         await one.check(user, "hint")
         seen_whole.append(store.writes[-1].whole)
     assert seen_whole == [False, True]
+
+
+async def test_a_write_for_all_drops_what_is_past_its_use_in_one_record_and_keeps_the_debt_of_another() -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = Limiter(store, [Policy("hint", "100/hour")], clock=clock)
+    for user in ("alice", "bob", "carol"):
+        await one.check(user, "hint")
+    await one.charge("carol", "hint", 1000, quotas="1/day", algorithm="gcra")
+    clock.advance(3 * 3600)
+    for user in ("alice", "alice", "bob", "bob", "carol", "carol"):
+        await one.check(user, "hint")
+    _, usual, cleaning, again, _, indebted = store.writes[-6:]
+    assert again is usual
+    assert any(type(op) is Drop for op in cleaning.ops)
+    assert indebted.expires_at > usual.expires_at
+
+
+async def test_a_day_begins_with_the_whole_record_also_where_that_failed_once() -> None:
+    store, clock = FailingStore(), FakeClock()
+    one = Limiter(store, [Policy("hint", "100/day")], clock=clock)
+    for user in ("alice", "bob"):
+        await one.check(user, "hint")
+    clock.advance(86_400)
+    await one.check("alice", "hint")
+    await one.check("alice", "hint")
+    store.fault = failing(StoreUnavailable("gone"))
+    assert (await one.charge("bob", "hint", 1)).reason == "unavailable"
+    store.fault = None
+    await one.check("bob", "hint")
+    assert [write.whole for write in store.writes[-4:]] == [True, False, True, True]
 
 
 class HeldCleanUps(CountingStore):

@@ -24,14 +24,14 @@ from ratelimit.dynamodb.expressions import Update, encode
 from ratelimit.dynamodb.schema import Item, limit_key
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.names import Key
-from ratelimit.store.base import Record, Write
+from ratelimit.store.base import Outcome, Write
 
 MAX_KNOWN_WRITES: Final = 512
 """A warm check is one `Write` for every user: its expression is kept."""
 
 
 class UpdateResult(msgspec.Struct, frozen=True, gc=False):
-    """What an `UpdateItem` came to."""
+    """What an `UpdateItem` came to, as DynamoDB tells it."""
 
     applied: bool
     item: Item | None
@@ -39,8 +39,6 @@ class UpdateResult(msgspec.Struct, frozen=True, gc=False):
     none, or where the engine does not tell."""
     write_units: float = 0.0
     """Consumed capacity, where it was asked for; DynamoDB does not say it for a failed condition."""
-    record: Record | None = None
-    """The fields of the item, where the transport has read them already."""
 
 
 class BatchWriteResult(msgspec.Struct, frozen=True, gc=False):
@@ -75,8 +73,8 @@ def read_transaction(answer: Mapping[str, Any]) -> TransactResult:
 class Transport(Protocol):
     """Sends one request, once. Raises what `errors` lists, so that the type says whether it may be sent again."""
 
-    async def apply(self, key: Key, write: Write) -> UpdateResult:
-        """Send the write for this key's item."""
+    async def apply(self, key: Key, write: Write) -> Outcome | UpdateResult:
+        """Send the write for this key's item. Return the outcome, where it is read already and all there is to tell."""
         ...
 
     async def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> BatchWriteResult:
@@ -166,7 +164,7 @@ class UpdateNumbers(msgspec.Struct):
     """Of an `UpdateItem` whose condition held, where all numbers are whole."""
 
     Attributes: dict[str, Number]
-    ConsumedCapacity: Consumed | None = None
+    ConsumedCapacity: msgspec.Raw | None = None
 
 
 class UpdateBody(msgspec.Struct):

@@ -112,17 +112,17 @@ class Endpoint(NamedTuple):
 class Response:
     """An answer that arrived whole, and unharmed as far as its checksum tells."""
 
-    __slots__ = ("_head", "body", "status")
+    __slots__ = ("_received", "body", "status")
 
-    def __init__(self, status: int, body: bytes, head: bytes) -> None:
+    def __init__(self, status: int, body: bytes, received: bytes) -> None:
         self.status = status
         self.body = body
-        self._head = head
+        self._received = received
 
     @property
     def date(self) -> bytes:
         """The `Date` header, in lower case; empty where there was none."""
-        return _header(self._head, b"\r\ndate:")
+        return _header(self._received, b"\r\ndate:")
 
 
 class Connection(asyncio.Protocol):
@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
         self.usable = True
 
     def data_received(self, data: bytes) -> None:
-        self._received = self._received + data if self._received else data
+        self._received += data
         if len(self._received) > MAX_ANSWER_BYTES:
             self.end("too_large", UnusableAnswer(f"an answer of more than {MAX_ANSWER_BYTES} bytes"))
             return
@@ -216,19 +216,19 @@ class Connection(asyncio.Protocol):
         self._body = b""
 
     def on_body(self, body: bytes) -> None:
-        self._body = self._body + body if self._body else body
+        self._body += body
 
     def on_message_complete(self) -> None:
-        if not self.usable or not self.busy:
+        if not self.usable:
             return
-        status = self._parser.get_status_code()
-        head = self._received[: self._received.find(b"\r\n\r\n") + 2].lower()
-        is_as_ever = b"\r\nx-amz-crc32: %d\r\n" % crc32(self._body) in head and b"\r\ncontent-encoding:" not in head
-        if not (is_as_ever and status >= 200) and (problem := self._problem(status, head)):
+        status, body, received = self._parser.get_status_code(), self._body, self._received
+        # As Amazon answers: the checksum is the last header. (What begins like JSON is not compressed.)
+        is_as_ever = received.endswith(b"\r\nx-amz-crc32: %d\r\n\r\n%b" % (crc32(body), body)) and body[:1] == b"{"
+        if not (is_as_ever and status >= 200) and (problem := self._problem(status)):
             self._spoiled(problem)
             return
         self.busy, self._received = False, b""
-        self._deliver(Response(status, self._body, head))
+        self._deliver(Response(status, body, received))
         if not self._parser.should_keep_alive():
             self.end("closed")
 
@@ -236,12 +236,13 @@ class Connection(asyncio.Protocol):
         kind = ConnectionStale if self._stale and not self._received else aws.ConnectionClosedError
         return cast(Exception, kind(endpoint_url=self._url, error=error))
 
-    def _problem(self, status: int, head: bytes) -> str:
+    def _problem(self, status: int) -> str:
         if status < 200:
             return f"status {status}"
-        if b"\r\ncontent-encoding:" in head and (found := _header(head, b"\r\ncontent-encoding:")) != b"identity":
-            return f"content encoding {found.decode('latin-1')!r}, which nobody asked for"
-        crc = _header(head, b"\r\nx-amz-crc32:")
+        encoding = _header(self._received, b"\r\ncontent-encoding:")
+        if encoding not in (b"", b"identity"):
+            return f"content encoding {encoding.decode('latin-1')!r}, which nobody asked for"
+        crc = _header(self._received, b"\r\nx-amz-crc32:")
         if crc and not (crc.isdigit() and crc32(self._body) == int(crc)):
             return "a wrong checksum"
         return ""
@@ -260,8 +261,9 @@ class Connection(asyncio.Protocol):
             answer.set_exception(error)
 
 
-def _header(head: bytes, name: bytes) -> bytes:
-    """Return the value of a header, whose `name` is in lower case, as the head is, from line break to colon."""
+def _header(answer: bytes, name: bytes) -> bytes:
+    """Return the value of a header in lower case, as its `name` is, from line break to colon."""
+    head = answer[: answer.find(b"\r\n\r\n") + 2].lower()
     start = head.find(name)
     if start < 0:
         return b""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 from botocore.exceptions import ClientError
@@ -34,7 +35,6 @@ from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,
     BatchWriteResult,
-    Consumed,
     ErrorBody,
     TransactResult,
     Transport,
@@ -51,34 +51,36 @@ from ratelimit.dynamodb.transport.pool import IdleConnections
 from ratelimit.dynamodb.transport.signing import CredentialsCache, Signer, Unsignable
 from ratelimit.errors import AccessDenied, StoreMisconfigured, TableMismatch, TableNotFound
 from ratelimit.names import Key
-from ratelimit.store.base import Add, Drop, Expect, Put, Write
+from ratelimit.store.base import Add, Drop, Expect, Outcome, Put, Write
+
+if TYPE_CHECKING:
+    from _hashlib import HASH
 
 
-def read_update(response: Response) -> UpdateResult:
+def read_update(response: Response) -> Outcome | UpdateResult:
     """Return the answer in a success. Raise `UnusableAnswer`."""
     try:
         numbers = decode_numbers(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _read_oddity(response)
-    attributes, consumed = numbers.Attributes, numbers.ConsumedCapacity
+        return _read_item(response)
+    if numbers.ConsumedCapacity is not None:
+        return _read_item(response)
+    attributes = numbers.Attributes
     attributes.pop(TYPE, None)
     attributes.pop(TTL, None)
     record: dict[str, Any] = {name: value.N for name, value in attributes.items()}
     if None in record.values():  # of a whole item, or of somebody else's attribute
         record = {name: number for name, number in record.items() if number is not None and name not in NOT_FIELDS}
-    return UpdateResult(True, None, 0.0 if consumed is None else consumed.CapacityUnits, record)
+    return Outcome(True, record)
 
 
-def _read_oddity(response: Response) -> UpdateResult:
+def _read_item(response: Response) -> UpdateResult:
     try:
         answer = decode_update(response.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise UnusableAnswer("a success without attributes") from None
-    return UpdateResult(True, answer.Attributes, _units(answer.ConsumedCapacity))
-
-
-def _units(consumed: Consumed | None) -> float:
-    return 0.0 if consumed is None else consumed.CapacityUnits
+    consumed = answer.ConsumedCapacity
+    return UpdateResult(True, answer.Attributes, 0.0 if consumed is None else consumed.CapacityUnits)
 
 
 def read_batch(response: Response) -> BatchWriteResult:
@@ -119,7 +121,7 @@ def read_error(response: Response, operation: str) -> UpdateResult | ClientError
 
 
 # The JSON of an `UpdateItem`, made without making it: a known write costs one concatenation, a known shape one `%`.
-# The partition key comes last, so that everything before it is one constant for every user:
+# The partition key comes last, so that everything before it is one constant for every user, and hashed once:
 # {"TableName":"t","UpdateExpression":"...","ExpressionAttributeValues":{":v1":{"N":"5"}},"Key":{...,"PK":{"S":"USR#
 
 Shape: TypeAlias = tuple[object, ...]
@@ -139,17 +141,18 @@ class RequestBodies:
         """`constant` are the parameters that every request carries: the table, and whether to report capacity."""
         self._constant = constant
         self._limit = limit
-        self._known: OrderedDict[Write, bytes] = OrderedDict()
+        self._known: OrderedDict[Write, tuple[bytes, HASH]] = OrderedDict()
         self._templates: dict[Shape, bytes] = {}
 
-    def body(self, pk: str, write: Write) -> bytes:
-        """Return the body of one request."""
-        known = self._known.get(write)
-        if known is None:
-            known = self._render(write)
-        return known + to_json(pk) + _END
+    def body(self, pk: str, write: Write) -> tuple[bytes, str]:
+        """Return the body of one request, and its SHA-256."""
+        start, hashed = self._known.get(write) or self._render(write)
+        end = to_json(pk) + _END
+        digest = hashed.copy()
+        digest.update(end)
+        return start + end, digest.hexdigest()
 
-    def _render(self, write: Write) -> bytes:
+    def _render(self, write: Write) -> tuple[bytes, HASH]:
         """Keep one that recurs, first in, first out: if it has to go, that costs one more look at its template."""
         shape, numbers = shape_of(write)
         template = self._templates.get(shape)
@@ -158,11 +161,12 @@ class RequestBodies:
                 self._templates.clear()
             template = self._templates[shape] = self._template(write, numbers)
         rendered = template % tuple(numbers)
+        known = rendered, sha256(rendered)
         if write.recurs:
             if len(self._known) >= self._limit:
                 self._known.popitem(last=False)
-            self._known[write] = rendered
-        return rendered
+            self._known[write] = known
+        return known
 
     def _template(self, write: Write, numbers: list[int]) -> bytes:
         update = encode(write)
@@ -216,7 +220,7 @@ class _Operation:
         self,
         name: str,
         endpoint: Endpoint,
-        read: Callable[[Response], UpdateResult | BatchWriteResult | dict[str, Any]],
+        read: Callable[[Response], Outcome | UpdateResult | BatchWriteResult | dict[str, Any]],
     ) -> None:
         self.name = name
         self.read = read
@@ -230,6 +234,10 @@ class _Operation:
 
 async def _nothing() -> None:
     return None
+
+
+def _digest(body: bytes) -> str:
+    return sha256(body).hexdigest()
 
 
 def _refused(response: Response, name: str, outcome: UpdateResult | ClientError) -> ClientError | None:
@@ -273,13 +281,13 @@ class FastTransport:
         self._others: dict[str, _Operation] = {}
         self.pool = pool
 
-    def apply(self, key: Key, write: Write) -> Coroutine[Any, Any, UpdateResult]:
-        body = self._bodies.body(limit_pk(key), write)
-        return self._send(self._update, body, self._slow.apply, (key, write))
+    def apply(self, key: Key, write: Write) -> Coroutine[Any, Any, Outcome | UpdateResult]:
+        body, digest = self._bodies.body(limit_pk(key), write)
+        return self._send(self._update, body, digest, self._slow.apply, (key, write))
 
     def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Coroutine[Any, Any, BatchWriteResult]:
         body = to_json({"RequestItems": {self._table: requests}, **self._capacity})
-        return self._send(self._batch, body, self._slow.write_batch, (requests,))
+        return self._send(self._batch, body, _digest(body), self._slow.write_batch, (requests,))
 
     async def call(self, name: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """Send any other operation, and return its answer; None where it has to be sent in another way.
@@ -289,7 +297,8 @@ class FastTransport:
         operation = self._others.get(name)
         if operation is None:
             operation = self._others[name] = _Operation(name, self._endpoint, read_any)
-        result: dict[str, Any] | ClientError | None = await self._send(operation, to_json(request), _nothing, ())
+        body = to_json(request)
+        result: dict[str, Any] | ClientError | None = await self._send(operation, body, _digest(body), _nothing, ())
         if isinstance(result, ClientError):
             raise result
         return result
@@ -309,6 +318,7 @@ class FastTransport:
         self,
         operation: _Operation,
         body: bytes,
+        digest: str,
         send_slowly: Callable[..., Awaitable[Any]],
         request: tuple[Any, ...],
         after: str = "",
@@ -324,7 +334,7 @@ class FastTransport:
                 connection = await self.pool.wait()
                 now = elapsed()
             try:
-                signed = operation.signer.request(body, secrets, self._clock.now() // SECOND + skew)
+                signed = operation.signer.request(body, digest, secrets, self._clock.now() // SECOND + skew)
                 answer = connection.ask(signed, now)
                 response = answer if isinstance(answer, Response) else await answer
             except BaseException:
@@ -352,7 +362,7 @@ class FastTransport:
             self._stats.fallbacks[unusual] += 1
             if unusual != "clock":
                 return await send_slowly(*request)
-        return await self._send(operation, body, send_slowly, request, unusual)
+        return await self._send(operation, body, digest, send_slowly, request, unusual)
 
     def _unusual(
         self, operation: _Operation, response: Response, skew: int, after: str

@@ -64,18 +64,25 @@ class Signer:
         """Of the signature's HMAC, which costs half as much from here: the inner one is also past all of the string to
         sign but its last line."""
 
-    def request(self, body: bytes, secrets: Secrets, second: int) -> bytes:
-        """Return the whole request as it is sent, signed for this moment (epoch seconds)."""
+    def request(self, body: bytes, digest: str, secrets: Secrets, second: int) -> bytes:
+        """Return the whole request as it is sent, signed for this moment (epoch seconds).
+
+        `digest` is the body's SHA-256, in hexadecimal.
+        """
         if second != self._second or secrets is not self._secrets:
             self._turn_to(secrets, second)
         canonical = self._canonical.copy()
-        canonical.update(sha256(body).hexdigest().encode())
+        canonical.update(digest.encode())
         inner = self._inner.copy()
         inner.update(canonical.hexdigest().encode())
         signature = self._outer.copy()
         signature.update(inner.digest())
-        head = self._head
-        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (head, signature.hexdigest().encode(), len(body), body)
+        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (
+            self._head,
+            signature.hexdigest().encode(),
+            len(body),
+            body,
+        )
 
     def _turn_to(self, secrets: Secrets, second: int) -> None:
         moment = datetime.fromtimestamp(second, UTC).strftime("%Y%m%dT%H%M%SZ")

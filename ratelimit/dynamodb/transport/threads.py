@@ -48,7 +48,6 @@ class ThreadConnection(Connection):
         super().__init__(endpoint.url, ended, connected)
         self._socket = connected
         self._timeout = timeout
-        self._is_waiting = False
         self._request = b""
         self._response: Response | None = None
         self._error: Exception | None = None
@@ -72,7 +71,6 @@ class ThreadConnection(Connection):
     def ask(self, request: bytes, now: float) -> Response:
         """Send a request; only while `usable`. Return the answer, or raise one of `boto_errors`."""
         self._begin(now)
-        self._is_waiting = True
         self._request = request
         step: BlockingCall[bytes] = self._exchange
         try:
@@ -87,7 +85,7 @@ class ThreadConnection(Connection):
         except OSError as error:
             self.connection_lost(error)
         finally:
-            self._is_waiting = False
+            self.busy = False
             if not self.usable:
                 self._socket.close()
         response, self._response = self._response, None
@@ -139,7 +137,7 @@ class ThreadConnection(Connection):
 
     def _close(self) -> None:
         """Another thread may wait for it, which closes it then: its number is not to be another's by then."""
-        if not self._is_waiting:
+        if not self.busy:
             self._socket.close()
             return
         with suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,7 +49,9 @@ def test_a_body_is_the_encoded_update(some: list[Write], user: str) -> None:
     bodies = RequestBodies(CONSTANT, limit=3)
     key = Key(user, "hint")
     for write in (*some, *some):
-        assert said(bodies.body(limit_pk(key), write)) == {**CONSTANT, **encode(write), "Key": limit_key(key)}
+        body, digest = bodies.body(limit_pk(key), write)
+        assert said(body) == {**CONSTANT, **encode(write), "Key": limit_key(key)}
+        assert digest == sha256(body).hexdigest()
 
 
 def test_one_template_for_a_shape_and_one_constant_for_a_write() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from datetime import UTC, datetime
+from hashlib import sha256
 from unittest.mock import patch
 
 from botocore.auth import SigV4Auth
@@ -72,7 +73,7 @@ def test_signed_as_botocore_does(
     url = f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}/"
     for secrets, second, text in moments:
         body = text.encode(errors="surrogatepass")
-        ours, sent = headers_of(signer.request(body, secrets, second))
+        ours, sent = headers_of(signer.request(body, sha256(body).hexdigest(), secrets, second))
         theirs = botocores(url, region, secrets, second, body)
         assert ours == theirs | {"host": way.host_header, "user-agent": "us", "content-length": str(len(body))}
         assert sent == body
