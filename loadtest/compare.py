@@ -64,7 +64,6 @@ def compare_files(before: Path, after: Path) -> int:
 
 
 def changes_between(old: Report, new: Report) -> list[Change]:
-    """Of the series that both have."""
     before = {(group.group, series.name): series for group in old.groups for series in group.series}
     found = []
     for group in new.groups:

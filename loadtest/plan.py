@@ -1,9 +1,10 @@
-"""What everybody in a run agrees on: the groups, their series of requests, and the plan of one group's load."""
+"""What everybody in a run agrees on: the groups, their series of requests, the plan of one group's load, and what came
+of each request on its way from a generator to the report."""
 
 from __future__ import annotations
 
 import signal
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 
@@ -20,6 +21,14 @@ CUT_SHORT: Final = signal.SIGUSR1
 """Tells Locust to end before its time. Not SIGINT, which Python raises in whatever request is just being made."""
 MARK: Final = "lt-"
 """Every user of every load test begins with it: what else is in a table is not ours."""
+
+
+class Trouble(Exception):
+    """The run cannot be; the message says why, and what to do. `status` is the exit status."""
+
+    def __init__(self, message: str, *, status: int = 2) -> None:
+        self.status = status
+        super().__init__(message)
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -99,3 +108,30 @@ QUOTAS: Final = {
     "order": "1000000000/day",
 }
 """By action."""
+
+
+class Sample(NamedTuple):
+    """One request. Times are whole microseconds."""
+
+    series: int
+    user: str
+    at: int
+    """Intended start, since measuring began; below 0 while warming up."""
+    wait: int
+    """Until one of the users was free to send it."""
+    lag: int
+    """Until it was on its way after that: the generator's own lateness."""
+    latency: int
+    """From the intended start to the answer."""
+    service: int
+    """From the sending to the answer; for a check, what the driver's own clock says of the check alone."""
+    outcome: Outcome
+
+
+class Batch(NamedTuple):
+    """What a generator has to tell since the last time."""
+
+    rows: list[list[Any]]
+    """Samples, as JSON and msgpack carry them."""
+    left: int
+    """Tickets that would be left if it ended now."""

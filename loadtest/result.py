@@ -7,9 +7,7 @@ from typing import Final
 
 import msgspec
 
-from .plan import Group
-from .run.exactness import Exactness
-from .run.options import Trouble
+from .plan import Group, Trouble
 
 FORMAT: Final = 1
 
@@ -77,7 +75,6 @@ class Meter(msgspec.Struct, frozen=True):
 
     @property
     def per_check(self) -> float:
-        """Write units."""
         return self.units / self.checks if self.checks else 0.0
 
 
@@ -105,8 +102,25 @@ class Pace(msgspec.Struct, frozen=True):
 
     @property
     def kept(self) -> bool:
-        """Within two per cent."""
         return self.off <= 0.02
+
+
+class Exactness(msgspec.Struct, frozen=True):
+    """The books of a group, compared by user and action."""
+
+    admitted: int
+    counted: int
+    """In the totals of the table."""
+    logged: int
+    """In the events of the log."""
+    unknown: int
+    """Requests without an answer: each may have been counted, and logged, or not."""
+    differences: list[str]
+    """The first ten that even those do not explain."""
+
+    @property
+    def holds(self) -> bool:
+        return not self.differences
 
 
 class GroupResult(msgspec.Struct, frozen=True):
@@ -132,12 +146,10 @@ class GroupResult(msgspec.Struct, frozen=True):
 
     @property
     def count(self) -> int:
-        """Requests measured."""
         return sum(each.count for each in self.series)
 
     @property
     def error_rate(self) -> float:
-        """Share that failed."""
         return sum(each.failed for each in self.series) / self.count if self.count else 0.0
 
 
@@ -151,7 +163,6 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> bool:
-        """Whether it does."""
         return self.measured <= self.at_most
 
 
@@ -173,12 +184,10 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def holds(self) -> bool:
-        """Whether every budget does."""
         return all(verdict.holds for verdict in self.verdicts)
 
 
 def read_report(file: Path) -> Report:
-    """Raises `Trouble` where it is none."""
     try:
         report = msgspec.json.decode(file.read_bytes(), type=Report)
     except OSError as error:

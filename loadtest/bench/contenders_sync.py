@@ -28,7 +28,6 @@ Check = Callable[[str], object]
 
 @asynccontextmanager
 async def in_memory(quotas: str = ROOMY, algorithm: AlgorithmName = "fixed_window") -> AsyncIterator[Contender]:
-    """On the embedded store."""
     from ratelimit import sync
 
     limiter = sync.Limiter(MemoryStore(), [Policy(ACTION, quotas, algorithm=algorithm)])
@@ -39,7 +38,6 @@ async def in_memory(quotas: str = ROOMY, algorithm: AlgorithmName = "fixed_windo
 async def on_dynamodb(
     endpoint: str, threads: int = 1, algorithm: AlgorithmName = "fixed_window"
 ) -> AsyncIterator[Contender]:
-    """By the threads' own connections."""
     from ratelimit import sync
 
     def opened() -> sync.Limiter:

@@ -58,7 +58,6 @@ async def _opened(endpoint: str, pool: int) -> AsyncIterator[tuple[Any, Any]]:
 
 @asynccontextmanager
 async def _limiter(endpoint: str) -> AsyncIterator[tuple[Any, Any]]:
-    """One process's."""
     builder = Repository.builder().stack(_STACK).region("eu-west-1").endpoint_url(endpoint).auto_update(False)
     repository = await builder.build()
     async with RateLimiter(repository=repository) as limiter:

@@ -20,7 +20,6 @@ _OVERALL_OK: Final = b"\x08\x01"
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """Write one."""
     return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
 

@@ -37,7 +37,6 @@ class Uncoalesced(Limiter):
 
 @asynccontextmanager
 async def embedded(quotas: str = ROOMY, algorithm: AlgorithmName = "fixed_window") -> AsyncIterator[Contender]:
-    """On the embedded store."""
     async with Limiter(MemoryStore(), [Policy(ACTION, quotas, algorithm=algorithm)]) as limiter:
         yield Contender(_Checks(limiter, USERS).one)
 

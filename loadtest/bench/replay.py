@@ -49,7 +49,6 @@ class Tally:
 
 
 def tally(ended: Running) -> Tally:
-    """From its last words."""
     counts: dict[str, dict[str, int]] = json.loads(ended.last_words)
     return Tally(**{name: Counter(numbers) for name, numbers in counts.items()})
 

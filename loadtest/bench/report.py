@@ -48,7 +48,6 @@ class Target(msgspec.Struct, frozen=True):
 
     @property
     def met(self) -> bool:
-        """Return whether it is kept."""
         return self.figure >= self.bound if self.sense == "at least" else self.figure <= self.bound
 
 

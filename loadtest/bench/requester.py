@@ -29,7 +29,6 @@ _BAD = re.compile(r"Non-2xx.*|Socket errors.*")
 
 
 def has_wrk() -> bool:
-    """Whether it is installed."""
     return shutil.which("wrk") is not None
 
 

@@ -37,12 +37,10 @@ class Turn(NamedTuple):
 
     @property
     def per_second(self) -> float:
-        """Calls a second."""
         return self.calls / self.seconds
 
     @property
     def cpu_us(self) -> float:
-        """Microseconds of CPU per call."""
         return max(self.cpu_seconds, _MIN_CPU) / self.calls * 1e6
 
 
@@ -100,7 +98,6 @@ Open = Callable[..., AbstractAsyncContextManager[Contender]]
 
 
 def main(target: str, options: str) -> None:
-    """Until the standard input ends."""
     given: dict[str, Any] = json.loads(options)
     factory = None
     if given.pop("uvloop", False):

@@ -28,7 +28,6 @@ class OrderClient:
         self._socket: socket.socket | None = None
 
     def ask(self, series: Series, user: str) -> tuple[Outcome, int | None, str]:
-        """See `Client.ask`."""
         try:
             letter, took, problem = self._exchange(f"{series.action or '-'} {user}\n".encode()).split(" ", 2)
         except (OSError, ValueError) as error:
@@ -66,7 +65,6 @@ class RequestClient:
         )
 
     def ask(self, series: Series, user: str) -> tuple[Outcome, int | None, str]:
-        """See `Client.ask`."""
         method, _, path = series.path.partition(" ")
         headers = {"x-user": user}
         if series.body:
@@ -88,7 +86,6 @@ def client_of(series: Series, address: str) -> Client:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """`HOST:PORT`."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 

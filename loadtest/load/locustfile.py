@@ -2,7 +2,7 @@
 
     locust -f loadtest/load/locustfile.py --host http://127.0.0.1:8000 --request 'POST /hints' --user-header x-api-key
 
-`ratelimit loadtest run` gives it a plan (`--plan JSON ChecksUser`) and keeps to that. A worker on another machine needs
+`ratelimit loadtest run` gives it a plan (`--plan JSON PacedUser`) and keeps to that. A worker on another machine needs
 no plan: its master sends it. Where there is no master above, every batch of samples goes to standard output, as a line
 that begins with `@`.
 """
@@ -18,22 +18,10 @@ from locust import events
 from locust.env import Environment
 from locust.runners import LocalRunner, WorkerRunner
 
-from ratelimit.loadtest.load.app import AppUser
-from ratelimit.loadtest.load.samples import Batch
-from ratelimit.loadtest.load.users import (
-    ChecksUser,
-    ConstantRate,
-    MiddlewareUser,
-    PacedUser,
-    Session,
-    SidecarUser,
-    UsageUser,
-    has_plan,
-    plan_of,
-)
-from ratelimit.loadtest.plan import CUT_SHORT
+from ratelimit.loadtest.load.users import AppUser, ConstantRate, PacedUser, Session, has_plan, plan_of
+from ratelimit.loadtest.plan import CUT_SHORT, Batch
 
-__all__ = ["AppUser", "ChecksUser", "ConstantRate", "MiddlewareUser", "SidecarUser", "UsageUser"]
+__all__ = ["AppUser", "ConstantRate", "PacedUser"]
 
 _EVERY: Final = 0.5
 _KEY: Final = "ratelimit"

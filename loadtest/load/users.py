@@ -1,17 +1,20 @@
-"""Locust's side: users of each group, that keep to one schedule, and a shape that ends with it."""
+"""Locust's side: users that keep to one schedule, a shape that ends with it, and a user for any app."""
 
 from __future__ import annotations
 
 import time
+from random import randrange
 from typing import Any, ClassVar, Final
 
 import gevent
-from locust import LoadTestShape, User, task
+import msgspec
+from locust import FastHttpUser, LoadTestShape, User, constant_throughput, task
 from locust.env import Environment
 
-from ..plan import SERIES, Outcome, Plan
+from ratelimit.numerals import to_int
+
+from ..plan import MARK, SERIES, Batch, Outcome, Plan, Sample
 from .clients import Client, client_of
-from .samples import Batch, Sample, Tray
 from .schedule import Draw, Schedule, Ticket
 
 LEAD: Final = 1.0
@@ -34,7 +37,7 @@ class Session:
             self.series, rate=plan.rate, warm_up=plan.warm_up, duration=plan.duration, worker=worker,
             workers=plan.workers, seed=plan.seed,
         )  # fmt: skip
-        self.tray = Tray()
+        self._rows: list[list[Any]] = []
         self.over = False
         """Set before Locust ends its users: one that wakes up in that moment would be ended in the middle of a request,
         of which nobody would hear."""
@@ -47,11 +50,12 @@ class Session:
 
     def batch(self) -> Batch:
         """What there is to tell since the last time."""
-        return Batch(self.tray.empty(), self.schedule.taken, self.schedule.left)
+        rows, self._rows = self._rows, []
+        return Batch(rows, self.schedule.left)
 
     def record(self, sample: Sample, problem: str) -> None:
         """Keep it for our report and, unless it warmed up, tell Locust. A refusal is an answer as good as any."""
-        self.tray.add(sample)
+        self._rows.append(list(sample))
         if sample.at >= 0:
             self._request.fire(
                 request_type=self.plan.group,
@@ -66,7 +70,6 @@ class Session:
 class PacedUser(User):
     """Waits for the intended start of its next request, makes it, and takes another."""
 
-    abstract = True
     session: ClassVar[Session]
 
     def __init__(self, environment: Environment) -> None:
@@ -123,22 +126,6 @@ class PacedUser(User):
         self.session.record(sample, problem)
 
 
-class ChecksUser(PacedUser):
-    """The `Limiter`, called in the driver."""
-
-
-class MiddlewareUser(PacedUser):
-    """An app with the middleware and the same without it."""
-
-
-class SidecarUser(PacedUser):
-    """The reverse proxy, and the decision endpoint."""
-
-
-class UsageUser(PacedUser):
-    """The usage log, written and read back."""
-
-
 class ConstantRate(LoadTestShape):
     """All users at once, for as long as the schedule goes: the rate is the schedule's, whatever their number."""
 
@@ -151,7 +138,6 @@ class ConstantRate(LoadTestShape):
         cls.cut_short = True
 
     def tick(self) -> tuple[int, float] | None:
-        """See Locust."""
         assert self.runner is not None
         plan = plan_of(self.runner.environment)
         if self.cut_short or self.get_run_time() >= LEAD + plan.warm_up + plan.duration + 0.5:
@@ -166,6 +152,44 @@ def has_plan(environment: Any) -> bool:
 
 def plan_of(environment: Any) -> Plan:
     """The plan that the command line carries; on a worker, the master's."""
-    import msgspec
-
     return msgspec.json.decode(environment.parsed_options.plan, type=Plan)
+
+
+# A user for any app.
+
+_REFUSED: Final = 429
+
+
+class AppUser(FastHttpUser):
+    """Makes one request a second, or asks again as soon as it has an answer where that takes longer.
+
+    A 429 is an answer as good as any: it has a line of its own in Locust's statistics.
+    """
+
+    host = "http://127.0.0.1:8000"
+    wait_time = constant_throughput(1)
+
+    @staticmethod
+    def add_options(parser: Any) -> None:
+        """Those of Locust's command line and of its web page."""
+        parser.add_argument("--request", default="GET /", help="Method and path.")
+        parser.add_argument(
+            "--user-header", default="", help="The header that names the user, such as x-api-key; none by default."
+        )
+        parser.add_argument("--distinct-users", type=to_int, default=10, help="How many users there are to draw from.")
+
+    def on_start(self) -> None:
+        """Read the options, which the web page may have changed."""
+        options: Any = self.environment.parsed_options
+        self._method, _, self._path = options.request.strip().rpartition(" ")
+        self._user_header: str = options.user_header
+        self._distinct_users: int = max(1, options.distinct_users)
+
+    @task
+    def ask(self) -> None:
+        headers = {self._user_header: f"{MARK}{randrange(self._distinct_users)}"} if self._user_header else {}
+        method, path = self._method or "GET", self._path
+        with self.client.request(method, path, headers=headers, catch_response=True) as response:
+            if response.status_code == _REFUSED:
+                response.request_meta["name"] = f"{path} (refused)"
+                response.success()

@@ -29,7 +29,6 @@ _READING: Final = (
 
 
 def page(report: Report) -> str:
-    """All of it, as HTML."""
     title = f"Load test on {report.place}"
     body = [
         f"<header><h1>{escape(title)}</h1>",
@@ -181,7 +180,6 @@ _QUANTILES: Final = ("p50", "p90", "p99", "p999", "most", "mean")
 
 
 def write(report: Report, folder: Path) -> None:
-    """Into a folder that is there."""
     (folder / "report.json").write_bytes(msgspec.json.encode(report) + b"\n")
     (folder / "index.html").write_text(page(report), encoding="utf-8")
     _write_csv(report, folder / "figures.csv")

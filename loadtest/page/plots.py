@@ -63,19 +63,16 @@ class Frame:
         )
 
     def dot(self, point: Point, style: str, name: str) -> None:
-        """One value."""
         x, y = self.place(point)
         self._marks.append(
             f'<circle class="data dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(name)}</title></circle>'
         )
 
     def text(self, point: Point, words: str, *, anchor: str = "start", dx: float = 8, dy: float = 4) -> None:
-        """Words beside a point."""
         x, y = self.place(point)
         self._marks.append(f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" text-anchor="{anchor}">{escape(words)}</text>')
 
     def svg(self) -> str:
-        """All of it."""
         grid = [*map(self._x_tick, self.x_ticks), *map(self._y_tick, self.y_ticks), self._titles()]
         return (
             f'<svg class="plot" data-plot="{self.kind}" viewBox="0 0 {WIDTH} {self.height}" role="img" '
@@ -113,7 +110,6 @@ class Frame:
 
 
 def linear(low: float, high: float) -> Scale:
-    """Evenly from `low` to `high`."""
     span = (high - low) or 1.0
     return lambda value: (value - low) / span
 
@@ -218,7 +214,6 @@ def throughput_plot(group: GroupResult) -> str:
 
 
 def errors_plot(group: GroupResult) -> str:
-    """Requests that failed, second by second."""
     if not group.failed:
         return ""
     total = sum(each.failed for each in group.series)

@@ -16,18 +16,11 @@ import msgspec
 
 from ratelimit.testing.engines import free_port, run_with_parent
 
-from ..load.samples import Batch
-from ..plan import CUT_SHORT, Group, Plan
-from .options import Options, Trouble
+from ..plan import CUT_SHORT, Batch, Plan, Trouble
+from .options import Options
 
 LOCUSTFILE: Final = Path(__file__).parents[1] / "load" / "locustfile.py"
 STOP_TIMEOUT: Final = 15
-_USERS: Final[dict[Group, str]] = {
-    "checks": "ChecksUser",
-    "middleware": "MiddlewareUser",
-    "sidecar": "SidecarUser",
-    "usage": "UsageUser",
-}
 _LAST_WORDS: Final = 2_000
 _MORE: Final = 180.0
 """Seconds that Locust may take for starting and stopping."""
@@ -103,7 +96,7 @@ def _command(plan: Plan, options: Options, html: Path) -> list[str]:
         port = str(free_port())
         command += ["--processes", str(options.processes), "--master-bind-host", "127.0.0.1"]
         command += ["--master-bind-port", port, "--master-port", port]
-    return [*command, _USERS[plan.group]]
+    return [*command, "PacedUser"]
 
 
 def check_port(host: str, port: int) -> None:

@@ -16,19 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, TextIO
 
+from ratelimit.cli.output import say, say_table
 from ratelimit.config.secrets import masked
 
-from ..load.samples import Batch
 from ..load.schedule import user_prefix
 from ..page.page import write
-from ..plan import Group, Plan
+from ..plan import Batch, Group, Plan, Trouble
 from ..quantiles import quantiles
 from ..result import FORMAT, GroupResult, Report
-from .budgets import judge, read_budgets
-from .exactness import Tally
-from .figures import figures
+from .figures import Tally, figures
 from .generate import check_port, generate
-from .options import Options, Trouble
+from .options import Options, judge, read_budgets
 from .servers import place, servers
 
 # A line that says how far it is: rewritten in place on a terminal, and now and then a new one elsewhere.
@@ -48,7 +46,6 @@ class Progress:
         self._told = 0.0 if out.isatty() else self._began
 
     def tell(self, worker: str, batch: Batch) -> None:
-        """A batch has come."""
         self._tally.add(worker, batch)
         now = time.monotonic()
         if self._out.isatty():
@@ -231,3 +228,59 @@ def _stopped_by_term() -> Iterator[None]:
 def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+# A run's last words in the terminal: the budgets, what was measured, where the report is, and the exit status.
+
+HOLD: Final = 0
+BROKEN: Final = 1
+
+
+def conclude(options: Options) -> int:
+    """Run, say what came of it, and return the exit status. Raises `Trouble`."""
+    report = run(options)
+    if not report.groups:
+        raise Trouble("interrupted before anything was measured; there is no report", status=INTERRUPTED)
+    for group in report.groups:
+        say_table(("", "requests", "errors", "p50 ms", "p99 ms", "added p50", "added p99"), _rows(group))
+    say_table(
+        ("budget", "measured", "at most", "", ""),
+        [
+            (v.budget, f"{v.measured:g}", f"{v.at_most:g}", v.unit, "holds" if v.holds else "BROKEN")
+            for v in report.verdicts
+        ],
+    )
+    for note in report.notes:
+        say(note, style="yellow")
+    for group in report.groups:
+        for difference in group.exactness.differences:
+            say(f"{group.group}: {difference}", style="red")
+    say(_verdict(report, options.report), style="bold green" if report.holds and report.complete else "bold red")
+    if not report.complete:
+        return INTERRUPTED
+    return HOLD if report.holds else BROKEN
+
+
+def _rows(group: GroupResult) -> list[tuple[str, ...]]:
+    added = {each.series: each for each in group.added}
+    rows: list[tuple[str, ...]] = []
+    for series in group.series:
+        latency, more = series.latency, added.get(series.name)
+        rows.append(
+            (
+                f"{group.group}: {series.name}", f"{series.count:,}", f"{series.failed:,}",
+                f"{latency.p50:.2f}" if latency else "", f"{latency.p99:.2f}" if latency else "",
+                f"{more.p50.value:+.2f}" if more else "", f"{more.p99.value:+.2f}" if more else "",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _verdict(report: Report, folder: Path) -> str:
+    where = (folder / "index.html").resolve()
+    if not report.complete:
+        return f"PARTIAL, cut short: {where}"
+    if report.holds:
+        return f"every budget holds: {where}"
+    broken = sum(not verdict.holds for verdict in report.verdicts)
+    return f"{broken} of {len(report.verdicts)} budgets BROKEN: {where}"

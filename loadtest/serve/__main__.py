@@ -16,8 +16,7 @@ from ratelimit.server.listener import Listener
 
 from . import driver
 from .apps import APPS, SERVICES
-from .books import Books
-from .control import obey, run
+from .books import Books, obey, run
 
 _GRACE_S: Final = 1.0
 
@@ -63,7 +62,6 @@ async def _by_uvicorn(app: ASGIApp, listening: socket.socket, obeying: Callable[
 
 
 def main(name: str, url: str, host: str, upstream: str = "") -> None:
-    """Until the standard input ends."""
     run(driver.serve(url, host) if name == "driver" else _serve_app(name, url, host, upstream))
 
 

@@ -25,7 +25,6 @@ _CONFIG: Final = Config(user_from=("header:x-user",))
 
 
 def bare(books: Books, upstream: str) -> ASGIApp:
-    """Nothing in front of it."""
     del books, upstream
     return _hello_app()
 

@@ -16,8 +16,7 @@ from typing import Final, cast
 from ratelimit.limiter import Limiter
 
 from ..plan import SERIES
-from .books import Books
-from .control import obey
+from .books import Books, obey
 
 _NOTHING: Final = b"a 0 \n"
 

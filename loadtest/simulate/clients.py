@@ -73,7 +73,6 @@ class Plain:
         self._clock = clock
 
     async def check(self, user: str, action: str) -> Decision:
-        """See `Process.check`."""
         now = self._clock.now()
         try:
             with self._circuit.call():

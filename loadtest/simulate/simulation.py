@@ -62,7 +62,6 @@ class Tally:
 
     @property
     def checks(self) -> int:
-        """All that were answered."""
         return len(self.latencies)
 
     @property

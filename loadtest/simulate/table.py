@@ -64,7 +64,6 @@ class Table:
 
     @property
     def write_units(self) -> int:
-        """Over all items."""
         return sum(sum(seconds.values()) for seconds in self.taken.values())
 
     async def update(self, key: Key, write: Write, now: int) -> Outcome:
@@ -148,20 +147,16 @@ class SimulatedStore:
         """Nothing to close."""
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
-        """See `Store.apply`."""
         return await self._retries.run("UpdateItem", lambda: self._table.update(key, write, now), on=NOT_EXECUTED)
 
     async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
-        """See `Store.apply_all`."""
         retries = Retries(TRANSACTION_ATTEMPTS, Stats(), pause=self._pause_briefly)
         return await retries.run("TransactWriteItems", lambda: self._table.transact(writes, now), on=NOT_EXECUTED)
 
     async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
-        """See `Store.read_all`."""
         return await self._retries.run("BatchGetItem", lambda: self._table.get_all(keys), on=NOT_EXECUTED)
 
     async def read(self, key: Key) -> Record:
-        """See `Store.read`."""
         return await self._retries.run("GetItem", lambda: self._table.get(key), on=NOT_EXECUTED)
 
     async def delete(self, key: Key) -> None:
@@ -188,7 +183,6 @@ class RegionalStore(SimulatedStore):
         self._crossing_s = crossing_s
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
-        """See `Store.apply`."""
         if home_of(key.user, self._regions) == self._here:
             return await super().apply(key, write, now=now)
         self._table.crossings += 1

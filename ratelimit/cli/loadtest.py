@@ -62,7 +62,8 @@ def run(
 
         ratelimit loadtest run middleware --store 'dynamodb://loadtest?region=eu-west-1' --rate 500
     """
-    from ratelimit.loadtest.run.options import BUDGETS, ENGINES, REPORT, Options, Trouble
+    from ratelimit.loadtest.plan import Trouble
+    from ratelimit.loadtest.run.options import BUDGETS, ENGINES, REPORT, Options
 
     known = _groups(groups)
     if isinstance(known, str):
@@ -76,7 +77,7 @@ def run(
         budgets=budgets or BUDGETS, profile="smoke" if smoke else None,
         command=shlex.join(["ratelimit", *sys.argv[1:]]),
     )  # fmt: skip
-    from ratelimit.loadtest.run.summary import conclude
+    from ratelimit.loadtest.run.run import conclude
 
     try:
         status: int = conclude(options)
@@ -99,7 +100,7 @@ def compare(
         ratelimit loadtest compare before/report.json loadtest/report/report.json
     """
     from ratelimit.loadtest.compare import compare_files
-    from ratelimit.loadtest.run.options import Trouble
+    from ratelimit.loadtest.plan import Trouble
 
     try:
         status: int = compare_files(before, after)

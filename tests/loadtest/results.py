@@ -7,12 +7,10 @@ from random import Random
 
 import msgspec
 
-from loadtest.load.samples import Batch, Sample
-from loadtest.plan import SERIES, Group, Outcome, Plan
+from loadtest.plan import SERIES, Batch, Group, Outcome, Plan, Sample
 from loadtest.result import FORMAT, GroupResult, Report
-from loadtest.run.budgets import Budgets, judge
-from loadtest.run.exactness import Tally
-from loadtest.run.figures import figures
+from loadtest.run.figures import Tally, figures
+from loadtest.run.options import Budgets, judge
 
 Latency = Callable[[Random, int, int], int]
 """Of a series, in a second: µs."""
@@ -44,7 +42,7 @@ def result(
         outcome: Outcome = "failed" if number < failing else "allowed"
         sample = Sample(series, f"lt-r1-{series}-0", at, wait, 5, wait + took, took, outcome)
         rows.append(list(sample))
-    tally.add("", Batch(rows, len(rows), 0))
+    tally.add("", Batch(rows, 0))
     return figures(tally, [book(tally)], complete=complete)
 
 

@@ -8,14 +8,11 @@ from random import Random
 
 import pytest
 
-from loadtest.load.samples import Batch, Sample
-from loadtest.plan import SERIES
+from loadtest.plan import SERIES, Batch, Sample, Trouble
 from loadtest.quantiles import difference, quantile, quantiles
 from loadtest.result import read_report
-from loadtest.run.budgets import Budgets, judge, read_budgets
-from loadtest.run.exactness import Tally, compare_books
-from loadtest.run.figures import figures
-from loadtest.run.options import ENGINES, Options, Trouble
+from loadtest.run.figures import Tally, compare_books, figures
+from loadtest.run.options import ENGINES, Budgets, Options, judge, read_budgets
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.loadtest.results import book, encoded, plan, report, result
@@ -86,7 +83,7 @@ def test_a_short_run_at_a_low_rate_keeps_to_its_budgets() -> None:
         list(Sample(number % 7, f"lt-r1-{number}", round(number / slow.rate * 1e6), 0, 5, 900, 900, "allowed"))
         for number in range(14)
     ]
-    tally.add("", Batch(rows, len(rows), 0))
+    tally.add("", Batch(rows, 0))
     doubled = {name: {"writes": 2 * count, "units": 2.0 * count} for name, count in tally.checks.items()}
     found = figures(tally, [book(tally, meters=doubled)], complete=True)
     assert all(verdict.holds for verdict in judge(read_budgets(Options(engine="ministack")), [found]))
@@ -98,7 +95,7 @@ def test_a_short_run_at_a_low_rate_keeps_to_its_budgets() -> None:
 def _tally(*outcomes: str) -> Tally:
     tally = Tally(plan())
     rows = [list(Sample(1, "lt-r1-1-0", -5, 0, 0, 9, 9, outcome)) for outcome in outcomes]  # type: ignore[arg-type]
-    tally.add("", Batch(rows, len(rows), 0))
+    tally.add("", Batch(rows, 0))
     return tally
 
 
