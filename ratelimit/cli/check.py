@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ratelimit.cli.options import Configured, JsonOption, spread, whole
-from ratelimit.cli.output import ALLOWED, REFUSED, in_words, note, say, say_json, say_table
+from ratelimit.cli.options import Configured, answering, as_options, whole
+from ratelimit.cli.output import ALLOWED, REFUSED, Answer, in_words, say, say_table
 from ratelimit.config import Config, masked
 from ratelimit.decision import Decision
 from ratelimit.directory import Directory
-from ratelimit.errors import ConfigError, StoreUnavailable, UnknownAction
+from ratelimit.errors import StoreUnavailable, UnknownAction
 from ratelimit.factory import build_limiter, build_store
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
@@ -22,7 +22,7 @@ from ratelimit.policy import Policy
 _DEADLINE = 5.0
 
 
-@spread
+@answering
 def check(
     *,
     user: Annotated[str, typer.Argument(help="Who.", show_default=False)],
@@ -39,8 +39,7 @@ def check(
     cost: Annotated[int, typer.Option(**whole(), help="Units to take.")] = 1,
     peek: Annotated[bool, typer.Option("--peek", help="Look, and spend nothing.")] = False,
     at: Configured,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """May this user do this action now? Spends, and says how every quota stands.
 
     Exit status: 0 allowed, 1 refused, 2 bad input, 3 the store is unavailable (whatever the policy's on_unavailable).
@@ -63,41 +62,34 @@ def check(
     decision = asyncio.run(_ask(limiter, user, action, cost, peek=peek))
     if decision.reason == "unavailable":
         raise StoreUnavailable(f"{masked(settings.store)} gave no answer within {deadline:g} s")
-    if as_json:
-        say_json(_document(user, action, decision))
-    else:
-        _report(user, action, decision, peek=peek)
+    notes = []
     if directory is not None and directory.stats.without:
-        note("the user and the plan could not be read: these are the policy's own quotas")
+        notes.append("the user and the plan could not be read: these are the policy's own quotas")
     if settings.store.startswith("memory://"):
-        note("memory:// counts in this process only, so every run starts afresh")
-    return ALLOWED if decision.allowed else REFUSED
+        notes.append("memory:// counts in this process only, so every run starts afresh")
+    return Answer(
+        _document(user, action, decision),
+        lambda: _report(user, action, decision, peek=peek),
+        notes,
+        ALLOWED if decision.allowed else REFUSED,
+    )
 
 
 def _policy(settings: Config, action: str, quota: list[str] | None, algorithm: str | None) -> Policy:
     """The configured policy or one made of the options; a store that fails is to show, so `on_unavailable` is deny."""
     named = {policy.name: policy for policy in settings.policies}
-    try:
-        # Together: a burst goes with an algorithm only.
-        said: dict[str, Any] = {"algorithm": algorithm} if algorithm else {}
-        if quota:
-            said["quotas"] = "; ".join(quota)
+    # Together: a burst goes with an algorithm only.
+    said: dict[str, Any] = {"algorithm": algorithm} if algorithm else {}
+    if quota:
+        said["quotas"] = "; ".join(quota)
+    with as_options(quotas="--quota", name="ACTION"):
         if action in named:
             # A lease would take more than was asked for.
             return replace(named[action], on_unavailable="deny", lease=None, **said)
         if quota:
             return Policy(action, on_unavailable="deny", **said)
-    except ConfigError as error:
-        raise _of_option(error) from None
     known = f"there are: {', '.join(named)}" if named else "none is configured"
     raise UnknownAction(f"no policy is named {action!r} ({known}); add --quota 5/day, or --config FILE")
-
-
-def _of_option(error: ConfigError) -> ConfigError:
-    """Named as the command line names it."""
-    options = {"quotas": "--quota", "algorithm": "--algorithm", "name": "ACTION"}
-    root = error.path.partition("[")[0]
-    return ConfigError(options.get(root, root), error.problem)
 
 
 async def _ask(limiter: Limiter, user: str, action: str, cost: int, *, peek: bool) -> Decision:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, Configured, JsonOption
-from ratelimit.cli.output import say, say_fields, say_json, say_table, toml_value
-from ratelimit.config import document
+from ratelimit.cli.options import ConfigOption, Configured, answering
+from ratelimit.cli.output import Answer, say, say_fields, say_table, toml_value
+from ratelimit.config import Config, document
 
 # A name that TOML takes without quotes.
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -20,12 +20,12 @@ app = typer.Typer(help="Look at a configuration: a TOML file, with the RATELIMIT
 
 
 @app.command()
+@answering
 def check(
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="By default the one that RATELIMIT_CONFIG names.")
     ] = None,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Check a file as the app would read it, environment variables included, and print what was understood.
 
     Exit status: 0 if all is well, 2 with every error on stderr. The store is not contacted.
@@ -35,13 +35,13 @@ def check(
         ratelimit config check ratelimit.toml
     """
     config = Configured(config=file).load()
-    found = document(config)
-    if as_json:
-        say_json({"ok": True, **found})
-        return
+    return Answer({"ok": True, **document(config)}, lambda: _report(file, config))
+
+
+def _report(file: Path | None, config: Config) -> None:
     # With the limits of Envoy's files, which are policies as well.
-    policies = document(replace(config, policies=(*config.policies, *config.envoy_config.policies)))["policies"]
-    del found["policies"]
+    found = document(replace(config, policies=(*config.policies, *config.envoy_config.policies)))
+    policies = found.pop("policies")
     say(f"{'' if file is None else f'{file}: '}ok", style="bold green")
     say_fields({name: _shown(value) for name, value in found.items()})
     if policies:
@@ -52,7 +52,8 @@ def check(
 
 
 @app.command()
-def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+@answering
+def show(config: ConfigOption = None) -> Answer:
     """Print the configuration in effect, defaults included, as TOML; credentials in URLs are masked.
 
     Example:
@@ -60,10 +61,7 @@ def show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         RATELIMIT_DEADLINE=0.1 ratelimit config show --config ratelimit.toml
     """
     found = document(Configured(config=config).load())
-    if as_json:
-        say_json(found)
-    else:
-        typer.echo(_toml(found))
+    return Answer(found, lambda: typer.echo(_toml(found)))
 
 
 def _row(name: str, policy: dict[str, Any]) -> tuple[str, ...]:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final, cast
 import typer
 
 from ratelimit.cli.admin_client import TOKEN, ask
-from ratelimit.cli.options import JsonOption, spread
-from ratelimit.cli.output import in_words, note, say, say_json, say_table
+from ratelimit.cli.options import answering
+from ratelimit.cli.output import Answer, in_words, note, say, say_table
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.cost import (
     DEFAULT_REGION,
@@ -121,7 +121,7 @@ class WorkloadOptions:
         )
 
 
-@spread
+@answering
 def cost(
     *,
     given: WorkloadOptions,
@@ -140,8 +140,7 @@ def cost(
         str | None,
         typer.Option(metavar="URL", help="Of a running sidecar's admin listener, instead of --checks and its like."),
     ] = None,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """What a month costs on AWS: writes, reads, storage, recovery, and the sidecar if there is one.
 
     By a workload in numbers, or by what a running service has consumed since it started. The prices are dated, and not
@@ -164,7 +163,8 @@ def cost(
     units = replicated(units, workload.replicas)
     times, aim = number("--peak", peak), share("--utilisation", utilisation)
     found = estimate(units, workload, rates, peak=times, utilisation=aim)
-    report(found, units, rates, consumption, as_json=as_json)
+    notes = ["prices are typed in, not fetched, without free tier, taxes and traffic: check before you rely on it"]
+    return Answer(_document(found, units, rates, consumption), lambda: report(found, rates, consumption), notes)
 
 
 def _consumption(url: str, workload: Workload) -> Consumption:
@@ -178,11 +178,8 @@ def _consumption(url: str, workload: Workload) -> Consumption:
 # How an estimate is shown.
 
 
-def report(found: Estimate, units: Units, prices: Prices, consumption: Consumption | None, *, as_json: bool) -> None:
-    """Print an estimate as text, or as one document."""
-    if as_json:
-        say_json(_document(found, units, prices, consumption))
-        return
+def report(found: Estimate, prices: Prices, consumption: Consumption | None) -> None:
+    """Print an estimate."""
     source = "by these numbers" if consumption is None else f"by the last {in_words(consumption.seconds)}"
     say(f"A month in {prices.region}, {source}, prices of {prices.as_of} in US dollars")
     say_table(("what", "how much", "dollars"), [
@@ -193,7 +190,6 @@ def report(found: Estimate, units: Units, prices: Prices, consumption: Consumpti
     _report_savings(found)
     if consumption is not None:
         _report_consumption(consumption)
-    note("prices are typed in, not fetched, without free tier, taxes and traffic: check before you rely on it")
 
 
 def _report_billing(found: Estimate) -> None:

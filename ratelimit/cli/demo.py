@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ratelimit.cli.options import Configured, JsonOption, spread, whole
-from ratelimit.cli.output import say, say_json, say_table
+from ratelimit.cli.options import Configured, answering, whole
+from ratelimit.cli.output import Answer, say, say_table
 from ratelimit.cli.progress import progress
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.errors import InvalidInput
@@ -28,6 +28,7 @@ _PLANS = (
     {"id": "staff", "max_hints_per_day": -1, "max_executions_per_day": -1},
 )
 _MOST_A_DAY = 5
+_LOOKS = "ratelimit user show demo-1; ratelimit usage summary demo-1; ratelimit check demo-1 hint --peek"
 
 
 @app.callback()
@@ -36,15 +37,14 @@ def _root() -> None:
 
 
 @app.command("seed")
-@spread
+@answering
 def seed(
     *,
     users: Annotated[int, typer.Option(**whole(1, 10_000), help="How many.")] = 12,
     days: Annotated[int, typer.Option(**whole(1, 90), help="Of usage, up to now.")] = 7,
     on_aws: Annotated[bool, typer.Option("--on-aws", help="Also where the table is Amazon's.")] = False,
     at: Configured,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Fill a table with three plans, some users (demo-1, demo-2, …) and their usage of the last days: events and
     counters. The same data for everybody; repeated, it adds what has come since, and nothing twice.
 
@@ -73,14 +73,13 @@ def seed(
             work_dir=Path(folder),
         )  # fmt: skip
         counts = asyncio.run(migrate.run(plan, listener=tell)).checkpoint.counts
-    if as_json:
-        found = {entity: {"written": each.written, "there": each.there + each.kept} for entity, each in counts.items()}
-        say_json(found)
-        return 0
     rows = [(entity, each.written, each.there + each.kept) for entity, each in counts.items()]
-    say_table(("", "written", "already there"), rows)
-    say("look at them: ratelimit user show demo-1; ratelimit usage summary demo-1; ratelimit check demo-1 hint --peek")
-    return 0
+
+    def show() -> None:
+        say_table(("", "written", "already there"), rows)
+        say(f"look at them: {_LOOKS}")
+
+    return Answer({entity: {"written": written, "there": there} for entity, written, there in rows}, show)
 
 
 def _write(folder: Path, users: int, days: int, now: datetime) -> None:

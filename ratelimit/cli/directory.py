@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
-from ratelimit.cli.options import Configured, JsonOption, YesOption, spread
-from ratelimit.cli.output import note, say, say_fields, say_json, say_table
+from ratelimit.cli.options import Configured, YesOption, answering, as_options
+from ratelimit.cli.output import Answer, confirm, note, say, say_fields, say_rows, say_table
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError
 from ratelimit.names import check_user
@@ -40,6 +39,7 @@ PepperOption: TypeAlias = Annotated[
 ]
 
 _EXAMPLE = "write --quota hint=5/day"
+_OPTIONS: Final = {"quotas": "--quota", "name": "NAME", "id": "USER", "identities": "--email, --api-key"}
 
 
 def run(at: Configured, work: Callable[[Directory], Awaitable[T]]) -> T:
@@ -74,24 +74,6 @@ def merged(
             raise ConfigError("--without", f"nothing is said of {action!r} (there are: {', '.join(left) or 'none'})")
         del left[action]
     return left
-
-
-@contextmanager
-def as_options() -> Iterator[None]:
-    """Make a `ConfigError` in here name the option that it is about: `quotas.hint` is `--quota hint`."""
-    try:
-        yield
-    except ConfigError as error:
-        raise _of_option(error) from None
-
-
-def _of_option(error: ConfigError) -> ConfigError:
-    if error.path.startswith("-"):
-        return error
-    root, _, rest = error.path.partition(".")
-    options = {"quotas": "--quota", "name": "NAME", "id": "USER", "identities": "--email, --api-key"}
-    option = options.get(root.partition("[")[0], f"--{root.replace('_', '-')}")
-    return ConfigError(f"{option} {rest}".rstrip(), error.problem)
 
 
 def quotas_document(quotas: Mapping[str, Quotas]) -> dict[str, str]:
@@ -133,15 +115,8 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The plan.", s
 
 
 @plans.command("set")
-@spread
-def set_plan(
-    *,
-    name: NameArgument,
-    quota: QuotaOption = None,
-    without: WithoutOption = None,
-    at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+@answering
+def set_plan(*, name: NameArgument, quota: QuotaOption = None, without: WithoutOption = None, at: Configured) -> Answer:
     """Make a plan, or change the one that is there: what is not mentioned stays.
 
     Actions that a plan does not name are left to their policies. A change is in force everywhere within half a minute.
@@ -155,17 +130,17 @@ def set_plan(
     given = read_quotas(quota)
 
     def change(old: Plan | None) -> Plan:
-        with as_options():
+        with as_options(**_OPTIONS):
             return Plan(name, merged({} if old is None else old.quotas, given, without))
 
-    with as_options():  # what is wrong is said before anything is asked of the table
+    with as_options(**_OPTIONS):  # what is wrong is said before anything is asked of the table
         _check_quotas(at, Plan(name, given).quotas)
-    _report_plan(run(at, lambda directory: directory.change_plan(name, change)), as_json=as_json)
+    return _plan_answer(run(at, lambda directory: directory.change_plan(name, change)))
 
 
 @plans.command("show")
-@spread
-def show_plan(*, name: NameArgument, at: Configured, as_json: JsonOption = False) -> None:
+@answering
+def show_plan(*, name: NameArgument, at: Configured) -> Answer:
     """What a plan allows.
 
     Example:
@@ -173,12 +148,12 @@ def show_plan(*, name: NameArgument, at: Configured, as_json: JsonOption = False
         ratelimit plan show free --store 'dynamodb://limits?region=eu-west-1'
     """
     check_plan("NAME", name)
-    _report_plan(run(at, lambda directory: known_plan(directory, name)), as_json=as_json)
+    return _plan_answer(run(at, lambda directory: known_plan(directory, name)))
 
 
 @plans.command("list")
-@spread
-def list_plans(*, at: Configured, as_json: JsonOption = False) -> None:
+@answering
+def list_plans(*, at: Configured) -> Answer:
     """All plans.
 
     Example:
@@ -186,28 +161,19 @@ def list_plans(*, at: Configured, as_json: JsonOption = False) -> None:
         ratelimit plan list --json
     """
     plans = run(at, _all_plans)
-    if as_json:
-        say_json([_plan_document(plan) for plan in plans])
-    elif plans:
-        rows = [
-            (plan.name, *pair)
-            for plan in plans
-            for pair in [(action, quotas_text(quotas)) for action, quotas in plan.quotas.items()] or [("-", "-")]
-        ]
-        say_table(("plan", "action", "quotas"), rows)
-    else:
-        say("no plans; make one with `ratelimit plan set free --quota hint=5/day`")
+    rows = [
+        (plan.name, *pair)
+        for plan in plans
+        for pair in [(action, quotas_text(quotas)) for action, quotas in plan.quotas.items()] or [("-", "-")]
+    ]
+    nothing = "no plans; make one with `ratelimit plan set free --quota hint=5/day`"
+    document = [_plan_document(plan) for plan in plans]
+    return Answer(document, lambda: say_rows(("plan", "action", "quotas"), rows, nothing))
 
 
 @plans.command("remove")
-@spread
-def remove_plan(
-    *,
-    name: NameArgument,
-    yes: YesOption = False,
-    at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+@answering
+def remove_plan(*, name: NameArgument, yes: YesOption = False, at: Configured) -> Answer:
     """Remove a plan, after asking. For users who have it, the policies' own quotas hold from then on.
 
     Example:
@@ -215,28 +181,23 @@ def remove_plan(
         ratelimit plan remove free
     """
     check_plan("NAME", name)
-    if not yes:
-        typer.confirm(f"Remove plan {name}?", abort=True, err=True)
+    confirm(f"Remove plan {name}?", yes=yes)
     removed = run(at, lambda directory: directory.remove_plan(name))
-    if as_json:
-        say_json({"name": name, "removed": removed})
-    else:
-        say(f"{name}: removed" if removed else f"{name}: there is no such plan; nothing to remove")
+    said = "removed" if removed else "there is no such plan; nothing to remove"
+    return Answer({"name": name, "removed": removed}, lambda: say(f"{name}: {said}"))
 
 
 async def _all_plans(directory: Directory) -> list[Plan]:
     return sorted([plan async for plan in directory.plans()], key=lambda plan: plan.name)
 
 
-def _report_plan(plan: Plan, *, as_json: bool) -> None:
-    if as_json:
-        say_json(_plan_document(plan))
-        return
-    say(plan.name, style="bold green")
-    if plan.quotas:
-        say_table(("action", "quotas"), [(action, quotas_text(quotas)) for action, quotas in plan.quotas.items()])
-    else:
-        say("  no quotas of its own: the policies' hold")
+def _plan_answer(plan: Plan) -> Answer:
+    def show() -> None:
+        say(plan.name, style="bold green")
+        rows = [(action, quotas_text(quotas)) for action, quotas in plan.quotas.items()]
+        say_rows(("action", "quotas"), rows, "  no quotas of its own: the policies' hold")
+
+    return Answer(_plan_document(plan), show)
 
 
 def _plan_document(plan: Plan) -> dict[str, Any]:
@@ -255,7 +216,7 @@ KeysOption = Annotated[
 
 
 @users.command("set")
-@spread
+@answering
 def set_user(
     *,
     user: UserArgument,
@@ -272,8 +233,7 @@ def set_user(
     ] = None,
     pepper_file: PepperOption = None,
     at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Make a user, or change the one that is there: what is not mentioned stays.
 
     A change is in force everywhere within half a minute.
@@ -290,7 +250,7 @@ def set_user(
         raise ConfigError("--plan", "cannot go with --no-plan")
     fields: dict[str, Any] = {"plan": plan, "role": role, "active": active}
     fields = {name: value for name, value in fields.items() if value is not None or (name == "plan" and no_plan)}
-    with as_options():  # what is wrong is said before anything is asked of the table
+    with as_options(**_OPTIONS):  # what is wrong is said before anything is asked of the table
         gone = [_identity(text) for text in without_identity or ()]
         given = User(user, quotas=read_quotas(quota), identities=_identities(email, api_key, pepper_file), **fields)
         _check_quotas(at, given.quotas)
@@ -304,19 +264,19 @@ def set_user(
         changed = await directory.change_user(user, change)
         return changed, await _plan_of(directory, changed)
 
-    _report_user(*run(at, work), as_json=as_json)
+    return _user_answer(*run(at, work))
 
 
 def _changed(old: User, given: User, fields: dict[str, Any], without: list[str] | None, gone: list[Identity]) -> User:
     """The user that was, with what was given over it."""
     values = {"plan": old.plan, "role": old.role, "active": old.active, **fields}
     identities = [one for one in (*old.identities, *given.identities) if one not in gone]
-    with as_options():
+    with as_options(**_OPTIONS):
         return User(old.id, quotas=merged(old.quotas, given.quotas, without), identities=identities, **values)
 
 
 @users.command("show")
-@spread
+@answering
 def show_user(
     *,
     user: ShownArgument = None,
@@ -326,8 +286,7 @@ def show_user(
     ] = None,
     pepper_file: PepperOption = None,
     at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """One user, and which quotas come of it.
 
     Examples:
@@ -340,7 +299,7 @@ def show_user(
         raise ConfigError("USER", "name one user: by id, by --email, or by --api-key")
     if user:
         user = check_user(user)
-    with as_options():
+    with as_options(**_OPTIONS):
         identities = _identities([email] if email else [], [api_key] if api_key else [], pepper_file)
 
     async def work(directory: Directory) -> tuple[User, Plan | None]:
@@ -351,17 +310,16 @@ def show_user(
             raise UnknownUser(f"there is no {what}; make one with `ratelimit user set`")
         return found, await _plan_of(directory, found)
 
-    _report_user(*run(at, work), as_json=as_json)
+    return _user_answer(*run(at, work))
 
 
 @users.command("list")
-@spread
+@answering
 def list_users(
     *,
     plan: Annotated[str | None, typer.Option("--plan", metavar="PLAN", help="Only those who have this plan.")] = None,
     at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """All users, or a plan's. What changed a few seconds ago may not show yet.
 
     Example:
@@ -375,23 +333,15 @@ def list_users(
         return sorted([user async for user in directory.users(plan=plan)], key=lambda user: user.id)
 
     users = run(at, work)
-    if as_json:
-        say_json([_user_document(user) for user in users])
-    elif users:
-        say_table(("user", "plan", "role", "state", "own quotas"), [_user_row(user) for user in users])
-    else:
-        say("no users" if plan is None else f"no users with plan {plan}")
+    rows = [_user_row(user) for user in users]
+    nothing = "no users" if plan is None else f"no users with plan {plan}"
+    columns = ("user", "plan", "role", "state", "own quotas")
+    return Answer([_user_document(user) for user in users], lambda: say_rows(columns, rows, nothing))
 
 
 @users.command("remove")
-@spread
-def remove_user(
-    *,
-    user: UserArgument,
-    yes: YesOption = False,
-    at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+@answering
+def remove_user(*, user: UserArgument, yes: YesOption = False, at: Configured) -> Answer:
     """Remove a user's entry and identities, after asking; what was counted and logged stays.
 
     Example:
@@ -399,13 +349,10 @@ def remove_user(
         ratelimit user remove alice
     """
     user = check_user(user)
-    if not yes:
-        typer.confirm(f"Remove user {user}?", abort=True, err=True)
+    confirm(f"Remove user {user}?", yes=yes)
     removed = run(at, lambda directory: directory.remove_user(user))
-    if as_json:
-        say_json({"id": user, "removed": removed})
-    else:
-        say(f"{user}: removed" if removed else f"{user}: there is no such user; nothing to remove")
+    said = "removed" if removed else "there is no such user; nothing to remove"
+    return Answer({"id": user, "removed": removed}, lambda: say(f"{user}: {said}"))
 
 
 def _identities(emails: list[str] | None, keys: list[str] | None, pepper: Path | None) -> list[Identity]:
@@ -426,19 +373,21 @@ async def _plan_of(directory: Directory, user: User) -> Plan | None:
 _COLUMNS: Final = ("action", "quotas", "from")
 
 
-def _report_user(user: User, plan: Plan | None, *, as_json: bool) -> None:
+def _user_answer(user: User, plan: Plan | None) -> Answer:
     rows = _in_force(user, plan)
-    if as_json:
-        say_json(_user_document(user) | {"in_force": [dict(zip(_COLUMNS, row, strict=True)) for row in rows]})
-        return
-    say(user.id, style="bold green")
-    fields = {"plan": user.plan or "none", "role": user.role, "state": _state(user)}
-    fields |= {"found by": ", ".join(map(str, user.identities))} if user.identities else {}
-    say_fields(fields)
-    if rows:
-        say_table(_COLUMNS, rows)
-    if user.plan is not None and plan is None:
-        note(f"there is no plan {user.plan!r}: the policies' own quotas hold")
+
+    def show() -> None:
+        say(user.id, style="bold green")
+        fields = {"plan": user.plan or "none", "role": user.role, "state": _state(user)}
+        fields |= {"found by": ", ".join(map(str, user.identities))} if user.identities else {}
+        say_fields(fields)
+        if rows:
+            say_table(_COLUMNS, rows)
+        if user.plan is not None and plan is None:
+            note(f"there is no plan {user.plan!r}: the policies' own quotas hold")
+
+    in_force = [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+    return Answer(_user_document(user) | {"in_force": in_force}, show)
 
 
 def _in_force(user: User, plan: Plan | None) -> list[tuple[str, str, str]]:

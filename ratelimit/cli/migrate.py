@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
-import msgspec
 import typer
 from typer.core import TyperGroup
 
-from ratelimit.cli.options import Configured, JsonOption, decimal, spread, whole
-from ratelimit.cli.output import REFUSED, in_words, note, say, say_json, say_table, toml_value
+from ratelimit.cli.options import Configured, answering, decimal, whole
+from ratelimit.cli.output import ALLOWED, REFUSED, Answer, explained, in_words, note, say, say_table, toml_value
 from ratelimit.cli.progress import progress
 from ratelimit.config import masked
-from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 from ratelimit.factory import table_settings
 
 if TYPE_CHECKING:
@@ -40,6 +37,8 @@ app: Final = typer.Typer(
     epilog="`ratelimit migrate SOURCE` is short for `ratelimit migrate run SOURCE`. The source is never changed.",
     no_args_is_help=True,
 )
+
+_AGAIN: Final = "the same command goes on where it stopped"
 
 SourceArgument: TypeAlias = Annotated[
     str,
@@ -70,7 +69,7 @@ AnyActionOption: TypeAlias = Annotated[
 
 
 @app.command("run")
-@spread
+@answering
 def run(
     *,
     source: SourceArgument,
@@ -105,8 +104,7 @@ def run(
     encoding: EncodingOption = "utf-8",
     work_dir: WorkDirOption = Path("."),
     at: Configured,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Bring plans, users, usage events and running counters into the table. What is there already is left as it is.
 
     Interrupted, even by kill -9, the same command goes on where it stopped. A later run adds what came since: events
@@ -132,31 +130,16 @@ def run(
         mirrored=mirrored, leave_rejected=leave_rejected, replace=tuple(replace or ()), encoding=encoding,
         work_dir=work_dir,
     )  # fmt: skip
-    with _explained(source, resumable=not dry_run):
-        counts = (_would_be if dry_run else _brought)(plan, as_json=as_json)
-    return REFUSED if any(each.rejected for each in counts.values()) else 0
-
-
-def _would_be(plan: "MigrationPlan", *, as_json: bool) -> "dict[Entity, Counts]":
     from ratelimit import migrate
 
-    with progress() as tell:
-        forecast = asyncio.run(migrate.dry_run(plan, listener=tell))
-    _say_forecast(plan, forecast, as_json=as_json)
-    return forecast.counts
-
-
-def _brought(plan: "MigrationPlan", *, as_json: bool) -> "dict[Entity, Counts]":
-    from ratelimit import migrate
-
-    with progress() as tell:
-        done = asyncio.run(migrate.run(plan, listener=tell))
-    _say_done(done, as_json=as_json)
-    return done.checkpoint.counts
+    with explained(masked(source), "" if dry_run else _AGAIN), progress() as tell:
+        if dry_run:
+            return _forecast(plan, asyncio.run(migrate.dry_run(plan, listener=tell)))
+        return _done(asyncio.run(migrate.run(plan, listener=tell)))
 
 
 @app.command("verify")
-@spread
+@answering
 def verify(
     *,
     source: SourceArgument,
@@ -170,8 +153,7 @@ def verify(
     encoding: EncodingOption = "utf-8",
     work_dir: Annotated[Path, typer.Option(metavar="DIR", help="For a scratch file.")] = Path("."),
     at: Configured,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Compare source and table, both ways: counts and ids per user, day and action, a sample of events in whole, every
     user and plan, and every counter. Reads both sides completely; give the options that the run had.
 
@@ -189,14 +171,13 @@ def verify(
     )  # fmt: skip
     from ratelimit import migrate
 
-    with _explained(source, resumable=False), progress() as tell:
+    with explained(masked(source)), progress() as tell:
         verdict = asyncio.run(migrate.verify(plan, listener=tell, more_is_fine=more_is_fine))
-    _say_verdict(verdict, as_json=as_json)
-    return 0 if verdict.same else REFUSED
+    return Answer(verdict, lambda: _show_verdict(verdict), status=ALLOWED if verdict.same else REFUSED)
 
 
 @app.command("undo")
-@spread
+@answering
 def undo(
     *,
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="As the run's report says.", show_default=False)],
@@ -206,8 +187,7 @@ def undo(
     ] = None,
     work_dir: WorkDirOption = Path("."),
     at: Configured,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Take back what a run has written: its events, users and plans, and what it has added to counters and totals. What
     was used since stays, and so do users and plans that were changed since. Interrupted, the same command goes on.
 
@@ -224,10 +204,9 @@ def undo(
     settings = at.load()
     target = table_settings(settings.store, settings.regions)
     plan = migrate.UndoPlan(runs=runs, target=target, rate=rate, dry_run=dry_run, work_dir=work_dir)
-    with _explained(str(work_dir), resumable=not dry_run), progress() as tell:
+    with explained(str(work_dir), "" if dry_run else _AGAIN), progress() as tell:
         undone = asyncio.run(migrate.undo(plan, listener=tell))
-    _say_undone(undone, as_json=as_json)
-    return REFUSED if undone.kept else 0
+    return Answer(undone, lambda: _show_undone(undone), status=REFUSED if undone.kept else ALLOWED)
 
 
 @app.command("mapping")
@@ -287,93 +266,61 @@ def _plan(
     )
 
 
-@contextmanager
-def _explained(spec: str, *, resumable: bool) -> Iterator[None]:
-    """Make bad input of a file that cannot be used; say of what broke off how to go on."""
-    hint = "; the same command goes on where it stopped" if resumable else ""
-    try:
-        yield
-    except OSError as error:
-        raise InvalidInput(f"{error.filename or masked(spec)}: {error.strerror or error}{hint}") from None
-    except StoreMisconfigured:
-        raise
-    except (StoreUnavailable, KeyboardInterrupt):
-        if resumable:
-            note("not complete; the same command goes on where it stopped")
-        raise
-
-
 # What a migration has to say at its end.
 
-_COLUMNS = ("", "read", "written", "already there", "kept as they are", "too old", "rejected")
+
+def _forecast(plan: MigrationPlan, forecast: Forecast) -> Answer:
+    def show() -> None:
+        say("dry run: nothing was written\n")
+        _show_counts(forecast.counts, read="read", written="would be written", expired="too old", rejected="rejected")
+        for entity, samples in forecast.samples.items():
+            say(f"{entity}, for example")
+            for sample in samples:
+                say(f"  {sample}")
+        _say_reasons(forecast.counts)
+        for samples in forecast.rejected.values():
+            for sample in samples:
+                say(f"    {sample}")
+        at = f"at {plan.rate:g} units a second" if plan.rate else "at the usual speed, without --rate"
+        say(
+            f"\nestimate: {forecast.write_units:,} write units, {forecast.dollars:.2f} USD on demand, "
+            f"{in_words(forecast.seconds)} {at}"
+        )
+        for each in forecast.notes:
+            note(each)
+
+    return Answer(forecast, show, status=_status(forecast.counts))
 
 
-def _say_forecast(plan: MigrationPlan, forecast: Forecast, *, as_json: bool) -> None:
-    """Of a dry run."""
-    if as_json:
-        say_json(msgspec.to_builtins(forecast))
-        return
-    say("dry run: nothing was written\n")
-    columns = ("", "read", "would be written", "too old", "rejected")
-    say_table(
-        columns,
-        [
-            (name, *_numbers(each.read, each.written, each.expired, each.rejected))
-            for name, each in forecast.counts.items()
-        ],
-    )
-    for entity, samples in forecast.samples.items():
-        say(f"{entity}, for example")
-        for sample in samples:
-            say(f"  {sample}")
-    _say_reasons(forecast.counts)
-    for samples in forecast.rejected.values():
-        for sample in samples:
-            say(f"    {sample}")
-    at = f"at {plan.rate:g} units a second" if plan.rate else "at the usual speed, without --rate"
-    say(
-        f"\nestimate: {forecast.write_units:,} write units, {forecast.dollars:.2f} USD on demand, "
-        f"{in_words(forecast.seconds)} {at}"
-    )
-    for each in forecast.notes:
-        note(each)
-
-
-def _say_done(done: Done, *, as_json: bool) -> None:
-    """Of a run."""
+def _done(done: Done) -> Answer:
     counts = done.checkpoint.counts
-    if as_json:
-        shown = {name: msgspec.to_builtins(each) for name, each in counts.items()}
-        say_json(
-            {
-                "source": done.source, "run": done.run, "counts": shown, "write_units": done.checkpoint.units,
-                "seconds": round(done.seconds, 3), "rejects": done.rejects, "notes": done.notes,
-            }
+
+    def show() -> None:
+        say(f"{done.source} is over")
+        _show_counts(
+            counts, read="read", written="written", there="already there", kept="kept as they are", expired="too old",
+            rejected="rejected",
         )  # fmt: skip
-        return
-    say(f"{done.source} is over")
-    say_table(_COLUMNS, [(name, *_row(each)) for name, each in counts.items()])
-    _say_reasons(counts)
-    say(f"{done.checkpoint.units:,.0f} write units, {in_words(done.seconds)}")
-    say(f"this was run {done.run}; `ratelimit migrate undo {done.run}` takes it back")
-    if done.rejects is not None:
-        note(f"the rejected rows are in {done.rejects}, with the reasons")
-    for each in done.notes:
-        note(each)
+        _say_reasons(counts)
+        say(f"{done.checkpoint.units:,.0f} write units, {in_words(done.seconds)}")
+        say(f"this was run {done.run}; `ratelimit migrate undo {done.run}` takes it back")
+        if done.rejects is not None:
+            note(f"the rejected rows are in {done.rejects}, with the reasons")
+        for each in done.notes:
+            note(each)
+
+    document = {
+        "source": done.source, "run": done.run, "counts": counts, "write_units": done.checkpoint.units,
+        "seconds": round(done.seconds, 3), "rejects": done.rejects, "notes": done.notes,
+    }  # fmt: skip
+    return Answer(document, show, status=_status(counts))
 
 
-def _say_verdict(verdict: Verdict, *, as_json: bool) -> None:
-    """Of a verification."""
-    if as_json:
-        say_json(msgspec.to_builtins(verdict))
-        return
-    say_table(
-        ("", "in the source", "in the table", "missing", "more", "different", "rows compared"),
-        [
-            (name, *_numbers(each.source, each.target, each.missing, each.more, each.different, each.compared))
-            for name, each in verdict.entities.items()
-        ],
-    )
+def _show_verdict(verdict: Verdict) -> None:
+    _show_counts(
+        verdict.entities, source="in the source", target="in the table", missing="missing", more="more",
+        different="different", compared="rows compared",
+    )  # fmt: skip
     for one in verdict.differences:
         say(f"  {one.entity}: {one.what}: {one.source} in the source, {one.target} in the table")
     if verdict.hidden:
@@ -383,11 +330,7 @@ def _say_verdict(verdict: Verdict, *, as_json: bool) -> None:
         note(each)
 
 
-def _say_undone(undone: Undone, *, as_json: bool) -> None:
-    """Of what was taken back."""
-    if as_json:
-        say_json(msgspec.to_builtins(undone))
-        return
+def _show_undone(undone: Undone) -> None:
     say("dry run: nothing was taken back\n" if undone.dry_run else f"taken back: {', '.join(undone.runs)}")
     column = "would be taken back" if undone.dry_run else "taken back"
     say_table(("", column), [(name, f"{count:,}") for name, count in undone.taken_back.items()])
@@ -395,15 +338,17 @@ def _say_undone(undone: Undone, *, as_json: bool) -> None:
         note(f"left as it is: {each}")
 
 
+def _show_counts(counts: Mapping[Entity, object], **columns: str) -> None:
+    """Print a row for each entity, with the counts that the columns are called by."""
+    rows = [(name, *(f"{getattr(each, field):,}" for field in columns)) for name, each in counts.items()]
+    say_table(("", *columns.values()), rows)
+
+
+def _status(counts: dict[Entity, Counts]) -> int:
+    return REFUSED if any(each.rejected for each in counts.values()) else ALLOWED
+
+
 def _say_reasons(counts: dict[Entity, Counts]) -> None:
     for name, each in counts.items():
         for reason, count in sorted(each.reasons.items(), key=lambda pair: -pair[1]):
             say(f"  {name}: {count:,} rejected: {reason}")
-
-
-def _row(counts: Counts) -> tuple[str, ...]:
-    return _numbers(counts.read, counts.written, counts.there, counts.kept, counts.expired, counts.rejected)
-
-
-def _numbers(*several: int) -> tuple[str, ...]:
-    return tuple(f"{each:,}" for each in several)

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_type_hints
 
 import typer
 
+from ratelimit.cli.output import Answer, note, say_json
 from ratelimit.config import Config
+from ratelimit.errors import ConfigError
 from ratelimit.factory import build_store, load_checked, table_settings
 from ratelimit.numerals import to_float, to_int
 from ratelimit.store import TableStore
@@ -62,7 +65,8 @@ def _number(read: Callable[[str], N], name: str, least: N | None, most: N | None
 
 def spread(command: Callable[..., R]) -> Callable[..., R]:
     """Give a command the options of a dataclass in the place of each parameter that is one."""
-    groups: dict[str, Any] = {name: kind for name, kind in get_type_hints(command).items() if is_dataclass(kind)}
+    hints = get_type_hints(command)
+    groups: dict[str, Any] = {name: hints[name] for name in hints if name != "return" and is_dataclass(hints[name])}
     options = [
         option
         for parameter in _parameters_of(command)
@@ -75,16 +79,55 @@ def spread(command: Callable[..., R]) -> Callable[..., R]:
             given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
         return command(**given)
 
+    return _with_options(run, options)
+
+
+def answering(command: Callable[..., Answer]) -> Callable[..., int]:
+    """Give a command `--json` beside its options, as `spread` does, and print what it returns. The exit status is the
+    answer's."""
+    inner = spread(command)
+
+    @wraps(inner)
+    def run(*, as_json: bool, **given: Any) -> int:
+        answer = inner(**given)
+        if as_json:
+            say_json(answer.document)
+        else:
+            answer.show()
+        for each in answer.notes:
+            note(each)
+        return answer.status
+
+    json = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption)
+    return _with_options(run, [*inspect.signature(inner).parameters.values(), json])
+
+
+def _with_options(command: Callable[..., R], options: list[inspect.Parameter]) -> Callable[..., R]:
     # Typer reads both; what `wraps` has taken over is that of the command as it is written.
-    run.__dict__["__signature__"] = inspect.Signature(options)
-    run.__annotations__ = {option.name: option.annotation for option in options}
-    return run
+    command.__dict__["__signature__"] = inspect.Signature(options)
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    return command
 
 
 def _parameters_of(command: Any) -> Iterator[inspect.Parameter]:
     annotations = get_type_hints(command, include_extras=True)
     for parameter in inspect.signature(command).parameters.values():
         yield parameter.replace(annotation=annotations[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+
+
+@contextmanager
+def as_options(**names: str) -> Iterator[None]:
+    """Make a `ConfigError` in here name the option that it is about: `quotas.hint` is `--quota hint`, where the names
+    have `quotas="--quota"`. Others are options of their own names."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.path.startswith("-"):
+            raise
+        root, _, rest = error.path.partition(".")
+        root = root.partition("[")[0]
+        option = names.get(root, f"--{root.replace('_', '-')}")
+        raise ConfigError(f"{option} {rest}".rstrip(), error.problem) from None
 
 
 @dataclass(frozen=True)
@@ -107,9 +150,7 @@ class Configured:
     def run(self, work: Callable[[TableStore, Config], Awaitable[T]]) -> T:
         """Return the result of `work` on the configured table, opened for it. Raises `ConfigError` for `memory://`."""
         settings = self.load()
-        table_settings(
-            settings.store, settings.regions
-        )  # says what is wrong with a store that keeps nothing from one run to the next
+        table_settings(settings.store, settings.regions)  # says what is wrong with a store that keeps nothing
 
         async def opened() -> T:
             table = build_store(settings)

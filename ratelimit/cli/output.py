@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +14,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 
 ALLOWED: Final = 0
 REFUSED: Final = 1
@@ -21,6 +25,19 @@ MAX_PIPE_WIDTH: Final = 10_000
 """Characters of a table's line where no terminal breaks it."""
 
 _SPANS: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has found."""
+
+    document: object
+    """For `--json`."""
+    show: Callable[[], None]
+    """Prints it for people."""
+    notes: Sequence[str] = ()
+    """What a reader of either should know."""
+    status: int = ALLOWED
 
 
 def say(text: str, *, style: str = "") -> None:
@@ -37,6 +54,30 @@ def complain(problem: object, status: int) -> int:
     """Print an error on stderr, and return the exit status to leave with."""
     typer.echo(f"error: {problem}", err=True)
     return status
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless that was answered already. Raises `typer.Abort`."""
+    if not yes:
+        typer.confirm(question, abort=True, err=True)
+
+
+@contextmanager
+def explained(name: str, again: str = "") -> Iterator[None]:
+    """Make bad input of a file that cannot be used; say of what broke off how to go on, where that is possible."""
+    hint = f"; {again}" if again else ""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InvalidInput(f"{error.filename or name}: {error.strerror or error}{hint}") from None
+    except StoreMisconfigured:
+        raise
+    except (StoreUnavailable, KeyboardInterrupt):
+        if again:
+            note(f"{name} is not complete{hint}")
+        raise
 
 
 def say_json(document: object) -> None:
@@ -59,6 +100,14 @@ def say_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     for row in rows:
         table.add_row(*map(str, row))
     _console().print(table)
+
+
+def say_rows(columns: Sequence[str], rows: Collection[Sequence[object]], nothing: str) -> None:
+    """Print rows as `say_table` does; where there are none, say so in these words."""
+    if rows:
+        say_table(columns, rows)
+    else:
+        say(nothing)
 
 
 def say_fields(fields: dict[str, Any]) -> None:

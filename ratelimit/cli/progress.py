@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import typer
@@ -22,74 +22,46 @@ _WORTH_A_RATE: Final = SECOND // 2
 
 
 class Speed:
-    """Rows a second, and how long the rest takes, from what was heard of one entity."""
+    """Rows a second, and how long the rest takes, from what was heard of one thing."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._entity: Entity | None = None
+        self._what = ""
         self._start = (0, 0, 0)
 
-    def hear(self, entity: Entity, rows: int, done: int, size: int | None) -> tuple[str, str]:
+    def hear(self, what: str, rows: int, done: int, size: int | None) -> tuple[str, str]:
         """Return the rate and the time left, for people."""
         now = self._clock.now()
         # A run that goes on did not begin at 0; and counters are counted first, then written.
-        if entity != self._entity or rows < self._start[1] or done < self._start[2]:
-            self._entity, self._start = entity, (now, rows, done)
+        if what != self._what or rows < self._start[1] or done < self._start[2]:
+            self._what, self._start = what, (now, rows, done)
         took, came, passed = now - self._start[0], rows - self._start[1], done - self._start[2]
         if took < _WORTH_A_RATE or came <= 0:
             return "", ""
         left = "" if not size or passed <= 0 else in_words(round(max(0, size - done) * took / passed / SECOND))
-        return f"{came * SECOND / took:,.0f}/s", left
+        return f"{came * SECOND / took:,.0f}/s", left and f"{left} left"
 
 
 @contextmanager
 def progress(*, clock: Clock | None = None) -> Iterator[ProgressListener]:
     """Show how a migration goes; what is given is told of it."""
-    yield from _bar(clock or SystemClock()) if sys.stderr.isatty() else _lines(clock or SystemClock())
-
-
-def _lines(clock: Clock) -> Iterator[ProgressListener]:
-    speed, last, entity_before = Speed(clock), 0, ""
-
-    def tell(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
-        nonlocal last, entity_before
-        rate, left = speed.hear(entity, counts.read, done, size)
-        now = clock.now()
-        if entity == entity_before and now - last < _LINE_EVERY:
-            return
-        last, entity_before = now, entity
-        part = f" ({100 * min(done, size) // size} %)" if size else ""
-        more = "".join(f", {text}" for text in (rate, f"{left} left" if left else "") if text)
-        typer.echo(f"{entity}: {counts.read:,} read{part}, {_outcomes(counts)}{more}", err=True)
-
-    yield tell
-
-
-def _bar(clock: Clock) -> Iterator[ProgressListener]:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<8}"),
-        BarColumn(),
-        TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(),
-    )
-    speed = Speed(clock)
-    with Progress(*columns, console=Console(stderr=True)) as shown:
-        tasks: dict[Entity, TaskID] = {}
+    clock = clock or SystemClock()
+    speed, last, before = Speed(clock), 0, ""
+    with _bars() if sys.stderr.isatty() else nullcontext() as bars:
 
         def tell(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
-            rate, left = speed.hear(entity, counts.read, done, size)
-            if entity not in tasks:
-                tasks[entity] = shown.add_task(entity, total=size, told="")
-            parts = (f"{counts.read:,} read", _outcomes(counts), rate, f"{left} left" if left else "")
-            shown.update(tasks[entity], total=size, completed=done, told=", ".join(part for part in parts if part))
+            nonlocal last, before
+            rejected = f"{counts.rejected:,} rejected" if counts.rejected else ""
+            told = (f"{counts.written:,} written", rejected, *speed.hear(entity, counts.read, done, size))
+            rest = ", ".join(filter(None, told))
+            if bars is not None:
+                bars(entity, f"{counts.read:,} read, {rest}", done, size)
+            elif entity != before or clock.now() - last >= _LINE_EVERY:
+                last, before = clock.now(), entity
+                part = f" ({100 * min(done, size) // size} %)" if size else ""
+                typer.echo(f"{entity}: {counts.read:,} read{part}, {rest}", err=True)
 
         yield tell
-
-
-def _outcomes(counts: Counts) -> str:
-    rejected = f", {counts.rejected:,} rejected" if counts.rejected else ""
-    return f"{counts.written:,} written{rejected}"
 
 
 @contextmanager
@@ -101,22 +73,30 @@ def progress_bar(verb: str, *, size: int | None = None) -> Iterator[Callable[[in
     if not sys.stderr.isatty():
         yield lambda events, done: None
         return
+    speed = Speed(SystemClock())
+    with _bars(transient=True) as bars:
+
+        def tell(events: int, done: int) -> None:
+            told = (f"{events:,} events", decimal(done), *speed.hear(verb, events, done, size))
+            bars(verb, ", ".join(filter(None, told)), done, size)
+
+        bars(verb, "", 0, size)
+        yield tell
+
+
+@contextmanager
+def _bars(*, transient: bool = False) -> Iterator[Callable[[str, str, int, int | None], None]]:
+    """Show a bar for each name that it is called with, and what is told: so much is done, of how much."""
     columns = (
-        SpinnerColumn(),
-        TextColumn(verb),
-        *(() if size is None else (BarColumn(),)),
-        TextColumn("{task.fields[events]:,} events, {task.fields[rate]}/s, {task.fields[shown]}"),
+        SpinnerColumn(), TextColumn("{task.description:<8}"), BarColumn(), TextColumn("{task.fields[told]}"),
         TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(verb, total=size, events=0, rate="-", shown="")
-        before: int | None = None
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as shown:
+        tasks: dict[str, TaskID] = {}
 
-        def update(events: int, done: int) -> None:
-            nonlocal before
-            before = events if before is None else before  # an export that is gone on with did not begin at 0
-            elapsed = progress.tasks[0].elapsed or 0.0
-            rate = f"{(events - before) / elapsed:,.0f}" if elapsed > 1 else "-"
-            progress.update(task, completed=done, events=events, rate=rate, shown=decimal(done))
+        def tell(name: str, told: str, done: int, size: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = shown.add_task(name, total=size, told="")
+            shown.update(tasks[name], total=size, completed=done, told=told)
 
-        yield update
+        yield tell

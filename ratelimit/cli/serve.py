@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import msgspec
 import typer
 
-from ratelimit.cli.options import ConfigOption, StoreOption, decimal, whole
+from ratelimit.cli.options import ConfigOption, StoreOption, as_options, decimal, whole
 from ratelimit.cli.output import INVALID, complain, note
 from ratelimit.config import Config, masked
 from ratelimit.config.settings import MAX_PORT
@@ -221,10 +221,8 @@ class ServeConfig:
             return config
         if not self.quota or not self.action:
             raise ConfigError("--quota" if self.action else "--action", "--action and --quota belong together")
-        try:
+        with as_options(name="--action", quotas="--quota"):
             policy = Policy(self.action, "; ".join(self.quota), match="/**")
-        except ConfigError as error:
-            raise ConfigError("--action" if error.path == "name" else "--quota", error.problem) from None
         kept = tuple(each for each in config.policies if each.name != self.action)
         return replace(config, policies=(*kept, policy))
 
@@ -237,10 +235,8 @@ class ServeConfig:
     def _with_user_from(self, config: Config) -> Config:
         if not self.user_from:
             return config
-        try:
+        with as_options():
             SurfaceOptions(user_from=self.user_from)
-        except ConfigError as error:
-            raise ConfigError("--user-from", error.problem) from None
         return replace(config, user_from=self.user_from)
 
     def _count_together(self, config: Config) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, Configured, JsonOption, StoreOption, decimal, spread, whole
-from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, complain, note, say, say_fields, say_json
+from ratelimit.cli.options import ConfigOption, Configured, StoreOption, answering, decimal, spread, whole
+from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, Answer, complain, note, say, say_fields
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, TableNotFound
 from ratelimit.factory import table_settings
@@ -116,13 +116,8 @@ def _tag(text: str) -> tuple[str, str]:
 
 
 @app.command()
-@spread
-def create(
-    *,
-    target: TableTarget,
-    wanted: Wanted,
-    as_json: JsonOption = False,
-) -> None:
+@answering
+def create(*, target: TableTarget, wanted: Wanted) -> Answer:
     """Create the table, or complete one that is there: billed on demand, expiry, point-in-time recovery.
 
     May be run again at any time; what differs in a table that was there already is named, and `upgrade` mends it.
@@ -140,17 +135,15 @@ def create(
 
     spec, settings = wanted.spec(target), target.settings()
     status = asyncio.run(create_table(settings, spec))
-    if as_json:
-        say_json(asdict(status))
-    else:
-        report_status(status, "created" if status.created else "was there already")
-    for line in differences(asyncio.run(verify_table(settings, spec))):
-        note(f"{line.name}: {line.found}; should be {line.wanted}; {line.remedy}")
+    verdict = "created" if status.created else "was there already"
+    found = differences(asyncio.run(verify_table(settings, spec)))
+    notes = [f"{line.name}: {line.found}; should be {line.wanted}; {line.remedy}" for line in found]
+    return Answer(asdict(status), lambda: report_status(status, verdict), notes)
 
 
 @app.command()
-@spread
-def status(*, target: TableTarget, as_json: JsonOption = False) -> None:
+@answering
+def status(*, target: TableTarget) -> Answer:
     """How the table stands. Exit status 3 where it does not exist or cannot be reached.
 
     Example:
@@ -160,20 +153,12 @@ def status(*, target: TableTarget, as_json: JsonOption = False) -> None:
     from ratelimit.dynamodb import table_status
 
     found = asyncio.run(table_status(target.settings()))
-    if as_json:
-        say_json(asdict(found))
-    else:
-        report_status(found, found.status.lower())
+    return Answer(asdict(found), lambda: report_status(found, found.status.lower()))
 
 
 @app.command()
-@spread
-def verify(
-    *,
-    target: TableTarget,
-    wanted: Wanted,
-    as_json: JsonOption = False,
-) -> int:
+@answering
+def verify(*, target: TableTarget, wanted: Wanted) -> Answer:
     """Compare the table with what it should be, line by line; changes nothing. Takes the options of `create`.
 
     Exit status: 0 as it should be, 1 there are differences, 3 a missing permission hides whether there are, or the
@@ -189,27 +174,18 @@ def verify(
 
     spec, settings = wanted.spec(target), target.settings()
     lines = asyncio.run(verify_table(settings, spec))
-    if as_json:
-        say_json({
-            "name": settings.table,
-            "differences": len(differences(lines)),
-            "lines": [asdict(line) for line in lines],
-        })  # fmt: skip
-    else:
-        say(f"{settings.table}: {in_short(lines)}", style="bold")
-        report_lines(lines)
-    return status_of(lines)
+    document = {"name": settings.table, "differences": len(differences(lines)), "lines": [*map(asdict, lines)]}
+    return Answer(document, lambda: report_lines(f"{settings.table}:", lines), status=status_of(lines))
 
 
 @app.command()
-@spread
+@answering
 def upgrade(
     *,
     target: TableTarget,
     wanted: Wanted,
     wait: Annotated[float, typer.Option(**decimal(), help="How long to wait for each change, at most.")] = 600,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Mend what `verify` finds, as far as it can be mended in place; says what cannot. Takes the options of `create`.
 
     Turns on what is off, makes the index that is missing, and changes billing, encryption, protection and tags as the
@@ -227,13 +203,9 @@ def upgrade(
 
     spec, settings = wanted.spec(target), target.settings()
     upgraded = asyncio.run(upgrade_table(settings, spec, tell=note, within=wait))
-    if as_json:
-        say_json({"name": settings.table, **asdict(upgraded)})
-    else:
-        done = f"{len(upgraded.mended)} mended, " if upgraded.mended else ""
-        say(f"{settings.table}: {done}{in_short(upgraded.lines)}", style="bold")
-        report_lines(upgraded.lines)
-    return status_of(upgraded.lines)
+    title = f"{settings.table}: {len(upgraded.mended)} mended," if upgraded.mended else f"{settings.table}:"
+    document = {"name": settings.table, **asdict(upgraded)}
+    return Answer(document, lambda: report_lines(title, upgraded.lines), status=status_of(upgraded.lines))
 
 
 @app.command()
@@ -297,8 +269,8 @@ async def _homes(settings: Settings, regions: Regions | None, away: list[str] | 
 
 
 @app.command()
-@spread
-def sweep(*, target: TableTarget, as_json: JsonOption = False) -> None:
+@answering
+def sweep(*, target: TableTarget) -> Answer:
     """Delete what has expired, where the table does not do it by itself. Reads the whole table; may be repeated.
 
     A table that is strongly consistent over its regions has no expiry: run this once a day.
@@ -311,20 +283,17 @@ def sweep(*, target: TableTarget, as_json: JsonOption = False) -> None:
 
     settings = target.settings()
     swept = asyncio.run(sweep_table(settings))
-    if as_json:
-        say_json({"name": settings.table, "swept": swept})
-    else:
-        say(f"{settings.table}: {swept} expired item{'s' * (swept != 1)} deleted")
+    said = f"{settings.table}: {swept} expired item{'s' * (swept != 1)} deleted"
+    return Answer({"name": settings.table, "swept": swept}, lambda: say(said))
 
 
 @app.command()
-@spread
+@answering
 def delete(
     *,
     target: TableTarget,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Delete the table and everything in it, after asking. A protected one is refused, with exit status 1.
 
     Example:
@@ -342,16 +311,9 @@ def delete(
     except TableNotFound:
         was_there = False
     except TableProtected as error:
-        return complain(error, REFUSED)
-    if as_json:
-        say_json({"name": settings.table, "deleted": was_there})
-    else:
-        say(
-            f"{settings.table}: deleted"
-            if was_there
-            else f"{settings.table}: there is no such table; nothing to delete"
-        )
-    return ALLOWED
+        raise typer.Exit(complain(error, REFUSED)) from None
+    said = "deleted" if was_there else "there is no such table; nothing to delete"
+    return Answer({"name": settings.table, "deleted": was_there}, lambda: say(f"{settings.table}: {said}"))
 
 
 def _ask(settings: "Settings", region: str) -> None:
@@ -395,8 +357,11 @@ def report_status(status: TableStatus, verdict: str) -> None:
         note(f"it lacks {', '.join(status.missing)}")
 
 
-def report_lines(lines: Sequence[TableDiff]) -> None:
-    """Print a line each: the verdict, the part, what is, what should be, what to do."""
+def report_lines(title: str, lines: Sequence[TableDiff]) -> None:
+    """Print all in short, and a line each: the verdict, the part, what is, what should be, what to do."""
+    found, unknown = len(differences(lines)), sum(line.verdict == "unknown" for line in lines)
+    text = f"{found} difference{'s' * (found != 1)}" if found else "as it should be"
+    say(f"{title} {text}, {unknown} not known" if unknown else f"{title} {text}", style="bold")
     width = max(len(line.name) for line in lines)
     for line in lines:
         text = line.found if line.verdict in ("ok", "not asked for") else f"{line.found}; should be {line.wanted}"
@@ -407,13 +372,6 @@ def report_lines(lines: Sequence[TableDiff]) -> None:
 def differences(lines: Sequence[TableDiff]) -> list[TableDiff]:
     """Return those that are not as they should be."""
     return [line for line in lines if line.verdict == "differs"]
-
-
-def in_short(lines: Sequence[TableDiff]) -> str:
-    """Return `as it should be`, or `2 differences, 1 not known`."""
-    found, unknown = len(differences(lines)), sum(line.verdict == "unknown" for line in lines)
-    text = f"{found} difference{'s' * (found != 1)}" if found else "as it should be"
-    return f"{text}, {unknown} not known" if unknown else text
 
 
 def status_of(lines: Sequence[TableDiff]) -> int:

@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ratelimit.cli.admin_client import TOKEN, ask
-from ratelimit.cli.options import ConfigOption, JsonOption, decimal
-from ratelimit.cli.output import in_words, say_json
+from ratelimit.cli.options import ConfigOption, answering, decimal
+from ratelimit.cli.output import Answer, in_words
 from ratelimit.config import load_config
 from ratelimit.errors import ConfigError, StoreUnavailable
 
@@ -31,15 +31,16 @@ _REDRAWS_PER_SECOND: Final = 4
 """So that a terminal that is resized looks right soon."""
 
 
+@answering
 def top(
+    *,
     url: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Of the sidecar's admin listener; by default where the configuration has it."),
     ] = None,
     config: ConfigOption = None,
     interval: Annotated[float, typer.Option(**decimal(0.1, 3600), help="Seconds between two questions.")] = 2.0,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Watch a running sidecar: checks, latencies, policies, who is refused, and which keys are hot. Ctrl-C ends it.
 
     The token is that of `RATELIMIT_ADMIN_TOKEN`, or of the configuration. In a pipe, and with `--json`, it is asked
@@ -55,13 +56,15 @@ def top(
     """
     place, token = _listener(url, config)
     found = _asked(place, token)
-    if as_json:
-        say_json(found)
-    elif not sys.stdout.isatty():
-        _console(height=_PIPE_LINES).print(Screen(found))
-    else:
+
+    def show() -> None:
+        if not sys.stdout.isatty():
+            _console(height=_PIPE_LINES).print(Screen(found))
+            return
         with suppress(KeyboardInterrupt):
             _watch(place, token, found, interval)
+
+    return Answer(found, show)
 
 
 def _listener(url: str | None, path: Path | None) -> tuple[str, str | None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
@@ -14,17 +14,17 @@ import typer
 
 from ratelimit import numerals
 from ratelimit.algorithms.fields import Per
-from ratelimit.cli.options import Configured, JsonOption, YesOption, spread, whole
-from ratelimit.cli.output import REFUSED, note, say, say_json, say_table
+from ratelimit.cli.options import Configured, YesOption, answering, whole
+from ratelimit.cli.output import ALLOWED, REFUSED, Answer, confirm, explained, note, say, say_rows
 from ratelimit.cli.progress import progress_bar
 from ratelimit.clock import SystemClock
 from ratelimit.config import Config, masked
-from ratelimit.errors import InvalidInput, StoreUnavailable
+from ratelimit.errors import InvalidInput
 from ratelimit.names import check_user
 from ratelimit.policy import timelines_of
 from ratelimit.store import TableStore
 from ratelimit.usage import EventPage, UsageLog
-from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, Sink, StreamSink, export_events
+from ratelimit.usage.export import ExportQuery, File, Sink, StreamSink, export_events
 from ratelimit.usage.formats import FORMATS, Csv, FormatName, Jsonl, document, text_of_time
 from ratelimit.usage.importing import OnError, import_events
 from ratelimit.usage.reports import DATE_RANGE, Erased, Reports
@@ -50,38 +50,41 @@ ActionOption: TypeAlias = Annotated[str | None, typer.Option("--action", help="O
 AllowedOption: TypeAlias = Annotated[
     bool | None, typer.Option("--allowed/--denied", help="Of this answer only.", show_default=False)
 ]
-StatusOption: TypeAlias = Annotated[
-    int | None, typer.Option("--status", **whole(100, 599), help="With this HTTP status only.", show_default=False)
-]
-ResourceOption: TypeAlias = Annotated[str | None, typer.Option("--resource", help="Done to this only: a path.")]
-EventsLimitOption: TypeAlias = Annotated[int, typer.Option("--limit", **whole(), help="Events at most, up to 1000.")]
-CursorOption: TypeAlias = Annotated[
-    str | None, typer.Option("--cursor", help="Where the page before ended, as it was printed there.")
-]
 PartsOption: TypeAlias = Annotated[int, typer.Option(**whole(), help="Parts of the table read side by side, up to 64.")]
 DayOption: TypeAlias = Annotated[
     str, typer.Option("--day", metavar="DAY", help="2026-01-05, today or yesterday.", show_default=False)
 ]
 _STDOUT = Path("-")
+_UNKNOWN: Final = "or is not known"
+_RESUME: Final = "the same command with --resume goes on where it broke off"
 _SUFFIXES: dict[str, FormatName] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
+@dataclass(frozen=True)
+class PageOptions:
+    """Which events, and where to begin."""
+
+    since: SinceOption = None
+    until: UntilOption = None
+    allowed: AllowedOption = None
+    status: Annotated[
+        int | None, typer.Option("--status", **whole(100, 599), help="With this HTTP status only.", show_default=False)
+    ] = None
+    resource: Annotated[str | None, typer.Option("--resource", help="Done to this only: a path.")] = None
+    limit: Annotated[int, typer.Option("--limit", **whole(), help="Events at most, up to 1000.")] = 100
+    cursor: Annotated[
+        str | None, typer.Option("--cursor", help="Where the page before ended, as it was printed there.")
+    ] = None
+
+    def read(self) -> dict[str, Any]:
+        """Return them as the reports take them. Raises `InvalidInput`."""
+        since, until = to_moment("--since", self.since), to_moment("--until", self.until, end=True)
+        return {**asdict(self), "since": since, "until": until}
+
+
 @app.command("events")
-@spread
-def events(
-    *,
-    user: UserArgument,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    action: ActionOption = None,
-    allowed: AllowedOption = None,
-    status: StatusOption = None,
-    resource: ResourceOption = None,
-    limit: EventsLimitOption = 100,
-    cursor: CursorOption = None,
-    at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+@answering
+def events(*, user: UserArgument, action: ActionOption = None, which: PageOptions, at: Configured) -> Answer:
     """A user's events, newest first.
 
     Examples:
@@ -90,32 +93,19 @@ def events(
 
         ratelimit usage events alice --limit 1000 --json
     """
-    first, last = to_moment("--since", since), to_moment("--until", until, end=True)
-    page = _ask(
-        at,
-        lambda reports: reports.events(
-            user, since=first, until=last, action=action, allowed=allowed, status=status, resource=resource,
-            limit=limit, cursor=cursor,
-        ),
-    )  # fmt: skip
-    _report_events(page, f"no events of {user} in this range, or no such user", as_json=as_json)
+    asked = which.read()
+    page = _ask(at, lambda reports: reports.events(user, action=action, **asked))
+    return _answer_of(page, "action", f"no events of {user} in this range, or no such user")
 
 
 @app.command("timeline")
-@spread
+@answering
 def timeline(
     *,
     action: Annotated[str, typer.Argument(metavar="ACTION", help="Of which action.", show_default=False)],
-    since: SinceOption = None,
-    until: UntilOption = None,
-    allowed: AllowedOption = None,
-    status: StatusOption = None,
-    resource: ResourceOption = None,
-    limit: EventsLimitOption = 100,
-    cursor: CursorOption = None,
+    which: PageOptions,
     at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """An action's events of all users, newest first; without --since, of the last seven days.
 
     It has what was written while its policy had `timeline = true`, and reads the table's index GSI2 (`ratelimit table
@@ -127,27 +117,20 @@ def timeline(
 
         ratelimit usage timeline hint --status 500 --resource /hints --json
     """
-    first, last = to_moment("--since", since), to_moment("--until", until, end=True)
-    page = _ask(
-        at,
-        lambda reports: reports.timeline(
-            action, since=first, until=last, allowed=allowed, status=status, resource=resource, limit=limit,
-            cursor=cursor,
-        ),
-    )  # fmt: skip
+    asked = which.read()
+    page = _ask(at, lambda reports: reports.timeline(action, **asked))
     nothing = f"no events of {action} in this range, or it had no timeline = true as they were written"
-    _report_events(page, nothing, as_json=as_json, of_all=True)
+    return _answer_of(page, "user", nothing)
 
 
 @app.command("summary")
-@spread
+@answering
 def summary(
     *,
     user: UserArgument,
     days: Annotated[int, typer.Option(**whole(), help="So many days, today included; up to 35.")] = 7,
     at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """What a user has used in the last days, per action: the total, and the daily average. Exact.
 
     Example:
@@ -155,20 +138,22 @@ def summary(
         ratelimit usage summary alice --days 30
     """
     report = _ask(at, lambda reports: reports.summary(user, days))
-    if as_json:
-        say_json(report)
-        return
-    first, last = report.pop(DATE_RANGE)
-    rows = [(action, row["total"], row["daily_avg"]) for action, row in report.items() if row["total"]]
-    if rows:
-        say(f"{user}, {first} to {last}")
-        say_table(("action", "total", "daily average"), rows)
-    else:
-        say(f"{user} has used nothing from {first} to {last}, or is not known")
+    first, last = report[DATE_RANGE]
+    totals = {action: row for action, row in report.items() if action != DATE_RANGE}
+    rows = [(action, row["total"], row["daily_avg"]) for action, row in totals.items() if row["total"]]
+
+    def show() -> None:
+        if rows:
+            say(f"{user}, {first} to {last}")
+        say_rows(
+            ("action", "total", "daily average"), rows, f"{user} has used nothing from {first} to {last}, {_UNKNOWN}"
+        )
+
+    return Answer(report, show)
 
 
 @app.command("totals")
-@spread
+@answering
 def totals(
     *,
     user: UserArgument,
@@ -177,8 +162,7 @@ def totals(
     action: ActionOption = None,
     per: Annotated[Per, typer.Option(help="For each of the last 35 days, or of the last 13 calendar months.")] = "day",
     at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """What a user has used, per action and day or month, from the limiter's own counters. Exact.
 
     The actions are those of the configured policies; without a configuration, those of the user's events.
@@ -193,18 +177,14 @@ def totals(
     last = None if until is None else to_day("--until", until)
     actions = None if action is None else [action]
     found = _ask(at, lambda reports: reports.totals(user, first, last, per=per, actions=actions))
-    if as_json:
-        say_json({name: {day.isoformat(): units for day, units in days.items()} for name, days in found.items()})
-        return
+    document = {name: {day.isoformat(): units for day, units in days.items()} for name, days in found.items()}
     rows = [(name, day, units) for name, days in found.items() for day, units in days.items() if units]
-    if rows:
-        say_table(("action", "month, from" if per == "month" else "day", "units"), rows)
-    else:
-        say(f"{user} has used nothing in these {per}s, or is not known")
+    columns = ("action", "month, from" if per == "month" else "day", "units")
+    return Answer(document, lambda: say_rows(columns, rows, f"{user} has used nothing in these {per}s, {_UNKNOWN}"))
 
 
 @app.command("top")
-@spread
+@answering
 def top(
     *,
     day: DayOption,
@@ -212,8 +192,7 @@ def top(
     count: Annotated[int, typer.Option(**whole(), help="So many users, up to 1000.")] = 10,
     parts: PartsOption = 4,
     at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+) -> Answer:
     """Who used an action most on a day. Exact, and it READS THE WHOLE TABLE: there is no index for it.
 
     That costs one read unit for 4 KB of table, about 0.03 USD for a GB on demand, whatever is found.
@@ -224,23 +203,14 @@ def top(
     """
     chosen = to_day("--day", day)
     found = _ask(at, lambda reports: reports.top(chosen, action, count=count, parts=parts))
-    if as_json:
-        say_json([one._asdict() for one in found])
-    elif found:
-        say_table(("user", "units"), found)
-    else:
-        say(f"nobody used {action} on {chosen}, as far as was counted")
+    document = [one._asdict() for one in found]
+    nothing = f"nobody used {action} on {chosen}, as far as was counted"
+    return Answer(document, lambda: say_rows(("user", "units"), found, nothing))
 
 
 @app.command("reconcile")
-@spread
-def reconcile(
-    *,
-    user: UserArgument,
-    day: DayOption,
-    at: Configured,
-    as_json: JsonOption = False,
-) -> None:
+@answering
+def reconcile(*, user: UserArgument, day: DayOption, at: Configured) -> Answer:
     """A user's events of a day against the counters. A difference is what was counted and not logged.
 
     Refunds and what a policy does not log make one as well; below zero, more was logged than counted.
@@ -251,20 +221,17 @@ def reconcile(
     """
     chosen = to_day("--day", day)
     found = _ask(at, lambda reports: reports.reconcile(user, chosen))
-    rows: dict[str, Any] = {
+    document = {
         action: {"events": one.events, "total": one.total, "difference": one.difference}
         for action, one in found.items()
     }
-    if as_json:
-        say_json(rows)
-    elif rows:
-        say_table(("action", "events", "total", "difference"), [(name, *row.values()) for name, row in rows.items()])
-    else:
-        say(f"{user} has neither events nor totals on {chosen}, or is not known")
+    rows = [(name, *row.values()) for name, row in document.items()]
+    nothing = f"{user} has neither events nor totals on {chosen}, {_UNKNOWN}"
+    return Answer(document, lambda: say_rows(("action", "events", "total", "difference"), rows, nothing))
 
 
 @app.command("export")
-@spread
+@answering
 def export(
     *,
     out: Annotated[
@@ -283,8 +250,7 @@ def export(
     ] = False,
     parts: PartsOption = 1,
     at: Configured,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Write events to a file, or to standard output: all of them, or a user's.
 
     Everybody's events come in no order, and READ THE WHOLE TABLE: one read unit for 4 KB of it, some 0.03 USD for a GB.
@@ -312,17 +278,20 @@ def export(
     )
     sink = _sink(chosen, out, resume=resume)
     try:
-        with _explained(out, resumable=isinstance(sink, File)), progress_bar("exporting") as progress:
+        with explained(str(out), _RESUME if isinstance(sink, File) else ""), progress_bar("exporting") as progress:
             done = at.run(lambda table, _: export_events(table, asked, sink, progress=progress))
     except BrokenPipeError:  # whoever was reading, `head` for one, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return REFUSED
-    _report_export(done, out, as_json=as_json)
-    return 0
+        raise typer.Exit(REFUSED) from None
+    if out == _STDOUT:
+        raise typer.Exit
+    document = {"events": done.events, "bytes": done.bytes, "file": str(out), "format": chosen}
+    notes = [] if done.events else ["there are none in this range" + ("" if user is None else ", or no such user")]
+    return Answer(document, lambda: say(f"{done.events:,} events in {out} ({done.bytes:,} bytes)"), notes)
 
 
 @app.command("import")
-@spread
+@answering
 def import_(
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL, CSV or Parquet.", show_default=False)],
@@ -332,8 +301,7 @@ def import_(
         typer.Option(help="stop: a bad line, and nothing is written. skip: bad lines go to FILE.rejected."),
     ] = "stop",
     at: Configured,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Put the events of a file into the table. May be repeated: the same event is there once.
 
     Every line needs user, action, and time (or at, in milliseconds). One without an id gets one made of what it says.
@@ -348,33 +316,27 @@ def import_(
 
         ratelimit usage import old-log.csv --on-error skip
     """
-    with _explained(file), progress_bar("importing", size=_size(file)) as heard:
+    size = file.stat().st_size if file.is_file() else None
+    with explained(str(file)), progress_bar("importing", size=size) as heard:
         done = at.run(
             lambda table, settings: import_events(
-                table.events,
-                file,
-                format=format,
-                on_error=on_error,
-                timelines=timelines_of(settings.policies),
+                table.events, file, format=format, on_error=on_error, timelines=timelines_of(settings.policies),
                 progress=heard,
             )
-        )
-    if as_json:
-        rejects = None if done.rejects is None else str(done.rejects)
-        rejected = {"rejected": done.rejected, "conflicting": done.conflicting, "rejects": rejects}
-        say_json({"events": done.events, **rejected})
-    else:
-        say(f"{done.events:,} events of {file} are in the table" if done.events else f"{file} held no events")
+        )  # fmt: skip
+    rejects = None if done.rejects is None else str(done.rejects)
+    document = {"events": done.events, "rejected": done.rejected, "conflicting": done.conflicting, "rejects": rejects}
+    said = f"{done.events:,} events of {file} are in the table" if done.events else f"{file} held no events"
+    notes = []
     if done.rejected:
         conflicts = f" ({done.conflicting:,} conflict with what is in the table)" if done.conflicting else ""
-        note(f"{done.rejected:,} lines were rejected{conflicts}; they are in {done.rejects}, with the reasons")
-        for line in done.first_rejected:
-            note(line)
-    return REFUSED if done.rejected else 0
+        where = f"they are in {done.rejects}, with the reasons"
+        notes = [f"{done.rejected:,} lines were rejected{conflicts}; {where}", *done.first_rejected]
+    return Answer(document, lambda: say(said), notes, REFUSED if done.rejected else ALLOWED)
 
 
 @app.command("erase")
-@spread
+@answering
 def erase(
     *,
     user: UserArgument,
@@ -389,8 +351,7 @@ def erase(
     ] = None,
     yes: YesOption = False,
     at: Configured,
-    as_json: JsonOption = False,
-) -> int:
+) -> Answer:
     """Delete every trace of a user, after asking: events, counters, the entry in the directory, e-mails and API keys.
 
     It READS THE WHOLE TABLE (and the mirror): one read unit for 4 KB of it, some 0.03 USD for a GB. With --quick it
@@ -406,31 +367,29 @@ def erase(
         ratelimit usage erase alice --yes
     """
     user = check_user(user)
-    if not yes:
-        typer.confirm(f"Erase all of {user}: events, counters, the entry in the directory?", abort=True, err=True)
+    confirm(f"Erase all of {user}: events, counters, the entry in the directory?", yes=yes)
     if journal is not None and not journal.is_dir():
         raise InvalidInput(f"--journal: {journal} is no directory")
 
+    journal = journal or _journal_of(at.load())
+
     async def work(table: TableStore, settings: Config) -> Erased:
         actions = [policy.name for policy in settings.policies]
-        log = UsageLog(table, actions=actions, journal_dir=looked_through(settings), when_full="wait")
+        log = UsageLog(table, actions=actions, journal_dir=journal, when_full="wait")
         try:
             return await log.erase(user, actions=action or (), quick=quick)
         finally:
             await log.close()
 
-    def looked_through(settings: Config) -> Path | None:
-        return journal or _journal_of(settings)
-
     with progress_bar("erasing"):
         erased = at.run(work)
-    if as_json:
-        say_json({"user": user, "erased": int(erased), "found": erased.found, "left": erased.left})
-    else:
-        say(_said_of(user, erased, quick=quick, journal=looked_through(at.load())))
-    for file in erased.left:
-        note(f"{file} is damaged, and names the user: what is in it is not written any more; look at it and delete it")
-    return REFUSED if erased.left else 0
+    document = {"user": user, "erased": int(erased), "found": erased.found, "left": erased.left}
+    notes = [
+        f"{file} is damaged, and names the user: what is in it is not written any more; look at it and delete it"
+        for file in erased.left
+    ]
+    said = _said_of(user, erased, quick=quick, journal=journal)
+    return Answer(document, lambda: say(said), notes, REFUSED if erased.left else ALLOWED)
 
 
 def _ask(at: Configured, question: Callable[[Reports], Awaitable[T]]) -> T:
@@ -440,35 +399,23 @@ def _ask(at: Configured, question: Callable[[Reports], Awaitable[T]]) -> T:
     )
 
 
-def _report_events(page: EventPage, nothing: str, *, as_json: bool, of_all: bool = False) -> None:
-    if as_json:
-        say_json({"events": [document(event) for event in page.events], "cursor": page.cursor})
-        return
-    if page.events:
-        _show_table(page, "user" if of_all else "action")
-    elif page.cursor is None:
-        say(nothing)
-    if page.cursor is not None:
-        note(f"there may be more: repeat the command with --cursor {page.cursor}")
-
-
-def _show_table(page: EventPage, whose: Literal["user", "action"]) -> None:
-    say_table(
-        ("time", whose, "cost", "answer", "status", "ms", "resource", "id"),
+def _answer_of(page: EventPage, whose: Literal["user", "action"], nothing: str) -> Answer:
+    columns = ("time", whose, "cost", "answer", "status", "ms", "resource", "id")
+    rows = [
         (
-            (
-                text_of_time(event),
-                getattr(event, whose),
-                event.cost,
-                "allowed" if event.allowed else "denied",
-                _or_dash(event.status),
-                _or_dash(event.duration),
-                _or_dash(event.resource),
-                event.id,
-            )
-            for event in page.events
-        ),
-    )
+            text_of_time(event), getattr(event, whose), event.cost, "allowed" if event.allowed else "denied",
+            _or_dash(event.status), _or_dash(event.duration), _or_dash(event.resource), event.id,
+        )
+        for event in page.events
+    ]  # fmt: skip
+
+    def show() -> None:
+        if rows or page.cursor is None:
+            say_rows(columns, rows, nothing)
+        if page.cursor is not None:
+            note(f"there may be more: repeat the command with --cursor {page.cursor}")
+
+    return Answer({"events": [document(event) for event in page.events], "cursor": page.cursor}, show)
 
 
 def _or_dash(value: object) -> str:
@@ -520,46 +467,6 @@ def _sink(format: FormatName, out: Path, *, resume: bool) -> Sink:
         return ParquetFile(out)
     encoder = Csv() if format == "csv" else Jsonl()
     return StreamSink(sys.stdout.buffer, encoder) if out == _STDOUT else File(out, encoder, resume=resume)
-
-
-@contextmanager
-def _explained(file: Path, *, resumable: bool = False) -> Iterator[None]:
-    """A file that cannot be used is bad input; an export that broke off says how to go on."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InvalidInput(f"{error.filename or file}: {error.strerror or error}{_again(resumable)}") from None
-    except StoreUnavailable:
-        if resumable:
-            note(f"{file} is not complete{_again(resumable)}")
-        raise
-    except KeyboardInterrupt:
-        note(f"{file} is not complete{_again(resumable)}")
-        raise
-
-
-def _again(resumable: bool) -> str:
-    return "; the same command with --resume goes on where it broke off" if resumable else ""
-
-
-def _size(file: Path) -> int | None:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return None
-
-
-def _report_export(done: ExportCheckpoint, out: Path, *, as_json: bool) -> None:
-    if out == _STDOUT:
-        return
-    if as_json:
-        say_json({"events": done.events, "bytes": done.bytes, "file": str(out), "format": done.asked.format})
-    else:
-        say(f"{done.events:,} events in {out} ({done.bytes:,} bytes)")
-        if not done.events:
-            note("there are none in this range" + ("" if done.asked.user is None else ", or no such user"))
 
 
 # How days and moments are typed.

@@ -153,7 +153,7 @@ def test_the_rate_and_the_time_left() -> None:
     speed = Speed(clock)
     assert speed.hear("events", 0, 0, 1000) == ("", "")
     clock.advance(10)
-    assert speed.hear("events", 200, 200, 1000) == ("20/s", "40 s")
+    assert speed.hear("events", 200, 200, 1000) == ("20/s", "40 s left")
     assert speed.hear("counters", 0, 0, None) == ("", "")
     clock.advance(2)
     assert speed.hear("counters", 10, 10, None) == ("5/s", "")
