@@ -16,6 +16,7 @@ from inspect import Parameter, Signature, isawaitable
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
 from weakref import WeakKeyDictionary
 
+import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -26,7 +27,7 @@ from ratelimit.errors import InvalidCost, InvalidUser, QuotaExceeded, RateLimitE
 from ratelimit.http.addresses import Addresses, warn_once
 from ratelimit.http.identity import UserResolver, name_of
 from ratelimit.http.policy_check import PolicyCheck, SurfaceOptions
-from ratelimit.http.problems import CONTENT_TYPE, respond
+from ratelimit.http.problems import CONTENT_TYPE, QuotaProblem, respond
 from ratelimit.http.refusal import closing, refusal
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.limiter import Limiter
@@ -300,6 +301,7 @@ _WRITER = SurfaceOptions().writer
 
 _DESCRIBED: Final = "_ratelimit_described"
 _TEXT: Final = {"type": "string"}
+_BODY: Final = msgspec.json.schema_components([QuotaProblem])[1]["QuotaProblem"]
 _REFUSAL: Final = {
     "description": "The quota is used up.",
     "headers": {
@@ -307,22 +309,7 @@ _REFUSAL: Final = {
         "RateLimit-Policy": {"description": 'The quotas, as in `"hint";q=5;w=86400`.', "schema": _TEXT},
         "RateLimit": {"description": 'What is left, as in `"hint";r=0;t=43200`.', "schema": _TEXT},
     },
-    "content": {
-        CONTENT_TYPE.decode(): {
-            "schema": {
-                "type": "object",
-                "title": "QuotaProblem",
-                "required": ["type", "title", "status", "detail", "violated-policies"],
-                "properties": {
-                    "type": {"type": "string", "format": "uri"},
-                    "title": _TEXT,
-                    "status": {"type": "integer"},
-                    "detail": _TEXT,
-                    "violated-policies": {"type": "array", "items": _TEXT},
-                },
-            }
-        }
-    },
+    "content": {CONTENT_TYPE.decode(): {"schema": {**_BODY, "required": list(_BODY["properties"])}}},
 }
 
 
