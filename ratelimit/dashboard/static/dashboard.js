@@ -1,7 +1,7 @@
 // The page: who looks at it, which view is open, and where they are.
 
 import {ask, button, calm, el, field, resume, say, session, trouble} from "./page.js";
-import {activity} from "./activity.js";
+import {activity} from "./events.js";
 import {cost, now, refused} from "./live.js";
 import {plans} from "./plans.js";
 import {users} from "./users.js";

@@ -1,6 +1,6 @@
 // A list of events that can be filtered and goes on page by page: of a user, or of everybody.
 
-import {ask, button, el, field, number, options, pill, query, say, table, trouble, utc} from "./page.js";
+import {ask, button, card, el, field, number, options, pill, query, say, seg, table, trouble, utc} from "./page.js";
 
 const PAGE = 50, MAX_PAGES = 5;
 
@@ -65,4 +65,20 @@ export function eventList({path, actions = [], users = false}) {
     el("div", {class: "buttons"}, el("button", {type: "submit", class: "primary"}, "Filter"),
       el("button", {type: "reset", onclick: () => setTimeout(() => read(true).catch(trouble))}, "Clear")));
   return {form, place, more, read};
+}
+
+// What all users did, newest first: of the actions that have a timeline.
+export async function activity(main, [chosen]) {
+  main.append(el("h1", {tabindex: "-1"}, "Activity"));
+  const {policies} = await ask("GET", "v1/policies");
+  const actions = Object.keys(policies).filter((name) => policies[name].timeline);
+  if (!actions.length) {
+    main.append(card("Everybody’s events", el("p", {class: "empty"}, "No action has a timeline: say timeline = true in its policy, and its events of all users are listed here. A user’s own are under Users.")));
+    return;
+  }
+  const action = options(el("select"), actions.map((name) => [name, name]), actions.includes(chosen) ? chosen : actions[0]);
+  const events = eventList({path: () => `v1/actions/${seg(action.value)}/timeline`, users: true});
+  main.append(card("Everybody’s events", el("div", {class: "filters"}, field("Action", action)), events.form, events.place, events.more));
+  action.addEventListener("change", () => events.read(true).catch(trouble));
+  await events.read(true, false);
 }

@@ -46,6 +46,22 @@ export function options(select, values, chosen) {
   return select;
 }
 
+// A list of `names` in `place`, AT_ONCE of them at a time, and those that are searched for: `draw` shows some of them.
+// Returns what shows it, and shows it anew.
+export function searched(place, names, label, draw) {
+  const search = el("input", {type: "search"}), body = el("div"), more = el("div", {class: "buttons"});
+  let shown = AT_ONCE;
+  async function show() {
+    const wanted = names.filter((name) => name.includes(search.value));
+    body.replaceChildren(await draw(wanted.slice(0, shown)));
+    more.replaceChildren(wanted.length <= shown ? "" : button(`${number(wanted.length - shown)} more`, () => { shown += AT_ONCE; return show(); }, {operator: false}));
+  }
+  search.addEventListener("input", () => { shown = AT_ONCE; show().catch(trouble); });
+  place.replaceChildren(names.length > AT_ONCE ? field(label, search) : "", body, more);
+  return show;
+}
+const AT_ONCE = 25;  // of quotas each is a read
+
 export function button(text, act, {kind = "", label = null, operator = true} = {}) {
   const denied = operator && session.role !== "operator";
   let busy = false;  // and not disabled meanwhile, which would take the focus away

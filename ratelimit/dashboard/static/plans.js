@@ -1,8 +1,6 @@
 // Plans and policies: what holds, from which file, what a reload would change, and what a shadow would have refused.
 
-import {ask, button, card, dialog, el, field, number, pill, query, say, seg, session, table, trouble} from "./page.js";
-
-const AT_ONCE = 25;
+import {ask, button, card, dialog, el, field, number, pill, query, say, searched, seg, session, table, trouble} from "./page.js";
 
 export async function plans(main) {
   const config = el("div"), changes = el("div", {"aria-live": "polite"}), list = el("div"), more = el("div", {class: "buttons"}), policies = el("div");
@@ -98,25 +96,14 @@ async function remove(plan, done) {
 async function drawPolicies(place) {
   const [{policies}, live] = await Promise.all([ask("GET", "v1/policies"), ask("GET", "live")]);
   const names = Object.keys(policies), counted = new Map(live.policies.map((one) => [one.name, one.totals]));
-  const search = el("input", {type: "search"}), body = el("div"), more = el("div", {class: "buttons"});
-  let shown = AT_ONCE;
-
-  function draw() {
-    const wanted = names.filter((name) => name.includes(search.value));
-    body.replaceChildren(table("Policies", [["Policy", ""], ["Quotas", ""], ["Matches", ""], ["Algorithm", ""], ["In the shadow", ""], ["More", ""]], wanted.slice(0, shown).map((name) => {
-      const one = policies[name];
-      return [
-        el("span", {}, el("b", {}, name), " ", one.mode === "shadow" ? pill("shadow", "warn") : ""),
-        [one.quotas].flat().join("; "), [one.match].flat().filter(Boolean).join(", ") || "asked by name", one.algorithm, shadow(one, counted.get(name)),
-        el("details", {}, el("summary", {}, "All settings"), el("pre", {}, JSON.stringify(one, null, 1))),
-      ];
-    }), "No policy is named like that."));
-    more.replaceChildren(wanted.length <= shown ? "" : button(`${number(wanted.length - shown)} more`, () => { shown += AT_ONCE; draw(); }, {operator: false}));
-  }
-
-  search.addEventListener("input", () => { shown = AT_ONCE; draw(); });
-  place.replaceChildren(names.length > AT_ONCE ? field(`Find one of ${number(names.length)}`, search) : "", body, more);
-  draw();
+  await searched(place, names, `Find one of ${number(names.length)}`, (wanted) => table("Policies", [["Policy", ""], ["Quotas", ""], ["Matches", ""], ["Algorithm", ""], ["In the shadow", ""], ["More", ""]], wanted.map((name) => {
+    const one = policies[name];
+    return [
+      el("span", {}, el("b", {}, name), " ", one.mode === "shadow" ? pill("shadow", "warn") : ""),
+      [one.quotas].flat().join("; "), [one.match].flat().filter(Boolean).join(", ") || "asked by name", one.algorithm, shadow(one, counted.get(name)),
+      el("details", {}, el("summary", {}, "All settings"), el("pre", {}, JSON.stringify(one, null, 1))),
+    ];
+  }), "No policy is named like that."))();
 }
 
 // How many it would have refused, of those that it saw.

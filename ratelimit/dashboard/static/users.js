@@ -1,10 +1,9 @@
 // A user: quotas as they stand, plan and overrides, what was used, every event, and the buttons.
 
-import {ask, button, card, dialog, el, field, meter, number, options, pill, query, say, seg, session, span, table, trouble} from "./page.js";
+import {ask, button, card, dialog, el, field, meter, number, options, pill, query, say, searched, seg, session, span, table, trouble} from "./page.js";
 import {chart} from "./charts.js";
 import {eventList} from "./events.js";
 
-const AT_ONCE = 25;  // quotas: each is a read
 const SOON = "here from now on, elsewhere within 30 s";
 const KINDS = ["c1", "c2", "c3", "c4", "c5"];
 
@@ -100,16 +99,10 @@ async function drawQuotas(place, state, again) {
   const {policies, user} = state;
   const used = Object.keys(state.days);
   const names = [...new Set([...used.filter((name) => name in policies), ...Object.keys(state.entry?.quotas ?? {}), ...Object.keys(policies)])];
-  const search = el("input", {type: "search"});
-  const body = el("div"), more = el("div", {class: "buttons"});
-  let shown = AT_ONCE;
-
-  async function draw() {
-    const wanted = names.filter((name) => name.includes(search.value));
-    const rows = await Promise.all(wanted.slice(0, shown).map((name) => rowsOf(name).catch((error) => [failed(name, error)])));
-    body.replaceChildren(table(`Quotas of ${user}`, [["Action", ""], ["Quota", ""], ["Used", ""], ["Remaining", "number"], ["Full again in", "number"], ["", "acts"]], rows.flat(), "No policy is named like that."));
-    more.replaceChildren(wanted.length <= shown ? "" : button(`${number(wanted.length - shown)} more`, () => { shown += AT_ONCE; return draw(); }, {operator: false}));
-  }
+  const draw = searched(place, names, "Find an action", async (wanted) => {
+    const rows = await Promise.all(wanted.map((name) => rowsOf(name).catch((error) => [failed(name, error)])));
+    return table(`Quotas of ${user}`, [["Action", ""], ["Quota", ""], ["Used", ""], ["Remaining", "number"], ["Full again in", "number"], ["", "acts"]], rows.flat(), "No policy is named like that.");
+  });
 
   async function rowsOf(action) {
     const decision = await ask("POST", "v1/peek", {user, action});
@@ -146,8 +139,6 @@ async function drawQuotas(place, state, again) {
     await draw();
   }
 
-  search.addEventListener("input", () => draw().catch(trouble));
-  place.replaceChildren(names.length > AT_ONCE ? field("Find an action", search) : "", body, more);
   await draw();
 }
 
