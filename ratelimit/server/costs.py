@@ -37,11 +37,8 @@ async def settle_cost(owing: list[Charge], stated: int) -> None:
     Never raises for a store.
     """
     for charge in owing:
-        owed = stated - charge.decision.cost
-        if owed > 0:
-            await _charge(charge, owed, stated)
-        else:
-            await give_back(charge, -owed)
+        if not await _charge_beyond(charge, stated):
+            await give_back(charge, charge.decision.cost - stated)
 
 
 async def settle_reserved(charges: Charges, stated: int) -> None:
@@ -50,19 +47,21 @@ async def settle_reserved(charges: Charges, stated: int) -> None:
     Never raises for a store.
     """
     for charge in charges.held:
-        if charge.is_reserved:
-            owed = stated - charge.decision.cost
-            if owed > 0:
-                await _charge(charge, owed, stated)
-            elif charge.hold.used is None and charge.hold.is_held:
-                charge.hold.settle(stated)
+        if not charge.is_reserved or await _charge_beyond(charge, stated):
+            continue
+        if charge.hold.used is None and charge.hold.is_held:
+            charge.hold.settle(stated)
 
 
-async def _charge(charge: Charge, owed: int, stated: int) -> None:
-    name = charge.policy.name
+async def _charge_beyond(charge: Charge, stated: int) -> bool:
+    """Charge what is stated beyond what was taken. Return False where that is nothing."""
+    name, owed = charge.policy.name, stated - charge.decision.cost
+    if owed <= 0:
+        return False
     charged = await charge.limiter.charge(charge.user, name, owed)
     if charged.reason == "unavailable":
         logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
-        return
-    at_us = charge.decision.at_us
-    charge.decision = msgspec.structs.replace(charged, cost=stated, spent=stated, refunded=0, at_us=at_us)
+    else:
+        at_us = charge.decision.at_us
+        charge.decision = msgspec.structs.replace(charged, cost=stated, spent=stated, refunded=0, at_us=at_us)
+    return True

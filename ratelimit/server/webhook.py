@@ -64,29 +64,24 @@ class Webhook:
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes) -> str:
         """Return why it was not taken; empty where it was."""
+        import aiohttp
+
         problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:
                 await _BACKOFF.pause(attempt)
-            problem, again = await self._try(session, body)
-            if not again:
-                break
+            try:
+                async with session.post(self._url, data=body, allow_redirects=False) as answer:
+                    problem = "" if 200 <= answer.status < 300 else f"status {answer.status}"
+                    if answer.status not in _RETRIED:
+                        break
+            except TimeoutError:
+                problem = f"no answer within {TIMEOUT_S:g} s"
+            except aiohttp.ClientError as error:
+                problem = type(error).__name__
+            except UnicodeError:
+                return "its host is no name that can be looked up"
         return problem
-
-    async def _try(self, session: aiohttp.ClientSession, body: bytes) -> tuple[str, bool]:
-        """Return what went wrong, and whether another attempt may help."""
-        import aiohttp
-
-        try:
-            async with session.post(self._url, data=body, allow_redirects=False) as answer:
-                taken = 200 <= answer.status < 300
-                return "" if taken else f"status {answer.status}", answer.status in _RETRIED
-        except TimeoutError:
-            return f"no answer within {TIMEOUT_S:g} s", True
-        except aiohttp.ClientError as error:
-            return type(error).__name__, True
-        except UnicodeError:
-            return "its host is no name that can be looked up", False
 
     def _request(self, alert: Alert) -> tuple[dict[str, str], bytes]:
         alert_id = str(uuid4())
