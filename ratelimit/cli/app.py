@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -19,7 +21,7 @@ from ratelimit.cli.deploy import app as deploy_app
 from ratelimit.cli.directory import plans, users
 from ratelimit.cli.loadtest import app as loadtest_app
 from ratelimit.cli.migrate import app as migrate_app
-from ratelimit.cli.output import INVALID, UNAVAILABLE, complain
+from ratelimit.cli.output import INVALID, REFUSED, UNAVAILABLE, complain
 from ratelimit.cli.serve import serve
 from ratelimit.cli.table import app as table_app
 from ratelimit.cli.top import top
@@ -48,6 +50,7 @@ app.add_typer(migrate_app, name="migrate")
 app.add_typer(loadtest_app, name="loadtest")
 app.add_typer(demo_app, name="demo")
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 # What typer raises for a command line it cannot read; the class itself has no public name in every version of it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.mro()[1]
 
@@ -77,6 +80,9 @@ def _refuse_namesake() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command line (the process's own by default) and leave with its exit status."""
+    # Whoever has closed them (`>&-`) wants to hear nothing.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.exit(run(args))
 
 
@@ -89,6 +95,10 @@ def run(args: Sequence[str] | None) -> int:
         return complain(error, UNAVAILABLE)
     except RateLimitError as error:
         return complain(error, INVALID)
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        return complain(f"standard output cannot be written: {error.strerror}", REFUSED)
     except typer.Abort:
         return complain("given up; nothing was done", 1)
     except _UsageError as error:

@@ -266,6 +266,7 @@ def export(
         ratelimit usage export --user alice | jq .resource
     """
     chosen = _format(format, out)
+    out = out.resolve() if out.is_file() else out  # of a link its file is replaced, and not the link
     asked = ExportQuery(
         store=masked(at.load().store),
         format=chosen,
@@ -456,17 +457,25 @@ def _format(format: str | None, out: Path) -> FormatName:
 
 
 def _sink(format: FormatName, out: Path, *, resume: bool) -> Sink:
-    if resume and (out == _STDOUT or format == "parquet"):
-        what = "standard output" if out == _STDOUT else "a Parquet file"
+    if out.is_dir():
+        raise InvalidInput(f"--out: {out} is a folder; name a file in it")
+    if not out.parent.is_dir():
+        raise InvalidInput(f"--out: there is no folder {out.parent}")
+    # A pipe or a device (`/dev/stdout`) is written to: a file that took its place would reach nobody.
+    is_stream = out == _STDOUT or (out.exists() and not out.is_file())
+    if resume and (is_stream or format == "parquet"):
+        what = "what is no file" if is_stream else "a Parquet file"
         raise InvalidInput(f"--resume: {what} cannot be gone on with; leave it out, or export to a JSONL or CSV file")
     if format == "parquet":
         from ratelimit.usage.parquet import ParquetFile
 
-        if out == _STDOUT:
+        if is_stream:
             raise InvalidInput("--format: Parquet needs a file; add --out events.parquet")
         return ParquetFile(out)
     encoder = Csv() if format == "csv" else Jsonl()
-    return StreamSink(sys.stdout.buffer, encoder) if out == _STDOUT else File(out, encoder, resume=resume)
+    if is_stream:
+        return StreamSink(sys.stdout.buffer if out == _STDOUT else out.open("wb"), encoder)
+    return File(out, encoder, resume=resume)
 
 
 # How days and moments are typed.

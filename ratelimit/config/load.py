@@ -64,8 +64,8 @@ def from_file(path: str | Path, *, named_by: str = "") -> Layer:
     """Read a TOML file. Raises `ConfigError` naming the file, and the line of a mistake in its syntax."""
     hint = f" ({named_by})" if named_by else ""
     try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
+        # Some editors begin a file with a byte order mark.
+        table = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         reason = "no such file" if missing else (error.strerror or "cannot be read").lower()

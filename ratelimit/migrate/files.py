@@ -26,7 +26,7 @@ from ratelimit.migrate.convert import Converter, DuplicateCounter
 from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, UnreadableJson
 from ratelimit.migrate.mapping import HELD, Seen, absent, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.rows import Batch, Entity, Source, SourceRefused, SourceRow, is_asked, readable, rows_of
-from ratelimit.usage.formats import fields_once
+from ratelimit.usage.formats import check_lasts, fields_once
 
 # Opening a file of rows as text: unpacked where it is gzip, and refused by what it is where it is no such file.
 
@@ -113,6 +113,7 @@ def opened(path: Path, encoding: str, *, errors: str = "strict") -> Iterator[Ope
 
 def check_whole(path: Path) -> None:
     """Unpack a packed file once, so that a damaged one is found before anything is written. Raises `InvalidInput`."""
+    check_lasts(path)
     with path.open("rb") as raw:
         if raw.read(2) != _GZIP:
             return

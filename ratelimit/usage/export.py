@@ -201,8 +201,8 @@ class File:
         assert self._file is not None
         size = self._file.tell()
         os.fsync(self._file.fileno())
-        self._file.close()
         os.replace(self._part, self._path)
+        self._file.close()
         self._saved.unlink(missing_ok=True)
         return size
 

@@ -158,6 +158,7 @@ def read_lines(path: Path, format: Literal["jsonl", "csv"]) -> Iterator[FileLine
 
     A line of more than `MAX_LINE_BYTES` is a sign of one.
     """
+    check_lasts(path)
     with path.open("rb") as file:
         start = file.read(4)
         for magic, what in _MAGIC.items():
@@ -165,6 +166,12 @@ def read_lines(path: Path, format: Literal["jsonl", "csv"]) -> Iterator[FileLine
                 raise InvalidInput(f"{path} is {what}")
         file.seek(0)
         yield from _read_csv(path, file) if format == "csv" else _read_jsonl(path, file)
+
+
+def check_lasts(path: Path) -> None:
+    """Raise `InvalidInput` for a pipe, of which nothing is left for those who read it again."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InvalidInput(f"{path} is no file, and is read more than once; write it into one first")
 
 
 def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[FileLine]:

@@ -75,3 +75,28 @@ def test_it_runs_as_a_module() -> None:
     )
     assert done.returncode == 1, done.stderr
     assert "refused: alice hint" in done.stdout
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("line", ["config show", "check a b --quota 5/day"])
+def test_a_full_disk_behind_standard_output_is_told_of(line: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ratelimit", *line.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=240,
+        )
+    assert done.returncode == 1
+    assert "error: standard output cannot be written: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("closed", [1, 2])
+def test_closed_streams_are_no_error(closed: int) -> None:
+    command = f"{sys.executable} -m ratelimit check a b --quota 5/day {closed}>&-"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr

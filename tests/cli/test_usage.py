@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -135,6 +136,43 @@ def test_export_to_standard_output(url: str) -> None:
     done = subprocess.run(line, capture_output=True, text=True, timeout=240, check=True)
     assert [json.loads(one)["user"] for one in done.stdout.splitlines()] == ["alice"] * 4
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "stdout", "link"])
+def test_export_to_what_is_no_file_of_its_own(kind: str, url: str, tmp_path: Path) -> None:
+    """A file in the place of a pipe, or of a link, would reach nobody: a root user's `/dev/stdout` was gone."""
+    file, out = tmp_path / "events.jsonl", tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(out)
+    else:
+        file.write_text("of yesterday\n", encoding="utf-8")
+        out.symlink_to("/dev/stdout" if kind == "stdout" else file)
+    line = [sys.executable, "-m", "ratelimit", "usage", "export", "--store", url, "--user", "alice", "--out", str(out)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as done:
+        read = out.read_text(encoding="utf-8") if kind == "pipe" else ""
+        said, err = done.communicate(timeout=240)
+    assert (done.returncode, err) == (0, "")
+    text = {"pipe": read, "stdout": said, "link": file.read_text(encoding="utf-8") if file.exists() else ""}[kind]
+    assert sum(one.startswith('{"id"') for one in text.splitlines()) == 4
+    assert out.is_fifo() if kind == "pipe" else out.is_symlink()
+
+
+def test_export_where_no_file_can_be(ratelimit: Command, url: str, tmp_path: Path) -> None:
+    assert ratelimit("usage", "export", "--store", url, "--out", str(tmp_path)) == (
+        2, "", f"error: --out: {tmp_path} is a folder; name a file in it\n"
+    )  # fmt: skip
+    out = tmp_path / "none" / "events.csv"
+    told = f"error: --out: there is no folder {out.parent}\n"
+    assert ratelimit("usage", "export", "--store", url, "--out", str(out)) == (2, "", told)
+
+
+def test_a_pipe_is_not_imported(ratelimit: Command, url: str, tmp_path: Path) -> None:
+    """It is read twice: all of it is looked at before anything is written."""
+    os.mkfifo(pipe := tmp_path / "events.jsonl")
+    for command in (("usage", "import"), ("migrate", "run")):
+        status, out, err = ratelimit(*command, str(pipe), "--store", url)
+        assert (status, out) == (2, "")
+        assert f"{pipe} is no file, and is read more than once; write it into one first" in err
 
 
 def test_export_with_options(ratelimit: Command, url: str, tmp_path: Path) -> None:

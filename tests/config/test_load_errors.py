@@ -123,6 +123,12 @@ def test_a_mistake_in_the_syntax_names_its_line(tmp_path: Path) -> None:
     assert "line 2" in told
 
 
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "ratelimit.toml"
+    path.write_text("deadline = 3\r\n", encoding="utf-8-sig", newline="")
+    assert load_config(path, env={}).deadline == 3
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     missing = tmp_path / "missing.toml"
     with pytest.raises(ConfigError, match=r"missing\.toml: no such file$"):
