@@ -54,18 +54,21 @@ class Rule(Protocol):
 class Taken:
     """What a refund gives back of: `held` units, taken at the moment `at` and not given back yet.
 
-    `cached` is the record to plan by as long as the true one is not known.
+    `cached` is the record to plan by as long as the true one is not known. `reserved` says how much of each field is
+    somebody's reservation, which a refund leaves there: that goes back with whoever holds it.
     """
 
-    __slots__ = ("at", "cached", "held")
+    __slots__ = ("at", "cached", "held", "reserved")
 
     def __init__(self, at: int, held: int) -> None:
         self.at = at
         self.held = held
         self.cached: Record = {}
+        self.reserved: Record = {}
 
 
-def give_back(field: str, amount: int, record: Record | None) -> Ops:
-    """Take back `amount` from a counter, or what is left in it where the record is known; never below zero."""
-    back = amount if record is None else min(amount, record.get(field, 0))
-    return (Expect(field, low=back), Add(field, -back)) if back > 0 else ()
+def give_back(field: str, amount: int, record: Record | None, taken: Taken) -> Ops:
+    """Take back `amount` from a counter, or what is left in it where the record is known; never what is reserved."""
+    reserved = taken.reserved.get(field, 0)
+    back = amount if record is None else min(amount, record.get(field, 0) - reserved)
+    return (Expect(field, low=back + reserved), Add(field, -back)) if back > 0 else ()

@@ -17,6 +17,8 @@ from ratelimit.algorithms.fields import (
     bucket_field,
     bucket_limit_field,
     bucket_returned_field,
+    bucket_window,
+    current_totals,
     held_fields,
     is_held,
     is_total,
@@ -24,7 +26,7 @@ from ratelimit.algorithms.fields import (
 )
 from ratelimit.clock import SECOND
 from ratelimit.decision import QuotaState
-from ratelimit.quota import MAX_LIMIT, Quota, Window
+from ratelimit.quota import MAX_LIMIT, Quota
 from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record
 
 RETRY_AFTER_S: Final = 1.0
@@ -118,6 +120,20 @@ class Held:
             ]
         )
 
+    def split(self, units: int | None) -> tuple[Held, Held | None]:
+        """Return so many of the reserved units, and what is held without them; None: all of it, and nothing."""
+        if units is None:
+            return self, None
+        part: list[HeldUnits] = []
+        rest: list[HeldUnits] = []
+        for one in self.fields:
+            taken = min(units, one.units) if one.total == RESERVED else 0
+            if taken:
+                part.append(HeldUnits(one.total, one.field, taken))
+            if one.units > taken:
+                rest.append(HeldUnits(one.total, one.field, one.units - taken))
+        return Held(tuple(part), self.start, self.end), Held(tuple(rest), self.start, self.end)
+
     def move_to(self, later: Held) -> Ops:
         """Hold it until later, if it still is."""
         return tuple(
@@ -142,32 +158,35 @@ def without_spent(now: int, record: Record) -> Ops:
     back once more, by the holder or when the time is over. Nothing is done where that has changed meanwhile."""
     ops: list[Op] = []
     gone = {field for field in record if not is_total(field) and not is_held(field) and field != RESET}
-    windows, buckets = _reserved(record)
-    for field in gone.intersection(windows):
-        gone.remove(field)
-        ops += [Expect(field, low=record[field]), Add(field, min(0, windows[field] - record[field]))]
-    now *= 1000  # nanoseconds, as buckets count
-    for window, reserved in buckets.items():
-        field, returned_field = bucket_field(window), bucket_returned_field(window)
-        if (full_at := record.get(field, 0)) > now:
+    reserved = reserved_in(record)
+    for field in gone.intersection(reserved):
+        if (window := bucket_window(field)) is None:
+            gone.remove(field)
+            ops += [Expect(field, low=record[field]), Add(field, min(0, reserved[field] - record[field]))]
+        elif (full_at := record[field]) > now * 1000:  # nanoseconds, as buckets count
+            returned_field = bucket_returned_field(window)
             gone -= {field, bucket_limit_field(window), returned_field}
-            kept = min(full_at, now + reserved)
+            kept = min(full_at, now * 1000 + reserved[field])
             ops += [Expect(field, low=full_at, high=full_at), Put(field, kept), Add(returned_field, full_at - kept)]
     return (*ops, *map(Drop, sorted(gone)))
 
 
-def _reserved(record: Record) -> tuple[dict[str, int], dict[Window, int]]:
-    """Return how much of each counter is reserved: units of windows, nanoseconds of buckets."""
-    windows: Counter[str] = Counter()
-    buckets: Counter[Window] = Counter()
+def reserved_in(record: Record) -> dict[str, int]:
+    """Return how much of each field is reserved: units of windows and totals, nanoseconds of buckets."""
+    found: Counter[str] = Counter()
     for one in held_fields(record):
+        if one.total != RESERVED or not (units := record[one.name]):
+            continue
+        start = one.start * SECOND
         for window in one.windows:
             if one.buckets:
                 limit = max(1, record.get(bucket_limit_field(window), 1))
-                buckets[window] += record[one.name] * -(-window.longest * 1000 // limit)
+                found[bucket_field(window)] += units * -(-window.longest * 1000 // limit)
             else:
-                windows[window_field(window, window.span(one.start * SECOND).index)] += record[one.name]
-    return windows, buckets
+                found[window_field(window, window.span(start).index)] += units
+        for field in current_totals(start):
+            found[field] += units
+    return found
 
 
 def held_step(hold: int) -> int:

@@ -46,7 +46,7 @@ class FixedWindow:
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         self._turn_to(taken.at)
-        return give_back(self._field, cost, record)
+        return give_back(self._field, cost, record, taken)
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
         if not self._start <= now < self._end:

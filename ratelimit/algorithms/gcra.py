@@ -100,8 +100,9 @@ class Gcra:
         of_its_own = (taken.held * fastest - elapsed) * interval // fastest
         by_position = position - returned - now if limit == self._limit else 0
         back = min(cost * interval, max(of_its_own, by_position))
+        reserved = taken.reserved.get(self._field, 0)
         if record is not None:
-            back = min(back, record.get(self._field, 0) - now)
+            back = min(back, record.get(self._field, 0) - now - reserved)
         if back <= 0:
             return ()
         # Others that are given back at the same time are in the way only where it depends on them.
@@ -109,7 +110,7 @@ class Gcra:
         tat = known.get(self._field, now)
         return (
             self._counted_by(limit, known),
-            Expect(self._field, low=0, high=max(tat, now) + _SLACK),
+            Expect(self._field, low=now + reserved + back if reserved else 0, high=max(tat, now) + _SLACK),
             Add(self._field, -back),
             Expect(self._returned_field, low=0, high=most, or_missing=True),
             Add(self._returned_field, back),

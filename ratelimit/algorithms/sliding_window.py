@@ -46,7 +46,7 @@ class SlidingWindow:
 
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         self._turn_to(taken.at)
-        return give_back(self._current, cost, record)
+        return give_back(self._current, cost, record, taken)
 
     def state(self, now: int, cost: int, record: Record) -> QuotaState:
         self._turn_to(now)

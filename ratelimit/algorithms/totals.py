@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from ratelimit.algorithms.base import Ops, give_back
+from ratelimit.algorithms.base import Ops, Taken, give_back
 from ratelimit.algorithms.fields import (
     DAYS_KEPT,
     MONTHS_KEPT,
@@ -44,11 +44,12 @@ class Totals:
             ops = self._ops[amount] = tuple(Add(field, amount) for field in self._fields)
         return ops
 
-    def refund(self, now: int, amount: int, record: Record | None) -> Ops:
-        """Take `amount` back from the day and the month of `now`, or what is left there where the record is known."""
-        self._turn_to(now)
+    def refund(self, amount: int, record: Record | None, taken: Taken) -> Ops:
+        """Take `amount` back from the day and the month in which it was taken, or what is left there where the record
+        is known."""
+        self._turn_to(taken.at)
         day, month = self._fields
-        return give_back(day, amount, record) + give_back(month, amount, record)
+        return give_back(day, amount, record, taken) + give_back(month, amount, record, taken)
 
     def _turn_to(self, now: int) -> None:
         if now // DAY != self._day:

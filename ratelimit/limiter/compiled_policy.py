@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
-from ratelimit.algorithms.concurrency import Held, HeldUnits, held_step, held_until
+from ratelimit.algorithms.concurrency import Held, HeldUnits, held_step, held_until, reserved_in
 from ratelimit.algorithms.fields import (
     RESERVED,
     RESET,
@@ -208,7 +208,11 @@ class CompiledPolicy:
     ) -> Write | None:
         """Give back `cost` of what was taken: all of it where the record is not known (None), else what is left of it;
         None where nothing is. `positions` are those of a decision's states, in the order of the quotas; `also` is done
-        in the same write, and ends what was held: that is taken after a reset too, which has forgotten all else."""
+        in the same write, and ends what was held: that is taken after a reset too, which has forgotten all else. What
+        others have reserved stays where it is."""
+        known = taken.cached if record is None else record
+        if not also:
+            taken.reserved = reserved_in(known) if known.get(RESERVED) else {}
         places = positions or [0] * len(self._rules)
         parts = [
             one.refund(now, cost, record, taken, position) for one, position in zip(self._rules, places, strict=True)
@@ -217,9 +221,11 @@ class CompiledPolicy:
             parts = []
         elif not also and any(parts):
             parts.append((Expect(RESET, high=taken.at, or_missing=True),))
-        parts.append(self._totals.refund(taken.at, cost, record))
+        parts.append(self._totals.refund(cost, record, taken))
         self._turn_to(now)
         ops: Ops = (*also, *[op for part in parts for op in part])
+        if ops and not also:
+            ops = (*ops, Expect(RESERVED, high=known.get(RESERVED, 0), or_missing=True))
         return Write(ops, self._kept_until(ops, cached)) if ops else None
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:

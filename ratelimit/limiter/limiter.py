@@ -391,7 +391,8 @@ class Limiter:
         `refund(decision)` goes to the windows, the bucket and the totals that the decision took from. What has flowed
         back into a bucket since is not given back a second time. The other form, `refund(user, action, cost, at=…)`, is
         for those who have no decision any more: it cannot know what was taken, and gives back no more than is left at
-        that moment (an aware `datetime`; by default now), whoever took it. Raises `StoreUnavailable` (whether something
+        that moment (an aware `datetime`; by default now), whoever took it. What is reserved goes back by the decision
+        of its reservation, or at its end: once, however that comes. Raises `StoreUnavailable` (whether something
         was given back is then not known, and a decision's units are not given back again), and what `check` raises.
         """
         if isinstance(user, Decision):
@@ -416,8 +417,11 @@ class Limiter:
         return compiled, key, self.clock.now()
 
     async def _refund(self, decision: Decision, cost: int | None) -> None:
+        wanted = decision.spent if cost is None else _whole_cost(cost)
+        if await self._holds.refund(decision, wanted):
+            return
         held = decision.spent - decision.refunded
-        units = held if cost is None else min(held, _whole_cost(cost))
+        units = min(held, wanted)
         if units <= 0:
             return
         if not decision.quotas:

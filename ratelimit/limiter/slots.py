@@ -20,7 +20,15 @@ from ratelimit.algorithms.fields import RESERVED, HeldField, bucket_limit_field,
 from ratelimit.blocking import Deferred, Signal, is_blocking, running_loop, sleep
 from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
-from ratelimit.errors import HoldExpired, InvalidCost, LimiterClosed, NotHeld, QuotaExceeded, StoreUnavailable
+from ratelimit.errors import (
+    HoldExpired,
+    InvalidCost,
+    LimiterClosed,
+    NotHeld,
+    QuotaExceeded,
+    StoreThrottled,
+    StoreUnavailable,
+)
 from ratelimit.limiter.checker import Checker
 from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.limiter.counters import ATTEMPTS, CONTENDED, Counters, admit, changing, decide
@@ -39,7 +47,7 @@ REFUSAL_CACHE_US: Final = SECOND // 10
 class Hold:
     """One slot, and the `units` reserved with it: none of those where what is taken is spent for good."""
 
-    __slots__ = ("compiled", "decision", "due", "forgotten", "held", "holding", "key", "later", "renewing", "units")
+    __slots__ = ("compiled", "decision", "due", "forgotten", "held", "holding", "key", "later", "units", "writing")
 
     def __init__(self, compiled: CompiledPolicy, key: Key, units: int) -> None:
         self.compiled = compiled
@@ -55,8 +63,27 @@ class Hold:
         """None where nothing is held: not yet, or not any more."""
         self.later: Held | None = None
         """What it may have been renewed to: that is under way, or its answer was lost."""
-        self.renewing: Signal | None = None
-        """Set when the renewal under way has ended."""
+        self.writing: Signal | None = None
+        """Set when the write of it that is under way has ended."""
+
+    async def begin(self) -> None:
+        """Wait for the write of it that is under way: or the next would take another one's, where this one's is no
+        more. Call `end` when this one has ended."""
+        while self.writing is not None:
+            await self.writing.wait()
+        self.writing = Signal()
+
+    def end(self) -> None:
+        """Let the next write begin."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.set()
+
+    def lose(self) -> None:
+        """Take note that it comes back by itself, if it has not yet: what is left of its units is not refunded too."""
+        self.held = None
+        if self.units and self.decision is not None:
+            force_setattr(self.decision, "refunded", self.decision.spent)
 
 
 class Holding:
@@ -104,36 +131,63 @@ class Holding:
         raise changing(key)
 
     async def give_back(self, hold: Hold, now: int, used: int) -> bool:
-        """Give back the slot, and of the reserved units what was not used. Return whether they were still held.
+        """Give back the slot, and of the reserved units what was neither used nor refunded. Return whether they were
+        still held."""
+        await hold.begin()
+        try:
+            held, decision = hold.held, hold.decision
+            if held is None or decision is None:
+                return False
+            back = max(0, hold.units - used - decision.refunded)
+            return await self._take_out(hold, decision, held, now, back, None)
+        finally:
+            hold.end()
 
-        What has been refunded of the decision meanwhile is not given back again, nor is it refunded afterwards.
-        """
-        if hold.renewing is not None:  # or another one's would be taken, where this one's is no more
-            await hold.renewing.wait()
-        held, decision, compiled = hold.held, hold.decision, hold.compiled
-        if held is None or decision is None:
-            return False
-        hold.held = None
-        back = max(0, hold.units - used - decision.refunded)
-        force_setattr(decision, "refunded", decision.refunded + back)
+    async def refund(self, hold: Hold, now: int, cost: int) -> bool:
+        """Give back so many of the units that are reserved; the others, and the slot, stay held. Return whether they
+        were still held."""
+        await hold.begin()
+        try:
+            held, decision = hold.held, hold.decision
+            if held is None or decision is None:
+                return False
+            back = min(cost, hold.units - decision.refunded)
+            return await self._take_out(hold, decision, held, now, back, back)
+        except StoreThrottled:  # which is the store's word that nothing was written
+            raise
+        except StoreUnavailable:
+            hold.lose()
+            raise
+        finally:
+            hold.end()
+
+    async def _take_out(
+        self, hold: Hold, decision: Decision, held: Held, now: int, back: int, units: int | None
+    ) -> bool:
+        """Give back so many units, and hold so many of the reserved ones no longer: None stands for all, and the slot.
+        Return whether they were still held."""
         cached = self._counters.cached(hold.key)
-        taken = Taken(decision.at_us, hold.units)
+        taken = Taken(decision.at_us, hold.units - decision.refunded)
         taken.cached = cached.record
         record: Record | None = None
         positions = [state.position for state in decision.quotas]
         for attempt in range(ATTEMPTS):
             known = () if attempt >= CONTENDED else positions
-            write = compiled.refund(now, back, record, taken, known, cached, held.give_back())
-            assert write is not None
-            outcome = await self._counters.store.apply(hold.key, write, now=now)
-            if outcome.applied:
-                cached.record.update(outcome.record)
-                cached.refused_at = NEVER
+            part, rest = held.split(units)
+            write = hold.compiled.refund(now, back, record, taken, known, cached, part.give_back())
+            outcome = None if write is None else await self._counters.store.apply(hold.key, write, now=now)
+            if outcome is None or outcome.applied:
+                if outcome is not None:
+                    cached.record.update(outcome.record)
+                    cached.refused_at = NEVER
+                hold.held = rest
+                force_setattr(decision, "refunded", decision.refunded + back)
                 return True
             record = outcome.record
             cached.learn(record, now)
-            if not held.is_in(record):
+            if not part.is_in(record):
                 if hold.later is None or now >= held.end * SECOND:
+                    hold.lose()
                     return False
                 held, hold.later = hold.later, None  # nobody else takes it out before its end
         raise changing(hold.key)
@@ -143,19 +197,19 @@ class Holding:
 
         Where that is not known, it is held as long as before.
         """
-        held = hold.held
-        if hold.renewing is not None:
-            await hold.renewing.wait()
-        elif held is not None and not hold.forgotten and (later := hold.compiled.renewed(now, held)).end > held.end:
-            renewing = hold.renewing = Signal()
-            try:
-                hold.held = await self._move(hold, held, later, now)
-            finally:
-                hold.renewing = None
-                renewing.set()
+        await hold.begin()
+        try:
+            held = hold.held
+            if held is not None and held.fields and not hold.forgotten:
+                later = hold.compiled.renewed(now, held)
+                if later.end > held.end and not await self._move(hold, held, later, now):
+                    hold.lose()
+        finally:
+            hold.end()
         return hold.held is not None
 
-    async def _move(self, hold: Hold, held: Held, later: Held, now: int) -> Held | None:
+    async def _move(self, hold: Hold, held: Held, later: Held, now: int) -> bool:
+        """Hold it until later. Return whether it is still held."""
         cached = self._counters.cached(hold.key)
         renewed, hold.later = hold.later, later
         write = hold.compiled.refund(now, 0, None, Taken(now, 0), (), cached, held.move_to(later))
@@ -165,9 +219,11 @@ class Holding:
         hold.later = None
         if outcome.applied:
             cached.record.update(outcome.record)
-            return later
+            hold.held = later
+            return True
         cached.learn(outcome.record, now)
-        return renewed if now < held.end * SECOND else None
+        hold.held = renewed if now < held.end * SECOND else None
+        return hold.held is not None
 
     async def sweep(self, key: Key, now: int, cached: CachedRecord) -> bool:
         """Give back what nobody has given back in time. Return whether there was any."""
@@ -267,8 +323,8 @@ class Holds:
         self._main.on_expired = self._sweep_in_background
         self._looks: object = None
         """The event loop, or just something, in which looks are taken; None while there is nothing to renew."""
-        self._held: set[Hold] = set()
-        """What is held, and so has to be renewed."""
+        self._held: dict[int, Hold] = {}
+        """What is held, and so has to be renewed, by the identity of its decision."""
 
     async def take(self, hold: Hold, cost: int) -> Decision:
         """Take it, and renew it from now on. Whoever is cancelled meanwhile leaves nothing taken behind."""
@@ -283,7 +339,8 @@ class Holds:
                 raise
             decision = taking.result()
         if hold.held is not None:
-            self._keep(hold)
+            hold.decision = decision
+            self._keep(hold, decision)
         return decision
 
     async def give_back(self, hold: Hold, used: int) -> bool:
@@ -298,6 +355,17 @@ class Holds:
         """Give it back, without an error. Return False where it was not held any more."""
         return await self._see_through(self._try_to_give_back(hold, used)) is not False
 
+    async def refund(self, decision: Decision, cost: int) -> bool:
+        """Give back so many of the units that are reserved by it. Return False where it holds none, or not any more.
+        Raises `StoreUnavailable`: what is left of them comes back by itself then, unless nothing was written."""
+        hold = self._held.get(id(decision))
+        if hold is None or not hold.units:
+            return False
+        was_held = await self._see_through(self._try_to_refund(hold, cost))
+        if isinstance(was_held, Exception):
+            raise was_held
+        return was_held
+
     async def renew(self, hold: Hold) -> bool:
         is_held = await self._see_through(self._try_to_renew(hold))
         if isinstance(is_held, Exception):
@@ -310,15 +378,17 @@ class Holds:
 
     def forget(self) -> None:
         """Leave what is held to the process that this one is a copy of, which gives it back."""
-        for hold in self._held:
-            hold.held = hold.decision = None
+        for hold in self._held.values():
+            hold.lose()
+            hold.decision = None
         self._held.clear()
         self._looks = None
         self._tasks.forget(None)
 
     async def close(self) -> None:
         """Renew no more: what is held comes back by itself, unless it is given back in time."""
-        self._held.clear()
+        for hold in self._held.values():
+            hold.forgotten = True
         self._looks = None
         await self._tasks.drain()
 
@@ -362,16 +432,32 @@ class Holds:
 
     async def _try_to_give_back(self, hold: Hold, used: int) -> bool | _Failure:
         """Give it back; note and return the error where that is not known to be done."""
-        self._held.discard(hold)
         hold.forgotten = True
-        if hold.holding is None or hold.held is None:
+        try:
+            was_held = await self._give_back(hold, used)
+        except (StoreUnavailable, LimiterClosed) as error:
+            hold.lose()
+            self._checker.stats.lost["unreturned"] += max(1, hold.units - used)
+            logger.warning("a slot or reservation of %r comes back by itself: %s", hold.key.action, error)
+            return error
+        finally:
+            self._held.pop(id(hold.decision), None)
+        self._freed(hold.key)
+        return was_held
+
+    async def _give_back(self, hold: Hold, used: int) -> bool:
+        if hold.holding is None:
+            return False
+        with self._context(hold.holding):
+            return await hold.holding.give_back(hold, self._clock.now(), used)
+
+    async def _try_to_refund(self, hold: Hold, cost: int) -> bool | _Failure:
+        if hold.holding is None:
             return False
         try:
             with self._context(hold.holding):
-                was_held = await hold.holding.give_back(hold, self._clock.now(), used)
+                was_held = await hold.holding.refund(hold, self._clock.now(), cost)
         except (StoreUnavailable, LimiterClosed) as error:
-            self._checker.stats.lost["unreturned"] += max(1, hold.units - used)
-            logger.warning("a slot or reservation of %r comes back by itself: %s", hold.key.action, error)
             return error
         self._freed(hold.key)
         return was_held
@@ -388,9 +474,9 @@ class Holds:
     def _context(self, holding: Holding) -> AbstractContextManager[object]:
         return self._checker.call() if holding is self._main else nullcontext()
 
-    def _keep(self, hold: Hold) -> None:
+    def _keep(self, hold: Hold, decision: Decision) -> None:
         self._renew_later(hold)
-        self._held.add(hold)
+        self._held[id(decision)] = hold
         loop = running_loop()
         if loop is not None and self._looks is not loop:
             self._looks = loop
@@ -403,9 +489,13 @@ class Holds:
         hold.due = self._clock.now() // SECOND + hold.compiled.policy.hold // _RENEWALS_PER_HOLD
 
     def _due(self) -> list[Hold]:
+        """Return what is to be renewed by now. Let go of what nobody can give back any more, once its time is over."""
         now = self._clock.now() // SECOND
-        self._held = {hold for hold in self._held if not hold.forgotten}
-        return [hold for hold in self._held if hold.due <= now]
+        for place, hold in list(self._held.items()):
+            if hold.forgotten and hold.held is not None and hold.held.end < now and hold.writing is None:
+                hold.lose()
+                del self._held[place]
+        return [hold for hold in self._held.values() if hold.due <= now and not hold.forgotten]
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._looks is not loop:
@@ -433,7 +523,7 @@ class Holds:
         if is_held or hold.forgotten:
             self._renew_later(hold)
         else:
-            self._held.discard(hold)
+            self._held.pop(id(hold.decision), None)
             logger.warning("a slot or reservation of %r was not renewed in time, and is back", hold.key.action)
 
 

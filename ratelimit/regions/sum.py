@@ -230,7 +230,7 @@ def _sum(records: Iterable[Record]) -> dict[str, int]:
 
 def _less(write: Write, others: Record) -> Write:
     """Return the write for the own item that keeps the conditions for the sum."""
-    if any(type(op) is Put or is_held(op.field) for op in write.ops):
+    if any(type(op) is Put or (type(op) is Add and is_held(op.field)) for op in write.ops):
         raise StoreMisconfigured(NOT_A_SUM)
     if not any(op.field in others for op in write.ops):
         return write

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from hypothesis import strategies as st
 
+from ratelimit.algorithms.concurrency import reserved_in
 from ratelimit.algorithms.fields import held_fields
 from ratelimit.decision import Decision
 from ratelimit.errors import HoldExpired
@@ -23,7 +24,22 @@ COMES_BACK_S = HOLD + HOLD // 4 + 1
 """By then all is back that a process has died with."""
 PROCESSES = 3
 
-actions = st.sampled_from(["take", "take", "take", "settle", "settle", "fail", "die", "renew"])
+actions = st.sampled_from(
+    [
+        "take",
+        "take",
+        "take",
+        "settle",
+        "settle",
+        "fail",
+        "die",
+        "renew",
+        "refund",
+        "refund",
+        "refund ended",
+        "give back",
+    ]
+)
 steps = st.lists(
     st.tuples(actions, st.integers(0, 7), st.integers(1, 4), st.sampled_from([0.0, 0.0, 0.3, 4.0, 9.0, 39.0, 3_000.0])),
     min_size=1,
@@ -35,8 +51,11 @@ steps = st.lists(
 class Holder:
     """Somebody who holds something."""
 
+    limiter: Limiter
     slot: Slot
-    cost: int
+    units: int
+    left: int
+    """What may go back by its decision."""
     reserved: bool
     taken_at: int
     renewed_at: int
@@ -54,6 +73,7 @@ class Holders:
     clock: FakeClock = field(default_factory=FakeClock)
     user: str = field(default_factory=lambda: uuid4().hex)
     holders: list[Holder] = field(default_factory=list)
+    ended: list[Holder] = field(default_factory=list)
     used: int = 0
     """Units that were really used: those that stay spent in the end."""
 
@@ -70,8 +90,11 @@ class Holders:
         self.clock.advance(advance)
         if action == "take":
             answer: Any = await self.take(self.limiters[number % PROCESSES], cost)
+        elif action == "give back":
+            answer = await self.give_back(self.limiters[number % PROCESSES], cost)
         else:
-            holder = self.holders[number % len(self.holders)] if self.holders else None
+            among = self.ended if action == "refund ended" else self.holders
+            holder = among[number % len(among)] if among else None
             answer = None if holder is None or holder.dead else await self.act(action, holder, cost)
         self.assert_agrees(await self.store.read(self.key))
         return answer
@@ -85,7 +108,7 @@ class Holders:
         await limiter._checker.background.drain()
         now = self.clock.now()
         if decision.allowed:
-            self.holders.append(Holder(slot, cost, reserves, now, now))
+            self.holders.append(Holder(limiter, slot, cost, cost, reserves, now, now))
             self.used += 0 if reserves else 1
         if self.slots is not None:
             assert len(self.counted(oldest=False)) <= self.slots, "never over"
@@ -93,7 +116,33 @@ class Holders:
                 assert len(self.counted(oldest=True)) >= self.slots, "refused for no reason"
         return decision
 
+    async def give_back(self, limiter: Limiter, cost: int) -> int:
+        """Give back without a decision: what is reserved is nothing to give back of."""
+        before = self.spent(await self.store.read(self.key))
+        await limiter.refund(self.user, "export", cost)
+        back = before - self.spent(await self.store.read(self.key))
+        assert 0 <= back <= cost
+        self.used -= back
+        return back
+
+    @staticmethod
+    def spent(record: Record) -> int:
+        return sum(value for name, value in record.items() if name[0] == "u" and len(name) == 7)
+
+    async def refund(self, holder: Holder, cost: int) -> int:
+        """Give back by the decision: of what is held still, as of what is spent for good."""
+        decision, before = holder.slot.decision, self.spent(await self.store.read(self.key))
+        assert decision is not None
+        await holder.limiter.refund(decision, cost=cost)
+        back = before - self.spent(await self.store.read(self.key))
+        assert 0 <= back <= min(cost, holder.left)
+        holder.left -= min(cost, holder.left)
+        self.used -= 0 if holder.reserved and holder in self.holders else back
+        return back
+
     async def act(self, action: str, holder: Holder, cost: int) -> str:
+        if action in ("refund", "refund ended"):
+            return f"refunded: {await self.refund(holder, cost)}"
         if action == "die":
             holder.dead = True
             return "died"
@@ -103,19 +152,22 @@ class Holders:
             holder.dead = not held
             return f"renewed: {held}"
         self.holders.remove(holder)
-        return await self._end(action, holder, min(cost, holder.cost))
+        return await self._end(action, holder, min(cost, holder.units))
 
     async def _end(self, action: str, holder: Holder, used: int) -> str:
         slot = holder.slot
-        if isinstance(slot, Reservation) and action == "settle":
-            slot.settle(used)
         try:
+            if isinstance(slot, Reservation) and action == "settle":
+                slot.settle(used)
             await slot.release()
         except HoldExpired:
             holder.dead = True
             self.holders.append(holder)
             return "expired"
-        self.used += used if isinstance(slot, Reservation) and action == "settle" else 0
+        if isinstance(slot, Reservation):
+            holder.left = min(used, holder.left) if action == "settle" else 0
+            self.used += holder.left
+        self.ended.append(holder)
         return "settled"
 
     def counted(self, *, oldest: bool) -> list[Holder]:
@@ -128,6 +180,8 @@ class Holders:
             fields = [one.name for one in held_fields(record) if one.total == total]
             assert sum(record[name] for name in fields) == record.get(total, 0), record
             assert all(record[name] >= 0 for name in fields)
+        for name, units in reserved_in(record).items():
+            assert name[0] != "u" or record[name] >= units, "what is reserved is counted"
             assert len(fields) <= 2 * (HOLD // (HOLD // 4) + 3), "few fields, however many hold something"
         if self.slots is not None:
             assert 0 <= record.get("c", 0) <= self.slots

@@ -21,6 +21,7 @@ from ratelimit import (
     Policy,
     QuotaExceeded,
     SlotNeeded,
+    StoreThrottled,
     StoreUnavailable,
     UnknownAction,
     sync,
@@ -529,6 +530,142 @@ async def test_a_decision_that_was_refunded_is_not_given_back_again() -> None:
         assert (await limiter.peek("alice", "tokens")).used == 300
 
 
+@pytest.mark.parametrize("holder", ["dies", "is let go of", "closes", "settles late", "renews late"])
+async def test_what_is_refunded_of_a_reservation_does_not_come_back_once_more(holder: str) -> None:
+    """However its holder ends, what others have spent meanwhile stays spent."""
+    clock, store = FakeClock(), MemoryStore()
+    limiter, other = limiter_of(store, clock), limiter_of(store, clock)
+    reservation = limiter.reserve("alice", "tokens", 1000)
+    decision = await reservation.take()
+    await limiter.refund(decision, cost=400)
+    assert await other.check("alice", "tokens", cost=1400)
+    assert not await other.check("alice", "tokens")
+    if holder == "is let go of":
+        del reservation
+    elif holder == "closes":
+        await limiter.close()
+        await limiter.open()
+    clock.advance(COMES_BACK_S / 2)
+    if holder in ("is let go of", "closes"):
+        await limiter._holds.renew_due()
+    clock.advance(COMES_BACK_S / 2)
+    assert await other.check("alice", "tokens", cost=600)
+    if holder == "settles late":
+        reservation.settle(1)
+        with pytest.raises(HoldExpired):
+            await reservation.release()
+    elif holder == "renews late":
+        assert not await reservation.renew()
+    await limiter.refund(decision)
+    assert (await other.peek("alice", "tokens")).used == 2000
+    assert (decision.spent, decision.refunded) == (1000, 1000)
+
+
+async def test_a_reservation_that_is_refunded_whole_ends_without_an_error() -> None:
+    limiter = limiter_of()
+    for settled in (None, 30):
+        async with limiter.reserve("alice", "export", 50) as reservation:
+            assert reservation.decision is not None
+            await limiter.refund(reservation.decision)
+            assert reservation.is_held, "the slot is"
+            if settled is not None:
+                reservation.settle(settled)
+        assert {field[0] for field in await record(limiter, "export")} == set()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_a_refund_without_a_decision_leaves_what_is_reserved(algorithm: AlgorithmName) -> None:
+    clock = FakeClock()
+    limiter = Limiter(MemoryStore(), [Policy("tokens", "2000/day", algorithm=algorithm)], clock=clock)
+    await limiter.check("alice", "tokens", cost=100)
+    reservation = limiter.reserve("alice", "tokens", 1000)
+    assert await reservation.take()
+    await limiter.refund("alice", "tokens", 1000)
+    assert (await limiter.peek("alice", "tokens")).used == 1000
+    spent = await limiter.check("alice", "tokens", cost=500)
+    await limiter.reset("alice", "tokens")
+    await limiter.refund(spent)
+    assert (await limiter.peek("alice", "tokens")).used == 1000
+    await limiter.check("alice", "tokens", cost=1000)
+    del reservation
+    clock.advance(COMES_BACK_S)
+    assert 1000 <= (await limiter.peek("alice", "tokens", cost=2000)).used <= 1001, "a bucket has flowed meanwhile"
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("call", ["refund", "release"])
+async def test_a_refund_of_which_the_answer_is_lost_is_none_of_what_comes_back_by_itself(
+    call: str, applied: bool
+) -> None:
+    """Nor is it taken from another's reservation, which ends at the same second."""
+    store, clock = CountingStore(), FakeClock()
+    limiter, other = limiter_of(store, clock), limiter_of(store, clock)
+    reservation, neighbour = (one.reserve("alice", "tokens", 1000) for one in (limiter, other))
+    decision = await reservation.take()
+    assert await neighbour.take()
+    apply = store.memory.apply
+
+    async def lose(*args: Any, **options: Any) -> Any:
+        if applied:
+            await apply(*args, **options)
+        raise StoreUnavailable("the answer is lost")
+
+    store.memory.apply = lose  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await (limiter.refund(decision, cost=1000) if call == "refund" else reservation.release())
+    store.memory.apply = apply  # type: ignore[method-assign]
+    if call == "refund":
+        await reservation.release()
+    left = await record(limiter, "tokens")
+    assert left["r"] == left["d20458"] == (1000 if applied else 2000)
+    await neighbour.release()
+    clock.advance(COMES_BACK_S)
+    assert await other.check("alice", "tokens", cost=2000)
+    await limiter.refund(decision)
+    assert (await other.peek("alice", "tokens")).used == 2000
+
+
+async def test_a_refund_that_the_store_refuses_leaves_the_reservation_as_it_is() -> None:
+    store = FailingStore()
+    limiter = limiter_of(store)
+    async with limiter.reserve("alice", "tokens", 1000) as reservation:
+        assert reservation.decision is not None
+        store.fault = failing(StoreThrottled("too much"))
+        with pytest.raises(StoreThrottled):
+            await limiter.refund(reservation.decision, cost=400)
+        store.fault = None
+        assert reservation.is_held
+        await limiter.refund(reservation.decision, cost=400)
+        reservation.settle(100)
+    assert (await record(limiter, "tokens"))["d20458"] == 100
+
+
+async def test_what_is_reserved_in_this_process_alone_is_refunded_once() -> None:
+    store = FailingStore()
+    store.fault = failing(StoreUnavailable("down"))
+    limiter = Limiter(store, [Policy("tokens", "2000/day", on_unavailable="local")], clock=FakeClock())
+    async with limiter.reserve("alice", "tokens", 1000) as reservation:
+        assert reservation.decision is not None
+        assert await limiter.check("alice", "tokens", cost=500)
+        await limiter.refund(reservation.decision, cost=400)
+        reservation.settle(100)
+    assert (await limiter.peek("alice", "tokens")).used == 600
+    for _ in range(2):
+        await limiter.refund(reservation.decision)
+        assert (await limiter.peek("alice", "tokens")).used == 500
+
+
+async def test_a_refund_while_the_reservation_is_settled_gives_back_what_was_used() -> None:
+    limiter = limiter_of(YieldingStore())
+    reservation = limiter.reserve("alice", "tokens", 1000)
+    decision = await reservation.take()
+    reservation.settle(300)
+    await asyncio.gather(reservation.release(), limiter.refund(decision), limiter.refund(decision))
+    assert (await limiter.peek("alice", "tokens")).used == 0
+    assert decision.refunded == 1000
+    assert not any((await limiter.store.read(Key("alice", "tokens"))).values())
+
+
 @pytest.mark.parametrize("end", ["release", "leave", "cancel"])
 async def test_a_store_that_fails_at_the_end_is_told_once(end: str, caplog: pytest.LogCaptureFixture) -> None:
     store = FailingStore()
@@ -565,6 +702,9 @@ def test_the_same_for_threads() -> None:
     with limiter.slot("alice", "export"):
         pass
     with limiter.reserve("alice", "tokens", 1200) as reservation:
+        assert reservation.decision is not None
+        limiter.refund(reservation.decision, cost=500)
+        assert limiter.peek("alice", "tokens").used == 700
         reservation.settle(200)
     assert (reservation.units, reservation.used) == (1200, 200)
     assert limiter.peek("alice", "tokens").remaining == 1800
