@@ -172,7 +172,7 @@ def _code(code: int) -> str:
 def _status(status: DescriptorStatus) -> dict[str, Any]:
     found: dict[str, Any] = {"code": _code(status.code)}
     if (limit := status.limit) is not None:
-        unit = UNIT_NAMES[limit.unit].upper()
+        unit = UNIT_NAMES.get(limit.unit, "").upper()
         shown = {"requestsPerUnit": limit.requests_per_unit, "unit": unit, "name": limit.name}
         found["currentLimit"] = {name: value for name, value in shown.items() if value}
         if limit.multiplier != 1:

@@ -1,12 +1,14 @@
 """`RateLimitService`: Envoy's question about a request's descriptors, answered by a limiter.
 
-As envoyproxy/ratelimit answers, with three differences that make limits exact:
+As envoyproxy/ratelimit answers, with four differences that make limits exact:
 
 - A refused hit is not counted, as it does not fit. Several that only part of would fit are: what is left goes with
   them, for callers that count afterwards (`apply_on_stream_done`) and have had what they count already.
 - `hits_addend: 0` looks without counting, and says OVER_LIMIT as soon as nothing is left.
+- Who may do only so much at the same time, by a plan, takes a slot that comes back after `hold`: Envoy does not say
+  when a request has ended.
 - With `all_or_nothing` a request that is refused counts nowhere: its descriptors are decided together. Those in quota
-  mode, that are the same twice or only look are all taken, and given back where one refuses.
+  mode, that are the same twice, only look or need a slot are all taken, and given back where one refuses.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from msgspec.structs import replace
 from ratelimit.cache import LRUCache
 from ratelimit.clock import SECOND
 from ratelimit.config.envoy import MAX_UINT32, UNIT_NAMES, UNITS, EnvoyRule, EnvoyRules, policy_name, quota, user_of
-from ratelimit.decision import Decision
+from ratelimit.decision import Decision, JointDecision
 from ratelimit.envoy.grpc import Call, GrpcError, Status
 from ratelimit.envoy.messages import (
     OK,
@@ -35,9 +37,10 @@ from ratelimit.envoy.messages import (
     read_request,
     write_response,
 )
-from ratelimit.errors import InvalidInput, StoreUnavailable
+from ratelimit.errors import InvalidInput, SlotNeeded, StoreUnavailable
+from ratelimit.http.addresses import warn_once
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
-from ratelimit.limiter import Limiter, Spend
+from ratelimit.limiter import Limiter, Slot, Spend
 from ratelimit.quota import MAX_LIMIT, Quota
 from ratelimit.store import MemoryStore
 from ratelimit.usage import UsageLog
@@ -80,6 +83,7 @@ class CheckOutcome(NamedTuple):
     status: DescriptorStatus
     decision: Decision | None
     over: bool
+    slot: Slot | None = None
 
 
 class CallPlan(NamedTuple):
@@ -102,6 +106,10 @@ class CallAnswer(NamedTuple):
 _FREE: Final = DescriptorStatus(OK)
 _SHADOW: Final = {"shadow_denied": True}
 _UNLIMITED: Final = DescriptorStatus(OK, None, MAX_UINT32)
+_NO_END: Final = (
+    "the plan of a user limits how many requests go on at the same time, and Envoy does not say when one has ended: a"
+    " slot comes back after `hold`"
+)
 
 
 class RateLimitService:
@@ -250,18 +258,35 @@ class RateLimitService:
         if check.negative:
             return await self._refund(check)
         if not check.cost:
-            decision = await limiter.peek(check.user, check.action, quotas=quotas)
-            return _outcome(check, decision)
-        decision = await limiter.check(check.user, check.action, cost=check.cost, quotas=quotas)
+            return _outcome(check, await limiter.peek(check.user, check.action, quotas=quotas))
+        decision: Decision | None
+        try:
+            decision = await limiter.check(check.user, check.action, cost=check.cost, quotas=quotas)
+        except SlotNeeded:  # by this user's own quotas
+            decision = None
+        if decision is None:
+            return await self._take_slot(check)
         left = decision.quotas[0].remaining if decision.quotas else 0
         if check.cost > 1 and not decision.spent and left and not self._all_or_nothing:
             charged = await limiter.charge(check.user, check.action, check.cost, quotas=quotas)
             decision = replace(decision, quotas=charged.quotas)
         return _outcome(check, decision)
 
+    async def _take_slot(self, check: Check) -> CheckOutcome:
+        warn_once(f"{check.action}: {_NO_END}")
+        slot = self._limiter.slot(check.user, check.action, cost=check.cost)
+        outcome = _outcome(check, await slot.take())
+        return outcome._replace(slot=slot) if slot.is_held else outcome
+
     async def _check_together(self, checks: Sequence[Check]) -> list[CheckOutcome]:
         spends = [Spend(check.user, check.action, check.cost, check.own) for check in checks]
-        answer = await self._limiter.check_all(spends)
+        answer: JointDecision | None
+        try:
+            answer = await self._limiter.check_all(spends)
+        except SlotNeeded:  # which is taken by itself
+            answer = None
+        if answer is None:
+            return await self._all(map(self._check, checks))
         return [
             _outcome(check, replace(decision, cost=0) if decision.allowed and not answer else decision)
             for check, decision in zip(checks, answer, strict=True)
@@ -280,6 +305,8 @@ class RateLimitService:
 
     async def _give_back(self, outcome: CheckOutcome) -> CheckOutcome:
         decision = outcome.decision
+        if outcome.slot is not None:
+            await outcome.slot.release()
         if decision is None or not decision.spent:
             return outcome
         try:
@@ -377,10 +404,13 @@ def _own_status(decision: Decision, code: int) -> DescriptorStatus:
     """Return the status of a user with quotas of their own: by the tightest of them."""
     state = decision.tightest
     assert state is not None
-    window = state.quota.window
-    limit = CurrentLimit(min(state.quota.limit, MAX_UINT32), UNITS[window.unit][0], window.count)
+    window, requests = state.quota.window, min(state.quota.limit, MAX_UINT32)
+    remaining = 0 if code == OVER_LIMIT else min(state.remaining, MAX_UINT32)
+    if state.quota.is_concurrent:
+        return DescriptorStatus(code, CurrentLimit(requests, 0), remaining, 0)
+    limit = CurrentLimit(requests, UNITS[window.unit][0], window.count)
     reset = -(-(window.span(decision.at_us).end - decision.at_us) // SECOND)
-    return DescriptorStatus(code, limit, 0 if code == OVER_LIMIT else min(state.remaining, MAX_UINT32), reset)
+    return DescriptorStatus(code, limit, remaining, reset)
 
 
 def run_at_once(work: Coroutine[Any, Any, T]) -> T:

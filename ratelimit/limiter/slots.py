@@ -489,10 +489,13 @@ class Holds:
         hold.due = self._clock.now() // SECOND + hold.compiled.policy.hold // _RENEWALS_PER_HOLD
 
     def _due(self) -> list[Hold]:
-        """Return what is to be renewed by now. Let go of what nobody can give back any more, once its time is over."""
+        """Return what is to be renewed by now. Let go of what nobody can give back any more: of units once their time
+        is over, as they may be refunded until then."""
         now = self._clock.now() // SECOND
         for place, hold in list(self._held.items()):
-            if hold.forgotten and hold.held is not None and hold.held.end < now and hold.writing is None:
+            if hold.forgotten and not hold.units:
+                del self._held[place]
+            elif hold.forgotten and hold.held is not None and hold.held.end < now:
                 hold.lose()
                 del self._held[place]
         return [hold for hold in self._held.values() if hold.due <= now and not hold.forgotten]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable
 from pathlib import Path
@@ -16,8 +17,10 @@ from hypothesis import strategies as st
 from ratelimit.clock import DAY, HOUR, MINUTE, SECOND
 from ratelimit.config.envoy import read_envoy_rules
 from ratelimit.envoy.grpc import Call, GrpcError, Status
+from ratelimit.envoy.json_endpoint import read_json, write_json
 from ratelimit.envoy.service import RateLimitService
 from ratelimit.errors import StoreUnavailable
+from ratelimit.http.addresses import warn_once
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.quota import INACTIVE, Quota, to_quotas
@@ -59,6 +62,9 @@ RULES: Final = """
       - key: five
         rate_limit: {unit: minute, unit_multiplier: 5, requests_per_unit: 9}
 """
+
+
+JSON_SLOTS: Final = b'{"domain": "edge", "descriptors": [{"entries": [{"key": "user", "value": "slots"}]}]}'
 
 
 class Service:
@@ -466,14 +472,20 @@ class Plans:
             "b": (Quota(9, "second"), Quota(2, "2 days")),
             "c": to_quotas(-1),
             "d": INACTIVE,
+            "slots": to_quotas("2 concurrent; 9/hour"),
         }
         return plans.get(user)
 
 
-async def test_users_may_have_quotas_of_their_own(tmp_path: Path) -> None:
-    service = Service(tmp_path)
+def planned(folder: Path, **options: Any) -> Service:
+    service = Service(folder)
     service.limiter = Limiter(MemoryStore(), service.rules.policies, clock=service.clock, directory=Plans())
-    service.service = RateLimitService(service.rules, service.limiter)
+    service.service = RateLimitService(service.rules, service.limiter, **options)
+    return service
+
+
+async def test_users_may_have_quotas_of_their_own(tmp_path: Path) -> None:
+    service = planned(tmp_path)
     answers = [await service.ask(*({"user": user} for user in "abcde")) for _ in range(2)]
     assert [brief(each) for each in answers] == [
         [(OK, 0), (OK, 1), (OK, UNLIMITED), (OVER, 0), (OK, 2)],
@@ -483,6 +495,34 @@ async def test_users_may_have_quotas_of_their_own(tmp_path: Path) -> None:
     assert limits == [(1, 3), (2, 4), (0, 0), (3, 3), (3, 3)]
     assert answers[0].statuses[1].current_limit.unit_multiplier.value == 2
     assert [each.duration_until_reset.seconds for each in answers[0].statuses] == [3600, 129600, 0, 3600, 3600]
+
+
+async def test_a_plan_that_limits_what_goes_on_at_the_same_time_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Envoy does not say when a request has ended: a slot comes back by itself. An error would let everything pass."""
+    warn_once.cache_clear()
+    service = planned(tmp_path)
+    answers = [await service.ask({"user": "slots"}) for _ in range(4)]
+    assert [brief(each) for each in answers] == [[(OK, 1)], [(OK, 0)], [(OVER, 0)], [(OVER, 0)]]
+    limit = answers[0].statuses[0].current_limit
+    assert (limit.requests_per_unit, limit.unit) == (2, 0)
+    assert brief(await service(request(descriptor(user="slots", hits=0)))) == [(OVER, 0)]
+    assert json.loads(write_json(await service.service.respond(read_json(JSON_SLOTS))))["overallCode"] == "OVER_LIMIT"
+    assert ["comes back after `hold`" in each.message for each in caplog.records] == [True]
+    service.clock.advance(76)
+    assert brief(await service.ask({"user": "slots"}, hits=7)) == [(OK, 0)], "nine an hour besides"
+    assert await service.code({"user": "slots"}) == OVER
+    assert service.service.calls == {("edge", "ok"): 3, ("edge", "over_limit"): 5}
+
+
+async def test_a_slot_of_a_request_that_is_refused_by_another_limit_is_free_again(tmp_path: Path) -> None:
+    service = planned(tmp_path, all_or_nothing=True)
+    for _ in range(3):
+        assert await service.code({"user": "slots"}, {"none": "x"}) == OVER
+    assert [await service.code({"user": "slots"}, {"address": "::1"}) for _ in range(3)] == [OK, OK, OVER]
+    assert await service.used("::1", "edge.address") == 2
+    assert (await service.limiter.peek("slots", "edge.user")).quotas[1].used == 2
 
 
 def test_the_policies_are_the_limiters_own(service: Service) -> None:
