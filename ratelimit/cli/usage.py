@@ -464,7 +464,7 @@ def _sink(format: FormatName, out: Path, *, resume: bool) -> Sink:
     # A pipe or a device (`/dev/stdout`) is written to: a file that took its place would reach nobody.
     is_stream = out == _STDOUT or (out.exists() and not out.is_file())
     if resume and (is_stream or format == "parquet"):
-        what = "what is no file" if is_stream else "a Parquet file"
+        what = "a Parquet file" if not is_stream else "standard output" if out == _STDOUT else str(out)
         raise InvalidInput(f"--resume: {what} cannot be gone on with; leave it out, or export to a JSONL or CSV file")
     if format == "parquet":
         from ratelimit.usage.parquet import ParquetFile

@@ -307,7 +307,7 @@ def test_erase_leaves_a_damaged_file_to_a_person(ratelimit: Command, url: str, t
         (("export", "--resume"), "--resume: standard output cannot be gone on with"),
         (("export", "--out", "x.parquet", "--resume"), "--resume: a Parquet file cannot be gone on with"),
         (("export", "--format", "parquet"), "Parquet needs a file; add --out events.parquet"),
-        (("export", "--out", "missing/x.csv"), "missing/x.csv.part: No such file or directory"),
+        (("export", "--out", "missing/x.csv"), "--out: there is no folder missing"),
         (("import", "missing.csv"), "missing.csv: No such file or directory"),
         (("import", "pyproject.toml"), "could be anything; say --format"),
         (("erase", "", "--yes"), "the user is empty"),
