@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ratelimit.decision import Decision
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str, *, form: str = "{!r}", cutoff: float = 0.6) -> str:
+    """Return `did you mean 'day'?` where one that is known is like the word, and else what there is to say."""
+    from difflib import get_close_matches  # only where something is wrong
+
+    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {form.format(near[0])}?" if near else otherwise
 
 
 class RateLimitError(Exception):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
 
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, nearest
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.regions import Regions
 from ratelimit.regions.sum import SplitStore, SumStore
@@ -62,9 +61,8 @@ def store_from_url(url: str, regions: Regions | None = None) -> TableStore:
         if not separator:
             raise ConfigError("", f"expected a URL such as {_EXAMPLES}")
         if scheme not in _STORES:
-            near = get_close_matches(scheme, _STORES, n=1)
-            hint = f"did you mean {near[0]}://?" if near else f"there are: {_EXAMPLES}"
-            raise ConfigError("", f"unknown scheme {scheme}://; {hint}")
+            near = nearest(scheme, _STORES, f"there are: {_EXAMPLES}", form="{}://")
+            raise ConfigError("", f"unknown scheme {scheme}://; {near}")
         return _STORES[scheme](url, regions)
     except ConfigError as error:
         raise error.under("store") from None

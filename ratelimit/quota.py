@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import Final, Literal, TypeAlias, cast, get_args
 
 from ratelimit.clock import DAY, HOUR, MINUTE, SECOND
-from ratelimit.errors import ConfigError, InvalidQuota
+from ratelimit.errors import ConfigError, InvalidQuota, nearest
 
 Unit: TypeAlias = Literal["second", "minute", "hour", "day", "week", "month", "year", "concurrent"]
 UNITS: Final = cast(tuple[Unit, ...], get_args(Unit)[:-1])
@@ -281,9 +280,8 @@ def _unit(word: str) -> Unit:
 
 
 def _unknown_unit(word: str) -> str:
-    near = get_close_matches(word.lower(), UNITS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(UNITS)}"
-    return f"unknown unit {word!r}; {hint}"
+    near = nearest(word.lower(), UNITS, f"use one of {', '.join(UNITS)}")
+    return f"unknown unit {word!r}; {near}"
 
 
 def _start_of_month(months: int) -> int:

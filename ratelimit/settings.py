@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -25,7 +24,7 @@ from typing import (
     overload,
 )
 
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, nearest
 from ratelimit.numerals import to_float, to_int
 
 In = TypeVar("In", contravariant=True)
@@ -176,9 +175,8 @@ def one_of(literal: object) -> Callable[[object], str]:
     def check(value: object) -> str:
         if isinstance(value, str) and value in choices:
             return value
-        near = get_close_matches(str(value), choices, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(map(repr, choices))}"
-        raise ConfigError("", f"unknown value {value!r}; {hint}")
+        near = nearest(str(value), choices, f"use one of {', '.join(map(repr, choices))}")
+        raise ConfigError("", f"unknown value {value!r}; {near}")
 
     return check
 
@@ -214,6 +212,5 @@ def _several(value: object, expected: str, *, functions: bool) -> tuple[object, 
 def unknown(path: str, name: str, known: Iterable[str]) -> ConfigError:
     """Return the error for a name that is no setting, with the nearest that is one."""
     names = list(known)
-    near = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-    return ConfigError(path, f"unknown setting; {hint}")
+    near = nearest(name.lower(), names, f"there are: {', '.join(names)}", cutoff=0.5)
+    return ConfigError(path, f"unknown setting; {near}")

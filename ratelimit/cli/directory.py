@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -13,7 +12,7 @@ import typer
 from ratelimit.cli.options import Configured, YesOption, answering, as_options
 from ratelimit.cli.output import Answer, confirm, note, say, say_fields, say_rows, say_table
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, nearest
 from ratelimit.names import check_user
 from ratelimit.policy import check_usable
 from ratelimit.quota import Quotas, QuotasLike, quotas_text
@@ -104,9 +103,8 @@ async def known_plan(directory: Directory, name: str) -> Plan:
     if (plan := await directory.store.read(Plan, name)) is not None:
         return plan
     names = [plan.name async for plan in directory.plans()]
-    near = get_close_matches(name, names, n=1)
-    known = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
-    raise UnknownPlan(f"there is no plan {name!r}; {known} (make one with `ratelimit plan set`)")
+    near = nearest(name, names, f"there are: {', '.join(names) or 'none'}")
+    raise UnknownPlan(f"there is no plan {name!r}; {near} (make one with `ratelimit plan set`)")
 
 
 # `ratelimit plan`

@@ -76,7 +76,7 @@ def spread(command: Callable[..., R]) -> Callable[..., R]:
     @wraps(command)
     def run(**given: Any) -> R:
         for name, kind in groups.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind) if field.init})
         return command(**given)
 
     return _with_options(run, options)

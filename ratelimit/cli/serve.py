@@ -6,13 +6,12 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 import typer
 
-from ratelimit.cli.options import ConfigOption, StoreOption, as_options, decimal, whole
+from ratelimit.cli.options import ConfigOption, StoreOption, as_options, decimal, spread, whole
 from ratelimit.cli.output import INVALID, complain, note
 from ratelimit.config import Config, masked
 from ratelimit.config.settings import MAX_PORT
@@ -30,7 +29,15 @@ FOR_GRPC: Final = ("hpack", "yaml")
 ADMIN_PORT: Final = 8081
 
 
-def serve(
+@dataclass(kw_only=True)
+class ServeConfig:
+    """The options that make a configuration. Call it to read that afresh; raises `ConfigError` for one that would not
+    do.
+
+    A process that is given a copy has the last good configuration in it. Its first reading falls back on that: a worker
+    that takes another's place starts, whatever is in the file by then.
+    """
+
     upstream: Annotated[
         str | None,
         typer.Option(
@@ -38,36 +45,120 @@ def serve(
             help="http://HOST:PORT, https://…, or unix:/PATH of a socket. "
             "Without one: the decision endpoint and the API.",
         ),
-    ] = None,
-    config: ConfigOption = None,
-    store: StoreOption = None,
-    action: Annotated[str | None, typer.Option(help="With --quota: the name of a policy for every request.")] = None,
+    ] = None
+    config: ConfigOption = None
+    store: StoreOption = None
+    action: Annotated[str | None, typer.Option(help="With --quota: the name of a policy for every request.")] = None
     quota: Annotated[
         list[str] | None, typer.Option("--quota", metavar="QUOTA", help="As in 5/day; may be repeated.")
-    ] = None,
+    ] = None
     user_from: Annotated[
         list[str] | None,
         typer.Option(metavar="SOURCE", help="header:x-api-key, cookie:session, address; in order, may be repeated."),
-    ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(**whole(0, 65535), help="0 takes any that is free.")] = 8080,
-    uds: Annotated[str | None, typer.Option(metavar="PATH", help="Listen on a unix socket instead.")] = None,
+    ] = None
+    uds: Annotated[str | None, typer.Option(metavar="PATH", help="Listen on a unix socket instead.")] = None
     admin: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Where health, metrics and reload are; off for nowhere. As configured."),
-    ] = None,
+    ] = None
     grpc: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
             help="Serve Envoy's rate limit service there, or at unix:/PATH; by --envoy-config.",
         ),
-    ] = None,
+    ] = None
     envoy_config: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="The YAML files of envoyproxy/ratelimit: limits beside the policies."),
-    ] = None,
-    workers: Annotated[int, typer.Option(**whole(1, 256), help="Processes on the one port.")] = 1,
+    ] = None
+    workers: Annotated[int, typer.Option(**whole(1, 256), help="Processes on the one port.")] = 1
+    _good: Config | None = field(default=None, init=False)
+    _first: bool = field(default=False, init=False)
+
+    def __call__(self) -> Config:
+        """What holds from now on."""
+        first, self._first = self._first, False
+        try:
+            self._good = self._read()
+        except ConfigError as error:
+            if not first or self._good is None:
+                raise
+            logger.error("the last good configuration holds, as this one cannot: %s", error)
+        return self._good
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _first=True)
+
+    def _read(self) -> Config:
+        config = self._with_admin(self._with_user_from(self._with_policy(self._load())))
+        if self.grpc is not None and not config.envoy_config:
+            raise ConfigError("--grpc", "no limit is known: add --envoy-config DIR, with envoyproxy/ratelimit's YAML")
+        if not config.envoy_config and not any(policy.match or self.upstream is None for policy in config.policies):
+            problem = "no policy has a match" if config.policies else "there is no policy"
+            how = "add --action api --quota 5/day, or --config; if that is meant, with quotas = 'unlimited'"
+            raise ConfigError("", f"nothing is limited: {problem}; {how}")
+        self._count_together(config)
+        self._know_addresses(config)
+        return config
+
+    def _load(self) -> Config:
+        """What the command line names goes over the environment too."""
+        names = ("store", "admin", "envoy_config")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        hidden = {f"RATELIMIT_{name.upper()}" for name in given}
+        env = {name: value for name, value in os.environ.items() if name not in hidden}
+        return load_checked(self.config, env=env, **given)
+
+    def _with_policy(self, config: Config) -> Config:
+        if not self.quota and not self.action:
+            return config
+        if not self.quota or not self.action:
+            raise ConfigError("--quota" if self.action else "--action", "--action and --quota belong together")
+        with as_options(name="--action", quotas="--quota"):
+            policy = Policy(self.action, "; ".join(self.quota), match="/**")
+        kept = tuple(each for each in config.policies if each.name != self.action)
+        return replace(config, policies=(*kept, policy))
+
+    def _with_admin(self, config: Config) -> Config:
+        """Envoy's service has the port that envoyproxy/ratelimit has: the admin listener's own, by default."""
+        if self.grpc is None or config.admin != Config().admin or grpc_address(self.grpc).port != ADMIN_PORT:
+            return config
+        return replace(config, admin=f"127.0.0.1:{ADMIN_PORT + 1}")
+
+    def _with_user_from(self, config: Config) -> Config:
+        if not self.user_from:
+            return config
+        with as_options():
+            SurfaceOptions(user_from=self.user_from)
+        return replace(config, user_from=tuple(self.user_from))
+
+    def _count_together(self, config: Config) -> None:
+        """A limit that each worker counts for itself would be several times as high: never without being told."""
+        if self.workers > 1 and config.store.startswith("memory://"):
+            told = f"memory:// would count in each of the {self.workers} workers apart; use one, or a store they share"
+            raise ConfigError("--workers", f"{told}: --store 'dynamodb://my-table?region=eu-west-1'")
+
+    def _know_addresses(self, config: Config) -> None:
+        """Who connects to a unix socket has no address, and so is one user with everybody else who has no other name;
+        unless a proxy tells, which has to be believed."""
+        if self.uds is None:
+            return
+        if isinstance(config.trusted_proxies, tuple) and config.trusted_proxies:
+            raise ConfigError("trusted_proxies", NO_ADDRESS)
+        if not config.trusted_proxies:
+            warn_once(
+                "at a unix socket nobody has an address, and all who have no other name are one user: "
+                "let the proxy in front send X-Forwarded-For, and set trusted_proxies = 1"
+            )
+
+
+@spread
+def serve(
+    *,
+    source: ServeConfig,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(**whole(0, 65535), help="0 takes any that is free.")] = 8080,
     upstream_host: Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")] = False,
     upstream_ca: Annotated[
         str,
@@ -109,7 +200,7 @@ def serve(
     """
     if lacking := missing_packages():
         return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[sidecar]'", INVALID)
-    if (grpc or envoy_config) and (lacking := missing_packages(FOR_GRPC)):
+    if (source.grpc or source.envoy_config) and (lacking := missing_packages(FOR_GRPC)):
         return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[envoy]'", INVALID)
     if access_log not in FORMATS:
         return complain(f"--access-log: unknown value {access_log!r}; use text, json or off", INVALID)
@@ -117,19 +208,6 @@ def serve(
     from ratelimit.server.factory import sidecar
     from ratelimit.server.upstream import ProxySettings
 
-    source = ServeConfig(
-        path=config,
-        store=store,
-        admin=admin,
-        action=action,
-        quota=tuple(quota or ()),
-        user_from=tuple(user_from or ()),
-        proxying=upstream is not None,
-        workers=workers,
-        uds=uds,
-        grpc=grpc,
-        envoy_config=envoy_config,
-    )
     settings = source()
     proxy = ProxySettings(
         connect=connect_timeout,
@@ -141,122 +219,23 @@ def serve(
     make = partial(
         sidecar,
         source,
-        upstream=upstream,
+        upstream=source.upstream,
         settings=proxy,
         access_log=access_log,  # type: ignore[arg-type]
-        host=None if uds else host,
-        file=str(config) if config else os.environ.get("RATELIMIT_CONFIG", "").strip() or None,
+        host=None if source.uds else host,
+        file=str(source.config) if source.config else os.environ.get("RATELIMIT_CONFIG", "").strip() or None,
     )
     make()  # What cannot be is said here, and not by every worker.
     place = admin_address(settings)
     serving = Server(
-        address=Address(host=host, port=port, uds=uds),
+        address=Address(host=host, port=port, uds=source.uds),
         admin=None if place is None else Address(host=place[0], port=place[1], option="admin"),
-        grpc=None if grpc is None else grpc_address(grpc),
-        workers=workers,
+        grpc=None if source.grpc is None else grpc_address(source.grpc),
+        workers=source.workers,
         shutdown=ShutdownTimeouts(linger=linger, grace=grace),
     )
-    return serving.run(make, source, Banner(config=settings, upstream=upstream, workers=workers, json=json))
-
-
-@dataclass(kw_only=True)
-class ServeConfig:
-    """Call it to read the configuration afresh; raises `ConfigError` for one that would not do.
-
-    A process that is given a copy has the last good configuration in it. Its first reading falls back on that: a worker
-    that takes another's place starts, whatever is in the file by then.
-    """
-
-    path: Path | None = None
-    store: str | None = None
-    admin: str | None = None
-    action: str | None = None
-    quota: tuple[str, ...] = ()
-    user_from: tuple[str, ...] = ()
-    proxying: bool = False
-    """Requests are limited as they come; without an upstream callers may also ask for a policy by its name."""
-    workers: int = 1
-    uds: str | None = None
-    grpc: str | None = None
-    envoy_config: str | None = None
-    _good: Config | None = field(default=None, init=False)
-    _first: bool = field(default=False, init=False)
-
-    def __call__(self) -> Config:
-        """What holds from now on."""
-        first, self._first = self._first, False
-        try:
-            self._good = self._read()
-        except ConfigError as error:
-            if not first or self._good is None:
-                raise
-            logger.error("the last good configuration holds, as this one cannot: %s", error)
-        return self._good
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _first=True)
-
-    def _read(self) -> Config:
-        config = self._with_admin(self._with_user_from(self._with_policy(self._load())))
-        if self.grpc is not None and not config.envoy_config:
-            raise ConfigError("--grpc", "no limit is known: add --envoy-config DIR, with envoyproxy/ratelimit's YAML")
-        if not config.envoy_config and not any(policy.match or not self.proxying for policy in config.policies):
-            problem = "no policy has a match" if config.policies else "there is no policy"
-            how = "add --action api --quota 5/day, or --config; if that is meant, with quotas = 'unlimited'"
-            raise ConfigError("", f"nothing is limited: {problem}; {how}")
-        self._count_together(config)
-        self._know_addresses(config)
-        return config
-
-    def _load(self) -> Config:
-        """What the command line names goes over the environment too."""
-        names = ("store", "admin", "envoy_config")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        hidden = {f"RATELIMIT_{name.upper()}" for name in given}
-        env = {name: value for name, value in os.environ.items() if name not in hidden}
-        return load_checked(self.path, env=env, **given)
-
-    def _with_policy(self, config: Config) -> Config:
-        if not self.quota and not self.action:
-            return config
-        if not self.quota or not self.action:
-            raise ConfigError("--quota" if self.action else "--action", "--action and --quota belong together")
-        with as_options(name="--action", quotas="--quota"):
-            policy = Policy(self.action, "; ".join(self.quota), match="/**")
-        kept = tuple(each for each in config.policies if each.name != self.action)
-        return replace(config, policies=(*kept, policy))
-
-    def _with_admin(self, config: Config) -> Config:
-        """Envoy's service has the port that envoyproxy/ratelimit has: the admin listener's own, by default."""
-        if self.grpc is None or config.admin != Config().admin or grpc_address(self.grpc).port != ADMIN_PORT:
-            return config
-        return replace(config, admin=f"127.0.0.1:{ADMIN_PORT + 1}")
-
-    def _with_user_from(self, config: Config) -> Config:
-        if not self.user_from:
-            return config
-        with as_options():
-            SurfaceOptions(user_from=self.user_from)
-        return replace(config, user_from=self.user_from)
-
-    def _count_together(self, config: Config) -> None:
-        """A limit that each worker counts for itself would be several times as high: never without being told."""
-        if self.workers > 1 and config.store.startswith("memory://"):
-            told = f"memory:// would count in each of the {self.workers} workers apart; use one, or a store they share"
-            raise ConfigError("--workers", f"{told}: --store 'dynamodb://my-table?region=eu-west-1'")
-
-    def _know_addresses(self, config: Config) -> None:
-        """Who connects to a unix socket has no address, and so is one user with everybody else who has no other name;
-        unless a proxy tells, which has to be believed."""
-        if self.uds is None:
-            return
-        if isinstance(config.trusted_proxies, tuple) and config.trusted_proxies:
-            raise ConfigError("trusted_proxies", NO_ADDRESS)
-        if not config.trusted_proxies:
-            warn_once(
-                "at a unix socket nobody has an address, and all who have no other name are one user: "
-                "let the proxy in front send X-Forwarded-For, and set trusted_proxies = 1"
-            )
+    banner = Banner(config=settings, upstream=source.upstream, workers=source.workers, json=json)
+    return serving.run(make, source, banner)
 
 
 def grpc_address(text: str) -> Address:

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota, InvalidUser
+from ratelimit.errors import ConfigError, InvalidAction, InvalidQuota, InvalidUser, nearest
 from ratelimit.names import check_action, check_user
 from ratelimit.policy import Policy
 from ratelimit.quota import Quota, Unit, Window
@@ -360,9 +359,8 @@ class _Reader:
     def _unit(self, node: Node) -> str:
         unit = self._text(node).lower()
         if unit not in UNITS:
-            near = get_close_matches(unit, UNITS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(UNITS)}"
-            raise _Mistake(_line(node), f"unknown unit {unit!r}; {hint}")
+            near = nearest(unit, UNITS, f"use one of {', '.join(UNITS)}", form="{}")
+            raise _Mistake(_line(node), f"unknown unit {unit!r}; {near}")
         return unit
 
     # The forms of YAML.
@@ -376,9 +374,8 @@ class _Reader:
         for name_node, value in node.value:
             name = name_node.value if name_node.id == "scalar" else "?"
             if name not in known:
-                near = get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"{what} has {', '.join(known)}"
-                raise _Mistake(_line(name_node), f"unknown key {name!r}; {hint}")
+                near = nearest(name, known, f"{what} has {', '.join(known)}", form="{}", cutoff=0.5)
+                raise _Mistake(_line(name_node), f"unknown key {name!r}; {near}")
             found[name] = value
             # What comes before it by a merge (`<<`) stands elsewhere in the file.
             if node.start_mark.index <= name_node.start_mark.index < node.end_mark.index:

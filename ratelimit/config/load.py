@@ -8,13 +8,12 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Unpack
 
 from ratelimit.config.settings import SETTINGS, Config, SettingArgs
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, nearest
 from ratelimit.policy import POLICY_SETTINGS, Policy, check_together
 from ratelimit.quota import UNLIMITED
 from ratelimit.settings import unknown
@@ -62,18 +61,18 @@ class Layer:
 
 def from_file(path: str | Path, *, named_by: str = "") -> Layer:
     """Read a TOML file. Raises `ConfigError` naming the file, and the line of a mistake in its syntax."""
-    hint = f" ({named_by})" if named_by else ""
+    by = f" ({named_by})" if named_by else ""
     try:
         # Some editors begin a file with a byte order mark.
         table = tomllib.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         reason = "no such file" if missing else (error.strerror or "cannot be read").lower()
-        raise ConfigError(str(path), f"{reason}{hint}") from error
+        raise ConfigError(str(path), f"{reason}{by}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(str(path), f"not valid TOML: {error}{hint}") from error
+        raise ConfigError(str(path), f"not valid TOML: {error}{by}") from error
     except RecursionError:
-        raise ConfigError(str(path), f"not TOML that can be read: it is nested too deeply{hint}") from None
+        raise ConfigError(str(path), f"not TOML that can be read: it is nested too deeply{by}") from None
     return from_table(table, origin=f"in {path}")
 
 
@@ -195,9 +194,8 @@ def _policy_name(variable: str, name: str, names: list[str]) -> str:
 
 
 def _unknown(variable: str, known: list[str]) -> ConfigError:
-    near = get_close_matches(variable, known, n=1, cutoff=0.7)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}"
-    return ConfigError(variable, f"unknown environment variable; {hint}")
+    near = nearest(variable, known, f"there are: {', '.join(known)}", form="{}", cutoff=0.7)
+    return ConfigError(variable, f"unknown environment variable; {near}")
 
 
 class Problems:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from importlib.resources import files
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, nearest
 
 Template: TypeAlias = Literal["table", "global-table", "sidecar"]
 
@@ -54,9 +53,8 @@ def alert_rules() -> str:
 def _check(parameter: str, value: str, known: Mapping[str, str]) -> None:
     lines = known.get(parameter)
     if lines is None:
-        near = get_close_matches(parameter, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-        raise ConfigError(parameter, f"the template has no such parameter; {hint}")
+        near = nearest(parameter, known, f"there are {', '.join(known)}", form="{}")
+        raise ConfigError(parameter, f"the template has no such parameter; {near}")
     if not value.isprintable():
         raise ConfigError(parameter, f"expected one line of text, not {value!r}")
     if (pattern := _PATTERN.search(lines)) and not re.fullmatch(json.loads(pattern["text"]), value):

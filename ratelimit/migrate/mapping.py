@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from ratelimit.errors import ConfigError, InvalidInput
+from ratelimit.errors import ConfigError, InvalidInput, nearest
 from ratelimit.migrate.rows import Entity, is_asked, rows_of
 from ratelimit.names import check_action
 from ratelimit.quota import Window
@@ -221,9 +221,8 @@ def _known(path: str, table: Iterable[str], known: Iterable[str]) -> None:
     names = list(known)
     for key in table:
         if key not in names:
-            near = get_close_matches(key, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-            raise ConfigError(f"{path}.{key}" if path else key, f"unknown name; {hint}")
+            near = nearest(key, names, f"there are: {', '.join(names)}")
+            raise ConfigError(f"{path}.{key}" if path else key, f"unknown name; {near}")
 
 
 def first_of(names: Names, there: Iterable[str]) -> str | None:

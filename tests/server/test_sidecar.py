@@ -59,7 +59,7 @@ async def test_a_bad_file_keeps_the_last_good_one(tmp_path: Path, caplog: pytest
 async def test_a_file_that_was_emptied_or_cut_short_lifts_no_limit(tmp_path: Path, upstream: str | None) -> None:
     path = write(tmp_path, "2/day")
     whole = path.read_text(encoding="utf-8")
-    source = ServeConfig(path=path, proxying=upstream is not None)
+    source = ServeConfig(config=path, upstream=upstream)
     async with running(path, source=source, upstream=upstream) as service:
         former = service.sidecar.current
         for rest in ("", "\n", whole[:20], whole.partition("[policies")[0], "deadline = " + "[" * 5000):
