@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from math import ceil
 from string import ascii_lowercase, digits
-from typing import Final, NamedTuple
+from typing import Final
 
 from ratelimit.clock import SECOND, Clock
 from ratelimit.errors import InvalidUser, StoreUnavailable
@@ -38,15 +38,6 @@ _DIGITS: Final = digits + ascii_lowercase
 _MOMENT_LETTERS: Final = 10
 _DIGEST: Final = "sha256:"
 _HEALTH: Final = "health"
-
-
-class SlidingCounts(NamedTuple):
-    """How a sliding window stands, as `limits` wants it: units and seconds left of the window before and of this."""
-
-    previous: int
-    previous_ttl: float
-    current: int
-    current_ttl: float
 
 
 class Windows:
@@ -157,11 +148,11 @@ class Windows:
             record = outcome.record
         raise _contended(where)
 
-    async def get_sliding(self, key: str, expiry: float) -> SlidingCounts:
-        """Return how the window stands, and the one before."""
+    async def get_sliding(self, key: str, expiry: float) -> tuple[int, float, int, float]:
+        """Return units and seconds left of the window before, and of this."""
         where, length = self._sliding_of(key, expiry)
         _, previous, current, left = _slide(await self._store.read(where), self._clock.now(), length)
-        return SlidingCounts(previous, left / SECOND if previous else 0.0, current, (left + length) / SECOND)
+        return previous, left / SECOND if previous else 0.0, current, (left + length) / SECOND
 
     async def clear_sliding(self, key: str, expiry: float) -> None:
         """Forget the window of the key, and the one before."""
