@@ -69,15 +69,30 @@ class Authz:
         return path == self.prefix or path.startswith(f"{self.prefix}/")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(scope, send)
+        # A gateway may pass a handshake on as one; then the server has to be told which answer is meant.
+        kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+        dialect: Dialect = "plain"
+        is_reduced = False
+
+        async def pass_on(message: Message) -> None:
+            """Turn the middleware's answer into one that the gateway understands."""
+            nonlocal is_reduced
+            if message["type"] == "http.response.start":
+                is_reduced = message["status"] == REDUCED
+                status, fields = for_gateway(message["status"], message["headers"], dialect)
+                await send({"type": f"{kind}.start", "status": status, "headers": fields})
+            else:
+                body: bytes = message.get("body", b"") if scope.get("method") != "HEAD" else b""
+                await send({**message, "type": f"{kind}.body", "body": reduced_body(body) if is_reduced else body})
+
         try:
             question = asked(scope, self.prefix)
         except InvalidInput as error:
-            answer.dialect = dialect_or_plain(scope)
-            await no_question(error)({**scope, "type": "http"}, receive, answer.send)
-            return
-        answer.dialect = question.dialect
-        await self.middleware(question.scope, no_body, answer.send)
+            dialect = dialect_or_plain(scope)
+            await no_question(error)({**scope, "type": "http"}, receive, pass_on)
+        else:
+            dialect = question.dialect
+            await self.middleware(question.scope, no_body, pass_on)
 
     async def _allow(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Be the app behind the middleware: what gets here may pass. The lifespan is the fallback's."""
@@ -111,31 +126,6 @@ def reduced_body(body: bytes) -> bytes:
 def no_question(error: InvalidInput) -> ProblemResponse:
     """Return the answer to a question that makes no sense."""
     return ProblemResponse(Problem(title="This is no question about a request", status=400, detail=str(error)))
-
-
-class _Answer:
-    """Turns the middleware's answer into one that the gateway understands."""
-
-    __slots__ = ("_has_body", "_kind", "_reduced", "_send", "dialect")
-
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self.dialect: Dialect = "plain"
-        self._send = send
-        # A gateway may pass a handshake on as one; then the server has to be told which answer is meant.
-        self._kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
-        self._has_body = scope.get("method") != "HEAD"
-        self._reduced = False
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._reduced = message["status"] == REDUCED
-            status, fields = for_gateway(message["status"], message["headers"], self.dialect)
-            await self._send({"type": f"{self._kind}.start", "status": status, "headers": fields})
-        else:
-            body: bytes = message.get("body", b"")
-            if self._reduced:
-                body = reduced_body(body)
-            await self._send({**message, "type": f"{self._kind}.body", "body": body if self._has_body else b""})
 
 
 _not_found: Final = ProblemResponse(Problem(title="Not found", status=404, detail=f"Ask {PREFIX}."))
