@@ -1,27 +1,34 @@
 """The blocking limiter, and what it could have been: a loop for each thread, a loop in a thread of its own. Beside them
-botocore's own client, which is boto3's."""
+botocore's own client, which is boto3's, and the least that any client could do."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+from urllib.parse import urlsplit
 
 from loadtest.bench.worker import Contender, Turn, at
 from ratelimit.limiter import Limiter
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore
 
+if TYPE_CHECKING:
+    from ratelimit import sync
+
 USERS = 256
 ACTION = "hint"
 ROOMY = "1000000000/hour"
 TWO = "1000000000/hour; 1000000000/day"
-_BLOCK = 10
 _NEVER_LATE = 30.0
+_READ_BYTES = 1 << 16
 
 Check = Callable[[str], object]
 
@@ -38,13 +45,7 @@ async def in_memory(quotas: str = ROOMY, algorithm: AlgorithmName = "fixed_windo
 async def on_dynamodb(
     endpoint: str, threads: int = 1, algorithm: AlgorithmName = "fixed_window"
 ) -> AsyncIterator[Contender]:
-    from ratelimit import sync
-
-    def opened() -> sync.Limiter:
-        store = sync.open_store(f"dynamodb://bench?endpoint={endpoint}")
-        return sync.Limiter(store, [Policy(ACTION, TWO, algorithm=algorithm)], deadline=_NEVER_LATE)
-
-    limiter = await asyncio.to_thread(opened)
+    limiter = await asyncio.to_thread(_opened_for_threads, endpoint, algorithm)
 
     def check(user: str) -> None:
         decision = limiter.check(user, ACTION)
@@ -87,6 +88,43 @@ async def bare(endpoint: str) -> AsyncIterator[Contender]:
 
     yield contender(lambda user: client.update_item(**check_of(user)))
     client.close()
+
+
+@asynccontextmanager
+async def floor(endpoint: str) -> AsyncIterator[Contender]:
+    """The bytes of a check, sent and answered on a bare socket."""
+    request = await asyncio.to_thread(_request_of_a_check, endpoint)
+    server = urlsplit(endpoint)
+    with socket.create_connection((server.hostname, server.port)) as connected:
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def exchange(user: str) -> None:
+            connected.sendall(request)
+            connected.recv(_READ_BYTES)
+
+        yield contender(exchange)
+
+
+def _request_of_a_check(endpoint: str) -> bytes:
+    """As it is sent once the record is known."""
+    sent: list[bytes] = []
+    send = socket.socket.send
+
+    def noted(connected: socket.socket, data: bytes) -> int:
+        sent.append(data)
+        return send(connected, data)
+
+    with _opened_for_threads(endpoint) as limiter, patch.object(socket.socket, "send", noted):
+        for _ in range(2):
+            limiter.check("user-0", ACTION)
+    return sent[-1]
+
+
+def _opened_for_threads(endpoint: str, algorithm: AlgorithmName = "fixed_window") -> sync.Limiter:
+    from ratelimit import sync
+
+    store = sync.open_store(f"dynamodb://bench?endpoint={endpoint}")
+    return sync.Limiter(store, [Policy(ACTION, TWO, algorithm=algorithm)], deadline=_NEVER_LATE)
 
 
 async def _opened(endpoint: str) -> Limiter:

@@ -151,8 +151,8 @@ def test_peers_are_measured_on_the_replay_server(monkeypatch: pytest.MonkeyPatch
 def test_sync() -> None:
     done = sync.run(rounds=1, seconds=TINY)
     figures = rows(done)
-    assert {sync.MEMORY, sync.DYNAMODB, sync.BARE} < set(figures)
-    assert len(figures) == 8
+    assert {sync.MEMORY, sync.DYNAMODB, sync.BARE, sync.FLOOR} < set(figures)
+    assert len(figures) == 9
     assert all(row["checks/s"] and row["p50 µs"] for row in figures.values())
     assert len(done.targets) == 3
     assert done.notes == [NOT_COMPILED]
