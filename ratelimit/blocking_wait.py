@@ -26,13 +26,18 @@ class ThreadState:
         self.lock: Any = None
 
 
-def _begin_thread(local: Any) -> None:
-    local.state = ThreadState()
+def _new_local() -> Any:
+    """Make it so, since a class that is compiled has its values in one place for all threads; nor is a function that is
+    compiled a method, but for one within another."""
+
+    def begin(local: Any) -> None:
+        local.state = ThreadState()
+
+    return type("ThisThread", (threading.local,), {"__init__": begin})()
 
 
-# Its `state` is that of the thread that asks. (Made so since a class that is compiled has its values in one place for
-# all threads.)
-this_thread: Final[Any] = type("ThisThread", (threading.local,), {"__init__": _begin_thread})()
+this_thread: Final = _new_local()
+"""Its `state` is that of the thread that asks."""
 
 
 def wait_for(call: BlockingCall[T]) -> T:
