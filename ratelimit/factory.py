@@ -23,7 +23,7 @@ from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.background import AlertHook
-from ratelimit.opening import settings_here, store_from_url
+from ratelimit.opening import settings_here, store_from_url, with_timelines
 from ratelimit.policy import timelines_of
 from ratelimit.regions import Regions
 from ratelimit.regions.regions import check_policies
@@ -53,11 +53,12 @@ def build_store(config: Config) -> TableStore:
 
 
 def _mirrored(config: Config) -> TableStore:
-    store = store_from_url(config.store, config.regions)
+    timelines = bool(timelines_of(config.policies))
+    store = store_from_url(config.store, config.regions, timelines=timelines)
     if config.mirror == "off":
         return store
     try:
-        mirror = store_from_url(config.mirror)
+        mirror = store_from_url(config.mirror, timelines=timelines)
     except ConfigError as error:
         raise ConfigError("mirror", error.problem) from None
     if config.mirror == config.store or _on_one_table(config.store, config.mirror):
@@ -92,6 +93,11 @@ def table_settings(url: str, regions: Regions | None = None) -> Settings:
         return settings_here(parse_url(url), regions)
     except ConfigError as error:
         raise error.under("store") from None
+
+
+def configured_table(config: Config) -> Settings:
+    """Return the settings of the configured table, with what its policies need. Raises as `table_settings` does."""
+    return with_timelines(table_settings(config.store, config.regions), bool(timelines_of(config.policies)))
 
 
 def build_limiter(

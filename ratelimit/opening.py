@@ -51,8 +51,9 @@ class OpeningStore:
         return self._store
 
 
-def store_from_url(url: str, regions: Regions | None = None) -> TableStore:
-    """Return the store that a URL names, not yet open: over these regions, where it is a table. Raises `ConfigError`.
+def store_from_url(url: str, regions: Regions | None = None, *, timelines: bool = False) -> TableStore:
+    """Return the store that a URL names, not yet open: over these regions, where it is a table, and with the index of
+    timelines, where those are asked for. Raises `ConfigError`.
 
     One in memory is in no region.
     """
@@ -63,12 +64,12 @@ def store_from_url(url: str, regions: Regions | None = None) -> TableStore:
         if scheme not in _STORES:
             near = nearest(scheme, _STORES, f"there are: {_EXAMPLES}", form="{}://")
             raise ConfigError("", f"unknown scheme {scheme}://; {near}")
-        return _STORES[scheme](url, regions)
+        return _STORES[scheme](url, regions, timelines)
     except ConfigError as error:
         raise error.under("store") from None
 
 
-def _memory(url: str, regions: Regions | None) -> TableStore:
+def _memory(url: str, regions: Regions | None, timelines: bool) -> TableStore:
     try:
         parts = urlsplit(url)
         pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -87,11 +88,16 @@ def _memory(url: str, regions: Regions | None) -> TableStore:
     return MemoryStore(**options)
 
 
-def _dynamodb(url: str, regions: Regions | None) -> TableStore:
+def _dynamodb(url: str, regions: Regions | None, timelines: bool) -> TableStore:
     # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
     from ratelimit.dynamodb import DynamoDBStore, parse_url
 
-    return over_regions(parse_url(url), regions, DynamoDBStore)
+    return over_regions(with_timelines(parse_url(url), timelines), regions, DynamoDBStore)
+
+
+def with_timelines(settings: Settings, wanted: bool) -> Settings:
+    """Return the settings of a table, which is to have the index of timelines where a policy needs it."""
+    return replace(settings, timelines=settings.timelines or wanted)
 
 
 def over_regions(settings: Settings, regions: Regions | None, store: Callable[[Settings], TableStore]) -> TableStore:
@@ -138,4 +144,7 @@ def settings_here(settings: Settings, regions: Regions | None) -> Settings:
 _MOST_DIGITS: Final = 18
 _MEMORY: Final = "memory://, or memory://?max_keys=1000"
 _EXAMPLES: Final = "memory://, dynamodb://my-table?region=eu-west-1"
-_STORES: Final[dict[str, Callable[[str, Regions | None], TableStore]]] = {"memory": _memory, "dynamodb": _dynamodb}
+_STORES: Final[dict[str, Callable[[str, Regions | None, bool], TableStore]]] = {
+    "memory": _memory,
+    "dynamodb": _dynamodb,
+}

@@ -18,7 +18,7 @@ from ratelimit.cli.output import Answer, say, say_table
 from ratelimit.cli.progress import progress
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.errors import InvalidInput
-from ratelimit.factory import table_settings
+from ratelimit.factory import configured_table
 
 app = typer.Typer(help="Something to look at.", no_args_is_help=True)
 
@@ -59,7 +59,7 @@ def seed(
     from ratelimit.dynamodb.settings import is_amazon
 
     settings = at.load()
-    target = table_settings(settings.store, settings.regions)
+    target = configured_table(settings)
     endpoint = endpoint_of(target)
     if not on_aws and (endpoint is None or is_amazon(endpoint)):
         raise InvalidInput(

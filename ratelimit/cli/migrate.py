@@ -15,7 +15,7 @@ from ratelimit.cli.options import Configured, answering, decimal, whole
 from ratelimit.cli.output import ALLOWED, REFUSED, Answer, explained, in_words, note, say, say_table, toml_value
 from ratelimit.cli.progress import progress
 from ratelimit.config import masked
-from ratelimit.factory import table_settings
+from ratelimit.factory import configured_table
 
 if TYPE_CHECKING:
     from ratelimit.migrate import Counts, Done, Entity, Forecast, MigrationPlan, Undone, Verdict
@@ -202,7 +202,7 @@ def undo(
     from ratelimit import migrate
 
     settings = at.load()
-    target = table_settings(settings.store, settings.regions)
+    target = configured_table(settings)
     plan = migrate.UndoPlan(runs=runs, target=target, rate=rate, dry_run=dry_run, work_dir=work_dir)
     with explained(str(work_dir), "" if dry_run else _AGAIN), progress() as tell:
         undone = asyncio.run(migrate.undo(plan, listener=tell))
@@ -258,7 +258,7 @@ def _plan(
     settings = at.load()
     return MigrationPlan(
         source=source,
-        target=table_settings(settings.store, settings.regions),
+        target=configured_table(settings),
         config=settings,
         mapping=read_mapping(mapping),
         entities=tuple(entities or ()),

@@ -17,7 +17,7 @@ import typer
 from ratelimit.cli.output import Answer, note, say_json
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError
-from ratelimit.factory import build_store, load_checked, table_settings
+from ratelimit.factory import build_store, configured_table, load_checked
 from ratelimit.numerals import to_float, to_int
 from ratelimit.store import TableStore
 
@@ -150,7 +150,7 @@ class Configured:
     def run(self, work: Callable[[TableStore, Config], Awaitable[T]]) -> T:
         """Return the result of `work` on the configured table, opened for it. Raises `ConfigError` for `memory://`."""
         settings = self.load()
-        table_settings(settings.store, settings.regions)  # says what is wrong with a store that keeps nothing
+        configured_table(settings)  # says what is wrong with a store that keeps nothing
 
         async def opened() -> T:
             table = build_store(settings)

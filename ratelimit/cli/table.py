@@ -15,7 +15,7 @@ from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, Answer, complain
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, TableNotFound
 from ratelimit.factory import table_settings
-from ratelimit.opening import over_regions
+from ratelimit.opening import over_regions, with_timelines
 from ratelimit.policy import timelines_of
 from ratelimit.regions import Regions
 from ratelimit.regions.home import MOVES_IN_S, HomeStore
@@ -39,7 +39,14 @@ class TableTarget:
     config: ConfigOption = None
 
     def settings(self) -> Settings:
-        """Return its settings: a name alone takes the rest from the store that is configured, if that has a table."""
+        """Return its settings, with what a configured policy needs; a URL alone asks for no configuration."""
+        settings = self._named()
+        if self.is_url and self.config is None:
+            return settings
+        return with_timelines(settings, bool(timelines_of(self._configured().policies)))
+
+    def _named(self) -> Settings:
+        """Return them as named: a name alone takes the rest from the store that is configured, if that has a table."""
         if self.table is not None and self.is_url:
             return table_settings(self.table)
         config = self._configured()
@@ -58,10 +65,6 @@ class TableTarget:
     def regions(self) -> Regions | None:
         """Return what is configured of regions; a table's URL says all by itself."""
         return None if self.is_url else self._configured().regions
-
-    def has_timelines(self) -> bool:
-        """Return whether a configured policy needs the index of timelines; a URL alone asks for no configuration."""
-        return not self.is_url and bool(timelines_of(self._configured().policies))
 
     def _configured(self) -> Config:
         return Configured(self.store, self.config).load()
@@ -91,13 +94,13 @@ class Wanted:
     read: Annotated[int | None, typer.Option("--read", **whole(), help="Provisioned read units a second.")] = None
     write: Annotated[int | None, typer.Option("--write", **whole(), help="Provisioned write units a second.")] = None
 
-    def spec(self, target: TableTarget) -> TableSpec:
+    def spec(self) -> TableSpec:
         """Return the options as a specification; units alone mean provisioned billing. Raises `ConfigError`."""
         from ratelimit.dynamodb import TableSpec
 
         is_provisioned = self.billing is None and (self.read is not None or self.write is not None)
         return TableSpec(
-            gsi2=self.gsi2 or target.has_timelines(),
+            gsi2=self.gsi2,
             recovery=self.recovery,
             protected=self.protect,
             kms_key=self.kms_key,
@@ -133,7 +136,7 @@ def create(*, target: TableTarget, wanted: Wanted) -> Answer:
     """
     from ratelimit.dynamodb import create_table, verify_table
 
-    spec, settings = wanted.spec(target), target.settings()
+    spec, settings = wanted.spec(), target.settings()
     status = asyncio.run(create_table(settings, spec))
     verdict = "created" if status.created else "was there already"
     found = differences(asyncio.run(verify_table(settings, spec)))
@@ -172,7 +175,7 @@ def verify(*, target: TableTarget, wanted: Wanted) -> Answer:
     """
     from ratelimit.dynamodb import verify_table
 
-    spec, settings = wanted.spec(target), target.settings()
+    spec, settings = wanted.spec(), target.settings()
     lines = asyncio.run(verify_table(settings, spec))
     document = {"name": settings.table, "differences": len(differences(lines)), "lines": [*map(asdict, lines)]}
     return Answer(document, lambda: report_lines(f"{settings.table}:", lines), status=status_of(lines))
@@ -201,7 +204,7 @@ def upgrade(
     """
     from ratelimit.dynamodb import upgrade_table
 
-    spec, settings = wanted.spec(target), target.settings()
+    spec, settings = wanted.spec(), target.settings()
     upgraded = asyncio.run(upgrade_table(settings, spec, tell=note, within=wait))
     title = f"{settings.table}: {len(upgraded.mended)} mended," if upgraded.mended else f"{settings.table}:"
     document = {"name": settings.table, **asdict(upgraded)}

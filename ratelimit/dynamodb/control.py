@@ -165,6 +165,10 @@ def keys_of(description: Mapping[str, Any], part: Mapping[str, Any]) -> tuple[st
     return tuple(f"{key['AttributeName']} ({types.get(key['AttributeName'], '?')})" for key in ordered)
 
 
+def indexes_of(description: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
+
+
 def billing_of(description: Mapping[str, Any]) -> str:
     # A table that was never billed on demand says nothing of it.
     return str((description.get("BillingModeSummary") or {}).get("BillingMode", "PROVISIONED"))
@@ -335,7 +339,7 @@ async def prepare(client: Client, retries: Retries, settings: Settings) -> None:
             raise
         from ratelimit.dynamodb.table import create_on  # which few need, and which takes its time
 
-        await create_on(client, retries)
+        await create_on(client, retries, settings)
         description = await control.verify()
     check_replicas(description, client.place, settings)
     if settings.mode is not None:

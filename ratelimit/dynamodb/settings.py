@@ -31,6 +31,7 @@ class StoreOptions(TypedDict, total=False):
     region: str | None
     endpoint: str | None
     create: bool
+    timelines: bool
     consumed: bool
     fast: bool
     pool: int
@@ -51,6 +52,7 @@ class Settings:
     `endpoint`         the URL of another server that speaks DynamoDB; by default what `AWS_ENDPOINT_URL_DYNAMODB`,
                        `AWS_ENDPOINT_URL` or the AWS profile says, and else Amazon's own.
     `create`           create the table at `open`, if there is none.
+    `timelines`        it needs the index of timelines too: a configuration with `timeline = true` in a policy says so.
     `consumed`         ask for the consumed capacity of every call, and add it up in the store's `stats`.
     `fast`             send checks by the fast lane; off, through aiobotocore like everything else (tenfold the CPU).
                        `RATELIMIT_FAST_LANE=off` turns it off for a whole process.
@@ -67,6 +69,7 @@ class Settings:
     region: str | None = None
     endpoint: str | None = None
     create: bool = False
+    timelines: bool = False
     consumed: bool = False
     fast: bool = True
     pool: int = DEFAULT_POOL

@@ -19,6 +19,7 @@ from ratelimit.dynamodb.control import (
     WaitedInVain,
     billing_of,
     check_replicas,
+    indexes_of,
     is_settled,
     is_strong,
     recorded_and_wanted,
@@ -137,7 +138,7 @@ class Upgrade:
             return
         table = await self._control.describe()
         changes: dict[str, Any] = {"BillingMode": mode, "ProvisionedThroughput": throughput}
-        indexes = [index["IndexName"] for index in table.get("GlobalSecondaryIndexes") or ()]
+        indexes = indexes_of(table)
         if indexes and billing_of(table) != mode:  # a table that turns to units needs them for its indexes as well
             changes["GlobalSecondaryIndexUpdates"] = [
                 {"Update": {"IndexName": name, "ProvisionedThroughput": self._spec.index_throughput(name)}}
@@ -210,19 +211,19 @@ async def create_table(settings: Settings, spec: TableSpec = _DEFAULT_SPEC) -> T
     if spec.billing == "provisioned" and spec.throughput is None:
         raise ConfigError("read", "is missing: a table that is created provisioned needs its read and write units")
     async with _control(settings) as control:
-        return await _create(control, spec)
+        return await _create(control, _wanted(spec, settings))
 
 
 async def table_status(settings: Settings) -> TableStatus:
     """Tell how the table stands. Raise `TableNotFound`."""
     async with _control(settings) as control:
-        return await _status(control)
+        return await _status(control, _wanted(_DEFAULT_SPEC, settings))
 
 
 async def verify_table(settings: Settings, spec: TableSpec = _DEFAULT_SPEC) -> tuple[TableDiff, ...]:
     """Compare what is with what should be, part by part; what permissions hide is told, too. Raise `TableNotFound`."""
     async with _control(settings) as control:
-        return compare(await look(control), _with_regions(spec, settings))
+        return compare(await look(control), _wanted(spec, settings))
 
 
 async def upgrade_table(
@@ -234,11 +235,13 @@ async def upgrade_table(
 ) -> Upgraded:
     """Mend what can be mended in place, waiting up to `within` seconds for each change. Raises `TableNotFound`."""
     async with _control(settings) as control:
-        return await Upgrade(control, _with_regions(spec, settings), tell=tell, within=within).run()
+        return await Upgrade(control, _wanted(spec, settings), tell=tell, within=within).run()
 
 
-def _with_regions(spec: TableSpec, settings: Settings) -> TableSpec:
-    return replace(spec, regions=settings.regions, mode=settings.mode)
+def _wanted(spec: TableSpec, settings: Settings) -> TableSpec:
+    """Return what is asked for, with what the settings need."""
+    gsi2 = spec.gsi2 or settings.timelines
+    return replace(spec, gsi2=gsi2, regions=settings.regions, mode=settings.mode)
 
 
 async def delete_table(settings: Settings) -> bool:
@@ -286,9 +289,9 @@ async def count_items(settings: Settings) -> tuple[int, bool]:
         return int(page["Count"]), True
 
 
-async def create_on(client: Client, retries: Retries) -> TableStatus:
+async def create_on(client: Client, retries: Retries, settings: Settings) -> TableStatus:
     """Do as `create_table` does, on a client that is open."""
-    return await _create(Control(client, retries), _DEFAULT_SPEC)
+    return await _create(Control(client, retries), _wanted(_DEFAULT_SPEC, settings))
 
 
 async def _create(control: Control, spec: TableSpec) -> TableStatus:
@@ -301,14 +304,14 @@ async def _create(control: Control, spec: TableSpec) -> TableStatus:
     missing = [] if is_strong(table) or await control.turn_on_expiry() else [TTL_FEATURE]
     if spec.recovery and not await control.turn_on_recovery():
         missing.append(RECOVERY_FEATURE)
-    status = await _status(control)
+    status = await _status(control, spec)
     return replace(status, created=created, missing=tuple(dict.fromkeys((*missing, *status.missing))))
 
 
-async def _status(control: Control) -> TableStatus:
+async def _status(control: Control, spec: TableSpec) -> TableStatus:
     snapshot = await look(control)
     description = await control.describe() if isinstance(snapshot.table, Unknown) else snapshot.table
-    return to_status(description, snapshot)
+    return to_status(description, snapshot, spec)
 
 
 def _definition(table: str, spec: TableSpec) -> dict[str, Any]:

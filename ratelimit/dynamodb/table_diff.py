@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.control import billing_of, is_strong, keys_of, replicas_of, replicas_problem, shown_replicas
+from ratelimit.dynamodb.control import (
+    billing_of,
+    indexes_of,
+    is_strong,
+    keys_of,
+    replicas_of,
+    replicas_problem,
+    shown_replicas,
+)
 from ratelimit.dynamodb.errors import Place
 from ratelimit.errors import ConfigError
 from ratelimit.regions.regions import RegionsMode
@@ -143,7 +151,6 @@ class TableSnapshot:
 
 TTL_FEATURE: Final = "expiry (ttl)"
 RECOVERY_FEATURE: Final = "point-in-time recovery"
-INDEX_FEATURE: Final = f"index {schema.GSI1}"
 OWN_KEY: Final = "DynamoDB's own key"
 
 
@@ -182,14 +189,14 @@ class TableStatus:
     """Whether it was this call that created it."""
 
 
-def to_status(description: Mapping[str, Any], snapshot: TableSnapshot) -> TableStatus:
+def to_status(description: Mapping[str, Any], snapshot: TableSnapshot, spec: TableSpec) -> TableStatus:
     parts: dict[str, object] = {"expiry": snapshot.ttl, "recovery": snapshot.recovery, "tags": snapshot.tags}
-    indexes = tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
+    indexes = indexes_of(description)
     throughput = description.get("ProvisionedThroughput") or {}
     lacks = {
         TTL_FEATURE: snapshot.ttl != schema.TTL and not is_strong(description),
         RECOVERY_FEATURE: snapshot.recovery is False,
-        INDEX_FEATURE: schema.GSI1 not in indexes,
+        **{f"index {name}": name not in indexes for name in spec.indexes},
     }
     return TableStatus(
         name=snapshot.place.table,

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from ratelimit.blocking import Runner
 from ratelimit.errors import ConfigError
-from ratelimit.opening import over_regions, settings_here, store_from_url
+from ratelimit.opening import over_regions, settings_here, store_from_url, with_timelines
 from ratelimit.regions import Regions
 from ratelimit.store import MemoryStore, TableStore
 from ratelimit.store.directory import DirectoryStore
@@ -73,8 +73,11 @@ def open_store(url: str) -> Store:
     return store
 
 
-def store_from(url: str, *, user_hash_key: str | None = None, regions: Regions | None = None) -> Store:
-    """Return the store that a URL names, not yet open; with hashed users where there is a key. Raises `ConfigError`."""
+def store_from(
+    url: str, *, user_hash_key: str | None = None, regions: Regions | None = None, timelines: bool = False
+) -> Store:
+    """Return the store that a URL names, as `store_from_url` does; with hashed users where there is a key. Raises
+    `ConfigError`."""
     if not url.startswith("dynamodb://"):
         return _hashed(store_of(store_from_url(url)), user_hash_key)
     # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
@@ -84,7 +87,7 @@ def store_from(url: str, *, user_hash_key: str | None = None, regions: Regions |
 
     runner = Runner()
     try:
-        settings = settings_here(parse_url(url), regions)
+        settings = settings_here(with_timelines(parse_url(url), timelines), regions)
         if settings.failover:
             raise ConfigError("failover", "needs an event loop, to ask the regions behind the answers; turn it off")
         inner = over_regions(settings, regions, lambda each: BlockingDynamoDBStore(each, runner))

@@ -20,6 +20,7 @@ from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.middleware import SurfaceArgs
 from ratelimit.http.refusal import OnRefused, stack
 from ratelimit.limiter.background import AlertHook
+from ratelimit.policy import timelines_of
 from ratelimit.sync import Directory, Limiter, UsageLog
 from ratelimit.sync.store import store_from, store_of
 from ratelimit.wsgi.app_request import (
@@ -62,7 +63,12 @@ def configure(
     if config.mirror != "off":
         raise ConfigError("mirror", "is written to by apps with an event loop and by the sidecar; leave it out here")
     if config.enabled:
-        store = store_from(config.store, user_hash_key=config.user_hash_key, regions=config.regions)
+        store = store_from(
+            config.store,
+            user_hash_key=config.user_hash_key,
+            regions=config.regions,
+            timelines=bool(timelines_of(config.policies)),
+        )
     else:
         store = store_of(working_store(config))
     directory = Directory(store.directory) if config.directory else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -50,6 +51,23 @@ def test_the_table_may_be_named_or_configured(ratelimit: Command, url: str, monk
     monkeypatch.delenv("RATELIMIT_STORE")
     for table in (url, url.replace(name, f"{name}-2")):
         assert ratelimit("table", "delete", table, "--yes").status == 0
+
+
+def test_a_policy_with_a_timeline_asks_for_its_index(ratelimit: Command, url: str, tmp_path: Path) -> None:
+    """However the table is named."""
+    config = tmp_path / "ratelimit.toml"
+    config.write_text(f'store = "{url}"\n[policies.hint]\nquotas = "5/day"\ntimeline = true\n', encoding="utf-8")
+    assert ratelimit("table", "create", url).status == 0
+    for named in ((), (name_in(url),), (url,)):
+        at = (*named, "--config", str(config))
+        assert "index GSI2" in ratelimit("table", "status", *at, "--json").json["missing"]
+        assert "index GSI2: missing" in ratelimit("table", "create", *at).err
+        found = ratelimit("table", "verify", *at, "--json").json["lines"]
+        assert [line["verdict"] for line in found if line["name"] == "index GSI2"] == ["differs"]
+    assert "GSI2" not in ratelimit("table", "verify", url, "--json").out
+    assert ratelimit("table", "upgrade", url, "--config", str(config)).status in (0, 1)
+    assert ratelimit("table", "status", url, "--json").json["indexes"] == ["GSI1", "GSI2"]
+    assert ratelimit("table", "delete", url, "--yes").status == 0
 
 
 class Terminal(io.StringIO):

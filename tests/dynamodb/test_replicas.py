@@ -108,7 +108,7 @@ def test_strongly_consistent_replicas_need_no_expiry() -> None:
     assert lines["replicas"].found.endswith(
         "strongly consistent; strong: exact: conditions hold in all regions at once"
     )
-    assert "expiry (ttl)" not in to_status(described, snapshot).missing
+    assert "expiry (ttl)" not in to_status(described, snapshot, TableSpec()).missing
 
 
 @pytest.fixture

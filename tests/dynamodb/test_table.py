@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from ratelimit.dynamodb import DynamoDBStore, Settings, create_table, delete_table, table_status
+from ratelimit.dynamodb import (
+    DynamoDBStore,
+    Settings,
+    create_table,
+    delete_table,
+    table_status,
+    verify_table,
+)
 from ratelimit.errors import TableMismatch, TableNotFound
 from ratelimit.names import Key
 from ratelimit.store import Add, Outcome, Write
+from ratelimit.sync.store import store_from
 from tests.dynamodb.tables import expire_by, make
 from tests.engines import Engine
 from tests.faults import FaultServer
@@ -113,6 +122,33 @@ async def test_a_store_may_create_its_table(settings: Settings) -> None:
         assert await store.read(Key.of("alice", "hint")) == {}
     status = await table_status(settings)
     assert (status.ttl, status.indexes) == ("ttl", ("GSI1",))
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_where_timelines_are_wanted_their_index_is_made_with_the_table(
+    settings: Settings, blocking: bool
+) -> None:
+    wanted = replace(settings, timelines=True, create=True)
+    if blocking:
+        url = f"dynamodb://{settings.table}?endpoint={settings.endpoint}&create=true"
+        store = store_from(url, timelines=True)
+        await asyncio.to_thread(store.open)
+        await asyncio.to_thread(store.close)
+    else:
+        async with DynamoDBStore(wanted):
+            pass
+    assert (await table_status(settings)).indexes == ("GSI1", "GSI2")
+
+
+async def test_an_index_of_timelines_that_is_missing_is_named(settings: Settings) -> None:
+    wanted = replace(settings, timelines=True)
+    await create_table(settings)
+    assert "index GSI2" in (await table_status(wanted)).missing
+    assert "index GSI2" in (await create_table(wanted)).missing, "one that is there is not changed"
+    assert [line.name for line in await verify_table(wanted) if line.verdict == "differs" and line.part == "index"] == [
+        "index GSI2"
+    ]
+    assert "index GSI2" not in (await table_status(settings)).missing
 
 
 async def test_a_server_that_is_down() -> None:
