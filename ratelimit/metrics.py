@@ -74,7 +74,7 @@ def by_label(name: str, documentation: str, label: str, values: Mapping[str, flo
 class Registry:
     """Everything that is counted in this process, also by parts that have gone since: a counter never falls.
 
-    Sources go by a key of the caller's. Of a gauge that several have, the one that came last counts.
+    Sources go by a key of the caller's. What several have adds up, gauges too.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ def _sum(same: list[Family]) -> Family:
         for sample in family.samples:
             key = sample.name, frozenset(sample.labels.items())
             before = found.get(key)
-            if before is not None and family.type != "gauge":
+            if before is not None:
                 sample = sample._replace(value=before.value + sample.value)
             found[key] = sample
     return same[0]._replace(samples=list(found.values()))
@@ -242,7 +242,7 @@ def limiter_metrics(limiter: Limiter) -> list[Family]:
         counter("ratelimit_checks_coalesced", "Checks that shared the write of another.", stats.coalesced),
         by_label("ratelimit_units_lost", "Units that the store did not take in the background.", "kind", lost),
         counter("ratelimit_alerts_dropped", "Alerts not raised: too many were being handled.", stats.alerts_dropped),
-        Family("ratelimit_breaker_state", "1 for the state that the circuit breaker is in.", "gauge", states),
+        Family("ratelimit_breaker_state", "Circuit breakers in this state: one each limiter.", "gauge", states),
     ]
 
 
@@ -354,6 +354,13 @@ def parts(
         yield usage, lambda part: usage_metrics(part.stats)
     if isinstance(directory, Directory):
         yield directory, lambda part: directory_metrics(part.stats)
+
+
+def names_of(limiter: Limiter | sync.Limiter, usage: UsageLog | sync.UsageLog | None = None) -> list[Family]:
+    """Return the families that `watch` would add, without having anything counted from now on."""
+    core = limiter if isinstance(limiter, Limiter) else limiter._core
+    read = [family for part, read in parts(core, core.store, core.directory, usage) for family in read(part)]
+    return _merged([*DecisionMetrics().collect(), *read])
 
 
 def watch(

@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from ratelimit.limiter import Limiter
-from ratelimit.metrics import Family, Registry, Sample, watch
+from ratelimit.metrics import Family, Registry, Sample, names_of, watch
 
 if TYPE_CHECKING:
     from ratelimit import sync
@@ -53,26 +53,36 @@ def expose(
 ) -> None:
     """Show a limiter's metrics in a registry of prometheus_client: those of its store and directory, and of `usage`.
 
-    What was checked before anything looked is not among them. Harmless where it is done already. It keeps nothing
+    What was checked before anything looked is not among them. Raises `ValueError`, and does nothing, where the registry
+    has one of their names from somebody else. Harmless where it is done already. It keeps nothing
     alive: when the limiter goes, its gauges go with it, and its counters stay as they were last read.
     """
-    families = _exposed.get(registry) or Registry()
-    watch(families, limiter, usage)
-    if registry not in _exposed:
-        registry.register(_Families(families.collect))
+    if (families := _exposed.get(registry)) is None:
+        families = Registry()
+        registry.register(_Families(families.collect, names_of(limiter, usage)))
         _exposed[registry] = families
+    watch(families, limiter, usage)
 
 
 class _Families(Collector):
-    def __init__(self, read: Callable[[], Iterable[Family]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[Family]], named: Iterable[Family] = ()) -> None:
         self._read = read
+        self._named = [family._replace(samples=[]) for family in named]
+
+    def describe(self) -> Iterator[Metric]:
+        """Say what names it takes, before there is anything to read."""
+        return _metrics(self._named)
 
     def collect(self) -> Iterator[Metric]:
-        for name, documentation, kind, samples in self._read():
-            metric = Metric(name, documentation, kind)
-            for sample in samples:
-                metric.add_sample(*sample)
-            yield metric
+        return _metrics(self._read())
+
+
+def _metrics(families: Iterable[Family]) -> Iterator[Metric]:
+    for name, documentation, kind, samples in families:
+        metric = Metric(name, documentation, kind)
+        for sample in samples:
+            metric.add_sample(*sample)
+        yield metric
 
 
 _exposed: Final[WeakKeyDictionary[CollectorRegistry, Registry]] = WeakKeyDictionary()

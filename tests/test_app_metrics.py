@@ -74,7 +74,8 @@ async def test_limiters_add_up_and_one_that_has_gone_stays_counted() -> None:
         expose(limiter, registry=registry)
         await limiter.check("alice", "hint")
     assert value(registry, "ratelimit_decisions_total", **ALLOWED) == 2
-    assert value(registry, "ratelimit_breaker_state", state="closed") == 1
+    assert value(registry, "ratelimit_breaker_state", state="closed") == 2
+    assert value(registry, "ratelimit_store_records") == 2
     await one.check("bob", "hint")
     del one, other, limiter
     gc.collect()
@@ -109,12 +110,18 @@ def test_a_blocking_limiter_too() -> None:
         assert value(registry, "ratelimit_usage_accepted_total") == 1
 
 
-def test_a_name_that_the_app_has_itself_is_an_error_each_time() -> None:
-    registry = CollectorRegistry(auto_describe=True)
+@pytest.mark.parametrize("described", [False, True])
+def test_a_name_that_the_app_has_itself_is_an_error_each_time(described: bool) -> None:
+    """And nothing is counted for a registry that has none of it."""
+    registry, limiter = CollectorRegistry(auto_describe=described), Limiter(MemoryStore(), [HINT])
     Counter("ratelimit_decisions", "The app's own.", registry=registry)
     for _ in range(2):
         with pytest.raises(ValueError, match="ratelimit_decisions"):
-            expose(Limiter(MemoryStore(), [HINT]), registry=registry)
+            expose(limiter, registry=registry)
+    assert limiter.observer is None
+    expose(limiter, registry=(other := CollectorRegistry()))
+    assert asyncio.run(limiter.check("alice", "hint"))
+    assert value(other, "ratelimit_decisions_total", **ALLOWED) == 1
 
 
 @pytest.fixture

@@ -128,11 +128,11 @@ def test_how_long_checks_took() -> None:
     }
 
 
-def test_a_counter_never_falls_and_a_gauge_is_the_last_ones() -> None:
+def test_a_counter_never_falls_and_gauges_add_up() -> None:
     registry = Registry()
     registry.register("first", lambda: [counter("calls", "", 3), gauge("open", "", 1)])
-    registry.register("second", lambda: [counter("calls", "", 4), gauge("open", "", 0)])
-    assert {metric.name: metric.samples[0].value for metric in registry.collect()} == {"calls": 7, "open": 0}
+    registry.register("second", lambda: [counter("calls", "", 4), gauge("open", "", 2)])
+    assert {metric.name: metric.samples[0].value for metric in registry.collect()} == {"calls": 7, "open": 3}
     registry.retire("second")
     registry.retire("second")
     registry.retire("never kept")
