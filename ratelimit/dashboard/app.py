@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import PurePosixPath
 from secrets import token_urlsafe
@@ -94,14 +94,21 @@ class LoginBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Dashboard:
     """`parts` is asked with each request what is at work now, `live` for the live data; `admin` answers what else the
-    page may ask."""
+    page may ask, and `proxies` are the networks of those in front that say whom they stand for."""
 
-    def __init__(self, parts: Callable[[], Parts], auth: Auth, live: Live, admin: ASGIApp | None = None) -> None:
+    def __init__(
+        self,
+        parts: Callable[[], Parts],
+        auth: Auth,
+        live: Live,
+        admin: ASGIApp | None = None,
+        proxies: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         self._parts = parts
         self._auth = auth
         self._live = live
         self._admin = admin
-        self._address = Addresses().of
+        self._proxies = proxies
         folder = files("ratelimit.dashboard") / "static"
         self._files = {f"/{file.name}": file.read_bytes() for file in folder.iterdir()}
         self._files["/"] = self._files.pop("/index.html")
@@ -133,6 +140,9 @@ class Dashboard:
         kind = _TYPES.get(PurePosixPath(path).suffix, "text/html")
         return Response(self._files[path], headers={"cache-control": "no-cache"}, media_type=kind)
 
+    def _address(self, request: Request) -> str:
+        return Addresses(self._proxies()).of(request.scope)
+
     # Sessions.
 
     async def _session(self, request: Request) -> Response:
@@ -156,7 +166,7 @@ class Dashboard:
     async def _log_in(self, request: Request) -> Response:
         if not isinstance(self._auth, TokenLogin):
             raise _refused(404, "Not found", "No token is asked for here")
-        decision = await self._auth.limiter.check(self._address(request.scope), "login")
+        decision = await self._auth.limiter.check(self._address(request), "login")
         if not decision.allowed:
             wait = b"%d" % (1 + int(decision.retry_after or 0))
             raise self._refuse(request, 429, "too many attempts to log in; wait a minute", (b"retry-after", wait))
@@ -165,7 +175,7 @@ class Dashboard:
         if role is None:
             raise self._refuse(request, 401, "this is not the token")
         await self._auth.limiter.refund(decision)
-        logger.info("logged in from %s, as %s", self._address(request.scope), role)
+        logger.info("logged in from %s, as %s", self._address(request), role)
         return self._opened(request, Viewer(role, role), self._auth.cookie(role), is_new=True)
 
     def _opened(self, request: Request, viewer: Viewer, cookie: str, *, is_new: bool) -> Response:
@@ -246,7 +256,7 @@ class Dashboard:
     def _refuse(self, request: Request, status: int, why: str, *headers: tuple[bytes, bytes]) -> ProblemError:
         """Log that something is refused, and return what to raise."""
         path = without_user(raw_path(request.scope))
-        logger.warning("refused %s %s from %s: %s", request.method, path, self._address(request.scope), why)
+        logger.warning("refused %s %s from %s: %s", request.method, path, self._address(request), why)
         return _refused(status, "Refused", why[:1].upper() + why[1:], *headers)
 
 

@@ -63,8 +63,14 @@ def _page(served: Sidecar, backend: AdminBackend, routes: ASGIApp) -> Dashboard:
         config = served.current.runtime.config
         return tokens_of(config.admin_token, config.admin_read_token)
 
+    def proxies() -> tuple[str, ...]:
+        # How many stand in front of the public listener says nothing of this one, and who gets around them could name
+        # any address.
+        trusted = served.current.runtime.config.trusted_proxies
+        return () if isinstance(trusted, int) else tuple(trusted)
+
     login = TokenLogin(tokens, served.current.runtime.limiter.clock)
-    return Dashboard(lambda: parts(served.current.runtime), login, backend.live, routes)
+    return Dashboard(lambda: parts(served.current.runtime), login, backend.live, routes, proxies)
 
 
 def _in_front_of(upstream: str, settings: ProxySettings | None) -> ServiceFactory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ class Page(NamedTuple):
 
 @asynccontextmanager
 async def page(*, auth: Auth | None = None, operator: str | None = OPERATOR, reader: str | None = READER,
-               base_url: str = ORIGIN) -> AsyncIterator[Page]:  # fmt: skip
+               base_url: str = ORIGIN, proxies: Sequence[str] = ()) -> AsyncIterator[Page]:  # fmt: skip
     clock = FakeClock()
     store = MemoryStore()
     directory = Directory(store.directory, clock=clock)
@@ -55,7 +55,7 @@ async def page(*, auth: Auth | None = None, operator: str | None = OPERATOR, rea
     async with limiter, UsageLog(store, actions=limiter.policies, clock=clock) as usage:
         parts = Parts(Api(limiter, store, usage=usage, directory=directory), limiter, usage)
         login = auth or TokenLogin(lambda: tokens_of(**tokens), clock)
-        app = Dashboard(lambda: parts, login, AppLive(limiter, usage))
+        app = Dashboard(lambda: parts, login, AppLive(limiter, usage), proxies=lambda: proxies)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url=base_url, headers={"origin": base_url}) as client:
             yield Page(client, app, clock, tokens, limiter, usage, directory)

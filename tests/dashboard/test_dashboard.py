@@ -188,6 +188,21 @@ async def test_a_cookie_that_was_changed_admits_nobody(change: Any) -> None:
         assert answer.status_code == 401
 
 
+@pytest.mark.parametrize(("proxies", "others"), [((), 429), (("127.0.0.0/8",), 200)])
+async def test_behind_a_proxy_that_is_trusted_one_attacker_locks_nobody_else_out(
+    proxies: tuple[str, ...], others: int
+) -> None:
+    """What else a client says of its address is not believed: it is tried out no more often."""
+    async with page(proxies=proxies) as one:
+        for number in range(10):
+            forwarded = {"x-forwarded-for": f"198.51.100.{number}, 203.0.113.6"}
+            guessed = await one.client.post("/session", json={"token": "guess"}, headers=forwarded)
+            assert guessed.status_code == 401
+        for address, status in (("198.51.100.77, 203.0.113.6", 429), ("203.0.113.7", others)):
+            answer = await one.client.post("/session", json={"token": OPERATOR}, headers={"x-forwarded-for": address})
+            assert answer.status_code == status
+
+
 async def test_tokens_cannot_be_tried_out(caplog: pytest.LogCaptureFixture) -> None:
     async with page() as one:
         for _ in range(10):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.dashboard.clients import OPERATOR, READER
 from tests.server.running import running, write
 
@@ -59,3 +61,16 @@ async def test_a_token_that_is_exchanged_ends_sessions(tmp_path: Path) -> None:
         write(tmp_path, settings=TOKENS.replace(READER, "another-reader-of-this"))
         await service.sidecar.reload()
         assert (await service.admin.get("/dashboard/v1/plans")).status_code == 401
+
+
+@pytest.mark.parametrize(("trusted", "told"), [("1", "127.0.0.1"), ("['127.0.0.0/8']", "203.0.113.7")])
+async def test_who_logs_in_is_told_apart_by_the_networks_of_trusted_proxies(
+    tmp_path: Path, trusted: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How many proxies stand in front of the public listener says nothing of this one."""
+    async with running(write(tmp_path, settings=f"{TOKENS}trusted_proxies = {trusted}\n")) as service:
+        headers = {"origin": "http://127.0.0.1", "x-forwarded-for": "203.0.113.7"}
+        assert (
+            await service.admin.post("/dashboard/session", json={"token": "guess"}, headers=headers)
+        ).status_code == 401
+        assert f"refused POST /session from ip:{told}" in caplog.text
