@@ -178,6 +178,7 @@ def test_keys_are_those_of_the_last_two_periods() -> None:
     assert found["keys_window_s"] == (live.KEY_PERIOD + 10) * INTERVAL_S
 
 
+@pytest.mark.heavy
 def test_ten_thousand_policies_and_hours_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MAX_SAMPLES", 20)
     names = [f"policy {number}" for number in range(10_000)]

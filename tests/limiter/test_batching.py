@@ -254,6 +254,7 @@ async def test_a_check_that_was_given_up_under_way_harms_nobody_who_left_with_it
     assert [decision.reason for decision in decisions] == [None, None]
 
 
+@pytest.mark.heavy
 async def test_too_many_do_not_wait_for_one_record() -> None:
     one, store = gated("20000/day")
     checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(MAX_QUEUED_CHECKS + 2)]

@@ -96,6 +96,7 @@ class World:
         return self.table.records[region].read(Key(user, "hint")).get(day_field(utc_day(self.clock.now())), 0)
 
 
+@pytest.mark.heavy
 async def test_naive_regions_admit_too_much_and_lose_usage() -> None:
     """The fault: each region counts in the same item, sees only its own version, and the last writer wins."""
     over = lost = worst = 0
@@ -111,6 +112,7 @@ async def test_naive_regions_admit_too_much_and_lose_usage() -> None:
     assert LIMIT < worst <= len(REGIONS) * LIMIT
 
 
+@pytest.mark.heavy
 async def test_naive_regions_that_are_cut_off_admit_the_quota_each() -> None:
     world = World(1, naive)
     for one, other in zip(REGIONS, (*REGIONS[1:], REGIONS[0]), strict=True):
