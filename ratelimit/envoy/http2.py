@@ -265,12 +265,10 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-        self._closing = self.loop.time()
         self._drop_streams()
 
     def eof_received(self) -> None:
         """Have the connection closed: a client that has closed its side waits for nothing any more."""
-        self._closing = self.loop.time()
         self._drop_streams()
 
     def pause_writing(self) -> None:
@@ -591,7 +589,6 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
         """Send what is left and the end, and take nothing in any more: a connection that is closed upon data nobody has
         read is reset, and the client might never see the last frames."""
         self._flush()
-        self._closing = self.loop.time()
         self._drop_streams()
         if self._transport.is_closing():
             return
@@ -601,6 +598,7 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
             self._transport.close()
 
     def _drop_streams(self) -> None:
+        self._closing = self.loop.time()
         for stream in list(self.streams.values()):
             self._drop(stream.id)
             self.on_reset(stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, Literal, NoReturn, TypeAlias, TypeVar
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from ratelimit.cursor import MAX_PAGE
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
@@ -173,14 +173,7 @@ class DirectoryRoutes:
 
     async def put_user(self, user: UserName, body: UserBody) -> UserAnswer:
         """Make a user, or put another in the place of the one that is there."""
-        new = User(
-            user,
-            plan=body.plan,
-            quotas=body.quotas,
-            role=body.role,
-            active=body.active,
-            identities=_identities(body.identities),
-        )
+        new = User(user, **{**structs.asdict(body), "identities": _identities(body.identities)})
         check_usable(self._policies, new.quotas)
         await self._check_plan(new.plan)
         await self._directory.put_user(new)
