@@ -7,7 +7,7 @@ clients of somebody else's API.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from inspect import isawaitable, iscoroutinefunction
 from typing import Any, ParamSpec, TypeVar, cast
@@ -44,58 +44,42 @@ def limited(
     if quotas is None and action not in limiter.policies:
         raise UnknownAction(f"no policy is named {action!r} (there are: {', '.join(limiter.policies) or 'none'})")
     check_timeout(timeout)
-    checks = _Checks(action, limiter, user, cost, quotas, timeout if block else None)
-    return checks.around
+    asked: Any = limiter
 
+    def ask(user: UserId, cost: int) -> Any:
+        if block:
+            return asked.wait(user, action, cost=cost, quotas=quotas, timeout=timeout)
+        return asked.check(user, action, cost=cost, quotas=quotas)
 
-class _Checks:
-    """How the calls of a function are checked. Without a `timeout` they do not wait."""
-
-    def __init__(
-        self, action: str, limiter: Any, user: object, cost: object, quotas: QuotasLike | None, timeout: float | None
-    ) -> None:
-        self._action = action
-        self._limiter = limiter
-        self._user = user
-        self._cost = cost
-        self._quotas = quotas
-        self._timeout = timeout
-
-    def around(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Return the function, checked. Raises `ConfigError` where the limiter is for the other kind."""
-        name = getattr(function, "__qualname__", repr(function))
-        if iscoroutinefunction(function):
-            if not isinstance(self._limiter, on_a_loop.Limiter):
-                raise ConfigError("limiter", f"{name} is async: it needs a Limiter of ratelimit, not of ratelimit.sync")
-            return cast(Callable[P, R], self._around_async(function))
-        if not isinstance(self._limiter, sync.Limiter):
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        name, is_async = getattr(function, "__qualname__", repr(function)), iscoroutinefunction(function)
+        if is_async and not isinstance(limiter, on_a_loop.Limiter):
+            raise ConfigError("limiter", f"{name} is async: it needs a Limiter of ratelimit, not of ratelimit.sync")
+        if not is_async and not isinstance(limiter, sync.Limiter):
             raise ConfigError("limiter", f"{name} is not async: it needs a Limiter of ratelimit.sync")
-        return self._around_sync(function)
+        around = _around_async if is_async else _around_sync
+        return cast(Callable[P, R], wraps(function)(around(function, ask, (user, cost))))
 
-    def _ask(self, user: Any, cost: Any) -> Any:
-        if self._timeout is None:
-            return self._limiter.check(user, self._action, cost=cost, quotas=self._quotas)
-        return self._limiter.wait(user, self._action, cost=cost, quotas=self._quotas, timeout=self._timeout)
+    return decorate
 
-    def _around_sync(self, function: Callable[P, R]) -> Callable[P, R]:
-        @wraps(function)
-        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-            user, cost = _value(self._user, args, kwargs), _value(self._cost, args, kwargs)
-            _passed(self._ask(user, cost))
-            return function(*args, **kwargs)
 
-        return wrapped
+def _around_sync(function: Callable[..., R], ask: Callable[..., Decision], told: Iterable[object]) -> Callable[..., R]:
+    def wrapped(*args: Any, **kwargs: Any) -> R:
+        _passed(ask(*[_value(each, args, kwargs) for each in told]))
+        return function(*args, **kwargs)
 
-    def _around_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            user, cost = _value(self._user, args, kwargs), _value(self._cost, args, kwargs)
-            user = await user if isawaitable(user) else user
-            cost = await cost if isawaitable(cost) else cost
-            _passed(await self._ask(user, cost))
-            return await function(*args, **kwargs)
+    return wrapped
 
-        return wrapped
+
+def _around_async(
+    function: Callable[..., Any], ask: Callable[..., Awaitable[Decision]], told: Iterable[object]
+) -> Callable[..., Any]:
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        values = [_value(each, args, kwargs) for each in told]
+        _passed(await ask(*[await each if isawaitable(each) else each for each in values]))
+        return await function(*args, **kwargs)
+
+    return wrapped
 
 
 def _passed(decision: Decision) -> None:
