@@ -14,6 +14,7 @@ import time
 from typing import cast
 
 from loadtest.bench.servers import on_client_core
+from loadtest.bench.stub import body_length
 
 _CONNECTIONS = 32
 _USERS = 256
@@ -44,7 +45,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._unread += data
         head, end, body = self._unread.partition(b"\r\n\r\n")
-        if end and len(body) >= int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]):
+        if end and len(body) >= body_length(head):
             assert head.startswith(b"HTTP/1.1 200 "), head
             self._times.append(time.perf_counter() - self._since)
             self._unread = b""

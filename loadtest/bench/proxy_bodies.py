@@ -12,6 +12,7 @@ import typer
 
 from loadtest.bench.report import Findings, Row, Target
 from loadtest.bench.servers import Server, megabytes_of, sidecar
+from loadtest.bench.stub import body_length
 
 MB: Final = 1 << 20
 _PIECE: Final = bytes(range(256)) * 256
@@ -101,7 +102,7 @@ _WAYS: Final[dict[str, Way]] = {"up, with a length": _upload, "up, in chunks": _
 
 async def _body(reader: StreamReader) -> bytes:
     head = await reader.readuntil(b"\r\n\r\n")
-    return await reader.readexactly(_length(head))
+    return await reader.readexactly(body_length(head))
 
 
 async def _upstream(reader: StreamReader, writer: StreamWriter) -> None:
@@ -112,7 +113,7 @@ async def _upstream(reader: StreamReader, writer: StreamWriter) -> None:
             if head.startswith(b"GET"):
                 await _send(writer, int(head.split(b" ", 2)[1][1:]))
             else:
-                count = await _chunked(reader) if b"chunked" in head.lower() else await _read(reader, _length(head))
+                count = await _chunked(reader) if b"chunked" in head.lower() else await _read(reader, body_length(head))
                 answer = b"%d" % count
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer))
     except (asyncio.IncompleteReadError, ConnectionError):
@@ -144,7 +145,3 @@ async def _chunked(reader: StreamReader) -> int:
         await reader.readexactly(2)
     await reader.readexactly(2)
     return count
-
-
-def _length(head: bytes) -> int:
-    return int(head.lower().partition(b"content-length:")[2].partition(b"\r")[0])

@@ -18,6 +18,7 @@ from typing import Annotated, Final
 import typer
 
 from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.requester import asking
 from loadtest.bench.runner import Measured, ratio
 from loadtest.bench.servers import CLIENT_CORE, Server, module, on_client_core, sidecar
 from loadtest.bench.stub import announce, talking
@@ -66,21 +67,8 @@ def in_front_of_app() -> Iterator[Server]:
 
 
 async def _turn(port: int, seconds: float, at_once: int) -> Turn:
-    connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(at_once)]
-    idle = list(connections)
-
-    async def call() -> None:
-        reader, writer = connection = idle.pop()
-        writer.write(_GET)
-        head = await _said(reader, b"HTTP/1.1 200 ")
-        await reader.readexactly(int(head.lower().partition(b"content-length:")[2].partition(b"\r")[0]))
-        idle.append(connection)
-
-    try:
+    async with asking(port, [_GET], at_once) as call:
         return await take_turn(call, seconds=seconds, at_once=at_once)
-    finally:
-        for _, writer in connections:
-            writer.close()
 
 
 async def crowd(port: int, *, uploads: int, sockets: int) -> list[StreamWriter]:
@@ -112,11 +100,10 @@ async def _websocket(port: int) -> StreamWriter:
     return writer
 
 
-async def _said(reader: StreamReader, start: bytes) -> bytes:
+async def _said(reader: StreamReader, start: bytes) -> None:
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(start):
         raise RuntimeError(f"expected {start!r}, not {head[:60]!r}")
-    return head
 
 
 async def _drip(writer: StreamWriter) -> None:

@@ -8,14 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from math import ceil
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from loadtest.bench.servers import Server, on_client_core
-from loadtest.bench.worker import Turn
+from loadtest.bench.stub import body_length
+from loadtest.bench.worker import Call, Turn, take_turn
 
 Shape: TypeAlias = Literal["get", "authz", "check"]
 
@@ -74,24 +75,34 @@ def _request(user: str, shape: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nx-user: {user}\r\n\r\n".encode()
 
 
+@asynccontextmanager
+async def asking(port: int, requests: Sequence[bytes], at_once: int) -> AsyncIterator[Call]:
+    """Open so many connections, and yield what makes the next of the requests on one that is idle. It raises
+    `RuntimeError` for an answer that is not 200."""
+    idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(at_once)]
+    writers, turns = [writer for _, writer in idle], itertools.cycle(requests)
+
+    async def call() -> None:
+        reader, writer = connection = idle.pop()
+        writer.write(next(turns))
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"answered {head[:60]!r}")
+        await reader.readexactly(body_length(head))
+        idle.append(connection)
+
+    try:
+        yield call
+    finally:
+        for writer in writers:
+            writer.close()
+
+
 async def _main(port: int, seconds: float, at_once: int, shape: str) -> None:
-    users = itertools.cycle([_request(f"user-{n}", shape) for n in range(256)])
-    until = time.perf_counter() + seconds
-    done = bad = 0
-
-    async def loop() -> None:
-        nonlocal done, bad
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() < until:
-            writer.write(next(users))
-            head = await reader.readuntil(b"\r\n\r\n")
-            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r")[0]))
-            done += 1
-            bad += not head.startswith(b"HTTP/1.1 200")
-        writer.close()
-
-    await asyncio.gather(*(loop() for _ in range(at_once)))
-    print(f"{done} requests in {seconds}s\nRequests/sec: {done / seconds}" + f"\nNon-2xx: {bad}" * bool(bad))  # noqa: T201
+    requests = [_request(f"user-{number}", shape) for number in range(256)]
+    async with asking(port, requests, at_once) as call:
+        turn = await take_turn(call, seconds=seconds, at_once=at_once)
+    print(f"{turn.calls} requests in {seconds}s\nRequests/sec: {turn.per_second}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class Asked(asyncio.Protocol):
         self._pending += data
         while (end := self._pending.find(b"\r\n\r\n")) > 0:
             head = self._pending[:end].lower()
-            whole = end + 4 + _length(head)
+            whole = end + 4 + body_length(head)
             if len(self._pending) < whole:
                 return
             request, self._pending = self._pending[:whole], self._pending[whole:]
@@ -153,12 +153,9 @@ class _Stub(Asked):
         return response(answer, status)
 
 
-def _length(head: bytes) -> int:
-    start = head.find(b"content-length:") + 15
-    if start < 15:
-        return 0
-    end = head.find(b"\r", start)
-    return int(head[start : end if end > 0 else len(head)])
+def body_length(head: bytes) -> int:
+    """Return what the head of a message says of its body, in whatever case; 0 where it says nothing."""
+    return int(head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r")[0] or 0)
 
 
 def response(answer: object, status: int = 200) -> bytes:

@@ -43,57 +43,34 @@ _SERVICE: Final = "The sidecar"
 _PRICES: Final = "Prices"
 
 
+def _option(metavar: str, help: str, panel: str | None = None) -> Any:
+    return typer.Option(metavar=metavar, help=help, rich_help_panel=panel)
+
+
 @dataclass(frozen=True)
 class WorkloadOptions:
     """The month in numbers, what of it is spared, and the sidecar."""
 
-    checks: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Checks, the refused included: 50M, 1.5k.", rich_help_panel=_WORKLOAD),
-    ] = None
-    denied: Annotated[str, typer.Option(metavar="SHARE", help="Of them: 20%.", rich_help_panel=_WORKLOAD)] = "0%"
-    users: Annotated[str, typer.Option(metavar="N", help="That come.", rich_help_panel=_WORKLOAD)] = "0"
-    actions: Annotated[str, typer.Option(metavar="N", help="Of each user.", rich_help_panel=_WORKLOAD)] = "1"
-    windows: Annotated[
-        str, typer.Option(metavar="N", help="In a policy: more cost storage, no writes.", rich_help_panel=_WORKLOAD)
-    ] = "1"
-    events: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Of the usage log; by default as --log says.", rich_help_panel=_WORKLOAD),
-    ] = None
-    log: Annotated[
-        str, typer.Option(metavar="MODE", help="all, allowed, denied or none.", rich_help_panel=_WORKLOAD)
-    ] = "none"
-    log_sample: Annotated[
-        str, typer.Option(metavar="SHARE", help="Of the refused, those logged.", rich_help_panel=_WORKLOAD)
-    ] = "100%"
-    timeline: Annotated[
-        str, typer.Option(metavar="SHARE", help="Of the events, those on a timeline.", rich_help_panel=_WORKLOAD)
-    ] = "0%"
-    days: Annotated[str, typer.Option(metavar="N", help="That an event is kept.", rich_help_panel=_WORKLOAD)] = "90"
-    event_bytes: Annotated[str, typer.Option(metavar="N", help="Of an event.", rich_help_panel=_WORKLOAD)] = "300"
-    reads: Annotated[
-        str, typer.Option(metavar="N", help="Peeks, users and plans, queries.", rich_help_panel=_WORKLOAD)
-    ] = "0"
-    cached: Annotated[
-        str,
-        typer.Option(metavar="SHARE", help="Of the refused, those the denial cache knew.", rich_help_panel=_SPARED),
-    ] = "50%"
-    coalesced: Annotated[
-        str, typer.Option(metavar="SHARE", help="Of the admitted, those in another's write.", rich_help_panel=_SPARED)
-    ] = "0%"
-    leased: Annotated[
-        str, typer.Option(metavar="SHARE", help="Of the admitted, those of leases.", rich_help_panel=_SPARED)
-    ] = "0%"
-    lease: Annotated[str, typer.Option(metavar="N", help="Units of a lease.", rich_help_panel=_SPARED)] = "10"
-    replicas: Annotated[
-        str, typer.Option(metavar="N", help="Of the table, in so many regions, all at this one's prices.")
-    ] = "1"
-    tasks: Annotated[
-        str, typer.Option(metavar="N", help="On Fargate, behind a load balancer.", rich_help_panel=_SERVICE)
-    ] = "0"
-    vcpu: Annotated[str, typer.Option(metavar="N", help="Of a task.", rich_help_panel=_SERVICE)] = "0.5"
-    memory: Annotated[str, typer.Option(metavar="GB", help="Of a task.", rich_help_panel=_SERVICE)] = "1"
+    checks: Annotated[str | None, _option("N", "Checks, the refused included: 50M, 1.5k.", _WORKLOAD)] = None
+    denied: Annotated[str, _option("SHARE", "Of them: 20%.", _WORKLOAD)] = "0%"
+    users: Annotated[str, _option("N", "That come.", _WORKLOAD)] = "0"
+    actions: Annotated[str, _option("N", "Of each user.", _WORKLOAD)] = "1"
+    windows: Annotated[str, _option("N", "In a policy: more cost storage, no writes.", _WORKLOAD)] = "1"
+    events: Annotated[str | None, _option("N", "Of the usage log; by default as --log says.", _WORKLOAD)] = None
+    log: Annotated[str, _option("MODE", "all, allowed, denied or none.", _WORKLOAD)] = "none"
+    log_sample: Annotated[str, _option("SHARE", "Of the refused, those logged.", _WORKLOAD)] = "100%"
+    timeline: Annotated[str, _option("SHARE", "Of the events, those on a timeline.", _WORKLOAD)] = "0%"
+    days: Annotated[str, _option("N", "That an event is kept.", _WORKLOAD)] = "90"
+    event_bytes: Annotated[str, _option("N", "Of an event.", _WORKLOAD)] = "300"
+    reads: Annotated[str, _option("N", "Peeks, users and plans, queries.", _WORKLOAD)] = "0"
+    cached: Annotated[str, _option("SHARE", "Of the refused, those the denial cache knew.", _SPARED)] = "50%"
+    coalesced: Annotated[str, _option("SHARE", "Of the admitted, those in another's write.", _SPARED)] = "0%"
+    leased: Annotated[str, _option("SHARE", "Of the admitted, those of leases.", _SPARED)] = "0%"
+    lease: Annotated[str, _option("N", "Units of a lease.", _SPARED)] = "10"
+    replicas: Annotated[str, _option("N", "Of the table, in so many regions, all at this one's prices.")] = "1"
+    tasks: Annotated[str, _option("N", "On Fargate, behind a load balancer.", _SERVICE)] = "0"
+    vcpu: Annotated[str, _option("N", "Of a task.", _SERVICE)] = "0.5"
+    memory: Annotated[str, _option("GB", "Of a task.", _SERVICE)] = "1"
 
     def read(self) -> Workload:
         """Return the month that they describe. Raises `ConfigError`."""
@@ -125,20 +102,12 @@ class WorkloadOptions:
 def cost(
     *,
     given: WorkloadOptions,
-    region: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=_PRICES)] = DEFAULT_REGION,
-    prices: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Instead of the file that comes along.", rich_help_panel=_PRICES),
-    ] = None,
-    peak: Annotated[
-        str, typer.Option(metavar="TIMES", help="The busiest minutes, by the average.", rich_help_panel=_PRICES)
-    ] = "3",
-    utilisation: Annotated[
-        str, typer.Option(metavar="SHARE", help="That auto scaling aims at.", rich_help_panel=_PRICES)
-    ] = "70%",
+    region: Annotated[str, _option("NAME", "", _PRICES)] = DEFAULT_REGION,
+    prices: Annotated[Path | None, _option("FILE", "Instead of the file that comes along.", _PRICES)] = None,
+    peak: Annotated[str, _option("TIMES", "The busiest minutes, by the average.", _PRICES)] = "3",
+    utilisation: Annotated[str, _option("SHARE", "That auto scaling aims at.", _PRICES)] = "70%",
     from_metrics: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Of a running sidecar's admin listener, instead of --checks and its like."),
+        str | None, _option("URL", "Of a running sidecar's admin listener, instead of --checks and its like.")
     ] = None,
 ) -> Answer:
     """What a month costs on AWS: writes, reads, storage, recovery, and the sidecar if there is one.
