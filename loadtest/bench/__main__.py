@@ -47,10 +47,8 @@ BENCHES: Final = {
     "operations": operations.run,
     "peers": peers.run,
 }
-for name, run in BENCHES.items():
+for name, run in {**BENCHES, "export": export.run, "timeline": timeline.run}.items():
     app.command(name)(reported(name, run))
-app.command("export")(export.command)
-app.command("timeline")(timeline.command)
 
 
 @app.callback()
@@ -62,7 +60,7 @@ def main(
 
 @app.command("all")
 def every() -> None:
-    """All of them, one after the other, as they come: some minutes."""
+    """All that contend, one after the other, as they come: some minutes."""
     for bench in BENCHES:
         if done := subprocess.run([sys.executable, "-m", "loadtest.bench", bench], check=False).returncode:
             raise typer.Exit(done)

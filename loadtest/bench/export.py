@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 
+from loadtest.bench.report import Figure, Findings, Row, Target
 from loadtest.bench.servers import megabytes_of
 from loadtest.bench.stub import Asked, response, running, serve
 from ratelimit.dynamodb import DynamoDBStore
@@ -32,41 +32,33 @@ _MOST: Final = 50
 _TABLE: Final = {"Table": {**table_definition("bench"), "TableStatus": "ACTIVE"}}
 
 
-def command(
+def run(
     events: Annotated[int, typer.Option(help="How many.")] = 1_000_000,
     format: Annotated[str, typer.Option(help="jsonl, csv or parquet.")] = "jsonl",
     parts: Annotated[int, typer.Option(help="Parts read side by side.")] = 1,
-) -> None:
-    """Memory of an export: the peak must stay within 50 MB of the start (exit status 1 if it does not)."""
-    stub = running("loadtest.bench.export", str(events // parts))
-    with stub as server, TemporaryDirectory() as directory:
-        grown = asyncio.run(_run(server.endpoint, Path(directory) / "events", format, parts=parts))
-    raise typer.Exit(grown > _MOST)
+) -> Findings:
+    """Memory of an export: the peak must stay within 50 MB of the start."""
+    with running("loadtest.bench.export", str(events // parts)) as server, TemporaryDirectory() as directory:
+        row = asyncio.run(_exported(server.endpoint, Path(directory) / "events", format, parts=parts))
+    grown = (row.figures["MB at the peak"] or 0.0) - (row.figures["MB at the start"] or 0.0)
+    return Findings([row], [Target("MB of memory more than at the start", grown, "at most", _MOST)])
 
 
-async def _run(endpoint: str, path: Path, format: str, *, parts: int) -> float:
-    """Megabytes that it took on top of those at the start."""
+async def _exported(endpoint: str, path: Path, format: str, *, parts: int) -> Row:
     sink = _sink(path, format)
     async with DynamoDBStore(table="bench", region="eu-west-1", endpoint=endpoint) as store:
         # The first page brings in what a client loads once; the start is a client that is at work.
         await store.scans.events(since=0, until=10**13)
-        start = peak = megabytes_of("VmRSS")
-        began = time.monotonic()
-
-        def watch(_events: int, _size: int) -> None:
-            nonlocal peak
-            peak = max(peak, megabytes_of("VmRSS"))
-
-        done = await export_events(store, ExportQuery(store="bench", format=format, parts=parts), sink, progress=watch)
+        start, began = megabytes_of("VmRSS"), time.monotonic()
+        done = await export_events(
+            store, ExportQuery(store="bench", format=format, parts=parts), sink, progress=lambda events, size: None
+        )
         took = time.monotonic() - began
-    high = megabytes_of("VmHWM")
-    Console(soft_wrap=True).print(
-        f"{done.events:,} events, {done.bytes / _MB:,.0f} MB of {format}, {took:.0f} s ({done.events / took:,.0f}/s)\n"
-        f"memory: {start:.1f} MB at the start, {peak:.1f} MB at the peak between pages, {high:.1f} MB high-water mark: "
-        f"{high - start:+.1f} MB",
-        highlight=False,
-    )
-    return high - start
+    figures: dict[str, Figure] = {
+        "events": done.events, "MB": done.bytes / _MB, "events/s": done.events / took,
+        "MB at the start": start, "MB at the peak": megabytes_of("VmHWM"),
+    }  # fmt: skip
+    return Row(format, figures)
 
 
 def _sink(path: Path, format: str) -> Sink:

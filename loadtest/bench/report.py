@@ -99,7 +99,7 @@ def _as_typed(options: Mapping[str, object]) -> list[str]:
 
 def conclude(done: BenchReport | None, file: Path | None = None) -> None:
     """Print a report, hold it against the last one, and keep it."""
-    if done is None:  # of what prints by itself
+    if done is None:  # of all of them
         return
     file = file or LATEST / f"{done.bench}.json"
     last = read(file) or read(KEPT / f"{done.bench}.json")

@@ -10,9 +10,8 @@ from random import Random
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from loadtest.bench.report import Figure, Findings, Row
 from loadtest.bench.servers import Absent, engine
 from ratelimit.clock import DAY
 from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, create_table
@@ -31,26 +30,25 @@ _QUERIES: Final = {
 }
 
 
-def command(
+def run(
     events: Annotated[int, typer.Option(help="How many.")] = 50_000,
     page: Annotated[int, typer.Option(help="Events of a page.")] = 50,
     pages: Annotated[int, typer.Option(help="Pages of each query, at most.")] = 40,
     on: Annotated[str, typer.Option(help="ministack or dynamodb-local.")] = "ministack",
-) -> None:
+) -> Findings:
     """Pages of an action's timeline: time, queries and read units."""
     try:
         with engine(on) as endpoint:
-            asyncio.run(
-                _run(Settings(table="bench", region="eu-west-1", endpoint=endpoint, consumed=True), events, page, pages)
-            )
-    except Absent as absent:
-        raise typer.BadParameter(str(absent)) from None
+            settings = Settings(table="bench", region="eu-west-1", endpoint=endpoint, consumed=True)
+            return asyncio.run(_run(settings, events, page, pages))
+    except Absent as reason:
+        return Findings([], notes=[f"not measured: {reason}"])
 
 
-async def _run(settings: Settings, count: int, limit: int, pages: int) -> None:
+async def _run(settings: Settings, count: int, limit: int, pages: int) -> Findings:
     now = time.time_ns() // 1000 // DAY * DAY - 1
     await create_table(settings, TableSpec(gsi2=True))
-    console = Console(width=120)
+    notes = []
     async with DynamoDBStore(settings) as store:
         for timelines in ((), ("hint",)):
             made = _events(now, count if timelines else 1000)
@@ -58,13 +56,11 @@ async def _run(settings: Settings, count: int, limit: int, pages: int) -> None:
             await _write(store, made, timelines)
             took, units = time.monotonic() - began, store.stats.write_units - units
             said = "with a timeline" if timelines else "without"
-            console.print(f"{said}: {units / len(made):.2f} write units an event, {len(made) / took:,.0f} events/s")
-        table = Table(
-            "query", "pages", "p50 ms", "p99 ms", "CPU ms", "events", "queries", "read units", title="each page"
-        )
-        for name, wanted in _QUERIES.items():
-            table.add_row(name, *await _read(store, wanted, now // 1000 + 1, limit, pages))
-    console.print(table)
+            notes.append(f"{said}: {units / len(made):.2f} write units an event, {len(made) / took:,.0f} events/s")
+        rows = [
+            Row(name, await _read(store, wanted, now // 1000 + 1, limit, pages)) for name, wanted in _QUERIES.items()
+        ]
+    return Findings(rows, notes=notes)
 
 
 def _events(now: int, count: int) -> list[UsageEvent]:
@@ -86,8 +82,8 @@ async def _write(store: DynamoDBStore, made: list[UsageEvent], timelines: tuple[
         assert not any(await asyncio.gather(*puts))
 
 
-async def _read(store: DynamoDBStore, wanted: EventFilter, until: int, limit: int, most: int) -> list[str]:
-    """Read page after page, and return a row of the table."""
+async def _read(store: DynamoDBStore, wanted: EventFilter, until: int, limit: int, most: int) -> dict[str, Figure]:
+    """Read page after page, and return the figures of each."""
     queries, units = store.stats.calls["Query"], store.stats.read_units
     took: list[float] = []
     cpu = time.process_time()
@@ -105,7 +101,7 @@ async def _read(store: DynamoDBStore, wanted: EventFilter, until: int, limit: in
     took.sort()
     asked, read = store.stats.calls["Query"] - queries, store.stats.read_units - units
     each = len(took)
-    return [
-        str(each), f"{statistics.median(took):.1f}", f"{took[int(0.99 * (each - 1))]:.1f}", f"{cpu * 1000 / each:.1f}",
-        f"{found / each:.0f}", f"{asked / each:.1f}", f"{read / each:.1f}",
-    ]  # fmt: skip
+    return {
+        "pages": each, "p50 ms": statistics.median(took), "p99 ms": took[int(0.99 * (each - 1))],
+        "CPU ms": cpu * 1000 / each, "events": found / each, "queries": asked / each, "read units": read / each,
+    }  # fmt: skip

@@ -25,6 +25,7 @@ from ratelimit.settings import (
     settings_of,
     texts,
     texts_or_functions,
+    truth,
 )
 
 HeadersMode: TypeAlias = Literal["draft", "legacy", "both", "none"]
@@ -64,13 +65,6 @@ def _usage(value: object) -> str:
     if isinstance(value, str) and (value in ("off", "memory") or (value.startswith("journal:") and value[8:].strip())):
         return value
     raise ConfigError("", f"expected 'off', 'memory' or 'journal:/var/lib/ratelimit', not {value!r}")
-
-
-def _truth(value: object) -> bool:
-    """Yes or no."""
-    if isinstance(value, bool):
-        return value
-    raise ConfigError("", f"expected true or false, not {value!r}")
 
 
 def _sources(value: object) -> tuple[object, ...]:
@@ -125,7 +119,7 @@ def _webhook(value: object) -> str:
 class Config:
     """What `load_config` understood. Its `repr` shows no credentials."""
 
-    enabled: bool = setting(True, _truth, boolean)
+    enabled: bool = setting(True, truth, boolean)
     """`false` lets everything pass, unasked and unlogged, and keeps away from the store: for tests and development."""
     store: str = setting("memory://", _store, shown=masked)
     """Where the counters live: `memory://`, or `dynamodb://TABLE?region=…`."""
@@ -140,7 +134,7 @@ class Config:
     """Seconds for which a refusal may be repeated from memory, unless it could change sooner; 0 asks every time."""
     usage: str = setting("off", _usage)
     """The usage log: `memory` keeps what is not in the table yet in this process; `journal:DIR` on the disk as well."""
-    directory: bool = setting(False, _truth, boolean)
+    directory: bool = setting(False, truth, boolean)
     """Whether users' own quotas and plans, in the same table, go over the policies'."""
     headers: HeadersMode = setting("draft", one_of(HeadersMode))
     """`draft` (`RateLimit`, `RateLimit-Policy`), `legacy` (`X-RateLimit-*`), `both` or `none`."""
@@ -154,7 +148,7 @@ class Config:
     """Requests never checked, whatever the policy."""
     max_body_bytes: int = setting(DEFAULT_MAX_BODY_BYTES, check_max_body_bytes, number)
     """How much of a body is read for functions that ask for it; a larger one is answered with 413."""
-    metrics: bool = setting(False, _truth, boolean)
+    metrics: bool = setting(False, truth, boolean)
     """Whether an app shows its metrics in `prometheus_client`'s registry; `ratelimit serve` has them on its `admin`."""
     api_token: str | None = setting(None, check_token, shown=hidden)
     """Asked of the native API's callers; needed where it listens beyond loopback."""
@@ -173,7 +167,7 @@ class Config:
     envoy_config: EnvoyRules = setting(NO_RULES, read_envoy_rules, shown=str)
     """Of `ratelimit serve --grpc`: the directory of envoyproxy/ratelimit's YAML files, whose limits hold beside the
     policies; or `off`."""
-    envoy_all_or_nothing: bool = setting(False, _truth, boolean)
+    envoy_all_or_nothing: bool = setting(False, truth, boolean)
     """Whether a call of Envoy's service that is refused counts nowhere; else its other descriptors are counted."""
     policies: tuple[Policy, ...] = ()
     """The named rules, in the order in which they are checked."""
