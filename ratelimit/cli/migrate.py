@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import typer
 from typer.core import TyperGroup
 
-from ratelimit.cli.options import Configured, answering, decimal, whole
+from ratelimit.cli.options import ConfigOption, Configured, StoreOption, answering, decimal, whole
 from ratelimit.cli.output import ALLOWED, REFUSED, Answer, explained, in_words, note, say, say_table, toml_value
 from ratelimit.cli.progress import progress
 from ratelimit.config import masked
@@ -40,70 +40,87 @@ app: Final = typer.Typer(
 
 _AGAIN: Final = "the same command goes on where it stopped"
 
-SourceArgument: TypeAlias = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="mysql://…, postgresql://…, sqlite:///FILE, a JSON, JSONL or CSV file (.gz too) or a folder of them, "
-        "earlier://TABLE?… or dynamodb://TABLE?…",
-        show_default=False,
-    ),
-]
-EntityOption: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option("--entity", metavar="NAME", help="plans, users, events or counters; may be repeated. By default all."),
-]
-MappingOption: TypeAlias = Annotated[
-    Path | None,
-    typer.Option("--mapping", metavar="FILE", help="Other tables and columns: `ratelimit migrate mapping`."),
-]
-EncodingOption: TypeAlias = Annotated[
-    str, typer.Option("--encoding", metavar="NAME", help="Of text files: latin-1, cp1252, utf-16, …")
-]
 WorkDirOption: TypeAlias = Annotated[
     Path, typer.Option(metavar="DIR", help="For the checkpoint, the rejected rows, and what a run has written.")
 ]
-AnyActionOption: TypeAlias = Annotated[
-    bool, typer.Option("--any-action", help="Take actions that no policy names, too.")
+RateOption: TypeAlias = Annotated[
+    float | None, typer.Option(**decimal(), help="Write units a second at most; by default as many as go.")
 ]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """From where to which table, and how rows are read."""
+
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="mysql://…, postgresql://…, sqlite:///FILE, a JSON, JSONL or CSV file (.gz too) or a folder of them, "
+            "earlier://TABLE?… or dynamodb://TABLE?…",
+            show_default=False,
+        ),
+    ]
+    entity: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="plans, users, events or counters; may be repeated. By default all."),
+    ] = None
+    batch_size: Annotated[int, typer.Option(**whole(), help="Rows read at a time, between two checkpoints.")] = 1000
+    mapping: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Other tables and columns: `ratelimit migrate mapping`.")
+    ] = None
+    any_action: Annotated[bool, typer.Option("--any-action", help="Take actions that no policy names, too.")] = False
+    encoding: Annotated[str, typer.Option(metavar="NAME", help="Of text files: latin-1, cp1252, utf-16, …")] = "utf-8"
+    work_dir: WorkDirOption = Path(".")
+    store: StoreOption = None
+    config: ConfigOption = None
+
+    def plan(self, **options: Any) -> MigrationPlan:
+        """Return what a command line asks for. Raises `ConfigError`."""
+        # Imported here: AWS's client and SQLAlchemy take their time, and `--help` does not need them.
+        from ratelimit.migrate import MigrationPlan, read_mapping
+
+        config = Configured(self.store, self.config).load()
+        return MigrationPlan(
+            source=self.source, target=configured_table(config), config=config,
+            mapping=read_mapping(self.mapping), entities=tuple(self.entity or ()), any_action=self.any_action,
+            batch_size=self.batch_size, encoding=self.encoding, work_dir=self.work_dir, **options,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run does with the rows."""
+
+    rate: RateOption = None
+    on_error: Annotated[
+        Literal["skip", "stop"], typer.Option(help="skip: bad rows are set aside. stop: the first one ends the run.")
+    ] = "skip"
+    backup: Annotated[bool, typer.Option("--backup/--no-backup", help="A copy of a file source, beside it.")] = True
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew; nothing is written twice.")] = False
+    foreign: Annotated[
+        bool, typer.Option("--into-foreign", help="Write into a table that holds another project's items, too.")
+    ] = False
+    mirrored: Annotated[
+        bool, typer.Option("--mirrored", help="From a table whose `mirror` is this one: do not count twice.")
+    ] = False
+    leave_rejected: Annotated[
+        bool, typer.Option("--leave-rejected", help="Count without the rejected rows, for good; else counters wait.")
+    ] = False
+    replace: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="Take this run back first; may be repeated.")
+    ] = None
 
 
 @app.command("run")
 @answering
 def run(
     *,
-    source: SourceArgument,
+    given: SourceOptions,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count, convert and estimate; write nothing at all.")
     ] = False,
-    entity: EntityOption = None,
-    batch_size: Annotated[int, typer.Option(**whole(), help="Rows between two checkpoints.")] = 1000,
-    rate: Annotated[
-        float | None, typer.Option(**decimal(), help="Write units a second at most; by default as many as go.")
-    ] = None,
-    mapping: MappingOption = None,
-    on_error: Annotated[
-        Literal["skip", "stop"], typer.Option(help="skip: bad rows are set aside. stop: the first one ends the run.")
-    ] = "skip",
-    any_action: AnyActionOption = False,
-    backup: Annotated[bool, typer.Option("--backup/--no-backup", help="A copy of a file source, beside it.")] = True,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew; nothing is written twice.")] = False,
-    foreign: Annotated[
-        bool, typer.Option("--into-foreign", help="Write into a table that holds another project's items, too.")
-    ] = False,
-    mirrored: Annotated[
-        bool, typer.Option("--mirrored", help="From a table whose `mirror` is this one: do not count twice.")
-    ] = False,
-    leave_rejected: Annotated[
-        bool, typer.Option("--leave-rejected", help="Count without the rejected rows, for good; else counters wait.")
-    ] = False,
-    replace: Annotated[
-        list[str] | None,
-        typer.Option("--replace", metavar="RUN", help="Take this run back first; may be repeated."),
-    ] = None,
-    encoding: EncodingOption = "utf-8",
-    work_dir: WorkDirOption = Path("."),
-    at: Configured,
+    how: RunOptions,
 ) -> Answer:
     """Bring plans, users, usage events and running counters into the table. What is there already is left as it is.
 
@@ -124,15 +141,10 @@ def run(
 
         ratelimit migrate 'earlier://old_main?region=eu-west-1' --store 'dynamodb://limits?region=eu-west-1'
     """
-    plan = _plan(
-        source, at, mapping=mapping, entities=entity, any_action=any_action,
-        batch_size=batch_size, rate=rate, on_error=on_error, backup=backup, restart=restart, foreign=foreign,
-        mirrored=mirrored, leave_rejected=leave_rejected, replace=tuple(replace or ()), encoding=encoding,
-        work_dir=work_dir,
-    )  # fmt: skip
+    plan = given.plan(**{**asdict(how), "replace": tuple(how.replace or ())})
     from ratelimit import migrate
 
-    with explained(masked(source), "" if dry_run else _AGAIN), progress() as tell:
+    with explained(masked(plan.source), "" if dry_run else _AGAIN), progress() as tell:
         if dry_run:
             return _forecast(plan, asyncio.run(migrate.dry_run(plan, listener=tell)))
         return _done(asyncio.run(migrate.run(plan, listener=tell)))
@@ -142,17 +154,10 @@ def run(
 @answering
 def verify(
     *,
-    source: SourceArgument,
-    entity: EntityOption = None,
-    batch_size: Annotated[int, typer.Option(**whole(), help="Rows read at a time.")] = 1000,
+    given: SourceOptions,
     more_is_fine: Annotated[
         bool, typer.Option("--more-is-fine", help="The table is in use already: what it has besides is no difference.")
     ] = False,
-    mapping: MappingOption = None,
-    any_action: AnyActionOption = False,
-    encoding: EncodingOption = "utf-8",
-    work_dir: Annotated[Path, typer.Option(metavar="DIR", help="For a scratch file.")] = Path("."),
-    at: Configured,
 ) -> Answer:
     """Compare source and table, both ways: counts and ids per user, day and action, a sample of events in whole, every
     user and plan, and every counter. Reads both sides completely; give the options that the run had.
@@ -165,13 +170,10 @@ def verify(
 
         ratelimit migrate verify usage.jsonl --entity events --more-is-fine
     """
-    plan = _plan(
-        source, at, mapping=mapping, entities=entity, any_action=any_action,
-        batch_size=batch_size, encoding=encoding, work_dir=work_dir,
-    )  # fmt: skip
+    plan = given.plan()
     from ratelimit import migrate
 
-    with explained(masked(source)), progress() as tell:
+    with explained(masked(plan.source)), progress() as tell:
         verdict = asyncio.run(migrate.verify(plan, listener=tell, more_is_fine=more_is_fine))
     return Answer(verdict, lambda: _show_verdict(verdict), status=ALLOWED if verdict.same else REFUSED)
 
@@ -182,9 +184,7 @@ def undo(
     *,
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="As the run's report says.", show_default=False)],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be taken back.")] = False,
-    rate: Annotated[
-        float | None, typer.Option(**decimal(), help="Write units a second at most; by default as many as go.")
-    ] = None,
+    rate: RateOption = None,
     work_dir: WorkDirOption = Path("."),
     at: Configured,
 ) -> Answer:
@@ -238,32 +238,6 @@ def mapping(
     say("[actions]")
     for old, new in found.actions.items():
         say(f"{toml_value(old)} = {toml_value(new)}")
-
-
-# The way from a command line to a source and a target.
-
-
-def _plan(
-    source: str,
-    at: Configured,
-    *,
-    mapping: Path | None,
-    entities: list[str] | None,
-    **options: Any,
-) -> MigrationPlan:
-    """Return what a command line asks for. Raises `ConfigError`."""
-    # Imported here: AWS's client and SQLAlchemy take their time, and `--help` does not need them.
-    from ratelimit.migrate import MigrationPlan, read_mapping
-
-    settings = at.load()
-    return MigrationPlan(
-        source=source,
-        target=configured_table(settings),
-        config=settings,
-        mapping=read_mapping(mapping),
-        entities=tuple(entities or ()),
-        **options,
-    )
 
 
 # What a migration has to say at its end.
