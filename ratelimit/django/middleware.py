@@ -175,6 +175,9 @@ class RateLimitMiddleware:
                 response[name] = value
             if is_held := bool(response.streaming and checked.admission.charges.held):
                 response._resource_closers.append(checked.end_later())
+        except asyncio.CancelledError:  # by a server whose client has left
+            checked.admission.charges.keep()
+            raise
         finally:
             if not is_held:
                 await checked.end()

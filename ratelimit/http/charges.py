@@ -213,16 +213,21 @@ class Charges:
         self._settled = len(self.all)
         return spent
 
-    def settle_unanswered(self) -> None:
-        """Leave spent what is, as it will not be known how the request ends, nor when: a slot comes back by itself."""
+    def keep(self) -> None:
+        """Leave spent what is, as it will not be known how the request would have ended. The app may have done it all:
+        whoever leaves before the answer has had it no less."""
         for charge in self.all[self._settled :]:
             charge.settle()
+        self._settled = len(self.all)
+
+    def settle_unanswered(self) -> None:
+        """Leave spent what is, as it will not be known how the request ends, nor when: a slot comes back by itself."""
+        self.keep()
         if self.held:
             for charge in self.held:
                 if not charge.policy.reserve:
                     charge.hold = None
             self.held = [charge for charge in self.held if charge.is_reserved]
-        self._settled = len(self.all)
 
     def refuse(self, refused: Decision, status: int, headers: Any) -> list[Charge]:
         """Take note of the refusal, of which alone the headers speak from now on. Return what was taken for that same

@@ -7,6 +7,7 @@ untouched, but for the headers on the one that starts the response.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self, TypedDict, Unpack
@@ -124,6 +125,9 @@ class RateLimitMiddleware:
         except QuotaExceeded as error:
             if not await handler.send_refusal(error.decision, by_app=True):
                 raise
+        except CancelledError:  # by a server whose client has left
+            handler.charges.keep()
+            raise
         finally:
             if not handler.is_over:
                 await handler.end()

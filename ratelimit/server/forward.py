@@ -416,10 +416,6 @@ class Forward(Exchange):
     async def _settle(self, head: AnswerHead, owing: list[Charge], stated: int) -> None:
         assert self._admission is not None
         await settle_cost(owing, stated)
-        if self._is_lost:
-            # It never saw an answer.
-            await self._end()
-            return
         await self._give_back(self._settled(head.status, head.raw))
 
     async def _give_back(self, returned: list[Charge]) -> None:
@@ -550,6 +546,7 @@ class Forward(Exchange):
     async def _end(self) -> None:
         """Settle what was checked for a client that is gone."""
         if self._admission is not None:
+            self._admission.charges.keep()
             await self._admission.end()
         self.over()
 

@@ -71,17 +71,18 @@ class Watched(Proxy):
 @pytest.mark.parametrize(
     ("stated", "count", "arrives", "answers", "used"),
     [
-        (3, "success", True, True, 0),
-        (3, "success", False, True, 0),
-        (3, "success", True, False, 0),
+        (3, "success", True, True, 3),
+        (3, "success", False, True, 3),
+        (3, "success", True, False, 3),
+        (3, "failure", True, True, 0),
         (3, "all", True, True, 3),
         (17, "all", False, True, 17),
         (17, "all", True, True, 17),
-        (17, "success", True, True, 0),
+        (17, "success", True, True, 17),
     ],
 )
 async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: bool, answers: bool, used: int) -> None:
-    """It never saw an answer, so where only a success counts all is given back: once."""
+    """It never saw the answer, which was one no less: what counts by it counts, once."""
     store = FarStore(arrives=arrives, answers=answers)
     limiter = limiter_of(Policy("api", "1000/day", match="/**", cost=10, count=count), store=store)
     await limiter.charge("alice", "api", 100)
@@ -102,6 +103,28 @@ async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: 
             await proxy.is_over.wait()
     await limiter.open()
     assert (await limiter.peek("alice", "api")).used == 100 + used
+
+
+@pytest.mark.parametrize("count", ["all", "success", "failure"])
+async def test_who_leaves_before_the_answer_gets_nothing_back(count: Any) -> None:
+    """Else whoever hangs up at once has the upstream work for nothing."""
+    limiter = limiter_of(Policy("api", "1000/day", match="/**", cost=10, count=count))
+    asked = asyncio.Event()
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+
+    async with scripted(script) as upstream:
+        proxy = Watched(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
+        async with listening(proxy) as address, asyncio.timeout(SOON_S):
+            async with connected(address) as (_, writer):
+                writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-api-key: alice\r\n\r\n")
+                await asked.wait()
+            await proxy.is_over.wait()
+    await limiter.open()
+    assert (await limiter.peek("alice", "api")).used == 10
 
 
 @pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window", "gcra"])
