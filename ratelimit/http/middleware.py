@@ -105,7 +105,7 @@ class RateLimitMiddleware:
             self._state.options.warn(scope.get("root_path", ""))
             await self._lifespan.run(self.app, scope, receive, send)
             return
-        if kind != "http" and kind != "websocket":
+        if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         if not self._lifespan.ready:
