@@ -105,13 +105,11 @@ class RateLimitMiddleware:
             self._state.options.warn(scope.get("root_path", ""))
             await self._lifespan.run(self.app, scope, receive, send)
             return
-        if kind not in ("http", "websocket"):
+        if kind != "http" and kind != "websocket":
             await self.app(scope, receive, send)
             return
         if not self._lifespan.ready:
-            await self._lifespan.before_request()
-            if self._lifespan.is_frozen:
-                send = self._lifespan.settling(send)
+            send = await self._made_ready(send)
         handler = RequestHandler(self._state, scope, receive, send)
         try:
             refused = await handler.check()
@@ -131,3 +129,7 @@ class RateLimitMiddleware:
         finally:
             if not handler.is_over:
                 await handler.end()
+
+    async def _made_ready(self, send: Send) -> Send:
+        await self._lifespan.before_request()
+        return self._lifespan.settling(send) if self._lifespan.is_frozen else send
