@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
 from starlette.types import ASGIApp
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from ratelimit.envoy.service import RateLimitService
 
 logger = logging.getLogger("ratelimit")
+
+_MAX_SHOWN: Final = 20
+"""Settings that a line of the log names."""
 
 T = TypeVar("T")
 
@@ -126,11 +129,6 @@ class Runtime:
         usage = kept.usage if kept is not None and kept.config.usage == config.usage else None
         if usage is None:
             usage = build_usage_log(UnclosableLog, config, limiter, store)
-        else:
-            for action in limiter.policies:
-                usage.add_action(action)
-            usage.timelines.clear()
-            usage.timelines.update(timelines_of(limiter.policies.values()))
         return cls(
             config=config,
             store=store,
@@ -141,6 +139,14 @@ class Runtime:
             webhook=webhook,
             envoy=_envoy_service(config, limiter, usage),
         )
+
+    def enter(self) -> None:
+        """Take over a usage log that it has of the one before."""
+        if self.usage is not None:
+            for action in self.limiter.policies:
+                self.usage.add_action(action)
+            self.usage.timelines.clear()
+            self.usage.timelines.update(timelines_of(self.limiter.policies.values()))
 
     async def open(self) -> None:
         """Open the store and the usage log. Raises `ConfigError`, `StoreMisconfigured`, `StoreUnavailable`."""
@@ -325,26 +331,32 @@ class Sidecar:
                 raise
             self.rejected = False
             self._reloads["done"] += 1
-        changed = ", ".join(reloaded.changed) or "nothing has changed"
+        changed = _shown(reloaded.changed) or "nothing has changed"
         restart = "".join(f"; {name} takes a restart" for name in reloaded.restart)
         logger.warning("the configuration was reloaded: %s%s", changed, restart)
         return reloaded
 
     async def preview(self) -> tuple[Reloaded, Config]:
         """Return what a reload would change now, and to what. Raises `ConfigError` where it would be refused."""
-        config = await asyncio.to_thread(self._source)
+        return await asyncio.to_thread(self._read)
+
+    def _read(self) -> tuple[Reloaded, Config]:
+        """Return the configuration as it is now, and what is different in it. In a thread, as `_following` is: ten
+        thousand policies take more than a second to check, and one to make ready."""
+        config = self._source()
         return _difference(self.current.runtime.config, config), config
+
+    def _following(self, config: Config, former: Runtime) -> AppVersion:
+        config = replace(config, admin=former.config.admin)
+        return self._make(Runtime.of(config, former, clock=self._clock))
 
     async def _reload(self) -> Reloaded:
         former = self.current
-        # In a thread: ten thousand policies take more than a second to check.
-        config = await asyncio.to_thread(self._source)
-        reloaded = _difference(former.runtime.config, config)
+        reloaded, config = await asyncio.to_thread(self._read)
         if not reloaded.changed:
             return reloaded
-        config = replace(config, admin=former.runtime.config.admin)
-        runtime = Runtime.of(config, former.runtime, clock=self._clock)
-        following = self._make(runtime)
+        following = await asyncio.to_thread(self._following, config, former.runtime)
+        runtime = following.runtime
         try:
             if runtime.store is not former.runtime.store or runtime.usage is not former.runtime.usage:
                 # At the start a store may be out of reach; to leave one that works for it would be a mistake.
@@ -373,6 +385,7 @@ class Sidecar:
     def _enter(self, version: AppVersion) -> None:
         self.current = version
         self._alive.append(version)
+        version.runtime.enter()
         for part, source in version.runtime.sources().items():
             self.registry.register(part, source)
         if self._instruments is not None:
@@ -424,6 +437,11 @@ class Sidecar:
                 len(self._alive),
             ),
         ]
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return ", ".join(names[:_MAX_SHOWN]) + more
 
 
 def _difference(former: Config, following: Config) -> Reloaded:

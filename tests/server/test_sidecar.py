@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from asyncio import StreamReader, StreamWriter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from ratelimit.cli.serve import ServeConfig
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.errors import ConfigError, StoreUnavailable
+from ratelimit.factory import build_limiter
 from tests.engines import Engine
 from tests.faults import FaultServer
 from tests.server.running import running, until, write
@@ -255,3 +257,38 @@ async def test_after_the_end_there_is_nothing_to_reload(tmp_path: Path) -> None:
     write(tmp_path, "3/day")
     assert (await service.sidecar.reload()).changed == []
     assert service.sidecar.current is former
+
+
+async def test_requests_are_answered_while_a_reload_makes_its_policies_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten thousand policies that takes most of a second."""
+    async with running(write(tmp_path, "2/day")) as service:
+        answered, compiling = threading.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def build(*args: Any, **options: Any) -> Any:
+            loop.call_soon_threadsafe(compiling.set)
+            assert answered.wait(10), "nobody was answered meanwhile"
+            return build_limiter(*args, **options)
+
+        monkeypatch.setattr("ratelimit.server.sidecar.build_limiter", build)
+        write(tmp_path, "3/day")
+        reloading = asyncio.create_task(service.sidecar.reload())
+        await compiling.wait()
+        assert await service.statuses(3) == [200, 200, 429]
+        answered.set()
+        assert (await reloading).changed == ["policies.hint"]
+        assert await service.statuses(2) == [200, 429]
+
+
+async def test_the_log_names_some_of_what_a_reload_has_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    several = "".join(f'\n[policies.p{number}]\nquotas = "5/day"\n' for number in range(100))
+    path = write(tmp_path, "2/day")
+    async with running(path) as service:
+        path.write_text(path.read_text() + several)
+        assert len((await service.sidecar.reload()).changed) == 100
+    assert "policies.p19 and 80 more" in caplog.text
+    assert "policies.p20" not in caplog.text

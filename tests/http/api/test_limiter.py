@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Any
 
 import httpx
 import pytest
 
+from ratelimit.config.settings import policy_document
 from ratelimit.errors import StoreUnavailable
 from ratelimit.http.api import Api
 from ratelimit.http.api.app import MAX_BODY
@@ -281,3 +284,27 @@ async def test_by_an_address_or_with_the_token_it_is_asked() -> None:
     async with api(token=SECRET) as client:
         by_name = {"host": "limits.internal", "origin": "https://ours.example", "authorization": f"Bearer {SECRET}"}
         assert (await client.post("/v1/check", json=ALICE, headers=by_name)).status_code == 200
+
+
+async def test_policies_are_listed_without_holding_up_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand of them are 2.6 MB, which are written once."""
+    listing, answered = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    written: list[str] = []
+
+    def write(policy: Policy) -> dict[str, Any]:
+        loop.call_soon_threadsafe(listing.set)
+        assert answered.wait(10), "nobody was answered meanwhile"
+        written.append(policy.name)
+        return policy_document(policy)
+
+    monkeypatch.setattr("ratelimit.http.api.limiter.policy_document", write)
+    async with api() as client:
+        asking = asyncio.create_task(client.get("/v1/policies"))
+        await listing.wait()
+        assert (await client.post("/v1/check", json=ALICE)).json()["allowed"]
+        answered.set()
+        answer = (await asking).json()
+        assert answer == (await client.get("/v1/policies")).json()
+        assert answer["policies"]["hint"]["quotas"] == ["5/day"]
+    assert len(written) == len(answer["policies"])
