@@ -4,57 +4,81 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+import typer
+
+from ratelimit.cli.options import decimal, whole
+from ratelimit.errors import InvalidInput
 
 from ..plan import GROUPS, Group, Trouble
 from ..result import GroupResult, Verdict
 
 ENGINES: Final = ("localstack", "dynamodb-local", "ministack", "memory")
-BUDGETS: Final = Path(__file__).parents[1] / "budgets.toml"
-REPORT: Final = Path("loadtest", "report")
 RATES: Final = {"memory": 200.0, "ministack": 150.0, "dynamodb-local": 150.0, "localstack": 40.0, "dynamodb": 150.0}
 """Requests a second that each keeps up with on two cores, which it shares with all the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Times are in seconds."""
+    """Those of `ratelimit loadtest run`. Times are in seconds. Raises `InvalidInput`."""
 
-    groups: tuple[Group, ...] = GROUPS
-    engine: str = "localstack"
-    store: str | None = None
-    """A table of the user's own, in the place of an engine."""
-    foreign: bool = False
-    """Whether it may hold what no load test has written."""
-    users: int = 64
-    rate: float | None = None
-    """By default what the engine keeps up with."""
-    duration: float = 60.0
-    warm_up: float = 5.0
-    processes: int = 1
-    """Of Locust, on this machine."""
-    expect_workers: int = 0
-    """Workers of Locust that are started by hand, here or elsewhere."""
-    master_port: int = 0
-    """Where those find us."""
-    host: str = "127.0.0.1"
-    """Where our servers listen."""
-    seed: int = 1
-    report: Path = REPORT
-    budgets: Path = BUDGETS
-    profile: str | None = None
-    """A section of the budgets that goes over the others: `smoke`."""
-    command: str = ""
+    named: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[GROUPS]...", help="checks, middleware, sidecar, usage; by default all.", show_default=False
+        ),
+    ] = None
+    engine: Annotated[
+        str, typer.Option(help="localstack, dynamodb-local, ministack or memory: started for the run.")
+    ] = "localstack"
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="A table of your own instead: dynamodb://TABLE?region=…")
+    ] = None
+    foreign: Annotated[
+        bool, typer.Option("--foreign", help="Write to that table even if it holds what no load test has written.")
+    ] = False
+    users: Annotated[int, typer.Option(**whole(1, 100_000), help="Requests under way at once, at most.")] = 64
+    rate: Annotated[
+        float | None, typer.Option(**decimal(0.1), help="Requests a second; by default what the engine keeps up with.")
+    ] = None
+    duration: Annotated[float, typer.Option(**decimal(1), help="Seconds that each group is measured.")] = 60.0
+    warm_up: Annotated[float, typer.Option(**decimal(0), help="Seconds before that.")] = 5.0
+    processes: Annotated[int, typer.Option(**whole(1, 64), help="Processes of Locust on this machine.")] = 1
+    expect_workers: Annotated[
+        int, typer.Option(**whole(0), help="Wait for so many Locust workers, which you start on other machines.")
+    ] = 0
+    master_port: Annotated[int, typer.Option(**whole(1, 65535), help="Where they find this one.")] = 5557
+    host: Annotated[str, typer.Option(help="Where the servers under load and the master listen.")] = "127.0.0.1"
+    seed: Annotated[int, typer.Option(**whole(), help="The same users in the same order.")] = 1
+    report: Annotated[Path, typer.Option(metavar="DIR")] = Path("loadtest", "report")
+    budgets: Annotated[
+        Path, typer.Option(metavar="FILE", help="By default those that come with it.", show_default=False)
+    ] = Path(__file__).parents[1] / "budgets.toml"
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Short (4 s a group), with budgets that only a fault breaks.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.named or ()) - set(GROUPS):
+            raise InvalidInput(f"unknown group {min(unknown)!r}; there are {', '.join(GROUPS)}")
+        if self.engine not in ENGINES:
+            raise InvalidInput(f"--engine: unknown engine {self.engine!r}; use one of {', '.join(ENGINES)}")
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Return those that are named, in their own order."""
+        return tuple(group for group in GROUPS if not self.named or group in self.named)
 
     @property
     def place(self) -> str:
-        """The engine's name, or `dynamodb` for a table of one's own."""
+        """Return the engine's name, or `dynamodb` for a table of one's own."""
         return self.engine if self.store is None else "dynamodb"
 
     @property
     def paced(self) -> float:
+        """Return requests a second."""
         return self.rate or RATES[self.place]
 
 
@@ -86,7 +110,7 @@ def read_budgets(options: Options) -> Budgets:
         known = {_EVERYBODY, *ENGINES, "dynamodb", "smoke"}
         if unknown := set(sections) - known:
             raise Trouble(f"{file}: unknown section {min(unknown)!r}; there are {', '.join(sorted(known))}")
-        for section in filter(None, (_EVERYBODY, options.place, options.profile)):
+        for section in filter(None, (_EVERYBODY, options.place, "smoke" if options.smoke else "")):
             for name, value in sections.get(section, {}).items():
                 merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
         return msgspec.convert(merged, Budgets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import signal
 import sys
 import tempfile
@@ -149,7 +150,7 @@ def run(options: Options) -> Report:
     facts["load when it ended"] = load()
     complete = len(results) == len(options.groups) and all(result.complete for result in results)
     report = Report(
-        format=FORMAT, run=name, place=options.place, command=options.command,
+        format=FORMAT, run=name, place=options.place, command=shlex.join(["ratelimit", *sys.argv[1:]]),
         date=datetime.now(UTC).isoformat(timespec="seconds"), complete=complete, environment=facts, groups=results,
         verdicts=judge(budgets, results), notes=_notes(results, complete=complete),
     )  # fmt: skip

@@ -132,7 +132,7 @@ def test_every_engine_has_budgets(engine: str) -> None:
     assert budgets.exact
     assert budgets.added_p50_ms
     assert budgets.rate_off == 0.02
-    smoke = read_budgets(Options(engine=engine, profile="smoke"))
+    smoke = read_budgets(Options(engine=engine, smoke=True))
     assert smoke.exact
     assert smoke.error_rate == 0.0
     assert smoke.added_p99_ms["with the middleware"] > budgets.added_p99_ms["with the middleware"]
