@@ -27,8 +27,8 @@ from ratelimit.errors import InvalidCost, InvalidUser, QuotaExceeded, RateLimitE
 from ratelimit.http.addresses import Addresses, warn_once
 from ratelimit.http.identity import UserResolver, name_of
 from ratelimit.http.policy_check import PolicyCheck, SurfaceOptions
-from ratelimit.http.problems import CONTENT_TYPE, QuotaProblem, respond
-from ratelimit.http.refusal import closing, refusal
+from ratelimit.http.problems import CONTENT_TYPE, QuotaProblem
+from ratelimit.http.refusal import closing, refusal, respond
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.limiter import Limiter
 from ratelimit.names import check_user
@@ -287,8 +287,7 @@ async def quota_exceeded_handler(connection: Request | WebSocket, error: Excepti
     if not isinstance(connection, WebSocket):
         return response
     if connection.application_state is WebSocketState.CONNECTING:
-        close = closing(connection.scope)
-        await respond(response, connection.scope, connection.receive, connection.send, close=close)
+        await respond(response, connection.scope, connection.receive, connection.send)
     else:
         await connection.send(closing(connection.scope))
     return None

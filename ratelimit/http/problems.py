@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Scope
 
 from ratelimit.decision import Decision
 from ratelimit.http.headers import HeaderWriter, item_name, tightest
@@ -59,15 +59,6 @@ class ProblemResponse(Response):
         self.body = body = problem.encode()
         self.background = None
         self.raw_headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body)), *headers]
-
-
-async def respond(response: Response, scope: Scope, receive: Receive, send: Send, *, close: Message) -> None:
-    """Send the answer to a request, or to a handshake; `close` it where its server cannot say more."""
-    if scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {}):
-        await response(scope, receive, send)
-    else:
-        # Servers make a 403 of it, whatever the code.
-        await send(close)
 
 
 async def answer_of(app: ASGIApp, scope: Scope, body: bytes = b"") -> Response:

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.headers import Headers, HeaderWriter
-from ratelimit.http.problems import Problem, ProblemResponse, problem_of, respond
+from ratelimit.http.problems import Problem, ProblemResponse, problem_of
 from ratelimit.policy import PLACEHOLDER, Policy, RefusalTemplate
 
 if TYPE_CHECKING:
@@ -100,10 +100,7 @@ class Refusals:
             send = partial(cors.send, send=send, request_headers=RequestHeaders(scope=scope))
         if fields:
             send = partial(_send_with, fields, send)
-        if scope["type"] == "http":
-            await response(scope, receive, send)
-        else:
-            await respond(response, scope, receive, send, close=closing(scope))
+        await respond(response, scope, receive, send)
 
     @cached_property
     def _cors(self) -> CORSMiddleware | None:
@@ -153,6 +150,14 @@ def rejection(error: HTTPException) -> Response:
     title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "The request was rejected"
     fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in (error.headers or {}).items()]
     return ProblemResponse(Problem(title=title, status=status, detail=str(error.detail)), fields)
+
+
+async def respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the answer to a request, or to a handshake, which is closed where its server cannot say more."""
+    if scope["type"] == "http" or "websocket.http.response" in (scope.get("extensions") or {}):
+        await response(scope, receive, send)
+    else:
+        await send(closing(scope))  # servers make a 403 of it, whatever the code
 
 
 def closing(scope: Scope) -> Message:
