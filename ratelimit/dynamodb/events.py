@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from operator import itemgetter
 from typing import Any, Final
@@ -355,14 +356,12 @@ _AT_ONCE_FILTERED: Final = 100
 _MAX_DAYS_AT_ONCE: Final = 4
 
 
+@dataclass(slots=True)
 class _Shard:
     """A partition of the index: what there is at `bound` and above is read; all of it where that is None."""
 
-    __slots__ = ("bound", "pk")
-
-    def __init__(self, pk: str, bound: TimelinePlace) -> None:
-        self.pk = pk
-        self.bound: TimelinePlace | None = bound
+    pk: str
+    bound: TimelinePlace | None
 
 
 class TimelinePageReader:

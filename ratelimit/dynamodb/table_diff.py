@@ -272,7 +272,7 @@ def compare(snapshot: TableSnapshot, spec: TableSpec) -> tuple[TableDiff, ...]:
 def _described(snapshot: TableSnapshot, spec: TableSpec) -> Iterator[TableDiff]:
     table = snapshot.table
     if isinstance(table, Unknown):
-        yield _unknown("state", "keys, indexes, billing, encryption, protection", table, "as asked for")
+        yield _line("state", "keys, indexes, billing, encryption, protection", table, "as asked for")
         return
     yield _line("state", "state", str(table.get("TableStatus")), "ACTIVE", remedy=_WAIT)
     yield from _keys(table)
@@ -347,9 +347,9 @@ def _encryption(snapshot: TableSnapshot, table: Mapping[str, Any], spec: TableSp
         return _line("encryption", "encryption", found, "")
     wanted = f"KMS, {spec.kms_key}"
     if snapshot.is_local:
-        return _unknown("encryption", "encryption", Unknown(_NO_KEYS), wanted)
+        return _line("encryption", "encryption", Unknown(_NO_KEYS), wanted)
     if key and "alias/" in spec.kms_key and not key.endswith(spec.kms_key):
-        return _unknown("encryption", "encryption", Unknown(_ALIAS), wanted, found=found)
+        return replace(_line("encryption", "encryption", Unknown(_ALIAS), wanted), found=found)
     # An id or an alias is the end of an ARN.
     is_it = key == spec.kms_key or key.endswith((f"/{spec.kms_key}", f":{spec.kms_key}"))
     return _line("encryption", "encryption", found, f"KMS, {key}" if is_it else wanted, remedy=UPGRADE)
@@ -365,39 +365,34 @@ def _expiry(snapshot: TableSnapshot) -> TableDiff:
     found, wanted = snapshot.ttl, f"by {schema.TTL}"
     if not isinstance(snapshot.table, Unknown) and is_strong(snapshot.table):
         return _line("expiry", "expiry", "not on such replicas: `ratelimit table sweep` deletes what has expired", "")
-    if isinstance(found, Unknown):
-        return _unknown("expiry", "expiry", found, wanted)
     remedy = UPGRADE if found is None else _OTHER_EXPIRY
-    return _line("expiry", "expiry", "off" if found is None else f"by {found}", wanted, remedy=remedy)
+    text = found if isinstance(found, Unknown) else "off" if found is None else f"by {found}"
+    return _line("expiry", "expiry", text, wanted, remedy=remedy)
 
 
 def _recovery(snapshot: TableSnapshot, spec: TableSpec) -> TableDiff:
-    wanted = "on" if spec.recovery else ""
-    if isinstance(snapshot.recovery, Unknown):
-        return _unknown("recovery", "point-in-time recovery", snapshot.recovery, wanted)
-    return _line("recovery", "point-in-time recovery", _switch(snapshot.recovery), wanted, remedy=UPGRADE)
+    found, wanted = snapshot.recovery, "on" if spec.recovery else ""
+    text = found if isinstance(found, Unknown) else _switch(found)
+    return _line("recovery", "point-in-time recovery", text, wanted, remedy=UPGRADE)
 
 
 def _tags(snapshot: TableSnapshot, spec: TableSpec) -> Iterator[TableDiff]:
     for name, value in spec.tags.items():
-        if isinstance(snapshot.tags, Unknown):
-            yield _unknown("tag", f"tag {name}", snapshot.tags, repr(value))
-            continue
-        found = snapshot.tags.get(name)
-        yield _line("tag", f"tag {name}", "missing" if found is None else repr(found), repr(value), remedy=UPGRADE)
+        tags = snapshot.tags
+        found = tags if isinstance(tags, Unknown) else repr(tags[name]) if name in tags else "missing"
+        yield _line("tag", f"tag {name}", found, repr(value), remedy=UPGRADE)
 
 
 _switch: Final[Callable[[bool], str]] = {True: "on", False: "off"}.__getitem__
 
 
-def _line(part: TablePart, name: str, found: str, wanted: str, *, remedy: str = "") -> TableDiff:
+def _line(part: TablePart, name: str, found: str | Unknown, wanted: str, *, remedy: str = "") -> TableDiff:
+    text = "not known" if isinstance(found, Unknown) else found
     verdict: TableVerdict = "ok" if found == wanted else "differs" if wanted else "not asked for"
+    if verdict == "differs" and isinstance(found, Unknown):
+        return TableDiff(
+            part=part, name=name, found=text, wanted=wanted, verdict="unknown", remedy=found.why,
+            permission=found.permission,
+        )  # fmt: skip
     remedy = remedy if verdict == "differs" else ""
-    return TableDiff(part=part, name=name, found=found, wanted=wanted, verdict=verdict, remedy=remedy)
-
-
-def _unknown(part: TablePart, name: str, unknown: Unknown, wanted: str, *, found: str = "not known") -> TableDiff:
-    line = _line(part, name, found, wanted)
-    if line.verdict == "not asked for":
-        return line
-    return replace(line, verdict="unknown", remedy=unknown.why, permission=unknown.permission)
+    return TableDiff(part=part, name=name, found=text, wanted=wanted, verdict=verdict, remedy=remedy)

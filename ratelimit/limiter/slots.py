@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
@@ -44,27 +45,25 @@ from ratelimit.tasks import Tasks
 REFUSAL_CACHE_US: Final = SECOND // 10
 
 
+@dataclass(slots=True, eq=False)
 class Hold:
     """One slot, and the `units` reserved with it: none of those where what is taken is spent for good."""
 
-    __slots__ = ("compiled", "decision", "due", "forgotten", "held", "holding", "key", "later", "units", "writing")
-
-    def __init__(self, compiled: CompiledPolicy, key: Key, units: int) -> None:
-        self.compiled = compiled
-        self.key = key
-        self.units = units
-        self.due = 0
-        """The epoch second at which it is to be renewed."""
-        self.forgotten = False
-        """Whether it has been given back, or nobody is left who could: it is not renewed any more."""
-        self.decision: Decision | None = None
-        self.holding: Holding | None = None
-        self.held: Held | None = None
-        """None where nothing is held: not yet, or not any more."""
-        self.later: Held | None = None
-        """What it may have been renewed to: that is under way, or its answer was lost."""
-        self.writing: Signal | None = None
-        """Set when the write of it that is under way has ended."""
+    compiled: CompiledPolicy
+    key: Key
+    units: int
+    due: int = 0
+    """The epoch second at which it is to be renewed."""
+    forgotten: bool = False
+    """Whether it has been given back, or nobody is left who could: it is not renewed any more."""
+    decision: Decision | None = None
+    holding: Holding | None = None
+    held: Held | None = None
+    """None where nothing is held: not yet, or not any more."""
+    later: Held | None = None
+    """What it may have been renewed to: that is under way, or its answer was lost."""
+    writing: Signal | None = None
+    """Set when the write of it that is under way has ended."""
 
     async def begin(self) -> None:
         """Wait for the write of it that is under way: or the next would take another one's, where this one's is no

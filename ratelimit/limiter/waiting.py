@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
@@ -41,18 +42,16 @@ def check_timeout(timeout: float) -> None:
         raise ConfigError("timeout", f"must be 0 seconds or more, not {timeout!r}")
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
-    __slots__ = ("asking", "cost", "due", "error", "signal")
-
-    def __init__(self, cost: int, due: int) -> None:
-        self.cost = cost
-        self.due = due
-        self.error: QuotaExceeded | LimiterClosed | None = None
-        """Set where it has to leave with it."""
-        self.signal = Signal()
-        """Set when it is its turn, or has to leave."""
-        self.asking: asyncio.Future[Decision] | None = None
-        """What it is asking; goes on if it leaves meanwhile."""
+    cost: int
+    due: int
+    error: QuotaExceeded | LimiterClosed | None = None
+    """Set where it has to leave with it."""
+    signal: Signal = field(default_factory=Signal)
+    """Set when it is its turn, or has to leave."""
+    asking: asyncio.Future[Decision] | None = None
+    """What it is asking; goes on if it leaves meanwhile."""
 
     def fail(self, error: QuotaExceeded | LimiterClosed) -> None:
         if self.error is None:
@@ -60,17 +59,17 @@ class _Waiter:
         self.signal.set()
 
 
+@dataclass(slots=True, eq=False)
 class _Queue:
     """Those who wait for one key. The first is the one that asks."""
 
-    def __init__(self) -> None:
-        self.waiters: OrderedDict[_Waiter, None] = OrderedDict()
-        self.next_at = 0
-        """When the first will ask again, if it waits."""
-        self.last: Decision | None = None
-        """What was answered last."""
-        self.changed = False
-        """Whether an answer that is under way may be out of date."""
+    waiters: OrderedDict[_Waiter, None] = field(default_factory=OrderedDict)
+    next_at: int = 0
+    """When the first will ask again, if it waits."""
+    last: Decision | None = None
+    """What was answered last."""
+    changed: bool = False
+    """Whether an answer that is under way may be out of date."""
 
     @property
     def first(self) -> _Waiter | None:

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -177,15 +177,13 @@ class SumStore(RegionsStore):
             self._excess = (now, excess)
 
 
+@dataclass(slots=True)
 class _Belief:
     """What the other regions have counted, when that was read, and whether it is being read again."""
 
-    __slots__ = ("at", "is_refreshing", "record")
-
-    def __init__(self, record: Record, at: int) -> None:
-        self.record = record
-        self.at = at
-        self.is_refreshing = False
+    record: Record
+    at: int
+    is_refreshing: bool = False
 
 
 class _SumScans:

@@ -85,7 +85,7 @@ class Journal:
         """
         loop = asyncio.get_running_loop()
         if self._gathering is None:
-            self._gathering = _CommitGroup(loop.create_future())
+            self._gathering = _CommitGroup(loop.create_future(), [])
             if self._committing is None:
                 loop.call_soon(self._commit)
         self._gathering.appends.append(one := _PendingAppend(event, data := frame(event), spill, loop.create_future()))
@@ -236,12 +236,9 @@ class Journal:
         one.resolve(kept=False)
 
 
-class _CommitGroup:
-    __slots__ = ("appends", "over")
-
-    def __init__(self, over: asyncio.Future[None]) -> None:
-        self.appends: list[_PendingAppend] = []
-        self.over = over
+class _CommitGroup(NamedTuple):
+    over: asyncio.Future[None]
+    appends: list[_PendingAppend]
 
 
 class _PendingAppend(NamedTuple):

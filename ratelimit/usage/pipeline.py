@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -408,19 +409,17 @@ class EventWriter:
             logger.warning("the store takes usage events again")
 
 
+@dataclass(slots=True, eq=False)
 class _InFlightBatch:
     """A batch on its way: the number of its first event, and what is not in the table yet."""
 
-    __slots__ = ("error", "failures", "first", "left", "refused", "written_before")
-
-    def __init__(self, first: int, left: list[UsageEvent], written_before: int) -> None:
-        self.first = first
-        self.left = left
-        self.written_before = written_before
-        """How many events the log had written as it began."""
-        self.error: Exception | None = None
-        self.refused: list[UsageEvent] = []
-        self.failures = 0
+    first: int
+    left: list[UsageEvent]
+    written_before: int
+    """How many events the log had written as it began."""
+    error: Exception | None = None
+    refused: list[UsageEvent] = field(default_factory=list)
+    failures: int = 0
 
 
 def _without(sent: list[UsageEvent], unwritten: Sequence[UsageEvent]) -> list[UsageEvent]:

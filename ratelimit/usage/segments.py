@@ -21,6 +21,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -112,22 +113,20 @@ class SegmentRead(NamedTuple):
     """Without events: whether all the rest is an end that a crash has left; else it is damage."""
 
 
+@dataclass(slots=True, eq=False)
 class Segment:
     """One file of frames. `unwritten`, `done`, `damaged` are the event loop's, all else the journal's thread's."""
 
-    __slots__ = ("damaged", "done", "fd", "lock", "path", "size", "unwritten")
-
-    def __init__(self, path: Path, lock: JournalLock, *, fd: int = -1, size: int = 0) -> None:
-        self.path = path
-        self.lock = lock
-        self.fd = fd
-        self.size = size
-        self.unwritten = 0
-        """Its events that are not in the table yet, as far as they were read."""
-        self.done = False
-        """No more will be appended, nor read."""
-        self.damaged = False
-        """There are bytes in it that are no record, and may have been some."""
+    path: Path
+    lock: JournalLock
+    fd: int = -1
+    size: int = 0
+    unwritten: int = 0
+    """Its events that are not in the table yet, as far as they were read."""
+    done: bool = False
+    """No more will be appended, nor read."""
+    damaged: bool = False
+    """There are bytes in it that are no record, and may have been some."""
 
     def read(self, start: int, end: int, *, most: int) -> SegmentRead:
         """Return up to `most` of the events between two offsets; none where what is at the first one is no record."""

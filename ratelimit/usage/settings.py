@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, TypedDict, get_args
+from typing import Literal, TypeAlias, TypedDict
 
 from ratelimit.errors import ConfigError
 from ratelimit.names import check_action
-from ratelimit.settings import stat
+from ratelimit.settings import keep, one_of, stat
 
 Durability: TypeAlias = Literal["memory", "journal"]
 WhenFull: TypeAlias = Literal["wait", "spill", "drop"]
@@ -68,9 +68,9 @@ class UsageSettings:
     timelines: Iterable[str] = ()
 
     def __post_init__(self) -> None:
-        _one_of("durability", self.durability, get_args(Durability))
+        keep(self, "durability", one_of(Durability))
         if self.when_full is not None:
-            _one_of("when_full", self.when_full, get_args(WhenFull))
+            keep(self, "when_full", one_of(WhenFull))
         for name in ("max_queue", "in_flight", "segment_bytes", "journal_bytes"):
             if type(value := getattr(self, name)) is not int or value < 1:
                 raise ConfigError(name, f"must be a whole number of at least 1, not {value!r}")
@@ -91,11 +91,6 @@ class UsageSettings:
     def full(self) -> WhenFull:
         """Return what happens when the queue is full, by default too."""
         return self.when_full or ("wait" if self.journal_dir is None else "spill")
-
-
-def _one_of(path: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(path, f"unknown value {value!r}; use one of {', '.join(map(repr, choices))}")
 
 
 @dataclass(slots=True)
