@@ -132,7 +132,6 @@ class LiveRecorder:
         return observe
 
     def advance(self) -> None:
-        """Sample the intervals that are over."""
         tick = _tick()
         if tick > self._tick:
             # What is not sampled yet came in the first of them: whatever comes later samples before it counts.
@@ -373,7 +372,6 @@ def _of_policy(frame: _Frame, policy: str) -> list[Outcomes]:
 
 
 def _rates(frame: _Frame, counts: Sequence[Sequence[float]]) -> list[float]:
-    """Return the sums by the second; nothing of nothing."""
     if len(counts) == 1 and not any(counts[0]):
         return [0.0] * len(counts[0])
     spans = [each.ticks * INTERVAL_S for each in frame]

@@ -152,13 +152,11 @@ class DecisionMetrics:
         self.add_policies(policies)
 
     def add_policies(self, policies: Iterable[str]) -> None:
-        """Give these a label of their own from now on, beginning at 0."""
         for policy in policies:
             if policy not in self._counts:
                 self._counts[policy] = self._other if policy == OTHER else defaultdict(int, {_ALLOWED: 0, _DENIED: 0})
 
     def __call__(self, decision: Decision, span: float) -> None:
-        """Count one more, which took so many seconds."""
         counts = self._counts.get(decision.policy, self._other)
         counts[decision.allowed, decision.shadow_denied, decision.reason] += 1
         self._spans[bisect_left(BUCKETS, span) if span > _AT_ONCE else 0] += 1
@@ -252,7 +250,6 @@ def webhook_metrics(sent: int, failed: int) -> list[Family]:
 
 
 def envoy_metrics(calls: Mapping[tuple[str, str], int]) -> list[Family]:
-    """Return those of Envoy's rate limit service: domains without rules are one."""
     samples = [
         Sample("ratelimit_envoy_calls_total", {"domain": domain, "answer": answer}, count)
         for (domain, answer), count in dict(calls).items()

@@ -78,5 +78,5 @@ async def serve(url: str, host: str) -> None:
     finally:
         server.close()
         for limiter in limiters.values():
-            await limiter._checker.background.drain()
+            await limiter._checker.background.tasks.drain()
         await books.close()

@@ -252,7 +252,6 @@ def _is_empty(path: str) -> bool:
 
 
 def _plain(url: str) -> SplitResult | None:
-    """Return the parts of a URL that botocore would take as it is."""
     try:
         parts = urlsplit(url)
         extras = parts.query or parts.fragment or parts.username or parts.password

@@ -48,7 +48,6 @@ def replicas_of(table: Mapping[str, Any], region: str) -> tuple[str, ...]:
 
 
 def is_strong(table: Mapping[str, Any]) -> bool:
-    """Return whether a condition sees what every region has written."""
     return table.get("MultiRegionConsistency") == "STRONG"
 
 
@@ -87,7 +86,6 @@ def replicas_problem(
 
 
 def shown_replicas(table: Mapping[str, Any], place: Place, mode: RegionsMode | None) -> str:
-    """Return the regions, their consistency, and what the mode promises, on a line for a person."""
     found = ", ".join(replicas_of(table, place.region)) or "none told of"
     consistency = "strongly consistent" if is_strong(table) else "the last writer of an item wins"
     return f"{found}; {consistency}" + ("" if mode is None else f"; {mode}: {PROMISES[mode]}")
@@ -159,7 +157,6 @@ def _states(description: Mapping[str, Any]) -> list[str | None]:
 
 
 def keys_of(description: Mapping[str, Any], part: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the keys of the table or of one of its indexes, partition first, each with its type."""
     types = {a["AttributeName"]: a["AttributeType"] for a in description.get("AttributeDefinitions", ())}
     ordered = sorted(part.get("KeySchema", ()), key=lambda key: key["KeyType"] != "HASH")
     return tuple(f"{key['AttributeName']} ({types.get(key['AttributeName'], '?')})" for key in ordered)
@@ -235,7 +232,6 @@ class Control:
         return True
 
     async def turn_on_recovery(self) -> bool:
-        """Return False where the engine does not know it."""
         specification = {"PointInTimeRecoveryEnabled": True}
         try:
             if await self.recovery():
@@ -273,7 +269,6 @@ class Control:
         return recovery.get("PointInTimeRecoveryStatus") in _TURNED_ON
 
     async def tags(self, arn: str) -> dict[str, str]:
-        """Return all of them: 50 at most, in pages of 10."""
         found: dict[str, str] = {}
         page: dict[str, Any] = {}
         while True:

@@ -46,7 +46,6 @@ def entry_key(kind: type[Any], name: str) -> dict[str, Attribute]:
 
 
 def entry_values(entry: Entry, *, now: int, version: int) -> dict[str, Attribute]:
-    """Return every attribute of a user or a plan but its key and `crt`."""
     own = _user_values(entry) if isinstance(entry, User) else _plan_values(entry)
     return {**own, schema.UPDATED: {"N": str(now // SECOND)}, schema.VERSION: {"N": str(version)}}
 
@@ -154,7 +153,6 @@ class DynamoDBDirectoryStore:
     async def page(
         self, kind: type[T], *, plan: str | None = None, limit: int = 100, cursor: str | None = None
     ) -> Page[T]:
-        """List a page. All users are a scan of the index, which holds no counters and no events."""
         check_count("limit", limit, MAX_PAGE)
         listing = f"{kind.__name__}:{plan or ''}"
         start: Item | None = None

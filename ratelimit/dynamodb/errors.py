@@ -130,7 +130,6 @@ def explained(place: Place) -> Iterator[None]:
 
 
 def boto_errors() -> tuple[type[Exception], ...]:
-    """Return everything that a call may raise when the service, the network or the set-up is at fault."""
     return (*_BOTO_ERRORS, *imported("botocore.parsers", "ResponseParserError"), *imported("aiohttp", "ClientError"))
 
 

@@ -229,7 +229,6 @@ async def sweep_table(settings: Settings, *, clock: Clock | None = None) -> int:
 
 
 async def _each_key(calls: TableCalls, request: Mapping[str, Any]) -> AsyncIterator[Sequence[Item]]:
-    """Yield the keys of all that a filter lets through, page by page."""
     start: Mapping[str, Any] = {}
     projection = f"{schema.PK}, {schema.SK}"
     while True:

@@ -103,7 +103,6 @@ def locate(session: Session, settings: Settings, clock: ServerClock) -> tuple[st
 
 @cache
 def _loader(data_path: str | None) -> Loader:
-    """Return the one of all clients: it keeps the service's model, which takes long to read."""
     return create_loader(data_path)
 
 
@@ -126,7 +125,6 @@ def check_certificates(verify: Verify, place: Place) -> None:
 
 
 def local_credentials(session: Session, endpoint: str | None) -> bool:
-    """Give an engine on this machine credentials, where there are none; return whether that is so."""
     if is_loopback(endpoint):
         session.set_credentials(_LOCAL_KEY, _LOCAL_KEY)
         return True
@@ -145,7 +143,6 @@ def unusable_credentials(error: ValueError, place: Place) -> StoreMisconfigured:
 
 
 def client_options(settings: Settings, endpoint: str | None) -> dict[str, Any]:
-    """Return what a client's configuration says, whichever it is."""
     return {
         "connect_timeout": settings.connect_timeout,
         "read_timeout": settings.read_timeout,

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from ipaddress import ip_address
-from typing import Any, Final, TypeAlias, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict, cast
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from ratelimit.errors import ConfigError
-from ratelimit.regions.regions import RegionsMode, check_regions, is_region, not_in_list
+from ratelimit.regions.regions import Regions, RegionsMode, is_region
 from ratelimit.settings import boolean, number
 
 DEFAULT_POOL: Final = 64
@@ -108,11 +108,13 @@ def check_one_region(settings: Settings, what: str) -> None:
 
 def _check_regions(settings: Settings) -> None:
     try:
-        check_regions(settings.mode, settings.regions, settings.shares, failover=settings.failover)
+        Regions(
+            cast(RegionsMode, settings.mode), settings.regions, settings.region,
+            shares=settings.shares, failover=settings.failover,
+        )  # fmt: skip
     except ConfigError as error:
-        raise ConfigError(error.path.replace("all", "regions"), error.problem) from None
-    if settings.region is not None and settings.region not in settings.regions:
-        raise ConfigError("region", not_in_list(settings.region, settings.regions))
+        path = error.path.replace("all", "regions").replace("here", "region")
+        raise ConfigError(path, error.problem) from None
 
 
 def is_loopback(endpoint: str | None) -> bool:
@@ -128,7 +130,6 @@ def is_loopback(endpoint: str | None) -> bool:
 
 
 def is_amazon(endpoint: str) -> bool:
-    """Return whether the endpoint is Amazon's own, with every feature of the service."""
     parts = _split(endpoint)
     return ((parts and parts.hostname) or "").endswith(_AMAZON)
 
@@ -143,7 +144,6 @@ def server_of(endpoint: str) -> Server | None:
 
 
 def without_userinfo(endpoint: str) -> str:
-    """Return the endpoint as it may be shown."""
     return re.sub(r"//.*@", "//", endpoint, flags=re.DOTALL)
 
 

@@ -71,8 +71,6 @@ class Upgraded:
 
 
 class Upgrade:
-    """One run over a table."""
-
     def __init__(
         self, control: Control, spec: TableSpec, *, tell: Tell = lambda _: None, within: float = UPGRADE_TIMEOUT_S
     ) -> None:
@@ -290,7 +288,6 @@ async def count_items(settings: Settings) -> tuple[int, bool]:
 
 
 async def create_on(client: Client, retries: Retries, settings: Settings) -> TableStatus:
-    """Do as `create_table` does, on a client that is open."""
     return await _create(Control(client, retries), _wanted(_DEFAULT_SPEC, settings))
 
 
@@ -325,7 +322,6 @@ def _definition(table: str, spec: TableSpec) -> dict[str, Any]:
 
 
 def _extras(spec: TableSpec) -> Mapping[str, Any]:
-    """Return what an engine for development may not know."""
     extras: dict[str, Any] = {}
     if spec.protected is not None:
         extras["DeletionProtectionEnabled"] = spec.protected

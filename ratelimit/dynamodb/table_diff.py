@@ -145,7 +145,6 @@ class TableSnapshot:
 
     @property
     def is_local(self) -> bool:
-        """Return whether it is DynamoDB Local that answered."""
         return not isinstance(self.table, Unknown) and _LOCAL in str(self.table.get("TableArn", ""))
 
 

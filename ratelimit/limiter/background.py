@@ -60,19 +60,13 @@ class BackgroundWrites:
 
     def __init__(self, stats: LimiterStats, tasks: Tasks | Deferred) -> None:
         self.stats = stats
-        self._tasks = tasks
-
-    @property
-    def is_full(self) -> bool:
-        """Return whether the next write should rather be waited for."""
-        return self._tasks.is_full
+        self.tasks = tasks
 
     def start(self, write: Awaitable[object], *, units: int = 0, loss: Loss | None = None) -> None:
         """See the write through, whoever asked for it having gone on. Without a `loss`, nobody misses what fails."""
-        self._tasks.start(self.see_through(write, units, loss))
+        self.tasks.start(self.see_through(write, units, loss))
 
     async def see_through(self, write: Awaitable[object], units: int, loss: Loss | None) -> None:
-        """Wait for the write, and count what is lost by it."""
         try:
             await write
         except StoreUnavailable as error:
@@ -81,12 +75,6 @@ class BackgroundWrites:
             if not self.stats.lost[loss]:
                 logger.warning("units are %s: %s", loss, error)
             self.stats.lost[loss] += units
-
-    async def drain(self) -> None:
-        await self._tasks.drain()
-
-    def forget(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._tasks.forget(loop)
 
 
 class Alert(msgspec.Struct, frozen=True):

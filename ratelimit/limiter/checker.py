@@ -80,7 +80,7 @@ class Checker:
         if self._circuit is not None:
             await self._circuit.finish()
         await self.leases.close()
-        await self.background.drain()
+        await self.background.tasks.drain()
         if self._circuit is not None:
             self._circuit.closed = True
 
@@ -112,7 +112,7 @@ class Checker:
         used = bool(self._loop) or not self.leases.is_empty
         self._loop = None
         self.leases.forget()
-        self.background.forget(None)
+        self.background.tasks.forget(None)
         if self._circuit is not None:
             self._circuit.forget()
         return used
@@ -202,7 +202,7 @@ class Checker:
         self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord
     ) -> Decision | None:
         """Where there is no limit the answer is known, and is counted behind it."""
-        if self.background.is_full:
+        if self.background.tasks.is_full:
             return None
         self.background.start(self._spend(compiled, key, now, cost, cached), units=cost, loss="uncounted")
         return Decision(
@@ -231,7 +231,7 @@ class Checker:
         if loop is not self._loop:
             self._loop = loop
             coalescer.forget(loop)
-            self.background.forget(loop)
+            self.background.tasks.forget(loop)
 
     async def _spend_many(self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int]) -> list[Decision]:
         self.stats.coalesced += len(costs)
@@ -240,7 +240,7 @@ class Checker:
         return await self._take(compiled, key, now, costs)
 
     def _clean_in_background(self, key: Key, cached: CachedRecord, now: int) -> None:
-        if not self.background.is_full:
+        if not self.background.tasks.is_full:
             self.background.start(self._clean(key, cached, now))
 
     async def _clean(self, key: Key, cached: CachedRecord, now: int) -> None:

@@ -97,7 +97,6 @@ class Lease:
         self._ahead = min(2 * self._ahead, MAX_AHEAD_US)
 
     def _rate(self, now: int) -> int:
-        """Return the units a second that this process is asked for."""
         elapsed = now - self._since
         if 0 <= elapsed < MIN_AHEAD_US:
             return max(self._own, _a_second(self.requested, MIN_AHEAD_US))
@@ -202,7 +201,6 @@ class Leases:
 
     @property
     def is_empty(self) -> bool:
-        """Return whether nothing is held, nor was a moment ago."""
         return not self._leases
 
     def forget(self) -> None:

@@ -144,7 +144,7 @@ class Limiter:
         For a process that is frozen between its answers, and for tests.
         """
         await self._waits.drain()
-        await self._checker.background.drain()
+        await self._checker.background.tasks.drain()
         if self._alerts is not None:
             await self._alerts.drain()
 
@@ -410,7 +410,6 @@ class Limiter:
     async def _prepare(
         self, user: UserId, action: str | None, cost: int, quotas: QuotasLike | None, algorithm: AlgorithmName | None
     ) -> tuple[CompiledPolicy, Key, int]:
-        """Return the policy and key, once all is checked, and the moment."""
         key = Key.of(user, action)
         compiled = await self._resolver.of(key, quotas, algorithm)
         _whole_cost(cost)
@@ -425,7 +424,7 @@ class Limiter:
         if units <= 0:
             return
         if not decision.quotas:
-            await self._checker.background.drain()  # which may not have counted it yet
+            await self._checker.background.tasks.drain()  # which may not have counted it yet
         compiled, key = self._resolver.of_decision(decision), Key(decision.user, decision.policy)
         now, taken = self.clock.now(), Taken(decision.at_us, held)
         positions = [state.position for state in decision.quotas]
@@ -470,7 +469,7 @@ class Limiter:
         `StoreUnavailable`.
         """
         first, last = kept_range(self.clock.now(), since, until, per)
-        await self._checker.background.drain()
+        await self._checker.background.tasks.drain()
         found: dict[str, dict[date, int]] = {}
         for action in self.policies if actions is None else actions:
             key = Key.of(user, action)

@@ -54,7 +54,6 @@ class CachedRecord:
         self.until = buckets_end(self.record)
 
     def learn_refusal(self, record: Record, now: int) -> None:
-        """Take over the whole true record, with which the store refused something."""
         self.learn(record, now)
         self.refused_at = now
 

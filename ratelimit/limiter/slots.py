@@ -408,7 +408,7 @@ class Holds:
         return self._checker.tell(compiled, decision, now)
 
     def _sweep_in_background(self, key: Key, now: int, cached: CachedRecord) -> None:
-        if not self._checker.background.is_full:
+        if not self._checker.background.tasks.is_full:
             self._checker.background.start(self._sweep(key, now, cached))
 
     async def _sweep(self, key: Key, now: int, cached: CachedRecord) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from ratelimit.errors import ConfigError
 from ratelimit.policy import Policy
-from ratelimit.settings import one_of, plain, texts, unknown
+from ratelimit.settings import keep, one_of, plain, texts, truth, unknown
 
 RegionsMode: TypeAlias = Literal["home", "sum", "strong", "split"]
 
@@ -32,7 +32,6 @@ MAX_SHARE: Final = 1_000_000
 MIN_FAILOVER_REGIONS: Final = 3
 MAX_CACHED_HOMES: Final = 10_000
 _REGION = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_check_mode = one_of(RegionsMode)
 
 
 def is_region(name: str) -> bool:
@@ -59,36 +58,30 @@ class Regions:
     failover: bool = False
 
     def __post_init__(self) -> None:
-        check_regions(self.mode, self.all, self.shares, failover=self.failover)
+        keep(self, "mode", one_of(RegionsMode))
+        keep(self, "all", _check_all)
+        _check_shares(self.mode, self.all, self.shares)
+        keep(self, "failover", truth)
+        if self.failover and (self.mode != "home" or len(self.all) < MIN_FAILOVER_REGIONS):
+            raise ConfigError(
+                "failover",
+                "is for mode = 'home' over three regions or more: what most of them say holds, and of two no one is",
+            )
         for name, regions in (("here", () if self.here is None else (self.here,)), ("endpoints", self.endpoints)):
             for region in regions:
                 if region not in self.all:
                     raise ConfigError(name, not_in_list(region, self.all))
 
 
-def check_regions(
-    mode: object, regions: tuple[object, ...], shares: tuple[object, ...] = (), *, failover: object = False
-) -> None:
-    """Raise `ConfigError` for what is no list of regions, no mode, or no shares of these regions."""
-    try:
-        _check_mode(mode)
-    except ConfigError as error:
-        raise error.under("mode") from None
+def _check_all(regions: tuple[object, ...]) -> object:
     if not regions or len(regions) > MAX_REGIONS:
-        raise ConfigError("all", f"expected 1 to {MAX_REGIONS} regions, as in ['eu-west-1', 'us-east-1']")
+        raise ConfigError("", f"expected 1 to {MAX_REGIONS} regions, as in ['eu-west-1', 'us-east-1']")
     for position, region in enumerate(regions):
         if not isinstance(region, str) or not is_region(region):
-            raise ConfigError(f"all[{position}]", f"{region!r} is not a region; write it like 'eu-west-1'")
+            raise ConfigError(f"[{position}]", f"{region!r} is not a region; write it like 'eu-west-1'")
         if region in regions[:position]:
-            raise ConfigError(f"all[{position}]", f"{region!r} is there twice")
-    _check_shares(mode, regions, shares)
-    if type(failover) is not bool:
-        raise ConfigError("failover", f"must be true or false, not {failover!r}")
-    if failover and (mode != "home" or len(regions) < MIN_FAILOVER_REGIONS):
-        raise ConfigError(
-            "failover",
-            "is for mode = 'home' over three regions or more: what most of them say holds, and of two no one is",
-        )
+            raise ConfigError(f"[{position}]", f"{region!r} is there twice")
+    return regions
 
 
 def _check_shares(mode: object, regions: tuple[object, ...], shares: tuple[object, ...]) -> None:

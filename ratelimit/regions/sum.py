@@ -166,7 +166,6 @@ class SumStore(RegionsStore):
         return record
 
     def _note(self, belief: _Belief | None, record: Record, now: int) -> None:
-        """Note how fast the others admit, by what the day's total was a while ago."""
         if belief is None or now <= belief.at:
             return
         today, _ = current_totals(now)

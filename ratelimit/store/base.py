@@ -251,7 +251,6 @@ def timeline_place(event: UsageEvent) -> TimelinePlace:
 
 
 def day_of(at: int) -> date:
-    """Return the UTC day of a time in milliseconds."""
     return datetime.fromtimestamp(at // 1000, UTC).date()
 
 
@@ -331,7 +330,6 @@ async def each_page(
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield them in their order, so many at a time."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

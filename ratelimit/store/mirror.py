@@ -73,8 +73,6 @@ class MirrorStats:
 
 
 class _Entry(NamedTuple):
-    """Work that waits in a queue, and the future that tells how it ended."""
-
     work: Work
     done: asyncio.Future[Failure]
 
@@ -90,12 +88,9 @@ class MirrorQueue:
         self._queues: list[deque[_Entry]] = [deque() for _ in range(_QUEUES)]
         self._workers = Tasks("a worker of the mirror")
 
-    def follow(self, name: Hashable, work: Work) -> None:
-        self._enqueue(name, work)
-
     async def finish(self, name: Hashable, work: Work) -> None:
         """Have the work done, in its turn, and return when it is. Raises what went wrong, as `StoreUnavailable`."""
-        entry = self._enqueue(name, work)
+        entry = self.follow(name, work)
         if entry is None:
             raise StoreThrottled("the mirror does not keep up: too much waits for it; try again later")
         await asyncio.wait([entry.done])
@@ -123,7 +118,8 @@ class MirrorQueue:
             self.stats.waiting = 0
             self._drop(left)
 
-    def _enqueue(self, name: Hashable, work: Work) -> _Entry | None:
+    def follow(self, name: Hashable, work: Work) -> _Entry | None:
+        """Have the work done, later; return its place, or None where too much waits already."""
         if self.stats.waiting >= MAX_WAITING:
             self._drop(1)
             return None
@@ -211,7 +207,6 @@ class MirrorStore(DelegatingStore):
         await self._queue.finish(key, lambda: self.mirror.delete(key))
 
     async def erase(self, users: Collection[str]) -> Mapping[Trace, int]:
-        """In both, before it returns; what both had counts once."""
         erased = await self.inner.erase(users)
         await self.settle()
         mirrored = await self.mirror.erase(users)

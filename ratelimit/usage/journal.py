@@ -94,7 +94,6 @@ class Journal:
         return one.done
 
     async def settled(self) -> None:
-        """Return when nothing that was appended before is on its way to the disk."""
         last = self._gathering or self._committing
         if last is not None:
             await asyncio.wait([last.over])
@@ -272,7 +271,6 @@ class SegmentRefs:
             segment.unwritten += 1
 
     def holds(self, event: UsageEvent) -> bool:
-        """Return whether the next start would find it."""
         return id(event) in self._segment_of
 
     def release(self, events: Sequence[UsageEvent]) -> None:

@@ -64,7 +64,7 @@ class UsageLog(Reports):
             return replace(self._stats)
         return replace(
             self._stats,
-            depth=pipeline.writer.depth,
+            depth=len(pipeline.writer.queue),
             in_flight=pipeline.writer.in_flight,
             journal_bytes=0 if pipeline.journal is None else pipeline.journal.refs.bytes,
         )

@@ -164,7 +164,7 @@ class Pipeline:
         up_to = max(1, self._settings.max_queue * 3 // 4)
         while True:
             await journal.replay.filled()
-            while (most := min(_MAX_REPLAYED_AT_ONCE, up_to - self.writer.depth - journal.waiting)) <= 0:
+            while (most := min(_MAX_REPLAYED_AT_ONCE, up_to - len(self.writer.queue) - journal.waiting)) <= 0:
                 await self.writer.changed()
             journal.waiting += most  # or others would have this room, before the disk has answered
             try:
@@ -215,10 +215,6 @@ class EventWriter:
         self._failing: _InFlightBatch | None = None
         self._changed = asyncio.Event()
         self._is_stopped = False
-
-    @property
-    def depth(self) -> int:
-        return len(self.queue)
 
     @property
     def in_flight(self) -> int:
@@ -286,7 +282,6 @@ class EventWriter:
         return left
 
     def forget(self) -> None:
-        """Forget what waits: for tests."""
         self._taken += len(self.queue)
         self.queue.clear()
 

@@ -207,7 +207,6 @@ def _ms(name: str, time: object) -> int:
 
 
 def _place_in(cursor: str, kind: type[tuple[Any, ...]], digest: str, what: str) -> tuple[Any, ...]:
-    """Return where the page begins, in the query that has this digest."""
     query, *place = decode_cursor(cursor, kind)
     if query != digest:
         raise InvalidCursor(f"the cursor is from another query: repeat {what}, since, until and the filters with it")

@@ -240,7 +240,6 @@ class Reports:
             flushing.cancel()
 
     def _progress(self) -> int:
-        """Return what grows as a flush gets on."""
         return 0
 
     async def _counted(self, user: UserId, actions: Iterable[str] | None, first: date, last: date) -> dict[str, Record]:

@@ -72,7 +72,7 @@ async def test_a_cold_or_stale_check_is_at_most_two_calls(
         for limiter in (one, other, one, other, other, one):
             before = bill(store)
             assert (await limiter.check("alice", "hint")).allowed
-            await limiter._checker.background.drain()  # a clean-up goes behind the answer
+            await limiter._checker.background.tasks.drain()  # a clean-up goes behind the answer
             calls, units = since(before, store)
             assert calls.keys() <= {"UpdateItem", "GetItem"}
             assert calls.total() <= 2

@@ -105,7 +105,7 @@ class Holders:
         slot: Slot = limiter.reserve(self.user, "export", cost) if reserves else limiter.slot(self.user, "export")
         cost = cost if reserves else 1
         decision = await slot.take()
-        await limiter._checker.background.drain()
+        await limiter._checker.background.tasks.drain()
         now = self.clock.now()
         if decision.allowed:
             self.holders.append(Holder(limiter, slot, cost, cost, reserves, now, now))
@@ -192,7 +192,7 @@ class Holders:
         limiter = self.limiters[0]
         slot: Slot = limiter.reserve(self.user, "export", 1) if self.reserves else limiter.slot(self.user, "export")
         if await slot.take():
-            await limiter._checker.background.drain()
+            await limiter._checker.background.tasks.drain()
             await slot.release()
             self.used += 0 if self.reserves else 1
         record = await self.store.read(self.key)

@@ -93,11 +93,11 @@ async def test_what_has_no_limit_takes_no_part_in_the_write() -> None:
     group = [("alice", "user"), ("acme", "org")]
     for _ in range(2):
         assert await one.check_all(group)
-    await one._checker.background.drain()
+    await one._checker.background.tasks.drain()
     assert store.taken() == {"apply": 4}, "a single limit is a single write, and what has none is counted behind"
     answer = await one.check_all(group)
     assert [(each.allowed, each.spent) for each in answer] == [(False, 0), (True, 0)]
-    await one._checker.background.drain()
+    await one._checker.background.tasks.drain()
     assert await used(store, ("alice", "user"), ("acme", "org")) == [2, 2]
 
 

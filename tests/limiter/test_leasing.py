@@ -102,7 +102,7 @@ async def test_an_idle_keys_units_go_back_while_others_are_busy() -> None:
     await one.check("alice", "hint")
     clock.advance(6)
     await one.check("bob", "hint")
-    await one._checker.background.drain()
+    await one._checker.background.tasks.drain()
     assert await counted(one, "alice") == 1
 
 
@@ -371,7 +371,7 @@ async def test_a_key_that_is_asked_for_is_not_idle() -> None:
         await one.check("alice", "hint")
         await one.check("bob", "hint", cost=50)
         clock.advance(1)
-    await one._checker.background.drain()
+    await one._checker.background.tasks.drain()
     assert await counted(one, "alice") == 51
 
 
