@@ -35,10 +35,6 @@ class Rule(Protocol):
         """Take `cost` whether or not it fits."""
         ...
 
-    def renew(self, now: int, record: Record) -> Ops:
-        """Let a quota that has changed take effect though nothing fits; nothing where it has already."""
-        ...
-
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         """Give back `cost` of what was taken; of a record that is known (not None), no more than is left there.
 

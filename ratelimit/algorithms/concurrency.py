@@ -51,9 +51,6 @@ class Concurrency:
         """Nothing that is owed afterwards takes a slot."""
         return ()
 
-    def renew(self, now: int, record: Record) -> Ops:
-        return ()
-
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         """A slot goes back with what holds it, not with units."""
         return ()

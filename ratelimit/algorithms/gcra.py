@@ -85,7 +85,8 @@ class Gcra:
         return self._counted_by(limit, record), Expect(self._field, low=now), add
 
     def renew(self, now: int, record: Record) -> Ops:
-        """Only to a limit that refills faster: until then, a slower one loses nothing by waiting."""
+        """Let a quota that has changed take effect though nothing fits; nothing where it has already. Only to a limit
+        that refills faster: until then, a slower one loses nothing by waiting."""
         now *= _NANOSECONDS
         tat, limit = record.get(self._field, 0), record.get(self._limit_field, self._limit)
         return self._convert(now, tat, limit, 0) if tat >= now and limit < self._limit else ()

@@ -41,9 +41,6 @@ class SlidingWindow:
         self._turn_to(now)
         return (Add(self._current, cost),)
 
-    def renew(self, now: int, record: Record) -> Ops:
-        return ()
-
     def refund(self, now: int, cost: int, record: Record | None, taken: Taken, position: int) -> Ops:
         self._turn_to(taken.at)
         return give_back(self._current, cost, record, taken)

@@ -21,6 +21,7 @@ from ratelimit.algorithms.fields import (
     slots_field,
     stale,
 )
+from ratelimit.algorithms.gcra import Gcra
 from ratelimit.cache import LRUCache
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import Decision, QuotaState
@@ -185,7 +186,8 @@ class CompiledPolicy:
 
     def renew(self, now: int, cached: CachedRecord) -> Write | None:
         """Let quotas that have changed take effect on what is left of the old ones; None where they have."""
-        if not self._buckets or not (ops := [op for one in self._rules for op in one.renew(now, cached.record)]):
+        buckets = [one for one in self._rules if isinstance(one, Gcra)]
+        if not (ops := [op for one in buckets for op in one.renew(now, cached.record)]):
             return None
         self._turn_to(now)
         return Write(tuple(ops), self._kept_until(ops, cached))

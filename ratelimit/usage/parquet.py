@@ -15,7 +15,7 @@ from ratelimit.clock import instant
 from ratelimit.errors import ConfigError, InvalidInput
 from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.usage.export import ExportCheckpoint, beside
-from ratelimit.usage.formats import FileLine, check_columns, to_json
+from ratelimit.usage.formats import COLUMNS, FileLine, check_columns, to_json
 
 ROW_GROUP: Final = 10_000
 """Events in memory at most, and rows in a group."""
@@ -116,20 +116,16 @@ def _cell(event: UsageEvent, column: str) -> object:
 
 
 def _schema(arrow: Any) -> Any:
-    text, required = arrow.string(), {"nullable": False}
-    return arrow.schema([
-        arrow.field("id", text, **required),
-        arrow.field("user", text, **required),
-        arrow.field("action", text, **required),
-        arrow.field("time", arrow.timestamp("ms", tz="UTC"), **required),
-        arrow.field("cost", arrow.int64(), **required),
-        arrow.field("allowed", arrow.bool_(), **required),
-        arrow.field("status", arrow.int16()),
-        arrow.field("duration", arrow.float64()),
-        arrow.field("resource", text),
-        arrow.field("request_id", text),
-        arrow.field("metadata", text, **required),
-    ])  # fmt: skip
+    types = {
+        "time": arrow.timestamp("ms", tz="UTC"),
+        "cost": arrow.int64(),
+        "allowed": arrow.bool_(),
+        "status": arrow.int16(),
+        "duration": arrow.float64(),
+    }
+    optional = ("status", "duration", "resource", "request_id")
+    fields = [arrow.field(name, types.get(name, arrow.string()), nullable=name in optional) for name in COLUMNS]
+    return arrow.schema(fields)
 
 
 def _pyarrow() -> Any:
