@@ -254,6 +254,7 @@ async def test_a_reload_gives_an_action_a_timeline_and_takes_it() -> None:
     assert first.usage is not None
     for on, expected in ((False, 0), (True, 1), (False, 1)):
         again = Runtime.of(config(on), first)
+        again.enter()
         assert again.usage is first.usage
         await again.usage.record("alice", "hint")
         await again.usage.flush()
