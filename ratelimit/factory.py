@@ -111,7 +111,7 @@ def build_limiter(
     """Return the limiter of a configuration; its store opens with it, or when first used. Raises `ConfigError`."""
     store = working_store(config) if store is None else store
     if directory is None and config.directory:
-        directory = Directory(store.directory, clock=clock)
+        directory = Directory(store.directory, clock=clock, deadline=config.directory_deadline)
     return limiter_on(Limiter, config, store, directory, clock=clock, on_alert=on_alert)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +19,21 @@ from starlette.routing import Route
 from ratelimit import (
     Alert,
     ConfigError,
+    Limiter,
     MemoryStore,
     RateLimitMiddleware,
     StoreUnavailable,
     TableNotFound,
     configure,
     open_store,
+    wsgi,
 )
 from ratelimit.config import Config, load_config
 from ratelimit.factory import build_limiter, load_checked, middleware_args, table_settings
 from ratelimit.opening import store_from_url
 from ratelimit.policy import Policy
-from ratelimit.testing import FakeClock
+from ratelimit.server.factory import sidecar
+from ratelimit.testing import FakeClock, virtual_time
 from tests.engines import Engine
 
 
@@ -157,6 +161,30 @@ def test_middleware_args_pass_everything_on() -> None:
         "user_from": ("address",), "trusted_proxies": 2, "ipv6_prefix": 56, "headers": "none", "exempt": ("/health",),
         "max_body_bytes": 9, "usage": None,
     }  # fmt: skip
+
+
+def test_a_directory_is_waited_for_as_long_as_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In apps of both kinds, and in the sidecar, where a reload may change it."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def waited(limiter: Limiter) -> float:
+        since = asyncio.get_running_loop().time()
+        assert (await limiter.check("alice", "hint")).allowed
+        return asyncio.get_running_loop().time() - since
+
+    policies, seconds = [Policy("hint", "5/day")], 7.0
+    served = sidecar(lambda: load_config(env={}, policies=policies, directory=True, directory_deadline=seconds))
+    config = load_config(env={}, policies=policies, directory=True, directory_deadline=seconds)
+    store = MemoryStore()
+    monkeypatch.setattr(store.directory, "read", hang)
+    assert virtual_time.run(waited(build_limiter(config, store=store))) == pytest.approx(7)
+    blocking = wsgi.configure(policies=policies, directory=True, directory_deadline=seconds)["limiter"].directory
+    former, seconds = served.current.runtime.directory, 3.0
+    asyncio.run(served.reload())
+    following = served.current.runtime.directory
+    assert [one and one._deadline for one in (blocking and blocking._core, former, following)] == [7, 7, 3]
 
 
 def test_a_usage_log_is_made_on_the_limiters_store(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from ratelimit.config.envoy import NO_RULES, EnvoyRules, read_envoy_rules
 from ratelimit.config.secrets import check_token, hidden, masked, masked_path
+from ratelimit.directory import DEFAULT_DEADLINE as DEFAULT_DIRECTORY_DEADLINE
 from ratelimit.errors import ConfigError
 from ratelimit.limiter.limiter import DEFAULT_DEADLINE, DEFAULT_DENIAL_CACHE
 from ratelimit.policy import POLICY_SETTINGS, Exempt, Policy, UserFrom
@@ -136,6 +137,9 @@ class Config:
     """The usage log: `memory` keeps what is not in the table yet in this process; `journal:DIR` on the disk as well."""
     directory: bool = setting(False, truth, boolean)
     """Whether users' own quotas and plans, in the same table, go over the policies'."""
+    directory_deadline: float = setting(DEFAULT_DIRECTORY_DEADLINE, _seconds(least=MIN_DEADLINE), number)
+    """Seconds a check may wait until the user's plan is known, all reads together; then what was known before holds, or
+    else the policy's own quotas."""
     headers: HeadersMode = setting("draft", one_of(HeadersMode))
     """`draft` (`RateLimit`, `RateLimit-Policy`), `legacy` (`X-RateLimit-*`), `both` or `none`."""
     user_from: tuple[UserFrom, ...] = setting(("user", "address"), _sources, items)
@@ -188,6 +192,7 @@ class SettingArgs(TypedDict, total=False):
     denial_cache: float
     usage: str
     directory: bool
+    directory_deadline: float
     headers: HeadersMode
     user_from: UserFrom | Iterable[UserFrom]
     trusted_proxies: int | Iterable[str]

@@ -121,9 +121,11 @@ class Runtime:
         kept = before if before is not None and _place(before.config) == _place(config) else None
         store = working_store(config) if kept is None else kept.store
         shared = store if isinstance(store, MemoryStore) else UnclosableStore(store)
-        directory = kept.directory if kept is not None and config.directory else None
+        deadline = config.directory_deadline
+        stays = kept is not None and config.directory and kept.config.directory_deadline == deadline
+        directory = kept.directory if kept is not None and stays else None
         if directory is None and config.directory:
-            directory = Directory(shared.directory, clock=clock)
+            directory = Directory(shared.directory, clock=clock, deadline=deadline)
         webhook = None if config.alert_webhook == "off" else Webhook(config.alert_webhook, config.alert_secret)
         limiter = build_limiter(config, store=shared, directory=directory, clock=clock, on_alert=webhook)
         usage = kept.usage if kept is not None and kept.config.usage == config.usage else None

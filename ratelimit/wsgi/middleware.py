@@ -71,7 +71,7 @@ def configure(
         )
     else:
         store = store_of(working_store(config))
-    directory = Directory(store.directory) if config.directory else None
+    directory = Directory(store.directory, deadline=config.directory_deadline) if config.directory else None
     limiter = limiter_on(Limiter, config, store, directory, clock=clock, on_alert=on_alert)
     usage = cast(
         "UsageLog | None",
