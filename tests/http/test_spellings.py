@@ -305,6 +305,7 @@ async def test_whatever_is_served_behind_the_sidecar_was_counted(site: ASGIApp) 
         assert await try_all(limiter, over(address)) >= EASY
 
 
+@pytest.mark.heavy
 @in_front
 @pytest.mark.parametrize("way", ["forwarded", "original", "suffix"])
 async def test_whatever_the_decision_endpoint_allows_was_counted(site: ASGIApp, way: str) -> None:
