@@ -331,11 +331,10 @@ class Limiter:
     ) -> Decision:
         """Return what `check` would answer now, spending nothing. Raises as `check` does."""
         compiled, key, now = await self._prepare(user, action, cost, quotas, algorithm)
+        held = self._checker.leases.held(compiled, key, now)
         try:
             with self._checker.call():
-                decision = await self._counters.peek(
-                    compiled, key, now, cost, self._checker.leases.held(compiled, key, now)
-                )
+                decision = await self._counters.peek(compiled, key, now, cost, held)
         except StoreUnavailable:
             decision = await self._fallback.answer(self._fallback.counters.peek, compiled, key, now, cost)
         return decision if decision.allowed else in_mode(compiled, decision)

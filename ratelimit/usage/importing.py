@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
 from difflib import get_close_matches
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -25,14 +26,11 @@ from ratelimit.event import UsageEvent
 from ratelimit.event_id import id_from, time_of
 from ratelimit.retry import STORE_BACKOFF, retry_store
 from ratelimit.store.base import MAX_EVENTS_PER_PUT, EventStore, batches
-from ratelimit.usage.export import beside
+from ratelimit.usage.export import Progress, beside
 from ratelimit.usage.formats import FIELDS, FileLine, FormatName, format_of, read_lines
 from ratelimit.usage.parquet import read_rows
 
 OnError: TypeAlias = Literal["stop", "skip"]
-Progress: TypeAlias = Callable[[int, int], object]
-"""Called with the events that are written by now, and the bytes of the file that are behind them."""
-
 _BATCHES_IN_FLIGHT: Final = 8
 _MAX_REMEMBERED: Final = 100_000
 _NAMED_LINES: Final = 5
@@ -86,8 +84,9 @@ async def import_events(
 
     With `on_error="stop"` the whole file is looked at first, and one bad line raises `BadLines` before anything is
     written. With `"skip"` bad lines go to `FILE.rejected`. A line that has an id costs a read of the table. Events of
-    the actions in `timelines` are put on their timeline, too. Raise
-    `InvalidInput` for a foreign file, `OSError`, and `StoreUnavailable`, after which it may simply be repeated.
+    the actions in `timelines` are put on their timeline, too. `progress` is told the bytes of the file that are behind
+    what is written. Raise `InvalidInput` for a foreign file, `OSError`, and `StoreUnavailable`, after which it may
+    simply be repeated.
     """
     chosen = format or format_of(path)
     now = (clock or SystemClock()).now()
@@ -103,7 +102,7 @@ async def import_events(
                     rejects.add(line.line)
                     done.conflicting += line.conflicts
             events = [line.event for line in lines if line.event is not None]
-            await _put(store, events, timelines)
+            await _side_by_side(partial(_put_batch, store, timelines), events)
             done.events += len(events)
             progress(done.events, lines[-1].line.end)
     done.rejected, done.first_rejected = rejects.count, rejects.first
@@ -176,10 +175,6 @@ def _against(line: _Read, there: UsageEvent | None) -> _Read:
     return _Read(line.line._replace(problem=problem), None, conflicts=True)
 
 
-async def _put(store: EventStore, events: Sequence[UsageEvent], timelines: Collection[str]) -> None:
-    await _side_by_side(lambda batch: _put_batch(store, batch, timelines), events)
-
-
 async def _side_by_side(work: Callable[[Sequence[T]], Awaitable[None]], items: Sequence[T]) -> None:
     """Do it to all of them, so many at a time as a store takes. Raise what one of them raised, when all have ended."""
     parts = batches(items, MAX_EVENTS_PER_PUT)
@@ -188,7 +183,9 @@ async def _side_by_side(work: Callable[[Sequence[T]], Awaitable[None]], items: S
             raise result
 
 
-async def _put_batch(store: EventStore, events: Sequence[UsageEvent], timelines: Collection[str]) -> None:
+async def _put_batch(store: EventStore, timelines: Collection[str], events: Sequence[UsageEvent]) -> None:
+    """Write the events. Raise `StoreUnavailable` where one is not known to be in the table."""
+
     async def put() -> Sequence[UsageEvent]:
         left = await store.put(events, timelines=timelines)
         if len(left) == len(events):

@@ -354,7 +354,8 @@ def test_the_timeline_of_an_action(
     ratelimit: Command, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its events come from a file: what an import puts on it is what the policy says."""
-    url = engine.store_url(f"cli-{uuid4().hex[:8]}", create="true")
+    url = engine.store_url(f"cli-{uuid4().hex[:8]}")
+    assert ratelimit("table", "create", url).status == 0  # by its URL alone, which asks for no index
     config = tmp_path / "ratelimit.toml"
     config.write_text(f'store = "{url}"\n[policies.hint]\nquotas = "5/day"\ntimeline = true\n', encoding="utf-8")
     monkeypatch.setenv("RATELIMIT_CONFIG", str(config))
