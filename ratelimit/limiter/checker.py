@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, TypeAlias
 
 from ratelimit.algorithms import Taken
@@ -147,7 +147,9 @@ class Checker:
         decision: Decision | None
         circuit = self._blocking_circuit
         try:
-            if circuit is None or compiled.lease is not None:
+            if compiled.max_cost is not None and cost > compiled.max_cost:
+                decision = await self.refuse(compiled, key, now, cost)
+            elif circuit is None or compiled.lease is not None:
                 decision = await self._spend(compiled, key, now, cost, cached)
             else:
                 before = circuit.begin()
@@ -162,6 +164,13 @@ class Checker:
         if decision is None:
             decision = await self._fallback.answer(self._fallback.counters.spend_one, compiled, key, now, cost)
         return decision if decision.allowed and self.observer is None else self.tell(compiled, decision, now)
+
+    async def refuse(self, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
+        """Refuse a cost that can never pass, whatever the store answers: it is asked for what is told of the quotas."""
+        if not self._counters.is_told(compiled, key, now):
+            with suppress(StoreUnavailable), self.store_call():
+                await self._counters.look(key, now)
+        return self._counters.too_large(compiled, key, now, cost)
 
     def tell(self, compiled: CompiledPolicy, decision: Decision, now: int) -> Decision:
         """Return the decision as its policy means it, and let the observer know."""
@@ -180,7 +189,8 @@ class Checker:
         if max_cost is None and self._circuit is not None:
             return self._count_in_background(compiled, key, now, cost, cached)
         if max_cost is not None and cost > max_cost:
-            return self._counters.too_large(compiled, key, now, cost)
+            told = self._counters.is_told(compiled, key, now)
+            return self._counters.too_large(compiled, key, now, cost) if told else None
         if compiled.lease is not None:
             granted = self.leases.grant(compiled, key, now, cost)
             if granted is not None:

@@ -233,6 +233,14 @@ class Counters:
         """Return the refusal of a cost that can never pass, by the record as this process last saw it."""
         return inactive(compiled, decide(compiled, key, now, cost, self.cached(key).record))
 
+    def is_told(self, compiled: CompiledPolicy, key: Key, now: int) -> bool:
+        """Return whether such a refusal has nothing to ask: nobody has anything left, or it was asked a moment ago."""
+        return not compiled.max_cost or self.is_fresh(compiled, self.cached(key), now)
+
+    async def look(self, key: Key, now: int) -> None:
+        """Learn how a record is, of which something is refused."""
+        self.cached(key).learn_refusal(await self.store.read(key), now)
+
     def cached(self, key: Key) -> CachedRecord:
         """Return what is believed of a record."""
         return self.cache.get_or_make(key, CachedRecord)

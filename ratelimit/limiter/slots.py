@@ -397,7 +397,7 @@ class Holds:
         try:
             with self._checker.call():
                 if compiled.max_cost is not None and cost > compiled.max_cost:
-                    decision = self._counters.too_large(compiled, key, now, cost)
+                    decision = await self._checker.refuse(compiled, key, now, cost)
                 else:
                     decision = await self._main.take(hold, now, cost)
         except StoreUnavailable:

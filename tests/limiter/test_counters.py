@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from ratelimit.algorithms.fields import window_field
+from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import UNITS, Window
-from ratelimit.store import Outcome, Write
+from ratelimit.store import MemoryStore, Outcome, Write
 from ratelimit.store.base import Drop, Put
 from ratelimit.testing import FakeClock
 from tests.limiter.histories import ALGORITHMS
@@ -146,11 +148,45 @@ async def test_an_older_answer_does_not_hide_what_this_process_gave_back() -> No
     assert (await one.check("alice", "hint")).allowed
 
 
-async def test_too_large_a_cost_is_no_call() -> None:
-    store = CountingStore()
-    one = Limiter(store, [Policy("hint", "5/day")], clock=FakeClock())
-    await one.check("alice", "hint", cost=6)
-    assert store.taken() == {}
+@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize("verb", ["check", "slot", "reserve"])
+async def test_a_refusal_of_too_large_a_cost_tells_what_others_have_spent(embedded: bool, verb: str) -> None:
+    memory, clock = MemoryStore(), FakeClock()
+    store = memory if embedded else CountingStore(memory)
+    one, other = (Limiter(each, [Policy("run", "9 concurrent; 5/day")], clock=clock) for each in (store, memory))
+
+    async def refused() -> Decision:
+        if verb == "check":
+            return await one.check("alice", "run", cost=6, quotas="5/day")
+        asked = one.slot("alice", "run", cost=6) if verb == "slot" else one.reserve("alice", "run", 6)
+        return await asked.take()
+
+    for used in (3, 4):
+        await other.charge("alice", "run", 3 if used == 3 else 1)
+        decision = await refused()
+        assert (decision.reason, decision.spent, decision.quotas[-1].used) == ("too_large", 0, used)
+        clock.advance(1)
+
+
+async def test_too_large_a_cost_is_one_read_and_none_for_a_while() -> None:
+    store, clock = CountingStore(), FakeClock()
+    one = Limiter(store, [Policy("hint", "5/day"), Policy("closed", "0/day")], clock=clock)
+    for read in ({"read": 1}, {}):
+        assert not await one.check("alice", "hint", cost=6)
+        assert store.taken() == read
+    clock.advance(1)
+    assert not await one.check("alice", "hint", cost=6)
+    assert not await one.check("alice", "closed")
+    assert store.taken() == {"read": 1}, "of a quota of nothing there is nothing to ask"
+
+
+@pytest.mark.parametrize("options", [{"on_unavailable": "allow"}, {"on_unavailable": "deny", "lease": "auto"}])
+async def test_too_large_a_cost_is_refused_whatever_the_store_answers(options: Any) -> None:
+    store = FailingStore()
+    store.fault = failing(StoreUnavailable("down"))
+    one = Limiter(store, [Policy("hint", "5/day", **options)], clock=FakeClock())
+    for _ in range(20):
+        assert (await one.check("alice", "hint", cost=6)).reason == "too_large"
 
 
 async def test_the_same_window_is_the_same_write_whoever_the_user() -> None:
