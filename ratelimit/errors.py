@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ class ConfigError(InvalidInput):
             return ConfigError(parent, self.problem)
         joint = "" if self.path.startswith("[") else "."
         return ConfigError(f"{parent}{joint}{self.path}", self.problem)
+
+
+@contextmanager
+def within(path: str) -> Iterator[None]:
+    """Raise a `ConfigError` of what is done in here with its path below this one."""
+    try:
+        yield
+    except ConfigError as error:
+        raise error.under(path) from None
 
 
 class UnknownAction(RateLimitError, LookupError):

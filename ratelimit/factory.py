@@ -16,7 +16,7 @@ from ratelimit import otel
 from ratelimit.clock import Clock
 from ratelimit.config import Config, Problems, SettingArgs, read_config
 from ratelimit.directory import Directory
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, within
 from ratelimit.http.addresses import is_loopback
 from ratelimit.http.middleware import SurfaceArgs
 from ratelimit.http.policy_check import SurfaceOptions
@@ -89,10 +89,8 @@ def table_settings(url: str, regions: Regions | None = None) -> Settings:
 
     if url.startswith("memory://"):
         raise ConfigError("store", "memory:// has no table; name one: --store 'dynamodb://my-table?region=eu-west-1'")
-    try:
+    with within("store"):
         return settings_here(parse_url(url), regions)
-    except ConfigError as error:
-        raise error.under("store") from None
 
 
 def configured_table(config: Config) -> Settings:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, urlsplit
 
-from ratelimit.errors import ConfigError, nearest
+from ratelimit.errors import ConfigError, nearest, within
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.regions import Regions
 from ratelimit.regions.sum import SplitStore, SumStore
@@ -58,15 +58,13 @@ def store_from_url(url: str, regions: Regions | None = None, *, timelines: bool 
     One in memory is in no region.
     """
     scheme, separator, _ = url.partition("://")
-    try:
+    with within("store"):
         if not separator:
             raise ConfigError("", f"expected a URL such as {_EXAMPLES}")
         if scheme not in _STORES:
             near = nearest(scheme, _STORES, f"there are: {_EXAMPLES}", form="{}://")
             raise ConfigError("", f"unknown scheme {scheme}://; {near}")
         return _STORES[scheme](url, regions, timelines)
-    except ConfigError as error:
-        raise error.under("store") from None
 
 
 def _memory(url: str, regions: Regions | None, timelines: bool) -> TableStore:

@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from starlette.types import Scope
 
 from ratelimit.config.settings import check_ipv6_prefix
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, within
 
 PREFIX: Final = "ip:"
 UNKNOWN: Final = PREFIX + "unknown"
@@ -52,10 +52,8 @@ class Addresses:
 
     def __init__(self, trusted_proxies: TrustedProxies = 0, ipv6_prefix: int = DEFAULT_IPV6_PREFIX) -> None:
         self._hops = 0
-        try:
+        with within("ipv6_prefix"):
             self._prefix = check_ipv6_prefix(ipv6_prefix)
-        except ConfigError as error:
-            raise error.under("ipv6_prefix") from None
         self._networks: tuple[IPv4Network | IPv6Network, ...] = ()
         if isinstance(trusted_proxies, int):
             self._hops = _hops(trusted_proxies)

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from ratelimit.config import check_token
-from ratelimit.errors import ConfigError
+from ratelimit.errors import within
 from ratelimit.http.problems import Problem
 
 
@@ -68,10 +68,8 @@ class Token:
 
 
 def _bearer(token: str | None) -> bytes | None:
-    try:
+    with within("token"):
         checked = check_token(token)
-    except ConfigError as error:
-        raise error.under("token") from None
     return None if checked is None else f"Bearer {checked}".encode()
 
 

@@ -10,7 +10,6 @@ its policy, on every surface.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from inspect import Parameter, Signature, isawaitable
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypedDict
@@ -23,7 +22,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketState
 
 from ratelimit.decision import Decision
-from ratelimit.errors import InvalidCost, InvalidUser, QuotaExceeded, RateLimitError
+from ratelimit.errors import InvalidCost, InvalidUser, QuotaExceeded, RateLimitError, nearest
 from ratelimit.http.addresses import Addresses, warn_once
 from ratelimit.http.identity import UserResolver, name_of
 from ratelimit.http.policy_check import PolicyCheck, SurfaceOptions
@@ -240,8 +239,7 @@ def unknown_action(app: object, known: Iterable[str]) -> str | None:
     for route, dependency in dependencies_of(getattr(app, "routes", None) or ()):
         action = _made.get(dependency)
         if action is not None and action not in names:
-            near = get_close_matches(action, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
+            hint = nearest(action, names, f"there are: {', '.join(names) or 'none'}")
             return f"{route.path} depends on limited({action!r}), and no policy is named so; {hint}"
     return None
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from inspect import isawaitable
 from typing import Any, Final, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -32,7 +31,7 @@ from uuid import UUID
 from starlette.requests import HTTPConnection, cookie_parser
 from starlette.types import Scope
 
-from ratelimit.errors import ConfigError, InvalidUser
+from ratelimit.errors import ConfigError, InvalidUser, nearest
 from ratelimit.http.addresses import PREFIX, Addresses, warn_once
 from ratelimit.names import HASH_PREFIX, MAX_USER_BYTES, check_user, is_hash
 from ratelimit.policy import UserFrom
@@ -146,9 +145,8 @@ def _reader(source: object, path: str) -> _Reader:
         return lambda scope: name_of(scope.get("user"))
     kind, _, name = source.partition(":") if isinstance(source, str) else ("", "", "")
     if kind not in ("header", "cookie"):
-        near = get_close_matches(kind or str(source), _SOURCES, n=1)
         known = "use 'user', 'header:NAME', 'cookie:NAME', 'address' or a function"
-        hint = f"did you mean {near[0]!r}?" if near else known
+        hint = nearest(kind or str(source), _SOURCES, known)
         raise ConfigError(path, f"unknown source {source!r}; {hint}")
     if not _TOKEN.fullmatch(name):
         example = "header:x-api-key" if kind == "header" else "cookie:session"

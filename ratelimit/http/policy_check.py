@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES, check_max_body_bytes
 from ratelimit.decision import Decision, QuotaState
-from ratelimit.errors import ConfigError, InvalidCost, SlotNeeded, UnknownAction
+from ratelimit.errors import ConfigError, InvalidCost, SlotNeeded, UnknownAction, within
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies, warn_once
 from ratelimit.http.charges import Charge, Pending, room
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
@@ -50,11 +50,9 @@ class PolicyCheck:
         self.limiter = limiter
         self.policy = policy
         self.user_resolver = user_resolver
-        try:
+        with within(f"policies.{policy.name}"):
             self.match = _patterns("match", policy.match, any_case=True)
             self.exempt = Exemption(policy.exempt)
-        except ConfigError as error:
-            raise error.under(f"policies.{policy.name}") from error
         self._pending: Pending | None = None if policy.count == "all" else {}
         # What is asked once it is known that the user is well-formed; but a limiter of the app's own class, or one that
         # the app has wrapped, sees to its checks itself.
@@ -240,10 +238,8 @@ class Exemption:
 
 
 def _patterns(path: str, texts: Iterable[str], *, any_case: bool = False) -> Patterns:
-    try:
+    with within(path):
         return Patterns(texts, any_case=any_case)
-    except ConfigError as error:
-        raise error.under(path) from error
 
 
 class SurfaceOptions:
@@ -269,10 +265,8 @@ class SurfaceOptions:
         """The fields that say who somebody is, here or to a policy of its own `user_from`."""
         self.writer = HeaderWriter(headers)
         self.exempt = Exemption(exempt)
-        try:
+        with within("max_body_bytes"):
             self.max_body_bytes = check_max_body_bytes(max_body_bytes)
-        except ConfigError as error:
-            raise error.under("max_body_bytes") from None
         self._policy_checks: dict[tuple[int, str], PolicyCheck] = {}
 
     def policy_check(self, limiter: Limiter, action: str, *, is_inline: bool = False) -> PolicyCheck:
@@ -312,10 +306,8 @@ class SurfaceOptions:
     def _resolver_of(self, policy: Policy) -> UserResolver:
         if not policy.user_from:
             return self.user_resolver
-        try:
+        with within(f"policies.{policy.name}"):
             own = UserResolver(policy.user_from, self._addresses)
-        except ConfigError as error:
-            raise error.under(f"policies.{policy.name}") from error
         self.identifying |= own.headers
         return own
 

@@ -18,13 +18,12 @@ import logging
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
 from starlette.types import Scope
 
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, nearest, within
 
 logger = logging.getLogger("ratelimit.http")
 
@@ -258,10 +257,8 @@ class Patterns:
     def __init__(self, texts: Iterable[str], *, any_case: bool = False) -> None:
         patterns = []
         for number, text in enumerate(texts):
-            try:
+            with within(f"[{number}]"):
                 patterns.append(Pattern(text, any_case=any_case))
-            except ConfigError as error:
-                raise error.under(f"[{number}]") from error
         self._patterns = tuple(patterns)
         self._root = ""
         """The prefix that `warn` has looked for last."""
@@ -311,8 +308,7 @@ def _split_text(text: str) -> tuple[str, str]:
 def _methods(text: str) -> frozenset[str]:
     found = {name.strip().upper() for name in text.split(",")}
     for name in sorted(found - set(METHODS)):
-        near = get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use some of {', '.join(METHODS)}, or none for all of them"
+        hint = nearest(name, METHODS, f"use some of {', '.join(METHODS)}, or none for all of them", form="{}")
         raise ConfigError("", f"unknown method {name!r}; {hint}")
     return frozenset(found | {"HEAD", WEBSOCKET} if "GET" in found else found)
 

@@ -10,7 +10,7 @@ from ratelimit.clock import Clock
 from ratelimit.config import masked
 from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url, same_table
 from ratelimit.dynamodb.settings import check_one_region
-from ratelimit.errors import ConfigError, InvalidInput
+from ratelimit.errors import InvalidInput, within
 from ratelimit.migrate.convert import Converter
 from ratelimit.migrate.dynamodb import LegacySource, TableSource
 from ratelimit.migrate.files import FileSource, is_sqlite
@@ -66,10 +66,8 @@ def migration_settings(settings: Settings) -> Settings:
 
 
 def _other_table(spec: str, target: Settings) -> Settings:
-    try:
+    with within("the source"):
         settings = parse_url(_TABLE + spec.partition("://")[2])
-    except ConfigError as error:
-        raise error.under("the source") from None
     if same_table(settings, target):
         raise InvalidInput("source and target are the same table; the source is never changed, so name another target")
     return migration_settings(settings)

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from ratelimit.blocking import Runner
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, within
 from ratelimit.opening import over_regions, settings_here, store_from_url, with_timelines
 from ratelimit.regions import Regions
 from ratelimit.store import MemoryStore, TableStore
@@ -86,13 +86,11 @@ def store_from(
     from ratelimit.dynamodb.store import LeanDynamoDBStore
 
     runner = Runner()
-    try:
+    with within("store"):
         settings = settings_here(with_timelines(parse_url(url), timelines), regions)
         if settings.failover:
             raise ConfigError("failover", "needs an event loop, to ask the regions behind the answers; turn it off")
         inner = over_regions(settings, regions, lambda each: BlockingDynamoDBStore(each, runner))
-    except ConfigError as error:
-        raise error.under("store") from None
     made = Store(inner, runner, lambda: over_regions(settings, regions, LeanDynamoDBStore))
     return _hashed(made, user_hash_key)
 
