@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from ratelimit.cli.output import say, say_table
 
 from .quantiles import difference
-from .result import GroupResult, Interval, Report, SeriesResult, read_report
+from .result import ConfidenceInterval, GroupResult, Report, SeriesResult, read_report
 
 SAME: Final = 0
 SLOWER: Final = 1
@@ -25,7 +25,7 @@ class Change(NamedTuple):
     part: str
     before: float
     after: float
-    difference: Interval
+    difference: ConfidenceInterval
 
     @property
     def verdict(self) -> str:

@@ -36,7 +36,7 @@ class Series(msgspec.Struct, frozen=True):
 
     name: str
     target: str
-    """The server that is asked: its name in `Plan.targets`."""
+    """The server that is asked: its name in `LoadPlan.targets`."""
     action: str | None
     """What it spends, for the books; None where nothing is limited."""
     path: str = ""
@@ -52,7 +52,7 @@ class Series(msgspec.Struct, frozen=True):
     """Whose writes are its: by default the target's."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One group's load. Handed to Locust as JSON, and by its master to the workers."""
 
     run: str
@@ -110,7 +110,7 @@ QUOTAS: Final = {
 """By action."""
 
 
-class Sample(NamedTuple):
+class RequestSample(NamedTuple):
     """One request. Times are whole microseconds."""
 
     series: int
@@ -128,7 +128,7 @@ class Sample(NamedTuple):
     outcome: Outcome
 
 
-class Batch(NamedTuple):
+class SampleBatch(NamedTuple):
     """What a generator has to tell since the last time."""
 
     rows: list[list[Any]]

@@ -12,7 +12,7 @@ from math import ceil
 from random import Random
 from typing import Final
 
-from .result import Interval, Quantiles
+from .result import ConfidenceInterval, Quantiles
 
 ROUNDS: Final = 400
 MOST_USED: Final = 6_000
@@ -36,7 +36,7 @@ def quantiles(latencies: Sequence[int]) -> Quantiles | None:
     return Quantiles(p50, p90, p99, p999, ordered[-1] / 1000, round(sum(ordered) / len(ordered) / 1000, 3))
 
 
-def difference(new: Seconds, old: Seconds, part: float, *, paired: bool) -> Interval | None:
+def difference(new: Seconds, old: Seconds, part: float, *, paired: bool) -> ConfidenceInterval | None:
     """How much larger a quantile is, in milliseconds; None where there is nothing to compare.
 
     `paired` where both were measured in the same seconds, which are then drawn together.
@@ -55,7 +55,7 @@ def difference(new: Seconds, old: Seconds, part: float, *, paired: bool) -> Inte
             drawn.append((first - second) / 1000)
     drawn.sort()
     low, high = (drawn[round((len(drawn) - 1) * end)] for end in (0.025, 0.975))
-    return Interval(round(value, 3), round(low, 3), round(high, 3))
+    return ConfidenceInterval(round(value, 3), round(low, 3), round(high, 3))
 
 
 class _Resampled:

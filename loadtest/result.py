@@ -23,7 +23,7 @@ class Quantiles(msgspec.Struct, frozen=True):
     mean: float
 
 
-class Interval(msgspec.Struct, frozen=True):
+class ConfidenceInterval(msgspec.Struct, frozen=True):
     """An estimate, and where it lies in 95 of 100 resamplings of the run's seconds."""
 
     value: float
@@ -57,8 +57,8 @@ class Added(msgspec.Struct, frozen=True):
 
     series: str
     over: str
-    p50: Interval
-    p99: Interval
+    p50: ConfidenceInterval
+    p99: ConfidenceInterval
 
 
 class Meter(msgspec.Struct, frozen=True):
@@ -78,7 +78,7 @@ class Meter(msgspec.Struct, frozen=True):
         return self.units / self.checks if self.checks else 0.0
 
 
-class Pace(msgspec.Struct, frozen=True):
+class KeptRate(msgspec.Struct, frozen=True):
     """Whether the intended rate was kept, and who was late."""
 
     asked: float
@@ -131,7 +131,7 @@ class GroupResult(msgspec.Struct, frozen=True):
     seconds: float
     """That were measured: fewer than asked where the run was cut short."""
     complete: bool
-    pace: Pace
+    pace: KeptRate
     series: list[SeriesResult]
     added: list[Added]
     meters: list[Meter]
@@ -153,7 +153,7 @@ class GroupResult(msgspec.Struct, frozen=True):
         return sum(each.failed for each in self.series) / self.count if self.count else 0.0
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class BudgetVerdict(msgspec.Struct, frozen=True):
     """A budget, and what was measured."""
 
     budget: str
@@ -179,7 +179,7 @@ class Report(msgspec.Struct, frozen=True):
     """False where it was cut short: what is here is what there was until then."""
     environment: dict[str, str]
     groups: list[GroupResult]
-    verdicts: list[Verdict]
+    verdicts: list[BudgetVerdict]
     notes: list[str]
 
     @property

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from loadtest.bench import requester
 from loadtest.bench.builds import Build, absent
-from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.runner import Measured, difference, in_turns, ratio
 from loadtest.bench.servers import module
 from loadtest.bench.stub import stub_server
@@ -63,13 +63,13 @@ def _figures(one: Measured, bare: Measured) -> dict[str, float | None]:
     }
 
 
-def _targets(measured: dict[_Variant, Measured]) -> list[Target]:
+def _targets(measured: dict[_Variant, Measured]) -> list[BenchTarget]:
     """Of the compiled build, where there is one."""
     bare, slow = measured[BARE], measured[SLOW]
     embedded = measured.get(EMBEDDED_COMPILED, measured[EMBEDDED])
     fast = measured.get(FAST_COMPILED, measured[FAST])
     return [
-        Target("fast lane, part of the bare app's requests/s", ratio(fast, bare, "per_second"), "at least", 0.45),
-        Target("fast lane, times the aiobotocore lane's", ratio(fast, slow, "per_second"), "at least", 8),
-        Target("embedded store, part of the bare app's", ratio(embedded, bare, "per_second"), "at least", 0.7),
+        BenchTarget("fast lane, part of the bare app's requests/s", ratio(fast, bare, "per_second"), "at least", 0.45),
+        BenchTarget("fast lane, times the aiobotocore lane's", ratio(fast, slow, "per_second"), "at least", 8),
+        BenchTarget("embedded store, part of the bare app's", ratio(embedded, bare, "per_second"), "at least", 0.7),
     ]

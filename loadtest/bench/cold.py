@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Final
 
-from loadtest.bench.report import Findings, Rounds, Row, Target
+from loadtest.bench.report import BenchTarget, Findings, Rounds, Row
 from loadtest.bench.runner import CREDENTIALS
 from loadtest.bench.stub import stub_server
 
@@ -123,8 +123,8 @@ def _figures(starts: list[list[float]]) -> dict[str, float | None]:
     }
 
 
-def _targets(rows: list[Row]) -> list[Target]:
+def _targets(rows: list[Row]) -> list[BenchTarget]:
     """Where the environment says all, a start is to take less than that of AWS's client, of which nothing is needed."""
     cpu = {row.name: row.figures["all, CPU ms"] or 0.0 for row in rows}
     promise = f"CPU of {OURS}, times that of: {BARE} (an aim)"
-    return [Target(promise, cpu[OURS] / max(cpu[BARE], 0.001), "at most", 0.75)]
+    return [BenchTarget(promise, cpu[OURS] / max(cpu[BARE], 0.001), "at most", 0.75)]

@@ -60,7 +60,7 @@ def check_of(user: str) -> dict[str, Any]:
 
 async def counted(client: Any, call: Call) -> dict[str, float]:
     """What a call asks of the store, by a client of botocore's: requests of any kind, as sent, and write units."""
-    with Counts(client) as counts:
+    with CallCounts(client) as counts:
         for _ in range(_COUNTED):
             await call()
     return {
@@ -70,7 +70,7 @@ async def counted(client: Any, call: Call) -> dict[str, float]:
     }
 
 
-class Counts:
+class CallCounts:
     """Asks for the consumed capacity of every call, while entered."""
 
     def __init__(self, client: Any) -> None:
@@ -78,7 +78,7 @@ class Counts:
         self.requests: Counter[str] = Counter()
         self.write_units = 0.0
 
-    def __enter__(self) -> Counts:
+    def __enter__(self) -> CallCounts:
         self._events.register_first("provide-client-params.dynamodb", self._ask, "bench-ask")
         self._events.register_first("before-send.dynamodb", self._sent, "bench-sent")
         self._events.register_last("after-call.dynamodb", self._add, "bench-add")

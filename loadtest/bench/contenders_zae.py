@@ -18,7 +18,7 @@ from aiobotocore.session import AioSession, get_session
 from zae_limiter import Limit, RateLimiter, RateLimitExceeded, Repository  # type: ignore[import-not-found]
 from zae_limiter import repository as zae
 
-from loadtest.bench.contenders_boto import WRITES, Counts, counted
+from loadtest.bench.contenders_boto import WRITES, CallCounts, counted
 from loadtest.bench.worker import Contender
 
 _USERS = 256
@@ -81,7 +81,7 @@ async def operations(endpoint: str, times: int) -> dict[str, dict[str, float]]:
         client = await repository._get_client()
 
         async def count(ask: Callable[[str], Awaitable[None]]) -> dict[str, float]:
-            with Counts(client) as counts:
+            with CallCounts(client) as counts:
                 for user in users:
                     await ask(user)
             writes = sum(counts.requests[name] for name in WRITES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadtest.bench.ours import ROOMY
-from loadtest.bench.report import Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.report import BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
 
@@ -47,16 +47,16 @@ def _figures(one: Measured, theirs: Measured | None) -> dict[str, float | None]:
     }
 
 
-def _targets(measured: dict[str, Measured]) -> list[Target]:
+def _targets(measured: dict[str, Measured]) -> list[BenchTarget]:
     targets = []
     if OURS in measured:
-        targets.append(Target("a check on the embedded store, µs", measured[OURS].median("cpu_us"), "at most", 15))
+        targets.append(BenchTarget("a check on the embedded store, µs", measured[OURS].median("cpu_us"), "at most", 15))
     best = measured.get(COMPILED, measured.get(OURS))
     if best is not None and THEIRS in measured:
         behind = ratio(best, measured[THEIRS], "cpu_us")
-        targets.append(Target("its CPU, compiled, as a part of that of limits (an aim)", behind, "at most", 1))
+        targets.append(BenchTarget("its CPU, compiled, as a part of that of limits (an aim)", behind, "at most", 1))
     if REFUSED in measured:
         refused = measured[REFUSED]
-        targets.append(Target("a repeated refusal, µs", refused.median("cpu_us"), "at most", 20))
-        targets.append(Target("calls of 2,000 repeated refusals", refused.counts["calls"], "at most", 0))
+        targets.append(BenchTarget("a repeated refusal, µs", refused.median("cpu_us"), "at most", 20))
+        targets.append(BenchTarget("calls of 2,000 repeated refusals", refused.counts["calls"], "at most", 0))
     return targets

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from loadtest.bench.report import Figure, Findings, Row, Target
+from loadtest.bench.report import BenchTarget, Figure, Findings, Row
 from loadtest.bench.servers import megabytes_of
 from loadtest.bench.stub import Asked, response, running, serve
 from ratelimit.dynamodb import DynamoDBStore
@@ -41,7 +41,7 @@ def run(
     with running("loadtest.bench.export", str(events // parts)) as server, TemporaryDirectory() as directory:
         row = asyncio.run(_exported(server.endpoint, Path(directory) / "events", format, parts=parts))
     grown = (row.figures["MB at the peak"] or 0.0) - (row.figures["MB at the start"] or 0.0)
-    return Findings([row], [Target("MB of memory more than at the start", grown, "at most", _MOST)])
+    return Findings([row], [BenchTarget("MB of memory more than at the start", grown, "at most", _MOST)])
 
 
 async def _exported(endpoint: str, path: Path, format: str, *, parts: int) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadtest.bench.report import Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.report import BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.runner import Entry, Measured, contest
 from loadtest.bench.stub import stub_server
 
@@ -56,12 +56,12 @@ def _limits(name: str, measured: dict[str, Measured]) -> float | None:
     return measured[name].median("cpu_us") - measured[framework].median("cpu_us")
 
 
-def _targets(measured: dict[str, Measured]) -> list[Target]:
+def _targets(measured: dict[str, Measured]) -> list[BenchTarget]:
     targets = []
     for ours, theirs in ((DJANGO_OURS, DJANGO_THEIRS), (FLASK_OURS, FLASK_THEIRS)):
         of_ours, of_theirs = _limits(ours, measured), _limits(theirs, measured)
         if of_ours is not None and of_theirs:
             targets.append(
-                Target(f"CPU for the limit, {ours}, times that of: {theirs}", of_ours / of_theirs, "at most", 1)
+                BenchTarget(f"CPU for the limit, {ours}, times that of: {theirs}", of_ours / of_theirs, "at most", 1)
             )
     return targets

@@ -31,7 +31,7 @@ _TRAILERS: Final = _ENCODER.encode([("grpc-status", "0")])
 _MESSAGE: Final = b"\0" + struct.pack(">I", len(_OVERALL_OK)) + _OVERALL_OK
 
 
-class _Connection(asyncio.Protocol):
+class _FloorConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._unread = bytearray()
@@ -75,7 +75,7 @@ class _Connection(asyncio.Protocol):
 
 async def _serve(port: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Connection, "127.0.0.1", port)
+    server = await loop.create_server(_FloorConnection, "127.0.0.1", port)
     await server.serve_forever()
 
 

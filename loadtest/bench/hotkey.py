@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from loadtest.bench.ours import exactness
-from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target, Uvloop
+from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds, Uvloop
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.servers import Absent, engine
 from loadtest.bench.stub import stub_server
@@ -56,7 +56,7 @@ def run(
     return Findings([Row(name, _figures(one)) for name, one in measured.items()], targets, notes)
 
 
-def _add_exactness(at_once: int, targets: list[Target], notes: list[str]) -> None:
+def _add_exactness(at_once: int, targets: list[BenchTarget], notes: list[str]) -> None:
     """Far more checks of one key than its quota allows, on an engine that counts."""
     try:
         with engine(ENGINE) as endpoint:
@@ -69,9 +69,9 @@ def _add_exactness(at_once: int, targets: list[Target], notes: list[str]) -> Non
         + ", ".join(f"{number:,.0f} {name}" for name, number in found.items())
     )
     off = abs(found["admitted"] - _QUOTA) + abs(found["counted"] - _QUOTA)
-    targets.append(Target("admitted and counted beside the quota", off, "at most", 0))
+    targets.append(BenchTarget("admitted and counted beside the quota", off, "at most", 0))
     units = found["write units"] / _CHECKS
-    targets.append(Target("write units per check, as the engine reports them", units, "at most", 0.02))
+    targets.append(BenchTarget("write units per check, as the engine reports them", units, "at most", 0.02))
 
 
 def _figures(one: Measured) -> dict[str, float | None]:
@@ -83,16 +83,18 @@ def _figures(one: Measured) -> dict[str, float | None]:
     }
 
 
-def _targets(measured: dict[str, Measured]) -> list[Target]:
+def _targets(measured: dict[str, Measured]) -> list[BenchTarget]:
     targets = []
     for name, bound in ((PLAIN, 2.5), (SLOW, 40)):
         if COALESCED in measured and name in measured:
             times = ratio(measured[COALESCED], measured[name], "per_second")
-            targets.append(Target(f"checks/s, times those of: {name}", times, "at least", bound))
+            targets.append(BenchTarget(f"checks/s, times those of: {name}", times, "at least", bound))
     if COALESCED in measured:
         writes = measured[COALESCED].counts["writes_per_check"]
-        targets.append(Target("writes (of one unit each) per check", writes, "at most", 0.02))
+        targets.append(BenchTarget("writes (of one unit each) per check", writes, "at most", 0.02))
     if MANY in measured and MANY_PLAIN in measured:
         kept = ratio(measured[MANY], measured[MANY_PLAIN], "per_second")
-        targets.append(Target("checks/s of 256 keys, as a part of those without the coalescer", kept, "at least", 0.9))
+        targets.append(
+            BenchTarget("checks/s of 256 keys, as a part of those without the coalescer", kept, "at least", 0.9)
+        )
     return targets

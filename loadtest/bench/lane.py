@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target, Uvloop
+from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds, Uvloop
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
 
@@ -88,13 +88,13 @@ def _figures(one: Measured, bare: Measured | None) -> dict[str, float | None]:
     }
 
 
-def _targets(measured: dict[str, Measured]) -> list[Target]:
+def _targets(measured: dict[str, Measured]) -> list[BenchTarget]:
     targets = []
     for ours in (FAST, FAST + TLS):
         bare = _peer(ours)
         if ours in measured and bare in measured:
             less = ratio(measured[bare], measured[ours], "cpu_us")
             more = ratio(measured[ours], measured[bare], "per_second")
-            targets.append(Target(f"CPU of {bare}, times that of: {ours}", less, "at least", _TIMES))
-            targets.append(Target(f"checks/s, times those of {bare}: {ours}", more, "at least", _TIMES))
+            targets.append(BenchTarget(f"CPU of {bare}, times that of: {ours}", less, "at least", _TIMES))
+            targets.append(BenchTarget(f"checks/s, times those of {bare}: {ours}", more, "at least", _TIMES))
     return targets

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from loadtest.bench.builds import Build
 from loadtest.bench.ours import ACTION, ROOMY, USERS
-from loadtest.bench.report import Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.report import BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.runner import Entry, contest, difference
 from loadtest.bench.stub import stub_server
 from loadtest.bench.worker import Contender
@@ -88,7 +88,7 @@ def run(rounds: Rounds = 15, seconds: Seconds = 0.3) -> Findings:
         rows.append(Row(name, {"CPU µs per check": without.median("cpu_us"), "added µs": added}))
         # On the stub, the difference is less than what the rest varies by; without metrics, it is of counting at all.
         if "stub" not in name and "without metrics" not in name:
-            targets.append(Target(f"added to a check, {name}, µs", added, "at most", 1))
+            targets.append(BenchTarget(f"added to a check, {name}, µs", added, "at most", 1))
     for policies in _POLICIES:
         took = _sample_us(policies)
         name = f"a sample, {policies:,} policies, spread over {_RATE:,} checks/s"

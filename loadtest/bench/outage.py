@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import typer
 
-from loadtest.bench.report import AtOnce, Figure, Findings, Rounds, Row, Target
+from loadtest.bench.report import AtOnce, BenchTarget, Figure, Findings, Rounds, Row
 from loadtest.bench.runner import CREDENTIALS
 from loadtest.bench.stub import Mood, stub_server
 from ratelimit.dynamodb import DynamoDBStore
@@ -63,8 +63,8 @@ def run(
     late = max(case.over_ms for case in cases.values())
     opened = [median(case.open_us) for case in cases.values() if case.open_us]
     targets = [
-        Target(f"the slowest of {checks:,} checks, ms over the deadline", late, "at most", _TOLERANCE_MS),
-        Target("a check with the breaker open, µs", max(opened), "at most", 100),
+        BenchTarget(f"the slowest of {checks:,} checks, ms over the deadline", late, "at most", _TOLERANCE_MS),
+        BenchTarget("a check with the breaker open, µs", max(opened), "at most", 100),
     ]
     notes = [
         f"deadline {DEADLINE * 1000:.0f} ms; {at_once} checks at a time; throttling does not open the breaker; "

@@ -28,8 +28,8 @@ def latencies(port: int, *, rate: int, seconds: float) -> dict[str, float]:
     return found
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, idle: list[_Connection], times: list[float]) -> None:
+class _TimedConnection(asyncio.Protocol):
+    def __init__(self, idle: list[_TimedConnection], times: list[float]) -> None:
         self._idle = idle
         self._times = times
         self._since = 0.0
@@ -54,11 +54,11 @@ class _Connection(asyncio.Protocol):
 
 async def _run(port: int, rate: int, seconds: float) -> None:
     loop = asyncio.get_running_loop()
-    idle: list[_Connection] = []
+    idle: list[_TimedConnection] = []
     times: list[float] = []
 
-    async def connect() -> _Connection:
-        return (await loop.create_connection(lambda: _Connection(idle, times), "127.0.0.1", port))[1]
+    async def connect() -> _TimedConnection:
+        return (await loop.create_connection(lambda: _TimedConnection(idle, times), "127.0.0.1", port))[1]
 
     idle += [await connect() for _ in range(_CONNECTIONS)]
     requests = [b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx-user: user-%d\r\n\r\n" % number for number in range(_USERS)]

@@ -13,10 +13,10 @@ from typing import Any
 
 from loadtest.bench.ours import ROOMY
 from loadtest.bench.replay import replay_server, tally
-from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target, Uvloop
+from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds, Uvloop
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.servers import Absent, engine, redis
-from loadtest.bench.stub import Running
+from loadtest.bench.stub import TalkingProgram
 
 FAST = "ratelimit, fast lane"
 COMPILED = "ratelimit, fast lane, compiled"
@@ -41,7 +41,7 @@ def run(rounds: Rounds = 5, seconds: Seconds = 1.5, at_once: AtOnce = 32, uvloop
     return Findings([Row(name, _figures(one)) for name, one in measured.items()], _targets(measured), notes)
 
 
-def _open(exits: ExitStack, notes: list[str], *, uvloop: bool) -> tuple[list[Entry], Running | None]:
+def _open(exits: ExitStack, notes: list[str], *, uvloop: bool) -> tuple[list[Entry], TalkingProgram | None]:
     """Return who can be measured, and the replay server, if there is an engine to stand before."""
     entries: list[Entry] = []
     replaying = None
@@ -99,7 +99,7 @@ def _figures(one: Measured) -> dict[str, float | None]:
     }
 
 
-def _targets(measured: dict[str, Measured]) -> list[Target]:
+def _targets(measured: dict[str, Measured]) -> list[BenchTarget]:
     """Of the compiled build, where there is one."""
     ours = measured.get(f"{COMPILED}, {REPLAY}", measured.get(f"{FAST}, {REPLAY}"))
     if ours is None:
@@ -107,18 +107,18 @@ def _targets(measured: dict[str, Measured]) -> list[Target]:
     targets = []
     if (zae := measured.get(f"{ZAE}, {REPLAY}")) is not None:
         per_second, cpu = ratio(ours, zae, "per_second"), ratio(zae, ours, "cpu_us")
-        targets.append(Target(f"checks/s, times those of {ZAE} ({REPLAY})", per_second, "at least", 4))
-        targets.append(Target(f"CPU of {ZAE}, times ours ({REPLAY})", cpu, "at least", 20))
+        targets.append(BenchTarget(f"checks/s, times those of {ZAE} ({REPLAY})", per_second, "at least", 4))
+        targets.append(BenchTarget(f"CPU of {ZAE}, times ours ({REPLAY})", cpu, "at least", 20))
     if REDIS in measured:
         part = ratio(ours, measured[REDIS], "cpu_us")
         promise = f"client CPU per check ({REPLAY}), as a part of that of {REDIS}"
-        targets.append(Target(promise, part, "at most", 0.5))
+        targets.append(BenchTarget(promise, part, "at most", 0.5))
     if (units := ours.counts.get("units_per_check")) is not None:
-        targets.append(Target("write units per check", units, "at most", 1.0))
+        targets.append(BenchTarget("write units per check", units, "at most", 1.0))
     return targets
 
 
-def _on_the_engines(measured: dict[str, Measured], replaying: Running | None) -> list[str]:
+def _on_the_engines(measured: dict[str, Measured], replaying: TalkingProgram | None) -> list[str]:
     """How much of this was replayed; and the same ratios on DynamoDB Local, which are its figures more than ours."""
     notes = []
     if replaying is not None:

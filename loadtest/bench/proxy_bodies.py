@@ -10,8 +10,8 @@ from typing import Annotated, Final, NamedTuple, TypeAlias
 
 import typer
 
-from loadtest.bench.report import Findings, Row, Target
-from loadtest.bench.servers import Server, megabytes_of, sidecar
+from loadtest.bench.report import BenchTarget, Findings, Row
+from loadtest.bench.servers import MeasuredServer, megabytes_of, sidecar
 from loadtest.bench.stub import body_length
 
 MB: Final = 1 << 20
@@ -37,7 +37,7 @@ def run(megabytes: Annotated[int, typer.Option(help="Size of each body.")] = 102
     passed = asyncio.run(transfer(megabytes * MB))
     rows = [Row(name, {"MB/s": one.size / one.seconds / MB, "RSS, MB more": one.grown}) for name, one in passed.items()]
     most = max(one.grown for one in passed.values())
-    targets = [Target("the sidecar's resident memory, MB more than at the start", most, "at most", 50)]
+    targets = [BenchTarget("the sidecar's resident memory, MB more than at the start", most, "at most", 50)]
     notes = [f"each body has {megabytes} MB; the client and the upstream are one process, which shares the cores"]
     return Findings(rows, targets, notes)
 
@@ -57,7 +57,7 @@ async def transfer(size: int) -> dict[str, Passed]:
     return passed
 
 
-async def _pass(server: Server, size: int, way: Way, start: float = 0.0) -> Passed:
+async def _pass(server: MeasuredServer, size: int, way: Way, start: float = 0.0) -> Passed:
     since = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:

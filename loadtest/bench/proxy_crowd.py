@@ -17,10 +17,10 @@ from typing import Annotated, Final
 
 import typer
 
-from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.requester import asking
 from loadtest.bench.runner import Measured, ratio
-from loadtest.bench.servers import CLIENT_CORE, Server, module, on_client_core, sidecar
+from loadtest.bench.servers import CLIENT_CORE, MeasuredServer, module, on_client_core, sidecar
 from loadtest.bench.stub import announce, talking
 from loadtest.bench.worker import Turn, take_turn
 
@@ -51,13 +51,13 @@ def run(
         for name, one in {"nobody else": alone, f"{uploads} slow uploads, {sockets} websockets": crowded}.items()
     ]
     slower = ratio(crowded, alone, "p99_us")
-    targets = [Target("p99 with the crowd, times that without", slower, "at most", 2)]
+    targets = [BenchTarget("p99 with the crowd, times that without", slower, "at most", 2)]
     notes = ["the sidecar limits; the upstream is a uvicorn of its own; all share this machine's cores"]
     return Findings(rows, targets, notes)
 
 
 @contextmanager
-def in_front_of_app() -> Iterator[Server]:
+def in_front_of_app() -> Iterator[MeasuredServer]:
     """The sidecar, and behind it an app that takes bodies and websockets."""
     with (
         module("loadtest.bench.asgi_server", "app", core=CLIENT_CORE) as upstream,

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import httptools
 import uvloop
 
-from loadtest.bench.stub import TARGET, Asked, Running, running, serve
+from loadtest.bench.stub import TARGET, Asked, TalkingProgram, running, serve
 
 _UPDATE: Final = "UpdateItem"
 _VALUES: Final = b'"ExpressionAttributeValues"'
@@ -35,28 +35,28 @@ _MOMENT: Final = re.compile(rb"\d{10,}")
 _AT_MOST: Final = 65_536
 
 
-def replay_server(engine: str) -> AbstractContextManager[Running]:
+def replay_server(engine: str) -> AbstractContextManager[TalkingProgram]:
     """A running one, before the engine at this endpoint. Once it has ended, `tally` tells what it was asked."""
     return running("loadtest.bench.replay", "--engine", engine)
 
 
 @dataclass
-class Tally:
+class ReplayTally:
     """How many requests it answered from memory, and how many the engine did, by operation."""
 
     replayed: Counter[str] = field(default_factory=Counter)
     handed_on: Counter[str] = field(default_factory=Counter)
 
 
-def tally(ended: Running) -> Tally:
+def tally(ended: TalkingProgram) -> ReplayTally:
     counts: dict[str, dict[str, int]] = json.loads(ended.last_words)
-    return Tally(**{name: Counter(numbers) for name, numbers in counts.items()})
+    return ReplayTally(**{name: Counter(numbers) for name, numbers in counts.items()})
 
 
 class _Replay(Asked):
     """One request at a time on each connection, as all these clients do it."""
 
-    def __init__(self, engine: str, answers: dict[bytes, bytes], tally: Tally) -> None:
+    def __init__(self, engine: str, answers: dict[bytes, bytes], tally: ReplayTally) -> None:
         super().__init__()
         self._engine = engine
         self._answers = answers
@@ -131,7 +131,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", required=True, metavar="URL")
     options = parser.parse_args()
-    counted = Tally()
+    counted = ReplayTally()
     with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         kept: dict[bytes, bytes] = {}
         runner.run(serve(lambda: _Replay(options.engine, kept, counted)))

@@ -38,7 +38,7 @@ class Row(msgspec.Struct, frozen=True):
     """By column, in its order; None where there is none."""
 
 
-class Target(msgspec.Struct, frozen=True):
+class BenchTarget(msgspec.Struct, frozen=True):
     """What is promised of one figure."""
 
     promise: str
@@ -55,7 +55,7 @@ class Findings(NamedTuple):
     """What a run of a benchmark has measured."""
 
     rows: Sequence[Row]
-    targets: Sequence[Target] = ()
+    targets: Sequence[BenchTarget] = ()
     notes: Sequence[str] = ()
     """What could not be measured, and why; and whatever else a reader has to know."""
 
@@ -70,7 +70,7 @@ class BenchReport(msgspec.Struct, frozen=True):
     load: float
     """Of the last minute, when the run ended: other programs were at work where it is above the cores in use."""
     rows: list[Row]
-    targets: list[Target] = []
+    targets: list[BenchTarget] = []
     notes: list[str] = []
 
 

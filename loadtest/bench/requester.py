@@ -14,7 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from loadtest.bench.servers import Server, on_client_core
+from loadtest.bench.servers import MeasuredServer, on_client_core
 from loadtest.bench.stub import body_length
 from loadtest.bench.worker import Call, Turn, take_turn
 
@@ -38,7 +38,7 @@ def client() -> str:
     return "wrk" if has_wrk() else "our own client (there is no wrk)"
 
 
-def turn_of(server: Server, load: Load | None = None, *, seconds: float, at_once: int) -> Turn:
+def turn_of(server: MeasuredServer, load: Load | None = None, *, seconds: float, at_once: int) -> Turn:
     """Let a server be asked for so many seconds, and return what it has done and used. Raises `RuntimeError`."""
     before = server.cpu_seconds()
     rate, requests = (load or request_many)(server.port, seconds=seconds, at_once=at_once)

@@ -64,7 +64,7 @@ class Absent(Exception):
     """What was asked for is not on this machine; the message says what is missing."""
 
 
-class Server(NamedTuple):
+class MeasuredServer(NamedTuple):
     """A program that listens."""
 
     port: int
@@ -78,7 +78,7 @@ class Server(NamedTuple):
 @contextmanager
 def program(
     command: Sequence[str], port: int, *, core: int | None = SERVER_CORE, env: Mapping[str, str] | None = None
-) -> Iterator[Server]:
+) -> Iterator[MeasuredServer]:
     """Run one that listens on this port soon. Raises `Absent`, with its last words, where it does not."""
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -92,7 +92,7 @@ def program(
             if not _listens(port, process):
                 log.seek(0)
                 raise Absent(f"{Path(command[0]).name} did not start: {log.read()[-_LAST_WORDS:].strip()}")
-            yield Server(port, process.pid)
+            yield MeasuredServer(port, process.pid)
         finally:
             process.terminate()
             try:
@@ -103,7 +103,7 @@ def program(
 
 
 @contextmanager
-def module(name: str, *arguments: str, core: int = SERVER_CORE, build: Build = "") -> Iterator[Server]:
+def module(name: str, *arguments: str, core: int = SERVER_CORE, build: Build = "") -> Iterator[MeasuredServer]:
     """Run one of ours, or of a peer: `python -m NAME PORT ARGUMENTS`."""
     port, (python, environment) = free_port(), interpreter(build)
     command = [python, "-m", name, str(port), *arguments]
@@ -112,7 +112,7 @@ def module(name: str, *arguments: str, core: int = SERVER_CORE, build: Build = "
 
 
 @contextmanager
-def sidecar(*options: str, build: Build = "", env: Mapping[str, str] | None = None) -> Iterator[Server]:
+def sidecar(*options: str, build: Build = "", env: Mapping[str, str] | None = None) -> Iterator[MeasuredServer]:
     """Run `ratelimit serve`, with one roomy policy for every request, users by `X-User`, and no access log."""
     port, (python, environment) = free_port(), interpreter(build)
     command = [python, "-m", "ratelimit", "serve", "--port", str(port), "--admin", "off", "--access-log", "off"]
@@ -123,7 +123,7 @@ def sidecar(*options: str, build: Build = "", env: Mapping[str, str] | None = No
 
 
 @contextmanager
-def nginx(upstream: int | None = None) -> Iterator[Server]:
+def nginx(upstream: int | None = None) -> Iterator[MeasuredServer]:
     """With `limit_req` in front of an upstream; without one, it is the upstream, and answers at once."""
     found, port = _installed("nginx", "nginx-light"), free_port()
     http, location = _LIMIT_REQ.format(upstream=upstream), _PROXY_PASS
@@ -138,7 +138,7 @@ def nginx(upstream: int | None = None) -> Iterator[Server]:
 
 
 @contextmanager
-def haproxy(upstream: int) -> Iterator[Server]:
+def haproxy(upstream: int) -> Iterator[MeasuredServer]:
     """With a stick table in front of an upstream."""
     found, port = _installed("haproxy", "haproxy"), free_port()
     with tempfile.TemporaryDirectory() as folder:

@@ -24,9 +24,9 @@ import typer
 from loadtest.bench import requester
 from loadtest.bench.builds import Build, absent
 from loadtest.bench.pace import latencies
-from loadtest.bench.report import AtOnce, Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.runner import Measured, difference, in_turns, ratio
-from loadtest.bench.servers import Absent, Server, haproxy, module, nginx, on_client_core, sidecar
+from loadtest.bench.servers import Absent, MeasuredServer, haproxy, module, nginx, on_client_core, sidecar
 from loadtest.bench.stub import stub_server
 from ratelimit.testing.engines import free_port
 
@@ -51,11 +51,11 @@ descriptors:
 """
 
 
-class Contender(NamedTuple):
+class ServedContender(NamedTuple):
     """How it is started, and asked."""
 
     name: str
-    start: Callable[[], AbstractContextManager[Server]]
+    start: Callable[[], AbstractContextManager[MeasuredServer]]
     load: requester.Load = requester.request_many
     floor: str = FLOOR
     paced: bool = False
@@ -79,7 +79,7 @@ def run(
         contenders = _contenders(upstream.port, exits.enter_context(stub_server()))
         lacking = absent(each.build for each in contenders)
         notes += lacking.values()
-        servers: dict[str, tuple[Contender, Server]] = {}
+        servers: dict[str, tuple[ServedContender, MeasuredServer]] = {}
         for each in contenders:
             if each.build in lacking:
                 continue
@@ -106,38 +106,38 @@ def run(
     return Findings(rows, _targets(measured), notes)
 
 
-def _contenders(upstream: int, dynamodb: str) -> list[Contender]:
+def _contenders(upstream: int, dynamodb: str) -> list[ServedContender]:
     return [
-        Contender(NGINX, lambda: nginx(upstream), paced=True),
-        Contender(HAPROXY, lambda: haproxy(upstream), paced=True),
-        Contender(FLOOR, lambda: module("loadtest.bench.proxy_floor", str(upstream)), paced=True),
-        Contender(USUAL, lambda: module("loadtest.bench.asgi_server", "proxy", str(upstream))),
-        Contender(GRPC_FLOOR, lambda: module("loadtest.bench.grpc_floor"), _load_grpc, GRPC_FLOOR),
-        Contender(GRPC_AIO, lambda: module("loadtest.bench.grpc_aio", build="peers"), _load_grpc, GRPC_FLOOR,
+        ServedContender(NGINX, lambda: nginx(upstream), paced=True),
+        ServedContender(HAPROXY, lambda: haproxy(upstream), paced=True),
+        ServedContender(FLOOR, lambda: module("loadtest.bench.proxy_floor", str(upstream)), paced=True),
+        ServedContender(USUAL, lambda: module("loadtest.bench.asgi_server", "proxy", str(upstream))),
+        ServedContender(GRPC_FLOOR, lambda: module("loadtest.bench.grpc_floor"), _load_grpc, GRPC_FLOOR),
+        ServedContender(GRPC_AIO, lambda: module("loadtest.bench.grpc_aio", build="peers"), _load_grpc, GRPC_FLOOR,
                   build="peers"),
         *_ours(upstream, dynamodb, "", ""),
         *_ours(upstream, dynamodb, COMPILED, "compiled"),
     ]  # fmt: skip
 
 
-def _ours(upstream: int, dynamodb: str, prefix: str, build: Build) -> list[Contender]:
+def _ours(upstream: int, dynamodb: str, prefix: str, build: Build) -> list[ServedContender]:
     behind = ("--upstream", f"http://127.0.0.1:{upstream}")
     store = ("--store", f"dynamodb://bench?region=eu-west-1&endpoint={dynamodb}")
     authz, check = (partial(requester.request_many, shape=shape) for shape in ("authz", "check"))
     started = partial(sidecar, build=build)
     found = [
-        Contender(MEMORY, lambda: started(*behind), paced=True),
-        Contender(LOGGED, lambda: started(*behind, env={"RATELIMIT_USAGE": "memory"})),
-        Contender(DYNAMODB, lambda: started(*behind, *store), paced=True),
-        Contender(AUTHZ, started, authz),
-        Contender(CHECK, started, check),
-        Contender(RLS, lambda: _rls(build), _load_grpc, GRPC_FLOOR),
+        ServedContender(MEMORY, lambda: started(*behind), paced=True),
+        ServedContender(LOGGED, lambda: started(*behind, env={"RATELIMIT_USAGE": "memory"})),
+        ServedContender(DYNAMODB, lambda: started(*behind, *store), paced=True),
+        ServedContender(AUTHZ, started, authz),
+        ServedContender(CHECK, started, check),
+        ServedContender(RLS, lambda: _rls(build), _load_grpc, GRPC_FLOOR),
     ]
     return [each._replace(name=prefix + each.name, build=build) for each in found]
 
 
 @contextmanager
-def _upstream(notes: list[str]) -> Iterator[Server]:
+def _upstream(notes: list[str]) -> Iterator[MeasuredServer]:
     with ExitStack() as exits:
         try:
             server = exits.enter_context(nginx())
@@ -148,12 +148,12 @@ def _upstream(notes: list[str]) -> Iterator[Server]:
 
 
 @contextmanager
-def _rls(build: Build) -> Iterator[Server]:
+def _rls(build: Build) -> Iterator[MeasuredServer]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "bench.yaml").write_text(_ENVOY_CONFIG)
         port = free_port()
         with sidecar("--grpc", f"127.0.0.1:{port}", "--envoy-config", folder, build=build) as server:
-            yield Server(port, server.pid)
+            yield MeasuredServer(port, server.pid)
 
 
 def _load_grpc(port: int, *, seconds: float, at_once: int) -> tuple[float, int]:
@@ -205,21 +205,23 @@ def _times(measured: dict[str, Measured], one: str, other: str) -> float | None:
     return ratio(measured[one], measured[other], "cpu_us") if one in measured and other in measured else None
 
 
-def _targets(measured: dict[str, Measured]) -> list[Target]:
+def _targets(measured: dict[str, Measured]) -> list[BenchTarget]:
     found = []
     for build in ("", COMPILED):
         found += [
-            Target(f"CPU µs of a request, {build + name}", measured[build + name].median("cpu_us"), "at most", bound)
+            BenchTarget(
+                f"CPU µs of a request, {build + name}", measured[build + name].median("cpu_us"), "at most", bound
+            )
             for name, bound in ((MEMORY, 60), (AUTHZ, 30), (CHECK, 40), (RLS, 60))
             if build + name in measured
         ]
         for name, bound in ((build + LOGGED, 15), (build + DYNAMODB, 35)):
             if name in measured and build + MEMORY in measured:
                 more = difference(measured[name], measured[build + MEMORY], "cpu_us")
-                found.append(Target(f"CPU µs more than {build + MEMORY}, {name}", more, "at most", bound))
+                found.append(BenchTarget(f"CPU µs more than {build + MEMORY}, {name}", more, "at most", bound))
     for one, other, most in ((MEMORY, FLOOR, 3.0), (MEMORY, NGINX, 4.0), (COMPILED + MEMORY, FLOOR, 2.2)):
         if (times := _times(measured, one, other)) is not None:
-            found.append(Target(f"times the CPU of {other}: {one}", times, "at most", most))
+            found.append(BenchTarget(f"times the CPU of {other}: {one}", times, "at most", most))
     if (times := _times(measured, GRPC_AIO, RLS)) is not None:
-        found.append(Target(f"times the CPU of {RLS}: {GRPC_AIO}", times, "at least", 4))
+        found.append(BenchTarget(f"times the CPU of {RLS}: {GRPC_AIO}", times, "at least", 4))
     return found

@@ -47,7 +47,7 @@ def stub_server(*, delay: float = 0.0, mood: Mood = "ok", certificate: Path | No
 
 
 @dataclass
-class Running:
+class TalkingProgram:
     """A program that has said its first line."""
 
     first_line: str
@@ -61,14 +61,14 @@ class Running:
 
 
 @contextmanager
-def talking(command: Sequence[str]) -> Iterator[Running]:
+def talking(command: Sequence[str]) -> Iterator[TalkingProgram]:
     """Run a program that says a line and ends with its standard input, until the block does."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         if not (first := process.stdout.readline()):
             raise RuntimeError(f"{' '.join(command)} said nothing")
-        program = Running(first)
+        program = TalkingProgram(first)
         try:
             yield program
         finally:
@@ -76,7 +76,7 @@ def talking(command: Sequence[str]) -> Iterator[Running]:
             program.last_words = process.stdout.read()
 
 
-def running(module: str, *arguments: str) -> AbstractContextManager[Running]:
+def running(module: str, *arguments: str) -> AbstractContextManager[TalkingProgram]:
     """Run a module that ends in `serve`."""
     return talking([sys.executable, "-m", module, *arguments])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtest.bench.report import Findings, Rounds, Row, Seconds, Target
+from loadtest.bench.report import BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
 
@@ -52,12 +52,12 @@ def _figures(one: Measured, bare: Measured | None, floor: Measured | None) -> di
     }
 
 
-def _targets(measured: dict[str, Measured]) -> list[Target]:
+def _targets(measured: dict[str, Measured]) -> list[BenchTarget]:
     targets = []
     for name, most in ((MEMORY, _MEMORY_US), (DYNAMODB, _DYNAMODB_US)):
         if name in measured:
-            targets.append(Target(f"{name}, µs", measured[name].median("cpu_us"), "at most", most))
+            targets.append(BenchTarget(f"{name}, µs", measured[name].median("cpu_us"), "at most", most))
     if DYNAMODB in measured and BARE in measured:
         less = ratio(measured[BARE], measured[DYNAMODB], "cpu_us")
-        targets.append(Target(f"CPU of {BARE}, times that of: {DYNAMODB}", less, "at least", _TIMES))
+        targets.append(BenchTarget(f"CPU of {BARE}, times that of: {DYNAMODB}", less, "at least", _TIMES))
     return targets

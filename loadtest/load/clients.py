@@ -12,7 +12,7 @@ _PATIENCE: Final = 30.0
 _LETTERS: Final[dict[str, Outcome]] = {"a": "allowed", "r": "refused", "f": "failed"}
 
 
-class Client(Protocol):
+class LoadClient(Protocol):
     """Asks one server."""
 
     def ask(self, series: Series, user: str) -> tuple[Outcome, int | None, str]:
@@ -80,7 +80,7 @@ class RequestClient:
         return _outcome(response.status_code, body, is_decision=bool(series.body))
 
 
-def client_of(series: Series, address: str) -> Client:
+def client_of(series: Series, address: str) -> LoadClient:
     """For the server that the series asks."""
     return RequestClient(address) if series.path else OrderClient(address)
 

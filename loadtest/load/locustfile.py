@@ -18,8 +18,8 @@ from locust import events
 from locust.env import Environment
 from locust.runners import LocalRunner, WorkerRunner
 
-from ratelimit.loadtest.load.users import AppUser, ConstantRate, PacedUser, Session, has_plan, plan_of
-from ratelimit.loadtest.plan import CUT_SHORT, Batch
+from ratelimit.loadtest.load.users import AppUser, ConstantRate, LoadSession, PacedUser, has_plan, plan_of
+from ratelimit.loadtest.plan import CUT_SHORT, SampleBatch
 
 __all__ = ["AppUser", "ConstantRate", "PacedUser"]
 
@@ -54,7 +54,7 @@ def _begin(environment: Environment, **_: object) -> None:
         return
     runner = environment.runner
     index = runner.worker_index if isinstance(runner, WorkerRunner) else 0
-    PacedUser.session = Session(environment, plan_of(environment), index)
+    PacedUser.session = LoadSession(environment, plan_of(environment), index)
     if isinstance(runner, LocalRunner):
         gevent.spawn(_tell_again_and_again)
 
@@ -82,7 +82,7 @@ def _from_worker(client_id: str, data: dict[str, Any]) -> None:
 @events.worker_report.add_listener
 def _to_master(client_id: str, data: dict[str, Any]) -> None:
     if _KEY in data:
-        _tell(Batch(*data[_KEY]), client_id)
+        _tell(SampleBatch(*data[_KEY]), client_id)
 
 
 def _tell_again_and_again() -> None:
@@ -91,6 +91,6 @@ def _tell_again_and_again() -> None:
         _tell(PacedUser.session.batch(), "")
 
 
-def _tell(batch: Batch, worker: str) -> None:
+def _tell(batch: SampleBatch, worker: str) -> None:
     sys.stdout.write(f"@{msgspec.json.encode((worker, batch)).decode()}\n")
     sys.stdout.flush()

@@ -13,7 +13,7 @@ from math import ceil
 from random import Random
 from typing import Final, NamedTuple
 
-from ..plan import MARK, SERIES, USERS_OF, Plan, Series
+from ..plan import MARK, SERIES, USERS_OF, LoadPlan, Series
 
 _HAIR: Final = 1e-6
 """Of a step: what floating-point arithmetic may be off by."""
@@ -74,7 +74,7 @@ _EXPONENT: Final = 1.1
 class Draw:
     """The users of one generator. Each series has its own, so that what they spend can be told apart."""
 
-    def __init__(self, plan: Plan, worker: int) -> None:
+    def __init__(self, plan: LoadPlan, worker: int) -> None:
         self._prefix = user_prefix(plan.run)
         self._series = SERIES[plan.group]
         names = [series.name for series in self._series]

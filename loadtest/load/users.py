@@ -13,8 +13,8 @@ from locust.env import Environment
 
 from ratelimit.numerals import to_int
 
-from ..plan import MARK, SERIES, Batch, Outcome, Plan, Sample
-from .clients import Client, client_of
+from ..plan import MARK, SERIES, LoadPlan, Outcome, RequestSample, SampleBatch
+from .clients import LoadClient, client_of
 from .schedule import Draw, Schedule, Ticket
 
 LEAD: Final = 1.0
@@ -23,13 +23,13 @@ _COARSE: Final = 0.001
 _OVER: Final = 3600.0
 
 
-class Session:
+class LoadSession:
     """One run in one process of Locust: its schedule, its clock and its samples.
 
     The clock is `time.perf_counter`, which nothing sets; zero is the moment when measuring begins.
     """
 
-    def __init__(self, environment: Environment, plan: Plan, worker: int) -> None:
+    def __init__(self, environment: Environment, plan: LoadPlan, worker: int) -> None:
         self.plan = plan
         self.series = SERIES[plan.group]
         self.draw = Draw(plan, worker)
@@ -48,12 +48,12 @@ class Session:
         """Seconds since measuring began."""
         return time.perf_counter() - self._zero
 
-    def batch(self) -> Batch:
+    def batch(self) -> SampleBatch:
         """What there is to tell since the last time."""
         rows, self._rows = self._rows, []
-        return Batch(rows, self.schedule.left)
+        return SampleBatch(rows, self.schedule.left)
 
-    def record(self, sample: Sample, problem: str) -> None:
+    def record(self, sample: RequestSample, problem: str) -> None:
         """Keep it for our report and, unless it warmed up, tell Locust. A refusal is an answer as good as any."""
         self._rows.append(list(sample))
         if sample.at >= 0:
@@ -70,13 +70,13 @@ class Session:
 class PacedUser(User):
     """Waits for the intended start of its next request, makes it, and takes another."""
 
-    session: ClassVar[Session]
+    session: ClassVar[LoadSession]
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self._ticket: Ticket | None = None
         self._taken = 0.0
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, LoadClient] = {}
 
     def wait_time(self) -> float:
         """Locust sleeps for so long, and ends a user who sleeps at once when the run is over."""
@@ -113,7 +113,7 @@ class PacedUser(User):
     def _record(self, ticket: Ticket, user: str, sent: float, outcome: Outcome, took: int | None, problem: str) -> None:
         ended = self.session.now()
         ready = max(ticket.at, self._taken)
-        sample = Sample(
+        sample = RequestSample(
             series=ticket.series,
             user=user,
             at=round(ticket.at * 1e6),
@@ -150,9 +150,9 @@ def has_plan(environment: Any) -> bool:
     return bool(environment.parsed_options.plan)
 
 
-def plan_of(environment: Any) -> Plan:
+def plan_of(environment: Any) -> LoadPlan:
     """The plan that the command line carries; on a worker, the master's."""
-    return msgspec.json.decode(environment.parsed_options.plan, type=Plan)
+    return msgspec.json.decode(environment.parsed_options.plan, type=LoadPlan)
 
 
 # A user for any app.

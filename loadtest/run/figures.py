@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Final, TypeAlias
 
-from ..plan import SERIES, Batch, Plan, Sample
+from ..plan import SERIES, LoadPlan, RequestSample, SampleBatch
 from ..quantiles import difference, quantile, quantiles
-from ..result import Added, Exactness, GroupResult, Meter, Pace, SeriesResult
+from ..result import Added, Exactness, GroupResult, KeptRate, Meter, SeriesResult
 
 # What the generators tell, as it comes: every sample, and who was admitted how often.
 
@@ -20,11 +20,11 @@ Who: TypeAlias = tuple[str, str]
 
 
 @dataclass(slots=True)
-class Tally:
+class SampleTally:
     """Of one group."""
 
-    plan: Plan
-    samples: list[Sample] = field(default_factory=list)
+    plan: LoadPlan
+    samples: list[RequestSample] = field(default_factory=list)
     """Those that were measured; not those that warmed up."""
     admitted: Counter[Who] = field(default_factory=Counter)
     failed: Counter[Who] = field(default_factory=Counter)
@@ -35,11 +35,11 @@ class Tally:
     """Who they were, by meter."""
     _left: dict[str, int] = field(default_factory=dict)
 
-    def add(self, worker: str, batch: Batch) -> None:
+    def add(self, worker: str, batch: SampleBatch) -> None:
         self._left[worker] = batch.left
         series = SERIES[self.plan.group]
         for row in batch.rows:
-            sample = Sample(*row)
+            sample = RequestSample(*row)
             kind = series[sample.series]
             if kind.action is not None:
                 self.checks[kind.meter or kind.target] += 1
@@ -58,7 +58,7 @@ class Tally:
 _MOST_TOLD: Final = 10
 
 
-def figures(tally: Tally, books: Sequence[Mapping[str, Any]], *, complete: bool) -> GroupResult:
+def figures(tally: SampleTally, books: Sequence[Mapping[str, Any]], *, complete: bool) -> GroupResult:
     plan = tally.plan
     seconds = plan.duration if complete else _seconds(tally.samples)
     series = _series(tally, seconds)
@@ -81,12 +81,12 @@ def figures(tally: Tally, books: Sequence[Mapping[str, Any]], *, complete: bool)
     )
 
 
-def _seconds(samples: list[Sample]) -> float:
+def _seconds(samples: list[RequestSample]) -> float:
     """How long a run went that was cut short."""
     return max((sample.at + sample.wait for sample in samples), default=0) / 1e6
 
 
-def _series(tally: Tally, seconds: float) -> list[SeriesResult]:
+def _series(tally: SampleTally, seconds: float) -> list[SeriesResult]:
     found = []
     for index, kind in enumerate(SERIES[tally.plan.group]):
         mine = [sample for sample in tally.samples if sample.series == index]
@@ -122,10 +122,10 @@ def _added(series: list[SeriesResult]) -> list[Added]:
     return found
 
 
-def _pace(tally: Tally, seconds: float) -> Pace:
+def _pace(tally: SampleTally, seconds: float) -> KeptRate:
     samples = tally.samples
     in_time = sum(sample.at + sample.wait + sample.lag < seconds * 1e6 for sample in samples)
-    return Pace(
+    return KeptRate(
         asked=tally.plan.rate,
         sent=round(in_time / seconds, 2) if seconds else 0.0,
         unsent=tally.unsent,
@@ -140,7 +140,7 @@ def _p99(values: Iterable[int]) -> float:
     return quantile(ordered, 0.99) / 1000 if ordered else 0.0
 
 
-def _meters(tally: Tally, books: Sequence[Mapping[str, Any]]) -> list[Meter]:
+def _meters(tally: SampleTally, books: Sequence[Mapping[str, Any]]) -> list[Meter]:
     """Of what was asked of a DynamoDB; on the embedded store there is nothing to count."""
     return [
         Meter(name, tally.checks[name], meter["writes"], meter["units"], len(tally.users[name]))
@@ -158,7 +158,7 @@ def _by_second(times: Iterable[int], seconds: float) -> list[int]:
     return counts
 
 
-def compare_books(tally: Tally, books: Iterable[Mapping[str, Any]]) -> Exactness:
+def compare_books(tally: SampleTally, books: Iterable[Mapping[str, Any]]) -> Exactness:
     """`books` are the servers'; on a table that they share, those of any one are everybody's."""
     totals: dict[Who, int] = {}
     events: dict[Who, int] = {}

@@ -16,7 +16,7 @@ import msgspec
 
 from ratelimit.testing.engines import free_port, run_with_parent
 
-from ..plan import CUT_SHORT, Batch, Plan, Trouble
+from ..plan import CUT_SHORT, LoadPlan, SampleBatch, Trouble
 from .options import Options
 
 LOCUSTFILE: Final = Path(__file__).parents[1] / "load" / "locustfile.py"
@@ -25,11 +25,11 @@ _LAST_WORDS: Final = 2_000
 _MORE: Final = 180.0
 """Seconds that Locust may take for starting and stopping."""
 
-Tell = Callable[[str, Batch], None]
+Tell = Callable[[str, SampleBatch], None]
 """Which worker, and what it has to tell."""
 
 
-def generate(plan: Plan, options: Options, html: Path, log: Path, tell: Tell) -> bool:
+def generate(plan: LoadPlan, options: Options, html: Path, log: Path, tell: Tell) -> bool:
     """Run it to its end; False where it was cut short by Ctrl-C, which lets what is under way finish.
 
     Raises `Trouble` where Locust failed, or did not come to its end.
@@ -75,15 +75,15 @@ def _listen(process: subprocess.Popen[bytes], tell: Tell) -> bool:
     return bool(received)
 
 
-def _lines(process: subprocess.Popen[bytes]) -> Iterator[tuple[str, Batch]]:
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[tuple[str, SampleBatch]]:
     assert process.stdout is not None
     while line := process.stdout.readline():
         if line.startswith(b"@"):
             worker, batch = json.loads(line[1:])
-            yield worker, Batch(*batch)
+            yield worker, SampleBatch(*batch)
 
 
-def _command(plan: Plan, options: Options, html: Path) -> list[str]:
+def _command(plan: LoadPlan, options: Options, html: Path) -> list[str]:
     command = [
         sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless", "--only-summary", "--loglevel", "WARNING",
         "--html", str(html), "--stop-timeout", str(STOP_TIMEOUT), "--exit-code-on-error", "0",

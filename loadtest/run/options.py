@@ -13,7 +13,7 @@ from ratelimit.cli.options import decimal, whole
 from ratelimit.errors import InvalidInput
 
 from ..plan import GROUPS, Group, Trouble
-from ..result import GroupResult, Verdict
+from ..result import BudgetVerdict, GroupResult
 
 ENGINES: Final = ("localstack", "dynamodb-local", "ministack", "memory")
 RATES: Final = {"memory": 200.0, "ministack": 150.0, "dynamodb-local": 150.0, "localstack": 40.0, "dynamodb": 150.0}
@@ -120,24 +120,32 @@ def read_budgets(options: Options) -> Budgets:
         raise Trouble(f"{file}: {error}") from error
 
 
-def judge(budgets: Budgets, groups: list[GroupResult]) -> list[Verdict]:
+def judge(budgets: Budgets, groups: list[GroupResult]) -> list[BudgetVerdict]:
     """Each budget that something was measured for. Exactness is asked of a run whatever else is."""
-    found: list[Verdict] = []
+    found: list[BudgetVerdict] = []
     for group in groups:
         name = group.group
         if budgets.exact:
-            found.append(Verdict(f"{name}: keys whose books differ", len(group.exactness.differences), 0))
+            found.append(BudgetVerdict(f"{name}: keys whose books differ", len(group.exactness.differences), 0))
         if budgets.error_rate is not None:
-            found.append(Verdict(f"{name}: errors", round(group.error_rate, 5), budgets.error_rate, "of all requests"))
+            found.append(
+                BudgetVerdict(f"{name}: errors", round(group.error_rate, 5), budgets.error_rate, "of all requests")
+            )
         if budgets.rate_off is not None and group.complete:
-            found.append(Verdict(f"{name}: rate missed by", round(group.pace.off, 4), budgets.rate_off, "of the rate"))
+            found.append(
+                BudgetVerdict(f"{name}: rate missed by", round(group.pace.off, 4), budgets.rate_off, "of the rate")
+            )
         for added in group.added:
             for part, allowed in (("p50", budgets.added_p50_ms), ("p99", budgets.added_p99_ms)):
                 if added.series in allowed:
                     value = getattr(added, part).value
-                    found.append(Verdict(f"{name}: {added.series}, added {part}", value, allowed[added.series], "ms"))
+                    found.append(
+                        BudgetVerdict(f"{name}: {added.series}, added {part}", value, allowed[added.series], "ms")
+                    )
         for meter in group.meters:
             if meter.name in budgets.write_units_per_check and meter.checks:
                 most = round(budgets.write_units_per_check[meter.name] + meter.users / meter.checks, 3)
-                found.append(Verdict(f"{name}: {meter.name}, writes", round(meter.per_check, 3), most, "units a check"))
+                found.append(
+                    BudgetVerdict(f"{name}: {meter.name}, writes", round(meter.per_check, 3), most, "units a check")
+                )
     return found

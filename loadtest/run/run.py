@@ -22,10 +22,10 @@ from ratelimit.config.secrets import masked
 
 from ..load.schedule import user_prefix
 from ..page.page import write
-from ..plan import Batch, Group, Plan, Trouble
+from ..plan import Group, LoadPlan, SampleBatch, Trouble
 from ..quantiles import quantiles
 from ..result import FORMAT, GroupResult, Report
-from .figures import Tally, figures
+from .figures import SampleTally, figures
 from .generate import check_port, generate
 from .options import Options, judge, read_budgets
 from .servers import place, servers
@@ -40,13 +40,13 @@ _WIDTH: Final = 100
 class Progress:
     """Of one group. Speaks on stderr."""
 
-    def __init__(self, tally: Tally, out: TextIO = sys.stderr) -> None:
+    def __init__(self, tally: SampleTally, out: TextIO = sys.stderr) -> None:
         self._tally = tally
         self._out = out
         self._began = time.monotonic()
         self._told = 0.0 if out.isatty() else self._began
 
-    def tell(self, worker: str, batch: Batch) -> None:
+    def tell(self, worker: str, batch: SampleBatch) -> None:
         self._tally.add(worker, batch)
         now = time.monotonic()
         if self._out.isatty():
@@ -162,12 +162,12 @@ def run(options: Options) -> Report:
 def _run_group(group: Group, name: str, url: str, options: Options, scratch: Path) -> GroupResult:
     _say(f"{group}: starting its servers")
     with servers(group, url, options.host, scratch) as running:
-        plan = Plan(
+        plan = LoadPlan(
             run=f"{name}{group[0]}", group=group, rate=options.paced, users=options.users, duration=options.duration,
             warm_up=options.warm_up, workers=options.expect_workers or options.processes, seed=options.seed,
             targets={server.name: server.address for server in running.values()},
         )  # fmt: skip
-        tally = Tally(plan)
+        tally = SampleTally(plan)
         progress = Progress(tally)
         html = options.report / f"locust-{group}.html"
         complete = generate(plan, options, html, scratch / f"{group}-locust.log", progress.tell)

@@ -39,7 +39,7 @@ NEEDED: Final[dict[Group, tuple[str, ...]]] = {
 _LAST_WORDS: Final = 2_000
 
 
-class Server:
+class LoadServer:
     """One of them: `serve` in a process of its own, that the terminal's Ctrl-C does not reach."""
 
     def __init__(self, name: str, url: str, host: str, upstream: str, log: Path) -> None:
@@ -99,13 +99,13 @@ class Server:
 
 
 @contextmanager
-def servers(group: Group, url: str, host: str, scratch: Path) -> Iterator[dict[str, Server]]:
+def servers(group: Group, url: str, host: str, scratch: Path) -> Iterator[dict[str, LoadServer]]:
     """Those that a group needs, ready. The one without anything in front is the upstream of the others."""
     with ExitStack() as exits:
-        running: dict[str, Server] = {}
+        running: dict[str, LoadServer] = {}
         for name in NEEDED[group]:
             upstream = running["bare"].address if "bare" in running else ""
-            server = running[name] = Server(name, url, host, upstream, scratch / f"{group}-{name}.log")
+            server = running[name] = LoadServer(name, url, host, upstream, scratch / f"{group}-{name}.log")
             exits.callback(server.stop)
             server.wait()
         yield running

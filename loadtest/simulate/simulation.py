@@ -32,7 +32,7 @@ from .table import RegionalStore, SimulatedStore, Table, at_once
 Share: TypeAlias = tuple[str, int]
 
 
-class Tally:
+class AdmissionTally:
     """Counts decisions against one quota."""
 
     def __init__(self, quota: Quota) -> None:
@@ -178,7 +178,7 @@ async def _simulate(case: Case, mode: Mode) -> Result:
     clock = virtual_time.VirtualClock(loop)
     demand, service = Random(case.seed), Random(case.seed + 1)
     table = Table(loop, service)
-    tally = Tally(Quota.parse(case.limit))
+    tally = AdmissionTally(Quota.parse(case.limit))
     processes = [
         mode.process(_store(case, table, service, number), case.limit, clock) for number in range(case.processes)
     ]
@@ -212,7 +212,7 @@ async def _shut_down(processes: list[Process]) -> None:
     await asyncio.gather(*closing)
 
 
-def _result(mode: Mode, table: Table, tally: Tally, duration: float, held: int) -> Result:
+def _result(mode: Mode, table: Table, tally: AdmissionTally, duration: float, held: int) -> Result:
     attempted = max(table.attempted.values(), key=Counter.total, default=Counter[int]())
     taken = max(table.taken.values(), key=Counter.total, default=Counter[int]())
     # A run shorter than a second is told as what a second of it would be.

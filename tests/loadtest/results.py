@@ -7,17 +7,17 @@ from random import Random
 
 import msgspec
 
-from loadtest.plan import SERIES, Batch, Group, Outcome, Plan, Sample
+from loadtest.plan import SERIES, Group, LoadPlan, Outcome, RequestSample, SampleBatch
 from loadtest.result import FORMAT, GroupResult, Report
-from loadtest.run.figures import Tally, figures
+from loadtest.run.figures import SampleTally, figures
 from loadtest.run.options import Budgets, judge
 
 Latency = Callable[[Random, int, int], int]
 """Of a series, in a second: µs."""
 
 
-def plan(group: Group = "middleware", *, rate: float = 200.0, duration: float = 10.0) -> Plan:
-    return Plan(
+def plan(group: Group = "middleware", *, rate: float = 200.0, duration: float = 10.0) -> LoadPlan:
+    return LoadPlan(
         run="r1", group=group, rate=rate, users=8, duration=duration, warm_up=0, workers=1, seed=1, targets={},
     )  # fmt: skip
 
@@ -27,12 +27,12 @@ def usual(random: Random, series: int, second: int) -> int:
 
 
 def result(
-    given: Plan | None = None, latency: Latency = usual, *, seed: int = 1, failing: int = 0, complete: bool = True,
+    given: LoadPlan | None = None, latency: Latency = usual, *, seed: int = 1, failing: int = 0, complete: bool = True,
     wait: int = 0,
 ) -> GroupResult:  # fmt: skip
     """Requests at the rate, their books in order; the first `failing` fail."""
     given = given or plan()
-    tally, random = Tally(given), Random(seed)
+    tally, random = SampleTally(given), Random(seed)
     rows = []
     kinds = SERIES[given.group]
     for number in range(round(given.rate * given.duration)):
@@ -40,13 +40,13 @@ def result(
         series = number % len(kinds)
         took = latency(random, series, at // 1_000_000)
         outcome: Outcome = "failed" if number < failing else "allowed"
-        sample = Sample(series, f"lt-r1-{series}-0", at, wait, 5, wait + took, took, outcome)
+        sample = RequestSample(series, f"lt-r1-{series}-0", at, wait, 5, wait + took, took, outcome)
         rows.append(list(sample))
-    tally.add("", Batch(rows, 0))
+    tally.add("", SampleBatch(rows, 0))
     return figures(tally, [book(tally)], complete=complete)
 
 
-def book(tally: Tally, **changes: object) -> dict[str, object]:
+def book(tally: SampleTally, **changes: object) -> dict[str, object]:
     """What a server would have counted."""
     sums: dict[str, dict[str, int]] = {}
     for (action, user), units in tally.admitted.items():

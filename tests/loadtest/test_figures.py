@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from loadtest.plan import SERIES, Batch, Sample, Trouble
+from loadtest.plan import SERIES, RequestSample, SampleBatch, Trouble
 from loadtest.quantiles import difference, quantile, quantiles
 from loadtest.result import read_report
-from loadtest.run.figures import Tally, compare_books, figures
+from loadtest.run.figures import SampleTally, compare_books, figures
 from loadtest.run.options import ENGINES, Budgets, Options, judge, read_budgets
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
@@ -78,12 +78,12 @@ def test_a_rate_that_was_not_kept_shows() -> None:
 def test_a_short_run_at_a_low_rate_keeps_to_its_budgets() -> None:
     """Nearly every user is new, each first check took a second write, and the last request just missed the end."""
     slow = plan("checks", rate=3.0, duration=5.0)
-    tally = Tally(slow)
+    tally = SampleTally(slow)
     rows = [
-        list(Sample(number % 7, f"lt-r1-{number}", round(number / slow.rate * 1e6), 0, 5, 900, 900, "allowed"))
+        list(RequestSample(number % 7, f"lt-r1-{number}", round(number / slow.rate * 1e6), 0, 5, 900, 900, "allowed"))
         for number in range(14)
     ]
-    tally.add("", Batch(rows, 0))
+    tally.add("", SampleBatch(rows, 0))
     doubled = {name: {"writes": 2 * count, "units": 2.0 * count} for name, count in tally.checks.items()}
     found = figures(tally, [book(tally, meters=doubled)], complete=True)
     assert all(verdict.holds for verdict in judge(read_budgets(Options(engine="ministack")), [found]))
@@ -92,10 +92,10 @@ def test_a_short_run_at_a_low_rate_keeps_to_its_budgets() -> None:
     assert not all(verdict.holds for verdict in judge(read_budgets(Options(engine="ministack")), [found]))
 
 
-def _tally(*outcomes: str) -> Tally:
-    tally = Tally(plan())
-    rows = [list(Sample(1, "lt-r1-1-0", -5, 0, 0, 9, 9, outcome)) for outcome in outcomes]  # type: ignore[arg-type]
-    tally.add("", Batch(rows, 0))
+def _tally(*outcomes: str) -> SampleTally:
+    tally = SampleTally(plan())
+    rows = [list(RequestSample(1, "lt-r1-1-0", -5, 0, 0, 9, 9, outcome)) for outcome in outcomes]  # type: ignore[arg-type]
+    tally.add("", SampleBatch(rows, 0))
     return tally
 
 

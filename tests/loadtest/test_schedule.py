@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from loadtest.load.schedule import Draw, Schedule, Ticket, user_prefix
-from loadtest.plan import GROUPS, SERIES, USERS_OF, Group, Plan, Series
+from loadtest.plan import GROUPS, SERIES, USERS_OF, Group, LoadPlan, Series
 
 TWO = (Series("one", "x", None), Series("other", "x", None, weight=3))
 
@@ -112,7 +112,7 @@ def test_what_is_compared_is_there(group: Group) -> None:
     assert {series.as_series for series in SERIES[group]} - {""} <= set(names)
 
 
-def _plan(group: Group) -> Plan:
-    return Plan(
+def _plan(group: Group) -> LoadPlan:
+    return LoadPlan(
         run="r1", group=group, rate=1, users=1, duration=1, warm_up=0, workers=1, seed=3, targets={},
     )  # fmt: skip

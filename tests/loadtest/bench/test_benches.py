@@ -25,7 +25,7 @@ from loadtest.bench import (
     sync,
 )
 from loadtest.bench.ours import exactness
-from loadtest.bench.report import Findings, Row, Target, conclude, read, reported
+from loadtest.bench.report import BenchTarget, Findings, Row, conclude, read, reported
 from loadtest.bench.servers import Absent
 from loadtest.bench.worker import take_turn
 from tests.engines import Engine
@@ -178,7 +178,7 @@ def test_a_run_is_held_against_the_last(tmp_path: Path, capsys: pytest.CaptureFi
     file = tmp_path / "deep" / "kept.json"
     for speed in (100.0, 150.0):
         row = Row("ours", {"checks/s": speed, "p99 ms": None})
-        found = Findings([row], [Target("fast", speed, "at least", 120)])
+        found = Findings([row], [BenchTarget("fast", speed, "at least", 120)])
         done = reported("kept", lambda found=found, **_: found)(at_once=3, uvloop=True, loop=False)
         conclude(done, file)
     assert read(file) == done

@@ -14,7 +14,7 @@ import pytest
 from loadtest.bench.contenders_boto import on_dynamodb as on_bare_dynamodb
 from loadtest.bench.ours import USERS, on_dynamodb
 from loadtest.bench.replay import replay_server, tally
-from loadtest.bench.stub import Running
+from loadtest.bench.stub import TalkingProgram
 from loadtest.bench.worker import Open
 from tests.engines import Engine
 
@@ -29,7 +29,7 @@ CREATED = {
 
 
 @pytest.fixture
-def replaying(engine: Engine) -> Iterator[Running]:
+def replaying(engine: Engine) -> Iterator[TalkingProgram]:
     with replay_server(engine.endpoint) as server:
         yield server
 
@@ -59,7 +59,7 @@ def spent(engine: Engine, table: str, user: str = "ada") -> int:
     return int(found["Item"]["spent"]["N"])
 
 
-def asking(server: Running) -> Engine:
+def asking(server: TalkingProgram) -> Engine:
     return Engine("replay", server.endpoint)
 
 
@@ -81,7 +81,7 @@ def raw(endpoint: str, operation: str, question: dict[str, Any]) -> tuple[list[t
         connection.close()
 
 
-def test_the_same_question_gets_the_same_bytes(engine: Engine, replaying: Running, table: str) -> None:
+def test_the_same_question_gets_the_same_bytes(engine: Engine, replaying: TalkingProgram, table: str) -> None:
     first, *others = [raw(replaying.endpoint, "UpdateItem", adding(table)) for _ in range(3)]
     assert json.loads(first[1])["Attributes"]["spent"] == {"N": "1"}
     assert "x-amz-crc32" in {name.lower() for name, _ in first[0]}
@@ -89,19 +89,19 @@ def test_the_same_question_gets_the_same_bytes(engine: Engine, replaying: Runnin
     assert spent(engine, table) == 1
 
 
-def test_the_time_makes_no_other_question(engine: Engine, replaying: Running, table: str) -> None:
+def test_the_time_makes_no_other_question(engine: Engine, replaying: TalkingProgram, table: str) -> None:
     for later in range(3):
         asking(replaying).call("UpdateItem", adding(table, moment=MOMENT + later))
     assert spent(engine, table) == 1
 
 
-def test_whatever_else_differs_does(engine: Engine, replaying: Running, table: str) -> None:
+def test_whatever_else_differs_does(engine: Engine, replaying: TalkingProgram, table: str) -> None:
     for question in (adding(table), adding(table, amount=2), adding(table, most=99)):
         asking(replaying).call("UpdateItem", question)
     assert spent(engine, table) == 4
 
 
-def test_users_are_not_mixed_up(engine: Engine, replaying: Running, table: str) -> None:
+def test_users_are_not_mixed_up(engine: Engine, replaying: TalkingProgram, table: str) -> None:
     """Not even those whose name looks like a moment."""
     users = ("ada", "bob", str(MOMENT), str(MOMENT + 1))
     for user in users:
@@ -109,7 +109,7 @@ def test_users_are_not_mixed_up(engine: Engine, replaying: Running, table: str) 
     assert [spent(engine, table, user) for user in users] == [1, 1, 1, 1]
 
 
-def test_a_refusal_is_not_remembered(engine: Engine, replaying: Running, table: str) -> None:
+def test_a_refusal_is_not_remembered(engine: Engine, replaying: TalkingProgram, table: str) -> None:
     engine.call("UpdateItem", adding(table, amount=50))
     refused = adding(table, most=10)
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_a_refusal_is_not_remembered(engine: Engine, replaying: Running, table: 
     assert spent(engine, table) == 6
 
 
-def test_a_read_is_the_engines_to_answer(engine: Engine, replaying: Running, table: str) -> None:
+def test_a_read_is_the_engines_to_answer(engine: Engine, replaying: TalkingProgram, table: str) -> None:
     for amount in (1, 2, 3):
         engine.call("UpdateItem", adding(table, amount=amount))
         assert spent(asking(replaying), table) == spent(engine, table)
