@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, Configured, StoreOption, answering, decimal, spread, whole
+from ratelimit.cli.options import ConfigOption, Configured, StoreOption, answering, decimal, whole
 from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, Answer, complain, note, say, say_fields
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, TableNotFound
@@ -212,7 +212,7 @@ def upgrade(
 
 
 @app.command()
-@spread
+@answering
 def regions(
     *,
     target: TableTarget,
@@ -225,7 +225,7 @@ def regions(
             metavar="REGIONS|none", help="With `failover`: the regions that are to count nobody, with commas."
         ),
     ] = None,
-) -> int:
+) -> Answer:
     """How the regions of a table with replicas count, and how they are configured to; exit status 1 where that differs.
 
     The first process that opens the table records it there, and who is configured otherwise does not start.
@@ -244,15 +244,17 @@ def regions(
     if settings.mode is None:
         raise ConfigError("regions", "is off: set it to how the regions are to count")
     if away is not None:
-        asyncio.run(_homes(settings, target.regions(), [] if away == "none" else away.split(",")))
+        moved = asyncio.run(_homes(settings, target.regions(), [] if away == "none" else away.split(",")))
         who = "every region is a home again" if away == "none" else f"nobody is at home in {away}"
-        say(f"{settings.table}: {who}; who is moved is counted again in {MOVES_IN_S:g} seconds")
-        return ALLOWED
+        told = f"{settings.table}: {who}; who is moved is counted again in {MOVES_IN_S:g} seconds"
+        return Answer({"name": settings.table, "away": moved}, lambda: say(told))
     recorded, wanted = asyncio.run(regions_of_table(settings, change=change))
     lost = asyncio.run(_homes(settings, target.regions())) if settings.failover else []
     nobody = f"; nobody is at home in {', '.join(lost)}" if lost else ""
-    say(f"{settings.table}: {recorded or 'not recorded'}; {'now' if change else 'configured is'} {wanted}{nobody}")
-    return ALLOWED if change or recorded in (None, wanted) else REFUSED
+    said = f"{settings.table}: {recorded or 'not recorded'}; {'now' if change else 'configured is'} {wanted}{nobody}"
+    document = {"name": settings.table, "recorded": recorded, "configured": wanted, "away": lost}
+    same = change or recorded in (None, wanted)
+    return Answer(document, lambda: say(said), status=ALLOWED if same else REFUSED)
 
 
 async def _homes(settings: Settings, regions: Regions | None, away: list[str] | None = None) -> list[str]:

@@ -26,6 +26,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.headers import Headers, HeaderWriter
 from ratelimit.http.problems import Problem, ProblemResponse, problem_of
+from ratelimit.http.routing import overriding_methods
 from ratelimit.policy import PLACEHOLDER, Policy, RefusalTemplate
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Refusals:
         if scope["type"] != "http" or scope["method"] != "OPTIONS":
             return False
         names = {name.lower() for name, _ in scope["headers"]}
-        return {b"origin", b"access-control-request-method"} <= names and self._cors is not None
+        is_one = {b"origin", b"access-control-request-method"} <= names and not overriding_methods(scope)
+        return is_one and self._cors is not None
 
     async def of(self, decision: Decision, asked: Admission) -> tuple[Response, Headers]:
         """Return the answer to a request that was refused so, and what fields to add. Raises what the app's function

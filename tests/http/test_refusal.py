@@ -90,8 +90,12 @@ async def test_a_page_of_another_origin_can_read_the_refusal(order: str) -> None
 
 
 @pytest.mark.parametrize(
-    "headers", [{"origin": ORIGIN}, {"access-control-request-method": "POST"}, {"x-origin": ORIGIN}]
-)
+    "headers",
+    [
+        {"origin": ORIGIN}, {"access-control-request-method": "POST"}, {"x-origin": ORIGIN},
+        {**PREFLIGHT, "x-http-method-override": "POST"},
+    ],
+)  # fmt: skip
 async def test_what_is_no_preflight_is_counted(headers: dict[str, str]) -> None:
     limiter = limiter_of(Policy("hint", "1/day", match="/**"))
     client = client_of(limited_app(limiter, "cors inside"))

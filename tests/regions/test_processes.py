@@ -105,6 +105,8 @@ def test_three_processes_in_three_regions_admit_exactly_the_quota(
     assert f"is counted by {whole}, and this process would by {less}" in " ".join(refused.err.split())
     found = ratelimit("table", "regions", "--config", config)
     assert (found.status, " ".join(found.out.split())) == (1, f"limits: {whole}; configured is {less}")
+    found = ratelimit("table", "regions", "--json", "--config", config)
+    assert (found.status, found.json) == (1, {"name": "limits", "recorded": whole, "configured": less, "away": []})
     (change,) = commands("regions.md")
     assert ratelimit(*change[1:], "--config", config).status == 0
     assert ratelimit("check", "alice", "hint", "--config", config).status == 3, "the other region has another record"
