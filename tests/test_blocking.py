@@ -34,7 +34,7 @@ def test_all_may_wait_at_once() -> None:
     runner, together = Runner(), threading.Barrier(5)
 
     async def work() -> int:
-        return wait_for(lambda left: together.wait(10))
+        return wait_for(lambda left: together.wait(60))
 
     with ThreadPoolExecutor(5) as pool:
         waits = [pool.submit(runner.run, work(), "it") for _ in range(5)]

@@ -526,6 +526,6 @@ def test_threads() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
     assert statuses == [200] * 12
     assert clock.now() - FakeClock().now() == 120 * 1_000_000

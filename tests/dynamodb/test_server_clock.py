@@ -48,7 +48,7 @@ async def test_every_operation_is_signed_by_the_servers_time(
     settings = parse_url(url)
     await create_table(settings)
     punctual_server(server, off, then=of_engine(engine.endpoint))
-    async with DynamoDBStore(settings, endpoint=server.endpoint, fast=fast, attempts=1, read_timeout=10) as store:
+    async with DynamoDBStore(settings, endpoint=server.endpoint, fast=fast, attempts=1, read_timeout=60) as store:
         key, at = Key.of("alice", "hint"), SystemClock().now()
         asked = server.received.total()
         assert asked == 2  # DescribeTable, twice

@@ -29,7 +29,7 @@ async def store(request: pytest.FixtureRequest, engine: Engine) -> AsyncIterator
     await create_table(settings)
     async with FaultServer() as server:
         server.always(of_engine(engine.endpoint, unknown=UNKNOWN))
-        async with DynamoDBStore(settings, endpoint=server.endpoint, fast=request.param, read_timeout=10) as store:
+        async with DynamoDBStore(settings, endpoint=server.endpoint, fast=request.param, read_timeout=60) as store:
             yield store
 
 

@@ -21,7 +21,7 @@ class Apart:
 
     def do(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run it there, to its end."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
     def drop_connections(self) -> None:
         """Close every connection, as a server does with those that were idle for too long; new ones are welcome."""
@@ -38,5 +38,5 @@ class Apart:
     ) -> None:
         self.do(self.server.refuse())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self._loop.close()

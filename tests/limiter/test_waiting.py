@@ -380,11 +380,11 @@ def test_threads_in_their_order(ending: str) -> None:
         limiter.wait("alice", "api", timeout=59)
     for number in range(3 if ending == "refund" else 0):
         limiter.refund("alice", "api")
-        threads[number].join(10)
+        threads[number].join(60)
         assert ended == list(range(number + 1))
     limiter.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert ended == ([0, 1, 2] if ending == "refund" else ["closed"] * 3)
 
 
@@ -402,5 +402,5 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_has_not() -> None:
 
     assert forked(child)
     limiter.refund("alice", "api")
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()

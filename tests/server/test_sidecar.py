@@ -269,7 +269,7 @@ async def test_requests_are_answered_while_a_reload_makes_its_policies_ready(
 
         def build(*args: Any, **options: Any) -> Any:
             loop.call_soon_threadsafe(compiling.set)
-            assert answered.wait(10), "nobody was answered meanwhile"
+            assert answered.wait(60), "nobody was answered meanwhile"
             return build_limiter(*args, **options)
 
         monkeypatch.setattr("ratelimit.server.sidecar.build_limiter", build)

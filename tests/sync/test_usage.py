@@ -98,7 +98,7 @@ def test_a_store_in_memory_is_asked_by_one_thread_at_a_time() -> None:
                 asked = pool.submit(ask)
                 with pytest.raises(TimeoutError):
                     asked.result(0.05)
-            asked.result(5)
+            asked.result(60)
 
 
 def test_after_close_nothing_is_taken_and_that_is_counted() -> None:
@@ -141,7 +141,7 @@ def test_a_thread_that_outlives_close(apart: Apart, opened: Store) -> None:
         time.sleep(0.001)
     usage.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     done.set()
     assert len(events_in(apart)) == len(kept) == usage.stats.written
 

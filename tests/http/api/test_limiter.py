@@ -294,7 +294,7 @@ async def test_policies_are_listed_without_holding_up_others(monkeypatch: pytest
 
     def write(policy: Policy) -> dict[str, Any]:
         loop.call_soon_threadsafe(listing.set)
-        assert answered.wait(10), "nobody was answered meanwhile"
+        assert answered.wait(60), "nobody was answered meanwhile"
         written.append(policy.name)
         return policy_document(policy)
 
