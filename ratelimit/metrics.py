@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import accumulate
 from threading import Lock
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, get_args
 from weakref import WeakKeyDictionary, ref
 
@@ -138,6 +139,22 @@ def encode(families: Iterable[Family]) -> bytes:
     return msgspec.json.encode(list(families))
 
 
+class _PolicyCounts:
+    """How many decisions of a policy there were: `allowed` for no reason, and `others` by (allowed, shadow_denied,
+    reason)."""
+
+    __slots__ = ("allowed", "others")
+
+    def __init__(self, known: Mapping[tuple[object, ...], int] = MappingProxyType({})) -> None:
+        self.allowed = 0
+        self.others: defaultdict[tuple[object, ...], int] = defaultdict(int, known)
+
+    def by_outcome(self) -> dict[tuple[object, ...], int]:
+        # A copy: other threads may count on.
+        others = dict(self.others)
+        return {**others, _ALLOWED: self.allowed} if self.allowed or _ALLOWED in others else others
+
+
 class DecisionMetrics:
     """Count decisions by policy and outcome, and how long they took: the only metrics that a check itself keeps.
 
@@ -145,8 +162,8 @@ class DecisionMetrics:
     """
 
     def __init__(self, policies: Iterable[str] = ()) -> None:
-        self._other: defaultdict[tuple[object, ...], int] = defaultdict(int)
-        self._counts: dict[str, defaultdict[tuple[object, ...], int]] = {}
+        self._other = _PolicyCounts()
+        self._counts: dict[str, _PolicyCounts] = {}
         self._spans = [0] * (len(BUCKETS) + 1)
         self._sum = 0.0
         self.add_policies(policies)
@@ -154,17 +171,21 @@ class DecisionMetrics:
     def add_policies(self, policies: Iterable[str]) -> None:
         for policy in policies:
             if policy not in self._counts:
-                self._counts[policy] = self._other if policy == OTHER else defaultdict(int, {_ALLOWED: 0, _DENIED: 0})
+                self._counts[policy] = self._other if policy == OTHER else _PolicyCounts({_ALLOWED: 0, _DENIED: 0})
 
     def __call__(self, decision: Decision, span: float) -> None:
         counts = self._counts.get(decision.policy, self._other)
-        counts[decision.allowed, decision.shadow_denied, decision.reason] += 1
+        if decision.reason is None:  # as almost all of them: the quotas had room
+            counts.allowed += 1
+        else:
+            counts.others[decision.allowed, decision.shadow_denied, decision.reason] += 1
         self._spans[bisect_left(BUCKETS, span) if span > _AT_ONCE else 0] += 1
         self._sum += span
 
     def counts(self) -> Mapping[str, Mapping[tuple[object, ...], int]]:
         """Return how many there were by policy and then by (allowed, shadow_denied, reason)."""
-        return {**self._counts, OTHER: self._other}
+        counted = {**self._counts, OTHER: self._other}
+        return {policy: counts.by_outcome() for policy, counts in counted.items()}
 
     def spans(self) -> list[int]:
         """Return how many took so long, by `BUCKETS`, and how many took longer."""
@@ -173,7 +194,7 @@ class DecisionMetrics:
     def collect(self) -> list[Family]:
         decisions = []
         for policy, counts in self.counts().items():
-            for (allowed, shadow_denied, reason), count in dict(counts).items():
+            for (allowed, shadow_denied, reason), count in counts.items():
                 outcome = "shadow_denied" if shadow_denied else "allowed" if allowed else "denied"
                 labels = {"policy": policy, "outcome": outcome, "reason": str(reason or "none")}
                 decisions.append(Sample("ratelimit_decisions_total", labels, count))

@@ -86,7 +86,7 @@ def test_what_came_in_each_interval() -> None:
     one.check(10)
     one.check(3, allowed=False, reason="quota")
     one.sample(7)
-    one.check(5, "run", shadow_denied=True)
+    one.check(5, "run", shadow_denied=True, reason="quota")
     one.sample(7)  # which is not over
     one.check(2, "run", reason="unavailable")
     one.check(1, "run", allowed=False, reason="unavailable")
