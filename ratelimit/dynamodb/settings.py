@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from ipaddress import ip_address
 from typing import Any, Final, TypeAlias, TypedDict, cast
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, nearest
 from ratelimit.regions.regions import Regions, RegionsMode, is_region
 from ratelimit.settings import boolean, number
 
@@ -202,8 +201,7 @@ def _parameters(pairs: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _unknown(name: str) -> str:
-    near = get_close_matches(name, _READERS, n=1)
-    return "unknown parameter; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_READERS)}")
+    return "unknown parameter; " + nearest(name, _READERS, f"there are {', '.join(_READERS)}")
 
 
 _HOW: Final = "write dynamodb://my-table?region=eu-west-1"
