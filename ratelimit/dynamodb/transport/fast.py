@@ -30,7 +30,7 @@ from ratelimit.dynamodb.errors import (
     unsignable,
 )
 from ratelimit.dynamodb.expressions import encode
-from ratelimit.dynamodb.schema import NOT_FIELDS, PK, SK, STATE, TTL, TYPE, limit_pk
+from ratelimit.dynamodb.schema import PK, SK, STATE, TTL, limit_pk
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,
@@ -65,12 +65,9 @@ def read_update(response: Response) -> Outcome | UpdateResult:
         return _read_item(response)
     if numbers.ConsumedCapacity is not None:
         return _read_item(response)
-    attributes = numbers.Attributes
-    attributes.pop(TYPE, None)
-    attributes.pop(TTL, None)
-    record: dict[str, Any] = {name: value.N for name, value in attributes.items()}
-    if None in record.values():  # of a whole item, or of somebody else's attribute
-        record = {name: number for name, number in record.items() if number is not None and name not in NOT_FIELDS}
+    # (What is no number is no field, and of what is, only the time to live.)
+    record = {name: value.N for name, value in numbers.Attributes.items() if value.N is not None}
+    record.pop(TTL, None)
     return Outcome(True, record)
 
 

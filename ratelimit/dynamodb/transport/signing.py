@@ -77,12 +77,8 @@ class Signer:
         inner.update(canonical.hexdigest().encode())
         signature = self._outer.copy()
         signature.update(inner.digest())
-        return b"%b%b\r\nContent-Length: %d\r\n\r\n%b" % (
-            self._head,
-            signature.hexdigest().encode(),
-            len(body),
-            body,
-        )
+        length = b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+        return b"".join((self._head, signature.hexdigest().encode(), length, body))
 
     def _turn_to(self, secrets: Secrets, second: int) -> None:
         moment = datetime.fromtimestamp(second, UTC).strftime("%Y%m%dT%H%M%SZ")
