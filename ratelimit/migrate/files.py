@@ -413,10 +413,15 @@ def _cells(path: Path, encoding: str) -> Generator[_Row, None, None]:
             problem = problem or _bad_text(text, encoding)
             if cells and not problem and len(cells) != len(names):
                 problem = f"has {len(cells)} cells, and the header {len(names)}"
-            fields = {} if problem else {name: cell or None for name, cell in zip(names, cells, strict=False)}
+            fields = {} if problem else {name: _cell(cell) for name, cell in zip(names, cells, strict=False)}
             if cells:
                 shown = text.encode(errors="backslashreplace").decode()[:_SHOWN]
                 yield _Row(f"{path.name} line {number}", fields, problem, shown, file.raw.tell())
+
+
+def _cell(text: str) -> str | None:
+    r"""Nothing, and MySQL's and PostgreSQL's `\N`, are null."""
+    return None if text in ("", r"\N") else text
 
 
 def _bad_text(text: str, encoding: str) -> str:

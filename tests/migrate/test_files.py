@@ -105,9 +105,12 @@ async def test_cells_with_spaces_around_them_are_what_they_say(table: str, tmp_p
     at = NOW.strftime("%Y-%m-%d %H:%M:%S")
     (tmp_path / "usage_log.csv").write_text(
         f"id, user_id, action, created_at, cost\n1, alice, hint, {at}, 2\n2,alice   ,hint  ,{at} ,3\n"
+        f"3,\\N,hint,{at},1\n4,alice,\\N,{at},1\n5,bob,hint,{at},\\N\n"
     )
-    await bring(plan_of(tmp_path, table, tmp_path))
+    counts = (await bring(plan_of(tmp_path, table, tmp_path))).checkpoint.of("events")
+    assert (counts.written, counts.rejected) == (3, 2)  # what is null has no user, or no action
     assert sorted((one.user, one.action, one.cost) for one in await events_in(table)) == [
         ("alice", "hint", 2),
         ("alice", "hint", 3),
+        ("bob", "hint", 1),
     ]
