@@ -31,6 +31,7 @@ from ratelimit.testing.virtual_time import VirtualClock
 from ratelimit.wsgi import RateLimitMiddleware as WsgiMiddleware
 from tests.http.serving import served
 from tests.profiles import examples
+from tests.turns import settled, turn
 
 URL = "http://origin.test/"
 DRAFT = {"ratelimit-policy": '"a";q=2;w=60', "ratelimit": '"a";r={};t=60'}
@@ -64,16 +65,6 @@ def drafted(remaining: int, status: int = 200, **fields: str) -> httpx.Response:
     return httpx.Response(status, headers={**headers, **{name.replace("_", "-"): fields[name] for name in fields}})
 
 
-async def settled() -> None:
-    for _ in range(200):
-        await asyncio.sleep(0)
-
-
-async def turn(clock: FakeClock, seconds: float) -> None:
-    clock.advance(seconds)
-    await settled()
-
-
 def start(client: httpx.AsyncClient, *paths: str) -> dict[str, asyncio.Task[httpx.Response]]:
     return {path: asyncio.create_task(client.get(path)) for path in paths}
 
@@ -83,10 +74,10 @@ async def test_one_finds_out_and_the_rest_go_in_their_order_window_by_window() -
     origin.may_answer.clear()
     async with origin.client(clock, timeout=600) as client:
         tasks = start(client, *"abcde")
-        await settled()
+        await settled(200)
         assert origin.asked == ["a"], "nothing is known of it yet"
         origin.may_answer.set()
-        await settled()
+        await settled(200)
         assert origin.asked == ["a", "b"]
         await turn(clock, 59.9)
         assert origin.asked == ["a", "b"]
@@ -103,7 +94,7 @@ async def test_where_nothing_is_limited_nobody_waits_but_for_the_first_answer() 
         await client.get("first")
         origin.may_answer.clear()
         tasks = start(client, *"abcdefgh")
-        await settled()
+        await settled(200)
         assert sorted(origin.asked) == sorted(["first", *"abcdefgh"])
         origin.may_answer.set()
         await asyncio.gather(*tasks.values())
@@ -195,13 +186,13 @@ async def test_answers_out_of_order_admit_no_more_than_is_left() -> None:
     )
     await client.get("first")
     tasks = start(client, *"abc")
-    await settled()
+    await settled(200)
     late[2].set()  # one left, says the last; and then the first says three
-    await settled()
+    await settled(200)
     late[0].set()
-    await settled()
+    await settled(200)
     waiting = [asyncio.create_task(client.get("more")) for _ in range(3)]
-    await settled()
+    await settled(200)
     assert len(sent) == 1, "four had been sent of five"
     for task in (*waiting, *tasks.values()):
         task.cancel()
@@ -227,7 +218,7 @@ async def test_an_answer_that_comes_late_brings_no_reset_forward() -> None:
         tasks = start(client, *"abc")
         for path in "ba":
             may_answer[path].set()
-            await settled()
+            await settled(200)
         await turn(clock, 59)
         assert asked == ["first", "b", "a"]
         await turn(clock, 1)
@@ -244,12 +235,12 @@ async def test_the_tightest_of_several_quotas_takes_the_place_of_the_one_before(
     origin = Origin(of("hour", 1, 3600), of("hour", 0, 3600), of("day", 3, 86400))
     async with origin.client(clock, timeout=90000) as client:
         tasks = start(client, *"abc")
-        await settled()
+        await settled(200)
         await turn(clock, 3600)
         assert origin.asked == ["a", "b", "c"]
         origin.may_answer.clear()
         tasks |= start(client, *"defg")
-        await settled()
+        await settled(200)
         assert origin.asked == [*"abcdef"], "all that the day has left, at once"
         origin.may_answer.set()
         await turn(clock, 86400)
@@ -261,10 +252,10 @@ async def test_who_comes_when_there_is_room_again_does_not_overtake() -> None:
     async with origin.client(clock) as client:
         await client.get("a")
         tasks = start(client, "b", "c")
-        await settled()
+        await settled(200)
         clock.advance(60)
         tasks |= start(client, "late")
-        await settled()
+        await settled(200)
         assert origin.asked == ["a", "b", "c"]
         await turn(clock, 60)
         await asyncio.gather(*tasks.values())
@@ -276,7 +267,7 @@ async def test_a_refusal_is_sent_again_when_it_says_and_holds_up_the_others() ->
     async with origin.client(clock) as client:
         await client.get("first")
         tasks = start(client, "a")
-        await settled()
+        await settled(200)
         tasks |= start(client, "b", "c")
         await turn(clock, 29)
         assert origin.asked == ["first", "a"]
@@ -362,10 +353,10 @@ async def test_who_fails_or_is_cancelled_lets_the_next_one_find_out() -> None:
     origin.may_answer.clear()
     async with origin.client(clock) as client:
         tasks = start(client, *"abcd")
-        await settled()
+        await settled(200)
         tasks["b"].cancel()
         tasks["a"].cancel()
-        await settled()
+        await settled(200)
         assert origin.asked == ["a", "c"]
         origin.may_answer.set()
         assert (await tasks["d"]).status_code == 200
@@ -387,7 +378,7 @@ async def test_what_was_not_spent_is_had_at_once() -> None:
         await client.get("a")
         origin.may_answer.clear()
         tasks = start(client, "free", "b")
-        await settled()
+        await settled(200)
         assert origin.asked == ["a", "free"]
         origin.may_answer.set()
         await asyncio.wait_for(tasks["b"], 30)
@@ -398,7 +389,7 @@ async def test_closing_ends_all_waits() -> None:
     client = origin.client(clock)
     await client.get("a")
     tasks = start(client, "b")
-    await settled()
+    await settled(200)
     await client.aclose()
     with pytest.raises(LimiterClosed, match="the transport is closed"):
         await tasks["b"]

@@ -15,7 +15,8 @@ from ratelimit.envoy import http2
 from ratelimit.envoy.grpc import MAX_CALL_S, MAX_MESSAGE, Call, GrpcError, Method, Status
 from ratelimit.envoy.http2 import END_HEADERS, END_STREAM, frame
 from ratelimit.server.envoy import GrpcListener
-from tests.envoy.wire import ECHO, Client, echo, prefixed, settled
+from tests.envoy.wire import ECHO, Client, echo, prefixed
+from tests.turns import settled
 
 HEALTH = b"/grpc.health.v1.Health/Check"
 

@@ -15,8 +15,9 @@ from ratelimit.envoy import http2
 from ratelimit.envoy.grpc import Call
 from ratelimit.envoy.http2 import ACK, END_HEADERS, END_STREAM, PADDED, PREFACE, WITH_PRIORITY, frame
 from tests.envoy.fuzz import fuzz
-from tests.envoy.wire import ECHO, HEAD, Client, prefixed, settled, unprefixed
+from tests.envoy.wire import ECHO, HEAD, Client, prefixed, unprefixed
 from tests.profiles import examples
+from tests.turns import settled
 
 ANSWERED = ["HEADERS 1", "DATA 1", "HEADERS 1 END"]
 WORD = struct.Struct(">I").pack

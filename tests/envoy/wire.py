@@ -25,12 +25,6 @@ HEAD = [
 ]
 
 
-async def settled() -> None:
-    """Let methods run that have nothing to wait for."""
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
 class Frame(NamedTuple):
     kind: int
     flags: int

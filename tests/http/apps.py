@@ -15,6 +15,7 @@ from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore, Store
 from ratelimit.testing import FakeClock
+from tests.turns import settled
 
 HINT = Policy("hint", "5/day", match="POST /hints")
 
@@ -71,14 +72,8 @@ def headers_of(message: Message) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in message["headers"]}
 
 
-async def settled() -> None:
-    """Let background tasks run that have nothing to wait for."""
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
 async def used(limiter: Limiter, user: str = "ip:203.0.113.7", action: str = "hint") -> int:
-    await settled()
+    await settled(5)
     return (await limiter.peek(user, action)).used
 
 

@@ -26,8 +26,9 @@ from ratelimit.policy import Count, Policy
 from ratelimit.store import MemoryStore, Outcome, Record, Write
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
-from tests.http.apps import call, client_of, headers_of, hello, limiter_of, scope_of, settled, unread, used
+from tests.http.apps import call, client_of, headers_of, hello, limiter_of, scope_of, unread, used
 from tests.limiter.stores import CountingStore, FailingStore, failing, hang
+from tests.turns import settled
 
 
 class SlowStore(CountingStore):
@@ -46,6 +47,19 @@ class SlowStore(CountingStore):
         for _ in range(5):
             await asyncio.sleep(0)
         return record
+
+
+class Held:
+    """Answers as `hello` does: who says `X-Slow`, when it is told to go on."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (b"x-slow", b"1") in scope["headers"]:
+            self.reached.set()
+            await self.go_on.wait()
+        await hello(scope, receive, send)
 
 
 @pytest.mark.parametrize(
@@ -284,19 +298,13 @@ async def test_another_process_does_not_remember_a_unit_that_was_given_back() ->
     """What it saw while a request was on its way: the client then comes to it with the next one."""
     store, clock = SlowStore(), FakeClock()
     policy = Policy("hint", "1/day", match="/**", count="failure")
-    reached, go = asyncio.Event(), asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        reached.set()
-        await go.wait()
-        await hello(scope, receive, send)
-
+    app = Held()
     one = client_of(RateLimitMiddleware(app, limiter=limiter_of(policy, store=store, clock=clock)))
     other = counting_failures(limiter_of(policy, store=store, clock=clock))
-    first = asyncio.create_task(one.get("/"))
-    await reached.wait()
+    first = asyncio.create_task(one.get("/", headers={"x-slow": "1"}))
+    await app.reached.wait()
     assert [(await other.get("/")).status_code for _ in range(3)] == [429] * 3
-    go.set()
+    app.go_on.set()
     assert (await first).status_code == 200
     assert (await other.get("/")).status_code == 200
 
@@ -304,23 +312,16 @@ async def test_another_process_does_not_remember_a_unit_that_was_given_back() ->
 async def test_while_units_may_still_come_back_a_refusal_says_to_come_back_soon() -> None:
     policy = Policy("hint", "2/day", match="/**", count="failure")
     limiter = limiter_of(policy)
-    reached, go = asyncio.Event(), asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if (b"x-slow", b"1") in scope["headers"]:
-            reached.set()
-            await go.wait()
-        await hello(scope, receive, send)
-
+    app = Held()
     client = client_of(RateLimitMiddleware(app, limiter=limiter))
     assert (await client.get("/", headers={"x-status": "401"})).status_code == 401
     slow = asyncio.create_task(client.get("/", headers={"x-slow": "1", "x-status": "401"}))
-    await reached.wait()
+    await app.reached.wait()
     refused = await client.get("/")
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
     assert refused.headers["ratelimit"] == '"hint";r=0;t=1'
     assert "Try again in 1 second." in refused.json()["detail"]
-    go.set()
+    app.go_on.set()
     assert (await slow).status_code == 401
     final = await client.get("/")
     assert (final.status_code, final.headers["retry-after"]) == (429, "43200")
@@ -328,21 +329,14 @@ async def test_while_units_may_still_come_back_a_refusal_says_to_come_back_soon(
 
 async def test_nobody_else_s_requests_shorten_a_refusal() -> None:
     limiter = limiter_of(Policy("hint", "1/day", match="/**", count="failure"))
-    reached, go = asyncio.Event(), asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if (b"x-slow", b"1") in scope["headers"]:
-            reached.set()
-            await go.wait()
-        await hello(scope, receive, send)
-
+    app = Held()
     middleware = RateLimitMiddleware(app, limiter=limiter)
     mallory, alice = client_of(middleware), client_of(middleware, address="203.0.113.8")
     assert (await mallory.get("/", headers={"x-status": "401"})).status_code == 401
     slow = asyncio.create_task(alice.get("/", headers={"x-slow": "1"}))
-    await reached.wait()
+    await app.reached.wait()
     assert (await mallory.get("/")).headers["retry-after"] == "43200"
-    go.set()
+    app.go_on.set()
     await slow
 
 

@@ -23,8 +23,9 @@ from ratelimit.policy import Policy
 from ratelimit.store import Outcome, Write
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
-from tests.http.apps import call, hello, lifespan_of, limiter_of, scope_of, settled
+from tests.http.apps import call, hello, lifespan_of, limiter_of, scope_of
 from tests.limiter.stores import CountingStore
+from tests.turns import settled
 from tests.usage.stores import down, scripted
 
 

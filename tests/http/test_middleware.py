@@ -28,8 +28,9 @@ from ratelimit.names import UserId
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
-from tests.http.apps import HINT, call, client_of, headers_of, hello, limiter_of, scope_of, settled, unread, used
+from tests.http.apps import HINT, call, client_of, headers_of, hello, limiter_of, scope_of, unread, used
 from tests.limiter.stores import FailingStore
+from tests.turns import settled
 
 
 async def test_five_pass_and_the_sixth_is_refused_with_a_problem() -> None:

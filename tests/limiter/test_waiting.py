@@ -19,6 +19,7 @@ from ratelimit.testing import FakeClock, virtual_time
 from ratelimit.testing.virtual_time import VirtualClock
 from tests.limiter.stores import CountingStore, FailingStore, failing
 from tests.sync.test_forks import forked
+from tests.turns import settled, turn
 
 API = Policy("api", "2/minute", on_unavailable="deny")
 
@@ -52,7 +53,7 @@ class Crowd:
     async def add(self, *names: str, **options: Any) -> None:
         for name in names:
             self.tasks[name] = asyncio.create_task(self._wait(name, options))
-        await settled()
+        await settled(100)
 
     async def _wait(self, name: str, options: dict[str, Any]) -> None:
         await self.limiter.wait("alice", "api", **{"timeout": 600, **options})
@@ -62,17 +63,6 @@ class Crowd:
         with pytest.raises(QuotaExceeded) as caught:
             await asyncio.wait_for(self.tasks[name], 30)
         return caught.value
-
-
-async def settled() -> None:
-    """Let all that can happen now happen."""
-    for _ in range(100):
-        await asyncio.sleep(0)
-
-
-async def turn(clock: FakeClock, seconds: float) -> None:
-    clock.advance(seconds)
-    await settled()
 
 
 async def used(limiter: Limiter) -> int:
@@ -178,7 +168,7 @@ async def test_who_is_cancelled_while_waiting_makes_room_for_the_next() -> None:
     await crowd.add(*"abc")
     crowd.tasks["a"].cancel()
     crowd.tasks["b"].cancel()
-    await settled()
+    await settled(100)
     await turn(clock, 60)
     assert (crowd.passed, await used(limiter)) == (["c"], 1)
 
@@ -189,10 +179,10 @@ async def test_who_is_cancelled_in_the_middle_of_a_write_has_spent_nothing() -> 
     crowd = Crowd(limiter)
     await crowd.add("a", "b")
     crowd.tasks["a"].cancel()
-    await settled()
+    await settled(100)
     assert (crowd.tasks["a"].cancelled(), crowd.passed) == (True, [])
     store.may_answer.set()
-    await settled()
+    await settled(100)
     assert crowd.passed == ["b"], "who comes next finds the unit there, and waits for no minute"
     assert await used(limiter) == 1
 
@@ -203,9 +193,9 @@ async def test_what_is_given_up_goes_back_before_a_limiter_closes() -> None:
     crowd = Crowd(limiter)
     await crowd.add("a", "b")
     crowd.tasks["a"].cancel()
-    await settled()
+    await settled(100)
     closing = asyncio.create_task(limiter.close())
-    await settled()
+    await settled(100)
     store.may_answer.set()
     await closing
     with pytest.raises(LimiterClosed):
@@ -225,7 +215,7 @@ async def test_units_that_go_back_while_the_first_is_being_refused() -> None:
     store.may_answer.set()
     await limiter.reset("alice", "api")
     late.set()
-    await settled()
+    await settled(100)
     assert crowd.passed == ["a"]
 
 
@@ -236,7 +226,7 @@ async def test_units_that_go_back_here_are_had_at_once() -> None:
     taken = await limiter.check("alice", "api", cost=2)
     await crowd.add(*"abc")
     await limiter.refund(taken, cost=1)
-    await settled()
+    await settled(100)
     assert crowd.passed == ["a"]
     await limiter.reset("alice", "api")
     await turn(clock, 0)
@@ -266,7 +256,7 @@ async def test_closing_ends_a_wait_that_is_being_refused() -> None:
     crowd = Crowd(limiter)
     await crowd.add("a")
     closing = asyncio.create_task(limiter.close())
-    await settled()
+    await settled(100)
     store.may_answer.set()
     await closing
     with pytest.raises(LimiterClosed):
@@ -280,7 +270,7 @@ async def test_opening_right_after_closing_brings_nobody_back() -> None:
     await crowd.add(*"abc")
     await crowd.limiter._waits.close()
     crowd.limiter._waits.open()
-    await settled()
+    await settled(100)
     for name in "abc":
         with pytest.raises(LimiterClosed):
             await asyncio.wait_for(crowd.tasks[name], 30)

@@ -14,8 +14,8 @@ from ratelimit.server.address import Address
 from ratelimit.server.serve import ShutdownTimeouts
 from ratelimit.server.workers import Worker, WorkerSpec
 from tests.engines import Engine
-from tests.http.apps import settled
 from tests.server.processes import QUICK, Served, served, until
+from tests.turns import settled
 
 FILE = 'user_from = "header:x-api-key"\n[policies.api]\nquotas = "{quotas}"\nmatch = "/**"\n'
 

@@ -11,7 +11,7 @@ from ratelimit.server import workers
 from ratelimit.server.address import Address
 from ratelimit.server.serve import ShutdownTimeouts
 from ratelimit.server.workers import DONE, Supervisor, WorkerSpec
-from tests.http.apps import settled
+from tests.turns import settled
 
 
 class Started:

@@ -13,8 +13,9 @@ from ratelimit.http.authz import Authz
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
 from ratelimit.usage import UsageLog
-from tests.http.apps import call, client_of, headers_of, limiter_of, scope_of, settled, used
+from tests.http.apps import call, client_of, headers_of, limiter_of, scope_of, used
 from tests.http.spellings import DOTTED, PLAIN, UNCLEAR
+from tests.turns import settled
 
 HINT = Policy("hint", "5/day", match="POST /hints")
 FORWARDED = {"x-forwarded-method": "POST", "x-forwarded-uri": "/hints?a=1"}
