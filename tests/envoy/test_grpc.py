@@ -236,7 +236,7 @@ async def test_deadlines_need_few_timers() -> None:
     client = Client({ECHO: lambda message, call: forever()})
     for stream in range(1, 400, 2):
         client.send(client.call(stream, b"", (b"grpc-timeout", f"{1000 + stream}m".encode())))
-    assert len(client.state._timers) <= 5
+    assert len(client.state._timers) <= 10  # however long it takes to send them
     await client.lose()
 
 

@@ -198,7 +198,7 @@ async def test_a_storm_of_everything_leaks_nothing(server: FaultServer) -> None:
 async def test_closing_with_requests_under_way(server: FaultServer) -> None:
     server.always(slow(600))
     before = asyncio.all_tasks()
-    async with new_store(server, read_timeout=600) as store:
+    async with new_store(server, connect_timeout=60, read_timeout=600) as store:
         checks = [asyncio.create_task(apply(store)) for _ in range(20)]
         await until(lambda: server.received["UpdateItem"] == 20)
     assert {type(one) for one in await asyncio.gather(*checks, return_exceptions=True)} == {AnswerLost}
@@ -212,7 +212,7 @@ def test_a_loop_that_ends_with_requests_under_way() -> None:
     async def leave() -> None:
         async with FaultServer() as server:
             server.always(slow(600))
-            async with new_store(server, read_timeout=600) as store:
+            async with new_store(server, connect_timeout=60, read_timeout=600) as store:
                 tasks = [asyncio.create_task(apply(store)) for _ in range(5)]
                 await until(lambda: server.received["UpdateItem"] == 5)
                 tasks[0].cancel()
