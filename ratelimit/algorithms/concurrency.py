@@ -186,6 +186,13 @@ def reserved_in(record: Record) -> dict[str, int]:
     return found
 
 
+def reserved_as_in(record: Record) -> Ops:
+    """Return what expects that neither more is reserved than in this record, nor anything else."""
+    fields = [one.name for one in held_fields(record) if one.total == RESERVED and record[one.name] > 0]
+    most = sum([record[name] for name in fields])
+    return (*[Expect(name, low=record[name]) for name in fields], Expect(RESERVED, high=most, or_missing=True))
+
+
 def held_step(hold: int) -> int:
     """Return the seconds to whose multiples the ends are rounded up, so that there are few fields of them."""
     return max(1, hold // 4)

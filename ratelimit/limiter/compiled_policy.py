@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ratelimit.algorithms import Ops, Rule, Taken, Totals, rule
-from ratelimit.algorithms.concurrency import Held, HeldUnits, held_step, held_until, reserved_in
+from ratelimit.algorithms.concurrency import Held, HeldUnits, held_step, held_until, reserved_as_in, reserved_in
 from ratelimit.algorithms.fields import (
     RESERVED,
     RESET,
@@ -214,7 +214,7 @@ class CompiledPolicy:
         others have reserved stays where it is."""
         known = taken.cached if record is None else record
         if not also:
-            taken.reserved = reserved_in(known) if known.get(RESERVED) else {}
+            taken.reserved = reserved_in(known)
         places = positions or [0] * len(self._rules)
         parts = [
             one.refund(now, cost, record, taken, position) for one, position in zip(self._rules, places, strict=True)
@@ -227,7 +227,7 @@ class CompiledPolicy:
         self._turn_to(now)
         ops: Ops = (*also, *[op for part in parts for op in part])
         if ops and not also:
-            ops = (*ops, Expect(RESERVED, high=known.get(RESERVED, 0), or_missing=True))
+            ops = (*ops, *reserved_as_in(known))
         return Write(ops, self._kept_until(ops, cached)) if ops else None
 
     def states(self, now: int, cost: int, record: Record) -> tuple[QuotaState, ...]:

@@ -592,6 +592,36 @@ async def test_a_refund_without_a_decision_leaves_what_is_reserved(algorithm: Al
     assert 1000 <= (await limiter.peek("alice", "tokens", cost=2000)).used <= 1001, "a bucket has flowed meanwhile"
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+async def test_nor_does_one_by_a_process_that_has_not_heard_of_it(algorithm: AlgorithmName) -> None:
+    clock, store = FakeClock(), MemoryStore()
+    mine, theirs = (Limiter(store, [Policy("tokens", "2000/day", algorithm=algorithm)], clock=clock) for _ in range(2))
+    ours = mine.reserve("alice", "tokens", 10)
+    decision = await ours.take()
+    clock.advance(10)
+    other = theirs.reserve("alice", "tokens", 10)
+    assert await other.take()
+    await mine.refund(decision)
+    await mine.refund("alice", "tokens", 10)
+    assert (await theirs.peek("alice", "tokens")).used == 10
+
+
+async def test_nor_by_one_that_has_heard_of_as_much_in_another_window() -> None:
+    clock, store = FakeClock(), MemoryStore()
+    mine, theirs = (Limiter(store, [Policy("tokens", "2000/minute", hold=30)], clock=clock) for _ in range(2))
+    await mine.check("alice", "tokens", cost=20)
+    clock.advance(45)
+    former, latter = (theirs.reserve("alice", "tokens", 10) for _ in range(2))
+    assert await former.take()
+    await mine.peek("alice", "tokens")
+    clock.advance(20)
+    assert await latter.take()
+    former.settle(0)
+    await former.release()
+    await mine.refund("alice", "tokens", 10)
+    assert (await theirs.peek("alice", "tokens")).used == 10
+
+
 @pytest.mark.parametrize("applied", [True, False])
 @pytest.mark.parametrize("call", ["refund", "release"])
 async def test_a_refund_of_which_the_answer_is_lost_is_none_of_what_comes_back_by_itself(
