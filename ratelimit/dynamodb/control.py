@@ -163,7 +163,8 @@ def keys_of(description: Mapping[str, Any], part: Mapping[str, Any]) -> tuple[st
 
 
 def indexes_of(description: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ())
+    # Engines tell them in any order.
+    return tuple(sorted(index["IndexName"] for index in description.get("GlobalSecondaryIndexes") or ()))
 
 
 def billing_of(description: Mapping[str, Any]) -> str:
