@@ -129,6 +129,7 @@ class RateLimitMiddleware:
         finally:
             if not handler.is_over:
                 await handler.end()
+            handler.let_go()
 
     async def _made_ready(self, send: Send) -> Send:
         await self._lifespan.before_request()

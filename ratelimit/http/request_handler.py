@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
 from ratelimit.http.admission import Admission, MiddlewareState
+from ratelimit.http.body import no_body
 from ratelimit.http.charges import Charge, Charges
 from ratelimit.http.identity import UserResolver
 from ratelimit.http.policy_check import SurfaceOptions
@@ -117,6 +118,14 @@ class RequestHandler(Admission):
         send, self._send = self._send, _drop
         await self._shared.refusals.send(response, fields, self.scope, self._receive, send)
         return True
+
+    def let_go(self) -> None:
+        """Let go of the connection, whose scope leads back here: so nothing is left for the garbage collector to find.
+        What a task checks that outlives the request is settled and written down all the same."""
+        self.scope = dict(self.scope)
+        self.scope.pop(SCOPE_KEY, None)
+        self._connection = None
+        self._receive, self._send = no_body, _drop
 
     async def reject(self, error: HTTPException) -> None:
         await self._shared.refusals.send(rejection(error), [], self.scope, self._receive, self.send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from ratelimit.names import UserId
 from ratelimit.policy import Policy
 from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
+from ratelimit.usage import UsageLog
 from tests.http.apps import HINT, call, client_of, headers_of, hello, limiter_of, scope_of, unread, used
 from tests.limiter.stores import FailingStore
 from tests.turns import settled
@@ -463,3 +465,54 @@ async def test_many_at_once_admit_the_limit() -> None:
     answers = await asyncio.gather(*(client.post("/hints") for _ in range(20)))
     assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 15
     await settled()
+
+
+@pytest.mark.parametrize("way", ["allowed", "refused", "asked by a view", "by functions"])
+async def test_a_request_leaves_nothing_for_the_garbage_collector(way: str) -> None:
+    async def view(request: Request) -> Response:
+        await limited("hint")(request)
+        return PlainTextResponse("ok")
+
+    quotas = "1/day" if way == "refused" else "1000/day"
+    match = "/b" if way == "asked by a view" else "/hints"
+    cost: Any = (lambda connection: 1) if way == "by functions" else 1
+    limiter = limiter_of(Policy("hint", quotas, match=match, cost=cost))
+    app = Starlette(routes=[Route("/hints", view if way == "asked by a view" else _ok, methods=["POST"])])
+    app.add_middleware(RateLimitMiddleware, limiter=limiter)
+    for _ in range(3):
+        await call(app, scope_of())
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            await call(app, scope_of())
+        assert gc.collect() < 10
+    finally:
+        gc.enable()
+
+
+async def _ok(request: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+async def test_what_a_task_checks_that_outlives_the_request_counts() -> None:
+    over, tasks = asyncio.Event(), list[asyncio.Task[Decision]]()
+
+    async def view(request: Request) -> Response:
+        async def later() -> Decision:
+            await over.wait()
+            return await limited("hint")(request)
+
+        tasks.append(asyncio.create_task(later()))
+        return PlainTextResponse("ok")
+
+    limiter = limiter_of()
+    usage = UsageLog(MemoryStore(), clock=limiter.clock)
+    app = Starlette(routes=[Route("/hints", view, methods=["POST"])])
+    app.add_middleware(RateLimitMiddleware, limiter=limiter, usage=usage)
+    async with usage:
+        await call(app, scope_of())
+        over.set()
+        assert (await tasks[0]).remaining == 3
+        await usage.flush()
+        assert len((await usage.events("ip:203.0.113.7")).events) == 2
