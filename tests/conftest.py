@@ -15,6 +15,7 @@ from botocore import hooks, httpsession
 from botocore.hooks import EventAliaser, HierarchicalEmitter
 
 from ratelimit import retry
+from ratelimit.dynamodb.settings import Settings
 from tests import profiles as profiles
 from tests.deploy.recording import every_call_is_granted as every_call_is_granted
 from tests.engines import AUTHORITY, Choice, Engine, EngineError, choose, isolate, start
@@ -87,6 +88,18 @@ def no_program_where_it_is_not_said(request: pytest.FixtureRequest, monkeypatch:
 
 def _mark_it(*_: object, **__: object) -> None:
     pytest.fail("a test that starts another program is marked: @pytest.mark.process", pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """An engine on a busy machine takes its time, also to accept: the defaults of stores are for production."""
+    defaults: dict[str, object] = Settings.__init__.__kwdefaults__ or {}
+    if item.get_closest_marker("engine"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("connect_timeout", "read_timeout"):
+                patch.setitem(defaults, name, 30.0)
+            return (yield)
+    return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ async def test_it_stands_beside_the_decision_endpoint_and_the_api(tmp_path: Path
 
 
 async def test_at_the_end_it_is_not_healthy_and_answers_while_clients_leave(tmp_path: Path) -> None:
-    options = (*place(write(tmp_path, 1000)), "--linger", "1", "--grace", "5")
+    options = (*place(write(tmp_path, 1000)), "--linger", "5", "--grace", "60")
     async with served(*options) as service, client_of(service) as client:
         assert await client.healthy()
         service.send(SIGTERM)
