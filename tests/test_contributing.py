@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ratelimit import Policy, RateLimitMiddleware
+from tests.engines import Engine
+from tests.http.apps import call, hello, scope_of
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -27,9 +37,29 @@ def test_every_room_is_in_the_table() -> None:
     assert named == rooms
 
 
-def test_the_way_of_a_request_passes_functions_that_there_are() -> None:
-    steps = re.findall(r"(?m)^\d+\. `(\S+)\.py` `(\S+)` ", section("The way of a request"))
+@pytest.mark.engine
+async def test_the_way_of_a_request_passes_these_functions(engine: Engine) -> None:
+    entered: set[CodeType] = set()
+
+    def enter(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(str(ROOT / "ratelimit")):
+            entered.add(frame.f_code)
+
+    hint = Policy("hint", "5000/day", match="POST /hints")
+    store = engine.store_url(f"way-{uuid4().hex[:8]}", create="true")
+    app = RateLimitMiddleware.from_config(hello, policies=[hint], store=store, deadline=30)
+    async with app.limiter:
+        for _ in range(3):
+            await call(app, scope_of())
+        sys.setprofile(enter)
+        try:
+            await call(app, scope_of())
+        finally:
+            sys.setprofile(None)
+    text = section("The way of a request")
+    steps = re.findall(r"(?m)^\d+\. `(\S+)\.py` `(\S+)` ", text)
     assert len(steps) > 20
     for file, name in steps:
-        module = import_module("ratelimit." + file.replace("/", "."))
-        assert callable(reduce(getattr, name.split("."), module)), name
+        module: Any = import_module("ratelimit." + file.replace("/", "."))
+        assert reduce(getattr, name.split("."), module).__code__ in entered, name
+    assert f"in {len({code.co_filename for code in entered})} files" in text
