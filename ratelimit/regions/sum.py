@@ -90,8 +90,9 @@ class SumStore(RegionsStore):
         await super().close()
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
-        if write.ops[0].field == RESET:  # what says when would be added up
-            write = msgspec.structs.replace(write, ops=write.ops[1:])
+        summed = tuple([op for op in write.ops if op.field != RESET])  # a moment is nothing to add up
+        if len(summed) < len(write.ops):
+            write = msgspec.structs.replace(write, ops=summed)
         if all(type(op) is Drop for op in write.ops):
             await self._drop_elsewhere(key, write, now)
         others = await self._believed(key)
