@@ -81,15 +81,9 @@ def run(
         notes += lacking.values()
         servers: dict[str, tuple[ServedContender, MeasuredServer]] = {}
         for each in contenders:
-            if each.build in lacking:
-                continue
-            try:
-                server = exits.enter_context(each.start())
-                each.load(server.port, seconds=min(1, seconds), at_once=at_once)
-            except (Absent, RuntimeError, OSError, subprocess.SubprocessError) as error:
-                notes.append(f"not measured: {each.name}: {error}")
-                continue
-            servers[each.name], measured[each.name] = (each, server), Measured()
+            server = None if each.build in lacking else _start(each, exits, notes, min(1, seconds), at_once)
+            if server is not None:
+                servers[each.name], measured[each.name] = (each, server), Measured()
         for name in in_turns(servers, rounds):
             each, server = servers[name]
             try:
@@ -104,6 +98,19 @@ def run(
                 p99.setdefault(name, []).append(latencies(server.port, rate=rate, seconds=seconds)["p99"])
     rows = [Row(name, _figures(name, measured, servers[name][0].floor, p99)) for name in measured]
     return Findings(rows, _targets(measured), notes)
+
+
+def _start(
+    contender: ServedContender, exits: ExitStack, notes: list[str], seconds: float, at_once: int
+) -> MeasuredServer | None:
+    """Start it, and ask it for a while. Note why that does not go, and return None."""
+    try:
+        server = exits.enter_context(contender.start())
+        contender.load(server.port, seconds=seconds, at_once=at_once)
+    except (Absent, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        notes.append(f"not measured: {contender.name}: {error}")
+        return None
+    return server
 
 
 def _contenders(upstream: int, dynamodb: str) -> list[ServedContender]:
