@@ -13,7 +13,6 @@ from loadtest.bench import app as app_bench
 from loadtest.bench import (
     cold,
     embedded,
-    export,
     frameworks,
     hotkey,
     lane,
@@ -47,7 +46,7 @@ BENCHES: Final = {
     "operations": operations.run,
     "peers": peers.run,
 }
-for name, run in {**BENCHES, "export": export.run, "timeline": timeline.run}.items():
+for name, run in {**BENCHES, "timeline": timeline.run}.items():
     app.command(name)(reported(name, run))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadtest.bench.ours import ROOMY
+from loadtest.bench.ours import ROOMY, TWO
 from loadtest.bench.report import BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
@@ -11,7 +11,6 @@ OURS = "Limiter, memory"
 COMPILED = "Limiter, memory, compiled"
 REFUSED = "repeated refusal, DynamoDB (stub)"
 THEIRS = "limits, memory: hit"
-TWO = "1000000000/hour; 1000000000/day"
 
 
 def run(rounds: Rounds = 7, seconds: Seconds = 0.4) -> Findings:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from loadtest.bench.ours import TWO
 from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds, Uvloop
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.stub import stub_server
@@ -21,7 +22,6 @@ GCRA = "check, fast lane, gcra"
 APPLY = "store.apply, fast lane"
 TLS = ", over TLS"
 
-_QUOTAS = "1000000000/hour; 1000000000/day"
 _BOTO = "loadtest.bench.contenders_boto:on_dynamodb"
 _OURS = "loadtest.bench.ours:on_dynamodb"
 _APPLY = "loadtest.bench.ours:applying"
@@ -44,7 +44,7 @@ def run(rounds: Rounds = 5, seconds: Seconds = 0.8, at_once: AtOnce = 32, uvloop
 
 
 def _entries(shared: dict[str, Any]) -> list[Entry]:
-    check = {**shared, "quotas": _QUOTAS}
+    check = {**shared, "quotas": TWO}
     return [
         Entry(BARE, _BOTO, shared),
         Entry(SLOW, _OURS, {**check, "fast": False}),
@@ -66,7 +66,7 @@ def _over_tls(shared: dict[str, Any]) -> Iterator[list[Entry]]:
         authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(server))
         with stub_server(certificate=server) as endpoint:
             secure = {**shared, "endpoint": endpoint}
-            check, trusting = {**secure, "quotas": _QUOTAS}, {"AWS_CA_BUNDLE": str(bundle)}
+            check, trusting = {**secure, "quotas": TWO}, {"AWS_CA_BUNDLE": str(bundle)}
             yield [
                 Entry(BARE + TLS, _BOTO, secure, environment=trusting),
                 Entry(FAST + TLS, _OURS, check, environment=trusting),

@@ -23,6 +23,7 @@ from ratelimit.store import MemoryStore
 USERS = 256
 ACTION = "hint"
 ROOMY = "1000000000/hour"
+TWO = f"{ROOMY}; 1000000000/day"
 _COUNTED = 2_000
 _NEVER_LATE = 30.0
 

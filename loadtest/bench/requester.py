@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from math import ceil
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from loadtest.bench.servers import MeasuredServer, on_client_core
 from loadtest.bench.stub import body_length
@@ -23,6 +25,8 @@ Shape: TypeAlias = Literal["get", "authz", "check"]
 Load: TypeAlias = Callable[..., tuple[float, int]]
 """Asks a port for so many `seconds`, `at_once`: requests a second, and how many."""
 
+_USERS = 256
+_PACED_CONNECTIONS = 32
 _SCRIPT = Path(__file__).with_name("requests.lua")
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _MADE = re.compile(r"(\d+) requests in")
@@ -98,12 +102,81 @@ async def asking(port: int, requests: Sequence[bytes], at_once: int) -> AsyncIte
             writer.close()
 
 
-async def _main(port: int, seconds: float, at_once: int, shape: str) -> None:
-    requests = [_request(f"user-{number}", shape) for number in range(256)]
+async def _as_fast_as_it_goes(port: int, seconds: float, at_once: int, shape: str) -> None:
+    requests = [_request(f"user-{number}", shape) for number in range(_USERS)]
     async with asking(port, requests, at_once) as call:
         turn = await take_turn(call, seconds=seconds, at_once=at_once)
     print(f"{turn.calls} requests in {seconds}s\nRequests/sec: {turn.per_second}")  # noqa: T201
 
 
+# Requests at a steady rate, whatever becomes of those before: each goes out on a connection on which nothing is waited
+# for, and is timed from then to the last byte of its answer. How many wait at once is up to the server.
+
+
+def latencies(port: int, *, rate: int, seconds: float) -> dict[str, float]:
+    """`p50` and `p99`, in milliseconds, by a client in a process of its own."""
+    command = [sys.executable, "-m", "loadtest.bench.requester", str(port), str(seconds), str(rate), "paced"]
+    said = subprocess.run(on_client_core(command), capture_output=True, text=True, check=True, timeout=seconds + 60)
+    found: dict[str, float] = json.loads(said.stdout)
+    return found
+
+
+class _TimedConnection(asyncio.Protocol):
+    def __init__(self, idle: list[_TimedConnection], times: list[float]) -> None:
+        self._idle = idle
+        self._times = times
+        self._since = 0.0
+        self._unread = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def ask(self, request: bytes) -> None:
+        self._since = time.perf_counter()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        head, end, body = self._unread.partition(b"\r\n\r\n")
+        if end and len(body) >= body_length(head):
+            assert head.startswith(b"HTTP/1.1 200 "), head
+            self._times.append(time.perf_counter() - self._since)
+            self._unread = b""
+            self._idle.append(self)
+
+
+async def _at_pace(port: int, seconds: float, rate: int) -> None:
+    loop = asyncio.get_running_loop()
+    idle: list[_TimedConnection] = []
+    times: list[float] = []
+
+    async def connect() -> _TimedConnection:
+        return (await loop.create_connection(lambda: _TimedConnection(idle, times), "127.0.0.1", port))[1]
+
+    idle += [await connect() for _ in range(_PACED_CONNECTIONS)]
+    requests = [_request(f"user-{number}", "get") for number in range(_USERS)]
+    began, number, total = time.perf_counter(), 0, int(rate * seconds)
+    while number < total:
+        while number < min(total, (time.perf_counter() - began) * rate):
+            one = idle.pop() if idle else await connect()
+            one.ask(requests[number % _USERS])
+            number += 1
+        await asyncio.sleep(0.5 / rate)
+    async with asyncio.timeout(10):
+        while len(times) < total:  # noqa: ASYNC110 (the last is as good as any)
+            await asyncio.sleep(0.01)
+    times.sort()
+    print(json.dumps({"p50": times[total // 2] * 1000, "p99": times[int(total * 0.99)] * 1000}))  # noqa: T201
+
+
+def _main(port: str, seconds: str, many: str, shape: str) -> None:
+    if shape == "paced":
+        import uvloop
+
+        uvloop.run(_at_pace(int(port), float(seconds), int(many)))
+    else:
+        asyncio.run(_as_fast_as_it_goes(int(port), float(seconds), int(many), shape))
+
+
 if __name__ == "__main__":
-    asyncio.run(_main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
+    _main(*sys.argv[1:])

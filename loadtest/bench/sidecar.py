@@ -23,7 +23,6 @@ import typer
 
 from loadtest.bench import requester
 from loadtest.bench.builds import Build, absent
-from loadtest.bench.pace import latencies
 from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds
 from loadtest.bench.runner import Measured, difference, in_turns, ratio
 from loadtest.bench.servers import Absent, MeasuredServer, haproxy, module, nginx, on_client_core, sidecar
@@ -95,7 +94,7 @@ def run(
         paced = {"": upstream, **{name: server for name, (each, server) in servers.items() if each.paced}}
         for _ in range(rounds if rate else 0):
             for name, server in paced.items():
-                p99.setdefault(name, []).append(latencies(server.port, rate=rate, seconds=seconds)["p99"])
+                p99.setdefault(name, []).append(requester.latencies(server.port, rate=rate, seconds=seconds)["p99"])
     rows = [Row(name, _figures(name, measured, servers[name][0].floor, p99)) for name in measured]
     return Findings(rows, _targets(measured), notes)
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from loadtest.bench import builds, pace, proxy_bodies, proxy_crowd, requester, sidecar
+from loadtest.bench import builds, proxy_bodies, proxy_crowd, requester, sidecar
 from loadtest.bench.servers import module
 from tests.server.sockets import GET, ask, close
 
@@ -48,7 +48,7 @@ def test_sidecar(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.process
 def test_a_steady_rate_is_asked_for() -> None:
     with module("loadtest.bench.asgi_server", "app") as upstream:
-        found = pace.latencies(upstream.port, rate=200, seconds=0.5)
+        found = requester.latencies(upstream.port, rate=200, seconds=0.5)
     assert 0 < found["p50"] <= found["p99"]
 
 
