@@ -39,8 +39,10 @@ _SKEW: Final = "ratelimit_skew"
 _SIGNED: Final = ("dynamodb", "sts")
 _TIMESTAMP: Final = "%Y%m%dT%H%M%SZ"
 
-_FAST: Final = frozenset(("BatchGetItem", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems"))
-"""Operations whose answers are small. (What is written all the time has ways of its own.)"""
+_FAST: Final = frozenset((
+    "BatchGetItem", "BatchWriteItem", "DeleteItem", "DescribeTable", "GetItem", "PutItem", "TransactWriteItems",
+))  # fmt: skip
+"""Operations whose answers are small. (A check's update has a way of its own.)"""
 _MAX_FAST_EVENTS: Final = 250
 """Events are 2 KB at most, so that so many are less than a fast connection takes (`MAX_ANSWER_BYTES`)."""
 
@@ -101,7 +103,7 @@ class Client:
     """A client that is open, where it leads, and what it signs and verifies with. Made by `client.connect`, or without
     an event loop by `blocking.connect`."""
 
-    __slots__ = ("_exits", "api", "clock", "credentials", "fast", "place", "verify")
+    __slots__ = ("_exits", "api", "clock", "credentials", "fallback", "fast", "place", "verify")
 
     def __init__(
         self,
@@ -123,6 +125,8 @@ class Client:
         self.clock = clock
         self.fast: Any = None
         """The fast transport, once there is one: whatever it does not send goes by `api`."""
+        self.fallback = ""
+        """Why there is none, where it was not the settings that said so."""
         self._exits = exits
 
     async def call(self, operation: str, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ TRANSACTION_BACKOFF: Final = Backoff(first_s=0.01, max_s=0.02)
 TRANSACTION_ATTEMPTS: Final = 12
 
 _READS: Final = ("GetItem", "BatchGetItem", "Query", "Scan")
-_NAME_THE_TABLE_INSIDE: Final = ("BatchGetItem", "TransactWriteItems")
+_NAME_THE_TABLE_INSIDE: Final = ("BatchGetItem", "BatchWriteItem", "TransactWriteItems")
 EXPECTED: Final = (CONDITION_FAILED, TRANSACTION_CANCELED)
 """What is an answer rather than an error: see `ConditionFailed`."""
 
@@ -53,7 +53,7 @@ class Stats:
     retries: int = 0
     throttles: int = 0
     fallbacks: Counter[str] = field(default_factory=Counter)
-    """Writes that the fast transport left to aiobotocore, by reason (`proxy`, `denied`); `clock` it settled itself."""
+    """Calls that the fast transport left to aiobotocore, by reason (`proxy`, `denied`); `clock` it settled itself."""
     connections: int = 0
     """Made by the fast transport."""
     dropped: Counter[str] = field(default_factory=Counter)
@@ -171,6 +171,7 @@ class TableCalls:
     async def send(self, operation: str, **request: Any) -> dict[str, Any]:
         """Send what `retry` counts. Raise `ConditionFailed` as well."""
         client = await self.client()
+        count_fallback(client, self.stats)
         if operation not in _NAME_THE_TABLE_INSIDE:
             request["TableName"] = self.table
         with explained(client.place):
@@ -185,6 +186,11 @@ class TableCalls:
         else:
             self.stats.write_units += consumed_units(answer)
         return answer
+
+
+def count_fallback(client: Client, stats: Stats) -> None:
+    if client.fallback:
+        stats.fallbacks[client.fallback] += 1
 
 
 def capacity(settings: Settings) -> dict[str, str]:

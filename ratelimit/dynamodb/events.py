@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from operator import itemgetter
@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.calls import HARMLESS, ConditionFailed, TableCalls
+from ratelimit.dynamodb.errors import AnswerLost
 from ratelimit.dynamodb.schema import Attribute, Item
-from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.errors import IndexNotFound, StoreMisconfigured, StoreRefused, StoreThrottled, StoreUnavailable
 from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.store.base import (
@@ -150,9 +150,8 @@ class DynamoDBEventStore:
     calls and two units: a note of where the id was first seen, and the event, unless it is there.
     """
 
-    def __init__(self, calls: TableCalls, transport: Callable[[], Awaitable[Transport]]) -> None:
+    def __init__(self, calls: TableCalls) -> None:
         self._calls = calls
-        self._transport = transport
 
     async def put(self, events: Sequence[UsageEvent], *, timelines: Collection[str] = ()) -> Sequence[UsageEvent]:
         """Write events, and return those that were not. Try once: who calls knows how long it can wait."""
@@ -329,9 +328,10 @@ class DynamoDBEventStore:
                 return
 
     async def _write_batch(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        result = await (await self._transport()).write_batch(requests)
-        self._calls.stats.write_units += result.write_units
-        return list(result.left)
+        answer = await self._calls.send("BatchWriteItem", RequestItems={self._calls.table: requests})
+        if "UnprocessedItems" not in answer:
+            raise AnswerLost(f"table {self._calls.table!r} answered a batch without saying what was not processed")
+        return list(answer["UnprocessedItems"].get(self._calls.table, ()))
 
     def _event(self, user: str, item: Item) -> UsageEvent | None:
         try:

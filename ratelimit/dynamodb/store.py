@@ -22,7 +22,7 @@ from ratelimit.dynamodb.schema import PK, limit_key, limit_pk
 from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
 from ratelimit.dynamodb.transport.base import BotoTransport, Transport
 from ratelimit.dynamodb.transport.select import NewFastTransport, is_fast_wanted, new_fast_transport, open_transport
-from ratelimit.dynamodb.writer import ConditionalWriter, record_in
+from ratelimit.dynamodb.writer import ConditionalWriter, read_record, record_in
 from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.base import Outcome, Record, Trace, Write
@@ -82,7 +82,7 @@ class DynamoDBStore:
         self.stats = Stats()
         self._retries = Retries(self.settings.attempts, self.stats)
         self._calls = TableCalls(self._client, self.settings, self.stats, self._retries)
-        self.events = DynamoDBEventStore(self._calls, self._transport)
+        self.events = DynamoDBEventStore(self._calls)
         self.directory = DynamoDBDirectoryStore(self._calls)
         self.scans = DynamoDBScans(self._client, self.settings, self.stats, self._retries)
         self._is_lean = self.HOLDS_UP_NOBODY or "AWS_LAMBDA_FUNCTION_NAME" in os.environ
@@ -118,8 +118,7 @@ class DynamoDBStore:
 
     async def read(self, key: Key) -> Record:
         """Read the record, strongly consistent."""
-        answer = await self._calls.run("GetItem", Key=limit_key(key), ConsistentRead=True)
-        return record_in(answer.get("Item", {}), self.settings.table)
+        return await read_record(self._calls, key)
 
     async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
         """Read the records in one `BatchGetItem`, strongly consistent."""
@@ -155,9 +154,6 @@ class DynamoDBStore:
 
     async def _client(self) -> Client:
         return (await self._ready()).client
-
-    async def _transport(self) -> Transport:
-        return (await self._ready()).transport
 
     async def _ready(self) -> Opened:
         """Open, in one task however many ask for it, which goes on where one of them gives up waiting."""
@@ -203,7 +199,7 @@ class DynamoDBStore:
             await client.close()
             raise
         tells = is_amazon(client.place.endpoint)
-        writer = ConditionalWriter(transport, self._retries, self.stats, settings.table, self.read, tells=tells)
+        writer = ConditionalWriter(transport, self._calls, self._retries, tells=tells)
         return Opened(client, transport, writer)
 
     async def _live(

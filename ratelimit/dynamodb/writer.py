@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 from ratelimit.cache import LRUCache
-from ratelimit.dynamodb.calls import HARMLESS, NOT_EXECUTED, TRANSACTION_ATTEMPTS, TRANSACTION_BACKOFF, Retries, Stats
+from ratelimit.dynamodb.calls import (
+    HARMLESS,
+    NOT_EXECUTED,
+    TRANSACTION_ATTEMPTS,
+    TRANSACTION_BACKOFF,
+    ConditionFailed,
+    Retries,
+    TableCalls,
+)
+from ratelimit.dynamodb.errors import PART_REFUSED, canceled
 from ratelimit.dynamodb.expressions import Update, part_of_transaction
 from ratelimit.dynamodb.schema import Item, limit_key, record_of
 from ratelimit.dynamodb.transport.base import MAX_KNOWN_WRITES, Transport, UpdateResult
@@ -23,25 +33,16 @@ class ConditionalWriter:
     """Writes to one table, which is named where it holds what it should not.
 
     DynamoDB answers a refused write with the item. Some engines for development do not: until one has been seen to,
-    what it does not tell is read with `read`.
+    what it does not tell is read.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        retries: Retries,
-        stats: Stats,
-        table: str,
-        read: Callable[[Key], Awaitable[Record]],
-        *,
-        tells: bool,
-    ) -> None:
+    def __init__(self, transport: Transport, calls: TableCalls, retries: Retries, *, tells: bool) -> None:
         self._transport = transport
+        self._calls = calls
         self._retries = retries
-        self._transactions = Retries(TRANSACTION_ATTEMPTS, stats, pause=TRANSACTION_BACKOFF.pause)
-        self._stats = stats
-        self._table = table
-        self._read = read
+        self._stats = calls.stats
+        self._transactions = Retries(TRANSACTION_ATTEMPTS, self._stats, pause=TRANSACTION_BACKOFF.pause)
+        self._table = calls.table
         self._tells = tells
         self._warned = False
         self._parts: LRUCache[Write, Update] = LRUCache(MAX_KNOWN_WRITES)
@@ -76,15 +77,29 @@ class ConditionalWriter:
             ],
             "ClientRequestToken": str(uuid4()),
         }
-        call = partial(self._transport.transact, request)
-        result = await self._transactions.run("TransactWriteItems", call, on=HARMLESS)
-        self._stats.write_units += result.write_units
-        if not result.refused:
+        call = partial(self._transact, request)
+        refused = await self._transactions.run("TransactWriteItems", call, on=HARMLESS)
+        if not refused:
             return [Outcome(True, {}) for _ in writes]
         return [
             Outcome(True, {}) if item is None else Outcome(False, await self._record(key, item))
-            for (key, _), item in zip(writes, result.refused, strict=True)
+            for (key, _), item in zip(writes, refused, strict=True)
         ]
+
+    async def _transact(self, request: Mapping[str, Any]) -> list[Item | None]:
+        """Return nothing when applied; else of each part whose conditions did not hold the item, which is empty where
+        there is none or the engine does not tell, and None of the others. Raise `canceled` for any other reason."""
+        try:
+            await self._calls.send("TransactWriteItems", **request)
+        except ConditionFailed as failed:
+            reasons = failed.response.get("CancellationReasons") or ()
+        else:
+            return []
+        codes = [str(reason.get("Code", "None")) for reason in reasons]
+        if PART_REFUSED not in codes:
+            raise canceled(codes)
+        parts = zip(codes, reasons, strict=True)
+        return [(reason.get("Item") or {}) if code == PART_REFUSED else None for code, reason in parts]
 
     def _part(self, write: Write) -> Update:
         if not write.recurs:
@@ -100,7 +115,7 @@ class ConditionalWriter:
 
     async def _untold(self, key: Key) -> Record:
         """Read the record with which a write was refused, or a later one: what it says decides either way."""
-        record = await self._read(key)
+        record = await read_record(self._calls, key)
         if record and not self._warned:
             self._warned = True
             logger.warning(
@@ -109,6 +124,11 @@ class ConditionalWriter:
                 self._table,
             )
         return record
+
+
+async def read_record(calls: TableCalls, key: Key) -> Record:
+    answer = await calls.run("GetItem", Key=limit_key(key), ConsistentRead=True)
+    return record_in(answer.get("Item", {}), calls.table)
 
 
 def record_in(item: Item, table: str) -> Record:

@@ -7,7 +7,7 @@ and is counted (`Stats.fallbacks`): so this transport never has to be complete.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -34,17 +34,13 @@ from ratelimit.dynamodb.schema import PK, SK, STATE, TTL, limit_pk
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.dynamodb.transport.base import (
     MAX_KNOWN_WRITES,
-    BatchWriteResult,
     ErrorBody,
-    TransactResult,
     Transport,
     UpdateResult,
     check_shape,
-    decode_batch,
     decode_error,
     decode_numbers,
     decode_update,
-    read_transaction,
 )
 from ratelimit.dynamodb.transport.connection import Endpoint, Response, elapsed
 from ratelimit.dynamodb.transport.pool import IdleConnections
@@ -78,16 +74,6 @@ def _read_item(response: Response) -> UpdateResult:
         raise UnusableAnswer("a success without attributes") from None
     consumed = answer.ConsumedCapacity
     return UpdateResult(True, answer.Attributes, 0.0 if consumed is None else consumed.CapacityUnits)
-
-
-def read_batch(response: Response) -> BatchWriteResult:
-    """Return what a batch left. Raise `UnusableAnswer`."""
-    try:
-        answer = decode_batch(response.body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise UnusableAnswer("a batch without what was not processed") from None
-    left = [request for requests in answer.UnprocessedItems.values() for request in requests]
-    return BatchWriteResult(left, sum(part.CapacityUnits for part in answer.ConsumedCapacity))
 
 
 def read_any(response: Response) -> dict[str, Any]:
@@ -217,7 +203,7 @@ class _Operation:
         self,
         name: str,
         endpoint: Endpoint,
-        read: Callable[[Response], Outcome | UpdateResult | BatchWriteResult | dict[str, Any]],
+        read: Callable[[Response], Outcome | UpdateResult | dict[str, Any]],
     ) -> None:
         self.name = name
         self.read = read
@@ -231,10 +217,6 @@ class _Operation:
 
 async def _nothing() -> None:
     return None
-
-
-def _digest(body: bytes) -> str:
-    return sha256(body).hexdigest()
 
 
 def _refused(response: Response, name: str, outcome: UpdateResult | ClientError) -> ClientError | None:
@@ -269,11 +251,8 @@ class FastTransport:
         self._server_clock = client.clock
         self._clock = client.clock.clock
         self._credentials = credentials
-        self._table = settings.table
-        self._capacity = capacity(settings)
-        self._bodies = RequestBodies({"TableName": settings.table, **self._capacity})
+        self._bodies = RequestBodies({"TableName": settings.table, **capacity(settings)})
         self._update = _Operation("UpdateItem", endpoint, read_update)
-        self._batch = _Operation("BatchWriteItem", endpoint, read_batch)
         self._endpoint = endpoint
         self._others: dict[str, _Operation] = {}
         self.pool = pool
@@ -281,10 +260,6 @@ class FastTransport:
     def apply(self, key: Key, write: Write) -> Coroutine[Any, Any, Outcome | UpdateResult]:
         body, digest = self._bodies.body(limit_pk(key), write)
         return self._send(self._update, body, digest, self._slow.apply, (key, write))
-
-    def write_batch(self, requests: Sequence[Mapping[str, Any]]) -> Coroutine[Any, Any, BatchWriteResult]:
-        body = to_json({"RequestItems": {self._table: requests}, **self._capacity})
-        return self._send(self._batch, body, _digest(body), self._slow.write_batch, (requests,))
 
     async def call(self, name: str, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """Send any other operation, and return its answer; None where it has to be sent in another way.
@@ -295,17 +270,11 @@ class FastTransport:
         if operation is None:
             operation = self._others[name] = _Operation(name, self._endpoint, read_any)
         body = to_json(request)
-        result: dict[str, Any] | ClientError | None = await self._send(operation, body, _digest(body), _nothing, ())
+        digest = sha256(body).hexdigest()
+        result: dict[str, Any] | ClientError | None = await self._send(operation, body, digest, _nothing, ())
         if isinstance(result, ClientError):
             raise result
         return result
-
-    async def transact(self, request: Mapping[str, Any]) -> TransactResult:
-        try:
-            answer = await self.call("TransactWriteItems", {**request, **self._capacity})
-        except ClientError as refused:
-            return read_transaction(refused.response)
-        return read_transaction(answer) if answer is not None else await self._slow.transact(request)
 
     async def close(self) -> None:
         await self._credentials.close()

@@ -51,7 +51,8 @@ async def open_transport(
         with explained(client.place):
             endpoint = await find_endpoint(client)
     except NoFastTransport as reason:
-        return BotoTransport(client, settings, stats, fallback=str(reason))
+        client.fallback = str(reason)
+        return boto
     client.fast = fast = (new_fast or new_fast_transport)(client, endpoint, boto, settings, stats)
     try:
         await fast.pool.warm(_WARM_CONNECTIONS)
