@@ -15,6 +15,7 @@ import trustme
 
 from ratelimit.errors import ConfigError
 from ratelimit.factory import MiddlewareArgs
+from ratelimit.policy import Policy
 from ratelimit.server import pool
 from ratelimit.server.proxy import Proxy
 from ratelimit.server.upstream import ProxySettings
@@ -166,15 +167,13 @@ async def test_who_waits_no_longer_for_a_place_is_forgotten() -> None:
             assert not proxy.pool._waiting
 
 
-async def test_a_fault_of_ours_is_told_as_one(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fault(*args: object) -> None:
+async def test_a_fault_while_an_answer_is_read_is_told_as_one(caplog: pytest.LogCaptureFixture) -> None:
+    def fault(_: object) -> bool:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ratelimit.server.forward.owing_of", fault)
+    limiter = limiter_of(Policy("hint", "9/day", match="/**", count=fault))
     async with answering(OK.replace(b"200 OK", b"200 OK\r\nx-ratelimit-cost: 3")) as (upstream, _):
-        async with in_front_of(upstream) as address:
+        async with in_front_of(upstream, limiter=limiter) as address:
             assert problem(await ask(address, GET)) == 502
     assert [record for record in caplog.records if record.exc_info and record.exc_info[0] is ZeroDivisionError]
 
