@@ -20,7 +20,6 @@ from ratelimit.errors import ConfigError, within
 from ratelimit.http.addresses import is_loopback
 from ratelimit.http.middleware import SurfaceArgs
 from ratelimit.http.policy_check import SurfaceOptions
-from ratelimit.http.tracing import spans
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.background import AlertHook
 from ratelimit.opening import settings_here, store_from_url, with_timelines
@@ -35,7 +34,7 @@ from ratelimit.usage.settings import UsageOptions
 if TYPE_CHECKING:
     from ratelimit import sync
     from ratelimit.dynamodb import Settings
-    from ratelimit.http.api.idempotency import IdempotencyCache
+    from ratelimit.http.api.app import IdempotencyCache
     from ratelimit.http.authz import Authz
 
 logger = logging.getLogger("ratelimit")
@@ -136,7 +135,7 @@ def limiter_on(
         on_alert=on_alert,
         enabled=config.enabled,
     )
-    limiter.observer = spans(limiter.clock)
+    limiter.observer = otel.spans(limiter.clock)
     return limiter
 
 

@@ -1,25 +1,94 @@
-"""Instruments of OpenTelemetry's metrics, where its API is installed and a provider has been set up.
+"""OpenTelemetry: a span for each check, and its instruments, where its API is installed and a provider has been set up.
 
-They read the same families as a scraper, under names with a dot: `ratelimit.decisions`. As for spans
-(`http/tracing.py`), set the provider up before the limiter is made; where there is none, nothing of OpenTelemetry is
-imported, and a check pays nothing.
+Set the provider up before the limiter is made from its configuration. Where there is none, nothing of OpenTelemetry is
+imported, and a check pays nothing. No span names a user. The instruments read the same families as a scraper, under
+names with a dot: `ratelimit.decisions`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from ratelimit.clock import Clock
 from ratelimit.decision import Decision
 from ratelimit.limiter import Limiter
+from ratelimit.limiter.checker import Observer
 from ratelimit.metrics import BUCKETS, CHECK_SECONDS, CHECK_SECONDS_HELP, Registry, Sample, add_observer, watch
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+    from opentelemetry.trace import Tracer
 
     from ratelimit import sync
     from ratelimit.usage import UsageLog
+
+
+def spans(clock: Clock) -> Observer | None:
+    """Return what makes a span of each decision, below the current one; None where nobody collects them."""
+    tracer = _tracer()
+    if tracer is None:
+        return None
+
+    def observe(decision: Decision, span: float) -> None:
+        end = clock.now() * 1000
+        start = end - round(span * 1e9)
+        tracer.start_span("ratelimit.check", attributes=_attributes(decision), start_time=start).end(end)
+
+    return observe
+
+
+class TraceContext:
+    """For requests that nobody else has traced: their checks join the trace that the client is in."""
+
+    def __init__(self) -> None:
+        from opentelemetry import context, propagate
+
+        self._context = context
+        self._propagate = propagate
+
+    @classmethod
+    def current(cls) -> TraceContext | None:
+        return None if _tracer() is None else cls()
+
+    @contextmanager
+    def joined(self, headers: Iterable[tuple[bytes, bytes]]) -> Iterator[None]:
+        """Be in the trace that a request's headers tell of. Tasks that begin within stay in it."""
+        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        token = self._context.attach(self._propagate.extract(fields))
+        try:
+            yield
+        finally:
+            self._context.detach(token)
+
+
+def _tracer() -> Tracer | None:
+    # Who has set a provider up has imported this.
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry import trace
+
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        return None
+    return provider.get_tracer("ratelimit")
+
+
+def _attributes(decision: Decision) -> dict[str, str | int | bool]:
+    found: dict[str, str | int | bool] = {
+        "ratelimit.policy": decision.policy,
+        "ratelimit.allowed": decision.allowed,
+        "ratelimit.cost": decision.cost,
+    }
+    if decision.remaining is not None:
+        found["ratelimit.remaining"] = decision.remaining
+    if decision.reason is not None:
+        found["ratelimit.reason"] = decision.reason
+    if decision.shadow_denied:
+        found["ratelimit.shadow_denied"] = True
+    return found
 
 
 class Instruments:
@@ -41,7 +110,7 @@ class Instruments:
     @classmethod
     def of(cls, registry: Registry) -> Instruments | None:
         """Return those of a registry; None where nobody collects metrics."""
-        provider = _provider()
+        provider = _meter_provider()
         return None if provider is None else cls(registry, provider.get_meter("ratelimit"))
 
     def add_families(self) -> None:
@@ -75,7 +144,7 @@ def expose(limiter: Limiter | sync.Limiter, *, usage: UsageLog | sync.UsageLog |
 
     As `ratelimit.prometheus.expose` does it; without a provider, nothing. What a configuration describes needs no call.
     """
-    provider = _provider()
+    provider = _meter_provider()
     if provider is None:
         return
     if (found := _exposed.get(provider)) is None:
@@ -88,7 +157,7 @@ def expose(limiter: Limiter | sync.Limiter, *, usage: UsageLog | sync.UsageLog |
     instruments.add_families()
 
 
-def _provider() -> MeterProvider | None:
+def _meter_provider() -> MeterProvider | None:
     # Who has set a provider up has imported this.
     if "opentelemetry.metrics" not in sys.modules:
         return None

@@ -13,7 +13,7 @@ from email.utils import formatdate
 from typing import Any, Final, Protocol
 
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
-from ratelimit.http.tracing import TraceContext
+from ratelimit.otel import TraceContext
 from ratelimit.server.address import BACKLOG
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange

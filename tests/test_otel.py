@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from ratelimit.clock import SystemClock
 from ratelimit.config import load_config
 from ratelimit.factory import build_limiter
-from ratelimit.http.tracing import TraceContext, spans
+from ratelimit.otel import TraceContext, spans
 from ratelimit.testing import FakeClock
 
 POLICIES: dict[str, dict[str, object]] = {
