@@ -11,8 +11,7 @@ from ratelimit.dashboard.app import Dashboard, Parts
 from ratelimit.dashboard.session import TokenLogin, Tokens, tokens_of
 from ratelimit.factory import MiddlewareArgs, admin_address, decision_app, middleware_args
 from ratelimit.http.api import Api
-from ratelimit.http.api.app import without_user
-from ratelimit.http.api.idempotency import IdempotencyCache
+from ratelimit.http.api.app import IdempotencyCache, without_user
 from ratelimit.server.access_log import AccessFormat, AccessLog
 from ratelimit.server.admin import AdminBackend, admin_app
 from ratelimit.server.decisions import Decisions

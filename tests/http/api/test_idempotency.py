@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from ratelimit.http.api import idempotency
-from ratelimit.http.api.idempotency import ApiAnswer, IdempotencyCache
+from ratelimit.http.api import app as api
+from ratelimit.http.api.app import ApiAnswer, IdempotencyCache
 from ratelimit.testing import FakeClock
 
 
@@ -28,7 +28,7 @@ class Service:
 
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "MAX_BYTES", 1000)
+    monkeypatch.setattr(api, "MAX_BYTES", 1000)
 
 
 async def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
@@ -53,7 +53,7 @@ async def test_an_answer_that_is_too_large_on_its_own_is_not_kept() -> None:
 
 
 async def test_room_comes_back_with_what_expires_and_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "KEPT_FOR", 10_000_000)
+    monkeypatch.setattr(api, "KEPT_FOR", 10_000_000)
     clock = FakeClock()
     service = Service(IdempotencyCache(clock))
     for number in range(10):
@@ -66,7 +66,7 @@ async def test_room_comes_back_with_what_expires_and_what_failed(monkeypatch: py
 
 
 async def test_one_that_gave_way_while_it_ran_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "MAX_ANSWERS", 1)
+    monkeypatch.setattr(api, "MAX_ANSWERS", 1)
     cache, go = IdempotencyCache(FakeClock()), asyncio.Event()
 
     async def slow() -> ApiAnswer:
