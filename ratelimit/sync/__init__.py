@@ -12,9 +12,8 @@ One for all threads. A process that is forked may go on with what its parent has
 from typing import TYPE_CHECKING, Any
 
 from ratelimit.blocking import InsideEventLoop
-from ratelimit.sync.directory import Directory
 from ratelimit.sync.limiter import Limiter
-from ratelimit.sync.store import Store, open_store
+from ratelimit.sync.store import Directory, Store, open_store
 
 if TYPE_CHECKING:
     from ratelimit.sync.usage import UsageLog

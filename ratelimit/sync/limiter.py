@@ -1,4 +1,4 @@
-"""`Limiter`: the one of `ratelimit`, run without an event loop by the threads that ask it."""
+"""`Limiter`: the one of `ratelimit`, run without an event loop by the threads that ask it; and what it hands out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from inspect import isawaitable, iscoroutine
+from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
 from ratelimit.blocking import Deferred, Runner, refuse_event_loop, running_loop
@@ -14,7 +15,7 @@ from ratelimit.breaker import BreakerState
 from ratelimit.clock import Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError
-from ratelimit.limiter import limiter
+from ratelimit.limiter import limiter, slots
 from ratelimit.limiter.background import Alert, AlertHook, LimiterStats
 from ratelimit.limiter.checker import Observer
 from ratelimit.limiter.deadline import BlockingCircuit
@@ -23,10 +24,7 @@ from ratelimit.names import UserId
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import QuotasLike
 from ratelimit.store import MemoryStore
-from ratelimit.sync.directory import Directory
-from ratelimit.sync.slots import Reservation, Slot
-from ratelimit.sync.store import Store, store_of
-from ratelimit.sync.twin import twin_of
+from ratelimit.sync.store import Directory, Store, store_of, twin_of
 
 T = TypeVar("T")
 
@@ -199,7 +197,7 @@ class Limiter:
         algorithm: AlgorithmName | None = None,
     ) -> Slot:
         """Return one of the slots of a policy such as `10 concurrent`, to be taken with `with`. Raises as `check`."""
-        return Slot(self._core.slot(user, action, cost=cost, quotas=quotas, algorithm=algorithm), self._run)
+        return Slot(self._core.slot(user, action, cost=cost, quotas=quotas, algorithm=algorithm), self._runner)
 
     def reserve(
         self,
@@ -214,7 +212,7 @@ class Limiter:
 
         Raises as `check` does.
         """
-        return Reservation(self._core.reserve(user, action, cost, quotas=quotas, algorithm=algorithm), self._run)
+        return Reservation(self._core.reserve(user, action, cost, quotas=quotas, algorithm=algorithm), self._runner)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work, "Limiter")
@@ -228,3 +226,60 @@ def _source(directory: Directory | None, runner: Runner) -> QuotaSource | None:
     if directory._runner is not runner:
         raise ConfigError("directory", "is on another store; make it on this one: Directory(store.directory)")
     return directory._core
+
+
+class Slot:
+    """One of those that a policy's `10 concurrent` has: `with limiter.slot("alice", "export"):`. Another thread renews
+    it."""
+
+    def __init__(self, core: slots.Slot, runner: Runner) -> None:
+        self._core = core
+        self._runner = runner
+
+    @property
+    def decision(self) -> Decision | None:
+        """What was decided; None before it was asked for."""
+        return self._core.decision
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether it is held: not where it was let pass unasked, is given back, or was not renewed in time."""
+        return self._core.is_held
+
+    take = twin_of(slots.Slot.take)
+    release = twin_of(slots.Slot.release)
+    renew = twin_of(slots.Slot.renew)
+
+    def __enter__(self) -> Self:
+        self._run(self._core.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self._core.__aexit__(kind, error, trace))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work, "Limiter")
+
+
+class Reservation(Slot):
+    """Units that are taken until it is known how many were used: `with limiter.reserve("alice", "tokens", 1200):`."""
+
+    def __init__(self, core: slots.Reservation, runner: Runner) -> None:
+        super().__init__(core, runner)
+        self._reservation = core
+
+    @property
+    def units(self) -> int:
+        """So many are reserved."""
+        return self._reservation.units
+
+    @property
+    def used(self) -> int | None:
+        """What it was settled at."""
+        return self._reservation.used
+
+    def settle(self, used: int) -> None:
+        """Say how many units were used: what is left goes back at the end. Raises what the async one does."""
+        self._reservation.settle(used)

@@ -22,8 +22,7 @@ from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.names import UserId
 from ratelimit.store import MemoryStore
-from ratelimit.sync.store import Store, store_of
-from ratelimit.sync.twin import twin_of
+from ratelimit.sync.store import Store, store_of, twin_of
 from ratelimit.tasks import Tasks
 from ratelimit.usage import log
 from ratelimit.usage.settings import UsageOptions, UsageSettings, UsageStats
