@@ -6,6 +6,7 @@ It does not know how requests and answers travel: that is for ASGI's `RequestHan
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -38,6 +39,8 @@ Answer: TypeAlias = Decision | Coroutine[Any, Any, Refusal] | None
 
 # Those that tell a client to send the same request again, elsewhere; after 302 and 303 it sends another one.
 _SAME_AGAIN: Final = frozenset({301, 307, 308})
+logger = logging.getLogger("ratelimit")
+
 _RAISED: Final = (
     "raised by a function of the limits (cost, user_from, exempt) before the request reached the app, and nothing was "
     "spent: have it raise HTTPException(400) for what the client has sent wrong"
@@ -253,7 +256,7 @@ class Admission:
         The answer waits for it: whoever has it may ask again at once. What cannot be given back within the limiter's
         deadline stays spent: usage reads too high, never too low.
         """
-        await self._all([give_back(charge, charge.spent) for charge in charges])
+        await self._all(give_back(charge, charge.spent) for charge in charges)
 
     async def refuse(self, decision: Decision) -> tuple[Response, Headers]:
         """Return the answer to a refusal, and fields to add to it, when what was taken for it is back and recorded."""
@@ -301,14 +304,17 @@ class Admission:
         """Return when what is held until the answer has ended is back. It goes on where who waits is cancelled."""
         held, self.charges.held = self.charges.held, ()
         if held:
-            await self._all([charge.release() for charge in held])
+            await self._all(charge.release() for charge in held)
 
     async def _all(self, works: Iterable[Coroutine[Any, Any, None]]) -> None:
-        if is_blocking():
-            for work in works:
-                await work
-        else:
+        if not is_blocking():
             await asyncio.wait([self._shared.refunds.start(work) for work in works])
+            return
+        for work in works:
+            try:
+                await work
+            except Exception:
+                logger.exception("a refund failed")
 
     def leave(self) -> None:
         """Do so behind an answer that has ended, wherever it did: what is held still goes back."""

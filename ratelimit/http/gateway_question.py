@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple, TypeAlias, cast, get_args
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 from starlette.types import Scope
 
@@ -82,7 +82,7 @@ def _text(fields: dict[bytes, bytes], name: str) -> str | None:
 
 def _suffix(scope: Scope, prefix: str) -> str:
     raw: bytes | None = scope.get("raw_path")
-    path: str = scope["path"] if raw is None else raw.partition(b"?")[0].decode("latin-1")
+    path: str = quote(scope["path"]) if raw is None else raw.partition(b"?")[0].decode("latin-1")
     root: str = scope.get("root_path", "")
     if root and path.startswith(f"{root}/"):
         path = path[len(root) :]
@@ -121,8 +121,8 @@ def _original(
 
 
 def _read_path(raw_path: str) -> tuple[str, str]:
-    """Return a path, decoded, and what is wrong with it."""
-    path = unquote(raw_path)
+    """Return a path, decoded, and what is wrong with it. Gateways pass on what is no ASCII as it came."""
+    path = unquote_to_bytes(raw_path.encode("latin-1")).decode(errors="replace")
     if not path.startswith("/"):
         return path, f"the original path must start with /, not {path[:40]!r}"
     if (problem := ambiguity(path)) is not None:

@@ -44,6 +44,9 @@ _POSING: Final = (PREFIX, HASH_PREFIX)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NAMES: Final = (str, int, UUID)
 _BEARER = re.compile(r"Bearer [\w~+/-]+", re.ASCII)
+# Of which each request, or each connection, has another one (RFC 4559).
+_TICKETS: Final = ("Negotiate", "Ntlm")
+_JWT: Final = "eyJ"
 _CREDENTIALS: Final = ("authorization", "proxy-authorization")
 # What identifies somebody and stays comes before what they may change.
 _NAMED_BY: Final = ("identity", "pk", "id", "sub", "user_id", "username", "email", "display_name", "name")
@@ -51,10 +54,12 @@ _NAMED_BY: Final = ("identity", "pk", "id", "sub", "user_id", "username", "email
 _MIN_ROLLING_LENGTH: Final = 36
 _ROLLING = re.compile(
     r"(?:eyJpdiI6|gAAAAA|Fe26\.2\*)"  # Laravel, Fernet, iron
-    r"|.*[.:][\w-]{6,7}[.:][\w-]{27,86}\Z"  # itsdangerous (Starlette, Flask), Django
-    r"|.*--[\w+/]{16}--[\w+/]{22}==\Z",  # Rails
+    r"|.*[.:][\w-]{6,7}[.:][\w+/-]{27,86}\Z"  # itsdangerous (Starlette, Flask), Django
+    r"|.*--[\w+/]{16}--[\w+/]{22}\Z",  # Rails
     re.ASCII,
 )
+# What most decoders of base64 pass over.
+_NO_BASE64 = re.compile(r"[^\w.:*+/-]", re.ASCII)
 
 
 class UserResolver:
@@ -184,14 +189,14 @@ def _header(name: str) -> _Reader:
                 found = value
         if found is None:
             return None
-        return _credentials(text(found)) if has_scheme else text(found).strip()
+        return _credentials(text(found)) if has_scheme else _spelled(text(found).strip())
 
     return read
 
 
 def _credentials(value: str) -> str | None:
-    """Return `Bearer TOKEN`, however it is spelled. None for what has parameters (Digest, AWS4-HMAC-SHA256): these are
-    a signature of one request, not a name."""
+    """Return `Bearer TOKEN`, however it is spelled. None for what is made for one request and so no name: what has
+    parameters (Digest, AWS4-HMAC-SHA256), and tickets (Negotiate, NTLM)."""
     if _BEARER.fullmatch(value):
         return value
     words = value.split()
@@ -200,16 +205,37 @@ def _credentials(value: str) -> str | None:
     if len(words) != 2 or "," in words[1] or '"' in words[1]:
         return None
     scheme, token = words[0].capitalize(), words[1]
+    if scheme in _TICKETS:
+        return None
     try:
-        if scheme == "Basic":
-            token = b64encode(_bytes_of(token)).decode()
-        elif token.count(".") == 2:
-            # Of a JWT everything but the signature is signed; that can be written in several ways.
-            signed, _, signature = token.rpartition(".")
-            token = f"{signed}.{urlsafe_b64encode(_bytes_of(signature)).decode().rstrip('=')}"
+        token = b64encode(_bytes_of(token)).decode() if scheme == "Basic" else _token(token)
     except ValueError:
         return None
     return f"{scheme} {token}"
+
+
+def _spelled(value: str) -> str | None:
+    """Return a value as it is, but one of a token however that is spelled; None where it makes no sense as such."""
+    if not value.startswith(_JWT):
+        return value
+    try:
+        return _token(value)
+    except ValueError:
+        return None
+
+
+def _token(token: str) -> str:
+    """Return the one spelling of what somebody has signed or encrypted: what is not covered by that itself is base64,
+    which can be written in several ways. Raises `ValueError`."""
+    parts = token.split(".")
+    if len(parts) == 3:  # a JWT
+        covered = 2
+    elif len(parts) == 5 and token.startswith(_JWT):  # an encrypted one
+        covered = 1
+    else:
+        return token
+    spelled = [urlsafe_b64encode(_bytes_of(part)).decode().rstrip("=") for part in parts[covered:]]
+    return ".".join([*parts[:covered], *spelled])
 
 
 def _bytes_of(base64: str) -> bytes:
@@ -233,14 +259,14 @@ def _cookie(name: str) -> _Reader:
             return None
         if "%" in found or not found.isascii():
             found = text(unquote_to_bytes(found.encode("latin-1")))
-        if len(found) > _MIN_ROLLING_LENGTH and _ROLLING.match(found):
+        if len(found) > _MIN_ROLLING_LENGTH and _ROLLING.match(_NO_BASE64.sub("", found)):
             warn_once(
                 f"the cookie {name!r} is a session that changes from answer to answer, and no name: its clients are "
                 "counted by the next source of user_from, in the end by their address; use 'user', or a function "
                 "as in: lambda connection: connection.session.get('user_id')"
             )
             return None
-        return found
+        return _spelled(found)
 
     return read
 

@@ -168,7 +168,8 @@ def overriding(app: ASGIApp) -> ASGIApp:
 
     async def overridden(scope: Scope, receive: Receive, send: Send) -> None:
         asked = Request(scope)
-        said = [asked.headers.get(name, "") for name in OVERRIDING_FIELDS] + asked.query_params.getlist("_method")
+        fields = {name.replace("_", "-"): value for name, value in asked.headers.items()}  # as WSGI's servers do
+        said = [fields.get(name, "") for name in OVERRIDING_FIELDS] + asked.query_params.getlist("_method")
         method = next(filter(None, said), scope["method"]).split(",")[0].strip().upper()
         await app({**scope, "method": method}, receive, send)
 

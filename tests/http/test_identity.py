@@ -240,6 +240,10 @@ SPELLINGS = {
     ],
     f"Bearer {JWT}AAAA": [f"Bearer {JWT}AAAA".encode(), f"bearer {JWT}AAAA==".encode(), f"Bearer {JWT}A!AAA".encode()],
     f"Bearer {JWT}AAA": [f"Bearer {JWT}AAA".encode(), f"Bearer {JWT}AAB".encode()],
+    f"Bearer {JWT[:-1]}.AAAA.AAA.AAAA": [
+        f"Bearer {JWT[:-1]}.AAAA.AAA.AAAA".encode(), f"Bearer {JWT[:-1]}.A!AAA.AAB.AAAA=".encode(),
+    ],
+    "Bearer 1.2.3.4.5": [b"Bearer 1.2.3.4.5"],
     "Apikey k1": [b"ApiKey k1", b"apikey k1", b"APIKEY\t k1"],
     "k1": [b"k1", b" k1 "],
 }  # fmt: skip
@@ -257,6 +261,8 @@ def test_credentials_are_one_user_however_they_are_spelled(user: str, line: byte
         b'Digest username="alice", nonce="1", response="2"',
         b'Digest username="alice",nonce="1",response="2"',
         b"AWS4-HMAC-SHA256 Credential=a, Signature=b",
+        b"Negotiate YIIKhgYGKwYBBQUCoIIKejCCCnYw",
+        b"NTLM TlRMTVNTUAABAAAAB4IIogAAAAA=",
         b"Bearer tok made-up",
         b"Basic x",
     ],
@@ -286,6 +292,25 @@ async def test_a_spent_token_is_spent_in_every_spelling() -> None:
 )  # fmt: skip
 def test_a_cookie_is_one_user_however_it_is_encoded(line: bytes) -> None:
     assert named_by("cookie:session", line) == "abc"
+
+
+@pytest.mark.parametrize("source", ["header:x-access-token", "cookie:token"])
+@pytest.mark.parametrize(
+    ("token", "others"),
+    [
+        (f"{JWT}AAA", [f"{JWT}AAB", f"{JWT}AAA=", f"{JWT}A!AA", f"{JWT}AA~A"]),
+        (f"{JWT[:-1]}.AAAA.AAA.AAAA", [f"{JWT[:-1]}.AAAA.AAB.AAAA", f"{JWT[:-1]}.AAA~A.AAA.AAAA="]),
+        ("eyJ.a.b.c", []),
+        ("10.0.0.1", []),
+        ("a.b.c", []),
+    ],
+)
+def test_a_token_is_one_user_however_what_it_does_not_sign_is_spelled(
+    source: str, token: str, others: list[str]
+) -> None:
+    prefix = "token=" if source.startswith("cookie") else ""
+    for spelling in (token, *others):
+        assert named_by(source, f"{prefix}{spelling}".encode()) == token
 
 
 @pytest.mark.parametrize("value", ['"abc', '"abcd', '"abc1', '"', '"abc"x', '"%61bc1'])
@@ -324,11 +349,28 @@ ROLLING = {
 }
 
 
+SPELLED_OTHERWISE: dict[str, Callable[[str], str]] = {
+    "as it is": lambda value: value,
+    "padded": lambda value: f"{value}=",
+    "with what decoders pass over": lambda value: f"{value[:-3]}~~!~{value[-3:]}",
+    "with that in the beginning": lambda value: f"{value[:2]}~~!~{value[2:]}",
+}
+
+
+def test_apps_take_a_session_that_is_spelled_otherwise() -> None:
+    """Else the ones below would prove nothing."""
+    signer = itsdangerous.TimestampSigner("secret")
+    for spell in ("padded", "with what decoders pass over"):
+        assert signer.unsign(SPELLED_OTHERWISE[spell](ROLLING["starlette"])) == b"eyJ1c2VyX2lkIjogN30="
+
+
+@pytest.mark.parametrize("spell", SPELLED_OTHERWISE)
 @pytest.mark.parametrize("kind", ROLLING)
-def test_a_session_kept_in_the_cookie_is_no_name(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_session_kept_in_the_cookie_is_no_name(kind: str, spell: str, caplog: pytest.LogCaptureFixture) -> None:
     warn_once.cache_clear()
+    value = SPELLED_OTHERWISE[spell](ROLLING[kind])
     for _ in range(2):
-        assert named_by("cookie:session", f"session={ROLLING[kind]}".encode()) == ADDRESS
+        assert named_by("cookie:session", f"session={value}".encode()) == ADDRESS
     (record,) = caplog.records
     assert "the cookie 'session' is a session that changes from answer to answer" in record.getMessage()
     assert "connection.session.get('user_id')" in record.getMessage()

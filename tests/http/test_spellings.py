@@ -327,6 +327,8 @@ async def test_whatever_the_decision_endpoint_allows_was_counted(site: ASGIApp, 
 
 WAYS_TO_OVERRIDE: Final = (
     *((field, value, "") for field in OVERRIDING_FIELDS for value in ("POST", "post", " Post ", "POST, GET")),
+    *((field.replace("-", "_"), "POST", "") for field in OVERRIDING_FIELDS),
+    ("x_http-method_override", "POST", ""),
     *(
         ("accept", "*/*", query)
         for query in ("_method=POST", "a=b&_method=post", "_%6dethod=%50OST", "_method=POST&_method=GET")

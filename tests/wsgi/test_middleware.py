@@ -74,6 +74,19 @@ def test_units_are_back_before_the_answer_begins() -> None:
     list(RateLimitMiddleware(hello, limiter=limiter)(environ_of(headers=[("x-status", "404")]), start_response))  # type: ignore[arg-type]
 
 
+def test_what_cannot_be_given_back_keeps_neither_the_rest_nor_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    closed, inner = limiter_of(SUCCESS), limiter_of(SUCCESS)
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        closed.close()
+        start_response("404 Not Found", [("content-type", "text/plain")])
+        return [b"no"]
+
+    reply = call(RateLimitMiddleware(RateLimitMiddleware(app, limiter=inner), limiter=closed))
+    assert (reply.status, reply.body, used(inner)) == (404, b"no", 0)
+    assert [record.message for record in caplog.records] == ["a refund failed"]
+
+
 def test_an_app_that_fails_or_never_answers_has_failed() -> None:
     def broken(environ: Any, start_response: Any) -> Iterable[bytes]:
         raise ValueError("a bug")

@@ -127,6 +127,15 @@ async def test_ways_to_write_a_path(uri: str) -> None:
         assert "ratelimit" in (await client.get("/v1/authz", headers=headers)).headers
 
 
+@pytest.mark.parametrize("uri", ["/caf%C3%A9", "/café", "/caf%c3%a9/", "/café?x"])
+async def test_a_path_in_utf_8_is_the_same_as_encoded(uri: str) -> None:
+    """nginx passes on what it got."""
+    headers = {b"x-original-method": b"GET", b"x-original-uri": uri.encode()}
+    async with asking(Policy("menu", "9/day", match="GET /café")) as client:
+        answer = await client.get("/v1/authz?dialect=nginx", headers=headers)
+        assert "ratelimit" in answer.headers
+
+
 class Down(MemoryStore):
     async def apply(self, *_: Any, **__: Any) -> Any:
         raise StoreUnavailable("down")
