@@ -5,26 +5,177 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 from array import array
-from collections import Counter
-from collections.abc import Iterator
+from bisect import bisect
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 from time import perf_counter
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
 from ratelimit.algorithms.totals import totals_of
+from ratelimit.breaker import BreakerState
+from ratelimit.clock import Clock
 from ratelimit.decision import Decision
-from ratelimit.errors import ConfigError
+from ratelimit.errors import ConfigError, StoreUnavailable
+from ratelimit.limiter import Limiter
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.counters import Counters
+from ratelimit.limiter.deadline import CircuitBreaker
+from ratelimit.limiter.limiter import DEFAULT_DEADLINE
+from ratelimit.names import Key
+from ratelimit.policy import Lease, Policy
 from ratelimit.quota import Quota
+from ratelimit.store import Store
 from ratelimit.testing import virtual_time
 
-from .clients import ACTION, Mode, Process
-from .demand import Demand, Keys, Users
 from .table import RegionalStore, SimulatedStore, Table, at_once
+
+# One simulated process: what it does with a check, by mode.
+
+_ACTION: Final = "load"
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """`plain` (a write for every check), `coalesced` (what a policy does by itself), or with a lease."""
+
+    name: str
+    plain: bool = False
+    lease: Lease = None
+
+    @classmethod
+    def parse(cls, text: str) -> Mode:
+        """`plain`, `coalesced`, `lease=50`, `lease=auto` (or `50`, `auto`). Raises `ConfigError`."""
+        text = text.strip().lower()
+        if text == "plain":
+            return cls("plain", plain=True)
+        if text == "coalesced":
+            return cls("coalesced")
+        amount = text.removeprefix("lease=")
+        if amount == "auto":
+            return cls("lease=auto", lease="auto")
+        if amount.isascii() and amount.isdecimal() and int(amount) > 0:
+            return cls(f"lease={int(amount)}", lease=int(amount))
+        raise ConfigError("modes", f"unknown mode {text!r}; use plain, coalesced, lease=50 or lease=auto")
+
+    def process(self, store: Store, quotas: str, clock: Clock) -> Limiter | Plain:
+        """A process that has just started. Where the store gives no answer it refuses, so that nothing is uncounted."""
+        policy = Policy(_ACTION, quotas, lease=self.lease, on_unavailable="deny")
+        return Plain(store, policy, clock) if self.plain else Limiter(store, [policy], clock=clock)
+
+
+class Plain:
+    """What a naive client does: a conditional write for every check. Same counters, same deadline and breaker as
+    `Limiter`; no coalescer, no denial cache, no lease."""
+
+    def __init__(self, store: Store, policy: Policy, clock: Clock) -> None:
+        self._counters = Counters(store, max_records=10_000, denial_cache=0)
+        self._circuit = CircuitBreaker(clock, DEFAULT_DEADLINE, BreakerState())
+        self._compiled = CompiledPolicy(policy)
+        self._clock = clock
+
+    async def check(self, user: str, action: str) -> Decision:
+        now = self._clock.now()
+        try:
+            with self._circuit.call():
+                return await self._counters.spend_one(self._compiled, Key(user, action), now, 1)
+        except StoreUnavailable:
+            return Decision(
+                allowed=False, policy=action, cost=1, quotas=(), retry_after=1.0, reason="unavailable", at_us=now
+            )
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+# Who asks, and when: Poisson arrivals, on one hot key or on many by Zipf's law, spread evenly over the processes.
+
+Keys: TypeAlias = Literal["hot", "zipf"]
+Ask: TypeAlias = Callable[[str, int], Awaitable[None]]
+"""Puts one check of a user to a process (by its number), and sees it answered."""
+
+ZIPF_KEYS: Final = 10_000
+ZIPF_EXPONENT: Final = 1.1
+# Arrivals this close together are put at the same moment: at a million a second a jump of the clock for each would
+# be most of the work, and 50 µs is below what any answer from the table depends on.
+TICK: Final = 50e-6
+
+
+def hottest_share(keys: str) -> float:
+    """The part of all checks that the hottest user makes."""
+    weights = _weights(keys)
+    return weights[0] / sum(weights)
+
+
+def _weights(keys: str) -> list[float]:
+    return [1.0] if keys == "hot" else [rank**-ZIPF_EXPONENT for rank in range(1, ZIPF_KEYS + 1)]
+
+
+class Users:
+    """Draws the user of a check."""
+
+    def __init__(self, keys: Keys, random: Random) -> None:
+        self._random = random
+        weights = _weights(keys)
+        self._names = [f"user{rank}" for rank in range(1, len(weights) + 1)]
+        self._upto = list(accumulate(weights))
+
+    def draw(self) -> str:
+        """A user, the hot ones more often."""
+        if len(self._names) == 1:
+            return self._names[0]
+        return self._names[bisect(self._upto, self._random.random() * self._upto[-1])]
+
+
+class Demand:
+    """Puts checks for `seconds`, `rate` of them a second.
+
+    A check that is answered in memory costs no task. One that has to wait holds the task it runs in; the checks behind
+    it go on in another one at the same moment, in order.
+    """
+
+    def __init__(self, ask: Ask, users: Users, random: Random, *, processes: int) -> None:
+        self._ask = ask
+        self._users = users
+        self._random = random
+        self._processes = processes
+        self._arrived: deque[tuple[str, int]] = deque()
+        self._loop = asyncio.get_running_loop()
+
+    async def put(self, rate: float, seconds: float, *, ramp: float = 0.0) -> None:
+        """Returns when the last check is answered. The rate rises evenly from 0 over the first `ramp` seconds."""
+        started = self._loop.time()
+        expected = self._random.expovariate(1)
+        async with asyncio.TaskGroup() as tasks:
+            while (at := _when(expected, rate, ramp)) < seconds:
+                await asyncio.sleep(started + at - self._loop.time())
+                while _when(expected, rate, ramp) < at + TICK:
+                    self._arrived.append((self._users.draw(), int(self._random.random() * self._processes)))
+                    expected += self._random.expovariate(1)
+                self._go_on(tasks)
+
+    def _go_on(self, tasks: asyncio.TaskGroup) -> None:
+        if self._arrived:
+            tasks.create_task(self._answer_all(tasks))
+
+    async def _answer_all(self, tasks: asyncio.TaskGroup) -> None:
+        self._loop.call_soon(self._go_on, tasks)
+        while self._arrived:
+            await self._ask(*self._arrived.popleft())
+
+
+def _when(expected: float, rate: float, ramp: float) -> float:
+    """The second by which so many checks are to be expected: Poisson arrivals in time as it passes for the rate."""
+    during = rate * ramp / 2
+    return math.sqrt(2 * ramp * expected / rate) if expected < during else ramp + (expected - during) / rate
+
 
 # What came of the checks of one run, counted as they are answered.
 
@@ -185,7 +336,7 @@ async def _simulate(case: Case, mode: Mode) -> Result:
 
     async def ask(user: str, process: int) -> None:
         began = loop.time()
-        decision = await processes[process].check(user, ACTION)
+        decision = await processes[process].check(user, _ACTION)
         tally.count(user, decision, loop.time() - began)
 
     users = Users(case.keys, demand)
@@ -203,7 +354,7 @@ def _store(case: Case, table: Table, random: Random, process: int) -> SimulatedS
     return RegionalStore(table, random, here=here, regions=case.regions, crossing_s=crossing_s)
 
 
-async def _shut_down(processes: list[Process]) -> None:
+async def _shut_down(processes: list[Limiter | Plain]) -> None:
     """One after the other, `_STOPS` a second: a rolling restart. What they return are writes, too."""
     closing = []
     for process in processes:

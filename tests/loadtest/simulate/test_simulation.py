@@ -11,8 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from loadtest.simulate.__main__ import app
-from loadtest.simulate.clients import Mode
-from loadtest.simulate.simulation import Case, Result, simulate
+from loadtest.simulate.simulation import Case, Mode, Result, simulate
 from ratelimit.errors import ConfigError
 
 pytestmark = pytest.mark.slow
