@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from ratelimit import MemoryStore, Policy, QuotaExceeded, sync
 from ratelimit.errors import ConfigError, UnknownAction
 from ratelimit.functions import limited
 from ratelimit.testing import FakeClock
+from tests.turns import settled
 
 MAIL = Policy("mail", "2/minute")
 
@@ -113,6 +116,66 @@ async def test_what_can_never_pass_is_refused_at_once(is_async: bool, clock: Fak
     with pytest.raises(QuotaExceeded):
         await mail.send("bob", "abc")
     assert clock.now() == began
+
+
+@pytest.mark.parametrize("quotas", ["1 concurrent", "1 concurrent; 100/day"])
+async def test_a_slot_is_held_until_the_call_has_ended(is_async: bool, quotas: str) -> None:
+    clock = FakeClock()
+    export: Any
+    again: Any
+    if is_async:
+
+        @limited("export", limiter=ratelimit.Limiter(MemoryStore(), clock=clock), user="alice", quotas=quotas)
+        async def later(work: Any) -> Any:
+            return await work()
+
+        export, again = later, lambda: later(asyncio.Event().wait)
+    else:
+
+        @limited("export", limiter=sync.Limiter(MemoryStore(), clock=clock), user="alice", quotas=quotas)
+        def now(work: Any) -> Any:
+            return work()
+
+        export, again = lambda work: asyncio.to_thread(now, work), lambda: now(list)
+    for _ in range(2):  # left by an exception, it is back as well
+        with pytest.raises(QuotaExceeded) as caught:
+            await export(again)
+        assert caught.value.decision.reason == "concurrency"
+
+
+async def test_with_block_it_waits_for_a_slot() -> None:
+    @limited("export", limiter=ratelimit.Limiter(MemoryStore()), user="alice", quotas="1 concurrent", block=True)
+    async def export(begun: asyncio.Event, may_end: asyncio.Event) -> None:
+        begun.set()
+        await may_end.wait()
+
+    calls = [(asyncio.Event(), asyncio.Event()) for _ in range(3)]
+    tasks = []
+    for call in calls:
+        tasks.append(asyncio.create_task(export(*call)))
+        await settled(100)
+    for number, (begun, may_end) in enumerate(calls):
+        await asyncio.wait_for(begun.wait(), 60)
+        assert [one.is_set() for one, _ in calls] == [place <= number for place in range(3)]
+        may_end.set()
+    await asyncio.gather(*tasks)
+
+
+def test_threads_wait_for_a_slot() -> None:
+    running, most = 0, 0
+
+    @limited("export", limiter=sync.Limiter(MemoryStore()), user="alice", quotas="1 concurrent", block=True)
+    def export() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0)
+        running -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        for call in [pool.submit(export) for _ in range(20)]:
+            call.result(60)
+    assert most == 1
 
 
 async def test_one_user_for_all_and_quotas_of_its_own(is_async: bool, clock: FakeClock) -> None:

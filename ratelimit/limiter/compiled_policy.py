@@ -372,8 +372,9 @@ class PolicyResolver:
         compiled = await self.of(key, quotas, algorithm)
         if compiled.is_concurrent:
             raise SlotNeeded(
-                f"{key.action!r} limits how many go on at the same time, and a check has no end: use `limiter.slot`,"
-                f" as in `async with limiter.slot({key.user!r}, {key.action!r}):`"
+                f"{key.action!r} limits how many go on at the same time, and a check has no end: a slot is taken by a"
+                " request through the middleware or the sidecar, and in Python by"
+                f" `async with limiter.slot({key.user!r}, {key.action!r}):`"
             )
         return compiled
 
@@ -382,7 +383,10 @@ class PolicyResolver:
         compiled = await self.of_spending(key, quotas, algorithm)
         if compiled.policy.together:
             members = ", ".join(f"(…, {name!r})" for name in members_of(self.policies, key.action))
-            raise InvalidInput(f"{key.action!r} is decided together with others: check_all([{members}])")
+            raise InvalidInput(
+                f"{key.action!r} is decided together with others: `limiter.check_all([{members}])`, or a batch of the"
+                ' API with `"together": true`'
+            )
         return compiled
 
     def of_group(self, group: Sequence[CompiledPolicy]) -> list[CompiledPolicy]:

@@ -103,7 +103,7 @@ class Limiter:
         )
         tasks = self._tasks("giving back a slot", MAX_RENEWALS)
         self._holds = Holds(
-            self._checker, self._counters, self._fallback, self.clock, tasks, self._aside(), self._waits.ask_now
+            self._checker, self._counters, self._fallback, self.clock, tasks, self._aside(), self._waits
         )
         _limiters.add(self)
 
@@ -226,7 +226,7 @@ class Limiter:
         check_timeout(timeout)
         check = partial(self.check, user, action, cost=cost, quotas=quotas, algorithm=algorithm)
         if key in self._waits:  # what can never fit does not wait for others to be told so
-            max_cost = (await self._resolver.of(key, quotas, algorithm)).max_cost
+            max_cost = (await self._resolver.of_check(key, quotas, algorithm)).max_cost
             if max_cost is not None and cost > max_cost and not (decision := await check()).allowed:
                 raise QuotaExceeded(decision)
         return await self._waits.wait(key, check, self._undo, cost=cost, timeout=timeout)
@@ -239,14 +239,16 @@ class Limiter:
         cost: int = 1,
         quotas: QuotasLike | None = None,
         algorithm: AlgorithmName | None = None,
+        timeout: float | None = None,
     ) -> Slot:
         """Return one of the slots of a policy such as `10 concurrent`, to be taken with `async with`.
 
         Its other quotas spend `cost` units, which stay spent. A slot is given back at the end of the block, and renewed
-        meanwhile; if this process dies, it comes back by itself after the policy's `hold`. Raises as `check` does, and
-        within `async with` `QuotaExceeded`, where nothing was taken.
+        meanwhile; if this process dies, it comes back by itself after the policy's `hold`. With a `timeout` it is
+        waited for so many seconds, in the order of `wait`. Raises as `check` does, and within `async with`
+        `QuotaExceeded`, where nothing was taken.
         """
-        return Slot(self._holds, self._hold(user, action, cost, 0, quotas, algorithm), cost)
+        return Slot(self._holds, self._hold(user, action, cost, 0, quotas, algorithm), cost, timeout)
 
     def reserve(
         self,
@@ -256,6 +258,7 @@ class Limiter:
         *,
         quotas: QuotasLike | None = None,
         algorithm: AlgorithmName | None = None,
+        timeout: float | None = None,
     ) -> Reservation:
         """Return a reservation of `cost` units, to be taken with `async with`, and settled at what was used of them.
 
@@ -263,7 +266,7 @@ class Limiter:
         back at the end of the block. If this process dies, all of them come back by themselves after the policy's
         `hold`. Raises as `slot` does.
         """
-        return Reservation(self._holds, self._hold(user, action, cost, cost, quotas, algorithm), cost)
+        return Reservation(self._holds, self._hold(user, action, cost, cost, quotas, algorithm), cost, timeout)
 
     def _hold(
         self,

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
@@ -35,6 +36,7 @@ from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.limiter.counters import ATTEMPTS, CONTENDED, Counters, admit, changing, decide
 from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.record_cache import NEVER, CachedRecord
+from ratelimit.limiter.waiting import WaitQueues, check_timeout
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.quota import UNLIMITED, Quota
@@ -308,7 +310,7 @@ class Holds:
         clock: Clock,
         tasks: Tasks | Deferred,
         run_aside: Callable[[Coroutine[Any, Any, None]], object] | None,
-        freed: Callable[[Key], None],
+        waits: WaitQueues,
     ) -> None:
         self._checker = checker
         self._counters = counters
@@ -317,7 +319,7 @@ class Holds:
         self._tasks = tasks
         self._run_aside = run_aside
         """Runs what goes on without end beside threads; None where there is an event loop."""
-        self._freed = freed
+        self._waits = waits
         self._main, self._local = Holding(counters), Holding(fallback.counters)
         self._main.on_expired = self._sweep_in_background
         self._looks: object = None
@@ -341,6 +343,21 @@ class Holds:
             hold.decision = decision
             self._keep(hold, decision)
         return decision
+
+    async def wait(self, hold: Hold, cost: int, timeout: float) -> Decision:
+        """Take it as soon as there is room, within `timeout` seconds, in the order of those who wait for that."""
+
+        async def undo(_: Decision) -> None:
+            await self._try_to_give_back(hold, 0)
+
+        take = partial(self.take, hold, cost)
+        most = hold.compiled.max_cost
+        if most is not None and cost > most:
+            return await take()
+        try:
+            return await self._waits.wait(hold.key, take, undo, cost=cost, timeout=timeout)
+        except QuotaExceeded as refused:
+            return refused.decision
 
     async def give_back(self, hold: Hold, used: int) -> bool:
         """Give it back. Return whether it was still held. Raises `StoreUnavailable` and `LimiterClosed`: it comes back
@@ -414,7 +431,7 @@ class Holds:
     async def _sweep(self, key: Key, now: int, cached: CachedRecord) -> None:
         with self._checker.call():
             await self._main.sweep(key, now, cached)
-        self._freed(key)
+        self._waits.ask_now(key)
 
     async def _see_through(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it to its end, also where whoever waits for that is cancelled."""
@@ -441,7 +458,7 @@ class Holds:
             return error
         finally:
             self._held.pop(id(hold.decision), None)
-        self._freed(hold.key)
+        self._waits.ask_now(hold.key)
         return was_held
 
     async def _give_back(self, hold: Hold, used: int) -> bool:
@@ -458,7 +475,7 @@ class Holds:
                 was_held = await hold.holding.refund(hold, self._clock.now(), cost)
         except (StoreUnavailable, LimiterClosed) as error:
             return error
-        self._freed(hold.key)
+        self._waits.ask_now(hold.key)
         return was_held
 
     async def _try_to_renew(self, hold: Hold) -> bool | _Failure:
@@ -545,10 +562,13 @@ class Slot:
     _what = "slot"
     _call = "slot"
 
-    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], cost: int) -> None:
+    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], cost: int, timeout: float | None) -> None:
+        if timeout is not None:
+            check_timeout(timeout)
         self._holds = holds
         self._new_hold = hold
         self._cost = cost
+        self._timeout = timeout
         self._hold: Hold | None = None
         self._is_asked_for = False
         self.decision: Decision | None = None
@@ -560,13 +580,17 @@ class Slot:
         return self._hold is not None and self._hold.held is not None
 
     async def take(self) -> Decision:
-        """Take it if there is room. Raises what `limiter.check` raises, and `NotHeld` where it was taken before."""
+        """Take it if there is room, or as soon as there is, within its `timeout`. Raises what `limiter.check` raises,
+        and `NotHeld` where it was taken before."""
         if self._is_asked_for:
             raise NotHeld(f"this {self._what} was asked for already; make another: limiter.{self._call}(…)")
         self._is_asked_for = True
         try:
             hold = await self._new_hold()
-            self.decision = await self._holds.take(hold, self._cost)
+            if self._timeout is None:
+                self.decision = await self._holds.take(hold, self._cost)
+            else:
+                self.decision = await self._holds.wait(hold, self._cost, self._timeout)
         except BaseException:
             self._is_asked_for = False
             raise
@@ -631,8 +655,8 @@ class Reservation(Slot):
     _what = "reservation"
     _call = "reserve"
 
-    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], units: int) -> None:
-        super().__init__(holds, hold, units)
+    def __init__(self, holds: Holds, hold: Callable[[], Awaitable[Hold]], units: int, timeout: float | None) -> None:
+        super().__init__(holds, hold, units, timeout)
         self.units = units
         self.used: int | None = None
         """What it was settled at."""

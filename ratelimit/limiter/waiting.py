@@ -187,7 +187,11 @@ class WaitQueues:
         if refusal.retry_after is None:
             raise QuotaExceeded(refusal)
         next_at = max(refusal.at_us + round(refusal.retry_after * SECOND), now)
-        queue.refuse_before(next_at, refusal, seconds(next_at - now))
+        if refusal.reason == "concurrency":  # a slot may come back at any moment: nobody leaves before his time is over
+            queue.refuse_before(now + 1, refusal, refusal.retry_after)
+            next_at = min(next_at, waiter.due)
+        else:
+            queue.refuse_before(next_at, refusal, seconds(next_at - now))
         if waiter.error is not None:
             return
         pause = seconds(max(next_at - now, _MIN_PAUSE_US))

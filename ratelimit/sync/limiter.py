@@ -195,9 +195,11 @@ class Limiter:
         cost: int = 1,
         quotas: QuotasLike | None = None,
         algorithm: AlgorithmName | None = None,
+        timeout: float | None = None,
     ) -> Slot:
         """Return one of the slots of a policy such as `10 concurrent`, to be taken with `with`. Raises as `check`."""
-        return Slot(self._core.slot(user, action, cost=cost, quotas=quotas, algorithm=algorithm), self._runner)
+        core = self._core.slot(user, action, cost=cost, quotas=quotas, algorithm=algorithm, timeout=timeout)
+        return Slot(core, self._runner)
 
     def reserve(
         self,
@@ -207,12 +209,14 @@ class Limiter:
         *,
         quotas: QuotasLike | None = None,
         algorithm: AlgorithmName | None = None,
+        timeout: float | None = None,
     ) -> Reservation:
         """Return a reservation of `cost` units, to be taken with `with`, and settled at what was used of them.
 
         Raises as `check` does.
         """
-        return Reservation(self._core.reserve(user, action, cost, quotas=quotas, algorithm=algorithm), self._runner)
+        core = self._core.reserve(user, action, cost, quotas=quotas, algorithm=algorithm, timeout=timeout)
+        return Reservation(core, self._runner)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work, "Limiter")

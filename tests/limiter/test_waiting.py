@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ratelimit import ConfigError, InvalidCost, LimiterClosed, Policy, QuotaExceeded, StoreUnavailable, sync
+from ratelimit import ConfigError, InvalidCost, LimiterClosed, Policy, QuotaExceeded, SlotNeeded, StoreUnavailable, sync
 from ratelimit.blocking import Signal
 from ratelimit.limiter import Limiter
 from ratelimit.names import Key
@@ -314,6 +314,91 @@ async def test_bad_timeouts(timeout: float) -> None:
 async def test_bad_costs_do_not_wait() -> None:
     with pytest.raises(InvalidCost):
         await limiter_of(FakeClock()).wait("alice", "api", cost=0)
+
+
+class SlotCrowd(Crowd):
+    """Those that wait for a slot, and hold it until they are told to end."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        super().__init__(limiter)
+        self.may_end: dict[str, asyncio.Event] = {}
+
+    async def _wait(self, name: str, options: dict[str, Any]) -> None:
+        self.may_end[name] = asyncio.Event()
+        async with self.limiter.slot("alice", "export", **{"timeout": 600, **options}):
+            self.passed.append(name)
+            await self.may_end[name].wait()
+
+    async def end(self, name: str) -> None:
+        self.may_end[name].set()
+        await settled(100)
+
+
+EXPORT = Policy("export", "1 concurrent; 100/day", on_unavailable="deny")
+
+
+async def test_a_slot_is_waited_for_in_their_order_and_had_at_once() -> None:
+    clock, store = FakeClock(), CountingStore()
+    crowd = SlotCrowd(limiter_of(clock, store, EXPORT))
+    await crowd.add(*"abc")
+    assert crowd.passed == ["a"]
+    store.taken()
+    await turn(clock, 0.9)
+    assert store.taken() == {}, "nobody asks before the second is over"
+    await turn(clock, 0.1)
+    assert store.taken()["apply"] == 1, "only the first of them"
+    with pytest.raises(SlotNeeded):
+        await asyncio.wait_for(crowd.limiter.wait("alice", "export"), 30)
+    for name in "abc":
+        assert crowd.passed[-1] == name
+        await crowd.end(name)
+    assert crowd.passed == ["a", "b", "c"]
+    assert (await store.read(Key("alice", "export")))["c"] == 0
+
+
+async def test_a_slot_of_another_process_is_had_within_a_second() -> None:
+    clock, store = FakeClock(), CountingStore()
+    others = limiter_of(clock, store, EXPORT).slot("alice", "export")
+    await others.take()
+    crowd = SlotCrowd(limiter_of(clock, store, EXPORT))
+    await crowd.add("a")
+    await others.release()
+    await turn(clock, 1)
+    assert crowd.passed == ["a"]
+
+
+async def test_who_waits_for_a_slot_leaves_when_the_time_is_over_and_not_before() -> None:
+    clock = FakeClock()
+    limiter = limiter_of(clock, None, EXPORT)
+    crowd = SlotCrowd(limiter)
+    await crowd.add("a")
+    await crowd.add("hasty", timeout=0.5)
+    await crowd.add("b")
+    assert not crowd.tasks["hasty"].done(), "a slot may come back at any moment"
+    await turn(clock, 0.5)
+    await turn(clock, 0.01)
+    decision = (await crowd.refusal_of("hasty")).decision
+    assert (decision.reason, decision.retry_after, decision.spent) == ("concurrency", 1, 0)
+    never = await asyncio.wait_for(limiter.reserve("alice", "export", 101, timeout=600).take(), 30)
+    assert (never.reason, never.retry_after) == ("too_large", None), "and does not wait for others to be told so"
+    await crowd.end("a")
+    assert crowd.passed == ["a", "b"]
+
+
+async def test_who_gives_up_in_the_middle_of_taking_a_slot_leaves_none_taken() -> None:
+    clock, store = FakeClock(), SlowStore()
+    store.may_answer.set()
+    others = limiter_of(clock, store, EXPORT).slot("alice", "export")
+    await others.take()
+    crowd = SlotCrowd(limiter_of(clock, store, EXPORT))
+    await crowd.add("a")
+    await others.release()
+    store.may_answer.clear()
+    await turn(clock, 1)
+    crowd.tasks["a"].cancel()
+    store.may_answer.set()
+    await crowd.add("b")
+    assert crowd.passed == ["b"]
 
 
 def test_by_a_clock_that_runs_by_itself() -> None:
