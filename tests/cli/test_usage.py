@@ -112,8 +112,20 @@ def test_reconcile(ratelimit: Command, url: str) -> None:
 )
 def test_an_unknown_user_is_said_plainly(ratelimit: Command, url: str, line: tuple[str, ...], told: str) -> None:
     status, out, err = ratelimit("usage", *line)
-    assert (status, err) == (0, "")
+    assert (status, "error" in err) == (0, False)
     assert out.startswith(told)
+
+
+@pytest.mark.parametrize("line", [("totals", "carol"), ("summary", "carol"), ("reconcile", "carol", "--day", "today")])
+def test_actions_that_nothing_names_are_not_said_to_be_unused(
+    ratelimit: Command, url: str, line: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert ratelimit("check", "carol", "lone", "--quota", "5/day")[0] == 0
+    assert ratelimit("usage", *line).err.startswith("note: no policies are configured (--config FILE)")
+    file = tmp_path / "ratelimit.toml"
+    file.write_text('[policies.lone]\nquotas = "5/day"\n')
+    status, out, err = ratelimit("usage", *line, "--config", str(file))
+    assert (status, "lone" in out, err) == (0, True, "")
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv"])

@@ -28,7 +28,8 @@ async def site() -> Any:
     views = await run(titled("docs/django.md", "views.py"))
     urls = ModuleType("urls_of_a_page")
     urls.urlpatterns = [  # type: ignore[attr-defined]
-        path("hints", views["hint"]), path("export", views["export"]), path("report", views["Report"].as_view()),
+        path("hints", views["hint"]), path("exports/<int:pages>", views["export"]),
+        path("report", views["Report"].as_view()),
     ]  # fmt: skip
     return {name: shown[name] for name in ("MIDDLEWARE", "RATELIMIT")} | {"ROOT_URLCONF": urls}
 
@@ -44,7 +45,7 @@ def test_the_site_limits_by_path_and_in_views(site: dict[str, Any], fresh: None)
     with override_settings(**site):
         client = Client()
         assert [client.post("/hints").status_code for _ in range(6)] == [200] * 5 + [429]
-        assert [client.get(f"/export?pages={pages}").status_code for pages in (7, 4, 2)] == [200, 429, 200]
+        assert [client.get(f"/exports/{pages}").status_code for pages in (7, 4, "abc", 2)] == [200, 429, 404, 200]
         assert [client.get("/report").status_code for _ in range(2)] == [200, 429]
 
 
@@ -64,5 +65,6 @@ def test_views_call_what_they_called_before() -> None:
     request.user = SimpleNamespace(pk=7)
     answers = [view(request, limits["check_rate_limit"], limits["log_usage"]) for _ in range(6)]
     assert [answer.status_code for answer in answers] == [200] * 5 + [429]
+    assert limits["check_rate_limit"](7, "hint", -1)[0]
     limits["usage"].close()
     assert [event.resource for event in limits["usage"].events(7).events] == ["/hints"] * 5

@@ -31,4 +31,6 @@ async def test_the_app_of_getting_started_limits_by_path_and_in_a_view(tmp_path:
         assert [(await client.post("/hints")).status_code for _ in range(6)] == [200] * 5 + [429]
         assert (await client.post("/exports?pages=7")).json() == {"left today": 3}
         assert (await client.post("/exports?pages=4")).status_code == 429
+        wrong = ("-5", "0", "abc", "1.5", "100000000000000000000000", "٣")
+        assert [(await client.post(f"/exports?pages={each}")).status_code for each in wrong] == [400] * len(wrong)
         assert (await client.post("/exports?pages=3")).json() == {"left today": 0}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -46,6 +48,27 @@ def test_an_unknown_engine_is_refused() -> None:
 def test_an_endpoint_without_an_engine_is_refused() -> None:
     with pytest.raises(EngineError, match="no engine answers"), start(endpoint="http://127.0.0.1:9"):
         pass
+
+
+@pytest.mark.process
+def test_an_engine_runs_until_it_is_interrupted() -> None:
+    command = [sys.executable, "-m", "ratelimit.testing.engines", "ministack"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = urlsplit(process.stdout.readline())
+        Engine("ministack", dict(parse_qsl(url.query))["endpoint"]).call("ListTables", {})
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(("line", "status", "told"), [(["--help"], 0, "{ministack,"), (["moto"], 2, "{ministack,")])
+def test_the_command_tells_its_engines(
+    line: list[str], status: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["engines", *line])
+    with pytest.raises(SystemExit) as left:
+        engines.main()
+    assert (left.value.code, told in "".join(capsys.readouterr())) == (status, True)
 
 
 @pytest.mark.process
