@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 from collections.abc import Generator, Iterator
+from dataclasses import fields
 from functools import cache
 
 import certifi
@@ -14,8 +15,11 @@ import pytest
 from botocore import hooks, httpsession
 from botocore.hooks import EventAliaser, HierarchicalEmitter
 
-from ratelimit import retry
+from ratelimit import retry, sync
+from ratelimit.config.settings import Config
+from ratelimit.directory import Directory
 from ratelimit.dynamodb.settings import Settings
+from ratelimit.limiter import Limiter
 from tests import profiles as profiles
 from tests.deploy.recording import every_call_is_granted as every_call_is_granted
 from tests.engines import AUTHORITY, Choice, Engine, EngineError, choose, isolate, start
@@ -30,6 +34,17 @@ _event_name = cache(EventAliaser(HierarchicalEmitter())._alias_event_name)
 EventAliaser._alias_event_name = lambda self, name: _event_name(name)
 _accepts_kwargs = cache(hooks.accepts_kwargs)
 hooks.accepts_kwargs = lambda handler: _accepts_kwargs(getattr(handler, "__func__", handler))
+
+# A busy machine takes its time: the deadlines of production are for production, and a test of one names its own.
+_LONG_S = 30.0
+for _kind, _names in (
+    *((each, ["deadline"]) for each in (Limiter, Directory, sync.Limiter, sync.Directory)),
+    (Settings, ["connect_timeout", "read_timeout"]),
+):
+    _kind.__init__.__kwdefaults__ = {**(_kind.__init__.__kwdefaults__ or {}), **dict.fromkeys(_names, _LONG_S)}
+Config.__init__.__defaults__ = tuple(
+    _LONG_S if each.name in ("deadline", "directory_deadline") else each.default for each in fields(Config)
+)
 certifi.where = httpsession.where = lambda: AUTHORITY  # what clients trust where nothing is said
 
 
@@ -88,18 +103,6 @@ def no_program_where_it_is_not_said(request: pytest.FixtureRequest, monkeypatch:
 
 def _mark_it(*_: object, **__: object) -> None:
     pytest.fail("a test that starts another program is marked: @pytest.mark.process", pytrace=False)
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """An engine on a busy machine takes its time, also to accept: the defaults of stores are for production."""
-    defaults: dict[str, object] = Settings.__init__.__kwdefaults__ or {}
-    if item.get_closest_marker("engine"):
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("connect_timeout", "read_timeout"):
-                patch.setitem(defaults, name, 30.0)
-            return (yield)
-    return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def load(path: Path, **env: str) -> Config:
 
 def test_nothing_configured_is_the_embedded_store_and_no_policy() -> None:
     assert load_config(env={}) == Config()
-    assert (Config().store, Config().deadline, Config().policies) == ("memory://", 0.25, ())
+    assert (Config().store, Config().denial_cache, Config().policies) == ("memory://", 1.0, ())
 
 
 def test_a_full_file(tmp_path: Path) -> None:

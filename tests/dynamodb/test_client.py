@@ -86,7 +86,8 @@ async def test_an_endpoint_variable_that_is_no_url(monkeypatch: pytest.MonkeyPat
 
 async def test_the_client_is_set_for_checks() -> None:
     """One attempt: botocore's own retries would send an addition again after its answer was lost."""
-    async with await connect(Settings(table="limits", endpoint=LOCAL, pool=7)) as connection:
+    settings = Settings(table="limits", endpoint=LOCAL, pool=7, connect_timeout=1, read_timeout=2)
+    async with await connect(settings) as connection:
         config = connection.api.meta.config
         assert config.retries["total_max_attempts"] == 1
         assert config.max_pool_connections == 7

@@ -20,8 +20,10 @@ from tests.turns import settled
 HINT = Policy("hint", "5/day", match="POST /hints")
 
 
-def limiter_of(*policies: Policy, store: Store | None = None, clock: FakeClock | None = None) -> Limiter:
-    return Limiter(MemoryStore() if store is None else store, policies or [HINT], clock=clock or FakeClock())
+def limiter_of(
+    *policies: Policy, store: Store | None = None, clock: FakeClock | None = None, **options: Any
+) -> Limiter:
+    return Limiter(MemoryStore() if store is None else store, policies or [HINT], clock=clock or FakeClock(), **options)
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:

@@ -416,9 +416,8 @@ async def test_a_store_that_fails_is_a_decision(
 ) -> None:
     store = FailingStore()
     store.fault = fault
-    limiter = limiter_of(
-        Policy("hint", "5/day", match="/**", on_unavailable=on_unavailable, count="success"), store=store
-    )
+    policy = Policy("hint", "5/day", match="/**", on_unavailable=on_unavailable, count="success")
+    limiter = limiter_of(policy, store=store, deadline=0.05)
     client = client_of(RateLimitMiddleware(hello, limiter=limiter))
     answer = await client.post("/hints", headers={"x-status": "200"})
     assert answer.status_code == status
