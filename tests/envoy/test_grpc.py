@@ -383,13 +383,14 @@ async def test_draining_answers_who_comes_meanwhile_and_cuts_off_what_does_not_e
 ) -> None:
     async with serving({ECHO: lambda message, call: forever() if message else b"here"}) as (listener, address):
         host, port = address.split(":")
-        draining = asyncio.ensure_future(listener.drain(linger=1, grace=0.5))
-        await asyncio.sleep(0.05)
+        draining = asyncio.ensure_future(listener.drain(linger=300, grace=600))
+        await asyncio.sleep(0)
         reader, writer = await asyncio.open_connection(host, int(port))
         client = Client()  # for its encoder
         writer.write(http2.PREFACE + frame(http2.SETTINGS, 0, 0) + client.call(1, b"") + client.call(3, b"x"))
         assert (await reader.readuntil(b"here")).endswith(b"here")
-        await draining
+        draining.cancel()
+        await listener.drain(linger=0, grace=0.05)
         with suppress(ConnectionError):
             await asyncio.wait_for(reader.read(), 30)
         writer.close()

@@ -67,14 +67,10 @@ async def test_newcomers_are_let_in_until_a_load_balancer_has_heard() -> None:
         since = loop.time()
         while not (await ask(ready, READY)).startswith(b"HTTP/1.1 503 "):
             await asyncio.sleep(0.01)
-        came = 0
-        while loop.time() < since + 2:
+        for _ in range(10):
             answer = await ask(f"127.0.0.1:{service.port}", b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert b"connection: close" in answer
-            came += 1
-            await asyncio.sleep(0.05)
-        assert came > 1
         assert await service.ended() == 0
         assert loop.time() > since + 6
         assert nobody_at(service.port)

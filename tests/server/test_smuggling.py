@@ -395,7 +395,7 @@ async def test_a_url_takes_its_host_along(behind: Behind) -> None:
 # --- and back -------------------------------------------------------------------------------------------------------
 
 _CLOSE = b"\0close"
-_AT_ONCE_S = 4
+_AT_ONCE_S = 30
 """Long before a timeout of the sidecar's."""
 _OK = b"HTTP/1.1 200 OK\r\n"
 _TWO = _OK + b"content-length: 2\r\n"
