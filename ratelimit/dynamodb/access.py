@@ -8,13 +8,15 @@ here; a test holds both together.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeAlias
@@ -22,6 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from botocore import xform_name
 
+from ratelimit.blocking_wait import wait_for
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.dynamodb.errors import Place, is_denied
 from ratelimit.dynamodb.schema import GSI2
@@ -101,7 +104,7 @@ class ServerClock:
 
 class Client:
     """A client that is open, where it leads, and what it signs and verifies with. Made by `client.connect`, or without
-    an event loop by `blocking.connect`."""
+    an event loop by `session.connect`; by `Way.client` where the way is known."""
 
     __slots__ = ("_exits", "api", "clock", "credentials", "fallback", "fast", "place", "verify")
 
@@ -154,6 +157,9 @@ def _is_small(operation: str, request: Mapping[str, Any]) -> bool:
 
 
 class LaterApi:
+    """AWS's client, awaited as aiobotocore's is, and made with the first call: where the way was found without it, the
+    unusual alone imports it."""
+
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any, **request: Any) -> Any:
             return await self._ask(name, args, request)
@@ -162,6 +168,80 @@ class LaterApi:
 
     async def _ask(self, name: str, args: tuple[Any, ...], request: dict[str, Any]) -> Any:
         raise NotImplementedError
+
+    async def close(self) -> None:
+        """Let go of the connections, where there are any."""
+        raise NotImplementedError
+
+
+class LoopApi(LaterApi):
+    """That of an event loop."""
+
+    def __init__(self, settings: Settings, clock: ServerClock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._made: asyncio.Task[Client] | None = None
+
+    async def close(self) -> None:
+        made, self._made = self._made, None
+        if made is not None:
+            made.cancel()
+            await asyncio.wait([made])
+            if not made.cancelled() and made.exception() is None:
+                await made.result().close()
+
+    async def _ask(self, name: str, args: tuple[Any, ...], request: dict[str, Any]) -> Any:
+        """One makes the client, however many ask; who gives up waiting leaves it going. Raise `StoreUnavailable`."""
+        if self._made is None or (self._made.done() and (self._made.cancelled() or self._made.exception())):
+            self._made = asyncio.get_running_loop().create_task(self._connect())
+        client = await asyncio.shield(self._made)
+        return await getattr(client.api, name)(*args, **request)
+
+    async def _connect(self) -> Client:
+        module = await asyncio.to_thread(import_module, "ratelimit.dynamodb.client")
+        made: Client = await module.connect(self._settings, self._clock)
+        return made
+
+
+class BlockingApi(LaterApi):
+    """That of threads, who make the calls themselves: botocore's client, which `make` makes."""
+
+    def __init__(self, make: Callable[[], Any], made: Any = None) -> None:
+        self._make = make
+        self._client = made
+
+    @property
+    def meta(self) -> Any:
+        """What botocore's client tells of itself."""
+        return self.made().meta
+
+    def made(self) -> Any:
+        """Return botocore's client."""
+        if self._client is None:
+            self._client = self._make()
+        return self._client
+
+    def forget(self) -> None:
+        """Leave the connections to the process that this one was forked from."""
+        self._client = None
+
+    async def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    async def _ask(self, name: str, args: tuple[Any, ...], request: dict[str, Any]) -> Any:
+        return wait_for(lambda left: getattr(self.made(), name)(*args, **request))
+
+
+def blocking_api(settings: Settings, clock: ServerClock) -> BlockingApi:
+    return BlockingApi(lambda: connect_blocking(settings, clock).api.made())
+
+
+def connect_blocking(settings: Settings, clock: ServerClock | None = None) -> Client:
+    """Make a client by botocore, which is imported here."""
+    from ratelimit.dynamodb.session import connect
+
+    return connect(settings, clock)
 
 
 def are_sendable(access_key: str, secret_key: str, token: str | None) -> bool:
@@ -203,8 +283,11 @@ class Way(NamedTuple):
     credentials: EnvironmentCredentials
     verify: Verify
 
-    def client(self, api: LaterApi, settings: Settings, exits: AsyncExitStack, clock: ServerClock) -> Client:
-        """Return a client that goes this way, and by `api` where something is unusual."""
+    def client(self, settings: Settings, new_api: Callable[[Settings, ServerClock], LaterApi]) -> Client:
+        """Return a client that goes this way, and by AWS's where something is unusual. Nothing is sent yet."""
+        clock, exits = ServerClock(), AsyncExitStack()
+        api = new_api(settings, clock)
+        exits.push_async_callback(api.close)
         url = without_userinfo(self.endpoint.url)
         place = Place(settings.table, self.endpoint.region, url, len(settings.regions) > 1)
         return Client(api, place, exits, credentials=self.credentials, verify=self.verify, clock=clock)

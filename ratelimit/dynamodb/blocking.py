@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import Any, Final, TypeVar
@@ -13,15 +13,15 @@ from weakref import WeakSet
 
 from ratelimit.blocking import Runner
 from ratelimit.blocking_wait import wait_for
-from ratelimit.dynamodb.access import Client, LaterApi, ServerClock, Way, way_of
+from ratelimit.dynamodb.access import Client, blocking_api, connect_blocking, way_of
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.settings import Settings
-from ratelimit.dynamodb.store import DynamoDBStore, Opened
+from ratelimit.dynamodb.store import DynamoDBStore, Opened, is_fast_wanted
 from ratelimit.dynamodb.transport.base import Transport
 from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.dynamodb.transport.select import is_fast_wanted
-from ratelimit.dynamodb.transport.threads import ThreadCredentials, ThreadPool
+from ratelimit.dynamodb.transport.pool import ThreadPool
+from ratelimit.dynamodb.transport.signing import ThreadCredentials
 from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.base import Outcome, Write
@@ -79,9 +79,10 @@ class BlockingDynamoDBStore(DynamoDBStore):
     async def _connect_here(self) -> Opened:
         settings = self.settings
         way = wait_for(lambda left: way_of(settings)) if is_fast_wanted(settings) else None
-        client: Client = wait_for(
-            lambda left: _client_by_botocore(settings) if way is None else client_by(way, settings)
-        )
+        if way is not None:
+            client = way.client(settings, blocking_api)
+        else:
+            client = wait_for(lambda left: connect_blocking(settings))
         return await self._open_on(client, way, self._new_fast_transport)
 
     def _new_fast_transport(
@@ -129,48 +130,3 @@ if hasattr(os, "register_at_fork"):
 def result_of(job: Future[T], left: float) -> T:
     """Return what the job does; wait for it so many seconds at most."""
     return job.result(None if left == inf else left)
-
-
-class BlockingApi(LaterApi):
-    """botocore's client, awaited as aiobotocore's is: whoever awaits a call makes it."""
-
-    def __init__(self, make: Callable[[], Any], made: Any = None) -> None:
-        self._make = make
-        self._client = made
-
-    @property
-    def meta(self) -> Any:
-        """What botocore's client tells of itself."""
-        return self.made().meta
-
-    def forget(self) -> None:
-        """Leave the connections to the process that this one was forked from."""
-        self._client = None
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        if self._client is not None:
-            self._client.close()
-
-    def made(self) -> Any:
-        """Return botocore's client."""
-        if self._client is None:
-            self._client = self._make()
-        return self._client
-
-    async def _ask(self, name: str, args: tuple[Any, ...], request: dict[str, Any]) -> Any:
-        return wait_for(lambda left: getattr(self.made(), name)(*args, **request))
-
-
-def client_by(way: Way, settings: Settings) -> Client:
-    """Return a client for a way that was found without botocore, which has to be imported for the unusual only."""
-    clock, exits = ServerClock(), AsyncExitStack()
-    api = BlockingApi(lambda: _client_by_botocore(settings, clock).api.made())
-    exits.callback(api.close)
-    return way.client(api, settings, exits, clock)
-
-
-def _client_by_botocore(settings: Settings, clock: ServerClock | None = None) -> Client:
-    from ratelimit.dynamodb.blocking_client import connect
-
-    return connect(settings, clock)

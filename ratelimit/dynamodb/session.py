@@ -6,21 +6,36 @@ import os
 import ssl
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, TypeAlias
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from botocore import exceptions as aws
 from botocore.auth import AUTH_TYPE_MAPS, SigV4Auth
+from botocore.config import Config
 from botocore.credentials import RefreshableCredentials
 from botocore.httpsession import get_cert_path
 from botocore.loaders import Loader, create_loader
 from botocore.session import Session, get_session
+from botocore.utils import get_environ_proxies
 
-from ratelimit.dynamodb.access import LOCAL_REGION, MOMENT, SIGNATURE, Client, ServerClock, Verify, are_sendable
-from ratelimit.dynamodb.errors import Place, UnusableAnswer, explained, is_bare, no_region, unsignable
+from ratelimit.blocking import aside
+from ratelimit.blocking_wait import seconds_left
+from ratelimit.dynamodb.access import (
+    LOCAL_REGION,
+    MOMENT,
+    SIGNATURE,
+    BlockingApi,
+    Client,
+    ServerClock,
+    Verify,
+    are_sendable,
+)
+from ratelimit.dynamodb.errors import ISSUER, Place, UnusableAnswer, explained, is_bare, no_region, unsignable
 from ratelimit.dynamodb.settings import Server, Settings, is_amazon, is_loopback, server_of, without_userinfo
 from ratelimit.dynamodb.transport.base import check_shape
+from ratelimit.dynamodb.transport.connection import PORTS, Endpoint
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.regions.regions import is_region
 
@@ -181,3 +196,100 @@ def _check_answer(response_dict: dict[str, Any], **_: object) -> None:
             response_dict["body"] = b"{}"
             return
         raise UnusableAnswer(f"status {status} without a JSON answer") from None
+
+
+class NoFastTransport(Exception):
+    """The fast transport cannot go this way; the text is the reason, as it is counted in `Stats.fallbacks`."""
+
+
+async def find_endpoint(client: Client) -> Endpoint:
+    """Return where botocore would send an `UpdateItem`, as its public methods tell. Raise `NoFastTransport`.
+
+    A presigned URL, made without asking anybody, tells what botocore resolves for this very operation: the endpoint
+    (which may be the account's own) and the region in the signature (`local` counts as another).
+    """
+    key = {"PK": {"S": "-"}, "SK": {"S": "-"}}
+    presigned = urlsplit(
+        await client.api.generate_presigned_url("update_item", Params={"TableName": client.place.table, "Key": key})
+    )
+    url = f"{presigned.scheme}://{presigned.netloc}"
+    _check_config(client.api.meta.config, url, presigned.scheme)
+    query = parse_qs(presigned.query)
+    if query.get("X-Amz-Algorithm") != ["AWS4-HMAC-SHA256"]:
+        raise NoFastTransport("signature")
+    host = presigned.hostname or ""
+    if presigned.path not in ("", "/") or presigned.username or not host.isascii():
+        raise NoFastTransport("endpoint")
+    return Endpoint(
+        url=url,
+        host=host,
+        port=presigned.port or PORTS[presigned.scheme],
+        region=query["X-Amz-Credential"][0].split("/")[2],
+        tls=await _tls(client.verify) if presigned.scheme == "https" else None,
+    )
+
+
+def _check_config(config: Any, url: str, scheme: str) -> None:
+    proxies = get_environ_proxies(url) if config.proxies is None else config.proxies
+    if proxies.get(scheme):
+        raise NoFastTransport("proxy")
+    if config.client_cert:
+        raise NoFastTransport("client_certificate")
+
+
+async def _tls(verify: bool | str) -> ssl.SSLContext:
+    """Verify in full, against the certificates that botocore trusts. Read in a thread, for that takes its time."""
+    return await aside(partial(ssl.create_default_context, cafile=get_cert_path(verify)))
+
+
+# A client by botocore itself, for threads; `client.py` makes one for an event loop.
+
+
+def connect(settings: Settings, clock: ServerClock | None = None) -> Client:
+    """Make a client for threads; send nothing to DynamoDB yet. Raise `StoreUnavailable`'s subclasses.
+
+    `clock` is that of another client of the same place.
+    """
+    session = get_session()
+    clock = clock or ServerClock()
+    exits = AsyncExitStack()
+    endpoint, place = locate(session, settings, clock)
+    with explained(place):
+        verify = certificates_of(session)
+        check_certificates(verify, place)
+        credentials = _find_credentials(session, endpoint, place)
+
+        def make() -> Any:
+            config = Config(**client_options(settings, endpoint))
+            client = session.create_client(
+                "dynamodb", region_name=place.region, endpoint_url=settings.endpoint, verify=verify, config=config
+            )
+            client.meta.events.register("before-call.dynamodb", partial(_in_time, settings.read_timeout))
+            check_answers(client)
+            return client
+
+        try:
+            api = BlockingApi(make, make())
+        except ValueError:
+            raise no_url() from None
+    exits.push_async_callback(api.close)
+    return opened(api, settings, exits, credentials=credentials, verify=verify, clock=clock)
+
+
+def _in_time(read_timeout: float, context: dict[str, Any], **_: object) -> None:
+    """Let no call of botocore's last longer than the check that waits for it."""
+    context["read_timeout"] = min(read_timeout, max(0.001, seconds_left()))
+
+
+def _find_credentials(session: Session, endpoint: str | None, place: Place) -> Any:
+    try:
+        found = session.get_credentials()
+    except ValueError as error:
+        raise unusable_credentials(error, place) from None
+    except aws.BotoCoreError as error:
+        error.kwargs[ISSUER] = error.kwargs.get("endpoint_url", "whoever gives them")
+        raise
+    if found is None and local_credentials(session, endpoint):
+        found = session.get_credentials()
+    check_credentials(found, place)
+    return found

@@ -4,66 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
-from typing import Any, ClassVar, NamedTuple, Self, Unpack
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, Unpack
 
 from ratelimit.blocking import aside
-from ratelimit.dynamodb.access import Client, LaterApi, ServerClock, Way, way_of
+from ratelimit.dynamodb.access import Client, LoopApi, Way, way_of
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
 from ratelimit.dynamodb.control import prepare
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
+from ratelimit.dynamodb.errors import explained
 from ratelimit.dynamodb.events import DynamoDBEventStore
 from ratelimit.dynamodb.scans import DynamoDBScans, erase, erase_actions
 from ratelimit.dynamodb.schema import PK, limit_key, limit_pk
 from ratelimit.dynamodb.settings import Settings, StoreOptions, is_amazon
 from ratelimit.dynamodb.transport.base import BotoTransport, Transport
-from ratelimit.dynamodb.transport.select import NewFastTransport, is_fast_wanted, new_fast_transport, open_transport
+from ratelimit.dynamodb.transport.connection import Endpoint, open_connection
+from ratelimit.dynamodb.transport.fast import FastTransport
+from ratelimit.dynamodb.transport.pool import Pool
+from ratelimit.dynamodb.transport.signing import CredentialsCache
 from ratelimit.dynamodb.writer import ConditionalWriter, read_record, record_in
 from ratelimit.errors import StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store.base import Outcome, Record, Trace, Write
 
-# A client for an event loop that goes by a way found without AWS's own, which is imported for the unusual only.
+SWITCH: Final = "RATELIMIT_FAST_LANE"
+"""The variable that turns the fast transport off, whatever the settings say."""
 
+_OFF: Final = ("off", "false", "no", "0")
+_WARM_CONNECTIONS: Final = 4
+"""Made in advance: the first checks after a start find the handshakes done."""
 
-def client_by(way: Way, settings: Settings) -> Client:
-    """Return a client; nothing is sent yet."""
-    clock, exits = ServerClock(), AsyncExitStack()
-    api = _LoopApi(settings, clock)
-    exits.push_async_callback(api.close)
-    return way.client(api, settings, exits, clock)
-
-
-class _LoopApi(LaterApi):
-    def __init__(self, settings: Settings, clock: ServerClock) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._made: asyncio.Task[Client] | None = None
-
-    async def close(self) -> None:
-        """Let go of the connections, where there are any."""
-        made, self._made = self._made, None
-        if made is not None:
-            made.cancel()
-            await asyncio.wait([made])
-            if not made.cancelled() and made.exception() is None:
-                await made.result().close()
-
-    async def _ask(self, name: str, args: tuple[Any, ...], request: dict[str, Any]) -> Any:
-        """One makes the client, however many ask; who gives up waiting leaves it going. Raise `StoreUnavailable`."""
-        if self._made is None or (self._made.done() and (self._made.cancelled() or self._made.exception())):
-            self._made = asyncio.get_running_loop().create_task(self._connect())
-        client = await asyncio.shield(self._made)
-        return await getattr(client.api, name)(*args, **request)
-
-    async def _connect(self) -> Client:
-        module = await asyncio.to_thread(import_module, "ratelimit.dynamodb.client")
-        made: Client = await module.connect(self._settings, self._clock)
-        return made
+NewFastTransport: TypeAlias = Callable[[Client, Endpoint, Transport, Settings, Stats], FastTransport]
 
 
 class DynamoDBStore:
@@ -177,7 +150,7 @@ class DynamoDBStore:
 
             client = await connect(settings)
         else:
-            client = client_by(way, settings)
+            client = way.client(settings, LoopApi)
         opened = await self._open_on(client, way, new_fast_transport)
         life = self._live(loop, opened.transport, client)
         await anext(life)
@@ -238,3 +211,47 @@ class Opened(NamedTuple):
     transport: Transport
     writer: ConditionalWriter
     life: AsyncGenerator[None, None] | None = None
+
+
+def is_fast_wanted(settings: Settings) -> bool:
+    """Return whether neither the settings nor the variable turn the fast transport off."""
+    return settings.fast and os.environ.get(SWITCH, "").lower() not in _OFF
+
+
+async def open_transport(
+    client: Client, settings: Settings, stats: Stats, new_fast: NewFastTransport | None = None
+) -> Transport:
+    """Open what the settings, the environment and the way to the endpoint allow. Raise `StoreUnavailable`."""
+    from ratelimit.dynamodb.session import NoFastTransport, find_endpoint  # which whoever has made the client has
+
+    boto = BotoTransport(client, settings, stats)
+    if not is_fast_wanted(settings):
+        return boto
+    try:
+        with explained(client.place):
+            endpoint = await find_endpoint(client)
+    except NoFastTransport as reason:
+        client.fallback = str(reason)
+        return boto
+    client.fast = fast = (new_fast or new_fast_transport)(client, endpoint, boto, settings, stats)
+    try:
+        await fast.pool.warm(_WARM_CONNECTIONS)
+    except BaseException:  # cancelled: the store is closed while it opens
+        await fast.close()
+        raise
+    return fast
+
+
+def new_fast_transport(
+    client: Client, endpoint: Endpoint, slow: Transport, settings: Settings, stats: Stats
+) -> FastTransport:
+    """Return one for the event loop that runs."""
+    pool = Pool(
+        partial(open_connection, endpoint, client.place, settings.connect_timeout),
+        stats,
+        size=settings.pool,
+        wait_timeout=settings.connect_timeout,
+        answer_timeout=settings.read_timeout,
+    )
+    credentials = CredentialsCache(client.credentials)
+    return FastTransport(client, endpoint, slow, settings, stats, pool=pool, credentials=credentials)

@@ -42,10 +42,8 @@ LOOP = """
 import json, sys, warnings
 from ratelimit.http import lifespan
 from ratelimit.sync import Limiter
-from ratelimit.dynamodb.transport.pool import Pool
-from ratelimit.dynamodb.transport.threads import ThreadPool
-for pool in (Pool, ThreadPool):
-    pool.__init__.__kwdefaults__["max_idle"] = float(sys.argv[1])
+from ratelimit.dynamodb.transport import pool
+pool.MAX_IDLE_S = float(sys.argv[1])
 lifespan.OPEN_WAIT_S = Limiter.__init__.__kwdefaults__["deadline"] = 20.0
 warnings.simplefilter("ignore")
 from function import handler

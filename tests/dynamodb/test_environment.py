@@ -18,10 +18,9 @@ from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 from ratelimit.blocking import Runner
 from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.dynamodb.access import LEFT_TO_BOTOCORE, LaterApi, Way, way_of
-from ratelimit.dynamodb.blocking_client import connect
+from ratelimit.dynamodb.session import connect, find_endpoint
 from ratelimit.dynamodb.store import LeanDynamoDBStore
 from ratelimit.dynamodb.transport.connection import Endpoint
-from ratelimit.dynamodb.transport.select import find_endpoint
 from ratelimit.errors import AccessDenied
 from ratelimit.names import Key
 from ratelimit.store import Add, Write
@@ -73,7 +72,7 @@ def by_botocore(settings: Settings) -> tuple[Endpoint, tuple[Any, ...], Any]:
         found = client.credentials.get_frozen_credentials()
         return endpoint, (found.access_key, found.secret_key, found.token), client.verify
     finally:
-        client.api.close()
+        Runner().run(client.close(), "nothing")
 
 
 def same(way: Way, settings: Settings) -> None:

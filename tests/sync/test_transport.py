@@ -19,7 +19,7 @@ from botocore.exceptions import CredentialRetrievalError
 
 from ratelimit.blocking import Runner
 from ratelimit.blocking_wait import BlockingDeadline
-from ratelimit.dynamodb.transport.threads import ThreadCredentials
+from ratelimit.dynamodb.transport.signing import ThreadCredentials
 from ratelimit.errors import StoreUnavailable
 from ratelimit.policy import Policy
 from ratelimit.sync import Limiter, open_store

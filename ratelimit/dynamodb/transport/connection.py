@@ -14,7 +14,9 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from weakref import WeakSet
 from zlib import crc32
@@ -22,7 +24,9 @@ from zlib import crc32
 import httptools
 from botocore import exceptions as aws
 
+from ratelimit.blocking_wait import BlockingCall, wait_for
 from ratelimit.dynamodb.errors import ConnectionStale, Place, UnusableAnswer, explain
+from ratelimit.errors import StoreUnavailable
 
 PORTS: Final = {"http": 80, "https": 443}
 # After so many seconds without an answer from one of a name's addresses the next is tried as well (RFC 8305, 8).
@@ -290,8 +294,158 @@ async def open_connection(
                 ssl=endpoint.tls,
                 server_hostname=endpoint.host if endpoint.tls else None,
             )
-    except ssl.SSLError as error:
-        raise explain(aws.SSLError(endpoint_url=endpoint.url, error=error), place) from error
     except OSError as error:  # also TimeoutError, and that of the name's resolution
-        raise explain(aws.ConnectTimeoutError(endpoint_url=endpoint.url, error=error), place) from error
+        raise not_connected(error, endpoint, place) from error
     return connection
+
+
+def not_connected(error: OSError, endpoint: Endpoint, place: Place) -> StoreUnavailable:
+    kind = aws.SSLError if isinstance(error, ssl.SSLError) else aws.ConnectTimeoutError
+    return explain(kind(endpoint_url=endpoint.url, error=error), place)
+
+
+_READ_BYTES: Final = 1 << 16
+
+
+class ThreadConnection(Connection):
+    """A connection whose answer is read by the thread that waits for it.
+
+    Run by a `Runner`, whose lock is let go of only while the thread waits for the socket.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, connected: socket.socket, ended: Callable[[Connection, Ending], None], timeout: float
+    ) -> None:
+        super().__init__(endpoint.url, ended, connected)
+        self._socket = connected
+        self._timeout = timeout
+        self._request = b""
+        self._response: Response | None = None
+        self._error: Exception | None = None
+        self._transport = cast(asyncio.Transport, _Closing(self._close))
+        self.usable = True
+
+    def is_quiet(self) -> bool:
+        """Return whether nothing has come on an idle one but TLS's own, as the tickets after a handshake."""
+        if super().is_quiet():
+            return True
+        if not isinstance(self._socket, ssl.SSLSocket):
+            return False
+        try:
+            self._socket.recv(1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def ask(self, request: bytes, now: float) -> Response:
+        """Send a request; only while `usable`. Return the answer, or raise one of `boto_errors`."""
+        self._begin(now)
+        self._request = request
+        step: BlockingCall[bytes] = self._exchange
+        try:
+            while self.busy and self.usable:
+                if data := wait_for(step):
+                    self.data_received(data)
+                else:
+                    self.eof_received()
+                step = self._receive
+        except TimeoutError:
+            self.expire()
+        except OSError as error:
+            self.connection_lost(error)
+        finally:
+            self.busy = False
+            if not self.usable:
+                self._socket.close()
+        response, self._response = self._response, None
+        if response is None:
+            assert self._error is not None
+            raise self._error
+        return response
+
+    def _deliver(self, response: Response) -> None:
+        self._response = response
+
+    def _fail(self, error: Exception) -> None:
+        self._error = self._error or error
+
+    def _exchange(self, left: float) -> bytes:
+        """Send, and return what comes: at the first attempt, as is almost always possible."""
+        request, sent = self._request, 0
+        try:
+            sent = self._socket.send(request)
+            if sent == len(request):
+                # (Rounded up to a millisecond, so that the time is over when it says so.)
+                if not self._poll(1000 * (left if left < self._timeout else self._timeout)):
+                    raise TimeoutError
+                return self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        due = self.since + left
+        while sent < len(request):
+            self._wait_to_write(due)
+            with suppress(BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                sent += self._socket.send(request[sent:])
+        return self._receive(due - elapsed())
+
+    def _wait_to_write(self, due: float) -> None:
+        left = min(due, self.since + self._timeout) - elapsed()
+        if left <= 0 or not select.select([], [self._socket], [], left)[1]:
+            raise TimeoutError
+
+    def _receive(self, left: float) -> bytes:
+        """Return what comes. Raise `TimeoutError` where nothing has come by then."""
+        now = elapsed()
+        due = min(now + left, self.since + self._timeout)
+        while now < due and self._poll((due - now) * 1000):
+            try:
+                return self._socket.recv(_READ_BYTES)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                now = elapsed()
+        raise TimeoutError
+
+    def _close(self) -> None:
+        """Another thread may wait for it, which closes it then: its number is not to be another's by then."""
+        if not self.busy:
+            self._socket.close()
+            return
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Closing:
+    """What stands for an asyncio transport, of which a connection needs only how to end."""
+
+    def __init__(self, abort: Callable[[], None]) -> None:
+        self.abort = abort
+
+
+def dial(endpoint: Endpoint, timeout: float, left: float) -> socket.socket:
+    """Return a socket that is connected, to the first of the host's addresses that takes it. Raise `OSError`."""
+    due = monotonic() + min(timeout, left)
+    failed: OSError = TimeoutError()
+    addresses = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    for number, address in enumerate(addresses):
+        remaining = due - monotonic()
+        if remaining <= 0:
+            break
+        made = new_socket(address)
+        try:
+            made.settimeout(remaining / (len(addresses) - number))
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.connect(address[4])
+            return _secured(endpoint, made, due)
+        except OSError as error:
+            made.close()
+            failed = error
+    raise failed
+
+
+def _secured(endpoint: Endpoint, connected: socket.socket, due: float) -> socket.socket:
+    if endpoint.tls is not None:
+        connected.settimeout(max(0.001, due - monotonic()))
+        connected = unshared(endpoint.tls.wrap_socket(connected, server_hostname=endpoint.host))
+    connected.setblocking(False)
+    return connected

@@ -43,7 +43,7 @@ from ratelimit.dynamodb.transport.base import (
     decode_update,
 )
 from ratelimit.dynamodb.transport.connection import Endpoint, Response, elapsed
-from ratelimit.dynamodb.transport.pool import IdleConnections
+from ratelimit.dynamodb.transport.pool import BasePool
 from ratelimit.dynamodb.transport.signing import CredentialsCache, Signer, Unsignable
 from ratelimit.errors import AccessDenied, StoreMisconfigured, TableMismatch, TableNotFound
 from ratelimit.names import Key
@@ -242,7 +242,7 @@ class FastTransport:
         settings: Settings,
         stats: Stats,
         *,
-        pool: IdleConnections,
+        pool: BasePool,
         credentials: CredentialsCache,
     ) -> None:
         self._place = client.place

@@ -1,19 +1,32 @@
-"""`Pool`: a bounded number of connections. The one used last goes first, so that those too many fall idle and end.
+"""A bounded number of connections: `Pool` of an event loop, `ThreadPool`. The one used last goes first, so that those
+too many fall idle and end.
 
-A connection is made by a task of the pool, never by the caller who needed it: a check that is out of time leaves the
-handshake going, and the next one finds it done.
+On an event loop a connection is made by a task of the pool, never by the caller who needed it: a check that is out of
+time leaves the handshake going, and the next one finds it done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Any, Final, TypeAlias
 
+from ratelimit.blocking_wait import wait_for
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.dynamodb.errors import StoreUnreachable
-from ratelimit.dynamodb.transport.connection import CLOSE_LOOK_S, Connection, Ending, elapsed
+from ratelimit.dynamodb.errors import Place, StoreUnreachable
+from ratelimit.dynamodb.transport.connection import (
+    CLOSE_LOOK_S,
+    Connection,
+    Ending,
+    Endpoint,
+    ThreadConnection,
+    dial,
+    elapsed,
+    not_connected,
+)
 from ratelimit.errors import StoreUnavailable
 
 Connect: TypeAlias = Callable[[Callable[[Connection, Ending], None]], Awaitable[Connection]]
@@ -27,14 +40,22 @@ _CLOSE_TIMEOUT_S: Final = 1.0
 _MAX_TAKES: Final = 3
 
 
-class IdleConnections:
-    """Those that take the next requests, whoever waits for their answers: an event loop, or a thread."""
+class BasePool:
+    """At most `size` connections, whoever waits for them and for their answers: an event loop, or threads.
 
-    __slots__ = ("_idle", "_max_idle")
+    `wait_timeout`    seconds that a caller waits for a connection.
+    `answer_timeout`  seconds until an answer is given up.
+    """
 
-    def __init__(self, max_idle: float) -> None:
+    def __init__(self, stats: Stats, *, size: int, wait_timeout: float, answer_timeout: float) -> None:
+        self._stats = stats
+        self._size = size
+        self._wait_timeout = wait_timeout
+        self._answer_timeout = answer_timeout
         self._idle: list[Connection] = []
-        self._max_idle = max_idle
+        self._connections: set[Connection] = set()
+        self._waiting: deque[Any] = deque()
+        self._closed = False
 
     def take(self, now: float) -> Connection | None:
         """Return the idle connection used last; None where there is none, and `wait` is needed. Let go of what died, or
@@ -44,7 +65,7 @@ class IdleConnections:
             idle = now - connection.since
             if idle < CLOSE_LOOK_S and connection.usable:
                 return connection
-            if idle >= self._max_idle:
+            if idle >= MAX_IDLE_S:
                 connection.end("idle")
             elif connection.usable and connection.is_quiet():
                 return connection
@@ -63,7 +84,11 @@ class IdleConnections:
 
     def release(self, connection: Connection, now: float) -> None:
         """Give back a connection that has no request under way."""
-        raise NotImplementedError
+        if not connection.usable:
+            return
+        connection.since = now
+        if not self._waiting or not self._hand_over(connection):
+            self._idle.append(connection)
 
     async def warm(self, number: int) -> None:
         """Connect so many connections in advance, as far as that works out."""
@@ -73,13 +98,28 @@ class IdleConnections:
         """End every connection and every wait; those with a request under way fail."""
         raise NotImplementedError
 
+    def _hand_over(self, connection: Connection) -> bool:
+        """Give the connection to who has waited longest. Return whether anybody has."""
+        raise NotImplementedError
 
-class Pool(IdleConnections):
-    """At most `size` connections. Belongs to one event loop.
+    def _make_room(self) -> None:
+        """See that whoever waits gets another one: there may be one more."""
+        raise NotImplementedError
 
-    `wait_timeout`    seconds that a caller waits for a connection.
-    `answer_timeout`  seconds until an answer is given up (and up to a quarter more: one timer serves all connections).
-    """
+    def _lost(self, connection: Connection, ending: Ending) -> None:
+        self._stats.dropped[ending] += 1
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._make_room()
+
+    def _in_vain(self) -> StoreUnreachable:
+        self._stats.dropped["no_connection"] += 1
+        return StoreUnreachable(f"waited in vain for one of {self._size} connections; raise pool, or ask for less")
+
+
+class Pool(BasePool):
+    """That of one event loop. (An answer may be given up as much as a quarter later: one timer serves all.)"""
 
     def __init__(
         self,
@@ -89,20 +129,12 @@ class Pool(IdleConnections):
         size: int,
         wait_timeout: float,
         answer_timeout: float,
-        max_idle: float = MAX_IDLE_S,
     ) -> None:
-        super().__init__(max_idle)
+        super().__init__(stats, size=size, wait_timeout=wait_timeout, answer_timeout=answer_timeout)
         self._connect = connect
-        self._stats = stats
-        self._size = size
-        self._wait_timeout = wait_timeout
-        self._answer_timeout = answer_timeout
         self._loop = asyncio.get_running_loop()
-        self._connections: set[Connection] = set()
-        self._waiting: deque[asyncio.Future[Connection]] = deque()
         self._connecting: set[asyncio.Task[Connection]] = set()
-        self._closed = False
-        self._every = min(answer_timeout / 4, max_idle / 4, _MAX_TICK_S)
+        self._every = min(answer_timeout / 4, MAX_IDLE_S / 4, _MAX_TICK_S)
         self._tick: asyncio.TimerHandle | None = None
         self._ticked = 0.0
 
@@ -127,17 +159,6 @@ class Pool(IdleConnections):
             raise
         finally:
             timer.cancel()
-
-    def release(self, connection: Connection, now: float) -> None:
-        if not connection.usable:
-            return
-        connection.since = now
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(connection)
-                return
-        self._idle.append(connection)
 
     async def warm(self, number: int) -> None:
         while len(self._connections) + len(self._connecting) < min(number, self._size):
@@ -170,8 +191,20 @@ class Pool(IdleConnections):
             if connection.busy and now - connection.since >= self._answer_timeout:
                 connection.expire()
         # The longest idle stand first.
-        while self._idle and now - self._idle[0].since >= self._max_idle:
+        while self._idle and now - self._idle[0].since >= MAX_IDLE_S:
             self._idle.pop(0).end("idle")
+
+    def _hand_over(self, connection: Connection) -> bool:
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(connection)
+                return True
+        return False
+
+    def _make_room(self) -> None:
+        if not self._closed:
+            self._fill()
 
     def _fill(self) -> None:
         """See that whoever waits has a connection on its way, as long as there may be more of them."""
@@ -211,20 +244,9 @@ class Pool(IdleConnections):
         self._stats.connections += 1
         self.release(connection, elapsed())
 
-    def _lost(self, connection: Connection, ending: Ending) -> None:
-        self._stats.dropped[ending] += 1
-        self._connections.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        if not self._closed:
-            self._fill()
-
     def _give_up(self, place: asyncio.Future[Connection]) -> None:
         if not place.done():
-            self._stats.dropped["no_connection"] += 1
-            place.set_exception(
-                StoreUnreachable(f"waited in vain for one of {self._size} connections; raise pool, or ask for less")
-            )
+            place.set_exception(self._in_vain())
 
     def _leave(self, place: asyncio.Future[Connection]) -> None:
         if place in self._waiting:
@@ -251,3 +273,122 @@ class Pool(IdleConnections):
         self._tick = self._loop.call_later(0 if late else self._every, self._on_tick)
         if not late:
             self.sweep(now)
+
+
+class ThreadPool(BasePool):
+    """That of threads: each makes the connection that it needs, and waits no longer for that than for one of others.
+
+    Run by a `Runner`, whose lock is let go of only while a thread waits.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        place: Place,
+        stats: Stats,
+        *,
+        size: int,
+        wait_timeout: float,
+        answer_timeout: float,
+    ) -> None:
+        super().__init__(stats, size=size, wait_timeout=wait_timeout, answer_timeout=answer_timeout)
+        self._endpoint = endpoint
+        self._place = place
+        self._connecting = 0
+
+    async def wait(self) -> Connection:
+        if self._closed:
+            raise StoreUnreachable("the store was closed")
+        if len(self._connections) + self._connecting < self._size:
+            return await self._connect()
+        place = _Turn(self._wait_timeout)
+        self._waiting.append(place)
+        try:
+            wait_for(place.wait)
+        except TimeoutError:
+            if not place.is_called:
+                self._waiting.remove(place)
+                raise self._in_vain() from None
+        except BaseException:
+            self._leave(place)
+            raise
+        if place.connection is not None and place.connection.usable:
+            return place.connection
+        return await self.wait()
+
+    async def warm(self, number: int) -> None:
+        """Connect one of them: others are made when threads want them at once."""
+        self.release(await self._connect(), elapsed())
+
+    async def close(self) -> None:
+        self._closed = True
+        for connection in list(self._connections):
+            connection.end("shutdown")
+        while self._call_next(None):
+            pass
+
+    def forget(self) -> None:
+        """Leave all to the process that this one was forked from."""
+        self._idle.clear()
+        self._connections.clear()
+        self._waiting.clear()
+        self._connecting = 0
+
+    async def _connect(self) -> Connection:
+        self._connecting += 1
+        try:
+            connected = wait_for(partial(dial, self._endpoint, self._wait_timeout))
+        except OSError as error:  # also TimeoutError, and that of the name's resolution
+            self._stats.dropped["unreachable"] += 1
+            self._call_next(None)
+            raise not_connected(error, self._endpoint, self._place) from error
+        finally:
+            self._connecting -= 1
+        connection = ThreadConnection(self._endpoint, connected, self._lost, self._answer_timeout)
+        connection.since = elapsed()
+        self._connections.add(connection)
+        self._stats.connections += 1
+        return connection
+
+    def _hand_over(self, connection: Connection) -> bool:
+        return self._call_next(connection)
+
+    def _make_room(self) -> None:
+        self._call_next(None)
+
+    def _call_next(self, connection: Connection | None) -> bool:
+        """Hand over a connection, or the room to make one, to who has waited longest. Return whether anybody has."""
+        if not self._waiting:
+            return False
+        place = self._waiting.popleft()
+        place.connection = connection
+        place.call()
+        return True
+
+    def _leave(self, place: _Turn) -> None:
+        if not place.is_called:
+            self._waiting.remove(place)
+        elif place.connection is not None:
+            self.release(place.connection, elapsed())
+        else:
+            self._call_next(None)
+
+
+class _Turn:
+    """One thread's place among those that wait."""
+
+    __slots__ = ("_called", "connection", "is_called", "timeout")
+
+    def __init__(self, timeout: float) -> None:
+        self._called = threading.Event()
+        self.connection: Connection | None = None
+        self.is_called = False
+        self.timeout = timeout
+
+    def call(self) -> None:
+        self.is_called = True
+        self._called.set()
+
+    def wait(self, left: float) -> None:
+        if not self._called.wait(min(self.timeout, left)):
+            raise TimeoutError

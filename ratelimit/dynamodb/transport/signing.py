@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from hashlib import sha256
 from inspect import isawaitable
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from botocore.exceptions import CredentialRetrievalError, NoCredentialsError
 
 from ratelimit.blocking import loop_time
+from ratelimit.blocking_wait import wait_for
 from ratelimit.dynamodb.access import are_sendable
 from ratelimit.dynamodb.errors import imported
 from ratelimit.errors import StoreUnavailable
@@ -208,6 +210,34 @@ class CredentialsCache:
         if task.exception() is not None or self._credentials.refresh_needed():
             self._not_before = loop_time() + self._pause
             logger.warning("the AWS credentials are due, but were not refreshed; next try in %.0f s", self._pause)
+
+
+class ThreadCredentials(CredentialsCache):
+    """The credentials without an event loop: a thread refreshes them, while checks go on with those at hand."""
+
+    def __init__(self, credentials: Any, start: Callable[[Coroutine[Any, Any, None]], Future[None]]) -> None:
+        super().__init__(credentials)
+        self._start_thread = start
+
+    async def close(self) -> None:
+        """Leave a refresh under way alone: nobody waits for it."""
+
+    @property
+    def is_refreshing(self) -> bool:
+        """Return whether a thread is at it."""
+        return self._refreshing is not None
+
+    def _start(self, refresh: Coroutine[Any, Any, None]) -> Any:
+        return self._start_thread(refresh)
+
+    async def _wait(self, refreshing: Any) -> None:
+        wait_for(refreshing.result)
+
+    async def _ask(self) -> Any:
+        return wait_for(self._ask_at_once)
+
+    def _ask_at_once(self, left: float) -> Any:
+        return self._credentials.get_frozen_credentials()
 
 
 def _checked(raw: Any) -> Secrets:

@@ -12,8 +12,8 @@ import trustme
 from ratelimit.dynamodb import DynamoDBStore, Settings, StoreUnreachable
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.session import find_endpoint
 from ratelimit.dynamodb.transport.connection import Endpoint, open_connection
-from ratelimit.dynamodb.transport.select import find_endpoint
 from ratelimit.names import Key
 from ratelimit.store import Add, Write
 from tests.faults import FaultServer

@@ -15,10 +15,11 @@ from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.session import find_endpoint
+from ratelimit.dynamodb.store import new_fast_transport
 from ratelimit.dynamodb.transport.base import BotoTransport
 from ratelimit.dynamodb.transport.connection import Endpoint, open_connection
 from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.dynamodb.transport.select import find_endpoint, new_fast_transport
 from ratelimit.errors import AccessDenied, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.store import Add, Outcome, Write

@@ -13,10 +13,11 @@ from aiobotocore.session import get_session
 from ratelimit.dynamodb import DynamoDBStore, Settings, parse_url
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.client import connect
+from ratelimit.dynamodb.session import NoFastTransport, find_endpoint
+from ratelimit.dynamodb.store import SWITCH, open_transport
 from ratelimit.dynamodb.transport.base import BotoTransport
 from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.dynamodb.transport.select import SWITCH, NoFastTransport, find_endpoint, open_transport
 from ratelimit.names import Key
 from ratelimit.store import Add, Write
 from tests.faults import FaultServer
