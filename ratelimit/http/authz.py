@@ -110,7 +110,7 @@ def for_gateway(
     status: int, headers: Iterable[tuple[bytes, bytes]], dialect: Dialect
 ) -> tuple[int, list[tuple[bytes, bytes]]]:
     """Return status and fields of an answer as the gateway understands them."""
-    status = 429 if status == REDUCED else status
+    status = 429 if status >= 500 else status  # 503, or what a policy's template says
     fields = [*headers, (b"cache-control", b"no-store")]
     if dialect == "nginx" and status >= 400:
         fields.append((STATUS, b"%d" % status))

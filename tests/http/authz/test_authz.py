@@ -78,6 +78,16 @@ async def test_nginx_gets_every_refusal_as_a_403() -> None:
         assert (answer.status_code, answer.headers["x-rl-status"]) == (403, "400")
 
 
+@pytest.mark.parametrize(("status", "seen"), [(402, 402), (500, 429), (503, 429), (504, 429)])
+async def test_no_template_makes_a_refusal_a_fault_of_the_endpoint(status: int, seen: int) -> None:
+    policy = Policy("hint", "0/day", match="/**", refusal={"status": status, "body": "No."})
+    async with asking(policy) as client:
+        answer = await client.get("/v1/authz/hints")
+        assert (answer.status_code, answer.text) == (seen, "No.")
+        answer = await client.get("/v1/authz?dialect=nginx", headers=ORIGINAL)
+        assert (answer.status_code, answer.headers["x-rl-status"]) == (403, str(seen))
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "said"),
     [
