@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, structs
 from ratelimit.cursor import MAX_PAGE
 from ratelimit.directory import Directory, UnknownPlan, UnknownUser
 from ratelimit.errors import ConfigError, InvalidInput
-from ratelimit.http.api.operation import Name, Operation, QuotasText, UserName
+from ratelimit.http.api.operation import Name, Operation, PlanQuotasText, UserName
 from ratelimit.names import check_user
 from ratelimit.policy import Policy, check_usable
 from ratelimit.quota import Quotas, QuotasLike, quotas_text
@@ -22,7 +22,7 @@ _USER: Final = "/v1/users/{user}"
 _PLAN: Final = "/v1/plans/{plan}"
 _WORD: Final = r"[^\s\u0000-\u001f\u007f-\u009f@]"
 
-QuotasByAction: TypeAlias = dict[Name, QuotasText]
+QuotasByAction: TypeAlias = dict[Name, PlanQuotasText]
 IdentityText: TypeAlias = Annotated[
     str,
     Meta(
@@ -44,7 +44,7 @@ class PlanBody(Struct, frozen=True, forbid_unknown_fields=True):
 class PlanPatch(Struct, frozen=True, forbid_unknown_fields=True):
     """What changes of a plan: null takes back what was said of an action."""
 
-    quotas: dict[Name, QuotasText | None]
+    quotas: dict[Name, PlanQuotasText | None]
 
 
 class PlanAnswer(Struct, frozen=True):
@@ -80,7 +80,7 @@ class UserPatch(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What changes of a user, as in JSON Merge Patch (RFC 7396): what is left out stays, null takes back."""
 
     plan: Name | UnsetType | None = UNSET
-    quotas: dict[Name, QuotasText | None] | UnsetType = UNSET
+    quotas: dict[Name, PlanQuotasText | None] | UnsetType = UNSET
     role: Role | UnsetType = UNSET
     active: bool | UnsetType = UNSET
     identities: list[IdentityText] | UnsetType = UNSET

@@ -113,10 +113,13 @@ class Router:
 _PRINTABLE: Final = {"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"}
 _UNIT: Final = r"(s|sec|seconds?|m|min|minutes?|h|hr|hours?|d|days?|w|weeks?|mo|months?|y|yr|years?)"
 _QUOTA: Final = rf"\s*\+?[0-9]{{1,12}}\s*(/|per\s)\s*[0-9]{{0,6}}\s*{_UNIT}\s*(\sburst\s+[0-9]{{1,12}}\s*)?"
-_QUOTAS: Final = {
-    "pattern": rf"^(\s*(unlimited|-1)\s*|{_QUOTA}([;,|]{_QUOTA})*)$",
-    "examples": ["5/day", "100/hour; 1000/day", "10 per 5 minutes", "unlimited"],
-}
+_QUOTA_OR_SLOTS: Final = rf"({_QUOTA}|\s*\+?[0-9]{{1,12}}\s*concurrent\s*)"
+_EXAMPLES: Final = ["5/day", "100/hour; 1000/day", "10 per 5 minutes", "unlimited"]
+
+
+def _quotas(quota: str, examples: list[str]) -> Meta:
+    schema = {"pattern": rf"^(\s*(unlimited|-1)\s*|{quota}([;,|]{quota})*)$", "examples": examples}
+    return Meta(min_length=1, max_length=1024, description="Several are one decision.", extra_json_schema=schema)
 
 
 def _name(max_length: int) -> Meta:
@@ -130,10 +133,8 @@ GivenUser: TypeAlias = UserName | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)
 Name: TypeAlias = Annotated[str, _name(64)]
 """Of an action or a plan."""
 Cost: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_LIMIT, description="Units; by default 1.")]
-QuotasText: TypeAlias = Annotated[
-    str,
-    Meta(min_length=1, max_length=1024, description="Several are one decision.", extra_json_schema=_QUOTAS),
-]
+QuotasText: TypeAlias = Annotated[str, _quotas(_QUOTA, _EXAMPLES)]
+PlanQuotasText: TypeAlias = Annotated[str, _quotas(_QUOTA_OR_SLOTS, [*_EXAMPLES, "2 concurrent"])]
 
 
 # What is wrong with a request, as a problem body that names the path of each bad value; never a traceback.

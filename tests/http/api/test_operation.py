@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,22 @@ async def test_references_lead_somewhere() -> None:
         return [each for item in value for each in references(item)] if isinstance(value, list) else []
 
     assert {f"#/components/schemas/{name}" for name in found["components"]["schemas"]} == set(references(found))
+
+
+@pytest.mark.parametrize("quotas", ["5/day", "2 concurrent", "2 concurrent; 100 per 5 minutes", "unlimited", "2 slots"])
+async def test_quotas_are_documented_as_they_are_taken(quotas: str) -> None:
+    """Slots are a plan's, and none of a check's, which could not give them back."""
+    app = api()
+    schemas = (await document(app))["components"]["schemas"]
+    pattern = schemas["PlanBody"]["properties"]["quotas"]["additionalProperties"]["pattern"]
+    of_check, _ = schemas["CheckBody"]["properties"]["quotas"]["anyOf"]
+    async with client_of(app) as client:
+        plan = await client.put("/v1/plans/pro", json={"quotas": {"hint": quotas}})
+        check = await client.post("/v1/check", json={"user": "alice", "action": "hint", "quotas": quotas})
+    assert [re.search(pattern, quotas) is not None, re.search(of_check["pattern"], quotas) is not None] == [
+        plan.status_code == 200,
+        check.status_code == 200,
+    ]
 
 
 async def test_a_token_is_documented_and_not_needed_for_the_document() -> None:
