@@ -114,7 +114,16 @@ class QuotaExceeded(RateLimitError):
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
-        super().__init__(f"{decision.policy}: quota exceeded")
+        super().__init__(f"{decision.policy}: {_refusal(decision)}")
+
+
+def _refusal(decision: Decision) -> str:
+    if decision.retry_after is not None:
+        what = "the quota cannot be checked" if decision.reason == "unavailable" else "quota exceeded"
+        return f"{what}; try again in {decision.retry_after:.3f} s"
+    if decision.tightest is None:
+        return "this user may do nothing at present"
+    return f"a cost of {decision.cost} can never fit {decision.tightest.quota}: ask for less, or for a larger quota"
 
 
 class StoreUnavailable(RateLimitError):

@@ -252,4 +252,4 @@ async def test_a_decision_is_true_where_it_allows_and_travels_with_its_error() -
     allowed, refused = await spend(one, 2)
     assert (bool(allowed), bool(refused)) == (True, False)
     again = pickle.loads(pickle.dumps(QuotaExceeded(refused)))
-    assert (again.decision, str(again)) == (refused, "hint: quota exceeded")
+    assert (again.decision, str(again)) == (refused, "hint: quota exceeded; try again in 43200.000 s")

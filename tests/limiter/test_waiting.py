@@ -104,6 +104,7 @@ async def test_what_can_never_fit_is_refused_at_once(behind: bool) -> None:
     with pytest.raises(QuotaExceeded) as caught:
         await asyncio.wait_for(limiter.wait("alice", "api", cost=3, timeout=600), 30)
     assert (caught.value.decision.reason, caught.value.decision.retry_after) == ("too_large", None)
+    assert str(caught.value) == "api: a cost of 3 can never fit 2/minute: ask for less, or for a larger quota"
     assert await used(limiter) == before
 
 
