@@ -290,6 +290,18 @@ def check_together(policies: Mapping[str, Policy]) -> None:
         members_of(policies, name)
 
 
+def check_costs(policies: Mapping[str, Policy]) -> None:
+    """Raise `ConfigError` where a policy matches requests of which none could ever pass. A quota of 0 means it so."""
+    for name, policy in policies.items():
+        for other in members_of(policies, name) if policy.match else ():
+            payer = name if policies[other].cost == 1 else other
+            cost = policies[payer].cost
+            for quota in policies[other].quotas:
+                if isinstance(cost, int) and not quota.is_concurrent and 0 < (quota.burst or quota.limit) < cost:
+                    of = "" if other == payer else f", the quota of {other!r}"
+                    raise ConfigError(f"policies.{payer}.cost", f"{cost} can never fit {quota}{of}: nothing would pass")
+
+
 def check_usable(policies: Mapping[str, Policy], quotas: Mapping[str, Quotas]) -> None:
     """Raise `ConfigError` for quotas of a plan, or of a user, that the policies of their actions cannot keep."""
     joint = {other for name, policy in policies.items() if policy.together for other in members_of(policies, name)}

@@ -14,7 +14,7 @@ from typing import Any, Final, Unpack
 
 from ratelimit.config.settings import SETTINGS, Config, SettingArgs
 from ratelimit.errors import ConfigError, nearest
-from ratelimit.policy import POLICY_SETTINGS, Policy, check_together
+from ratelimit.policy import POLICY_SETTINGS, Policy, check_costs, check_together
 from ratelimit.quota import UNLIMITED
 from ratelimit.settings import unknown
 
@@ -245,7 +245,8 @@ def read_config(
     merged.lay(from_environment(env, merged.policies, variables))
     problems = Problems(variables, merged.origin_of)
     values: dict[str, Any] = _settings(merged, problems)
-    return Config(policies=_policies(merged, problems), **values), problems
+    policies = _policies(merged, problems, has_plans=bool(values.get("directory")))
+    return Config(policies=policies, **values), problems
 
 
 def _file(path: str | Path | None, env: Mapping[str, str]) -> Layer:
@@ -270,7 +271,7 @@ def _settings(merged: Layer, problems: Problems) -> dict[str, object]:
     return found
 
 
-def _policies(merged: Layer, problems: Problems) -> tuple[Policy, ...]:
+def _policies(merged: Layer, problems: Problems, *, has_plans: bool) -> tuple[Policy, ...]:
     found: list[Policy] = []
     is_whole = True
     for name, table in merged.policies.items():
@@ -281,8 +282,11 @@ def _policies(merged: Layer, problems: Problems) -> tuple[Policy, ...]:
         is_whole = is_whole and not here
         if policy is not None:
             found.append(policy)
+    by_name = {policy.name: policy for policy in found if is_whole}
     try:
-        check_together({policy.name: policy for policy in found if is_whole})
+        check_together(by_name)
+        if not has_plans:
+            check_costs(by_name)
     except ConfigError as error:
         problems.add(error)
         is_whole = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,39 @@ HINT = '[policies.hint]\nquotas = "5/day"\n'
 )
 def test_what_is_wrong_and_what_would_be_right(tmp_path: Path, text: str, told: str) -> None:
     assert told in problem(tmp_path, text)
+
+
+BUCKET = {"algorithm": "gcra"}
+
+
+@pytest.mark.parametrize(
+    ("hint", "org", "told"),
+    [
+        ({"cost": 6}, {}, "hint.cost: 6 can never fit 5/day: nothing would pass"),
+        (
+            {"cost": 6, "quotas": "5/day burst 4; 9/hour", **BUCKET},
+            {},
+            "hint.cost: 6 can never fit 5/day burst 4: noth",
+        ),
+        (
+            {"cost": 4, "together": "org"},
+            {},
+            "hint.cost: 4 can never fit 3/day, the quota of 'org': nothing would pass",
+        ),
+        ({"together": "org"}, {"cost": 4}, "org.cost: 4 can never fit 3/day: nothing would pass"),
+        ({"cost": 4, "together": "org"}, {"cost": 2}, ""),
+        ({"cost": 6, "quotas": "5/day burst 6", **BUCKET}, {}, ""),
+        ({"cost": 6, "quotas": "2 concurrent"}, {}, ""),
+        ({"cost": 6, "quotas": "0/day"}, {}, ""),
+        ({"cost": 6, "match": ()}, {}, ""),
+    ],
+)
+def test_a_cost_that_can_never_fit(hint: dict[str, object], org: dict[str, object], told: str) -> None:
+    policies = {"hint": {"quotas": "5/day", "match": "/hints", **hint}, "org": {"quotas": "3/day", **org}}
+    with pytest.raises(ConfigError) if told else nullcontext() as caught:
+        load_config(policies=policies, env={})
+    assert caught is None or str(caught.value).startswith(f"policies.{told}")
+    load_config(policies=policies, directory=True, env={})  # by a plan it may
 
 
 def test_all_of_it_at_once(tmp_path: Path) -> None:
