@@ -91,10 +91,15 @@ class Charge:
         if not is_reserved:
             return
         if not was_held and used:  # it has gone back to others already
-            quotas = tuple([state.quota for state in taken.quotas]) or None
-            await self.limiter.charge(taken.user, self.policy.name, used, quotas=quotas)
+            await self.charge(used)
         if used < taken.spent:
             self.decision = msgspec.structs.replace(taken, cost=used, refunded=taken.spent - used)
+
+    async def charge(self, units: int) -> Decision:
+        """Charge so many units more, by the quotas that were decided by. Raises nothing for a store."""
+        taken = self.decision
+        quotas = tuple([state.quota for state in taken.quotas]) or None
+        return await self.limiter.charge(taken.user, self.policy.name, units, quotas=quotas)
 
     def await_answer(self, pending: Pending) -> None:
         self._pending = pending

@@ -662,7 +662,7 @@ async def _charge_beyond(charge: Charge, stated: int) -> bool:
     name, owed = charge.policy.name, stated - charge.decision.cost
     if owed <= 0:
         return False
-    charged = await charge.limiter.charge(charge.user, name, owed)
+    charged = await charge.charge(owed)
     if charged.reason == "unavailable":
         logger.warning("%d units of %r were not charged: the store cannot be asked", owed, name)
     else:

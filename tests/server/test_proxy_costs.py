@@ -150,6 +150,25 @@ async def test_the_fields_tell_what_was_really_spent(algorithm: Any, stated: int
     assert answer.headers["ratelimit"] == HeaderWriter().fields([peeked])[1][1].decode()
 
 
+async def test_what_is_charged_beyond_counts_in_a_share_too() -> None:
+    seat = Policy("seat", "50/minute", match="/**", together="org", share=0.2)
+    limiter = limiter_of(seat, Policy("org", "25/day", user_from=lambda _: "acme"))
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 5\r\n\r\nok")
+
+    async with scripted(script) as upstream:
+        async with (
+            in_front_of(upstream, limiter=limiter) as address,
+            httpx.AsyncClient() as client,
+            asyncio.timeout(SOON_S),
+        ):
+            answers = [(await client.get(f"http://{address}/", headers={"x-api-key": "alice"})) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert answers[0].headers["ratelimit"].startswith('"seat-day";r=0;')
+
+
 async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> None:
     store = FarStore(arrives=False, answers=False)
     limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10), store=store)
