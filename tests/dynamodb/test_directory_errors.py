@@ -32,7 +32,7 @@ async def server() -> AsyncIterator[FaultServer]:
 
 @pytest.fixture
 async def table(server: FaultServer, pauses: list[float]) -> AsyncIterator[DynamoDBStore]:
-    async with DynamoDBStore(table="people", endpoint=server.endpoint, read_timeout=0.2) as table:
+    async with DynamoDBStore(table="people", endpoint=server.endpoint) as table:
         yield table
 
 

@@ -204,7 +204,7 @@ async def test_a_crash_and_a_comeback(server: FaultServer, store: DynamoDBStore)
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
 async def test_a_silent_server_is_given_up(server: FaultServer, fast: bool) -> None:
     server.then(slow(600))
-    async with DynamoDBStore(table="limits", endpoint=server.endpoint, read_timeout=0.3, fast=fast) as store:
+    async with DynamoDBStore(table="limits", endpoint=server.endpoint, read_timeout=1, fast=fast) as store:
         with pytest.raises(AnswerLost, match="in time"):
             await apply(store)
         assert server.received["UpdateItem"] == 1

@@ -193,13 +193,13 @@ async def test_a_page_that_takes_longer_than_a_check_may_is_waited_for() -> None
 
     async def one_by_one(exchange: Exchange) -> bool:
         async with busy:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.4)
             await exchange.send(200, b'{"Items": [], "Count": 0, "ScannedCount": 1000}')
         return True
 
     busy = asyncio.Lock()
     async with FaultServer() as server:
-        async with DynamoDBStore(table="limits", endpoint=server.endpoint, read_timeout=0.2) as store:
+        async with DynamoDBStore(table="limits", endpoint=server.endpoint, read_timeout=1) as store:
             server.always(one_by_one)
             assert await Reports(store, (), FakeClock(NOON / 1_000_000)).top(TODAY, "hint", parts=4) == []
         assert server.received["Scan"] == 4

@@ -110,14 +110,14 @@ def test_a_connection_that_is_closed_as_the_request_comes(apart: Apart, run: Run
 def test_an_answer_that_came_meanwhile_is_in_time(apart: Apart, run: Run, fast: bool) -> None:
     async def play() -> None:
         store = new_store(apart, fast=fast)
-        async with Limiter(store, [Policy("hint", "3/day", on_unavailable="deny")], deadline=0.5) as limiter:
+        async with Limiter(store, [Policy("hint", "3/day", on_unavailable="deny")], deadline=1) as limiter:
             await limiter.check("bob", "hint")
             before = apart.server.received["UpdateItem"]
             apart.server.then(slow(0.1))
             check = asyncio.create_task(limiter.check("alice", "hint"))
             while apart.server.received["UpdateItem"] == before and not check.done():
                 await asyncio.sleep(0.001)
-            stand_still(0.8)
+            stand_still(1.3)
             decision = await check
             assert (decision.allowed, decision.reason) == (True, None)
 

@@ -96,7 +96,7 @@ async def test_it_stands_beside_the_decision_endpoint_and_the_api(tmp_path: Path
 
 
 async def test_at_the_end_it_is_not_healthy_and_answers_while_clients_leave(tmp_path: Path) -> None:
-    options = (*place(write(tmp_path, 1000)), "--linger", "5", "--grace", "60")
+    options = (*place(write(tmp_path, 1000)), "--linger", "300", "--grace", "600")
     async with served(*options) as service, client_of(service) as client:
         assert await client.healthy()
         service.send(SIGTERM)
@@ -104,7 +104,6 @@ async def test_at_the_end_it_is_not_healthy_and_answers_while_clients_leave(tmp_
             while await client.healthy():
                 assert await client.codes("alice", 1) == [OK]
         assert await client.codes("alice", 1) == [OK]
-        assert await service.ended() == 0
 
 
 async def test_at_a_unix_socket_which_goes_with_it(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ async def test_at_a_unix_socket_which_goes_with_it(tmp_path: Path) -> None:
 async def test_several_workers_count_together_and_all_reload(tmp_path: Path, engine: Engine) -> None:
     store = engine.store_url("envoy-workers", create="true")
     options = (*place(write(tmp_path, 5)), "--workers", "2", "--store", store, "--linger", "0")
-    async with served(*options, RATELIMIT_DEADLINE="30") as service:
+    async with served(*options) as service:
         assert len(service.workers()) == 2
         async with client_of(service) as one, client_of(service) as other:
             answers = await asyncio.gather(*(client.codes("alice", 4) for client in (one, other)))

@@ -95,4 +95,4 @@ async def lifespan_of(app: ASGIApp) -> AsyncIterator[list[Message]]:
     with suppress(Exception):  # told again at the end
         await lifespan.start()
     yield sent
-    await asyncio.wait_for(lifespan.end(), 5)
+    await asyncio.wait_for(lifespan.end(), 30)

@@ -226,7 +226,7 @@ async def test_the_tricks_work_where_nobody_counts(folder: Path, name: str, meth
 
 
 async def until_listening(port: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 (await asyncio.open_connection("127.0.0.1", port))[1].close()

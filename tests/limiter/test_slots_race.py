@@ -36,7 +36,8 @@ cost, hold = int(cost), int(hold)
 out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 def note(*entry):
-    os.write(out, json.dumps(entry).encode() + b"\\n")
+    # A length that divides a page: who is killed while writing has written all of it, or nothing.
+    os.write(out, json.dumps(entry).ljust(127).encode() + b"\\n")
 
 async def task(limiter, number):
     what = "slots" if number % 2 else "units"
@@ -91,7 +92,7 @@ def killed_in_the_middle(url: str, log: Path, *, processes: int, tasks: int, las
         assert parent.stdout is not None
         workers = [int(parent.stdout.readline()) for _ in range(processes)]
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while not log.exists() or log.read_text().count("ended") < 2 * processes:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

@@ -58,7 +58,9 @@ async def served(*options: str, for_people: bool = False, **env: str) -> AsyncIt
     where = () if "--uds" in options else ("--port", "0")
     admin = () if "--admin" in options else ("--admin", "off")
     line = (*COMMAND, *where, *admin, *options, *(() if for_people else ("--json",)))
-    process = await asyncio.create_subprocess_exec(*line, stdout=PIPE, stderr=PIPE, env={**os.environ, **env})
+    process = await asyncio.create_subprocess_exec(
+        *line, stdout=PIPE, stderr=PIPE, env={**os.environ, "RATELIMIT_DEADLINE": "30", **env}
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     one = Served(process, {})

@@ -101,7 +101,7 @@ async def test_odd_but_good(server: FaultServer, store: DynamoDBStore, behaviour
 async def test_an_answer_that_cannot_be_used(server: FaultServer, behaviour: Behaviour, reason: str) -> None:
     """It may have been executed: it is not sent again, and the connection is not used again."""
     server.then(behaviour)
-    async with new_store(server, read_timeout=0.5 if reason == "timeout" else 10) as store:
+    async with new_store(server, read_timeout=1 if reason == "timeout" else 10) as store:
         with pytest.raises(AnswerLost):
             await apply(store)
         assert server.received["UpdateItem"] == 1
