@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import re
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
+from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTERM, SIGUSR2
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
+from ratelimit.dynamodb import Settings, delete_table
 from ratelimit.errors import ConfigError, StoreUnavailable
 from ratelimit.http.auth import Token
+from ratelimit.metrics import Family
 from ratelimit.server.admin import AdminBackend, admin_app
+from tests.dashboard.clients import OPERATOR, READER
+from tests.engines import Engine
+from tests.server.processes import LONG_S, Served, served
+from tests.server.running import running, write
 
 TOKEN = "a-secret-of-enough-letters"
 GUARDED = [
@@ -176,3 +190,231 @@ async def test_a_reload_that_fails(method: str, error: Exception, status: int) -
         answer = await client.request(method, "/reload")
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
         assert ("s3cret" not in answer.text) if status == 500 else (str(error) in answer.json()["detail"])
+
+
+# Ready or not, over HTTP: an engine that loses its table, a service that has not started or is about to end.
+
+
+async def test_over_http(tmp_path: Path, engine: Engine) -> None:
+    table = f"sidecar-{uuid4().hex[:8]}"
+    url = engine.store_url(table, create="true")
+    async with running(write(tmp_path, settings=f'store = "{url}"')) as service:
+        assert (await service.admin.get("/health/ready")).json() == {"status": "ready"}
+        await delete_table(Settings(table=table, endpoint=engine.endpoint))
+        async with asyncio.timeout(60):
+            while (answer := await service.admin.get("/health/ready")).status_code == 200:
+                await asyncio.sleep(0.05)
+        assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+        assert answer.json()["detail"] == "The store cannot be used: table_not_found."
+        assert table not in answer.text
+        health = await service.admin.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        assert (await service.admin.get("/health/live")).status_code == 200
+
+
+async def test_not_ready_before_the_start_and_when_it_leaves(tmp_path: Path) -> None:
+    async with running(write(tmp_path)) as service:
+        assert (await service.admin.get("/health/ready")).status_code == 200
+        service.sidecar.stopping = True
+        answer = await service.admin.get("/health/ready")
+        assert (answer.status_code, answer.json()["detail"]) == (503, "The service is about to end.")
+        assert (await service.admin.get("/health")).json()["status"] == "leaving"
+        assert await service.statuses(1) == [200], "everything else goes on"
+        service.sidecar.stopping, service.sidecar.running = False, False
+        assert (await service.admin.get("/health/ready")).status_code == 503
+
+
+async def test_metrics_are_written_while_requests_are_answered(tmp_path: Path) -> None:
+    answered = threading.Event()
+    async with running(write(tmp_path)) as service:
+        registry = service.sidecar.registry
+        collect = registry.collect
+
+        def collect_slowly(**options: Any) -> list[Family]:
+            assert answered.is_set() or answered.wait(60), "nobody is answered meanwhile"
+            return collect(**options)
+
+        registry.collect = collect_slowly  # type: ignore[method-assign]
+        scrape = asyncio.create_task(service.admin.get("/metrics"))
+        await asyncio.sleep(0)
+        assert await service.statuses(1) == [200]
+        answered.set()
+        assert "ratelimit_up" in (await scrape).text
+
+
+# `ratelimit serve --workers 2` and its one admin listener: all workers are seen, reloaded, and missed.
+
+
+ASK = {"authorization": f"Bearer {TOKEN}"}
+BOTH = {"0": 1.0, "1": 1.0}
+ADMIN = ("--admin", "127.0.0.1:0", "--workers", "2", "--linger", "0")
+
+
+async def said(admin: httpx.AsyncClient, name: str, **labels: str) -> dict[str, float]:
+    """A metric by worker."""
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    lines = [line for line in (await admin.get("/metrics")).text.splitlines() if line.startswith(f"{name}{{")]
+    found = [re.search(r'worker="(\d+)".* (.+)', line) for line in lines if all(label in line for label in wanted)]
+    return {match[1]: float(match[2]) for match in found if match}
+
+
+async def until_they_say(admin: httpx.AsyncClient, name: str, wanted: dict[str, float], **labels: str) -> None:
+    async with asyncio.timeout(LONG_S):
+        while await said(admin, name, **labels) != wanted:
+            await asyncio.sleep(0.05)
+
+
+def settings(engine: Engine) -> str:
+    url = engine.store_url(f"sidecar-{uuid4().hex[:8]}", create="true")
+    return f'store = "{url}"\nadmin_token = "{TOKEN}"'
+
+
+def admin_of(service: Served) -> httpx.AsyncClient:
+    # Each question on a connection of its own, so that either worker may get it.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=str(service.banner["admin"]), headers=ASK, timeout=30, limits=limits)
+
+
+@pytest.mark.slow
+async def test_reloads_reach_every_worker(engine: Engine, tmp_path: Path) -> None:
+    of_the_store = settings(engine)
+    path = write(tmp_path, "2/day", of_the_store)
+    async with served("--config", str(path), *ADMIN) as service, admin_of(service) as admin:
+        await until_they_say(admin, "ratelimit_up", BOTH)
+        write(tmp_path, "7/day", of_the_store)
+        answer = await admin.post("/reload")
+        assert (answer.status_code, answer.json()["workers"]) == (200, 2)
+        write(tmp_path, "9/day", of_the_store)
+        service.send(SIGHUP)
+        await until_they_say(admin, "ratelimit_reloads_total", {"0": 2, "1": 2}, result="done")
+        for _ in range(8):
+            assert (await admin.get("/config")).json()["policies"]["hint"]["quotas"] == ["9/day"]
+        async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            answers = [await client.post("/v1/authz/hints", headers={"x-api-key": "alice"}) for _ in range(10)]
+        assert [answer.status_code for answer in answers] == [200] * 9 + [429]
+        for _ in range(4):  # whoever is asked
+            async with asyncio.timeout(LONG_S):
+                while (live := (await admin.get("/live")).json())["covers"]["silent"]:
+                    pass
+            assert live["covers"]["workers"] == 2
+            assert live["totals"] == {"allowed": 9, "denied": 1, "shadow_denied": 0, "unavailable": 0}
+            assert live["refused"] == [{"user": "alice", "action": "hint", "count": 1, "error": 0}]
+        service.send(SIGTERM)
+        assert await service.ended() == 0
+    assert TOKEN not in "".join([*service.out, *service.err])
+
+
+@pytest.mark.slow
+async def test_replaced_workers_bring_no_new_labels(engine: Engine, tmp_path: Path) -> None:
+    path = write(tmp_path, "2/day", settings(engine))
+    async with served("--config", str(path), *ADMIN) as service, admin_of(service) as admin:
+        await until_they_say(admin, "ratelimit_up", BOTH)
+        for pid in service.workers():
+            os.kill(pid, SIGKILL)
+        await until_they_say(admin, "ratelimit_up", BOTH)
+        service.send(SIGUSR2)
+        await service.told("all 2 workers are replaced")
+        # The new one was there before the old one left, and took the next number.
+        async with asyncio.timeout(LONG_S):
+            while len(found := await said(admin, "ratelimit_up")) != 2 or not found.keys() <= {"0", "1", "2", "3"}:
+                await asyncio.sleep(0.05)
+        assert set(found.values()) == {1}
+
+
+@pytest.mark.slow
+async def test_a_worker_that_hangs_is_told(engine: Engine, tmp_path: Path) -> None:
+    path = write(tmp_path, "2/day", settings(engine))
+    async with served("--config", str(path), *ADMIN) as service:
+        async with admin_of(service) as admin:
+            await until_they_say(admin, "ratelimit_up", BOTH)
+        hanging, _ = sorted(service.workers())
+        os.kill(hanging, SIGSTOP)
+        try:
+            statuses: set[str] = set()
+            health: dict[str, Any] = {}
+            live: dict[str, Any] = {}
+            async with asyncio.timeout(LONG_S):
+                while "silent" not in statuses:
+                    # One that hangs may be given the connection; then another one is asked.
+                    async with admin_of(service) as admin:
+                        try:
+                            health = (await admin.get("/health", timeout=5)).json()
+                            live = (await admin.get("/live", timeout=5)).json()
+                        except httpx.TimeoutException:
+                            continue
+                        statuses = {worker["status"] for worker in health["workers"].values()}
+        finally:
+            os.kill(hanging, SIGCONT)
+        assert (statuses, health["status"]) == ({"ok", "silent"}, "degraded")
+    assert (live["covers"]["workers"], len(live["covers"]["silent"])) == (1, 1)
+    assert live["health"]["status"] == "degraded"
+
+
+# The page on the admin listener, in the place of a bearer token a session.
+
+
+TOKENS = f"""
+admin_token = "{OPERATOR}"
+admin_read_token = "{READER}"
+usage = "memory"
+"""
+
+
+async def test_it_is_beside_the_admin_routes_and_asks_them(tmp_path: Path) -> None:
+    async with running(write(tmp_path, settings=TOKENS)) as service:
+        admin = service.admin
+        for path in ("/", "/dashboard"):
+            answer = await admin.get(path)
+            assert (answer.status_code, answer.headers["location"]) == (307, "dashboard/")
+        assert "<title>ratelimit</title>" in (await admin.get("/dashboard/")).text
+        assert (await admin.get("/dashboard/admin/config")).status_code == 401
+        headers = {"origin": "http://127.0.0.1"}
+        session = (await admin.post("/dashboard/session", json={"token": OPERATOR}, headers=headers)).json()
+        assert session["has"]["admin"]
+        said = (await admin.get("/dashboard/live")).json()
+        assert ("the workers of this sidecar" in said["covers"]["what"], said["hot_by"]) == (True, "checks")
+        config = (await admin.get("/dashboard/admin/config")).json()
+        assert (config["admin_token"], config["admin_read_token"]) == ("***", "***")
+        assert (await admin.get("/config")).status_code == 401, "a session is the page's"
+        write(tmp_path, "9/day", settings=TOKENS)
+        headers["x-csrf-token"] = session["csrf"]
+        reloaded = await admin.post("/dashboard/admin/reload", headers=headers)
+        assert reloaded.json()["changed"] == ["policies.hint"]
+        policies = (await admin.get("/dashboard/v1/policies")).json()["policies"]
+        assert policies["hint"]["quotas"] == ["9/day"], "of the configuration that holds now"
+        await service.sidecar.current.runtime.usage.flush()  # type: ignore[union-attr]
+        path = "/dashboard/v1/users/ratelimit.admin/usage/events"
+        (event,) = (await admin.get(path)).json()["events"]
+        assert event["metadata"]["what"] == "POST /admin/reload"
+
+
+async def test_who_may_read_may_do_so_by_a_bearer_token_too(tmp_path: Path) -> None:
+    async with running(write(tmp_path, settings=TOKENS)) as service:
+        headers = {"authorization": f"Bearer {READER}"}
+        assert (await service.admin.get("/metrics", headers=headers)).status_code == 200
+        assert (await service.admin.post("/reload", headers=headers)).status_code == 401
+        headers = {"authorization": f"Bearer {OPERATOR}"}
+        assert (await service.admin.post("/reload", headers=headers)).status_code == 200
+
+
+async def test_a_token_that_is_exchanged_ends_sessions(tmp_path: Path) -> None:
+    async with running(write(tmp_path, settings=TOKENS)) as service:
+        headers = {"origin": "http://127.0.0.1"}
+        await service.admin.post("/dashboard/session", json={"token": READER}, headers=headers)
+        assert (await service.admin.get("/dashboard/v1/plans")).status_code == 200
+        write(tmp_path, settings=TOKENS.replace(READER, "another-reader-of-this"))
+        await service.sidecar.reload()
+        assert (await service.admin.get("/dashboard/v1/plans")).status_code == 401
+
+
+@pytest.mark.parametrize(("trusted", "told"), [("1", "127.0.0.1"), ("['127.0.0.0/8']", "203.0.113.7")])
+async def test_who_logs_in_is_told_apart_by_the_networks_of_trusted_proxies(
+    tmp_path: Path, trusted: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How many proxies stand in front of the public listener says nothing of this one."""
+    async with running(write(tmp_path, settings=f"{TOKENS}trusted_proxies = {trusted}\n")) as service:
+        headers = {"origin": "http://127.0.0.1", "x-forwarded-for": "203.0.113.7"}
+        assert (
+            await service.admin.post("/dashboard/session", json={"token": "guess"}, headers=headers)
+        ).status_code == 401
+        assert f"refused POST /session from ip:{told}" in caplog.text

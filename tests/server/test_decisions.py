@@ -6,21 +6,18 @@ import re
 
 import pytest
 
-from ratelimit.config import Config
+from ratelimit import Config, Limiter, MemoryStore, Policy
 from ratelimit.factory import decision_app, middleware_args
 from ratelimit.http.authz import Authz
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Policy
 from ratelimit.server.asgi import AsgiExchange, AsgiService
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.decisions import CheckRequest, Decisions, Question
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.listener import Service
 from ratelimit.server.request import Request
-from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
 from tests.server.sockets import ask, listening
-from tests.server.test_connection_upgrades import WEBSOCKET
+from tests.server.test_connection import WEBSOCKET
 
 CONFIG = Config(
     user_from=("header:x-api-key",),

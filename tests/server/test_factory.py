@@ -10,9 +10,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from ratelimit.config import Config
+from ratelimit import Config, ConfigError, StoreMisconfigured
 from ratelimit.dynamodb import Settings
-from ratelimit.errors import ConfigError, StoreMisconfigured
 from ratelimit.factory import admin_address, load_checked
 from ratelimit.server.factory import sidecar
 from tests.dynamodb.tables import make

@@ -10,9 +10,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from ratelimit import live
+from ratelimit import Spend, live
 from ratelimit.clock import replace_system_clock
-from ratelimit.limiter import Spend
 from ratelimit.names import is_hash
 from ratelimit.testing import FakeClock
 from tests.engines import Engine

@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ratelimit.errors import ConfigError
-from ratelimit.policy import Policy
+from ratelimit import ConfigError, Policy
 from ratelimit.server.upstream import Upstream
 from tests.http.apps import limiter_of
 from tests.http.serving import served

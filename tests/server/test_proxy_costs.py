@@ -10,15 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from ratelimit.errors import StoreUnavailable
+from ratelimit import MemoryStore, Policy, StoreUnavailable
 from ratelimit.http.headers import HeaderWriter
-from ratelimit.policy import Policy
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.proxy import Proxy
 from ratelimit.server.request import Request
 from ratelimit.server.upstream import ProxySettings
-from ratelimit.store import MemoryStore
 from tests.http.apps import limiter_of
 from tests.server.running import until
 from tests.server.sockets import GET, SOON_S, answering, ask, connected, in_front_of, listening, scripted

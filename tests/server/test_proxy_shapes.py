@@ -16,7 +16,7 @@ from ratelimit.policy import Policy
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
 from tests.server.sockets import GET, OK, SOON_S, Script, answering, ask, connected, in_front_of, scripted, until_gone
-from tests.server.test_connection_upgrades import HANDSHAKE, WEBSOCKET, Upstream
+from tests.server.test_connection import HANDSHAKE, WEBSOCKET, Upstream
 
 _REST = b" HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
 _IN_CHUNKS = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n3\r\nay!\r\n0\r\n\r\n"

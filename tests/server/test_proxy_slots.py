@@ -16,7 +16,7 @@ from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.server.running import until
 from tests.server.sockets import ask, connected, in_front_of, scripted
-from tests.server.test_connection_upgrades import WEBSOCKET
+from tests.server.test_connection import WEBSOCKET
 
 ONE = Policy("api", "1 concurrent; 100/day", match="/**", cost=10)
 TOKENS = Policy("api", "1000/day", match="/**", cost=100, reserve=True)

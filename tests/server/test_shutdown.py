@@ -17,9 +17,8 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from ratelimit import open_store
+from ratelimit import UsageLog, open_store
 from ratelimit.server.serve import on_signals
-from ratelimit.usage import UsageLog
 from tests.engines import Engine
 from tests.server.clients import Clients
 from tests.server.processes import LONG_S, QUICK, served, until

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ratelimit.errors import ConfigError
+from ratelimit import ConfigError, Policy
 from ratelimit.factory import MiddlewareArgs
-from ratelimit.policy import Policy
 from ratelimit.server import pool
 from ratelimit.server.proxy import Proxy
 from ratelimit.server.upstream import ProxySettings

@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from ratelimit import Limiter, Policy
+from ratelimit import Limiter, MemoryStore, Policy
 from ratelimit.server.webhook import ATTEMPTS, Webhook
-from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
 
 SECRET = "a secret that both know"

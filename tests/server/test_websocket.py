@@ -22,7 +22,7 @@ from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
 from tests.http.serving import served
 from tests.server.sockets import GET, OK, SOON_S, answering, ask, connected, in_front_of, scripted
-from tests.server.test_connection_upgrades import HANDSHAKE
+from tests.server.test_connection import HANDSHAKE
 
 
 class Upstream:
