@@ -153,14 +153,16 @@ class Admission:
         failure: Exception
         try:
             charge = await first
+            self.charges.add(charge)
             for policy_check in policy_checks[number + 1 :]:
-                self.charges.add(charge)
                 if not charge.decision.allowed:
-                    return charge.decision
+                    break
+                if any(one.policy is policy_check.policy for one in self.charges.all[begun:]):
+                    continue
                 plain = policy_check.is_plain
                 answer = policy_check.begin(self.scope) if plain else policy_check.check(self.connection)
                 charge = answer if isinstance(answer, Charge) else await answer
-            self.charges.add(charge)
+                self.charges.add(charge)
             return None if charge.decision.allowed else charge.decision
         except HTTPException as error:
             return error

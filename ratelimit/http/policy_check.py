@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
 from ratelimit.config.settings import DEFAULT_MAX_BODY_BYTES, check_max_body_bytes
-from ratelimit.decision import Decision, QuotaState
+from ratelimit.decision import Decision, JointDecision, QuotaState
 from ratelimit.errors import ConfigError, InvalidCost, SlotNeeded, UnknownAction, within
 from ratelimit.http.addresses import DEFAULT_IPV6_PREFIX, Addresses, TrustedProxies, warn_once
 from ratelimit.http.charges import Charge, Pending, room
@@ -131,10 +131,10 @@ class PolicyCheck:
             raise InvalidCost(f"{what}: a whole number of at least 0 is expected; {how}")
         return units
 
-    async def _units(self, cost: Cost, connection: HTTPConnection) -> int:
-        """Return what a request costs that is no check of its own: 0 where it is free or exempt."""
+    async def _units(self, cost: Cost, connection: HTTPConnection) -> int | None:
+        """Return what a request costs that is no check of its own; None where it is exempt."""
         if self.exempt and await self.exempt.covers(connection):
-            return 0
+            return None
         return await self._asked(cost, connection) if callable(cost) else cost
 
     def free(self) -> Charge:
@@ -169,36 +169,46 @@ class JointPolicyCheck(PolicyCheck):
     async def check(
         self, connection: HTTPConnection, *, cost: Cost | None = None, inline: Inline | None = None
     ) -> Charge:
-        """Decide, and spend. What is free or exempt for this policy is so for all, and for another for that one alone.
+        """Decide, and spend. What this policy exempts has none of the others to pass for its sake; what is free, or
+        exempt for another, is so for that one alone.
 
         Return the charge of the one that refuses, else of this policy; the others are with it.
         """
         units = await self._units(self.policy.cost if cost is None else cost, connection)
-        if not units:
+        if units is None:
             return self.free()
-        asked: list[PolicyCheck] = [self]
-        found = [await self._spend(connection, units, inline)]
-        for one in self.others:
+        free: list[Charge] = []
+        asked: list[tuple[PolicyCheck, str]] = []
+        spends: list[Spend] = []
+        for one in (self, *self.others):
             own: Any = one.policy.cost
-            its_units = await one._units(units if type(own) is int and own == 1 else own, connection)
+            its_units: int | None = units
+            if one is not self:
+                its_units = await one._units(units if type(own) is int and own == 1 else own, connection)
             if its_units:
-                asked.append(one)
-                found.append(await one._spend(connection, its_units, None))
+                user, spend = await one._spend(connection, its_units, inline if one is self else None)
+                asked.append((one, user))
+                spends.append(spend)
+            else:
+                free.append(one.free())
         try:
-            answer = await self.limiter._check_all([spend for _, spend in found])
+            answer = await self.limiter._check_all(spends) if spends else JointDecision(())
         except SlotNeeded:  # by this user's own quotas
             warn_once(f"{self.policy.name}: {_NOT_TOGETHER}")
             raise HTTPException(403, _NOT_TOGETHER) from None
         charges: list[Charge] = []
-        for one, (user, _), decision in zip(asked, found, answer, strict=True):
+        for (one, user), decision in zip(asked, answer, strict=True):
             if not answer and decision.allowed and not decision.shadow_denied:
                 decision = msgspec.structs.replace(decision, cost=0)  # which was not taken
             charge = Charge(self.limiter, one.policy, user, decision)
             if one._pending is not None:
                 one._counted_later(charge, one._pending)
             charges.append(charge)
-        first = charges[0] if answer.refused is None else charges[answer.decisions.index(answer.refused)]
-        first.others = [charge for charge in charges if charge is not first]
+        if answer.refused is not None:
+            first = charges[answer.decisions.index(answer.refused)]
+        else:
+            first = charges[0] if units else free[0]
+        first.others = [charge for charge in (*charges, *free) if charge is not first]
         return first
 
 
@@ -333,7 +343,7 @@ class Routes:
             target = RequestTarget(scope)
             checks = self._fitting(target)
             target.methods = None
-            found = _apart(checks), len(checks) < len(self._fitting(target))
+            found = _leading_first(checks), len(checks) < len(self._fitting(target))
             if len(self._known) >= MAX_REMEMBERED:
                 self._known.clear()
             if sum(map(len, filter(None, request))) <= _MAX_REMEMBERED_LENGTH:
@@ -341,14 +351,15 @@ class Routes:
         if found[1] and (methods := overriding_methods(scope)):
             target = RequestTarget(scope)
             target.methods = methods.union(target.methods or ())
-            return _apart(self._fitting(target))
+            return _leading_first(self._fitting(target))
         return found[0]
 
     def _fitting(self, target: RequestTarget) -> list[PolicyCheck]:
         return [one for one in self._policy_checks if one.match.fit(target)]
 
 
-def _apart(found: Sequence[PolicyCheck]) -> tuple[PolicyCheck, ...]:
-    """Return the checks without those that another one of them makes together with its own."""
-    made = {other.policy.name for one in found if isinstance(one, JointPolicyCheck) for other in one.others}
-    return tuple(one for one in found if one.policy.name not in made)
+def _leading_first(found: Sequence[PolicyCheck]) -> tuple[PolicyCheck, ...]:
+    """Return the checks, each behind those that make it together with their own: where they have, it is not made by
+    itself."""
+    made = [other.policy.name for one in found if isinstance(one, JointPolicyCheck) for other in one.others]
+    return tuple(sorted(found, key=lambda one: made.count(one.policy.name))) if made else tuple(found)

@@ -94,6 +94,27 @@ async def test_an_exempt_one_is_left_out() -> None:
     assert await used(limiter, *EACH) == [1, 0, 1, 0]
 
 
+async def test_what_one_exempts_another_still_counts_that_fits_by_itself() -> None:
+    org = Policy("org", "4/day", match="/free/a", user_from="header:x-org", together="address")
+    api = Policy("api", "3/day", match="/**", user_from="header:x-user", together="org", exempt="/free/**")
+    _, limiter = made(Policy("address", "100/day", user_from="address", match="/free/a"), org, api)
+    async with app(limiter) as client:
+        assert await statuses(client, "aaaaa", "/free/a") == [200, 200, 200, 200, 429]
+        assert await used(limiter, *EACH) == [0, 0, 4, 4]
+        assert await statuses(client, "a", "/free/b") == [200]
+    assert await used(limiter, *EACH) == [0, 0, 4, 4]
+
+
+async def test_what_is_free_for_one_another_counts_by_a_cost_of_its_own() -> None:
+    api = Policy("api", "3/day", match="/**", user_from="header:x-user", together=["org", "address"],
+                 cost=lambda request: int(request.headers["x-units"]))  # fmt: skip
+    one = Policy("address", "2/day", match="/**", user_from="address", cost=lambda request: 1)
+    _, limiter = made(api, Policy("org", "4/day", match="/**", user_from="header:x-org"), one)
+    async with app(limiter) as client:
+        assert await statuses(client, "aaa", **{"x-units": "0"}) == [200, 200, 429]
+    assert await used(limiter, *EACH) == [0, 0, 0, 2]
+
+
 async def test_each_counts_as_its_policy_says() -> None:
     org = Policy("org", "4/day", user_from="header:x-org", count="failure")
     _, limiter = made(API, org, ADDRESS)
