@@ -17,11 +17,10 @@ from django.test import AsyncClient, Client, override_settings
 from django.urls import clear_url_caches
 from mangum import Mangum
 
-from ratelimit import Alert, Policy
+from ratelimit import Alert, ConfigError, LimiterClosed, Policy, RateLimitError, UnknownAction
 from ratelimit.django.middleware import surface
-from ratelimit.errors import ConfigError, LimiterClosed, RateLimitError, UnknownAction
 from tests.http.apps import client_of
-from tests.http.test_no_lifespan import EVENT
+from tests.http.test_lifespan import EVENT
 
 MIDDLEWARE = ["tests.django.site.authentication", "ratelimit.django.RateLimitMiddleware"]
 HINT = Policy("hint", "2/day", match="POST /hints")

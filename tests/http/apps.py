@@ -10,10 +10,9 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratelimit import Limiter, MemoryStore, Policy
 from ratelimit.http.lifespan import LifespanRunner
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore, Store
+from ratelimit.store import Store
 from ratelimit.testing import FakeClock
 from tests.turns import settled
 

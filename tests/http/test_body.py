@@ -14,10 +14,8 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from ratelimit.errors import ConfigError, InvalidCost, InvalidInput, InvalidUser
-from ratelimit.http import InvalidBody, RateLimitMiddleware
+from ratelimit import ConfigError, InvalidBody, InvalidCost, InvalidInput, InvalidUser, Policy, RateLimitMiddleware
 from ratelimit.http.authz import Authz
-from ratelimit.policy import Policy
 from tests.http.apps import call, client_of, hello, limiter_of, scope_of, used
 
 

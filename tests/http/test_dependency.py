@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, WebSocket
+from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
@@ -17,12 +16,13 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratelimit import describe_refusals
 from ratelimit.decision import Decision
 from ratelimit.errors import InvalidCost, QuotaExceeded, RateLimitError, UnknownAction
 from ratelimit.http import RateLimitMiddleware, limited, quota_exceeded_handler
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
-from tests.http.apps import call, client_of, limiter_of, scope_of, used
+from tests.http.apps import call, client_of, lifespan_of, limiter_of, scope_of, used
 
 HINT = Policy("hint", "2/day")
 
@@ -214,15 +214,6 @@ async def test_without_the_middleware_a_limiter_and_the_handler_will_do() -> Non
     assert answer.headers["retry-after"] == "43200"
 
 
-async def test_the_handler_leaves_it_to_the_middleware_where_there_is_one() -> None:
-    app = starlette_app()
-    app.add_exception_handler(QuotaExceeded, quota_exceeded_handler)  # type: ignore[arg-type]
-    limiter = limiter_of(Policy("api", "9/day", match="/**"), Policy("hint", "0/day"))
-    answer = await client_of(added(app, limiter)).post("/hints")
-    assert (answer.status_code, answer.json()["violated-policies"]) == (429, ["hint"])
-    assert await used(limiter, action="api") == 1
-
-
 async def test_another_limiter_than_the_middlewares() -> None:
     other = limiter_of(Policy("other", "1/day"))
     ask = limited("other", limiter=other)
@@ -281,18 +272,6 @@ async def connecting() -> Message:
     return {"type": "websocket.connect"}
 
 
-async def test_an_app_that_answers_every_exception_does_not_hide_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
-    app = fastapi_app()
-
-    @app.exception_handler(Exception)
-    async def sorry(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"sorry": True}, status_code=500)
-
-    answer = await client_of(wrapped(app, limiter_of(Policy("hint", "0/day")))).post("/hints")
-    assert answer.status_code == 429
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-
-
 async def test_what_a_batch_has_done_stays_spent_when_the_rest_of_it_is_refused() -> None:
     """Also where the app further in has limits of its own: each of its requests was one."""
     operation = limited("operation")
@@ -308,30 +287,6 @@ async def test_what_a_batch_has_done_stays_spent_when_the_rest_of_it_is_refused(
     client = client_of(added(Starlette(routes=[Route("/", view)]), limiter))
     assert [(await client.get("/")).status_code for _ in range(10)] == [429] * 10
     assert (len(done), await used(limiter, action="operation"), await used(limiter, action="api")) == (3, 3, 10)
-
-
-async def test_a_batch_that_hands_its_operations_on_to_an_app_of_its_own() -> None:
-    outer = limiter_of(Policy("api", "100/day", match="/**"))
-    inner = limiter_of(Policy("operation", "3/minute", match="/operation"))
-    done: list[str] = []
-
-    async def operation(request: Request) -> PlainTextResponse:
-        done.append("operation")
-        return PlainTextResponse("ok")
-
-    sub = RateLimitMiddleware(Starlette(routes=[Route("/operation", operation)]), limiter=inner)
-
-    async def batch(scope: Scope, receive: Receive, send: Send) -> None:
-        statuses = []
-        for _ in range(4):
-            start, *_ = await call(sub, {**scope, "path": "/operation"})
-            statuses.append(start["status"])
-        await PlainTextResponse(str(statuses))(scope, receive, send)
-
-    client = client_of(RateLimitMiddleware(batch, limiter=outer))
-    assert (await client.get("/")).text == "[200, 200, 200, 429]"
-    assert (await client.get("/")).text == "[429, 429, 429, 429]"
-    assert (len(done), await used(inner, action="operation"), await used(outer, action="api")) == (3, 3, 2)
 
 
 async def test_what_the_app_refuses_by_itself_gives_back_nothing() -> None:
@@ -412,3 +367,62 @@ async def test_functions_are_called_with_a_request() -> None:
     await client.post("/")
     await client.get("/")
     assert await used(limiter) == 4
+
+
+# FastAPI's OpenAPI says of a limited route that it may answer 429, with which fields and body.
+
+
+TOLD = Policy("hint", "1/day")
+
+
+def app_of() -> FastAPI:
+    app, router = FastAPI(), APIRouter(prefix="/api", dependencies=[Depends(limited("hint"))])
+    own: dict[int | str, dict[str, Any]] = {429: {"description": "Slow down."}}
+
+    @app.post("/hints/{number}", dependencies=[Depends(limited("hint"))])
+    async def hints(number: int) -> str:
+        return "hint"
+
+    @app.get("/own", dependencies=[Depends(limited("hint", quotas="1/day"))], responses=own)
+    async def said() -> str:
+        return "own"
+
+    @app.get("/free")
+    async def free() -> str:
+        return "free"
+
+    @router.get("/included")
+    async def included() -> str:
+        return "included"
+
+    app.include_router(router)
+    app.add_middleware(RateLimitMiddleware, limiter=limiter_of(TOLD))
+    return app
+
+
+async def test_a_limited_route_shows_its_refusal_as_it_is() -> None:
+    app = app_of()
+    async with lifespan_of(app), client_of(app) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        refusal = paths["/hints/{number}"]["post"]["responses"]["429"]
+        assert refusal == paths["/api/included"]["get"]["responses"]["429"]
+        assert paths["/own"]["get"]["responses"]["429"]["description"] == "Slow down."
+        assert "429" not in paths["/free"]["get"]["responses"]
+        answers = [await client.post("/hints/1") for _ in range(2)]
+    check(refusal, answers[1])
+
+
+def check(refusal: dict[str, Any], answer: httpx.Response) -> None:
+    assert answer.status_code == 429
+    assert {name.lower() for name in refusal["headers"]} <= set(answer.headers)
+    ((kind, body),) = refusal["content"].items()
+    assert kind == answer.headers["content-type"]
+    assert set(body["schema"]["required"]) == set(body["schema"]["properties"]) == set(answer.json())
+
+
+def test_the_document_can_be_written_without_a_server() -> None:
+    app = app_of()
+    assert "429" not in app.openapi()["paths"]["/api/included"]["get"]["responses"]
+    for _ in range(2):
+        describe_refusals(app)
+        assert "429" in app.openapi()["paths"]["/api/included"]["get"]["responses"]

@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.decision import Decision, QuotaState
-from ratelimit.errors import ConfigError
+from ratelimit import ConfigError, Decision, Policy, Quota, QuotaState, Window
 from ratelimit.http.headers import HeaderWriter, item_names
-from ratelimit.policy import Policy
-from ratelimit.quota import MAX_LIMIT, UNITS, Quota, Window, parse_quotas
+from ratelimit.quota import MAX_LIMIT, UNITS, parse_quotas
 from tests.http.apps import limiter_of
 
 

@@ -25,14 +25,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from ratelimit.errors import ConfigError, InvalidUser
-from ratelimit.http import RateLimitMiddleware
+from ratelimit import ConfigError, InvalidUser, Limiter, MemoryStore, Policy, RateLimitMiddleware
 from ratelimit.http.addresses import Addresses, warn_once
 from ratelimit.http.identity import UserResolver
-from ratelimit.limiter import Limiter
 from ratelimit.names import check_user
-from ratelimit.policy import Policy, UserFrom
-from ratelimit.store import MemoryStore
+from ratelimit.policy import UserFrom
 from tests.http.apps import client_of, limiter_of, scope_of
 
 ADDRESS = "ip:203.0.113.7"

@@ -11,9 +11,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import Scope
 
-from ratelimit.http import RateLimitMiddleware
+from ratelimit import Policy, RateLimitMiddleware
 from ratelimit.http.policy_check import Routes, SurfaceOptions
-from ratelimit.policy import Policy
 from tests.http.apps import call, client_of, hello, lifespan_of, limiter_of, scope_of
 from tests.http.spellings import PLAIN
 

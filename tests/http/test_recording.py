@@ -12,15 +12,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from ratelimit import ConfigError, Limiter, MemoryStore, Policy, RateLimitMiddleware, UsageEvent, UsageLog, limited
 from ratelimit.clock import DAY, HOUR, SECOND
-from ratelimit.errors import ConfigError
-from ratelimit.event import UsageEvent
-from ratelimit.http import RateLimitMiddleware, limited
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
-from ratelimit.usage import UsageLog
 from tests.http.apps import HINT, call, client_of, hello, limiter_of, scope_of
 
 ALICE = "ip:203.0.113.7"

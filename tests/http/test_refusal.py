@@ -7,9 +7,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import httpx
 import pytest
-from fastapi import FastAPI
 from litestar import Litestar, get
 from litestar import Request as LitestarRequest
 from starlette.applications import Starlette
@@ -27,7 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError, StoreUnavailable
 from ratelimit.http import EXPOSE_HEADERS, RateLimitMiddleware, limited, quota_exceeded_handler
-from ratelimit.http.headers import LIMIT_FIELDS
+from ratelimit.http.headers import LIMIT_FIELDS, HeaderWriter
+from ratelimit.http.problems import problem_of
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.testing import FakeClock
@@ -371,23 +370,6 @@ async def test_an_exception_of_the_app_is_not_taken_for_one_of_them() -> None:
         await call(RateLimitMiddleware(app, limiter=limiter_of()), scope_of())
 
 
-async def test_fastapi_adds_middleware_in_the_same_two_orders() -> None:
-    for outermost in ("cors", "limits"):
-        app, limiter = FastAPI(), limiter_of(Policy("hint", "1/day", match="/hints"))
-        app.get("/hints")(lambda: {"a": 1})
-        if outermost == "cors":
-            app.add_middleware(RateLimitMiddleware, limiter=limiter)
-        app.add_middleware(CORSMiddleware, allow_origins=["*"], expose_headers=["RateLimit", "Retry-After"])
-        if outermost == "limits":
-            app.add_middleware(RateLimitMiddleware, limiter=limiter)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            await client.options("/hints", headers={**PREFLIGHT, "access-control-request-method": "GET"})
-            assert (await client.get("/hints", headers={"origin": ORIGIN})).status_code == 200
-            refused = await client.get("/hints", headers={"origin": ORIGIN})
-        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (429, "*")
-        assert refused.headers["access-control-expose-headers"] == "RateLimit, Retry-After"
-
-
 BODY = '{"error": "{policy}: {limit} a day, {remaining} left", "wait": {retry_after}}'
 TEMPLATE = {"status": 420, "content_type": "application/json", "body": BODY}
 
@@ -429,3 +411,55 @@ async def test_a_template_for_what_can_never_pass_says_no_time() -> None:
         refused = await client.get("/")
     assert (refused.status_code, refused.text) == (429, "{nothing known, so it stays}")
     assert refused.headers["content-type"] == "text/plain; charset=utf-8"
+
+
+# Problem bodies: what a refused client reads.
+
+
+async def refused(quotas: str, *, cost: int = 1, name: str = "hint") -> dict[str, Any]:
+    limiter = limiter_of(Policy(name, quotas))
+    for _ in range(20):
+        decision = await limiter.check("alice", name, cost=cost)
+        if not decision.allowed:
+            body: dict[str, Any] = json.loads(problem_of(decision, HeaderWriter()).encode())
+            return body
+    raise AssertionError("never refused")
+
+
+async def test_a_used_up_quota() -> None:
+    assert await refused("5/day") == {
+        "type": "https://iana.org/assignments/http-problem-types#quota-exceeded",
+        "title": "The quota is used up",
+        "status": 429,
+        "detail": "'hint' allows 5 per day, and 0 are left. Try again in 43200 seconds.",
+        "violated-policies": ["hint"],
+    }
+
+
+async def test_only_the_violated_quotas_are_named() -> None:
+    assert (await refused("2/minute; 100/day"))["violated-policies"] == ["hint-minute"]
+    assert (await refused("2/minute; 2/day"))["violated-policies"] == ["hint-minute", "hint-day"]
+    assert (await refused("1/day", name='50% "off" für alle'))["violated-policies"] == ['50%25 "off" f%C3%BCr alle']
+
+
+async def test_a_cost_that_can_never_pass() -> None:
+    body = await refused("5/day", cost=7)
+    assert body["detail"] == "A cost of 7 can never pass: 'hint' allows 5 per day."
+    assert (body["status"], body["title"]) == (429, "The request is larger than its quota")
+
+
+def test_a_store_that_cannot_be_asked() -> None:
+    problem = problem_of(Decision(False, "hint", 1, (), 0.7, "unavailable"), HeaderWriter())
+    assert json.loads(problem.encode()) == {
+        "type": "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity",
+        "title": "Quotas cannot be checked at the moment",
+        "status": 503,
+        "detail": "The quota of 'hint' cannot be checked at the moment. Try again in 1 second.",
+        "violated-policies": ["hint"],
+    }
+
+
+def test_a_user_who_is_not_active_is_forbidden() -> None:
+    decision = Decision(allowed=False, policy="hint", cost=1, quotas=(), retry_after=None, reason="inactive")
+    problem = problem_of(decision, HeaderWriter())
+    assert (problem.status, problem.title, problem.violated_policies) == (403, "Forbidden", [])

@@ -21,10 +21,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Scope
 
-from ratelimit.http import RateLimitMiddleware
+from ratelimit import Limiter, Policy, RateLimitMiddleware
 from ratelimit.http.authz import Authz
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Policy
 from tests.http.apps import call, limiter_of, scope_of
 from tests.http.routers import OPEN, OVERRIDING_FIELDS, SECRET, SITES, make_folder, overriding, set_up
 from tests.http.serving import served

@@ -27,8 +27,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from ratelimit.http import RateLimitMiddleware
-from ratelimit.policy import Policy
+from ratelimit import Policy, RateLimitMiddleware
 from tests.http.apps import call, limiter_of, scope_of
 
 OURS = (b"ratelimit", b"ratelimit-policy")

@@ -11,8 +11,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from ratelimit import Decision, Policy, QuotaExceeded, RateLimitMiddleware, limited, quota_exceeded_handler
-from ratelimit.errors import ConfigError
+from ratelimit import ConfigError, Decision, Policy, QuotaExceeded, RateLimitMiddleware, limited, quota_exceeded_handler
 from ratelimit.sync import Limiter as BlockingLimiter
 from tests.http.apps import client_of, limiter_of, used
 

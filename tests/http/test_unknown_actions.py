@@ -6,8 +6,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from starlette.types import ASGIApp
 
-from ratelimit.http import RateLimitMiddleware, limited
-from ratelimit.policy import Policy
+from ratelimit import Policy, RateLimitMiddleware, limited
 from tests.http.apps import lifespan_of, limiter_of
 
 

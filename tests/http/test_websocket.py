@@ -19,12 +19,8 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed
 
-from ratelimit.errors import QuotaExceeded
-from ratelimit.http import RateLimitMiddleware, limited
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Count, Policy
-from ratelimit.store import MemoryStore
-from ratelimit.usage import UsageLog
+from ratelimit import Limiter, MemoryStore, Policy, QuotaExceeded, RateLimitMiddleware, UsageLog, limited
+from ratelimit.policy import Count
 from tests.http.apps import call, headers_of, limiter_of, scope_of, used
 
 DENIAL: dict[str, Any] = {"websocket.http.response": {}}

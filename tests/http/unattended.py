@@ -11,8 +11,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ratelimit import Limiter, Policy, UsageLog
-from ratelimit.http import RateLimitMiddleware
+from ratelimit import Limiter, Policy, RateLimitMiddleware, UsageLog
 from ratelimit.opening import store_from_url
 from tests.http.apps import hello
 

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from ratelimit import MissingUser, Policy
-from ratelimit.errors import InvalidCost, InvalidQuota, InvalidUser, UnknownAction
+from ratelimit import InvalidCost, InvalidQuota, InvalidUser, MissingUser, Policy, UnknownAction
 from ratelimit.flask import RateLimit
 from ratelimit.flask import limited as flask_limited
 from ratelimit.wsgi import RateLimitMiddleware, limited

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,10 +11,12 @@ from uuid import uuid4
 from wsgiref.util import FileWrapper
 
 import pytest
+from flask import Flask
 
 import ratelimit
-from ratelimit import MemoryStore, Policy, QuotaExceeded
+from ratelimit import LimiterClosed, MemoryStore, Policy, QuotaExceeded, functions
 from ratelimit.errors import ConfigError, RateLimitError, UnknownAction
+from ratelimit.flask import RateLimit
 from ratelimit.sync import InsideEventLoop, Limiter, UsageLog, open_store
 from ratelimit.wsgi import RateLimitMiddleware, configure, limited
 from tests.wsgi.apps import HINT, call, environ_of, hello, limiter_of
@@ -287,23 +290,6 @@ def test_made_of_a_configuration(tmp_path: Path) -> None:
         configure(store="dynamodb://one?region=eu-west-1", mirror="dynamodb://two?region=eu-west-1")
 
 
-def test_a_policy_that_counts_later_names_a_short_wait_while_others_are_under_way() -> None:
-    limiter = limiter_of(Policy("hint", "1/day", match="/**", count="success"))
-    inner: list[Any] = []
-
-    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
-        if not inner:
-            inner.append(None)
-            inner[0] = call(middleware)
-        start_response("500 Oh", [("content-type", "text/plain")])
-        return [b""]
-
-    middleware = RateLimitMiddleware(app, limiter=limiter)
-    call(middleware)
-    assert (inner[0].status, inner[0].header("retry-after")) == (429, ["1"])
-    assert call(middleware).status == 500
-
-
 @pytest.mark.parametrize("where", ["memory", "dynamodb"])
 def test_policies_that_are_decided_together(where: str, request: pytest.FixtureRequest) -> None:
     """What an organisation has no room for is not taken from its members either; nor is what does not count."""
@@ -319,3 +305,113 @@ def test_policies_that_are_decided_together(where: str, request: pytest.FixtureR
     assert [call(app, environ).status for environ in environs] == [500, 200, 200, 429]
     assert [limiter.peek(*key).used for key in (("ip:203.0.113.7", "member"), ("acme", "org"))] == [2, 2]
     limiter.close()
+
+
+# What the code around a limiter does wrong is an error that says what, and never a request without a limit.
+
+
+ANY_HINT = Policy("hint", "9/day", match="/**")
+
+
+def by_the_middleware() -> tuple[Limiter, Any]:
+    limiter = limiter_of(ANY_HINT)
+    app = RateLimitMiddleware(hello, limiter=limiter)
+    return limiter, lambda: call(app).status
+
+
+def by_flask() -> tuple[Limiter, Any]:
+    app = Flask("site_of_a_test")
+    app.testing = True
+    limits = RateLimit(app, policies=[ANY_HINT])
+    app.post("/hints")(lambda: "ok")
+    with app.app_context():
+        return limits.limiter, lambda: app.test_client().post("/hints").status_code
+
+
+def by_the_decorator() -> tuple[Limiter, Any]:
+    limiter = Limiter(MemoryStore(), [ANY_HINT])
+    return limiter, functions.limited("hint", limiter=limiter, user="alice")(lambda: 200)
+
+
+@pytest.mark.parametrize("made", [by_the_middleware, by_flask, by_the_decorator])
+def test_a_closed_limiter_is_an_error_until_it_is_opened(made: Any) -> None:
+    limiter, ask = made()
+    assert ask() == 200
+    limiter.close()
+    for _ in range(2):
+        with pytest.raises(LimiterClosed, match=r"limiter\.open\(\)"):
+            ask()
+    limiter.open()
+    assert ask() == 200
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_view_that_forgets_to_await_fails_and_is_told_what_it_has_not_awaited() -> None:
+    limiter = ratelimit.Limiter(MemoryStore(), [ANY_HINT])
+    app = Flask("site_of_a_test")
+    app.testing = True
+
+    @app.post("/hints")
+    def view() -> str:
+        return str(limiter.check("alice", "hint").allowed)  # type: ignore[attr-defined]
+
+    def ask() -> None:
+        with pytest.raises(AttributeError, match="'coroutine' object has no attribute 'allowed'"):
+            app.test_client().post("/hints")
+        gc.collect()
+
+    with pytest.warns(RuntimeWarning, match=r"'Limiter\.check' was never awaited"):
+        ask()
+
+
+# Slots and reservations of requests to a WSGI app.
+
+
+def free(limiter: Limiter) -> int | None:
+    return limiter.peek(USER, "hint").remaining
+
+
+def test_held_until_the_body_is_complete_or_closed() -> None:
+    limiter = limiter_of(Policy("hint", "1 concurrent", match="/**"))
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b"a"
+        yield b"b"
+
+    guarded = RateLimitMiddleware(app, limiter=limiter)
+    for ends in ("read", "closed"):
+        body: Any = guarded(environ_of(), lambda *_: None)  # type: ignore[arg-type]
+        assert next(iter(body)) == b"a"
+        assert free(limiter) == 0
+        assert call(guarded).status == 429
+        if ends == "read":
+            assert list(body) == [b"b"]
+        body.close()
+        assert free(limiter) == 1
+
+
+def test_an_app_that_fails() -> None:
+    limiter = limiter_of(Policy("hint", "1 concurrent"))
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        limited("hint")(environ)
+        assert free(limiter) == 0
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        call(RateLimitMiddleware(app, limiter=limiter))
+    assert free(limiter) == 1
+
+
+def test_what_is_reserved_is_settled_when_the_answer_has_ended() -> None:
+    limiter = limiter_of(Policy("hint", "100/day", match="/**", cost=10, reserve=True))
+    assert call(RateLimitMiddleware(hello, limiter=limiter)).status == 200
+    assert free(limiter) == 90
+    assert "r" not in {field for field, units in limiter._core.store.records.read(_key()).items() if units}  # type: ignore[attr-defined]
+
+
+def _key() -> Any:
+    from ratelimit.names import Key
+
+    return Key(USER, "hint")

@@ -10,15 +10,12 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from ratelimit import Directory, Limiter, MemoryStore, Policy, UsageLog
 from ratelimit.clock import DAY
-from ratelimit.directory import Directory
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.http.api import Api
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore, TableStore
+from ratelimit.store import TableStore
 from ratelimit.testing import FakeClock
-from ratelimit.usage import UsageLog
 from tests.engines import Engine
 from tests.http.apps import client_of
 

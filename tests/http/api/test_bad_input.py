@@ -8,12 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ratelimit.config import load_config
-from ratelimit.errors import ConfigError, StoreUnavailable
+from ratelimit import ConfigError, MemoryStore, StoreUnavailable, UsageLog, load_config
 from ratelimit.factory import check_api_token, decision_app
 from ratelimit.http.api import Api, app
-from ratelimit.store import MemoryStore
-from ratelimit.usage import UsageLog
 from tests.http.api.clients import service_on
 from tests.http.apps import call, client_of, limiter_of, scope_of, used
 from tests.http.serving import served

@@ -10,12 +10,9 @@ from uuid import uuid4
 import pytest
 from starlette.types import ASGIApp
 
+from ratelimit import Directory, Identity, Limiter, MemoryStore, User
 from ratelimit.dashboard import dashboard
-from ratelimit.directory import Directory
 from ratelimit.http.api import Api
-from ratelimit.limiter import Limiter
-from ratelimit.store import MemoryStore
-from ratelimit.store.directory import Identity, User
 from tests.http.api.clients import POLICIES, Service, service_on
 from tests.http.api.clients import service as service
 from tests.http.apps import call, scope_of

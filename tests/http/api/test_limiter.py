@@ -10,15 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
+from ratelimit import MemoryStore, Policy, StoreUnavailable, UsageLog, load_config
 from ratelimit.config.settings import policy_document
-from ratelimit.errors import StoreUnavailable
+from ratelimit.factory import decision_app
 from ratelimit.http.api import Api
 from ratelimit.http.api.app import MAX_BODY
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore, Store
+from ratelimit.store import Store
 from ratelimit.testing import FakeClock
-from ratelimit.usage import UsageLog
 from tests.http.apps import client_of, limiter_of, used
+from tests.http.serving import served
 from tests.limiter.stores import FailingStore, failing
 
 ALICE = {"user": "alice", "action": "hint"}
@@ -308,3 +308,16 @@ async def test_policies_are_listed_without_holding_up_others(monkeypatch: pytest
         assert answer == (await client.get("/v1/policies")).json()
         assert answer["policies"]["hint"]["quotas"] == ["5/day"]
     assert len(written) == len(answer["policies"])
+
+
+# The decision endpoint and the API on one limiter, as wiring puts them together.
+
+
+async def test_both_spend_from_the_same_quota() -> None:
+    policies = {"hint": {"quotas": "2/hour", "match": ["POST /hints"], "user_from": ["header:x-api-key"]}}
+    app = decision_app(load_config(env={}, policies=policies))
+    async with served(app) as address, httpx.AsyncClient(base_url=f"http://{address}") as client:
+        assert (await client.post("/v1/authz/hints", headers={"x-api-key": "alice"})).status_code == 200
+        asked = {"user": "alice", "action": "hint"}
+        assert (await client.post("/v1/check", json=asked)).json()["remaining"] == 0
+        assert (await client.post("/v1/authz/hints", headers={"x-api-key": "alice"})).status_code == 429

@@ -8,14 +8,10 @@ from urllib.parse import unquote
 import httpx
 import pytest
 
-from ratelimit.errors import StoreUnavailable
+from ratelimit import MemoryStore, Policy, StoreUnavailable, UsageLog
 from ratelimit.http.authz import Authz
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore
-from ratelimit.usage import UsageLog
 from tests.http.apps import call, client_of, headers_of, limiter_of, scope_of, used
 from tests.http.spellings import DOTTED, PLAIN, UNCLEAR
-from tests.turns import settled
 
 HINT = Policy("hint", "5/day", match="POST /hints")
 FORWARDED = {"x-forwarded-method": "POST", "x-forwarded-uri": "/hints?a=1"}
@@ -170,15 +166,6 @@ async def test_what_is_allowed_counts_whatever_the_outcome(count: Any) -> None:
     assert await used(limiter) == 1
 
 
-async def test_a_refusal_by_one_policy_gives_back_what_another_took() -> None:
-    limiter = limiter_of(Policy("all", "5/day", match="/**"), Policy("hint", "1/day", match="POST /hints"))
-    async with client_of(Authz(limiter=limiter)) as client:
-        assert (await client.post("/v1/authz/hints")).headers["ratelimit"].count(";r=") == 2
-        assert (await client.post("/v1/authz/hints")).status_code == 429
-    await settled()
-    assert await used(limiter, action="all") == 1
-
-
 async def test_identity_exemptions_and_host_are_those_of_the_original() -> None:
     hosts: list[Any] = []
     policy = Policy("hint", "1/day", match="/**", user_from=lambda asked: hosts.append(asked.url.hostname))
@@ -241,14 +228,3 @@ async def test_nobody_is_identified_by_a_field_for_this_hop_only() -> None:
             "/v1/authz", headers={**FORWARDED, "x-forwarded-for": "2.2.2.2", "connection": "close"}
         )
         assert other.status_code == 200
-
-
-async def test_a_credential_is_one_user_and_a_prefix_one_address() -> None:
-    spelled = ("Bearer tok", "bearer tok", "BEARER  tok")
-    async with asking(user_from="header:authorization", trusted_proxies=1, ipv6_prefix=48) as client:
-        for number in range(6):
-            headers = {**FORWARDED, "authorization": spelled[number % 3]}
-            assert (await client.get("/v1/authz", headers=headers)).status_code == (200 if number < 5 else 429)
-        for number in range(6):
-            headers = {**FORWARDED, "x-forwarded-for": f"2001:db8:1:{number}::1"}
-            assert (await client.get("/v1/authz", headers=headers)).status_code == (200 if number < 5 else 429)
