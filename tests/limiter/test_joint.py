@@ -262,6 +262,32 @@ def test_the_promises_hold_in_any_history(
     asyncio.run(run())
 
 
+async def test_tasks_of_one_mind_in_memory() -> None:
+    """Eight limiters with fifty tasks each on one store, in which each call lets the others go first. Those of three
+    are cancelled in the middle: each admission is one unit of a user's and one of the shared key's, theirs too."""
+    store = YieldingStore()
+    policies = [Policy("user", "7/day"), Policy("org", "200/day")]
+    admitted = 0
+
+    async def ask(limiter: Limiter, first: int) -> None:
+        nonlocal admitted
+        for turn in range(2):
+            answer = await limiter.check_all([(f"user-{(first + 17 * turn) % 64}", "user"), ("acme", "org")])
+            admitted += bool(answer)
+
+    limiters = [Limiter(store, policies, deadline=60, denial_cache=0) for _ in range(8)]
+    tasks = [asyncio.create_task(ask(limiter, 3 * n)) for limiter in limiters for n in range(50)]
+    while admitted < 50:
+        await asyncio.sleep(0)
+    for task in tasks[:150]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    used = [(await limiters[0].peek(f"user-{n}", "user")).used for n in range(64)]
+    assert max(used) <= 7
+    assert sum(used) == (await limiters[0].peek("acme", "org")).used == 200
+    assert 50 <= admitted <= 200
+
+
 async def test_too_large_is_never() -> None:
     answer = await limiter(CountingStore()).check_all([("alice", "user", 6), ("acme", "org", 6)])
     assert answer.retry_after is None

@@ -159,7 +159,7 @@ def test_processes_that_are_killed_in_the_middle(
 
 @pytest.mark.parametrize("reserves", [False, True])
 async def test_tasks_in_memory(reserves: bool) -> None:
-    """Eight limiters with twenty tasks each on one store, in which each call lets the others go first."""
+    """Eight limiters with fifty tasks each on one store, in which each call lets the others go first."""
     store = YieldingStore()
     policy = Policy("job", f"{SLOTS} concurrent" if not reserves else f"{UNITS}/day; {SLOTS} concurrent", hold=HOLD)
     held = most = used = 0
@@ -182,7 +182,7 @@ async def test_tasks_in_memory(reserves: bool) -> None:
             await slot.release()
 
     limiters = [Limiter(store, [policy], deadline=20, denial_cache=0) for _ in range(8)]
-    await asyncio.gather(*(task(limiter, random.Random(n)) for limiter in limiters for n in range(20)))
+    await asyncio.gather(*(task(limiter, random.Random(n)) for limiter in limiters for n in range(50)))
     assert most == SLOTS
     left = await store.read(Key("alice", "job"))
     assert (left["c"], left.get("r", 0)) == (0, 0)
