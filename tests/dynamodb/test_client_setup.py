@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import ssl
 from asyncio import StreamWriter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,6 @@ fast_or_slow = pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow
 def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FaultServer]:
-    async with FaultServer() as server:
-        yield server
 
 
 class Issuer(Listening):

@@ -44,12 +44,6 @@ ALICE = Key.of("alice", "hint")
 ADD = Write((Add("d1", 1, 5),), 1_999_999_999)
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[FaultServer]:
-    async with FaultServer() as server:
-        yield server
-
-
 @pytest.fixture(params=[True, False], ids=["fast", "slow"])
 async def store(
     request: pytest.FixtureRequest, server: FaultServer, pauses: list[float]

@@ -6,13 +6,11 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from ratelimit import Limiter, MemoryStore, Policy, StoreThrottled
 from ratelimit.algorithms.fields import day_field
 from ratelimit.dynamodb.expressions import encode
-from ratelimit.errors import StoreThrottled
-from ratelimit.limiter import Limiter
 from ratelimit.names import Key
-from ratelimit.policy import Policy
-from ratelimit.store import Add, Drop, Expect, MemoryStore, Op, Outcome, Put, Write
+from ratelimit.store import Add, Drop, Expect, Op, Outcome, Put, Write
 from ratelimit.store.delegating import DelegatingStore
 from ratelimit.testing import FakeClock
 

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 
-from ratelimit import Limiter, Policy
+from ratelimit import Limiter, Policy, ReplicaMismatch, TableNotFound, open_store
 from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, regions_of_table, verify_table
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.control import replicas_of, replicas_problem
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.table_diff import TableSnapshot, compare, to_status
-from ratelimit.errors import ReplicaMismatch, TableNotFound
 from ratelimit.names import Key
-from ratelimit.opening import open_store, store_from_url
+from ratelimit.opening import store_from_url
 from ratelimit.regions import RegionsMode
 from ratelimit.regions.regions import home_of
 from tests.dynamodb.tables import replicated

@@ -12,16 +12,19 @@ from uuid import uuid4
 
 import pytest
 
+from ratelimit import InvalidInput, Limiter, MemoryStore, Policy, StoreMisconfigured, StoreThrottled, UsageLog
 from ratelimit.algorithms.fields import day_field, utc_day
-from ratelimit.dynamodb import AnswerLost, DynamoDBStore
-from ratelimit.errors import InvalidCursor, InvalidInput, OutOfRetention, StoreMisconfigured, StoreThrottled
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore, Part, TableStore
+from ratelimit.clock import SECOND, SystemClock
+from ratelimit.dynamodb import AnswerLost, DynamoDBStore, Settings, create_table
+from ratelimit.dynamodb.scans import sweep_table
+from ratelimit.errors import InvalidCursor, OutOfRetention
+from ratelimit.names import Key
+from ratelimit.store import Add, Part, TableStore, Write
 from ratelimit.store.base import each_page, first_cursors
 from ratelimit.testing import FakeClock
-from ratelimit.usage import UsageLog
 from ratelimit.usage.reports import Reports
+from tests.cli.command import Command
+from tests.cli.command import ratelimit as ratelimit
 from tests.engines import Engine
 from tests.faults import FaultServer, garbage, throttled
 from tests.faults.behaviours import Exchange
@@ -212,3 +215,37 @@ async def test_a_page_of_counters_is_as_large_as_dynamodb_makes_it(engine: Engin
         await store.scans.records(field=day_field(TODAY))
         assert store.stats.calls["Scan"] == 1
         assert (await store.scans.records(field=day_field(TODAY))).cursor is None
+
+
+# `ratelimit table sweep` deletes what has expired, and nothing else.
+
+
+@pytest.fixture
+async def settings(engine: Engine) -> Settings:
+    settings = Settings(table=f"sweep-{uuid4()}", endpoint=engine.endpoint, region="eu-west-1")
+    await create_table(settings)
+    return settings
+
+
+async def test_only_what_has_expired_goes(settings: Settings) -> None:
+    now = SystemClock().now()
+    clock = FakeClock(now / SECOND)
+    async with DynamoDBStore(settings) as store:
+        for number in range(60):
+            write = Write((Add("n", 1),), expires_at=now // SECOND + (100 if number < 10 else 100_000))
+            await store.apply(Key(f"user-{number}", "hint"), write, now=now)
+        limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+        await limiter.check("user-0", "hint")  # which moves its time
+        assert await sweep_table(settings, clock=clock) == 0
+        clock.advance(200)
+        assert await sweep_table(settings, clock=clock) == 9
+        assert await sweep_table(settings, clock=clock) == 0
+        left = {key.user for key, _ in (await store.scans.records()).entries}
+    assert left == {"user-0", *(f"user-{number}" for number in range(10, 60))}
+
+
+def test_the_command(ratelimit: Command, engine: Engine) -> None:
+    url = engine.store_url(f"sweep-{uuid4()}")
+    ratelimit("table", "create", url)
+    assert ratelimit("table", "sweep", url).out.endswith(": 0 expired items deleted\n")
+    assert ratelimit("table", "sweep", url, "--json").json["swept"] == 0

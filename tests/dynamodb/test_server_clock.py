@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from ratelimit import AccessDenied, Limiter, Policy, UsageEvent
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.dynamodb import DynamoDBStore, create_table, parse_url
-from ratelimit.errors import AccessDenied
-from ratelimit.event import UsageEvent
-from ratelimit.limiter import Limiter
 from ratelimit.names import Key
-from ratelimit.policy import Policy
 from ratelimit.store import Add, Write
 from tests.engines import Engine
 from tests.faults import FaultServer, error
@@ -30,12 +26,6 @@ fast_or_slow = pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow
 def punctual_server(server: FaultServer, off: int, **options: Any) -> None:
     """Every request is refused that was not signed by a clock that is so many seconds ahead of ours."""
     server.everything(punctual(lambda: SystemClock().now() / SECOND + off, **options))
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FaultServer]:
-    async with FaultServer() as server:
-        yield server
 
 
 @fast_or_slow

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import uvloop
 
+from ratelimit import Limiter, Policy
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore
-from ratelimit.limiter import Limiter
 from ratelimit.names import Key
-from ratelimit.policy import Policy
 from ratelimit.store import Add, Write
 from tests.faults import hang_up, ok, slow
 from tests.faults.apart import Apart

@@ -40,12 +40,6 @@ class Answers:
         return behave
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[FaultServer]:
-    async with FaultServer() as server:
-        yield server
-
-
 @pytest.fixture(params=[True, False], ids=["fast", "slow"])
 async def store(
     request: pytest.FixtureRequest, server: FaultServer, pauses: list[float]

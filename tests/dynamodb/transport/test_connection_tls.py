@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -81,3 +84,47 @@ async def test_tls_where_there_is_none() -> None:
         async with await connect(Settings(table="limits", endpoint=endpoint)) as client:
             with pytest.raises(StoreUnreachable):
                 await open_connection(await find_endpoint(client), client.place, 0.2, lambda connection, ending: None)
+
+
+# A name with several addresses: one that nobody answers at is not waited for (RFC 8305).
+
+
+DEAD = "127.0.0.2"
+
+
+@contextmanager
+def nobody_answers(port: int) -> Iterator[None]:
+    """At `DEAD`: a queue that is full, so that whoever knocks is not even told to go away."""
+    with ExitStack() as exits:
+        full = exits.enter_context(closing(socket.socket()))
+        full.bind((DEAD, port))
+        full.listen(0)
+        for _ in range(4):
+            waiting = exits.enter_context(closing(socket.socket()))
+            waiting.setblocking(False)
+            waiting.connect_ex((DEAD, port))
+        yield
+
+
+@pytest.fixture
+def two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every name: `DEAD` and the one that is right."""
+    resolve = socket.getaddrinfo
+
+    def both(host: str, port: int, *args: Any, **options: Any) -> list[Any]:
+        (answer, *_) = resolve("127.0.0.1", port, *args, **options)
+        return [(*answer[:4], (address, port)) for address in (DEAD, "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+
+
+@pytest.mark.usefixtures("two_addresses")
+async def test_the_next_address_is_tried_where_the_first_does_not_answer() -> None:
+    async with FaultServer() as server:
+        port = int(server.endpoint.rpartition(":")[2])
+        with nobody_answers(port):
+            endpoint = f"http://dynamodb.test:{port}"
+            async with DynamoDBStore(table="limits", endpoint=endpoint, connect_timeout=10, attempts=1) as store:
+                assert (await store.apply(Key("a", "b"), ADD, now=0)).applied
+                assert store.stats.connections > 0
+                assert store.stats.fallbacks == {}

@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from hashlib import sha256
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from ratelimit import AccessDenied, Policy, StoreUnavailable
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore, Settings, StoreUnreachable
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import Stats
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import Place
+from ratelimit.dynamodb.expressions import encode
+from ratelimit.dynamodb.schema import limit_key, limit_pk
 from ratelimit.dynamodb.session import find_endpoint
 from ratelimit.dynamodb.store import new_fast_transport
 from ratelimit.dynamodb.transport.base import BotoTransport
 from ratelimit.dynamodb.transport.connection import Endpoint, open_connection
-from ratelimit.dynamodb.transport.fast import FastTransport
-from ratelimit.errors import AccessDenied, StoreUnavailable
+from ratelimit.dynamodb.transport.fast import FastTransport, RequestBodies
+from ratelimit.limiter.compiled_policy import CompiledPolicy
+from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
-from ratelimit.store import Add, Outcome, Write
+from ratelimit.store import Add, Drop, Expect, Op, Outcome, Put, Write
 from ratelimit.testing import FakeClock
 from tests.faults import Behaviour, FaultServer, error, hang_up, held, slow, status
 from tests.faults.oddities import checksum, chunked, endless, gzipped, only, punctual, raw, then_close, twice
+from tests.profiles import examples
 
 ALICE = Key.of("alice", "hint")
 ADD = Write((Add("d1", 1, 5000),), 1_999_999_999)
 TEN_MINUTES = 600
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FaultServer]:
-    async with FaultServer() as server:
-        yield server
 
 
 @pytest.fixture
@@ -281,10 +284,74 @@ async def test_a_clock_that_is_off(server: FaultServer, off: int) -> None:
         await transport.close()
 
 
-async def test_a_bad_signature_at_the_right_time_is_not_blamed_on_the_clock(
-    server: FaultServer, store: DynamoDBStore
-) -> None:
-    server.always(error("InvalidSignatureException"))
-    with pytest.raises(AccessDenied):
-        await apply(store)
-    assert store.stats.fallbacks == {"denied": 1}
+# The bodies say exactly what `expressions` says, whatever template they were made from.
+
+
+CONSTANT = {"TableName": "li%mits"}
+numbers = st.integers(-3, 3) | st.integers(-(10**19), 10**19)
+bounds = st.none() | numbers
+fields = st.sampled_from(["d20758", "h493", "gd", "u2601", "50%d", 'a"b', "ß"])
+
+
+@st.composite
+def writes(draw: st.DrawFn) -> Write:
+    changed = draw(st.lists(fields, unique=True, max_size=5))
+    ops: list[Op] = []
+    for field in changed:
+        if draw(st.booleans()):
+            ops.append(Expect(field, draw(bounds), draw(bounds), draw(st.booleans())))
+        kind = draw(st.sampled_from("apd"))
+        if kind == "a":
+            ops.append(Add(field, draw(numbers), draw(bounds)))
+        else:
+            ops.append(Put(field, draw(numbers)) if kind == "p" else Drop(field))
+    return Write(tuple(ops), draw(st.integers(0, 10**10)), draw(st.booleans()), recurs=draw(st.booleans()))
+
+
+def said(body: bytes) -> object:
+    return json.loads(body)
+
+
+@settings(max_examples=examples(150))
+@given(st.lists(writes(), min_size=1, max_size=8), st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_a_body_is_the_encoded_update(some: list[Write], user: str) -> None:
+    bodies = RequestBodies(CONSTANT, limit=3)
+    key = Key(user, "hint")
+    for write in (*some, *some):
+        body, digest = bodies.body(limit_pk(key), write)
+        assert said(body) == {**CONSTANT, **encode(write), "Key": limit_key(key)}
+        assert digest == sha256(body).hexdigest()
+
+
+def test_one_template_for_a_shape_and_one_constant_for_a_write() -> None:
+    bodies = RequestBodies(CONSTANT)
+    bucket = [Write((Expect("gd", now, now + 9), Add("gd", 1)), 5) for now in range(20)]
+    for write in bucket:
+        bodies.body("USR#a#LIM#b", write)
+    assert len(bodies._templates) == 1
+
+
+def test_what_never_recurs_takes_the_place_of_nothing_that_does() -> None:
+    """A bucket's writes are each another one; a window's are the same for every user."""
+    bodies = RequestBodies(CONSTANT, limit=3)
+    now, cached = 1_767_614_400_000_000, CachedRecord()
+    cached.learn({"gd": now * 1000, "gdl": 9, "d20458": 1}, now)
+    window = CompiledPolicy(Policy("hint", "1000/day"))
+    bucket = CompiledPolicy(Policy("run", "9/day", algorithm="gcra"))
+    kept = window.spend(now, 1, cached)
+    assert kept is not None
+    bodies.body("USR#a#LIM#hint", kept)
+    for later in range(9):
+        write = bucket.spend(now + later, 1, cached)
+        assert write is not None
+        bodies.body("USR#a#LIM#run", write)
+    assert list(bodies._known) == [kept]
+    assert window.spend(now, 1, cached) is kept
+
+
+def test_what_is_kept_is_bounded() -> None:
+    bodies = RequestBodies(CONSTANT, limit=10)
+    for number in range(50):
+        bodies.body("USR#a#LIM#b", Write((Add(f"d{number}", 1),), 5, recurs=True))
+    assert len(bodies._known) == 10
+    assert len(bodies._templates) <= 10

@@ -7,20 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit.clock import SECOND, SystemClock
+from ratelimit import AccessDenied, StoreThrottled, StoreUnavailable, UsageEvent
+from ratelimit.clock import SystemClock
 from ratelimit.dynamodb import AnswerLost, DynamoDBStore
-from ratelimit.errors import AccessDenied, StoreThrottled, StoreUnavailable
-from ratelimit.event import UsageEvent
 from ratelimit.event_id import EventIds
 from tests.faults import Behaviour, FaultServer, error, garbage, half, hang_up, internal_error, throttled
 from tests.faults.behaviours import Exchange
-from tests.faults.oddities import checksum, chunked, punctual
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[FaultServer]:
-    async with FaultServer() as server:
-        yield server
+from tests.faults.oddities import checksum, chunked
 
 
 @pytest.fixture(params=[True, False], ids=["fast", "slow"])
@@ -96,12 +89,3 @@ async def test_what_is_unusual_goes_to_aiobotocore(server: FaultServer) -> None:
         with pytest.raises(AccessDenied):
             await store.events.put(events(2))
         assert store.stats.fallbacks == {"unknown_error": 1, "denied": 1}
-
-
-async def test_the_clock_that_a_check_learned_is_right_for_batches(server: FaultServer) -> None:
-    ahead = SystemClock().now() // SECOND + 3600
-    async with DynamoDBStore(table="limits", endpoint=server.endpoint, attempts=1) as store:
-        server.always(punctual(lambda: ahead))
-        assert await store.events.put(events(2)) == []
-        assert await store.events.put(events(2)) == []
-        assert store.stats.fallbacks == {"clock": 1}

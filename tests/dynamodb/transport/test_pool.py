@@ -16,12 +16,6 @@ from tests.faults import FaultServer
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[FaultServer]:
-    async with FaultServer() as server:
-        yield server
-
-
-@pytest.fixture
 def stats() -> Stats:
     return Stats()
 
