@@ -11,7 +11,7 @@ import typer
 from ratelimit.cli.options import spread
 from ratelimit.cli.output import complain
 from ratelimit.loadtest.plan import Trouble
-from ratelimit.loadtest.run.options import Options
+from ratelimit.loadtest.options import Options
 
 app: Final = typer.Typer(help="Load tests with Locust, and reports of them.", no_args_is_help=True)
 
@@ -30,7 +30,7 @@ def run(*, options: Options) -> int:
 
         ratelimit loadtest run middleware --store 'dynamodb://loadtest?region=eu-west-1' --rate 500
     """
-    from ratelimit.loadtest.run.run import conclude
+    from ratelimit.loadtest.run import conclude
 
     if options.smoke:
         options = replace(options, duration=4.0, warm_up=1.0)

@@ -7,10 +7,10 @@ from random import Random
 
 import msgspec
 
+from loadtest.figures import SampleTally, figures
+from loadtest.options import Budgets, judge
 from loadtest.plan import SERIES, Group, LoadPlan, Outcome, RequestSample, SampleBatch
 from loadtest.result import FORMAT, GroupResult, Report
-from loadtest.run.figures import SampleTally, figures
-from loadtest.run.options import Budgets, judge
 
 Latency = Callable[[Random, int, int], int]
 """Of a series, in a second: µs."""

@@ -8,11 +8,11 @@ from random import Random
 
 import pytest
 
+from loadtest.figures import SampleTally, compare_books, figures
+from loadtest.options import ENGINES, Budgets, Options, judge, read_budgets
 from loadtest.plan import SERIES, RequestSample, SampleBatch, Trouble
 from loadtest.quantiles import difference, quantile, quantiles
 from loadtest.result import read_report
-from loadtest.run.figures import SampleTally, compare_books, figures
-from loadtest.run.options import ENGINES, Budgets, Options, judge, read_budgets
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.loadtest.results import book, encoded, plan, report, result

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.run.generate import LOCUSTFILE
+from loadtest.generate import LOCUSTFILE
 from ratelimit import Policy, RateLimitMiddleware
 from ratelimit.testing.engines import free_port, run_with_parent
 from tests.http.apps import hello, limiter_of

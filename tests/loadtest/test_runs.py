@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.generate import LOCUSTFILE
 from loadtest.result import Report, read_report
-from loadtest.run.generate import LOCUSTFILE
 from ratelimit.limiter import Limiter
 from ratelimit.opening import open_store
 from ratelimit.policy import Policy

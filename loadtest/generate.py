@@ -16,10 +16,10 @@ import msgspec
 
 from ratelimit.testing.engines import free_port, run_with_parent
 
-from ..plan import CUT_SHORT, LoadPlan, SampleBatch, Trouble
 from .options import Options
+from .plan import CUT_SHORT, LoadPlan, SampleBatch, Trouble
 
-LOCUSTFILE: Final = Path(__file__).parents[1] / "load" / "locustfile.py"
+LOCUSTFILE: Final = Path(__file__).parent / "load" / "locustfile.py"
 STOP_TIMEOUT: Final = 15
 _LAST_WORDS: Final = 2_000
 _MORE: Final = 180.0

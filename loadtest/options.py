@@ -12,8 +12,8 @@ import typer
 from ratelimit.cli.options import decimal, whole
 from ratelimit.errors import InvalidInput
 
-from ..plan import GROUPS, Group, Trouble
-from ..result import BudgetVerdict, GroupResult
+from .plan import GROUPS, Group, Trouble
+from .result import BudgetVerdict, GroupResult
 
 ENGINES: Final = ("localstack", "dynamodb-local", "ministack", "memory")
 RATES: Final = {"memory": 200.0, "ministack": 150.0, "dynamodb-local": 150.0, "localstack": 40.0, "dynamodb": 150.0}
@@ -55,7 +55,7 @@ class Options:
     report: Annotated[Path, typer.Option(metavar="DIR")] = Path("loadtest", "report")
     budgets: Annotated[
         Path, typer.Option(metavar="FILE", help="By default those that come with it.", show_default=False)
-    ] = Path(__file__).parents[1] / "budgets.toml"
+    ] = Path(__file__).parent / "budgets.toml"
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Short (4 s a group), with budgets that only a fault breaks.")
     ] = False

@@ -24,8 +24,8 @@ from ratelimit.factory import table_settings
 from ratelimit.opening import open_store
 from ratelimit.testing.engines import EngineError, start
 
-from ..plan import MARK, Group, Trouble
 from .options import Options
+from .plan import MARK, Group, Trouble
 
 READY_WITHIN: Final = 120.0
 BOOKS_WITHIN: Final = 600.0

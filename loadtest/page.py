@@ -10,8 +10,8 @@ from typing import Final
 
 import msgspec
 
-from ..result import GroupResult, Quantiles, Report
-from .plots import added_plot, errors_plot, latency_plot, style_of, throughput_plot, units_plot
+from .plots import added_plot, latency_plot, style_of, throughput_plot
+from .result import GroupResult, Quantiles, Report
 
 _STYLE: Final = Path(__file__).with_name("page.css")
 _TITLES: Final = {
@@ -92,10 +92,11 @@ def _group(group: GroupResult) -> str:
     plots = [
         ("Latency, by percentile", latency_plot(group), _legend(series.name for series in group.series)),
         ("Added latency", added_plot(group), ""),
-        ("Throughput", throughput_plot(group), _legend(("answered", "sent"), extra=("intended", "intended"))),
-        ("Write units per check", units_plot(group), ""),
-        ("Errors", errors_plot(group), ""),
-    ]
+        (
+            "Throughput", throughput_plot(group),
+            _legend(("answered", "sent"), ("intended", "intended"), ("bad", "errors")),
+        ),
+    ]  # fmt: skip
     figures = "".join(
         f"<figure><figcaption>{title}{legend}</figcaption>{plot}</figure>" for title, plot, legend in plots if plot
     )
@@ -105,14 +106,12 @@ def _group(group: GroupResult) -> str:
         f"second was {kept} ({pace.sent:g}). Until a user was free: {pace.waited_p99:.2f} ms (p99); lateness of the "
         f"generator itself: {pace.lag_p99:.2f} ms (p99). "
         f'<a href="locust-{group.group}.html">Locust\'s own report</a></p>'
-        f'<div class="plots">{figures}</div>{_series_table(group)}{_books(group)}</section>'
+        f'<div class="plots">{figures}</div>{_series_table(group)}{_meters(group)}{_books(group)}</section>'
     )
 
 
-def _legend(names: Iterable[str], extra: tuple[str, str] | None = None) -> str:
-    entries = [(style_of(index), name) for index, name in enumerate(names)]
-    if extra is not None:
-        entries.append(extra)
+def _legend(names: Iterable[str], *others: tuple[str, str]) -> str:
+    entries = [*((style_of(index), name) for index, name in enumerate(names)), *others]
     return "".join(f'<span class="key {style}">{escape(name)}</span>' for style, name in entries)
 
 
@@ -134,6 +133,12 @@ def _series_table(group: GroupResult) -> str:
         "added p50 / p99",
     )  # fmt: skip
     return _table(columns, rows)
+
+
+def _meters(group: GroupResult) -> str:
+    meters = [meter for meter in group.meters if meter.checks]
+    rows = [(each.name, f"{each.checks:,}", f"{each.units:,.0f}", f"{each.per_check:.2f}") for each in meters]
+    return _table(("write units, warm-up included", "checks", "units", "units per check"), rows) if rows else ""
 
 
 def _milliseconds(found: Quantiles | None) -> tuple[str, ...]:

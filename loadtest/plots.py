@@ -9,8 +9,8 @@ from itertools import chain
 from math import floor, log10
 from typing import Final, TypeAlias
 
-from ..quantiles import quantile
-from ..result import GroupResult, SeriesResult
+from .quantiles import quantile
+from .result import GroupResult, SeriesResult
 
 # Plots as inline SVG: a frame with two axes, and marks in it. Colours are the page's classes, for light and dark.
 
@@ -54,12 +54,12 @@ class Frame:
             f'<polyline class="data line {style}" points="{path}"><title>{escape(name)}</title></polyline>'
         )
 
-    def bar(self, low: Point, high: Point, style: str, name: str, *, thick: float) -> None:
-        """From one point to another, straight, so thick; round ends would say more than there is."""
+    def bar(self, low: Point, high: Point, style: str, name: str) -> None:
+        """From one point to another, straight; round ends would say more than there is."""
         (x1, y1), (x2, y2) = self.place(low), self.place(high)
         self._marks.append(
             f'<line class="data bar {style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-            f'stroke-width="{thick:.1f}"><title>{escape(name)}</title></line>'
+            f'stroke-width="8"><title>{escape(name)}</title></line>'
         )
 
     def dot(self, point: Point, style: str, name: str) -> None:
@@ -68,9 +68,10 @@ class Frame:
             f'<circle class="data dot {style}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(name)}</title></circle>'
         )
 
-    def text(self, point: Point, words: str, *, anchor: str = "start", dx: float = 8, dy: float = 4) -> None:
+    def text(self, point: Point, words: str, *, anchor: str, dx: float) -> None:
+        """Just above a point."""
         x, y = self.place(point)
-        self._marks.append(f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" text-anchor="{anchor}">{escape(words)}</text>')
+        self._marks.append(f'<text x="{x + dx:.1f}" y="{y - 8:.1f}" text-anchor="{anchor}">{escape(words)}</text>')
 
     def svg(self) -> str:
         grid = [*map(self._x_tick, self.x_ticks), *map(self._y_tick, self.y_ticks), self._titles()]
@@ -190,64 +191,30 @@ def added_plot(group: GroupResult) -> str:
     )  # fmt: skip
     for row, (name, interval) in enumerate(rows):
         said = f"{name}: {interval.value:+.2f} ms, {interval.low:+.2f} to {interval.high:+.2f}"
-        frame.bar((interval.low, row), (interval.high, row), "s1 faint", said, thick=8)
+        frame.bar((interval.low, row), (interval.high, row), "s1 faint", said)
         frame.dot((interval.value, row), "s1", said)
         near_edge = interval.value > low + (high - low) * 0.8
         frame.text(
-            (interval.value, row), f"{interval.value:+.2f}", dy=-8, dx=-8 if near_edge else 8,
+            (interval.value, row), f"{interval.value:+.2f}", dx=-8 if near_edge else 8,
             anchor="end" if near_edge else "start",
         )  # fmt: skip
     return frame.svg()
 
 
 def throughput_plot(group: GroupResult) -> str:
-    """Requests and answers, second by second, and the rate that was intended."""
+    """Requests, answers and errors, second by second, and the rate that was intended."""
     if not group.sent:
         return ""
-    high = max(group.pace.asked, *group.sent, *group.answered) * 1.15
-    frame = _over_time("throughput", "Throughput over time", group, high, "a second")
-    end = len(group.sent)
+    end, high = len(group.sent), max(group.pace.asked, *group.sent, *group.answered) * 1.15
+    frame = Frame(
+        "throughput", f"Throughput over time of {group.group}", linear(0, end), linear(0, high),
+        ticks(0, end, about=6), ticks(0, high, about=4), "seconds", "a second", height=240,
+    )  # fmt: skip
     frame.line([(0, group.pace.asked), (end, group.pace.asked)], "intended", f"intended: {group.pace.asked:g} a second")
     frame.line(_steps(group.sent), "s1", "sent")
     frame.line(_steps(group.answered), "s0", "answered")
+    frame.line(_steps(group.failed), "bad", f"{sum(each.failed for each in group.series)} errors")
     return frame.svg()
-
-
-def errors_plot(group: GroupResult) -> str:
-    if not group.failed:
-        return ""
-    total = sum(each.failed for each in group.series)
-    frame = _over_time("errors", "Errors over time", group, max(1, *group.failed) * 1.15, "errors a second", height=170)
-    frame.line(_steps(group.failed), "bad", f"{total} errors")
-    if not total:
-        frame.text((len(group.failed) / 2, 0.5), "no errors", anchor="middle", dx=0)
-    return frame.svg()
-
-
-def units_plot(group: GroupResult) -> str:
-    """Write units per check, of each limiter by itself."""
-    meters = [meter for meter in group.meters if meter.checks]
-    if not meters:
-        return ""
-    high = max(1.0, *(meter.per_check for meter in meters)) * 1.2
-    frame = Frame(
-        "units", "Write units per check", linear(0, high), _rows(len(meters)), ticks(0, high),
-        [(row, meter.name) for row, meter in enumerate(meters)],
-        "write units per check, warm-up included", "", height=70 + _ROW * len(meters), left=110,
-    )  # fmt: skip
-    for row, meter in enumerate(meters):
-        said = f"{meter.name}: {meter.units:,.0f} units for {meter.checks:,} checks"
-        frame.bar((0, row), (meter.per_check, row), "s0", said, thick=14)
-        frame.text((meter.per_check, row), f"{meter.per_check:.2f}")
-    return frame.svg()
-
-
-def _over_time(kind: str, label: str, group: GroupResult, high: float, unit: str, *, height: int = 240) -> Frame:
-    end = len(group.sent)
-    return Frame(
-        kind, f"{label} of {group.group}", linear(0, end), linear(0, high), ticks(0, end, about=6),
-        ticks(0, high, about=4), "seconds", unit, height=height,
-    )  # fmt: skip
 
 
 def _steps(counts: list[int]) -> list[tuple[float, float]]:

@@ -20,14 +20,14 @@ from typing import Final, TextIO
 from ratelimit.cli.output import say, say_table
 from ratelimit.config.secrets import masked
 
-from ..load.schedule import user_prefix
-from ..page.page import write
-from ..plan import Group, LoadPlan, SampleBatch, Trouble
-from ..quantiles import quantiles
-from ..result import FORMAT, GroupResult, Report
 from .figures import SampleTally, figures
 from .generate import check_port, generate
+from .load.schedule import user_prefix
 from .options import Options, judge, read_budgets
+from .page import write
+from .plan import Group, LoadPlan, SampleBatch, Trouble
+from .quantiles import quantiles
+from .result import FORMAT, GroupResult, Report
 from .servers import place, servers
 
 # A line that says how far it is: rewritten in place on a terminal, and now and then a new one elsewhere.

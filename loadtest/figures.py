@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any, Final, TypeAlias
 
-from ..plan import SERIES, LoadPlan, RequestSample, SampleBatch
-from ..quantiles import difference, quantile, quantiles
-from ..result import Added, Exactness, GroupResult, KeptRate, Meter, SeriesResult
+from .plan import SERIES, LoadPlan, RequestSample, SampleBatch
+from .quantiles import difference, quantile, quantiles
+from .result import Added, Exactness, GroupResult, KeptRate, Meter, SeriesResult
 
 # What the generators tell, as it comes: every sample, and who was admitted how often.
 
