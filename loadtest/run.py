@@ -15,9 +15,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from ratelimit.cli.output import say, say_table
+from ratelimit.cli.progress import shown
+from ratelimit.clock import SystemClock
 from ratelimit.config.secrets import masked
 
 from .figures import SampleTally, figures
@@ -30,52 +32,19 @@ from .quantiles import quantiles
 from .result import FORMAT, GroupResult, Report
 from .servers import place, servers
 
-# A line that says how far it is: rewritten in place on a terminal, and now and then a new one elsewhere.
-
-_EVERY: Final = 5.0
 _WINDOW: Final = 5_000
-_WIDTH: Final = 100
 
 
-class Progress:
-    """Of one group. Speaks on stderr."""
-
-    def __init__(self, tally: SampleTally, out: TextIO = sys.stderr) -> None:
-        self._tally = tally
-        self._out = out
-        self._began = time.monotonic()
-        self._told = 0.0 if out.isatty() else self._began
-
-    def tell(self, worker: str, batch: SampleBatch) -> None:
-        self._tally.add(worker, batch)
-        now = time.monotonic()
-        if self._out.isatty():
-            self._out.write(f"\r{self.line():<{_WIDTH}}")
-            self._out.flush()
-        elif now - self._told >= _EVERY:
-            self._told = now
-            self._out.write(f"{self.line()}\n")
-            self._out.flush()
-
-    def end(self) -> None:
-        """The last one stays."""
-        self._out.write(f"{chr(13) if self._out.isatty() else ''}{self.line():<{_WIDTH}}\n")
-        self._out.flush()
-
-    def line(self) -> str:
-        """The latencies are those of the latest few seconds."""
-        tally, plan = self._tally, self._tally.plan
-        latest = tally.samples[-_WINDOW:]
-        if not latest:
-            return f"{plan.group:<10} warming up"
-        at = max(sample.at for sample in latest[-100:]) / 1e6
-        answered = [sample.latency for sample in latest if sample.outcome != "failed"]
-        failed = sum(sample.outcome == "failed" for sample in tally.samples)
-        found = quantiles(answered)
-        times = f"p50 {found.p50:.2f}  p99 {found.p99:.2f} ms" if found else "no answers"
-        rate = len(tally.samples) / at if at else 0.0
-        how_far = f"{plan.group:<10} {at:5.0f} of {plan.duration:.0f} s"
-        return f"{how_far}  {rate:6.1f}/s of {plan.rate:g}  {times}  {failed} errors"
+def _how_it_goes(tally: SampleTally, at: float) -> str:
+    """In a line; the latencies are those of the latest few seconds."""
+    latest = tally.samples[-_WINDOW:]
+    if not latest:
+        return "warming up"
+    failed = sum(sample.outcome == "failed" for sample in tally.samples)
+    found = quantiles([sample.latency for sample in latest if sample.outcome != "failed"])
+    times = f"p50 {found.p50:.2f}  p99 {found.p99:.2f} ms" if found else "no answers"
+    rate = len(tally.samples) / at if at else 0.0
+    return f"{at:.0f} of {tally.plan.duration:.0f} s  {rate:.1f}/s of {tally.plan.rate:g}  {times}  {failed} errors"
 
 
 # The environment of a run, for whoever reads its figures later.
@@ -161,17 +130,22 @@ def run(options: Options) -> Report:
 
 def _run_group(group: Group, name: str, url: str, options: Options, scratch: Path) -> GroupResult:
     _say(f"{group}: starting its servers")
-    with servers(group, url, options.host, scratch) as running:
+    with servers(group, url, options.host) as running:
         plan = LoadPlan(
             run=f"{name}{group[0]}", group=group, rate=options.paced, users=options.users, duration=options.duration,
             warm_up=options.warm_up, workers=options.expect_workers or options.processes, seed=options.seed,
             targets={server.name: server.address for server in running.values()},
         )  # fmt: skip
         tally = SampleTally(plan)
-        progress = Progress(tally)
         html = options.report / f"locust-{group}.html"
-        complete = generate(plan, options, html, scratch / f"{group}-locust.log", progress.tell)
-        progress.end()
+        with shown(clock=SystemClock()) as show:
+
+            def tell(worker: str, batch: SampleBatch) -> None:
+                tally.add(worker, batch)
+                at = max((sample.at for sample in tally.samples[-100:]), default=0) / 1e6
+                show(group, _how_it_goes(tally, at), round(at), round(plan.duration))
+
+            complete = generate(plan, options, html, scratch / f"{group}-locust.log", tell)
         _say(f"{group}: comparing the books")
         books = [book for server in running.values() if (book := server.count(user_prefix(plan.run)))]
         return figures(tally, books, complete=complete)

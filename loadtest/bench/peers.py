@@ -16,7 +16,7 @@ from loadtest.bench.replay import replay_server, tally
 from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Seconds, Uvloop
 from loadtest.bench.runner import Entry, Measured, contest, ratio
 from loadtest.bench.servers import Absent, engine, redis
-from loadtest.bench.stub import TalkingProgram
+from loadtest.talking import TalkingProgram
 
 FAST = "ratelimit, fast lane"
 COMPILED = "ratelimit, fast lane, compiled"

@@ -21,8 +21,8 @@ from loadtest.bench.report import AtOnce, BenchTarget, Findings, Rounds, Row, Se
 from loadtest.bench.requester import asking
 from loadtest.bench.runner import Measured, ratio
 from loadtest.bench.servers import CLIENT_CORE, MeasuredServer, module, on_client_core, sidecar
-from loadtest.bench.stub import announce, talking
 from loadtest.bench.worker import Turn, take_turn
+from loadtest.talking import obey, talking
 
 _GET: Final = b"GET / HTTP/1.1\r\nhost: a\r\nx-user: a\r\n\r\n"
 _EVERY_S: Final = 1.0
@@ -118,7 +118,7 @@ async def _main(port: int, uploads: int, sockets: int) -> None:
     for writer in writers[:uploads]:
         dripping.append(asyncio.create_task(_drip(writer)))
         await asyncio.sleep(_EVERY_S / uploads)  # evenly
-    await announce("ready")
+    await obey("ready")
     for task in dripping:
         task.cancel()
 

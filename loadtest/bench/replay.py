@@ -27,7 +27,8 @@ from urllib.parse import urlsplit
 import httptools
 import uvloop
 
-from loadtest.bench.stub import TARGET, Asked, TalkingProgram, running, serve
+from loadtest.bench.stub import TARGET, Asked, running, serve
+from loadtest.talking import TalkingProgram
 
 _UPDATE: Final = "UpdateItem"
 _VALUES: Final = b'"ExpressionAttributeValues"'

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple, TypeVar
 
 from loadtest.bench.builds import Build, absent, interpreter
 from loadtest.bench.worker import Turn
+from loadtest.talking import ProgramFailed, TalkingProgram, talking
 
 T = TypeVar("T")
 
 _LAST_WORDS: Final = 300
+_ANSWER_TIMEOUT_S: Final = 600.0
 CREDENTIALS: Final = {
     "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
     "AWS_SECRET_ACCESS_KEY": "not-a-secret",
@@ -26,10 +25,6 @@ CREDENTIALS: Final = {
     "AWS_DEFAULT_REGION": "eu-west-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-
-
-class Failed(Exception):
-    """A contender could not be measured; the message is why."""
 
 
 @dataclass(frozen=True)
@@ -91,73 +86,33 @@ def contest(entries: Sequence[Entry], *, rounds: int, seconds: float, at_once: i
     measured: dict[str, Measured] = {}
     failed: dict[str, str] = {}
     with ExitStack() as exits:
-        workers: dict[str, _Worker] = {}
+        workers: dict[str, TalkingProgram] = {}
         for entry in entries:
             if entry.build in lacking:
                 continue
             try:
                 worker = exits.enter_context(_running(entry))
-                worker.turn(seconds=seconds / 2, at_once=at_once)
-            except Failed as error:
-                failed[entry.name] = str(error)
+                _turn(worker, seconds=seconds / 2, at_once=at_once)
+            except ProgramFailed as error:
+                failed[entry.name] = str(error).splitlines()[-1][:_LAST_WORDS]
                 continue
             workers[entry.name], measured[entry.name] = worker, Measured()
         for name in in_turns(workers, rounds):
             try:
-                measured[name].turns.append(workers[name].turn(seconds=seconds, at_once=at_once))
-            except Failed as error:
-                failed[name] = str(error)
+                measured[name].turns.append(_turn(workers[name], seconds=seconds, at_once=at_once))
+            except ProgramFailed as error:
+                failed[name] = str(error).splitlines()[-1][:_LAST_WORDS]
                 del workers[name], measured[name]
         for name, worker in workers.items():
-            measured[name].counts = worker.ask("count")
+            measured[name].counts = worker.ask("count", within_s=_ANSWER_TIMEOUT_S)
     return Contest(measured, [*lacking.values(), *(f"not measured: {name}: {why}" for name, why in failed.items())])
 
 
-class _Worker:
-    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
-        self._process = process
-        self._errors = errors
-
-    def turn(self, *, seconds: float, at_once: int) -> Turn:
-        return Turn(*self.ask({"seconds": seconds, "at_once": at_once}))
-
-    def ask(self, order: object) -> Any:
-        assert self._process.stdin is not None
-        try:
-            print(json.dumps(order), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            self._fail()
-        return self.answer()
-
-    def answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else self._fail()
-
-    def _fail(self) -> None:
-        self._process.wait()
-        said = self._errors.read_text().strip().splitlines()
-        raise Failed((said[-1] if said else f"it ended with status {self._process.returncode}")[:_LAST_WORDS])
-
-
-@contextmanager
-def _running(entry: Entry) -> Iterator[_Worker]:
+def _running(entry: Entry) -> AbstractContextManager[TalkingProgram]:
     python, where = interpreter(entry.build)
     command = [python, "-m", "loadtest.bench.worker", entry.target, json.dumps(dict(entry.options))]
-    environment = {**os.environ, **CREDENTIALS, **where, **entry.environment}
-    with tempfile.NamedTemporaryFile("w+", suffix=".log") as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        )
-        with process:
-            worker = _Worker(process, Path(errors.name))
-            assert process.stdin is not None
-            try:
-                worker.answer()
-                yield worker
-            finally:
-                process.stdin.close()
-                try:
-                    process.wait(timeout=10)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+    return talking(command, env={**os.environ, **CREDENTIALS, **where, **entry.environment})
+
+
+def _turn(worker: TalkingProgram, *, seconds: float, at_once: int) -> Turn:
+    return Turn(*worker.ask({"seconds": seconds, "at_once": at_once}, within_s=seconds + _ANSWER_TIMEOUT_S))

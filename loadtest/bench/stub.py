@@ -11,14 +11,14 @@ import argparse
 import asyncio
 import json
 import ssl
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, cast
 from zlib import crc32
+
+from loadtest.talking import TalkingProgram, obey, talking
 
 Mood: TypeAlias = Literal["ok", "refusing", "throttling", "failing"]
 
@@ -46,45 +46,9 @@ def stub_server(*, delay: float = 0.0, mood: Mood = "ok", certificate: Path | No
         yield stub.endpoint.replace("http://127.0.0.1", "https://localhost") if secure else stub.endpoint
 
 
-@dataclass
-class TalkingProgram:
-    """A program that has said its first line."""
-
-    first_line: str
-    last_words: str = ""
-    """What it printed after that: known once it has ended."""
-
-    @property
-    def endpoint(self) -> str:
-        """Return where it listens, if that line is its port."""
-        return f"http://127.0.0.1:{int(self.first_line)}"
-
-
-@contextmanager
-def talking(command: Sequence[str]) -> Iterator[TalkingProgram]:
-    """Run a program that says a line and ends with its standard input, until the block does."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        if not (first := process.stdout.readline()):
-            raise RuntimeError(f"{' '.join(command)} said nothing")
-        program = TalkingProgram(first)
-        try:
-            yield program
-        finally:
-            process.stdin.close()
-            program.last_words = process.stdout.read()
-
-
 def running(module: str, *arguments: str) -> AbstractContextManager[TalkingProgram]:
     """Run a module that ends in `serve`."""
     return talking([sys.executable, "-m", module, *arguments])
-
-
-async def announce(line: object) -> None:
-    """Say a line to whoever is `talking` to this program, and wait until the standard input ends."""
-    print(line, flush=True)  # noqa: T201
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 class Asked(asyncio.Protocol):
@@ -176,7 +140,7 @@ _HEALTHY: Final = response({"Table": _DESCRIPTION, "UnprocessedItems": {}})
 async def serve(make: Callable[[], asyncio.Protocol], tls: ssl.SSLContext | None = None) -> None:
     """On a free port, which is printed, until the standard input ends."""
     server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0, ssl=tls)
-    await announce(server.sockets[0].getsockname()[1])
+    await obey(server.sockets[0].getsockname()[1])
     server.close()
 
 

@@ -8,7 +8,6 @@ standard library, since peers run it in a virtual environment of their own.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 import time
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
+
+from loadtest.talking import obey
 
 Call = Callable[[], Awaitable[object]]
 
@@ -108,22 +109,14 @@ def main(target: str, options: str) -> None:
 
 
 async def _serve(open_: Open, options: dict[str, Any]) -> None:
-    loop = asyncio.get_running_loop()
     async with open_(**options) as contender:
-        # For all alike: what start-up left (botocore's model, above all) is not gone through again and again.
-        gc.collect()
-        gc.freeze()
-        _say("ready")
-        while line := await loop.run_in_executor(None, sys.stdin.readline):
-            order = json.loads(line)
+
+        async def answer(order: Any) -> object:
             if order == "count":
-                _say({} if contender.count is None else await contender.count())
-            else:
-                _say(await (contender.turn or partial(take_turn, contender.call))(**order))
+                return {} if contender.count is None else await contender.count()
+            return await (contender.turn or partial(take_turn, contender.call))(**order)
 
-
-def _say(answer: object) -> None:
-    print(json.dumps(answer), flush=True)  # noqa: T201
+        await obey("ready", answer)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Final
+from importlib.util import find_spec
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,8 +25,9 @@ from ratelimit.server.factory import decision_service
 from ratelimit.server.listener import Listener, Service
 from ratelimit.server.proxy import Proxy
 
+from ..talking import obey
 from . import driver
-from .books import Books, obey, run
+from .books import Books
 
 _GRACE_S: Final = 1.0
 
@@ -95,7 +97,7 @@ async def _serve(name: str, url: str, host: str, upstream: str) -> None:
         bound, port = listening.getsockname()[:2]
         address = f"{bound}:{port}"
         if name == "bare":
-            await _by_uvicorn(_hello_app(), listening, partial(obey, address, None))
+            await _by_uvicorn(_hello_app(), listening, partial(obey, address, _no_books))
             return
         books = Books(url)
         await books.open()
@@ -111,6 +113,10 @@ async def _serve(name: str, url: str, host: str, upstream: str) -> None:
         await books.close()
 
 
+async def _no_books(prefix: str) -> dict[str, Any]:
+    return {}
+
+
 async def _by_uvicorn(app: ASGIApp, listening: socket.socket, obeying: Callable[[], Awaitable[None]]) -> None:
     server = uvicorn.Server(uvicorn.Config(
         app, loop="none", http="httptools", log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=75,
@@ -124,7 +130,13 @@ async def _by_uvicorn(app: ASGIApp, listening: socket.socket, obeying: Callable[
 
 
 def main(name: str, url: str, host: str, upstream: str = "") -> None:
-    run(driver.serve(url, host) if name == "driver" else _serve(name, url, host, upstream))
+    factory = None
+    if find_spec("uvloop"):
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(driver.serve(url, host) if name == "driver" else _serve(name, url, host, upstream))
 
 
 if __name__ == "__main__":

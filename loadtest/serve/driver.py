@@ -16,7 +16,8 @@ from typing import Final, cast
 from ratelimit.limiter import Limiter
 
 from ..plan import SERIES
-from .books import Books, obey
+from ..talking import obey
+from .books import Books
 
 _NOTHING: Final = b"a 0 \n"
 

@@ -14,8 +14,8 @@ import pytest
 from loadtest.bench.contenders_boto import on_dynamodb as on_bare_dynamodb
 from loadtest.bench.ours import USERS, on_dynamodb
 from loadtest.bench.replay import replay_server, tally
-from loadtest.bench.stub import TalkingProgram
 from loadtest.bench.worker import Open
+from loadtest.talking import TalkingProgram
 from tests.engines import Engine
 
 pytestmark = pytest.mark.slow
