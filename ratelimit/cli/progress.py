@@ -1,11 +1,11 @@
-"""Progress of long work, on stderr: a bar on a terminal; for a migration also plain lines elsewhere."""
+"""Progress of long work, on stderr: a bar on a terminal; for what takes minutes also plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Final
+from contextlib import contextmanager
+from typing import Final, TypeAlias
 
 import typer
 from rich.console import Console
@@ -19,6 +19,8 @@ from ratelimit.migrate.rows import Entity
 
 _LINE_EVERY: Final = 10 * SECOND
 _WORTH_A_RATE: Final = SECOND // 2
+
+Show: TypeAlias = Callable[[str, str, int, int | None], None]
 
 
 class Speed:
@@ -43,23 +45,39 @@ class Speed:
 
 
 @contextmanager
+def shown(*, clock: Clock, in_lines: bool = True, transient: bool = False) -> Iterator[Show]:
+    """Show how work goes: call it with a name, what is told of it, and how much of how much is `done`.
+
+    On a terminal a bar for each name; elsewhere, where it is to be `in_lines`, one for a name that is new and every ten
+    seconds.
+    """
+    if sys.stderr.isatty():
+        with _bars(transient=transient) as bars:
+            yield bars
+        return
+    last, before = 0, ""
+
+    def tell(name: str, told: str, done: int, size: int | None) -> None:
+        nonlocal last, before
+        if in_lines and (name != before or clock.now() - last >= _LINE_EVERY):
+            last, before = clock.now(), name
+            part = f"{100 * min(done, size) // size} %, " if size else ""
+            typer.echo(f"{name}: {part}{told}", err=True)
+
+    yield tell
+
+
+@contextmanager
 def progress(*, clock: Clock | None = None) -> Iterator[ProgressListener]:
     """Show how a migration goes; what is given is told of it."""
     clock = clock or SystemClock()
-    speed, last, before = Speed(clock), 0, ""
-    with _bars() if sys.stderr.isatty() else nullcontext() as bars:
+    speed = Speed(clock)
+    with shown(clock=clock) as show:
 
         def tell(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
-            nonlocal last, before
             rejected = f"{counts.rejected:,} rejected" if counts.rejected else ""
             told = (f"{counts.written:,} written", rejected, *speed.hear(entity, counts.read, done, size))
-            rest = ", ".join(filter(None, told))
-            if bars is not None:
-                bars(entity, f"{counts.read:,} read, {rest}", done, size)
-            elif entity != before or clock.now() - last >= _LINE_EVERY:
-                last, before = clock.now(), entity
-                part = f" ({100 * min(done, size) // size} %)" if size else ""
-                typer.echo(f"{entity}: {counts.read:,} read{part}, {rest}", err=True)
+            show(entity, ", ".join([f"{counts.read:,} read", *filter(None, told)]), done, size)
 
         yield tell
 
@@ -70,33 +88,29 @@ def progress_bar(verb: str, *, size: int | None = None) -> Iterator[Callable[[in
 
     `size` is how many bytes there will be, where that is known.
     """
-    if not sys.stderr.isatty():
-        yield lambda events, done: None
-        return
     speed = Speed(SystemClock())
-    with _bars(transient=True) as bars:
+    with shown(clock=SystemClock(), in_lines=False, transient=True) as show:
 
         def tell(events: int, done: int) -> None:
             told = (f"{events:,} events", decimal(done), *speed.hear(verb, events, done, size))
-            bars(verb, ", ".join(filter(None, told)), done, size)
+            show(verb, ", ".join(filter(None, told)), done, size)
 
-        bars(verb, "", 0, size)
+        show(verb, "", 0, size)
         yield tell
 
 
 @contextmanager
-def _bars(*, transient: bool = False) -> Iterator[Callable[[str, str, int, int | None], None]]:
-    """Show a bar for each name that it is called with, and what is told: so much is done, of how much."""
+def _bars(*, transient: bool) -> Iterator[Show]:
     columns = (
         SpinnerColumn(), TextColumn("{task.description:<8}"), BarColumn(), TextColumn("{task.fields[told]}"),
         TimeElapsedColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=transient) as shown:
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as bars:
         tasks: dict[str, TaskID] = {}
 
         def tell(name: str, told: str, done: int, size: int | None) -> None:
             if name not in tasks:
-                tasks[name] = shown.add_task(name, total=size, told="")
-            shown.update(tasks[name], total=size, completed=done, told=told)
+                tasks[name] = bars.add_task(name, total=size, told="")
+            bars.update(tasks[name], total=size, completed=done, told=told)
 
         yield tell
