@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from ratelimit.cli.progress import progress
 from ratelimit.clock import SECOND, SystemClock
 from ratelimit.errors import InvalidInput
 from ratelimit.factory import configured_table
+
+if TYPE_CHECKING:
+    from ratelimit.dynamodb import Settings
 
 app = typer.Typer(help="Something to look at.", no_args_is_help=True)
 
@@ -55,17 +58,11 @@ def seed(
         ratelimit demo seed --users 500 --days 30
     """
     from ratelimit import migrate
-    from ratelimit.dynamodb.session import endpoint_of
-    from ratelimit.dynamodb.settings import is_amazon
 
     settings = at.load()
     target = configured_table(settings)
-    endpoint = endpoint_of(target)
-    if not on_aws and (endpoint is None or is_amazon(endpoint)):
-        raise InvalidInput(
-            "this table is Amazon's: name a local one (endpoint=http://localhost:4566 in the store's URL, or "
-            "AWS_ENDPOINT_URL_DYNAMODB), or add --on-aws"
-        )
+    if not on_aws:
+        _refuse_amazon(target)
     with TemporaryDirectory(prefix="ratelimit-demo-") as folder, progress() as tell:
         _write(Path(folder), users, days, datetime.fromtimestamp(SystemClock().now() // SECOND, UTC))
         plan = migrate.MigrationPlan(
@@ -80,6 +77,18 @@ def seed(
         say(f"look at them: {_LOOKS}")
 
     return Answer({entity: {"written": written, "there": there} for entity, written, there in rows}, show)
+
+
+def _refuse_amazon(target: Settings) -> None:
+    from ratelimit.dynamodb.session import endpoint_of
+    from ratelimit.dynamodb.settings import is_amazon
+
+    endpoint = endpoint_of(target)
+    if endpoint is None or is_amazon(endpoint):
+        raise InvalidInput(
+            "this table is Amazon's: name a local one (endpoint=http://localhost:4566 in the store's URL, or "
+            "AWS_ENDPOINT_URL_DYNAMODB), or add --on-aws"
+        )
 
 
 def _write(folder: Path, users: int, days: int, now: datetime) -> None:

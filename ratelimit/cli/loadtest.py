@@ -10,8 +10,8 @@ import typer
 
 from ratelimit.cli.options import spread
 from ratelimit.cli.output import complain
-from ratelimit.loadtest.plan import Trouble
 from ratelimit.loadtest.options import Options
+from ratelimit.loadtest.plan import Trouble
 
 app: Final = typer.Typer(help="Load tests with Locust, and reports of them.", no_args_is_help=True)
 

@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 import typer
@@ -23,8 +23,10 @@ from ratelimit.policy import Policy
 from ratelimit.server.address import Address
 from ratelimit.server.serve import Server, ShutdownTimeouts, missing_packages
 
+if TYPE_CHECKING:
+    from ratelimit.server.upstream import ProxySettings
+
 logger = logging.getLogger("ratelimit.serving")
-FORMATS: Final = ("text", "json", "off")
 FOR_GRPC: Final = ("hpack", "yaml")
 ADMIN_PORT: Final = 8081
 
@@ -153,33 +155,47 @@ class ServeConfig:
             )
 
 
+@dataclass(frozen=True)
+class UpstreamOptions:
+    """How the upstream is asked."""
+
+    upstream_host: Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")] = False
+    upstream_ca: Annotated[
+        str,
+        typer.Option(metavar="FILE", help="The certificates that an https upstream is trusted by; else the system's."),
+    ] = ""
+    connect_timeout: Annotated[float, typer.Option(**decimal(), help="Seconds for a connection to the upstream.")] = 5.0
+    first_byte_timeout: Annotated[
+        float, typer.Option(**decimal(), help="Seconds for the upstream to begin its answer.")
+    ] = 60.0
+    idle_timeout: Annotated[
+        float, typer.Option(**decimal(), help="Seconds without a byte before an exchange is given up.")
+    ] = 300.0
+
+    def settings(self) -> ProxySettings:
+        """Return them as the proxy takes them."""
+        from ratelimit.server.upstream import ProxySettings
+
+        return ProxySettings(
+            connect=self.connect_timeout, first_byte=self.first_byte_timeout, idle=self.idle_timeout,
+            host="upstream" if self.upstream_host else "client", ca_file=self.upstream_ca,
+        )  # fmt: skip
+
+
 @spread
 def serve(
     *,
     source: ServeConfig,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(**whole(0, 65535), help="0 takes any that is free.")] = 8080,
-    upstream_host: Annotated[bool, typer.Option("--upstream-host", help="Send the upstream's own Host.")] = False,
-    upstream_ca: Annotated[
-        str,
-        typer.Option(metavar="FILE", help="The certificates that an https upstream is trusted by; else the system's."),
-    ] = "",
-    connect_timeout: Annotated[
-        float, typer.Option(**decimal(), help="Seconds for a connection to the upstream.")
-    ] = 5.0,
-    first_byte_timeout: Annotated[
-        float, typer.Option(**decimal(), help="Seconds for the upstream to begin its answer.")
-    ] = 60.0,
-    idle_timeout: Annotated[
-        float, typer.Option(**decimal(), help="Seconds without a byte before an exchange is given up.")
-    ] = 300.0,
+    exchange: UpstreamOptions,
     linger: Annotated[
         float, typer.Option(**decimal(0, 3600), help="Seconds at the end in which clients are told to leave.")
     ] = 2.0,
     grace: Annotated[
         float, typer.Option(**decimal(0, 3600), help="Seconds at the end for requests that run, --linger included.")
     ] = 15.0,
-    access_log: Annotated[str, typer.Option(metavar="FORMAT", help="text, json or off; on stdout.")] = "text",
+    access_log: Annotated[Literal["text", "json", "off"], typer.Option(help="On stdout.")] = "text",
     json: Annotated[
         bool, typer.Option("--json", help="The start-up line as one JSON document, the first line on stdout.")
     ] = False,
@@ -198,33 +214,20 @@ def serve(
 
         ratelimit serve --grpc 127.0.0.1:8081 --envoy-config /etc/ratelimit/config
     """
-    if lacking := missing_packages():
-        return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[sidecar]'", INVALID)
-    if (source.grpc or source.envoy_config) and (lacking := missing_packages(FOR_GRPC)):
-        return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[envoy]'", INVALID)
-    if access_log not in FORMATS:
-        return complain(f"--access-log: unknown value {access_log!r}; use text, json or off", INVALID)
+    lacking, extra = missing_packages(), "sidecar"
+    if not lacking and (source.grpc or source.envoy_config):
+        lacking, extra = missing_packages(FOR_GRPC), "envoy"
+    if lacking:
+        return complain(f"{', '.join(lacking)} not installed; pip install 'ratelimit-dynamodb[{extra}]'", INVALID)
     from ratelimit.factory import admin_address
     from ratelimit.server.factory import sidecar
-    from ratelimit.server.upstream import ProxySettings
 
     settings = source()
-    proxy = ProxySettings(
-        connect=connect_timeout,
-        first_byte=first_byte_timeout,
-        idle=idle_timeout,
-        host="upstream" if upstream_host else "client",
-        ca_file=upstream_ca,
-    )
     make = partial(
-        sidecar,
-        source,
-        upstream=source.upstream,
-        settings=proxy,
-        access_log=access_log,  # type: ignore[arg-type]
+        sidecar, source, upstream=source.upstream, settings=exchange.settings(), access_log=access_log,
         host=None if source.uds else host,
         file=str(source.config) if source.config else os.environ.get("RATELIMIT_CONFIG", "").strip() or None,
-    )
+    )  # fmt: skip
     make()  # What cannot be is said here, and not by every worker.
     place = admin_address(settings)
     serving = Server(

@@ -244,10 +244,7 @@ def regions(
     if settings.mode is None:
         raise ConfigError("regions", "is off: set it to how the regions are to count")
     if away is not None:
-        moved = asyncio.run(_homes(settings, target.regions(), [] if away == "none" else away.split(",")))
-        who = "every region is a home again" if away == "none" else f"nobody is at home in {away}"
-        told = f"{settings.table}: {who}; who is moved is counted again in {MOVES_IN_S:g} seconds"
-        return Answer({"name": settings.table, "away": moved}, lambda: say(told))
+        return _moved(settings, target.regions(), away)
     recorded, wanted = asyncio.run(regions_of_table(settings, change=change))
     lost = asyncio.run(_homes(settings, target.regions())) if settings.failover else []
     nobody = f"; nobody is at home in {', '.join(lost)}" if lost else ""
@@ -255,6 +252,13 @@ def regions(
     document = {"name": settings.table, "recorded": recorded, "configured": wanted, "away": lost}
     same = change or recorded in (None, wanted)
     return Answer(document, lambda: say(said), status=ALLOWED if same else REFUSED)
+
+
+def _moved(settings: Settings, regions: Regions | None, away: str) -> Answer:
+    moved = asyncio.run(_homes(settings, regions, [] if away == "none" else away.split(",")))
+    who = "every region is a home again" if away == "none" else f"nobody is at home in {away}"
+    told = f"{settings.table}: {who}; who is moved is counted again in {MOVES_IN_S:g} seconds"
+    return Answer({"name": settings.table, "away": moved}, lambda: say(told))
 
 
 async def _homes(settings: Settings, regions: Regions | None, away: list[str] | None = None) -> list[str]:
@@ -321,7 +325,7 @@ def delete(
     return Answer({"name": settings.table, "deleted": was_there}, lambda: say(f"{settings.table}: {said}"))
 
 
-def _ask(settings: "Settings", region: str) -> None:
+def _ask(settings: Settings, region: str) -> None:
     from ratelimit.dynamodb import count_items
 
     if not sys.stdin.isatty():

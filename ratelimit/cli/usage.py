@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
@@ -24,8 +25,8 @@ from ratelimit.names import check_user
 from ratelimit.policy import timelines_of
 from ratelimit.store import TableStore
 from ratelimit.usage import EventPage, UsageLog
-from ratelimit.usage.export import ExportQuery, File, Sink, StreamSink, export_events
-from ratelimit.usage.formats import FORMATS, Csv, FormatName, Jsonl, document, text_of_time
+from ratelimit.usage.export import ExportCheckpoint, ExportQuery, File, Sink, StreamSink, export_events
+from ratelimit.usage.formats import SUFFIXES, Csv, FormatName, Jsonl, document, text_of_time
 from ratelimit.usage.importing import OnError, import_events
 from ratelimit.usage.reports import DATE_RANGE, Erased, Reports
 
@@ -57,7 +58,6 @@ DayOption: TypeAlias = Annotated[
 _STDOUT = Path("-")
 _UNKNOWN: Final = "or is not known"
 _RESUME: Final = "the same command with --resume goes on where it broke off"
-_SUFFIXES: dict[str, FormatName] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
@@ -240,9 +240,7 @@ def export(
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="Replaced when all is written; - is standard output.")
     ] = _STDOUT,
-    format: Annotated[
-        str | None, typer.Option(help="jsonl, csv or parquet; by default as FILE ends, and else jsonl.")
-    ] = None,
+    format: Annotated[FormatName | None, typer.Option(help="By default as FILE ends, and else jsonl.")] = None,
     user: Annotated[str | None, typer.Option("--user", help="Only this user's, newest first.")] = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -268,19 +266,20 @@ def export(
 
         ratelimit usage export --user alice | jq .resource
     """
-    chosen = _format(format, out)
+    chosen = format or SUFFIXES.get(out.suffix.lower(), "jsonl")
     out = out.resolve() if out.is_file() else out  # of a link its file is replaced, and not the link
     asked = ExportQuery(
-        store=masked(at.load().store),
-        format=chosen,
-        user=user,
-        since=to_moment("--since", since),
-        until=to_moment("--until", until, end=True),
-        action=action,
-        allowed=allowed,
-        parts=parts,
-    )
-    sink = _sink(chosen, out, resume=resume)
+        store=masked(at.load().store), format=chosen, user=user, since=to_moment("--since", since),
+        until=to_moment("--until", until, end=True), action=action, allowed=allowed, parts=parts,
+    )  # fmt: skip
+    done = _exported(asked, _sink(chosen, out, resume=resume), out, at)
+    document = {"events": done.events, "bytes": done.bytes, "file": str(out), "format": chosen}
+    notes = [] if done.events else ["there are none in this range" + ("" if user is None else ", or no such user")]
+    return Answer(document, lambda: say(f"{done.events:,} events in {out} ({done.bytes:,} bytes)"), notes)
+
+
+def _exported(asked: ExportQuery, sink: Sink, out: Path, at: Configured) -> ExportCheckpoint:
+    """Export, and leave where that went to standard output: nothing more is to be said there."""
     try:
         with explained(str(out), _RESUME if isinstance(sink, File) else ""), progress_bar("exporting") as progress:
             done = at.run(lambda table, _: export_events(table, asked, sink, progress=progress))
@@ -289,9 +288,7 @@ def export(
         raise typer.Exit(REFUSED) from None
     if out == _STDOUT:
         raise typer.Exit
-    document = {"events": done.events, "bytes": done.bytes, "file": str(out), "format": chosen}
-    notes = [] if done.events else ["there are none in this range" + ("" if user is None else ", or no such user")]
-    return Answer(document, lambda: say(f"{done.events:,} events in {out} ({done.bytes:,} bytes)"), notes)
+    return done
 
 
 @app.command("import")
@@ -374,19 +371,9 @@ def erase(
     confirm(f"Erase all of {user}: events, counters, the entry in the directory?", yes=yes)
     if journal is not None and not journal.is_dir():
         raise InvalidInput(f"--journal: {journal} is no directory")
-
     journal = journal or _journal_of(at.load())
-
-    async def work(table: TableStore, settings: Config) -> Erased:
-        actions = [policy.name for policy in settings.policies]
-        log = UsageLog(table, actions=actions, journal_dir=journal, when_full="wait")
-        try:
-            return await log.erase(user, actions=action or (), quick=quick)
-        finally:
-            await log.close()
-
     with progress_bar("erasing"):
-        erased = at.run(work)
+        erased = at.run(partial(_erase, user=user, actions=action or (), quick=quick, journal=journal))
     document = {"user": user, "erased": int(erased), "found": erased.found, "left": erased.left}
     notes = [
         f"{file} is damaged, and names the user: what is in it is not written any more; look at it and delete it"
@@ -394,6 +381,17 @@ def erase(
     ]
     said = _said_of(user, erased, quick=quick, journal=journal)
     return Answer(document, lambda: say(said), notes, REFUSED if erased.left else ALLOWED)
+
+
+async def _erase(
+    table: TableStore, settings: Config, *, user: str, actions: Sequence[str], quick: bool, journal: Path | None
+) -> Erased:
+    known = [policy.name for policy in settings.policies]
+    log = UsageLog(table, actions=known, journal_dir=journal, when_full="wait")
+    try:
+        return await log.erase(user, actions=actions, quick=quick)
+    finally:
+        await log.close()
 
 
 def _ask(at: Configured, question: Callable[[Reports], Awaitable[T]]) -> T:
@@ -456,14 +454,6 @@ def _said_of(user: str, erased: Erased, *, quick: bool, journal: Path | None) ->
     said = f"{user}: {erased:,} items erased ({found})" if erased else f"{user}: nothing to erase"
     where = "found by key, the rest of the table was not read (--quick)" if quick else "the whole table was read"
     return f"{said}; {where}, " + ("no journal" if journal is None else f"and the journal in {journal}")
-
-
-def _format(format: str | None, out: Path) -> FormatName:
-    if format is None:
-        return _SUFFIXES.get(out.suffix.lower(), "jsonl")
-    if format not in FORMATS:
-        raise InvalidInput(f"--format: unknown value {format!r}; use one of {', '.join(FORMATS)}")
-    return format
 
 
 def _sink(format: FormatName, out: Path, *, resume: bool) -> Sink:

@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -27,7 +27,6 @@ from ratelimit.event import UsageEvent, encode_metadata
 from ratelimit.numerals import to_float, to_int
 
 FormatName: TypeAlias = Literal["jsonl", "csv", "parquet"]
-FORMATS: Final[tuple[FormatName, ...]] = get_args(FormatName)
 
 COLUMNS: Final = (
     "id", "user", "action", "time", "cost", "allowed", "status", "duration", "resource", "request_id", "metadata",
@@ -44,7 +43,7 @@ MAX_LINE_BYTES: Final = 64 * 1024
 FIELDS: Final = (*COLUMNS, "at")
 """What a line may say: an event's columns, and its time in milliseconds instead of `time`."""
 
-_SUFFIXES: Final[dict[str, FormatName]] = {
+SUFFIXES: Final[dict[str, FormatName]] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -148,7 +147,7 @@ class FileLine(NamedTuple):
 def format_of(path: Path) -> FormatName:
     """Return the format that the file's suffix says. Raise `InvalidInput`."""
     try:
-        return _SUFFIXES[path.suffix.lower()]
+        return SUFFIXES[path.suffix.lower()]
     except KeyError:
         raise InvalidInput(f"{path} could be anything; say --format jsonl or --format csv (or parquet)") from None
 

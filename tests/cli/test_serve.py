@@ -28,7 +28,7 @@ QUICK = ("--action", "api", "--quota", "2/day", "--user-from", "header:x-api-key
         (("--upstream", "http://a", "--action", "api"), "--quota: --action and --quota belong together"),
         (("--upstream", "http://a", "--action", "api", "--quota", "5/x"), "--quota: unknown unit 'x'"),
         (("--upstream", "http://a", *QUICK, "--user-from", "heder:x"), "--user-from: unknown source 'heder:x'"),
-        (("--upstream", "http://a", *QUICK, "--access-log", "xml"), "--access-log: unknown value 'xml'"),
+        (("--upstream", "http://a", *QUICK, "--access-log", "xml"), "'xml' is not one of 'text', 'json', 'off'"),
         ((*QUICK, "--host", "0.0.0.0"), "api_token: the native API would be open to all who reach 0.0.0.0"),
         ((*QUICK, "--admin", "0.0.0.0:8081"), "admin_token: metrics and reloads would be open to all who reach"),
         ((*QUICK, "--admin", "nowhere"), "admin: expected"),

@@ -315,7 +315,7 @@ def test_erase_leaves_a_damaged_file_to_a_person(ratelimit: Command, url: str, t
         (("top", "--day", "tomorrow", "--action", "hint"), "--day: 'tomorrow' is no day"),
         (("top", "--day", LONG_AGO, "--action", "hint"), "totals are kept for 35 days"),
         (("reconcile", "alice", "--day", LONG_AGO), "totals are kept for 35 days"),
-        (("export", "--format", "xml"), "--format: unknown value 'xml'; use one of jsonl, csv, parquet"),
+        (("export", "--format", "xml"), "'xml' is not one of 'jsonl', 'csv', 'parquet'"),
         (("export", "--resume"), "--resume: standard output cannot be gone on with"),
         (("export", "--out", "x.parquet", "--resume"), "--resume: a Parquet file cannot be gone on with"),
         (("export", "--format", "parquet"), "Parquet needs a file; add --out events.parquet"),

@@ -51,7 +51,7 @@ def test_its_commands_are_understood(ratelimit: Command) -> None:
     """As far as they go without their neighbours: an option too much is all that is wrong with them."""
     status, _, err = ratelimit(*SERVICES["sidecar"]["command"], "--access-log", "xml")
     assert status == 2
-    assert err.startswith("error: --access-log: unknown value")
+    assert err.startswith("error: Invalid value for '--access-log'")
     status, out, _ = ratelimit(*SERVICES["table"]["command"], "--help")
     assert (status, "Create the table" in out) == (0, True)
 

@@ -143,7 +143,7 @@ def test_its_variables_are_settings_and_its_command_is_understood(values: Path, 
         assert each["name"].removeprefix("RATELIMIT_").lower() in SETTINGS or each["name"] == "RATELIMIT_CONFIG"
     status, _, err = ratelimit(*container["args"], "--access-log", "xml")
     assert (status, err.partition(":")[0]) == (2, "error"), "an option too much is all that is wrong with it"
-    assert "--access-log: unknown value" in err
+    assert "--access-log" in err
 
 
 def test_what_it_stands_in_front_of(values: Path) -> None:

@@ -190,7 +190,7 @@ def test_its_command_is_understood(ratelimit: Command, parameters: dict[str, str
     """An option too much is all that is wrong with it."""
     status, _, err = ratelimit(*containers(**parameters)[0]["Command"], "--access-log", "xml")
     assert status == 2
-    assert err.startswith("error: --access-log: unknown value")
+    assert err.startswith("error: Invalid value for '--access-log'")
 
 
 def test_https_when_there_is_a_certificate() -> None:
