@@ -17,10 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-KEPT: Final = Path(__file__).with_name("results")
-"""The results that the documentation quotes."""
 LATEST: Final = Path("reports", "bench")
-"""Where a run leaves its own."""
+"""Where a run leaves its figures."""
 
 Figure = float | int | None
 
@@ -102,7 +100,7 @@ def conclude(done: BenchReport | None, file: Path | None = None) -> None:
     if done is None:  # of all of them
         return
     file = file or LATEST / f"{done.bench}.json"
-    last = read(file) or read(KEPT / f"{done.bench}.json")
+    last = read(file)
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)
     title = f"{done.command}\n{done.date}, {done.machine}, load {done.load}"
     console.print(_table(title, done, lambda row, column: _text(row.figures.get(column))))
