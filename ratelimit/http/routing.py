@@ -19,6 +19,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
+from unicodedata import normalize
 from urllib.parse import parse_qsl, unquote
 
 from starlette.types import Scope
@@ -75,12 +76,14 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
     root: str = scope.get("root_path", "")
     raw: Any = scope.get("raw_path")
     own = path
-    is_plain = raw is None or len(raw) == len(path)  # nothing in it was encoded
+    is_plain = path.isascii() if raw is None else len(raw) == len(path)  # nothing in it was encoded
     if root:
         own = _without(root, path)
         is_plain = is_plain and (len(own) < len(path) or root not in path)
     if is_plain and own[:1] == "/" and "//" not in own and "/." not in own and _ODD.search(own) is None:
-        return (own.rstrip("/") or "/",)
+        plain = own.rstrip("/") or "/"
+        if plain[-1] != "." and "./" not in plain and ":$" not in plain:
+            return (plain,)
     found = {own}
     if root and root in path:
         # Litestar and a2wsgi ask neither where it stands nor what follows it.
@@ -110,6 +113,9 @@ _READINGS: Final[tuple[Callable[[str], str], ...]] = (
     # What a semicolon begins within a segment is a parameter (RFC 3986, 3.3).
     lambda path: re.sub(r";[^/]*", "", path),
     lambda path: re.sub(r"/(?:\.|%2[Ee])(?=/|\Z)", "", path),
+    # To Windows a name ends before dots, spaces and the name of a stream; to macOS it is the same composed or not.
+    lambda path: re.sub(r"(?:(?<=[^/. ])[. ]+|::?\$[^/]*)(?=/|\Z)", "", path),
+    lambda path: normalize("NFC", path),
     lambda path: _SLASHES.sub("/", path),
 )
 
@@ -196,7 +202,7 @@ class Pattern:
     def __init__(self, text: str, *, any_case: bool = False) -> None:
         self.text = text
         self._any_case = any_case
-        methods, path = _split_text(text)
+        methods, path = _split_text(normalize("NFC", text))
         self._methods = _methods(methods) if methods else None
         _check_path(path, text)
         self._path = path = tidy(path)

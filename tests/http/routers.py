@@ -162,6 +162,20 @@ def node_site(folder: Path) -> ASGIApp:
     return app
 
 
+def windows_site(folder: Path) -> ASGIApp:
+    """Starlette's where names of files are what Win32 makes of them."""
+    inner = starlette_site(folder)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        start, files, rest = scope["path"].partition("/files/")
+        if files and not start:
+            names = [re.sub(r"(?:[. ]+|::?\$.*)\Z", "", name) or name for name in rest.lower().split("/")]
+            scope = {**scope, "path": files + "/".join(names)}
+        await inner(scope, receive, send)
+
+    return app
+
+
 def overriding(app: ASGIApp) -> ASGIApp:
     """As Flask's recipe does, and those of Express, Rails, Spring, Symfony and ASP.NET for a POST: the method that a
     field or a parameter names takes the place of the request's own."""
@@ -204,6 +218,7 @@ SITES: Final[dict[str, Callable[[Path], ASGIApp]]] = {
     "flask": flask_site,
     "django": django_site,
     "node": node_site,
+    "windows": windows_site,
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from time import process_time
-from urllib.parse import unquote
+from typing import Literal
+from unicodedata import normalize
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import given
@@ -83,6 +85,17 @@ def test_a_policy_takes_capitals_for_small_letters_and_an_exemption_does_not(pat
     assert Patterns([pattern], any_case=True).fit(asked)
     assert not Patterns([pattern]).fit(asked)
     assert not Patterns([pattern]).cover(scope_of(path))
+
+
+@pytest.mark.parametrize("has_raw", [True, False])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("pattern", ["/menú/café", "/menú/**"])
+def test_a_path_is_the_same_composed_or_not(pattern: str, form: Literal["NFC", "NFD"], has_raw: bool) -> None:
+    """As it is to the file systems of macOS."""
+    path = normalize(form, "/menú/café")
+    for written in ("NFC", "NFD"):
+        scope = scope_of(path, raw_path=quote(path).encode() if has_raw else None)
+        assert Patterns([normalize(written, pattern)], any_case=True).fit(RequestTarget(scope))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +284,11 @@ def forms_of(target: str, *, root: str = "") -> set[str] | None:
         ("/hints%0A", {"/hints\n", "/hints"}),
         ("/hints%00.png", {"/hints\0.png", "/hints"}),
         ("/a/./b", {"/a/./b", "/a/b"}),
-        ("/a/.b/..c/d.", {"/a/.b/..c/d."}),
+        ("/a/.b/..c/.../d", {"/a/.b/..c/.../d"}),
+        ("/a./b..%20", {"/a./b.. ", "/a./b..", "/a/b"}),
+        ("/a::$DATA", {"/a::$DATA", "/a"}),
+        ("/a:$b/c", {"/a:$b/c", "/a/c"}),
+        ("/a::b/c:d", {"/a::b/c:d"}),
         ("/a;x=1/b", {"/a;x=1/b", "/a/b"}),
         ("/a%5Cb", {"/a\\b", "/a/b"}),
         ("/a%3Fb", {"/a?b", "/a"}),

@@ -51,7 +51,7 @@ TRICKS: Final[dict[str, Callable[[str], str]]] = {
     **{f"... {end}": lambda path, end=end: path + end for end in (  # type: ignore[misc]
         "", "%0A", "%0a", "/%0A", "%0D%0A", "%0A%0A", "%00", "%00.txt", "%20", "%09", "/", "//", "/.", "/./", "/x/..",
         "/..", ";", ";x=1", ";/", "%3Bx", "/;x", "#x", "?x", "?", "%23x", "%3Fx", "%2F", "%5C", "\\", "%2F..", "%C2%A0",
-        ".", "%", "%c0%af", "%ff", "..;", "/..;/",
+        ".", "%", "%c0%af", "%ff", "..;", "/..;/", "...", ".%20.", "::$DATA", "%3A%3a%24data", ":$x",
     )},
     **{f"{start} ...": lambda path, start=start: start + path for start in (  # type: ignore[misc]
         "/", "//", "//z", "///z", "/%2Fz", "/%5Cz", "/\\z", "\\\\z", "/.", "/./.", "/x/..", "/x/%2e%2E", "/%2e",
@@ -74,6 +74,9 @@ TRICKS: Final[dict[str, Callable[[str], str]]] = {
     "a letter encoded twice": lambda path: f"{path[0]}%25{ord(path[1]):02x}{path[2:]}",
     "all encoded": lambda path: path[0] + "".join(f"%{ord(letter):02X}" for letter in path[1:]),
     "capitals": str.upper,
+    **{f"{end} behind a folder": lambda path, end=end: path.replace("premium/", f"premium{end}/") for end in (  # type: ignore[misc]
+        ".", "%20", "%20..", ":$I30:$INDEX_ALLOCATION", "::$INDEX_ALLOCATION",
+    )},
     "by the folder's own name": lambda path: path.replace("/files/", "/files/../static/"),
     "by the folder's own name, from further in": lambda path: path.replace("/files/", "/files/free/../../static/"),
     "by a neighbour": lambda path: path.replace("/files/", "/files/free/../"),
@@ -215,6 +218,8 @@ async def test_whatever_a_mounted_app_serves_was_counted(site: ASGIApp) -> None:
         ("node", "POST", "//z/hints"),
         ("node", "POST", "/x\\..\\hints"),
         ("node", "GET", "/items/7%2F8"),
+        ("windows", "GET", "/files/premium./big.zip%20."),
+        ("windows", "GET", "/files/premium:$I30:$INDEX_ALLOCATION/big.zip::$DATA"),
     ],
 )
 async def test_the_tricks_work_where_nobody_counts(folder: Path, name: str, method: str, target: str) -> None:
