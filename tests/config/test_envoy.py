@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ratelimit import ConfigError, Policy
 from ratelimit.config.envoy import (
     NO_RULES,
     EnvoyRules,
@@ -21,9 +22,7 @@ from ratelimit.config.envoy import (
     read_envoy_rules,
     user_of,
 )
-from ratelimit.errors import ConfigError
 from ratelimit.names import check_action, check_user
-from ratelimit.policy import Policy
 
 EXAMPLE = """
     domain: edge

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from ratelimit.config import Config, document, load_config
-from ratelimit.errors import ConfigError
-from ratelimit.policy import Policy
+from ratelimit import Config, ConfigError, Policy, load_config
+from ratelimit.config import document
 
 TOKEN = "s3cret-of-enough-letters"
 

@@ -8,16 +8,12 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from ratelimit import Directory, Limiter, MemoryStore, Policy, UsageLog
 from ratelimit.dashboard.app import Dashboard, Parts
 from ratelimit.dashboard.session import Auth, TokenLogin, tokens_of
-from ratelimit.directory import Directory
 from ratelimit.http.api import Api
-from ratelimit.limiter import Limiter
 from ratelimit.live import AppLive
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock
-from ratelimit.usage import UsageLog
 
 OPERATOR = "an-operator-of-this-service"
 READER = "a-reader-of-this-service"

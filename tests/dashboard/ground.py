@@ -12,12 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ratelimit import open_store
+from ratelimit import Directory, Identity, Plan, UsageEvent, User, open_store
 from ratelimit.clock import DAY, SystemClock
-from ratelimit.directory import Directory
 from ratelimit.dynamodb import TableSpec, create_table, parse_url
-from ratelimit.event import UsageEvent
-from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.testing.engines import start
 from tests.dashboard.clients import OPERATOR, READER
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.types import ASGIApp
 
-from ratelimit import Limiter, MemoryStore, Policy, UsageLog, live, open_store
+from ratelimit import Limiter, MemoryStore, Policy, UsageLog, User, live, open_store
 from ratelimit.algorithms.fields import utc_day
 from ratelimit.dashboard import Viewer, dashboard
 from ratelimit.dashboard.app import CSP
@@ -24,7 +24,6 @@ from ratelimit.dashboard.session import COOKIE, SESSION_S, anybody
 from ratelimit.names import is_hash
 from ratelimit.prometheus import expose
 from ratelimit.regions.home import HomeStore
-from ratelimit.store.directory import User
 from ratelimit.store.hashed import HashedUserStore
 from tests.dashboard.clients import OPERATOR, ORIGIN, READER, Page, page
 from tests.engines import Engine

@@ -6,9 +6,8 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ratelimit import Config, Directory, Identity, Limiter, Plan, Policy, UsageLog, User
 from ratelimit.clock import SystemClock
-from ratelimit.config import Config
-from ratelimit.directory import Directory
 from ratelimit.dynamodb import (
     DynamoDBStore,
     Settings,
@@ -20,11 +19,7 @@ from ratelimit.dynamodb import (
     upgrade_table,
     verify_table,
 )
-from ratelimit.limiter import Limiter
 from ratelimit.migrate import MigrationPlan, dry_run, read_mapping, run, verify
-from ratelimit.policy import Policy
-from ratelimit.store.directory import Identity, Plan, User
-from ratelimit.usage import UsageLog
 from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import Jsonl
 from ratelimit.usage.importing import import_events

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
+from botocore.session import Session
 
+from ratelimit import Limiter, Policy
 from ratelimit.deploy import template
 from ratelimit.dynamodb import DynamoDBStore, Settings, TableSpec, upgrade_table, verify_table
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Policy
 from ratelimit.testing.engines import REGION, Engine, start
 from tests.deploy.cloudformation import parse, text_of
-from tests.deploy.stacks import SERVICES, client_of, deploy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # seconds here, minutes on a busy machine
 
@@ -89,3 +89,38 @@ def without(types: set[str], text: str) -> tuple[str, set[str]]:
             each["DependsOn"] = [name for name in each["DependsOn"] if name in kept]
     expected = {name for name, each in kept.items() if "Condition" not in each}
     return json.dumps({**document, "Resources": kept}), expected
+
+
+# CloudFormation on this machine: ministack again, this time with all the services that a stack is made of.
+
+
+SERVICES: Final = (
+    "cloudformation,dynamodb,cloudwatch,monitoring,iam,sts,s3,ec2,ecs,elasticloadbalancing,elasticloadbalancingv2,alb,logs,"
+    "secretsmanager"
+)
+READY_WITHIN: Final = 120.0
+_ASKS: Final = 0.1
+
+
+def deploy(engine: Engine, name: str, template: str, **parameters: str) -> dict[str, Any]:
+    """Create a stack, and wait for what becomes of it: what CloudFormation says of it then."""
+    client = client_of("cloudformation", engine)
+    client.create_stack(
+        StackName=name,
+        TemplateBody=template,
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+    )
+    until = time.monotonic() + READY_WITHIN
+    while time.monotonic() < until:
+        (stack,) = client.describe_stacks(StackName=name)["Stacks"]
+        if not stack["StackStatus"].endswith("_IN_PROGRESS"):
+            resources = client.describe_stack_resources(StackName=name)["StackResources"]
+            return {**stack, "Resources": {each["LogicalResourceId"]: each["ResourceStatus"] for each in resources}}
+        time.sleep(_ASKS)
+    raise AssertionError(f"the stack was not there within {READY_WITHIN:.0f} s\n{engine.log_since(0)}")
+
+
+def client_of(service: str, engine: Engine) -> Any:
+    """botocore's own, which is enough for a test."""
+    return Session().create_client(service, region_name=REGION, endpoint_url=engine.endpoint)
