@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
-from inspect import isawaitable, iscoroutinefunction
+from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction, isgeneratorfunction
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from ratelimit import limiter as on_a_loop
@@ -49,6 +49,8 @@ def limited(
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         name, is_async = getattr(function, "__qualname__", repr(function)), iscoroutinefunction(function)
+        if isgeneratorfunction(function) or isasyncgenfunction(function):
+            raise ConfigError("", f"{name} is a generator, which runs after its call: limit what iterates over it")
         if is_async and not isinstance(limiter, on_a_loop.Limiter):
             raise ConfigError("limiter", f"{name} is async: it needs a Limiter of ratelimit, not of ratelimit.sync")
         if not is_async and not isinstance(limiter, sync.Limiter):

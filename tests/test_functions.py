@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -207,6 +208,16 @@ def test_bad_options_are_told_at_once() -> None:
 
     with pytest.raises(ConfigError, match="is async: it needs a Limiter of ratelimit,"):
         limited("mail", limiter=ours, user="a")(later)
+
+    def rows() -> Iterator[int]:
+        yield 1
+
+    async def rows_later() -> AsyncIterator[int]:
+        yield 1
+
+    for generator in (rows, rows_later):
+        with pytest.raises(ConfigError, match=r"rows.* is a generator"):
+            limited("mail", limiter=ours, user="a")(generator)
 
 
 def test_a_refusal_passes_between_processes() -> None:
