@@ -14,8 +14,7 @@ from ratelimit.clock import SystemClock
 from ratelimit.decision import Decision
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter
-from ratelimit.limiter.compiled_policy import CompiledPolicy
-from ratelimit.limiter.record_cache import CachedRecord
+from ratelimit.limiter.compiled_policy import CachedRecord, CompiledPolicy
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Policy
 from ratelimit.store import MemoryStore

@@ -1,7 +1,7 @@
 """Concurrency: at most `limit` slots at the same time, each given back when what it was taken for has ended.
 
 The record has one counter of the slots in use, to which a slot is added only where there is room. When one that nobody
-gives back is over stands in a field beside it (see `limiter/slots.py`). Of what a request costs it knows nothing.
+gives back is over stands in a field beside it (see `Held`). Of what a request costs it knows nothing.
 """
 
 from __future__ import annotations

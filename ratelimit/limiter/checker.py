@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from ratelimit.algorithms import Taken
+import msgspec
+
+from ratelimit.breaker import BreakerState
 from ratelimit.clock import SECOND, Clock, seconds
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter.background import BackgroundWrites
 from ratelimit.limiter.batching import Coalescer
-from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
-from ratelimit.limiter.counters import Counters, Prefetch, in_mode
+from ratelimit.limiter.compiled_policy import CachedRecord, CompiledPolicy, PolicyResolver
+from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import BlockingCircuit, CircuitBreaker, closed
-from ratelimit.limiter.fallback import Fallback
 from ratelimit.limiter.joint import JointChecker
 from ratelimit.limiter.leasing import Leases
-from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName
 from ratelimit.quota import QuotasLike
@@ -28,6 +28,40 @@ Observer: TypeAlias = Callable[[Decision, float], None]
 """Told of each decision of a check, and of the seconds it took."""
 Answer: TypeAlias = Decision | Coroutine[Any, Any, Decision]
 """A decision, or what has to be awaited for it."""
+
+# Seconds after which a client may ask again when the store failed just now and nothing says when it will be back.
+_RETRY_AFTER_S: Final = 1.0
+
+Verb: TypeAlias = Callable[[CompiledPolicy, Key, int, int], Awaitable[Decision]]
+
+
+class Fallback:
+    """Answers while the store gives none, as the policy's `on_unavailable` says.
+
+    `counters` count in this process's memory, for `"local"`.
+    """
+
+    def __init__(self, counters: Counters, breaker: BreakerState) -> None:
+        self.counters = counters
+        self._breaker = breaker
+
+    async def answer(self, verb: Verb, compiled: CompiledPolicy, key: Key, now: int, cost: int) -> Decision:
+        """Decide, as the policy has it; `verb` is the method of `counters` that does so for `"local"`."""
+        policy = compiled.policy
+        if policy.on_unavailable == "local" and policy.quotas:
+            decision = await verb(compiled, key, now, cost)
+            return msgspec.structs.replace(decision, reason="unavailable") if decision.allowed else decision
+        denied = policy.on_unavailable == "deny" and bool(policy.quotas)
+        return Decision(
+            allowed=not denied,
+            policy=policy.name,
+            cost=cost,
+            quotas=(),
+            retry_after=(seconds(self._breaker.wait(now)) or _RETRY_AFTER_S) if denied else 0.0,
+            reason="unavailable",
+            at_us=now,
+            user=key.user,
+        )
 
 
 class Checker:
@@ -50,7 +84,7 @@ class Checker:
         self.observer: Observer | None = None
         self.stats = background.stats
         self.background = background
-        self.leases = Leases(counters, self._take, self._give_back, self.background, clock)
+        self.leases = Leases(counters, self.store_call, self.background, clock)
         self.coalescer: Coalescer[int, Decision] | None = None
         self._blocking_circuit = circuit if isinstance(circuit, BlockingCircuit) else None
         if circuit is not None and self._blocking_circuit is None:
@@ -247,7 +281,8 @@ class Checker:
         self.stats.coalesced += len(costs)
         if compiled.lease is not None:
             return await self.leases.spend(compiled, key, now, costs)
-        return await self._take(compiled, key, now, costs)
+        with self.store_call():
+            return await self._counters.spend(compiled, key, now, costs)
 
     def _clean_in_background(self, key: Key, cached: CachedRecord, now: int) -> None:
         if not self.background.tasks.is_full:
@@ -256,13 +291,3 @@ class Checker:
     async def _clean(self, key: Key, cached: CachedRecord, now: int) -> None:
         with self.store_call():
             await self._counters.clean(key, cached, now)
-
-    async def _take(
-        self, compiled: CompiledPolicy, key: Key, now: int, costs: Sequence[int], prefetch: Prefetch | None = None
-    ) -> list[Decision]:
-        with self.store_call():
-            return await self._counters.spend(compiled, key, now, costs, prefetch)
-
-    async def _give_back(self, compiled: CompiledPolicy, key: Key, units: int, at: int) -> None:
-        with self.store_call():
-            await self._counters.refund(compiled, key, self._clock.now(), units, Taken(at, units))

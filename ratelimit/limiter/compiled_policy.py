@@ -16,7 +16,10 @@ from ratelimit.algorithms.fields import (
     RESET,
     SLOTS,
     bucket_field,
+    buckets_end,
+    current_totals,
     held_fields,
+    is_total,
     reserved_field,
     slots_field,
     stale,
@@ -26,7 +29,6 @@ from ratelimit.cache import LRUCache
 from ratelimit.clock import DAY, SECOND
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.errors import ConfigError, InvalidInput, SlotNeeded, UnknownAction
-from ratelimit.limiter.record_cache import CachedRecord
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName, Lease, Policy, QuotaSource, check_together, members_of
 from ratelimit.quota import INACTIVE, UNLIMITED, Quota, Quotas, QuotasLike, to_quotas
@@ -41,6 +43,72 @@ DROPS_AT_ONCE: Final = 25
 MAX_KEPT_WRITES: Final = 64
 MAX_RESOLVED_POLICIES: Final = 1024
 _NANOSECONDS_A_SECOND: Final = 10**9
+
+
+NEVER: Final = -1
+
+
+class CachedRecord:
+    """The fields of one record that planning needs, and when it was last seen whole and last cleaned.
+
+    It may be out of date. It only shapes the conditions of a write, and a write whose conditions do not hold is refused
+    with the truth; so a wrong one costs one more round trip and never a wrong answer.
+    """
+
+    __slots__ = ("cleaned_at", "day", "record", "refused_at", "seen_at", "stale", "until")
+
+    def __init__(self) -> None:
+        self.record: dict[str, int] = {}
+        self.stale: list[str] = []
+        """Fields known to be there that a coming write should drop."""
+        self.cleaned_at = NEVER
+        """Microseconds: nothing was left to drop at that moment."""
+        self.day = NEVER
+        """The UTC day (since the epoch) on which the whole record was last seen."""
+        self.seen_at = NEVER
+        """Microseconds: this was the truth at that moment, but for what was spent here since."""
+        self.refused_at = NEVER
+        """Microseconds: the store said no, and this was the truth. What is spent only grows: it would say no again."""
+
+        self.until = 0
+        """Epoch seconds: a bucket is full again only then, so the record has to be kept as long."""
+
+    def learn(self, record: Record, now: int) -> None:
+        """Take over the whole true record, less the totals that neither a refund nor a clean-up will need."""
+        self.stale = stale(record, now)
+        passed = set(self.stale)
+        current = current_totals(now)
+        self.record = {
+            field: value
+            for field, value in record.items()
+            if field not in passed and (field in current or not is_total(field))
+        }
+        self.cleaned_at = NEVER if self.stale else now
+        self.day = now // DAY
+        self.seen_at = now
+        self.until = buckets_end(self.record)
+
+    def learn_refusal(self, record: Record, now: int) -> None:
+        self.learn(record, now)
+        self.refused_at = now
+
+    def is_clean(self, epoch_start: int, now: int) -> bool:
+        """Return whether nothing has to be dropped: looked up once in an epoch, in which no window and no day ends."""
+        if self.cleaned_at >= epoch_start:
+            return True
+        found = stale(self.record, now)
+        for field in found:
+            del self.record[field]
+        self.stale = list(dict.fromkeys((*self.stale, *found)))
+        if not self.stale:
+            self.cleaned_at = now
+        return not self.stale
+
+    def dropped(self, write: Write, now: int) -> None:
+        gone = {op.field for op in write.ops if type(op) is Drop}
+        self.stale = [field for field in self.stale if field not in gone]
+        if not self.stale:
+            self.cleaned_at = now
 
 
 class CompiledPolicy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Final
 
@@ -10,14 +10,26 @@ import msgspec
 
 from ratelimit.algorithms import Taken
 from ratelimit.algorithms.concurrency import without_spent
-from ratelimit.algorithms.fields import RESERVED, RESET, SLOTS, buckets_end, current_totals
+from ratelimit.algorithms.fields import (
+    RESERVED,
+    RESET,
+    SLOTS,
+    HeldField,
+    bucket_limit_field,
+    buckets_end,
+    current_totals,
+    held_fields,
+)
+from ratelimit.cache import LRUCache
+from ratelimit.clock import SECOND
 from ratelimit.decision import Decision, Reason
 from ratelimit.errors import StoreThrottled
 from ratelimit.limiter.background import Alerts
-from ratelimit.limiter.compiled_policy import DROPS_AT_ONCE, CompiledPolicy, drops
-from ratelimit.limiter.record_cache import NEVER, CachedRecord, RecordCache
+from ratelimit.limiter.compiled_policy import DROPS_AT_ONCE, NEVER, CachedRecord, CompiledPolicy, drops
 from ratelimit.names import Key
-from ratelimit.store.base import Outcome, Put, Record, Store, Write
+from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.quota import UNLIMITED, Quota
+from ratelimit.store.base import Add, Drop, Expect, Outcome, Put, Record, Store, Write
 from ratelimit.store.memory import MemoryStore
 
 # Two suffice unless others change the same record in between; this many in a row means a record beyond fair use.
@@ -51,13 +63,11 @@ class Counters:
         self.embedded = store.records if type(store) is MemoryStore else None
         """Those of the embedded store, which nobody has to wait for."""
         self._alerts = alerts
-        self.cache = RecordCache(max_records)
+        self.cache: LRUCache[Key, CachedRecord] = LRUCache(max_records)
         """What is believed of the records."""
         self._denial_cache = denial_cache
         self.on_stale: Callable[[Key, CachedRecord, int], None] | None = None
         """Told of a record in need of a clean-up: to call `clean` behind the answer."""
-        self.sweep: Callable[[Key, int, CachedRecord], Awaitable[bool]] | None = None
-        """Gives back what is reserved beyond its time, and returns whether there was any."""
 
     def known_refusal(
         self, compiled: CompiledPolicy, key: Key, now: int, cost: int, cached: CachedRecord
@@ -189,16 +199,22 @@ class Counters:
         taken.cached = cached.record
         for attempt in range(ATTEMPTS):
             write = compiled.refund(now, cost, record, taken, () if attempt >= CONTENDED else positions, cached)
-            if write is None:
+            record = await self.give_back(key, write, now, cached)
+            if record is None:
                 return
-            outcome = await self.store.apply(key, write, now=now)
-            if outcome.applied:
-                cached.record.update(outcome.record)
-                cached.refused_at = NEVER  # there is room again, though an older answer may still come and say no
-                return
-            record = outcome.record
-            cached.learn(record, now)
         raise changing(key)
+
+    async def give_back(self, key: Key, write: Write | None, now: int, cached: CachedRecord) -> Record | None:
+        """Make a write that gives back. Return None where that is done, or there is nothing to do, else the record."""
+        if write is None:
+            return None
+        outcome = await self.store.apply(key, write, now=now)
+        if outcome.applied:
+            cached.record.update(outcome.record)
+            cached.refused_at = NEVER  # there is room again, though an older answer may still come and say no
+            return None
+        cached.learn(outcome.record, now)
+        return outcome.record
 
     async def peek(self, compiled: CompiledPolicy, key: Key, now: int, cost: int, held: int = 0) -> Decision:
         """Return what a check would answer now, to somebody who holds so many units taken ahead."""
@@ -247,9 +263,33 @@ class Counters:
 
     async def swept(self, key: Key, now: int, cached: CachedRecord) -> bool:
         """Return whether a refusal does not hold, because units that were reserved are back by now."""
-        if self.sweep is None or not (cached.record.get(RESERVED) or cached.record.get(SLOTS)):
+        if not (cached.record.get(RESERVED) or cached.record.get(SLOTS)):
             return False
         return await self.sweep(key, now, cached)
+
+    async def sweep(self, key: Key, now: int, cached: CachedRecord) -> bool:
+        """Give back what nobody has given back in time. Return whether there was any."""
+        expired = expired_holds(cached.record, now)
+        for one in expired:
+            await self._sweep(key, now, one, cached)
+        return bool(expired)
+
+    async def _sweep(self, key: Key, now: int, field: HeldField, cached: CachedRecord) -> None:
+        record: Record | None = None
+        for _ in range(ATTEMPTS):
+            units = (cached.record if record is None else record).get(field.name, 0)
+            if units <= 0:
+                return
+            taken = Taken(field.start * SECOND, units)
+            taken.cached = cached.record
+            taken_back = (Expect(field.name, low=units, high=units), Drop(field.name), Add(field.total, -units))
+            compiled = _taken_from(key, field, cached.record)
+            back = units if field.total == RESERVED else 0
+            write = compiled.refund(now, back, record, taken, (), cached, taken_back)
+            record = await self.give_back(key, write, now, cached)
+            if record is None:
+                cached.record.pop(field.name, None)
+                return
 
     async def renew(self, compiled: CompiledPolicy, key: Key, now: int, cached: CachedRecord) -> None:
         """Let what has changed about the quotas take effect though nothing fits.
@@ -315,6 +355,17 @@ class Counters:
                 cached.dropped(clean, now)
             elif self.on_stale is not None:
                 self.on_stale(key, cached, now)
+
+
+def expired_holds(record: Record, now: int) -> list[HeldField]:
+    return [one for one in held_fields(record) if one.end * SECOND < now and record[one.name] > 0]
+
+
+def _taken_from(key: Key, field: HeldField, record: Record) -> CompiledPolicy:
+    """Return the policy of windows from which units were reserved, whatever the action's quotas are by now."""
+    quotas = tuple([Quota(record.get(bucket_limit_field(one), 1) or 1, one) for one in field.windows])
+    algorithm: AlgorithmName = "gcra" if field.buckets else "fixed_window"
+    return CompiledPolicy(Policy(key.action, quotas or UNLIMITED, algorithm=algorithm))
 
 
 def _fitting(compiled: CompiledPolicy, now: int, costs: Sequence[int], record: Record, *, held: int) -> list[int]:

@@ -19,10 +19,8 @@ from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
 from ratelimit.errors import StoreThrottled, StoreUnavailable
 from ratelimit.limiter.batching import Coalescer
-from ratelimit.limiter.compiled_policy import CompiledPolicy
-from ratelimit.limiter.counters import Counters, admit, decide, in_mode, inactive
-from ratelimit.limiter.fallback import Fallback
-from ratelimit.limiter.record_cache import CachedRecord
+from ratelimit.limiter.compiled_policy import CachedRecord, CompiledPolicy
+from ratelimit.limiter.counters import ATTEMPTS, CONTENDED, Counters, admit, decide, in_mode, inactive
 from ratelimit.names import Key, UserId
 from ratelimit.policy import AlgorithmName
 from ratelimit.quota import QuotasLike
@@ -30,11 +28,9 @@ from ratelimit.store.base import MAX_WRITES_AT_ONCE, Add, Put, Record, Write, ba
 from ratelimit.tasks import start_now
 
 if TYPE_CHECKING:
-    from ratelimit.limiter.checker import Checker
+    from ratelimit.limiter.checker import Checker, Fallback
 
 LOOK_US: Final = SECOND
-_ATTEMPTS: Final = 8
-_CONTENDED: Final = 2
 
 
 class Spend(NamedTuple):
@@ -83,9 +79,9 @@ class Spending:
     async def run(self) -> None:
         attempt = 0
         while self.left:
-            if attempt == _ATTEMPTS:
-                raise StoreThrottled(f"the records kept changing under {_ATTEMPTS} attempts to write them together")
-            attempt = 0 if await self._advance(contended=attempt >= _CONTENDED) else attempt + 1
+            if attempt == ATTEMPTS:
+                raise StoreThrottled(f"the records kept changing under {ATTEMPTS} attempts to write them together")
+            attempt = 0 if await self._advance(contended=attempt >= CONTENDED) else attempt + 1
 
     async def _advance(self, *, contended: bool) -> bool:
         """Take one step. Return whether more is known or decided than before."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Final, TypeAlias
 
+from ratelimit.algorithms import Taken
 from ratelimit.blocking import is_blocking
 from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
@@ -120,19 +122,20 @@ _LOOK_INTERVAL_S: Final = 1.0
 MAX_RETURNS_AT_ONCE: Final = 32
 
 _Held: TypeAlias = tuple[Key, CompiledPolicy]
-Spend: TypeAlias = Callable[[CompiledPolicy, Key, int, Sequence[int], Prefetch], Awaitable[list[Decision]]]
-Refund: TypeAlias = Callable[[CompiledPolicy, Key, int, int], Awaitable[None]]
 
 
 class Leases:
-    """Who holds how many units. `spend` and `refund` reach the store, and may raise `StoreUnavailable`."""
+    """Who holds how many units. `call` gives the context for a call of the store."""
 
     def __init__(
-        self, counters: Counters, spend: Spend, refund: Refund, background: BackgroundWrites, clock: Clock
+        self,
+        counters: Counters,
+        call: Callable[[], AbstractContextManager[object]],
+        background: BackgroundWrites,
+        clock: Clock,
     ) -> None:
         self._counters = counters
-        self._spend = spend
-        self._refund = refund
+        self._call = call
         self._background = background
         self._clock = clock
         self._leases: OrderedDict[_Held, Lease] = OrderedDict()
@@ -186,7 +189,8 @@ class Leases:
         prefetch = lease.prefetch(compiled.lease, now)
         lease.requested += sum(costs)
         try:
-            decisions = await self._spend(compiled, key, now, costs, prefetch)
+            with self._call():
+                decisions = await self._counters.spend(compiled, key, now, costs, prefetch)
         except StoreThrottled:
             lease.throttled()
             raise
@@ -226,6 +230,10 @@ class Leases:
             if units:
                 returning = self._refund(compiled, key, units, lease.taken_at)
                 await self._background.see_through(returning, units, "unreturned")
+
+    async def _refund(self, compiled: CompiledPolicy, key: Key, units: int, at: int) -> None:
+        with self._call():
+            await self._counters.refund(compiled, key, self._clock.now(), units, Taken(at, units))
 
     def _current(self, compiled: CompiledPolicy, key: Key, now: int) -> Lease:
         lease = self._leases.get((key, compiled))

@@ -29,13 +29,13 @@ from ratelimit.limiter.background import (
     BackgroundWrites,
     LimiterStats,
 )
-from ratelimit.limiter.checker import Answer, Checker, Observer
+from ratelimit.limiter.checker import Answer, Checker, Fallback, Observer
 from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
 from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import CircuitBreaker
-from ratelimit.limiter.fallback import Fallback
+from ratelimit.limiter.holding import Hold
 from ratelimit.limiter.joint import JointPart, Spend
-from ratelimit.limiter.slots import MAX_RENEWALS, Hold, Holds, Reservation, Slot
+from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId, check_user
 from ratelimit.policy import AlgorithmName, Policy, QuotaSource

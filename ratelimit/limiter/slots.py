@@ -1,291 +1,26 @@
-"""`Slot` and `Reservation`, as an app holds them, and `Holds`, which renews all that a limiter's app holds. `Holding`
-takes, renews and gives back on one store, each by one conditional write.
-"""
+"""`Slot` and `Reservation`, as an app holds them, and `Holds`, which renews all that a limiter's app holds."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias, TypeVar
 
-import msgspec
-from msgspec.structs import force_setattr
-
-from ratelimit.algorithms import Taken
-from ratelimit.algorithms.concurrency import Held
-from ratelimit.algorithms.fields import RESERVED, HeldField, bucket_limit_field, held_fields
-from ratelimit.blocking import Deferred, Signal, is_blocking, running_loop, sleep
+from ratelimit.blocking import Deferred, is_blocking, running_loop, sleep
 from ratelimit.clock import SECOND, Clock
 from ratelimit.decision import Decision
-from ratelimit.errors import (
-    HoldExpired,
-    InvalidCost,
-    LimiterClosed,
-    NotHeld,
-    QuotaExceeded,
-    StoreThrottled,
-    StoreUnavailable,
-)
-from ratelimit.limiter.checker import Checker
-from ratelimit.limiter.compiled_policy import CompiledPolicy
-from ratelimit.limiter.counters import ATTEMPTS, CONTENDED, Counters, admit, changing, decide
-from ratelimit.limiter.fallback import Fallback
-from ratelimit.limiter.record_cache import NEVER, CachedRecord
+from ratelimit.errors import HoldExpired, InvalidCost, LimiterClosed, NotHeld, QuotaExceeded, StoreUnavailable
+from ratelimit.limiter.checker import Checker, Fallback
+from ratelimit.limiter.compiled_policy import CachedRecord
+from ratelimit.limiter.counters import Counters
+from ratelimit.limiter.holding import Hold, HoldCounters
 from ratelimit.limiter.waiting import WaitQueues, check_timeout
 from ratelimit.names import Key
-from ratelimit.policy import AlgorithmName, Policy
-from ratelimit.quota import UNLIMITED, Quota
-from ratelimit.store.base import Add, Drop, Expect, Record, Write
 from ratelimit.tasks import Tasks
-
-# For at most so many microseconds the refusal of a slot is repeated from memory: one may come back at any moment.
-REFUSAL_CACHE_US: Final = SECOND // 10
-
-
-@dataclass(slots=True, eq=False)
-class Hold:
-    """One slot, and the `units` reserved with it: none of those where what is taken is spent for good."""
-
-    compiled: CompiledPolicy
-    key: Key
-    units: int
-    due: int = 0
-    """The epoch second at which it is to be renewed."""
-    forgotten: bool = False
-    """Whether it has been given back, or nobody is left who could: it is not renewed any more."""
-    decision: Decision | None = None
-    holding: Holding | None = None
-    held: Held | None = None
-    """None where nothing is held: not yet, or not any more."""
-    later: Held | None = None
-    """What it may have been renewed to: that is under way, or its answer was lost."""
-    writing: Signal | None = None
-    """Set when the write of it that is under way has ended."""
-
-    async def begin(self) -> None:
-        """Wait for the write of it that is under way: or the next would take another one's, where this one's is no
-        more. Call `end` when this one has ended."""
-        while self.writing is not None:
-            await self.writing.wait()
-        self.writing = Signal()
-
-    def end(self) -> None:
-        """Let the next write begin."""
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.set()
-
-    def lose(self) -> None:
-        """Take note that it comes back by itself, if it has not yet: what is left of its units is not refunded too."""
-        self.held = None
-        if self.units and self.decision is not None:
-            force_setattr(self.decision, "refunded", self.decision.spent)
-
-
-class Holding:
-    """Takes and gives back on the store of its `counters`. Every method may raise `StoreUnavailable`: then it is not
-    known whether it was done, and nothing is done a second time. What was taken comes back when its time is over."""
-
-    def __init__(self, counters: Counters) -> None:
-        self._counters = counters
-        counters.sweep = self.sweep
-        self.on_expired: Callable[[Key, int, CachedRecord], None] | None = None
-        """Told of a record in which somebody's time is over: to call `sweep` behind the answer."""
-
-    async def take(self, hold: Hold, now: int, cost: int) -> Decision:
-        """Spend `cost` and take a slot if there is room for both, or nothing at all: one round trip.
-
-        Three where somebody has died with what is wanted here.
-        """
-        compiled, key = hold.compiled, hold.key
-        cached = self._counters.cached(key)
-        if not compiled.is_concurrent or 0 <= now - cached.refused_at < REFUSAL_CACHE_US:
-            refusal = self._counters.known_refusal(compiled, key, now, cost, cached)
-            if refusal is not None:
-                return _named(refusal)
-        held = compiled.held(now, hold.units)
-        for one in held.fields:  # of what comes and goes, the store knows better
-            cached.record.pop(one.total, None)
-        is_true = False
-        for attempt in range(ATTEMPTS):
-            write = compiled.hold(now, cost, cached, held, attempt >= CONTENDED)
-            if write is None and not is_true:
-                cached.learn_refusal(await self._counters.store.read(key), now)
-                is_true = True
-            elif write is None:
-                if not await self.sweep(key, now, cached):
-                    return _named(decide(compiled, key, now, cost, cached.record))
-            elif await self._apply(key, write, now, cached):
-                hold.holding, hold.held = self, held if held.fields else None
-                hold.decision = admit(compiled, key, now, cost, cached.record)
-                self._counters.announce(compiled, key, now, cost, cached.record)
-                if self.on_expired is not None and _expired(cached.record, now):
-                    self.on_expired(key, now, cached)
-                return hold.decision
-            else:
-                is_true = True
-        raise changing(key)
-
-    async def give_back(self, hold: Hold, now: int, used: int) -> bool:
-        """Give back the slot, and of the reserved units what was neither used nor refunded. Return whether they were
-        still held."""
-        await hold.begin()
-        try:
-            held, decision = hold.held, hold.decision
-            if held is None or decision is None:
-                return False
-            back = max(0, hold.units - used - decision.refunded)
-            return await self._take_out(hold, decision, held, now, back, None)
-        finally:
-            hold.end()
-
-    async def refund(self, hold: Hold, now: int, cost: int) -> bool:
-        """Give back so many of the units that are reserved; the others, and the slot, stay held. Return whether they
-        were still held."""
-        await hold.begin()
-        try:
-            held, decision = hold.held, hold.decision
-            if held is None or decision is None:
-                return False
-            back = min(cost, hold.units - decision.refunded)
-            return await self._take_out(hold, decision, held, now, back, back)
-        except StoreThrottled:  # which is the store's word that nothing was written
-            raise
-        except StoreUnavailable:
-            hold.lose()
-            raise
-        finally:
-            hold.end()
-
-    async def _take_out(
-        self, hold: Hold, decision: Decision, held: Held, now: int, back: int, units: int | None
-    ) -> bool:
-        """Give back so many units, and hold so many of the reserved ones no longer: None stands for all, and the slot.
-        Return whether they were still held."""
-        cached = self._counters.cached(hold.key)
-        taken = Taken(decision.at_us, hold.units - decision.refunded)
-        taken.cached = cached.record
-        record: Record | None = None
-        positions = [state.position for state in decision.quotas]
-        for attempt in range(ATTEMPTS):
-            known = () if attempt >= CONTENDED else positions
-            part, rest = held.split(units)
-            write = hold.compiled.refund(now, back, record, taken, known, cached, part.give_back())
-            outcome = None if write is None else await self._counters.store.apply(hold.key, write, now=now)
-            if outcome is None or outcome.applied:
-                if outcome is not None:
-                    cached.record.update(outcome.record)
-                    cached.refused_at = NEVER
-                hold.held = rest
-                force_setattr(decision, "refunded", decision.refunded + back)
-                return True
-            record = outcome.record
-            cached.learn(record, now)
-            if not part.is_in(record):
-                if hold.later is None or now >= held.end * SECOND:
-                    hold.lose()
-                    return False
-                held, hold.later = hold.later, None  # nobody else takes it out before its end
-        raise changing(hold.key)
-
-    async def renew(self, hold: Hold, now: int) -> bool:
-        """Hold it a while longer. Return whether it is still held: what was given back when its time was over is not.
-
-        Where that is not known, it is held as long as before.
-        """
-        await hold.begin()
-        try:
-            held = hold.held
-            if held is not None and held.fields and not hold.forgotten:
-                later = hold.compiled.renewed(now, held)
-                if later.end > held.end and not await self._move(hold, held, later, now):
-                    hold.lose()
-        finally:
-            hold.end()
-        return hold.held is not None
-
-    async def _move(self, hold: Hold, held: Held, later: Held, now: int) -> bool:
-        """Hold it until later. Return whether it is still held."""
-        cached = self._counters.cached(hold.key)
-        renewed, hold.later = hold.later, later
-        write = hold.compiled.refund(now, 0, None, Taken(now, 0), (), cached, held.move_to(later))
-        assert write is not None
-        write = Write(write.ops, write.expires_at, counts_until=later.end)
-        outcome = await self._counters.store.apply(hold.key, write, now=now)
-        hold.later = None
-        if outcome.applied:
-            cached.record.update(outcome.record)
-            hold.held = later
-            return True
-        cached.learn(outcome.record, now)
-        hold.held = renewed if now < held.end * SECOND else None
-        return hold.held is not None
-
-    async def sweep(self, key: Key, now: int, cached: CachedRecord) -> bool:
-        """Give back what nobody has given back in time. Return whether there was any."""
-        expired = _expired(cached.record, now)
-        for one in expired:
-            await self._sweep(key, now, one, cached)
-        return bool(expired)
-
-    async def _sweep(self, key: Key, now: int, field: HeldField, cached: CachedRecord) -> None:
-        record: Record | None = None
-        for _ in range(ATTEMPTS):
-            units = (cached.record if record is None else record).get(field.name, 0)
-            if units <= 0:
-                return
-            taken = Taken(field.start * SECOND, units)
-            taken.cached = cached.record
-            taken_back = (
-                Expect(field.name, low=units, high=units),
-                Drop(field.name),
-                Add(field.total, -units),
-            )
-            compiled = _taken_from(key, field, cached.record)
-            back = units if field.total == RESERVED else 0
-            write = compiled.refund(now, back, record, taken, (), cached, taken_back)
-            assert write is not None
-            outcome = await self._counters.store.apply(key, write, now=now)
-            if outcome.applied:
-                cached.record.update(outcome.record)
-                cached.record.pop(field.name, None)
-                cached.refused_at = NEVER
-                return
-            record = outcome.record
-            cached.learn(record, now)
-
-    async def _apply(self, key: Key, write: Write, now: int, cached: CachedRecord) -> bool:
-        outcome = await self._counters.store.apply(key, write, now=now)
-        if outcome.applied:
-            cached.learn(outcome.record, now)
-        else:
-            cached.learn_refusal(outcome.record, now)
-        return outcome.applied
-
-
-def _expired(record: Record, now: int) -> list[HeldField]:
-    return [one for one in held_fields(record) if one.end * SECOND < now and record[one.name] > 0]
-
-
-def _named(decision: Decision) -> Decision:
-    """Return the refusal, and say so where it was for a slot alone."""
-    full = [state.quota.is_concurrent for state in decision.quotas if state.retry_after]
-    if decision.reason == "quota" and full and all(full):
-        return msgspec.structs.replace(decision, reason="concurrency")
-    return decision
-
-
-def _taken_from(key: Key, field: HeldField, record: Record) -> CompiledPolicy:
-    """Return the policy of windows from which units were reserved, whatever the action's quotas are by now."""
-    quotas = tuple([Quota(record.get(bucket_limit_field(one), 1) or 1, one) for one in field.windows])
-    algorithm: AlgorithmName = "gcra" if field.buckets else "fixed_window"
-    return CompiledPolicy(Policy(key.action, quotas or UNLIMITED, algorithm=algorithm))
-
 
 T = TypeVar("T")
 
@@ -320,8 +55,8 @@ class Holds:
         self._run_aside = run_aside
         """Runs what goes on without end beside threads; None where there is an event loop."""
         self._waits = waits
-        self._main, self._local = Holding(counters), Holding(fallback.counters)
-        self._main.on_expired = self._sweep_in_background
+        self._main = HoldCounters(counters, self._sweep_in_background)
+        self._local = HoldCounters(fallback.counters)
         self._looks: object = None
         """The event loop, or just something, in which looks are taken; None while there is nothing to renew."""
         self._held: dict[int, Hold] = {}
@@ -362,10 +97,7 @@ class Holds:
     async def give_back(self, hold: Hold, used: int) -> bool:
         """Give it back. Return whether it was still held. Raises `StoreUnavailable` and `LimiterClosed`: it comes back
         by itself then, when its time is over."""
-        was_held = await self._see_through(self._try_to_give_back(hold, used))
-        if isinstance(was_held, Exception):
-            raise was_held
-        return was_held
+        return _raised(await self._see_through(self._try_to_give_back(hold, used)))
 
     async def give_back_quietly(self, hold: Hold, used: int) -> bool:
         """Give it back, without an error. Return False where it was not held any more."""
@@ -377,16 +109,10 @@ class Holds:
         hold = self._held.get(id(decision))
         if hold is None or not hold.units:
             return False
-        was_held = await self._see_through(self._try_to_refund(hold, cost))
-        if isinstance(was_held, Exception):
-            raise was_held
-        return was_held
+        return _raised(await self._see_through(self._try_to_refund(hold, cost)))
 
     async def renew(self, hold: Hold) -> bool:
-        is_held = await self._see_through(self._try_to_renew(hold))
-        if isinstance(is_held, Exception):
-            raise is_held
-        return is_held
+        return _raised(await self._see_through(self._try_to_renew(hold)))
 
     async def renew_due(self) -> None:
         for hold in self._due():
@@ -430,7 +156,7 @@ class Holds:
 
     async def _sweep(self, key: Key, now: int, cached: CachedRecord) -> None:
         with self._checker.call():
-            await self._main.sweep(key, now, cached)
+            await self._counters.sweep(key, now, cached)
         self._waits.ask_now(key)
 
     async def _see_through(self, work: Coroutine[Any, Any, T]) -> T:
@@ -450,45 +176,37 @@ class Holds:
         """Give it back; note and return the error where that is not known to be done."""
         hold.forgotten = True
         try:
-            was_held = await self._give_back(hold, used)
-        except (StoreUnavailable, LimiterClosed) as error:
-            hold.lose()
-            self._checker.stats.lost["unreturned"] += max(1, hold.units - used)
-            logger.warning("a slot or reservation of %r comes back by itself: %s", hold.key.action, error)
-            return error
+            was_held = await self._try(hold, lambda counters: counters.give_back(hold, self._clock.now(), used))
         finally:
             self._held.pop(id(hold.decision), None)
+        if not isinstance(was_held, bool):
+            hold.lose()
+            self._checker.stats.lost["unreturned"] += max(1, hold.units - used)
+            logger.warning("a slot or reservation of %r comes back by itself: %s", hold.key.action, was_held)
+            return was_held
         self._waits.ask_now(hold.key)
         return was_held
 
-    async def _give_back(self, hold: Hold, used: int) -> bool:
-        if hold.holding is None:
-            return False
-        with self._context(hold.holding):
-            return await hold.holding.give_back(hold, self._clock.now(), used)
-
     async def _try_to_refund(self, hold: Hold, cost: int) -> bool | _Failure:
-        if hold.holding is None:
-            return False
-        try:
-            with self._context(hold.holding):
-                was_held = await hold.holding.refund(hold, self._clock.now(), cost)
-        except (StoreUnavailable, LimiterClosed) as error:
-            return error
-        self._waits.ask_now(hold.key)
+        was_held = await self._try(hold, lambda counters: counters.refund(hold, self._clock.now(), cost))
+        if isinstance(was_held, bool):
+            self._waits.ask_now(hold.key)
         return was_held
 
     async def _try_to_renew(self, hold: Hold) -> bool | _Failure:
-        if hold.holding is None:
+        return await self._try(hold, lambda counters: counters.renew(hold, self._clock.now()))
+
+    async def _try(self, hold: Hold, call: Callable[[HoldCounters], Awaitable[bool]]) -> bool | _Failure:
+        """Call the counters that it is held by, in the time that a check has; False where there are none. Return their
+        error."""
+        counters = hold.counters
+        if counters is None:
             return False
         try:
-            with self._context(hold.holding):
-                return await hold.holding.renew(hold, self._clock.now())
+            with self._checker.call() if counters is self._main else nullcontext():
+                return await call(counters)
         except (StoreUnavailable, LimiterClosed) as error:
             return error
-
-    def _context(self, holding: Holding) -> AbstractContextManager[object]:
-        return self._checker.call() if holding is self._main else nullcontext()
 
     def _keep(self, hold: Hold, decision: Decision) -> None:
         self._renew_later(hold)
@@ -544,6 +262,12 @@ class Holds:
         else:
             self._held.pop(id(hold.decision), None)
             logger.warning("a slot or reservation of %r was not renewed in time, and is back", hold.key.action)
+
+
+def _raised(answer: bool | _Failure) -> bool:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 class Slot:

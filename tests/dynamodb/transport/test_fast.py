@@ -27,8 +27,7 @@ from ratelimit.dynamodb.store import new_fast_transport
 from ratelimit.dynamodb.transport.base import BotoTransport
 from ratelimit.dynamodb.transport.connection import Endpoint, open_connection
 from ratelimit.dynamodb.transport.fast import FastTransport, RequestBodies
-from ratelimit.limiter.compiled_policy import CompiledPolicy
-from ratelimit.limiter.record_cache import CachedRecord
+from ratelimit.limiter.compiled_policy import CachedRecord, CompiledPolicy
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Expect, Op, Outcome, Put, Write
 from ratelimit.testing import FakeClock
