@@ -142,12 +142,6 @@ def test_the_mapping_that_is_printed_is_the_one_that_holds(ratelimit: Command, t
     assert ratelimit("migrate", "mapping", "--mapping", str(path)).out == path.read_text()
 
 
-def test_help(ratelimit: Command) -> None:
-    assert "verify" in ratelimit("migrate", "--help").out
-    for option in ("--dry-run", "--entity", "--batch-size", "--rate", "--mapping", "--restart"):
-        assert option in ratelimit("migrate", "run", "--help").out
-
-
 def test_the_rate_and_the_time_left() -> None:
     clock = FakeClock()
     speed = Speed(clock)

@@ -14,9 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit import Limiter, Policy, open_store
+from ratelimit import Limiter, Policy, UsageLog, open_store
 from ratelimit.config import masked
-from ratelimit.usage import UsageLog
 from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import Csv
 from tests.cli.command import Command
@@ -353,13 +352,6 @@ def test_totals_are_of_days_and_offer_no_time(ratelimit: Command) -> None:
     told = ratelimit("usage", "totals", "--help").out
     assert "TIME" not in told
     assert "DAY" in told
-
-
-@pytest.mark.parametrize("command", ["events", "summary", "totals", "top", "reconcile", "export", "import", "erase"])
-def test_help_with_an_example(ratelimit: Command, command: str) -> None:
-    status, out, _ = ratelimit("usage", command, "--help")
-    assert status == 0
-    assert "Example" in out
 
 
 def test_the_timeline_of_an_action(

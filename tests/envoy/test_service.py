@@ -14,20 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ratelimit import Limiter, MemoryStore, Quota, StoreUnavailable, UsageLog
 from ratelimit.clock import DAY, HOUR, MINUTE, SECOND
 from ratelimit.config.envoy import read_envoy_rules
 from ratelimit.envoy.grpc import Call, GrpcError, Status
 from ratelimit.envoy.json_endpoint import read_json, write_json
 from ratelimit.envoy.service import RateLimitService
-from ratelimit.errors import StoreUnavailable
 from ratelimit.http.addresses import warn_once
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Policy
-from ratelimit.quota import INACTIVE, Quota, to_quotas
-from ratelimit.store import MemoryStore
+from ratelimit.quota import INACTIVE, to_quotas
 from ratelimit.store.delegating import DelegatingStore
 from ratelimit.testing import FakeClock
-from ratelimit.usage import UsageLog
 from tests.envoy import rls
 
 OK: Final = 1
@@ -523,10 +519,6 @@ async def test_a_slot_of_a_request_that_is_refused_by_another_limit_is_free_agai
     assert [await service.code({"user": "slots"}, {"address": "::1"}) for _ in range(3)] == [OK, OK, OVER]
     assert await service.used("::1", "edge.address") == 2
     assert (await service.limiter.peek("slots", "edge.user")).quotas[1].used == 2
-
-
-def test_the_policies_are_the_limiters_own(service: Service) -> None:
-    assert service.limiter.policies["edge.user"] == Policy("edge.user", "3/hour")
 
 
 operations = st.lists(

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ratelimit import Config, Policy, UsageEvent
 from ratelimit.clock import Clock
-from ratelimit.config import Config
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.event import UsageEvent
 from ratelimit.migrate import Counts, Done, Entity, MigrationPlan, Verdict, migration_settings, run, verify
 from ratelimit.migrate.mapping import mapping_of
 from ratelimit.names import Key
-from ratelimit.policy import Policy
 from ratelimit.store import Record
 
 

@@ -13,13 +13,11 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
+from ratelimit import ConfigError, InvalidInput, Policy, TableMismatch, TableNotFound, User
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.errors import ConfigError, InvalidInput, TableMismatch, TableNotFound
 from ratelimit.migrate import BadRow, Mapping, SourceRefused, dry_run
 from ratelimit.migrate.mapping import mapping_of
 from ratelimit.migrate.sql import with_driver
-from ratelimit.policy import Policy
-from ratelimit.store.directory import User
 from tests.engines import Engine
 from tests.migrate.legacy_table import fill
 from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit import MemoryStore, StoreUnavailable
+from ratelimit import AccessDenied, MemoryStore, Quota, StoreUnavailable, Window
 from ratelimit.algorithms import Rule, rule
 from ratelimit.clock import DAY
-from ratelimit.errors import AccessDenied
 from ratelimit.migrate.checkpoint import Scratch
 from ratelimit.migrate.counters import CounterWriter
 from ratelimit.migrate.ledger import FieldChange
@@ -19,7 +18,6 @@ from ratelimit.migrate.target import Target
 from ratelimit.migrate.undo import fields_after
 from ratelimit.migrate.verify import SIDES, SOURCE, TARGET, Compared, CounterDiff, Verdict
 from ratelimit.names import Key
-from ratelimit.quota import Quota, Window
 from ratelimit.store import Add, Put, Record, Write
 from ratelimit.testing import FakeClock
 

@@ -15,9 +15,8 @@ from uuid import uuid4
 import pytest
 import sqlalchemy as sa
 
-from ratelimit import Limiter, Policy
+from ratelimit import Directory, Identity, Limiter, Plan, Policy, User
 from ratelimit.clock import DAY, SystemClock
-from ratelimit.directory import Directory
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.factory import build_store
 from ratelimit.migrate import Done, Mapping, SourceUnavailable, dry_run
@@ -28,7 +27,6 @@ from ratelimit.migrate.sql import SqlSource, with_driver
 from ratelimit.migrate.tally import MARK
 from ratelimit.names import Key
 from ratelimit.store import MirrorStore
-from ratelimit.store.directory import Identity, Plan, User
 from ratelimit.store.hashed import UserHash
 from tests.engines import Engine
 from tests.migrate.legacy_table import fill

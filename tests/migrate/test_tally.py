@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit import Limiter, MemoryStore, Policy
+from ratelimit import Limiter, MemoryStore, Policy, UsageEvent
 from ratelimit.algorithms.fields import stale
 from ratelimit.clock import DAY
-from ratelimit.event import UsageEvent
 from ratelimit.migrate.checkpoint import Scratch
 from ratelimit.migrate.convert import derived_id
 from ratelimit.migrate.rows import Expired

@@ -13,17 +13,15 @@ from typing import Any
 
 import pytest
 
-from ratelimit import Limiter, Policy
+from ratelimit import InvalidInput, Limiter, Policy, StoreUnavailable, User
 from ratelimit.clock import SystemClock, since_epoch
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.migrate import MigrationPlan, Undone, UndoPlan, migration_settings, undo
 from ratelimit.migrate.checkpoint import new_run
 from ratelimit.migrate.ledger import FieldChange, is_same_place
 from ratelimit.migrate.runner import MigrationRun
 from ratelimit.migrate.target import RawTable, Target
 from ratelimit.migrate.undo import fields_after, remaining
-from ratelimit.store.directory import User
 from ratelimit.testing import FakeClock
 from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
 from tests.migrate.sources import to_sqlite

@@ -12,13 +12,12 @@ from typing import TypeAlias
 import msgspec
 import pytest
 
+from ratelimit import UsageEvent, User
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.event import UsageEvent
 from ratelimit.migrate import Entity, MigrationPlan, Verdict
 from ratelimit.migrate.verify import EventSample
 from ratelimit.names import Key
 from ratelimit.store import Add, Drop, Write
-from ratelimit.store.directory import User
 from tests.migrate.plans import bring, check, events_in, plan_of
 from tests.migrate.sources import to_sqlite
 from tests.migrate.world import World

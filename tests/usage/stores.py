@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeAlias
 
-from ratelimit.errors import StoreUnavailable
-from ratelimit.event import UsageEvent
-from ratelimit.store import MemoryEventStore, MemoryStore
+from ratelimit import MemoryStore, StoreUnavailable, UsageEvent
+from ratelimit.store import MemoryEventStore
 
 Fault: TypeAlias = Callable[["ScriptedEvents", Sequence[UsageEvent]], Awaitable[Sequence[UsageEvent]]]
 

@@ -10,8 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit import Limiter, Policy, open_store
-from ratelimit.usage import UsageLog
+from ratelimit import Limiter, Policy, UsageLog, open_store
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
 from tests.docs.pages import ROOT

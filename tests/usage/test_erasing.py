@@ -13,15 +13,11 @@ from typing import Any
 
 import pytest
 
-from ratelimit import Limiter, Policy
+from ratelimit import Identity, Limiter, MemoryStore, Plan, Policy, StoreUnavailable, UsageEvent, UsageLog, User
 from ratelimit.dynamodb.client import connect
-from ratelimit.errors import StoreUnavailable
-from ratelimit.event import UsageEvent
 from ratelimit.names import Key
-from ratelimit.store import Add, MemoryStore, MirrorStore, TableStore, Write
-from ratelimit.store.directory import Identity, Plan, User
+from ratelimit.store import Add, MirrorStore, TableStore, Write
 from ratelimit.store.hashed import HashedUserStore
-from ratelimit.usage import UsageLog
 from ratelimit.usage.reports import Reports
 from ratelimit.usage.segments import Erasures
 from tests.engines import Engine

@@ -13,8 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit import open_store
-from ratelimit.usage import UsageLog
+from ratelimit import UsageLog, open_store
 from tests.engines import Engine
 from tests.usage.proxy import FlakyProxy
 

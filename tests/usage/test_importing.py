@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.errors import InvalidInput, StoreThrottled, StoreUnavailable
-from ratelimit.event import UsageEvent
-from ratelimit.store import MemoryStore, TableStore
+from ratelimit import InvalidInput, MemoryStore, StoreThrottled, StoreUnavailable, UsageEvent
+from ratelimit.store import TableStore
 from ratelimit.usage.export import ExportQuery, export_events
 from ratelimit.usage.formats import MAX_LINE_BYTES
 from ratelimit.usage.importing import BadLines, Imported, import_events

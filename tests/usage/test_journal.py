@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.errors import ConfigError
-from ratelimit.event import UsageEvent
-from ratelimit.usage import UsageLog
+from ratelimit import ConfigError, UsageEvent, UsageLog
 from ratelimit.usage.segments import JournalLock, adopt_dead, frame, unframe
 from tests.test_event import event
 from tests.usage.disks import BrokenDisk, CountingDisk, FullDisk

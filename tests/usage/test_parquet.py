@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from ratelimit.errors import ConfigError, InvalidInput
-from ratelimit.store import MemoryStore
+from ratelimit import ConfigError, InvalidInput, MemoryStore
 from ratelimit.usage.export import ExportQuery, export_events
 from ratelimit.usage.formats import COLUMNS
 from ratelimit.usage.parquet import ParquetFile

@@ -12,15 +12,11 @@ from typing import Any
 
 import pytest
 
-from ratelimit.errors import (
-    InvalidCursor,
-    InvalidInput,
-    InvalidUser,
-    OutOfRetention,
-)
-from ratelimit.store import MemoryStore, TableStore
+from ratelimit import InvalidInput, InvalidUser, MemoryStore, UsageLog
+from ratelimit.errors import InvalidCursor, OutOfRetention
+from ratelimit.store import TableStore
 from ratelimit.testing import FakeClock
-from ratelimit.usage import EventPage, UsageLog
+from ratelimit.usage import EventPage
 from tests.usage.noon import at_noon, days_ago
 
 

@@ -8,16 +8,9 @@ from typing import Any
 
 import pytest
 
-from ratelimit import Limiter, Policy
-from ratelimit.errors import (
-    ConfigError,
-    InvalidAction,
-    InvalidInput,
-    OutOfRetention,
-    StoreUnavailable,
-)
-from ratelimit.store import MemoryStore, TableStore
-from ratelimit.usage import UsageLog
+from ratelimit import ConfigError, InvalidAction, InvalidInput, Limiter, MemoryStore, Policy, StoreUnavailable, UsageLog
+from ratelimit.errors import OutOfRetention
+from ratelimit.store import TableStore
 from tests.engines import Engine
 from tests.usage.conftest import on_engine
 from tests.usage.noon import TODAY, at_noon, days_ago
