@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 from collections.abc import Generator, Iterator
 from dataclasses import fields
 from functools import cache
+from uuid import uuid4
 
 import certifi
 import pytest
@@ -18,6 +20,7 @@ from botocore.hooks import EventAliaser, HierarchicalEmitter
 from ratelimit import retry, sync
 from ratelimit.config.settings import Config
 from ratelimit.directory import Directory
+from ratelimit.dynamodb import DynamoDBStore, create_table
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.limiter import Limiter
 from tests import profiles as profiles
@@ -119,6 +122,18 @@ def own_engine(pytestconfig: pytest.Config) -> Iterator[Engine]:
     """For modules that add an index to a table, as their `engine`: where many tables come and go, DynamoDB Local may
     never finish one."""
     yield from _started(pytestconfig)
+
+
+@pytest.fixture(scope="module")
+def table(engine: Engine) -> DynamoDBStore:
+    """Made for the module, and not open yet: each example of Hypothesis opens it in an event loop of its own."""
+    store = DynamoDBStore(table=f"module-{uuid4().hex[:8]}", region="eu-west-1", endpoint=engine.endpoint)
+    asyncio.run(_create(store))
+    return store
+
+
+async def _create(store: DynamoDBStore) -> None:
+    await create_table(store.settings)
 
 
 def _started(config: pytest.Config) -> Iterator[Engine]:

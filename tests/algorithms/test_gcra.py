@@ -12,14 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ratelimit import Decision, Limiter, MemoryStore, Policy, Quota
 from ratelimit.clock import SECOND
-from ratelimit.decision import Decision
-from ratelimit.dynamodb import DynamoDBStore, create_table
-from ratelimit.limiter import Limiter
+from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.names import Key
-from ratelimit.policy import Policy
-from ratelimit.quota import Quota
-from ratelimit.store import Add, Expect, MemoryStore, Store
+from ratelimit.store import Add, Expect, Store
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
 from tests.limiter.stores import CountingStore, YieldingStore
@@ -331,17 +328,6 @@ async def test_windows_keep_their_units_through_any_change_of_limit(algorithm: A
     for changed in ("fixed_window", "sliding_window"):
         one = Limiter(store, [Policy("hint", "1000/day", algorithm=changed)], clock=clock)
         assert (await one.peek("alice", "hint")).used == 1000
-
-
-@pytest.fixture(scope="module")
-def table(engine: Engine) -> DynamoDBStore:
-    store = DynamoDBStore(table=f"buckets-{uuid4().hex[:8]}", region="eu-west-1", endpoint=engine.endpoint)
-    asyncio.run(create(store))
-    return store
-
-
-async def create(store: DynamoDBStore) -> None:
-    await create_table(store.settings)
 
 
 @pytest.mark.parametrize("seed", range(3))

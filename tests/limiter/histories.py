@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from hypothesis import strategies as st
 
-from ratelimit.decision import Decision
-from ratelimit.limiter import Limiter
+from ratelimit import Decision, Limiter, Policy, Quota
 from ratelimit.names import Key
-from ratelimit.policy import AlgorithmName, Policy
-from ratelimit.quota import Quota
+from ratelimit.policy import AlgorithmName
 from ratelimit.store import Store
 from ratelimit.testing import FakeClock
 
@@ -43,29 +39,20 @@ joint_steps = st.lists(
 )
 
 
-class Checks(Protocol):
-    """What a history asks of a limiter."""
-
-    async def check(self, user: str, action: str, *, cost: int) -> Decision: ...
-
-    async def peek(self, user: str, action: str, *, cost: int) -> Decision: ...
-
-
 @dataclass
 class History:
-    """One user's checks on one store, and what was admitted when. `new_limiter` makes the contender."""
+    """One user's checks on one store, and what was admitted when."""
 
     store: Store
     policy: Policy
     clock: FakeClock = field(default_factory=FakeClock)
     user: str = "alice"
     admitted: list[tuple[int, int]] = field(default_factory=list)
-    new_limiter: Callable[..., Checks] = Limiter
 
     def __post_init__(self) -> None:
         # Two processes: the beliefs of each are its own, and so always a little stale.
         self.limiter, self.other = (
-            self.new_limiter(self.store, [self.policy], clock=self.clock, deadline=10, denial_cache=0) for _ in range(2)
+            Limiter(self.store, [self.policy], clock=self.clock, deadline=10, denial_cache=0) for _ in range(2)
         )
 
     async def step(self, advance: float, cost: int) -> Decision:

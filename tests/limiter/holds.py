@@ -9,13 +9,11 @@ from uuid import uuid4
 
 from hypothesis import strategies as st
 
+from ratelimit import Decision, HoldExpired, Limiter, Policy, Reservation, Slot
 from ratelimit.algorithms.concurrency import reserved_in
 from ratelimit.algorithms.fields import held_fields
-from ratelimit.decision import Decision
-from ratelimit.errors import HoldExpired
-from ratelimit.limiter import Limiter, Reservation, Slot
 from ratelimit.names import Key
-from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.policy import AlgorithmName
 from ratelimit.store import Record, Store
 from ratelimit.testing import FakeClock
 

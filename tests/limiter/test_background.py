@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 
-from ratelimit.errors import ConfigError
-from ratelimit.limiter import Alert, Limiter
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore
+from ratelimit import Alert, ConfigError, Limiter, MemoryStore, Policy
 from ratelimit.testing import FakeClock
 
 POLICY = Policy("hint", "10/day", alert_at=[0.8, 1.0])

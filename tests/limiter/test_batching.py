@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratelimit.errors import StoreUnavailable
-from ratelimit.limiter import Limiter
+from ratelimit import Limiter, Policy, StoreUnavailable
 from ratelimit.limiter.batching import MAX_QUEUED_CHECKS
 from ratelimit.names import Key
-from ratelimit.policy import AlgorithmName, Policy
+from ratelimit.policy import AlgorithmName
 from ratelimit.testing import FakeClock, virtual_time
 from tests.limiter.histories import ALGORITHMS
 from tests.limiter.stores import CountingStore, FailingStore, failing

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 
+from ratelimit import Limiter, LimiterClosed, MemoryStore, Policy
 from ratelimit.clock import SystemClock
-from ratelimit.errors import LimiterClosed
-from ratelimit.limiter import Limiter
 from ratelimit.names import Key
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore
 from tests.limiter.stores import CountingStore, FailingStore, hang
 
 HINT = Policy("hint", "100/day")

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ratelimit.directory import Directory
-from ratelimit.errors import UnknownAction
-from ratelimit.limiter import Limiter
-from ratelimit.policy import Mode, Policy
-from ratelimit.store import MemoryStore
-from ratelimit.store.directory import Plan, User
+from ratelimit import Directory, Limiter, MemoryStore, Plan, Policy, UnknownAction, User
+from ratelimit.policy import Mode
 from ratelimit.testing import FakeClock
 
 

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
+from ratelimit import Decision, Limiter, MemoryStore, Policy, StoreUnavailable, Window
 from ratelimit.algorithms.fields import window_field
-from ratelimit.decision import Decision
-from ratelimit.errors import StoreUnavailable
-from ratelimit.limiter import Limiter
 from ratelimit.names import Key
-from ratelimit.policy import AlgorithmName, Policy
-from ratelimit.quota import UNITS, Window
-from ratelimit.store import MemoryStore, Outcome, Write
+from ratelimit.policy import AlgorithmName
+from ratelimit.quota import UNITS
+from ratelimit.store import Outcome, Write
 from ratelimit.store.base import Drop, Put
 from ratelimit.testing import FakeClock
 from tests.limiter.histories import ALGORITHMS

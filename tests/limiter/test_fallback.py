@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from ratelimit.errors import StoreThrottled, StoreUnavailable
-from ratelimit.limiter import Limiter
-from ratelimit.policy import OnUnavailable, Policy
+from ratelimit import Limiter, Policy, StoreThrottled, StoreUnavailable
+from ratelimit.policy import OnUnavailable
 from ratelimit.testing import FakeClock
 from tests.limiter.stores import FailingStore, failing, hang
 

@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ratelimit import ConfigError, Limiter, MemoryStore, Policy, StoreThrottled
 from ratelimit.clock import SECOND, Clock
-from ratelimit.errors import ConfigError, StoreThrottled
-from ratelimit.limiter import Limiter
 from ratelimit.limiter import leasing as leases
-from ratelimit.policy import Lease, Policy
-from ratelimit.store import MemoryStore, Outcome, Store
+from ratelimit.policy import Lease
+from ratelimit.store import Outcome, Store
 from ratelimit.testing import FakeClock, virtual_time
 from tests.limiter.stores import CountingStore, FailingStore, failing
 from tests.profiles import examples

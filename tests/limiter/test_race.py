@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
 
 from ratelimit import Limiter, Policy, open_store
+from ratelimit.names import Key
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
+from tests.limiter.stores import YieldingStore
 
 PROCESSES, TASKS = 8, 50
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -164,3 +172,176 @@ def test_several_keys_stay_of_one_mind_when_processes_are_killed(engine: Engine,
     assert lease or shared == 200
     assert max(each) <= 7
     assert 50 <= outcome["admitted"] <= 200
+
+
+# Slots and reservations across processes, some of which are killed: never over, and all of it back in time.
+
+
+HOLD = 3
+COMES_BACK_S = HOLD + 1
+"""The policy's `hold`, rounded up to a whole second."""
+SLOTS, UNITS, COST = 5, 300, 7
+
+WORKERS = """
+import asyncio, json, os, random, sys, time
+from ratelimit import Limiter, Policy, open_store
+from ratelimit.dynamodb import DynamoDBStore  # once, before the processes part
+
+url, log, processes, tasks, slots, units, cost, hold = sys.argv[1:]
+cost, hold = int(cost), int(hold)
+out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+def note(*entry):
+    # A length that divides a page: who is killed while writing has written all of it, or nothing.
+    os.write(out, json.dumps(entry).ljust(127).encode() + b"\\n")
+
+async def task(limiter, number):
+    what = "slots" if number % 2 else "units"
+    while True:
+        held = limiter.slot("alice", what) if what == "slots" else limiter.reserve("alice", what, cost)
+        if not await held.take():
+            await asyncio.sleep(random.random() / 20)
+            continue
+        name = f"{os.getpid()}-{number}-{time.monotonic()}"
+        note(what, "took", name, time.monotonic(), 0)
+        await asyncio.sleep(random.random() / 50)
+        used = random.randint(0, 1)
+        note(what, "ends", name, time.monotonic(), used)
+        if what == "units":
+            held.settle(used)
+        await held.release()
+        note(what, "ended", name, time.monotonic(), used)
+        await asyncio.sleep(random.random() / 50)
+
+async def work():
+    async with open_store(url) as store:
+        policies = [Policy(name, quotas, on_unavailable="deny", hold=hold)
+                    for name, quotas in (("slots", f"{slots} concurrent"), ("units", f"{units}/day"))]
+        async with Limiter(store, policies, deadline=20) as limiter:
+            await asyncio.gather(*(task(limiter, number) for number in range(int(tasks))))
+
+for _ in range(int(processes)):
+    if not (child := os.fork()):
+        asyncio.run(work())
+        os._exit(1)
+    print(child, flush=True)
+sys.stdin.read()
+"""
+
+
+class Entry(NamedTuple):
+    """What a worker has said."""
+
+    what: str
+    said: str
+    name: str
+    at: float
+    used: int
+
+
+def killed_in_the_middle(url: str, log: Path, *, processes: int, tasks: int, lasts: float) -> tuple[list[Entry], float]:
+    """Let workers take and give back all the time; kill some, and later the others. Return what they said, and when
+    the last one was killed."""
+    options = [str(each) for each in (processes, tasks, SLOTS, UNITS, COST, HOLD)]
+    command = [sys.executable, "-c", WORKERS, url, str(log), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(parent.stdout.readline()) for _ in range(processes)]
+        try:
+            deadline = time.monotonic() + 240
+            while not log.exists() or log.read_text().count("ended") < 2 * processes:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(lasts)
+            for worker in workers[: processes // 2]:
+                os.kill(worker, signal.SIGKILL)
+            time.sleep(lasts)
+        finally:
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            killed_at = time.time()
+            parent.kill()
+    return [Entry(*json.loads(line)) for line in log.read_text().splitlines()], killed_at
+
+
+def most_held(entries: list[Entry]) -> int:
+    """The most that were held at the same time: each for sure from when it was taken until it was given back."""
+    held: set[str] = set()
+    most = 0
+    for entry in sorted(entries, key=lambda entry: entry.at):
+        if entry.said == "took":
+            held.add(entry.name)
+        elif entry.said == "ends":
+            held.discard(entry.name)
+        most = max(most, len(held))
+    return most
+
+
+@pytest.mark.parametrize(
+    ("processes", "tasks", "lasts"),
+    [pytest.param(8, 50, 4.0, marks=pytest.mark.slow), pytest.param(4, 10, 0.4, marks=pytest.mark.process)],
+)
+def test_processes_that_are_killed_in_the_middle(
+    engine: Engine, tmp_path: Path, processes: int, tasks: int, lasts: float
+) -> None:
+    url = f"dynamodb://slots-{uuid4().hex[:8]}?region=eu-west-1&endpoint={engine.endpoint}&create=true"
+    policies = [Policy("slots", f"{SLOTS} concurrent", hold=HOLD), Policy("units", f"{UNITS}/day", hold=HOLD)]
+
+    async def create() -> None:
+        async with open_store(url):
+            pass
+
+    async def look() -> tuple[list[bool], int, dict[str, int]]:
+        async with open_store(url) as store, Limiter(store, policies, deadline=20) as limiter:
+            free = [(await limiter.slot("alice", "slots").take()).allowed for _ in range(SLOTS + 1)]
+            await limiter.reserve("alice", "units", 1).take()
+            await limiter.drain()
+            return free, (await limiter.peek("alice", "units")).used, dict(await store.read(Key("alice", "units")))
+
+    asyncio.run(create())
+    entries, killed_at = killed_in_the_middle(url, tmp_path / "log", processes=processes, tasks=tasks, lasts=lasts)
+    of_slots = [entry for entry in entries if entry.what == "slots"]
+    assert most_held(of_slots) <= SLOTS, "never over"
+    assert len({entry.name for entry in of_slots}) > SLOTS
+    time.sleep(max(0.0, killed_at + COMES_BACK_S - time.time()))
+    free, used, left = asyncio.run(look())
+    assert free == [True] * SLOTS + [False]
+    mine = left.get("r", 0)
+    assert mine <= 1, "all of theirs is back"
+    ended = sum(entry.used for entry in entries if (entry.what, entry.said) == ("units", "ended"))
+    ends = sum(entry.used for entry in entries if (entry.what, entry.said) == ("units", "ends"))
+    assert 0 < ended <= used - mine <= min(ends, UNITS), "what was used, once; by the killed, that one or not"
+
+
+@pytest.mark.parametrize("reserves", [False, True])
+async def test_tasks_in_memory(reserves: bool) -> None:
+    """Eight limiters with fifty tasks each on one store, in which each call lets the others go first."""
+    store = YieldingStore()
+    policy = Policy("job", f"{SLOTS} concurrent" if not reserves else f"{UNITS}/day; {SLOTS} concurrent", hold=HOLD)
+    held = most = used = 0
+
+    async def task(limiter: Limiter, draw: random.Random) -> None:
+        nonlocal held, most, used
+        for _ in range(4):
+            units = draw.randint(0, 1)
+            slot: Any = limiter.reserve("alice", "job", COST) if reserves else limiter.slot("alice", "job")
+            if not await slot.take():
+                await asyncio.sleep(0)
+                continue
+            held += 1
+            most = max(most, held)
+            await asyncio.sleep(0)
+            held -= 1
+            if reserves:
+                slot.settle(units)
+                used += units
+            await slot.release()
+
+    limiters = [Limiter(store, [policy], deadline=20, denial_cache=0) for _ in range(8)]
+    await asyncio.gather(*(task(limiter, random.Random(n)) for limiter in limiters for n in range(50)))
+    assert most == SLOTS
+    left = await store.read(Key("alice", "job"))
+    assert (left["c"], left.get("r", 0)) == (0, 0)
+    if reserves:
+        (spent,) = (value for field, value in left.items() if field.startswith("d"))
+        assert spent == used

@@ -10,24 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ratelimit.decision import Decision
-from ratelimit.dynamodb import DynamoDBStore, create_table
-from ratelimit.policy import AlgorithmName, Policy
-from ratelimit.store import MemoryStore
-from tests.engines import Engine
+from ratelimit import Decision, MemoryStore, Policy
+from ratelimit.dynamodb import DynamoDBStore
+from ratelimit.policy import AlgorithmName
 from tests.limiter.histories import ALGORITHMS, QUOTAS, History, JointHistory, joint_steps, steps
-
-
-@pytest.fixture(scope="module")
-def table(engine: Engine) -> DynamoDBStore:
-    """A store that is not open yet: each example opens it in an event loop of its own."""
-    store = DynamoDBStore(table=f"same-{uuid4().hex[:8]}", region="eu-west-1", endpoint=engine.endpoint)
-    asyncio.run(_create(store))
-    return store
-
-
-async def _create(store: DynamoDBStore) -> None:
-    await create_table(store.settings)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import suppress
 from random import Random
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,13 +26,12 @@ from ratelimit import (
     sync,
 )
 from ratelimit.clock import Clock
-from ratelimit.dynamodb import DynamoDBStore, create_table
+from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.limiter import Limiter, Reservation
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName
 from ratelimit.store import MemoryStore, Store
 from ratelimit.testing import FakeClock, virtual_time
-from tests.engines import Engine
 from tests.limiter.holds import COMES_BACK_S, Holders, steps
 from tests.limiter.stores import CountingStore, FailingStore, YieldingStore, failing, hang
 
@@ -765,17 +763,6 @@ def test_whatever_happens_never_over_and_all_of_it_back_in_time(
         assert not left.get("r"), left
 
     asyncio.run(check())
-
-
-@pytest.fixture(scope="module")
-def table(engine: Engine) -> DynamoDBStore:
-    store = DynamoDBStore(table=f"slots-{uuid4().hex[:8]}", region="eu-west-1", endpoint=engine.endpoint)
-    asyncio.run(_create(store))
-    return store
-
-
-async def _create(store: DynamoDBStore) -> None:
-    await create_table(store.settings)
 
 
 @given(

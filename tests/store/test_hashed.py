@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 
-from ratelimit import Limiter, Policy
-from ratelimit.directory import Directory
+from ratelimit import Directory, Identity, Limiter, MemoryStore, Plan, Policy, UsageLog, User
 from ratelimit.names import is_hash
-from ratelimit.store import MemoryStore, TableStore
-from ratelimit.store.directory import Identity, Plan, User
+from ratelimit.store import TableStore
 from ratelimit.store.hashed import HashedUserStore, UserHash
 from ratelimit.testing import FakeClock
-from ratelimit.usage import UsageLog
 from tests.engines import Engine
 from tests.store.conftest import dynamodb
 

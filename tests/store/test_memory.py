@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ratelimit.errors import InvalidInput
-from ratelimit.limiter import Limiter
+from ratelimit import InvalidInput, Limiter, MemoryStore, Policy
 from ratelimit.names import Key
-from ratelimit.policy import AlgorithmName, Policy
-from ratelimit.store import Add, MemoryStore, Write
+from ratelimit.policy import AlgorithmName
+from ratelimit.store import Add, Write
 from ratelimit.testing import FakeClock
 from tests.limiter.histories import ALGORITHMS
 

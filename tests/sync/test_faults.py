@@ -1,7 +1,8 @@
-"""A blocking limiter on a real connection to a server that misbehaves: always a decision, in time, no exception."""
+"""A limiter on a real connection to a server that misbehaves, blocking or in an event loop: always a decision."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import select
 import threading
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+import ratelimit
 from ratelimit.clock import SystemClock
+from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.dynamodb.transport.connection import CLOSE_LOOK_S, elapsed
 from ratelimit.errors import StoreUnavailable, TableNotFound
 from ratelimit.policy import OnUnavailable, Policy
@@ -35,13 +38,40 @@ BAD_DAYS = [
 ]
 
 
-def on(url: str, on_unavailable: OnUnavailable, clock: FakeClock, **options: Any) -> Limiter:
+class InALoop:
+    """The limiter of event loops, asked as the blocking one is."""
+
+    def __init__(self, url: str, *args: Any, **options: Any) -> None:
+        self.limiter = ratelimit.Limiter(DynamoDBStore(parse_url(url)), *args, **options)
+        self.store, self.breaker = self.limiter.store, self.limiter.breaker
+        self._runner = asyncio.Runner()
+
+    def __enter__(self) -> InALoop:
+        self._runner.run(self.limiter.open())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self.limiter.close())
+        self._runner.close()
+
+    def check(self, user: str, action: str) -> ratelimit.Decision:
+        return self._runner.run(self.limiter.check(user, action))
+
+
+def blocking(url: str, *args: Any, **options: Any) -> Limiter:
+    return Limiter(store_from(url), *args, **options)
+
+
+either_way = pytest.mark.parametrize("kind", [blocking, InALoop])
+
+
+def on(url: str, on_unavailable: OnUnavailable, clock: FakeClock, kind: Any = blocking, **options: Any) -> Any:
     policy = Policy("hint", "2/day", on_unavailable=on_unavailable)
-    return Limiter(store_from(url), [policy], clock=clock, **{"denial_cache": 0} | options)
+    return kind(url, [policy], clock=clock, **{"denial_cache": 0} | options)
 
 
-def stats(limiter: Limiter) -> Any:
-    return limiter.store.inner.stats  # type: ignore[attr-defined]
+def stats(limiter: Any) -> Any:
+    return getattr(limiter.store, "inner", limiter.store).stats
 
 
 def wait_until_ended(limiter: Limiter) -> None:
@@ -57,12 +87,13 @@ def expected(on_unavailable: OnUnavailable, checks: int) -> list[bool]:
     return [on_unavailable == "allow"] * checks
 
 
+@either_way
 @pytest.mark.parametrize("on_unavailable", ANSWERS)
 @pytest.mark.parametrize(("bad_day", "deadline"), BAD_DAYS)
 def test_a_bad_day_is_a_decision(
-    apart: Apart, url: str, clock: FakeClock, bad_day: Behaviour, deadline: float, on_unavailable: OnUnavailable
+    apart: Apart, url: str, clock: FakeClock, bad_day: Behaviour, deadline: float, on_unavailable: Any, kind: Any
 ) -> None:
-    with on(url, on_unavailable, clock, deadline=deadline) as limiter:
+    with on(url, on_unavailable, clock, kind, deadline=deadline) as limiter:
         apart.server.always(bad_day)
         decisions = [limiter.check("alice", "hint") for _ in range(4)]
         assert [decision.allowed for decision in decisions] == expected(on_unavailable, 4)
@@ -95,15 +126,20 @@ def test_while_one_thread_waits_the_others_go_on(apart: Apart, url: str, clock: 
         late.join()
 
 
-def test_a_dead_server_is_a_decision_and_soon_no_call_at_all(apart: Apart, url: str, clock: FakeClock) -> None:
-    with on(url, "deny", clock) as limiter:
+@either_way
+@pytest.mark.parametrize("on_unavailable", ANSWERS)
+def test_a_dead_server_is_a_decision_and_soon_no_call_at_all(
+    apart: Apart, url: str, clock: FakeClock, on_unavailable: OnUnavailable, kind: Any
+) -> None:
+    with on(url, on_unavailable, clock, kind) as limiter:
         limiter.check("warm", "hint")
         apart.do(apart.server.refuse())
-        assert not any(limiter.check("alice", "hint").allowed for _ in range(30))
+        decisions = [limiter.check("alice", "hint").allowed for _ in range(30)]
+        assert decisions == expected(on_unavailable, 30)
         assert limiter.breaker.state == "open"
         calls = stats(limiter).calls.copy()
-        with ThreadPoolExecutor(8) as pool:
-            assert not any(pool.map(lambda _: limiter.check("alice", "hint").allowed, range(100)))
+        for _ in range(100):
+            limiter.check("alice", "hint")
         assert stats(limiter).calls == calls
         apart.do(apart.server.listen())
         clock.advance(60)
@@ -231,7 +267,7 @@ def test_a_connection_is_idle_from_its_answer_on(apart: Apart, url: str, clock: 
         apart.server.then(slow(0.1))
         began = elapsed()
         limiter.check("alice", "hint")
-        (connection,) = limiter.store.inner._pool._idle  # type: ignore[attr-defined]
+        (connection,) = limiter.store.inner._pool._idle
         assert connection.since - began >= 0.1
 
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ratelimit.policy import Policy
-from ratelimit.store import MemoryStore
+from ratelimit import MemoryStore, Policy
 from ratelimit.sync import Limiter, open_store
 from ratelimit.sync.store import store_from
 from ratelimit.testing import FakeClock

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit import MemoryStore, Policy
-from ratelimit.errors import ConfigError, InvalidEvent, StoreUnavailable
+from ratelimit import ConfigError, InvalidEvent, MemoryStore, Policy, StoreUnavailable
 from ratelimit.sync import InsideEventLoop, Limiter, Store, UsageLog, open_store
 from tests.faults import error, internal_error, slow
 from tests.faults.apart import Apart
@@ -64,14 +63,6 @@ def test_the_timeline_of_an_action() -> None:
         ids = {usage.record(user, "hint", status=201) for user in ("alice", "bob")}
         usage.flush()
         assert {event.id for event in usage.timeline("hint", status=201).events} == ids
-
-
-def test_a_clock_before_1970_costs_no_event() -> None:
-    memory = MemoryStore()
-    with UsageLog(memory) as usage:
-        assert usage._accept("alice", "hint", at_us=-5_000_000)
-        usage.flush()
-    assert [(event.user, event.at_ms) for event in memory.events] == [("alice", 0)]
 
 
 def test_threads_record_together(store: Store) -> None:
