@@ -161,7 +161,7 @@ class RefusalTemplate(NamedTuple):
     content_type: str = "text/plain; charset=utf-8"
 
 
-_ALONE: Final = "slots and reservations are decided alone"
+DECIDED_ALONE: Final = "slots and reservations are decided alone"
 PLACEHOLDERS: Final = ("policy", "limit", "remaining", "retry_after")
 """What may stand in the braces of a template's body."""
 PLACEHOLDER: Final = re.compile(r"\{([a-z_]+)\}")
@@ -307,7 +307,7 @@ def check_usable(policies: Mapping[str, Policy], quotas: Mapping[str, Quotas]) -
     joint = {other for name, policy in policies.items() if policy.together for other in members_of(policies, name)}
     for action, several in quotas.items():
         if action in joint and any(quota.is_concurrent for quota in several):
-            raise ConfigError(f"quotas.{action}", f"{action!r} is decided together with other policies, and {_ALONE}")
+            raise ConfigError(f"quotas.{action}", f"{action!r} is decided together with others, and {DECIDED_ALONE}")
 
 
 def members_of(policies: Mapping[str, Policy], name: str) -> list[str]:
@@ -324,7 +324,7 @@ def members_of(policies: Mapping[str, Policy], name: str) -> list[str]:
             if other in (*above, one):
                 raise ConfigError(path, f"leads back to {other!r}, which names this one")
             if policies[one].holds or policies[other].holds:
-                raise ConfigError(path, f"{_ALONE}: leave that policy out")
+                raise ConfigError(path, f"{DECIDED_ALONE}: leave that policy out")
             add(other, (*above, one))
 
     add(name, ())

@@ -38,7 +38,7 @@ from ratelimit.limiter.joint import JointPart, Spend
 from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId, check_user
-from ratelimit.policy import AlgorithmName, Policy, QuotaSource
+from ratelimit.policy import DECIDED_ALONE, AlgorithmName, Policy, QuotaSource
 from ratelimit.quota import MAX_LIMIT, QuotasLike
 from ratelimit.regions.sum import split_of
 from ratelimit.store.base import MAX_WRITES_AT_ONCE, Store
@@ -282,6 +282,8 @@ class Limiter:
 
         async def new_hold() -> Hold:
             compiled = await self._resolver.of(key, quotas, algorithm)
+            if compiled.policy.together:
+                raise InvalidInput(f"{action!r} is decided together with others, and {DECIDED_ALONE}")
             is_limited = compiled.max_cost is not None
             if not units and not compiled.is_concurrent and is_limited and self.directory is None:
                 raise InvalidInput(f"{action!r} has no slots; give it a quota such as '10 concurrent', or check it")

@@ -303,6 +303,16 @@ async def test_a_check_says_what_to_use_instead() -> None:
     assert (await limiter.peek("alice", "export")).remaining == 2
 
 
+@pytest.mark.parametrize("what", ["slot", "reserve"])
+async def test_nothing_is_held_of_a_policy_that_is_decided_with_others(what: str) -> None:
+    """Or it would be had without the others."""
+    store = MemoryStore()
+    limiter = Limiter(store, [Policy("api", "5/day", together="org"), Policy("org", "1/day")], clock=FakeClock())
+    with pytest.raises(InvalidInput, match="'api' is decided together with others, and slots and reservations are"):
+        await getattr(limiter, what)("alice", "api", cost=2).take()
+    assert await store.read(Key("alice", "api")) == {}
+
+
 async def test_no_slot_at_all() -> None:
     slot = limiter_of().slot("alice", "other", quotas="0 concurrent")
     decision = await slot.take()
