@@ -89,49 +89,11 @@ _ANSWERED: Final = (
     b"Date", b"Content-Encoding", b"WWW-Authenticate", b"Retry-After", b"Link", b"Strict-Transport-Security", b"Allow",
     b"Age", b"Accept-Ranges", b"Expires", b"Content-Range", b"X_Under_Score", b"Keep-Alive",
 )  # fmt: skip
-_LISTS: Final = (
-    b"Accept",
-    b"Accept-Encoding",
-    b"Cache-Control",
-    b"X_Under_Score",
-    b"Set-Cookie",
-    b"Vary",
-    b"Link",
-    b"Allow",
-)
-_METHODS: Final = (
-    *[b"GET"] * 6,
-    *[b"POST"] * 5,
-    b"PUT",
-    b"PATCH",
-    b"DELETE",
-    b"HEAD",
-    b"HEAD",
-    b"OPTIONS",
-    b"PROPFIND",
-)
+_LISTS: Final = b"Accept Accept-Encoding Cache-Control X_Under_Score Set-Cookie Vary Link Allow".split()
+_METHODS: Final = (b"GET " * 6 + b"POST " * 5 + b"PUT PATCH DELETE HEAD HEAD OPTIONS PROPFIND").split()
 _STATUSES: Final = (
-    *[200] * 8,
-    201,
-    202,
-    204,
-    204,
-    205,
-    206,
-    301,
-    302,
-    304,
-    304,
-    400,
-    401,
-    404,
-    409,
-    418,
-    429,
-    500,
-    503,
-    599,
-)
+    *[200] * 8, 201, 202, 204, 204, 205, 206, 301, 302, 304, 304, 400, 401, 404, 409, 418, 429, 500, 503, 599,
+)  # fmt: skip
 _TRAILERS: Final = [(b"x-trailer", b"1"), (b"x-other", b"a b")]
 _CONNECTIONS: Final = 12
 _SOON_S: Final = 20

@@ -19,7 +19,7 @@ from ratelimit.server.request import Request
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
 from tests.server.running import until
-from tests.server.sockets import GET, SOON_S, answering, ask, connected, in_front_of, listening, scripted
+from tests.server.sockets import GET, SOON_S, Script, answering, ask, connected, in_front_of, listening, scripted
 from tests.server.test_smuggling import WEBSOCKET
 
 
@@ -45,6 +45,18 @@ class FarStore(MemoryStore):
         if not self._answers:
             raise StoreUnavailable("no answer in time")
         return outcome
+
+
+def costing(stated: int, store: FarStore | None = None) -> Script:
+    """An upstream that says what a request has cost; from then on the store is held."""
+
+    async def script(reader: StreamReader, writer: StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if store is not None:
+            store.held = True
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
+
+    return script
 
 
 class Watched(Proxy):
@@ -85,12 +97,7 @@ async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: 
     limiter = limiter_of(Policy("api", "1000/day", match="/**", cost=10, count=count), store=store)
     await limiter.charge("alice", "api", 100)
 
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        store.held = True
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
-
-    async with scripted(script) as upstream:
+    async with scripted(costing(stated, store)) as upstream:
         proxy = Watched(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
         async with listening(proxy) as address, asyncio.timeout(SOON_S):
             async with connected(address) as (_, writer):
@@ -131,11 +138,7 @@ async def test_the_fields_tell_what_was_really_spent(algorithm: Any, stated: int
     """As the next request finds it: a peek."""
     limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10, algorithm=algorithm))
 
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: %d\r\n\r\nok" % stated)
-
-    async with scripted(script) as upstream:
+    async with scripted(costing(stated)) as upstream:
         async with (
             in_front_of(upstream, limiter=limiter) as address,
             httpx.AsyncClient() as client,
@@ -171,12 +174,7 @@ async def test_a_cost_that_does_not_arrive_stays_as_it_was_and_is_counted() -> N
     store = FarStore(arrives=False, answers=False)
     limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10), store=store)
 
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        store.held = True
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 3\r\n\r\nok")
-
-    async with scripted(script) as upstream:
+    async with scripted(costing(3, store)) as upstream:
         async with (
             in_front_of(upstream, limiter=limiter) as address,
             httpx.AsyncClient() as client,
@@ -195,15 +193,10 @@ async def test_what_takes_long_to_settle_is_answered_once(monkeypatch: pytest.Mo
     store = FarStore(arrives=False, answers=True)
     limiter = limiter_of(Policy("api", "50/day", match="/**", cost=10), store=store)
 
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        store.held = True
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx-ratelimit-cost: 3\r\n\r\nok")
-
     loop = asyncio.get_running_loop()
     now = loop.time
     settings = ProxySettings(first_byte=4, idle=4)
-    async with scripted(script) as upstream, in_front_of(upstream, settings, limiter=limiter) as address:
+    async with scripted(costing(3, store)) as upstream, in_front_of(upstream, settings, limiter=limiter) as address:
         asked = asyncio.create_task(ask(address, GET.replace(b"host: a", b"host: a\r\nx-api-key: alice")))
         await store.asked.wait()
         monkeypatch.setattr(loop, "time", lambda: now() + 5)

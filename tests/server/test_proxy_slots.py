@@ -15,7 +15,7 @@ from ratelimit.names import Key
 from ratelimit.policy import Policy
 from tests.http.apps import limiter_of
 from tests.server.running import until
-from tests.server.sockets import ask, connected, in_front_of, scripted
+from tests.server.sockets import answering, ask, connected, in_front_of, scripted
 from tests.server.test_connection import WEBSOCKET
 
 ONE = Policy("api", "1 concurrent; 100/day", match="/**", cost=10)
@@ -121,15 +121,9 @@ async def test_an_upstream_that_is_not_there() -> None:
 async def test_a_cost_that_the_upstream_states_at_the_beginning_or_at_the_end(
     head: bytes, trailer: bytes, used: int
 ) -> None:
-    limiter = limiter_of(TOKENS)
-
-    async def script(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(HEAD[:-2] + head + b"\r\n1\r\na\r\n0\r\n" + trailer + b"\r\n")
-
-    async with scripted(script) as upstream, in_front_of(upstream, limiter=limiter) as address:
+    limiter, answer = limiter_of(TOKENS), HEAD[:-2] + head + b"\r\n1\r\na\r\n0\r\n" + trailer + b"\r\n"
+    async with answering(answer) as (upstream, _), in_front_of(upstream, limiter=limiter) as address:
         async with asyncio.timeout(30):
-            answer = await ask(address, GET)
-            assert b"x-ratelimit-cost" not in answer
+            assert b"x-ratelimit-cost" not in await ask(address, GET)
         assert await held(limiter, "r") == 0
         assert (await limiter.peek("ip:127.0.0.1", "api")).used == used

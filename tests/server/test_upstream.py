@@ -23,6 +23,7 @@ from tests.server.sockets import (
     GET,
     OK,
     SOON_S,
+    Script,
     answering,
     ask,
     close,
@@ -99,24 +100,26 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
             assert (await ask(address, GET)).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_unix_socket_that_nobody_listens_on(tmp_path: Path) -> None:
-    async with in_front_of(f"unix:{tmp_path / 'app.sock'}") as address:
-        assert problem(await ask(address, GET)) == 502
+async def silent(reader: StreamReader, writer: StreamWriter) -> None:
+    await reader.read()
 
 
-async def test_a_reset_before_the_answer_is_a_502() -> None:
-    async def resets(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        _reset(writer)
-
-    async with scripted(resets) as upstream, in_front_of(upstream) as address:
-        assert problem(await ask(address, GET)) == 502
+async def resets(reader: StreamReader, writer: StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    _reset(writer)
 
 
-async def test_nobody_there_is_a_502() -> None:
+@pytest.mark.parametrize(("script", "status"), [(resets, 502), (silent, 504)])
+async def test_an_upstream_that_gives_no_answer(script: Script, status: int) -> None:
+    async with scripted(script) as upstream, in_front_of(upstream, ProxySettings(first_byte=0.2)) as address:
+        assert problem(await ask(address, GET)) == status
+
+
+@pytest.mark.parametrize("where", ["unix:{folder}/app.sock", "127.0.0.1:{port}"])
+async def test_nobody_there_is_a_502(where: str, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
-        async with in_front_of(f"127.0.0.1:{taken.getsockname()[1]}") as address:
+        async with in_front_of(where.format(folder=tmp_path, port=taken.getsockname()[1])) as address:
             assert problem(await ask(address, GET)) == 502
 
 
@@ -138,20 +141,8 @@ async def test_a_refused_connection_is_tried_once_more(monkeypatch: pytest.Monke
     server.close()
 
 
-async def test_silence_is_a_504() -> None:
-    async def silent(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.read()
-
-    async with scripted(silent) as upstream, in_front_of(upstream, ProxySettings(first_byte=0.2)) as address:
-        assert problem(await ask(address, GET)) == 504
-
-
 async def test_who_waits_no_longer_for_a_place_is_forgotten() -> None:
     """Where the upstream hangs and all places are taken, nothing grows."""
-
-    async def silent(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.read()
-
     settings = ProxySettings(max_connections=1, connect=0.2, first_byte=30)
     async with scripted(silent) as upstream:
         args: MiddlewareArgs = {"limiter": limiter_of(), "user_from": "header:x-api-key"}  # type: ignore[typeddict-item]
@@ -257,35 +248,23 @@ async def test_a_kept_connection_is_used_again_and_a_lost_one_replaced() -> None
     assert connections == 3
 
 
-async def test_a_client_that_leaves_ends_it_at_the_upstream() -> None:
+@pytest.mark.parametrize("begins", [b"", b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: 1\n\n"])
+async def test_a_client_that_leaves_ends_it_at_the_upstream(begins: bytes) -> None:
     asked, left = asyncio.Event(), asyncio.Event()
 
     async def waits(reader: StreamReader, writer: StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        writer.write(begins)
         asked.set()
         assert await reader.read() == b""
         left.set()
 
     async with scripted(waits) as upstream, in_front_of(upstream) as address:
-        async with connected(address) as (_, writer):
-            writer.write(GET)
-            await asked.wait()
-        await asyncio.wait_for(left.wait(), SOON_S)
-
-
-async def test_a_client_that_leaves_an_event_stream_ends_it_at_the_upstream() -> None:
-    left = asyncio.Event()
-
-    async def events(reader: StreamReader, writer: StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: 1\n\n")
-        assert await reader.read() == b""
-        left.set()
-
-    async with scripted(events) as upstream, in_front_of(upstream) as address:
         async with connected(address) as (reader, writer):
             writer.write(GET)
-            await reader.readuntil(b"data: 1\n\n")
+            await asked.wait()
+            if begins:
+                await reader.readuntil(b"data: 1\n\n")
         await asyncio.wait_for(left.wait(), SOON_S)
 
 
