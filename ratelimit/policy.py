@@ -307,7 +307,8 @@ def check_usable(policies: Mapping[str, Policy], quotas: Mapping[str, Quotas]) -
     joint = {other for name, policy in policies.items() if policy.together for other in members_of(policies, name)}
     for action, several in quotas.items():
         if action in joint and any(quota.is_concurrent for quota in several):
-            raise ConfigError(f"quotas.{action}", f"{action!r} is decided together with others, and {DECIDED_ALONE}")
+            problem = f"{action!r} is decided together with other policies, and {DECIDED_ALONE}"
+            raise ConfigError(f"quotas.{action}", problem)
 
 
 def members_of(policies: Mapping[str, Policy], name: str) -> list[str]:
