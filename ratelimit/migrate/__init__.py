@@ -6,10 +6,9 @@ Read rows → convert them → write what is not there yet, at a given rate, wit
 from ratelimit.migrate.checkpoint import Checkpoint, Counts, ProgressListener
 from ratelimit.migrate.forecast import Forecast, dry_run
 from ratelimit.migrate.mapping import Mapping, read_mapping
-from ratelimit.migrate.plan import MigrationPlan
+from ratelimit.migrate.plan import MigrationPlan, migration_settings
 from ratelimit.migrate.rows import ENTITIES, Entity, Source, SourceRefused, SourceUnavailable
 from ratelimit.migrate.runner import BadRow, Done, run
-from ratelimit.migrate.sources import migration_settings
 from ratelimit.migrate.undo import Undone, UndoPlan, undo
 from ratelimit.migrate.verify import Difference, Verdict, verify
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -15,6 +14,7 @@ from typing import Any, Final
 from uuid import RFC_4122, UUID
 from zoneinfo import ZoneInfo
 
+from ratelimit.cache import LRUCache
 from ratelimit.clock import DAY, Clock
 from ratelimit.errors import InvalidInput, UnknownAction
 from ratelimit.event import MARK, RETENTION_DAYS, UsageEvent
@@ -403,13 +403,11 @@ class DuplicateCounter:
     """Holds for rows up to 100,000 apart, read in the same order in every run."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._seen: LRUCache[bytes, int] = LRUCache(_REMEMBERED)
 
     def of(self, row: Mapping[str, Any]) -> int:
         """Return how many that say the same came before."""
         digest = blake2b(shown(row).encode(errors="surrogatepass"), digest_size=16).digest()
-        nth = self._seen.pop(digest, -1) + 1
-        self._seen[digest] = nth
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
-        return nth
+        before = self._seen.get(digest) or 0
+        self._seen.put(digest, before + 1)
+        return before

@@ -18,10 +18,9 @@ from ratelimit.errors import TableNotFound
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.checkpoint import Counts, ProgressListener, Scratch
 from ratelimit.migrate.ledger import Ledger
-from ratelimit.migrate.plan import MigrationPlan
+from ratelimit.migrate.plan import MigrationPlan, migration_settings, source_of
 from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Source, SourceRow
-from ratelimit.migrate.runner import ahead, check_found, opened, refusal_of, remarks_of, uses_of, waiting
-from ratelimit.migrate.sources import migration_settings, source_of
+from ratelimit.migrate.runner import check_found, opened, refusal_of, remarks_of, uses_of, waiting
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import COUNTER_UNITS, EVENT_UNITS, Pace, RawTable, TableProbe, entry_units
 from ratelimit.quota import quotas_text
@@ -82,7 +81,7 @@ class DryRun:
         forecast, source = self.forecast, self._source
         counts = forecast.counts[entity] = Counts()
         size = await source.size(entity)
-        async with aclosing(ahead(source.batches(entity, after=None, size=self._plan.batch_size))) as batches:
+        async with aclosing(source.batches(entity, after=None, size=self._plan.batch_size)) as batches:
             async for batch in batches:
                 await asyncio.to_thread(tally.add, uses_of(row.entry for row in batch.rows))
                 rows = [await self._owned(row, scratch) for row in batch.rows] if entity == "users" else batch.rows

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -115,10 +115,17 @@ class Source(ABC):
         """Return what `Batch.done` will come to; None where nobody knows."""
 
     async def batches(self, entity: Entity, *, after: str | None, size: int) -> AsyncGenerator[Batch, None]:
-        """Yield its rows from the beginning, or from the `place` of a batch."""
-        async with aclosing(self._batches(entity, after, size)) as batches:
-            async for batch in batches:
+        """Yield its rows from the beginning, or from the `place` of a batch; the next are read while some are used."""
+        batches = self._batches(entity, after, size)
+        reading = asyncio.ensure_future(anext(batches, None))
+        try:
+            while (batch := await reading) is not None:
+                reading = asyncio.ensure_future(anext(batches, None))
                 yield batch if self.users is None else _hashed(batch, self.users)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await batches.aclose()
 
     @abstractmethod
     def _batches(self, entity: Entity, after: str | None, size: int) -> AsyncGenerator[Batch, None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
 from datetime import UTC, datetime
 from functools import partial
@@ -23,9 +23,8 @@ from ratelimit.migrate.checkpoint import Checkpoint, Counts, ProgressListener, S
 from ratelimit.migrate.counters import CounterWriter
 from ratelimit.migrate.files import is_sqlite
 from ratelimit.migrate.ledger import Ledger, conflicts, earlier_runs
-from ratelimit.migrate.plan import MigrationPlan
-from ratelimit.migrate.rows import Batch, Counted, Entity, Entry, Expired, Source, SourceRefused, SourceRow, each_page
-from ratelimit.migrate.sources import migration_settings, source_of
+from ratelimit.migrate.plan import MigrationPlan, migration_settings, source_of
+from ratelimit.migrate.rows import Counted, Entity, Entry, Expired, Source, SourceRefused, SourceRow, each_page
 from ratelimit.migrate.tally import SCHEMA, Rules, Tally
 from ratelimit.migrate.target import IdentityConflict, Pace, RawTable, TableProbe, Target
 from ratelimit.migrate.undo import UndoPlan, undo
@@ -107,8 +106,8 @@ class MigrationRun:
         size = await self._source.size(entity)
         self._tell(entity, counts, checkpoint.behind, size)
         batches = self._source.batches(entity, after=checkpoint.place, size=self._plan.batch_size)
-        async with aclosing(ahead(batches)) as found:
-            async for batch in found:
+        async with aclosing(batches):
+            async for batch in batches:
                 await self._take(entity, batch.rows, counts)
                 if batch.place is not None:
                     checkpoint.place, checkpoint.behind = batch.place, batch.done
@@ -178,8 +177,8 @@ class MigrationRun:
         """Return how many rows cannot be used; `keep` is told of them."""
         size, rejected = await self._source.size("counters"), 0
         batches = self._source.batches("counters", after=None, size=self._plan.batch_size)
-        async with aclosing(ahead(batches)) as found:
-            async for batch in found:
+        async with aclosing(batches):
+            async for batch in batches:
                 await asyncio.to_thread(tally.add, uses_of(row.entry for row in batch.rows))
                 counts.read += len(batch.rows)
                 bad = [row for row in batch.rows if row.entry is None]
@@ -247,19 +246,6 @@ async def learn_rules(directory: DirectoryStore, rules: Rules) -> None:
         async for entries in each_page(partial(directory.page, kind, limit=_SOME)):
             for entry in entries:
                 rules.learn(entry.quotas)
-
-
-async def ahead(batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[Batch, None]:
-    """Yield the same, the next one being read while one is used."""
-    reading = asyncio.ensure_future(anext(batches, None))
-    try:
-        while (batch := await reading) is not None:
-            reading = asyncio.ensure_future(anext(batches, None))
-            yield batch
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-        await batches.aclose()
 
 
 # A copy of a file source, beside it, before anything begins: `users.json.backup-20260105T120000Z`.

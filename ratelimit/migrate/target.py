@@ -29,14 +29,15 @@ from ratelimit.dynamodb.schema import (
     parse_event_sk,
 )
 from ratelimit.dynamodb.settings import Settings
-from ratelimit.errors import InvalidInput, StoreThrottled, StoreUnavailable
+from ratelimit.errors import InvalidInput, StoreUnavailable
 from ratelimit.event import UsageEvent
 from ratelimit.migrate.ledger import Ledger
 from ratelimit.names import Key
 from ratelimit.retry import STORE_BACKOFF, retry_store
 from ratelimit.store import Record, Write
-from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, day_of, position_of
+from ratelimit.store.base import MAX_EVENTS_PER_PUT, Position, batches, day_of, position_of
 from ratelimit.store.directory import IdentityTaken, Plan, User, name_of
+from ratelimit.usage.importing import put_events
 
 # `Pace`: so many write units a second, and no more.
 
@@ -129,8 +130,7 @@ class Target:
         fresh = [event for key, event in by_key.items() if key not in there]
         if self._ledger is not None:
             self._ledger.note_events(fresh)
-        batches = [fresh[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(fresh), MAX_EVENTS_PER_PUT)]
-        await self.each(batches, self._put_batch)
+        await self.each([*batches(fresh, MAX_EVENTS_PER_PUT)], self._put_batch)
         return [_outcome_of(event, there.get(key)) for key, event in by_key.items()]
 
     async def put_entries(self, entries: Sequence[User | Plan], *, now: int) -> list[Outcome | IdentityConflict]:
@@ -158,13 +158,12 @@ class Target:
     async def delete_events(self, some: Sequence[tuple[str, Position]]) -> None:
         """Delete events. Harmless when repeated."""
         keys = [(event_pk(user, day_of(position.at)), event_sk(position)) for user, position in some]
-        batches = [keys[start : start + MAX_EVENTS_PER_PUT] for start in range(0, len(keys), MAX_EVENTS_PER_PUT)]
 
         async def delete(batch: Sequence[tuple[str, str]]) -> None:
             await self._pace.take(EVENT_UNITS * len(batch))
             await retry_store(lambda: self.store.events.delete([item_key(*key) for key in batch]))
 
-        await self.each(batches, delete)
+        await self.each([*batches(keys, MAX_EVENTS_PER_PUT)], delete)
 
     async def delete_entry(self, kind: type[User | Plan], name: str, *, version: int, now: int) -> bool:
         """Delete an entry. Return False where it was changed since this version; True also where it is gone already."""
@@ -185,15 +184,8 @@ class Target:
         await STORE_BACKOFF.pause(attempt)
 
     async def _put_batch(self, events: Sequence[UsageEvent]) -> None:
-        async def put() -> Sequence[UsageEvent]:
-            left = await self.store.events.put(events, timelines=self._timelines)
-            if len(left) == len(events):
-                raise StoreThrottled("the table is throttled, it takes no events; the same command goes on later")
-            return left
-
         await self._pace.take(sum(map(self._units, events)))
-        while events := await retry_store(put):
-            await STORE_BACKOFF.pause(1)
+        await put_events(self.store.events, events, self._timelines)
 
     def _units(self, event: UsageEvent) -> int:
         """Return those of an event: a note of an id that was given takes one more, and so does the second index."""

@@ -26,11 +26,12 @@ from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.errors import InvalidInput, StoreMisconfigured, StoreUnavailable
 from ratelimit.migrate.checkpoint import Counts, ProgressListener, forget_run
 from ratelimit.migrate.ledger import FieldChange, Ledger, RecordChange, is_same_place, later_on_top, place_of_table
+from ratelimit.migrate.plan import migration_settings
 from ratelimit.migrate.rows import ENTITIES
-from ratelimit.migrate.sources import migration_settings
 from ratelimit.migrate.tally import MARK, expiry_of, is_bucket
 from ratelimit.migrate.target import Pace, RawTable, Target
 from ratelimit.store import Add, Drop, Expect, Op, Put, Record, Write
+from ratelimit.store.base import batches
 from ratelimit.store.directory import Plan, User
 
 UndoOutcome: TypeAlias = Literal["taken back", "gone", "kept"]
@@ -120,8 +121,7 @@ class _Undo:
 
     async def _counters(self) -> None:
         plants, counts = self._ledger.counters(), Counts()
-        for start in range(0, len(plants), _SOME):
-            some = plants[start : start + _SOME]
+        for some in batches(plants, _SOME):
             outcomes = await self._target.each(some, self._take_back)
             for plant, outcome in zip(some, outcomes, strict=True):
                 self._ledger.forget_counter(plant.key)

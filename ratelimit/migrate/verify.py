@@ -17,10 +17,9 @@ from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.event import RETENTION_DAYS, UsageEvent
 from ratelimit.migrate.checkpoint import Counts, ProgressListener, Scratch
 from ratelimit.migrate.counters import live
-from ratelimit.migrate.plan import MigrationPlan
+from ratelimit.migrate.plan import MigrationPlan, migration_settings, source_of
 from ratelimit.migrate.rows import Counted, Entity, Source, each_page
-from ratelimit.migrate.runner import ahead, check_found, chunks, learn_rules, opened, uses_of
-from ratelimit.migrate.sources import migration_settings, source_of
+from ratelimit.migrate.runner import check_found, chunks, learn_rules, opened, uses_of
 from ratelimit.migrate.tally import MARK, SCHEMA, Rules, Tally
 from ratelimit.names import Key
 from ratelimit.quota import quotas_text
@@ -380,8 +379,8 @@ class _Check:
     async def _from_source(self, entity: Entity) -> AsyncGenerator[Sequence[Any], None]:
         counts, size = self.counts.setdefault(entity, Counts()), await self._source.size(entity)
         batches = self._source.batches(entity, after=None, size=self._plan.batch_size)
-        async with aclosing(ahead(batches)) as found:
-            async for batch in found:
+        async with aclosing(batches):
+            async for batch in batches:
                 counts.read += len(batch.rows)
                 self._tell(entity, counts, batch.done, size)
                 yield [row.entry for row in batch.rows if row.entry is not None]

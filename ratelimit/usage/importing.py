@@ -10,8 +10,6 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime
-from difflib import get_close_matches
-from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -21,7 +19,7 @@ import msgspec
 
 from ratelimit.cache import LRUCache
 from ratelimit.clock import Clock, SystemClock, since_epoch
-from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled
+from ratelimit.errors import InvalidEvent, InvalidInput, StoreThrottled, nearest
 from ratelimit.event import UsageEvent
 from ratelimit.event_id import id_from, time_of
 from ratelimit.retry import STORE_BACKOFF, retry_store
@@ -36,6 +34,7 @@ _MAX_REMEMBERED: Final = 100_000
 _NAMED_LINES: Final = 5
 _CONTENT: Final = tuple(name for name in UsageEvent.__struct_fields__ if name != "id")
 _SAID: Final = {"at_ms": "time"}
+_KNOWN: Final = f"there are: {', '.join(FIELDS)}"
 
 T = TypeVar("T")
 
@@ -102,7 +101,7 @@ async def import_events(
                     rejects.add(line.line)
                     done.conflicting += line.conflicts
             events = [line.event for line in lines if line.event is not None]
-            await _side_by_side(partial(_put_batch, store, timelines), events)
+            await _side_by_side(lambda some: put_events(store, some, timelines), events)
             done.events += len(events)
             progress(done.events, lines[-1].line.end)
     done.rejected, done.first_rejected = rejects.count, rejects.first
@@ -183,13 +182,13 @@ async def _side_by_side(work: Callable[[Sequence[T]], Awaitable[None]], items: S
             raise result
 
 
-async def _put_batch(store: EventStore, timelines: Collection[str], events: Sequence[UsageEvent]) -> None:
-    """Write the events. Raise `StoreUnavailable` where one is not known to be in the table."""
+async def put_events(store: EventStore, events: Sequence[UsageEvent], timelines: Collection[str]) -> None:
+    """Write as many as a store takes at once. Raise `StoreUnavailable` where one is not known to be in the table."""
 
     async def put() -> Sequence[UsageEvent]:
         left = await store.put(events, timelines=timelines)
         if len(left) == len(events):
-            raise StoreThrottled("the store is throttled, it takes no events; repeat the import later: it goes on")
+            raise StoreThrottled("the store is throttled, and takes no events; the same command goes on later")
         return left
 
     while events := await retry_store(put):
@@ -246,7 +245,7 @@ class EventParser:
         given = {name: value for name, value in fields.items() if value is not None}
         for name in given:
             if name not in FIELDS:
-                raise InvalidEvent(_unknown(name))
+                raise InvalidEvent(f"unknown field {name!r}; {nearest(name, FIELDS, _KNOWN)}")
         for name in ("user", "action"):
             if name not in given:
                 raise InvalidEvent(f"{name} is missing")
@@ -297,8 +296,3 @@ def _time(text: object) -> datetime:
     if time.tzinfo is None:
         raise InvalidEvent(f"time {text!r} has no time zone; add Z for UTC")
     return time
-
-
-def _unknown(name: str) -> str:
-    near = get_close_matches(name, FIELDS, n=1)
-    return f"unknown field {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(FIELDS)}")

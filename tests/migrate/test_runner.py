@@ -21,8 +21,8 @@ from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.factory import build_store
 from ratelimit.migrate import Done, Mapping, SourceUnavailable, dry_run
 from ratelimit.migrate.convert import Converter
+from ratelimit.migrate.plan import source_of
 from ratelimit.migrate.runner import MigrationRun
-from ratelimit.migrate.sources import source_of
 from ratelimit.migrate.sql import SqlSource, with_driver
 from ratelimit.migrate.tally import MARK
 from ratelimit.names import Key

@@ -15,7 +15,7 @@ from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.errors import ConfigError
 from ratelimit.factory import build_store, load_checked
 from ratelimit.limits.storage import DynamoDBStorage
-from ratelimit.migrate.sources import migration_settings
+from ratelimit.migrate.plan import migration_settings
 from ratelimit.opening import store_from_url
 from ratelimit.quota import to_quotas
 from ratelimit.regions import Regions, RegionsMode

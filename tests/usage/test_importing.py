@@ -359,5 +359,5 @@ async def test_a_store_that_stays_away_is_an_error(tmp_path: Path, pauses: list[
         return batch
 
     events.always = throttled
-    with pytest.raises(StoreThrottled, match="repeat the import later"):
+    with pytest.raises(StoreThrottled, match="the same command goes on later"):
         await bring(store, path)
