@@ -13,6 +13,7 @@ from functools import cache
 from uuid import uuid4
 
 import certifi
+import httpx
 import pytest
 from botocore import hooks, httpsession
 from botocore.hooks import EventAliaser, HierarchicalEmitter
@@ -43,6 +44,7 @@ _LONG_S = 30.0
 for _kind, _names in (
     *((each, ["deadline"]) for each in (Limiter, Directory, sync.Limiter, sync.Directory)),
     (Settings, ["connect_timeout", "read_timeout"]),
+    *((each, ["timeout"]) for each in (httpx.Client, httpx.AsyncClient)),
 ):
     _kind.__init__.__kwdefaults__ = {**(_kind.__init__.__kwdefaults__ or {}), **dict.fromkeys(_names, _LONG_S)}
 Config.__init__.__defaults__ = tuple(

@@ -72,7 +72,7 @@ class Engine:
         """Return the URL that `open_store` takes for a table here: `store_url("t1", create="true")`."""
         return f"dynamodb://{table}?" + urlencode({"region": REGION, "endpoint": self.endpoint, **settings})
 
-    def call(self, operation: str, body: dict[str, object], *, timeout: float = 5.0) -> dict[str, Any]:
+    def call(self, operation: str, body: dict[str, object], *, timeout: float = 30.0) -> dict[str, Any]:
         """Make one DynamoDB call without any AWS library. Raises `OSError` where there is no good answer."""
         headers = {
             "Content-Type": "application/x-amz-json-1.0",

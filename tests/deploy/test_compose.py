@@ -63,7 +63,7 @@ async def test_the_service_behind_it_says_who_asks() -> None:
     server = names["ThreadingHTTPServer"](("127.0.0.1", 0), names["Service"])
     running = asyncio.create_task(asyncio.to_thread(server.serve_forever, 0.01))
     try:
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient() as client:
             where = f"http://127.0.0.1:{server.server_port}/hints"
             answer = await client.post(where, json={}, headers={"x-ratelimit-user": "alice"})
         assert answer.json()["for"] == "alice"

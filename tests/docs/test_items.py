@@ -28,7 +28,7 @@ async def test_an_engine_holds_just_these_items(engine: Engine) -> None:
         assert not await store.events.put(events(clock))
         assert await store.directory.replace(None, PLAN, now=clock.now())
         assert await store.directory.replace(None, USER, now=clock.now())
-    found = engine.call("Scan", {"TableName": table, "ConsistentRead": True}, timeout=30)["Items"]
+    found = engine.call("Scan", {"TableName": table, "ConsistentRead": True})["Items"]
     shown = list((await samples(clock)).values())
     # The event with an id of its own has an item too; the page shows only its note.
     (other,) = [item for item in found if item["tp"] == {"S": "ulog"} and item["SK"]["S"].endswith("#order-17")]

@@ -144,7 +144,7 @@ def of_engine(endpoint: str, *, unknown: Collection[str] = ()) -> Behaviour:
         asked = {name: value for name, value in exchange.body.items() if name not in unknown}
         headers = {name: exchange.headers[name] for name in ("authorization", "x-amz-date", "x-amz-target")}
         headers["content-type"] = "application/x-amz-json-1.0"
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx.AsyncClient(trust_env=False) as client:
             answer = await client.post(endpoint, headers=headers, content=json.dumps(asked))
         await exchange.send(answer.status_code, answer.content)
         return True

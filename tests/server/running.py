@@ -20,7 +20,6 @@ from tests.server.sockets import listening
 HINTS = """
 admin = "127.0.0.1:0"
 user_from = ["header:x-api-key"]
-deadline = 5
 {settings}
 [policies.hint]
 quotas = "{quotas}"

@@ -115,11 +115,11 @@ from ratelimit.sync import Limiter, open_store
 def work(url):
     global limiter
     if "limiter" not in globals():
-        limiter = Limiter(open_store(url), [Policy("hint", "100/day")])
+        limiter = Limiter(open_store(url), [Policy("hint", "100/day")], deadline=30)
     return limiter.check("alice", "hint").reason
 
 if __name__ == "__main__":
-    limiter = Limiter(open_store(sys.argv[1]), [Policy("hint", "100/day")])
+    limiter = Limiter(open_store(sys.argv[1]), [Policy("hint", "100/day")], deadline=30)
     limiter.check("alice", "hint")
     with multiprocessing.get_context("fork").Pool(3) as pool:
         print(set(pool.map(work, [sys.argv[1]] * 20)))

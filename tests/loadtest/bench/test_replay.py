@@ -128,7 +128,7 @@ def test_a_read_is_the_engines_to_answer(engine: Engine, replaying: TalkingProgr
 
 def test_without_its_engine_it_hangs_up() -> None:
     with replay_server("http://127.0.0.1:1") as server, pytest.raises((OSError, HTTPException)):
-        asking(server).call("ListTables", {}, timeout=30)
+        asking(server).call("ListTables", {})
 
 
 @pytest.mark.parametrize(
