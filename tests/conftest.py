@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Generator, Iterator
 from dataclasses import fields
@@ -23,7 +24,12 @@ from ratelimit.config.settings import Config
 from ratelimit.directory import Directory
 from ratelimit.dynamodb import DynamoDBStore, create_table
 from ratelimit.dynamodb.settings import Settings
+from ratelimit.http import health, lifespan
 from ratelimit.limiter import Limiter
+from ratelimit.regions import home
+from ratelimit.server import webhook
+from ratelimit.store import mirror
+from ratelimit.usage import journal
 from tests import profiles as profiles
 from tests.deploy.recording import every_call_is_granted as every_call_is_granted
 from tests.engines import AUTHORITY, Choice, Engine, EngineError, choose, isolate, start
@@ -47,6 +53,11 @@ for _kind, _names in (
     *((each, ["timeout"]) for each in (httpx.Client, httpx.AsyncClient)),
 ):
     _kind.__init__.__kwdefaults__ = {**(_kind.__init__.__kwdefaults__ or {}), **dict.fromkeys(_names, _LONG_S)}
+for _module, _name in (
+    *((health, "DEADLINE_S"), (home, "REQUEST_TIMEOUT_S"), (journal, "_DISK_TIMEOUT_S"), (lifespan, "OPEN_WAIT_S")),
+    *((lifespan, "DRAIN_TIMEOUT_S"), (mirror, "_DEADLINE_S"), (webhook, "TIMEOUT_S")),
+):
+    setattr(_module, _name, _LONG_S)
 Config.__init__.__defaults__ = tuple(
     _LONG_S if each.name in ("deadline", "directory_deadline") else each.default for each in fields(Config)
 )
@@ -56,6 +67,8 @@ certifi.where = httpsession.where = lambda: AUTHORITY  # what clients trust wher
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module is imported: nothing may look for real credentials."""
     isolate(os.environ)
+    # What a shell starts in the background ignores Ctrl-C, and so would the programs that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         config.stash[_CHOICE] = choose(os.environ)
     except EngineError as error:

@@ -212,11 +212,15 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
     # --- for the listener ---------------------------------------------------------------------------------------------
 
     def leave(self, at: float) -> None:
-        """Tell the client to send no more requests. Answer those that come by then, of the loop's time, and close."""
+        """Tell the client to send no more requests. Answer those that come by then, of the loop's time, and close.
+
+        Who has not asked yet is told with the first answer: told before, it would connect again, and never be answered.
+        """
         if self._leave_at is None and self._closing is None:
             self._leave_at = at
-            self._go_away(ErrorCode.NO_ERROR, _MAX_INT)
-            self._flush()
+            if self._last_stream:
+                self._go_away(ErrorCode.NO_ERROR, _MAX_INT)
+                self._flush()
 
     def tick(self, now: float, allowance: int = 0) -> None:
         """Close what has waited too long. To be called again and again, with what time adds to the allowance."""
@@ -391,6 +395,8 @@ class Http2Protocol(asyncio.Protocol, Generic[T]):
 
     def _headers(self, flags: int, stream_id: int, block: bytes) -> None:
         if stream_id > self._last_stream:
+            if self._leave_at is not None and not self._last_stream:
+                self._go_away(ErrorCode.NO_ERROR, _MAX_INT)
             self._last_stream = stream_id
             target, length = self._heads.get(block) or self._head(block)
             if len(self.streams) >= MAX_STREAMS or self._left:

@@ -13,6 +13,7 @@ TEXT = """
 store = "dynamodb://limits?region=eu-west-1"
 user_from = ["header:x-api-key", "address"]
 trusted_proxies = ["10.0.0.0/8"]
+deadline = 0.25
 
 [policies.hint]
 quotas = ["5/day", "2/hour"]

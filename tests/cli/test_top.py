@@ -165,16 +165,12 @@ def test_nobody_is_there(ratelimit: Command) -> None:
     assert "--url: 'nowhere' is no URL" in ratelimit("top", "--url", "nowhere").err
 
 
-# A process that was started in the background of a shell ignores Ctrl-C, and those that it starts with it.
-RUN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from ratelimit.cli import main; main()"
-
-
 @pytest.mark.process
 def test_it_draws_until_ctrl_c(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Listener, "document", live())
     ours, theirs = pty.openpty()
     env = {**os.environ, "RATELIMIT_ADMIN_TOKEN": TOKEN, "TERM": "xterm", "COLUMNS": "100", "LINES": "24"}
-    command = [sys.executable, "-c", RUN, "top", "--url", f"http://127.0.0.1:{port}", "--interval", "0.1"]
+    command = [sys.executable, "-m", "ratelimit", "top", "--url", f"http://127.0.0.1:{port}", "--interval", "0.1"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
     try:
         os.close(theirs)

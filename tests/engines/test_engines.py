@@ -54,11 +54,14 @@ def test_an_endpoint_without_an_engine_is_refused() -> None:
 def test_an_engine_runs_until_it_is_interrupted() -> None:
     command = [sys.executable, "-m", "ratelimit.testing.engines", "ministack"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = urlsplit(process.stdout.readline())
-        Engine("ministack", dict(parse_qsl(url.query))["endpoint"]).call("ListTables", {})
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        try:
+            assert process.stdout is not None
+            url = urlsplit(process.stdout.readline())
+            Engine("ministack", dict(parse_qsl(url.query))["endpoint"]).call("ListTables", {})
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(("line", "status", "told"), [(["--help"], 0, "{ministack,"), (["moto"], 2, "{ministack,")])

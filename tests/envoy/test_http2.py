@@ -585,6 +585,21 @@ async def test_an_idle_connection_is_left_in_two_steps() -> None:
     assert client.transport.state == "ended"
 
 
+async def test_who_comes_while_all_are_told_to_leave_is_answered_first() -> None:
+    client = listening()
+    client.protocol.leave(client.clock.time() + 10)
+    client.tick(1)
+    assert client.said() == []
+    client.send(client.call(1))
+    away, *answer = client.frames()
+    assert (str(away), away.payload[:4]) == ("GOAWAY NO_ERROR", WORD(2**31 - 1))
+    assert answer
+    client.send(client.call(3))
+    assert client.answers()[3].message == b"hello", "it was on its way"
+    client.tick(10)
+    assert client.said() == ["GOAWAY NO_ERROR", "ended"]
+
+
 async def test_a_connection_that_is_left_ends_with_its_last_call() -> None:
     ready = asyncio.Event()
 
@@ -613,7 +628,7 @@ async def test_what_is_still_being_read_goes_out_before_the_end() -> None:
     client.protocol.pause_writing()
     client.protocol.leave(client.clock.time())
     client.tick(1)
-    assert client.said() == ["GOAWAY NO_ERROR"] * 2
+    assert client.said() == ["GOAWAY NO_ERROR"]
     client.protocol.resume_writing()
     client.tick(1)
     assert client.said() == ["ended"]

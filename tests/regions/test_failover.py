@@ -230,7 +230,6 @@ async def test_an_operator_moves_users_on_a_real_engine(
 ) -> None:
     if engine.name != "ministack":
         pytest.skip("this engine has no replicas")
-    monkeypatch.setattr("ratelimit.regions.home.REQUEST_TIMEOUT_S", 30.0)  # of regions that share a busy machine
     config = tmp_path / "ratelimit.toml"
     async with replicated(engine, *REGIONS) as settings:
         url = engine.store_url(settings.table)

@@ -150,7 +150,6 @@ async def test_a_mirror_that_is_down_is_not_felt() -> None:
 
 async def test_a_mirror_that_never_answers_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ratelimit.store.mirror.MAX_WAITING", 3)
-    monkeypatch.setattr("ratelimit.store.mirror._DEADLINE_S", 60)
     monkeypatch.setattr("ratelimit.store.mirror._DRAIN_TIMEOUT_S", 0)
     store = MirrorStore(MemoryStore(), Stuck())
     async with Limiter(store, [Policy("hint", "100/day")]) as limiter:
@@ -291,7 +290,6 @@ async def test_users_and_plans_go_to_both() -> None:
 
 
 async def test_a_cut_over_and_the_way_back_are_settings(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ratelimit.store.mirror._DEADLINE_S", 30.0)
     monkeypatch.setattr("ratelimit.store.mirror._DRAIN_TIMEOUT_S", 60.0)
     one, two = (engine.store_url(f"mirror-{uuid4().hex[:8]}", create="true") for _ in range(2))
     policies = {"hint": {"quotas": "6/day"}}

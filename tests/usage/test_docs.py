@@ -24,6 +24,7 @@ def test_the_commands_run(ratelimit: Command, engine: Engine, tmp_path: Path, mo
     url = engine.store_url(f"docs-{uuid4().hex[:8]}", create="true")
     asyncio.run(_use(url))
     monkeypatch.setenv("RATELIMIT_STORE", url)
+    monkeypatch.setenv("RATELIMIT_POLICIES__HINT__QUOTAS", "5/day")
     monkeypatch.chdir(tmp_path)
     lines = [line for language, block in BLOCKS if language == "sh" for line in block.splitlines()]
     assert len(lines) == 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from itertools import chain
 from random import Random
 from typing import Any
 from uuid import uuid4
@@ -125,7 +126,11 @@ async def test_a_page_is_full_also_where_the_newest_are_in_one_shard_and_the_las
 ) -> None:
     some = [event(f"user-{n}", action, -n) for n in range(400)]
     newest = [one for one in some if timeline_place(one).tie % TIMELINE_SHARDS == 0][:40]
-    made = newest + [one for one in some if one.at_ms < newest[-1].at_ms][:60]
+    older = [one for one in some if one.at_ms < newest[-1].at_ms]
+    even = [
+        [one for one in older if timeline_place(one).tie % TIMELINE_SHARDS == n][:15] for n in range(TIMELINE_SHARDS)
+    ]
+    made = newest + sorted(chain(*even), key=lambda one: -one.at_ms)
     await put(store, made, action)
     today: dict[str, Any] = {"since": NOW_MS - 1000, "limit": 50}
     first = await store.events.timeline(action, below=TimelinePlace(NOW_MS + 1, 0), **today)
