@@ -187,7 +187,7 @@ from ratelimit import Policy
 from ratelimit.sync import Limiter, UsageLog, open_store
 
 store = open_store(sys.argv[1])
-limiter, usage = Limiter(store, [Policy("hint", "100/day")]), UsageLog(store)
+limiter, usage = Limiter(store, [Policy("hint", "100/day")], deadline=30), UsageLog(store)
 
 def handler(event):
     decision = limiter.check(event, "hint")
