@@ -103,11 +103,15 @@ def test_now_and_what_it_covers(tab: Tab, place: Ground) -> None:
     tab.nothing_ran()
 
 
-def test_a_user_and_every_button(tab: Tab, place: Ground) -> None:
+def open_alice(tab: Tab, place: Ground) -> None:
     use(place)
     tab.go("users")
     tab.fill("User", "alice@example.com")
     tab.press("Open")
+
+
+def test_what_a_user_has_used(tab: Tab, place: Ground) -> None:
+    open_alice(tab, place)
     tab.reads("alice", f"plan {PLAN}", "email:alice@example.com")
     tab.shows("50/day")
     tab.press("Reset hint")
@@ -121,6 +125,11 @@ def test_a_user_and_every_button(tab: Tab, place: Ground) -> None:
     tab.fill("Units", "2")
     tab.press("Refund")
     tab.reads("2 of chat were given back to alice.")
+    tab.nothing_ran()
+
+
+def test_what_a_user_may(tab: Tab, place: Ground) -> None:
+    open_alice(tab, place)
     tab.press("Override hint")
     tab.fill("Quotas", "7 bananas")
     tab.press("Save")

@@ -138,27 +138,31 @@ def test_promtool_raises_each_alert_when_it_should() -> None:
     assert set(re.findall(r'alertname="(\w+)"', tested)) == {rule["alert"] for rule in rules()}
 
 
+def sidecars(engine: Engine, folder: Path) -> tuple[dict[str, Any], ...]:
+    """The environments: with all there is, counting in memory, and with a store out of reach."""
+    unreachable = f"dynamodb://lost?region=eu-west-1&endpoint=http://127.0.0.1:{free_port()}"
+    return (
+        {
+            "RATELIMIT_STORE": engine.store_url("monitored", region="eu-west-1", create="true", consumed="true"),
+            "RATELIMIT_REGIONS": "mode=home all=eu-west-1",
+            "RATELIMIT_MIRROR": "memory://",
+            "RATELIMIT_USAGE": f"journal:{folder}/journal",
+            "RATELIMIT_DIRECTORY": "true",
+            "RATELIMIT_ALERT_WEBHOOK": "http://127.0.0.1:9/",
+            "RATELIMIT_ENVOY_CONFIG": f"{folder}/envoy",
+        },
+        {"RATELIMIT_STORE": "memory://"},
+        {"RATELIMIT_STORE": unreachable, "RATELIMIT_REGIONS": "mode=sum all=eu-west-1"},
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_a_real_prometheus_answers_every_query(engine: Engine, tmp_path: Path) -> None:
-    """It scrapes a sidecar with all there is, one that counts in memory, and one whose store is out of reach."""
     (tmp_path / "envoy").mkdir()
     (tmp_path / "envoy" / "edge.yaml").write_text(ENVOY)
     (tmp_path / "ratelimit.toml").write_text(POLICIES)
-    whole: dict[str, Any] = {
-        "RATELIMIT_STORE": engine.store_url("monitored", region="eu-west-1", create="true", consumed="true"),
-        "RATELIMIT_REGIONS": "mode=home all=eu-west-1",
-        "RATELIMIT_MIRROR": "memory://",
-        "RATELIMIT_USAGE": f"journal:{tmp_path}/journal",
-        "RATELIMIT_DIRECTORY": "true",
-        "RATELIMIT_ALERT_WEBHOOK": "http://127.0.0.1:9/",
-        "RATELIMIT_ENVOY_CONFIG": f"{tmp_path}/envoy",
-    }
-    unreachable = f"dynamodb://lost?region=eu-west-1&endpoint=http://127.0.0.1:{free_port()}"
-    others: list[dict[str, Any]] = [
-        {"RATELIMIT_STORE": "memory://"},
-        {"RATELIMIT_STORE": unreachable, "RATELIMIT_REGIONS": "mode=sum all=eu-west-1"},
-    ]
+    whole, *others = sidecars(engine, tmp_path)
     async with AsyncExitStack() as stack:
         urls, admins = [], []
         for env in (whole, *others):

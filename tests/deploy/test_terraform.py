@@ -74,16 +74,19 @@ def valued(part: Any, **scope: Any) -> Any:
             return part
 
 
+def dynamic(blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Those blocks of the table that are there by what is asked for, by their names."""
+    return dict(each for block in blocks for each in block.items())
+
+
 def resources(**parameters: str) -> dict[str, Any]:
     return filled(parse(text_of("table")), TableName="limits", **parameters)
 
 
-@pytest.mark.parametrize("timeline", [False, True])
-def test_the_table_is_the_one_of_the_template(timeline: bool) -> None:
-    wanted = resources(TimelineIndex=str(timeline).lower())["Table"]["Properties"]
+def test_the_table_is_the_one_of_the_template() -> None:
+    wanted = resources()["Table"]["Properties"]
     found = valued(module()["resource"]["aws_dynamodb_table.this"])
-    dynamic = dict(each for block in found.pop("dynamic") for each in block.items())
-    index, encryption, expiry = (dynamic[name] for name in ("global_secondary_index", "server_side_encryption", "ttl"))
+    expiry = dynamic(found.pop("dynamic"))["ttl"]
     lag = (found.pop("stream_enabled"), found.pop("stream_view_type"))
     assert lag == (module()["locals"]["has_lag"], '${local.has_lag ? "NEW_AND_OLD_IMAGES" : null}')
     (lifecycle,) = found.pop("lifecycle")
@@ -102,6 +105,14 @@ def test_the_table_is_the_one_of_the_template(timeline: bool) -> None:
     assert expiry["content"] == [{"attribute_name": "${ttl.value}", "enabled": True}]
     assert wanted["TimeToLiveSpecification"]["AttributeName"] == "ttl"
 
+
+@pytest.mark.parametrize("timeline", [False, True])
+def test_its_indexes_and_its_key_are_those_of_the_template(timeline: bool) -> None:
+    wanted = resources(TimelineIndex=str(timeline).lower())["Table"]["Properties"]
+    blocks = dynamic(valued(module()["resource"]["aws_dynamodb_table.this"])["dynamic"])
+    index, encryption, attributes = (
+        blocks[name] for name in ("global_secondary_index", "server_side_encryption", "attribute")
+    )
     assert module()["locals"]["indexes"] == '${var.timeline_index ? ["GSI1", "GSI2"] : ["GSI1"]}'
     names = [each["IndexName"] for each in wanted["GlobalSecondaryIndexes"]]
     assert names == ["GSI1", "GSI2"][: 1 + timeline]
@@ -112,7 +123,6 @@ def test_the_table_is_the_one_of_the_template(timeline: bool) -> None:
         projection = each["Projection"]["ProjectionType"]
         assert content == {"name": name, "hash_key": keys[0], "range_key": keys[1], "projection_type": projection}
 
-    attributes = dynamic["attribute"]
     assert attributes["content"] == [{"name": "${attribute.value}", "type": "S"}]
     of_indexes = 'flatten([for index in local.indexes : ["${index}PK", "${index}SK"]])'
     assert attributes["for_each"] == f'${{concat(["PK", "SK"], {of_indexes})}}'
@@ -131,8 +141,7 @@ def test_the_replicas_are_those_of_the_template(consistency: str) -> None:
     """Beside what is the table's own, which both templates have alike."""
     places = {"SecondRegion": "us-east-1", "Consistency": consistency, "WitnessRegion": "us-west-2"}
     wanted = filled(parse(text_of("global-table")), TableName="limits", **places)["Table"]["Properties"]
-    table = module()["resource"]["aws_dynamodb_table.this"]
-    dynamic = dict(each for block in table["dynamic"] for each in block.items())
+    blocks = dynamic(module()["resource"]["aws_dynamodb_table.this"]["dynamic"])
 
     names = module()["locals"]
     assert names["is_strong"] == '${var.consistency == "STRONG"}'
@@ -143,8 +152,8 @@ def test_the_replicas_are_those_of_the_template(consistency: str) -> None:
     assert ("TimeToLiveSpecification" in wanted) == (consistency != "STRONG")
 
     scope = {"replica.value": "us-east-1", "var.consistency": consistency, "global_table_witness.value": "us-west-2"}
-    assert dynamic["replica"]["for_each"] == "${toset(var.replica_regions)}"
-    (replica,) = valued(dynamic["replica"]["content"], **scope)
+    assert blocks["replica"]["for_each"] == "${toset(var.replica_regions)}"
+    (replica,) = valued(blocks["replica"]["content"], **scope)
     assert replica.pop("propagate_tags") is True
     assert replica.pop("consistency_mode") == wanted["MultiRegionConsistency"] == consistency
     there = wanted["Replicas"][1]
@@ -153,8 +162,8 @@ def test_the_replicas_are_those_of_the_template(consistency: str) -> None:
         "deletion_protection_enabled": there["DeletionProtectionEnabled"] == "true",
         "point_in_time_recovery": there["PointInTimeRecoverySpecification"]["PointInTimeRecoveryEnabled"],
     }
-    assert dynamic["global_table_witness"]["for_each"] == '${var.witness_region == "" ? [] : [var.witness_region]}'
-    assert valued(dynamic["global_table_witness"]["content"], **scope) == [{"region_name": "us-west-2"}]
+    assert blocks["global_table_witness"]["for_each"] == '${var.witness_region == "" ? [] : [var.witness_region]}'
+    assert valued(blocks["global_table_witness"]["content"], **scope) == [{"region_name": "us-west-2"}]
     assert wanted["GlobalTableWitnesses"] == [{"Region": "us-west-2"}]
     of_table = resources()["Table"]["Properties"]
     for part in ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes", "BillingMode", "TableName"):

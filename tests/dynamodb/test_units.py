@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import date, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -128,6 +129,13 @@ async def test_several_keys_are_one_call_of_two_units_each(store: DynamoDBStore,
     assert billed(before) == (Counter(BatchGetItem=2, TransactWriteItems=2), units * 5.5)
 
 
+async def cost(store: DynamoDBStore, step: Awaitable[Any]) -> tuple[bool, Counter[str], float]:
+    """Whether a step is made, and what it takes."""
+    before = bill(store)
+    made = bool(await step)
+    return made, *since(before, store)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 async def test_slots_and_reservations_are_a_call_and_a_unit_for_each_step(
     store: DynamoDBStore, algorithm: AlgorithmName
@@ -148,31 +156,21 @@ async def test_slots_and_reservations_are_a_call_and_a_unit_for_each_step(
         others.append(limiter.reserve("alice", "tokens", 2))
         assert await others[-1].take()
         clock.advance(1.3)
-    before = bill(store)
     reservation = limiter.reserve("alice", "tokens", 2)
-    assert await reservation.take()
-    assert since(before, store) == (Counter(UpdateItem=1), 1.0), "taken"
-    before = bill(store)
-    assert not await limiter.reserve("alice", "tokens", 2).take()
-    assert since(before, store)[0] == Counter(UpdateItem=1), "refused, of which an answer does not say what it cost"
-    before = bill(store)
-    assert not await limiter.reserve("alice", "tokens", 2).take()
-    assert since(before, store) == (Counter(), 0.0), "refused again, at once"
+    assert await cost(store, reservation.take()) == (True, Counter(UpdateItem=1), 1.0)
+    refused = await cost(store, limiter.reserve("alice", "tokens", 2).take())
+    assert refused[:2] == (False, Counter(UpdateItem=1)), "an answer does not say what a refusal has cost"
+    assert await cost(store, limiter.reserve("alice", "tokens", 2).take()) == (False, Counter(), 0.0), "at once"
     clock.advance(8)
-    before = bill(store)
-    assert await reservation.renew()
-    assert since(before, store) == (Counter(UpdateItem=1), 1.0), "renewed"
-    before = bill(store)
+    assert await cost(store, reservation.renew()) == (True, Counter(UpdateItem=1), 1.0)
     reservation.settle(1)
-    await reservation.release()
-    assert since(before, store) == (Counter(UpdateItem=1), 1.0), "settled"
+    assert (await cost(store, reservation.release()))[1:] == (Counter(UpdateItem=1), 1.0)
     for other in others:
         await other.release()
     assert await dead.reserve("alice", "days", 1000).take()
     clock.advance(40)
-    before = bill(store)
-    assert await limiter.reserve("alice", "days", 1000).take()
-    assert since(before, store) == (Counter(UpdateItem=3), 2.0), "after a process has died with all of it"
+    taken = await cost(store, limiter.reserve("alice", "days", 1000).take())
+    assert taken == (True, Counter(UpdateItem=3), 2.0), "after a process has died with all of it"
 
 
 # An item has to stay below 1,024 bytes, or every check costs two write units. Sizes by DynamoDB's rule.

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,21 +71,26 @@ def configure(folder: Path, engines: dict[str, Engine], regions: tuple[str, ...]
     return path
 
 
-def test_three_processes_in_three_regions_admit_exactly_the_quota(
-    engines: dict[str, Engine], tmp_path: Path, ratelimit: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configure(tmp_path, engines, REGIONS)
+def ask_in_each_region(folder: Path) -> list[Any]:
+    """What a process in each has answered, all at the same time."""
     runs = []
     for region in REGIONS:  # one after the other: each makes its table where it is not there yet
         command = [sys.executable, "-c", PROCESS]
         env = {"PYTHONPATH": ":".join(sys.path), "AWS_REGION": region}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        runs.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, **pipes))  # type: ignore[call-overload]
+        runs.append(subprocess.Popen(command, cwd=folder, env=env, text=True, **pipes))  # type: ignore[call-overload]
         assert runs[-1].stdout.readline() == "ready\n"
     for run in runs:
         run.stdin.write("go\n")
         run.stdin.flush()
-    answers = [json.loads(run.communicate(timeout=60)[0]) for run in runs]
+    return [json.loads(run.communicate(timeout=60)[0]) for run in runs]
+
+
+def test_three_processes_in_three_regions_admit_exactly_the_quota(
+    engines: dict[str, Engine], tmp_path: Path, ratelimit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(tmp_path, engines, REGIONS)
+    answers = ask_in_each_region(tmp_path)
     allowed: Counter[str] = Counter()
     for admitted, _ in answers:
         allowed.update(admitted)
