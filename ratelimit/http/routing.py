@@ -39,6 +39,8 @@ _OVERRIDE_PARAMETER: Final = "_method"
 _ODD = re.compile(r"[\x00-\x20\x7f\\;?#]")
 # `.` or `..` as a segment, also to those to whom a semicolon or a backslash ends one.
 _DOTS = re.compile(r"(?:\A|[/\\])\.{1,2}(?:[/\\;]|\Z)")
+# Those that need no slash at the start (RFC 9112, 3.2).
+_OTHER_TARGETS = re.compile(r"\*|(?i:https?)://[^/\\?#\x00-\x20\x7f]+(?:/[^\\\x00-\x20\x7f]*)?")
 _UP = re.compile(r"(?:\A|/)\.\.(?:/|\Z)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SLASHES = re.compile(r"/{2,}")
@@ -70,7 +72,8 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
     it could be any.
 
     That is one where `..` goes up: a server of files may come down again into its own folder, by a name that only the
-    disk knows (`/files/../static/secret`).
+    disk knows (`/files/../static/secret`). So is one that does not begin with a slash: what a parser of URLs takes for
+    a scheme (`z:/hints`), or leaves out, it does not of a path.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
@@ -84,6 +87,8 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
         plain = own.rstrip("/") or "/"
         if plain[-1] != "." and "./" not in plain and ":$" not in plain:
             return (plain,)
+    if own and own[0] != "/" and _OTHER_TARGETS.fullmatch(own) is None:
+        return None
     found = {own}
     if root and root in path:
         # Litestar and a2wsgi ask neither where it stands nor what follows it.
@@ -101,8 +106,8 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
 
 
 _READINGS: Final[tuple[Callable[[str], str], ...]] = (
-    # A target may be a whole address, one without a scheme, or lack its slash.
-    lambda path: re.sub(r"\A[A-Za-z][A-Za-z0-9+.-]*:[/\\]{2,}[^/\\?#]*", "", path),
+    # A target may be a whole address, or one without a scheme.
+    lambda path: re.sub(r"\A(?i:https?)://[^/?#]*", "", path),
     lambda path: re.sub(r"\A[/\\]{2,}[^/\\?#]*", "", path),
     lambda path: path if path.startswith("/") else f"/{path}",
     # To C it ends at a zero, to a regex before a last line feed; decoded twice, where a query begins.

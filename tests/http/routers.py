@@ -197,7 +197,7 @@ def whatwg_path(target: str) -> str:
     """The path by the URL standard (url.spec.whatwg.org), for a target that is parsed against an http base."""
     target = re.sub(r"[\t\n\r]", "", target.strip("".join(map(chr, range(33)))))
     target = re.split(r"[?#]", target)[0].replace("\\", "/")
-    target = re.sub(r"\A(?i:https?:)?//+[^/]*", "", target)
+    target = re.sub(r"\A(?:(?i:https?:)?//+[^/]*|[A-Za-z][A-Za-z0-9+.-]*:)", "", target)
     kept: list[str] = []
     segments = target.removeprefix("/").split("/")
     for number, segment in enumerate(segments):
