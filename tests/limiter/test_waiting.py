@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from ratelimit.names import Key
 from ratelimit.store import MemoryStore, Outcome, Store, Write
 from ratelimit.testing import FakeClock, virtual_time
 from ratelimit.testing.virtual_time import VirtualClock
-from tests.limiter.stores import CountingStore, FailingStore, failing
+from tests.limiter.stores import CountingStore, FailingStore, YieldingStore, failing
 from tests.sync.test_forks import forked
 from tests.turns import settled, turn
 
@@ -417,6 +418,40 @@ def test_by_a_clock_that_runs_by_itself() -> None:
     took, total = virtual_time.run(main())
     assert total == 40
     assert 3.0 <= took < 3.5
+
+
+def test_processes_that_wait_for_slots_all_have_one() -> None:
+    """Eight of fifty tasks, which know nothing of one another; one in ten gives up while it waits, asks or holds."""
+    held = most = done = 0
+
+    async def work(limiter: Limiter, draw: random.Random) -> None:
+        nonlocal held, most, done
+        async with limiter.slot("alice", "export", timeout=3_000):
+            held += 1
+            most = max(most, held)
+            try:
+                await asyncio.sleep(draw.random())
+            finally:
+                held -= 1
+            done += 1
+
+    async def main() -> int:
+        loop, store = asyncio.get_running_loop(), YieldingStore()
+        policy = Policy("export", "5 concurrent", on_unavailable="deny")
+        limiters = [Limiter(store, [policy], clock=VirtualClock(loop), deadline=60) for _ in range(8)]
+        tasks = [asyncio.create_task(work(limiter, random.Random(n))) for limiter in limiters for n in range(50)]
+        for task in tasks[::10]:
+            await asyncio.sleep(0.7)
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(answer) for answer in answers if answer is not None} == {asyncio.CancelledError}
+        for limiter in limiters:
+            await limiter.drain()
+        return (await store.read(Key("alice", "export")))["c"]
+
+    assert virtual_time.run(main()) == 0
+    assert most == 5
+    assert done >= 360
 
 
 class StandingClock(FakeClock):
