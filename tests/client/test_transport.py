@@ -18,14 +18,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from ratelimit import ConfigError, LimiterClosed, Policy, RateLimitMiddleware, configure, sync
+from ratelimit import ConfigError, LimiterClosed, MemoryStore, Policy, RateLimitMiddleware, configure, sync
 from ratelimit.blocking import InsideEventLoop
 from ratelimit.client import AsyncRateLimitTransport, RateLimitTransport, WaitTooLong
 from ratelimit.client.limits import MAX_WAIT_S
 from ratelimit.clock import Clock, seconds
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.policy import AlgorithmName
-from ratelimit.store import MemoryStore
 from ratelimit.testing import FakeClock, virtual_time
 from ratelimit.testing.virtual_time import VirtualClock
 from ratelimit.wsgi import RateLimitMiddleware as WsgiMiddleware

@@ -11,10 +11,9 @@ from random import Random
 
 import pytest
 
-from ratelimit import Limiter, Policy
+from ratelimit import ConfigError, Limiter, Policy, StoreUnavailable
 from ratelimit.algorithms.fields import day_field, utc_day
 from ratelimit.clock import SECOND
-from ratelimit.errors import ConfigError, StoreUnavailable
 from ratelimit.names import Key
 from ratelimit.opening import store_from_url
 from ratelimit.policy import Lease

@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 
-from ratelimit import Limiter, Policy
+from ratelimit import Limiter, MemoryStore, Policy, StoreMisconfigured, StoreUnavailable
 from ratelimit.algorithms.fields import day_field, utc_day
 from ratelimit.clock import SECOND
-from ratelimit.errors import StoreMisconfigured, StoreUnavailable
 from ratelimit.metrics import sum_metrics
 from ratelimit.names import Key
 from ratelimit.opening import store_from_url
 from ratelimit.policy import AlgorithmName
 from ratelimit.regions.sum import REFRESH_US, SumStore, item_of
-from ratelimit.store import Add, MemoryStore, Put, Store, Write
+from ratelimit.store import Add, Put, Store, Write
 from ratelimit.testing import FakeClock
 from ratelimit.usage.reports import Reports
 from tests.dynamodb.tables import replicated
