@@ -11,6 +11,7 @@ AWS's client is not imported before a `dynamodb://` store is made, nor Starlette
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from ratelimit import clock
 from ratelimit.decision import Decision, JointDecision, QuotaState
 from ratelimit.directory import Directory
 from ratelimit.errors import (
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from ratelimit.usage import UsageLog
 
 __version__ = "0.1.0"
+COMPILED: Final = not clock.__file__.endswith(".py")
+"""Whether this is the build of which `pyproject.toml` lists what is made into C."""
 
 __all__ = [
     "EXPOSE_HEADERS",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import ratelimit
-from ratelimit.build import COMPILED
+from ratelimit import COMPILED
 
 ROOT = Path(__file__).parents[1]
 MODULES: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][

@@ -12,7 +12,6 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 import ratelimit
-from ratelimit.build import COMPILED
 from ratelimit.cli.check import check
 from ratelimit.cli.config import app as config_app
 from ratelimit.cli.cost import cost
@@ -62,7 +61,7 @@ def _root(
 ) -> None:
     if version:
         _refuse_namesake()
-        typer.echo(f"{ratelimit.__version__} (compiled)" if COMPILED else ratelimit.__version__)
+        typer.echo(f"{ratelimit.__version__} (compiled)" if ratelimit.COMPILED else ratelimit.__version__)
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

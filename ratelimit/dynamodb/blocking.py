@@ -35,10 +35,8 @@ class BlockingDynamoDBStore(DynamoDBStore):
     A forked process has connections of its own, and goes on with whatever else was found out before the fork.
     """
 
-    HOLDS_UP_NOBODY = True
-
     def __init__(self, settings: Settings, runner: Runner) -> None:
-        super().__init__(settings)
+        super().__init__(settings, lean=True)
         self._runner = runner
         self._open: Opened | None = None
         self._job: Future[Opened] | None = None

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias, Unpack
+from typing import Any, Final, NamedTuple, Self, TypeAlias, Unpack
 
 from ratelimit.blocking import aside
 from ratelimit.dynamodb.access import Client, LoopApi, Way, way_of
@@ -47,10 +47,11 @@ class DynamoDBStore:
     or else the end of the loop; a forked process has, too. `stats` counts what was asked of DynamoDB.
     """
 
-    HOLDS_UP_NOBODY: ClassVar[bool] = False
-    """Whether its event loops may stand still for a moment, as that of a thread that only writes."""
-
-    def __init__(self, settings: Settings | None = None, **options: Unpack[StoreOptions]) -> None:
+    def __init__(
+        self, settings: Settings | None = None, *, lean: bool = False, **options: Unpack[StoreOptions]
+    ) -> None:
+        """With `lean`, import AWS's client only where it is needed: its event loops may stand still meanwhile, as that
+        of a thread that only writes."""
         self.settings = replace(settings, **options) if settings else Settings(**options)
         self.stats = Stats()
         self._retries = Retries(self.settings.attempts, self.stats)
@@ -58,7 +59,7 @@ class DynamoDBStore:
         self.events = DynamoDBEventStore(self._calls)
         self.directory = DynamoDBDirectoryStore(self._calls)
         self.scans = DynamoDBScans(self._client, self.settings, self.stats, self._retries)
-        self._is_lean = self.HOLDS_UP_NOBODY or "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+        self._is_lean = lean or "AWS_LAMBDA_FUNCTION_NAME" in os.environ
         """Whether AWS's client is imported only where the environment does not say all: on Lambda a cold start counts,
         and one request at a time is served."""
         self._opened: dict[asyncio.AbstractEventLoop, Opened] = {}
@@ -198,12 +199,6 @@ class DynamoDBStore:
         for known in (self._opened, self._opening):
             for loop in [loop for loop in known if loop.is_closed()]:
                 known.pop(loop)
-
-
-class LeanDynamoDBStore(DynamoDBStore):
-    """One that imports AWS's client only where it is needed, on event loops that may stand still meanwhile."""
-
-    HOLDS_UP_NOBODY = True
 
 
 class Opened(NamedTuple):

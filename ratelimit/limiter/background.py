@@ -9,7 +9,6 @@ Sliding windows and buckets drain continuously: there, each passing upwards is a
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -116,8 +115,8 @@ class Alerts:
             self._stats.alerts_dropped += late
             logger.warning("%d alerts were still being handled at the end; they are dropped", late)
 
-    def forget(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._tasks.forget(loop)
+    def forget(self) -> None:
+        self._tasks.forget(None)
 
     def _raise(self, alert: Alert) -> None:
         if self._tasks.is_full:

@@ -516,7 +516,7 @@ def _after_fork() -> None:
         limiter._holds.forget()
         if limiter._checker.fork() or counted:
             if limiter._alerts is not None:
-                limiter._alerts.forget(None)
+                limiter._alerts.forget()
             logger.warning(
                 "process %d was forked from one that uses this limiter: what is counted in memory, held by a lease or"
                 " under way there is not shared; make the limiter after the fork",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from functools import wraps
+from functools import partial, wraps
 from inspect import iscoroutinefunction
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -98,9 +98,8 @@ def store_from(
     if not url.startswith("dynamodb://"):
         return _hashed(store_of(store_from_url(url)), user_hash_key)
     # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
-    from ratelimit.dynamodb import parse_url
+    from ratelimit.dynamodb import DynamoDBStore, parse_url
     from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
-    from ratelimit.dynamodb.store import LeanDynamoDBStore
 
     runner = Runner()
     with within("store"):
@@ -108,7 +107,7 @@ def store_from(
         if settings.failover:
             raise ConfigError("failover", "needs an event loop, to ask the regions behind the answers; turn it off")
         inner = over_regions(settings, regions, lambda each: BlockingDynamoDBStore(each, runner))
-    made = Store(inner, runner, lambda: over_regions(settings, regions, LeanDynamoDBStore))
+    made = Store(inner, runner, lambda: over_regions(settings, regions, partial(DynamoDBStore, lean=True)))
     return _hashed(made, user_hash_key)
 
 

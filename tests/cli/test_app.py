@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ratelimit as package
-from ratelimit.build import COMPILED
+from ratelimit import COMPILED
 from tests.cli.command import Command
 
 

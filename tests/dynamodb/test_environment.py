@@ -19,7 +19,6 @@ from ratelimit.blocking import Runner
 from ratelimit.dynamodb import DynamoDBStore, Settings
 from ratelimit.dynamodb.access import LEFT_TO_BOTOCORE, LaterApi, Way, way_of
 from ratelimit.dynamodb.session import connect, find_endpoint
-from ratelimit.dynamodb.store import LeanDynamoDBStore
 from ratelimit.dynamodb.transport.connection import Endpoint
 from ratelimit.errors import AccessDenied
 from ratelimit.names import Key
@@ -254,7 +253,7 @@ async def test_elsewhere_it_is_there_from_the_start(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("AWS_LAMBDA_FUNCTION_NAME")
     async with FaultServer() as server:
         settings = Settings(table="limits", endpoint=server.endpoint)
-        for store, is_lean in ((DynamoDBStore(settings), False), (LeanDynamoDBStore(settings), True)):
+        for store, is_lean in ((DynamoDBStore(settings), False), (DynamoDBStore(settings, lean=True), True)):
             async with store:
                 client = await store._client()
                 assert isinstance(client.api, LaterApi) is is_lean
@@ -266,7 +265,7 @@ async def test_elsewhere_it_is_there_from_the_start(monkeypatch: pytest.MonkeyPa
 async def test_a_refusal_is_told_as_ever_on_an_event_loop() -> None:
     async with FaultServer() as server:
         server.everything(error("UnrecognizedClientException"))
-        store = LeanDynamoDBStore(Settings(table="limits", endpoint=server.endpoint))
+        store = DynamoDBStore(Settings(table="limits", endpoint=server.endpoint), lean=True)
         for _ in range(2):
             with pytest.raises(AccessDenied, match=r"does not accept the credentials .*UnrecognizedClientException"):
                 await store.open()

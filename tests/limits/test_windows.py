@@ -15,8 +15,7 @@ from limits.strategies import STRATEGIES, MovingWindowRateLimiter, RateLimiter
 
 from ratelimit.blocking import Runner
 from ratelimit.clock import SECOND
-from ratelimit.limits import DynamoDBStorage
-from ratelimit.limits.windows import MAX_MOMENTS, Windows
+from ratelimit.limits import MAX_MOMENTS, DynamoDBStorage, Windows
 from ratelimit.names import Key
 from ratelimit.store import MemoryStore, Record
 from ratelimit.testing import FakeClock

@@ -14,7 +14,7 @@ from ratelimit.config import document, load_config
 from ratelimit.dynamodb import DynamoDBStore, parse_url
 from ratelimit.errors import ConfigError
 from ratelimit.factory import build_store, load_checked
-from ratelimit.limits.storage import DynamoDBStorage
+from ratelimit.limits import DynamoDBStorage
 from ratelimit.migrate.plan import migration_settings
 from ratelimit.opening import store_from_url
 from ratelimit.quota import to_quotas

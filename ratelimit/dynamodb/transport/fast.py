@@ -320,15 +320,27 @@ class FastTransport:
             unusual = "stale"
         if not isinstance(unusual, str):
             return unusual
-        if unusual == "stale":
+        return await self._send_again(operation, body, digest, send_slowly, request, unusual)
+
+    async def _send_again(
+        self,
+        operation: _Operation,
+        body: bytes,
+        digest: str,
+        send_slowly: Callable[..., Awaitable[Any]],
+        request: tuple[Any, ...],
+        reason: str,
+    ) -> Any:
+        """Send in the way that the reason asks for."""
+        if reason == "stale":
             self._stats.retries += 1
             self._stats.calls[operation.name] += 1
             self.pool.end_idle()
         else:
-            self._stats.fallbacks[unusual] += 1
-            if unusual != "clock":
+            self._stats.fallbacks[reason] += 1
+            if reason != "clock":
                 return await send_slowly(*request)
-        return await self._send(operation, body, digest, send_slowly, request, unusual)
+        return await self._send(operation, body, digest, send_slowly, request, reason)
 
     def _unusual(
         self, operation: _Operation, response: Response, skew: int, after: str
