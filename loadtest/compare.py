@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from ratelimit.cli.output import say, say_table
 
-from .quantiles import difference
+from .figures import difference
 from .result import ConfidenceInterval, GroupResult, Report, SeriesResult, read_report
 
 SAME: Final = 0

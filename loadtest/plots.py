@@ -9,7 +9,7 @@ from itertools import chain
 from math import floor, log10
 from typing import Final, TypeAlias
 
-from .quantiles import quantile
+from .figures import quantile
 from .result import GroupResult, SeriesResult
 
 # Plots as inline SVG: a frame with two axes, and marks in it. Colours are the page's classes, for light and dark.

@@ -22,13 +22,12 @@ from ratelimit.cli.progress import shown
 from ratelimit.clock import SystemClock
 from ratelimit.config.secrets import masked
 
-from .figures import SampleTally, figures
+from .figures import SampleTally, figures, quantiles
 from .generate import check_port, generate
 from .load.schedule import user_prefix
 from .options import Options, judge, read_budgets
 from .page import write
 from .plan import Group, LoadPlan, SampleBatch, Trouble
-from .quantiles import quantiles
 from .result import FORMAT, GroupResult, Report
 from .servers import place, servers
 

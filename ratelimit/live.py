@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 from msgspec import Struct
 
 from ratelimit.clock import instant
-from ratelimit.cost import DEFAULT_REGION, Prices, Workload, dollars, load_prices
+from ratelimit.cost.estimate import DEFAULT_REGION, Prices, dollars, load_prices
 from ratelimit.cost.metrics import Scraped, consumption
-from ratelimit.cost.units import HOURS
+from ratelimit.cost.units import HOURS, Workload
 from ratelimit.decision import Decision
 from ratelimit.errors import ConfigError
 from ratelimit.http.api.operation import package_version

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from ratelimit import live
-from ratelimit.cost import load_prices
+from ratelimit.cost.estimate import load_prices
 from ratelimit.cost.units import HOURS
 from ratelimit.decision import Decision, Reason
 from ratelimit.live import INTERVAL_S, MAX_SAMPLED_POLICIES, MAX_SHOWN, LiveRecorder, Recording

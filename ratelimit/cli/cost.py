@@ -14,27 +14,9 @@ from ratelimit.cli.admin_client import TOKEN, ask
 from ratelimit.cli.options import answering
 from ratelimit.cli.output import Answer, in_words, note, say, say_table
 from ratelimit.clock import SECOND, SystemClock
-from ratelimit.cost import (
-    DEFAULT_REGION,
-    SHORTEST,
-    Consumption,
-    Estimate,
-    LogMode,
-    Prices,
-    Provisioned,
-    Units,
-    Workload,
-    amount,
-    dollars,
-    estimate,
-    in_short,
-    load_prices,
-    number,
-    read_metrics,
-    replicated,
-    share,
-    units_of,
-)
+from ratelimit.cost.estimate import DEFAULT_REGION, Estimate, Prices, Provisioned, dollars, estimate, load_prices
+from ratelimit.cost.metrics import SHORTEST, Consumption, read_metrics
+from ratelimit.cost.units import LogMode, Units, Workload, amount, in_short, number, replicated, share, units_of
 from ratelimit.errors import ConfigError
 
 _WORKLOAD: Final = "The month"

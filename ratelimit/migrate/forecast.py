@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from ratelimit.clock import Clock, SystemClock
-from ratelimit.cost import load_prices
+from ratelimit.cost.estimate import load_prices
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.errors import TableNotFound
 from ratelimit.event import UsageEvent

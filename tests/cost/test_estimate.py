@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.cost import Estimate, Units, Workload, estimate, load_prices, units_of
+from ratelimit.cost.estimate import Estimate, estimate, load_prices
+from ratelimit.cost.units import Units, Workload, units_of
 from ratelimit.errors import ConfigError
 
 PRICES = load_prices()

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from ratelimit.cost import Workload, read_metrics
+from ratelimit.cost.metrics import read_metrics
+from ratelimit.cost.units import Workload
 from ratelimit.errors import ConfigError
 from tests.cost.metrics_text import STARTED, text, worker
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.cost import Workload, amount, in_short, load_prices, number, replicated, share, units_of
+from ratelimit.cost.estimate import load_prices
+from ratelimit.cost.units import Workload, amount, in_short, number, replicated, share, units_of
 from ratelimit.errors import ConfigError
 
 

@@ -8,10 +8,9 @@ from random import Random
 
 import pytest
 
-from loadtest.figures import SampleTally, compare_books, figures
+from loadtest.figures import SampleTally, compare_books, difference, figures, quantile, quantiles
 from loadtest.options import ENGINES, Budgets, Options, judge, read_budgets
 from loadtest.plan import SERIES, RequestSample, SampleBatch, Trouble
-from loadtest.quantiles import difference, quantile, quantiles
 from loadtest.result import read_report
 from tests.cli.command import Command
 from tests.cli.command import ratelimit as ratelimit
