@@ -26,7 +26,7 @@ from ratelimit.migrate.convert import Converter, DuplicateCounter
 from ratelimit.migrate.json_stream import MAX_ELEMENT, JsonStream, UnreadableJson
 from ratelimit.migrate.mapping import HELD, Seen, absent, recognised, sketch, unknown_table, unmapped
 from ratelimit.migrate.rows import Batch, Entity, Source, SourceRefused, SourceRow, is_asked, readable, rows_of
-from ratelimit.usage.formats import check_lasts, fields_once
+from ratelimit.usage.formats import check_lasts, csv_records, json_fields
 
 # Opening a file of rows as text: unpacked where it is gzip, and refused by what it is where it is no such file.
 
@@ -153,7 +153,6 @@ _MOST_SECTIONS: Final = 20
 _DELIMITERS: Final = ",;\t|"
 _SHOWN: Final = 1000
 _SHOWN_FIELDS: Final = 100
-_CUT: Final = "; the file ends in the middle of it, so it was cut short"
 
 
 class _FilePosition(NamedTuple):
@@ -384,13 +383,8 @@ def _lines(path: Path, encoding: str) -> Generator[_Row, None, None]:
 
 
 def _object(line: str, encoding: str) -> tuple[dict[str, Any], str]:
-    if problem := _bad_text(line, encoding):
-        return {}, problem
-    try:
-        found = json.loads(line, object_pairs_hook=fields_once)
-    except (ValueError, RecursionError) as error:
-        return {}, f"is not JSON: {error}" + ("" if line.endswith("\n") else _CUT)
-    return (found, "") if isinstance(found, dict) else ({}, "is no JSON object")
+    problem = _bad_text(line, encoding)
+    return ({}, problem) if problem else json_fields(line)
 
 
 def _cells(path: Path, encoding: str) -> Generator[_Row, None, None]:
@@ -400,23 +394,13 @@ def _cells(path: Path, encoding: str) -> Generator[_Row, None, None]:
         names = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
         if problem := _bad_text(first, encoding) or ("names a column twice" if len(set(names)) < len(names) else ""):
             raise InvalidInput(f"{path}, line 1: {problem}")
-        reader = csv.reader(file.text, delimiter=delimiter, strict=True)
-        while True:
-            number, cells, problem = reader.line_num + 2, [""], ""
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                problem = f"is not CSV: {error}"
-            text = delimiter.join(cells)
+        for number, cells, text, problem in csv_records(file.text, delimiter):
             problem = problem or _bad_text(text, encoding)
-            if cells and not problem and len(cells) != len(names):
+            if not problem and len(cells) != len(names):
                 problem = f"has {len(cells)} cells, and the header {len(names)}"
-            fields = {} if problem else {name: _cell(cell) for name, cell in zip(names, cells, strict=False)}
-            if cells:
-                shown = text.encode(errors="backslashreplace").decode()[:_SHOWN]
-                yield _Row(f"{path.name} line {number}", fields, problem, shown, file.raw.tell())
+            fields = {} if problem else {name: _cell(cell) for name, cell in zip(names, cells, strict=True)}
+            shown = text.rstrip("\r\n").encode(errors="backslashreplace").decode()[:_SHOWN]
+            yield _Row(f"{path.name} line {number + 1}", fields, problem, shown, file.raw.tell())
 
 
 def _cell(text: str) -> str | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NamedTuple, Protocol, TypeAlias
@@ -181,48 +181,66 @@ def _read_jsonl(path: Path, file: BinaryIO) -> Iterator[FileLine]:
         if not text.strip():
             continue
         try:
-            fields = json.loads(raw.decode(), object_pairs_hook=fields_once)
-            problem = "" if isinstance(fields, dict) else "is no JSON object"
+            fields, problem = json_fields(raw.decode())
         except UnicodeDecodeError as error:
             fields, problem = {}, _no_utf8(error)
-        except (ValueError, RecursionError) as error:
-            fields, problem = {}, f"is not JSON: {error}" + ("" if raw.endswith(b"\n") else _TRUNCATED)
-        yield FileLine(number, text, {} if problem else fields, problem, end)
+        yield FileLine(number, text, fields, problem, end)
 
 
-def _read_csv(path: Path, file: BinaryIO) -> Iterator[FileLine]:
-    """Let the reader take the lines that it needs; `taken` is what it took for the record that it is at."""
-    taken: list[bytes] = []
-    number, end = 1, 0
+def json_fields(line: str) -> tuple[dict[str, Any], str]:
+    """Return what a line says as a JSON object, and what is wrong with it."""
+    try:
+        fields = json.loads(line, object_pairs_hook=fields_once)
+    except (ValueError, RecursionError) as error:
+        return {}, f"is not JSON: {error}" + ("" if line.endswith("\n") else _TRUNCATED)
+    return (fields, "") if isinstance(fields, dict) else ({}, "is no JSON object")
+
+
+def csv_records(lines: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str], str, str]]:
+    """Yield the number of its first line, the cells, the text, and what is wrong, of each record; empty lines are none.
+
+    The reader takes the lines that it needs: `taken` is what it took.
+    """
+    taken: list[str] = []
 
     def supply() -> Iterator[str]:
-        nonlocal end
-        for _, raw, end in _raw_lines(path, file):  # noqa: B007 - `end` is for the one outside
-            taken.append(raw)
-            yield raw.decode(errors="surrogateescape")
+        for line in lines:
+            taken.append(line)
+            yield line
 
-    reader = csv.reader(supply(), strict=True)
-    header: list[str] | None = None
+    reader = csv.reader(supply(), delimiter=delimiter, strict=True)
+    number = 1
     while True:
-        number += len(taken)
-        taken.clear()
-        cells: list[str] = []
-        problem = ""
+        cells, problem = [], ""
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             problem = f"is not CSV: {error}" + (_TRUNCATED if "unexpected end" in str(error) else "")
-        whole = b"".join(taken)
-        text = whole.decode(errors="backslashreplace")
-        if not cells and not problem:
-            continue
+        if cells or problem:
+            yield number, cells, "".join(taken), problem
+        number += len(taken)
+        taken.clear()
+
+
+def _read_csv(path: Path, file: BinaryIO) -> Iterator[FileLine]:
+    end = 0
+
+    def supply() -> Iterator[str]:
+        nonlocal end
+        for _, raw, end in _raw_lines(path, file):  # noqa: B007 - `end` is for the one outside
+            yield raw.decode(errors="surrogateescape")
+
+    header: list[str] | None = None
+    for number, cells, text, problem in csv_records(supply()):
         if header is None:
             header = _header(path, cells, problem)
             continue
+        whole = text.encode(errors="surrogateescape")
         problem = problem or _bad_cells(cells, header, whole)
-        yield FileLine(number, text, {} if problem else _fields(header, cells), problem, end)
+        shown = whole.decode(errors="backslashreplace")
+        yield FileLine(number, shown, {} if problem else _fields(header, cells), problem, end)
 
 
 def _raw_lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
