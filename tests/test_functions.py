@@ -16,7 +16,6 @@ from ratelimit import MemoryStore, Policy, QuotaExceeded, sync
 from ratelimit.errors import ConfigError, UnknownAction
 from ratelimit.functions import limited
 from ratelimit.testing import FakeClock
-from tests.turns import settled
 
 MAIL = Policy("mail", "2/minute")
 
@@ -151,10 +150,7 @@ async def test_with_block_it_waits_for_a_slot() -> None:
         await may_end.wait()
 
     calls = [(asyncio.Event(), asyncio.Event()) for _ in range(3)]
-    tasks = []
-    for call in calls:
-        tasks.append(asyncio.create_task(export(*call)))
-        await settled(100)
+    tasks = [asyncio.create_task(export(*call)) for call in calls]
     for number, (begun, may_end) in enumerate(calls):
         await asyncio.wait_for(begun.wait(), 60)
         assert [one.is_set() for one, _ in calls] == [place <= number for place in range(3)]

@@ -225,10 +225,12 @@ class Limiter:
         _whole_cost(cost)
         check_timeout(timeout)
         check = partial(self.check, user, action, cost=cost, quotas=quotas, algorithm=algorithm)
-        if key in self._waits:  # what can never fit does not wait for others to be told so
-            max_cost = (await self._resolver.of_check(key, quotas, algorithm)).max_cost
-            if max_cost is not None and cost > max_cost and not (decision := await check()).allowed:
+        max_cost = (await self._resolver.of_check(key, quotas, algorithm)).max_cost
+        if max_cost is not None and cost > max_cost:  # which does not wait for others to be told so
+            decision = await check()
+            if not decision.allowed:
                 raise QuotaExceeded(decision)
+            return decision
         return await self._waits.wait(key, check, self._undo, cost=cost, timeout=timeout)
 
     def slot(
