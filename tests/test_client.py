@@ -20,8 +20,7 @@ from starlette.routing import Route
 
 from ratelimit import ConfigError, LimiterClosed, MemoryStore, Policy, RateLimitMiddleware, configure, sync
 from ratelimit.blocking import InsideEventLoop
-from ratelimit.client import AsyncRateLimitTransport, RateLimitTransport, WaitTooLong
-from ratelimit.client.limits import MAX_WAIT_S
+from ratelimit.client import MAX_WAIT_S, AsyncRateLimitTransport, RateLimitTransport, WaitTooLong
 from ratelimit.clock import Clock, seconds
 from ratelimit.http.headers import HeaderStyle
 from ratelimit.policy import AlgorithmName

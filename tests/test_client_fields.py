@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.client.fields import MAX_ITEMS, ServerLimits, ServerQuota, read
+from ratelimit.client import MAX_ITEMS, ServerLimits, ServerQuota, read_limits
 from ratelimit.clock import SECOND, instant
 from ratelimit.decision import Decision, QuotaState
 from ratelimit.http.headers import HeaderStyle, HeaderWriter
@@ -22,7 +22,7 @@ LATER = format_datetime(instant(NOW + 90 * SECOND), usegmt=True)
 
 
 def said(**fields: str) -> ServerLimits:
-    return read(httpx.Headers({name.replace("_", "-"): value for name, value in fields.items()}, "utf-8"), NOW)
+    return read_limits(httpx.Headers({name.replace("_", "-"): value for name, value in fields.items()}, "utf-8"), NOW)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ _PIECES = st.sampled_from([*'"a;r=3t=7,\\:- ', "limit=1", "9" * 15, "9" * 400, "
 
 @given(st.dictionaries(st.sampled_from(_NAMES), st.one_of(st.lists(_PIECES).map("".join), st.text(max_size=60))))
 def test_nothing_that_a_server_sends_raises(fields: dict[str, str]) -> None:
-    limits = read(fields, NOW)
+    limits = read_limits(fields, NOW)
     assert len(limits.quotas) <= MAX_ITEMS
     assert all(quota.remaining >= 0 and quota.reset_s >= 0 for quota in limits.quotas)
     assert limits.retry_after is None or limits.retry_after >= 0
@@ -113,7 +113,7 @@ def test_nothing_that_a_server_sends_raises(fields: dict[str, str]) -> None:
 
 def test_a_long_field_takes_no_time() -> None:
     for field in ('"' * 8000, ";a=" * 8000, "a;" * 8000, '"a";r=1;t=1,' * 8000, " ;\t" * 8000):
-        read({"ratelimit": field, "ratelimit-policy": field}, NOW)
+        read_limits({"ratelimit": field, "ratelimit-policy": field}, NOW)
 
 
 @pytest.mark.parametrize("style", ["draft", "legacy"])
@@ -124,4 +124,4 @@ def test_what_this_project_writes(style: HeaderStyle, quotas: str) -> None:
     decision = Decision(True, "hint", 1, (state,), at_us=NOW)
     fields = {name.decode(): value.decode() for name, value in HeaderWriter(style).fields([decision])}
     name = "hint" if style == "draft" else ""
-    assert read(fields, NOW).quotas == (ServerQuota(name, "", 3, 7),)
+    assert read_limits(fields, NOW).quotas == (ServerQuota(name, "", 3, 7),)
