@@ -13,13 +13,12 @@ from email.utils import formatdate
 from typing import Any, Final, Protocol
 
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
+from ratelimit.http.problems import Problem
 from ratelimit.otel import TraceContext
-from ratelimit.server.address import BACKLOG
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
-from ratelimit.server.problems import ServerProblem
 from ratelimit.server.request import Request
-from ratelimit.server.serve import ShutdownTimeouts
+from ratelimit.server.serve import BACKLOG, ShutdownTimeouts
 
 logger = logging.getLogger("ratelimit.serving")
 
@@ -45,7 +44,7 @@ class Service(Protocol):
         """Take note of one that has ended."""
         return
 
-    def refused(self, connection: ClientConnection, request: Request, problem: ServerProblem) -> None:
+    def refused(self, connection: ClientConnection, request: Request, problem: Problem) -> None:
         """Take note of one that nobody could be asked for; of its head there may be nothing."""
         return
 
