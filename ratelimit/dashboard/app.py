@@ -43,7 +43,7 @@ from ratelimit.http.api.app import UNEXPECTED, decode_body, headers_of, raw_path
 from ratelimit.http.api.operation import package_version
 from ratelimit.http.auth import FOREIGN
 from ratelimit.http.lifespan import no_lifespan
-from ratelimit.http.problems import Problem, ProblemError, ProblemResponse, answer_of
+from ratelimit.http.problems import Problem, ProblemError, ProblemResponse, answer_of, json_response
 from ratelimit.limiter import Limiter
 from ratelimit.live import AppLive
 from ratelimit.usage import UsageLog
@@ -66,7 +66,6 @@ _SAFE: Final = (
 _PASSED_ON: Final = (b"content-type", b"content-length", b"idempotency-key")
 _PEEK: Final = "/v1/peek"
 """Asked by POST, and changes nothing."""
-_encode: Final = msgspec.json.Encoder().encode
 
 
 AUDIT_ACTION: Final = "ratelimit.admin"
@@ -148,7 +147,7 @@ class Dashboard:
     async def _session(self, request: Request) -> Response:
         if request.method in ("GET", "HEAD"):
             if isinstance(self._auth, TokenLogin) and self._auth.is_needed and self._auth(request) is None:
-                return _json({"login": True, "role": None})
+                return json_response({"login": True, "role": None})
             viewer = await self._viewer(request)
             cookie = request.cookies.get(COOKIE)
             return self._opened(request, viewer, cookie or token_urlsafe(16), is_new=not cookie)
@@ -193,7 +192,7 @@ class Dashboard:
                 "usage": parts.usage is not None,
             },
         }
-        answer = _json(document)
+        answer = json_response(document)
         if is_new:
             # No path is said: it is the page's own, as the browser sees it, whatever stands in front.
             secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https:")
@@ -228,7 +227,7 @@ class Dashboard:
             raise self._refuse(request, 403, f"{viewer.name} may look, and change nothing")
         body = b"" if looks else await _body(request)
         if path == "/live" and looks:
-            answer = _json(await self._live())
+            answer = json_response(await self._live())
         elif path.startswith("/v1/"):
             answer = await self._ask_api(request, path, body)
         elif path.startswith("/admin/") and self._admin is not None:
@@ -299,10 +298,6 @@ async def _body(request: Request) -> bytes:
 def _scope(request: Request, path: str) -> Scope:
     headers = [(name, value) for name, value in request.headers.raw if name in _PASSED_ON]
     return {**request.scope, "headers": headers, "path": path, "raw_path": path.encode("latin-1"), "root_path": ""}
-
-
-def _json(value: object) -> Response:
-    return Response(_encode(value), headers={"cache-control": "no-store"}, media_type="application/json")
 
 
 def _refused(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> ProblemError:

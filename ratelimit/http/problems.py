@@ -34,6 +34,10 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     def encode(self) -> bytes:
         return _encoder.encode(self)
 
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """Return the fields that go with the body."""
+        return [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(self.encode()))]
+
 
 class QuotaProblem(Problem, frozen=True, kw_only=True, rename="kebab"):
     """A refusal."""
@@ -59,6 +63,11 @@ class ProblemResponse(Response):
         self.body = body = problem.encode()
         self.background = None
         self.raw_headers = [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % len(body)), *headers]
+
+
+def json_response(value: object) -> Response:
+    """Return an answer that nobody keeps."""
+    return Response(_encoder.encode(value), headers={"cache-control": "no-store"}, media_type="application/json")
 
 
 async def answer_of(app: ASGIApp, scope: Scope, body: bytes = b"") -> Response:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 
 from ratelimit.decision import Decision
+from ratelimit.http.problems import Problem
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
-from ratelimit.server.problems import ServerProblem
 from ratelimit.server.request import Request
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class AccessLog:
         self._log(connection, request, entry, exchange.decisions(), names_client=names_client)
 
     def write_refused(
-        self, connection: ClientConnection, request: Request, problem: ServerProblem, *, names_client: bool
+        self, connection: ClientConnection, request: Request, problem: Problem, *, names_client: bool
     ) -> None:
         """Log a request that the server has answered itself, as nobody could have read it."""
         path = _PATH.match(request.target)
@@ -59,7 +59,7 @@ class AccessLog:
             "method": request.method.decode() if request.target else "-",
             "path": path[0].decode("latin-1") if path else "-",
             "status": problem.status,
-            "bytes": problem.length,
+            "bytes": len(problem.encode()),
         }
         self._log(connection, request, entry, (), names_client=names_client)
 

@@ -26,7 +26,7 @@ from ratelimit.config import document, masked
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured, StoreUnavailable
 from ratelimit.http.auth import Token
 from ratelimit.http.health import Readiness, WorkerHealth, health_of
-from ratelimit.http.problems import Problem, ProblemResponse
+from ratelimit.http.problems import Problem, ProblemResponse, json_response
 from ratelimit.live import About, Recording, live_document
 from ratelimit.metrics import decode, encode, gauge
 from ratelimit.prometheus import exposition
@@ -61,7 +61,7 @@ def admin_app(backend: AdminBackend, page: Callable[[ASGIApp], ASGIApp] | None =
     async def ready(request: Request) -> Response:
         reason = await backend.unready()
         if reason is None:
-            return _json({"status": "ready"})
+            return json_response({"status": "ready"})
         return _problem(503, "Not ready", reason, (b"retry-after", b"1"))
 
     async def metrics(request: Request) -> Response:
@@ -70,7 +70,7 @@ def admin_app(backend: AdminBackend, page: Callable[[ASGIApp], ASGIApp] | None =
 
     async def reload(request: Request) -> Response:
         try:
-            return _json(await (backend.reload() if request.method == "POST" else backend.preview()))
+            return json_response(await (backend.reload() if request.method == "POST" else backend.preview()))
         except (ConfigError, StoreMisconfigured) as error:
             return _problem(422, "The configuration was not taken over", str(error))
         except StoreUnavailable as error:
@@ -119,13 +119,9 @@ class _Guarded:
 
 def _showing(read: Callable[[], Awaitable[object]]) -> Callable[[Request], Awaitable[Response]]:
     async def show(request: Request) -> Response:
-        return _json(await read())
+        return json_response(await read())
 
     return show
-
-
-def _json(value: object) -> Response:
-    return Response(_encode(value), headers={"cache-control": "no-store"}, media_type="application/json")
 
 
 def _problem(status: int, title: str, detail: str, *headers: tuple[bytes, bytes]) -> Response:

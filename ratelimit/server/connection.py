@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import httptools
 
+from ratelimit.http.problems import Problem
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.problems import (
     CUT_SHORT,
@@ -28,7 +29,6 @@ from ratelimit.server.problems import (
     PHRASES,
     SLOW,
     RequestRefused,
-    ServerProblem,
     parser_problem,
 )
 from ratelimit.server.request import RawHeader, Request
@@ -358,7 +358,7 @@ class ClientConnection:
             self.parser = self._new_parser()
             self._stash.appendleft(request.without_upgrade())
 
-    def _refuse(self, problem: ServerProblem) -> None:
+    def _refuse(self, problem: Problem) -> None:
         """Say it where it cannot be taken for the answer to another request, or for a part of one; and close."""
         self._stash.clear()
         self._in_head = False
@@ -385,31 +385,31 @@ class ClientConnection:
             if receiving is not None:
                 receiving.over()
 
-    def _say(self, problem: ServerProblem, about: Exchange | None) -> None:
-        self._out.append(self._continued(problem.raw()))
+    def _say(self, problem: Problem, about: Exchange | None) -> None:
+        lines = [b"HTTP/1.1 %d %b" % (problem.status, problem.title.encode())]
+        lines += [b"%b: %b" % field for field in [*problem.fields(), (b"connection", b"close")]]
+        self._out.append(self._continued(b"\r\n".join([*lines, b"", problem.encode()])))
         self.flush()
         if about is None:
             if self._request.target:
                 self._request.method = self.parser.get_method()
             self.shared.refused(self, self._request, problem)
         else:
-            about.status, about.sent = problem.status, problem.length
+            about.status, about.sent = problem.status, len(problem.encode())
             if not about.is_begun:
                 about.over()
         self.close()
 
     # --- Writing
 
-    def start(
-        self, status: int, reason: bytes, headers: Iterable[RawHeader], *, close: bool = False, upgrade: bytes = b""
-    ) -> None:
-        """Write the head of the answer. `upgrade`: the protocol that follows a 101."""
+    def start(self, status: int, reason: bytes, headers: Iterable[RawHeader], *, close: bool = False) -> None:
+        """Write the head of the answer."""
         lines: list[bytes] = []
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")
         names = lines[::4]
         has_length, has_date = b"content-length" in names, b"date" in names
-        self.write_head(status, reason, lines, has_length=has_length, has_date=has_date, close=close, upgrade=upgrade)
+        self.write_head(status, reason, lines, has_length=has_length, has_date=has_date, close=close)
 
     def write_head(
         self,
@@ -423,7 +423,7 @@ class ClientConnection:
         upgrade: bytes = b"",
     ) -> None:
         """Write the head of the answer from the lines of its fields, in pieces. It is framed by the length that these
-        tell, or else as the client can read it."""
+        tell, or else as the client can read it. `upgrade`: the protocol that follows a 101."""
         exchange = self.exchange
         assert exchange is not None
         exchange.started, exchange.status = True, status
@@ -438,13 +438,7 @@ class ClientConnection:
         if upgrade:
             out.append(b"connection: upgrade\r\nupgrade: %b\r\n" % upgrade)
         elif not has_length and self._wrote:
-            if request.version == "1.1":
-                self._chunked = True
-                out.append(b"transfer-encoding: chunked\r\n")
-            else:
-                # What has no length ends with the connection (RFC 9112, 6.3), and with a reset where it breaks off.
-                close = True
-                self._close_by(_RESET)
+            close = not self._chunk(request) or close
         if not request.keep_alive or request.expects_continue or self._no_more or self.shared.draining:
             close = close or self._is_last(exchange)
         if close and not upgrade:
@@ -452,6 +446,16 @@ class ClientConnection:
             request.keep_alive = False
             out.append(b"connection: close\r\n")
         out.append(b"\r\n")
+
+    def _chunk(self, request: Request) -> bool:
+        """Return whether an answer without a length goes in chunks. Else it ends with the connection (RFC 9112, 6.3),
+        and with a reset where it breaks off."""
+        self._chunked = request.version == "1.1"
+        if self._chunked:
+            self._out.append(b"transfer-encoding: chunked\r\n")
+        else:
+            self._close_by(_RESET)
+        return self._chunked
 
     def send(self, data: bytes) -> None:
         """Write a piece of the body; nothing where the answer can have none."""

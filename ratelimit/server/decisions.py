@@ -119,7 +119,7 @@ class Question(Decided):
             answer = admission.begin()
         except Exception:
             logger.exception(_UNANSWERED)
-            self._write(500, FAULT.headers(), FAULT.encode())
+            self._write(500, FAULT.fields(), FAULT.encode())
             return
         if answer is None and self._service.state.recorder is None:
             self._allow(admission)
@@ -139,7 +139,7 @@ class Question(Decided):
                 self._respond(*await admission.refuse(refused), dialect)
         except Exception:
             logger.exception(_UNANSWERED)
-            self._write(500, FAULT.headers(), FAULT.encode())
+            self._write(500, FAULT.fields(), FAULT.encode())
 
     def _allow(self, admission: Admission) -> None:
         # What the upstream will answer is not known here.

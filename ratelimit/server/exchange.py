@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from ratelimit.server.problems import ServerProblem
+from ratelimit.http.problems import Problem
 from ratelimit.server.request import RawHeader, Request
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ class Exchange:
         """Return what was decided about the request, for the log."""
         return []
 
-    def problem(self, problem: ServerProblem) -> None:
+    def problem(self, problem: Problem) -> None:
         """Answer with a problem, and be over."""
         body = problem.encode()
-        headers = problem.headers()
+        headers = problem.fields()
         self.connection.start(problem.status, problem.title.encode(), headers, close=problem.status == 408)
         self.connection.send(body)
         self.connection.finish()

@@ -8,69 +8,48 @@ from typing import Final
 import httptools
 import msgspec
 
-from ratelimit.http.problems import CONTENT_TYPE, Problem
+from ratelimit.http.problems import Problem
 
 
-class ServerProblem(Problem, frozen=True):
-    """Says nothing of what stands behind the proxy."""
-
-    @property
-    def length(self) -> int:
-        """Return the bytes of the body."""
-        return len(self.encode())
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the fields that go with the body."""
-        return [(b"content-type", CONTENT_TYPE), (b"content-length", b"%d" % self.length)]
-
-    def raw(self) -> bytes:
-        """Write it as the last that is sent on a connection."""
-        lines = [b"HTTP/1.1 %d %b" % (self.status, self.title.encode())]
-        lines += [b"%b: %b" % header for header in [*self.headers(), (b"connection", b"close")]]
-        return b"\r\n".join([*lines, b"", self.encode()])
+def problem(status: int, detail: str) -> Problem:
+    """Make one without a type of its own, which says nothing of what stands behind the proxy."""
+    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
 
 
-def problem(status: int, title: str, detail: str) -> ServerProblem:
-    """Make one without a type of its own."""
-    return ServerProblem(title=title, status=status, detail=detail)
-
-
-NO_CONNECTION: Final = problem(502, "Bad Gateway", "The service behind this proxy cannot be reached.")
-BROKEN: Final = problem(502, "Bad Gateway", "The service behind this proxy closed the connection before it answered.")
-UNREADABLE: Final = problem(502, "Bad Gateway", "The service behind this proxy gave an answer that is no valid HTTP.")
-LATE: Final = problem(504, "Gateway Timeout", "The service behind this proxy did not answer in time.")
-UNREACHED: Final = problem(504, "Gateway Timeout", "No connection to the service behind this proxy in time.")
-SLOW: Final = problem(408, "Request Timeout", "The request did not arrive in time.")
-NOT_CODED: Final = problem(501, "Not Implemented", "The only transfer coding understood here is chunked.")
-NO_TUNNEL: Final = problem(501, "Not Implemented", "CONNECT is not a request that this proxy serves.")
-MALFORMED: Final = problem(400, "Bad Request", "This is no valid HTTP/1.1 request")
-CUT_SHORT: Final = problem(400, "Bad Request", "The request ended before its body was complete.")
+NO_CONNECTION: Final = problem(502, "The service behind this proxy cannot be reached.")
+BROKEN: Final = problem(502, "The service behind this proxy closed the connection before it answered.")
+UNREADABLE: Final = problem(502, "The service behind this proxy gave an answer that is no valid HTTP.")
+LATE: Final = problem(504, "The service behind this proxy did not answer in time.")
+UNREACHED: Final = problem(504, "No connection to the service behind this proxy in time.")
+SLOW: Final = problem(408, "The request did not arrive in time.")
+NOT_CODED: Final = problem(501, "The only transfer coding understood here is chunked.")
+NO_TUNNEL: Final = problem(501, "CONNECT is not a request that this proxy serves.")
+MALFORMED: Final = problem(400, "This is no valid HTTP/1.1 request")
+CUT_SHORT: Final = problem(400, "The request ended before its body was complete.")
 UNENCODED: Final = problem(
-    400, "Bad Request", "The request target holds a byte that no URL may hold; percent-encode it (RFC 3986, 2.1)."
+    400, "The request target holds a byte that no URL may hold; percent-encode it (RFC 3986, 2.1)."
 )
-FRAGMENT: Final = problem(400, "Bad Request", "The request target has a fragment; that is for the client alone.")
-UNKNOWN_METHOD: Final = problem(
-    501, "Not Implemented", "The method is none that is known here; methods are upper-case."
-)
-FAULT: Final = problem(500, "Internal Server Error", "A fault of the server; it is logged.")
-LARGE: Final = problem(431, "Request Header Fields Too Large", "The target and the fields of a request: 64 KB at most.")
-NO_HOST: Final = problem(400, "Bad Request", "An HTTP/1.1 request has one Host field, which names a host.")
-TOO_LONG: Final = problem(400, "Bad Request", "The length of the body is a number that nobody can count to.")
-TOO_OLD: Final = problem(505, "HTTP Version Not Supported", "This proxy speaks HTTP/1.0 and HTTP/1.1.")
-NO_END: Final = problem(400, "Bad Request", "Where the last transfer coding is not chunked, a request has no end.")
-OLD_CODED: Final = problem(400, "Bad Request", "A request of HTTP/1.0 has no transfer codings.")
-NO_TARGET: Final = problem(400, "Bad Request", "The request target has to be a path, an http URL or, of OPTIONS, *.")
+FRAGMENT: Final = problem(400, "The request target has a fragment; that is for the client alone.")
+UNKNOWN_METHOD: Final = problem(501, "The method is none that is known here; methods are upper-case.")
+FAULT: Final = problem(500, "A fault of the server; it is logged.")
+LARGE: Final = problem(431, "The target and the fields of a request: 64 KB at most.")
+NO_HOST: Final = problem(400, "An HTTP/1.1 request has one Host field, which names a host.")
+TOO_LONG: Final = problem(400, "The length of the body is a number that nobody can count to.")
+TOO_OLD: Final = problem(505, "This proxy speaks HTTP/1.0 and HTTP/1.1.")
+NO_END: Final = problem(400, "Where the last transfer coding is not chunked, a request has no end.")
+OLD_CODED: Final = problem(400, "A request of HTTP/1.0 has no transfer codings.")
+NO_TARGET: Final = problem(400, "The request target has to be a path, an http URL or, of OPTIONS, *.")
 
 
 class RequestRefused(Exception):
     """A request that is not read any further, and what its client is told."""
 
-    def __init__(self, problem: ServerProblem) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
         self.problem = problem
 
 
-def parser_problem(error: httptools.HttpParserError, *, is_method: bool) -> ServerProblem:
+def parser_problem(error: httptools.HttpParserError, *, is_method: bool) -> Problem:
     """Return what a request is refused with that the parser gave up on.
 
     `is_method`: what it reads as one could be one.

@@ -17,6 +17,7 @@ from ratelimit.http.admission import Admission, Answer
 from ratelimit.http.charges import Charge, Charges, give_back
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.middleware import RateLimitMiddleware
+from ratelimit.http.problems import Problem
 from ratelimit.http.refusal import rejection
 from ratelimit.quota import MAX_LIMIT
 from ratelimit.server.connection import NEVER, ClientConnection
@@ -33,7 +34,6 @@ from ratelimit.server.problems import (
     SLOW,
     UNREACHED,
     UNREADABLE,
-    ServerProblem,
     problem,
 )
 from ratelimit.server.request import REQUEST_ID, RawHeader, Request
@@ -54,7 +54,7 @@ _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b
 
 Phase: TypeAlias = Literal["connection", "continue", "first byte", "upstream", "client"]
 """What is waited for."""
-_TOO_LATE: Final[dict[Phase, ServerProblem]] = {
+_TOO_LATE: Final[dict[Phase, Problem]] = {
     "connection": UNREACHED, "first byte": LATE, "upstream": LATE, "client": SLOW,
 }  # fmt: skip
 
@@ -153,7 +153,7 @@ class Forward(Exchange):
         # The check has a deadline of its own.
         self.connection.due = NEVER
         if request.ambiguity is not None:
-            self._reply(problem(400, "Bad Request", f"The path {request.ambiguity}."))
+            self._reply(problem(400, f"The path {request.ambiguity}."))
         elif self._proxy.lifespan.ready:
             self._check()
         else:
@@ -297,9 +297,9 @@ class Forward(Exchange):
             return
         self._write(response.status_code, [*response.raw_headers, *fields], bytes(response.body))
 
-    def _reply(self, problem: ServerProblem, fields: list[RawHeader] | None = None) -> None:
+    def _reply(self, problem: Problem, fields: list[RawHeader] | None = None) -> None:
         if not self._is_lost:
-            headers = [*problem.headers(), *(fields or ())]
+            headers = [*problem.fields(), *(fields or ())]
             self._write(problem.status, headers, problem.encode(), close=problem.status == 408)
 
     def _write(self, status: int, headers: list[RawHeader], body: bytes, *, close: bool = False) -> None:
@@ -562,7 +562,7 @@ class Forward(Exchange):
 
     # --- How it ends otherwise
 
-    def _fail(self, problem: ServerProblem, error: Exception) -> None:
+    def _fail(self, problem: Problem, error: Exception) -> None:
         """Answer with a problem of ours, which counts as one of the upstream would."""
         logger.warning("%d %s: %s", problem.status, problem.title, _describe(error, self._proxy))
         self._let_go()
@@ -570,11 +570,11 @@ class Forward(Exchange):
         self.connection.due = NEVER
         self._see_to(self._end_with(problem))
 
-    async def _end_with(self, problem: ServerProblem) -> None:
+    async def _end_with(self, problem: Problem) -> None:
         admission = self._admission
         assert admission is not None
         try:
-            if returned := self._settled(problem.status, problem.headers()):
+            if returned := self._settled(problem.status, problem.fields()):
                 await admission.give_back(returned)
             await admission.record()
         except Exception:

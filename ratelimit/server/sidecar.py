@@ -18,6 +18,7 @@ from ratelimit.config import Config
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.factory import build_limiter, build_usage_log, working_store
+from ratelimit.http.problems import Problem
 from ratelimit.limiter import Limiter
 from ratelimit.limiter.checker import Observer
 from ratelimit.live import LiveRecorder
@@ -41,7 +42,6 @@ from ratelimit.server.access_log import AccessLog
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.listener import Service
-from ratelimit.server.problems import ServerProblem
 from ratelimit.server.request import Request
 from ratelimit.server.webhook import Webhook
 from ratelimit.store import MemoryStore, TableStore
@@ -305,7 +305,7 @@ class Sidecar:
         if self._log is not None:
             self._log.write(exchange, names_client=self.names_clients)
 
-    def refused(self, connection: ClientConnection, request: Request, problem: ServerProblem) -> None:
+    def refused(self, connection: ClientConnection, request: Request, problem: Problem) -> None:
         if self._log is not None:
             self._log.write_refused(connection, request, problem, names_client=self.names_clients)
 
