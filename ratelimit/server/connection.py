@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
@@ -35,6 +35,7 @@ from ratelimit.server.request import RawHeader, Request
 
 if TYPE_CHECKING:
     from ratelimit.server.listener import ListenerState
+    from ratelimit.server.tunnel import WebSocketTunnel
 
 MAX_HEAD: Final = 64 * 1024
 """Bytes of a request's target and fields."""
@@ -64,18 +65,6 @@ _UNWRITABLE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _MAX_KNOWN: Final = 256
 
 
-class Tunnel(Protocol):
-    """What a connection is once it is no HTTP any more."""
-
-    def from_client(self, data: bytes) -> None: ...
-    def client_lost(self) -> None: ...
-    def client_full(self) -> None: ...
-    def client_drained(self) -> None: ...
-    def expire(self) -> None: ...
-    def restart(self) -> None:
-        """Tell both sides that the service leaves."""
-
-
 class ClientConnection:
     """`shared` is what all connections of a listener have in common; it says who answers."""
 
@@ -94,7 +83,7 @@ class ClientConnection:
         self.parser = self._new_parser()
         self.exchange: Exchange | None = None
         """Who answers now."""
-        self.tunnel: Tunnel | None = None
+        self.tunnel: WebSocketTunnel | None = None
         self.due = NEVER
         """When it is time for whatever is waited for, on the loop's clock."""
         self.write_paused = False

@@ -7,7 +7,7 @@ import logging
 import select
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
@@ -15,6 +15,10 @@ from ratelimit.server.headers import AnswerHead, InvalidResponse
 from ratelimit.server.request import RawHeader
 from ratelimit.server.upstream import ProxySettings, Upstream
 from ratelimit.tasks import Tasks
+
+if TYPE_CHECKING:
+    from ratelimit.server.proxy import Forward
+    from ratelimit.server.tunnel import WebSocketTunnel
 
 logger = logging.getLogger("ratelimit.proxy")
 
@@ -29,72 +33,21 @@ _EMPTY: Final = frozenset({204, 304})
 _TOO_LARGE: Final = "the fields of the answer are too large"
 
 
-class Asking(Protocol):
-    """Who has a request for the upstream."""
-
-    head_only: bool
-    """Whether the answer has no body, as to HEAD."""
-    upgrades: bool
-    """Whether it may be a 101."""
-
-    def is_waiting(self) -> bool: ...
-    def on_connection(self, connection: UpstreamConnection) -> None: ...
-    def on_unreachable(self, error: Exception) -> None: ...
-    def on_continue(self) -> None: ...
-    def on_answer(self, head: AnswerHead) -> None: ...
-    def on_answer_body(self, data: bytes) -> None: ...
-    def on_answer_end(self, trailers: list[RawHeader]) -> None: ...
-    def on_answer_read(self) -> None: ...
-    def on_upgrade(self, rest: bytes) -> None: ...
-    def on_broken(self, error: Exception, *, is_answer: bool) -> None: ...
-    def on_upstream_full(self) -> None: ...
-    def on_upstream_drained(self) -> None: ...
-
-
-class UpstreamTunnel(Protocol):
-    """What a connection is once it is no HTTP any more."""
-
-    def from_upstream(self, data: bytes) -> None: ...
-    def upstream_lost(self) -> None: ...
-    def upstream_full(self) -> None: ...
-    def upstream_drained(self) -> None: ...
-
-
 class UpstreamConnection:
     """One at a time: it asks, reads the answer, and goes back to the pool where it can be used again."""
 
     __slots__ = (
-        "_has_head",
-        "_headers",
-        "_is_empty",
-        "_is_interim",
-        "_is_paused",
-        "_keeps",
-        "_poll",
-        "_pool",
-        "_reason",
-        "_surplus",
-        "_unread",
-        "_until_close",
-
-        "asking",
-        "in_answer",
-        "is_answered",
-        "is_counted",
-        "is_lost",
-        "parser",
-        "since",
-        "transport",
-        "tunnel",
-        "write_paused",
+        "_has_head", "_headers", "_is_empty", "_is_interim", "_is_paused", "_keeps", "_poll", "_pool", "_reason",
+        "_surplus", "_unread", "_until_close", "asking", "in_answer", "is_answered", "is_counted", "is_lost", "parser",
+        "since", "transport", "tunnel", "write_paused",
     )  # fmt: skip
 
     def __init__(self, pool: UpstreamPool) -> None:
         self._pool = pool
         self.transport: asyncio.Transport = cast("Any", None)
         self.parser = httptools.HttpResponseParser(self)
-        self.asking: Asking | None = None
-        self.tunnel: UpstreamTunnel | None = None
+        self.asking: Forward | None = None
+        self.tunnel: WebSocketTunnel | None = None
         self.since = 0.0
         """When it fell idle, on the loop's clock."""
         self.is_counted = False
@@ -116,7 +69,7 @@ class UpstreamConnection:
         """Whether something came that nobody has asked for."""
         self._keeps = True
 
-    def ask(self, asking: Asking, request: bytes) -> None:
+    def ask(self, asking: Forward, request: bytes) -> None:
         """Send the request, or its beginning."""
         self.asking = asking
         self._headers = []
@@ -269,7 +222,7 @@ class UpstreamConnection:
         self._until_close = not (head.has_length or head.is_coded or self._is_empty or status == 101)
         asking.on_answer(head)
 
-    def _is_upgrade(self, status: int, asking: Asking) -> bool:
+    def _is_upgrade(self, status: int, asking: Forward) -> bool:
         """Return whether a status that is none of an answer is one of this. What is interim is passed over."""
         if status == 101 and asking.upgrades:
             return True
@@ -328,7 +281,7 @@ class UpstreamPool:
         self._tls = settings.context() if upstream.scheme == "https" else None
         self._idle: list[UpstreamConnection] = []
         self._number = 0
-        self._waiting: dict[Asking, None] = {}
+        self._waiting: dict[Forward, None] = {}
         """Who waits for a place, in their order."""
         self._connecting = Tasks("a connection to the upstream")
         self._timer: asyncio.TimerHandle | None = None
@@ -344,7 +297,7 @@ class UpstreamPool:
             connection.abort()
         return None
 
-    def wait(self, asking: Asking) -> None:
+    def wait(self, asking: Forward) -> None:
         """Tell it of a connection as soon as one is made or given back, or why there is none."""
         if self._number < self._settings.max_connections:
             self._number += 1
@@ -352,7 +305,7 @@ class UpstreamPool:
         else:
             self._waiting[asking] = None
 
-    def leave(self, asking: Asking) -> None:
+    def leave(self, asking: Forward) -> None:
         """Forget one that waits no longer."""
         self._waiting.pop(asking, None)
 
@@ -392,7 +345,7 @@ class UpstreamPool:
         if not self._closed and (asking := self._next()) is not None:
             self.wait(asking)
 
-    def _next(self) -> Asking | None:
+    def _next(self) -> Forward | None:
         for asking in self._waiting:
             del self._waiting[asking]
             return asking
@@ -408,7 +361,7 @@ class UpstreamPool:
             wait = self._idle[0].since - oldest
             self._timer = loop.call_later(wait, self._end_idle, loop)
 
-    async def _connect(self, asking: Asking) -> None:
+    async def _connect(self, asking: Forward) -> None:
         try:
             async with asyncio.timeout(self._settings.connect):
                 connection = await self._dial()

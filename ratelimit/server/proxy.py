@@ -134,7 +134,9 @@ class Forward(Exchange):
         self._out: list[bytes] = []
         """What goes to the upstream with the next write."""
         self.head_only = request.method == b"HEAD"
+        """Whether the answer has no body."""
         self.upgrades = request.scope["type"] == "websocket"
+        """Whether it may be a 101."""
         if self.upgrades:
             # Where it is refused, what the client may have sent ahead is no request.
             request.keep_alive = False
