@@ -13,17 +13,17 @@ allowed counts, also for policies with `count = "success"` or `"failure"`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final, Unpack
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.errors import InvalidInput
-from ratelimit.http.body import no_body
 from ratelimit.http.gateway_question import Dialect, asked, dialect_or_plain
+from ratelimit.http.headers import Headers
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.middleware import RateLimitMiddleware, SurfaceArgs
-from ratelimit.http.problems import Problem, ProblemResponse
+from ratelimit.http.problems import Problem, ProblemResponse, answer_of
 from ratelimit.http.request_handler import RateLimitState
 from ratelimit.limiter import Limiter
 from ratelimit.usage import UsageLog
@@ -69,30 +69,17 @@ class Authz:
         return path == self.prefix or path.startswith(f"{self.prefix}/")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A gateway may pass a handshake on as one; then the server has to be told which answer is meant.
-        kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
-        dialect: Dialect = "plain"
-        is_reduced = False
-
-        async def pass_on(message: Message) -> None:
-            """Turn the middleware's answer into one that the gateway understands."""
-            nonlocal is_reduced
-            if message["type"] == "http.response.start":
-                is_reduced = message["status"] == REDUCED
-                status, fields = for_gateway(message["status"], message["headers"], dialect)
-                await send({"type": f"{kind}.start", "status": status, "headers": fields})
-            else:
-                body: bytes = message.get("body", b"") if scope.get("method") != "HEAD" else b""
-                await send({**message, "type": f"{kind}.body", "body": reduced_body(body) if is_reduced else body})
-
         try:
             question = asked(scope, self.prefix)
         except InvalidInput as error:
-            dialect = dialect_or_plain(scope)
-            await no_question(error)({**scope, "type": "http"}, receive, pass_on)
+            answer, dialect = await answer_of(no_question(error), {**scope, "type": "http"}), dialect_or_plain(scope)
         else:
-            dialect = question.dialect
-            await self.middleware(question.scope, no_body, pass_on)
+            answer, dialect = await answer_of(self.middleware, question.scope, None), question.dialect
+        status, headers, body = for_gateway(answer, [], dialect)
+        # A gateway may pass a handshake on as one; then the server has to be told which answer is meant.
+        kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+        await send({"type": f"{kind}.start", "status": status, "headers": headers})
+        await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else body})
 
     async def _allow(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Be the app behind the middleware: what gets here may pass. The lifespan is the fallback's."""
@@ -106,21 +93,17 @@ class Authz:
         await send({"type": "http.response.body", "body": b""})
 
 
-def for_gateway(
-    status: int, headers: Iterable[tuple[bytes, bytes]], dialect: Dialect
-) -> tuple[int, list[tuple[bytes, bytes]]]:
-    """Return status and fields of an answer as the gateway understands them."""
+def for_gateway(answer: Response, fields: Headers, dialect: Dialect) -> tuple[int, Headers, bytes]:
+    """Return status, fields and body of an answer, with these fields as well, as the gateway understands them."""
+    status, body = answer.status_code, bytes(answer.body)
+    if status == REDUCED:  # of the same length, which has been announced already
+        body = body.replace(b'"status":503', b'"status":429', 1)
     status = 429 if status >= 500 else status  # 503, or what a policy's template says
-    fields = [*headers, (b"cache-control", b"no-store")]
+    headers = [*answer.raw_headers, *fields, (b"cache-control", b"no-store")]
     if dialect == "nginx" and status >= 400:
-        fields.append((STATUS, b"%d" % status))
+        headers.append((STATUS, b"%d" % status))
         status = 403
-    return status, fields
-
-
-def reduced_body(body: bytes) -> bytes:
-    """Return the body of a `REDUCED` answer: of the same length, which has been announced already."""
-    return body.replace(b'"status":503', b'"status":429', 1)
+    return status, headers, body
 
 
 def no_question(error: InvalidInput) -> ProblemResponse:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope
 
 from ratelimit.decision import Decision
+from ratelimit.http.body import no_body
 from ratelimit.http.headers import HeaderWriter, item_name, tightest
 
 CONTENT_TYPE: Final = b"application/problem+json"
@@ -70,8 +71,8 @@ def json_response(value: object) -> Response:
     return Response(_encoder.encode(value), headers={"cache-control": "no-store"}, media_type="application/json")
 
 
-async def answer_of(app: ASGIApp, scope: Scope, body: bytes = b"") -> Response:
-    """Return what an app answers to a request with this body, whole."""
+async def answer_of(app: ASGIApp, scope: Scope, body: bytes | None = b"") -> Response:
+    """Return what an app answers to a request with this body, whole; None is one that is elsewhere."""
     inbox: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
     outbox: list[Message] = []
 
@@ -81,7 +82,7 @@ async def answer_of(app: ASGIApp, scope: Scope, body: bytes = b"") -> Response:
     async def send(message: Message) -> None:
         outbox.append(message)
 
-    await app(scope, receive, send)
+    await app(scope, no_body if body is None else receive, send)
     start, *parts = outbox
     answer = Response(b"".join(part.get("body", b"") for part in parts), start["status"])
     answer.raw_headers = list(start["headers"])

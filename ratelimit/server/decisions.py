@@ -16,7 +16,7 @@ from ratelimit.errors import InvalidInput
 from ratelimit.http.admission import Admission, Answer
 from ratelimit.http.api import Api
 from ratelimit.http.api.app import JSON, MAX_BODY, MAX_BODY_S, UNEXPECTED, headers_of
-from ratelimit.http.authz import REDUCED, Authz, for_gateway, no_question, reduced_body
+from ratelimit.http.authz import Authz, for_gateway, no_question
 from ratelimit.http.gateway_question import Dialect, asked, dialect_or_plain
 from ratelimit.http.refusal import rejection
 from ratelimit.server.asgi import AsgiService
@@ -155,9 +155,7 @@ class Question(Decided):
         self.over()
 
     def _respond(self, response: Response, fields: list[RawHeader], dialect: Dialect) -> None:
-        status, body = response.status_code, bytes(response.body)
-        headers = [*response.raw_headers, *fields]
-        self._write(*for_gateway(status, headers, dialect), reduced_body(body) if status == REDUCED else body)
+        self._write(*for_gateway(response, fields, dialect))
 
 
 class CheckRequest(Decided):
