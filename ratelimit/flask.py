@@ -27,12 +27,11 @@ from ratelimit.sync import Limiter, UsageLog
 from ratelimit.wsgi.app_request import (
     ENVIRON_KEY,
     AppRequest,
-    AskingLimiter,
-    AskingLog,
     decoded,
     encoded,
     run,
     scope_of,
+    state_of,
 )
 from ratelimit.wsgi.middleware import configure
 
@@ -72,12 +71,8 @@ class RateLimit:
             raise ConfigError("RATELIMIT", f"expected the settings by name, as a dict, not {config!r}")
         args = configure(**{**self._settings, **config})
         limiter, usage = args.pop("limiter"), args.pop("usage")  # type: ignore[misc]
-        state = MiddlewareState(
-            AskingLimiter(limiter),
-            None if usage is None else AskingLog(usage),
-            on_refused=None if self._on_refused is None else self._refused,
-            options=args,
-        )
+        on_refused = None if self._on_refused is None else self._refused
+        state = state_of(limiter, usage, on_refused=on_refused, options=args)
         extension = app.extensions[EXTENSION] = _Extension(limiter, usage, state)
         app.before_request(extension.begin)
         app.after_request(extension.start)

@@ -24,7 +24,7 @@ from ratelimit.factory import configure as configure_for_a_loop
 from ratelimit.http.admission import MiddlewareState
 from ratelimit.http.dependency import InlineArgs, Said
 from ratelimit.http.lifespan import LimiterLifespan
-from ratelimit.wsgi.app_request import AppRequest, AskingLimiter, AskingLog, decoded, encoded, run, scope_of
+from ratelimit.wsgi.app_request import AppRequest, decoded, encoded, run, scope_of, state_of
 from ratelimit.wsgi.middleware import configure
 
 # What `settings.RATELIMIT` describes: made once a process, for threads or for the event loop, and again when the
@@ -62,11 +62,9 @@ def surface(*, is_async: bool) -> Surface:
         on_refused = import_string(on_refused)
     args: dict[str, Any] = dict(configure_for_a_loop(**given) if is_async else configure(**given))
     limiter, usage = args.pop("limiter"), args.pop("usage")
-    state = MiddlewareState(
-        limiter if is_async else AskingLimiter(limiter),
-        usage if is_async or usage is None else AskingLog(usage),
-        on_refused=None if on_refused is None else _adapted(on_refused),
-        options=args,
+    adapted = None if on_refused is None else _adapted(on_refused)
+    state: MiddlewareState = (MiddlewareState if is_async else state_of)(
+        limiter, usage, on_refused=adapted, options=args
     )
     sources = [args["user_from"], *(policy.user_from for policy in limiter.policies.values())]
     lifespan = LimiterLifespan(limiter, state.refunds, usage) if is_async else None

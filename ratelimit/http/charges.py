@@ -16,7 +16,6 @@ from ratelimit.errors import NotHeld, QuotaExceeded, StoreUnavailable
 from ratelimit.http.routing import app_path
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
-from ratelimit.usage import UsageLog
 
 _REQUEST_ID: Final = b"x-request-id"
 _SHADOW: Final = {"shadow_denied": True}
@@ -274,7 +273,7 @@ async def give_back(charge: Charge, units: int) -> None:
 
 
 def record(
-    usage: UsageLog,
+    usage: Any,
     scope: Scope,
     charges: Sequence[Charge],
     *,
@@ -285,8 +284,8 @@ def record(
     """Keep an event of each charge that its policy's `log` asks for. Return what to await until they are kept as
     durably as the log promises.
 
-    The duration is in milliseconds; None of what does not end with an answer. The id is by default what the request's
-    fields say.
+    `usage` is a log for an event loop, or for threads, which has waited when it returns. The duration is in
+    milliseconds; None of what does not end with an answer. The id is by default what the request's fields say.
     """
     waiting: list[Awaitable[bool]] = []
     for charge in charges:

@@ -261,10 +261,10 @@ class UsageLog:
         request_id: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         at_us: int | None = None,
-    ) -> bool:
+    ) -> None:
         """Keep the event of a decision of ours, and wait only where it is to be on the disk, or there is no room.
 
-        Return False where it was lost, which is counted. Raise nothing, also for an event that `record` would refuse.
+        Raise nothing, also for an event that `record` would refuse. What is lost is counted.
         """
         at_ms = max(0, self._clock.now() if at_us is None else at_us) // 1000
         try:
@@ -273,8 +273,8 @@ class UsageLog:
         except InvalidInput as error:
             logger.warning("a usage event cannot be kept: %s", error)
             self._core.count_drop("the usage log is given bad events")
-            return False
-        return self._keep(event)
+            return
+        self._keep(event)
 
     flush = twin_of(log.UsageLog.flush)
     events = twin_of(log.UsageLog.events)

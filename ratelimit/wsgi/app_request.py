@@ -8,7 +8,7 @@ blocking call, so that they never do.
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
@@ -26,7 +26,6 @@ from ratelimit.http.refusal import rejection
 from ratelimit.limiter import Spend, limiter
 from ratelimit.limiter.slots import Slot
 from ratelimit.sync import Limiter, UsageLog
-from ratelimit.usage import log
 
 T = TypeVar("T")
 
@@ -100,17 +99,11 @@ class _AskingHold:
         return was_held
 
 
-class AskingLog(log.UsageLog):
-    """A usage log for threads, likewise."""
-
-    def __init__(self, asked: UsageLog) -> None:
-        if not isinstance(asked, UsageLog):
-            raise ConfigError("usage", f"expected a UsageLog of ratelimit.sync, not {asked!r}")
-        self.asked = asked
-
-    def _accept(self, *args: Any, **options: Any) -> Awaitable[bool] | None:
-        self.asked._accept(*args, **options)
-        return None
+def state_of(limiter: Limiter, usage: UsageLog | None, **more: Any) -> MiddlewareState:
+    """Return what all requests of a surface for threads share; `more` as in `MiddlewareState`. Raises `ConfigError`."""
+    if not isinstance(usage, UsageLog | None):
+        raise ConfigError("usage", f"expected a UsageLog of ratelimit.sync, not {usage!r}")
+    return MiddlewareState(AskingLimiter(limiter), usage, **more)
 
 
 class AppRequest:

@@ -26,12 +26,11 @@ from ratelimit.sync.store import store_from, store_of
 from ratelimit.wsgi.app_request import (
     ENVIRON_KEY,
     AppRequest,
-    AskingLimiter,
-    AskingLog,
     decoded,
     encoded,
     run,
     scope_of,
+    state_of,
 )
 
 if TYPE_CHECKING:
@@ -102,9 +101,9 @@ class RateLimitMiddleware:
         self.app = app
         self.limiter = limiter
         self.usage = usage
-        self._state: MiddlewareState = MiddlewareState(
-            AskingLimiter(limiter),
-            None if usage is None else AskingLog(usage),
+        self._state: MiddlewareState = state_of(
+            limiter,
+            usage,
             app=app,
             on_refused=on_refused,
             inner=[one._state for one in stack(app) if isinstance(one, RateLimitMiddleware)],
