@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit.top_keys import KeyCounts, TopKeys, added
+from ratelimit.live import KeyCounts, TopKeys, added
 
 Key = tuple[str, str]
 KEYS = st.integers(0, 30).map(lambda number: (f"user {number}", "hint"))
