@@ -49,7 +49,7 @@ class AsgiExchange(Exchange):
         self._head: tuple[int, list[RawHeader]] = 500, []
         self._is_read = False
         """Whether the app knows that there is no more of the body."""
-        self._finished = self._lost = False
+        self._finished = False
         self._changed: asyncio.Future[None] | None = None
 
     def begin(self) -> None:
@@ -70,7 +70,7 @@ class AsgiExchange(Exchange):
         self._wake()
 
     def on_lost(self) -> None:
-        self._lost = True
+        self._is_lost = True
         self._wake()
         if self._task is None:
             self.over()
@@ -87,7 +87,7 @@ class AsgiExchange(Exchange):
             self._end()
 
     def _end(self) -> None:
-        if not self._finished and not self._lost:
+        if not self._finished and not self._is_lost:
             if self.started:
                 self.connection.abort()
             else:
@@ -99,9 +99,9 @@ class AsgiExchange(Exchange):
         if self.request.expects_continue and not self.started and not self._body and not self.is_complete:
             self.request.expects_continue = False
             self.connection.go_on()
-        while not (self._lost or self._finished or self._body or (self.is_complete and not self._is_read)):
+        while not (self._is_lost or self._finished or self._body or (self.is_complete and not self._is_read)):
             await self._change()
-        if self._lost or self._finished:
+        if self._is_lost or self._finished:
             return {"type": "http.disconnect"}
         body = b"".join(self._body)
         self._body.clear()
@@ -111,7 +111,7 @@ class AsgiExchange(Exchange):
         return {"type": "http.request", "body": body, "more_body": not self.is_complete}
 
     async def _send(self, message: Message) -> None:
-        if self._lost or self._finished:
+        if self._is_lost or self._finished:
             return
         if message["type"] == "http.response.start":
             fields = [(name.lower(), value) for name, value in message.get("headers", ())]
@@ -124,7 +124,7 @@ class AsgiExchange(Exchange):
         connection.send(message.get("body", b""))
         if message.get("more_body", False):
             connection.flush()
-            while connection.write_paused and not self._lost:
+            while connection.write_paused and not self._is_lost:
                 await self._change()
         else:
             self._finished = True

@@ -392,7 +392,6 @@ class ClientConnection:
     # --- Writing
 
     def start(self, status: int, reason: bytes, headers: Iterable[RawHeader], *, close: bool = False) -> None:
-        """Write the head of the answer."""
         lines: list[bytes] = []
         for name, value in headers:
             lines += (name, b": ", value, b"\r\n")

@@ -22,7 +22,7 @@ from ratelimit.http.refusal import rejection
 from ratelimit.server.asgi import AsgiService
 from ratelimit.server.connection import NEVER, ClientConnection
 from ratelimit.server.exchange import Exchange
-from ratelimit.server.problems import FAULT, PHRASES, SLOW
+from ratelimit.server.problems import FAULT, SLOW
 from ratelimit.server.request import RawHeader, Request
 from ratelimit.store.memory import MemoryStore
 from ratelimit.tasks import start_now
@@ -75,16 +75,10 @@ def _is_plain(request: Request) -> bool:
 class Decided(Exchange):
     """Answered as soon as something is decided."""
 
-    _admission: Admission | None = None
-    _is_lost: bool = False
-
     def __init__(self, connection: ClientConnection, request: Request, service: Decisions) -> None:
         self.connection = connection
         self.request = request
         self._service = service
-
-    def decisions(self) -> list[Decision]:
-        return [] if self._admission is None else self._admission.charges.decisions
 
     def on_lost(self) -> None:
         self._is_lost = True
@@ -94,13 +88,6 @@ class Decided(Exchange):
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self.connection.due = NEVER
         self._task = start_now(work) if self._service.is_local else self.connection.loop.create_task(work)
-
-    def _write(self, status: int, headers: list[RawHeader], body: bytes) -> None:
-        if not self._is_lost:
-            self.connection.start(status, PHRASES.get(status, b""), headers)
-            self.connection.send(body)
-            self.connection.finish()
-        self.over()
 
 
 class Question(Decided):
@@ -119,7 +106,7 @@ class Question(Decided):
             answer = admission.begin()
         except Exception:
             logger.exception(_UNANSWERED)
-            self._write(500, FAULT.fields(), FAULT.encode())
+            self.problem(FAULT)
             return
         if answer is None and self._service.state.recorder is None:
             self._allow(admission)
@@ -139,7 +126,7 @@ class Question(Decided):
                 self._respond(*await admission.refuse(refused), dialect)
         except Exception:
             logger.exception(_UNANSWERED)
-            self._write(500, FAULT.fields(), FAULT.encode())
+            self.problem(FAULT)
 
     def _allow(self, admission: Admission) -> None:
         # What the upstream will answer is not known here.
@@ -155,7 +142,7 @@ class Question(Decided):
         self.over()
 
     def _respond(self, response: Response, fields: list[RawHeader], dialect: Dialect) -> None:
-        self._write(*for_gateway(response, fields, dialect))
+        self.write(*for_gateway(response, fields, dialect))
 
 
 class CheckRequest(Decided):
@@ -188,4 +175,4 @@ class CheckRequest(Decided):
         except Exception:
             logger.exception("a check could not be answered")
             answer = UNEXPECTED
-        self._write(answer.status, headers_of(answer), answer.body)
+        self.write(answer.status, headers_of(answer), answer.body)

@@ -6,10 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from ratelimit.http.problems import Problem
+from ratelimit.server.problems import PHRASES
 from ratelimit.server.request import RawHeader, Request
 
 if TYPE_CHECKING:
     from ratelimit.decision import Decision
+    from ratelimit.http.admission import Admission
     from ratelimit.server.connection import ClientConnection
 
 
@@ -33,6 +35,10 @@ class Exchange:
     """Of the configuration that it is answered by."""
     sent: int = 0
     """Bytes of the answer's body."""
+    _admission: Admission | None = None
+    """What has checked it, where it is to be checked."""
+    _is_lost: bool = False
+    """Whether there is nobody to answer."""
     _task: asyncio.Task[None] | None = None
     """What answers, where that waits."""
 
@@ -72,15 +78,18 @@ class Exchange:
 
     def decisions(self) -> list[Decision]:
         """Return what was decided about the request, for the log."""
-        return []
+        return [] if self._admission is None else self._admission.charges.decisions
 
     def problem(self, problem: Problem) -> None:
-        """Answer with a problem, and be over."""
-        body = problem.encode()
-        headers = problem.fields()
-        self.connection.start(problem.status, problem.title.encode(), headers, close=problem.status == 408)
-        self.connection.send(body)
-        self.connection.finish()
+        self.write(problem.status, problem.fields(), problem.encode(), close=problem.status == 408)
+
+    def write(self, status: int, headers: list[RawHeader], body: bytes, *, close: bool = False) -> None:
+        """Answer with this, where there is somebody, and be over."""
+        if not self._is_lost:
+            connection = self.connection
+            connection.start(status, PHRASES.get(status, b""), headers, close=close)
+            connection.send(body)
+            connection.finish()
         self.over()
 
     def over(self) -> None:

@@ -158,7 +158,6 @@ class Listener(DrainingListener):
         self._tick = loop.call_later(TICK_S, self._look, loop, shared)
 
     async def stop(self) -> None:
-        """End the service."""
         if self._tick is not None:
             self._tick.cancel()
         await self._service.end()

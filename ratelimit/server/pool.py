@@ -96,13 +96,11 @@ class UpstreamConnection:
             self.abort()
 
     def pause_reading(self) -> None:
-        """Read nothing more until told so."""
         if not self._is_paused:
             self._is_paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Go on reading."""
         if self._is_paused:
             self._is_paused = False
             self.transport.resume_reading()
@@ -306,11 +304,9 @@ class UpstreamPool:
             self._waiting[asking] = None
 
     def leave(self, asking: Forward) -> None:
-        """Forget one that waits no longer."""
         self._waiting.pop(asking, None)
 
     def put(self, connection: UpstreamConnection) -> None:
-        """Keep it for the next request."""
         if self._waiting and (asking := self._next()) is not None:
             asking.on_connection(connection)
             return
@@ -324,7 +320,6 @@ class UpstreamPool:
             self._timer = loop.call_later(self._settings.keep_alive, self._end_idle, loop)
 
     def forget(self, connection: UpstreamConnection) -> None:
-        """Take note that it has ended."""
         if connection in self._idle:
             self._idle.remove(connection)
         if connection.is_counted:

@@ -30,7 +30,6 @@ from ratelimit.server.problems import (
     FAULT,
     LATE,
     NO_CONNECTION,
-    PHRASES,
     SLOW,
     UNREACHED,
     UNREADABLE,
@@ -106,7 +105,6 @@ class Forward(Exchange):
     Repeated, once, is only what can do no harm: an idempotent request without a body of whose answer no byte has come.
     """
 
-    _admission: Admission | None = None
     _upstream: UpstreamConnection | None = None
     _phase: Phase = "connection"
     _head: list[bytes] | None = None
@@ -123,8 +121,6 @@ class Forward(Exchange):
     """Whether the answer has come to its end."""
     _is_done: bool = False
     """Whether it is written."""
-    _is_lost: bool = False
-    """Whether there is nobody to answer."""
     _is_repeated: bool = False
 
     def __init__(self, connection: ClientConnection, request: Request, proxy: Proxy) -> None:
@@ -140,9 +136,6 @@ class Forward(Exchange):
         if self.upgrades:
             # Where it is refused, what the client may have sent ahead is no request.
             request.keep_alive = False
-
-    def decisions(self) -> list[Decision]:
-        return [] if self._admission is None else self._admission.charges.decisions
 
     # --- The connection tells
 
@@ -248,7 +241,7 @@ class Forward(Exchange):
             answer = admission.begin()
         except Exception:
             logger.exception(_UNCHECKED)
-            self._fault()
+            self._reply(FAULT)
             return
         user = self._user(admission) if answer is None else None
         if user is None:
@@ -268,7 +261,7 @@ class Forward(Exchange):
             await self._decide(admission, admission.begin())
         except Exception:
             logger.exception(_UNCHECKED)
-            self._fault()
+            self._reply(FAULT)
 
     async def _decide(self, admission: Admission, answer: Answer) -> None:
         try:
@@ -284,34 +277,19 @@ class Forward(Exchange):
                 self._respond(*await admission.refuse(refused))
         except Exception:
             logger.exception(_UNCHECKED)
-            self._fault()
-
-    def _fault(self) -> None:
-        if self._is_lost:
-            self.over()
-        else:
             self._reply(FAULT)
 
     def _respond(self, response: Response, fields: list[RawHeader]) -> None:
         """Send an answer of our own."""
-        if self._is_lost:
-            self.over()
-            return
         self._write(response.status_code, [*response.raw_headers, *fields], bytes(response.body))
 
-    def _reply(self, problem: Problem, fields: list[RawHeader] | None = None) -> None:
-        if not self._is_lost:
-            headers = [*problem.fields(), *(fields or ())]
-            self._write(problem.status, headers, problem.encode(), close=problem.status == 408)
+    def _reply(self, problem: Problem, fields: Sequence[RawHeader] = ()) -> None:
+        self._write(problem.status, [*problem.fields(), *fields], problem.encode(), close=problem.status == 408)
 
     def _write(self, status: int, headers: list[RawHeader], body: bytes, *, close: bool = False) -> None:
         self._is_done = True
-        connection = self.connection
         headers.append((REQUEST_ID, self.request.id or self.request.identify()))
-        connection.start(status, PHRASES.get(status, b""), headers, close=close)
-        connection.send(body)
-        connection.finish()
-        self.over()
+        self.write(status, headers, body, close=close)
 
     # --- To the upstream
 
@@ -581,11 +559,8 @@ class Forward(Exchange):
             await admission.record()
         except Exception:
             logger.exception("what a request has taken could not be settled")
-        if self._is_lost:
-            self.over()
-        else:
-            self._reply(problem, admission.fields(()))
-            self.connection.flush()
+        self._reply(problem, admission.fields(()))
+        self.connection.flush()
 
     def _break_off(self, error: Exception) -> None:
         """Leave the answer incomplete, so that the client knows."""

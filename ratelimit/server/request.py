@@ -165,7 +165,6 @@ class Request:
             self.headers.append((b"host", host))
 
     def show(self, client: tuple[str, int] | None, server: tuple[str, int | None] | None) -> None:
-        """Make the scope."""
         path, raw_path, query, self.ambiguity = read_target(self.target)
         self.scope = {
             "type": "http",

@@ -68,7 +68,6 @@ class Frames:
         return not self._left and not self._head
 
     def feed(self, data: bytes) -> None:
-        """Go through these bytes."""
         place, end = 0, len(data)
         while place < end:
             if self._left:

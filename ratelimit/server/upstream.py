@@ -105,12 +105,10 @@ class Upstream:
 
     @property
     def host(self) -> str:
-        """Return the name or address to connect to."""
         return urlsplit(f"//{self.authority}").hostname or ""
 
     @property
     def port(self) -> int:
-        """Return the port, by default the scheme's."""
         return urlsplit(f"//{self.authority}").port or (443 if self.scheme == "https" else 80)
 
     def target(self, target: bytes) -> bytes:
