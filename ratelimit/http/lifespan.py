@@ -1,5 +1,4 @@
-"""ASGI lifespans: `LifespanRunner` begins and ends an app as a server does; `LimiterLifespan` opens the limiter with
-the app and closes it after the app, or opens it late.
+"""ASGI lifespans: `LimiterLifespan` opens the limiter with the app and closes it after the app, or opens it late.
 
 Where no lifespan comes (a sub-app that is mounted, a server that runs none), the first request opens the limiter; those
 that come meanwhile wait with it, at most `OPEN_WAIT_S`. Nobody will say then that the process ends, so that a usage log
@@ -41,45 +40,6 @@ _ENDS: Final = frozenset({"lifespan.startup.failed", "lifespan.shutdown.complete
 _COMPLETES: Final = frozenset({"http.response.body", "http.response.pathsend", "websocket.http.response.body"})
 
 logger = logging.getLogger("ratelimit")
-
-
-class LifespanRunner:
-    """The lifespan of one app, once, whenever that is wanted."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._outbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Begin. Raises `StoreMisconfigured` with what the app says is wrong, and what the app raises."""
-        scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
-        self._task = asyncio.create_task(self._run(scope))
-        answer = await self._ask("lifespan.startup")
-        if answer["type"] != "lifespan.startup.complete":
-            raise StoreMisconfigured(answer.get("message", "the app did not start"))
-
-    async def end(self) -> None:
-        """Return when the app has ended. Raises what it raises; harmless where it did not start."""
-        if self._task is not None:
-            if not self._task.done():
-                await self._ask("lifespan.shutdown")
-            await self._task
-
-    async def _run(self, scope: Scope) -> None:
-        try:
-            await self._app(scope, self._inbox.get, self._outbox.put)
-        finally:
-            # Whoever waits for an answer that will not come is not left waiting.
-            self._outbox.put_nowait({"type": "ended"})
-
-    async def _ask(self, kind: str) -> Message:
-        self._inbox.put_nowait({"type": kind})
-        answer = await self._outbox.get()
-        if answer["type"] == "ended" and self._task is not None:
-            await self._task
-        return answer
 
 
 async def no_lifespan(scope: Scope, receive: Receive, send: Send) -> None:

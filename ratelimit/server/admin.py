@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import count
@@ -86,7 +85,6 @@ def admin_app(backend: AdminBackend, page: Callable[[ASGIApp], ASGIApp] | None =
             Route("/config", _showing(backend.config)),
             Route("/reload", reload, methods=["GET", "POST"]),
         ],
-        lifespan=backend.lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _bug},
     )
     routes.router.redirect_slashes = False
@@ -162,16 +160,14 @@ class AdminBackend:
                 "reload": self._own_reload,
             })  # fmt: skip
 
-    @asynccontextmanager
-    async def lifespan(self, app: object) -> AsyncIterator[None]:
-        """Let the others ask this worker meanwhile."""
+    async def start(self) -> None:
+        """Let the others ask this worker, until the end."""
         if self._bus is not None:
             await self._bus.start()
-        try:
-            yield
-        finally:
-            if self._bus is not None:
-                await self._bus.end()
+
+    async def end(self) -> None:
+        if self._bus is not None:
+            await self._bus.end()
 
     def token(self) -> Token:
         config = self._sidecar.current.runtime.config

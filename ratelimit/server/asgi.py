@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Message
 
-from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.server.connection import NEVER, ClientConnection
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.listener import Service
@@ -22,20 +21,22 @@ _MAX_HELD: Final = 64 * 1024
 
 
 class AsgiService(Service):
-    """Serves an app, with its lifespan."""
+    """Serves an app. What begins and ends with it, does so by `behind`, and not by ASGI's lifespan."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._lifespan = LifespanRunner(app)
+    def __init__(self, app: ASGIApp, behind: Any = None) -> None:
+        self.app = app
+        self._behind = behind
 
     async def start(self) -> None:
-        await self._lifespan.start()
+        if self._behind is not None:
+            await self._behind.start()
 
     async def end(self) -> None:
-        await self._lifespan.end()
+        if self._behind is not None:
+            await self._behind.end()
 
     def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
-        return AsgiExchange(connection, request, self._app)
+        return AsgiExchange(connection, request, self.app)
 
 
 class AsgiExchange(Exchange):

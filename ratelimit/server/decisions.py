@@ -34,7 +34,7 @@ _UNANSWERED: Final = "a request could not be answered"
 
 
 class Decisions(AsgiService):
-    """`app`: what serves everything else, the lifespan included."""
+    """`app`: what serves everything else."""
 
     def __init__(self, authz: Authz, app: ASGIApp) -> None:
         super().__init__(app)
@@ -42,12 +42,18 @@ class Decisions(AsgiService):
         assert isinstance(authz.fallback, Api)
         self.api = authz.fallback
         self.state = authz.middleware._state
-        self._lifespan_of_limiter = authz.middleware._lifespan
+        self._lifespan = authz.middleware._lifespan
         self.is_local = isinstance(self.state.limiter.store, MemoryStore)
         """Whether checks are answered without waiting."""
 
+    async def start(self) -> None:
+        await self._lifespan.open()
+
+    async def end(self) -> None:
+        await self._lifespan.close()
+
     def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
-        if not self._lifespan_of_limiter.ready:
+        if not self._lifespan.ready:
             return super().exchange(connection, request)
         path: str = request.scope["path"]
         if path.startswith(self.prefix) and path[len(self.prefix) : len(self.prefix) + 1] in ("", "/"):

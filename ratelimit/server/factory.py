@@ -14,6 +14,7 @@ from ratelimit.http.api import Api
 from ratelimit.http.api.app import IdempotencyCache, without_user
 from ratelimit.server.access_log import AccessFormat, AccessLog
 from ratelimit.server.admin import AdminBackend, admin_app
+from ratelimit.server.asgi import AsgiService
 from ratelimit.server.decisions import Decisions
 from ratelimit.server.listener import Service
 from ratelimit.server.proxy import Proxy
@@ -48,7 +49,7 @@ def sidecar(
     served = Sidecar(source, _decisions(host) if upstream is None else _in_front_of(upstream, settings), log=log)
     if admin_address(served.current.runtime.config) is not None:
         backend = AdminBackend(served, bus_dir, file)
-        served.admin = admin_app(backend, partial(_page, served, backend))
+        served.admin = AsgiService(admin_app(backend, partial(_page, served, backend)), backend)
     return served
 
 

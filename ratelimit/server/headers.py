@@ -54,7 +54,7 @@ class RequestHeaders:
     proxies; from anyone else it is replaced by what was seen here. `identifying`: the fields that users are known by.
     """
 
-    __slots__ = ("_authority", "_disguised", "_identify_as", "_identifying", "_keeps_host", "_special", "_stripped",
+    __slots__ = ("_authority", "_disguised", "_identify_as", "_keeps_host", "_special", "_stripped",
                  "_trusts", "_upstream")  # fmt: skip
 
     def __init__(
@@ -68,7 +68,6 @@ class RequestHeaders:
         self._authority = upstream.authority.encode()
         self._keeps_host = settings.host == "client"
         self._identify_as = settings.identify_as.encode()
-        self._identifying = identifying
         self._trusts = Addresses(trusted_proxies).trusts_peer
         ours = [*settings.strip, settings.identify_as]
         self._stripped = frozenset(name.lower().encode() for name in ours if name)

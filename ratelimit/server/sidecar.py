@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
-from starlette.types import ASGIApp
 
 from ratelimit.clock import Clock
 from ratelimit.config import Config
@@ -39,6 +38,7 @@ from ratelimit.otel import Instruments
 from ratelimit.policy import timelines_of
 from ratelimit.prometheus import process_families
 from ratelimit.server.access_log import AccessLog
+from ratelimit.server.asgi import AsgiService
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.listener import Service
@@ -263,8 +263,8 @@ class Sidecar:
         log: AccessLog | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.admin: ASGIApp | None = None
-        """The admin listener's app; None where it is off."""
+        self.admin: AsgiService | None = None
+        """The admin listener's; None where it is off."""
         self.stopping = False
         """To be set when the whole service is about to end: it is not ready any longer."""
         self.running = False

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from ratelimit.config.envoy import fingerprint
 from ratelimit.errors import ConfigError, RateLimitError
-from ratelimit.server.asgi import AsgiService
 from ratelimit.server.listener import Listener, StartFailed
 from ratelimit.server.serve import LOGGING, Listening, ShutdownTimeouts, on_signals
 from ratelimit.server.sidecar import Sidecar
@@ -84,7 +83,7 @@ class Worker:
         self._grpc = None if spec.grpc is None else _grpc_listener(sidecar, spec.grpc)
         self._admin: Listener | None = None
         if spec.admin is not None and sidecar.admin is not None:
-            self._admin = Listener(AsgiService(sidecar.admin), spec.admin)
+            self._admin = Listener(sidecar.admin, spec.admin)
         self._stopping = asyncio.Event()
         self._reloading: asyncio.Task[None] | None = None
         self._reload_again = False

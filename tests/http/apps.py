@@ -11,7 +11,7 @@ import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit import Limiter, MemoryStore, Policy
-from ratelimit.http.lifespan import LifespanRunner
+from ratelimit.errors import StoreMisconfigured
 from ratelimit.store import Store
 from ratelimit.testing import FakeClock
 from tests.turns import settled
@@ -76,6 +76,45 @@ def headers_of(message: Message) -> dict[str, str]:
 async def used(limiter: Limiter, user: str = "ip:203.0.113.7", action: str = "hint") -> int:
     await settled(5)
     return (await limiter.peek(user, action)).used
+
+
+class LifespanRunner:
+    """The lifespan of one app, once, whenever that is wanted."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin. Raises `StoreMisconfigured` with what the app says is wrong, and what the app raises."""
+        scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+        self._task = asyncio.create_task(self._run(scope))
+        answer = await self._ask("lifespan.startup")
+        if answer["type"] != "lifespan.startup.complete":
+            raise StoreMisconfigured(answer.get("message", "the app did not start"))
+
+    async def end(self) -> None:
+        """Return when the app has ended. Raises what it raises; harmless where it did not start."""
+        if self._task is not None:
+            if not self._task.done():
+                await self._ask("lifespan.shutdown")
+            await self._task
+
+    async def _run(self, scope: Scope) -> None:
+        try:
+            await self._app(scope, self._inbox.get, self._outbox.put)
+        finally:
+            # Whoever waits for an answer that will not come is not left waiting.
+            self._outbox.put_nowait({"type": "ended"})
+
+    async def _ask(self, kind: str) -> Message:
+        self._inbox.put_nowait({"type": kind})
+        answer = await self._outbox.get()
+        if answer["type"] == "ended" and self._task is not None:
+            await self._task
+        return answer
 
 
 @asynccontextmanager

@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 
 from ratelimit.factory import load_checked
-from ratelimit.http.lifespan import LifespanRunner
 from ratelimit.server.factory import sidecar
 from ratelimit.server.sidecar import ConfigSource, Sidecar
 from tests.server.sockets import listening
@@ -68,11 +67,10 @@ async def running(path: Path, *, source: ConfigSource | None = None, **options: 
     assert one.admin is not None
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(listening(one))
-        lifespan = LifespanRunner(one.admin)
-        await lifespan.start()
-        stack.push_async_callback(lifespan.end)
+        await one.admin.start()
+        stack.push_async_callback(one.admin.end)
         app = await stack.enter_async_context(httpx.AsyncClient(base_url=f"http://{address}", trust_env=False))
-        transport = httpx.ASGITransport(one.admin, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(one.admin.app, raise_app_exceptions=False)
         admin = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1"))
         yield Service(one, app, admin)
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from ratelimit.http.lifespan import no_lifespan
 from ratelimit.policy import Policy
 from ratelimit.server import connection
 from ratelimit.server.asgi import AsgiService
@@ -115,13 +114,10 @@ async def test_a_request_that_began_before_the_last_answer_was_complete_is_not_i
     """The time is set when an answer is complete, and again by a request: in whichever order they come."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            if scope["path"] == "/slow":
-                await asyncio.sleep(keep_alive + 2 * TICK_S)
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-            await send({"type": "http.response.body", "body": b"ok"})
-        else:
-            await no_lifespan(scope, receive, send)
+        if scope["path"] == "/slow":
+            await asyncio.sleep(keep_alive + 2 * TICK_S)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
 
     keep_alive = 0.5
     monkeypatch.setattr(connection, "KEEP_ALIVE_S", keep_alive)

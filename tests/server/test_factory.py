@@ -16,7 +16,6 @@ from ratelimit.factory import admin_address, load_checked
 from ratelimit.server.factory import sidecar
 from tests.dynamodb.tables import make
 from tests.engines import Engine
-from tests.http.serving import served
 from tests.server.running import running, write
 from tests.server.sockets import listening
 
@@ -92,7 +91,7 @@ async def test_both_listeners_on_real_sockets(tmp_path: Path, caplog: pytest.Log
     caplog.set_level(logging.DEBUG)
     one = sidecar(partial(load_checked, write(tmp_path, settings=f'admin_token = "{TOKEN}"'), env={}))
     assert one.admin is not None
-    async with listening(one) as public, served(one.admin) as admin, httpx.AsyncClient() as client:
+    async with listening(one) as public, listening(one.admin) as admin, httpx.AsyncClient() as client:
         assert (await client.post(f"http://{public}/v1/authz/hints", headers={"x-api-key": "alice"})).status_code == 200
         assert (await client.get(f"http://{admin}/metrics")).status_code == 401
         answer = await client.get(f"http://{admin}/metrics", headers={"authorization": f"Bearer {TOKEN}"})

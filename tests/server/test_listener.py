@@ -37,11 +37,6 @@ class App:
         self.later = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            for kind in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{kind}.complete"})
-            return
         self.asked.append(scope["path"])
         self.fields.append(len(scope["headers"]))
         if scope["path"] == "/later":

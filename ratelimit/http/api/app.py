@@ -168,12 +168,10 @@ class IdempotencyCache:
     """What was answered to keyed requests: a repeat spends nothing and reads the same. A request that failed may be
     tried again.
 
-    At most `MAX_ANSWERS` of `MAX_BYTES` in all, each for `KEPT_FOR`; of more, the oldest give way (`evicted`).
+    At most `MAX_ANSWERS` of `MAX_BYTES` in all, each for `KEPT_FOR`; of more, the oldest give way.
     """
 
     def __init__(self, clock: Clock) -> None:
-        self.evicted = 0
-        self.replayed = 0
         self._clock = clock
         self._bytes = 0
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
@@ -195,7 +193,6 @@ class IdempotencyCache:
         if kept.digest != digest:
             raise refused(422, "The key is taken", "Idempotency-Key: was used for a different body; make a new one")
         answer = await asyncio.shield(kept.task)
-        self.replayed += 1
         return msgspec.structs.replace(answer, headers=(*answer.headers, (b"idempotency-replayed", b"true")))
 
     def __len__(self) -> int:
@@ -220,7 +217,6 @@ class IdempotencyCache:
     def _make_room(self) -> None:
         while len(self._kept) > MAX_ANSWERS or self._bytes > MAX_BYTES:
             self._forget(next(iter(self._kept)))
-            self.evicted += 1
 
     def _expire(self) -> None:
         now = self._clock.now()

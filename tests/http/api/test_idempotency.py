@@ -36,10 +36,10 @@ async def test_the_oldest_give_way_when_there_are_too_many_bytes() -> None:
     for number in range(50):
         await service.ask(str(number), size=100)
         assert len(service.cache) <= 10
-    assert (service.acted, len(service.cache), service.cache.evicted) == (50, 10, 40)
+    assert (service.acted, len(service.cache)) == (50, 10)
     await service.ask("40", size=100)
     await service.ask("49", size=100)
-    assert (service.acted, service.cache.replayed) == (50, 2)
+    assert service.acted == 50
     await service.ask("39", size=100)
     assert service.acted == 51
 
@@ -62,7 +62,7 @@ async def test_room_comes_back_with_what_expires_and_what_failed(monkeypatch: py
         for number in range(10):
             await service.ask(f"{round_} {number}", size=100)
         clock.advance(10)
-    assert (service.acted, service.cache.evicted) == (60, 0)
+    assert (service.acted, len(service.cache)) == (60, 10)
 
 
 async def test_one_that_gave_way_while_it_ran_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,12 +80,7 @@ async def test_one_that_gave_way_while_it_ran_takes_no_room(monkeypatch: pytest.
     go.set()
     assert len((await running).body) == 1000
     await service.ask("next", size=100)
-    assert (service.acted, cache.evicted, cache.replayed, len(cache)) == (
-        1,
-        1,
-        1,
-        1,
-    )
+    assert (service.acted, len(cache)) == (1, 1)
 
 
 async def test_a_fault_is_raised_and_not_kept() -> None:
