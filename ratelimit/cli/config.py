@@ -46,7 +46,7 @@ def _report(file: Path | None, config: Config) -> None:
     say_fields({name: _shown(value) for name, value in found.items()})
     if policies:
         columns = ("policy", "quotas", "algorithm", "mode", "on_unavailable", "match")
-        say_table(columns, [_row(name, policy) for name, policy in policies.items()])
+        say_table(columns, [_row(name, policies) for name in policies])
     else:
         say("no policies: nothing is limited, unless the app asks with quotas of its own")
 
@@ -64,8 +64,10 @@ def show(config: ConfigOption = None) -> Answer:
     return Answer(found, lambda: typer.echo(_toml(found)))
 
 
-def _row(name: str, policy: dict[str, Any]) -> tuple[str, ...]:
-    match = ", ".join(policy["match"]) or "(asked by views)"
+def _row(name: str, policies: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    policy = policies[name]
+    above = [other for other, its in policies.items() if name in its["together"]]
+    match = ", ".join(policy["match"]) or (f"(with {', '.join(above)})" if above else "(asked by views)")
     return (name, _shown(policy["quotas"]), policy["algorithm"], policy["mode"], policy["on_unavailable"], match)
 
 

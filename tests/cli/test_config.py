@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_check_shows_what_it_understood(ratelimit: Command, file: Path) -> None:
     assert out.startswith(f"{file}: ok\n")
     for text in ("5/day, 2/hour", "POST /hints/{id}", "10/second burst 20", "unlimited", "(asked by views)", "1048576"):
         assert text in out
+
+
+def test_check_shows_what_a_policy_is_decided_with(ratelimit: Command, file: Path) -> None:
+    file.write_text(
+        '[policies.api]\nquotas = "5/day"\nmatch = "/api"\ntogether = "org"\n[policies.org]\nquotas = "9/day"'
+    )
+    assert re.search(r"org +9/day .* \(with api\)", ratelimit("config", "check", str(file)).out)
 
 
 def test_check_in_json(ratelimit: Command, file: Path) -> None:
