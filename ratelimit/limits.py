@@ -319,7 +319,7 @@ def _user(key: str) -> str:
 
 def _write(ends: int, *ops: Op) -> Write:
     # A minute more, for clocks that differ.
-    return Write(ops, expires_at=ends // SECOND + 60, whole=False)
+    return Write(ops, expires_at=ends // SECOND + 60)
 
 
 def _missing(field: str) -> Expect:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -132,10 +132,21 @@ class TableCalls:
         return await self.retry(operation, lambda: self.send(operation, **request), on=HARMLESS, attempts=attempts)
 
     async def page(
-        self, operation: str, *, attempts: int | None = None, **request: Any
+        self, operation: str, *, start: Mapping[str, Any] | None = None, attempts: int | None = None, **request: Any
     ) -> tuple[list[Any], dict[str, Any] | None]:
+        """Return the items from a key on, and the last key where there may be more."""
+        if start is not None:
+            request["ExclusiveStartKey"] = start
         answer = await self.listing(operation, attempts=attempts, **request)
         return answer["Items"], answer.get("LastEvaluatedKey") or None
+
+    async def pages(self, operation: str, *, attempts: int | None = None, **request: Any) -> AsyncIterator[list[Any]]:
+        start = None
+        while True:
+            items, start = await self.page(operation, start=start, attempts=attempts, **request)
+            yield items
+            if start is None:
+                return
 
     async def listing(self, operation: str, *, attempts: int | None = None, **request: Any) -> dict[str, Any]:
         async def send() -> dict[str, Any]:

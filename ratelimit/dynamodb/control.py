@@ -33,7 +33,7 @@ from ratelimit.regions.regions import PROMISES, RegionsMode, not_in_list
 CallTable: TypeAlias = Callable[..., Awaitable[dict[str, Any]]]
 """Sends an operation about the table, by its name, with the rest of the request as keywords."""
 
-_KEY: Final = {schema.PK: {"S": schema.REGIONS}, schema.SK: {"S": schema.META}}
+_KEY: Final = schema.item_key(schema.REGIONS, schema.META)
 _LEGACY: Final = "2017.11.29"
 _GONE: Final = ("DELETING", "CREATION_FAILED", "REGION_DISABLED")
 

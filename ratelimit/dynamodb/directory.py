@@ -39,10 +39,7 @@ _UNLIMITED: Final = "-1"
 
 
 def entry_key(kind: type[Any], name: str) -> dict[str, Attribute]:
-    return {
-        schema.PK: {"S": schema.user_pk(name) if kind is User else schema.plan_pk(name)},
-        schema.SK: {"S": schema.META},
-    }
+    return schema.item_key(schema.user_pk(name) if kind is User else schema.plan_pk(name), schema.META)
 
 
 def entry_values(entry: Entry, *, now: int, version: int) -> dict[str, Attribute]:
@@ -62,7 +59,7 @@ def entry_of(kind: type[T], item: Item) -> T:
 
 
 def identity_key(identity: Identity) -> dict[str, Attribute]:
-    return {schema.PK: {"S": schema.identity_pk(identity)}, schema.SK: {"S": schema.META}}
+    return schema.item_key(schema.identity_pk(identity), schema.META)
 
 
 def identity_item(identity: Identity, user: str, *, now: int) -> dict[str, Attribute]:
@@ -224,8 +221,7 @@ class DynamoDBDirectoryStore:
         self, kind: type[Any], plan: str | None, start: Item | None, limit: int
     ) -> tuple[list[Item], Item | None]:
         everybody = kind is User and plan is None
-        paging = {"Limit": limit} | ({} if start is None else {"ExclusiveStartKey": start})
-        request: dict[str, Any] = {"IndexName": schema.GSI1, **paging}
+        request: dict[str, Any] = {"IndexName": schema.GSI1, "Limit": limit}
         if everybody:
             request |= {
                 "FilterExpression": f"{schema.TYPE} = :type",
@@ -238,7 +234,7 @@ class DynamoDBDirectoryStore:
                 "ExpressionAttributeValues": {":place": {"S": place}},
             }
 
-        return await self._calls.page("Scan" if everybody else "Query", **request)
+        return await self._calls.page("Scan" if everybody else "Query", start=start, **request)
 
 
 def _verdict(codes: Sequence[str], come: Sequence[Identity]) -> bool:

@@ -122,15 +122,11 @@ def id_item(event: UsageEvent) -> dict[str, Attribute]:
 
 
 def id_key(event: UsageEvent) -> dict[str, Attribute]:
-    return item_key(schema.id_pk(event.user), schema.id_sk(event.id))
+    return schema.item_key(schema.id_pk(event.user), schema.id_sk(event.id))
 
 
 def _key(user: str, position: Position) -> tuple[str, str]:
     return schema.event_pk(user, day_of(position.at)), schema.event_sk(position)
-
-
-def item_key(pk: str, sk: str) -> dict[str, Attribute]:
-    return {schema.PK: {"S": pk}, schema.SK: {"S": sk}}
 
 
 def noted_position(event_id: str, item: Item) -> Position:
@@ -188,7 +184,7 @@ class DynamoDBEventStore:
         ]
 
     async def items(self, keys: Sequence[tuple[str, str]], *, consistent: bool) -> dict[tuple[str, str], Item]:
-        parts = batches([item_key(*key) for key in dict.fromkeys(keys)], _MAX_BATCH_GET)
+        parts = batches([schema.item_key(*key) for key in dict.fromkeys(keys)], _MAX_BATCH_GET)
         found = await asyncio.gather(*(self._calls.items(part, consistent=consistent) for part in parts))
         return {(item[schema.PK]["S"], item[schema.SK]["S"]): item for items in found for item in items}
 
@@ -204,11 +200,12 @@ class DynamoDBEventStore:
                 ":until": {"S": schema.event_sk_bound(until)},
             },
             "ScanIndexForward": False,
+            "ConsistentRead": True,
         }
-        start: Item | None = None if after is None else {schema.PK: {"S": pk}, schema.SK: {"S": schema.event_sk(after)}}
+        start: Item | None = None if after is None else schema.item_key(pk, schema.event_sk(after))
         found: list[UsageEvent] = []
         while True:
-            items, start = await self._query(request, start, limit - len(found))
+            items, start = await self._calls.page("Query", start=start, Limit=limit - len(found), **request)
             found += (event for event in (self._event(user, item) for item in items) if event is not None)
             if start is None or len(found) >= limit:
                 return found
@@ -299,33 +296,24 @@ class DynamoDBEventStore:
         except (KeyError, ValueError) as error:
             raise self._unreadable(error) from error
 
-    async def _query(
-        self, request: Mapping[str, Any], start: Item | None, limit: int
-    ) -> tuple[list[Item], Item | None]:
-        paging: dict[str, Any] = {"Limit": limit} | ({} if start is None else {"ExclusiveStartKey": start})
-        return await self._calls.page("Query", ConsistentRead=True, **request, **paging)
-
     async def _delete_partition(self, pk: str) -> int:
         count = 0
         async for keys in self._keys(pk, MAX_EVENTS_PER_PUT):
-            await self.delete(keys)
+            if keys:
+                await self.delete(keys)
             count += len(keys)
         return count
 
-    async def _keys(self, pk: str, at_once: int = _KEYS_AT_ONCE) -> AsyncIterator[list[Item]]:
+    def _keys(self, pk: str, at_once: int = _KEYS_AT_ONCE) -> AsyncIterator[list[Item]]:
         """Yield the keys of all that is in a partition, so many at a time."""
-        request = {
-            "KeyConditionExpression": "PK = :pk",
-            "ExpressionAttributeValues": {":pk": {"S": pk}},
-            "ProjectionExpression": "PK, SK",
-        }
-        start: Item | None = None
-        while True:
-            items, start = await self._query(request, start, at_once)
-            if items:
-                yield [{schema.PK: item[schema.PK], schema.SK: item[schema.SK]} for item in items]
-            if start is None:
-                return
+        return self._calls.pages(
+            "Query",
+            ConsistentRead=True,
+            Limit=at_once,
+            KeyConditionExpression="PK = :pk",
+            ExpressionAttributeValues={":pk": {"S": pk}},
+            ProjectionExpression="PK, SK",
+        )
 
     async def _write_batch(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         answer = await self._calls.send("BatchWriteItem", RequestItems={self._calls.table: requests})

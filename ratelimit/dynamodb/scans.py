@@ -118,12 +118,11 @@ class DynamoDBScans:
         *,
         attempts: int | None = None,
     ) -> ScanPage[T]:
-        where: dict[str, Any] = {} if part.of == 1 else {"Segment": part.index, "TotalSegments": part.of}
-        if cursor is not None:
-            pk, sk = decode_cursor(cursor, tuple[str, str])
-            where["ExclusiveStartKey"] = {schema.PK: {"S": pk}, schema.SK: {"S": sk}}
-
-        items, last = await self._calls.page("Scan", attempts=attempts, ConsistentRead=True, **request, **where)
+        segment: dict[str, Any] = {} if part.of == 1 else {"Segment": part.index, "TotalSegments": part.of}
+        start = None if cursor is None else schema.item_key(*decode_cursor(cursor, tuple[str, str]))
+        items, last = await self._calls.page(
+            "Scan", start=start, attempts=attempts, ConsistentRead=True, **request, **segment
+        )
         rest = encode_cursor((last[schema.PK]["S"], last[schema.SK]["S"])) if last else None
         entries = (self._read(item, read) for item in items)
         return ScanPage(tuple(entry for entry in entries if entry is not None), rest)
@@ -228,17 +227,9 @@ async def sweep_table(settings: Settings, *, clock: Clock | None = None) -> int:
         return swept
 
 
-async def _each_key(calls: TableCalls, request: Mapping[str, Any]) -> AsyncIterator[Sequence[Item]]:
-    start: Mapping[str, Any] = {}
+def _each_key(calls: TableCalls, request: Mapping[str, Any]) -> AsyncIterator[list[Item]]:
     projection = f"{schema.PK}, {schema.SK}"
-    while True:
-        keys, last = await calls.page(
-            "Scan", attempts=_SEARCH_ATTEMPTS, Limit=SCAN_PAGE, ProjectionExpression=projection, **request, **start
-        )
-        yield keys
-        if last is None:
-            return
-        start = {"ExclusiveStartKey": last}
+    return calls.pages("Scan", attempts=_SEARCH_ATTEMPTS, Limit=SCAN_PAGE, ProjectionExpression=projection, **request)
 
 
 async def _delete(events: DynamoDBEventStore, found: Sequence[_Found], erased: Counter[Trace]) -> None:

@@ -121,8 +121,12 @@ def limit_pk(key: Key) -> str:
     return pk
 
 
+def item_key(pk: str, sk: str) -> dict[str, Attribute]:
+    return {PK: {"S": pk}, SK: {"S": sk}}
+
+
 def limit_key(key: Key) -> dict[str, Attribute]:
-    return {PK: {"S": limit_pk(key)}, SK: {"S": STATE}}
+    return item_key(limit_pk(key), STATE)
 
 
 def record_of(item: Item) -> Record:

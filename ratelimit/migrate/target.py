@@ -14,7 +14,7 @@ from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import HARMLESS, Retries, Stats
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.errors import AnswerLost, code_of, explained
-from ratelimit.dynamodb.events import event_of, item_key
+from ratelimit.dynamodb.events import event_of
 from ratelimit.dynamodb.schema import (
     EVENT_TYPE,
     ID_TYPE,
@@ -25,6 +25,7 @@ from ratelimit.dynamodb.schema import (
     Item,
     event_pk,
     event_sk,
+    item_key,
     limit_key,
     parse_event_sk,
 )
