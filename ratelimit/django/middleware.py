@@ -186,7 +186,10 @@ class RateLimitMiddleware:
 
 
 def _scope(request: Any) -> Scope:
-    scope = dict(request.scope) if hasattr(request, "scope") else scope_of(request.environ)
+    if hasattr(request, "scope"):
+        scope = {**request.scope, "root_path": request.script_name}
+    else:
+        scope = scope_of(request.environ)
     for name in ("user", "ratelimit"):
         scope.pop(name, None)
     return {**scope, "django.request": request}

@@ -75,6 +75,13 @@ def client(request: pytest.FixtureRequest) -> Site:
     return Site(is_async=request.param)
 
 
+async def test_a_path_is_what_django_routes_by(client: Site) -> None:
+    """By ASGI it takes off what FORCE_SCRIPT_NAME says, and the server knows nothing of that."""
+    prefix = "/api" if client.is_async else ""
+    with limits(HINT), override_settings(FORCE_SCRIPT_NAME="/api"):
+        assert await client.statuses(*[f"POST {prefix}/hints"] * 3) == [200, 200, 429]
+
+
 async def test_requests_are_limited_by_path(client: Site) -> None:
     with limits(HINT):
         answers = [await client.ask("POST", "/hints") for _ in range(3)]
