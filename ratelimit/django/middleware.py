@@ -186,10 +186,8 @@ class RateLimitMiddleware:
 
 
 def _scope(request: Any) -> Scope:
-    if hasattr(request, "scope"):
-        scope = {**request.scope, "root_path": request.script_name}
-    else:
-        scope = scope_of(request.environ)
+    is_asgi = hasattr(request, "scope")
+    scope = {**request.scope, "root_path": request.script_name} if is_asgi else dict(scope_of(request.environ))
     for name in ("user", "ratelimit"):
         scope.pop(name, None)
     return {**scope, "django.request": request}

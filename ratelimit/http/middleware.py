@@ -10,9 +10,8 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit.clock import Clock
@@ -77,6 +76,8 @@ class RateLimitMiddleware:
             limiter, usage, app=app, on_refused=on_refused, inner=inner, options=options
         )
         self.refunds = self._state.refunds
+        self._rooted: Any = next((one for one in stack(app) if hasattr(one, "root_path")), None)
+        """FastAPI's app, where it is further in: what it takes for its root it says itself."""
         self._lifespan = LimiterLifespan(limiter, self.refunds, usage)
 
     @classmethod
@@ -101,6 +102,8 @@ class RateLimitMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, or the app's lifespan."""
         kind = scope["type"]
+        if self._rooted is not None and self._rooted.root_path:
+            scope["root_path"] = self._rooted.root_path
         if kind == "lifespan":
             self._state.options.warn(scope.get("root_path", ""))
             await self._lifespan.run(self.app, scope, receive, send)
@@ -116,10 +119,8 @@ class RateLimitMiddleware:
             if refused is None:
                 given = receive if handler._connection is None else handler.receive
                 await self.app(scope, given, handler.send)
-            elif isinstance(refused, HTTPException):
-                await handler.reject(refused)
             else:
-                await handler.send_refusal(refused)
+                await handler.send_refused(refused)
         except QuotaExceeded as error:
             if not await handler.send_refusal(error.decision, by_app=True):
                 raise

@@ -127,8 +127,12 @@ class RequestHandler(Admission):
         self._connection = None
         self._receive, self._send = no_body, _drop
 
-    async def reject(self, error: HTTPException) -> None:
-        await self._shared.refusals.send(rejection(error), [], self.scope, self._receive, self.send)
+    async def send_refused(self, refused: Decision | HTTPException) -> None:
+        """Answer what `check` has refused."""
+        if isinstance(refused, HTTPException):
+            await self._shared.refusals.send(rejection(refused), [], self.scope, self._receive, self.send)
+        else:
+            await self.send_refusal(refused)
 
     def _start(self, message: Message) -> list[Charge]:
         self.has_begun = True

@@ -122,6 +122,19 @@ async def test_a_mounted_app_counts_and_tells(caplog: pytest.LogCaptureFixture) 
     assert "'GET /api/free' begins with '/api'" in caplog.text
 
 
+@pytest.mark.parametrize("around", [True, False])
+async def test_an_apps_own_root_path_is_left_out_wherever_the_middleware_stands(around: bool) -> None:
+    app = FastAPI()
+    app.root_path = "/api"
+    app.add_api_route("/hints", lambda: "done", methods=["POST"])
+    limiter = limiter_of(Policy("hint", "2/day", match="POST /hints"))
+    if not around:
+        app.add_middleware(RateLimitMiddleware, limiter=limiter)
+    async with client_of(RateLimitMiddleware(app, limiter=limiter) if around else app) as client:
+        paths = ["/api/hints", "/hints", "/api/hints", "/hints"]
+        assert [(await client.post(path)).status_code for path in paths] == [200, 200, 429, 429]
+
+
 async def test_a_root_path_that_is_known_at_the_start_is_told_then(caplog: pytest.LogCaptureFixture) -> None:
     app = FastAPI()
     app.root_path = "/api"
