@@ -163,21 +163,6 @@ async def test_a_session_table_as_a_source(engine: Engine, table: str, tmp_path:
         await bring(plan_of(source, table, tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "told"),
-    [
-        ("strange.json", "{}", "says nowhere what it holds"),
-        ("usage_log.json", '[{"id": 1}, {"id"', "not JSON"),
-        ("usage_log.json", '{"1": {"user_id": "\ud800', "is not UTF-8"),
-        ("usage_log.jsonl", "\x00", "NUL"),
-    ],
-)
-async def test_files_that_are_no_source(name: str, text: str, told: str, table: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(text.encode(errors="surrogatepass"))
-    with pytest.raises(InvalidInput, match=told):
-        await bring(plan_of(tmp_path / name, table, tmp_path))
-
-
 async def test_a_source_that_is_not_there(table: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="there is no"):
         await bring(plan_of(tmp_path / "gone.json", table, tmp_path))

@@ -227,6 +227,10 @@ async def test_a_table_of_other_things(engine: Engine, table: str, tmp_path: Pat
         ("usage_log.json", b'[{"user_id": "J\xf6rg"}]', "UTF-8 at byte 16; name its encoding: --encoding latin-1"),
         ("users.csv", b"id,id\n1,2\n", "names a column twice"),
         ("pg.dump", b"PGDMP...", "pg_restore"),
+        ("strange.json", b"{}", "says nowhere what it holds"),
+        ("usage_log.json", b'[{"id": 1}, {"id"', "not JSON"),
+        ("usage_log.json", b'{"1": {"user_id": "\xed\xa0\x80', "is not UTF-8"),
+        ("usage_log.jsonl", b"\0", "NUL"),
     ],
 )  # fmt: skip
 async def test_files_that_are_no_source(name: str, text: bytes, told: str, empty: str, tmp_path: Path) -> None:

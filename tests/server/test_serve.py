@@ -48,14 +48,6 @@ def test_a_path_that_is_somebody_elses_by_now_is_left_alone(tmp_path: Path) -> N
     second.close()
 
 
-def test_a_port_in_use() -> None:
-    listening = Address(port=0).bind()
-    port = listening.socket.getsockname()[1]
-    with pytest.raises(ConfigError, match=f"admin: cannot listen on 127.0.0.1:{port}: Address already in use"):
-        Address(port=port, option="admin").bind()
-    listening.close()
-
-
 @pytest.mark.parametrize(("host", "where"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
 def test_where(host: str, where: str) -> None:
     listening = Address(host=host, port=0).bind()
