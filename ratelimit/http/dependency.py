@@ -222,6 +222,9 @@ def _dependency(said: Said, limiter: Limiter | None, options: SurfaceOptions) ->
             return await ask(said.action, cost=cost, limiter=limiter, connection=connection, inline=inline)
         policy_check = _unattended(options, limiter, said.action, is_inline=inline is not None and inline.has_quotas)
         charge = await policy_check.check(connection, cost=cost, inline=inline)
+        if charge.hold is not None:  # by quotas of the call, or of the user's plan
+            await charge.release()
+            raise _held_for_nobody(said.action)
         if not charge.decision.allowed:
             raise QuotaExceeded(charge.decision)
         return charge.decision
@@ -269,9 +272,13 @@ def _unattended(options: SurfaceOptions, limiter: Limiter | None, action: str, *
         problem = f"counts {how}, which takes RateLimitMiddleware to see how the response ends"
         raise RateLimitError(f"limited({action!r}): the policy {problem}")
     if policy_check.holds:
-        problem = "holds what it takes until the answer has ended, which takes RateLimitMiddleware to see that"
-        raise RateLimitError(f"limited({action!r}): the policy {problem}")
+        raise _held_for_nobody(action)
     return policy_check
+
+
+def _held_for_nobody(action: str) -> RateLimitError:
+    problem = "is held until the answer has ended, which takes RateLimitMiddleware to see that"
+    return RateLimitError(f"limited({action!r}): what it takes {problem}")
 
 
 async def quota_exceeded_handler(connection: Request | WebSocket, error: Exception) -> Response | None:

@@ -203,10 +203,13 @@ async def test_a_view_that_asks_for_one() -> None:
     assert await held(limiter) == 0
 
 
-async def test_without_the_middleware_nobody_would_give_it_back() -> None:
-    limiter = limiter_of(Policy("hint", "1 concurrent"))
+@pytest.mark.parametrize(
+    ("policy", "quotas"), [("1 concurrent", None), ("5/day", "1 concurrent"), ("5/day", lambda request: "1 concurrent")]
+)
+async def test_without_the_middleware_nobody_would_give_it_back(policy: str, quotas: Any) -> None:
+    limiter = limiter_of(Policy("hint", policy))
     with pytest.raises(RateLimitError, match="takes RateLimitMiddleware"):
-        await limited("hint", limiter=limiter)(Request(scope_of()))
+        await limited("hint", limiter=limiter, quotas=quotas)(Request(scope_of()))
     assert await held(limiter) == 0
 
 
