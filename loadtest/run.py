@@ -19,7 +19,6 @@ from typing import Final
 
 from ratelimit.cli.output import say, say_table
 from ratelimit.cli.progress import shown
-from ratelimit.clock import SystemClock
 from ratelimit.config.secrets import masked
 
 from .figures import SampleTally, figures, quantiles
@@ -137,7 +136,7 @@ def _run_group(group: Group, name: str, url: str, options: Options, scratch: Pat
         )  # fmt: skip
         tally = SampleTally(plan)
         html = options.report / f"locust-{group}.html"
-        with shown(clock=SystemClock()) as show:
+        with shown() as show:
 
             def tell(worker: str, batch: SampleBatch) -> None:
                 tally.add(worker, batch)

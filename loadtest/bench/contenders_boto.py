@@ -15,13 +15,15 @@ from loadtest.bench.worker import Call, Contender
 
 _USERS = 256
 _COUNTED = 512
+POOL = 64
+"""Connections that whoever speaks DynamoDB may open."""
 WRITES = ("UpdateItem", "PutItem", "DeleteItem", "TransactWriteItems", "BatchWriteItem")
 
 
 @asynccontextmanager
-async def on_dynamodb(endpoint: str, pool: int = 64) -> AsyncIterator[Contender]:
+async def on_dynamodb(endpoint: str) -> AsyncIterator[Contender]:
     """On a table that another contender has made, or on the stub."""
-    config = AioConfig(max_pool_connections=pool, proxies={})
+    config = AioConfig(max_pool_connections=POOL, proxies={})
     session = get_session()
     async with session.create_client(
         "dynamodb", region_name="eu-west-1", endpoint_url=endpoint, config=config

@@ -18,7 +18,7 @@ from aiobotocore.session import AioSession, get_session
 from zae_limiter import Limit, RateLimiter, RateLimitExceeded, Repository  # type: ignore[import-not-found]
 from zae_limiter import repository as zae
 
-from loadtest.bench.contenders_boto import WRITES, CallCounts, counted
+from loadtest.bench.contenders_boto import POOL, WRITES, CallCounts, counted
 from loadtest.bench.worker import Contender
 
 _USERS = 256
@@ -27,9 +27,9 @@ _STACK = "bench-zae"
 
 
 @asynccontextmanager
-async def on_dynamodb(endpoint: str, pool: int = 64) -> AsyncIterator[Contender]:
+async def on_dynamodb(endpoint: str) -> AsyncIterator[Contender]:
     """A stack of its own, without the infrastructure that only AWS has."""
-    async with _opened(endpoint, pool) as (repository, limiter):
+    async with _opened(endpoint) as (repository, limiter):
         await repository.set_system_defaults(limits=[Limit.per_hour("requests", _ROOMY)])
         users = itertools.cycle([f"user-{number}" for number in range(_USERS)])
 
@@ -47,8 +47,8 @@ async def on_dynamodb(endpoint: str, pool: int = 64) -> AsyncIterator[Contender]
 
 
 @asynccontextmanager
-async def _opened(endpoint: str, pool: int) -> AsyncIterator[tuple[Any, Any]]:
-    _open_as_many_connections(pool)
+async def _opened(endpoint: str) -> AsyncIterator[tuple[Any, Any]]:
+    _open_as_many_connections()
     maker = Repository(name=_STACK, region="eu-west-1", endpoint_url=endpoint, _skip_deprecation_warning=True)
     await maker.create_table()
     await maker.close()
@@ -66,7 +66,7 @@ async def _limiter(endpoint: str) -> AsyncIterator[tuple[Any, Any]]:
 
 async def operations(endpoint: str, times: int) -> dict[str, dict[str, float]]:
     """What each of its operations asks of the store, warm, by the names that `operations.py` has for them."""
-    async with _opened(endpoint, 64) as (repository, limiter), _limiter(endpoint) as (_, another):
+    async with _opened(endpoint) as (repository, limiter), _limiter(endpoint) as (_, another):
         await repository.set_system_defaults(limits=[Limit.per_day("requests", _ROOMY)])
         await repository.set_resource_defaults("little", [Limit.per_day("requests", 2)])
         users = [f"user-{number}" for number in range(times)]
@@ -115,12 +115,12 @@ async def _make_families(limiter: Any, users: list[str]) -> None:
         await limiter.set_limits(f"empty-{user}", [Limit.per_day("requests", 3)])
 
 
-def _open_as_many_connections(pool: int) -> None:
+def _open_as_many_connections() -> None:
     """As the others may. It has no setting for that, and with aiobotocore's ten most of 32 callers starve."""
 
     def opened() -> AioSession:
         session = get_session()
-        session.set_default_client_config(AioConfig(max_pool_connections=pool, proxies={}))
+        session.set_default_client_config(AioConfig(max_pool_connections=POOL, proxies={}))
         return session
 
     zae.get_session = opened

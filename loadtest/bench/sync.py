@@ -93,10 +93,10 @@ Check = Callable[[str], object]
 
 
 @asynccontextmanager
-async def in_memory(quotas: str = ROOMY, algorithm: AlgorithmName = "fixed_window") -> AsyncIterator[Contender]:
+async def in_memory(algorithm: AlgorithmName = "fixed_window") -> AsyncIterator[Contender]:
     from ratelimit import sync
 
-    limiter = sync.Limiter(MemoryStore(), [Policy(ACTION, quotas, algorithm=algorithm)])
+    limiter = sync.Limiter(MemoryStore(), [Policy(ACTION, ROOMY, algorithm=algorithm)])
     yield contender(lambda user: limiter.check(user, ACTION))
 
 

@@ -69,7 +69,6 @@ class Books:
             "shared": is_shared,
             "totals": totals,
             "events": await _events(self.log_store, prefix),
-            "evicted": sum(getattr(store, "evicted", 0) for store in counters),
         }
 
     def _open(self) -> TableStore:

@@ -107,9 +107,9 @@ early    checks refused while another process still held units
 held     units taken ahead when the demand ended  lost   those not back after a rolling stop of all processes"""
 
 
-def _show(case: Case, results: Sequence[Result], console: Console | None = None) -> None:
+def _show(case: Case, results: Sequence[Result]) -> None:
     """Print the case, its table and what the columns mean."""
-    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
     ramp = f", rising over {case.ramp:g} s" if case.ramp else ""
     regions = f", over {case.regions} regions, {case.crossing_ms:g} ms apart" if case.regions > 1 else ""
     console.print(

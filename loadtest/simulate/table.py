@@ -15,14 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from random import Random
 from typing import Any, Final, TypeVar
 
-from ratelimit.dynamodb.calls import (
-    BACKOFF,
-    NOT_EXECUTED,
-    TRANSACTION_ATTEMPTS,
-    TRANSACTION_BACKOFF,
-    Retries,
-    Stats,
-)
+from ratelimit.dynamodb.calls import BACKOFF, NOT_EXECUTED, Retries, Stats
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.errors import StoreThrottled
 from ratelimit.names import Key
@@ -33,8 +26,6 @@ WRITES_A_SECOND: Final = 1000
 READS_A_SECOND: Final = 3000
 BURST_SECONDS: Final = 0.1
 MEDIAN_LATENCY: Final = 0.0035
-TRANSACTION_S: Final = 0.005
-"""What a transaction takes beyond a write, and for how long it holds its items."""
 SIGMA: Final = 0.6
 _ATTEMPTS: Final = Settings(table="simulated").attempts
 
@@ -51,11 +42,7 @@ class Table:
         self.taken: defaultdict[Key, Counter[int]] = defaultdict(Counter)
         """Writes that the item took: each is one write unit."""
         self.crossings = 0
-        self.reads = 0
         self.throttles = 0
-        self.conflicts = 0
-        """Writes that met a transaction at work on their item."""
-        self._held_until: dict[Key, float] = {}
         self._loop = loop
         self._random = random
         self._mu = math.log(MEDIAN_LATENCY)
@@ -74,17 +61,8 @@ class Table:
         """One strongly consistent `GetItem`. Raises `StoreThrottled`."""
         return await self._ask(lambda: self._read(key))
 
-    async def get_all(self, keys: Sequence[Key]) -> Sequence[Record]:
-        """One `BatchGetItem`, strongly consistent. Raises `StoreThrottled`."""
-        return await self._ask(lambda: [self._read(key) for key in keys])
-
-    async def transact(self, writes: Sequence[tuple[Key, Write]], now: int) -> Sequence[Outcome]:
-        """One `TransactWriteItems`: its items are held for `TRANSACTION_S`, and whatever else would write one of them
-        meanwhile is in conflict with it. Raises `StoreThrottled`."""
-        return await self._ask(lambda: self._transact(writes, now), TRANSACTION_S)
-
-    async def _ask(self, serve: Callable[[], T], longer: float = 0.0) -> T:
-        one_way = self._random.lognormvariate(self._mu, SIGMA) / 2 + longer / 2
+    async def _ask(self, serve: Callable[[], T]) -> T:
+        one_way = self._random.lognormvariate(self._mu, SIGMA) / 2
         answer: asyncio.Future[T] = self._loop.create_future()
         self._loop.call_later(one_way, self._serve, answer, serve, one_way)
         return await answer
@@ -101,33 +79,15 @@ class Table:
     def _write(self, key: Key, write: Write, now: int) -> Outcome:
         time = self._loop.time()
         self.attempted[key][int(time)] += 1
-        self._take(key, time)
+        if not _room(self._write_room, key, time, WRITES_A_SECOND).take(time):
+            raise StoreThrottled("the item takes no more writes now")
+        self.taken[key][int(time)] += 1
         return at_once(self.memory.apply(key, write, now=now))
-
-    def _transact(self, writes: Sequence[tuple[Key, Write]], now: int) -> Sequence[Outcome]:
-        time = self._loop.time()
-        for key, _ in writes:
-            self.attempted[key][int(time)] += 1
-        for key, _ in writes:
-            self._take(key, time, 2)
-        for key, _ in writes:
-            self._held_until[key] = time + TRANSACTION_S
-        return at_once(self.memory.apply_all(writes, now=now))
-
-    def _take(self, key: Key, time: float, units: int = 1) -> None:
-        if self._held_until.get(key, 0.0) > time:
-            self.conflicts += 1
-            raise StoreThrottled("a transaction is at work on the item")
-        for _ in range(units):
-            if not _room(self._write_room, key, time, WRITES_A_SECOND).take(time):
-                raise StoreThrottled("the item takes no more writes now")
-        self.taken[key][int(time)] += units
 
     def _read(self, key: Key) -> Record:
         time = self._loop.time()
         if not _room(self._read_room, key, time, READS_A_SECOND).take(time):
             raise StoreThrottled("the item takes no more reads now")
-        self.reads += 1
         return at_once(self.memory.read(key))
 
 
@@ -150,24 +110,20 @@ class SimulatedStore:
         return await self._retries.run("UpdateItem", lambda: self._table.update(key, write, now), on=NOT_EXECUTED)
 
     async def apply_all(self, writes: Sequence[tuple[Key, Write]], *, now: int) -> Sequence[Outcome]:
-        retries = Retries(TRANSACTION_ATTEMPTS, Stats(), pause=self._pause_briefly)
-        return await retries.run("TransactWriteItems", lambda: self._table.transact(writes, now), on=NOT_EXECUTED)
+        raise NotImplementedError("no simulation decides about several keys at once")
 
     async def read_all(self, keys: Sequence[Key]) -> Sequence[Record]:
-        return await self._retries.run("BatchGetItem", lambda: self._table.get_all(keys), on=NOT_EXECUTED)
+        raise NotImplementedError("no simulation decides about several keys at once")
 
     async def read(self, key: Key) -> Record:
         return await self._retries.run("GetItem", lambda: self._table.get(key), on=NOT_EXECUTED)
 
     async def delete(self, key: Key) -> None:
-        """See `Store.delete`. Free of charge: no simulation deletes."""
+        """Free of charge: no simulation deletes."""
         await self._table.memory.delete(key)
 
     async def _pause(self, attempt: int) -> None:
         await asyncio.sleep(self._random.random() * BACKOFF.bound_s(attempt))
-
-    async def _pause_briefly(self, attempt: int) -> None:
-        await asyncio.sleep(self._random.random() * TRANSACTION_BACKOFF.bound_s(attempt))
 
 
 class RegionalStore(SimulatedStore):

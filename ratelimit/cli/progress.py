@@ -45,7 +45,7 @@ class Speed:
 
 
 @contextmanager
-def shown(*, clock: Clock, in_lines: bool = True, transient: bool = False) -> Iterator[Show]:
+def shown(*, in_lines: bool = True, transient: bool = False) -> Iterator[Show]:
     """Show how work goes: call it with a name, what is told of it, and how much of how much is `done`.
 
     On a terminal a bar for each name; elsewhere, where it is to be `in_lines`, one for a name that is new and every ten
@@ -55,7 +55,7 @@ def shown(*, clock: Clock, in_lines: bool = True, transient: bool = False) -> It
         with _bars(transient=transient) as bars:
             yield bars
         return
-    last, before = 0, ""
+    clock, last, before = SystemClock(), 0, ""
 
     def tell(name: str, told: str, done: int, size: int | None) -> None:
         nonlocal last, before
@@ -68,11 +68,10 @@ def shown(*, clock: Clock, in_lines: bool = True, transient: bool = False) -> It
 
 
 @contextmanager
-def progress(*, clock: Clock | None = None) -> Iterator[ProgressListener]:
+def progress() -> Iterator[ProgressListener]:
     """Show how a migration goes; what is given is told of it."""
-    clock = clock or SystemClock()
-    speed = Speed(clock)
-    with shown(clock=clock) as show:
+    speed = Speed(SystemClock())
+    with shown() as show:
 
         def tell(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
             rejected = f"{counts.rejected:,} rejected" if counts.rejected else ""
@@ -89,7 +88,7 @@ def progress_bar(verb: str, *, size: int | None = None) -> Iterator[Callable[[in
     `size` is how many bytes there will be, where that is known.
     """
     speed = Speed(SystemClock())
-    with shown(clock=SystemClock(), in_lines=False, transient=True) as show:
+    with shown(in_lines=False, transient=True) as show:
 
         def tell(events: int, done: int) -> None:
             told = (f"{events:,} events", decimal(done), *speed.hear(verb, events, done, size))
