@@ -28,7 +28,7 @@ from .options import Options, judge, read_budgets
 from .page import write
 from .plan import Group, LoadPlan, SampleBatch, Trouble
 from .result import FORMAT, GroupResult, Report
-from .servers import place, servers
+from .servers import BOOKS_WITHIN, place, servers
 
 _WINDOW: Final = 5_000
 
@@ -132,7 +132,7 @@ def _run_group(group: Group, name: str, url: str, options: Options, scratch: Pat
         plan = LoadPlan(
             run=f"{name}{group[0]}", group=group, rate=options.paced, users=options.users, duration=options.duration,
             warm_up=options.warm_up, workers=options.expect_workers or options.processes, seed=options.seed,
-            targets={server.name: server.address for server in running.values()},
+            targets={server: program.first for server, program in running.items()},
         )  # fmt: skip
         tally = SampleTally(plan)
         html = options.report / f"locust-{group}.html"
@@ -145,8 +145,8 @@ def _run_group(group: Group, name: str, url: str, options: Options, scratch: Pat
 
             complete = generate(plan, options, html, scratch / f"{group}-locust.log", tell)
         _say(f"{group}: comparing the books")
-        books = [book for server in running.values() if (book := server.count(user_prefix(plan.run)))]
-        return figures(tally, books, complete=complete)
+        told = [program.ask(user_prefix(plan.run), within_s=BOOKS_WITHIN) for program in running.values()]
+        return figures(tally, [book for book in told if book], complete=complete)
 
 
 def _check(options: Options) -> None:

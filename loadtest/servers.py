@@ -1,4 +1,4 @@
-"""The servers of a group: started, asked for their books, and stopped. They end with the pipe that we hold."""
+"""The servers of a group, which run `serve`, and the table that they count in."""
 
 from __future__ import annotations
 
@@ -32,34 +32,21 @@ NEEDED: Final[dict[Group, tuple[str, ...]]] = {
 }
 
 
-class LoadServer:
-    """One of them, that runs: `serve` in a process of its own."""
-
-    def __init__(self, name: str, program: TalkingProgram) -> None:
-        self.name = name
-        self.address = str(program.first)
-        self._program = program
-
-    def count(self, prefix: str) -> dict[str, Any]:
-        """What its store holds of these users; empty where it has none."""
-        return dict(self._program.ask(prefix, within_s=BOOKS_WITHIN))
-
-
 @contextmanager
-def servers(group: Group, url: str, host: str) -> Iterator[dict[str, LoadServer]]:
-    """Those that a group needs, ready. The one without anything in front is the upstream of the others.
+def servers(group: Group, url: str, host: str) -> Iterator[dict[str, TalkingProgram]]:
+    """Those that a group needs: each says its address, and is asked what its store holds of some users.
 
     Raises `Trouble`, also where one ends meanwhile.
     """
     environment = {**os.environ, "NO_PROXY": "*", "no_proxy": "*"}
-    running: dict[str, LoadServer] = {}
+    running: dict[str, TalkingProgram] = {}
     try:
         with ExitStack() as exits:
             for name in NEEDED[group]:
-                upstream = running["bare"].address if "bare" in running else ""
+                # The one without anything in front is the upstream of the others.
+                upstream = running["bare"].first if "bare" in running else ""
                 command = [sys.executable, "-m", "ratelimit.loadtest.serve", name, url, host, upstream]
-                program = exits.enter_context(talking(command, name=f"the server {name!r}", env=environment))
-                running[name] = LoadServer(name, program)
+                running[name] = exits.enter_context(talking(command, name=f"the server {name!r}", env=environment))
             yield running
     except ProgramFailed as error:
         raise Trouble(str(error), status=3) from None
