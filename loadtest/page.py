@@ -34,7 +34,7 @@ def page(report: Report) -> str:
         f"<header><h1>{escape(title)}</h1>",
         f"<p>{escape(report.date)} · <code>{escape(report.command)}</code></p></header>",
         _verdict(report),
-        *map(_note, report.notes),
+        *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
         _budgets(report),
         *map(_group, report.groups),
         _environment(report),
@@ -64,10 +64,6 @@ def _verdict(report: Report) -> str:
         f"{sum(book.counted for book in books):,} in the totals of the table, "
         f"{sum(book.logged for book in books):,} in the events of the log.</p>"
     )
-
-
-def _note(note: str) -> str:
-    return f'<p class="note">{escape(note)}</p>'
 
 
 def _budgets(report: Report) -> str:

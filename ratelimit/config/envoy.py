@@ -82,8 +82,8 @@ class RuleNode:
 
     __slots__ = ("children", "rule")
 
-    def __init__(self, rule: EnvoyRule | None = None) -> None:
-        self.rule = rule
+    def __init__(self) -> None:
+        self.rule: EnvoyRule | None = None
         self.children: dict[str, KeyNode] = {}
 
     def find(self, entries: Sequence[Entry]) -> EnvoyRule | None:

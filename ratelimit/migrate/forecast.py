@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from ratelimit.clock import Clock, SystemClock
+from ratelimit.clock import SystemClock
 from ratelimit.cost.estimate import load_prices
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.errors import TableNotFound
@@ -159,10 +159,10 @@ def _dollars(write_units: int) -> float:
     return float(write_units * prices.write_million + write_units * prices.read_million / 2) / 1_000_000
 
 
-async def dry_run(plan: MigrationPlan, *, listener: ProgressListener, clock: Clock | None = None) -> Forecast:
+async def dry_run(plan: MigrationPlan, *, listener: ProgressListener) -> Forecast:
     """Return what a run would do. Raises as `run`."""
     Pace(plan.rate)  # says what is wrong with it
-    clock = clock or SystemClock()
+    clock = SystemClock()
     settings = migration_settings(plan.target)
     store = DynamoDBStore(settings)  # opened by its first use: a dry run needs no table
     async with opened(source_of(plan, clock)) as source, RawTable(settings) as raw, AsyncExitStack() as exits:

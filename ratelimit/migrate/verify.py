@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from ratelimit.clock import DAY, Clock, SystemClock
+from ratelimit.clock import DAY, SystemClock
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.event import RETENTION_DAYS, UsageEvent
 from ratelimit.migrate.checkpoint import Counts, ProgressListener, Scratch
@@ -290,11 +290,9 @@ def _said(entry: User | Plan) -> str:
     return f"plan {entry.plan}, {quotas}, {entry.role}, {'active' if entry.active else 'inactive'}, {identities}"
 
 
-async def verify(
-    plan: MigrationPlan, *, listener: ProgressListener, more_is_fine: bool = False, clock: Clock | None = None
-) -> Verdict:
+async def verify(plan: MigrationPlan, *, listener: ProgressListener, more_is_fine: bool = False) -> Verdict:
     """Compare. `more_is_fine` where the table is in use already. Raises as `run` does."""
-    clock = clock or SystemClock()
+    clock = SystemClock()
     async with opened(source_of(plan, clock)) as source, DynamoDBStore(migration_settings(plan.target)) as store:
         entities = plan.chosen(await source.entities())
         plan.work_dir.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,7 @@ START_ATTEMPTS: Final = 3
 FETCH_TIMEOUT_S: Final = 600.0
 INSTALL_TIMEOUT_S: Final = 1200.0
 WARM_UP_WRITES: Final = 100
+MAX_LOG_BYTES: Final = 4_000
 
 # No engine checks a signature, but each wants to see one: DynamoDB Local keeps apart the tables of each key and region.
 _AUTHORIZATION: Final = (
@@ -95,13 +96,13 @@ class Engine:
         """Return where the log ends now, for `log_since`."""
         return 0 if self.log is None else self.log.stat().st_size
 
-    def log_since(self, start: int, *, most: int = 4_000) -> str:
-        """Return the log from `start` on: at most its last `most` bytes."""
+    def log_since(self, start: int) -> str:
+        """Return the log from `start` on: at most its last `MAX_LOG_BYTES`."""
         if self.log is None:
             return ""
         with self.log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(start, size - most))
+            file.seek(max(start, size - MAX_LOG_BYTES))
             return file.read().decode(errors="replace")
 
 
