@@ -11,11 +11,13 @@ import subprocess
 from collections.abc import Generator, Iterator
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from uuid import uuid4
 
 import certifi
 import httpx
 import pytest
+import trustme
 from botocore import hooks, httpsession
 from botocore.hooks import EventAliaser, HierarchicalEmitter
 
@@ -33,6 +35,7 @@ from ratelimit.usage import journal
 from tests import profiles as profiles
 from tests.deploy.recording import every_call_is_granted as every_call_is_granted
 from tests.engines import AUTHORITY, Choice, Engine, EngineError, choose, isolate, start
+from tests.faults.apart import Apart
 
 _CHOICE = pytest.StashKey[Choice]()
 _ENGINE = pytest.StashKey[Engine | None]()
@@ -181,6 +184,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         said = running.log_since(item.stash.get(_LOG_START, 0))
         report.sections.append((f"Log of {running.name}", said or "(nothing)"))
     return report
+
+
+@pytest.fixture
+def apart() -> Iterator[Apart]:
+    with Apart() as apart:
+        yield apart
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
-"""What the tests of this room share: a server that answers as DynamoDB does, until it is told to misbehave."""
+"""What the tests of this room share: a table that is not there yet, and a server that misbehaves when told to."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import pytest
 
+from ratelimit.dynamodb import Settings
+from tests.dynamodb.tables import remove
+from tests.engines import Engine
 from tests.faults import FaultServer
 
 
@@ -13,3 +17,11 @@ from tests.faults import FaultServer
 async def server() -> AsyncIterator[FaultServer]:
     async with FaultServer() as server:
         yield server
+
+
+@pytest.fixture
+async def settings(engine: Engine) -> AsyncIterator[Settings]:
+    """A table that does not exist, and will not afterwards."""
+    settings = Settings(table=f"table-{uuid4()}", endpoint=engine.endpoint)
+    yield settings
+    await remove(settings)

@@ -28,12 +28,6 @@ ADD = Write((Add("d1", 1),), 1_999_999_999)
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
-@pytest.fixture
-def apart() -> Iterator[Apart]:
-    with Apart() as apart:
-        yield apart
-
-
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
     with asyncio.Runner(loop_factory=request.param) as runner:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from uuid import uuid4
@@ -118,12 +118,6 @@ ADD = Write((Add("d1", 1),), 1_999_999_999)
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
 
 fast_or_slow = pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
-
-
-@pytest.fixture
-def apart() -> Iterator[Apart]:
-    with Apart() as apart:
-        yield apart
 
 
 def unopened_store(apart: Apart, *, fast: bool = True) -> DynamoDBStore:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -25,16 +23,7 @@ from ratelimit.names import Key
 from ratelimit.store import Add, Outcome, Write
 from ratelimit.sync.store import store_from
 from tests.dynamodb.tables import expire_by, index, keys, make, strings
-from tests.engines import Engine
 from tests.faults import FaultServer, TinyTable
-
-
-@pytest.fixture
-async def settings(engine: Engine) -> AsyncIterator[Settings]:
-    """A table that does not exist, and will not afterwards."""
-    settings = Settings(table=f"table-{uuid4()}", endpoint=engine.endpoint)
-    yield settings
-    await delete_table(settings)
 
 
 async def test_create_status_delete(settings: Settings) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -12,7 +10,7 @@ from ratelimit.dynamodb import Settings, TableDiff, TableSpec, create_table, del
 from ratelimit.dynamodb.errors import Place
 from ratelimit.dynamodb.table_diff import UPGRADE, TableSnapshot, Unknown, compare
 from ratelimit.errors import AccessDenied, TableNotFound
-from tests.dynamodb.tables import expire_by, index, keys, make, remove, strings
+from tests.dynamodb.tables import expire_by, index, keys, make, strings
 from tests.engines import Engine
 from tests.faults import FaultServer, error
 
@@ -23,14 +21,6 @@ EVERYTHING = TableSpec(gsi2=True, protected=True, tags={"team": "payments", "env
 def engine(own_engine: Engine) -> Engine:
     """See `own_engine`."""
     return own_engine
-
-
-@pytest.fixture
-async def settings(engine: Engine) -> AsyncIterator[Settings]:
-    """A table that does not exist, and will not afterwards."""
-    settings = Settings(table=f"verify-{uuid4()}", endpoint=engine.endpoint)
-    yield settings
-    await remove(settings)
 
 
 def by_name(lines: tuple[TableDiff, ...]) -> dict[str, TableDiff]:

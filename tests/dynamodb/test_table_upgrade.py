@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -24,7 +22,7 @@ from ratelimit.dynamodb.calls import Retries, Stats
 from ratelimit.dynamodb.client import connect
 from ratelimit.dynamodb.control import Control
 from ratelimit.dynamodb.table import Upgrade
-from tests.dynamodb.tables import expire_by, index, keys, make, remove, strings
+from tests.dynamodb.tables import expire_by, index, keys, make, strings
 from tests.engines import Engine
 from tests.faults import FaultServer, TinyTable, error
 
@@ -36,14 +34,6 @@ EVERYTHING = TableSpec(gsi2=True, protected=True, tags={"team": "payments"}, bil
 def engine(own_engine: Engine) -> Engine:
     """See `own_engine`."""
     return own_engine
-
-
-@pytest.fixture
-async def settings(engine: Engine) -> AsyncIterator[Settings]:
-    """A table that does not exist, and will not afterwards."""
-    settings = Settings(table=f"upgrade-{uuid4()}", endpoint=engine.endpoint)
-    yield settings
-    await remove(settings)
 
 
 async def left(settings: Settings, spec: TableSpec) -> dict[str, str]:

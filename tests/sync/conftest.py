@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from ratelimit.testing import FakeClock
 from tests.faults.apart import Apart
-
-
-@pytest.fixture
-def apart() -> Iterator[Apart]:
-    with Apart() as apart:
-        yield apart
 
 
 @pytest.fixture

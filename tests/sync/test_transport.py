@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,11 +35,6 @@ from tests.sync.test_usage import events_in
 HINT = Policy("hint", "100/day", on_unavailable="deny")
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture
 def secure(authority: trustme.CA) -> Iterator[Callable[[str], Apart]]:
     """Makes a server with a certificate for a name."""
@@ -55,12 +49,6 @@ def secure(authority: trustme.CA) -> Iterator[Callable[[str], Apart]]:
     yield make
     for one in made:
         one.__exit__(None, None, None)
-
-
-@pytest.fixture
-def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
 
 
 def url_of(apart: Apart) -> str:

@@ -6,7 +6,6 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,11 +23,6 @@ from tests.faults import FaultServer
 ADD = Write((Add("d1", 1),), 1_999_999_999)
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 def secure_server(authority: trustme.CA, *names: str) -> FaultServer:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(*names).configure_cert(context)
@@ -39,12 +33,6 @@ def secure_server(authority: trustme.CA, *names: str) -> FaultServer:
 async def server(authority: trustme.CA) -> AsyncIterator[FaultServer]:
     async with secure_server(authority, "localhost") as server:
         yield server
-
-
-@pytest.fixture
-def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
 
 
 @pytest.mark.usefixtures("trusted")
