@@ -258,7 +258,7 @@ class Admission:
         The answer waits for it: whoever has it may ask again at once. What cannot be given back within the limiter's
         deadline stays spent: usage reads too high, never too low.
         """
-        await self._all(give_back(charge, charge.spent) for charge in charges)
+        await self._all([give_back(charge, charge.spent) for charge in charges])
 
     async def refuse(self, decision: Decision) -> tuple[Response, Headers]:
         """Return the answer to a refusal, and fields to add to it, when what was taken for it is back and recorded."""
@@ -306,7 +306,7 @@ class Admission:
         """Return when what is held until the answer has ended is back. It goes on where who waits is cancelled."""
         held, self.charges.held = self.charges.held, ()
         if held:
-            await self._all(charge.release() for charge in held)
+            await self._all([charge.release() for charge in held])
 
     async def _all(self, works: Iterable[Coroutine[Any, Any, None]]) -> None:
         if not is_blocking():
