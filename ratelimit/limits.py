@@ -36,8 +36,8 @@ from limits.storage.base import TimestampedSlidingWindow
 from ratelimit.blocking import Runner, running_loop
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
 from ratelimit.dynamodb.settings import Settings, check_one_region
+from ratelimit.dynamodb.store import BlockingDynamoDBStore
 from ratelimit.errors import ConfigError, InvalidAction, InvalidUser, StoreUnavailable
 from ratelimit.names import Key, check_action, check_user
 from ratelimit.store.base import Add, Drop, Expect, Op, Put, Record, Store, Write

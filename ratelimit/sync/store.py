@@ -99,7 +99,7 @@ def store_from(
         return _hashed(store_of(store_from_url(url)), user_hash_key)
     # Imported here: AWS's client takes its time, and an app on the embedded store never needs it.
     from ratelimit.dynamodb import DynamoDBStore, parse_url
-    from ratelimit.dynamodb.blocking import BlockingDynamoDBStore
+    from ratelimit.dynamodb.store import BlockingDynamoDBStore
 
     runner = Runner()
     with within("store"):

@@ -289,8 +289,7 @@ class FastTransport:
         request: tuple[Any, ...],
         after: str = "",
     ) -> Any:
-        """Return the answer, or what `send_slowly` does with the `request` where it is needed. `after` says why it is
-        asked once more."""
+        """Return the answer, or what `send_slowly` does with the `request`; `after` is why it is sent once more."""
         skew = self._server_clock.skew
         try:
             secrets = self._credentials.at_hand() or await self._credentials.secrets()

@@ -301,7 +301,7 @@ class ThreadPool(BasePool):
             raise StoreUnreachable("the store was closed")
         if len(self._connections) + self._connecting < self._size:
             return await self._connect()
-        place = _Turn(self._wait_timeout)
+        place = _ThreadPlace(self._wait_timeout)
         self._waiting.append(place)
         try:
             wait_for(place.wait)
@@ -365,7 +365,7 @@ class ThreadPool(BasePool):
         place.call()
         return True
 
-    def _leave(self, place: _Turn) -> None:
+    def _leave(self, place: _ThreadPlace) -> None:
         if not place.is_called:
             self._waiting.remove(place)
         elif place.connection is not None:
@@ -374,7 +374,7 @@ class ThreadPool(BasePool):
             self._call_next(None)
 
 
-class _Turn:
+class _ThreadPlace:
     """One thread's place among those that wait."""
 
     __slots__ = ("_called", "connection", "is_called", "timeout")
