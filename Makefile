@@ -21,7 +21,7 @@ STORE_SUITE := tests/store tests/dynamodb tests/limiter tests/limits tests/sync 
 # What a request runs through. What makes and reads whole tables, and what people ask for, is Python in both builds.
 HOT_SUITE := tests/test_build.py tests/test_cache.py tests/test_names.py tests/test_tasks.py tests/algorithms tests/store tests/limiter \
 	tests/dynamodb tests/envoy tests/http tests/server --ignore-glob='tests/dynamodb/test_table*' --ignore-glob='tests/dynamodb/test_directory*' \
-	--ignore=tests/dynamodb/test_scans.py --ignore=tests/http/test_admin.py --ignore=tests/http/api
+	--ignore=tests/dynamodb/test_scans.py --ignore=tests/http/api
 GATEWAYS := .cache/gateways
 DEPLOY_TOOLS := .cache/deploy-tools
 AXE := .cache/axe

@@ -204,6 +204,17 @@ def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
+def user() -> str:
+    """Nobody else's: tests share tables."""
+    return f"user-{uuid4()}"
+
+
+@pytest.fixture
+def plan() -> str:
+    return f"plan-{uuid4()}"
+
+
+@pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Retries do not wait: the pauses that they would have made, in seconds, each as long as it may be."""
     made: list[float] = []

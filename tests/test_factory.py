@@ -9,19 +9,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
 
 from ratelimit import (
     Alert,
     ConfigError,
     Limiter,
     MemoryStore,
-    RateLimitMiddleware,
     StoreUnavailable,
     TableNotFound,
     configure,
@@ -100,22 +94,6 @@ async def test_a_limiter_as_configured() -> None:
     assert [(await limiter.check("alice", "hint")).allowed for _ in range(2)] == [True, False]
     clock.advance(60)
     assert (await limiter.check("alice", "hint")).allowed
-
-
-async def test_configure_gives_what_the_middleware_takes(tmp_path: Path) -> None:
-    path = tmp_path / "ratelimit.toml"
-    path.write_text('headers = "legacy"\n[policies.hint]\nquotas = "1/day"\nmatch = ["POST /hints"]', encoding="utf-8")
-
-    async def hint(request: Request) -> PlainTextResponse:
-        return PlainTextResponse("Try a dictionary.")
-
-    app = Starlette(routes=[Route("/hints", hint, methods=["GET", "POST"])])
-    app.add_middleware(RateLimitMiddleware, **configure(path, user_from="header:x-api-key"))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-        answers = [await client.post("/hints", headers={"x-api-key": user}) for user in ("alice", "alice", "bob")]
-        assert [answer.status_code for answer in answers] == [200, 429, 200]
-        assert answers[0].headers["x-ratelimit-remaining"] == "0"
-        assert (await client.get("/hints")).status_code == 200
 
 
 async def test_configure_passes_the_alert_hook_on() -> None:

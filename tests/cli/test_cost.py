@@ -119,7 +119,7 @@ def test_nobody_there(ratelimit: Command) -> None:
 def test_a_redirect_is_not_followed_with_the_token(ratelimit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    class Elsewhere(BaseHTTPRequestHandler):
+    class Redirecting(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
             self.send_response(307)
@@ -129,7 +129,7 @@ def test_a_redirect_is_not_followed_with_the_token(ratelimit: Command, monkeypat
         def log_message(self, *_: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Elsewhere)
+    server = HTTPServer(("127.0.0.1", 0), Redirecting)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("RATELIMIT_ADMIN_TOKEN", "t" * 16)
     status, _, err = ratelimit("cost", "--from-metrics", f"http://127.0.0.1:{server.server_port}")

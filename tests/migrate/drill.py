@@ -166,7 +166,7 @@ class Drill:
 
 
 @dataclass
-class Memory:
+class MemoryUse:
     """Of a process, in MB."""
 
     start: float = 0.0
@@ -178,11 +178,11 @@ class Memory:
 
 
 @contextmanager
-def _watched(pid: int) -> Iterator[Memory]:
+def _watched(pid: int) -> Iterator[MemoryUse]:
     """The start is a process that has loaded what it needs: a second after its first threads are there."""
     import threading
 
-    memory, stop = Memory(), threading.Event()
+    memory, stop = MemoryUse(), threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.05):

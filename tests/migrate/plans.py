@@ -15,6 +15,10 @@ from ratelimit.names import Key
 from ratelimit.store import Record
 
 
+class BrokenOff(Exception):
+    """A run ends here, as one does that is killed."""
+
+
 def plan_of(
     source: str | Path, table: str, folder: Path, *, mapping: dict[str, Any] | None = None, **options: Any
 ) -> MigrationPlan:

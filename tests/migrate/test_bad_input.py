@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from ratelimit import ConfigError, InvalidInput, Policy, TableMismatch, TableNotFound, User
 from ratelimit.dynamodb import DynamoDBStore, parse_url
-from ratelimit.migrate import BadRow, Mapping, SourceRefused, dry_run
+from ratelimit.migrate import BadRow, SourceRefused, dry_run
 from ratelimit.migrate.mapping import mapping_of
 from ratelimit.migrate.sql import with_driver
 from tests.engines import Engine
@@ -280,7 +280,3 @@ def test_a_mapping_that_makes_no_sense(table: dict[str, Any], told: str) -> None
     with pytest.raises(ConfigError) as error:
         mapping_of(table)
     assert told in str(error.value)
-
-
-def test_the_default_mapping() -> None:
-    assert mapping_of({}) == Mapping()

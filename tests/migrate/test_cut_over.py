@@ -21,7 +21,7 @@ from ratelimit.names import Key
 from ratelimit.store.hashed import UserHash
 from ratelimit.testing import FakeClock
 from tests.engines import Engine
-from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
+from tests.migrate.plans import BrokenOff, bring, check, events_in, plan_of, record_in, unheard
 
 pytestmark = pytest.mark.slow
 
@@ -124,9 +124,6 @@ async def test_what_came_while_a_run_was_broken_off_is_no_future(table: str, tmp
         rows = [(number, "7", "hint", ago(hours=hours, seconds=number)) for number in range(first, first + 10)]
         with database:
             database.executemany("INSERT INTO usage_log VALUES (?, ?, ?, ?)", rows)
-
-    class BrokenOff(Exception):
-        pass
 
     def break_off(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
         if counts.read >= 4:

@@ -15,7 +15,7 @@ from ratelimit.migrate import Counts, Entity, MigrationPlan, dry_run, run
 from ratelimit.migrate.dynamodb import CollisionCounter
 from tests.engines import Engine
 from tests.migrate.legacy_table import fill
-from tests.migrate.plans import bring, check, events_in, plan_of, unheard
+from tests.migrate.plans import BrokenOff, bring, check, events_in, plan_of, unheard
 
 NOON = int(datetime.now(UTC).timestamp()) // 86_400 * 86_400 - 43_200
 
@@ -72,9 +72,6 @@ def test_a_second_is_suspicious_beside_another(found: list[tuple[int, str]]) -> 
 async def _break_off(asked: MigrationPlan, within: Entity) -> None:
     """After the second batch of these."""
     heard = 0
-
-    class BrokenOff(Exception):
-        pass
 
     def tell(entity: Entity, counts: Counts, done: int, size: int | None) -> None:
         nonlocal heard

@@ -23,7 +23,7 @@ from ratelimit.migrate.runner import MigrationRun
 from ratelimit.migrate.target import RawTable, Target
 from ratelimit.migrate.undo import fields_after, remaining
 from ratelimit.testing import FakeClock
-from tests.migrate.plans import bring, check, events_in, plan_of, record_in, unheard
+from tests.migrate.plans import BrokenOff, bring, check, events_in, plan_of, record_in, unheard
 from tests.migrate.sources import to_sqlite
 from tests.migrate.world import World
 
@@ -46,10 +46,6 @@ def dump(folder: Path, rows: Sequence[dict[str, Any]], **sections: Any) -> Path:
     path = folder / "dump.json"
     path.write_text(json.dumps({"usage_log": rows, **sections}))
     return path
-
-
-class BrokenOff(Exception):
-    pass
 
 
 async def items(table: str) -> list[Any]:

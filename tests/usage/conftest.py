@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from uuid import uuid4
 
 import pytest
 
@@ -26,8 +25,3 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[TableStore]:
 
 def on_engine(engine: Engine) -> DynamoDBStore:
     return DynamoDBStore(table=TABLE, endpoint=engine.endpoint, create=True, consumed=True)
-
-
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4()}"

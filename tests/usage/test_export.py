@@ -33,23 +33,15 @@ from tests.usage.files import (
 from tests.usage.noon import days_ago
 
 
-async def test_every_event_once_and_nothing_left_beside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 3])
+async def test_every_event_once_and_nothing_left_beside(tmp_path: Path, parts: int) -> None:
     store, path = MemoryStore(), tmp_path / "events.jsonl"
     made = many(5000)
     await fill(store.events, made)
-    done = await to_file(store, path)
+    done = await to_file(store, path, parts=parts)
     assert Counter(line["id"] for line in lines_of(path)) == Counter(one.id for one in made)
     assert (done.events, done.bytes) == (5000, path.stat().st_size)
     assert rest_of(path) == []
-
-
-@pytest.mark.parametrize("parts", [1, 3])
-async def test_parts_make_a_whole(tmp_path: Path, parts: int) -> None:
-    store, path = MemoryStore(), tmp_path / "events.jsonl"
-    made = many(3000, users=40)
-    await fill(store.events, made)
-    assert (await to_file(store, path, parts=parts)).events == 3000
-    assert {line["id"] for line in lines_of(path)} == {one.id for one in made}
 
 
 async def test_a_line_says_all_there_is(tmp_path: Path) -> None:
