@@ -34,7 +34,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-class Issuer(Listening):
+class StsServer(Listening):
     """STS: says this of every request."""
 
     def __init__(self, code: str, message: str, head: str = "403 -") -> None:
@@ -140,7 +140,7 @@ async def test_a_role_that_may_not_be_assumed(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
     monkeypatch.setenv("AWS_ROLE_ARN", ROLE)
-    async with Issuer("AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity") as issuer:
+    async with StsServer("AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity") as issuer:
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", issuer.endpoint)
         error = await told(Settings(table="limits", region="eu-west-1", endpoint=server.endpoint, fast=fast))
         assert issuer.asked == 1
@@ -161,8 +161,8 @@ async def test_no_redirect_of_an_issuer_is_followed(
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
     monkeypatch.setenv("AWS_ROLE_ARN", ROLE)
     async with (
-        Issuer("Nothing", "") as elsewhere,
-        Issuer("Moved", "", f"307 -\r\nLocation: {elsewhere.endpoint}/") as issuer,
+        StsServer("Nothing", "") as elsewhere,
+        StsServer("Moved", "", f"307 -\r\nLocation: {elsewhere.endpoint}/") as issuer,
     ):
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", issuer.endpoint)
         await told(Settings(table="limits", region="eu-west-1", endpoint=server.endpoint))

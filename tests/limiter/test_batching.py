@@ -91,14 +91,6 @@ async def test_other_keys_do_not_wait() -> None:
     await asyncio.gather(*checks)
 
 
-async def test_a_lone_check_needs_no_task(made: list[str]) -> None:
-    one, store = gated("5/day")
-    store.gate.set()
-    made.clear()  # of the one that runs this test
-    await one.check("alice", "hint")
-    assert made == []
-
-
 async def test_many_who_wait_do_not_wait_for_what_those_before_them_do_with_their_answers() -> None:
     one, store = gated("1000/day")
     store.gate.set()

@@ -17,7 +17,7 @@ from tests.limiter.stores import CountingStore, FailingStore, hang
 HINT = Policy("hint", "100/day")
 
 
-class SlowStore(CountingStore):
+class GatedStore(CountingStore):
     """Answers when told to; says whether it was asked after its close."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class SlowStore(CountingStore):
 
 @pytest.mark.parametrize("users", [1, 20])
 async def test_close_waits_for_the_checks_under_way(users: int) -> None:
-    store = SlowStore()
+    store = GatedStore()
     one = Limiter(store, [HINT], deadline=10)
     waiting = [asyncio.ensure_future(one.check(f"user-{number % users}", "hint")) for number in range(40)]
     await asyncio.sleep(0)
@@ -51,7 +51,7 @@ async def test_close_waits_for_the_checks_under_way(users: int) -> None:
 
 @pytest.mark.parametrize("verb", ["peek", "charge", "refund", "reset", "totals"])
 async def test_close_waits_for_the_other_verbs_too(verb: str) -> None:
-    store = SlowStore()
+    store = GatedStore()
     one = Limiter(store, [HINT], deadline=10)
     store.gate.set()
     await one.check("alice", "hint", cost=2)
@@ -103,12 +103,12 @@ async def test_after_close_every_verb_says_so_and_asks_nobody(memory: bool) -> N
 async def test_a_check_that_was_still_looking_for_its_plan_does_not_reach_a_closed_store() -> None:
     found = asyncio.Event()
 
-    class Plans:
+    class LatePlans:
         async def quotas_for(self, user: str, action: str) -> None:
             await found.wait()
 
     store = CountingStore()
-    one = Limiter(store, [HINT], directory=Plans())
+    one = Limiter(store, [HINT], directory=LatePlans())
     waiting = asyncio.ensure_future(one.check("alice", "hint"))
     await asyncio.sleep(0)
     await one.close()

@@ -29,7 +29,7 @@ def limiter_of(clock: FakeClock, store: Store | None = None, *policies: Policy) 
     return Limiter(CountingStore() if store is None else store, policies or [API], clock=clock, denial_cache=0)
 
 
-class SlowStore(CountingStore):
+class LateStore(CountingStore):
     """Writes at once, and answers when it may."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ async def test_who_is_cancelled_while_waiting_makes_room_for_the_next() -> None:
 
 
 async def test_who_is_cancelled_in_the_middle_of_a_write_has_spent_nothing() -> None:
-    clock, store = FakeClock(), SlowStore()
+    clock, store = FakeClock(), LateStore()
     limiter = limiter_of(clock, store, Policy("api", "1/minute"))
     crowd = Crowd(limiter)
     await crowd.add("a", "b")
@@ -190,7 +190,7 @@ async def test_who_is_cancelled_in_the_middle_of_a_write_has_spent_nothing() -> 
 
 
 async def test_what_is_given_up_goes_back_before_a_limiter_closes() -> None:
-    clock, store = FakeClock(), SlowStore()
+    clock, store = FakeClock(), LateStore()
     limiter = limiter_of(clock, store, Policy("api", "1/minute"))
     crowd = Crowd(limiter)
     await crowd.add("a", "b")
@@ -207,7 +207,7 @@ async def test_what_is_given_up_goes_back_before_a_limiter_closes() -> None:
 
 
 async def test_units_that_go_back_while_the_first_is_being_refused() -> None:
-    clock, store = FakeClock(), SlowStore()
+    clock, store = FakeClock(), LateStore()
     limiter = limiter_of(clock, store)
     await limiter_of(clock, store.memory).check("alice", "api", cost=2)
     late = store.may_answer
@@ -252,7 +252,7 @@ async def test_closing_ends_all_waits_and_opening_takes_new_ones() -> None:
 
 
 async def test_closing_ends_a_wait_that_is_being_refused() -> None:
-    clock, store = FakeClock(), SlowStore()
+    clock, store = FakeClock(), LateStore()
     limiter = limiter_of(clock, store)
     await limiter_of(clock, store.memory).check("alice", "api", cost=2)
     crowd = Crowd(limiter)
@@ -388,7 +388,7 @@ async def test_who_waits_for_a_slot_leaves_when_the_time_is_over_and_not_before(
 
 
 async def test_who_gives_up_in_the_middle_of_taking_a_slot_leaves_none_taken() -> None:
-    clock, store = FakeClock(), SlowStore()
+    clock, store = FakeClock(), LateStore()
     store.may_answer.set()
     others = limiter_of(clock, store, EXPORT).slot("alice", "export")
     await others.take()

@@ -102,7 +102,7 @@ pytestmark = pytest.mark.process
 
 
 @dataclass
-class Case:
+class Exchanged:
     """A request, and the answer that the upstream gives to it; and what became of them, by proxy."""
 
     number: int
@@ -122,7 +122,7 @@ class Case:
     faults: list[str] = field(default_factory=list)
 
 
-def case_of(number: int, seed: str) -> Case:
+def case_of(number: int, seed: str) -> Exchanged:
     draw = Random(f"{seed}/{number}")
     method = draw.choice(_METHODS)
     old = draw.random() < 0.05
@@ -138,7 +138,7 @@ def case_of(number: int, seed: str) -> Case:
     line = b"%b %b HTTP/%b" % (method, _target(draw, method), b"1.0" if old else b"1.1")
     request = _split(draw, _head(draw, line, fields) + body)
     framed = "chunked" if framing and framing[0][0] == b"Transfer-Encoding" else "length"
-    return Case(number, method, request, framed, old, last, *_answer(draw, method))
+    return Exchanged(number, method, request, framed, old, last, *_answer(draw, method))
 
 
 def _answer(draw: Random, method: bytes) -> tuple[bytes, tuple[bytes, ...], bool]:
@@ -261,10 +261,10 @@ def _kept(headers: Headers, ignored: dict[bytes, str]) -> dict[str, list[bytes]]
     return found
 
 
-class Upstream:
+class CaseUpstream:
     """Reads what one of the proxies sends, and answers as the case says."""
 
-    def __init__(self, cases: list[Case], proxy: str) -> None:
+    def __init__(self, cases: list[Exchanged], proxy: str) -> None:
         self._cases = cases
         self._proxy = proxy
 
@@ -292,14 +292,14 @@ async def _write(writer: StreamWriter, pieces: tuple[bytes, ...]) -> None:
         await writer.drain()
 
 
-class Client:
+class ProxyClient:
     """Asks one case after the other, some of them without waiting for the answer to the one before."""
 
     def __init__(self, proxy: str, port: int) -> None:
         self._proxy = proxy
         self._port = port
 
-    async def ask(self, cases: list[Case]) -> None:
+    async def ask(self, cases: list[Exchanged]) -> None:
         ahead = Random(cases[0].number)
         while cases:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20)
@@ -310,7 +310,7 @@ class Client:
                 cases = cases[answered:]
             await close(writer)
 
-    async def _ask(self, reader: StreamReader, writer: StreamWriter, cases: list[Case]) -> tuple[int, bool]:
+    async def _ask(self, reader: StreamReader, writer: StreamWriter, cases: list[Exchanged]) -> tuple[int, bool]:
         """How many of them are answered, and whether the connection stays."""
         writing = asyncio.create_task(_write(writer, tuple(piece for case in cases for piece in case.request)))
         stays, answered = True, 0
@@ -385,18 +385,18 @@ async def differences(folder: Path, number: int, seed: str) -> list[str]:
     cases = [case_of(each, seed) for each in range(number)]
     async with AsyncExitStack() as stack:
         addresses = {
-            name: await stack.enter_async_context(scripted(Upstream(cases, name))) for name in ("nginx", "ours")
+            name: await stack.enter_async_context(scripted(CaseUpstream(cases, name))) for name in ("nginx", "ours")
         }
         theirs = await stack.enter_async_context(nginx(folder, int(addresses["nginx"].rpartition(":")[2])))
         options = ("--upstream", f"http://{addresses['ours']}", *QUICK, "--access-log", "off")
         ours = (await stack.enter_async_context(served(*options))).port
-        ways = [Client(name, port) for name, port in (("nginx", theirs), ("ours", ours))]
+        ways = [ProxyClient(name, port) for name, port in (("nginx", theirs), ("ours", ours))]
         parts = [cases[begin::_CONNECTIONS] for begin in range(_CONNECTIONS)]
         await asyncio.gather(*(way.ask(part) for way in ways for part in parts))
     return [text for case in cases for text in _differences(case)]
 
 
-def _differences(case: Case) -> list[str]:
+def _differences(case: Exchanged) -> list[str]:
     found = list(case.faults)
     for what, by_proxy in (("request", case.arrived), ("answer", case.answered)):
         theirs, ours = (by_proxy.get(name) or [{"broken": "nothing"}] for name in ("nginx", "ours"))

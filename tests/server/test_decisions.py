@@ -98,12 +98,12 @@ def app() -> Authz:
     return decision_app(CONFIG, store=store, args=middleware_args(CONFIG, limiter))
 
 
-def counting() -> Counting:
+def counting() -> AnswerCounter:
     authz = app()
-    return Counting(Decisions(authz, authz))
+    return AnswerCounter(Decisions(authz, authz))
 
 
-class Counting(Service):
+class AnswerCounter(Service):
     """Remembers who has answered. It stands around the service: one that is compiled has no subclasses of Python's."""
 
     def __init__(self, service: Decisions) -> None:

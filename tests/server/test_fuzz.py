@@ -85,7 +85,7 @@ def mutated(draw: Random, corpus: list[bytes]) -> bytes:
     return raw[:50_000]
 
 
-class Fuzz:
+class HttpFuzz:
     """Many clients at once, and one upstream. What went wrong is in `faults`, with what was sent."""
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class Fuzz:
 
 
 async def test_no_crash_no_hang_no_growth() -> None:
-    fuzz = Fuzz()
+    fuzz = HttpFuzz()
     quick = ("--connect-timeout", "1", "--first-byte-timeout", "1", "--idle-timeout", "1", "--access-log", "off")
     async with scripted(fuzz.upstream) as upstream:
         async with served("--upstream", f"http://{upstream}", *QUICK, *quick) as service:

@@ -59,7 +59,7 @@ def costing(stated: int, store: FarStore | None = None) -> Script:
     return script
 
 
-class Watched(Proxy):
+class WatchedProxy(Proxy):
     """Tells when its client has left, and when all is settled."""
 
     def __init__(self, *args: Any) -> None:
@@ -98,7 +98,7 @@ async def test_a_client_that_leaves_meanwhile(stated: int, count: Any, arrives: 
     await limiter.charge("alice", "api", 100)
 
     async with scripted(costing(stated, store)) as upstream:
-        proxy = Watched(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
+        proxy = WatchedProxy(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
         async with listening(proxy) as address, asyncio.timeout(SOON_S):
             async with connected(address) as (_, writer):
                 writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-api-key: alice\r\n\r\n")
@@ -122,7 +122,7 @@ async def test_who_leaves_before_the_answer_gets_nothing_back(count: Any) -> Non
         await reader.read()
 
     async with scripted(script) as upstream:
-        proxy = Watched(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
+        proxy = WatchedProxy(f"http://{upstream}", {"limiter": limiter, "user_from": "header:x-api-key"})
         async with listening(proxy) as address, asyncio.timeout(SOON_S):
             async with connected(address) as (_, writer):
                 writer.write(b"GET / HTTP/1.1\r\nhost: a\r\nx-api-key: alice\r\n\r\n")

@@ -25,7 +25,7 @@ from tests.server.sockets import GET, OK, SOON_S, answering, ask, connected, in_
 from tests.server.test_connection import HANDSHAKE
 
 
-class Upstream:
+class EchoUpstream:
     """Chats; and remembers what it was told at the handshake, and at the end."""
 
     def __init__(self) -> None:
@@ -61,8 +61,8 @@ class Upstream:
 @asynccontextmanager
 async def chatting(
     settings: ProxySettings | None = None, **options: Any
-) -> AsyncIterator[tuple[Upstream, ClientConnection]]:
-    upstream = Upstream()
+) -> AsyncIterator[tuple[EchoUpstream, ClientConnection]]:
+    upstream = EchoUpstream()
     async with served(upstream.app) as behind, in_front_of(behind, settings) as address:
         async with asyncio.timeout(SOON_S), connect(f"ws://{address}/chat", proxy=None, **options) as client:
             yield upstream, client

@@ -115,7 +115,7 @@ async def test_a_bucket_is_the_same_also_where_the_mirror_began_later() -> None:
 
 
 async def test_a_refusal_is_not_mirrored() -> None:
-    mirror = Counting()
+    mirror = WriteCounter()
     async with Limiter(MirrorStore(MemoryStore(), mirror), [Policy("hint", "1/day")]) as limiter:
         assert (await limiter.check("alice", "hint")).allowed
         assert not (await limiter.check("alice", "hint")).allowed
@@ -137,7 +137,7 @@ async def test_the_first_store_decides_whatever_the_second_one_holds() -> None:
 
 
 async def test_a_mirror_that_is_down_is_not_felt() -> None:
-    store = MirrorStore(MemoryStore(), Down())
+    store = MirrorStore(MemoryStore(), DeadMirror())
     async with Limiter(store, [Policy("hint", "3/day", on_unavailable="deny")]) as limiter, UsageLog(store) as usage:
         assert [(await limiter.check("alice", "hint")).allowed for _ in range(4)] == [True] * 3 + [False]
         await usage.record("alice", "hint")
@@ -204,7 +204,7 @@ async def test_events_go_to_both_once() -> None:
 
 
 async def test_erasing_fails_aloud_where_the_mirror_did_not() -> None:
-    store = MirrorStore(MemoryStore(), Down())
+    store = MirrorStore(MemoryStore(), DeadMirror())
     with pytest.raises(StoreUnavailable):
         await store.events.erase("alice", date(2026, 1, 5))
 
@@ -370,7 +370,7 @@ async def fail(*_: object, **__: object) -> Any:
     raise StoreUnavailable("down")
 
 
-class Counting(MemoryStore):
+class WriteCounter(MemoryStore):
     writes = 0
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
@@ -379,7 +379,7 @@ class Counting(MemoryStore):
         return await super().apply(key, write, now=now)
 
 
-class Down(MemoryStore):
+class DeadMirror(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.events.put = self.events.erase = self.apply = fail  # type: ignore[method-assign]

@@ -93,7 +93,7 @@ def test_our_own_connections_verify_as_well(secure: Callable[[str], Apart], monk
         assert limiter.store.inner.stats.dropped["unreachable"]  # type: ignore[attr-defined]
 
 
-class Issuer:
+class ThreadIssuer:
     """Stands for STS or the metadata service: slow, and out of order on demand."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Issuer:
 class Wallet:
     """Credentials that are good for so long, as many threads ask for them."""
 
-    def __init__(self, issuer: Issuer, left: timedelta) -> None:
+    def __init__(self, issuer: ThreadIssuer, left: timedelta) -> None:
         self.runner = Runner()
         credentials = RefreshableCredentials("AK0", "s", "t", datetime.now(UTC) + left, issuer.issue, "test")
         self.cache = ThreadCredentials(credentials, lambda work: self.runner.start(work, "credentials"))
@@ -135,7 +135,7 @@ def until(condition: Callable[[], Any]) -> None:
 
 
 def test_due_ones_are_refreshed_once_and_hold_up_nobody() -> None:
-    issuer = Issuer()
+    issuer = ThreadIssuer()
     issuer.may_answer.set()
     wallet = Wallet(issuer, timedelta(hours=1))
     assert wallet.keys() == {"AK0"}
@@ -149,7 +149,7 @@ def test_due_ones_are_refreshed_once_and_hold_up_nobody() -> None:
 
 
 def test_expired_ones_are_waited_for_as_long_as_there_is_time() -> None:
-    issuer = Issuer()
+    issuer = ThreadIssuer()
     wallet = Wallet(issuer, timedelta(minutes=-5))
     with suppress(TimeoutError):
         wallet.key(0.05)
@@ -159,7 +159,7 @@ def test_expired_ones_are_waited_for_as_long_as_there_is_time() -> None:
 
 
 def test_a_refresh_that_fails_is_told_of() -> None:
-    issuer = Issuer()
+    issuer = ThreadIssuer()
     issuer.may_answer.set()
     issuer.error = CredentialRetrievalError(provider="test", error_msg="it is closed")
     with pytest.raises(CredentialRetrievalError, match="it is closed"):

@@ -322,14 +322,6 @@ def test_a_body_is_the_encoded_update(some: list[Write], user: str) -> None:
         assert digest == sha256(body).hexdigest()
 
 
-def test_one_template_for_a_shape_and_one_constant_for_a_write() -> None:
-    bodies = RequestBodies(CONSTANT)
-    bucket = [Write((Expect("gd", now, now + 9), Add("gd", 1)), 5) for now in range(20)]
-    for write in bucket:
-        bodies.body("USR#a#LIM#b", write)
-    assert len(bodies._templates) == 1
-
-
 def test_what_never_recurs_takes_the_place_of_nothing_that_does() -> None:
     """A bucket's writes are each another one; a window's are the same for every user."""
     bodies = RequestBodies(CONSTANT, limit=3)
