@@ -23,6 +23,8 @@ CLAIMS: Final = frozenset({
     b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix",
     b"x-forwarded-proto", b"x-forwarded-server", b"x-forwarded-ssl", b"x-real-ip", b"true-client-ip",
     b"x-client-ip", b"x-cluster-client-ip",
+    # By which IIS, and who has learned of it (Symfony, Zend), route instead of by the path.
+    b"x-original-url", b"x-rewrite-url",
 })  # fmt: skip
 HANDSHAKE: Final = frozenset({
     b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol",

@@ -41,6 +41,7 @@ async def test_what_the_upstream_is_told() -> None:
         ("X_Api_Key", "bob"), ("X_Tenant-Id", "other"), ("X_Mine_Too", "1"), ("X-Forwarded-For", "1.2.3.4"),
         ("X-Real-IP", "1.2.3.4"), ("Connection", "keep-alive, x-mine"), ("X-Mine", "1"), ("TE", "trailers"),
         ("X-Twice", "1"), ("X-Twice", "2"), ("X-Request-ID", "id-7"), ("Host", "shop.example"),
+        ("X-Original-URL", "/free"), ("X_Rewrite_URL", "/free"),
     ]  # fmt: skip
     limiter = limiter_of(
         Policy("tenants", "10/day", user_from="header:x-tenant-id"), Policy("all", "10/day", match="/**")
@@ -62,6 +63,7 @@ async def test_what_the_upstream_is_told() -> None:
     assert (told["host"], told["x-forwarded-host"]) == (["shop.example"], ["shop.example"])
     assert (told["x-twice"], told["via"], told["x-request-id"]) == (["1", "2"], ["1.1 ratelimit"], ["id-7"])
     assert not {"x_ratelimit_user", "x_api_key", "x_tenant-id", "x-real-ip", "x-mine"} & set(told)
+    assert not {"x-original-url", "x_rewrite_url"} & set(told)
     assert (told["te"], told["connection"]) == (["trailers"], ["te"])
     assert told["x_mine_too"] == ["1"]
     assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
