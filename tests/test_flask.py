@@ -119,15 +119,15 @@ def test_who_is_logged_in_is_the_user() -> None:
     app = site()
     login = LoginManager(app)
 
-    class User(UserMixin):  # type: ignore[misc]
+    class LoggedIn(UserMixin):  # type: ignore[misc]
         def __init__(self, name: str) -> None:
             self.id = name
 
-    login.user_loader(User)
+    login.user_loader(LoggedIn)
 
     @app.post("/login/<name>")
     def log_in(name: str) -> str:
-        login_user(User(name))
+        login_user(LoggedIn(name))
         return name
 
     @app.post("/logout")

@@ -232,14 +232,6 @@ async def test_the_deadline_is_answered_within_it(timeout: bytes) -> None:
     assert len(asyncio.all_tasks()) == 1, "what was awaited is cancelled"
 
 
-async def test_deadlines_need_few_timers() -> None:
-    client = Client({ECHO: lambda message, call: forever()})
-    for stream in range(1, 400, 2):
-        client.send(client.call(stream, b"", (b"grpc-timeout", f"{1000 + stream}m".encode())))
-    assert len(client.state._timers) <= 10  # however long it takes to send them
-    await client.lose()
-
-
 @pytest.mark.parametrize("timeout", [None, 0.0004, 0.02, 1.0, 3600.0])
 async def test_a_timer_is_never_later_than_the_deadline_and_little_earlier(timeout: float | None) -> None:
     client = Client()

@@ -263,19 +263,6 @@ async def test_the_preface_may_come_in_pieces() -> None:
 # --- headers that are repeated ----------------------------------------------------------------------------------------
 
 
-async def test_repeated_headers_are_looked_up() -> None:
-    calls: list[Call] = []
-
-    def method(message: bytes, call: Call) -> bytes:
-        calls.append(call)
-        return b""
-
-    client = Client({ECHO: method})
-    client.send(*[client.call(stream) for stream in range(1, 101, 2)])
-    assert len({id(call.metadata) for call in calls}) == 2, "the first are put into the table"
-    assert len(client.answers()) == 50
-
-
 async def test_few_headers_are_kept_for_that() -> None:
     client = listening()
     client.send(client.call(1))

@@ -23,7 +23,7 @@ CALL = Call("10.0.0.9:1234", None, [])
 PATH = b"/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit"
 
 
-class Slow(DelegatingStore):
+class HeldStore(DelegatingStore):
     """A store that answers when it is let."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ async def ask(sidecar: Sidecar, user: str) -> Any:
 
 
 async def test_a_call_under_way_is_answered_by_the_rules_it_began_with(tmp_path: Path, monkeypatch) -> None:
-    store = Slow()
+    store = HeldStore()
     monkeypatch.setattr("ratelimit.server.sidecar.working_store", lambda config: store)
     async with running(write(tmp_path, settings=rules(tmp_path, 5))) as service:
         assert brief(await ask(service.sidecar, "alice")) == [(OK, 4)]

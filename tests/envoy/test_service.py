@@ -337,12 +337,6 @@ async def test_calls_are_counted_by_domain_and_answer(service: Service) -> None:
     assert service.service.calls == {("edge", "ok"): 1, ("edge", "over_limit"): 1, ("other", "ok"): 5}
 
 
-async def test_on_the_embedded_store_no_task_is_needed(service: Service) -> None:
-    answer = service.service.should_rate_limit(rls.request("edge", {"address": "a"}, {"user": "b"}), CALL)
-    assert isinstance(answer, bytes)
-    assert len(asyncio.all_tasks()) == 1
-
-
 class Elsewhere(DelegatingStore):
     """A store that is not the embedded one, and takes its time."""
 

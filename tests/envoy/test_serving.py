@@ -35,7 +35,7 @@ def write(folder: Path, limit: object) -> Path:
     return folder
 
 
-class Client:
+class GrpcClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._ask = channel.unary_unary(METHOD)
         self._health = channel.unary_unary(HEALTH)
@@ -53,9 +53,9 @@ class Client:
 
 
 @asynccontextmanager
-async def client_of(service: Served) -> AsyncIterator[Client]:
+async def client_of(service: Served) -> AsyncIterator[GrpcClient]:
     async with grpc.aio.insecure_channel(str(service.banner["grpc"])) as channel:
-        yield Client(channel)
+        yield GrpcClient(channel)
 
 
 def place(rules: Path) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from tests.limiter.stores import CountingStore, FailingStore, failing, hang
 from tests.turns import settled
 
 
-class SlowStore(CountingStore):
+class NetworkStore(CountingStore):
     """Its answers take a few turns of the loop, as over a network."""
 
     async def apply(self, key: Key, write: Write, *, now: int) -> Outcome:
@@ -245,11 +245,11 @@ async def test_who_leaves_before_the_answer_gets_nothing_back(count: Any) -> Non
 
 
 async def test_a_bug_in_a_refund_is_logged_as_one(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(Limiter):
+    class BrokenRefunds(Limiter):
         async def refund(self, *args: Any, **options: Any) -> None:
             raise ZeroDivisionError
 
-    limiter = Broken(MemoryStore(), [Policy("hint", "5/day", match="/**", count="failure")], clock=FakeClock())
+    limiter = BrokenRefunds(MemoryStore(), [Policy("hint", "5/day", match="/**", count="failure")], clock=FakeClock())
     start, _ = await call(RateLimitMiddleware(hello, limiter=limiter), scope_of())
     await settled()
     assert start["status"] == 200
@@ -264,7 +264,7 @@ def counting_failures(limiter: Limiter) -> httpx.AsyncClient:
 @pytest.mark.parametrize("algorithm", ["fixed_window", "sliding_window", "gcra"])
 async def test_an_honest_client_in_sequence_is_never_refused(algorithm: Any) -> None:
     """On a store that is asked over a network, by two processes in turn."""
-    store = SlowStore()
+    store = NetworkStore()
     policy = Policy("hint", "1/day", match="/**", count="failure", algorithm=algorithm)
     one, other = [counting_failures(limiter_of(policy, store=store)) for _ in range(2)]
     for _ in range(100):
@@ -295,7 +295,7 @@ async def test_nor_while_the_store_is_away_and_this_process_counts_by_itself() -
 
 async def test_another_process_does_not_remember_a_unit_that_was_given_back() -> None:
     """What it saw while a request was on its way: the client then comes to it with the next one."""
-    store, clock = SlowStore(), FakeClock()
+    store, clock = NetworkStore(), FakeClock()
     policy = Policy("hint", "1/day", match="/**", count="failure")
     app = Held()
     one = client_of(RateLimitMiddleware(app, limiter=limiter_of(policy, store=store, clock=clock)))

@@ -113,7 +113,7 @@ async def test_a_refusal_says_nothing_about_the_token(given: str) -> None:
         assert SECRET not in answers[0].text
 
 
-class Broken(MemoryStore):
+class BrokenStore(MemoryStore):
     """Fails in a way that nobody has thought of, or in one that everybody has."""
 
     error: Exception = ZeroDivisionError("a secret detail")
@@ -126,7 +126,7 @@ class Broken(MemoryStore):
 
 
 async def test_a_fault_of_ours_is_a_problem_too_and_is_logged() -> None:
-    store = Broken()
+    store = BrokenStore()
     app = Api(limiter_of(store=store), store)
     sent: list[Any] = []
 
@@ -143,7 +143,7 @@ async def test_a_fault_of_ours_is_a_problem_too_and_is_logged() -> None:
 
 
 async def test_a_store_that_is_down() -> None:
-    store = Broken()
+    store = BrokenStore()
     store.error = StoreUnavailable("cannot reach table 'limits' at https://secret.example")
     async with client_of(Api(limiter_of(store=store), store)) as client:
         answer = await client.get("/v1/users/alice/usage/totals")

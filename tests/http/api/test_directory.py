@@ -20,16 +20,6 @@ from tests.http.apps import call, scope_of
 KEY = str(Identity.api_key("an-api-key-that-is-long-enough"))
 
 
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4()}"
-
-
-@pytest.fixture
-def plan() -> str:
-    return f"plan-{uuid4()}"
-
-
 async def test_a_plan_is_made_changed_listed_and_removed(service: Service, plan: str) -> None:
     client, path = service.client, f"/v1/plans/{plan}"
     assert (await client.get(path)).status_code == 404

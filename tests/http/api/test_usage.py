@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from uuid import uuid4
 
 import pytest
 
@@ -15,11 +14,6 @@ from tests.http.api.clients import service as service
 
 TODAY = utc_day(NOON)
 YESTERDAY = TODAY - timedelta(days=1)
-
-
-@pytest.fixture
-def user() -> str:
-    return f"user-{uuid4()}"
 
 
 async def use(service: Service, user: str) -> None:

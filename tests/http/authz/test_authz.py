@@ -142,14 +142,14 @@ async def test_a_path_in_utf_8_is_the_same_as_encoded(uri: str) -> None:
         assert "ratelimit" in answer.headers
 
 
-class Down(MemoryStore):
+class DownStore(MemoryStore):
     async def apply(self, *_: Any, **__: Any) -> Any:
         raise StoreUnavailable("down")
 
 
 async def test_never_a_5xx() -> None:
     policy = Policy("hint", "5/day", match="POST /hints", on_unavailable="deny")
-    async with client_of(Authz(limiter=limiter_of(policy, store=Down()))) as client:
+    async with client_of(Authz(limiter=limiter_of(policy, store=DownStore()))) as client:
         answer = await client.post("/v1/authz/hints")
         body = answer.json()
         assert (answer.status_code, body["status"]) == (429, 429)
