@@ -383,11 +383,16 @@ class ClientConnection:
             if self._request.target:
                 self._request.method = self.parser.get_method()
             self.shared.refused(self, self._request, problem)
+            # Closing upon unread data resets the connection: what still comes is dropped, so that the answer is seen.
+            self._closing = self._no_more = True
+            self.transport.write_eof()
+            self.due = self.loop.time() + PIECE_S
+            self._left = 0
         else:
             about.status, about.sent = problem.status, len(problem.encode())
             if not about.is_begun:
                 about.over()
-        self.close()
+            self.close()
 
     # --- Writing
 

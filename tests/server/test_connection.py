@@ -55,6 +55,14 @@ async def test_a_header_section_without_an_end_is_cut_off() -> None:
     assert heads == []
 
 
+async def test_a_refusal_is_seen_by_who_is_still_sending() -> None:
+    async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
+        for faulty in (b"x y: z\r\n\r\n", b"x: " + b"a" * 100_000):
+            answer = await ask(address, _HEAD + faulty + bytes(1_000_000))
+            assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 431 "))
+    assert heads == []
+
+
 async def test_a_header_section_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MAX_HEAD_S", 0.05)
     async with answering(OK) as (upstream, heads), in_front_of(upstream) as address:
