@@ -17,6 +17,7 @@ from ratelimit.http.headers import HeaderWriter
 from ratelimit.names import Key
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
+from ratelimit.server.listener import Service
 from ratelimit.server.proxy import Proxy
 from ratelimit.server.request import Request
 from ratelimit.server.upstream import ProxySettings
@@ -62,16 +63,23 @@ def costing(stated: int, store: FarStore | None = None) -> Script:
     return script
 
 
-class WatchedProxy(Proxy):
-    """Tells when its client has left, and when all is settled."""
+class WatchedProxy(Service):
+    """Tells when the client of a proxy has left, and when all is settled. It stands around it, as one that is compiled
+    has no subclasses of Python's."""
 
     def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+        self._proxy = Proxy(*args)
         self.is_over = asyncio.Event()
         self.exchanges: list[Exchange] = []
 
+    async def start(self) -> None:
+        await self._proxy.start()
+
+    async def end(self) -> None:
+        await self._proxy.end()
+
     def exchange(self, connection: ClientConnection, request: Request) -> Exchange:
-        self.exchanges.append(super().exchange(connection, request))
+        self.exchanges.append(self._proxy.exchange(connection, request))
         return self.exchanges[-1]
 
     def over(self, exchange: Exchange) -> None:
