@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from ratelimit.clock import Clock
 from ratelimit.config import Config
 from ratelimit.directory import Directory
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
@@ -116,7 +115,7 @@ class Runtime:
     """Envoy's rate limit service, where there are rules for it."""
 
     @classmethod
-    def of(cls, config: Config, before: Runtime | None = None, *, clock: Clock | None = None) -> Runtime:
+    def of(cls, config: Config, before: Runtime | None = None) -> Runtime:
         """Build it with what can stay of the one before. Raises `ConfigError`; opens nothing."""
         kept = before if before is not None and _place(before.config) == _place(config) else None
         store = working_store(config) if kept is None else kept.store
@@ -125,9 +124,9 @@ class Runtime:
         stays = kept is not None and config.directory and kept.config.directory_deadline == deadline
         directory = kept.directory if kept is not None and stays else None
         if directory is None and config.directory:
-            directory = Directory(shared.directory, clock=clock, deadline=deadline)
+            directory = Directory(shared.directory, deadline=deadline)
         webhook = None if config.alert_webhook == "off" else Webhook(config.alert_webhook, config.alert_secret)
-        limiter = build_limiter(config, store=shared, directory=directory, clock=clock, on_alert=webhook)
+        limiter = build_limiter(config, store=shared, directory=directory, on_alert=webhook)
         usage = kept.usage if kept is not None and kept.config.usage == config.usage else None
         if usage is None:
             usage = build_usage_log(UnclosableLog, config, limiter, store)
@@ -261,7 +260,6 @@ class Sidecar:
         make_service: ServiceFactory,
         *,
         log: AccessLog | None = None,
-        clock: Clock | None = None,
     ) -> None:
         self.admin: AsgiService | None = None
         """The admin listener's; None where it is off."""
@@ -278,7 +276,6 @@ class Sidecar:
         self._source = source
         self._make_service = make_service
         self._log = log
-        self._clock = clock
         self._reloads = {"done": 0, "rejected": 0}
         self._reloading = asyncio.Lock()
         self._has_ended = False
@@ -288,7 +285,7 @@ class Sidecar:
         self.registry.register(self, self._metrics)
         self._instruments = Instruments.of(self.registry)
         config = source()
-        runtime = Runtime.of(config, clock=clock)
+        runtime = Runtime.of(config)
         since = runtime.limiter.clock.now()
         self.recorder = None if config.admin == "off" else LiveRecorder(since, self.decisions, self.registry)
         """The last minutes, for the admin listener."""
@@ -350,7 +347,7 @@ class Sidecar:
 
     def _following(self, config: Config, former: Runtime) -> AppVersion:
         config = replace(config, admin=former.config.admin)
-        return self._make(Runtime.of(config, former, clock=self._clock))
+        return self._make(Runtime.of(config, former))
 
     async def _reload(self) -> Reloaded:
         former = self.current

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from ratelimit.config.envoy import fingerprint
 from ratelimit.errors import ConfigError, RateLimitError
@@ -53,11 +53,8 @@ _processes = multiprocessing.get_context("spawn")
 T = TypeVar("T")
 
 
-class SidecarFactory(Protocol):
-    """Makes what a worker serves; has to pickle where there are several. `bus_dir` as in `sidecar`."""
-
-    def __call__(self, *, bus_dir: Path | None = None) -> Sidecar:
-        """Raises `ConfigError`."""
+SidecarFactory: TypeAlias = Callable[..., Sidecar]
+"""Makes what a worker serves, given the `bus_dir` where there are several; has to pickle then. Raises `ConfigError`."""
 
 
 @dataclass(frozen=True, slots=True)
