@@ -85,7 +85,7 @@ def forms(scope: Scope) -> tuple[str, ...] | None:
         is_plain = is_plain and (len(own) < len(path) or root not in path)
     if is_plain and own[:1] == "/" and "//" not in own and "/." not in own and _ODD.search(own) is None:
         plain = own.rstrip("/") or "/"
-        if plain[-1] != "." and "./" not in plain and ":$" not in plain:
+        if plain[-1] != "." and "./" not in plain and ":$" not in plain and ".php/" not in plain:
             return (plain,)
     if own and own[0] != "/" and _OTHER_TARGETS.fullmatch(own) is None:
         return None
@@ -121,6 +121,8 @@ _READINGS: Final[tuple[Callable[[str], str], ...]] = (
     # To Windows a name ends before dots, spaces and the name of a stream; to macOS it is the same composed or not.
     lambda path: re.sub(r"(?:(?<=[^/. ])[. ]+|::?\$[^/]*)(?=/|\Z)", "", path),
     lambda path: normalize("NFC", path),
+    # What follows a script of PHP is the path to it.
+    lambda path: re.sub(r"/[^/]+\.php(?=/)", "", path),
     lambda path: _SLASHES.sub("/", path),
 )
 

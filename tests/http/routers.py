@@ -176,6 +176,16 @@ def windows_site(folder: Path) -> ASGIApp:
     return app
 
 
+def php_site(folder: Path) -> ASGIApp:
+    """As behind a front controller, such as Symfony's and Laravel's."""
+    inner = starlette_site(folder)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await inner({**scope, "path": scope["path"].removeprefix("/index.php")}, receive, send)
+
+    return app
+
+
 def overriding(app: ASGIApp) -> ASGIApp:
     """As Flask's recipe does, and those of Express, Rails, Spring, Symfony and ASP.NET for a POST: the method that a
     field or a parameter names takes the place of the request's own."""
@@ -219,6 +229,7 @@ SITES: Final[dict[str, Callable[[Path], ASGIApp]]] = {
     "django": django_site,
     "node": node_site,
     "windows": windows_site,
+    "php": php_site,
 }
 
 

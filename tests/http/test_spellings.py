@@ -56,7 +56,8 @@ TRICKS: Final[dict[str, Callable[[str], str]]] = {
     **{f"{start} ...": lambda path, start=start: start + path for start in (  # type: ignore[misc]
         "/", "//", "//z", "///z", "/%2Fz", "/%5Cz", "/\\z", "\\\\z", "/.", "/./.", "/x/..", "/x/%2e%2E", "/%2e",
         "/x/..;", "/;x", "/%0A", "/%00", "/x/..%5c", "/x\\..", "/..", "http://z", "HTTP://z/", "http:", "http:/", "ftp://z",
-        "z:", "%20http:", "z:%0A", "z",  "/files/..", "/files/free/..", "/health/..", "/pages/open/..",
+        "z:", "%20http:", "z:%0A", "z", "/index.php", "/index%2Ephp",
+         "/files/..", "/files/free/..", "/health/..", "/pages/open/..",
     )},
     "no slash": lambda path: path[1:],
     "doubled": lambda path: path.replace("/", "//"),
