@@ -12,7 +12,8 @@ asked then, so nobody is unlimited, and the log says once which source has a val
 value is the app's own and is not second-guessed: what cannot be a user raises `InvalidUser`.
 
 What an app takes for one value is one name here: credentials in whatever case and spacing of their scheme (RFC 9110,
-11.4), a cookie quoted or percent-encoded, text in UTF-8 or Latin-1, composed or not (`check_user`).
+11.4), a JWT however its signature is written, a cookie quoted or percent-encoded, text in UTF-8 or Latin-1, composed or
+not (`check_user`).
 
 All sources name users alike: the header's `alice` is the `alice` who logged in, and spends her quota. So a source is
 believed no less than the others beside it: list none that is checked less, or mark its users by a function.
