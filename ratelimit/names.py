@@ -83,7 +83,8 @@ def _check(text: object, what: str, most: int, error: type[RateLimitError]) -> s
     if not text:
         raise error(f"the {what} is empty")
     if found := _CONTROL.search(text):
-        raise error(f"the {what} holds the control character {found[0]!r} at position {found.start()}")
+        kind = "half of a character (the text was no UTF-8)" if found[0] >= "\ud800" else "the control character"
+        raise error(f"the {what} holds {kind} {found[0]!r} at position {found.start()}")
     if (size := len(text.encode()) + 2 * (text.count("#") + text.count("%"))) > most:
         raise error(f"the {what} takes {size} bytes, and {most} are the most; pass a digest of it")
     return text

@@ -23,6 +23,7 @@ from typing import (
     get_args,
     overload,
 )
+from urllib.parse import SplitResult, urlsplit
 
 from ratelimit.errors import ConfigError, nearest
 from ratelimit.numerals import to_float, to_int
@@ -207,6 +208,16 @@ def _several(value: object, expected: str, *, functions: bool) -> tuple[object, 
         if not (isinstance(item, str) and item.strip()) and not (functions and callable(item)):
             raise ConfigError(f"[{position}]", f"expected {expected}, not {item!r}")
     return found
+
+
+def http_url(text: str) -> SplitResult | None:
+    """Return the parts of a URL of HTTP with a host, and with a port that there can be; None where it is none."""
+    try:
+        parts = urlsplit(text)
+        fine = parts.port != 0 and parts.scheme in ("http", "https") and parts.hostname
+    except ValueError:
+        return None
+    return parts if fine else None
 
 
 def unknown(path: str, name: str, known: Iterable[str]) -> ConfigError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from http.client import HTTPException
 from typing import Final
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from ratelimit.config.secrets import masked
 from ratelimit.errors import ConfigError, StoreUnavailable
+from ratelimit.settings import http_url
 
 TOKEN: Final = "RATELIMIT_ADMIN_TOKEN"
 
@@ -28,9 +29,9 @@ def ask(url: str, what: str, *, token: str | None, option: str) -> bytes:
 
     Raises `ConfigError` for the URL that an `option` gave, `StoreUnavailable` where no such thing comes from it.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ConfigError(option, f"{url!r} is no URL; write it like http://127.0.0.1:8081/{what}")
+    parts = http_url(url)
+    if parts is None or "@" in url:
+        raise ConfigError(option, f"{masked(url)!r} is no URL; write it like http://127.0.0.1:8081/{what}")
     address = url if parts.path not in ("", "/") else parts._replace(path=f"/{what}").geturl()
     headers = {"Accept": "text/plain, application/json"}
     if token:

@@ -82,7 +82,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     # Whoever has closed them (`>&-`) wants to hear nothing.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    sys.exit(run(args))
+    status = run(args)
+    try:
+        sys.stdout.flush()
+    except OSError:  # which was told; the interpreter would try once more, and leave with a status of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def run(args: Sequence[str] | None) -> int:

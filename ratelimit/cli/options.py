@@ -34,7 +34,7 @@ ConfigOption: TypeAlias = Annotated[
     typer.Option("--config", metavar="FILE", help="The TOML file; by default the one that RATELIMIT_CONFIG names."),
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-YesOption: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+YesOption: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")]
 
 
 def whole(least: int | None = None, most: int | None = None) -> dict[str, Any]:

@@ -57,9 +57,12 @@ def complain(problem: object, status: int) -> int:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless that was answered already. Raises `typer.Abort`."""
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
+    """Ask, unless that was answered already. Raises `typer.Abort`; `InvalidInput` where there is no terminal."""
+    if yes:
+        return
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise InvalidInput("there is no terminal to ask on, and nothing was done; add --yes")
+    typer.confirm(question, abort=True, err=True)
 
 
 @contextmanager
@@ -71,12 +74,13 @@ def explained(name: str, again: str = "") -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
+        hint = "" if isinstance(error, FileNotFoundError) else hint
         raise InvalidInput(f"{error.filename or name}: {error.strerror or error}{hint}") from None
     except StoreMisconfigured:
         raise
     except (StoreUnavailable, KeyboardInterrupt):
         if again:
-            note(f"{name} is not complete{hint}")
+            note(f"{name}: not finished{hint}")
         raise
 
 

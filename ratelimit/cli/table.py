@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, Configured, StoreOption, answering, decimal, whole
-from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, Answer, complain, note, say, say_fields
+from ratelimit.cli.options import ConfigOption, Configured, StoreOption, YesOption, answering, as_options, decimal, whole
+from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, Answer, complain, confirm, note, say, say_fields
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, TableNotFound
 from ratelimit.factory import table_settings
@@ -99,16 +98,17 @@ class Wanted:
         from ratelimit.dynamodb import TableSpec
 
         is_provisioned = self.billing is None and (self.read is not None or self.write is not None)
-        return TableSpec(
-            gsi2=self.gsi2,
-            recovery=self.recovery,
-            protected=self.protect,
-            kms_key=self.kms_key,
-            tags=dict(map(_tag, self.tag or ())),
-            billing=cast("Billing | None", "provisioned" if is_provisioned else self.billing),
-            read=self.read,
-            write=self.write,
-        )
+        with as_options():
+            return TableSpec(
+                gsi2=self.gsi2,
+                recovery=self.recovery,
+                protected=self.protect,
+                kms_key=self.kms_key,
+                tags=dict(map(_tag, self.tag or ())),
+                billing=cast("Billing | None", "provisioned" if is_provisioned else self.billing),
+                read=self.read,
+                write=self.write,
+            )
 
 
 def _tag(text: str) -> tuple[str, str]:
@@ -137,7 +137,8 @@ def create(*, target: TableTarget, wanted: Wanted) -> Answer:
     from ratelimit.dynamodb import create_table, verify_table
 
     spec, settings = wanted.spec(), target.settings()
-    status = asyncio.run(create_table(settings, spec))
+    with as_options():
+        status = asyncio.run(create_table(settings, spec))
     verdict = "created" if status.created else "was there already"
     found = differences(asyncio.run(verify_table(settings, spec)))
     notes = [f"{line.name}: {line.found}; should be {line.wanted}; {line.remedy}" for line in found]
@@ -301,7 +302,7 @@ def sweep(*, target: TableTarget) -> Answer:
 def delete(
     *,
     target: TableTarget,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; needed where there is no terminal.")] = False,
+    yes: YesOption = False,
 ) -> Answer:
     """Delete the table and everything in it, after asking. A protected one is refused, with exit status 1.
 
@@ -328,11 +329,9 @@ def delete(
 def _ask(settings: Settings, region: str) -> None:
     from ratelimit.dynamodb import count_items
 
-    if not sys.stdin.isatty():
-        raise typer.BadParameter("there is no terminal to ask on, and nothing was deleted; add --yes")
     count, is_all = asyncio.run(count_items(settings))
     holding = f"{'' if is_all else 'at least '}{count} item{'s' * (count != 1)}"
-    typer.confirm(f"Delete table {settings.table} in {region}, with {holding}?", abort=True, err=True)
+    confirm(f"Delete table {settings.table} in {region}, with {holding}?", yes=False)
 
 
 # How a table's status and its comparison are shown.

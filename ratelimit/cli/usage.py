@@ -318,7 +318,7 @@ def import_(
         ratelimit usage import old-log.csv --on-error skip
     """
     size = file.stat().st_size if file.is_file() else None
-    with explained(str(file)), progress_bar("importing", size=size) as heard:
+    with explained(str(file), "the same command brings the rest"), progress_bar("importing", size=size) as heard:
         done = at.run(
             lambda table, settings: import_events(
                 table.events, file, format=format, on_error=on_error, timelines=timelines_of(settings.policies),
@@ -372,7 +372,7 @@ def erase(
     if journal is not None and not journal.is_dir():
         raise InvalidInput(f"--journal: {journal} is no directory")
     journal = journal or _journal_of(at.load())
-    with progress_bar("erasing"):
+    with explained(f"erasing {user}", "repeat the command"), progress_bar("erasing"):
         erased = at.run(partial(_erase, user=user, actions=action or (), quick=quick, journal=journal))
     document = {"user": user, "erased": int(erased), "found": erased.found, "left": erased.left}
     notes = [

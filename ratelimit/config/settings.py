@@ -17,6 +17,7 @@ from ratelimit.policy import POLICY_SETTINGS, Exempt, Policy, UserFrom
 from ratelimit.regions.regions import Regions, read_regions, regions_of_text, shown_regions
 from ratelimit.settings import (
     boolean,
+    http_url,
     items,
     number,
     number_or_items,
@@ -111,7 +112,7 @@ def _listener(value: object) -> str:
 
 def _webhook(value: object) -> str:
     """A URL of HTTP, or `off`. Raises `ConfigError`, which does not quote it: whoever has it may post there."""
-    if isinstance(value, str) and (value == "off" or _URL.fullmatch(value)):
+    if isinstance(value, str) and (value == "off" or (_URL.fullmatch(value) and http_url(value))):
         return value
     raise ConfigError("", "expected 'off', or a URL as in 'https://example.com/alerts'")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 from collections.abc import Mapping
@@ -38,6 +39,9 @@ from ratelimit.dynamodb.transport.base import check_shape
 from ratelimit.dynamodb.transport.connection import PORTS, Endpoint
 from ratelimit.errors import StoreMisconfigured
 from ratelimit.regions.regions import is_region
+
+# As botocore's own has: what went wrong is in our errors, and a traceback only where the app has set logging up.
+logging.getLogger("aiobotocore").addHandler(logging.NullHandler())
 
 
 class _ServerTime(SigV4Auth):  # type: ignore[misc]

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from typing import Any, Final, TypeAlias, TypedDict, cast
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from ratelimit.errors import ConfigError, nearest
 from ratelimit.regions.regions import Regions, RegionsMode, is_region
-from ratelimit.settings import boolean, number
+from ratelimit.settings import boolean, http_url, number
 
 DEFAULT_POOL: Final = 64
 
@@ -118,7 +118,7 @@ def _check_regions(settings: Settings) -> None:
 
 def is_loopback(endpoint: str | None) -> bool:
     """Return whether the endpoint is on this machine, where an engine for development listens."""
-    parts = _split(endpoint or "")
+    parts = http_url(endpoint or "")
     host = (parts and parts.hostname) or ""
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -129,16 +129,16 @@ def is_loopback(endpoint: str | None) -> bool:
 
 
 def is_amazon(endpoint: str) -> bool:
-    parts = _split(endpoint)
+    parts = http_url(endpoint)
     return ((parts and parts.hostname) or "").endswith(_AMAZON)
 
 
 def server_of(endpoint: str) -> Server | None:
     """Return whom the endpoint leads to, with one name for all names of this machine; None where it is no URL."""
-    parts = _split(endpoint)
-    if parts is None or not parts.hostname:
+    parts = http_url(endpoint)
+    if parts is None:
         return None
-    host = "localhost" if is_loopback(endpoint) else parts.hostname
+    host = "localhost" if is_loopback(endpoint) else parts.hostname or ""
     return host, parts.port or (443 if parts.scheme == "https" else 80)
 
 
@@ -147,19 +147,11 @@ def without_userinfo(endpoint: str) -> str:
 
 
 def _check_endpoint(endpoint: str) -> None:
-    parts = _split(endpoint)
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = http_url(endpoint)
+    if parts is None:
         raise ConfigError("endpoint", "is not a URL; write it like 'http://localhost:4566'")
     if "@" in parts.netloc:
         raise ConfigError("endpoint", "must not hold credentials; use the standard AWS variables or a profile")
-
-
-def _split(url: str) -> SplitResult | None:
-    try:
-        parts = urlsplit(url)
-        return parts if parts.port is None or parts.port else None
-    except ValueError:
-        return None
 
 
 SCHEME: Final = "dynamodb"

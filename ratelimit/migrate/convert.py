@@ -33,6 +33,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FEWEST_DIGITS: Final = 9
 _UNITS: Final = ((11, 1000), (14, 1), (17, 0.001))
 _UUID_BYTES: Final = 16
+_PLAIN_UUID = re.compile(r"[0-9a-f]{32}")
 _DATE_DIGITS: Final = 8
 # Strictly: what reads RFC 2822 in the standard library passes over whatever it does not know, `PM` too.
 _RFC_2822 = re.compile(
@@ -259,6 +260,7 @@ class Converter:
         self._actions = actions
         self._costs = costs or {}
         self._zone = Zone(mapping.events.timezone)
+        self._has_plain_uuids = False
 
     def read(self, entity: Entity, where: str, row: Mapping[str, Any], *, nth: int = 0) -> SourceRow:
         """Return what the row is, or why it is nothing. `nth`: rows that said the same came before it."""
@@ -269,12 +271,19 @@ class Converter:
             return SourceRow(where, None, str(error), shown(row))
 
     def notes(self) -> list[str]:
-        if not self._zone.used or self.mapping.is_given("events.timezone"):
-            return []
-        return [
-            "some times have no zone and were read as UTC; where they are local times, say so in a mapping before they "
-            "are brought: [events] timezone = 'Europe/Berlin' (or 'UTC', where that is right)"
-        ]
+        notes = []
+        if self._zone.used and not self.mapping.is_given("events.timezone"):
+            notes.append(
+                "some times have no zone and were read as UTC; where they are local times, say so in a mapping before "
+                "they are brought: [events] timezone = 'Europe/Berlin' (or 'UTC', where that is right)"
+            )
+        if self._has_plain_uuids and not self.mapping.is_given("users.uuids"):
+            notes.append(
+                "some users' ids are UUIDs without dashes, as Django keeps them in MySQL and SQLite; where the app has "
+                "them with dashes (str(user.pk)), say so in a mapping before they are brought: [users] uuids = "
+                "'dashed' (or 'plain', where that is right)"
+            )
+        return notes
 
     def key(self, row: Mapping[str, Any]) -> Any:
         """Return what an event's row is known by; None where it has nothing of the kind."""
@@ -299,6 +308,13 @@ class Converter:
             return Expired(event_id, check_user(user), action, at, cost if rest.get("allowed", True) else 0)
         return UsageEvent.of(user, action, now=now, id=event_id, at_ms=at, **rest)
 
+    def _user_id(self, name: str, value: object) -> str:
+        found = text(name, value)
+        if not _PLAIN_UUID.fullmatch(found):
+            return found
+        self._has_plain_uuids = True
+        return str(UUID(found)) if self.mapping.users.uuids == "dashed" else found
+
     def _entry(self, entity: Entity, row: Mapping[str, Any], nth: int) -> Entry:
         if entity == "plans":
             return self._plan(row)
@@ -312,11 +328,11 @@ class Converter:
         columns = self.mapping.users
         names = ("plan", "email", "active", "admin")
         said = {name: _of(row, getattr(columns, name)) for name in names}
-        return user_of(text("id", _of(row, columns.id)), _quotas(row, columns.quotas), **said)
+        return user_of(self._user_id("id", _of(row, columns.id)), _quotas(row, columns.quotas), **said)
 
     def _event(self, row: Mapping[str, Any], nth: int) -> UsageEvent | Expired:
         columns = self.mapping.events
-        user = text("user", _of(row, columns.user))
+        user = self._user_id("user", _of(row, columns.user))
         action = self.action(_of(row, columns.action))
         time = _of(row, columns.time)
         if time is None:
@@ -324,7 +340,11 @@ class Converter:
         at = milliseconds(time, zone=self._zone, format=columns.time_format)
         key = self.key(row)
         # Without a key of its own, a row is known by all that it says.
-        said = [shown(row)] if key is None else [str(key), user, str(_of(row, columns.action))]
+        said = (
+            [shown(row)]
+            if key is None
+            else [str(key), text("user", _of(row, columns.user)), str(_of(row, columns.action))]
+        )
         return self.event(derived_id(at, *said, nth=nth), user, action, at, **self._rest(row))
 
     def _rest(self, row: Mapping[str, Any]) -> dict[str, Any]:

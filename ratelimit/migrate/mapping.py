@@ -7,6 +7,9 @@ time = "created_at"
 timezone = "Europe/Berlin"      # of times without one; UTC by default
 time_format = "%d/%m/%Y %H:%M"  # for times that are no ISO 8601, RFC 2822 or epoch
 
+[users]
+uuids = "dashed"                # ids without dashes get them, as in `str(user.pk)` of Django
+
 [plans.quotas]                  # action = "column/window"
 hint = "max_hints_per_day/day"
 
@@ -65,6 +68,8 @@ class UserColumns:
     email: Names = ("email",)
     active: Names = ("is_active", "active")
     admin: Names = ("is_staff", "is_admin")
+    uuids: str = "plain"
+    """What becomes of users' ids, in events too, of 32 hexadecimal digits: they stay so, or are `dashed`."""
     quotas: AnyMapping[str, str] = field(default_factory=dict)
 
 
@@ -110,11 +115,12 @@ class Mapping:
         return path in self.given
 
 
-_NO_COLUMNS: Final = ("table", "timezone", "time_format")
+_NO_COLUMNS: Final = ("table", "timezone", "time_format", "uuids")
 _NEEDED: Final = ("events.user", "events.action", "events.time", "users.id", "plans.id")
 _SHOWN: Final = 40
 _SECTIONS: Final = ("events", "users", "plans", "actions")
-_TEXTS: Final = ("timezone", "time_format")
+_TEXTS: Final = ("timezone", "time_format", "uuids")
+_UUIDS: Final = ("plain", "dashed")
 
 
 def read_mapping(path: Path | None) -> Mapping:
@@ -153,7 +159,7 @@ def _given(table: AnyMapping[str, Any], made: Mapping, start: Mapping) -> Iterat
             now, before = getattr(getattr(made, section), key), getattr(getattr(start, section), key)
             if key == "quotas":
                 yield from (f"{section}.quotas.{action}" for action in now if now[action] != before.get(action))
-            elif now != before or key == "timezone":
+            elif now != before or key in ("timezone", "uuids"):
                 yield f"{section}.{key}"
 
 
@@ -170,6 +176,8 @@ def _section(name: str, start: Any, table: AnyMapping[str, Any]) -> Any:
             changes[key] = _names(path, value)
     if "timezone" in changes:
         _zone(changes["timezone"])
+    if (uuids := changes.get("uuids", "plain")) not in _UUIDS:
+        raise ConfigError(f"{name}.uuids", f"expected 'plain' or 'dashed', not {uuids!r}")
     return replace(start, **changes)
 
 

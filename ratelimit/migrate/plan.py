@@ -111,6 +111,7 @@ class MigrationPlan:
             f"events.{name}": ", ".join(found) if isinstance(found := getattr(events, name), tuple) else found
             for name in ("table", "id", "user", "action", "time", "cost", "allowed", "timezone", "time_format")
         }
+        settings["users.uuids"] = self.mapping.users.uuids
         secret = self.config.user_hash_key
         hashed = "" if secret is None else blake2b(secret.encode(), digest_size=8).hexdigest()
         return RunInfo(

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ratelimit.config import masked
 from ratelimit.errors import ConfigError
+from ratelimit.settings import http_url
 
 HostFrom: TypeAlias = Literal["client", "upstream"]
 
@@ -83,12 +84,8 @@ class Upstream:
         kind, _, rest = text.strip().partition(":")
         if kind == "unix":
             return cls._unix(rest)
-        try:
-            parts = urlsplit(text.strip())
-            port_is_fine = parts.port is None or parts.port > 0
-        except ValueError:  # which quotes a part of it: of a password, perhaps
-            raise ConfigError("upstream", f"{masked(text)!r} is not a URL; write it as {_EXAMPLES}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+        parts = http_url(text.strip())
+        if parts is None:
             raise ConfigError("upstream", f"expected a URL such as {_EXAMPLES}, not {masked(text)!r}")
         if parts.query or parts.fragment:
             raise ConfigError("upstream", "a query or a fragment makes no sense here: each request has its own")

@@ -94,6 +94,9 @@ def test_a_store_an_upstream_and_a_webhook(
             assert "zq" not in result.out + result.err, (command, store)
     result = ratelimit("serve", "--upstream", f"http://{place}", "--action", "hint", "--quota", "5/day")
     assert (result.status, "zq" in result.out + result.err) == (2, False), result
+    for asking in (("top", "--url"), ("cost", "--from-metrics")):
+        result = ratelimit(*asking, f"http://{place}")
+        assert (result.status, "zq" in result.out + result.err) == (2, False), result
     monkeypatch.setenv("RATELIMIT_STORE", f"dynamodb://t?region=eu-west-1&endpoint=http://{place}")
     monkeypatch.setenv("RATELIMIT_ALERT_WEBHOOK", f"https://{place}/a")
     for words in (("config", "show"), ("config", "check"), ("check", "alice", "hint")):

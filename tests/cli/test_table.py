@@ -90,12 +90,18 @@ def test_delete_asks(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPat
     ratelimit("table", "delete", "--store", url, "--yes")
 
 
-def test_delete_without_a_terminal_needs_yes(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line", ["table delete", "usage erase alice", "plan remove free", "user remove alice"])
+def test_what_deletes_needs_yes_without_a_terminal(
+    ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
     ratelimit("table", "create", "--store", url)
-    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
-    status, _, err = ratelimit("table", "delete", "--store", url)
-    assert status == 2
-    assert "add --yes" in err
+    ratelimit("plan", "set", "free", "--quota", "hint=5/day", "--store", url)
+    ratelimit("user", "set", "alice", "--plan", "free", "--store", url)
+    for typed in (io.StringIO("y\n"), None):
+        monkeypatch.setattr("sys.stdin", typed)
+        status, _, err = ratelimit(*line.split(), "--store", url)
+        assert (status, err) == (2, "error: there is no terminal to ask on, and nothing was done; add --yes\n")
+    assert ratelimit("user", "show", "alice", "--store", url).status == 0
     assert ratelimit("table", "delete", "--store", url, "--yes").status == 0
 
 

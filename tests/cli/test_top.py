@@ -162,7 +162,8 @@ def test_nobody_is_there(ratelimit: Command) -> None:
     status, _, err = ratelimit("top", "--url", "http://127.0.0.1:9")
     nobody = "error: nothing answers at http://127.0.0.1:9/live: Connection refused; is the service running there?"
     assert (status, err.strip()) == (3, nobody)
-    assert "--url: 'nowhere' is no URL" in ratelimit("top", "--url", "nowhere").err
+    for wrong in ("nowhere", "http://[", "http://127.0.0.1:99999", "http://127.0.0.1:eight", "http://127.0.0.1:0"):
+        assert f"--url: '{wrong}' is no URL" in ratelimit("top", "--url", wrong).err
 
 
 @pytest.mark.process

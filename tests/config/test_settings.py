@@ -44,7 +44,9 @@ def test_of_a_webhook_only_the_host_is_shown(url: str, shown: str) -> None:
     assert document(Config(alert_webhook=url))["alert_webhook"] == shown
 
 
-@pytest.mark.parametrize("value", ["hooks.example.com/s3cret", "https:///s3cret", "https://a/b c/s3cret", ["s3cret"]])
+@pytest.mark.parametrize("value", ["hooks.example.com/s3cret", "https:///s3cret", "https://a/b c/s3cret", ["s3cret"],
+     "https://a:99999/s3cret", "https://a:0/s3cret", "https://a:b/s3cret", "https://[::1/s3cret"],
+)  # fmt: skip
 def test_a_webhook_that_cannot_be_is_not_quoted(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"^alert_webhook: expected 'off', or a URL") as caught:
         load_config(env={}, alert_webhook=value)

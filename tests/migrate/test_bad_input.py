@@ -273,6 +273,7 @@ async def test_an_id_that_is_not_unique_loses_nothing(
         ({"plans": {"quotas": {"hint": "mh"}}}, "plans.quotas.hint"),
         ({"actions": {"a": ""}}, "actions.a"),
         ({"users": {"id": 7}}, "users.id: expected a name"),
+        ({"users": {"uuids": "dash"}}, "users.uuids: expected 'plain' or 'dashed'"),
         ({"users": 7}, "users: expected a table"),
     ],
 )

@@ -9,7 +9,7 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -310,6 +310,20 @@ async def test_times_without_a_zone_are_pointed_out(source: str, table: str, tmp
         asked = plan_of(spec, table, tmp_path, mapping=mapping)
         for notes in ((await dry_run(asked, listener=unheard)).notes, (await bring(asked)).notes):
             assert any("timezone = 'Europe/Berlin'" in note for note in notes) is is_told, notes
+
+
+@pytest.mark.parametrize("kept", ["0d5d6fba02b14b6fa8ab0d9b7a3e5b5d", "0d5d6fba-02b1-4b6f-a8ab-0d9b7a3e5b5d"])
+async def test_uuids_without_dashes_are_pointed_out_and_get_them(kept: str, table: str, tmp_path: Path) -> None:
+    (tmp_path / "usage_log.json").write_text(json.dumps([{**USE, "user_id": kept}]))
+    (tmp_path / "user.json").write_text(json.dumps([{"id": kept, "email": "a@x.org"}]))
+    told = (await dry_run(plan_of(tmp_path, table, tmp_path), listener=unheard)).notes
+    assert any("uuids = 'dashed'" in note for note in told) is ("-" not in kept)
+    asked = plan_of(tmp_path, table, tmp_path, mapping={"users": {"uuids": "dashed"}})
+    assert not any("uuids" in note for note in (await bring(asked)).notes)
+    assert (await check(asked)).same
+    (event,) = await events_in(table)
+    assert event.user == str(UUID(kept))
+    assert await record_in(table, event.user, "hint")
 
 
 async def test_times_with_a_zone_are_not(table: str, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ async def test_what_was_used_since_stays(table: str, tmp_path: Path) -> None:
         ({}, {"events": {"cost": "units"}}),
         ({}, {"events": {"time": "seen_at"}}),
         ({}, {"actions": {"hint": "tip"}}),
+        ({}, {"users": {"uuids": "dashed"}}),
     ],
 )
 async def test_a_corrected_mapping_replaces_the_run(
