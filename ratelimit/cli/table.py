@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from ratelimit.cli.options import ConfigOption, Configured, StoreOption, YesOption, answering, as_options, decimal, whole
+from ratelimit.cli.options import (
+    ConfigOption,
+    Configured,
+    StoreOption,
+    YesOption,
+    answering,
+    as_options,
+    decimal,
+    whole,
+)
 from ratelimit.cli.output import ALLOWED, REFUSED, UNAVAILABLE, Answer, complain, confirm, note, say, say_fields
 from ratelimit.config import Config
 from ratelimit.errors import ConfigError, TableNotFound
@@ -98,7 +107,7 @@ class Wanted:
         from ratelimit.dynamodb import TableSpec
 
         is_provisioned = self.billing is None and (self.read is not None or self.write is not None)
-        with as_options():
+        with as_options(tags="--tag"):
             return TableSpec(
                 gsi2=self.gsi2,
                 recovery=self.recovery,

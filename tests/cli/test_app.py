@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,17 @@ def test_a_full_disk_behind_standard_output_is_told_of(line: str) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "error: standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.process
+def test_credentials_that_cannot_be_had_are_one_line() -> None:
+    line = "check a b --quota 5/day --store dynamodb://limits?region=eu-west-1"
+    role = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere/token", "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/x"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | role
+    command = [sys.executable, "-m", "ratelimit", *line.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
+    assert "cannot be read: /nowhere/token" in done.stderr
 
 
 @pytest.mark.process

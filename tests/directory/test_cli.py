@@ -119,7 +119,9 @@ def test_what_others_have_is_not_taken(ratelimit: Command) -> None:
 
 @pytest.mark.parametrize("command", [("plan", "remove", "free"), ("user", "remove", "alice")])
 def test_removing_asks(ratelimit: Command, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    typed = io.StringIO("n\n")
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", typed)
     assert ratelimit(*command).status == 1
 
 
