@@ -39,7 +39,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     quotas: tuple[QuotaState, ...]
     """One state per quota, in the policy's order; empty where there is no limit, or the store could not be asked."""
     retry_after: float | None = 0.0
-    """Seconds until the same check passes: 0 when allowed, None when it never will (the cost exceeds a quota)."""
+    """Seconds until the same check passes: 0 when allowed, None when it never will (the cost exceeds a
+    quota), or not by itself (the user is inactive)."""
     reason: Reason | None = None
     """Why it was refused, or why it was allowed unasked (`unavailable`); None where the quotas simply had room.
     `concurrency`: it was for want of a slot alone, and when one will be free cannot be known. `inactive`: the directory

@@ -107,14 +107,19 @@ def _report(user: str, action: str, decision: Decision, *, peek: bool) -> None:
     if decision.allowed:
         say(f"{verb}allowed: {user} {action}{units}{_shadow(decision)}", style="bold green")
     else:
-        again = decision.retry_after
-        when = "never: the cost exceeds a quota" if again is None else f"again in {in_words(again)}"
-        say(f"{verb}refused: {user} {action}{units}; {when}", style="bold red")
+        say(f"{verb}refused: {user} {action}{units}; {_until(decision)}", style="bold red")
     if not decision.quotas and decision.allowed:
         say("no limit")
     elif decision.quotas:
         rows = [(s.quota, s.used, s.remaining, in_words(s.reset_after)) for s in decision.quotas]
         say_table(("quota", "used", "left", "resets in"), rows)
+
+
+def _until(decision: Decision) -> str:
+    if decision.reason == "inactive":
+        return "the user is inactive"
+    again = decision.retry_after
+    return "never: the cost exceeds a quota" if again is None else f"again in {in_words(again)}"
 
 
 def _shadow(decision: Decision) -> str:

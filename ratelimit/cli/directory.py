@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -57,10 +58,16 @@ def read_quotas(pairs: list[str] | None) -> dict[str, QuotasLike]:
     return found
 
 
-def _check_quotas(at: Configured, quotas: Mapping[str, Quotas]) -> None:
-    """Raise `ConfigError` for what the configured policies cannot keep."""
-    if quotas:
-        check_usable({policy.name: policy for policy in at.load().policies}, quotas)
+def _check_quotas(at: Configured, quotas: Mapping[str, Quotas]) -> list[str]:
+    """Return a note of each action that no configured policy is named after: its quotas are asked by none.
+
+    Raises `ConfigError` for what the policies cannot keep.
+    """
+    policies = {policy.name: policy for policy in at.load().policies} if quotas else {}
+    check_usable(policies, quotas)
+    unknown = [action for action in quotas if policies and action not in policies]
+    there = f"there are: {', '.join(policies)}"
+    return [f"no policy is named {action!r}; {nearest(action, policies, there)}" for action in unknown]
 
 
 def merged(
@@ -132,8 +139,8 @@ def set_plan(*, name: NameArgument, quota: QuotaOption = None, without: WithoutO
             return Plan(name, merged({} if old is None else old.quotas, given, without))
 
     with as_options(**_OPTIONS):  # what is wrong is said before anything is asked of the table
-        _check_quotas(at, Plan(name, given).quotas)
-    return _plan_answer(run(at, lambda directory: directory.change_plan(name, change)))
+        notes = _check_quotas(at, Plan(name, given).quotas)
+    return replace(_plan_answer(run(at, lambda directory: directory.change_plan(name, change))), notes=notes)
 
 
 @plans.command("show")
@@ -251,7 +258,7 @@ def set_user(
     with as_options(**_OPTIONS):  # what is wrong is said before anything is asked of the table
         gone = [_identity(text) for text in without_identity or ()]
         given = User(user, quotas=read_quotas(quota), identities=_identities(email, api_key, pepper_file), **fields)
-        _check_quotas(at, given.quotas)
+        notes = _check_quotas(at, given.quotas)
 
     def change(old: User | None) -> User:
         return _changed(User(user) if old is None else old, given, fields, without, gone)
@@ -262,7 +269,7 @@ def set_user(
         changed = await directory.change_user(user, change)
         return changed, await _plan_of(directory, changed)
 
-    return _user_answer(*run(at, work))
+    return replace(_user_answer(*run(at, work)), notes=notes)
 
 
 def _changed(old: User, given: User, fields: dict[str, Any], without: list[str] | None, gone: list[Identity]) -> User:

@@ -102,6 +102,22 @@ def test_keys_are_digested_with_the_pepper(ratelimit: Command, tmp_path: Path) -
     assert "is empty" in ratelimit("user", "show", "--api-key", KEY, "--pepper-file", str(pepper)).err
 
 
+def test_an_action_that_no_policy_is_named_after_is_told(ratelimit: Command, tmp_path: Path) -> None:
+    file = tmp_path / "ratelimit.toml"
+    file.write_text('[policies.hint]\nquotas = "5/day"\n')
+    for line in (("plan", "set", "typo"), ("user", "set", "zoe")):
+        told = ratelimit(*line, "--quota", "hnit=50/day", "--quota", "hint=9/day", "--config", str(file))
+        assert (told.status, told.err) == (0, "note: no policy is named 'hnit'; did you mean 'hint'?\n")
+    ratelimit("plan", "remove", "typo", "--yes")
+
+
+def test_who_is_inactive_is_refused_as_such(ratelimit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratelimit("user", "set", "ivan", "--inactive")
+    monkeypatch.setenv("RATELIMIT_DIRECTORY", "true")
+    monkeypatch.setenv("RATELIMIT_POLICIES__HINT__QUOTAS", "5/day")
+    assert ratelimit("check", "ivan", "hint") == (1, "refused: ivan hint; the user is inactive\n", "")
+
+
 def test_a_plan_that_was_removed_is_told(ratelimit: Command) -> None:
     ratelimit("plan", "set", "pro", "--quota", "hint=50/day")
     ratelimit("user", "set", "alice", "--plan", "pro")
