@@ -21,13 +21,10 @@ import trustme
 from botocore import hooks, httpsession
 from botocore.hooks import EventAliaser, HierarchicalEmitter
 
-from ratelimit import retry, sync
-from ratelimit.config.settings import Config
-from ratelimit.directory import Directory
+from ratelimit import Config, Directory, Limiter, retry, sync
 from ratelimit.dynamodb import DynamoDBStore, create_table
 from ratelimit.dynamodb.settings import Settings
 from ratelimit.http import health, lifespan
-from ratelimit.limiter import Limiter
 from ratelimit.regions import home
 from ratelimit.server import webhook
 from ratelimit.store import mirror

@@ -15,15 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ratelimit import InvalidAction, InvalidEvent, InvalidUser, UsageEvent
 from ratelimit.dynamodb.events import event_item, event_of
-from ratelimit.errors import InvalidAction, InvalidEvent, InvalidUser
-from ratelimit.event import (
-    MARK,
-    MAX_DURATION,
-    MAX_TEXT_BYTES,
-    UsageEvent,
-    encode_metadata,
-)
+from ratelimit.event import MARK, MAX_DURATION, MAX_TEXT_BYTES, encode_metadata
 from ratelimit.event_id import EventIds, id_from, made_at, time_of
 from ratelimit.names import MAX_ACTION_BYTES, MAX_USER_BYTES
 

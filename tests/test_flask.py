@@ -10,8 +10,7 @@ from flask import Flask, stream_with_context
 from flask import request as flask_request
 from flask_login import LoginManager, UserMixin, login_user, logout_user
 
-from ratelimit import Policy, QuotaExceeded
-from ratelimit.errors import ConfigError, RateLimitError, UnknownAction
+from ratelimit import ConfigError, Policy, QuotaExceeded, RateLimitError, UnknownAction
 from ratelimit.flask import RateLimit, check, decisions, limited, settle
 from ratelimit.wsgi import RateLimitMiddleware
 

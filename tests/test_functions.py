@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import ratelimit
-from ratelimit import MemoryStore, Policy, QuotaExceeded, sync
-from ratelimit.errors import ConfigError, UnknownAction
+from ratelimit import ConfigError, MemoryStore, Policy, QuotaExceeded, UnknownAction, sync
 from ratelimit.functions import limited
 from ratelimit.testing import FakeClock
 

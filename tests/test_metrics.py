@@ -12,12 +12,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain_text
 
-from ratelimit.config import load_config
-from ratelimit.decision import Decision, Reason
+from ratelimit import Decision, Limiter, MemoryStore, Policy, load_config
+from ratelimit.decision import Reason
 from ratelimit.directory import DirectoryStats
 from ratelimit.dynamodb import DynamoDBStore
 from ratelimit.dynamodb.calls import Stats
-from ratelimit.limiter import Limiter
 from ratelimit.metrics import (
     DecisionMetrics,
     Family,
@@ -40,12 +39,11 @@ from ratelimit.metrics import (
     webhook_metrics,
 )
 from ratelimit.names import Key
-from ratelimit.policy import Policy
 from ratelimit.prometheus import exposition, process_families
 from ratelimit.regions.home import HomeStore
 from ratelimit.regions.sum import SumStore
 from ratelimit.server.factory import sidecar
-from ratelimit.store import MemoryStore, MirrorStore
+from ratelimit.store import MirrorStore
 from ratelimit.store.hashed import HashedUserStore
 from ratelimit.store.mirror import MirrorStats
 from ratelimit.usage.settings import UsageStats

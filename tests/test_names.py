@@ -9,16 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from ratelimit.directory import Directory
-from ratelimit.errors import InvalidUser
-from ratelimit.http import RateLimitMiddleware
+from ratelimit import Directory, InvalidUser, Limiter, Policy, RateLimitMiddleware, UsageLog, User, open_store
 from ratelimit.http.api import Api
-from ratelimit.limiter import Limiter
 from ratelimit.names import MAX_USER_BYTES, Key, UserId, check_user
-from ratelimit.opening import open_store
-from ratelimit.policy import Policy
-from ratelimit.store.directory import User
-from ratelimit.usage import UsageLog
 from tests.cli.command import Command, ratelimit
 from tests.engines import Engine
 from tests.http.apps import client_of, hello

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from ratelimit import load_config
-from ratelimit.errors import ConfigError, InvalidQuota
+from ratelimit import ConfigError, InvalidQuota, Window, load_config
 from ratelimit.numerals import to_float, to_int
 from ratelimit.opening import store_from_url
-from ratelimit.quota import Window, to_quotas
+from ratelimit.quota import to_quotas
 
 FOREIGN = ["1_000", "٣", "\uff13", "1 0", " 3", "3\n", "0x10", "", "+", "²", "1e3", "9" * 41]
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from ratelimit.errors import ConfigError, InvalidAction, InvalidUser
+from ratelimit import UNLIMITED, ConfigError, InvalidAction, InvalidUser, Policy, Quota
 from ratelimit.names import MAX_USER_BYTES, Key
-from ratelimit.policy import Policy, RefusalTemplate
-from ratelimit.quota import UNLIMITED, Quota
+from ratelimit.policy import RefusalTemplate
 
 
 def test_defaults_need_nothing_but_a_name_and_quotas() -> None:

@@ -10,8 +10,7 @@ from typing import Any
 import httpx
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ratelimit import Limiter, MemoryStore, Policy
-from ratelimit.errors import StoreMisconfigured
+from ratelimit import Limiter, MemoryStore, Policy, StoreMisconfigured
 from ratelimit.store import Store
 from ratelimit.testing import FakeClock
 from tests.turns import settled

@@ -15,9 +15,7 @@ import pytest
 
 from loadtest.generate import LOCUSTFILE
 from loadtest.result import Report, read_report
-from ratelimit.limiter import Limiter
-from ratelimit.opening import open_store
-from ratelimit.policy import Policy
+from ratelimit import Limiter, Policy, open_store
 from tests.engines import Engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
