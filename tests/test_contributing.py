@@ -26,9 +26,9 @@ def section(title: str) -> str:
 
 
 def test_every_room_is_in_the_table() -> None:
-    rooms = {path.name for path in (ROOT / "ratelimit").iterdir() if not path.name.startswith(("_", "."))} - {
-        "py.typed"
-    }
+    package = ROOT / "ratelimit"  # where a room that is gone may have left what was compiled of it
+    files = (path.relative_to(package).parts[0] for path in package.rglob("*.py"))
+    rooms = {name for name in files if not name.startswith("_")}
     named = {
         name.rstrip("/")
         for row in re.findall(r"(?m)^\| (`[^|]*`) \|", section("Rooms"))
