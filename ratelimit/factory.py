@@ -147,7 +147,7 @@ def build_usage_log(kind: type[L], config: Config, limiter: Limiter, store: Tabl
     if config.usage == "off" or not config.enabled:
         return None
     durability, _, directory = config.usage.partition(":")
-    options: UsageOptions = {"durability": "journal", "journal_dir": directory} if durability == "journal" else {}
+    options: UsageOptions = {"journal_dir": directory} if durability == "journal" else {}
     options["timelines"] = timelines_of(limiter.policies.values())
     return kind(store, actions=limiter.policies, clock=limiter.clock, **options)
 

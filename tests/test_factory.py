@@ -170,10 +170,10 @@ def test_a_usage_log_is_made_on_the_limiters_store(tmp_path: Path) -> None:
     usage = args["usage"]
     assert usage is not None
     assert usage._store is args["limiter"].store
-    assert (usage.settings.durability, usage.settings.directory) == ("journal", tmp_path)
+    assert (usage.settings.kept_by, usage.settings.directory) == ("journal", tmp_path)
     memory = configure(usage="memory")["usage"]
     assert memory is not None
-    assert memory.settings.durability == "memory"
+    assert memory.settings.kept_by == "memory"
 
 
 @pytest.mark.parametrize("usage", ["on", "journal", "journal:", True])

@@ -387,7 +387,7 @@ async def _erase(
     table: TableStore, settings: Config, *, user: str, actions: Sequence[str], quick: bool, journal: Path | None
 ) -> Erased:
     known = [policy.name for policy in settings.policies]
-    log = UsageLog(table, actions=known, journal_dir=journal, when_full="wait")
+    log = UsageLog(table, actions=known, journal_dir=journal, durability="memory", when_full="wait")
     try:
         return await log.erase(user, actions=actions, quick=quick)
     finally:

@@ -110,7 +110,7 @@ class UsageHealth(Struct, frozen=True):
     @classmethod
     def of(cls, log: UsageLog) -> UsageHealth:
         stats = log.stats
-        return cls(log.settings.durability, stats.depth, stats.in_flight, stats.dropped, stats.journal_bytes)
+        return cls(log.settings.kept_by, stats.depth, stats.in_flight, stats.dropped, stats.journal_bytes)
 
 
 class DirectoryHealth(Struct, frozen=True):

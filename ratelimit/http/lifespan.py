@@ -160,7 +160,7 @@ class LimiterLifespan:
         self._retry_at = self._limiter.clock.now() + RETRY_AFTER
         if self._usage is not None:
             await self._usage.open(attended=attended)
-            is_kept = self._usage.settings.durability == "journal" or self.is_frozen
+            is_kept = self._usage.settings.kept_by == "journal" or self.is_frozen
             if not (self._usage.attended or is_kept or self._warned):
                 self._warned = True
                 logger.warning(_NO_LIFESPAN)

@@ -169,7 +169,7 @@ class UsageLog:
         self._thread: _LoopThread | None = None
         self._store = self._on.on_a_loop()
         self._core = _LogCore(self._store, actions=actions, clock=self._clock, **self._options)
-        self._is_journaled = self._core.settings.durability == "journal"
+        self._is_journaled = self._core.settings.kept_by == "journal"
 
     @property
     def settings(self) -> UsageSettings:

@@ -48,7 +48,7 @@ class UsageLog(Reports):
         self.timelines = set(self.settings.timelines)
         """The actions that have one, now."""
         self._stats = UsageStats()
-        self._is_journaled = self.settings.durability == "journal"
+        self._is_journaled = self.settings.kept_by == "journal"
         self._pipeline: Pipeline | None = None
         self._stopping: Pipeline | None = None
         self._closed = False

@@ -70,7 +70,7 @@ class Pipeline:
         """
         if self.journal is None:
             return self._settings.max_queue - len(self.writer.queue)
-        if self._settings.durability == "journal" and self.journal.is_full:
+        if self._settings.kept_by == "journal" and self.journal.is_full:
             return 0
         kept_free = self._settings.max_queue // 2 if self._spills and self.journal.replay else 0
         return self.writer.room - self.journal.waiting - kept_free

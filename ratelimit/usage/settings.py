@@ -19,7 +19,7 @@ WhenFull: TypeAlias = Literal["wait", "spill", "drop"]
 class UsageOptions(TypedDict, total=False):
     """The settings by name, for those who write them as keyword arguments."""
 
-    durability: Durability
+    durability: Durability | None
     journal_dir: str | os.PathLike[str] | None
     when_full: WhenFull | None
     max_queue: int
@@ -38,7 +38,8 @@ class UsageSettings:
     """How the log keeps what it accepted. Raise `ConfigError` naming the bad setting.
 
     `durability`      `"memory"`: what is not in the table yet goes with the process. `"journal"`: it is on the local
-                      disk before `record` returns, and written by the next process that opens the same journal.
+                      disk before `record` returns, and written by the next process that opens the same journal. By
+                      default `"journal"` where there is a journal directory.
     `journal_dir`     a directory on a local file system; processes of one host may share it.
     `when_full`       `"wait"` for room, at most `max_wait` seconds; `"spill"` to the journal; `"drop"`. By default
                       `"spill"` where there is a journal directory, and else `"wait"`. As long as others wait in the
@@ -54,7 +55,7 @@ class UsageSettings:
                       needs the index GSI2 for them.
     """
 
-    durability: Durability = "memory"
+    durability: Durability | None = None
     journal_dir: str | os.PathLike[str] | None = None
     when_full: WhenFull | None = None
     max_queue: int = 10_000
@@ -68,7 +69,8 @@ class UsageSettings:
     timelines: Iterable[str] = ()
 
     def __post_init__(self) -> None:
-        keep(self, "durability", one_of(Durability))
+        if self.durability is not None:
+            keep(self, "durability", one_of(Durability))
         if self.when_full is not None:
             keep(self, "when_full", one_of(WhenFull))
         for name in ("max_queue", "in_flight", "segment_bytes", "journal_bytes"):
@@ -86,6 +88,11 @@ class UsageSettings:
     def directory(self) -> Path | None:
         """Return where the journal is; None where there is none."""
         return None if self.journal_dir is None else Path(self.journal_dir)
+
+    @property
+    def kept_by(self) -> Durability:
+        """Return the durability, by default too."""
+        return self.durability or ("memory" if self.journal_dir is None else "journal")
 
     @property
     def full(self) -> WhenFull:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging.config
 from functools import cache
@@ -26,6 +27,13 @@ class Result(NamedTuple):
     @property
     def json(self) -> Any:
         return json.loads(self.out)
+
+
+class Terminal(io.StringIO):
+    """What somebody types."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class Command(Protocol):

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.cli.command import Command
+from tests.cli.command import Command, Terminal
 from tests.engines import Engine
 
 
@@ -68,13 +68,6 @@ def test_a_policy_with_a_timeline_asks_for_its_index(ratelimit: Command, url: st
     assert ratelimit("table", "upgrade", url, "--config", str(config)).status in (0, 1)
     assert ratelimit("table", "status", url, "--json").json["indexes"] == ["GSI1", "GSI2"]
     assert ratelimit("table", "delete", url, "--yes").status == 0
-
-
-class Terminal(io.StringIO):
-    """What somebody types."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(("typed", "status"), [("y\n", 0), ("n\n", 1), ("", 1)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from ratelimit import Limiter, Policy, UsageLog, open_store
 from ratelimit.config import masked
 from ratelimit.usage.export import ExportQuery, File, export_events
 from ratelimit.usage.formats import Csv
-from tests.cli.command import Command
+from tests.cli.command import Command, Terminal
 from tests.engines import Engine
 from tests.usage.files import Interrupted, InterruptedStore
 from tests.usage.test_erasing import killed
@@ -248,7 +247,7 @@ def test_import_of_what_the_table_has_with_other_content(ratelimit: Command, url
 
 
 def test_erase(ratelimit: Command, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     ratelimit("user", "set", "alice", "--email", "alice@example.com")
     assert ratelimit("usage", "erase", "alice").status == 1
     found = {"events": 4, "counters": 2, "entries": 1, "identities": 1}

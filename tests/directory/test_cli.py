@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.cli.command import Command
+from tests.cli.command import Command, Terminal
 from tests.cli.command import ratelimit as ratelimit
 from tests.engines import Engine
 
@@ -135,9 +135,7 @@ def test_what_others_have_is_not_taken(ratelimit: Command) -> None:
 
 @pytest.mark.parametrize("command", [("plan", "remove", "free"), ("user", "remove", "alice")])
 def test_removing_asks(ratelimit: Command, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    typed = io.StringIO("n\n")
-    monkeypatch.setattr(typed, "isatty", lambda: True)
-    monkeypatch.setattr("sys.stdin", typed)
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
     assert ratelimit(*command).status == 1
 
 

@@ -29,7 +29,7 @@ events_made = st.builds(
 
 def journaled(directory: Path, **options: Any) -> tuple[UsageLog, ScriptedEvents]:
     store, events = scripted()
-    options = {"durability": "journal", "journal_dir": directory, "grace": 0.0, "flush_interval": 0.01, **options}
+    options = {"journal_dir": directory, "grace": 0.0, "flush_interval": 0.01, **options}
     return UsageLog(store, **options), events
 
 
