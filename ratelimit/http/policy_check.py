@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ratelimit.http.dependency import Inline
 
 MAX_REMEMBERED: Final = 1024
-"""Requests whose policies are remembered."""
+"""Requests whose policies are remembered, and actions that no policy names."""
 _MAX_REMEMBERED_LENGTH: Final = 256
 """Characters of a request worth remembering, as it came: with `MAX_REMEMBERED`, a bound on memory."""
 _SOON_S: Final = 1.0
@@ -256,7 +256,7 @@ class SurfaceOptions:
     """Options as in `RateLimitMiddleware`, resolved once. Raises `ConfigError` with the path to a bad one."""
 
     __slots__ = (
-        "_addresses", "_policy_checks", "exempt", "identifying", "max_body_bytes", "user_resolver", "writer"
+        "_addresses", "_policy_checks", "_unnamed", "exempt", "identifying", "max_body_bytes", "user_resolver", "writer"
     )  # fmt: skip
 
     def __init__(
@@ -278,14 +278,20 @@ class SurfaceOptions:
         with within("max_body_bytes"):
             self.max_body_bytes = check_max_body_bytes(max_body_bytes)
         self._policy_checks: dict[tuple[int, str], PolicyCheck] = {}
+        self._unnamed: dict[tuple[int, str], PolicyCheck] = {}
+        """Those of actions that only the calls know, who may make up new ones."""
 
     def policy_check(self, limiter: Limiter, action: str, *, is_inline: bool = False) -> PolicyCheck:
         """Return the check by one of the limiter's policies, made when first asked for. Raises `UnknownAction`, but for
         one whose quotas are `is_inline`."""
         # It holds on to its limiter, so an id in here is not used again for another one.
-        found = self._policy_checks.get((id(limiter), action))
+        known = self._unnamed if is_inline and action not in limiter.policies else self._policy_checks
+        found = known.get((id(limiter), action))
         if found is None:
-            found = self._policy_checks[id(limiter), action] = self._make(limiter, action, is_inline)
+            found = self._make(limiter, action, is_inline)
+            if len(self._unnamed) >= MAX_REMEMBERED:
+                self._unnamed.clear()
+            known[id(limiter), action] = found
         return found
 
     def warn(self, root: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated, Any
 
 import pytest
@@ -13,6 +14,7 @@ from starlette.routing import Route
 
 from ratelimit.errors import ConfigError, InvalidQuota, InvalidUser, RateLimitError, UnknownAction
 from ratelimit.http import MissingUser, RateLimitMiddleware, limited
+from ratelimit.http.policy_check import MAX_REMEMBERED, PolicyCheck
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Policy
 from ratelimit.usage import UsageLog
@@ -163,6 +165,23 @@ async def test_a_dependency_that_names_nobody_is_answered_and_spends_nothing() -
 async def test_a_dependency_is_for_fastapi_alone() -> None:
     with pytest.raises(RateLimitError, match=r"user is a Depends\(…\), which FastAPI calls"):
         await statuses(app_of(limited("hint", user=Depends(claims_of)), limiter_of(HINT)), "alice")
+
+
+async def test_actions_that_calls_make_up_take_no_memory_and_stay_theirs() -> None:
+    async def ask(request: Request) -> Any:
+        quotas: Any = "1/day" if "x-plan" in request.headers else None
+        return await limited(request.headers["x-user"], quotas=quotas, user="address")(request)
+
+    def made() -> int:
+        return sum(issubclass(type(one), PolicyCheck) for one in gc.get_objects())
+
+    app, before = app_of(ask, limiter_of(HINT)), made()
+    names = [f"action-{number}" for number in range(MAX_REMEMBERED + 100)]
+    assert set(await statuses(app, *names, **{"x-plan": "free"})) == {200}
+    assert await statuses(app, names[-1], **{"x-plan": "free"}) == [429]
+    assert made() - before <= MAX_REMEMBERED
+    with pytest.raises(UnknownAction):
+        await statuses(app, names[-1])
 
 
 async def test_functions_that_answer_nonsense_spend_nothing() -> None:
