@@ -24,7 +24,7 @@ from ratelimit.http.body import BufferedRequest
 from ratelimit.http.charges import Charge, Charges, give_back, record
 from ratelimit.http.headers import LIMIT_FIELDS, Headers
 from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
-from ratelimit.http.refusal import Refusals
+from ratelimit.http.refusal import Refusals, rejection
 from ratelimit.limiter import Limiter
 from ratelimit.policy import Cost
 from ratelimit.tasks import Tasks
@@ -260,14 +260,21 @@ class Admission:
         """
         await self._all([give_back(charge, charge.spent) for charge in charges])
 
-    async def refuse(self, decision: Decision) -> tuple[Response, Headers]:
+    async def refuse(self, refused: Decision | HTTPException) -> tuple[Response, Headers]:
         """Return the answer to a refusal, and fields to add to it, when what was taken for it is back and recorded."""
         shared = self._shared
-        response, fields = await shared.refusals.of(decision, self)
-        self.status = response.status_code
-        self.headers = [*response.raw_headers, *fields]
-        if returned := self.charges.refuse(decision, self.status, self.headers):
-            await self.give_back(returned)
+        if isinstance(refused, HTTPException):
+            response = rejection(refused)
+            status = response.status_code
+            if returned := self.answer(status, response.raw_headers, success=status < 400):
+                await self.give_back(returned)
+            fields = self.fields(response.raw_headers)
+        else:
+            response, fields = await shared.refusals.of(refused, self)
+            self.status = response.status_code
+            self.headers = [*response.raw_headers, *fields]
+            if returned := self.charges.refuse(refused, self.status, self.headers):
+                await self.give_back(returned)
         await self.release()
         if shared.recorder is not None:
             await self.record()

@@ -120,7 +120,7 @@ class RateLimitMiddleware:
                 given = receive if handler._connection is None else handler.receive
                 await self.app(scope, given, handler.send)
             else:
-                await handler.send_refused(refused)
+                await handler.send_refusal(refused)
         except QuotaExceeded as error:
             if not await handler.send_refusal(error.decision, by_app=True):
                 raise

@@ -14,7 +14,7 @@ from ratelimit.http.body import no_body
 from ratelimit.http.charges import Charge, Charges
 from ratelimit.http.identity import UserResolver
 from ratelimit.http.policy_check import SurfaceOptions
-from ratelimit.http.refusal import closing, rejection
+from ratelimit.http.refusal import closing
 from ratelimit.limiter import Limiter
 
 SCOPE_KEY: Final = "ratelimit"
@@ -100,7 +100,7 @@ class RequestHandler(Admission):
             return self._send(message)
         return self._pass(message)
 
-    async def send_refusal(self, decision: Decision, *, by_app: bool = False) -> bool:
+    async def send_refusal(self, refused: Decision | HTTPException, *, by_app: bool = False) -> bool:
         """Answer with a refusal; first give back what was taken for it. False where the app has begun another answer.
 
         What the app has acted on, if it was asked already, stays spent.
@@ -114,7 +114,7 @@ class RequestHandler(Admission):
             await self._send(closing(self.scope))
             return True
         self.has_begun = True
-        response, fields = await self.refuse(decision)
+        response, fields = await self.refuse(refused)
         send, self._send = self._send, _drop
         await self._shared.refusals.send(response, fields, self.scope, self._receive, send)
         return True
@@ -126,13 +126,6 @@ class RequestHandler(Admission):
         self.scope.pop(SCOPE_KEY, None)
         self._connection = None
         self._receive, self._send = no_body, _drop
-
-    async def send_refused(self, refused: Decision | HTTPException) -> None:
-        """Answer what `check` has refused."""
-        if isinstance(refused, HTTPException):
-            await self._shared.refusals.send(rejection(refused), [], self.scope, self._receive, self.send)
-        else:
-            await self.send_refusal(refused)
 
     def _start(self, message: Message) -> list[Charge]:
         self.has_begun = True

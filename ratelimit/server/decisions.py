@@ -7,7 +7,6 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -18,7 +17,6 @@ from ratelimit.http.api import Api
 from ratelimit.http.api.app import JSON, MAX_BODY, MAX_BODY_S, UNEXPECTED, headers_of
 from ratelimit.http.authz import Authz, for_gateway, no_question
 from ratelimit.http.gateway_question import Dialect, asked, dialect_or_plain
-from ratelimit.http.refusal import rejection
 from ratelimit.server.asgi import AsgiService
 from ratelimit.server.connection import NEVER, ClientConnection
 from ratelimit.server.exchange import Exchange
@@ -126,8 +124,6 @@ class Question(Decided):
                 admission.status = 200
                 await admission.record()
                 self._allow(admission)
-            elif isinstance(refused, HTTPException):
-                self._respond(rejection(refused), [], dialect)
             else:
                 self._respond(*await admission.refuse(refused), dialect)
         except Exception:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ratelimit.decision import Decision
@@ -18,7 +17,6 @@ from ratelimit.http.charges import Charge, Charges, give_back
 from ratelimit.http.lifespan import no_lifespan
 from ratelimit.http.middleware import RateLimitMiddleware
 from ratelimit.http.problems import Problem
-from ratelimit.http.refusal import rejection
 from ratelimit.quota import MAX_LIMIT
 from ratelimit.server.connection import NEVER, ClientConnection
 from ratelimit.server.exchange import Exchange
@@ -271,8 +269,6 @@ class Forward(Exchange):
             elif refused is None:
                 user = self._user(admission)
                 self._ask(await admission.find_user() if user is None else user)
-            elif isinstance(refused, HTTPException):
-                self._respond(rejection(refused), [])
             else:
                 self._respond(*await admission.refuse(refused))
         except Exception:

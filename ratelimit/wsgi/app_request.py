@@ -22,7 +22,6 @@ from ratelimit.http.admission import Admission, MiddlewareState
 from ratelimit.http.dependency import Said
 from ratelimit.http.headers import Headers
 from ratelimit.http.problems import answer_of
-from ratelimit.http.refusal import rejection
 from ratelimit.limiter import Spend, limiter
 from ratelimit.limiter.slots import Slot
 from ratelimit.sync import Limiter, UsageLog
@@ -137,7 +136,7 @@ class AppRequest:
         if refused is None:
             self._hand_over()
             return None
-        return await (self._reject(refused) if isinstance(refused, HTTPException) else self._refuse(refused))
+        return await self._refuse(refused)
 
     async def ask(self, said: Said) -> Decision:
         """Check one policy because a view asks. Raises `QuotaExceeded`, `UnknownAction`, and what functions raise."""
@@ -149,8 +148,8 @@ class AppRequest:
 
     async def answer_to(self, error: QuotaExceeded | HTTPException) -> Response:
         """Return the answer to what a view has raised because of a check; what it has acted on stays spent."""
-        if not isinstance(error, QuotaExceeded):
-            return await self._reject(error)
+        if isinstance(error, HTTPException):
+            return await self._refuse(error)
         self.admission.charges.act()
         return await self._refuse(error.decision)
 
@@ -165,16 +164,10 @@ class AppRequest:
             read, has_more = buffered.hand_over()
             self.admission.scope["wsgi.environ"]["wsgi.input"] = self._reader.after(read, has_more=has_more)
 
-    async def _refuse(self, decision: Decision) -> Response:
+    async def _refuse(self, refused: Decision | HTTPException) -> Response:
         self.admission.has_begun = True
-        response, fields = await self.admission.refuse(decision)
-        return await self._sent(response, fields)
-
-    async def _reject(self, error: HTTPException) -> Response:
-        response = rejection(error)
-        fields = await self.start(response.status_code, response.raw_headers)
-        await self.admission.record()
-        return await self._sent(response, fields)
+        response, fields = await self.admission.refuse(refused)
+        return await answer_of(partial(self.state.refusals.send, response, fields), self.admission.scope)
 
     async def start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> Headers:
         """Settle, as the answer begins. Return the fields to add to it."""
@@ -188,9 +181,6 @@ class AppRequest:
         """Settle what is not yet, and record it, when the request is over. Harmless when it was."""
         if not self.admission.is_over:
             await self.admission.end()
-
-    async def _sent(self, response: Response, fields: Headers) -> Response:
-        return await answer_of(partial(self.state.refusals.send, response, fields), self.admission.scope)
 
 
 def encoded(headers: Iterable[tuple[str, str]]) -> Headers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from ratelimit import Config, Limiter, MemoryStore, Policy
 from ratelimit.factory import decision_app, middleware_args
@@ -19,6 +20,11 @@ from ratelimit.testing import FakeClock
 from tests.server.sockets import ask, listening
 from tests.server.test_connection import WEBSOCKET
 
+
+def no_pages(request: object) -> int:
+    raise HTTPException(400, "pages is no number")
+
+
 CONFIG = Config(
     user_from=("header:x-api-key",),
     exempt=("/free/**",),
@@ -28,6 +34,8 @@ CONFIG = Config(
         Policy("paid", "1/day; 3/week", match="/paid/**", cost=2),
         Policy("shadow", "1/day", match="/shadow", mode="shadow"),
         Policy("failed", "1/day", match="/login", count="failure"),
+        Policy("export", "3/day", match="/pages", count="success"),
+        Policy("pages", "3/day", match="/pages", cost=no_pages),
     ),
 )
 _TOKEN = b"authorization: Bearer a-token-of-16-letters\r\n"
@@ -58,6 +66,7 @@ CASES: dict[str, list[bytes]] = {
     "two quotas": [question(b"/v1/authz/paid/x")],
     "in shadow": [question(b"/v1/authz/shadow")] * 2,
     "counted by outcome": [question(b"/v1/authz/login")] * 2,
+    "rejected by a function": [question(b"/v1/authz/pages")] * 2,
     "HEAD": [question(b"/v1/authz/paid/x", method=b"HEAD")] * 2,
     "a handshake": [question(b"/v1/authz/paid/x", WEBSOCKET, b"GET")],
     "beside it": [question(b"/v1/authzoo/hints")],

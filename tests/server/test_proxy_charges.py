@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.exceptions import HTTPException
 
-from ratelimit import MemoryStore, Policy, StoreUnavailable
+from ratelimit import MemoryStore, Policy, StoreUnavailable, UsageLog
 from ratelimit.http.headers import HeaderWriter
 from ratelimit.names import Key
 from ratelimit.server.connection import ClientConnection
@@ -160,6 +161,22 @@ async def test_the_fields_tell_what_was_really_spent(algorithm: Any, stated: int
     peeked = await limiter.peek("alice", "api")
     assert peeked.used == used
     assert answer.headers["ratelimit"] == HeaderWriter().fields([peeked])[1][1].decode()
+
+
+async def test_a_request_that_a_function_rejects_is_settled() -> None:
+    def reject(request: object) -> int:
+        raise HTTPException(400, "pages is no number")
+
+    store = MemoryStore()
+    counted = Policy("export", "3/day", match="/**", count="success")
+    limiter = limiter_of(counted, Policy("pages", "3/day", match="/**", cost=reject), store=store)
+    async with in_front_of("127.0.0.1:1", limiter=limiter, usage=UsageLog(store)) as address:
+        answer = await ask(address, GET.replace(b"host", b"x-api-key: alice\r\nhost"))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"export";r=3' in answer
+    await limiter.open()
+    assert (await limiter.peek("alice", "export")).used == 0
+    assert [event.status for event in store.events] == [400]
 
 
 async def test_what_is_charged_beyond_counts_in_a_share_too() -> None:
