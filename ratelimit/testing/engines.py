@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -478,6 +479,8 @@ def main() -> None:
     )
     parser.add_argument("engine", choices=[*_LAUNCHES, "fetch"], help="fetch: only fetch DynamoDB Local")
     name = parser.parse_args().engine
+    for each in (signal.SIGINT, signal.SIGTERM):  # which a shell has told what runs in its background to ignore
+        signal.signal(each, signal.default_int_handler)
     try:
         if name == "fetch":
             program("java")

@@ -51,14 +51,15 @@ def test_an_endpoint_without_an_engine_is_refused() -> None:
 
 
 @pytest.mark.process
-def test_an_engine_runs_until_it_is_interrupted() -> None:
-    command = [sys.executable, "-m", "ratelimit.testing.engines", "ministack"]
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_engine_runs_until_it_is_interrupted(sent: signal.Signals) -> None:
+    command = ["/bin/sh", "-c", f"trap '' INT; exec {sys.executable} -m ratelimit.testing.engines ministack"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             url = urlsplit(process.stdout.readline())
             Engine("ministack", dict(parse_qsl(url.query))["endpoint"]).call("ListTables", {})
-            process.send_signal(signal.SIGINT)
+            process.send_signal(sent)
             assert process.wait(60) == 0
         finally:
             process.kill()
