@@ -181,35 +181,41 @@ class JointPolicyCheck(PolicyCheck):
         asked: list[tuple[PolicyCheck, str]] = []
         spends: list[Spend] = []
         for one in (self, *self.others):
-            own: Any = one.policy.cost
-            its_units: int | None = units
-            if one is not self:
-                its_units = await one._units(units if type(own) is int and own == 1 else own, connection)
-            if its_units:
-                user, spend = await one._spend(connection, its_units, inline if one is self else None)
+            own = units if one is self else await self._units_of(one, units, connection)
+            if own:
+                user, spend = await one._spend(connection, own, inline if one is self else None)
                 asked.append((one, user))
                 spends.append(spend)
             else:
                 free.append(one.free())
-        try:
-            answer = await self.limiter._check_all(spends) if spends else JointDecision(())
-        except SlotNeeded:  # by this user's own quotas
-            warn_once(f"{self.policy.name}: {_NOT_TOGETHER}")
-            raise HTTPException(403, _NOT_TOGETHER) from None
-        charges: list[Charge] = []
-        for (one, user), decision in zip(asked, answer, strict=True):
-            if not answer and decision.allowed and not decision.shadow_denied:
-                decision = msgspec.structs.replace(decision, cost=0)  # which was not taken
-            charge = Charge(self.limiter, one.policy, user, decision)
-            if one._pending is not None:
-                one._counted_later(charge, one._pending)
-            charges.append(charge)
+        answer = await self._decide(spends)
+        charges = [
+            self._charged(one, user, decision, answer) for (one, user), decision in zip(asked, answer, strict=True)
+        ]
         if answer.refused is not None:
             first = charges[answer.decisions.index(answer.refused)]
         else:
             first = charges[0] if units else free[0]
         first.others = [charge for charge in (*charges, *free) if charge is not first]
         return first
+
+    async def _units_of(self, other: PolicyCheck, units: int, connection: HTTPConnection) -> int | None:
+        """Return what another one takes of a request that costs so many units: its own cost, where it has one."""
+        own: Any = other.policy.cost
+        return await other._units(units if type(own) is int and own == 1 else own, connection)
+
+    async def _decide(self, spends: Sequence[Spend]) -> JointDecision:
+        try:
+            return await self.limiter._check_all(spends) if spends else JointDecision(())
+        except SlotNeeded:  # by this user's own quotas
+            warn_once(f"{self.policy.name}: {_NOT_TOGETHER}")
+            raise HTTPException(403, _NOT_TOGETHER) from None
+
+    def _charged(self, one: PolicyCheck, user: str, decision: Decision, answer: JointDecision) -> Charge:
+        if not answer and decision.allowed and not decision.shadow_denied:
+            decision = msgspec.structs.replace(decision, cost=0)  # which was not taken
+        charge = Charge(self.limiter, one.policy, user, decision)
+        return charge if one._pending is None else one._counted_later(charge, one._pending)
 
 
 def _may_fit(refused: Decision, pending: int) -> bool:
