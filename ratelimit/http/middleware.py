@@ -76,7 +76,7 @@ class RateLimitMiddleware:
             limiter, usage, app=app, on_refused=on_refused, inner=inner, options=options
         )
         self.refunds = self._state.refunds
-        self._rooted: Any = next((one for one in stack(app) if hasattr(one, "root_path")), None)
+        self._rooted: Any = next((one for one in stack(app) if hasattr(one, "root_path_in_servers")), None)
         """FastAPI's app, where it is further in: what it takes for its root it says itself."""
         self._lifespan = LimiterLifespan(limiter, self.refunds, usage)
 

@@ -185,7 +185,7 @@ def row(**changes: Any) -> dict[str, Any]:
     [
         ({"user_id": float("nan")}, "user must be a whole number, not nan"),
         ({"user_id": float("inf")}, "user must be a whole number, not inf"),
-        ({"user_id": "\ud800"}, "control character"),
+        ({"user_id": "\ud800"}, "half of a character"),
         ({"id": "\ud800", "cost": "\ud83d"}, "cost must be a whole number"),
         ({"created_at": "1960-01-01T00:00:00"}, "time lies before 1970"),
         ({"created_at": -1}, "time -1 is no epoch"),
