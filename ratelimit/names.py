@@ -28,6 +28,8 @@ HASH_PREFIX: Final = "h:"
 _HASH = re.compile(r"h:[a-z2-7]{26}")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_HALF: Final = chr(0xD800)
+"""The first of the code points of which two stand for one character in UTF-16, and which have no UTF-8."""
 
 
 class Key(NamedTuple):
@@ -83,7 +85,7 @@ def _check(text: object, what: str, most: int, error: type[RateLimitError]) -> s
     if not text:
         raise error(f"the {what} is empty")
     if found := _CONTROL.search(text):
-        kind = "half of a character (the text was no UTF-8)" if found[0] >= "\ud800" else "the control character"
+        kind = "half of a character (the text was no UTF-8)" if found[0] >= _HALF else "the control character"
         raise error(f"the {what} holds {kind} {found[0]!r} at position {found.start()}")
     if (size := len(text.encode()) + 2 * (text.count("#") + text.count("%"))) > most:
         raise error(f"the {what} takes {size} bytes, and {most} are the most; pass a digest of it")
