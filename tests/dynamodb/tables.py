@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from ratelimit.dynamodb import Settings, TableSpec, create_table, delete_table, upgrade_table
+from ratelimit.dynamodb import Settings, TableProtected, TableSpec, create_table, delete_table, upgrade_table
 from ratelimit.dynamodb.client import connect
-from ratelimit.errors import TableNotFound
 from tests.engines import Engine
 
 
@@ -44,10 +43,10 @@ def index(name: str, *names: str, projection: str = "ALL") -> dict[str, Any]:
 async def remove(settings: Settings) -> None:
     """Whatever is there, protected or not."""
     try:
+        await delete_table(settings)
+    except TableProtected:
         await upgrade_table(settings, TableSpec(protected=False, recovery=False))
-    except TableNotFound:
-        return
-    await delete_table(settings)
+        await delete_table(settings)
 
 
 @asynccontextmanager
