@@ -517,4 +517,5 @@ def test_threads() -> None:
         for thread in threads:
             thread.join(60)
     assert statuses == [200] * 12
-    assert clock.now() - FakeClock().now() == 120 * 1_000_000
+    # Each that waits turns the clock on, also where another one has just done so.
+    assert clock.now() - FakeClock().now() >= 120 * 1_000_000
