@@ -222,19 +222,21 @@ async def test_a_change_is_sent_again_as_the_same(
 
 
 @pytest.mark.heavy
-async def test_conflicts_without_end_are_a_throttled_store(server: FaultServer, people: DynamoDBDirectoryStore) -> None:
-    server.always(cancelled("TransactionConflict", "None", "None"))
-    with pytest.raises(StoreThrottled, match="nothing was written"):
+@pytest.mark.parametrize(
+    ("reason", "error", "told", "sent"),
+    [
+        ("TransactionConflict", StoreThrottled, "nothing was written", 3),
+        ("ValidationError", StoreMisconfigured, "ValidationError", 1),
+    ],
+)
+async def test_a_change_that_comes_to_nothing(
+    server: FaultServer, people: DynamoDBDirectoryStore, reason: str, error: type[Exception], told: str, sent: int
+) -> None:
+    """Conflicts without end are a throttled store; what will never work is not sent again."""
+    server.always(cancelled(reason, "None", "None"))
+    with pytest.raises(error, match=told):
         await people.replace(OLD, NEW, now=1)
-    assert server.received["TransactWriteItems"] == 3
-
-
-@pytest.mark.heavy
-async def test_what_will_never_work_is_not_sent_again(server: FaultServer, people: DynamoDBDirectoryStore) -> None:
-    server.always(cancelled("ValidationError", "None", "None"))
-    with pytest.raises(StoreMisconfigured, match="ValidationError"):
-        await people.replace(OLD, NEW, now=1)
-    assert server.received["TransactWriteItems"] == 1
+    assert server.received["TransactWriteItems"] == sent
 
 
 @pytest.mark.heavy
