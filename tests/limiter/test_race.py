@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -265,16 +266,13 @@ def killed_in_the_middle(url: str, log: Path, *, processes: int, tasks: int, las
 
 
 def most_held(entries: list[Entry]) -> int:
-    """The most that were held at the same time: each for sure from when it was taken until it was given back."""
-    held: set[str] = set()
-    most = 0
-    for entry in sorted(entries, key=lambda entry: entry.at):
-        if entry.said == "took":
-            held.add(entry.name)
-        elif entry.said == "ends":
-            held.discard(entry.name)
-        most = max(most, len(held))
-    return most
+    """The most that were held at the same time: each for sure from when it was taken until it was given back, or, where
+    its worker was killed, for `HOLD` seconds, which had begun somewhat before that was told."""
+    taken = {entry.name: entry.at for entry in entries if entry.said == "took"}
+    given = {entry.name: entry.at for entry in entries if entry.said == "ends"}
+    over = {name: given.get(name, at + HOLD - 1) for name, at in taken.items()}
+    moments = sorted([(at, 1) for at in taken.values()] + [(at, -1) for at in over.values()])
+    return max(accumulate(change for _, change in moments))
 
 
 @pytest.mark.parametrize(
