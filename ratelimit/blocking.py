@@ -29,6 +29,13 @@ T = TypeVar("T")
 running_loop: Final = asyncio._get_running_loop
 """Returns the event loop that this thread runs; None where there is none."""
 
+importing: Final = threading.RLock()
+"""Held while a thread imports what takes its time: in a child forked meanwhile, which does not have that thread, nobody
+would ever end it, and whoever imports the same would wait for ever."""
+
+# No import takes so long, unless it waits for one that the very thread which forks is in the middle of.
+_LONGEST_IMPORT_S: Final = 10.0
+
 logger: Final = logging.getLogger("ratelimit")
 
 
@@ -207,23 +214,29 @@ class Deferred:
 
 
 _runners: Final[WeakSet[Runner]] = WeakSet()
-_held: Final[list[Runner]] = []
+_forking: Final = threading.Lock()
+_held: Final[list[Any]] = []
+"""The locks that the thread which forks holds."""
 
 
 def _before_fork() -> None:
     """Wait until no other thread is in the middle of anything, for it would never end in the child."""
-    _held[:] = list(_runners)
-    for runner in _held:
+    _forking.acquire()
+    _held.append(_forking)
+    for runner in list(_runners):
         runner.lock.acquire()
+        _held.append(runner.lock)
+    if importing.acquire(timeout=_LONGEST_IMPORT_S):
+        _held.append(importing)
 
 
 def _in_parent() -> None:
     while _held:
-        _held.pop().lock.release()
+        _held.pop().release()
 
 
 def _in_child() -> None:
-    for runner in _held:
+    for runner in list(_runners):
         runner.forget()
     _in_parent()
 

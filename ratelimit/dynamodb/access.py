@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeAlias
@@ -24,6 +23,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from botocore import xform_name
 
+from ratelimit.blocking import importing
 from ratelimit.blocking_wait import wait_for
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.dynamodb.errors import Place, is_denied
@@ -198,9 +198,8 @@ class LoopApi(LaterApi):
         return await getattr(client.api, name)(*args, **request)
 
     async def _connect(self) -> Client:
-        module = await asyncio.to_thread(import_module, "ratelimit.dynamodb.client")
-        made: Client = await module.connect(self._settings, self._clock)
-        return made
+        await asyncio.to_thread(import_client)
+        return await connect(self._settings, self._clock)
 
 
 class BlockingApi(LaterApi):
@@ -237,11 +236,26 @@ def blocking_api(settings: Settings, clock: ServerClock) -> BlockingApi:
     return BlockingApi(lambda: connect_blocking(settings, clock).api.made())
 
 
+def import_client() -> None:
+    """Import aiobotocore, which takes its time: an event loop would stand still meanwhile."""
+    with importing:
+        import ratelimit.dynamodb.client  # noqa: F401
+
+
+async def connect(settings: Settings, clock: ServerClock | None = None) -> Client:
+    """Make a client by aiobotocore, which is imported here."""
+    import_client()
+    from ratelimit.dynamodb import client
+
+    return await client.connect(settings, clock)
+
+
 def connect_blocking(settings: Settings, clock: ServerClock | None = None) -> Client:
     """Make a client by botocore, which is imported here."""
-    from ratelimit.dynamodb.session import connect
+    with importing:
+        from ratelimit.dynamodb import session
 
-    return connect(settings, clock)
+    return session.connect(settings, clock)
 
 
 def are_sendable(access_key: str, secret_key: str, token: str | None) -> bool:
@@ -351,7 +365,8 @@ def _plain(url: str) -> SplitResult | None:
 def _certificates() -> str:
     """Return the file that botocore trusts: certifi's, or where that is not installed its own."""
     try:
-        from certifi import where
+        with importing:
+            from certifi import where
     except ImportError:
         spec = find_spec("botocore")
         assert spec is not None

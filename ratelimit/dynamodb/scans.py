@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from ratelimit.clock import SECOND, Clock, SystemClock
 from ratelimit.cursor import decode_cursor, encode_cursor
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.access import Client
+from ratelimit.dynamodb.access import Client, connect
 from ratelimit.dynamodb.calls import ConditionFailed, Retries, Stats, TableCalls
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
 from ratelimit.dynamodb.events import DynamoDBEventStore, event_of
@@ -100,8 +100,6 @@ class DynamoDBScans:
         return await self._scan(request, cursor, part, read, attempts=_SEARCH_ATTEMPTS)
 
     async def _connect(self) -> Client:
-        from ratelimit.dynamodb.client import connect  # which takes its time, and threads do without
-
         opened = await self._opened()  # which makes the table, where the settings say so
         loop = asyncio.get_running_loop()
         async with self._connecting:
@@ -199,8 +197,6 @@ async def sweep_table(settings: Settings, *, clock: Clock | None = None) -> int:
     For a table that does not do it itself: one strongly consistent over its regions. An item that is written again
     meanwhile stays: its time has moved.
     """
-    from ratelimit.dynamodb.client import connect  # which takes its time, and threads do without
-
     settings = replace(settings, read_timeout=max(settings.read_timeout, _READ_TIMEOUT_S))
     async with await connect(settings) as client:
 

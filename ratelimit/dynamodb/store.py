@@ -17,7 +17,16 @@ from weakref import WeakSet
 
 from ratelimit.blocking import Runner, aside
 from ratelimit.blocking_wait import wait_for
-from ratelimit.dynamodb.access import Client, LoopApi, Way, blocking_api, connect_blocking, way_of
+from ratelimit.dynamodb.access import (
+    Client,
+    LoopApi,
+    Way,
+    blocking_api,
+    connect,
+    connect_blocking,
+    import_client,
+    way_of,
+)
 from ratelimit.dynamodb.calls import Retries, Stats, TableCalls
 from ratelimit.dynamodb.control import prepare
 from ratelimit.dynamodb.directory import DynamoDBDirectoryStore
@@ -73,7 +82,8 @@ class DynamoDBStore:
         and one request at a time is served."""
         self._opened: dict[asyncio.AbstractEventLoop, Opened] = {}
         self._opening: dict[asyncio.AbstractEventLoop, asyncio.Task[Opened]] = {}
-        self._import_client()
+        if not self._is_lean:
+            import_client()  # now, and not when an event loop would stand still meanwhile
 
     async def open(self) -> None:
         """Connect, and verify the table; create it first, where the settings say `create`."""
@@ -127,11 +137,6 @@ class DynamoDBStore:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _import_client(self) -> None:
-        """Import aiobotocore now: it takes its time, for which an event loop would stand still later."""
-        if not self._is_lean:
-            import ratelimit.dynamodb.client  # noqa: F401
-
     async def _apply_first(self, key: Key, write: Write) -> Outcome:
         return await (await self._ready()).writer.apply(key, write)
 
@@ -156,8 +161,6 @@ class DynamoDBStore:
         settings = self.settings
         way = await aside(lambda: way_of(settings)) if self._is_lean and is_fast_wanted(settings) else None
         if way is None:
-            from ratelimit.dynamodb.client import connect
-
             client = await connect(settings)
         else:
             client = way.client(settings, LoopApi)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 from ratelimit.dynamodb import schema
-from ratelimit.dynamodb.access import Client
+from ratelimit.dynamodb.access import Client, connect
 from ratelimit.dynamodb.calls import Retries, Stats
 from ratelimit.dynamodb.control import (
     Control,
@@ -335,8 +335,6 @@ def _extras(spec: TableSpec) -> Mapping[str, Any]:
 @asynccontextmanager
 async def _control(settings: Settings) -> AsyncIterator[Control]:
     """The control plane takes its time, which a check could not afford."""
-    from ratelimit.dynamodb.client import connect  # which takes its time, and threads do without
-
     patient = replace(settings, connect_timeout=_CONNECT_TIMEOUT_S, read_timeout=_READ_TIMEOUT_S)
     async with await connect(patient) as client:
         yield Control(client, Retries(max(settings.attempts, _ATTEMPTS), Stats()))

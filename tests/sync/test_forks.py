@@ -129,3 +129,45 @@ if __name__ == "__main__":
         [sys.executable, "-c", program, url], capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.stdout, done.stderr) == ("{None}\n", "")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("work", ["limiter.check", "usage.record"])
+def test_a_fork_while_a_thread_of_ours_imports_aws_client(url: str, work: str) -> None:
+    """In the child, which does not have that thread, the import of the same would wait for its end for ever."""
+    program = f"""
+import multiprocessing, sys, threading, time
+from ratelimit import Policy
+from ratelimit.sync import Limiter, UsageLog
+from ratelimit.sync.store import store_from
+
+imports = threading.Event()
+
+class Slow:
+    def find_spec(self, *_):
+        if threading.current_thread() is not threading.main_thread() and not imports.is_set():
+            imports.set()
+            time.sleep(0.5)
+
+store = store_from(sys.argv[1] + "&fast=off")
+limiter, usage = Limiter(store, [Policy("hint", "100/day")], deadline=30), UsageLog(store)
+
+def work():
+    {work}("alice", "hint")
+    usage.flush()
+
+sys.meta_path.insert(0, Slow())
+working = threading.Thread(target=work)
+working.start()
+imports.wait(60)
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join(60)
+print(child.exitcode)
+child.kill()
+working.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, url], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from weakref import WeakSet
 from zlib import crc32
 
+import aiohappyeyeballs
 import httptools
 from botocore import exceptions as aws
 
@@ -279,8 +280,6 @@ async def open_connection(
     endpoint: Endpoint, place: Place, seconds: float, ended: Callable[[Connection, Ending], None]
 ) -> Connection:
     """Connect to the first of the host's addresses that takes it. Raise `StoreUnreachable`."""
-    import aiohappyeyeballs  # which threads do without
-
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
