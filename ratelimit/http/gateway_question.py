@@ -27,6 +27,8 @@ _DIALECTS: Final = get_args(Dialect)
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}")
 _KNOWN_PATHS: Final = 1024
 _MAX_KNOWN_PATH: Final = 256
+# Of a handshake, where a gateway takes away `Upgrade` as a field of one hop.
+_HANDSHAKE: Final = frozenset({b"sec-websocket-key", b"sec-websocket-version"})
 # Of an address that begins with one: a URL further in is a part of the path.
 _ORIGIN = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
@@ -98,6 +100,7 @@ def _original(
     if not _METHOD.fullmatch(method):
         raise InvalidInput(f"{method[:40]!r} is no method")
     upgrades = scope["type"] == "websocket" or fields.get(b"upgrade", b"").strip().lower() == b"websocket"
+    upgrades = upgrades or not _HANDSHAKE.isdisjoint(fields)
     # Patterns take a handshake for a GET as well.
     method = WEBSOCKET if upgrades and method.upper() == "GET" else method.upper()
     headers = scope["headers"]

@@ -152,6 +152,8 @@ def overriding_methods(scope: Scope) -> frozenset[str]:
         return frozenset()
     # CGI and WSGI make no difference between `-` and `_`.
     said = [value.decode("latin-1") for name, value in scope["headers"] if name.replace(b"_", b"-") in _OVERRIDES]
+    if scope["method"] == WEBSOCKET:  # as its fields say: nobody has seen it upgrade
+        said.append("GET")
     if query := scope.get("query_string"):
         said += [value for name, value in parse_qsl(query.decode("latin-1")) if name == _OVERRIDE_PARAMETER]
     return frozenset([one.strip().upper() for text in said for one in text.split(",")])

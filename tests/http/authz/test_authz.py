@@ -193,6 +193,24 @@ async def test_a_handshake_is_matched_as_one_and_answered() -> None:
         assert (await client.get("/v1/authz", headers=headers)).status_code == 429
 
 
+# nginx, Traefik and HAProxy's script take `Upgrade` away; of one over HTTP/2 there is no key (RFC 8441).
+@pytest.mark.parametrize(
+    "handed_on", [{"upgrade": "websocket"}, {"sec-websocket-key": "a" * 22 + "=="}, {"sec-websocket-version": "13"}]
+)
+async def test_a_handshake_is_known_by_what_gateways_hand_on_of_it(handed_on: dict[str, str]) -> None:
+    headers = {**FORWARDED, "x-forwarded-uri": "/feed", "x-forwarded-method": "GET", **handed_on}
+    async with asking(Policy("feed", "1/day", match="WEBSOCKET /feed")) as client:
+        assert [(await client.get("/v1/authz", headers=headers)).status_code for _ in range(2)] == [200, 429]
+
+
+async def test_who_says_a_request_is_a_handshake_is_not_exempt_by_that() -> None:
+    headers = {**FORWARDED, "x-forwarded-uri": "/feed", "x-forwarded-method": "GET", "upgrade": "websocket"}
+    async with asking(Policy("feed", "1/day", match="GET /feed", exempt="WEBSOCKET /feed")) as client:
+        assert [(await client.get("/v1/authz", headers=headers)).status_code for _ in range(2)] == [200, 429]
+    async with asking(Policy("feed", "1/day", match="GET /feed", exempt="GET /feed")) as client:
+        assert [(await client.get("/v1/authz", headers=headers)).status_code for _ in range(2)] == [200, 200]
+
+
 async def test_questions_are_recorded_as_what_they_ask_about() -> None:
     limiter = limiter_of(HINT)
     store = limiter.store
