@@ -20,7 +20,8 @@ from ratelimit.factory import load_checked
 from ratelimit.http.addresses import NO_ADDRESS, warn_once
 from ratelimit.http.policy_check import SurfaceOptions
 from ratelimit.policy import Policy
-from ratelimit.server.serve import Address, Server, ShutdownTimeouts, missing_packages
+from ratelimit.server.address import Address
+from ratelimit.server.serve import Server, ShutdownTimeouts, missing_packages
 
 if TYPE_CHECKING:
     from ratelimit.server.upstream import ProxySettings

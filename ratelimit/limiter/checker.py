@@ -15,11 +15,12 @@ from ratelimit.decision import Decision
 from ratelimit.errors import StoreUnavailable
 from ratelimit.limiter.background import BackgroundWrites
 from ratelimit.limiter.batching import Coalescer
-from ratelimit.limiter.compiled_policy import CachedRecord, CompiledPolicy, PolicyResolver
+from ratelimit.limiter.compiled_policy import CachedRecord, CompiledPolicy
 from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import BlockingCircuit, CircuitBreaker, closed
 from ratelimit.limiter.joint import JointChecker
 from ratelimit.limiter.leasing import Leases
+from ratelimit.limiter.policy_resolver import PolicyResolver
 from ratelimit.names import Key
 from ratelimit.policy import AlgorithmName
 from ratelimit.quota import QuotasLike

@@ -30,11 +30,12 @@ from ratelimit.limiter.background import (
     LimiterStats,
 )
 from ratelimit.limiter.checker import Answer, Checker, Fallback, Observer
-from ratelimit.limiter.compiled_policy import CompiledPolicy, PolicyResolver
+from ratelimit.limiter.compiled_policy import CompiledPolicy
 from ratelimit.limiter.counters import Counters, in_mode
 from ratelimit.limiter.deadline import CircuitBreaker
 from ratelimit.limiter.holding import Hold
 from ratelimit.limiter.joint import JointPart, Spend
+from ratelimit.limiter.policy_resolver import PolicyResolver
 from ratelimit.limiter.slots import MAX_RENEWALS, Holds, Reservation, Slot
 from ratelimit.limiter.waiting import DEFAULT_TIMEOUT, WaitQueues, check_timeout
 from ratelimit.names import Key, UserId, check_user

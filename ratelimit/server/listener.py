@@ -15,10 +15,11 @@ from typing import Any, Final, Protocol
 from ratelimit.errors import ConfigError, RateLimitError, StoreMisconfigured
 from ratelimit.http.problems import Problem
 from ratelimit.otel import TraceContext
+from ratelimit.server.address import BACKLOG
 from ratelimit.server.connection import ClientConnection
 from ratelimit.server.exchange import Exchange
 from ratelimit.server.request import Request
-from ratelimit.server.serve import BACKLOG, ShutdownTimeouts
+from ratelimit.server.serve import ShutdownTimeouts
 
 logger = logging.getLogger("ratelimit.serving")
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from ratelimit.config.envoy import fingerprint
 from ratelimit.errors import ConfigError, RateLimitError
+from ratelimit.server.address import Listening
 from ratelimit.server.listener import Listener, StartFailed
-from ratelimit.server.serve import LOGGING, Listening, ShutdownTimeouts, on_signals
+from ratelimit.server.serve import LOGGING, ShutdownTimeouts, on_signals
 from ratelimit.server.sidecar import Sidecar
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from ratelimit.limiter import Limiter
+from ratelimit.server.address import Address
 from ratelimit.server.listener import Listener, Service
 from ratelimit.server.proxy import Proxy
-from ratelimit.server.serve import Address
 from ratelimit.server.upstream import ProxySettings
 from tests.http.apps import limiter_of
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ratelimit.factory import load_checked
+from ratelimit.server.address import Address
 from ratelimit.server.factory import sidecar
 from ratelimit.server.listener import Listener
-from ratelimit.server.serve import Address
 from tests.server.running import running, write
 from tests.server.sockets import ask, listening, scripted
 

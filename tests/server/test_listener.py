@@ -12,9 +12,9 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 
 from ratelimit.server import connection
+from ratelimit.server.address import Address
 from ratelimit.server.asgi import AsgiService
 from ratelimit.server.listener import Listener
-from ratelimit.server.serve import Address
 from tests.server.processes import LONG_S, until
 from tests.server.sockets import until_gone
 from tests.server.test_connection import HANDSHAKE

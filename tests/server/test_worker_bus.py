@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit.server.admin import WorkerBus
+from ratelimit.server.worker_bus import WorkerBus
 from tests.server.running import running, write
 
 
@@ -100,7 +100,7 @@ async def test_what_is_no_question_gets_no_answer(folder: Path, question: bytes)
 @pytest.mark.process
 async def test_the_number_of_a_worker_that_was_killed_is_free(folder: Path) -> None:
     code = (
-        "import asyncio, sys; from pathlib import Path; from ratelimit.server.admin import WorkerBus\n"
+        "import asyncio, sys; from pathlib import Path; from ratelimit.server.worker_bus import WorkerBus\n"
         "async def main():\n"
         "    one = WorkerBus(Path(sys.argv[1]), {}); await one.start(); print(one.number, flush=True)\n"
         "    await asyncio.Event().wait()\n"

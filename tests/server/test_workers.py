@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from ratelimit.server import workers
-from ratelimit.server.serve import Address, ShutdownTimeouts
+from ratelimit.server.address import Address
+from ratelimit.server.serve import ShutdownTimeouts
 from ratelimit.server.workers import DONE, Supervisor, Worker, WorkerSpec
 from tests.engines import Engine
 from tests.server.clients import Clients

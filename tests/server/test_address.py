@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit.errors import ConfigError
-from ratelimit.server.serve import Address
+from ratelimit.server.address import Address
 
 
 def test_a_stale_socket_file_is_taken_away(tmp_path: Path) -> None:
