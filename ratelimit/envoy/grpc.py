@@ -119,9 +119,11 @@ class CallTarget:
 
 
 class ServerState:
-    """What the connections of a listener share."""
+    """What the connections of a listener share. `oversized` is what a call is answered whose message is too large to be
+    read; None for an error, upon which some callers go on as if they had not asked."""
 
-    def __init__(self, methods: Mapping[bytes, Method]) -> None:
+    def __init__(self, methods: Mapping[bytes, Method], oversized: bytes | None = None) -> None:
+        self.oversized = oversized
         self.methods: dict[bytes, Method] = {HEALTH_CHECK: self._check_health, **methods}
         self.connections: set[Http2Protocol[CallTarget]] = set()
         self.draining = False
@@ -176,7 +178,11 @@ class GrpcProtocol(Http2Protocol[CallTarget]):
 
     def on_part(self, stream: Stream[CallTarget]) -> None:
         """Refuse what no more data makes right, without waiting for it."""
-        if refusal := stream.target.refusal or _misframed(stream.body, ended=False):
+        refusal, oversized = stream.target.refusal, self._state.oversized
+        if not refusal and oversized is not None and _is_oversized(stream.body):
+            logger.warning("a message of %s is too large to be read", self.peer)
+            self._succeed(stream, oversized)
+        elif refusal := refusal or _misframed(stream.body, ended=False):
             self.answer(stream, refusal)
 
     def on_request(self, stream: Stream[CallTarget]) -> None:
@@ -235,13 +241,17 @@ def status_block(status: Status, message: str = "", *more: tuple[str, str]) -> b
     return header_block(*_COMMON, ("grpc-status", str(int(status))), ("grpc-message", text), *more)
 
 
+def _is_oversized(body: bytes) -> bool:
+    return len(body) >= 5 and body[:1] == b"\0" and int.from_bytes(body[1:5], "big") > MAX_MESSAGE
+
+
 def _misframed(body: bytes, *, ended: bool) -> bytes:
     """Return a status for what is wrong with the request so far: it is to be one message, with its prefix."""
     prefixed = len(body) >= 5
     size = int.from_bytes(body[1:5], "big")
     if body[:1] > b"\0":
         return _COMPRESSED
-    if prefixed and size > MAX_MESSAGE:
+    if _is_oversized(body):
         return status_block(Status.RESOURCE_EXHAUSTED, f"a message of {size} bytes, where {MAX_MESSAGE} are the most")
     if prefixed and len(body) > size + 5:
         return status_block(Status.UNIMPLEMENTED, "more than one message")

@@ -23,7 +23,7 @@ T = TypeVar("T")
 Headers: TypeAlias = "list[Header]"
 
 MAX_STREAMS: Final = 256
-MAX_HEADERS: Final = 16_384
+MAX_HEADERS: Final = 2**17
 """Bytes of a request's headers, as they arrive and, counted as section 6.5.2 does, as they are."""
 WINDOW: Final = 2**20
 """Of a connection."""

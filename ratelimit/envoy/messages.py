@@ -196,10 +196,12 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _text(value: int | bytes) -> str:
+    data = _bytes(value)
     try:
-        return _bytes(value).decode()
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"a text is not UTF-8: {error.reason}") from None
+        return data.decode()
+    except UnicodeDecodeError:
+        # A client's field, as Envoy handed it on once (CVE-2023-27488): for an error it would let the request pass.
+        return data.decode("latin-1")
 
 
 def _bytes(value: int | bytes) -> bytes:

@@ -52,6 +52,8 @@ MAX_DESCRIPTORS: Final = 64
 MAX_ENTRIES: Final = 32
 _MAX_PLANS: Final = 4096
 _MAX_PLANNED_BYTES: Final = 1024
+UNREAD: Final = write_response(RateLimitResponse(OVER_LIMIT, ()))
+"""The answer to what is too large to be read: upon an error Envoy would let a request pass whose client made it so."""
 UNKNOWN_DOMAIN: Final = "other"
 """What domains are called in metrics that have no rules."""
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from ratelimit.envoy.grpc import Call, GrpcError, GrpcProtocol, Method, ServerState, Status
 from ratelimit.envoy.http2 import PER_TICK
-from ratelimit.envoy.service import SERVICE
+from ratelimit.envoy.service import SERVICE, UNREAD
 from ratelimit.server.listener import DrainingListener
 from ratelimit.server.sidecar import Sidecar
 
@@ -38,7 +38,7 @@ class GrpcListener(DrainingListener):
 
     def __init__(self, methods: Mapping[bytes, Method], sock: socket.socket) -> None:
         super().__init__(sock)
-        self._state = ServerState(methods)
+        self._state = ServerState(methods, UNREAD)
         self._ticking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -23,14 +23,15 @@ LATE: Final = problem(504, "The service behind this proxy did not answer in time
 UNREACHED: Final = problem(504, "No connection to the service behind this proxy in time.")
 SLOW: Final = problem(408, "The request did not arrive in time.")
 NOT_CODED: Final = problem(501, "The only transfer coding understood here is chunked.")
-NO_TUNNEL: Final = problem(501, "CONNECT is not a request that this proxy serves.")
 MALFORMED: Final = problem(400, "This is no valid HTTP/1.1 request")
 CUT_SHORT: Final = problem(400, "The request ended before its body was complete.")
 UNENCODED: Final = problem(
     400, "The request target holds a byte that no URL may hold; percent-encode it (RFC 3986, 2.1)."
 )
 FRAGMENT: Final = problem(400, "The request target has a fragment; that is for the client alone.")
-UNKNOWN_METHOD: Final = problem(501, "The method is none that is known here; methods are upper-case.")
+# No 5xx: a gateway that asks about such a request may take one for a fault, and let it pass.
+NO_TUNNEL: Final = problem(400, "CONNECT is not a request that this proxy serves.")
+UNKNOWN_METHOD: Final = problem(400, "The method is none that is known here; methods are upper-case.")
 FAULT: Final = problem(500, "A fault of the server; it is logged.")
 LARGE: Final = problem(431, "The target and the fields of a request: 64 KB at most.")
 NO_HOST: Final = problem(400, "An HTTP/1.1 request has one Host field, which names a host.")

@@ -421,8 +421,8 @@ async def test_calls_and_time_allow_for_more() -> None:
     "headers",
     [
         frame(1, 5, 1, b"\x82" * 10_000),
-        frame(1, 5, 1, b"\x40\x01a\x7f\xa1\x1e" + bytes(4000) + b"\xbe" * 4),
-        frame(1, 1, 1, bytes(16_000)) + frame(9, 0, 1, bytes(16_000)),
+        frame(1, 5, 1, b"\x40\x01a\x7f\xa1\x1e" + bytes(4000) + b"\xbe" * 40),
+        frame(1, 1, 1, bytes(16_000)) + frame(9, 0, 1, bytes(16_000)) * 8,
     ],
     ids=["references", "a large value, again and again", "continuations"],
 )
@@ -430,6 +430,16 @@ async def test_headers_are_bounded(headers: bytes) -> None:
     client = listening()
     client.send(headers)
     assert client.said() == CALM
+
+
+async def test_what_envoy_takes_of_a_client_may_be_handed_on_in_headers() -> None:
+    """60 KB, as a `tracestate`: an error would let the request pass, and with it all that are asked about meanwhile."""
+    client = listening()
+    head = client.head(1, (b"tracestate", b"~" * 61_440))[9:]
+    pieces = [head[at : at + 16_384] for at in range(0, len(head), 16_384)]
+    client.send(frame(http2.HEADERS, 0, 1, pieces[0]), *[frame(http2.CONTINUATION, 0, 1, one) for one in pieces[1:]])
+    client.send(frame(http2.CONTINUATION, END_HEADERS, 1), frame(http2.DATA, END_STREAM, 1, prefixed(b"hello")))
+    assert client.answers()[1].message == b"hello"
 
 
 async def test_a_client_that_does_not_read_is_not_read_either_and_then_closed(caplog: pytest.LogCaptureFixture) -> None:

@@ -302,6 +302,11 @@ async def test_what_is_no_question_is_an_invalid_argument(service: Service, mess
     assert service.service.calls == {("other", "error"): 1}
 
 
+async def test_what_is_not_utf_8_is_counted_all_the_same(service: Service) -> None:
+    wire = request(descriptor(address="PLACE")).replace(b"PLACE", b"\xff\xfe \x80!")
+    assert [(await service(wire)).overall_code for _ in range(6)] == [OK] * 5 + [OVER]
+
+
 async def test_values_that_no_store_could_keep(service: Service) -> None:
     for value in ("", "x" * 5000, "\x00", "a\nb", "ü" * 300):
         answers = [await service.ask({"address": value}) for _ in range(6)]

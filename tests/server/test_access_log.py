@@ -92,7 +92,7 @@ _CHUNKED = b"POST /v1/check?s3cret" + _REST + b"transfer-encoding: chunked\r\n\r
 UNREAD = {
     "nonsense": (b"s3cret: nonsense\r\n\r\n", 400, "-", "-"),
     "TLS": (b"\x16\x03\x01\x02\x00\x01s3cret\r\n\r\n", 400, "-", "-"),
-    "a method": (b"FROB /x?s3cret" + _REST + b"\r\n", 501, "-", "-"),
+    "a method": (b"FROB /x?s3cret" + _REST + b"\r\n", 400, "-", "-"),
     "a target": (b"GET /x\xff?s3cret" + _REST + b"\r\n", 400, "-", "-"),
     "a URL": (b"GET ftp://u:s3cret@b/x" + _REST + b"\r\n", 400, "GET", "-"),
     "a fragment": (b"GET /x#s3cret" + _REST + b"\r\n", 400, "GET", "/x"),
@@ -101,7 +101,7 @@ UNREAD = {
     "a large field": (b"GET /x?s3cret" + _REST + b"a: " + b"b" * 70_000 + b"\r\n\r\n", 431, "GET", "/x"),
     "a large target": (b"GET /x?" + b"s3cret" * 20_000 + _REST + b"\r\n", 431, "GET", "/x"),
     "a version": (b"GET /x?s3cret HTTP/1.7\r\n\r\n", 505, "GET", "/x"),
-    "CONNECT": (b"CONNECT s3cret:443" + _REST + b"\r\n", 501, "CONNECT", "-"),
+    "CONNECT": (b"CONNECT s3cret:443" + _REST + b"\r\n", 400, "CONNECT", "-"),
     "a chunk": (_CHUNKED + b"s3cret\r\n", 400, "POST", "/v1/check"),
 }
 

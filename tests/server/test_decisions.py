@@ -95,6 +95,13 @@ async def test_the_same_answers_either_way(requests: list[bytes]) -> None:
     assert all(answer.startswith(b"HTTP/1.1 ") for answer in directly)
 
 
+@pytest.mark.parametrize("method", [b"FROB", b"get", b"CONNECT"])
+async def test_no_method_has_a_gateway_let_the_request_pass(method: bytes) -> None:
+    """As Envoy does upon a 5xx, where `failure_mode_allow` is set."""
+    (answer,) = await answers(counting(), [question(b"/v1/authz/hints", method=method)])
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
 async def test_it_is_the_connection_that_answers() -> None:
     service = counting()
     await answers(service, [question(b"/v1/authz/hints"), check(b"{}"), question(b"/v1/openapi.json")])

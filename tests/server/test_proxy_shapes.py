@@ -62,13 +62,13 @@ UNREADABLE = {
     "a byte that is no letter": (b"GET /x\x80", 400, "percent-encode"),
     "a control character": (b"GET /x\x01", 400, "percent-encode"),
     "DEL": (b"GET /x\x7f", 400, "percent-encode"),
-    "a method nobody knows": (b"FROB /x", 501, "method"),
-    "a method in lower case": (b"get /x", 501, "upper-case"),
-    "a method in mixed case": (b"Post /x", 501, "upper-case"),
+    "a method nobody knows": (b"FROB /x", 400, "method"),
+    "a method in lower case": (b"get /x", 400, "upper-case"),
+    "a method in mixed case": (b"Post /x", 400, "upper-case"),
     "a method that is no token": (b"G@T /x", 400, "no valid HTTP"),
     "a tab for a space": (b"GET\t/x", 400, "no valid HTTP"),
-    "CONNECT": (b"CONNECT b:443", 501, "CONNECT"),
-    "CONNECT with a path": (b"CONNECT /x", 501, "CONNECT"),
+    "CONNECT": (b"CONNECT b:443", 400, "CONNECT"),
+    "CONNECT with a path": (b"CONNECT /x", 400, "CONNECT"),
 }
 
 
