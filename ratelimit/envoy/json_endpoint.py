@@ -74,7 +74,7 @@ def read_json(body: bytes) -> RateLimitRequest:
     """Read a `RateLimitRequest`. Raises `InvalidInput` with the path to what is wrong."""
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"not JSON: {error}") from error
     table = _table(value, "the body", ("domain", "descriptors", "hits_addend"))
     descriptors = tuple(

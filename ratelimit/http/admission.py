@@ -22,7 +22,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
 from ratelimit.http.charges import Charge, Charges, give_back, record
-from ratelimit.http.headers import LIMIT_FIELDS, Headers
+from ratelimit.http.headers import LIMIT_FIELDS, Headers, unsaid
 from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals, rejection
 from ratelimit.limiter import Limiter
@@ -286,7 +286,7 @@ class Admission:
         if not ours or not theirs:
             return ours
         taken = [lower for name, _ in theirs if (lower := name.lower()) in LIMIT_FIELDS]
-        return [field for field in ours if field[0] not in taken] if taken else ours
+        return unsaid(ours, taken) if taken else ours
 
     @property
     def is_over(self) -> bool:

@@ -27,9 +27,11 @@ from ratelimit.quota import Quota
 HeaderStyle: TypeAlias = Literal["draft", "legacy", "both", "none"]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-LIMIT_FIELDS: Final = frozenset({
-    b"ratelimit", b"ratelimit-policy", b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset",
-})  # fmt: skip
+_SETS: Final = (
+    frozenset({b"ratelimit", b"ratelimit-policy"}),
+    frozenset({b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"}),
+)
+LIMIT_FIELDS: Final = _SETS[0] | _SETS[1]
 """Those that are added to an answer, unless it has them."""
 EXPOSE_HEADERS: Final = (
     "RateLimit", "RateLimit-Policy", "Retry-After", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset",
@@ -41,6 +43,16 @@ _MAX_INTEGER: Final = 10**15 - 1
 _MAX_PREPARED: Final = 1024
 # A structured field's string is printable ASCII; the rest, and the escape itself, is percent-encoded.
 _PRINTABLE: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+
+
+def unsaid(ours: Headers, theirs: Iterable[bytes]) -> Headers:
+    """Return our fields but those that an answer has, whose names are `theirs`, and what belongs to them: a limit of
+    ours beside what remains of another's would be true of neither."""
+    taken = set(theirs)
+    for names in _SETS:
+        if not names.isdisjoint(taken):
+            taken |= names
+    return [field for field in ours if field[0] not in taken]
 
 
 class HeaderWriter:

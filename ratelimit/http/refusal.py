@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
-from ratelimit.http.headers import Headers, HeaderWriter
+from ratelimit.http.headers import Headers, HeaderWriter, unsaid
 from ratelimit.http.problems import Problem, ProblemResponse, problem_of
 from ratelimit.http.routing import overriding_methods
 from ratelimit.policy import PLACEHOLDER, Policy, RefusalTemplate
@@ -76,8 +76,7 @@ class Refusals:
         else:
             answer = self._on_refused(asked.connection, decision)
             response = await answer if isawaitable(answer) else answer
-        taken = {name.lower() for name, _ in response.raw_headers}
-        return response, [field for field in self._writer.refusal(decision) if field[0] not in taken]
+        return response, unsaid(self._writer.refusal(decision), [name.lower() for name, _ in response.raw_headers])
 
     async def _by_the_app(self, decision: Decision, asked: Admission) -> Response | None:
         """Return the answer of the handler that the app has for what a view raises; None where there is none."""

@@ -55,6 +55,7 @@ async def test_the_other_paths_are_the_apps(client: httpx.AsyncClient) -> None:
     [
         (b"{", "not JSON: "),
         (b"\xff", "not JSON: "),
+        (b"[" * 60_000, "not JSON: "),
         (b"[]", "the body: expected an object, not []"),
         (b"{}", "the domain is empty"),
         (b'{"domain": 5}', "domain: expected text, not 5"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit import ConfigError, Decision, Policy, Quota, QuotaState, Window
-from ratelimit.http.headers import HeaderWriter, item_names
+from ratelimit.http.headers import HeaderWriter, item_names, unsaid
 from ratelimit.quota import MAX_LIMIT, UNITS, parse_quotas
 from tests.http.apps import limiter_of
 
@@ -101,6 +101,18 @@ def test_prepared_lines_follow_the_quotas_of_the_decision() -> None:
         assert dict(writer.fields([decision(state(quota, 0))]))[b"ratelimit-policy"].startswith(
             b'"hint";q=' + quota[:1].encode()
         )
+
+
+@pytest.mark.parametrize("theirs", [b"ratelimit", b"ratelimit-policy"])
+@pytest.mark.parametrize("old", [b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"])
+def test_no_set_of_fields_is_half_the_apps_and_half_ours(theirs: bytes, old: bytes) -> None:
+    ours = HeaderWriter("both").refusal(decision(state("5/day", 5, retry_after=9.0), retry_after=9.0))
+    kept = {b"retry-after"}
+    assert {name for name, _ in unsaid(ours, [theirs, old])} == kept
+    assert {name for name, _ in unsaid(ours, [theirs])} == kept | {name for name, _ in ours if name[:2] == b"x-"}
+    assert {name for name, _ in unsaid(ours, [old])} == kept | {b"ratelimit", b"ratelimit-policy"}
+    assert unsaid(ours, [b"x-other"]) == ours
+    assert b"retry-after" not in dict(unsaid(ours, [b"retry-after"]))
 
 
 def test_an_unknown_style() -> None:
