@@ -47,7 +47,7 @@ async def test_the_way_of_a_request_passes_these_functions(engine: Engine) -> No
 
     hint = Policy("hint", "5000/day", match="POST /hints")
     store = engine.store_url(f"way-{uuid4().hex[:8]}", create="true")
-    app = RateLimitMiddleware.from_config(hello, policies=[hint], store=store, deadline=30)
+    app = RateLimitMiddleware.from_config(hello, policies=[hint], store=store)
     async with app.limiter:
         for _ in range(3):
             await call(app, scope_of())

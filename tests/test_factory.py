@@ -44,7 +44,7 @@ async def test_open_store_on_dynamodb(engine: Engine) -> None:
     with pytest.raises(TableNotFound):
         await open_store(engine.store_url(name))
     async with open_store(engine.store_url(name, create="true")) as store:
-        limiter = build_limiter(Config(store=engine.store_url(name), policies=(Policy("hint", "1/day"),), deadline=5))
+        limiter = build_limiter(Config(store=engine.store_url(name), policies=(Policy("hint", "1/day"),)))
         async with limiter:
             assert (await limiter.check("alice", "hint")).allowed
             assert not (await limiter.check("alice", "hint")).allowed

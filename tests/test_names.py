@@ -47,8 +47,8 @@ async def test_every_surface_means_the_same_user(engine: Engine, spelled: tuple[
     """On one table, where each spends of one quota and leaves an event of one user."""
     store = await open_store(engine.store_url(f"names-{uuid4().hex[:8]}", create="true"))
     policy = Policy("hint", "100/day", match="/**", user_from=["header:x-user"])
-    directory = Directory(store.directory, deadline=30)
-    async with Limiter(store, [policy], deadline=30, directory=directory) as limiter, UsageLog(store) as usage:
+    directory = Directory(store.directory)
+    async with Limiter(store, [policy], directory=directory) as limiter, UsageLog(store) as usage:
         for number, user in enumerate(spelled):
             await directory.put_user(User(user, quotas={"hint": f"{50 + number}/day"}))
             assert (await limiter.check(user, "hint")).limit == 50 + number
@@ -85,7 +85,7 @@ def test_the_command_line_means_the_same_user(
     url = engine.store_url(f"names-{uuid4().hex[:8]}", create="true")
 
     async def spend() -> None:
-        async with open_store(url) as store, Limiter(store, deadline=30) as limiter:
+        async with open_store(url) as store, Limiter(store) as limiter:
             await limiter.check(spelled[0], "hint", quotas="9/day")
 
     asyncio.run(spend())

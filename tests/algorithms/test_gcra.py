@@ -28,7 +28,7 @@ DAY = 86_400
 
 def limiter(quotas: str | Quota, store: Store, clock: FakeClock, **options: Any) -> Limiter:
     policy = Policy("hint", quotas, algorithm="gcra")
-    return Limiter(store, [policy], clock=clock, deadline=30, **{"denial_cache": 0, **options})
+    return Limiter(store, [policy], clock=clock, **{"denial_cache": 0, **options})
 
 
 async def spend(one: Limiter, times: int) -> int:

@@ -38,7 +38,7 @@ def url(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> str:
 
 async def use(url: str) -> None:
     async with open_store(url) as store, UsageLog(store) as usage:
-        limiter = Limiter(store, [Policy("hint", "100/day"), Policy("solve", "100/day")], deadline=10)
+        limiter = Limiter(store, [Policy("hint", "100/day"), Policy("solve", "100/day")])
         for user, action, cost in (
             ("alice", "hint", 2),
             ("alice", "hint", 3),

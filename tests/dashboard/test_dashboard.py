@@ -339,7 +339,7 @@ async def test_the_last_minutes_of_this_process(next_interval: Callable[[], None
 
 async def test_what_it_costs_in_this_process(engine: Engine, next_interval: Callable[[], None]) -> None:
     url = engine.store_url(f"page-{uuid4().hex[:8]}", create="true")
-    async with Limiter(await open_store(url), [Policy("hint", "2/day")], deadline=30) as limiter:
+    async with Limiter(await open_store(url), [Policy("hint", "2/day")]) as limiter:
         app = app_with_page(limiter)
         await limiter.check("alice", "hint")
         next_interval()

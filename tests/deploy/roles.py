@@ -93,7 +93,7 @@ async def fill(store: DynamoDBStore) -> None:
     """Something of each kind, for a migration to find."""
     limiter = _limiter(store)
     await limiter.check("alice", "hint")
-    directory = _directory(store)
+    directory = Directory(store.directory)
     await directory.put_plan(Plan("free", {"hint": "5/day"}))
     await directory.put_user(User("alice", plan="free", identities=ALICE))
     async with UsageLog(store, actions=["hint"]) as log:
@@ -102,12 +102,7 @@ async def fill(store: DynamoDBStore) -> None:
 
 
 def _limiter(store: DynamoDBStore) -> Limiter:
-    """So patient that a slow machine is no reason to decide without the store."""
-    return Limiter(store, [Policy("hint", "5/day")], deadline=30)
-
-
-def _directory(store: DynamoDBStore) -> Directory:
-    return Directory(store.directory, deadline=30)
+    return Limiter(store, [Policy("hint", "5/day")])
 
 
 async def _limit(store: DynamoDBStore) -> None:
@@ -140,7 +135,7 @@ async def _log(store: DynamoDBStore, folder: Path) -> None:
 
 
 async def _people(store: DynamoDBStore) -> None:
-    directory = _directory(store)
+    directory = Directory(store.directory)
     await directory.put_plan(Plan("free", {"hint": "5/day"}))
     await directory.put_user(User("alice", plan="free", identities=ALICE))
     await directory.put_user(User("alice", plan="free", identities=ALICE[:1]))
@@ -151,7 +146,7 @@ async def _people(store: DynamoDBStore) -> None:
 
 
 async def _look_at_people(store: DynamoDBStore) -> None:
-    await _directory(store).find(ALICE[0])
+    await Directory(store.directory).find(ALICE[0])
     await store.directory.page(User)
     await store.directory.page(User, plan="free")
     await store.directory.page(Plan)

@@ -57,7 +57,7 @@ async def test_its_outputs_are_what_the_others_need(engine_with_stacks: Engine) 
     assert exports["shop-table-TableArn"].endswith("table/shop-limits")
     assert exports["shop-table-ServePolicyArn"].startswith("arn:aws:iam::")
     settings = Settings(table=exports["shop-table-TableName"], region=REGION, endpoint=engine_with_stacks.endpoint)
-    async with Limiter(DynamoDBStore(settings), [Policy("hint", "1/day")], deadline=30) as limiter:
+    async with Limiter(DynamoDBStore(settings), [Policy("hint", "1/day")]) as limiter:
         assert [(await limiter.check("alice", "hint")).allowed for _ in range(2)] == [True, False]
 
 

@@ -29,7 +29,7 @@ FIFTY, SEVEN = to_quotas("50/day"), to_quotas("7/day")
 async def directory(**options: Any) -> tuple[Directory, CountingDirectoryStore, FakeClock]:
     store, clock = CountingDirectoryStore(), FakeClock()
     await fill(store, PRO, ALICE, User("bob", plan="pro"))
-    return Directory(store, clock=clock, **{"deadline": 20, **options}), store, clock
+    return Directory(store, clock=clock, **options), store, clock
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ async def directory(**options: Any) -> tuple[Directory, CountingDirectoryStore, 
     ],
 )
 async def test_which_quotas_hold(store: DirectoryStore, user: User, action: str, quotas: Quotas | None) -> None:
-    one = Directory(store, deadline=30)
+    one = Directory(store)
     await one.put_plan(PRO)
     await one.put_user(user)
     found = await one.quotas_for("alice", action)
@@ -111,7 +111,7 @@ async def test_no_plan_is_read_where_it_would_not_count() -> None:
 
 
 async def test_simultaneous_questions_share_one_read() -> None:
-    one, store, _ = await directory(deadline=5)
+    one, store, _ = await directory()
     store.fault = gate = Gate()
     asking = [asyncio.create_task(one.quotas_for("bob", "hint")) for _ in range(100)]
     await asyncio.sleep(0)
@@ -122,7 +122,7 @@ async def test_simultaneous_questions_share_one_read() -> None:
 
 
 async def test_who_is_cancelled_harms_no_other() -> None:
-    one, store, _ = await directory(deadline=5)
+    one, store, _ = await directory()
     store.fault = gate = Gate()
     first, second, third = (asyncio.create_task(one.user("alice")) for _ in range(3))
     await asyncio.sleep(0)
@@ -137,7 +137,7 @@ async def test_who_is_cancelled_harms_no_other() -> None:
 
 
 async def test_a_read_whose_askers_have_all_gone_is_kept() -> None:
-    one, store, _ = await directory(deadline=5)
+    one, store, _ = await directory()
     store.fault = gate = Gate()
     asking = asyncio.create_task(one.user("alice"))
     await asyncio.sleep(0)
@@ -247,7 +247,7 @@ async def test_a_change_shows_at_once_in_this_process() -> None:
 
 
 async def test_a_read_that_a_change_overtook_is_not_kept() -> None:
-    one, store, _ = await directory(deadline=5)
+    one, store, _ = await directory()
     store.fault = gate = Gate()
     asking = asyncio.create_task(one.user("alice"))
     await asyncio.sleep(0)
@@ -259,7 +259,7 @@ async def test_a_read_that_a_change_overtook_is_not_kept() -> None:
 
 
 async def test_simultaneous_changes_are_all_made(store: DirectoryStore) -> None:
-    one = Directory(store, deadline=30)
+    one = Directory(store)
 
     def adding(number: int) -> Any:
         return lambda old: User("dora", quotas={**(old.quotas if old else {}), f"action-{number}": "5/day"})
@@ -280,7 +280,7 @@ async def test_simultaneous_changes_are_all_made(store: DirectoryStore) -> None:
 
 
 async def test_users_are_found_by_their_identities(store: DirectoryStore) -> None:
-    one = Directory(store, deadline=30)
+    one = Directory(store)
     email, key = Identity.email("erin@example.com"), Identity.api_key("erins-api-key-000", pepper=b"pepper")
     await one.put_user(User("erin", identities=[email, key]))
     assert await one.find(email) == await one.find(key) == User("erin", identities=[email, key])
@@ -297,7 +297,7 @@ async def test_users_are_found_by_their_identities(store: DirectoryStore) -> Non
 async def test_an_identity_taken_away_elsewhere_does_not_open_the_door() -> None:
     one, store, _ = await directory()
     email = Identity.email("alice@example.com")
-    elsewhere = Directory(store, deadline=30)
+    elsewhere = Directory(store)
     await elsewhere.put_user(User("alice", identities=[email]))
     assert await one.find(email) is not None
     await elsewhere.put_user(User("alice"))
@@ -317,7 +317,7 @@ async def test_who_changes_in_vain_is_told() -> None:
 
 
 async def test_lists(store: DirectoryStore) -> None:
-    one = Directory(store, deadline=30)
+    one = Directory(store)
     await one.put_plan(Plan("list", {}))
     for number in range(3):
         await one.put_user(User(f"listed-{number}", plan="list"))

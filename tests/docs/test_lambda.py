@@ -111,7 +111,7 @@ def test_the_first_check_after_a_freeze_is_right(title: str, ending: str, engine
     assert there.hostname is not None
     assert there.port is not None
     with open_store(direct) as store, Middlebox(there.hostname, there.port) as box:
-        limiter = Limiter(store, [Policy("hint", "5/day")], deadline=30)
+        limiter = Limiter(store, [Policy("hint", "5/day")])
         through = direct.replace(f"%3A{there.port}&", f"%3A{box.port}&")
         assert through != direct
         with Function(title, through, tmp_path, 0.05 if ending == "forgotten" else 10) as function:

@@ -258,7 +258,7 @@ async def test_a_list_that_lists_nothing_is_no_answer(server: FaultServer, peopl
 
 @pytest.mark.heavy
 async def test_one_unreadable_row_does_not_hide_the_others(server: FaultServer, people: DynamoDBDirectoryStore) -> None:
-    one = Directory(people, deadline=5)
+    one = Directory(people)
 
     def row(user: str, role: str) -> Behaviour:
         data = {"rol": {"S": role}, "quo": {"M": {"hint": {"S": "7/day"}}}}

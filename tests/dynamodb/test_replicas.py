@@ -160,7 +160,7 @@ async def test_a_replica_that_is_removed_while_it_counts_is_told_apart_from_a_ta
     url = f"dynamodb://{home.table}?endpoint={home.endpoint}&region={HERE}&regions={HERE},{THERE}&mode=home"
     user = next(name for name in map("user-{}".format, range(99)) if home_of(name, home.regions) == THERE)
     policy = Policy("hint", "5/day", on_unavailable="deny")
-    async with Limiter(store_from_url(url), [policy], deadline=30) as limiter:
+    async with Limiter(store_from_url(url), [policy]) as limiter:
         assert (await limiter.check(user, "hint")).allowed
         async with await connect(settings) as client:
             for change in ("Delete", "Create"):

@@ -58,7 +58,7 @@ async def events_of(store: TableStore, *, parts: int = 1, **query: int) -> list[
 
 
 async def spend(store: TableStore, **units: int) -> None:
-    limiter = Limiter(store, [Policy("hint", "1000/day"), Policy("solve", "1000/day")], clock=clock(), deadline=10)
+    limiter = Limiter(store, [Policy("hint", "1000/day"), Policy("solve", "1000/day")], clock=clock())
     for user, cost in units.items():
         await limiter.check(user, "hint", cost=cost)
 
@@ -114,7 +114,7 @@ async def test_records(store: TableStore) -> None:
 
 async def test_top(store: TableStore) -> None:
     await spend(store, alice=3, bob=7, carol=3, dave=1, eve=2)
-    limiter = Limiter(store, [Policy("solve", "1000/day")], clock=clock(), deadline=10)
+    limiter = Limiter(store, [Policy("solve", "1000/day")], clock=clock())
     await limiter.check("zoe", "solve", cost=99)
     usage = UsageLog(store, clock=clock())
     assert await usage.top(TODAY, "hint", count=3) == [("bob", 7), ("alice", 3), ("carol", 3)]
@@ -234,7 +234,7 @@ async def test_only_what_has_expired_goes(settings: Settings) -> None:
         for number in range(60):
             write = Write((Add("n", 1),), expires_at=now // SECOND + (100 if number < 10 else 100_000))
             await store.apply(Key(f"user-{number}", "hint"), write, now=now)
-        limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+        limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock)
         await limiter.check("user-0", "hint")  # which moves its time
         assert await sweep_table(settings, clock=clock) == 0
         clock.advance(200)

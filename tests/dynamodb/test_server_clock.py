@@ -61,7 +61,7 @@ async def test_the_quota_holds(engine: Engine, server: FaultServer, fast: bool) 
         pass
     punctual_server(server, 600, then=of_engine(engine.endpoint))
     store = DynamoDBStore(parse_url(url), endpoint=server.endpoint, fast=fast, read_timeout=30)
-    async with Limiter(store, [Policy("hint", "3/day")], deadline=30, denial_cache=0) as limiter:
+    async with Limiter(store, [Policy("hint", "3/day")], denial_cache=0) as limiter:
         checks = [await limiter.check("alice", "hint") for _ in range(6)]
         assert [check.allowed for check in checks] == [True] * 3 + [False] * 3
         assert {check.reason for check in checks[3:]} == {"quota"}

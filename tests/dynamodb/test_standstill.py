@@ -70,7 +70,7 @@ def test_connections_that_died_meanwhile_take_no_request(apart: Apart, run: Run,
 def test_after_pauses_the_quota_holds(apart: Apart, run: Run, fast: bool) -> None:
     async def play() -> None:
         store = new_store(apart, fast=fast)
-        async with Limiter(store, [Policy("hint", "3/day", on_unavailable="deny")], deadline=10) as limiter:
+        async with Limiter(store, [Policy("hint", "3/day", on_unavailable="deny")]) as limiter:
             for _ in range(3):
                 decision = await limiter.check("alice", "hint")
                 assert (decision.allowed, decision.reason) == (True, None)

@@ -210,7 +210,7 @@ def test_an_app_whose_every_request_has_a_loop_of_its_own(apart: Apart) -> None:
     async def hints(request: Request) -> PlainTextResponse:
         return PlainTextResponse("a hint")
 
-    limiter = Limiter(unopened_store(apart), [Policy("hint", "9/day", match="POST /hints")], deadline=10)
+    limiter = Limiter(unopened_store(apart), [Policy("hint", "9/day", match="POST /hints")])
     middleware = [Middleware(RateLimitMiddleware, limiter=limiter)]
     app = Starlette(routes=[Route("/hints", hints, methods=["POST"])], middleware=middleware)
 

@@ -66,7 +66,7 @@ async def test_a_warm_check_is_one_call_and_one_write_unit(
     store: DynamoDBStore, algorithm: AlgorithmName, quotas: str
 ) -> None:
     clock = FakeClock()
-    limiter = Limiter(store, [Policy("hint", quotas, algorithm=algorithm)], clock=clock, deadline=10)
+    limiter = Limiter(store, [Policy("hint", quotas, algorithm=algorithm)], clock=clock)
     for _ in range(40):  # as many days of totals as an item ever holds
         assert (await limiter.check("alice", "hint")).allowed
         clock.advance(86_400)
@@ -86,7 +86,7 @@ async def test_a_cold_or_stale_check_is_at_most_two_calls(
     """Two processes take turns on one key, at once and after pauses in which windows end: each knows too little."""
     clock = FakeClock()
     policy = Policy("hint", quotas, algorithm=algorithm)
-    one, other = (Limiter(store, [policy], clock=clock, deadline=10) for _ in range(2))
+    one, other = (Limiter(store, [policy], clock=clock) for _ in range(2))
     for pause in (0, 0.5, 61, 3_700, 90_000, 200_000):
         for limiter in (one, other, one, other, other, one):
             before = bill(store)
@@ -102,7 +102,7 @@ async def test_a_cold_or_stale_check_is_at_most_two_calls(
 async def test_several_keys_are_one_call_of_two_units_each(store: DynamoDBStore, engine: Engine) -> None:
     """A cold one is a read more; what is refused is that read alone, and what is known to be refused no call at all."""
     policies, clock = [Policy("user", "3/day"), Policy("org", "9/day")], FakeClock()
-    one, other, third = (Limiter(store, policies, clock=clock, deadline=10) for _ in range(3))
+    one, other, third = (Limiter(store, policies, clock=clock) for _ in range(3))
     group = [("alice", "user"), ("acme", "org")]
 
     def billed(before: Bill) -> Bill:
@@ -144,7 +144,7 @@ async def test_slots_and_reservations_are_a_call_and_a_unit_for_each_step(
     clock = FakeClock()
     policy = Policy("tokens", "50/minute; 100/hour; 1000/day; 20 concurrent", algorithm=algorithm)
     days = Policy("days", "1000/day")
-    limiter, dead = (Limiter(store, [policy, days], clock=clock, deadline=10) for _ in range(2))
+    limiter, dead = (Limiter(store, [policy, days], clock=clock) for _ in range(2))
     for one in (limiter, dead):
         one._holds._looks = asyncio.get_running_loop()  # nothing is renewed but by hand
     for _ in range(40):

@@ -39,12 +39,12 @@ async def test_the_quota_holds(
 ) -> None:
     """For two processes, one of which has never seen the record."""
     policy, clock = Policy("hint", "3/day", algorithm=algorithm), FakeClock()
-    limiters = [Limiter(store, [policy], clock=clock, deadline=10, denial_cache=0) for _ in range(2)]
+    limiters = [Limiter(store, [policy], clock=clock, denial_cache=0) for _ in range(2)]
     decisions = [await limiters[number % 2].check("alice", "hint") for number in range(6)]
     assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 3
     assert {decision.reason for decision in decisions[3:]} == {"quota"}
     before = Counter(store.stats.calls)
-    newcomer = Limiter(store, [policy], clock=clock, deadline=10)
+    newcomer = Limiter(store, [policy], clock=clock)
     assert not (await newcomer.check("alice", "hint")).allowed
     assert Counter(store.stats.calls) - before == Counter(UpdateItem=1, GetItem=1)
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -64,7 +64,7 @@ async def test_an_engine_that_tells_is_believed(engine: Engine) -> None:
     url = engine.store_url(f"told-{uuid4().hex[:8]}", create="true")
     async with DynamoDBStore(parse_url(url)) as store:
         for _ in range(2):
-            await Limiter(store, [Policy("hint", "1/day")], deadline=10).check("alice", "hint")
+            await Limiter(store, [Policy("hint", "1/day")]).check("alice", "hint")
         write = Write((Expect("d1", 1, 5), Put("d1", 2)), 1_999_999_999)
         assert await store.apply(Key.of("bob", "hint"), write, now=0) == Outcome(False, {})
         assert "GetItem" not in store.stats.calls

@@ -283,7 +283,7 @@ def app_of(store: Counters, **options: Any) -> Starlette:
     async def hint(request: Request) -> PlainTextResponse:
         return PlainTextResponse("hello")
 
-    limiter = Limiter(store, POLICIES, clock=store.clock, deadline=30)
+    limiter = Limiter(store, POLICIES, clock=store.clock)
     usage = UsageLog(store, clock=limiter.clock, flush_interval=3600)  # type: ignore[arg-type]
     app = Starlette(routes=[Route("/hints", hint, methods=["POST"])])
     app.add_middleware(RateLimitMiddleware, limiter=limiter, usage=usage, **options)

@@ -52,7 +52,7 @@ class History:
     def __post_init__(self) -> None:
         # Two processes: the beliefs of each are its own, and so always a little stale.
         self.limiter, self.other = (
-            Limiter(self.store, [self.policy], clock=self.clock, deadline=10, denial_cache=0) for _ in range(2)
+            Limiter(self.store, [self.policy], clock=self.clock, denial_cache=0) for _ in range(2)
         )
 
     async def step(self, advance: float, cost: int) -> Decision:
@@ -142,7 +142,7 @@ class JointHistory:
         self.users = {name: History(self.store, self.user, self.clock, self.prefix + name) for name in "ab"}
         self.orgs = History(self.store, self.org, self.clock, self.prefix + "acme")
         policies = [self.user, self.org]
-        self.limiters = [Limiter(self.store, policies, clock=self.clock, deadline=10, denial_cache=0) for _ in range(2)]
+        self.limiters = [Limiter(self.store, policies, clock=self.clock, denial_cache=0) for _ in range(2)]
 
     async def step(self, advance: float, name: str, cost: int) -> tuple[list[bool], Decision | None]:
         """Return who had room, and the refusal; all of what is promised having been looked at."""

@@ -77,9 +77,7 @@ class Holders:
 
     def __post_init__(self) -> None:
         self.policy = Policy("export", self.quotas, algorithm=self.algorithm, hold=HOLD)
-        self.limiters = [
-            Limiter(self.store, [self.policy], clock=self.clock, deadline=10, denial_cache=0) for _ in range(PROCESSES)
-        ]
+        self.limiters = [Limiter(self.store, [self.policy], clock=self.clock, denial_cache=0) for _ in range(PROCESSES)]
         self.key = Key(self.user, "export")
         slots = [quota.limit for quota in self.policy.quotas if quota.is_concurrent]
         self.slots = slots[0] if slots else None

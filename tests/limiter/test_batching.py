@@ -29,10 +29,10 @@ class GatedStore(FailingStore):
         self.fault = self.gate.wait  # type: ignore[assignment]
 
 
-def gated(quotas: str, algorithm: AlgorithmName = "fixed_window", *, deadline: float = 5) -> tuple[Limiter, GatedStore]:
+def gated(quotas: str, algorithm: AlgorithmName = "fixed_window", **options: Any) -> tuple[Limiter, GatedStore]:
     store = GatedStore()
     policy = Policy("hint", quotas, algorithm=algorithm, on_unavailable="deny")
-    return Limiter(store, [policy], clock=FakeClock(), deadline=deadline), store
+    return Limiter(store, [policy], clock=FakeClock(), **options), store
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ async def test_a_crowd_takes_one_write_however_small_the_quota() -> None:
     """Beside that of who came first: for those who may pass. What the others are told is in its answer."""
     store = GatedStore()
     policy = Policy("hint", "5/day", on_unavailable="deny")
-    one = Limiter(store, [policy], clock=FakeClock(), deadline=5, denial_cache=0)
+    one = Limiter(store, [policy], clock=FakeClock(), denial_cache=0)
     checks = [asyncio.create_task(one.check("alice", "hint")) for _ in range(500)]
     await turn()
     store.gate.set()

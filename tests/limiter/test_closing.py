@@ -35,7 +35,7 @@ class GatedStore(CountingStore):
 @pytest.mark.parametrize("users", [1, 20])
 async def test_close_waits_for_the_checks_under_way(users: int) -> None:
     store = GatedStore()
-    one = Limiter(store, [HINT], deadline=10)
+    one = Limiter(store, [HINT])
     waiting = [asyncio.ensure_future(one.check(f"user-{number % users}", "hint")) for number in range(40)]
     await asyncio.sleep(0)
     closing = asyncio.ensure_future(one.close())
@@ -52,7 +52,7 @@ async def test_close_waits_for_the_checks_under_way(users: int) -> None:
 @pytest.mark.parametrize("verb", ["peek", "charge", "refund", "reset", "totals"])
 async def test_close_waits_for_the_other_verbs_too(verb: str) -> None:
     store = GatedStore()
-    one = Limiter(store, [HINT], deadline=10)
+    one = Limiter(store, [HINT])
     store.gate.set()
     await one.check("alice", "hint", cost=2)
     store.gate.clear()
@@ -133,7 +133,7 @@ async def test_opened_again_it_goes_on(memory: bool) -> None:
 def test_a_loop_that_ended_in_the_middle_of_checks_holds_up_no_other() -> None:
     store = FailingStore()
     store.fault = hang
-    one = Limiter(store, [HINT, Policy("free", "unlimited")], deadline=20)
+    one = Limiter(store, [HINT, Policy("free", "unlimited")])
 
     async def cut_short() -> None:
         for _ in range(5):

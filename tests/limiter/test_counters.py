@@ -132,7 +132,7 @@ async def test_what_this_process_gives_back_is_seen_at_once() -> None:
 async def test_an_older_answer_does_not_hide_what_this_process_gave_back() -> None:
     """Two connections: the answer to a spending comes after that to a refund that followed it."""
     store = LateStore()
-    one = Limiter(store, [Policy("hint", "5/day")], clock=FakeClock(), deadline=5)
+    one = Limiter(store, [Policy("hint", "5/day")], clock=FakeClock())
     for _ in range(6):
         await one.check("alice", "hint")
     await one.refund("alice", "hint")
@@ -279,7 +279,7 @@ class HeldCleanUps(CountingStore):
 async def test_a_record_full_of_what_is_past_its_use_is_cleaned_behind_the_answer() -> None:
     """The check that found it neither waits for that nor fails by it; one write drops no more than a check's may."""
     store = HeldCleanUps(users=1, stale=60)
-    one = Limiter(store, [Policy("hint", "9/day", on_unavailable="deny")], clock=FakeClock(), deadline=20)
+    one = Limiter(store, [Policy("hint", "9/day", on_unavailable="deny")], clock=FakeClock())
     assert (await one.check("user-0", "hint")).reason is None
     await asyncio.sleep(0)
     assert store.clean_ups == [25]
@@ -300,7 +300,7 @@ async def test_a_clean_up_that_fails_is_nobodys_loss() -> None:
 async def test_clean_ups_under_way_are_bounded_as_all_background_writes_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ratelimit.limiter.limiter.MAX_BACKGROUND_WRITES", 2)
     store = HeldCleanUps(users=5, stale=20)
-    one = Limiter(store, [Policy("hint", "9/day")], clock=FakeClock(), deadline=5)
+    one = Limiter(store, [Policy("hint", "9/day")], clock=FakeClock())
     for number in range(5):
         assert (await one.check(f"user-{number}", "hint")).reason is None
     await asyncio.sleep(0)

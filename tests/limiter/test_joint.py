@@ -275,7 +275,7 @@ async def test_tasks_of_one_mind_in_memory() -> None:
             answer = await limiter.check_all([(f"user-{(first + 17 * turn) % 64}", "user"), ("acme", "org")])
             admitted += bool(answer)
 
-    limiters = [Limiter(store, policies, deadline=60, denial_cache=0) for _ in range(8)]
+    limiters = [Limiter(store, policies, denial_cache=0) for _ in range(8)]
     tasks = [asyncio.create_task(ask(limiter, 3 * n)) for limiter in limiters for n in range(50)]
     while admitted < 50:
         await asyncio.sleep(0)

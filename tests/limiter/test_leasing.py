@@ -23,13 +23,9 @@ from tests.profiles import examples
 TODAY = date(2026, 1, 5)
 
 
-NEVER_LATE_S = 30.0
-"""A deadline that a busy machine keeps."""
-
-
 def leasing(store: CountingStore, lease: Lease = 50, quotas: str = "1000/day", clock: Clock | None = None) -> Limiter:
     policy = Policy("hint", quotas, lease=lease, on_unavailable="deny")
-    return Limiter(store, [policy], clock=clock or FakeClock(), denial_cache=0, deadline=NEVER_LATE_S)
+    return Limiter(store, [policy], clock=clock or FakeClock(), denial_cache=0)
 
 
 async def counted(limiter: Limiter, user: str) -> int:

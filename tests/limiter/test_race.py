@@ -83,7 +83,7 @@ def test_racing_processes_admit_exactly_the_limit(
 
     async def used() -> int:
         async with open_store(url) as store:
-            totals = await Limiter(store, [Policy("hint", quotas)], clock=FakeClock(), deadline=60).totals("alice")
+            totals = await Limiter(store, [Policy("hint", quotas)], clock=FakeClock()).totals("alice")
         return totals["hint"].get(NOON.date(), 0)
 
     asyncio.run(used())  # creates the table
@@ -152,9 +152,7 @@ def test_several_keys_stay_of_one_mind_when_processes_are_killed(engine: Engine,
 
     async def used() -> list[int]:
         async with open_store(url) as store:
-            limiter = Limiter(
-                store, [Policy("user", "7/day"), Policy("org", "200/day")], clock=FakeClock(), deadline=60
-            )
+            limiter = Limiter(store, [Policy("user", "7/day"), Policy("org", "200/day")], clock=FakeClock())
             asked = [(user, "user") for user in users] + [("acme", "org")]
             return [
                 (await limiter.totals(user, actions=[action]))[action].get(NOON.date(), 0) for user, action in asked
@@ -290,7 +288,7 @@ def test_processes_that_are_killed_in_the_middle(
             pass
 
     async def look() -> tuple[list[bool], int, dict[str, int]]:
-        async with open_store(url) as store, Limiter(store, policies, deadline=20) as limiter:
+        async with open_store(url) as store, Limiter(store, policies) as limiter:
             free = [(await limiter.slot("alice", "slots").take()).allowed for _ in range(SLOTS + 1)]
             await limiter.reserve("alice", "units", 1).take()
             await limiter.drain()
@@ -335,7 +333,7 @@ async def test_tasks_in_memory(reserves: bool) -> None:
                 used += units
             await slot.release()
 
-    limiters = [Limiter(store, [policy], deadline=20, denial_cache=0) for _ in range(8)]
+    limiters = [Limiter(store, [policy], denial_cache=0) for _ in range(8)]
     await asyncio.gather(*(task(limiter, random.Random(n)) for limiter in limiters for n in range(50)))
     assert most == SLOTS
     left = await store.read(Key("alice", "job"))

@@ -23,7 +23,7 @@ DOWN = failing(StoreUnavailable("down"))
 
 
 def limiter(policy: Policy, store: Store | None = None, **options: Any) -> Limiter:
-    return Limiter(store or MemoryStore(), [policy], **{"clock": FakeClock(), "deadline": 10, **options})
+    return Limiter(store or MemoryStore(), [policy], **{"clock": FakeClock(), **options})
 
 
 async def spend(one: Limiter, times: int) -> list[Decision]:

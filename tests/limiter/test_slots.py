@@ -237,7 +237,7 @@ class Step:
 async def test_a_renewal_under_way_takes_nobody_elses(ends: str, caplog: pytest.LogCaptureFixture) -> None:
     """Two hold some units until the same moment. One is renewed, and before the answer is there given back."""
     store, clock = FailingStore(), FakeClock()
-    limiter, other = limiter_of(store, clock, deadline=10), limiter_of(store, clock)
+    limiter, other = limiter_of(store, clock), limiter_of(store, clock)
     reservation, others = limiter.reserve("alice", "tokens", 10), other.reserve("alice", "tokens", 200)
     await reservation.take()
     await others.take()
@@ -265,7 +265,7 @@ async def test_cancelled_at_any_moment_nothing_is_left() -> None:
     for algorithm in ALGORITHMS * 15:
         store, clock = YieldingStore(), FakeClock()
         policy = Policy("export", "3 concurrent; 1000/day", algorithm=algorithm, on_unavailable="deny")
-        limiters = [Limiter(store, [policy], clock=clock, denial_cache=0, deadline=10) for _ in range(2)]
+        limiters = [Limiter(store, [policy], clock=clock, denial_cache=0) for _ in range(2)]
 
         async def work(limiter: Limiter, used: int) -> None:
             with suppress(QuotaExceeded):
@@ -364,7 +364,7 @@ async def test_in_shadow_nobody_is_held_up() -> None:
 async def test_a_store_that_fails(answer: Any) -> None:
     store = FailingStore()
     policy = Policy("export", "1 concurrent", on_unavailable=answer)
-    limiter = Limiter(store, [policy], clock=FakeClock(), deadline=20)
+    limiter = Limiter(store, [policy], clock=FakeClock())
     store.fault = failing(StoreUnavailable("gone"))
     decisions = [await limiter.slot("alice", "export").take() for _ in range(2)]
     assert [decision.allowed for decision in decisions] == {

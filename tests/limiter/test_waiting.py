@@ -438,7 +438,7 @@ def test_processes_that_wait_for_slots_all_have_one() -> None:
     async def main() -> int:
         loop, store = asyncio.get_running_loop(), YieldingStore()
         policy = Policy("export", "5 concurrent", on_unavailable="deny")
-        limiters = [Limiter(store, [policy], clock=VirtualClock(loop), deadline=60) for _ in range(8)]
+        limiters = [Limiter(store, [policy], clock=VirtualClock(loop)) for _ in range(8)]
         tasks = [asyncio.create_task(work(limiter, random.Random(n))) for limiter in limiters for n in range(50)]
         for task in tasks[::10]:
             await asyncio.sleep(0.7)

@@ -129,7 +129,7 @@ def test_on_an_engine(engine: Engine, tmp_path: Path) -> None:
 async def test_a_table_that_is_not_ours_is_left_alone(engine: Engine, tmp_path: Path) -> None:
     url = engine.store_url("loadtest-foreign", create="true")
     store = await open_store(url)
-    async with Limiter(store, [Policy("hint", "5/day")], deadline=30) as limiter:
+    async with Limiter(store, [Policy("hint", "5/day")]) as limiter:
         await limiter.check("alice", "hint")
     arguments = ("checks", "--store", url, "--rate", "40", "--smoke")
     refused = run(tmp_path, *arguments)

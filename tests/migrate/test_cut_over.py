@@ -153,7 +153,7 @@ async def test_a_use_costs_what_its_policy_says_unless_its_row_does(table: str, 
 
 async def test_hashed_users_of_a_table_that_is_mirrored(engine: Engine, table: str, tmp_path: Path) -> None:
     old, secret = engine.store_url(f"old-{uuid4().hex[:8]}", create="true"), "a secret of some length"
-    async with Limiter(DynamoDBStore(parse_url(old)), [Policy("hint", "9/day")], deadline=30) as limiter:
+    async with Limiter(DynamoDBStore(parse_url(old)), [Policy("hint", "9/day")]) as limiter:
         await limiter.check("alice", "hint", cost=6)
     asked = plan_of(old, table, tmp_path, mirrored=True, entities=("counters",))
     asked = replace(asked, config=replace(asked.config, user_hash_key=secret))

@@ -75,7 +75,7 @@ async def test_nobodys_quota_starts_afresh(table: str, tmp_path: Path) -> None:
     asked = plan_of(_json(tmp_path, usage_log=rows), table, tmp_path)
     await bring(asked)
     since_midnight = sum(1 for row in rows if datetime.fromisoformat(str(row["created_at"])).date() == now.date())
-    async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "4/day")], deadline=30) as limiter:
+    async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "4/day")]) as limiter:
         decision = await limiter.peek("7", "hint")
         assert decision.quotas[0].used == since_midnight
         totals = await limiter.totals("7")
@@ -91,7 +91,7 @@ async def test_a_later_run_adds_what_came_since(table: str, tmp_path: Path) -> N
     rows = [{"id": 1, "user_id": 7, "action": "hint", "created_at": before_any_run_from_now()}]
     path = _json(tmp_path, usage_log=rows)
     await bring(plan_of(path, table, tmp_path))
-    async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "9/day")], deadline=30) as limiter:
+    async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "9/day")]) as limiter:
         await limiter.check("7", "hint")  # the table is in use meanwhile
     later = before_any_run_from_now()
     rows += [{"id": n, "user_id": 7, "action": "hint", "created_at": later} for n in (2, 3)]
@@ -154,8 +154,8 @@ async def test_a_database_that_goes_away(
 async def test_from_another_table_of_this_project(engine: Engine, table: str, tmp_path: Path) -> None:
     old = engine.store_url(f"old-{uuid4().hex[:8]}", create="true")
     policies = [Policy("hint", "9/day"), Policy("search", "60/hour", algorithm="gcra")]
-    async with Limiter(DynamoDBStore(parse_url(old)), policies, deadline=30) as limiter:
-        directory = Directory(limiter.store.directory, deadline=30)  # type: ignore[attr-defined]
+    async with Limiter(DynamoDBStore(parse_url(old)), policies) as limiter:
+        directory = Directory(limiter.store.directory)  # type: ignore[attr-defined]
         await directory.put_plan(Plan("pro", {"hint": "50/day"}))
         await directory.put_user(User("alice", plan="pro", identities=[Identity.email("a@example.com")]))
         for _ in range(3):
@@ -177,11 +177,11 @@ async def test_counters_of_a_table_that_is_mirrored_are_not_counted_twice(
 ) -> None:
     old = engine.store_url(f"old-{uuid4().hex[:8]}", create="true")
     policy = Policy("hint", "9/day")
-    async with Limiter(DynamoDBStore(parse_url(old)), [policy], deadline=30) as limiter:
+    async with Limiter(DynamoDBStore(parse_url(old)), [policy]) as limiter:
         for _ in range(3):
             await limiter.check("alice", "hint")
     both = MirrorStore(DynamoDBStore(parse_url(old)), DynamoDBStore(parse_url(table)))
-    async with Limiter(both, [policy], deadline=30) as limiter:
+    async with Limiter(both, [policy]) as limiter:
         await limiter.check("alice", "hint")
         await both.settle()
         await bring(plan_of(old, table, tmp_path, entities=("counters",), mirrored=True))
@@ -233,7 +233,7 @@ async def test_a_table_of_hashed_users_gets_nobodys_name(table: str, tmp_path: P
         assert (await bring(asked)).checkpoint.of("events").written == written
     assert (await check(asked)).same
     assert {event.user for event in await events_in(table)} <= {UserHash(secret).of(user) for user in ("1", "2")}
-    async with Limiter(build_store(asked.config), [Policy("hint", "500/day")], deadline=30) as limiter:
+    async with Limiter(build_store(asked.config), [Policy("hint", "500/day")]) as limiter:
         assert sum((await limiter.totals("1"))["hint"].values()) + sum((await limiter.totals("2"))["hint"].values()) > 0
 
 

@@ -81,7 +81,7 @@ async def test_a_table_is_as_it_was_before(table: str, tmp_path: Path) -> None:
 
 async def test_what_was_used_since_stays(table: str, tmp_path: Path) -> None:
     rows = [*uses(5), *uses(3, action="search", hours=0.001)]
-    async with Limiter(DynamoDBStore(parse_url(table)), POLICIES, deadline=30) as limiter:
+    async with Limiter(DynamoDBStore(parse_url(table)), POLICIES) as limiter:
         await limiter.check("7", "hint", cost=2)
         before = await record_in(table, "7", "hint")
         asked = plan_of(dump(tmp_path, rows, users=[{"id": 7}, {"id": 8}]), table, tmp_path, policies=POLICIES)
@@ -207,7 +207,7 @@ async def test_a_run_that_was_broken_off_is_taken_back_too(
 async def test_an_undo_that_was_broken_off_goes_on(
     method: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "90/day")], deadline=30) as limiter:
+    async with Limiter(DynamoDBStore(parse_url(table)), [Policy("hint", "90/day")]) as limiter:
         await limiter.check("1", "hint", cost=2)
     monkeypatch.setattr(import_module("ratelimit.migrate.undo"), "_SOME", 20)
     rows = [row for user in "123" for row in uses(20, user=user)]
@@ -241,7 +241,7 @@ async def test_an_undo_that_was_broken_off_goes_on(
 
 async def test_units_that_were_given_back_since_are_not_kept(table: str, tmp_path: Path) -> None:
     rows = [*uses(5), *uses(30, action="search", hours=0.001)]
-    async with Limiter(DynamoDBStore(parse_url(table)), POLICIES, deadline=30) as limiter:
+    async with Limiter(DynamoDBStore(parse_url(table)), POLICIES) as limiter:
         run = (await bring(plan_of(dump(tmp_path, rows), table, tmp_path, policies=POLICIES))).run
         for action in ("hint", "search"):
             await limiter.check("7", action)

@@ -247,7 +247,7 @@ async def test_an_operator_moves_users_on_a_real_engine(
         )
         assert (await asyncio.to_thread(said)).endswith(f"configured is {counts}; nobody is at home in {LOST}")
         store = store_from_url(f"{url}&regions={','.join(REGIONS)}&mode=home&failover=true")
-        async with Limiter(store, [Policy("hint", "5/day", on_unavailable="deny")], deadline=30) as limiter:
+        async with Limiter(store, [Policy("hint", "5/day", on_unavailable="deny")]) as limiter:
             assert (await limiter.check(user_of(LOST), "hint")).reason == "unavailable", "it is being moved"
             assert (await limiter.check(user_of(HERE), "hint")).allowed
         assert "every region is a home again" in await asyncio.to_thread(said, "--away", "none")

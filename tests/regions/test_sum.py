@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from random import Random
-from typing import Any
 
 import pytest
 
@@ -167,8 +166,7 @@ async def test_on_a_real_engine_whose_replicas_are_level(engine: Engine) -> None
         url = f"{engine.store_url(settings.table)}&regions={HERE},us-east-1&mode=sum"
         one, other = (store_from_url(url.replace(f"region={HERE}", f"region={region}")) for region in settings.regions)
         policies = [Policy("hint", "5/day"), Policy("look", "3/minute", algorithm="sliding_window")]
-        options: dict[str, Any] = {"denial_cache": 0, "deadline": 30}
-        async with Limiter(one, policies, **options) as here, Limiter(other, policies, **options) as there:
+        async with Limiter(one, policies, denial_cache=0) as here, Limiter(other, policies, denial_cache=0) as there:
             for name, limit in (("hint", 5), ("look", 3)):
                 allowed = []
                 for limiter in (here, there, there, here, here, there, there, here):

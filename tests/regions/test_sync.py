@@ -32,7 +32,7 @@ def count(engine: Engine, table: Settings, mode: str) -> dict[str, list[bool]]:
     url = f"dynamodb://{table.table}?endpoint={engine.endpoint}&regions={','.join(REGIONS)}&mode={mode}"
     stores = [open_store(f"{url}&region={region}") for region in REGIONS]
     policy = Policy("hint", "4/day", on_unavailable="deny")
-    here, there = limiters = [Limiter(store, [policy], denial_cache=0, deadline=30) for store in stores]
+    here, there = limiters = [Limiter(store, [policy], denial_cache=0) for store in stores]
     admitted = {
         # At first nobody has counted, and what is believed then is a second old at most: the other's come last.
         user: [limiter.check(user, "hint").allowed for limiter in (here, here, here, there, there, there)]

@@ -21,10 +21,10 @@ ALICE = "alice@example.com"
 async def use(store: TableStore, user: str) -> dict[str, Any]:
     """A little of everything, and what can be read back of it."""
     clock = FakeClock()
-    directory = Directory(store.directory, clock=clock, deadline=30)
+    directory = Directory(store.directory, clock=clock)
     await store.directory.replace(None, Plan("gold", {"hint": "2/day"}), now=1)
     await store.directory.replace(None, User(user, plan="gold", identities=[Identity.api_key("k" * 20)]), now=1)
-    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, directory=directory, deadline=30)
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, directory=directory)
     async with limiter, UsageLog(store, actions=["hint"], clock=clock) as usage:
         allowed = [(await limiter.check(user, "hint")).allowed for _ in range(3)]
         own = await usage.record(user, "hint", id="order-1")
@@ -57,7 +57,7 @@ async def test_no_name_is_in_the_table(engine: Engine) -> None:
     user = "somebody-who-is-not-to-be-known"
     async with dynamodb(engine) as table:
         store = HashedUserStore(table, SECRET)
-        limiter = Limiter(store, [Policy("hint", "5/day")], deadline=30)
+        limiter = Limiter(store, [Policy("hint", "5/day")])
         assert (await limiter.check(user, "hint")).allowed
         async with UsageLog(store, actions=["hint"]) as usage:
             await usage.record(user, "hint", id="order-2")

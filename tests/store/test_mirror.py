@@ -297,7 +297,7 @@ async def test_a_cut_over_and_the_way_back_are_settings(engine: Engine, monkeypa
     for store, mirror in ((one, "off"), (one, two), (two, one), (one, "off")):
         config = load_config(env={}, store=store, mirror=mirror, policies=policies, deadline=20, denial_cache=0)
         opened = build_store(config)
-        async with Limiter(opened, config.policies, deadline=20) as limiter:
+        async with Limiter(opened, config.policies) as limiter:
             if mirror == two:  # what was there before the mirror is brought over once; here there is none
                 await limiter.reset("alice", "hint")
             for _ in range(2):

@@ -38,7 +38,7 @@ def forked(work: Callable[[], bool]) -> bool:
 def test_a_forked_worker_has_connections_of_its_own(
     apart: Apart, url: str, clock: FakeClock, used: bool, fast: str
 ) -> None:
-    limiter = Limiter(store_from(f"{url}&fast={fast}"), [HINT], clock=clock, deadline=20)
+    limiter = Limiter(store_from(f"{url}&fast={fast}"), [HINT], clock=clock)
     if used:
         assert limiter.check("alice", "hint").used == 1
     before = limiter.check("alice", "hint").used
@@ -71,7 +71,7 @@ def test_what_is_held_is_left_to_the_parent() -> None:
 @pytest.mark.heavy
 def test_a_fork_while_other_threads_are_in_the_middle_of_checks(url: str, clock: FakeClock) -> None:
     """What they hold is held for ever in a child where they do not exist."""
-    limiter, done = Limiter(open_store(url), [HINT], clock=clock, deadline=20), threading.Event()
+    limiter, done = Limiter(open_store(url), [HINT], clock=clock), threading.Event()
 
     def check() -> None:
         while not done.is_set():

@@ -75,7 +75,7 @@ def test_the_same_names_arguments_and_defaults(name: str) -> None:
 
 
 def test_every_verb(store: Store, clock: FakeClock) -> None:
-    with Limiter(store, [HINT], clock=clock, deadline=30) as limiter:
+    with Limiter(store, [HINT], clock=clock) as limiter:
         taken = limiter.check("alice", "hint", cost=3)
         assert (taken.allowed, taken.remaining) == (True, 2)
         assert not limiter.check("alice", "hint", cost=3)
@@ -106,7 +106,7 @@ def test_errors_are_the_same(clock: FakeClock) -> None:
 def test_threads_admit_exactly_the_limit(store: Store, clock: FakeClock, algorithm: Any) -> None:
     limit, each = (500, 60) if isinstance(store.inner, MemoryStore) else (50, 10)
     policy = Policy("hint", f"{limit}/day", algorithm=algorithm, on_unavailable="deny")
-    with Limiter(store, [policy], clock=clock, deadline=30) as limiter:
+    with Limiter(store, [policy], clock=clock) as limiter:
         found = in_threads(16, lambda: [limiter.check("alice", "hint") for _ in range(each)])
         decisions: list[Decision] = [decision for some in found for decision in some]
         assert sum(decision.allowed for decision in decisions) == limit
@@ -116,7 +116,7 @@ def test_threads_admit_exactly_the_limit(store: Store, clock: FakeClock, algorit
 
 def test_limiters_on_one_store_in_memory_count_together(clock: FakeClock) -> None:
     store = MemoryStore()
-    one, other = (Limiter(store, [HINT], clock=clock, deadline=30) for _ in range(2))
+    one, other = (Limiter(store, [HINT], clock=clock) for _ in range(2))
     assert one.check("alice", "hint", cost=3).allowed
     assert other.check("alice", "hint").used == 4
     assert one.store.runner is other.store.runner
@@ -156,7 +156,7 @@ def test_after_close_every_thread_hears_of_it(store: Store) -> None:
 
 
 def test_close_waits_for_checks_under_way(apart: Apart, url: str) -> None:
-    limiter = Limiter(open_store(url), [HINT], deadline=20)
+    limiter = Limiter(open_store(url), [HINT])
     apart.server.always(slow(0.2))
     with ThreadPoolExecutor(4) as pool:
         checks = [pool.submit(limiter.check, f"user-{number}", "hint") for number in range(4)]
@@ -184,7 +184,7 @@ def test_an_alert_is_raised_once_and_others_go_on_meanwhile(store: Store, clock:
         heard.append((alert.threshold, in_threads(1, lambda: limiter.peek("alice", "hint").used)[0]))
 
     policy = Policy("hint", "10/day", alert_at=(0.5, 1.0))
-    with Limiter(store, [policy], clock=clock, on_alert=hook, deadline=30) as limiter:
+    with Limiter(store, [policy], clock=clock, on_alert=hook) as limiter:
         for _ in range(12):
             limiter.check("alice", "hint")
     assert heard == [(0.5, 5), (1.0, 10)]
@@ -203,7 +203,7 @@ def test_an_alert_hook_that_is_async_or_fails_is_told_of(caplog: pytest.LogCaptu
 
 
 def test_a_lease_is_granted_from_and_returned(apart: Apart, url: str, clock: FakeClock) -> None:
-    with Limiter(open_store(url), [Policy("hint", "1000/day", lease=50)], clock=clock, deadline=30) as limiter:
+    with Limiter(open_store(url), [Policy("hint", "1000/day", lease=50)], clock=clock) as limiter:
         in_threads(4, lambda: [limiter.check("alice", "hint") for _ in range(10)])
         assert apart.server.received["UpdateItem"] < 10
         assert limiter.stats.leased > 30
@@ -212,19 +212,19 @@ def test_a_lease_is_granted_from_and_returned(apart: Apart, url: str, clock: Fak
 
 
 def test_idle_leases_go_back_with_a_later_check(url: str, clock: FakeClock) -> None:
-    with Limiter(open_store(url), [Policy("hint", "1000/day", lease=50)], clock=clock, deadline=30) as limiter:
+    with Limiter(open_store(url), [Policy("hint", "1000/day", lease=50)], clock=clock) as limiter:
         limiter.check("alice", "hint")
         clock.advance(60)
         limiter.check("bob", "hint")
-        with Limiter(open_store(url), [Policy("hint", "1000/day")], clock=clock, deadline=30) as other:
+        with Limiter(open_store(url), [Policy("hint", "1000/day")], clock=clock) as other:
             assert other.peek("alice", "hint").used == 1
 
 
 def test_users_and_plans(store: Store, clock: FakeClock) -> None:
-    directory = Directory(store.directory, clock=clock, deadline=20)
+    directory = Directory(store.directory, clock=clock)
     directory.put_plan(Plan("pro", {"hint": "7/day"}))
     directory.put_user(User("alice", plan="pro"))
-    with Limiter(store, [HINT], clock=clock, directory=directory, deadline=30) as limiter:
+    with Limiter(store, [HINT], clock=clock, directory=directory) as limiter:
         assert limiter.check("alice", "hint").limit == 7
         assert limiter.check("bob", "hint").limit == 5
         directory.change_user("alice", lambda user: User("alice", quotas={"hint": "9/day"}))
@@ -256,12 +256,12 @@ def test_reads_and_the_directory_take_the_fast_way(apart: Apart, url: str, clock
         agents.append(exchange.headers["user-agent"])
         return await ok()(exchange)
 
-    with Limiter(open_store(url), [HINT], clock=clock, deadline=30) as limiter:
+    with Limiter(open_store(url), [HINT], clock=clock) as limiter:
         apart.server.always(noting)
         limiter.check("alice", "hint")
         assert limiter.peek("alice", "hint").used == 1
         limiter.totals("alice")
-        assert Directory(limiter.store.directory, deadline=30).user("alice") is None
+        assert Directory(limiter.store.directory).user("alice") is None
         assert apart.server.received["GetItem"] == 3
         assert set(agents) == {"ratelimit-dynamodb (fast lane)"}
         assert limiter.store.inner.stats.fallbacks == {}  # type: ignore[attr-defined]
@@ -269,7 +269,7 @@ def test_reads_and_the_directory_take_the_fast_way(apart: Apart, url: str, clock
 
 def test_a_user_whose_address_is_taken_is_told_so(store: Store) -> None:
     """What a transaction is refused for comes through."""
-    directory = Directory(store.directory, deadline=30)
+    directory = Directory(store.directory)
     mail = Identity.email("alice@example.org")
     directory.put_user(User("alice", identities=(mail,)))
     with pytest.raises(IdentityTaken):
@@ -303,7 +303,7 @@ def test_a_bad_url_is_told_as_the_async_one_tells_it() -> None:
 
 
 def test_several_keys_are_decided_together(store: Store, restless: None) -> None:
-    limiter = Limiter(store, [Policy("user", "3/day"), Policy("org", "7/day")], clock=FakeClock(), deadline=20)
+    limiter = Limiter(store, [Policy("user", "3/day"), Policy("org", "7/day")], clock=FakeClock())
     numbers = iter(range(20))
     answers = in_threads(20, lambda: limiter.check_all([(f"user-{next(numbers) % 4}", "user"), ("acme", "org")]))
     assert sum(map(bool, answers)) == 7

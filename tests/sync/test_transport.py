@@ -58,7 +58,7 @@ def url_of(apart: Apart) -> str:
 @pytest.mark.usefixtures("trusted")
 def test_over_tls(secure: Callable[[str], Apart]) -> None:
     apart = secure("localhost")
-    with Limiter(open_store(url_of(apart)), [HINT], deadline=20) as limiter:
+    with Limiter(open_store(url_of(apart)), [HINT]) as limiter:
         with ThreadPoolExecutor(4) as pool:
             decisions = list(pool.map(lambda _: limiter.check("alice", "hint"), range(40)))
         assert sorted(decision.used for decision in decisions) == list(range(1, 41))
@@ -85,7 +85,7 @@ def test_an_authority_that_nobody_trusts(secure: Callable[[str], Apart]) -> None
 @pytest.mark.usefixtures("trusted")
 def test_our_own_connections_verify_as_well(secure: Callable[[str], Apart], monkeypatch: pytest.MonkeyPatch) -> None:
     """Not botocore's alone, which are made first."""
-    with Limiter(open_store(url_of(secure("localhost"))), [HINT], deadline=20) as limiter:
+    with Limiter(open_store(url_of(secure("localhost"))), [HINT]) as limiter:
         pool = limiter.store.inner._pool  # type: ignore[attr-defined]
         pool.end_idle()
         pool._endpoint = pool._endpoint._replace(tls=ssl.create_default_context())

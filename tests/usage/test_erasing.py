@@ -27,7 +27,7 @@ from tests.usage.noon import at_noon, days_ago
 
 async def test_erase_leaves_no_trace_and_can_be_repeated(store: TableStore, user: str) -> None:
     clock = at_noon()
-    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock)
     async with UsageLog(store, clock=clock) as usage:
         for someone in (user, user + "x"):
             await limiter.check(someone, "hint")
@@ -54,7 +54,7 @@ async def test_what_no_key_leads_to_is_erased_and_said(store: TableStore, user: 
     past.advance(-150 * 86_400)
     # What is past its time may be gone at any moment where a table lets it expire.
     clocks = (ahead, past) if isinstance(store, MemoryStore) else (ahead,)
-    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock)
     for someone in (user, user + "2", f"{user}#LIM#x", f"{user}#"):
         await limiter.check(someone, "export once", quotas="5/day")
         await limiter.check(someone, "of another#plan", quotas="7/month")
@@ -77,7 +77,7 @@ async def test_what_no_key_leads_to_is_erased_and_said(store: TableStore, user: 
 async def test_without_reading_the_whole_table_plans_are_looked_at(store: TableStore, user: str) -> None:
     clock = at_noon()
     await store.directory.replace(None, Plan(f"plan of {user}", {f"of {user}": "5/day"}), now=clock.now())
-    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock)
     await limiter.check(user, f"of {user}", quotas="5/day")
     await limiter.check(user, "nobody names it", quotas="5/day")
     reports = Reports(store, ["hint"], clock)
@@ -104,7 +104,7 @@ async def test_what_is_from_before_users_were_hashed_is_erased(store: TableStore
     clock = at_noon()
     hashed = HashedUserStore(store, "a secret of more than sixteen characters")
     for one in (store, hashed):
-        await Limiter(one, [Policy("hint", "5/day")], clock=clock, deadline=30).check(user, "hint")
+        await Limiter(one, [Policy("hint", "5/day")], clock=clock).check(user, "hint")
         async with UsageLog(one, clock=clock) as usage:
             await usage.record(user, "hint")
     entry = User(user, identities=[Identity.email(f"{user}@example.com")])
@@ -117,10 +117,10 @@ async def test_what_only_the_mirror_holds_is_erased() -> None:
     clock, primary, second = at_noon(), MemoryStore(), MemoryStore()
     entry = User("alice", identities=[Identity.email("alice@example.com")])
     assert await second.directory.replace(None, entry, now=clock.now())
-    await Limiter(second, [Policy("hint", "5/day")], clock=clock, deadline=30).check("alice", "hint")
+    await Limiter(second, [Policy("hint", "5/day")], clock=clock).check("alice", "hint")
     both = MirrorStore(primary, second)
     await both.open()
-    await Limiter(both, [Policy("solve", "5/day")], clock=clock, deadline=30).check("alice", "solve")
+    await Limiter(both, [Policy("solve", "5/day")], clock=clock).check("alice", "solve")
     erased = await Reports(both, [], clock).erase("alice")
     assert erased.found == {"counters": 2, "entries": 1, "identities": 1}
     assert await second.directory.find(Identity.email("alice@example.com")) is None
@@ -168,7 +168,7 @@ async def test_an_erase_that_lost_its_table_on_the_way_goes_on_when_repeated(eng
     await store.open()
     entry = User(user, identities=[Identity.email(f"{user}@example.com")])
     assert await store.directory.replace(None, entry, now=at_noon().now())
-    await Limiter(store, [Policy("hint", "5/day")], clock=at_noon(), deadline=30).check(user, "hint")
+    await Limiter(store, [Policy("hint", "5/day")], clock=at_noon()).check(user, "hint")
     delete, gone = store.events.delete, 0
 
     async def breaks_off(keys: Sequence[Any]) -> None:
@@ -326,9 +326,7 @@ async def test_an_erase_that_broke_off_anywhere_goes_on_when_repeated(applied: b
     while not erased:
         fails_at += 1
         clock, store = at_noon(), MemoryStore()
-        await Limiter(store, [Policy("of no policy here", "5/day")], clock=clock, deadline=30).check(
-            "alice", "of no policy here"
-        )
+        await Limiter(store, [Policy("of no policy here", "5/day")], clock=clock).check("alice", "of no policy here")
         async with UsageLog(store, clock=clock) as usage:
             await usage.record("alice", "of no policy here", id="order-17")
             await usage.flush()

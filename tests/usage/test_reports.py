@@ -52,7 +52,7 @@ async def test_months_come_from_the_counters(store: TableStore, user: str) -> No
     clock = at_noon()
     first = TODAY.replace(day=1)
     last_month = (first - timedelta(days=1)).replace(day=1)
-    limiter = Limiter(store, [Policy("hint", "100/day"), Policy("solve", "100/day")], clock=clock, deadline=30)
+    limiter = Limiter(store, [Policy("hint", "100/day"), Policy("solve", "100/day")], clock=clock)
     clock.advance(-86400 * TODAY.day)
     await limiter.check(user, "hint", cost=4)
     clock.advance(86400 * TODAY.day)
@@ -67,7 +67,7 @@ async def test_months_come_from_the_counters(store: TableStore, user: str) -> No
 async def test_totals_and_summary_come_from_the_counters(store: TableStore, user: str) -> None:
     clock = at_noon()
     clock.advance(-6 * 86400)
-    limiter = Limiter(store, [Policy("hint", "5/day"), Policy("solve", "100/day")], clock=clock, deadline=30)
+    limiter = Limiter(store, [Policy("hint", "5/day"), Policy("solve", "100/day")], clock=clock)
     usage = UsageLog(store, actions=limiter.policies, clock=clock)
     for _ in range(7):
         for _ in range(8):
@@ -98,7 +98,7 @@ async def test_a_summary_of_30_days_and_5_actions_is_5_reads(engine: Engine, use
 
 async def test_actions_are_those_seen_or_else_those_of_the_events(store: TableStore, user: str) -> None:
     clock = at_noon()
-    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock, deadline=30)
+    limiter = Limiter(store, [Policy("hint", "5/day")], clock=clock)
     await limiter.check(user, "hint")
     async with UsageLog(store, clock=clock) as usage:
         await usage.record(user, "hint")
@@ -133,7 +133,7 @@ async def test_days_that_are_not_kept_are_refused() -> None:
 
 async def test_reconcile_shows_what_was_counted_and_not_logged(store: TableStore, user: str) -> None:
     clock = at_noon()
-    limiter = Limiter(store, [Policy("hint", "5/day"), Policy("solve", "5/day")], clock=clock, deadline=30)
+    limiter = Limiter(store, [Policy("hint", "5/day"), Policy("solve", "5/day")], clock=clock)
     async with UsageLog(store, actions=limiter.policies, clock=clock, flush_interval=60) as usage:
         for _ in range(8):
             decision = await limiter.check(user, "hint")

@@ -299,7 +299,7 @@ def test_policies_that_are_decided_together(where: str, request: pytest.FixtureR
         url = engine.store_url(f"together-{uuid4().hex[:8]}", create="true")
     member = Policy("member", "9/day", match="/**", together="org", on_unavailable="deny", count="success")
     org = Policy("org", "2/day", user_from="header:x-org", on_unavailable="deny", count="success")
-    limiter = Limiter(open_store(url), [member, org], deadline=10)
+    limiter = Limiter(open_store(url), [member, org])
     app = RateLimitMiddleware(hello, limiter=limiter)
     environs = [environ_of(HTTP_X_ORG="acme", HTTP_X_STATUS=status) for status in ("500", "200", "200", "200")]
     assert [call(app, environ).status for environ in environs] == [500, 200, 200, 429]

@@ -36,8 +36,8 @@ class Service(NamedTuple):
 @asynccontextmanager
 async def service_on(store: TableStore, **options: Any) -> AsyncIterator[Service]:
     clock = FakeClock(NOON / 1_000_000)
-    directory = Directory(store.directory, clock=clock, deadline=10)
-    limiter = Limiter(store, POLICIES, clock=clock, directory=directory, deadline=10)
+    directory = Directory(store.directory, clock=clock)
+    limiter = Limiter(store, POLICIES, clock=clock, directory=directory)
     async with limiter, UsageLog(store, actions=limiter.policies, clock=limiter.clock) as usage:
         async with client_of(Api(limiter, store, usage=usage, directory=directory, **options)) as client:
             yield Service(client, limiter, usage, store)
