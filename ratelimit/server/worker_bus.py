@@ -77,7 +77,12 @@ class WorkerBus:
             return None
 
     def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        self._conversations.start(self._answer(reader, writer))
+        if self._server is None:  # taken on just before the end
+            writer.close()
+            return
+        answering = self._conversations.start(self._answer(reader, writer))
+        # Not by `_answer` itself: cancelled before its first step, it would never begin.
+        answering.add_done_callback(lambda _: writer.close())
 
     async def _answer(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
@@ -88,8 +93,6 @@ class WorkerBus:
                 await writer.drain()
         except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass
-        finally:
-            writer.close()
 
     def _take_number(self) -> tuple[str, int]:
         import fcntl  # only where there are several workers: Windows has neither

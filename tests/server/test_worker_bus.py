@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from asyncio.subprocess import PIPE
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,22 @@ async def test_one_that_hangs_is_shown_as_such(folder: Path) -> None:
     await other.end()
     assert await one.ask("health", within=30) == {}
     await one.end()
+
+
+# Not after two: asyncio itself lets go of one that it is about to hand over when the server is closed, without a word.
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5])
+async def test_who_asks_at_the_end_is_hung_up_on(folder: Path, steps: int) -> None:
+    """However far its connection has come by then."""
+    one = WorkerBus(folder, {})
+    await one.start()
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(folder / "0.sock"))
+        asking.setblocking(False)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await one.end()
+        with suppress(ConnectionResetError):
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(asking, 1), 30) == b""
 
 
 async def test_an_answer_that_was_cut_short_is_none(folder: Path) -> None:
