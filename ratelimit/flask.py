@@ -71,8 +71,7 @@ class RateLimit:
             raise ConfigError("RATELIMIT", f"expected the settings by name, as a dict, not {config!r}")
         args = configure(**{**self._settings, **config})
         limiter, usage = args.pop("limiter"), args.pop("usage")  # type: ignore[misc]
-        on_refused = None if self._on_refused is None else self._refused
-        state = state_of(limiter, usage, on_refused=on_refused, options=args)
+        state = state_of(limiter, usage, on_refused=self._refused, options=args)
         extension = app.extensions[EXTENSION] = _Extension(limiter, usage, state)
         app.before_request(extension.begin)
         app.after_request(extension.start)
@@ -90,12 +89,22 @@ class RateLimit:
         """The usage log of the current app."""
         return _extension().usage
 
-    def _refused(self, _: object, decision: Decision) -> StarletteResponse:
-        assert self._on_refused is not None
-        made = current_app.make_response(current_app.ensure_sync(self._on_refused)(request, decision))
+    def _refused(self, _: object, decision: Decision) -> StarletteResponse | None:
+        if self._on_refused is not None:
+            answer = current_app.ensure_sync(self._on_refused)(request, decision)
+        else:
+            try:
+                answer = current_app.handle_user_exception(_BeforeTheView(decision))
+            except QuotaExceeded:
+                return None
+        made = current_app.make_response(answer)
         response = StarletteResponse(made.get_data(), made.status_code)
         response.raw_headers = encoded(made.headers)
         return response
+
+
+class _BeforeTheView(QuotaExceeded):
+    """Looks for a handler of the app's own."""
 
 
 class _FlaskRequest(AppRequest):
@@ -172,6 +181,9 @@ def limited(action: str, **said: Unpack[InlineArgs]) -> Callable[[Callable[P, R]
     inline = _said(action, said)
 
     def decorate(view: Callable[P, R]) -> Callable[P, R]:
+        if isinstance(view, type):
+            raise TypeError(f"{view.__name__} is a class: say decorators = [limited({action!r})] in it")
+
         @wraps(view)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             _check(inline)
@@ -219,7 +231,7 @@ def settle(action: str, used: int) -> None:
 
 def _refuse(error: QuotaExceeded | HTTPException) -> Response:
     checked = _extension().current()
-    if checked is None or checked.admission.has_begun:
+    if checked is None or checked.admission.has_begun or isinstance(error, _BeforeTheView):
         raise error
     return _response(run(checked.answer_to(error)))
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from flask import Flask, stream_with_context
 from flask import request as flask_request
+from flask.views import MethodView
 from flask_login import LoginManager, UserMixin, login_user, logout_user
 
-from ratelimit import ConfigError, Policy, QuotaExceeded, RateLimitError, UnknownAction
+from ratelimit import ConfigError, InvalidAction, Policy, QuotaExceeded, RateLimitError, UnknownAction
 from ratelimit.flask import RateLimit, check, decisions, limited, settle
 from ratelimit.wsgi import RateLimitMiddleware
 
@@ -150,6 +151,27 @@ def test_an_answer_of_the_apps_own() -> None:
     *_, refused = [client.post("/hints") for _ in range(3)]
     assert (refused.status_code, refused.json) == (418, {"no more": "hint", "on": "/hints"})
     assert refused.headers["ratelimit"].startswith('"hint";r=0')
+
+
+@pytest.mark.parametrize(("path", "policy"), [("/hints", HINT), ("/exports/1", Policy("export", "1/day"))])
+def test_a_handler_of_the_apps_own_answers_what_is_refused_before_a_view_and_in_it(path: str, policy: Policy) -> None:
+    app = site(policy, Policy("whole", "9/day", match="/**", count="success"))
+
+    @app.errorhandler(QuotaExceeded)
+    def refused(error: QuotaExceeded) -> tuple[dict[str, str], int]:
+        return {"no more": error.decision.policy}, 418
+
+    answers = [app.test_client().open(path, method="GET" if path.startswith("/e") else "POST") for _ in range(3)]
+    assert (answers[2].status_code, answers[2].json) == (418, {"no more": policy.name})
+    assert int(answers[2].headers["retry-after"]) > 0
+    assert used(app, action="whole") == [one.status_code for one in answers].count(200)
+
+
+def test_a_decorator_without_a_policy_and_one_of_a_class_are_told_at_once() -> None:
+    with pytest.raises(InvalidAction, match=r"as in limited\('hint'\), not <function"):
+        limited(lambda: "hints")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"say decorators = \[limited\('hint'\)\]"):
+        limited("hint")(MethodView)
 
 
 async def account(request: Any) -> str:

@@ -22,7 +22,7 @@ from ratelimit.decision import Decision
 from ratelimit.errors import QuotaExceeded, RateLimitError
 from ratelimit.http.body import BufferedRequest
 from ratelimit.http.charges import Charge, Charges, give_back, record
-from ratelimit.http.headers import LIMIT_FIELDS, Headers, unsaid
+from ratelimit.http.headers import LIMIT_FIELDS, Headers, retry_after, unsaid
 from ratelimit.http.policy_check import Exemption, PolicyCheck, Routes, SurfaceOptions
 from ratelimit.http.refusal import Refusals, rejection
 from ratelimit.limiter import Limiter
@@ -39,6 +39,7 @@ Answer: TypeAlias = Decision | Coroutine[Any, Any, Refusal] | None
 
 # Those that tell a client to send the same request again, elsewhere; after 302 and 303 it sends another one.
 _SAME_AGAIN: Final = frozenset({301, 307, 308})
+_ADDED: Final = LIMIT_FIELDS | {b"retry-after"}
 logger = logging.getLogger("ratelimit")
 
 _RAISED: Final = (
@@ -281,11 +282,14 @@ class Admission:
         return response, fields
 
     def fields(self, theirs: Any) -> Headers:
-        """Return the RateLimit fields that an answer with these fields has not set itself."""
+        """Return the RateLimit fields, and a refusal's `Retry-After`, that an answer with these has not set itself."""
         ours = self._shared.options.writer.fields(self.charges.shown)
+        raised = self.charges.raised
+        if raised is not None and self.status >= 400:
+            ours = ours + retry_after(raised.decision)
         if not ours or not theirs:
             return ours
-        taken = [lower for name, _ in theirs if (lower := name.lower()) in LIMIT_FIELDS]
+        taken = [lower for name, _ in theirs if (lower := name.lower()) in _ADDED]
         return unsaid(ours, taken) if taken else ours
 
     @property

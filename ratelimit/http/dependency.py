@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketState
 
 from ratelimit.decision import Decision
-from ratelimit.errors import InvalidCost, InvalidUser, QuotaExceeded, RateLimitError, nearest
+from ratelimit.errors import InvalidAction, InvalidCost, InvalidUser, QuotaExceeded, RateLimitError, nearest
 from ratelimit.http.addresses import Addresses, warn_once
 from ratelimit.http.identity import UserResolver, name_of
 from ratelimit.http.policy_check import PolicyCheck, SurfaceOptions
@@ -80,6 +80,8 @@ class Said:
         key: Any = None,
         request_of: Callable[[HTTPConnection], Any] | None = None,
     ) -> None:
+        if not isinstance(action, str):
+            raise InvalidAction(f"limited takes the name of a policy, as in limited('hint'), not {action!r}")
         self.action = action
         given = {"cost": cost, "quotas": quotas, "user": user, "key": key}
         if request_of is not None:

@@ -55,6 +55,13 @@ def unsaid(ours: Headers, theirs: Iterable[bytes]) -> Headers:
     return [field for field in ours if field[0] not in taken]
 
 
+def retry_after(decision: Decision) -> Headers:
+    """Return the field of a refusal; none where waiting is of no use."""
+    if decision.retry_after is None:
+        return []
+    return [(b"retry-after", b"%d" % max(1, _whole(decision.retry_after)))]
+
+
 class HeaderWriter:
     """Writes the fields in one style, from decisions that have quotas; a later one on the same policy takes the place
     of an earlier one. Lines that do not change are prepared once."""
@@ -81,10 +88,7 @@ class HeaderWriter:
 
     def refusal(self, decision: Decision) -> Headers:
         """Return the fields of a refusal, with `Retry-After` if waiting can help."""
-        headers = self.fields((decision,))
-        if decision.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % max(1, _whole(decision.retry_after))))
-        return headers
+        return self.fields((decision,)) + retry_after(decision)
 
     def _draft_fields(self, decisions: Sequence[Decision]) -> Headers:
         policy, limit = self._draft_items(decisions[0])

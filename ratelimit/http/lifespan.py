@@ -21,7 +21,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit.clock import SECOND
-from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable
+from ratelimit.errors import ConfigError, StoreMisconfigured, StoreUnavailable, UnknownAction
 from ratelimit.http.dependency import describe_refusals, unknown_action
 from ratelimit.limiter import Limiter
 from ratelimit.tasks import Tasks
@@ -71,18 +71,31 @@ class LimiterLifespan:
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the lifespan of the app within that of the limiter: open before it begins, close once after it has ended.
 
-        What the app raises passes, so that a server sees as ever whether it supports lifespans.
+        What the app raises passes, so that a server sees as ever whether it supports lifespans. A start that fails is
+        both told and raised, as Starlette's is: whoever only waits for the end of the lifespan (its `TestClient`) would
+        otherwise wait for ever.
         """
         first: list[Message] = [await receive()]
-        is_closed = False
         try:
             await self.open()
         except (StoreMisconfigured, ConfigError) as error:
             await send(_failed(str(error)))
-            return
+            raise
 
         async def replay() -> Message:
             return first.pop() if first else await receive()
+
+        if (problem := await self._run(app, scope, replay, send)) is not None:
+            await send(_failed(problem))
+            raise UnknownAction(problem)
+
+    async def _run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> str | None:
+        """Return why the app may not start, when it has ended what it had begun; None where it has run to its end."""
+        is_closed = False
+        problem: str | None = None
+
+        async def ask() -> Message:
+            return await receive() if problem is None else {"type": "lifespan.shutdown"}
 
         async def close() -> None:
             nonlocal is_closed
@@ -91,16 +104,19 @@ class LimiterLifespan:
                 await self.close()
 
         async def pass_on(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete" and (problem := self._problem_of(scope)) is not None:
-                message = _failed(problem)
+            nonlocal problem
+            if message["type"] == "lifespan.startup.complete":
+                problem = self._problem_of(scope)
             if message["type"] in _ENDS:
                 await close()  # before the server hears of it: it may stop the event loop at once
-            await send(message)
+            if problem is None:
+                await send(message)
 
         try:
-            await app(scope, replay, pass_on)
+            await app(scope, ask, pass_on)
         finally:
             await close()
+        return problem
 
     def _problem_of(self, scope: Scope) -> str | None:
         # Views ask the innermost middleware, which is here first.

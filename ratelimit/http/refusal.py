@@ -71,11 +71,11 @@ class Refusals:
             response = _filled(template, decision)
         elif self._on_refused is None:
             response = await self._by_the_app(decision, asked)
-            if response is None:
-                return refusal(decision, self._writer), []
         else:
             answer = self._on_refused(asked.connection, decision)
             response = await answer if isawaitable(answer) else answer
+        if response is None:
+            return refusal(decision, self._writer), []
         return response, unsaid(self._writer.refusal(decision), [name.lower() for name, _ in response.raw_headers])
 
     async def _by_the_app(self, decision: Decision, asked: Admission) -> Response | None:

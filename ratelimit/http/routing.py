@@ -324,6 +324,9 @@ def _split_text(text: str) -> tuple[str, str]:
 def _methods(text: str) -> frozenset[str]:
     found = {name.strip().upper() for name in text.split(",")}
     for name in sorted(found - set(METHODS)):
+        words = re.findall("[A-Z]+", name)
+        if len(words) > 1 and set(words) <= set(METHODS):
+            raise ConfigError("", f"unknown method {name!r}; did you mean {','.join(words)}?")
         hint = nearest(name, METHODS, f"use some of {', '.join(METHODS)}, or none for all of them", form="{}")
         raise ConfigError("", f"unknown method {name!r}; {hint}")
     return frozenset(found | {"HEAD", WEBSOCKET} if "GET" in found else found)

@@ -12,6 +12,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from fastapi import Depends
+from fastapi.routing import APIRoute
 from mangum import Mangum
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,7 +21,17 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ratelimit import Limiter, Policy, RateLimitMiddleware, StoreUnavailable, TableNotFound, UsageLog, open_store
+from ratelimit import (
+    Limiter,
+    Policy,
+    RateLimitMiddleware,
+    StoreUnavailable,
+    TableNotFound,
+    UnknownAction,
+    UsageLog,
+    limited,
+    open_store,
+)
 from ratelimit.http.lifespan import RETRY_AFTER
 from ratelimit.names import Key
 from ratelimit.store import Outcome, Write
@@ -74,12 +86,23 @@ async def test_open_before_the_app_starts_and_closed_after_it_stopped() -> None:
 
 async def test_a_store_that_will_never_answer_fails_the_start(caplog: pytest.LogCaptureFixture) -> None:
     store = OpeningStore(error=TableNotFound("there is no table 'limits' in eu-west-1"))
-    async with lifespan_of(RateLimitMiddleware(app_noting(store), limiter=limiter_of(store=store))) as sent:
-        pass
+    sent: list[Message] = []
+    with pytest.raises(TableNotFound):
+        async with lifespan_of(RateLimitMiddleware(app_noting(store), limiter=limiter_of(store=store))) as sent:
+            pass
     message = "ratelimit: there is no table 'limits' in eu-west-1"
     assert sent == [{"type": "lifespan.startup.failed", "message": message}]
     assert store.seen == ["open"]
     assert "no table 'limits'" in caplog.text
+
+
+async def test_an_app_that_may_not_start_ends_what_it_has_begun() -> None:
+    store = OpeningStore()
+    app = app_noting(store)
+    app.routes.append(APIRoute("/x", lambda: None, dependencies=[Depends(limited("hnit"))]))
+    with pytest.raises(UnknownAction):
+        async with lifespan_of(RateLimitMiddleware(app, limiter=limiter_of(store=store))):
+            assert store.seen == ["open", "app starts", "app stops", "close"]
 
 
 async def test_a_store_that_is_away_lets_the_app_start_and_is_opened_later(caplog: pytest.LogCaptureFixture) -> None:

@@ -216,7 +216,8 @@ async def test_a_journal_that_cannot_be_used_keeps_the_app_from_starting(tmp_pat
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app({"type": "lifespan"}, receive, send)
+    with pytest.raises(ConfigError):
+        await app({"type": "lifespan"}, receive, send)
     assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
     assert "journal_dir" in sent[0]["message"]
 

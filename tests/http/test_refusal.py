@@ -292,9 +292,15 @@ async def test_an_answer_to_a_caught_refusal_does_not_wait_for_its_background_ta
     assert ran == ["background"]
 
 
-@pytest.mark.parametrize("where", ["inside", "around", "mounted"])
+@pytest.mark.parametrize("where", ["inside", "around", "mounted", "asked"])
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_a_handler_of_the_app_answers_what_a_match_refuses(where: str, is_async: bool) -> None:
+async def test_a_handler_of_the_app_answers_what_a_match_or_a_view_refuses(where: str, is_async: bool) -> None:
+    ask = limited("hint")
+
+    async def view(request: Request) -> Response:
+        await ask(request)
+        return PlainTextResponse("ok")
+
     def answer(request: Request, error: Exception) -> Response:
         assert isinstance(error, QuotaExceeded)
         return PlainTextResponse(f"{request.url.path}: {error.decision.policy}", 418, {"RateLimit": "mine"})
@@ -303,8 +309,11 @@ async def test_a_handler_of_the_app_answers_what_a_match_refuses(where: str, is_
         return answer(request, error)
 
     handler = later if is_async else answer
-    limiter = limiter_of(Policy("hint", "1/day", match="/**"))
-    app = Starlette(exception_handlers={QuotaExceeded if is_async else RateLimitError: handler})
+    limiter = limiter_of(Policy("hint", "1/day", match=() if where == "asked" else "/**"))
+    app = Starlette(
+        routes=[Route("/a", view)] if where == "asked" else [],
+        exception_handlers={QuotaExceeded if is_async else RateLimitError: handler},
+    )
     made: ASGIApp = app
     if where == "inside":
         app.add_middleware(RateLimitMiddleware, limiter=limiter)

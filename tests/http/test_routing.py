@@ -144,6 +144,7 @@ def test_a_pattern_fits_where_its_placeholders_can_be_shared_out_at_all(parts: l
         ("", "must start with /"),
         ("POTS /hints", "did you mean POST"),
         ("ANY /hints", "or none for all of them"),
+        ("GET|POST /hints", "unknown method 'GET|POST'; did you mean GET,POST?"),
         ("XYZZY /hints", "unknown method 'XYZZY'; use some of"),
         ("GET, /hints", "unknown method ''"),
         ("/a/**/b", "last"),

@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message
 
-from ratelimit import Policy, RateLimitMiddleware, limited
+from ratelimit import Policy, RateLimitMiddleware, UnknownAction, limited
 from tests.http.apps import lifespan_of, limiter_of
 
 
@@ -35,10 +35,12 @@ async def test_an_action_that_nobody_knows_fails_the_start(where: str, inside: b
     if inside:
         inner.add_middleware(RateLimitMiddleware, limiter=limiter)
     app: ASGIApp = inner if inside else RateLimitMiddleware(inner, limiter=limiter)
-    async with lifespan_of(app) as sent:
-        assert sent[0]["type"] == "lifespan.startup.failed"
-        assert "limited('hnit')" in sent[0]["message"]
-        assert "did you mean 'hint'?" in sent[0]["message"]
+    sent: list[Message] = []
+    with pytest.raises(UnknownAction, match=r"limited\('hnit'\).*; did you mean 'hint'\?"):
+        async with lifespan_of(app) as sent:
+            pass
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert "limited('hnit')" in sent[0]["message"]
 
 
 async def test_the_innermost_middleware_is_asked_and_what_is_mounted_asks_its_own() -> None:
