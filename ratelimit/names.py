@@ -81,7 +81,7 @@ def is_hash(user: str) -> bool:
 def _check(text: object, what: str, most: int, error: type[RateLimitError]) -> str:
     if type(text) is not str:
         wanted = "text or a whole number" if what == "user" else "text"
-        raise error(f"the {what} must be {wanted}, not {type(text).__name__}; pass str({what})")
+        raise error(f"the {what} must be {wanted}, not {type(text).__name__}")
     if not text:
         raise error(f"the {what} is empty")
     if found := _CONTROL.search(text):

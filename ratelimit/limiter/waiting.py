@@ -38,8 +38,8 @@ class PausingClock(Protocol):
 
 
 def check_timeout(timeout: float) -> None:
-    if not 0 <= timeout < inf:
-        raise ConfigError("timeout", f"must be 0 seconds or more, not {timeout!r}")
+    if not isinstance(timeout, int | float) or not 0 <= timeout < inf:
+        raise ConfigError("timeout", f"expected a number of seconds, 0 or more, not {timeout!r}")
 
 
 @dataclass(slots=True, eq=False)
