@@ -37,7 +37,7 @@ class PausingClock(Protocol):
         """Return when so many seconds have passed, or the signal is set."""
 
 
-def check_timeout(timeout: float) -> None:
+def check_timeout(timeout: object) -> None:
     if not isinstance(timeout, int | float) or not 0 <= timeout < inf:
         raise ConfigError("timeout", f"expected a number of seconds, 0 or more, not {timeout!r}")
 
@@ -198,7 +198,8 @@ class WaitQueues:
         waiter.signal = Signal()
         clock = real_clock(self._clock)
         if isinstance(clock, PausingClock):
-            await clock.pause(pause, waiter.signal)
+            if not refusal.at_us < next_at <= now:  # turned on since it was refused: the moment is there already
+                await clock.pause(pause, waiter.signal)
         else:
             await waiter.signal.wait(pause)
 

@@ -307,6 +307,20 @@ async def test_a_store_that_is_away_is_waited_for() -> None:
     assert crowd.passed == ["a"]
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_clock_that_is_turned_on_while_the_answer_is_on_its_way_is_not_waited_for(turns: int) -> None:
+    clock = FakeClock()
+    limiter = limiter_of(clock)
+    while (await limiter.check("alice", "api")).allowed:
+        pass
+    waiting = asyncio.create_task(limiter.wait("alice", "api", timeout=3600))
+    await settled(turns)
+    clock.advance(3599)
+    await settled(100)
+    assert waiting.done()
+    assert (await waiting).allowed
+
+
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), None])
 async def test_bad_timeouts(timeout: Any) -> None:
     with pytest.raises(ConfigError, match="timeout: expected a number of seconds"):
