@@ -33,8 +33,9 @@ importing: Final = threading.RLock()
 """Held while a thread imports what takes its time: in a child forked meanwhile, which does not have that thread, nobody
 would ever end it, and whoever imports the same would wait for ever."""
 
-# No import takes so long, unless it waits for one that the very thread which forks is in the middle of.
-_LONGEST_IMPORT_S: Final = 10.0
+# No import takes so long, not even on a busy machine without byte code (nine seconds), unless it waits for one that the
+# very thread which forks is in the middle of.
+_LONGEST_IMPORT_S: Final = 60.0
 
 logger: Final = logging.getLogger("ratelimit")
 

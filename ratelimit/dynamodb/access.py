@@ -9,6 +9,7 @@ here; a test holds both together.
 from __future__ import annotations
 
 import asyncio
+import encodings.idna  # noqa: F401 (which a thread that looks up its first host would import otherwise: see `importing`)
 import os
 import re
 import ssl
@@ -67,7 +68,8 @@ class ServerClock:
     def learn(self, date: str, skew: int) -> bool:
         """Return whether the refusal of a request signed with this `skew` may be due to our clock, which is then taken
         to be as far off as the answer's `date` says."""
-        from email.utils import parsedate_to_datetime  # which takes its time, and clocks are seldom off
+        with importing:
+            from email.utils import parsedate_to_datetime  # which takes its time, and clocks are seldom off
 
         try:
             theirs = int(parsedate_to_datetime(date).timestamp())
@@ -367,9 +369,10 @@ def _certificates() -> str:
     try:
         with importing:
             from certifi import where
+
+            return where()
     except ImportError:
         spec = find_spec("botocore")
         assert spec is not None
         assert spec.origin is not None
         return str(Path(spec.origin).with_name("cacert.pem"))
-    return where()

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from botocore.exceptions import ClientError
 
-from ratelimit.blocking import sleep
+from ratelimit.blocking import importing, sleep
 from ratelimit.dynamodb import schema
 from ratelimit.dynamodb.access import Client
 from ratelimit.dynamodb.calls import HARMLESS, Retries
@@ -333,7 +333,8 @@ async def prepare(client: Client, retries: Retries, settings: Settings) -> None:
     except TableNotFound:
         if not settings.create:
             raise
-        from ratelimit.dynamodb.table import create_on  # which few need, and which takes its time
+        with importing:
+            from ratelimit.dynamodb.table import create_on  # which few need, and which takes its time
 
         await create_on(client, retries, settings)
         description = await control.verify()

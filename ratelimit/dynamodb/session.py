@@ -43,6 +43,8 @@ from ratelimit.regions.regions import is_region
 # As botocore's own has: what went wrong is in our errors, and a traceback only where the app has set logging up.
 logging.getLogger("aiobotocore").addHandler(logging.NullHandler())
 
+get_cert_path(True)  # for what it imports, together with the rest: see `importing`
+
 
 class _ServerTime(SigV4Auth):  # type: ignore[misc]
     def _modify_request_before_signing(self, request: Any) -> None:

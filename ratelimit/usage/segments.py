@@ -32,6 +32,7 @@ from zlib import crc32
 
 import msgspec
 
+from ratelimit.blocking import importing
 from ratelimit.clock import DAY
 from ratelimit.event import RETENTION_DAYS, UsageEvent
 
@@ -321,7 +322,8 @@ def _try_lock(path: Path) -> int | None:
 
 def _fcntl() -> Any:
     try:
-        import fcntl  # only where there is a journal: Windows lacks it
+        with importing:
+            import fcntl  # only where there is a journal: Windows lacks it
     except ImportError as error:
         raise OSError(errno.ENOTSUP, "the journal needs flock, which this system lacks") from error
     return fcntl

@@ -138,14 +138,19 @@ def test_a_fork_while_a_thread_of_ours_imports_aws_client(url: str, work: str) -
     program = f"""
 import multiprocessing, sys, threading, time
 from ratelimit import Policy
+from ratelimit.blocking import importing
 from ratelimit.sync import Limiter, UsageLog
 from ratelimit.sync.store import store_from
 
 imports = threading.Event()
 
 class Slow:
-    def find_spec(self, *_):
-        if threading.current_thread() is not threading.main_thread() and not imports.is_set():
+    def find_spec(self, name, *_):
+        if threading.current_thread() is threading.main_thread():
+            return
+        if not importing._is_owned():
+            print(name, "is imported while a fork may happen")
+        if not imports.is_set():
             imports.set()
             time.sleep(0.5)
 
